@@ -1,0 +1,1 @@
+"""The vocabulary that every other package may use; imports nothing of XSC."""

@@ -1,0 +1,93 @@
+"""Canonical bytes of a value, and back: the only encoding hashed or signed.
+
+Strict DAG-CBOR (RFC 8949 core deterministic encoding as IPLD narrows it):
+shortest integers, keys sorted by length and then bytes, definite lengths, no
+floats, no tags, no duplicate keys. `cbor2` alone accepts unsorted, duplicate,
+indefinite and trailing bytes; `libipld` alone lets over-long integers pass. So
+decoding parses with libipld, encodes again with cbor2 and compares: exactly
+one byte string stands for each value (DESIGN section 3).
+
+Encoding never uses libipld: it writes byte strings that look like a CID as
+tag 42, one in some 2 500 hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TypeAlias
+
+import cbor2
+import libipld
+
+from xsc.base.errors import RecordInvalid, TooLarge
+from xsc.base.limits import RECORD_BYTES_MAX, RECORD_DEPTH_MAX
+
+Value: TypeAlias = "bool | int | str | bytes | list[Value] | dict[str, Value] | None"
+"""What can be encoded. Integers lie in -2^64 to 2^64 - 1."""
+
+
+def _check(value: object, depth: int) -> None:
+    if depth > RECORD_DEPTH_MAX:
+        raise RecordInvalid(f"nested deeper than {RECORD_DEPTH_MAX} levels")
+    if value is None or isinstance(value, (bool, str, bytes)):
+        return
+    if isinstance(value, int):
+        if not -(2**64) <= value < 2**64:
+            raise RecordInvalid("an integer is outside of 64 bits")
+        return
+    if isinstance(value, list):
+        for item in value:
+            _check(item, depth + 1)
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise RecordInvalid("a key is not text")
+            _check(item, depth + 1)
+        return
+    raise RecordInvalid(f"{type(value).__name__} cannot be encoded")
+
+
+def encode(value: Value) -> bytes:
+    """Return the canonical bytes of a value.
+
+    Raises:
+        RecordInvalid: a float, a tag, an integer outside of 64 bits, a key that is
+            not text, or nesting deeper than RECORD_DEPTH_MAX.
+    """
+    _check(value, 0)
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> Value:
+    """Return the value of canonical bytes.
+
+    Raises:
+        TooLarge: longer than `size_max` bytes.
+        RecordInvalid: not the canonical bytes of any value.
+    """
+    if len(raw) > size_max:
+        raise TooLarge(f"a record of {len(raw)} bytes is over its bound of {size_max}")
+    try:
+        value = libipld.decode_dag_cbor(raw)
+        _check(value, 0)
+    except RecordInvalid:
+        raise
+    except (ValueError, RecursionError, TypeError, OverflowError) as fault:
+        raise RecordInvalid(f"not canonical CBOR: {fault}") from None
+    if cbor2.dumps(value, canonical=True) != raw:
+        raise RecordInvalid("not canonical CBOR: the bytes are not the shortest form")
+    return value  # type: ignore[no-any-return]
+
+
+def domain(tag: str) -> bytes:
+    """Return the prefix that keeps hashes and signatures of one kind apart from all others."""
+    return f"XSC/1/{tag}".encode() + b"\0"
+
+
+def tagged_sha256(tag: str, *parts: bytes) -> bytes:
+    """Return the SHA-256 of the parts under a domain tag, 32 bytes."""
+    hasher = hashlib.sha256(domain(tag))
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()

@@ -1,0 +1,52 @@
+"""The ordered key-value port. Its adapters are in `xsc.db`.
+
+It stands in `base` so that `net` can keep replay windows and addresses without
+knowing `db`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
+
+Change: TypeAlias = "tuple[bytes, bytes | None]"
+"""A key and its new value; None deletes it."""
+
+
+class KeyValue(Protocol):
+    """Ordered keys; keys and values are bytes. Calls block: use an executor for large ones.
+
+    Every implementation keeps these laws (tests/contracts/test_keyvalue.py):
+    a write is atomic; a synced write survives a power loss together with every
+    write before it; an unsynced one survives the death of the process; a scan
+    sees the state at its start.
+    """
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None.
+
+        Raises:
+            StoreDamaged: the store fails its own checksums.
+        """
+
+    def scan(
+        self, start: bytes, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values with start <= key < stop, in order of keys."""
+
+    def write(self, changes: list[Change], *, sync: bool) -> None:
+        """Apply all changes or none. With `sync` they are on the disk on return."""
+
+    def compact(self, start: bytes, stop: bytes) -> None:
+        """Return the space of deleted keys in that range to the disk."""
+
+    def close(self) -> None:
+        """Release the store; any later call is a bug."""
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """Return the first key after all keys with that prefix; None where there is none."""
+    trimmed = prefix.rstrip(b"\xff")
+    if not trimmed:
+        return None
+    return trimmed[:-1] + bytes([trimmed[-1] + 1])

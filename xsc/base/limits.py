@@ -1,0 +1,90 @@
+"""Every bound in the system, and how they relate.
+
+Sizes are bytes, times milliseconds. A bound that a user may change is the
+default of a configuration key (docs/configuration.md); the others are part of
+the formats.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# Storage (DESIGN section 5)
+SEGMENT_BYTES = 4 * MIB
+LEAF_BYTES = 16 * KIB
+INLINE_BYTES_MAX = 4 * KIB
+"""Objects up to this size travel inside the sealed manifest."""
+DATA_SHARDS_DEFAULT = 4
+PARITY_SHARDS_DEFAULT = 2
+SHARDS_MAX = 255
+"""n = k + m of one code: zfec works over GF(2^8)."""
+SEGMENTS_IN_FLIGHT = 3
+MANIFEST_BYTES_MAX = 32 * MIB
+OBJECT_BYTES_MAX = 512 * GIB
+"""Bounded by the manifest: about 250 bytes a segment of 4 MiB, in 32 MiB."""
+
+# Peer messages (DESIGN section 3)
+FRAME_HEADER_BYTES_MAX = 1 * MIB
+FRAME_PARTS_MAX = 256
+PEER_BODY_BYTES_MAX = MANIFEST_BYTES_MAX + 2 * MIB
+REQUEST_WINDOW_MS = 60_000
+"""How far a request's creation may lie from the receiver's clock, either way."""
+NONCE_BYTES = 16
+PEER_TIMEOUT_MS = 15_000
+PEER_CONNECT_TIMEOUT_MS = 3_000
+PEER_REQUESTS_IN_FLIGHT_MAX = 64
+PEER_REQUESTS_A_SECOND_MAX = 2_000
+UNKNOWN_REQUESTS_A_SECOND_MAX = 50
+NONCES_MAX = PEER_REQUESTS_A_SECOND_MAX * 2 * REQUEST_WINDOW_MS // 1000
+PEERS_MAX = 1_000
+INVITATION_TTL_MS = 24 * 3_600_000
+RECORD_BYTES_MAX = 256 * KIB
+RECORD_DEPTH_MAX = 32
+
+# Compute (DESIGN section 6)
+MODULE_BYTES_MAX = 32 * MIB
+FUEL_DEFAULT = 1_000_000_000
+FUEL_MAX = 2**62
+MEMORY_BYTES_DEFAULT = 64 * MIB
+MEMORY_BYTES_MAX = 1 * GIB
+TIMEOUT_MS_DEFAULT = 10_000
+TIMEOUT_MS_MAX = 600_000
+OUTPUT_BYTES_MAX = 16 * MIB
+STDIN_BYTES_MAX = 16 * MIB
+INPUT_BYTES_MAX = 64 * MIB
+"""All files mounted into one job, together."""
+ARGUMENTS_MAX = 64
+ARGUMENT_BYTES_MAX = 64 * KIB
+STACK_BYTES = 512 * KIB
+KILL_GRACE_MS = 250
+"""After the deadline the worker may report by itself; then it is killed."""
+JOBS_QUEUED_MAX = 64
+JOBS_QUEUED_A_PEER_MAX = 32
+
+# Market and ledger (DESIGN sections 8 and 9)
+EPOCH_MS = 3_600_000
+FUEL_QUANTUM = 1_000_000
+MEMORY_STEP_BYTES = 64 * MIB
+QUOTE_TTL_MS = 60_000
+CLEARING_WINDOW_MS = 100
+COMPUTE_LEASE_MS = 60_000
+STORAGE_LEASE_MS = 90 * 24 * 3_600_000
+PPM = 1_000_000
+MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
+AMOUNT_MAX = 2**63 - 1
+
+# Health (DESIGN section 10)
+PROBE_INTERVAL_MS = 5_000
+PROBE_TIMEOUT_MS = 3_000
+PROBES_KEPT = 200
+
+assert SEGMENT_BYTES % LEAF_BYTES == 0
+assert INLINE_BYTES_MAX < SEGMENT_BYTES
+assert PEER_BODY_BYTES_MAX > SEGMENT_BYTES + FRAME_HEADER_BYTES_MAX
+assert OBJECT_BYTES_MAX // SEGMENT_BYTES * 250 <= MANIFEST_BYTES_MAX
+assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
+assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
+assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
+assert FUEL_MAX < 2**63

@@ -1,0 +1,105 @@
+"""The Merkle tree over a shard's 16 KiB leaves (BLAKE3).
+
+One root binds a shard everywhere: in the manifest, in the storage receipt, and
+in the signed head of the message that carries it, so that a body is hashed
+once. The tree has the shape of RFC 6962 (the left subtree is the largest full
+one); leaves, inner nodes and the root hash under different BLAKE3 contexts, and
+the root covers the length. It stands in `base` because the peer transport binds
+bodies by it (DESIGN section 3). Vectors: tests/vectors/merkle.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from xsc.base.limits import LEAF_BYTES
+
+ROOT_BYTES = 32
+_LEAF = "XSC 1 shard leaf"
+_NODE = "XSC 1 shard node"
+_ROOT = "XSC 1 shard root"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes and the root that binds them."""
+
+    data: bytes | memoryview
+    root: bytes
+
+
+def leaf_hashes(data: bytes | memoryview) -> list[bytes]:
+    """Return the hash of each leaf, in order; empty data has one empty leaf."""
+    view = memoryview(data)
+    return [
+        blake3(view[start : start + LEAF_BYTES], derive_key_context=_LEAF).digest()
+        for start in range(0, max(len(view), 1), LEAF_BYTES)
+    ]
+
+
+def _pair(left: bytes, right: bytes) -> bytes:
+    return blake3(left + right, derive_key_context=_NODE).digest()
+
+
+def _split(count: int) -> int:
+    """Return the size of the left subtree: the largest power of two below `count`."""
+    return 1 << (count - 1).bit_length() - 1
+
+
+def _top(hashes: Sequence[bytes]) -> bytes:
+    level = list(hashes)
+    while len(level) > 1:
+        paired = [_pair(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        if len(level) % 2:
+            paired.append(level[-1])
+        level = paired
+    return level[0]
+
+
+def _seal(top: bytes, size_bytes: int) -> bytes:
+    return blake3(size_bytes.to_bytes(8, "big") + top, derive_key_context=_ROOT).digest()
+
+
+def root_of(data: bytes | memoryview) -> bytes:
+    """Return the 32-byte root of a shard of any length."""
+    return _seal(_top(leaf_hashes(data)), len(data))
+
+
+def prove_leaf(hashes: Sequence[bytes], index: int) -> list[bytes]:
+    """Return the path that proves one leaf: sibling hashes from the leaf to the top."""
+    if len(hashes) == 1:
+        return []
+    split = _split(len(hashes))
+    if index < split:
+        return [*prove_leaf(hashes[:split], index), _top(hashes[split:])]
+    return [*prove_leaf(hashes[split:], index - split), _top(hashes[:split])]
+
+
+def _climb(node: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes | None:
+    if count == 1:
+        return node if not path else None
+    if not path:
+        return None
+    split = _split(count)
+    if index < split:
+        below = _climb(node, index, split, path[:-1])
+        return None if below is None else _pair(below, path[-1])
+    below = _climb(node, index - split, count - split, path[:-1])
+    return None if below is None else _pair(path[-1], below)
+
+
+def leaf_holds(
+    root: bytes, size_bytes: int, index: int, leaf: bytes | memoryview, path: Sequence[bytes]
+) -> bool:
+    """Say whether `leaf` is the leaf at `index` of the shard with that root and size."""
+    count = max(1, -(-size_bytes // LEAF_BYTES))
+    if not 0 <= index < count:
+        return False
+    expected = min(LEAF_BYTES, size_bytes - index * LEAF_BYTES)
+    if len(leaf) != expected:
+        return False
+    top = _climb(blake3(leaf, derive_key_context=_LEAF).digest(), index, count, path)
+    return top is not None and _seal(top, size_bytes) == root

@@ -1,0 +1,127 @@
+"""Sizes, durations, shares and credits as exact integers, and their text forms.
+
+Money is micro-credits, shares are parts per million, times are milliseconds.
+No function here uses a float: "1.5 GiB" is parsed as a fraction.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from xsc.base.errors import ArgumentInvalid
+
+MICRO = 1_000_000
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*")
+_SIZES = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "tb": 1000**4,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+    "tib": 1024**4,
+    "k": 1024,
+    "m": 1024**2,
+    "g": 1024**3,
+    "t": 1024**4,
+}
+_DURATIONS_MS = {
+    "ms": 1,
+    "s": 1000,
+    "": 1000,
+    "m": 60_000,
+    "min": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+}
+
+
+def _parse(text: str, units: dict[str, int], what: str, example: str) -> int:
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2].lower() not in units:
+        raise ArgumentInvalid(f"'{text}' is no {what}", hint=f"write for example {example}")
+    value = Fraction(match[1]) * units[match[2].lower()]
+    if value.denominator != 1:
+        raise ArgumentInvalid(f"'{text}' is not a whole number of the smallest unit")
+    return int(value)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of "64MiB", "1.5 GiB", "10GB" or "4096"; K, M, G are binary."""
+    return _parse(text, _SIZES, "size", "64MiB or 10GB")
+
+
+def parse_duration_ms(text: str) -> int:
+    """Return the milliseconds of "250ms", "10s", "5m", "2h", "90d"; a bare number is seconds."""
+    return _parse(text, _DURATIONS_MS, "duration", "250ms, 10s or 2h")
+
+
+def parse_share_ppm(text: str) -> int:
+    """Return the parts per million of "25%" or "0.25", 0 to 1 000 000.
+
+    Raises:
+        ArgumentInvalid: not a share, finer than one part per million, or above the whole.
+    """
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2] not in ("", "%"):
+        raise ArgumentInvalid(f"'{text}' is no share", hint="write for example 25%")
+    value = Fraction(match[1]) * (MICRO // 100 if match[2] else MICRO)
+    if value.denominator != 1 or value > MICRO:
+        raise ArgumentInvalid(
+            f"'{text}' is not a share from 0% to 100% in steps of 0.0001%",
+            hint="write for example 25%",
+        )
+    return int(value)
+
+
+def parse_credits(text: str) -> int:
+    """Return the micro-credits of "10", "0.25" or "0.000001" credits."""
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2]:
+        raise ArgumentInvalid(f"'{text}' is no amount of credits", hint="write for example 2.5")
+    value = Fraction(match[1]) * MICRO
+    if value.denominator != 1:
+        raise ArgumentInvalid(f"'{text}' is finer than one micro-credit (0.000001)")
+    return int(value)
+
+
+def format_size(size_bytes: int) -> str:
+    """Return bytes for people, binary units, one decimal: "1.5 GiB"."""
+    for unit, scale in (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if size_bytes >= scale:
+            tenths = size_bytes * 10 // scale
+            return f"{tenths // 10}.{tenths % 10} {unit}"
+    return f"{size_bytes} B"
+
+
+def format_credits(micro: int) -> str:
+    """Return micro-credits as credits with six decimals, sign kept: "-0.250000"."""
+    sign = "-" if micro < 0 else ""
+    return f"{sign}{abs(micro) // MICRO}.{abs(micro) % MICRO:06d}"
+
+
+def format_share(ppm: int) -> str:
+    """Return parts per million as a percentage with one decimal, rounded down."""
+    return f"{ppm // 10_000}.{ppm % 10_000 // 1000}%"
+
+
+def format_duration(duration_ms: int) -> str:
+    """Return a duration for people in its two largest units: "2h 5m", "340ms"."""
+    if duration_ms < 1000:
+        return f"{duration_ms}ms"
+    parts = []
+    rest = duration_ms
+    for unit, scale in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if rest >= scale:
+            parts.append(f"{rest // scale}{unit}")
+            rest %= scale
+    return " ".join(parts[:2])
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up, for a >= 0 and b > 0."""
+    return -(-a // b)

@@ -1,0 +1,206 @@
+"""Signed records: what one node says so that anybody can check it later.
+
+A record is a frozen model with a kind and a version. Its envelope is
+
+    {"body": canonical bytes of the record, "by": node id, "kind": text,
+     "net": network id, "sig": signature, "v": 1}
+
+and the signature covers `"XSC/1/sig/<kind>\\0" ‖ net ‖ SHA-256(body)`, so that
+no signature passes for another kind of record or in another network. The
+record's id is the tagged hash of its body. DESIGN section 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
+from xsc.base.errors import RecordInvalid, SignatureInvalid
+from xsc.base.limits import RECORD_BYTES_MAX
+from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
+
+ENVELOPE_VERSION = 1
+
+Id32 = Annotated[bytes, Field(min_length=32, max_length=32)]
+"""A node id, hash, root or lease id."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A size, time, amount or number that cannot be negative."""
+
+
+class Record(BaseModel):
+    """A value that is sent, stored or signed: frozen, strict, versioned, without floats."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    KIND: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    v: int = 1
+
+    def to_value(self) -> dict[str, Value]:
+        """Return the record as plain values, in lists where it has tuples."""
+        value = _plain(self.model_dump())
+        assert isinstance(value, dict)
+        return value
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes of the record."""
+        return encode(self.to_value())
+
+    @property
+    def id(self) -> bytes:
+        """The tagged SHA-256 of the canonical bytes, 32 bytes."""
+        return tagged_sha256(self.KIND, self.to_bytes())
+
+    @classmethod
+    def from_value(cls, value: Value) -> Self:
+        """Return the record that plain values describe.
+
+        Raises:
+            RecordInvalid: an unknown version, or the schema is broken.
+        """
+        if not isinstance(value, dict):
+            raise RecordInvalid(f"a {cls.KIND} must be a map")
+        version = value.get("v")
+        if version != cls.VERSION or isinstance(version, bool):
+            raise RecordInvalid(
+                f"this {cls.KIND} is of version {version!r}, known here is {cls.VERSION}",
+                hint="a newer xsc may read it",
+            )
+        try:
+            return cls.model_validate(_tupled(value))
+        except ValidationError as fault:
+            first = fault.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise RecordInvalid(f"this {cls.KIND} is wrong at {place}: {first['msg']}") from None
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> Self:
+        """Return the record of canonical bytes.
+
+        Raises:
+            TooLarge, RecordInvalid: see `decode` and `from_value`.
+        """
+        return cls.from_value(decode(raw, size_max=size_max))
+
+
+def _plain(value: object) -> Value:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    assert value is None or isinstance(value, (bool, int, str, bytes))
+    return value
+
+
+def _tupled(value: object) -> object:
+    """Turn lists to tuples: records are frozen, and strict models take no list for a tuple."""
+    if isinstance(value, dict):
+        return {key: _tupled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tupled(item) for item in value)
+    return value
+
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Signed(Generic[R]):
+    """A record together with its author and the bytes that prove it."""
+
+    record: R
+    author: bytes
+    network: bytes
+    id: bytes
+    raw: bytes
+
+
+def _message(kind: str, network: bytes, body: bytes) -> bytes:
+    return domain(f"sig/{kind}") + network + hashlib.sha256(body).digest()
+
+
+def sign(record: R, key: KeyPair, network: bytes) -> Signed[R]:
+    """Return the record signed by a key for a network."""
+    body = record.to_bytes()
+    raw = encode(
+        {
+            "v": ENVELOPE_VERSION,
+            "kind": record.KIND,
+            "net": network,
+            "by": key.node_id,
+            "body": body,
+            "sig": key.sign(_message(record.KIND, network, body)),
+        }
+    )
+    return Signed(record, key.node_id, network, tagged_sha256(record.KIND, body), raw)
+
+
+def _fields(raw: bytes, size_max: int) -> tuple[str, bytes, bytes, bytes, bytes]:
+    value = decode(raw, size_max=size_max)
+    if not isinstance(value, dict) or set(value) != {"v", "kind", "net", "by", "body", "sig"}:
+        raise RecordInvalid("not a signed record")
+    if value["v"] != ENVELOPE_VERSION or isinstance(value["v"], bool):
+        raise RecordInvalid(
+            f"this envelope is of version {value['v']!r}, known here is {ENVELOPE_VERSION}",
+            hint="a newer xsc may read it",
+        )
+    kind, network, author = value["kind"], value["net"], value["by"]
+    body, signature = value["body"], value["sig"]
+    if (
+        not isinstance(kind, str)
+        or not isinstance(network, bytes)
+        or not isinstance(author, bytes)
+        or not isinstance(body, bytes)
+        or not isinstance(signature, bytes)
+        or len(network) != 32
+        or len(author) != 32
+        or len(signature) != SIGNATURE_BYTES
+    ):
+        raise RecordInvalid("not a signed record: a field is of the wrong type or length")
+    return kind, network, author, body, signature
+
+
+def kind_of(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> str:
+    """Return the kind that an envelope claims to be; nothing is verified.
+
+    Raises:
+        TooLarge, RecordInvalid: not an envelope.
+    """
+    return _fields(raw, size_max)[0]
+
+
+def open_signed(
+    raw: bytes,
+    kind: type[R],
+    *,
+    network: bytes | None,
+    author: bytes | None = None,
+    size_max: int = RECORD_BYTES_MAX,
+) -> Signed[R]:
+    """Return the record of an envelope, once everything about it was checked.
+
+    Args:
+        raw: the envelope's bytes.
+        kind: the record type that is expected.
+        network: the network that it must be of; None takes any (offline checks).
+        author: the node that must have signed it; None takes any, the caller decides.
+        size_max: bound of the envelope in bytes.
+
+    Raises:
+        TooLarge, RecordInvalid: not canonical, of another kind, version or network.
+        SignatureInvalid: another author, or the signature does not fit.
+    """
+    claimed, net, by, body, signature = _fields(raw, size_max)
+    if claimed != kind.KIND:
+        raise RecordInvalid(f"expected a {kind.KIND}, this is a {claimed}")
+    if network is not None and net != network:
+        raise RecordInvalid(f"this {claimed} is of another network")
+    if author is not None and by != author:
+        raise SignatureInvalid(f"this {claimed} is signed by another node than expected")
+    verify(by, signature, _message(claimed, net, body))
+    record = kind.from_bytes(body, size_max=size_max)
+    return Signed(record, by, net, tagged_sha256(claimed, body), raw)

@@ -1,0 +1,104 @@
+"""An order for one run of a WebAssembly program, and the receipt for it (DESIGN section 6).
+
+The customer signs the order, the provider signs the receipt over it. `outcome`
+holds what a second run must reproduce bit for bit, `observed` what it cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MEMORY_BYTES_MAX, TIMEOUT_MS_MAX
+from xsc.identity.envelope import Count, Id32, Record
+
+Text = Annotated[str, Field(max_length=1024)]
+NumberType = Literal["i32", "i64", "f32", "f64"]
+WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
+
+
+class Number(Record):
+    """A WebAssembly number as its raw bits, so that a NaN keeps its payload."""
+
+    KIND: ClassVar[str] = "number"
+
+    type: NumberType
+    bits: Annotated[bytes, Field(min_length=4, max_length=8)]
+    """Little-endian, four or eight bytes by type."""
+
+    @model_validator(mode="after")
+    def _width(self) -> Number:
+        if len(self.bits) != WIDTHS[self.type]:
+            raise ValueError(f"{self.type} has {WIDTHS[self.type]} bytes")
+        return self
+
+
+class Order(Record):
+    """Signed by the customer: run this, within these limits, under that lease."""
+
+    KIND: ClassVar[str] = "order"
+
+    nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
+    lease_id: Id32
+    customer: Id32
+    provider: Id32
+    module: Id32
+    """SHA-256 of the module's bytes."""
+    mode: Literal["invoke", "run"]
+    """`invoke` calls an export with numbers; `run` runs a WASI command's `_start`."""
+    function: Text
+    arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
+    input: Id32
+    """Tagged hash of what a `run` is given (arguments, environment, stdin, files)."""
+    fuel_max: Annotated[int, Field(gt=0, le=FUEL_MAX)]
+    memory_bytes_max: Annotated[int, Field(gt=0, le=MEMORY_BYTES_MAX)]
+    timeout_ms: Annotated[int, Field(gt=0, le=TIMEOUT_MS_MAX)]
+    created_ms: Count
+
+
+class Outcome(Record):
+    """What a run of the same order on the same engine gives again."""
+
+    KIND: ClassVar[str] = "outcome"
+
+    module: Id32
+    mode: Literal["invoke", "run"]
+    function: Text
+    arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
+    input: Id32
+    results: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
+    output: Id32
+    """Tagged hash of what a `run` gave back (stdout, stderr, files)."""
+    exit_code: Annotated[int, Field(ge=0, lt=2**32)] | None
+    """The exit code of a `run`; None where it did not come to one."""
+    trap: Text | None
+    """None, or the error's code ("fuel_exhausted") or "module_trapped: <reason>"."""
+    fuel_used: Count
+    memory_peak_bytes: Count
+    engine: Text
+    """Engine and version, for example "wasmtime-py/50.0.1"."""
+    engine_config: Id32
+    """Hash of the engine's configuration: fuel is comparable only where it is equal."""
+
+
+class Observed(Record):
+    """What the provider saw and no second run must see."""
+
+    KIND: ClassVar[str] = "observed"
+
+    started_ms: Count
+    wall_ms: Count
+
+
+class ExecutionReceipt(Record):
+    """Signed by the provider over the customer's signed order."""
+
+    KIND: ClassVar[str] = "execution_receipt"
+
+    order: bytes
+    """The customer's signed order, whole."""
+    outcome: Outcome
+    observed: Observed
+    amount_micro: Count
+    """The price of this run under the lease."""

@@ -1,0 +1,52 @@
+"""Capacity promised for a price: asked for by the customer, granted by the provider."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms.quote import Kind
+
+
+class LeaseRequest(Record):
+    """Signed by the customer. The quote inside fixes the terms: later prices cannot touch them."""
+
+    KIND: ClassVar[str] = "lease_request"
+
+    lease_id: Id32
+    """Made by the customer before the first send: the same id asks for the same lease."""
+    provider: Id32
+    customer: Id32
+    kind: Kind
+    quote: bytes
+    """The provider's signed quote, whole."""
+    quantity: Annotated[int, Field(gt=0, lt=2**63)]
+    """Storage: bytes held at any one time. Compute: fuel steps in all."""
+    quantity_min: Annotated[int, Field(gt=0, lt=2**63)]
+    """A grant of less is of no use to the customer."""
+    price: Count
+    """Micro-credits a quantum, at least the quote's (the auction may pay more)."""
+    start_ms: Count
+    end_ms: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LeaseRequest:
+        if self.end_ms <= self.start_ms:
+            raise ValueError("the lease ends before it begins")
+        if self.quantity_min > self.quantity:
+            raise ValueError("the least useful quantity is above the quantity")
+        return self
+
+
+class Lease(Record):
+    """Signed by the provider over the customer's signed request."""
+
+    KIND: ClassVar[str] = "lease"
+
+    request: bytes
+    """The customer's signed request, whole."""
+    quantity: Annotated[int, Field(gt=0, lt=2**63)]
+    """What was granted: between the request's least and its quantity."""
+    granted_ms: Count
