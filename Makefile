@@ -1,0 +1,41 @@
+# Everything here runs in .venv, which each target makes or brings up to date first.
+# PYTEST_ARGS goes to pytest: make test PYTEST_ARGS="tests/unit/base -x"
+
+PYTHON := .venv/bin/python
+CODE := $(wildcard xsc tests benchmarks scripts)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check static bench format lock clean
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+install:  ## Make .venv with everything in requirements.lock
+	@sh scripts/bootstrap.sh
+
+demo: install  ## Start a network on this machine, use it, take a node away
+	@$(PYTHON) scripts/demo.py
+
+test: install  ## Run all tests
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+static: install  ## Check format, lint, types and import layers
+	@$(PYTHON) -m ruff format --check --quiet $(CODE)
+	@$(PYTHON) -m ruff check --quiet $(CODE)
+	@$(PYTHON) -m mypy
+	@.venv/bin/lint-imports
+
+check: static test  ## Run everything that CI runs
+
+bench: install  ## Measure this machine
+	@$(PYTHON) -m benchmarks
+
+format: install  ## Format the code and mend what can be mended
+	@$(PYTHON) -m ruff format --quiet $(CODE)
+	@$(PYTHON) -m ruff check --fix --quiet $(CODE)
+
+lock: install  ## Write requirements.lock again from pyproject.toml
+	@sh scripts/lock.sh
+
+clean:  ## Remove .venv and caches
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
