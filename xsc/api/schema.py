@@ -1,0 +1,167 @@
+"""Requests and responses of every endpoint of `/v1` (DESIGN section 11).
+
+Text forms: node ids are base32, amounts micro-credits, sizes bytes, times
+milliseconds since 1970, blobs base64.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from xsc.base.limits import (
+    ARGUMENTS_MAX,
+    FUEL_MAX,
+    INVITATION_TTL_MS,
+    MEMORY_BYTES_MAX,
+    MODULE_BYTES_MAX,
+    PPM,
+    STDIN_BYTES_MAX,
+    TIMEOUT_MS_MAX,
+)
+
+
+class Body(BaseModel):
+    """A JSON document: strict, without unknown fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+Argument = Annotated[str, Field(max_length=65536)]
+
+
+class PeersStatus(Body):
+    """How many peers there are, and how many answer."""
+
+    known: int
+    healthy: int
+
+
+class StorageStatus(Body):
+    """What the node's shard store holds."""
+
+    capacity_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+
+
+class ComputeStatus(Body):
+    """What the node's sandbox does."""
+
+    workers: int
+    running: int
+    queued: int
+    guards: list[str]
+
+
+class Status(Body):
+    """`GET /v1/status`."""
+
+    id: str
+    name: str
+    version: str
+    network: str
+    state: Literal["running"]
+    home: str
+    api_url: str
+    peer_url: str
+    addresses: list[str]
+    uptime_s: int
+    peers: PeersStatus
+    storage: StorageStatus
+    compute: ComputeStatus
+
+
+class InvitationRequest(Body):
+    """`POST /v1/peers/invitations`."""
+
+    ttl_ms: int = Field(default=INVITATION_TTL_MS, ge=1000, le=30 * 86_400_000)
+
+
+class JoinRequest(Body):
+    """`POST /v1/peers`."""
+
+    invitation: str = Field(max_length=16_384)
+    name: str | None = Field(default=None, max_length=64)
+
+
+class RecogniseRequest(Body):
+    """`POST /v1/peers/{who}/recognise`."""
+
+    weight_ppm: int = Field(ge=0, le=PPM)
+
+
+class Empty(Body):
+    """A request that says all by its path."""
+
+
+class Peer(Body):
+    """One row of `GET /v1/peers`."""
+
+    id: str
+    name: str
+    addresses: list[str]
+    state: str
+    availability_ppm: int
+    response_ms: int
+    last_seen_ms: int | None
+    skew_ms: int
+    recognised_ppm: int
+    recognises_ppm: int
+    tier: str
+    balance_micro: int
+    limit_micro: int
+
+
+class JobRequest(Body):
+    """The JSON in front of the module in `POST /v1/jobs`."""
+
+    mode: Literal["invoke", "run"]
+    function: str = Field(default="_start", max_length=1024)
+    arguments: list[Argument] = Field(default_factory=list, max_length=1024)
+    env: dict[str, Argument] = Field(default_factory=dict, max_length=1024)
+    inputs: dict[str, str] = Field(default_factory=dict, max_length=ARGUMENTS_MAX)
+    fuel: int | None = Field(default=None, ge=1, le=FUEL_MAX)
+    memory_bytes: int | None = Field(default=None, ge=1, le=MEMORY_BYTES_MAX)
+    timeout_ms: int | None = Field(default=None, ge=1, le=TIMEOUT_MS_MAX)
+    on: str | None = Field(default=None, max_length=256)
+    local: bool = False
+    out: bool = False
+    module_bytes: int = Field(ge=0, le=MODULE_BYTES_MAX)
+    stdin_bytes: int = Field(default=0, ge=0, le=STDIN_BYTES_MAX)
+
+
+class Trap(Body):
+    """Why a run ended before its end."""
+
+    code: str
+    detail: str
+    hint: str = ""
+
+
+class InvokeResult(Body):
+    """`POST /v1/jobs` with mode invoke."""
+
+    results: list[str]
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: str
+    trap: Trap | None
+    receipt: str
+
+
+class RunResult(Body):
+    """`POST /v1/jobs` with mode run."""
+
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    files: dict[str, str]
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: str
+    trap: Trap | None
+    receipt: str

@@ -1,0 +1,332 @@
+"""Configuration: a TOML file, environment variables, flags, weakest first.
+
+Each key has one line in `KEYS`: its default, how its text is read and what it
+means; docs/configuration.md is checked against it. A bad key or value names
+the file and line, the variable or the flag, and what was expected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from xsc.base import limits
+from xsc.base.errors import ArgumentInvalid, ConfigInvalid
+from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
+from xsc.node.logging import LEVELS
+
+ENVIRONMENT_PREFIX = "XSC_"
+_NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
+_LABEL = re.compile(r"[A-Za-z0-9._-]{0,64}")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a node, checked."""
+
+    name: str
+    api_listen: str
+    peer_listen: str
+    advertise: tuple[str, ...]
+    site: str
+    owner: str
+    log_level: str
+    storage_capacity_bytes: int
+    """0 stands for: half of what the disk has left at the start, at most 100 GiB."""
+    disk_reserve_ppm: int
+    compute_workers: int
+    compute_capacity_mfuel: int
+    fuel: int
+    memory_bytes: int
+    timeout_ms: int
+    storage_price_micro: int
+    compute_price_micro: int
+    mutual_discount_ppm: int
+    one_way_discount_ppm: int
+    storage_price_max_micro: int
+    compute_price_max_micro: int
+    division_rule: str
+    starter_credit_micro: int
+    probe_interval_ms: int
+    settle_interval_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One configuration key."""
+
+    field: str
+    default: str
+    read: Callable[[str], object]
+    meaning: str
+
+
+def _label(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        raise ArgumentInvalid("expected at most 64 letters, digits, dots, dashes or underscores")
+    return text
+
+
+def _name(text: str) -> str:
+    if not text or not _LABEL.fullmatch(text):
+        raise ArgumentInvalid("expected 1 to 64 letters, digits, dots, dashes or underscores")
+    return text
+
+
+def _address(text: str) -> str:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[2]) > 65535:
+        raise ArgumentInvalid("expected an address and a port, for example 127.0.0.1:7411")
+    return text
+
+
+def _loopback(text: str) -> str:
+    host = _address(text).rsplit(":", 1)[0]
+    if host not in ("127.0.0.1", "[::1]", "localhost"):
+        raise ArgumentInvalid("the API listens on loopback only: 127.0.0.1, [::1] or localhost")
+    return text
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    return tuple(_address(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ArgumentInvalid(f"expected one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def _between(
+    least: int, most: int, read: Callable[[str], int] | None = None
+) -> Callable[[str], int]:
+    def reader(text: str) -> int:
+        if read is not None:
+            value = read(text)
+        elif re.fullmatch(r"[0-9][0-9_]*", text):
+            value = int(text)
+        else:
+            raise ArgumentInvalid(f"expected a whole number from {least} to {most}")
+        if not least <= value <= most:
+            raise ArgumentInvalid(f"expected a value from {least} to {most}, got {value}")
+        return value
+
+    return reader
+
+
+def _capacity(text: str) -> int:
+    return 0 if text == "auto" else _between(0, 2**60, parse_size)(text)
+
+
+_PRICE: Final = _between(0, 10**12)
+KEYS: Final[dict[str, Key]] = {
+    "name": Key("name", "", _name, "name shown to peers; the host's name where empty"),
+    "api_listen": Key(
+        "api_listen", "127.0.0.1:0", _loopback, "where the API listens; port 0 takes a free one"
+    ),
+    "peer_listen": Key(
+        "peer_listen",
+        "127.0.0.1:0",
+        _address,
+        "where peers reach the node; port 0 takes a free one and keeps it",
+    ),
+    "advertise": Key(
+        "advertise", "", _addresses, "addresses told to peers, comma-separated, instead of that"
+    ),
+    "site": Key("site", "", _label, "failure domain: the place the node stands in"),
+    "owner": Key("owner", "", _label, "failure domain: who runs the node"),
+    "log_level": Key("log_level", "info", _choice(*LEVELS), "least level that is logged"),
+    "storage_capacity": Key(
+        "storage_capacity_bytes",
+        "auto",
+        _capacity,
+        "bytes offered to others and itself; auto: half of the free disk, at most 100 GiB",
+    ),
+    "disk_reserve": Key(
+        "disk_reserve_ppm", "5%", parse_share_ppm, "share of the disk that is kept free"
+    ),
+    "compute_workers": Key(
+        "compute_workers", "2", _between(1, 256), "sandbox workers: jobs that run at once"
+    ),
+    "compute_capacity": Key(
+        "compute_capacity_mfuel",
+        "1000000",
+        _between(0, 10**15),
+        "fuel offered at any one time, in millions of fuel steps",
+    ),
+    "fuel": Key(
+        "fuel",
+        str(limits.FUEL_DEFAULT),
+        _between(1, limits.FUEL_MAX),
+        "fuel of a job that names none",
+    ),
+    "memory": Key(
+        "memory_bytes",
+        "64MiB",
+        _between(65536, limits.MEMORY_BYTES_MAX, parse_size),
+        "memory of a job that names none",
+    ),
+    "timeout": Key(
+        "timeout_ms",
+        "10s",
+        _between(1, limits.TIMEOUT_MS_MAX, parse_duration_ms),
+        "wall time of a job that names none",
+    ),
+    "storage_price": Key(
+        "storage_price_micro", "10", _PRICE, "micro-credits a MiB and epoch of an idle node"
+    ),
+    "compute_price": Key(
+        "compute_price_micro",
+        "10",
+        _PRICE,
+        "micro-credits a million fuel and 64 MiB step of an idle node",
+    ),
+    "mutual_discount": Key(
+        "mutual_discount_ppm", "20%", parse_share_ppm, "off the reserve for mutual peers"
+    ),
+    "one_way_discount": Key(
+        "one_way_discount_ppm", "10%", parse_share_ppm, "off the reserve for recognised peers"
+    ),
+    "storage_price_max": Key(
+        "storage_price_max_micro", "40", _PRICE, "most that this node pays a MiB and epoch"
+    ),
+    "compute_price_max": Key(
+        "compute_price_max_micro", "40", _PRICE, "most that this node pays a million fuel and step"
+    ),
+    "division_rule": Key(
+        "division_rule",
+        "weighted-uniform",
+        _choice("weighted-uniform", "proportional"),
+        "how scarce capacity is divided",
+    ),
+    "starter_credit": Key(
+        "starter_credit_micro", "10", parse_credits, "debt limit, in credits, of a new peer"
+    ),
+    "probe_interval": Key(
+        "probe_interval_ms",
+        "5s",
+        _between(100, 3_600_000, parse_duration_ms),
+        "time between probes of a peer",
+    ),
+    "settle_interval": Key(
+        "settle_interval_ms",
+        "10s",
+        _between(100, 86_400_000, parse_duration_ms),
+        "time between settlements of what is owed",
+    ),
+}
+
+
+def _known(key: str, where: str) -> Key:
+    found = KEYS.get(key)
+    if found is None:
+        close = sorted(KEYS, key=lambda known: (-len(set(known) & set(key)), known))[:3]
+        raise ConfigInvalid(
+            f"{where}: '{key}' is no setting", hint=f"did you mean {', '.join(close)}?"
+        )
+    return found
+
+
+def _read(key: Key, text: str, where: str) -> object:
+    try:
+        return key.read(text)
+    except ArgumentInvalid as fault:
+        raise ConfigInvalid(f"{where}: {fault.message}", hint=fault.hint) from None
+
+
+def _line_of(text: str, key: str) -> int:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*(=|\])", line) or re.match(
+            rf"\s*\[\s*{re.escape(key)}\s*\]", line
+        ):
+            return number
+    return 1
+
+
+def read_file(path: Path) -> dict[str, object]:
+    """Return the values of a TOML file by field; a missing file sets nothing.
+
+    Raises:
+        ConfigInvalid: names the file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values: dict[str, Any] = tomllib.loads(text)
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as fault:
+        raise ConfigInvalid(f"{path}: not TOML: {fault}") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigInvalid(f"{path} cannot be read: {fault}") from None
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        where = f"{path}, line {_line_of(text, name)}"
+        key = _known(name, where)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            written = ",".join(value)
+        elif isinstance(value, (str, int)) and not isinstance(value, bool):
+            written = str(value)
+        else:
+            raise ConfigInvalid(
+                f"{where}: '{name}' must be a text or a whole number",
+                hint=f'for example {name} = "{key.default or "example"}"',
+            )
+        found[key.field] = _read(key, written, f"{where}: {name}")
+    return found
+
+
+def load(home: Path, environment: Mapping[str, str], flags: Mapping[str, str]) -> Config:
+    """Return the settings of the node at a home.
+
+    Args:
+        home: the directory with `config.toml`.
+        environment: variables; `XSC_STORAGE_PRICE` sets `storage_price`.
+        flags: key to text, as given on the command line.
+
+    Raises:
+        ConfigInvalid: names the file and line, the variable or the flag.
+    """
+    values: dict[str, object] = {
+        key.field: key.read(key.default)
+        for key in KEYS.values()
+        if key.default or key.field != "name"
+    }
+    values["name"] = _default_name()
+    values.update(read_file(home / "config.toml"))
+    for variable, text in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_KEYS:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            key = _known(name, f"the variable {variable}")
+            values[key.field] = _read(key, text, f"the variable {variable}")
+    for name, text in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        key = _known(name, f"the flag {flag}")
+        values[key.field] = _read(key, text, f"the flag {flag}")
+    return _consistent(Config(**values))  # type: ignore[arg-type]
+
+
+def _default_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "node"
+
+
+def _consistent(config: Config) -> Config:
+    if config.mutual_discount_ppm < config.one_way_discount_ppm:
+        raise ConfigInvalid(
+            "mutual_discount is below one_way_discount: mutual peers would pay more than others"
+        )
+    return config
+
+
+def from_environment(home: Path, flags: Mapping[str, str]) -> Config:
+    """Return the settings, with the variables of this process."""
+    return load(home, os.environ, flags)
