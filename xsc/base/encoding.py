@@ -53,10 +53,14 @@ def encode(value: Value) -> bytes:
 
     Raises:
         RecordInvalid: a float, a tag, an integer outside of 64 bits, a key that is
-            not text, or nesting deeper than RECORD_DEPTH_MAX.
+            not text, text that is not Unicode (half a surrogate pair, as in file
+            names that are not UTF-8), or nesting deeper than RECORD_DEPTH_MAX.
     """
     _check(value, 0)
-    return cbor2.dumps(value, canonical=True)
+    try:
+        return cbor2.dumps(value, canonical=True)
+    except UnicodeEncodeError:
+        raise RecordInvalid("a text holds half a surrogate pair, which is no Unicode") from None
 
 
 def decode(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> Value:

@@ -12,7 +12,8 @@ from fractions import Fraction
 from xsc.base.errors import ArgumentInvalid
 
 MICRO = 1_000_000
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*")
+_NUMBER = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z%]*)\s*")
+"""Thirty digits are more than any amount has; Python itself refuses 4 300."""
 _SIZES = {
     "": 1,
     "b": 1,
