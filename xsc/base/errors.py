@@ -16,6 +16,7 @@
     │   ├── HomeLocked                 another node runs on this home
     │   ├── IdentityInvalid            the key file is missing, readable by others or damaged
     │   ├── ModuleInvalid              not a WebAssembly module that can run here
+    │   ├── ModuleUnknown              the provider does not have the module; send it along
     │   ├── ExportUnknown              the module has no such function
     │   ├── SignatureMismatch          arguments do not fit the function
     │   ├── ModuleTrapped              the program failed by itself (division by zero, …)
@@ -163,6 +164,12 @@ class ModuleInvalid(CallerError):
     """The bytes are not a WebAssembly module that can run here."""
 
     http_status = 422
+
+
+class ModuleUnknown(CallerError):
+    """The provider does not have the module's bytes; the order must bring them."""
+
+    http_status = 404
 
 
 class ExportUnknown(CallerError):

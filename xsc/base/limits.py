@@ -62,6 +62,28 @@ KILL_GRACE_MS = 250
 """After the deadline the worker may report by itself; then it is killed."""
 JOBS_QUEUED_MAX = 64
 JOBS_QUEUED_A_PEER_MAX = 32
+COMPILE_MS_MAX = 20_000
+COMPILE_ADDRESS_BYTES = 1536 * MIB
+"""Address space of a worker while it compiles, its own 300 MiB included."""
+WORKER_ADDRESS_BYTES = 4 * GIB
+"""Address space of a worker: a memory that grows is copied, so twice MEMORY_BYTES_MAX must fit."""
+WORKER_FRAME_BYTES_MAX = MODULE_BYTES_MAX + INPUT_BYTES_MAX + STDIN_BYTES_MAX + MIB
+MODULES_COMPILED_MAX = 32
+"""Compiled modules that one worker keeps."""
+MODULES_KEPT_BYTES_MAX = 256 * MIB
+"""Modules of customers that a provider keeps, so that each is sent once."""
+FUNCTIONS_MAX = 200_000
+TABLE_ELEMENTS_MAX = 1_000_000
+HOST_CALL_FUEL = 1_000
+"""What one host call costs beside one unit a byte: it takes as long as that many instructions."""
+OPEN_FILES_MAX = 256
+OUTPUT_FILES_MAX = 1024
+FILE_NAME_BYTES_MAX = 255
+ENVIRONMENT_MAX = 256
+ORDERS_REMEMBERED_MAX = 65_536
+ANSWERS_KEPT_BYTES_MAX = 64 * MIB
+"""Answers to orders that are kept to be given again."""
+PROVIDERS_TRIED_MAX = 3
 
 # Market and ledger (DESIGN sections 8 and 9)
 EPOCH_MS = 3_600_000
@@ -88,3 +110,4 @@ assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert FUEL_MAX < 2**63
+assert WORKER_ADDRESS_BYTES >= COMPILE_ADDRESS_BYTES + 2 * MEMORY_BYTES_MAX

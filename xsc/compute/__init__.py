@@ -1,0 +1,1 @@
+"""WebAssembly programs, run metered in sandbox processes, for ourselves and for peers."""

@@ -1,0 +1,99 @@
+"""What compute needs of others: a way to call peers, leases, and the provider's book.
+
+Peers are reached through `net`, leases and the book are kept by `market`;
+`xsc.node.build` puts them together. The sandbox port is in `xsc.compute.sandbox`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from xsc.base.encoding import Value
+from xsc.base.merkle import Part
+
+OWN_LEASE = b"\0" * 32
+"""The lease id of work on the own node: nothing is settled under it."""
+
+Handler: TypeAlias = Callable[
+    [bytes, dict[str, Value], Sequence[Part]],
+    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
+]
+"""Takes the authenticated caller, the header and verified parts; gives header and bodies."""
+
+
+class Reply(Protocol):
+    """What a peer answered; the parts are not verified."""
+
+    @property
+    def header(self) -> dict[str, Value]:
+        """The decoded header."""
+
+    @property
+    def parts(self) -> list[memoryview]:
+        """The bodies, in order."""
+
+
+class Caller(Protocol):
+    """Calls a method of a peer."""
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Return the peer's answer.
+
+        Raises:
+            PeerSilent: no connection, or no answer in time.
+            PeerUnknown: no such peer.
+            XscError: the error that the peer answered with.
+        """
+
+
+class ComputeLease(Protocol):
+    """The right to run on a node, at a price."""
+
+    @property
+    def node(self) -> bytes:
+        """The provider; may be the own node."""
+
+    @property
+    def lease_id(self) -> bytes:
+        """The lease; OWN_LEASE on the own node."""
+
+    @property
+    def price(self) -> int:
+        """Micro-credits a quantum; 0 on the own node."""
+
+
+class ComputeLeases(Protocol):
+    """The customer's side of the market."""
+
+    async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> ComputeLease:
+        """Return a lease with room for that many fuel steps, on that node or on the best.
+
+        Raises:
+            NoOffers: nobody offers it.
+        """
+
+    async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
+        """Take note of what a verified receipt bills, and extend the voucher."""
+
+
+class ComputeBook(Protocol):
+    """The provider's side of the market."""
+
+    def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
+        """Reserve the steps under the lease and return its price a quantum.
+
+        Raises:
+            LeaseExhausted: the lease is spent, over, or not this customer's.
+        """
+
+    def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
+        """Turn a reservation into what was used of it."""
