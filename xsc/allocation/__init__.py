@@ -1,0 +1,1 @@
+"""Who comes first: recognition, tiers and the division of what is scarce."""

@@ -1,0 +1,1 @@
+"""Quotes, auctions, leases and what is owed under them."""

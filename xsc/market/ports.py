@@ -1,0 +1,147 @@
+"""What the market needs of others, each as small as its use of it.
+
+Credit is kept by `ledger`, quality by `health`, standing and the division rule
+by `allocation`, capacity by `storage` and `compute`; `xsc.node.build` puts them
+together. What the market gives is declared where it is used: in the ports of
+`storage` and `compute`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from xsc.base.encoding import Value
+from xsc.base.merkle import Part
+from xsc.terms.quote import Tier
+
+OWN_LEASE = b"\0" * 32
+"""The lease id of the own node's capacity: nothing is settled under it."""
+
+Handler: TypeAlias = Callable[
+    [bytes, dict[str, Value], Sequence[Part]],
+    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
+]
+"""Takes the authenticated caller, the header and verified parts; gives header and bodies."""
+
+
+class Reply(Protocol):
+    """What a peer answered; the parts are not verified."""
+
+    @property
+    def header(self) -> dict[str, Value]:
+        """The decoded header."""
+
+    @property
+    def parts(self) -> list[memoryview]:
+        """The bodies, in order."""
+
+
+class Caller(Protocol):
+    """Calls a method of a peer."""
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Return the peer's answer.
+
+        Raises:
+            PeerSilent: no connection, or no answer in time.
+            PeerUnknown: no such peer.
+            XscError: the error that the peer answered with.
+        """
+
+
+class Peers(Protocol):
+    """Who is known."""
+
+    def peers(self) -> Sequence[bytes]:
+        """Return every known peer that is not blocked, never the own node."""
+
+
+class Credit(Protocol):
+    """What peers may owe this node, and how their debt is booked."""
+
+    def credit_left(self, peer: bytes) -> int:
+        """Return the micro-credits that the peer may still come to owe; can be negative."""
+
+    async def collect(
+        self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
+    ) -> int:
+        """Book `amount_micro` more under a lease and return what is settled of it in all.
+
+        The same `xid` (16 bytes) with the same amount books once, however often it is asked for.
+
+        Raises:
+            CreditExceeded, EntryRefused, PeerSilent: nothing is booked yet; ask again.
+        """
+
+    def settled(self, lease_id: bytes) -> int:
+        """Return the micro-credits that are booked under a lease in all."""
+
+
+class Quality(Protocol):
+    """How peers have served so far."""
+
+    def is_up(self, peer: bytes) -> bool:
+        """Return whether the peer answered lately."""
+
+    def quality_ppm(self, peer: bytes) -> int:
+        """Return the peer's score, 0 to 1 000 000."""
+
+    def response_ms(self, peer: bytes) -> int:
+        """Return how long the peer is expected to take for an answer."""
+
+
+class Standing(Protocol):
+    """Whom this node recognises, and who recognises it."""
+
+    def tier(self, peer: bytes) -> Tier:
+        """Return the tier on which the peer is served."""
+
+    def weight_ppm(self, peer: bytes) -> int:
+        """Return this node's recognition of the peer."""
+
+    def mutual_ppm(self, peer: bytes) -> int:
+        """Return the lesser of both recognitions."""
+
+
+class Capacity(Protocol):
+    """What this node has to offer, to others and to itself."""
+
+    def storage_capacity_bytes(self) -> int:
+        """Return the bytes offered in all."""
+
+    def storage_free_bytes(self) -> int:
+        """Return the bytes neither held nor reserved by a write that is under way."""
+
+    def compute_capacity_steps(self) -> int:
+        """Return the fuel steps offered at any one time."""
+
+    def compute_steps_free(self) -> int:
+        """Return those that no running job has reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One customer's claim on capacity that is too small for all."""
+
+    id: bytes
+    tier: Tier
+    weight: int
+    """Mutual recognition in `mutual`, own recognition in `one_way`, 1 in `open`."""
+    need: int
+
+
+class Divide(Protocol):
+    """The division rule: who gets how much of a capacity."""
+
+    def __call__(self, capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
+        """Return an amount for each id, at most its need, in all at most the capacity."""
