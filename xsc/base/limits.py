@@ -96,17 +96,29 @@ STORAGE_LEASE_MS = 90 * 24 * 3_600_000
 PPM = 1_000_000
 MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
 AMOUNT_MAX = 2**63 - 1
+LEDGER_RECORD_BYTES_MAX = 4 * KIB
+"""One half or one voucher, with its envelope (some 700 bytes)."""
+LEDGER_RETRY_MS = 30_000
+LEDGER_CONFLICTS_KEPT = 16
+"""Kept as evidence for each peer; one proves the point, more only fill the disk."""
 
 # Health (DESIGN section 10)
 PROBE_INTERVAL_MS = 5_000
 PROBE_TIMEOUT_MS = 3_000
 PROBES_KEPT = 200
+PROBES_IN_FLIGHT = 64
+MISSES_TO_DOWN = 2
+"""Probes missed in a row after which a peer is down; before that it is suspect."""
+RESPONSE_EXPECTED_MS = 50
+"""What is assumed of a peer that has not answered yet."""
 
 assert SEGMENT_BYTES % LEAF_BYTES == 0
 assert INLINE_BYTES_MAX < SEGMENT_BYTES
 assert PEER_BODY_BYTES_MAX > SEGMENT_BYTES + FRAME_HEADER_BYTES_MAX
 assert OBJECT_BYTES_MAX // SEGMENT_BYTES * 250 <= MANIFEST_BYTES_MAX
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
+assert MISSES_TO_DOWN < PROBES_KEPT
+assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert FUEL_MAX < 2**63
