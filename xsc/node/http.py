@@ -1,0 +1,121 @@
+"""The loopback API: one aiohttp application, its guard and its error mapping.
+
+Every path but `/health` needs the bearer token of the home. Errors leave as
+problem documents (`xsc.api.problems`); a fault that nobody expected is logged
+with its trace and answered without one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from xsc.api.problems import CONTENT_TYPE, bug, problem
+from xsc.base.errors import (
+    ArgumentInvalid,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    XscError,
+)
+from xsc.base.limits import MIB
+from xsc.base.log import Log
+
+JSON_BYTES_MAX = 1 * MIB
+"""Bound of a JSON request; streams and modules have their own."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+B = TypeVar("B", bound=BaseModel)
+
+
+def problem_response(error: XscError) -> web.Response:
+    """Return the response that carries an error."""
+    return web.json_response(problem(error), status=error.http_status, content_type=CONTENT_TYPE)
+
+
+async def read_body(request: web.Request, kind: type[B]) -> B:
+    """Return the request's JSON body as the model that is expected; none counts as `{}`.
+
+    Raises:
+        TooLarge: over JSON_BYTES_MAX.
+        ArgumentInvalid: not JSON, or not of the model; names the first field that is wrong.
+    """
+    raw = await request.content.read(JSON_BYTES_MAX + 1)
+    while len(raw) <= JSON_BYTES_MAX and (more := await request.content.read(JSON_BYTES_MAX)):
+        raw += more
+    if len(raw) > JSON_BYTES_MAX:
+        raise TooLarge(f"a JSON request is bounded to {JSON_BYTES_MAX} bytes")
+    return parse(raw or b"{}", kind)
+
+
+def parse(raw: bytes, kind: type[B]) -> B:
+    """Return JSON bytes as a model.
+
+    Raises:
+        ArgumentInvalid: not JSON, or not of the model; names the first field that is wrong.
+    """
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise ArgumentInvalid(f"the request is wrong at {place}: {first['msg']}") from None
+
+
+def reply(value: BaseModel | dict[str, object], *, status: int = 200) -> web.Response:
+    """Return a JSON response."""
+    document = value.model_dump() if isinstance(value, BaseModel) else value
+    return web.Response(
+        text=json.dumps(document, ensure_ascii=False) + "\n",
+        status=status,
+        content_type="application/json",
+    )
+
+
+async def _alive(_: web.Request) -> web.Response:
+    """Say that the process runs, and no more: `/health` is open to everybody."""
+    return web.json_response({"status": "ok"})
+
+
+def application(routes: list[web.RouteDef], token: str, log: Log) -> web.Application:
+    """Return the API's application."""
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if request.path != "/health":
+                given = request.headers.get("Authorization", "").encode()
+                if not hmac.compare_digest(given, expected):
+                    raise Unauthorized(
+                        "the API needs the token of the node's home",
+                        hint="it is in api.token; send it as `Authorization: Bearer …`",
+                    )
+            return await handler(request)
+        except XscError as error:
+            if error.exit_code == 1:
+                log.error("request_failed", path=request.path, fault=error.message)
+            return problem_response(error)
+        except web.HTTPException as fault:
+            if fault.status in (404, 405):
+                return problem_response(
+                    NotFound(f"there is no {request.method} {request.path} in this API")
+                )
+            if fault.status == 413:
+                return problem_response(TooLarge("the request is too large"))
+            return problem_response(ArgumentInvalid(f"the request is malformed: {fault.reason}"))
+        except ConnectionError:
+            raise  # the client went away: aiohttp closes what is left of the exchange
+        except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
+            log.error("request_bug", path=request.path, trace=traceback.format_exc())
+            return web.json_response(bug(), status=500, content_type=CONTENT_TYPE)
+
+    app = web.Application(middlewares=[guard], client_max_size=JSON_BYTES_MAX)
+    app.add_routes([web.get("/health", _alive), *routes])
+    return app

@@ -1,0 +1,103 @@
+"""Compute endpoint: one job a request.
+
+The body is a big-endian 32-bit length, that many bytes of JSON (`JobRequest`),
+the module, and for a run its standard input.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+from aiohttp import web
+
+from xsc.api.schema import InvokeResult, JobRequest, RunResult, Trap
+from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
+from xsc.base.ids import to_text
+from xsc.base.limits import INPUT_BYTES_MAX
+from xsc.node.build import Node
+from xsc.node.http import JSON_BYTES_MAX, parse, reply
+
+
+async def _exactly(request: web.Request, size: int, what: str) -> bytes:
+    parts: list[bytes] = []
+    left = size
+    while left:
+        chunk = await request.content.read(left)
+        if not chunk:
+            raise ArgumentInvalid(f"the request ends within {what}")
+        parts.append(chunk)
+        left -= len(chunk)
+    return b"".join(parts)
+
+
+def trap_document(trap: XscError | None) -> Trap | None:
+    """Return how a run ended, for people and programs."""
+    return None if trap is None else Trap(code=trap.code, detail=trap.message, hint=trap.hint)
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the compute endpoint of a node."""
+
+    async def inputs_of(asked: JobRequest) -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
+        total = 0
+        for name, capability in asked.inputs.items():
+            reader = await node.storage.open(capability)
+            total += reader.size_bytes
+            if total > INPUT_BYTES_MAX:
+                raise TooLarge(f"the inputs of one job are bounded to {INPUT_BYTES_MAX} bytes")
+            files[name] = b"".join([chunk async for chunk in reader.stream()])
+        return files
+
+    async def job(request: web.Request) -> web.Response:
+        head_bytes = int.from_bytes(await _exactly(request, 4, "its length"), "big")
+        if head_bytes > JSON_BYTES_MAX:
+            raise TooLarge(f"the JSON of a job is bounded to {JSON_BYTES_MAX} bytes")
+        asked = parse(await _exactly(request, head_bytes, "its JSON"), JobRequest)
+        module = await _exactly(request, asked.module_bytes, "the module")
+        stdin = await _exactly(request, asked.stdin_bytes, "the standard input")
+        if await request.content.read(1):
+            raise ArgumentInvalid("the request goes on after its end")
+        limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
+        on = None if asked.on is None else node.find(asked.on)
+        if asked.mode == "invoke":
+            done = await node.compute.invoke(
+                module, asked.function, asked.arguments, limits, on=on, local=asked.local
+            )
+            return reply(
+                InvokeResult(
+                    results=list(done.results),
+                    fuel_used=done.fuel_used,
+                    memory_peak_bytes=done.memory_peak_bytes,
+                    wall_ms=done.wall_ms,
+                    provider=to_text(done.provider),
+                    trap=trap_document(done.trap),
+                    receipt=b64encode(done.receipt).decode(),
+                )
+            )
+        ran = await node.compute.run(
+            module,
+            asked.arguments,
+            asked.env,
+            stdin,
+            await inputs_of(asked),
+            limits,
+            on=on,
+            local=asked.local,
+        )
+        return reply(
+            RunResult(
+                exit_code=ran.exit_code,
+                stdout=b64encode(ran.stdout).decode(),
+                stderr=b64encode(ran.stderr).decode(),
+                files={name: b64encode(data).decode() for name, data in ran.files.items()},
+                fuel_used=ran.fuel_used,
+                memory_peak_bytes=ran.memory_peak_bytes,
+                wall_ms=ran.wall_ms,
+                provider=to_text(ran.provider),
+                trap=trap_document(ran.trap),
+                receipt=b64encode(ran.receipt).decode(),
+            )
+        )
+
+    return [web.post("/v1/jobs", job)]

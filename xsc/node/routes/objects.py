@@ -1,0 +1,177 @@
+"""Object endpoints: put, get, list, stat, remove.
+
+A capability travels in a header and never in a path, so that no log of
+requests holds one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from xsc.api.problems import problem
+from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, NotFound, XscError
+from xsc.base.ids import to_text
+from xsc.base.limits import (
+    DATA_SHARDS_DEFAULT,
+    MIB,
+    PARITY_SHARDS_DEFAULT,
+    SHARDS_MAX,
+)
+from xsc.node.build import Node
+from xsc.node.http import reply
+
+NAME_CHARS_MAX = 1024
+FAULTS_KEPT = 256
+
+
+def _capability(request: web.Request) -> str:
+    given = request.headers.get("XSC-Capability")
+    if not given:
+        raise CapabilityInvalid("the request carries no capability")
+    return given
+
+
+def _number(request: web.Request, header: str, most: int) -> int | None:
+    given = request.headers.get(header)
+    if given is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,20}", given) or int(given) > most:
+        raise ArgumentInvalid(f"the header {header} must be a whole number up to {most}")
+    return int(given)
+
+
+def _code(request: web.Request) -> tuple[int, int]:
+    given = request.headers.get("XSC-Code")
+    if given is None:
+        return DATA_SHARDS_DEFAULT, PARITY_SHARDS_DEFAULT
+    match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", given)
+    if match is None or int(match[1]) < 1 or int(match[1]) + int(match[2]) > SHARDS_MAX:
+        raise ArgumentInvalid(
+            f"'{given}' is no code: K,M with K at least 1 and K+M at most {SHARDS_MAX}",
+            hint="write for example 4,2",
+        )
+    return int(match[1]), int(match[2])
+
+
+class Faults:
+    """Remembers how streams broke off: a response that has begun can carry no problem."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, object]] = {}
+        self._next = 0
+
+    def begin(self) -> str:
+        """Return the id of a request."""
+        self._next += 1
+        return str(self._next)
+
+    def keep(self, request_id: str, fault: XscError) -> None:
+        """Remember a fault, at most FAULTS_KEPT of them."""
+        self._kept[request_id] = problem(fault)
+        while len(self._kept) > FAULTS_KEPT:
+            del self._kept[next(iter(self._kept))]
+
+    def find(self, request_id: str) -> dict[str, object]:
+        """Return the problem document of a request.
+
+        Raises:
+            NotFound: it did not break off, or too long ago.
+        """
+        if request_id not in self._kept:
+            raise NotFound("nothing is known of that request")
+        return self._kept[request_id]
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the object endpoints of a node."""
+    faults = Faults()
+
+    async def put(request: web.Request) -> web.Response:
+        async def body() -> AsyncIterator[bytes]:
+            async for chunk in request.content.iter_chunked(MIB):
+                yield chunk
+
+        name = unquote(request.headers.get("XSC-Name", ""))
+        if len(name) > NAME_CHARS_MAX:
+            raise ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
+        done = await node.storage.put(
+            body(),
+            name=name,
+            size_hint=_number(request, "XSC-Size", 2**62),
+            survive_nodes=_number(request, "XSC-Survive", SHARDS_MAX) or 0,
+            code=_code(request),
+        )
+        return reply(
+            {
+                "capability": done.capability,
+                "size_bytes": done.size_bytes,
+                "name": name,
+                "hosts": [
+                    {"shard": shard, "node": to_text(host)}
+                    for shard, host in enumerate(done.hosts)
+                ],
+                "survives_nodes": done.survives_nodes,
+                "warnings": list(done.warnings),
+            },
+            status=201,
+        )
+
+    async def get(request: web.Request) -> web.StreamResponse:
+        reader = await node.storage.open(_capability(request))
+        stream = reader.stream()
+        # The first bytes are fetched before the head is sent: most faults show here.
+        first = await anext(stream, b"")
+        request_id = faults.begin()
+        response = web.StreamResponse(
+            headers={
+                "Content-Length": str(reader.size_bytes),
+                "Content-Type": "application/octet-stream",
+                "XSC-Request-Id": request_id,
+            }
+        )
+        await response.prepare(request)
+        try:
+            if first:
+                await response.write(first)
+            async for chunk in stream:
+                await response.write(chunk)
+        except XscError as fault:
+            faults.keep(request_id, fault)
+            node.log.warning("get_broke_off", code=fault.code, fault=fault.message)
+            response.force_close()
+            if request.transport is not None:
+                request.transport.close()
+            return response
+        await response.write_eof()
+        return response
+
+    async def listing(_: web.Request) -> web.Response:
+        return reply({"objects": await node.storage.ls()})
+
+    async def stat(request: web.Request) -> web.Response:
+        return reply(await node.storage.stat(_capability(request)))
+
+    async def remove(request: web.Request) -> web.Response:
+        done = await node.storage.rm(_capability(request))
+        return reply(
+            {
+                "confirmed": [to_text(host) for host in done.confirmed],
+                "unconfirmed": [to_text(host) for host in done.unconfirmed],
+            }
+        )
+
+    async def fault_of(request: web.Request) -> web.Response:
+        return reply(faults.find(request.match_info["id"]))
+
+    return [
+        web.post("/v1/objects", put),
+        web.get("/v1/objects", listing),
+        web.get("/v1/object", get),
+        web.get("/v1/object/stat", stat),
+        web.delete("/v1/object", remove),
+        web.get("/v1/requests/{id}", fault_of),
+    ]

@@ -1,0 +1,86 @@
+"""Peer endpoints: invite, join, list, recognise, block, remove."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from xsc.api.schema import (
+    Empty,
+    InvitationRequest,
+    JoinRequest,
+    Peer,
+    RecogniseRequest,
+)
+from xsc.base.ids import to_text
+from xsc.node.build import Node
+from xsc.node.http import read_body, reply
+
+
+def _row(node: Node, peer: bytes) -> dict[str, object]:
+    info = node.peers.info(peer)
+    health = node.health.row(peer)
+    return Peer(
+        id=to_text(peer),
+        name=info.name,
+        addresses=list(info.addresses),
+        state="blocked" if info.blocked else health.state,
+        availability_ppm=health.availability_ppm,
+        response_ms=health.response_ms,
+        last_seen_ms=health.last_seen_ms,
+        skew_ms=health.skew_ms,
+        recognised_ppm=node.allocation.weight_ppm(peer),
+        recognises_ppm=node.allocation.their_weight_ppm(peer),
+        tier=node.allocation.tier(peer),
+        balance_micro=node.ledger.balance(peer),
+        limit_micro=node.ledger.limit(peer),
+    ).model_dump()
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the peer endpoints of a node."""
+
+    def named(peer: bytes) -> dict[str, object]:
+        return {"id": to_text(peer), "name": node.peers.info(peer).name}
+
+    async def listing(_: web.Request) -> web.Response:
+        return reply({"peers": [_row(node, peer) for peer in node.peers.all_peers()]})
+
+    async def invite(request: web.Request) -> web.Response:
+        asked = await read_body(request, InvitationRequest)
+        invitation = await node.peers.invite(asked.ttl_ms)
+        return reply(
+            {"invitation": invitation, "expires_ms": node.clock.now_ms() + asked.ttl_ms},
+            status=201,
+        )
+
+    async def join(request: web.Request) -> web.Response:
+        asked = await read_body(request, JoinRequest)
+        peer = await node.peers.join(asked.invitation, asked.name)
+        return reply(named(peer), status=201)
+
+    async def recognise(request: web.Request) -> web.Response:
+        asked = await read_body(request, RecogniseRequest)
+        peer = node.peers.find(request.match_info["who"])
+        await node.allocation.recognise(peer, asked.weight_ppm)
+        return reply({**named(peer), "weight_ppm": asked.weight_ppm})
+
+    async def block(request: web.Request) -> web.Response:
+        await read_body(request, Empty)
+        peer = node.peers.find(request.match_info["who"])
+        await node.peers.block(peer)
+        return reply(named(peer))
+
+    async def remove(request: web.Request) -> web.Response:
+        peer = node.peers.find(request.match_info["who"])
+        gone = named(peer)
+        await node.peers.remove(peer)
+        return reply(gone)
+
+    return [
+        web.get("/v1/peers", listing),
+        web.post("/v1/peers", join),
+        web.post("/v1/peers/invitations", invite),
+        web.post("/v1/peers/{who}/recognise", recognise),
+        web.post("/v1/peers/{who}/block", block),
+        web.delete("/v1/peers/{who}", remove),
+    ]

@@ -1,0 +1,54 @@
+"""Supervised background tasks: a loop that fails is reported and started again.
+
+This and the request handlers are the only places that catch whatever comes:
+one broken round of probes must not end the node, and must not go unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable
+
+from xsc.base.clock import Clock
+from xsc.base.errors import XscError
+from xsc.base.log import Log
+
+BACK_OFF_MS_MIN = 100
+BACK_OFF_MS_MAX = 30_000
+
+
+class Tasks:
+    """Runs named loops until it is stopped."""
+
+    def __init__(self, clock: Clock, log: Log) -> None:
+        self._clock = clock
+        self._log = log
+        self._running: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run a loop; when it ends by an error, wait and run it again."""
+        self._running.append(asyncio.create_task(self._keep(name, loop), name=name))
+
+    async def _keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        back_off_ms = BACK_OFF_MS_MIN
+        while True:
+            begun_ms = self._clock.monotonic_ms()
+            try:
+                await loop()
+                return
+            except XscError as fault:
+                self._log.warning("task_failed", task=name, code=fault.code, fault=fault.message)
+            except Exception:  # noqa: BLE001 - see the module's opening
+                self._log.error("task_bug", task=name, trace=traceback.format_exc())
+            if self._clock.monotonic_ms() - begun_ms > BACK_OFF_MS_MAX:
+                back_off_ms = BACK_OFF_MS_MIN
+            await self._clock.sleep_ms(back_off_ms)
+            back_off_ms = min(back_off_ms * 2, BACK_OFF_MS_MAX)
+
+    async def stop(self) -> None:
+        """End all loops and wait for them."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._running.clear()
