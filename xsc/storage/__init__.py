@@ -1,0 +1,1 @@
+"""Objects as encrypted, erasure-coded shards on several hosts."""

@@ -1,0 +1,185 @@
+"""Which node holds which column, and what that is worth.
+
+A placement is signed by the object's owner and counted: the highest generation
+wins. It may change for as long as the object lives; the capability does not.
+Every segment's shard of one column lies on the same node.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from xsc.base.limits import SHARDS_MAX
+from xsc.base.units import ceil_div
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.storage.erasure import Code
+from xsc.storage.manifest import Manifest, segments_of
+
+State = Literal["ok", "missing", "corrupt", "unreachable"]
+"""A column's state: the worst of its segments."""
+
+
+class Placement(Record):
+    """Signed by the owner: these nodes hold the object."""
+
+    KIND: ClassVar[str] = "placement"
+
+    locate: Id32
+    owner: Id32
+    generation: Count
+    """Rises with every change; the highest one wins."""
+    k: Count
+    m: Count
+    code_generation: Count
+    columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
+    """The node of each column, 0 to n-1."""
+    segments: Count
+
+
+def check_placement(placement: Placement, manifest: Manifest, locate: bytes) -> str | None:
+    """Return the first thing in which a placement does not fit its manifest, or None."""
+    if placement.locate != locate:
+        return "the placement is of another object"
+    if placement.owner != manifest.owner:
+        return "the placement names another owner than the manifest"
+    if (placement.k, placement.m) != (manifest.k, manifest.m):
+        return "the placement is of another code than the manifest"
+    if placement.code_generation != manifest.generation:
+        return "the placement is of another encoding generation than the manifest"
+    if len(placement.columns) != manifest.k + manifest.m:
+        return "the placement does not name one node a column"
+    if placement.segments != segments_of(manifest):
+        return "the placement counts other segments than the manifest"
+    return None
+
+
+def assign(hosts: Sequence[bytes], n: int) -> tuple[bytes, ...]:
+    """Return a host for each of n columns: distinct where there are n, else spread evenly.
+
+    No two hosts differ by more than one column; earlier hosts get more.
+    """
+    assert hosts
+    return tuple(hosts[column % len(hosts)] for column in range(n))
+
+
+def columns_of(columns: Sequence[bytes], node: bytes) -> tuple[int, ...]:
+    """Return the columns that one node holds."""
+    return tuple(column for column, holder in enumerate(columns) if holder == node)
+
+
+def losses_survived(columns: Sequence[bytes], m: int) -> int:
+    """Return how many nodes can be lost, whichever they are, with k columns left.
+
+    Exact: the worst loss of f nodes is that of the f that hold most.
+    """
+    lost = 0
+    for survived, held in enumerate(sorted(Counter(columns).values(), reverse=True)):
+        lost += held
+        if lost > m:
+            return survived
+    return len(set(columns))
+
+
+def nodes_needed(code: Code, survive_nodes: int) -> int | None:
+    """Return how many nodes the code needs to survive that many losses; None: never enough."""
+    for nodes in range(1, code.n + 1):
+        if losses_survived(assign([bytes([i]) for i in range(nodes)], code.n), code.m) >= (
+            survive_nodes
+        ):
+            return nodes
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """Why a durability that was asked for cannot be met, and what would help."""
+
+    reason: str
+    hint: str
+
+
+def check_durability(columns: Sequence[bytes], code: Code, survive_nodes: int) -> Shortfall | None:
+    """Return why a placement does not survive that many node losses, or None if it does."""
+    survived = losses_survived(columns, code.m)
+    if survived >= survive_nodes:
+        return None
+    nodes = len(set(columns))
+    reason = (
+        f"{code.n} shards on {nodes} {'node' if nodes == 1 else 'nodes'} survive the loss of "
+        f"{survived}, asked for was {survive_nodes}"
+    )
+    needed = nodes_needed(code, survive_nodes)
+    if needed is None:
+        more = max(survive_nodes, code.m + 1)
+        return Shortfall(
+            reason,
+            f"a code with {code.m} parity shards never survives more than {code.m} nodes; "
+            f"use --code {code.k},{more} on {code.k + more} nodes",
+        )
+    return Shortfall(reason, f"it takes {needed} nodes that are up and have room")
+
+
+def warnings_of(columns: Sequence[bytes], code: Code, own: bytes) -> list[str]:
+    """Return what people should know about a placement, in sentences."""
+    nodes = len(set(columns))
+    if nodes == 1 and columns[0] == own:
+        return ["the object does not survive the loss of this node"]
+    if nodes == 1:
+        return ["the object does not survive the loss of the one node that holds it"]
+    if nodes < code.n:
+        survived = losses_survived(columns, code.m)
+        text = (
+            f"{code.n} shards lie on {nodes} nodes: the object survives the loss of "
+            f"{survived} of them, on {code.n} nodes it would be {code.m}"
+        )
+        return [text]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the states of an object's columns add up to."""
+
+    readable: bool
+    margin: int
+    """How many more columns may be lost before fewer than k are left; negative: how many lack."""
+    healable: bool
+    """Whether there are nodes enough to hold what is lost, or the next column that is."""
+
+
+def condition(states: Sequence[State], k: int, spare_nodes: int, *, inline: bool) -> Condition:
+    """Return the condition of an object.
+
+    Args:
+        states: one a column.
+        k: columns needed.
+        spare_nodes: nodes that are up and hold no good column.
+        inline: whether every host holds the whole object: it is readable from any
+            one, and its margin is still counted against k, never above the truth.
+    """
+    good = sum(state == "ok" for state in states)
+    readable = good >= (1 if inline else k)
+    lost = len(states) - good
+    return Condition(
+        readable=readable,
+        margin=max(good - k, 0) if readable else good - k,
+        healable=readable and spare_nodes >= max(1, lost),
+    )
+
+
+def host_bytes(size_bytes: int, code: Code, hosts: int, segment_bytes: int) -> int:
+    """Return how many bytes of shards the busiest of that many hosts will hold."""
+    segments, tail = divmod(size_bytes, segment_bytes)
+    column = segments * code.shard_bytes(segment_bytes) + code.shard_bytes(tail)
+    return column * ceil_div(code.n, hosts)
+
+
+def record_bytes(size_bytes: int, code: Code, segment_bytes: int) -> int:
+    """Return an upper bound of what manifest and placement of an object take at each host."""
+    each = 34 * code.n + 40
+    return 1024 + min(size_bytes, 4096) + 34 * code.n + each * ceil_div(size_bytes, segment_bytes)

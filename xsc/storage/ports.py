@@ -1,0 +1,119 @@
+"""What storage needs of others: peers to call, leases on both sides, one synced write.
+
+`xsc.node.build` puts `xsc.net` behind `Caller`, `xsc.market` behind `Hosts` and
+`Leases`, and `xsc.db` behind `Commit`; storage knows none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from xsc.base.encoding import Value
+from xsc.base.keyvalue import Change
+from xsc.base.merkle import Part
+
+OWN_LEASE = b"\0" * 32
+"""The lease id under which a node's own objects lie on itself: nothing is settled."""
+
+
+class Reply(Protocol):
+    """What a peer answered. Its parts are not verified yet."""
+
+    @property
+    def header(self) -> dict[str, Value]:
+        """The fields of the answer."""
+
+    @property
+    def parts(self) -> Sequence[bytes | memoryview]:
+        """The bodies, in order."""
+
+
+class Caller(Protocol):
+    """Calls a method of a peer."""
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Return the peer's answer.
+
+        Raises:
+            PeerSilent: no connection, or no answer in time.
+            PeerUnknown: no such peer.
+            XscError: what the peer answered with.
+        """
+
+
+class HostLease(Protocol):
+    """Room at one host."""
+
+    @property
+    def node(self) -> bytes:
+        """The host; this node's own id where it is its own host."""
+
+    @property
+    def lease_id(self) -> bytes:
+        """The lease to store under; OWN_LEASE at the own node."""
+
+    @property
+    def price(self) -> int:
+        """Micro-credits a quantum."""
+
+
+class Hosts(Protocol):
+    """The customer's side of storage leases, and what is known of hosts."""
+
+    async def lease_hosts(
+        self, *, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> Sequence[HostLease]:
+        """Return room for `size_bytes` at each of `count` distinct nodes, fewer where fewer exist.
+
+        Raises:
+            NoOffers, SpaceExhausted: not even one.
+        """
+
+    async def used(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
+
+    def is_up(self, node: bytes) -> bool:
+        """Say whether a peer answered its last probes."""
+
+    def response_ms(self, node: bytes) -> int:
+        """Return how long a peer is expected to take for a small answer."""
+
+    def peers(self) -> Sequence[bytes]:
+        """Return every known peer that is not blocked."""
+
+    def report(self, node: bytes, what: str) -> None:
+        """Take note that a peer did wrong, for example "shard_mismatch"."""
+
+
+class Leases(Protocol):
+    """The provider's side of storage leases."""
+
+    def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
+        """Count that many bytes against the lease, from now on.
+
+        Raises:
+            LeaseExhausted: no such lease of that customer, over, or without that room.
+            SpaceExhausted: promised room is gone.
+        """
+
+    def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Give back (-) bytes that were admitted and not stored, or that were deleted."""
+
+
+Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
+"""Applies all changes or none to the bodies and returns once they are synced to the disk."""
+
+Handler: TypeAlias = Callable[
+    [bytes, dict[str, Value], Sequence[Part]],
+    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
+]
+"""Answers a peer: (its node id, header, verified parts) to (header, parts)."""
