@@ -16,7 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
@@ -39,6 +39,13 @@ class Record(BaseModel):
     VERSION: ClassVar[int] = 1
 
     v: int = 1
+
+    @model_validator(mode="after")
+    def _version_is_known(self) -> Self:
+        """Refuse other versions in records inside of records, too."""
+        if self.v != self.VERSION:
+            raise ValueError(f"version {self.v}, known here is {self.VERSION}")
+        return self
 
     def to_value(self) -> dict[str, Value]:
         """Return the record as plain values, in lists where it has tuples."""
