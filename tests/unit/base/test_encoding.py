@@ -1,0 +1,134 @@
+"""Canonical bytes: golden values, and everything that must be refused."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import cbor2
+import libipld
+import pytest
+
+from tests.strategies import vectors
+from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
+from xsc.base.errors import RecordInvalid, TooLarge
+from xsc.base.limits import RECORD_BYTES_MAX, RECORD_DEPTH_MAX
+
+GOLDEN = vectors("encoding")
+
+
+def plain(shown: Any) -> Value:
+    """Undo the vectors' notation of bytes and maps."""
+    if isinstance(shown, list):
+        return [plain(item) for item in shown]
+    if isinstance(shown, dict):
+        if "hex" in shown:
+            return bytes.fromhex(shown["hex"])
+        return {key: plain(item) for key, item in shown["map"]}
+    return shown
+
+
+@pytest.mark.parametrize("case", GOLDEN["accepted"], ids=lambda case: case["hex"][:24])
+def test_golden_values_encode_to_their_bytes_and_back(case):
+    value, raw = plain(case["value"]), bytes.fromhex(case["hex"])
+    assert encode(value) == raw
+    assert decode(raw) == value
+    assert type(decode(raw)) is type(value)
+
+
+@pytest.mark.parametrize("case", GOLDEN["refused"], ids=lambda case: case["why"])
+def test_what_is_not_canonical_is_refused(case):
+    with pytest.raises(RecordInvalid):
+        decode(bytes.fromhex(case["hex"]))
+
+
+@pytest.mark.parametrize("case", GOLDEN["tagged_sha256"], ids=lambda case: case["hex"][:8])
+def test_tagged_hashes(case):
+    parts = [bytes.fromhex(part) for part in case["parts"]]
+    assert tagged_sha256(case["tag"], *parts).hex() == case["hex"]
+
+
+def test_the_tag_ends_before_the_content_begins():
+    assert domain("entry") == b"XSC/1/entry\0"
+    assert tagged_sha256("ab", b"c") != tagged_sha256("a", b"bc")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.5,
+        float("nan"),
+        2**64,
+        -(2**64) - 1,
+        {1: 2},
+        {b"k": 1},
+        {None: 1},
+        (1, 2),
+        {1, 2},
+        bytearray(b"x"),
+        memoryview(b"x"),
+        object(),
+        [1, {"a": [0.0]}],
+        "half a pair: \ud800",
+        {"\udfff": 1},
+    ],
+    ids=repr,
+)
+def test_values_outside_of_the_format_are_refused(value):
+    with pytest.raises(RecordInvalid):
+        encode(value)
+
+
+def nested(depth: int) -> Value:
+    value: Value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_nesting_is_bounded_both_ways():
+    deepest = nested(RECORD_DEPTH_MAX)
+    assert decode(encode(deepest)) == deepest
+    with pytest.raises(RecordInvalid, match="nested deeper"):
+        encode(nested(RECORD_DEPTH_MAX + 1))
+    with pytest.raises(RecordInvalid, match="nested deeper"):
+        decode(b"\x81" * (RECORD_DEPTH_MAX + 1) + b"\x01")
+    with pytest.raises(RecordInvalid):
+        decode(b"\xa1\x60" * 100_000 + b"\x01")
+
+
+def test_a_list_that_holds_itself_is_refused():
+    ring: list[Any] = []
+    ring.append(ring)
+    with pytest.raises(RecordInvalid, match="nested deeper"):
+        encode(ring)
+
+
+def test_the_size_is_checked_before_anything_is_parsed():
+    with pytest.raises(TooLarge, match="262145"):
+        decode(b"\xff" * (RECORD_BYTES_MAX + 1))
+    assert decode(encode(b"x" * 100), size_max=102) == b"x" * 100
+    with pytest.raises(TooLarge):
+        decode(encode(b"x" * 100), size_max=101)
+
+
+def looks_like_a_cid(raw: bytes) -> bool:
+    return libipld.encode_dag_cbor(raw) != cbor2.dumps(raw, canonical=True)
+
+
+def test_bytes_that_look_like_a_cid_stay_bytes():
+    """A regression: libipld's encoder writes them as tag 42, one hash in some 2 500."""
+    made = bytes([0x01, 0x71, 0x12, 0x20]) + bytes(32)
+    found = (hashlib.sha256(seed.to_bytes(4, "big")).digest() for seed in range(100_000))
+    hashed = next(digest for digest in found if looks_like_a_cid(digest))
+    assert looks_like_a_cid(made)
+    for raw in (made, hashed):
+        encoded = encode(raw)
+        assert encoded == bytes([0x58, len(raw)]) + raw
+        assert decode(encoded) == raw
+        assert decode(encode({"root": raw, "list": [raw]})) == {"root": raw, "list": [raw]}
+
+
+def test_keys_are_ordered_by_length_and_then_by_bytes():
+    raw = encode({"b": 1, "aa": 2, "a": 3, "é": 4, "": 5})
+    assert list(decode(raw)) == ["", "a", "b", "aa", "é"]

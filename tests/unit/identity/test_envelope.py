@@ -1,0 +1,247 @@
+"""Signed records: what is opened, and everything that is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from pydantic import Field, ValidationError
+
+from tests.strategies import vectors
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge
+from xsc.identity.envelope import Count, Id32, Record, kind_of, open_signed, sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Quote
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.voucher import Voucher
+
+GOLDEN = vectors("envelope")
+KINDS: dict[str, type[Record]] = {
+    kind.KIND: kind
+    for kind in (
+        ExecutionReceipt,
+        HeldShard,
+        Lease,
+        LeaseRequest,
+        Number,
+        Observed,
+        Order,
+        Outcome,
+        Quote,
+        StorageReceipt,
+        Voucher,
+    )
+}
+
+
+class Note(Record):
+    KIND: ClassVar[str] = "note"
+
+    text: Annotated[str, Field(max_length=100)]
+    count: Count = 0
+    about: Id32 | None = None
+    lines: tuple[str, ...] = ()
+
+
+class Letter(Record):
+    """The same fields under another kind."""
+
+    KIND: ClassVar[str] = "letter"
+
+    text: Annotated[str, Field(max_length=100)]
+    count: Count = 0
+    about: Id32 | None = None
+    lines: tuple[str, ...] = ()
+
+
+class NewNote(Note):
+    """What a later release may write."""
+
+    VERSION: ClassVar[int] = 2
+
+    v: int = 2
+
+
+NOTE = Note(text="hello", count=3, about=bytes(32), lines=("a", "b"))
+
+
+@pytest.mark.parametrize("case", GOLDEN["records"], ids=lambda case: case["kind"])
+def test_golden_envelopes(case):
+    """The bytes were made without this package; they never change for one version."""
+    kind, raw = KINDS[case["kind"]], bytes.fromhex(case["envelope"])
+    network, author = bytes.fromhex(GOLDEN["network"]), bytes.fromhex(GOLDEN["author"])
+    assert network == network_id("xsc")
+    signed = open_signed(raw, kind, network=network, author=author)
+    assert signed.record.to_bytes().hex() == case["body"]
+    assert signed.id.hex() == signed.record.id.hex() == case["id"]
+    assert (signed.author, signed.network, signed.raw) == (author, network, raw)
+    key = KeyPair(bytes.fromhex(GOLDEN["seed"]))
+    assert sign(signed.record, key, network) == signed
+
+
+def test_every_kind_has_a_vector():
+    assert {case["kind"] for case in GOLDEN["records"]} == set(KINDS)
+
+
+def test_what_was_signed_is_opened(alice, network):
+    signed = sign(NOTE, alice, network)
+    assert open_signed(signed.raw, Note, network=network, author=alice.node_id) == signed
+    assert open_signed(signed.raw, Note, network=None).record == NOTE
+    assert kind_of(signed.raw) == "note"
+
+
+def test_every_changed_bit_is_refused(alice, network):
+    raw = sign(NOTE, alice, network).raw
+    for bit in range(len(raw) * 8):
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((RecordInvalid, SignatureInvalid)):
+            open_signed(bytes(changed), Note, network=None)
+
+
+def test_every_shortened_or_lengthened_envelope_is_refused(alice, network):
+    raw = sign(NOTE, alice, network).raw
+    for size in range(len(raw)):
+        with pytest.raises(RecordInvalid):
+            open_signed(raw[:size], Note, network=network)
+    with pytest.raises(RecordInvalid):
+        open_signed(raw + b"\0", Note, network=network)
+
+
+def test_another_author_is_refused(alice, bob, network):
+    with pytest.raises(SignatureInvalid, match="another node"):
+        open_signed(sign(NOTE, bob, network).raw, Note, network=network, author=alice.node_id)
+
+
+def test_another_network_is_refused(alice, network):
+    with pytest.raises(RecordInvalid, match="another network"):
+        open_signed(sign(NOTE, alice, network).raw, Note, network=network_id("other"))
+
+
+def test_another_kind_is_refused(alice, network):
+    with pytest.raises(RecordInvalid, match="expected a letter, this is a note"):
+        open_signed(sign(NOTE, alice, network).raw, Letter, network=network)
+
+
+def envelope(signed_raw: bytes, **changes: Any) -> bytes:
+    value = decode(signed_raw)
+    assert isinstance(value, dict)
+    return encode({**value, **changes})
+
+
+def test_a_signature_does_not_pass_to_another_kind_network_or_author(alice, bob, network):
+    raw = sign(NOTE, alice, network).raw
+    other = network_id("other")
+    for changed, kind, net in [
+        (envelope(raw, kind="letter"), Letter, network),
+        (envelope(raw, net=other), Note, other),
+        (envelope(raw, by=bob.node_id), Note, network),
+        (envelope(raw, body=NOTE.model_copy(update={"count": 4}).to_bytes()), Note, network),
+    ]:
+        with pytest.raises(SignatureInvalid):
+            open_signed(changed, kind, network=net)
+
+
+def test_a_newer_version_is_named(alice, network):
+    raw = sign(NOTE, alice, network).raw
+    with pytest.raises(RecordInvalid, match="envelope is of version 2, known here is 1") as caught:
+        open_signed(envelope(raw, v=2), Note, network=network)
+    assert "newer xsc" in caught.value.hint
+    newer = sign(NewNote(text="hello"), alice, network)
+    with pytest.raises(RecordInvalid, match="note is of version 2, known here is 1") as caught:
+        open_signed(newer.raw, Note, network=network)
+    assert "newer xsc" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", [0, 2, True, "1", None, b"\1"])
+def test_every_other_version_of_a_record_is_refused(version):
+    with pytest.raises(RecordInvalid, match="version"):
+        Note.from_value({**NOTE.to_value(), "v": version})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"v": True},
+        {"kind": b"note"},
+        {"net": bytes(31)},
+        {"net": "x" * 32},
+        {"by": bytes(33)},
+        {"sig": bytes(63)},
+        {"body": "text"},
+        {"body": None},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+def test_malformed_envelopes_are_refused(changes, alice, network):
+    with pytest.raises(RecordInvalid):
+        open_signed(envelope(sign(NOTE, alice, network).raw, **changes), Note, network=network)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xa0", b"\x80", b"\x01", encode({"v": 1})])
+def test_what_is_no_envelope_is_refused(raw, network):
+    for attempt in (lambda: open_signed(raw, Note, network=network), lambda: kind_of(raw)):
+        with pytest.raises(RecordInvalid):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"text": "x" * 101}, "text"),
+        ({"text": b"hello"}, "text"),
+        ({"text": None}, "text"),
+        ({"count": -1}, "count"),
+        ({"count": 2**63}, "count"),
+        ({"count": True}, "count"),
+        ({"count": "3"}, "count"),
+        ({"about": bytes(31)}, "about"),
+        ({"about": "x" * 32}, "about"),
+        ({"lines": "ab"}, "lines"),
+        ({"lines": [1]}, "lines.0"),
+        ({"unknown": 1}, "unknown"),
+    ],
+    ids=str,
+)
+def test_a_broken_schema_is_refused_and_the_field_named(changes, place):
+    with pytest.raises(RecordInvalid, match=f"this note is wrong at {place}: "):
+        Note.from_value({**NOTE.to_value(), **changes})
+
+
+def test_a_missing_field_and_a_list_are_refused():
+    with pytest.raises(RecordInvalid, match="wrong at text"):
+        Note.from_value({"v": 1})
+    with pytest.raises(RecordInvalid, match="must be a map"):
+        Note.from_value([1])
+
+
+def test_a_correctly_signed_body_must_still_fit_the_schema(alice, network):
+    class Loose(Record):
+        KIND: ClassVar[str] = "note"
+
+        text: int
+
+    with pytest.raises(RecordInvalid, match="wrong at text"):
+        open_signed(sign(Loose(text=1), alice, network).raw, Note, network=network)
+
+
+def test_the_size_is_bounded(alice, network):
+    raw = sign(NOTE, alice, network).raw
+    open_signed(raw, Note, network=network, size_max=len(raw))
+    with pytest.raises(TooLarge):
+        open_signed(raw, Note, network=network, size_max=len(raw) - 1)
+    with pytest.raises(TooLarge):
+        kind_of(raw, size_max=len(raw) - 1)
+
+
+def test_records_are_frozen_and_strict():
+    with pytest.raises(ValidationError):
+        NOTE.text = "other"  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        Note(text="x", count=1.0)  # type: ignore[arg-type]
+    assert Note.from_bytes(NOTE.to_bytes()) == NOTE
+    assert isinstance(Note.from_bytes(NOTE.to_bytes()).lines, tuple)

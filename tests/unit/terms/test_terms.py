@@ -1,0 +1,155 @@
+"""What a term must satisfy beyond the types of its fields."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.strategies import vectors
+from xsc.base import limits
+from xsc.base.encoding import decode
+from xsc.base.errors import RecordInvalid
+from xsc.terms.execution import ExecutionReceipt, Number, Order, Outcome
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Quote
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+
+BODIES = {
+    case["kind"]: decode(bytes.fromhex(case["body"])) for case in vectors("envelope")["records"]
+}
+
+
+def made(record, **changes):
+    return record.from_value({**BODIES[record.KIND], **changes})
+
+
+@pytest.mark.parametrize(
+    "ladder",
+    [
+        {"price_mutual": 9},
+        {"price_one_way": 14, "price": 14},
+        {"price_one_way": 4, "price": 4},
+        {"reserve": 7},
+    ],
+    ids=str,
+)
+def test_a_price_ladder_never_falls(ladder):
+    with pytest.raises(RecordInvalid, match="ladder must not fall"):
+        made(Quote, **ladder)
+
+
+def test_a_flat_ladder_is_a_ladder():
+    assert made(Quote, price_mutual=8, price_one_way=8, reserve=8).price == 8
+    assert made(Quote, price_mutual=0, price_one_way=0, reserve=0, price=0).price == 0
+
+
+@pytest.mark.parametrize(("tier", "price"), [("mutual", 5), ("one_way", 8), ("open", 13)])
+def test_a_quote_asks_the_rung_of_its_tier_and_nothing_else(tier, price):
+    assert made(Quote, tier=tier, price=price).price == price
+    for other in (price - 1, price + 1):
+        with pytest.raises(RecordInvalid, match="rung of its tier"):
+            made(Quote, tier=tier, price=other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"valid_until_ms": 1_700_000_000_000},
+        {"valid_until_ms": 0},
+        {"kind": "egress"},
+        {"tier": "best"},
+        {"nonce": bytes(15)},
+        {"site": "x" * 65},
+        {"provider": bytes(31)},
+    ],
+    ids=str,
+)
+def test_a_quote_is_refused(changes):
+    with pytest.raises(RecordInvalid):
+        made(Quote, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"end_ms": 1_700_000_000_000},
+        {"end_ms": 0},
+        {"quantity": 0, "quantity_min": 0},
+        {"quantity_min": 0},
+        {"quantity_min": 10**9 + 1},
+        {"quantity": 2**63},
+        {"price": -1},
+    ],
+    ids=str,
+)
+def test_a_lease_request_is_refused(changes):
+    with pytest.raises(RecordInvalid):
+        made(LeaseRequest, **changes)
+
+
+def test_a_lease_grants_something():
+    assert made(Lease, quantity=1).quantity == 1
+    with pytest.raises(RecordInvalid):
+        made(Lease, quantity=0)
+
+
+@pytest.mark.parametrize("number_type", ["i32", "i64", "f32", "f64"])
+@pytest.mark.parametrize("width", range(3, 10))
+def test_a_number_is_as_wide_as_its_type(number_type, width):
+    body = {"v": 1, "type": number_type, "bits": bytes(width)}
+    if width == {"i32": 4, "i64": 8, "f32": 4, "f64": 8}[number_type]:
+        assert Number.from_value(body).bits == bytes(width)
+    else:
+        with pytest.raises(RecordInvalid):
+            Number.from_value(body)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fuel_max": 0},
+        {"fuel_max": limits.FUEL_MAX + 1},
+        {"memory_bytes_max": 0},
+        {"memory_bytes_max": limits.MEMORY_BYTES_MAX + 1},
+        {"timeout_ms": 0},
+        {"timeout_ms": limits.TIMEOUT_MS_MAX + 1},
+        {"mode": "compile"},
+        {"function": "x" * 1025},
+        {"nonce": bytes(17)},
+        {"arguments": [{"v": 1, "type": "i32", "bits": bytes(4)}] * (limits.ARGUMENTS_MAX + 1)},
+        {"arguments": [{"v": 2, "type": "i32", "bits": bytes(4)}]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_order_is_refused(changes):
+    with pytest.raises(RecordInvalid):
+        made(Order, **changes)
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, 2**32 - 1])
+def test_an_outcome_has_an_exit_code_or_none(code):
+    assert made(Outcome, exit_code=code).exit_code == code
+
+
+@pytest.mark.parametrize("code", [-1, 2**32, "0", True])
+def test_an_outcome_with_another_exit_code_is_refused(code):
+    with pytest.raises(RecordInvalid):
+        made(Outcome, exit_code=code)
+
+
+def test_an_execution_receipt_refuses_a_nested_field_that_it_does_not_know():
+    outcome = {**BODIES["outcome"], "score": 1}
+    with pytest.raises(RecordInvalid, match=r"wrong at outcome\.score"):
+        made(ExecutionReceipt, outcome=outcome)
+
+
+def test_a_shard_has_a_column_of_one_byte():
+    assert made(HeldShard, column=255).column == 255
+    with pytest.raises(RecordInvalid):
+        made(HeldShard, column=256)
+
+
+def test_a_storage_receipt_is_bounded():
+    shard = BODIES["held_shard"]
+    assert len(made(StorageReceipt, shards=[shard] * 1024).shards) == 1024
+    with pytest.raises(RecordInvalid):
+        made(StorageReceipt, shards=[shard] * 1025)
