@@ -1,0 +1,88 @@
+import pytest
+
+from xsc.allocation.recognition import Recognition, mutual_ppm, tier_of, with_weight
+from xsc.base.errors import ArgumentInvalid, RecordInvalid
+from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM as TAU
+from xsc.base.limits import PPM
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair, network_id
+
+ME, A, B = b"\1" * 32, b"\2" * 32, b"\3" * 32
+
+
+def record(weights, owner=ME, sequence=1):
+    return {
+        "v": 1,
+        "owner": owner,
+        "sequence": sequence,
+        "weights": [list(pair) for pair in weights],
+        "created_ms": 5,
+    }
+
+
+def test_a_recognition_survives_the_wire():
+    key, network = KeyPair(b"\7" * 32), network_id("test")
+    made = Recognition(
+        owner=key.node_id, sequence=3, weights=((A, 400_000), (B, 600_000)), created_ms=5
+    )
+    opened = open_signed(sign(made, key, network).raw, Recognition, network=network)
+    assert opened.record == made
+    assert opened.record.weight_ppm(A) == 400_000
+    assert opened.record.weight_ppm(ME) == 0
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [(A, 500_001), (B, 500_000)],
+        [(B, 1), (A, 1)],
+        [(A, 1), (A, 1)],
+        [(ME, 1)],
+        [(A, 0)],
+        [(A, PPM + 1)],
+        [(A[:31], 1)],
+    ],
+    ids=["above the whole", "falling", "twice", "itself", "nothing", "too much", "no id"],
+)
+def test_a_false_recognition_is_refused(weights):
+    with pytest.raises(RecordInvalid):
+        Recognition.from_value(record(weights))
+
+
+def test_a_full_budget_is_accepted():
+    assert Recognition.from_value(record([(A, 500_000), (B, 500_000)])).weight_ppm(B) == 500_000
+
+
+def test_a_weight_is_set_and_taken_away():
+    weights = with_weight({}, A, 300_000)
+    assert with_weight(weights, A, 400_000) == {A: 400_000}
+    assert with_weight(weights, B, 700_000) == {A: 300_000, B: 700_000}
+    assert with_weight(weights, A, 0) == {}
+    assert weights == {A: 300_000}
+
+
+@pytest.mark.parametrize("ppm", [-1, PPM + 1, 700_001])
+def test_a_weight_out_of_the_budget_is_refused(ppm):
+    with pytest.raises(ArgumentInvalid):
+        with_weight({A: 300_000}, B, ppm)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "tier"),
+    [
+        (0, 0, "open"),
+        (0, PPM, "open"),
+        (1, 0, "one_way"),
+        (PPM, 0, "one_way"),
+        (PPM, TAU - 1, "one_way"),
+        (TAU - 1, PPM, "one_way"),
+        (TAU, TAU, "mutual"),
+        (TAU, PPM, "mutual"),
+    ],
+)
+def test_tiers(mine, theirs, tier):
+    assert tier_of(mine, theirs) == tier
+
+
+def test_mutual_recognition_is_the_lesser_and_symmetric():
+    assert mutual_ppm(3, 5) == mutual_ppm(5, 3) == 3

@@ -1,0 +1,118 @@
+"""The ten defects of the original (research: allocation, 1.2), at the level of one division.
+
+D1  tier 2 served while tier 1 lacks: kept exact in `proportional`, corrected in the default.
+D6  damping of a lone recipient cancels in the ratio: kept exact in `proportional`; the
+    default does not look at damping.
+D7  damping 0 read as 1: corrected, 0 is 0.
+D9  the guide's worked example: its prose is the default rule, its formula `proportional`.
+
+Not at this level yet, because they need slots, places, times or a history:
+D2 (one need filled by two slots), D3 (month buckets), D4 (undated need), D5 (hours),
+D8 (constant over-allocation counted as smooth), D10 (city and country buckets).
+"""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from xsc.allocation.tiers import RULES, Claim, proportional, weighted_uniform
+
+VECTORS = json.loads(
+    (Path(__file__).parents[2] / "vectors" / "two_tier.json").read_text(encoding="utf-8")
+)["cases"]
+
+
+def claims_of(case):
+    return [
+        Claim(
+            bytes.fromhex(claim["id"]),
+            claim["tier"],
+            claim["weight"],
+            claim["need"],
+            claim.get("damping_ppm", 1_000_000),
+        )
+        for claim in case["claims"]
+    ]
+
+
+def case_of(name):
+    return next(case for case in VECTORS if case["name"] == name)
+
+
+def by_hex(division):
+    return {id_.hex(): amount for id_, amount in division.allocations.items()}
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["name"])
+def test_weighted_uniform_vectors(case):
+    assert by_hex(weighted_uniform(case["capacity"], claims_of(case))) == (case["weighted_uniform"])
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["name"])
+def test_proportional_vectors(case):
+    division = proportional(case["capacity"], claims_of(case))
+    assert by_hex(division) == case["proportional"]["allocations"]
+    assert {
+        result.tier: [result.denominator.numerator, result.denominator.denominator]
+        for result in division.tiers
+    } == case["proportional"]["denominators"]
+
+
+def test_d1_tier_one_is_sated_before_tier_two():
+    case = case_of("D1 tier priority")
+    assert by_hex(weighted_uniform(100, claims_of(case))) == {"aa": 1, "bb": 99, "cc": 0}
+    original = proportional(100, claims_of(case))
+    assert by_hex(original) == {"aa": 1, "bb": 91, "cc": 8}
+    assert original.tier("mutual").denominator == Fraction(109, 10)
+
+
+def test_d6_damping_cancels_for_a_lone_recipient():
+    assert proportional(10, [Claim(b"a", "mutual", 500_000, 10, 500_000)]).allocations[b"a"] == 10
+
+
+def test_d7_damping_of_zero_is_zero():
+    lone = Claim(b"a", "mutual", 500_000, 10, 0)
+    assert proportional(10, [lone]).allocations == {b"a": 0}
+    assert proportional(10, [lone]).tier("mutual").denominator == 0
+
+
+def test_d9_the_guide_is_water_filling():
+    case = case_of("guide")
+    assert by_hex(weighted_uniform(100, claims_of(case))) == {"aa": 30, "bb": 30, "cc": 40}
+    assert by_hex(proportional(100, claims_of(case))) == {"aa": 29, "bb": 21, "cc": 48}
+
+
+def test_the_level_is_capacity_over_denominator_while_no_need_caps():
+    claims = [Claim(b"a", "mutual", 2, 900), Claim(b"b", "mutual", 3, 900)]
+    for rule in RULES.values():
+        tier = rule(100, claims).tier("mutual")
+        assert tier.level == Fraction(100) / tier.denominator
+
+
+def test_the_level_lets_each_claimant_check_its_own_line():
+    claims = [Claim(b"a", "mutual", 2, 10), Claim(b"b", "mutual", 3, 90), Claim(b"c", "open", 0, 5)]
+    division = weighted_uniform(77, claims)
+    level = division.tier("mutual").level
+    assert level == Fraction(77 - 10, 3)
+    assert division.allocations == {b"a": 10, b"b": 67, b"c": 0}
+
+
+def test_no_level_binds_where_all_are_sated():
+    division = weighted_uniform(10, [Claim(b"a", "mutual", 1, 4), Claim(b"b", "open", 0, 5)])
+    assert [result.level for result in division.tiers] == [None, None, None]
+    assert [result.capacity for result in division.tiers] == [10, 6, 6]
+    assert [result.given for result in division.tiers] == [4, 0, 5]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_a_claim_a_division_cannot_understand_is_a_bug(rule):
+    with pytest.raises(AssertionError):
+        Claim(b"a", "mutual", 0, 1)
+    with pytest.raises(AssertionError):
+        Claim(b"a", "open", 0, -1)
+    with pytest.raises(AssertionError):
+        rule(1, [Claim(b"a", "open", 0, 1), Claim(b"a", "mutual", 1, 1)])
+    with pytest.raises(AssertionError):
+        rule(-1, [])

@@ -1,0 +1,87 @@
+"""Recognition: how much of its weight a node gives to each peer, and what two weights say together.
+
+A node has 1 000 000 ppm to give. Mutual recognition is the lesser of both
+weights; it counts from a threshold on, because otherwise a crumb of
+reciprocity would jump the whole queue (DESIGN section 8). Recognition is a
+budgeted report, not a truthful one: nothing here proves that it is deserved.
+
+This module only decides; `xsc.allocation.service` sends and keeps the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PEERS_MAX, PPM
+from xsc.base.units import format_share
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms.quote import Tier
+
+Weight = Annotated[int, Field(gt=0, le=PPM)]
+
+
+class Recognition(Record):
+    """Signed by the owner: all weights that it gives. The highest sequence holds."""
+
+    KIND: ClassVar[str] = "recognition"
+
+    owner: Id32
+    sequence: Count
+    weights: Annotated[tuple[tuple[Id32, Weight], ...], Field(max_length=PEERS_MAX)]
+    """Peers by rising id with what they are given, in ppm; who is absent is given nothing."""
+    created_ms: Count
+
+    @model_validator(mode="after")
+    def _budget(self) -> Recognition:
+        peers = [peer for peer, _ in self.weights]
+        if any(left >= right for left, right in pairwise(peers)):
+            raise ValueError("the peers do not rise")
+        if self.owner in peers:
+            raise ValueError("a node does not recognise itself")
+        # Never made to fit in silence: a sum above the whole is a false statement.
+        if sum(ppm for _, ppm in self.weights) > PPM:
+            raise ValueError(f"the weights are above {PPM} ppm together")
+        return self
+
+    def weight_ppm(self, peer: bytes) -> int:
+        """Return what the peer is given."""
+        return dict(self.weights).get(peer, 0)
+
+
+def with_weight(weights: Mapping[bytes, int], peer: bytes, ppm: int) -> dict[bytes, int]:
+    """Return the weights with one of them set; 0 takes it away.
+
+    Raises:
+        ArgumentInvalid: out of range, more than the budget, or more peers than are kept.
+    """
+    if not 0 <= ppm <= PPM:
+        raise ArgumentInvalid(f"a weight lies from 0 to {PPM} ppm, this is {ppm}")
+    changed = {other: weight for other, weight in weights.items() if other != peer}
+    left = PPM - sum(changed.values())
+    if ppm > left:
+        raise ArgumentInvalid(
+            f"only {format_share(left)} of the recognition is left to give",
+            hint="lower the weight of another peer first",
+        )
+    if ppm:
+        changed[peer] = ppm
+    if len(changed) > PEERS_MAX:
+        raise ArgumentInvalid(f"at most {PEERS_MAX} peers can be recognised")
+    return changed
+
+
+def mutual_ppm(mine: int, theirs: int) -> int:
+    """Return the mutual recognition of two nodes from the weights that they give each other."""
+    return min(mine, theirs)
+
+
+def tier_of(mine: int, theirs: int) -> Tier:
+    """Return where a peer stands here, from my weight for it and its weight for me."""
+    if mutual_ppm(mine, theirs) >= MUTUAL_RECOGNITION_THRESHOLD_PPM:
+        return "mutual"
+    return "one_way" if mine > 0 else "open"
