@@ -93,6 +93,24 @@ QUOTE_TTL_MS = 60_000
 CLEARING_WINDOW_MS = 100
 COMPUTE_LEASE_MS = 60_000
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
+STORAGE_LEASE_BYTES = 256 * MIB
+"""Asked for at least, so that many small objects share one lease."""
+STORAGE_LEASE_IDLE_MS = 600_000
+"""A provider takes a lease back that held nothing for so long; customers stop at half of it."""
+COMPUTE_LEASE_RUNS = 20
+"""Runs that a compute lease is asked for: at the limits of the run that needs it."""
+COMPUTE_LEASE_MICRO_MAX = 1_000_000
+"""Worth of a compute lease asked for, where one run does not need more."""
+QUOTE_TIMEOUT_MS = 2_000
+LEASE_TIMEOUT_MS = 5_000
+SETTLE_TIMEOUT_MS = 15_000
+LEASE_REQUESTS_WAITING_MAX = 1_024
+LEASES_A_CUSTOMER_MAX = 256
+LEASE_KEPT_MS = 3_600_000
+"""How long a lease that is over and settled is remembered."""
+REPORT_KEPT_MS = 3_600_000
+"""How long a wrong answer lowers the rank of its giver in auctions."""
+RECOGNITION_RESEND_MS = 10_000
 PPM = 1_000_000
 MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
 AMOUNT_MAX = 2**63 - 1
@@ -120,6 +138,7 @@ assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert MISSES_TO_DOWN < PROBES_KEPT
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
+assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert FUEL_MAX < 2**63
 assert WORKER_ADDRESS_BYTES >= COMPILE_ADDRESS_BYTES + 2 * MEMORY_BYTES_MAX
