@@ -1,0 +1,59 @@
+"""The peer-call port: how a subsystem asks a peer for something and answers one.
+
+`xsc.net` provides it and the subsystems use it; it stands in `base` so that
+none of them knows the other, and so that it is said once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from xsc.base.encoding import Value
+from xsc.base.merkle import Part
+
+Handler: TypeAlias = Callable[
+    [bytes, dict[str, Value], Sequence[Part]],
+    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
+]
+"""Takes the authenticated caller's id, the header and verified parts; gives header and bodies."""
+
+
+class Reply(Protocol):
+    """What a peer answered; the parts are not verified."""
+
+    @property
+    def header(self) -> dict[str, Value]:
+        """The decoded header."""
+
+    @property
+    def parts(self) -> Sequence[memoryview]:
+        """The bodies, in order."""
+
+
+class Caller(Protocol):
+    """Calls a method of a peer."""
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Return the peer's answer.
+
+        Raises:
+            PeerSilent: no connection, or no answer in time.
+            PeerUnknown: no such peer.
+            XscError: the error that the peer answered with.
+        """
+
+
+class Peers(Protocol):
+    """Who is known."""
+
+    def peers(self) -> Sequence[bytes]:
+        """Return every known peer that is not blocked, never the own node."""
