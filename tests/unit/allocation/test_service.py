@@ -1,0 +1,184 @@
+import asyncio
+
+import pytest
+
+from tests.unit.allocation.fakes import Memory, Wire
+from xsc.allocation.recognition import Recognition
+from xsc.allocation.service import AllocationService
+from xsc.base.clock import ManualClock
+from xsc.base.errors import ArgumentInvalid, NotAllowed, RecordInvalid, SignatureInvalid
+from xsc.base.limits import RECOGNITION_RESEND_MS
+from xsc.base.log import SilentLog
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair, network_id
+
+NET = network_id("test")
+
+
+class World:
+    def __init__(self):
+        self.wire = Wire()
+        self.clock = ManualClock()
+        self.keys = {}
+        self.states = {}
+
+    def node(self, number, state=None):
+        key = KeyPair(bytes([number]) * 32)
+        self.keys[number] = key
+        self.states[number] = state or Memory()
+        service = AllocationService(
+            key=key,
+            network=NET,
+            clock=self.clock,
+            caller=self.wire.caller(key.node_id),
+            state=self.states[number],
+            log=SilentLog(),
+            peers=self.wire.peers(key.node_id),
+        )
+        self.wire.handlers[key.node_id] = service.handlers()
+        return service
+
+    def id(self, number):
+        return self.keys[number].node_id
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+async def test_recognition_becomes_mutual(world):
+    a, b = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    assert a.tier(world.id(2)) == "one_way"
+    assert b.tier(world.id(1)) == "open"
+    assert b.their_weight_ppm(world.id(1)) == 300_000
+    await b.recognise(world.id(1), 200_000)
+    assert a.tier(world.id(2)) == b.tier(world.id(1)) == "mutual"
+    assert a.mutual_ppm(world.id(2)) == b.mutual_ppm(world.id(1)) == 200_000
+    standing = a.standing(world.id(2))
+    assert (standing.weight_ppm, standing.their_weight_ppm) == (300_000, 200_000)
+
+
+async def test_a_withdrawn_weight_reaches_the_peer(world):
+    a, b = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    await a.recognise(world.id(2), 0)
+    assert b.their_weight_ppm(world.id(1)) == 0
+    assert a.weights() == {}
+
+
+async def test_everything_survives_a_restart(world):
+    a, b = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    await b.recognise(world.id(1), 200_000)
+    again = world.node(1, world.states[1])
+    await again.start()
+    assert again.mutual_ppm(world.id(2)) == 200_000
+    await again.recognise(world.id(2), 100_000)
+    assert b.their_weight_ppm(world.id(1)) == 100_000
+
+
+async def test_a_silent_peer_is_told_when_it_comes_back(world):
+    a, b = world.node(1), world.node(2)
+    world.wire.down.add(world.id(2))
+    await a.recognise(world.id(2), 300_000)
+    assert a.weight_ppm(world.id(2)) == 300_000
+    world.wire.down.clear()
+    await a.peer_back(world.id(2))
+    assert b.their_weight_ppm(world.id(1)) == 300_000
+
+
+async def test_a_silent_peer_is_told_by_the_timer(world):
+    a, b = world.node(1), world.node(2)
+    world.wire.down.add(world.id(2))
+    await a.recognise(world.id(2), 300_000)
+    task = asyncio.create_task(a.run())
+    await asyncio.sleep(0)
+    world.wire.down.clear()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert b.their_weight_ppm(world.id(1)) == 300_000
+    told = len(world.wire.calls)
+    world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(world.wire.calls) == told
+    task.cancel()
+
+
+async def test_a_withdrawal_is_owed_over_a_restart(world):
+    a, b = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    world.wire.down.add(world.id(2))
+    await a.recognise(world.id(2), 0)
+    world.wire.down.clear()
+    again = world.node(1, world.states[1])
+    await again.start()
+    await again.tell()
+    assert b.their_weight_ppm(world.id(1)) == 0
+
+
+async def test_only_newer_records_count(world):
+    a, b = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    old = world.states[1].get(b"allocation/own")
+    await a.recognise(world.id(2), 100_000)
+    answer, _ = await b.handlers()["market.recognise"](world.id(1), {"recognition": old}, ())
+    assert answer["sequence"] == 2
+    assert b.their_weight_ppm(world.id(1)) == 100_000
+
+
+async def test_a_restored_copy_goes_on_above_what_its_peers_heard(world):
+    a, b = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    copy = Memory()
+    copy.table = dict(world.states[1].table)
+    await a.recognise(world.id(2), 100_000)
+    restored = world.node(1, copy)
+    await restored.start()
+    await restored.recognise(world.id(2), 50_000)
+    await restored.tell()
+    assert b.their_weight_ppm(world.id(1)) == 50_000
+
+
+async def test_what_is_not_the_callers_own_word_is_refused(world):
+    _, b = world.node(1), world.node(2)
+    handler = b.handlers()["market.recognise"]
+    other = KeyPair(b"\x09" * 32)
+    by_other = sign(
+        Recognition(owner=other.node_id, sequence=1, weights=(), created_ms=1), other, NET
+    ).raw
+    with pytest.raises(SignatureInvalid):
+        await handler(world.id(1), {"recognition": by_other}, ())
+    for_other = sign(
+        Recognition(owner=other.node_id, sequence=1, weights=(), created_ms=1), world.keys[1], NET
+    ).raw
+    with pytest.raises(RecordInvalid):
+        await handler(world.id(1), {"recognition": for_other}, ())
+    with pytest.raises(RecordInvalid):
+        await handler(world.id(1), {}, ())
+    with pytest.raises(NotAllowed):
+        await handler(other.node_id, {"recognition": by_other}, ())
+    foreign = sign(
+        Recognition(owner=world.id(1), sequence=1, weights=(), created_ms=1),
+        world.keys[1],
+        network_id("other"),
+    ).raw
+    with pytest.raises(RecordInvalid):
+        await handler(world.id(1), {"recognition": foreign}, ())
+
+
+async def test_the_budget_holds(world):
+    a, _, _ = world.node(1), world.node(2), world.node(3)
+    await a.recognise(world.id(2), 700_000)
+    with pytest.raises(ArgumentInvalid):
+        await a.recognise(world.id(3), 300_001)
+    with pytest.raises(ArgumentInvalid):
+        await a.recognise(world.id(1), 1)
+    assert a.weights() == {world.id(2): 700_000}
+    await a.recognise(world.id(3), 300_000)
+    assert sum(a.weights().values()) == 1_000_000

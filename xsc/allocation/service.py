@@ -1,0 +1,236 @@
+"""Keeps this node's recognition, tells the peers concerned, and hears theirs.
+
+Each node's weights are one signed record; the highest sequence holds. It is
+sent to everybody it names or ever named, until they answer: on every change, on
+start, and when a peer comes back. Tables in the state database:
+
+    allocation/own            the signed recognition of this node
+    allocation/told/<peer>    a peer that was ever sent one
+    allocation/peer/<peer>    the signed recognition of a peer
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.allocation.ports import Caller, Handler, Peers
+from xsc.allocation.recognition import Recognition, mutual_ppm, tier_of, with_weight
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value
+from xsc.base.errors import ArgumentInvalid, NotAllowed, RecordInvalid, XscError
+from xsc.base.fields import take_bytes, take_int
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import PEER_CONNECT_TIMEOUT_MS, RECOGNITION_RESEND_MS
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.terms.quote import Tier
+
+_OWN: Final = b"allocation/own"
+_TOLD: Final = b"allocation/told/"
+_PEER: Final = b"allocation/peer/"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStanding:
+    """How this node and a peer stand to each other."""
+
+    peer: bytes
+    weight_ppm: int
+    their_weight_ppm: int
+    mutual_ppm: int
+    tier: Tier
+
+
+class AllocationService:
+    """The node's recognition: its own, and what peers say of theirs."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        caller: Caller,
+        state: KeyValue,
+        log: Log,
+        peers: Peers,
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._caller = caller
+        self._state = state
+        self._log = log
+        self._peers = peers
+        self._own: Signed[Recognition] | None = None
+        self._weights: dict[bytes, int] = {}
+        self._theirs: dict[bytes, Signed[Recognition]] = {}
+        self._told: set[bytes] = set()
+        self._answered: dict[bytes, int] = {}
+        self._setting = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Read what was kept; the peers are told by `run`, or by `tell`.
+
+        Raises:
+            StoreDamaged: the store fails its checksums.
+            RecordInvalid, SignatureInvalid: a kept record is not what was written.
+        """
+        raw = self._state.get(_OWN)
+        if raw is not None:
+            self._own = self._open(raw, self._key.node_id)
+            self._weights = dict(self._own.record.weights)
+        for key, _ in self._state.scan(_TOLD, prefix_end(_TOLD)):
+            self._told.add(key.removeprefix(_TOLD))
+        for key, value in self._state.scan(_PEER, prefix_end(_PEER)):
+            peer = key.removeprefix(_PEER)
+            self._theirs[peer] = self._open(value, peer)
+
+    async def run(self) -> None:
+        """Tell those who have not answered, again and again, until cancelled."""
+        while True:
+            await self.tell()
+            await self._clock.sleep_ms(RECOGNITION_RESEND_MS)
+
+    def weight_ppm(self, peer: bytes) -> int:
+        """Return this node's recognition of a peer."""
+        return self._weights.get(peer, 0)
+
+    def their_weight_ppm(self, peer: bytes) -> int:
+        """Return a peer's recognition of this node, as it last told; 0 where it never did."""
+        theirs = self._theirs.get(peer)
+        return 0 if theirs is None else theirs.record.weight_ppm(self._key.node_id)
+
+    def mutual_ppm(self, peer: bytes) -> int:
+        """Return the lesser of both."""
+        return mutual_ppm(self.weight_ppm(peer), self.their_weight_ppm(peer))
+
+    def tier(self, peer: bytes) -> Tier:
+        """Return the tier on which the peer is served here."""
+        return tier_of(self.weight_ppm(peer), self.their_weight_ppm(peer))
+
+    def standing(self, peer: bytes) -> PeerStanding:
+        """Return everything about one peer."""
+        return PeerStanding(
+            peer,
+            self.weight_ppm(peer),
+            self.their_weight_ppm(peer),
+            self.mutual_ppm(peer),
+            self.tier(peer),
+        )
+
+    def weights(self) -> dict[bytes, int]:
+        """Return this node's weights by peer."""
+        return dict(self._weights)
+
+    async def recognise(self, peer: bytes, ppm: int) -> None:
+        """Set the weight of a peer, keep it, and tell everybody concerned.
+
+        A peer that does not answer is told later; the weight holds here at once.
+
+        Raises:
+            ArgumentInvalid: this node itself, out of range, or more than is left to give.
+        """
+        if peer == self._key.node_id:
+            raise ArgumentInvalid("a node does not recognise itself")
+        async with self._setting:
+            self._publish(with_weight(self._weights, peer, ppm))
+        await self.tell()
+
+    async def peer_back(self, peer: bytes) -> None:
+        """Tell a peer that came back: it may have missed or lost what was said."""
+        self._answered.pop(peer, None)
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Send the record to every reachable peer concerned that has not answered it."""
+        if self._own is None:
+            return
+        sequence = self._own.record.sequence
+        concerned = self._told | set(self._weights)
+        waiting = [
+            peer
+            for peer in self._peers.peers()
+            if peer in concerned and self._answered.get(peer, -1) < sequence
+        ]
+        await asyncio.gather(*(self._tell(peer, self._own) for peer in waiting))
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the methods that peers may call."""
+        return {"market.recognise": self._on_recognise}
+
+    def _open(self, raw: bytes, author: bytes) -> Signed[Recognition]:
+        signed = open_signed(raw, Recognition, network=self._network, author=author)
+        if signed.record.owner != author:
+            raise RecordInvalid("a recognition is signed by another node than its owner")
+        return signed
+
+    def _publish(self, weights: dict[bytes, int], *, after: int = 0) -> None:
+        """Sign and keep the weights under a sequence above `after` and every earlier one."""
+        last = after if self._own is None else max(after, self._own.record.sequence)
+        record = Recognition(
+            owner=self._key.node_id,
+            sequence=last + 1,
+            weights=tuple(sorted(weights.items())),
+            created_ms=self._clock.now_ms(),
+        )
+        signed = sign(record, self._key, self._network)
+        # Synced before it is sent: a sequence must not be used twice, whatever happens.
+        self._state.write(
+            [
+                (_OWN, signed.raw),
+                *((_TOLD + peer, b"") for peer in weights if peer not in self._told),
+            ],
+            sync=True,
+        )
+        self._own = signed
+        self._weights = weights
+        self._told.update(weights)
+
+    async def _tell(self, peer: bytes, own: Signed[Recognition]) -> None:
+        try:
+            reply = await self._caller.call(
+                peer,
+                "market.recognise",
+                {"recognition": own.raw},
+                timeout_ms=PEER_CONNECT_TIMEOUT_MS,
+            )
+            known = take_int(reply.header, "sequence")
+            known_id = take_bytes(reply.header, "id", size=ID_BYTES)
+        except XscError as fault:
+            # Whatever the peer's reason is, it is asked again after a while.
+            self._log.warning("recognition_not_told", peer=short(peer), code=fault.code)
+            return
+        self._answered[peer] = min(known, own.record.sequence)
+        if known > own.record.sequence or (known == own.record.sequence and known_id != own.id):
+            async with self._setting:
+                if self._own is not None and known >= self._own.record.sequence:
+                    # This node lost its newest record (a restored copy): go on above it.
+                    self._log.warning("recognition_sequence_behind", peer=short(peer), known=known)
+                    self._publish(dict(self._weights), after=known)
+
+    async def _on_recognise(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        if caller not in self._peers.peers():
+            raise NotAllowed("only known peers can tell whom they recognise")
+        signed = self._open(take_bytes(header, "recognition"), caller)
+        kept = self._theirs.get(caller)
+        if kept is not None and signed.record.sequence <= kept.record.sequence:
+            # The first of two under one sequence holds; the answer shows its id.
+            return {"sequence": kept.record.sequence, "id": kept.id}, ()
+        self._state.write([(_PEER + caller, signed.raw)], sync=False)
+        self._theirs[caller] = signed
+        self._log.info(
+            "recognised",
+            peer=short(caller),
+            their_weight_ppm=self.their_weight_ppm(caller),
+            tier=self.tier(caller),
+        )
+        return {"sequence": signed.record.sequence, "id": signed.id}, ()
