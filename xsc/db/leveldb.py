@@ -1,0 +1,129 @@
+"""The key-value port on LevelDB: the only module that knows its binding.
+
+Every read verifies checksums and every open is paranoid, so that damage is
+reported (`StoreDamaged`) and never returned as a value. Values are ciphertext
+or small records: they are not compressed. After a failed write the store
+refuses further ones until it is opened again: LevelDB would append behind a
+torn record, and the next open would take that for damage.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xsc.base.errors import HomeLocked, SpaceExhausted, StoreDamaged, XscError
+from xsc.base.keyvalue import Change
+from xsc.base.limits import MIB
+
+if sys.version_info >= (3, 13):
+    import plyvel_next as plyvel
+else:
+    import plyvel
+
+WRITE_BUFFER_BYTES = 16 * MIB
+
+
+class LevelDBKeyValue:
+    """One LevelDB database in a directory of its own; safe to use from several threads.
+
+    Raises:
+        StoreDamaged: the directory holds a damaged database, or cannot be used.
+        HomeLocked: another process, or another object here, has it open.
+    """
+
+    def __init__(self, path: Path, *, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
+        self._path = path
+        self._failed: XscError | None = None
+        self._writing = threading.Lock()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._db: Any = plyvel.DB(
+                str(path),
+                create_if_missing=True,
+                paranoid_checks=True,
+                compression=None,
+                write_buffer_size=write_buffer_bytes,
+            )
+        except (plyvel.Error, OSError) as fault:
+            raise self._named(fault) from None
+
+    def _named(self, fault: Exception) -> XscError:
+        text = str(fault)
+        if "lock" in text and ("already held" in text or "temporarily unavailable" in text):
+            return HomeLocked(
+                f"the database {self._path} is open in another process",
+                hint="stop the other node of this home",
+            )
+        if "No space left" in text or "quota exceeded" in text.lower():
+            return SpaceExhausted(f"the disk under {self._path} is full")
+        return StoreDamaged(
+            f"the database {self._path} is damaged or cannot be used: {text}",
+            hint="keep a copy of the directory before anything is repaired",
+        )
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None.
+
+        Raises:
+            StoreDamaged: a checksum does not fit.
+        """
+        try:
+            value: bytes | None = self._db.get(key, verify_checksums=True)
+        except plyvel.Error as fault:
+            raise self._named(fault) from None
+        return value
+
+    def scan(
+        self, start: bytes, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values with start <= key < stop, as they are at the call.
+
+        Raises:
+            StoreDamaged: a checksum does not fit; what came before it was right.
+        """
+        iterator = self._db.iterator(
+            start=start, stop=stop, reverse=reverse, verify_checksums=True, fill_cache=False
+        )
+        return self._walk(iterator)
+
+    def _walk(self, iterator: Any) -> Iterator[tuple[bytes, bytes]]:  # noqa: ANN401 (untyped binding)
+        try:
+            yield from iterator
+        except plyvel.Error as fault:
+            raise self._named(fault) from None
+        finally:
+            iterator.close()
+
+    def write(self, changes: list[Change], *, sync: bool) -> None:
+        """Apply all changes or none; with `sync` they and all before them are on the disk.
+
+        Raises:
+            SpaceExhausted: the disk is full.
+            StoreDamaged: the database cannot be written.
+        """
+        with self._writing:
+            if self._failed is not None:
+                raise self._failed
+            batch = self._db.write_batch(sync=sync)
+            for key, value in changes:
+                if value is None:
+                    batch.delete(key)
+                else:
+                    batch.put(key, value)
+            try:
+                batch.write()
+            except plyvel.Error as fault:
+                self._failed = self._named(fault)
+                raise self._failed from None
+
+    def compact(self, start: bytes, stop: bytes) -> None:
+        """Return the space of deleted keys in that range to the disk; takes long."""
+        self._db.compact_range(start=start, stop=stop)
+
+    def close(self) -> None:
+        """Release the database and its lock."""
+        self._db.close()

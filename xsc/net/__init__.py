@@ -1,0 +1,1 @@
+"""Signed calls between peers: framing, signatures, replay, peers known, transports."""

@@ -1,0 +1,125 @@
+"""The frame that a request or an answer carries as its body.
+
+    length of the header, 4 bytes big-endian ‖ header ‖ parts, one after the other
+
+The header is canonical CBOR, `{"h": user's header, "p": [[length, root], …],
+"v": 1}`. The length and the header together are the *head*: a signature over
+the head binds the parts by their Merkle roots, so that bodies are hashed once.
+In answers roots are empty: who asked knows what to expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import FrameInvalid, RecordInvalid, TooLarge
+from xsc.base.limits import FRAME_HEADER_BYTES_MAX, FRAME_PARTS_MAX, PEER_BODY_BYTES_MAX
+from xsc.base.merkle import ROOT_BYTES, Part
+
+VERSION = 1
+LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a peer answered. The parts are not verified: the caller knows their roots."""
+
+    header: dict[str, Value]
+    parts: list[memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An unpacked frame; the parts are views of its bytes and not verified."""
+
+    header: dict[str, Value]
+    parts: list[Part]
+
+
+def pack_head(header: dict[str, Value], parts: Sequence[Part]) -> bytes:
+    """Return the head of the frame with these parts.
+
+    Raises:
+        TooLarge: over FRAME_HEADER_BYTES_MAX, FRAME_PARTS_MAX or PEER_BODY_BYTES_MAX.
+        RecordInvalid: the header cannot be encoded.
+    """
+    if len(parts) > FRAME_PARTS_MAX:
+        raise TooLarge(f"{len(parts)} parts are over the bound of {FRAME_PARTS_MAX}")
+    sizes: list[Value] = [[len(part.data), part.root] for part in parts]
+    raw = encode({"v": VERSION, "h": header, "p": sizes})
+    if len(raw) > FRAME_HEADER_BYTES_MAX:
+        raise TooLarge(
+            f"a header of {len(raw)} bytes is over the bound of {FRAME_HEADER_BYTES_MAX}"
+        )
+    whole = LENGTH_BYTES + len(raw) + sum(len(part.data) for part in parts)
+    if whole > PEER_BODY_BYTES_MAX:
+        raise TooLarge(f"a message of {whole} bytes is over the bound of {PEER_BODY_BYTES_MAX}")
+    return len(raw).to_bytes(LENGTH_BYTES, "big") + raw
+
+
+def head_of(body: memoryview) -> memoryview:
+    """Return the head of a frame: its length and its header.
+
+    Raises:
+        FrameInvalid: cut short.
+        TooLarge: over FRAME_HEADER_BYTES_MAX.
+    """
+    if len(body) < LENGTH_BYTES:
+        raise FrameInvalid("a frame is cut short in its length")
+    size = int.from_bytes(body[:LENGTH_BYTES], "big")
+    if size > FRAME_HEADER_BYTES_MAX:
+        raise TooLarge(f"a header of {size} bytes is over the bound of {FRAME_HEADER_BYTES_MAX}")
+    if len(body) < LENGTH_BYTES + size:
+        raise FrameInvalid("a frame is cut short in its header")
+    return body[: LENGTH_BYTES + size]
+
+
+def _sizes(value: Value) -> list[tuple[int, bytes]]:
+    if not isinstance(value, list):
+        raise FrameInvalid("a frame has no list of parts")
+    if len(value) > FRAME_PARTS_MAX:
+        raise TooLarge(f"{len(value)} parts are over the bound of {FRAME_PARTS_MAX}")
+    sizes = []
+    for item in value:
+        if not isinstance(item, list) or len(item) != 2:
+            raise FrameInvalid("a part of a frame is not a length and a root")
+        size, root = item
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise FrameInvalid("the length of a part is no number from 0")
+        if not isinstance(root, bytes) or len(root) not in (0, ROOT_BYTES):
+            raise FrameInvalid("the root of a part is malformed")
+        sizes.append((size, root))
+    return sizes
+
+
+def unpack(body: memoryview) -> Frame:
+    """Return the frame of these bytes, without copying its parts.
+
+    Raises:
+        TooLarge: a bound is passed.
+        FrameInvalid: cut short, trailing bytes, another version, or malformed.
+    """
+    if len(body) > PEER_BODY_BYTES_MAX:
+        raise TooLarge(f"{len(body)} bytes are over the bound of {PEER_BODY_BYTES_MAX}")
+    head = head_of(body)
+    try:
+        value = decode(bytes(head[LENGTH_BYTES:]), size_max=FRAME_HEADER_BYTES_MAX)
+    except RecordInvalid as fault:
+        raise FrameInvalid(f"the header of a frame is malformed: {fault.message}") from None
+    if not isinstance(value, dict) or set(value) != {"v", "h", "p"}:
+        raise FrameInvalid("the header of a frame has other fields than v, h and p")
+    if value["v"] != VERSION or isinstance(value["v"], bool):
+        raise FrameInvalid(f"a frame of version {value['v']!r}, known here is {VERSION}")
+    header = value["h"]
+    if not isinstance(header, dict):
+        raise FrameInvalid("the header of a frame holds no map")
+    sizes = _sizes(value["p"])
+    if len(head) + sum(size for size, _ in sizes) != len(body):
+        raise FrameInvalid("the parts of a frame do not fill it exactly")
+    parts, start = [], len(head)
+    for size, root in sizes:
+        parts.append(Part(body[start : start + size], root))
+        start += size
+    return Frame(header, parts)
