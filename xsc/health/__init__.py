@@ -1,0 +1,1 @@
+"""Who answers, how fast and how reliably: what probes say about peers."""

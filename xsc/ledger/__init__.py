@@ -1,0 +1,1 @@
+"""Who owes whom: mutual credit in entries that both parties signed."""

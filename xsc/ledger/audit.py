@@ -1,0 +1,245 @@
+"""Replays a stored ledger from its first half, and says where it first goes wrong.
+
+Rows go in, a state or `LedgerDamaged` comes out. The service replays without
+signatures when it starts (hashes already bind the chain) and with them when it
+is asked to verify. `verify_settled` checks one exported entry with nothing but
+its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import LedgerDamaged, LimitError, PeerError, ProofInvalid, RecordInvalid
+from xsc.base.ids import short
+from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
+from xsc.base.units import format_credits
+from xsc.identity.envelope import R, Signed, open_signed
+from xsc.ledger.entry import Half, SettledEntry, open_half
+from xsc.ledger.state import LedgerState, append, settle
+from xsc.ledger.validation import (
+    Refusal,
+    check_chain,
+    check_counter,
+    check_own_next,
+    check_voucher,
+)
+from xsc.terms.voucher import Voucher
+
+FORMAT = 1
+_YEAR_9999_MS = 253_402_300_799_999
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Everything that the store holds of one ledger."""
+
+    mark: bytes | None
+    """The encoded `Mark`; None in an empty store."""
+    halves: Mapping[int, bytes]
+    """Own signed halves, by sequence number."""
+    others: Mapping[int, bytes]
+    """The signed halves of peers beside them, by the own half's sequence number."""
+    vouchers: Mapping[int, bytes]
+    """The signed vouchers under them, likewise."""
+    conflicts: Mapping[bytes, bytes]
+    """Evidence against peers, by peer and the second half's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the chain reaches: a lost last row must be noticed too."""
+
+    next_seq: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a replay found."""
+
+    state: LedgerState
+    settled: int
+    """Entries with both halves."""
+    conflicts: int
+
+
+def mark_bytes(last: Signed[Half]) -> bytes:
+    """Return the row that says where the chain ends."""
+    return encode({"v": FORMAT, "next_seq": last.record.seq + 1, "head": last.id})
+
+
+def conflict_bytes(kept: bytes, other: bytes) -> bytes:
+    """Return the row that keeps two signed halves of which one author should sign only one."""
+    return encode({"v": FORMAT, "kept": kept, "other": other})
+
+
+def _mark(raw: bytes | None) -> Mark | None:
+    if raw is None:
+        return None
+    match decode(raw):
+        case {"v": 1, "next_seq": int(next_seq), "head": bytes(head), **rest} if not rest:
+            return Mark(next_seq, head)
+    raise LedgerDamaged(
+        "the ledger's mark is damaged, or of a newer format",
+        hint="restore the home from a backup, or use the xsc that wrote it",
+    )
+
+
+def _damaged(seq: int, sentence: str) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"entry {seq} of the ledger is damaged: {sentence}",
+        hint="restore the home from a backup; the peers hold their halves of every entry",
+    )
+
+
+def open_voucher(raw: bytes, *, network: bytes | None) -> Signed[Voucher]:
+    """Return the voucher of an envelope, its signature verified.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: see `open_signed`.
+    """
+    return open_signed(raw, Voucher, network=network, size_max=LEDGER_RECORD_BYTES_MAX)
+
+
+def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
+    """Return a record of our own store, its signature unchecked.
+
+    Raises:
+        TooLarge, RecordInvalid: not the envelope of such a record.
+    """
+    fields = decode(raw, size_max=LEDGER_RECORD_BYTES_MAX)
+    match fields:
+        case {"body": bytes(body), "by": bytes(author), "net": bytes(net)} if net == network:
+            record = kind.from_bytes(body, size_max=LEDGER_RECORD_BYTES_MAX)
+            return Signed(record, author, network, record.id, raw)
+    raise RecordInvalid(f"not a signed {kind.KIND} of this network")
+
+
+def replay(rows: Rows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
+    """Return what the rows add up to.
+
+    Args:
+        rows: of the whole store.
+        me: the node whose ledger it is.
+        network: the network of all its entries.
+        signatures: whether to verify signatures, some 0.1 ms each.
+
+    Raises:
+        LedgerDamaged: names the first entry that breaks a rule.
+    """
+    try:
+        mark = _mark(rows.mark)
+    except (PeerError, LimitError) as fault:
+        raise LedgerDamaged(f"the ledger's mark is damaged: {fault.message}") from None
+    state, settled = LedgerState(me), 0
+    for seq in range(len(rows.halves)):
+        try:
+            settled += _replay_one(state, rows, seq, network, signatures=signatures)
+        except (PeerError, LimitError) as fault:
+            raise _damaged(seq, fault.message) from None
+    if (mark.next_seq, mark.head) != (state.next_seq, state.head) if mark else state.next_seq:
+        raise _damaged(state.next_seq, "the chain does not end where it should")
+    strays = [seq for seq in (*rows.others, *rows.vouchers) if seq >= state.next_seq]
+    if strays:
+        raise _damaged(min(strays), "its parts are there, the entry itself is not")
+    for key, raw in rows.conflicts.items():
+        _check_conflict(key, raw, network, signatures=signatures)
+    return Audit(state, settled, len(rows.conflicts))
+
+
+def _replay_one(
+    state: LedgerState, rows: Rows, seq: int, network: bytes, *, signatures: bool
+) -> int:
+    """Take one row to the state; return 1 where it settles an entry."""
+
+    def opened(raw: bytes) -> Signed[Half]:
+        if signatures:
+            return open_half(raw, network=network)
+        return trusted(raw, Half, network)
+
+    raw = rows.halves.get(seq)
+    if raw is None:
+        raise _damaged(seq, "it is missing")
+    own = opened(raw)
+    beside = rows.others.get(seq)
+    other = opened(beside) if beside is not None else None
+    under = rows.vouchers.get(seq)
+    voucher: Signed[Voucher] | None = None
+    if under is not None:
+        if signatures:
+            voucher = open_voucher(under, network=network)
+        else:
+            voucher = trusted(under, Voucher, network)
+    if (voucher is not None) != (own.record.kind == "post"):
+        raise _damaged(seq, "a voucher is missing, or there is one too many")
+    answers = own.record.link is not None
+    refusal = check_own_next(state, own, voucher=voucher, initiator=other if answers else None)
+    if refusal is None and other is not None and not answers:
+        refusal = check_counter(own, other) or check_chain(state, other)
+        if own.record.kind != "post":
+            refusal = Refusal("fields_wrong", f"a '{own.record.kind}' has no answer")
+    if refusal is not None:
+        raise _damaged(seq, refusal.sentence)
+    append(state, own, other if answers else None)
+    if other is not None and not answers:
+        settle(state, own.record, other)
+    return 1 if other is not None else 0
+
+
+def _check_conflict(key: bytes, raw: bytes, network: bytes, *, signatures: bool) -> None:
+    damaged = LedgerDamaged(f"the evidence {short(key[32:])} is damaged")
+    try:
+        match decode(raw):
+            case {"v": 1, "kept": bytes(kept), "other": bytes(other)}:
+                pass
+            case _:
+                raise damaged
+        if signatures:
+            a, b = open_half(kept, network=network), open_half(other, network=network)
+        else:
+            a, b = trusted(kept, Half, network), trusted(other, Half, network)
+    except (PeerError, LimitError):
+        raise damaged from None
+    if a.author != key[:32] or b.author != key[:32] or b.id != key[32:] or a.id == b.id:
+        raise damaged
+
+
+def verify_settled(raw: bytes) -> str:
+    """Return, in words for people, what an exported entry proves.
+
+    Args:
+        raw: a signed `SettledEntry`, as `LedgerService.export` gives it.
+
+    Raises:
+        ProofInvalid: a signature, a hash or the content does not fit.
+    """
+    try:
+        exported = open_signed(raw, SettledEntry, network=None)
+        half = open_half(exported.record.half, network=exported.network)
+        counter = open_half(exported.record.counter, network=exported.network)
+        voucher = open_voucher(exported.record.voucher, network=exported.network)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(f"this entry does not hold: {fault.message}") from None
+    said = half.record
+    refusal = check_counter(half, counter) or check_voucher(said, voucher)
+    if refusal is not None:
+        raise ProofInvalid(f"this entry does not hold: {refusal.sentence}")
+    if said.kind != "post" or said.link is not None or said.credit != half.author:
+        raise ProofInvalid("this entry does not hold: it is no debt that its creditor booked")
+    if exported.author not in (half.author, counter.author):
+        raise ProofInvalid("this entry does not hold: a stranger exported it")
+    if said.amount_micro > voucher.record.amount_micro:
+        raise ProofInvalid("this entry does not hold: it is over more than the voucher")
+    assert said.lease is not None
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+        milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)
+    )
+    return (
+        f"entry {short(half.id)}: {short(said.debit)} owes {short(said.credit)} "
+        f"{format_credits(said.amount_micro)} credits under lease {short(said.lease)}, "
+        f"signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"
+    )

@@ -1,0 +1,200 @@
+"""The half: what one party of an entry signs, as a link of its own hash chain.
+
+An entry between two nodes has two halves with the same content, one in the
+chain of each. The creditor makes the first, the debtor answers with the second,
+linked to it. What concerns only its author (a limit, a withdrawal) is a half
+without a counterpart.
+
+This module knows the form and how halves are made; what may follow on what is
+`xsc.ledger.validation`'s to say. DESIGN section 9; vectors in
+tests/vectors/ledger.json.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from xsc.base.errors import RecordInvalid
+from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
+from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
+
+Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
+EntryKind = Literal["open", "pend", "post", "void", "expire", "limit", "clear", "correct"]
+
+XID_BYTES = 16
+GENESIS = b"\0" * 32
+"""The `prev` of an author's first half."""
+UNIT_CREDIT = 1
+"""Micro-credits. Units of capacity are to follow; 0 stands for none."""
+
+
+class Half(Record):
+    """One party's signed word on an entry.
+
+    `open` and `limit` say what the peer may owe the author; `post` moves an
+    amount; `void` withdraws a `post` of the author's that the peer refused.
+    The other kinds have their place in the format and are refused until rules
+    for them exist.
+    """
+
+    KIND: ClassVar[str] = "entry"
+
+    seq: Count
+    """Place in the author's chain, from 0 and without gaps."""
+    prev: Id32
+    """Id of the author's half before this one; GENESIS at 0."""
+    peer: Id32
+    """The other party."""
+    link: Id32 | None
+    """Id of the initiator's half, in the half that answers it."""
+    xid: Id16
+    """Made by the initiator before the first send: the same one means the same entry."""
+    kind: EntryKind
+    unit: Annotated[int, Field(ge=0, lt=2**32)]
+    debit: Id32
+    """Who comes to owe."""
+    credit: Id32
+    """Whom."""
+    amount_micro: Count
+    ref: Id16 | None
+    """The `xid` of the entry that this one resolves."""
+    expires_ms: Count | None
+    lease: Id32 | None
+    receipt: Id32 | None
+    """Record id of the debtor's voucher that the entry rests on."""
+    created_ms: Count
+    memo: Id32 | None
+    """Hash of a text that the parties keep to themselves."""
+
+    @model_validator(mode="after")
+    def _parties(self) -> Half:
+        if self.debit == self.credit:
+            raise ValueError("debtor and creditor are the same node")
+        if self.peer not in (self.debit, self.credit):
+            raise ValueError("the peer is neither debtor nor creditor")
+        return self
+
+    @property
+    def author(self) -> bytes:
+        """The party that is not the peer: who must have signed."""
+        return self.credit if self.peer == self.debit else self.debit
+
+
+class SettledEntry(Record):
+    """Both halves of an entry and the voucher under it: all that a third party needs."""
+
+    KIND: ClassVar[str] = "settled_entry"
+
+    half: bytes
+    """The initiator's signed half."""
+    counter: bytes
+    """The counterparty's signed half."""
+    voucher: bytes
+    """The debtor's signed voucher."""
+
+
+def open_half(raw: bytes, *, network: bytes | None) -> Signed[Half]:
+    """Return the half of an envelope, signed by the party that it says speaks.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: see `open_signed`.
+    """
+    signed = open_signed(raw, Half, network=network, size_max=LEDGER_RECORD_BYTES_MAX)
+    if signed.author != signed.record.author:
+        raise RecordInvalid("this entry is signed by a node that is not its author")
+    return signed
+
+
+def limit_half(
+    kind: Literal["open", "limit"],
+    *,
+    author: bytes,
+    peer: bytes,
+    seq: int,
+    prev: bytes,
+    xid: bytes,
+    amount_micro: int,
+    created_ms: int,
+) -> Half:
+    """Return the author's half that sets what the peer may owe it."""
+    return Half(
+        seq=seq,
+        prev=prev,
+        peer=peer,
+        link=None,
+        xid=xid,
+        kind=kind,
+        unit=UNIT_CREDIT,
+        debit=peer,
+        credit=author,
+        amount_micro=amount_micro,
+        ref=None,
+        expires_ms=None,
+        lease=None,
+        receipt=None,
+        created_ms=created_ms,
+        memo=None,
+    )
+
+
+def post_half(
+    *,
+    creditor: bytes,
+    debtor: bytes,
+    seq: int,
+    prev: bytes,
+    xid: bytes,
+    amount_micro: int,
+    lease: bytes,
+    receipt: bytes,
+    created_ms: int,
+) -> Half:
+    """Return the creditor's half of a debt under a lease; only the debtor's makes it count."""
+    return Half(
+        seq=seq,
+        prev=prev,
+        peer=debtor,
+        link=None,
+        xid=xid,
+        kind="post",
+        unit=UNIT_CREDIT,
+        debit=debtor,
+        credit=creditor,
+        amount_micro=amount_micro,
+        ref=None,
+        expires_ms=None,
+        lease=lease,
+        receipt=receipt,
+        created_ms=created_ms,
+        memo=None,
+    )
+
+
+def counter_half(half: Signed[Half], *, seq: int, prev: bytes, created_ms: int) -> Half:
+    """Return the half with which its peer answers: the same content, in the peer's chain."""
+    return half.record.model_copy(
+        update={
+            "seq": seq,
+            "prev": prev,
+            "peer": half.author,
+            "link": half.id,
+            "created_ms": created_ms,
+        }
+    )
+
+
+def void_half(post: Half, *, seq: int, prev: bytes, xid: bytes, created_ms: int) -> Half:
+    """Return the author's half that withdraws its own unanswered `post`."""
+    return post.model_copy(
+        update={
+            "seq": seq,
+            "prev": prev,
+            "xid": xid,
+            "kind": "void",
+            "ref": post.xid,
+            "receipt": None,
+            "created_ms": created_ms,
+        }
+    )

@@ -1,0 +1,276 @@
+"""Every rule that a half must keep, in the order in which they are checked.
+
+A check returns the first rule broken, by code, so that any node that repeats
+it gives the same answer (L-3, L-5 and P-1 of the ledger's laws):
+
+- `check_proposal`: may the debtor answer this half of a creditor?
+- `check_counter`: does this answer say what was proposed?
+- `check_own_next`: may this half follow at the end of the own chain? It judges
+  new halves and, in `xsc.ledger.audit`, those read back from the store.
+
+The limit is the creditor's: nobody comes to owe it more than it allowed. The
+debtor needs none, because it answers only for what its own voucher says.
+
+Whatever a debtor refuses once it must refuse for ever, because the creditor
+withdraws the entry and a late copy of it may still arrive: what is settled
+under a lease never falls, what was seen of a chain is never forgotten. The
+overflow alone can pass; it is no refusal but an error to be tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from xsc.base.limits import AMOUNT_MAX
+from xsc.identity.envelope import Signed
+from xsc.ledger.entry import GENESIS, UNIT_CREDIT, Half
+from xsc.ledger.state import LedgerState
+from xsc.terms.voucher import Voucher
+
+Code: TypeAlias = Literal[
+    "author_wrong",
+    "sequence_wrong",
+    "previous_wrong",
+    "unit_unknown",
+    "kind_unknown",
+    "fields_wrong",
+    "already_open",
+    "nothing_to_void",
+    "creditor_not_caller",
+    "debtor_not_me",
+    "amount_zero",
+    "voucher_wrong",
+    "exists",
+    "conflict",
+    "fork",
+    "lease_busy",
+    "amount_wrong",
+    "amount_overflow",
+    "limit_exceeded",
+    "answer_wrong",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The first rule broken."""
+
+    code: Code
+    sentence: str
+
+
+SAME = ("xid", "kind", "unit", "debit", "credit", "amount_micro", "ref", "expires_ms")
+SAME_TOO = ("lease", "receipt", "memo")
+
+
+def _same_content(a: Half, b: Half) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in SAME + SAME_TOO)
+
+
+def _check_form(half: Half) -> Refusal | None:
+    """Check what a half of each kind must and must not carry."""
+    if half.unit != UNIT_CREDIT:
+        return Refusal("unit_unknown", f"unit {half.unit} is not booked here")
+    if half.kind not in ("open", "limit", "post", "void"):
+        return Refusal("kind_unknown", f"entries of kind '{half.kind}' are not booked here")
+    if half.expires_ms is not None or half.memo is not None:
+        return Refusal("fields_wrong", f"a '{half.kind}' neither expires nor carries a memo")
+    if (half.kind == "void") != (half.ref is not None):
+        return Refusal("fields_wrong", "a 'void' names the entry that it withdraws, no other does")
+    if (half.kind in ("post", "void")) != (half.lease is not None):
+        return Refusal("fields_wrong", "a 'post' or 'void' names a lease, no other does")
+    if (half.kind == "post") != (half.receipt is not None):
+        return Refusal("fields_wrong", "a 'post' names a voucher, no other does")
+    if half.kind != "post" and half.link is not None:
+        return Refusal("fields_wrong", f"a '{half.kind}' answers nothing")
+    return None
+
+
+def check_voucher(half: Half, voucher: Signed[Voucher]) -> Refusal | None:
+    """Return why a voucher is not what a `post` may rest on; None where it is."""
+    said = voucher.record
+    if voucher.id != half.receipt or said.lease_id != half.lease:
+        return Refusal("voucher_wrong", "the voucher is not the one that the entry names")
+    if voucher.author != half.debit or said.customer != half.debit:
+        return Refusal("voucher_wrong", "the voucher is not the debtor's")
+    if said.provider != half.credit:
+        return Refusal("voucher_wrong", "the voucher is not made out to the creditor")
+    return None
+
+
+def _check_amount(state: LedgerState, half: Half, voucher: Voucher) -> Refusal | None:
+    assert half.lease is not None
+    settled = state.settled_under(half.lease, debtor=half.debit, creditor=half.credit)
+    left = voucher.amount_micro - settled
+    if half.amount_micro != left:
+        return Refusal(
+            "amount_wrong",
+            f"the entry is over {half.amount_micro} micro-credits, the voucher leaves {left}",
+        )
+    return None
+
+
+def check_proposal(
+    state: LedgerState, half: Signed[Half], caller: bytes, voucher: Signed[Voucher]
+) -> Refusal | None:
+    """Return why this node, as debtor, does not answer a creditor's half; None where it does.
+
+    Args:
+        state: this node's.
+        half: the creditor's, its signature verified.
+        caller: the authenticated peer that sent it.
+        voucher: what it rests on, its signature verified.
+    """
+    said = half.record
+    if half.author != caller or said.credit != caller:
+        return Refusal("creditor_not_caller", "only the creditor itself proposes an entry")
+    if said.debit != state.me:
+        return Refusal("debtor_not_me", "the debtor of this entry is another node")
+    if (refusal := _check_form(said)) is not None:
+        return refusal
+    if said.kind != "post":
+        return Refusal("kind_unknown", f"a '{said.kind}' is not proposed to anybody")
+    if said.link is not None:
+        return Refusal("fields_wrong", "a proposal answers nothing")
+    if said.amount_micro == 0:
+        return Refusal("amount_zero", "an entry moves something")
+    if (refusal := check_voucher(said, voucher)) is not None:
+        return refusal
+    if (known := state.entries.get((caller, said.xid))) is not None:
+        if known.entry_id == half.id:
+            return Refusal("exists", "this entry is booked already")
+        return Refusal("conflict", "another entry has the same xid")
+    if (refusal := check_chain(state, half)) is not None:
+        return refusal
+    if (refusal := _check_amount(state, said, voucher.record)) is not None:
+        return refusal
+    if said.amount_micro - state.balances.get(caller, 0) > AMOUNT_MAX:
+        return Refusal("amount_overflow", "the balance would leave the range of 63 bits")
+    return None
+
+
+def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
+    """Check a peer's half against those of the same chain that stand beside ours.
+
+    Two signed halves in one place prove that their author keeps two chains.
+    Others of its halves are unknown here, so only neighbours can be compared.
+    """
+    seq = half.record.seq
+    if seq == 0 and half.record.prev != GENESIS:
+        return Refusal("fork", "a first entry follows on nothing")
+    seen = state.seen.get(half.author, {})
+    if seq in seen and seen[seq].id != half.id:
+        return Refusal("fork", f"its author signed another entry as its number {seq}")
+    if seq - 1 in seen and seen[seq - 1].id != half.record.prev:
+        return Refusal("fork", f"it does not follow on its author's number {seq - 1}")
+    if seq + 1 in seen and seen[seq + 1].prev != half.id:
+        return Refusal("fork", f"its author's number {seq + 1} does not follow on it")
+    return None
+
+
+def check_counter(half: Signed[Half], counter: Signed[Half]) -> Refusal | None:
+    """Return why an answer does not fit the half that it answers; None where it does."""
+    said = counter.record
+    if counter.author != half.record.peer or said.peer != half.author:
+        return Refusal("answer_wrong", "the answer is of another node than the one asked")
+    if said.link != half.id:
+        return Refusal("answer_wrong", "the answer is to another entry")
+    if half.network != counter.network:
+        return Refusal("answer_wrong", "the answer is of another network")
+    if not _same_content(half.record, said):
+        return Refusal("answer_wrong", "the answer does not say what was proposed")
+    return None
+
+
+def check_own_next(
+    state: LedgerState,
+    own: Signed[Half],
+    *,
+    voucher: Signed[Voucher] | None = None,
+    initiator: Signed[Half] | None = None,
+) -> Refusal | None:
+    """Return why a half cannot stand next in the own chain; None where it can.
+
+    Args:
+        state: what all halves before it add up to.
+        own: the half.
+        voucher: what a `post` rests on, its signature verified.
+        initiator: the peer's half that it answers, its signature verified.
+    """
+    half = own.record
+    if own.author != state.me or half.author != state.me:
+        return Refusal("author_wrong", "the half is not this node's")
+    if half.seq != state.next_seq:
+        return Refusal("sequence_wrong", f"number {half.seq} stands where {state.next_seq} must")
+    if half.prev != state.head:
+        return Refusal("previous_wrong", "the half does not follow on the one before it")
+    if (refusal := _check_form(half)) is not None:
+        return refusal
+    if half.link is not None:
+        return _check_own_answer(state, own, voucher, initiator)
+    if initiator is not None:
+        return Refusal("fields_wrong", "a half that answers nothing has another beside it")
+    if half.credit != state.me:
+        return Refusal("fields_wrong", "only the creditor initiates an entry")
+    if (state.me, half.xid) in state.entries:
+        return Refusal("conflict", "another entry has the same xid")
+    if half.kind == "open" and half.peer in state.limits:
+        return Refusal("already_open", "the account is open already")
+    if half.kind == "void":
+        return _check_void(state, half)
+    if half.kind == "post":
+        return _check_own_post(state, half, voucher)
+    return None
+
+
+def _check_void(state: LedgerState, half: Half) -> Refusal | None:
+    assert half.ref is not None
+    known = state.entries.get((state.me, half.ref))
+    waiting = state.open.get(known.seq) if known is not None else None
+    if waiting is None or (waiting.debtor, waiting.lease, waiting.amount_micro) != (
+        half.peer,
+        half.lease,
+        half.amount_micro,
+    ):
+        return Refusal("nothing_to_void", "no unanswered entry of that xid and content is open")
+    return None
+
+
+def _check_own_post(
+    state: LedgerState, half: Half, voucher: Signed[Voucher] | None
+) -> Refusal | None:
+    assert half.lease is not None
+    if half.amount_micro == 0:
+        return Refusal("amount_zero", "an entry moves something")
+    if voucher is None:
+        return Refusal("voucher_wrong", "the voucher is missing")
+    if (refusal := check_voucher(half, voucher)) is not None:
+        return refusal
+    if state.open_under(half.peer, half.lease) is not None:
+        return Refusal("lease_busy", "another entry under this lease has no answer yet")
+    if (refusal := _check_amount(state, half, voucher.record)) is not None:
+        return refusal
+    limit, exposure = state.limits.get(half.peer, 0), state.exposure(half.peer)
+    if exposure + half.amount_micro > limit:
+        return Refusal(
+            "limit_exceeded",
+            f"{half.amount_micro} micro-credits more would pass the limit of {limit} "
+            f"that the peer may owe (now {exposure})",
+        )
+    return None
+
+
+def _check_own_answer(
+    state: LedgerState,
+    own: Signed[Half],
+    voucher: Signed[Voucher] | None,
+    initiator: Signed[Half] | None,
+) -> Refusal | None:
+    if initiator is None:
+        return Refusal("answer_wrong", "the entry that it answers is missing")
+    if voucher is None:
+        return Refusal("voucher_wrong", "the voucher is missing")
+    if (refusal := check_counter(initiator, own)) is not None:
+        return refusal
+    return check_proposal(state, initiator, initiator.author, voucher)
