@@ -1,0 +1,307 @@
+"""What storage says to peers: building requests and answers, and refusing bad ones.
+
+Header; parts -> answer; its parts:
+
+    storage.put     lease, locate, generation, shards, placement; shards, sealed manifest
+                    -> receipt
+    storage.get     locate, generation, shards with roots -> states; the shards that are ok
+    storage.stat    locate, generation, manifest -> record, columns
+    storage.find    locate, manifest -> placements; sealed manifest
+    storage.delete  locate -> freed
+
+A put that carries a placement ends with the sealed manifest as its last part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from xsc.base.encoding import Value
+from xsc.base.errors import RecordInvalid, TooLarge
+from xsc.base.fields import take_bytes, take_int, take_list, take_opt_bytes, take_str
+from xsc.base.ids import ID_BYTES
+from xsc.base.limits import FRAME_PARTS_MAX, MANIFEST_BYTES_MAX, RECORD_BYTES_MAX, SEGMENT_BYTES
+from xsc.base.merkle import Part, root_of
+from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
+from xsc.storage.erasure import Buffer, StorageShard
+from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Wanted
+
+PUT = "storage.put"
+GET = "storage.get"
+STAT = "storage.stat"
+FIND = "storage.find"
+DELETE = "storage.delete"
+SHARD_BYTES_MAX = SEGMENT_BYTES
+GET_MAX = 64
+"""Shards in one get."""
+PLACEMENTS_MAX = 16
+COLUMNS_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """Sealed manifest and signed placement, as hosts keep them."""
+
+    sealed: bytes
+    sealed_root: bytes
+    manifest_hash: bytes
+    placement: bytes
+    placement_id: bytes
+    placement_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    """A checked `storage.put`."""
+
+    lease_id: bytes
+    locate: bytes
+    generation: int
+    shards: tuple[tuple[int, StorageShard], ...]
+    """Segment and shard."""
+    sealed: Buffer | None
+    placement: bytes | None
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for where nothing of it is held yet."""
+        size = sum(len(shard.data) for _, shard in self.shards)
+        if self.sealed is not None and self.placement is not None:
+            size += len(self.sealed) + len(self.placement)
+        return size
+
+
+def _map(value: Value) -> Mapping[str, Value]:
+    if not isinstance(value, dict):
+        raise RecordInvalid("an item of a list must be a map")
+    return value
+
+
+def put_message(
+    lease_id: bytes,
+    locate: bytes,
+    generation: int,
+    shards: Sequence[tuple[int, StorageShard]],
+    record: ObjectRecord | None,
+) -> tuple[dict[str, Value], list[Part]]:
+    """Return header and parts of a `storage.put`."""
+    listed: list[Value] = [
+        {"segment": segment, "column": shard.column} for segment, shard in shards
+    ]
+    parts = [Part(shard.data, shard.root) for _, shard in shards]
+    if record is not None:
+        parts.append(Part(record.sealed, record.sealed_root))
+    header: dict[str, Value] = {
+        "lease": lease_id,
+        "locate": locate,
+        "generation": generation,
+        "shards": listed,
+        "placement": None if record is None else record.placement,
+    }
+    return header, parts
+
+
+def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
+    """Return a `storage.put`, its parts already verified against their roots.
+
+    Raises:
+        RecordInvalid, TooLarge: it breaks a rule.
+    """
+    listed = take_list(header, "shards", most=FRAME_PARTS_MAX)
+    placement = take_opt_bytes(header, "placement")
+    carried = 0 if placement is None else 1
+    if len(parts) != len(listed) + carried:
+        raise RecordInvalid(f"{len(listed) + carried} parts are announced, {len(parts)} came")
+    if not parts:
+        raise RecordInvalid("there is nothing to store")
+    shards = []
+    places = set()
+    for item, part in zip(listed, parts, strict=False):
+        fields = _map(item)
+        segment = take_int(fields, "segment", most=SEGMENT_MAX)
+        column = take_int(fields, "column", most=COLUMN_MAX)
+        if not 0 < len(part.data) <= SHARD_BYTES_MAX:
+            raise TooLarge(f"a shard has 1 to {SHARD_BYTES_MAX} bytes, this has {len(part.data)}")
+        places.add((segment, column))
+        shards.append((segment, StorageShard(column, part.data, part.root)))
+    if len(places) != len(shards):
+        raise RecordInvalid("a shard is named twice")
+    sealed = None if placement is None else parts[-1].data
+    if sealed is not None and len(sealed) > MANIFEST_BYTES_MAX:
+        raise TooLarge(f"a sealed manifest has at most {MANIFEST_BYTES_MAX} bytes")
+    return PutRequest(
+        take_bytes(header, "lease", size=ID_BYTES),
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        tuple(shards),
+        sealed,
+        placement,
+    )
+
+
+def get_message(locate: bytes, generation: int, wanted: Sequence[Wanted]) -> dict[str, Value]:
+    """Return the header of a `storage.get`."""
+    listed: list[Value] = [
+        {"segment": want.segment, "column": want.column, "root": want.root} for want in wanted
+    ]
+    return {"locate": locate, "generation": generation, "shards": listed}
+
+
+def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
+    """Return locate id, generation and what is wanted.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    wanted = []
+    for item in take_list(header, "shards", most=GET_MAX):
+        fields = _map(item)
+        wanted.append(
+            Wanted(
+                take_int(fields, "segment", most=SEGMENT_MAX),
+                take_int(fields, "column", most=COLUMN_MAX),
+                take_bytes(fields, "root", size=ID_BYTES),
+            )
+        )
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        wanted,
+    )
+
+
+def get_answer(found: Sequence[Found]) -> tuple[dict[str, Value], list[Buffer]]:
+    """Return the answer to a `storage.get`."""
+    states: list[Value] = [item.state for item in found]
+    return {"states": states}, [item.data for item in found if item.data is not None]
+
+
+def read_got(
+    header: Mapping[str, Value], parts: Sequence[Buffer], wanted: Sequence[Wanted]
+) -> list[Found]:
+    """Return what a peer answered; a shard that has another root than asked for is corrupt.
+
+    Raises:
+        RecordInvalid: the answer is not about what was asked.
+    """
+    states = take_list(header, "states", most=GET_MAX)
+    if len(states) != len(wanted) or len(parts) != states.count("ok"):
+        raise RecordInvalid("the answer does not fit the shards that were asked for")
+    data = iter(parts)
+    found = []
+    for state, want in zip(states, wanted, strict=True):
+        match state:
+            case "ok":
+                shard = next(data)
+                good = root_of(shard) == want.root
+                found.append(Found("ok", shard) if good else Found("corrupt"))
+            case "missing":
+                found.append(Found("missing"))
+            case "corrupt":
+                found.append(Found("corrupt"))
+            case _:
+                raise RecordInvalid("a shard is in no known state")
+    return found
+
+
+def stat_message(locate: bytes, generation: int, manifest_hash: bytes) -> dict[str, Value]:
+    """Return the header of a `storage.stat`."""
+    return {"locate": locate, "generation": generation, "manifest": manifest_hash}
+
+
+def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes]:
+    """Return locate id, generation and manifest hash.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        take_bytes(header, "manifest", size=ID_BYTES),
+    )
+
+
+def stat_answer(held: HeldObject) -> dict[str, Value]:
+    """Return the answer to a `storage.stat`."""
+    columns: list[Value] = [
+        {
+            "customer": item.customer,
+            "column": item.column,
+            "segments": item.segments,
+            "digest": item.digest,
+            "damaged": item.damaged,
+        }
+        for item in held.columns[:COLUMNS_MAX]
+    ]
+    return {"record": held.record, "columns": columns}
+
+
+def read_stated(header: Mapping[str, Value]) -> HeldObject:
+    """Return what a peer says that it holds.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+    """
+    record = take_str(header, "record")
+    if record not in ("ok", "missing", "corrupt"):
+        raise RecordInvalid("the record is in no known state")
+    columns = []
+    for item in take_list(header, "columns", most=COLUMNS_MAX):
+        fields = _map(item)
+        columns.append(
+            HeldColumn(
+                take_bytes(fields, "customer", size=ID_BYTES),
+                take_int(fields, "column", most=COLUMN_MAX),
+                take_int(fields, "segments"),
+                take_bytes(fields, "digest", size=ID_BYTES),
+                take_int(fields, "damaged"),
+            )
+        )
+    return HeldObject(tuple(columns), cast(HeldState, record))
+
+
+def find_message(locate: bytes, manifest_hash: bytes) -> dict[str, Value]:
+    """Return the header of a `storage.find`."""
+    return {"locate": locate, "manifest": manifest_hash}
+
+
+def read_find(header: Mapping[str, Value]) -> tuple[bytes, bytes]:
+    """Return locate id and manifest hash.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_bytes(header, "manifest", size=ID_BYTES),
+    )
+
+
+def find_answer(found: FoundRecord | None) -> tuple[dict[str, Value], list[Buffer]]:
+    """Return the answer to a `storage.find`."""
+    if found is None:
+        return {"placements": []}, []
+    placements: list[Value] = list(found.placements[:PLACEMENTS_MAX])
+    return {"placements": placements}, [found.sealed]
+
+
+def read_found(header: Mapping[str, Value], parts: Sequence[Buffer]) -> FoundRecord | None:
+    """Return what a peer found, unverified.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+        TooLarge: a placement is over its bound.
+    """
+    placements = []
+    for item in take_list(header, "placements", most=PLACEMENTS_MAX):
+        if not isinstance(item, bytes):
+            raise RecordInvalid("a placement must be bytes")
+        if len(item) > RECORD_BYTES_MAX:
+            raise TooLarge("a placement is over its bound")
+        placements.append(item)
+    if len(parts) != bool(placements):
+        raise RecordInvalid("the answer must have a manifest exactly where it has placements")
+    return FoundRecord(parts[0], tuple(placements)) if placements else None

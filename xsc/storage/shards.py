@@ -1,0 +1,566 @@
+"""The shard store of one host: what it holds, for whom, and never more than it may.
+
+Laws (tests/unit/storage/test_shards.py):
+
+- what `store` returned for is synced, and survives a power loss;
+- used and reserved bytes never pass the capacity; both are known exactly;
+- the index is disposable: rebuilt from the bodies it says the same;
+- `get` gives the bytes of the root that was asked for, or says why not;
+- only the customer that stored a body can replace or delete it.
+
+Bodies are appended and synced by the commit port, which concurrent writers
+share; the index follows unsynced and is caught up from its high-water mark at
+the start. Formats: `xsc.storage.bodies`. DESIGN section 5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from xsc.base.clock import Executor
+from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
+from xsc.base.ids import ID_BYTES
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import MIB, PEER_BODY_BYTES_MAX
+from xsc.base.log import Log
+from xsc.base.merkle import root_of
+from xsc.storage import bodies as formats
+from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
+from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Wanted
+from xsc.storage.manifest import column_digest, hash_of
+from xsc.storage.ports import Commit
+
+T = TypeVar("T")
+
+DELETE_BATCH = 512
+"""Bodies deleted in one write."""
+REBUILD_BATCH = 256
+"""Bodies indexed in one write."""
+STAT_READ_BYTES_MAX = 64 * MIB
+"""How much a stat reads to find damage; beyond it, only damage met before is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a start did to bring the index up to date."""
+
+    rebuilt: bool
+    replayed: int
+    damaged: int
+    """Bodies that could not be read; whoever stored them finds out by stat."""
+
+
+class StorageNode:
+    """Stores shards and object records for customers, this node among them.
+
+    `start` must have returned before anything else is called.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity_bytes: int,
+        bodies: KeyValue,
+        index: KeyValue,
+        commit: Commit,
+        executor: Executor,
+        log: Log,
+    ) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._bodies = bodies
+        self._index = index
+        self._commit = commit
+        self._executor = executor
+        self._log = log
+        self._used = 0
+        self._reserved = 0
+        self._usage: dict[bytes, int] = {}
+        self._next = 1
+        self._open: set[int] = set()
+        self._damaged: set[int] = set()
+        self._writing: set[bytes] = set()
+        self._writers: dict[tuple[bytes, bytes], int] = {}
+        self._deleting: set[tuple[bytes, bytes]] = set()
+        self._freed = asyncio.Event()
+        self._indexing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._dead: tuple[int, int] | None = None
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of shards and object records held."""
+        return self._used
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that are being written."""
+        return self._reserved
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that can still be stored."""
+        return max(0, self.capacity_bytes - self._used - self._reserved)
+
+    @property
+    def usage(self) -> Mapping[bytes, int]:
+        """Bytes held under each lease."""
+        return MappingProxyType(self._usage)
+
+    # Starting
+
+    async def start(self, *, rebuild: bool = False) -> Recovery:
+        """Bring the index up to date with the bodies, or make it anew.
+
+        Raises:
+            StoreDamaged: the bodies cannot be read, or the index not even be emptied.
+        """
+        recovery = await self._executor.run(self._load, rebuild)
+        self._log.info(
+            "storage_started",
+            rebuilt=recovery.rebuilt,
+            replayed=recovery.replayed,
+            damaged=recovery.damaged,
+            used_bytes=self._used,
+        )
+        return recovery
+
+    def _load(self, rebuild: bool) -> Recovery:
+        mark = None if rebuild else self._read_index()
+        if mark is None:
+            self._empty_index()
+        replayed, damaged = self._replay(mark or 0)
+        # Only once the index is on the disk may the notes of deletions go.
+        self._index.write([(formats.MARK, formats.encode_number(self._next - 1))], sync=True)
+        notes: list[Change] = [(key, None) for key, _ in self._range(formats.GONE, 0)]
+        if notes:
+            self._bodies.write(notes, sync=False)
+        return Recovery(mark is None, replayed, damaged)
+
+    def _read_index(self) -> int | None:
+        """Read mark and usage; None where the index is missing or damaged."""
+        try:
+            raw = self._index.get(formats.MARK)
+            if raw is None:
+                return None
+            mark = formats.decode_number(raw)
+            end = prefix_end(formats.USAGE)
+            self._usage = {
+                key[1:]: formats.decode_number(value)
+                for key, value in self._index.scan(formats.USAGE, end)
+            }
+        except StoreDamaged as fault:
+            self._log.warning("storage_index_damaged", reason=fault.message)
+            return None
+        self._used = sum(self._usage.values())
+        self._next = mark + 1
+        return mark
+
+    def _empty_index(self) -> None:
+        self._usage = {}
+        self._used = 0
+        self._next = 1
+        batch: list[Change] = []
+        for key, _ in self._index.scan(b""):
+            batch.append((key, None))
+            if len(batch) == DELETE_BATCH:
+                self._index.write(batch, sync=False)
+                batch = []
+        if batch:
+            self._index.write(batch, sync=False)
+
+    def _range(self, prefix: bytes, above: int) -> Iterator[tuple[bytes, bytes]]:
+        return self._bodies.scan(formats.sequenced(prefix, above + 1), prefix_end(prefix))
+
+    def _replay(self, mark: int) -> tuple[int, int]:
+        replayed = damaged = 0
+        puts: list[tuple[bytes, Entry]] = []
+        drops: list[tuple[bytes, int]] = []
+        events = heapq.merge(
+            self._range(formats.BODIES, mark),
+            self._range(formats.GONE, mark),
+            key=lambda item: formats.sequence_of(item[0]),
+        )
+        for key, value in events:
+            sequence = formats.sequence_of(key)
+            self._next = sequence + 1
+            try:
+                if key.startswith(formats.GONE):
+                    drops.extend(formats.decode_gone(value))
+                else:
+                    body = formats.decode_body(value)
+                    puts.append((body.index_key, formats.entry_of(body, sequence)))
+            except StoreDamaged as fault:
+                damaged += 1
+                self._log.error("storage_body_damaged", sequence=sequence, reason=fault.message)
+            replayed += 1
+            # A note must see what was put before it, and nothing that came later.
+            if drops or len(puts) == REBUILD_BATCH:
+                self._apply(puts, drops, sequence)
+                puts, drops = [], []
+        if puts:
+            self._apply(puts, drops, self._next - 1)
+        return replayed, damaged
+
+    # The index. `_apply` runs in the executor, one at a time.
+
+    def _entry(self, key: bytes) -> Entry | None:
+        raw = self._index.get(key)
+        return None if raw is None else formats.decode_entry(raw)
+
+    def _entries(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
+        found = ((key, self._entry(key)) for key in keys)
+        return {key: entry for key, entry in found if entry is not None}
+
+    def _apply(
+        self, puts: Sequence[tuple[bytes, Entry]], drops: Sequence[tuple[bytes, int]], mark: int
+    ) -> None:
+        """Enter bodies that were written and forget those that are gone; applying twice is once."""
+        usage: dict[bytes, int] = {}
+        known: dict[bytes, Entry | None] = {}
+
+        def count(lease_id: bytes, delta_bytes: int) -> None:
+            usage[lease_id] = usage.get(lease_id, self._usage.get(lease_id, 0)) + delta_bytes
+
+        for key, entry in puts:
+            old = known[key] if key in known else self._entry(key)
+            if old is not None and old.sequence >= entry.sequence:
+                continue
+            if old is not None:
+                count(old.lease_id, -old.size_bytes)
+            count(entry.lease_id, entry.size_bytes)
+            known[key] = entry
+        for key, sequence in drops:
+            old = known[key] if key in known else self._entry(key)
+            if old is None or old.sequence > sequence:
+                continue
+            count(old.lease_id, -old.size_bytes)
+            known[key] = None
+        changes: list[Change] = [
+            (key, None if item is None else formats.encode_entry(item))
+            for key, item in known.items()
+        ]
+        changes.extend(
+            (formats.USAGE + lease_id, formats.encode_number(size) if size else None)
+            for lease_id, size in usage.items()
+        )
+        changes.append((formats.MARK, formats.encode_number(mark)))
+        self._index.write(changes, sync=False)
+        for lease_id, size in usage.items():
+            self._used += size - self._usage.get(lease_id, 0)
+            if size:
+                self._usage[lease_id] = size
+            else:
+                self._usage.pop(lease_id, None)
+
+    async def _settle(
+        self,
+        sequences: Sequence[int],
+        puts: Sequence[tuple[bytes, Entry]],
+        drops: Sequence[tuple[bytes, int]],
+    ) -> None:
+        async with self._indexing:
+            left = self._open.difference(sequences)
+            mark = min(left, default=self._next) - 1
+            await self._executor.run(self._apply, puts, drops, mark)
+            self._open = self._open.difference(sequences)
+
+    def _take_sequences(self, count: int) -> list[int]:
+        taken = list(range(self._next, self._next + count))
+        self._next += count
+        self._open.update(taken)
+        return taken
+
+    # Turns: writers of one body wait for each other, a deletion waits for all of its object.
+
+    async def _turn(self, free: Callable[[], bool]) -> None:
+        while not free():
+            await self._freed.wait()
+
+    def _release(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()
+
+    # Storing
+
+    async def store(self, bodies: Sequence[Body]) -> int:
+        """Store bodies of one object and customer, all or none.
+
+        Returns how many bytes more are held: what was held already counts nothing.
+        Once begun, a cancelled call goes on.
+
+        Raises:
+            ShardMismatch: another shard or manifest is held in that place.
+            NotAllowed: the placement is older than the one that is held.
+            SpaceExhausted: no room; nothing was written.
+        """
+        keys = [body.index_key for body in bodies]
+        owners = {(body.locate, body.customer) for body in bodies}
+        assert len(set(keys)) == len(keys)
+        assert len(owners) == 1
+        owner = owners.pop()
+        await self._turn(lambda: owner not in self._deleting and self._writing.isdisjoint(keys))
+        self._writing.update(keys)
+        self._writers[owner] = self._writers.get(owner, 0) + 1
+
+        async def run() -> int:
+            try:
+                return await self._store(bodies)
+            finally:
+                self._writing.difference_update(keys)
+                self._writers[owner] -= 1
+                if not self._writers[owner]:
+                    del self._writers[owner]
+                self._release()
+
+        return await self._finish(asyncio.create_task(run()))
+
+    async def _finish(self, task: asyncio.Task[T]) -> T:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _store(self, bodies: Sequence[Body]) -> int:
+        held = await self._executor.run(self._entries, [body.index_key for body in bodies])
+        fresh: list[Body] = []
+        replaced: list[Entry] = []
+        for body in bodies:
+            old = held.get(body.index_key)
+            if old is not None:
+                if not self._replaces(body, old):
+                    continue
+                replaced.append(old)
+            fresh.append(body)
+        if not fresh:
+            return 0
+        growth = sum(body.size_bytes for body in fresh) - sum(old.size_bytes for old in replaced)
+        if growth > self.free_bytes:
+            raise SpaceExhausted(
+                f"no room for {growth} bytes: {self.free_bytes} of {self.capacity_bytes} are free"
+            )
+        reserved = max(0, growth)
+        self._reserved += reserved
+        try:
+            sequences = self._take_sequences(len(fresh))
+            changes = await self._executor.run(self._changes, fresh, sequences, replaced)
+            await self._commit(changes)
+            puts = [
+                (body.index_key, formats.entry_of(body, sequence))
+                for body, sequence in zip(fresh, sequences, strict=True)
+            ]
+            await self._settle(sequences, puts, [])
+        finally:
+            self._reserved -= reserved
+        self._damaged.difference_update(old.sequence for old in replaced)
+        self._bury([old.sequence for old in replaced])
+        return growth
+
+    def _replaces(self, body: Body, old: Entry) -> bool:
+        """Say whether a body must be written although there is an entry in its place."""
+        same = body.proof == old.proof
+        if isinstance(body, ShardBody):
+            if not same:
+                raise ShardMismatch("another shard is held in that place already")
+            return old.sequence in self._damaged
+        if body.manifest_hash != old.proof[:ID_BYTES]:
+            raise ShardMismatch("another manifest is held under that locate id already")
+        if body.rank < old.rank or (body.rank == old.rank and not same):
+            raise NotAllowed(f"a placement of generation {old.rank} is held already")
+        return not same or old.sequence in self._damaged
+
+    @staticmethod
+    def _changes(
+        fresh: Sequence[Body], sequences: Sequence[int], replaced: Sequence[Entry]
+    ) -> list[Change]:
+        changes: list[Change] = [
+            (formats.sequenced(formats.BODIES, sequence), formats.encode_body(body))
+            for body, sequence in zip(fresh, sequences, strict=True)
+        ]
+        changes.extend((formats.sequenced(formats.BODIES, old.sequence), None) for old in replaced)
+        return changes
+
+    # Reading
+
+    async def get(
+        self,
+        locate: bytes,
+        generation: int,
+        wanted: Sequence[Wanted],
+        *,
+        size_max: int = PEER_BODY_BYTES_MAX,
+    ) -> list[Found]:
+        """Return the shards that were asked for, each verified against its root.
+
+        Raises:
+            TooLarge: together they have more than `size_max` bytes; none was read.
+        """
+        return await self._executor.run(self._get, locate, generation, wanted, size_max)
+
+    def _get(
+        self, locate: bytes, generation: int, wanted: Sequence[Wanted], size_max: int
+    ) -> list[Found]:
+        entries = [self._wanted(locate, generation, want) for want in wanted]
+        size = sum(entry.size_bytes for entry in entries if entry is not None)
+        if size > size_max:
+            raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
+        return [Found("missing") if entry is None else self._read_shard(entry) for entry in entries]
+
+    def _wanted(self, locate: bytes, generation: int, want: Wanted) -> Entry | None:
+        prefix = formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
+        for _, raw in self._index.scan(prefix, prefix_end(prefix)):
+            entry = formats.decode_entry(raw)
+            if entry.proof == want.root:
+                return entry
+        return None
+
+    def _body(self, entry: Entry) -> Body | None:
+        """Return the body of an entry, unverified; None where it is gone or cannot be read."""
+        try:
+            raw = self._bodies.get(formats.sequenced(formats.BODIES, entry.sequence))
+            return None if raw is None else formats.decode_body(raw)
+        except StoreDamaged as fault:
+            self._log.error("storage_body_damaged", sequence=entry.sequence, reason=fault.message)
+            return None
+
+    def _read_shard(self, entry: Entry) -> Found:
+        body = self._body(entry)
+        if isinstance(body, ShardBody) and root_of(body.data) == entry.proof:
+            return Found("ok", body.data)
+        self._damaged.add(entry.sequence)
+        return Found("corrupt")
+
+    async def find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
+        """Return a manifest and its placements, or None where it is not held whole."""
+        return await self._executor.run(self._find, locate, manifest_hash)
+
+    def _records(self, locate: bytes) -> Iterator[tuple[bytes, Entry]]:
+        prefix = formats.RECORDS + locate
+        for key, raw in self._index.scan(prefix, prefix_end(prefix)):
+            yield key, formats.decode_entry(raw)
+
+    def _read_record(self, entry: Entry) -> RecordBody | None:
+        body = self._body(entry)
+        if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof[:ID_BYTES]:
+            return body
+        self._damaged.add(entry.sequence)
+        return None
+
+    def _find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
+        found = [
+            body
+            for _, entry in self._records(locate)
+            if entry.proof.startswith(manifest_hash)
+            and (body := self._read_record(entry)) is not None
+        ]
+        if not found:
+            return None
+        return FoundRecord(found[0].sealed, tuple(bytes(body.placement) for body in found))
+
+    async def stat(self, locate: bytes, generation: int, manifest_hash: bytes) -> HeldObject:
+        """Return what is held of an object; damage is looked for up to STAT_READ_BYTES_MAX."""
+        return await self._executor.run(self._stat, locate, generation, manifest_hash)
+
+    def _stat(self, locate: bytes, generation: int, manifest_hash: bytes) -> HeldObject:
+        roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
+        damaged: dict[tuple[bytes, int], int] = {}
+        budget = STAT_READ_BYTES_MAX
+        prefix = formats.generation_prefix(locate, generation)
+        for key, raw in self._index.scan(prefix, prefix_end(prefix)):
+            segment, column, customer = formats.column_of_key(key)
+            entry = formats.decode_entry(raw)
+            group = (customer, column)
+            roots.setdefault(group, []).append((segment, entry.proof))
+            if entry.sequence not in self._damaged and entry.size_bytes <= budget:
+                budget -= entry.size_bytes
+                self._read_shard(entry)
+            if entry.sequence in self._damaged:
+                damaged[group] = damaged.get(group, 0) + 1
+        columns = tuple(
+            HeldColumn(customer, column, len(held), column_digest(held), damaged.get(group, 0))
+            for group, held in sorted(roots.items())
+            for customer, column in [group]
+        )
+        state: HeldState = "missing"
+        for _, entry in self._records(locate):
+            if entry.proof.startswith(manifest_hash):
+                state = "corrupt" if self._read_record(entry) is None else "ok"
+                break
+        return HeldObject(columns, state)
+
+    # Deleting
+
+    async def delete(self, locate: bytes, customer: bytes) -> dict[bytes, int]:
+        """Delete all that a customer has of an object; return the bytes freed under each lease.
+
+        Nothing to delete is no error: deleting twice is once.
+
+        Raises:
+            NotAllowed: only other customers have something there.
+        """
+        owner = (locate, customer)
+        await self._turn(lambda: owner not in self._deleting and owner not in self._writers)
+        self._deleting.add(owner)
+
+        async def run() -> dict[bytes, int]:
+            try:
+                return await self._delete(locate, customer)
+            finally:
+                self._deleting.discard(owner)
+                self._release()
+
+        return await self._finish(asyncio.create_task(run()))
+
+    async def _delete(self, locate: bytes, customer: bytes) -> dict[bytes, int]:
+        freed: dict[bytes, int] = {}
+        while True:
+            mine, others = await self._executor.run(self._held, locate, customer)
+            if not mine:
+                if others and not freed:
+                    raise NotAllowed("only the node that stored an object can delete it")
+                return freed
+            (note,) = self._take_sequences(1)
+            drops = [(key, entry.sequence) for key, entry in mine]
+            changes: list[Change] = [
+                (formats.sequenced(formats.BODIES, entry.sequence), None) for _, entry in mine
+            ]
+            changes.append((formats.sequenced(formats.GONE, note), formats.encode_gone(drops)))
+            await self._commit(changes)
+            await self._settle([note], [], drops)
+            for _, entry in mine:
+                freed[entry.lease_id] = freed.get(entry.lease_id, 0) + entry.size_bytes
+                self._damaged.discard(entry.sequence)
+            self._bury([entry.sequence for _, entry in mine])
+
+    def _held(self, locate: bytes, customer: bytes) -> tuple[list[tuple[bytes, Entry]], bool]:
+        """Return up to DELETE_BATCH entries of a customer, and whether others have some."""
+        mine: list[tuple[bytes, Entry]] = []
+        others = False
+        for prefix in (formats.locate_prefix(locate), formats.RECORDS + locate):
+            for key, raw in self._index.scan(prefix, prefix_end(prefix)):
+                if not key.endswith(customer):
+                    others = True
+                elif len(mine) < DELETE_BATCH:
+                    mine.append((key, formats.decode_entry(raw)))
+                else:
+                    return mine, others
+        return mine, others
+
+    def _bury(self, sequences: Sequence[int]) -> None:
+        for sequence in sequences:
+            low, high = self._dead or (sequence, sequence)
+            self._dead = (min(low, sequence), max(high, sequence))
+
+    async def compact(self) -> None:
+        """Return the space of deleted bodies to the disk; long, and may run beside all else."""
+        if self._dead is None:
+            return
+        (low, high), self._dead = self._dead, None
+        await self._executor.run(
+            self._bodies.compact,
+            formats.sequenced(formats.BODIES, low),
+            formats.sequenced(formats.BODIES, high + 1),
+        )
