@@ -1,0 +1,286 @@
+"""Rules stay rules: only modules listed here may touch the world.
+
+A rule takes values and gives values. The clock, chance, the network, the disk,
+other processes and `await` belong to the modules in `SHELL`, each named with its
+reason, and to the programs at the top (node, client, cli). import-linter cannot
+see this: it is about single modules, about calls, and about `async`.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
+"""They exist to touch the world."""
+
+SHELL = {
+    "xsc.allocation.service": "sends recognitions to peers, keeps weights",
+    "xsc.base.clock": "declares the ports of time, chance and work",
+    "xsc.compute.engine": "the one home of wasmtime",
+    "xsc.compute.pool": "starts, watches and kills worker processes",
+    "xsc.compute.runtime": "runs a module for a caller without a node",
+    "xsc.compute.service": "orders, runs and answers",
+    "xsc.compute.worker": "the sandboxed process itself",
+    "xsc.db.group": "lets concurrent writes share one sync",
+    "xsc.db.leveldb": "the one home of LevelDB",
+    "xsc.health.service": "probes peers",
+    "xsc.identity.keyfile": "reads and writes the key file",
+    "xsc.ledger.service": "proposes, accepts and keeps entries",
+    "xsc.market.service": "asks, leases and settles",
+    "xsc.net.http": "HTTP between peers",
+    "xsc.net.memory": "a network inside one process",
+    "xsc.net.service": "calls peers and answers them",
+    "xsc.net.tls": "makes certificates and contexts",
+    "xsc.storage.pipeline": "moves segments between a stream and hosts",
+    "xsc.storage.service": "stores, fetches and answers",
+    "xsc.storage.shards": "keeps shards on the disk",
+}
+
+WORLD = {
+    "aiohttp",
+    "asyncio",
+    "concurrent",
+    "contextvars",
+    "ctypes",
+    "fcntl",
+    "getpass",
+    "glob",
+    "http",
+    "importlib",
+    "locale",
+    "logging",
+    "mmap",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "platform",
+    "plyvel",
+    "queue",
+    "random",
+    "resource",
+    "secrets",
+    "select",
+    "selectors",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib",
+    "uuid",
+    "wasmtime",
+    "zoneinfo",
+}
+CALLS = {"open", "input", "print", "exec", "eval", "breakpoint"}
+CLOCK_READS = {"now", "utcnow", "today"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / "xsc").rglob("*.py"))}
+
+
+def is_protocol(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and any(
+        isinstance(part, ast.Name) and part.id == "Protocol"
+        for base in node.bases
+        for part in ast.walk(base)
+    )
+
+
+def outside_of_protocols(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk a module, but not the methods that a port only declares."""
+    for child in ast.iter_child_nodes(tree):
+        if not is_protocol(child):
+            yield child
+            yield from outside_of_protocols(child)
+
+
+def touches(tree: ast.Module) -> Iterator[str]:
+    """What in a module reaches beyond values, as `line: what`."""
+    for node in outside_of_protocols(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] in WORLD:
+                    yield f"{node.lineno}: import {alias.name}"
+        elif isinstance(node, ast.ImportFrom):
+            if (node.module or "").split(".")[0] in WORLD:
+                yield f"{node.lineno}: from {node.module} import"
+        elif isinstance(node, (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)):
+            yield f"{node.lineno}: async"
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in CALLS:
+                yield f"{node.lineno}: {node.func.id}()"
+            elif (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr in CLOCK_READS
+                and not node.args
+            ):
+                yield f"{node.lineno}: .{node.func.attr}()"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_shell_touches_the_world(name):
+    if name in SHELL or name.startswith(PROGRAMS):
+        return
+    found = list(touches(ast.parse(MODULES[name].read_text())))
+    assert not found, f"{MODULES[name]} is a rule, and yet: {'; '.join(found)}"
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_the_list_of_the_shell_is_true(name):
+    """A module that was removed, or has become a rule, leaves the list."""
+    if name not in MODULES:
+        pytest.skip("not written yet")
+    assert list(touches(ast.parse(MODULES[name].read_text())))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os",
+        "import os.path as p",
+        "from time import monotonic",
+        "def f():\n    import random",
+        "async def f(): ...",
+        "class A:\n    async def f(self): ...",
+        "x = open('f')",
+        "from datetime import datetime\nx = datetime.now()",
+        "class P(Protocol):\n    pass\nasync def f(): ...",
+    ],
+)
+def test_the_check_sees_what_it_should(source):
+    assert list(touches(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import hashlib\nfrom dataclasses import dataclass",
+        "class P(Protocol):\n    async def call(self) -> int: ...",
+        "class P(Protocol[T]):\n    async def call(self) -> int: ...",
+        "def f(now_ms: int) -> int:\n    return now_ms",
+    ],
+)
+def test_the_check_lets_rules_and_ports_be(source):
+    assert not list(touches(ast.parse(source)))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_decides(name):
+    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    assert docstring
+    assert docstring.splitlines()[0].strip()
+
+
+PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_importing_a_package_starts_nothing(name):
+    """A package's own module is its docstring. The root adds the version, the client its names."""
+    body = ast.parse(MODULES[name].read_text()).body[1:]
+    if name == "xsc":
+        assert [ast.unparse(node).split(" = ")[0] for node in body] == ["__version__"]
+    elif name != "xsc.client":
+        assert not body
+
+
+HEAVY = {"aiohttp", "asyncio", "cryptography", "plyvel", "pydantic", "rich", "wasmtime"}
+QUICK = [name for name in ("xsc.client", "xsc.client.core", "xsc.cli.main") if name in MODULES]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_command_line_starts_without_heavy_packages(name):
+    """They take longer to import than most commands to run; a command imports what it needs."""
+    code = f"import sys, {name}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert loaded.stdout.split() == []
+
+
+SOURCES = [
+    path
+    for folder in ("xsc", "tests", "benchmarks", "scripts", "docs")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in {".py", ".md", ".sh", ".html", ".js", ".css"} and path != Path(__file__)
+]
+MARKS = {"TODO", "FIXME", "XXX", "HACK"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_left_to_do_is_an_issue_and_not_a_comment(path):
+    words = path.read_text().replace("(", " ").replace(":", " ").split()
+    assert not [word for word in words if word in MARKS]
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def sleeps(tree: ast.Module) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "sleep"
+            and not (
+                node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0
+            )
+        ):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_sleeps(path):
+    """A test that waits a fixed time is slow on good days and wrong on bad ones."""
+    assert not list(sleeps(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in TESTS}), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_folder_of_tests_is_a_package(folder):
+    """Two files of one name in different folders stop pytest otherwise."""
+    assert (folder / "__init__.py").exists()
+
+
+BROAD = {"Exception", "BaseException"}
+SUPERVISORS = {
+    "xsc.node.tasks": "a background task that fails is logged and started again",
+    "xsc.node.http": "a bug answers 500 and is logged, the node goes on",
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nobody_catches_what_they_cannot_name(name):
+    """Only the task supervisor and the request middleware catch everything."""
+    if name in SUPERVISORS:
+        return
+    found = [
+        node.lineno
+        for node in ast.walk(ast.parse(MODULES[name].read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and (
+            node.type is None
+            or any(isinstance(part, ast.Name) and part.id in BROAD for part in ast.walk(node.type))
+        )
+        and not any(isinstance(part, ast.Raise) and part.exc is None for part in ast.walk(node))
+    ]
+    assert not found, f"{MODULES[name]} lines {found}"

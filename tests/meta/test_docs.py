@@ -1,0 +1,143 @@
+"""What the documents say is so: errors, settings, words, commands and links."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from xsc.base.errors import XscError, code_of, leaves
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+    path
+    for path in sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("changelog.d/*.md")])
+    if path.exists()
+]
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Return the cells of every table row of a page, heads and rules left out."""
+    found = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        follows = lines[number + 1] if number + 1 < len(lines) else ""
+        if line.startswith("|") and not line.startswith("| ---") and "| ---" not in follows:
+            found.append([cell.strip() for cell in line.strip().strip("|").split(" | ")])
+    return found
+
+
+def test_every_error_is_documented_with_its_codes():
+    documented = {row[0].strip("`"): row[1:4] for row in rows(DOCS / "errors.md")}
+    expected = {
+        code_of(kind): [
+            str(kind.exit_code),
+            str(kind.http_status),
+            "yes" if kind.retryable else "no",
+        ]
+        for kind in leaves()
+    }
+    assert documented == expected
+
+
+def test_every_branch_has_a_section_in_the_order_of_the_tree():
+    sections = re.findall(r"^## .*\(`(\w+)`", (DOCS / "errors.md").read_text(), re.MULTILINE)
+    assert sections == [branch.__name__ for branch in XscError.__subclasses__()]
+
+
+def resolve(name: str) -> object:
+    """Return what a dotted name stands for: a module, or something in one."""
+    parts = name.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[split:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(name)
+
+
+GLOSSARY = rows(DOCS / "glossary.md")
+
+
+@pytest.mark.parametrize("row", GLOSSARY, ids=lambda row: row[0])
+def test_every_word_of_the_glossary_is_where_it_says(row):
+    _, meaning, where = row
+    assert meaning
+    names = re.findall(r"`(xsc[\w.]*)`", where)
+    assert bool(names) != where.startswith("planned"), "a word is somewhere, or planned"
+    for name in names:
+        assert resolve(name) is not None
+
+
+def test_the_glossary_has_each_word_once():
+    words = [row[0].lower() for row in GLOSSARY]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_named_in_pages_exist(path):
+    for name in re.findall(r"`(xsc\.[a-z_]+(?:\.\w+)*)`", path.read_text()):
+        assert resolve(name) is not None
+
+
+ADRS = sorted((DOCS / "adr").glob("[0-9]*.md"))
+ADR_SECTIONS = ["Context", "Options", "Decision", "Consequences we do not like"]
+
+
+@pytest.mark.parametrize("path", ADRS, ids=lambda path: path.stem)
+def test_every_decision_is_one_page_of_the_same_shape(path):
+    text = path.read_text()
+    assert text.startswith(f"# {int(path.stem[:4])}. ")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ADR_SECTIONS
+    assert len(text.splitlines()) <= 60
+
+
+def test_decisions_are_numbered_without_gaps():
+    assert [int(path.stem[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
+
+
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    names = {re.split(r"[><=;\s\[]", item)[0] for item in wanted}
+    page = DOCS / "adr" / "0005-dependencies.md"
+    documented = {name for row in rows(page) for name in re.findall(r"`([^`]+)`", row[0])}
+    assert documented == names
+
+
+FRAGMENTS = [
+    path for path in sorted((ROOT / "changelog.d").glob("*.md")) if path.name != "README.md"
+]
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)
+def test_fragments_of_the_changelog_have_their_shape(path):
+    assert re.fullmatch(r"\d+(\.[a-z0-9-]+)?\.(feature|change|fix|security)\.md", path.name)
+    first, _, rest = path.read_text().partition("\n\n")
+    assert len(first.splitlines()) == 1
+    assert first.endswith(".")
+    assert rest.strip()
+
+
+def test_every_setting_is_documented_with_its_default_and_meaning():
+    config = importlib.import_module("xsc.node.config")
+    documented = {
+        row[0].strip("`"): (row[1].strip("`"), row[2]) for row in rows(DOCS / "configuration.md")
+    }
+    assert documented == {
+        name: (key.default or "(none)", key.meaning) for name, key in config.KEYS.items()
+    }
