@@ -1,0 +1,42 @@
+"""Ping and pong: the signed question and its signed answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from xsc.base.limits import NONCE_BYTES
+from xsc.identity.envelope import Count, Id32, Record
+
+Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+Label = Annotated[str, Field(max_length=64)]
+
+
+class Ping(Record):
+    """Signed by the prober."""
+
+    KIND: ClassVar[str] = "ping"
+
+    node: Id32
+    """Who is asked."""
+    nonce: Nonce
+    sent_ms: Count
+
+
+class Pong(Record):
+    """Signed by the probed node: alive, and this is what it has to offer."""
+
+    KIND: ClassVar[str] = "pong"
+
+    node: Id32
+    """Who answers."""
+    nonce: Nonce
+    """The ping's."""
+    now_ms: Count
+    """The answering node's wall clock."""
+    name: Label
+    version: Label
+    storage_free_bytes: Count
+    storage_capacity_bytes: Count
+    compute_free_steps: Count

@@ -1,0 +1,49 @@
+"""How far to rely on a peer: the lower bound of its availability, in integers.
+
+The Wilson score interval's lower bound (z = 1.645, one-sided 95 %) says what
+share a peer answers at least, so that ten answers of ten count for less than a
+hundred of a hundred. It is computed exactly: the result is the floor of the
+real value in parts per million, and therefore keeps its laws to the last unit:
+
+- 0 <= quality <= 1 000 000;
+- one more answer never lowers it, one more miss never raises it.
+
+A peer begins as if it had answered z² probes (about 2.7), which puts it at
+exactly one half: usable, but behind every peer that has proven itself.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+from xsc.base.limits import PPM
+from xsc.base.units import ceil_div
+
+_SCALE = 1_000_000
+_Z_SQUARED = 2_706_025
+"""1.645², in units of 1/_SCALE."""
+
+
+def _lower_bound(good: int, bad: int) -> int:
+    """Return the bound for counts given in units of 1/_SCALE, not both zero.
+
+    With a, b the counts, n = a + b and z² all in that unit, the bound is
+    ((2a + z²) - sqrt((4 z² a b + z⁴ n) / n)) / 2 (n + z²).
+    """
+    count = good + bad
+    under_root = 4 * _Z_SQUARED * good * bad + _Z_SQUARED * _Z_SQUARED * count
+    # The least integer that is not below PPM times the root.
+    root = isqrt(ceil_div(PPM * PPM * under_root, count) - 1) + 1
+    return max(0, (PPM * (2 * good + _Z_SQUARED) - root) // (2 * (count + _Z_SQUARED)))
+
+
+def wilson_ppm(answered: int, missed: int) -> int:
+    """Return the share answered at least, without any prior; 0 before the first probe."""
+    if answered + missed == 0:
+        return 0
+    return _lower_bound(answered * _SCALE, missed * _SCALE)
+
+
+def quality_ppm(answered: int, missed: int) -> int:
+    """Return a peer's score, 0 to 1 000 000; 500 000 before the first probe."""
+    return _lower_bound(answered * _SCALE + _Z_SQUARED, missed * _SCALE)

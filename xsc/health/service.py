@@ -1,0 +1,340 @@
+"""Probes the peers and remembers how they answered.
+
+Every peer is probed each interval; a signed answer to the signed question
+counts, anything else is a miss. What the results mean is decided in `detector`
+and `score`, whose turn it is in `schedule`. Health only tells: storage decides
+what to repair, the market whom to trust.
+
+Keys: "health/<node id>", the kept results of one peer. They are written
+without a sync, because a lost one costs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from xsc.base.clock import Clock, Entropy
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    PeerSilent,
+    PeerUnknown,
+    RecordInvalid,
+    StoreDamaged,
+    XscError,
+)
+from xsc.base.fields import take_bytes
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import (
+    NONCE_BYTES,
+    PROBE_INTERVAL_MS,
+    PROBE_TIMEOUT_MS,
+    PROBES_IN_FLIGHT,
+    RESPONSE_EXPECTED_MS,
+)
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.health.detector import AvailabilityStats, AvailabilityTester, State
+from xsc.health.messages import Ping, Pong
+from xsc.health.ports import Caller, Describe, Handler, Peers
+from xsc.health.schedule import due, wait_ms
+from xsc.health.score import quality_ppm
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair
+
+PING = "health.ping"
+
+_ROOT = b"health/"
+_POLL_MS = 50
+
+OnChange: TypeAlias = Callable[[bytes, bool], None]
+"""Hears of a peer, and whether it is up now."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What one probe came to."""
+
+    available: bool
+    response_ms: int
+    """How long the answer took; 0 where none came."""
+    reason: str
+    """Why it counts as a miss; empty where it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRow:
+    """One line of `xsc health`."""
+
+    node: bytes
+    state: State
+    availability_ppm: int
+    response_ms: int
+    """Mean of the answered probes; 0 before the first."""
+    last_seen_ms: int | None
+    probes: int
+    """Kept results."""
+    misses: int
+    """Those of them that were not answered."""
+    misses_in_row: int
+    quality_ppm: int
+    skew_ms: int | None
+    """How far the peer's clock was ahead of ours at its last answer, in this run."""
+
+
+class HealthService:
+    """The probes of one node."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        entropy: Entropy,
+        caller: Caller,
+        state: KeyValue,
+        log: Log,
+        peers: Peers,
+        info: Describe,
+        interval_ms: int = PROBE_INTERVAL_MS,
+        timeout_ms: int = PROBE_TIMEOUT_MS,
+    ) -> None:
+        """Read the kept results from the store.
+
+        Args:
+            key: signs pings and pongs.
+            network: the network that both must be of.
+            clock: wall time for the results, steady time for the turns.
+            entropy: makes the nonces.
+            caller: reaches the peers.
+            state: the store; other tables may live in it.
+            log: hears of answers that do not hold, and of peers that come and go.
+            peers: who is to be probed, asked anew each round.
+            info: what this node tells of itself.
+            interval_ms: from one probe of a peer to its next.
+            timeout_ms: after which a probe is missed.
+
+        Raises:
+            StoreDamaged: the kept results are damaged.
+        """
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._entropy = entropy
+        self._caller = caller
+        self._store = state
+        self._log = log
+        self._peers = peers
+        self._info = info
+        self._interval_ms = interval_ms
+        self._timeout_ms = timeout_ms
+        self._tester = AvailabilityTester()
+        self._last_ms: dict[bytes, int] = {}
+        self._skew_ms: dict[bytes, int] = {}
+        self._pongs: dict[bytes, Pong] = {}
+        self._listeners: list[OnChange] = []
+        self._woken = asyncio.Event()
+        for stored, raw in self._store.scan(_ROOT, prefix_end(_ROOT)):
+            node = stored[len(_ROOT) :]
+            if len(node) != ID_BYTES:
+                raise StoreDamaged("a key of the table 'health/' is no node id")
+            self._tester.restore(node, raw)
+
+    # What is known
+
+    def is_up(self, peer: bytes) -> bool:
+        """Return whether the peer answered in this run and has not gone down since."""
+        return self._tester.is_up(peer)
+
+    def state(self, peer: bytes) -> State:
+        """Return the peer's state; unknown before the first probe of this run."""
+        return self._tester.state(peer)
+
+    def stats(self, peer: bytes) -> AvailabilityStats:
+        """Return what the kept results of a peer add up to."""
+        return self._tester.get_stats(peer)
+
+    def quality_ppm(self, peer: bytes) -> int:
+        """Return the peer's score, 0 to 1 000 000; one half before the first probe."""
+        stats = self._tester.get_stats(peer)
+        return quality_ppm(stats.answered, stats.probes - stats.answered)
+
+    def response_ms(self, peer: bytes) -> int:
+        """Return how long the peer is expected to take for an answer."""
+        stats = self._tester.get_stats(peer)
+        return stats.avg_response_ms if stats.answered else RESPONSE_EXPECTED_MS
+
+    def pong(self, peer: bytes) -> Pong | None:
+        """Return the peer's last answer in this run."""
+        return self._pongs.get(peer)
+
+    def table(self) -> list[HealthRow]:
+        """Return a row for each peer, in order of id."""
+        return [self._row(peer) for peer in sorted(self._peers.peers())]
+
+    def _row(self, peer: bytes) -> HealthRow:
+        stats = self._tester.get_stats(peer)
+        return HealthRow(
+            node=peer,
+            state=self._tester.state(peer),
+            availability_ppm=stats.availability,
+            response_ms=stats.avg_response_ms,
+            last_seen_ms=stats.last_seen_ms,
+            probes=stats.probes,
+            misses=stats.probes - stats.answered,
+            misses_in_row=stats.misses_in_row,
+            quality_ppm=self.quality_ppm(peer),
+            skew_ms=self._skew_ms.get(peer),
+        )
+
+    def on_change(self, callback: OnChange) -> None:
+        """Call back whenever a peer comes up or goes down."""
+        self._listeners.append(callback)
+
+    # Whom to probe
+
+    def watch(self, peer: bytes) -> None:
+        """Probe a peer at once, and from then on in its turn as long as it is a peer."""
+        self._last_ms[peer] = self._clock.monotonic_ms() - self._interval_ms
+        self._woken.set()
+
+    def forget(self, peer: bytes) -> None:
+        """Drop everything about a peer, also what is stored."""
+        self._tester.forget(peer)
+        self._last_ms.pop(peer, None)
+        self._skew_ms.pop(peer, None)
+        self._pongs.pop(peer, None)
+        self._store.write([(_ROOT + peer, None)], sync=False)
+
+    async def probe(self, peer: bytes) -> ProbeResult:
+        """Probe a peer now, and take the result to its record.
+
+        Raises:
+            PeerUnknown: it is no peer any more; nothing is recorded.
+        """
+        self._last_ms[peer] = started_ms = self._clock.monotonic_ms()
+        ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
+        signed = sign(ping, self._key, self._network)
+        pong: Pong | None = None
+        try:
+            reply = await self._caller.call(
+                peer, PING, {"v": 1, "ping": signed.raw}, timeout_ms=self._timeout_ms
+            )
+            response_ms = self._clock.monotonic_ms() - started_ms
+            pong = self._checked(peer, ping, take_bytes(reply.header, "pong"))
+        except PeerSilent as fault:
+            result = ProbeResult(available=False, response_ms=0, reason=fault.message)
+        except XscError as fault:
+            if isinstance(fault, PeerUnknown) and peer not in self._peers.peers():
+                raise
+            self._log.warning(
+                "health.answer_refused", peer=short(peer), code=fault.code, reason=fault.message
+            )
+            result = ProbeResult(available=False, response_ms=0, reason=fault.message)
+        else:
+            result = ProbeResult(available=True, response_ms=response_ms, reason="")
+        if peer not in self._last_ms:
+            raise PeerUnknown(f"{short(peer)} was forgotten while it was probed")
+        if pong is not None:
+            self._pongs[peer] = pong
+            # The answer was written about half way between question and arrival.
+            self._skew_ms[peer] = pong.now_ms - (ping.sent_ms + result.response_ms // 2)
+        self._record(peer, result)
+        return result
+
+    def _checked(self, peer: bytes, ping: Ping, raw: bytes) -> Pong:
+        pong = open_signed(raw, Pong, network=self._network, author=peer).record
+        if pong.node != peer:
+            raise RecordInvalid("the pong names another node than the one asked")
+        if pong.nonce != ping.nonce:
+            raise RecordInvalid("the pong answers another ping")
+        return pong
+
+    def _record(self, peer: bytes, result: ProbeResult) -> None:
+        changed = self._tester.record_result(
+            peer, result.available, result.response_ms, self._clock.now_ms()
+        )
+        self._store.write([(_ROOT + peer, self._tester.to_bytes(peer))], sync=False)
+        if changed is None:
+            return
+        if changed:
+            self._log.info("health.up", peer=short(peer), response_ms=result.response_ms)
+        else:
+            self._log.warning("health.down", peer=short(peer), reason=result.reason)
+        for listener in self._listeners:
+            listener(peer, changed)
+
+    async def probe_all(self, peers: Iterable[bytes]) -> None:
+        """Probe peers side by side, at most PROBES_IN_FLIGHT at once; unknown ones are skipped."""
+        places = asyncio.Semaphore(PROBES_IN_FLIGHT)
+
+        async def one(peer: bytes) -> None:
+            async with places:
+                try:
+                    await self.probe(peer)
+                except PeerUnknown:
+                    self._log.info("health.gone", peer=short(peer))
+
+        await asyncio.gather(*(one(peer) for peer in peers))
+
+    async def run(self) -> None:
+        """Probe every peer in its turn; never returns."""
+        while True:
+            self._woken.clear()
+            peers = self._peers.peers()
+            now_ms = self._clock.monotonic_ms()
+            await self.probe_all(due(peers, self._last_ms, now_ms, self._interval_ms))
+            now_ms = self._clock.monotonic_ms()
+            rest_ms = wait_ms(self._peers.peers(), self._last_ms, now_ms, self._interval_ms)
+            await self._rest(rest_ms)
+
+    async def _rest(self, duration_ms: int) -> None:
+        """Wait that long, or until `watch` has somebody probed at once."""
+        sleep = asyncio.ensure_future(self._clock.sleep_ms(duration_ms))
+        wake = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            wake.cancel()
+
+    async def wait_all_up(self, peers: Sequence[bytes], timeout_ms: int) -> bool:
+        """Probe peers until all are up; return whether they came up in time."""
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        while True:
+            await self.probe_all([peer for peer in peers if not self.is_up(peer)])
+            if all(self.is_up(peer) for peer in peers):
+                return True
+            if self._clock.monotonic_ms() >= deadline_ms:
+                return False
+            await self._clock.sleep_ms(_POLL_MS)
+
+    # What peers ask
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the methods that peers may call."""
+        return {PING: self._answer}
+
+    async def _answer(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        raw = take_bytes(header, "ping")
+        ping = open_signed(raw, Ping, network=self._network, author=caller).record
+        if ping.node != self._key.node_id:
+            raise RecordInvalid("the ping is for another node")
+        info = self._info()
+        pong = Pong(
+            node=self._key.node_id,
+            nonce=ping.nonce,
+            now_ms=self._clock.now_ms(),
+            name=info.name,
+            version=info.version,
+            storage_free_bytes=info.storage_free_bytes,
+            storage_capacity_bytes=info.storage_capacity_bytes,
+            compute_free_steps=info.compute_free_steps,
+        )
+        return {"v": 1, "pong": sign(pong, self._key, self._network).raw}, ()
