@@ -77,7 +77,7 @@ pip() {
 }
 
 say "installing $(grep -c '^[a-z0-9].*==' requirements.lock) packages into .venv (once, about a minute)…"
-pip install --quiet --require-hashes --requirement requirements.lock
-pip install --quiet --no-build-isolation --no-deps --editable .
+pip install --quiet --quiet --require-hashes --requirement requirements.lock
+pip install --quiet --quiet --no-build-isolation --no-deps --editable .
 printf '%s\n' "$wanted" >"$stamp"
 say "done"

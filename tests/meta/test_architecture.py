@@ -263,6 +263,7 @@ def test_every_folder_of_tests_is_a_package(folder):
 
 BROAD = {"Exception", "BaseException"}
 SUPERVISORS = {
+    "xsc.cli.main": "a bug prints one sentence and exits 1",
     "xsc.node.tasks": "a background task that fails is logged and started again",
     "xsc.node.http": "a bug answers 500 and is logged, the node goes on",
 }

@@ -6,6 +6,7 @@ import importlib
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,3 +142,44 @@ def test_every_setting_is_documented_with_its_default_and_meaning():
     assert documented == {
         name: (key.default or "(none)", key.meaning) for name, key in config.KEYS.items()
     }
+
+
+def commands() -> dict[str, list[str]]:
+    """Return every command of the command line with its long options."""
+    click = importlib.import_module("click")
+    found: dict[str, list[str]] = {}
+
+    def walk(command: Any, path: str) -> None:
+        if isinstance(command, click.Group):
+            for name, part in command.commands.items():
+                walk(part, f"{path} {name}")
+        else:
+            options = [option for param in command.params for option in param.opts]
+            found[path] = [option for option in options if option.startswith("--")]
+
+    walk(importlib.import_module("xsc.cli.main").cli, "xsc")
+    return found
+
+
+def test_every_command_and_option_is_documented():
+    page = (DOCS / "cli.md").read_text()
+    for command, options in commands().items():
+        assert f"{command}`" in page or f"{command} " in page, command
+        for option in options:
+            assert option in page, f"{command} {option}"
+
+
+def test_no_command_is_documented_that_does_not_exist():
+    page = (DOCS / "cli.md").read_text()
+    known = [command.split()[1:] for command in commands()]
+    for heading in re.findall(r"^#+ `xsc ([a-z][a-z -]*?)(?: [A-Z<\[-].*)?`", page, re.MULTILINE):
+        words = heading.split()
+        assert any(path[: len(words)] == words for path in known), heading
+
+
+def test_the_readme_shows_how_to_test_and_make_has_it():
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = set(re.findall(r"\bmake ([a-z]+)\b", readme))
+    assert {"test", "demo"} <= used
+    assert used <= targets
