@@ -88,6 +88,7 @@ MODULES_COMPILED_MAX = 32
 MODULES_KEPT_BYTES_MAX = 256 * MIB
 """Modules of customers that a provider keeps, so that each is sent once."""
 FUNCTIONS_MAX = 200_000
+TABLES_MAX = 16
 TABLE_ELEMENTS_MAX = 1_000_000
 HOST_CALL_FUEL = 1_000
 """What one host call costs beside one unit a byte: it takes as long as that many instructions."""
@@ -119,7 +120,7 @@ COMPUTE_LEASE_MICRO_MAX = 1_000_000
 QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000
-LEASE_REQUESTS_WAITING_MAX = 1_024
+LEASE_REQUESTS_WAITING_MAX = 256
 LEASES_A_CUSTOMER_MAX = 256
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over and settled is remembered."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from xsc.base.errors import ExportUnknown, ModuleInvalid
-from xsc.base.limits import FUNCTIONS_MAX, MODULE_BYTES_MAX, TABLE_ELEMENTS_MAX
-from xsc.compute.values import Signature
+from xsc.base.limits import FUNCTIONS_MAX, MODULE_BYTES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX
+from xsc.compute.signature import Signature
 from xsc.compute.wasi import MODULE as WASI
 from xsc.compute.wasi import SIGNATURES
 
@@ -269,7 +269,10 @@ def read(module: bytes) -> Program:
         raise ModuleInvalid(f"the module has more than {FUNCTIONS_MAX} functions")
     if any(index >= len(types) for index in indices):
         raise ModuleInvalid("a function of the module is of a type that does not exist")
-    if sum(items(_TABLE, _Reader.table)) > TABLE_ELEMENTS_MAX:
+    tables = items(_TABLE, _Reader.table)
+    if len(tables) > TABLES_MAX:
+        raise ModuleInvalid(f"the module has more than {TABLES_MAX} tables")
+    if sum(tables) > TABLE_ELEMENTS_MAX:
         raise ModuleInvalid(f"the tables have more than {TABLE_ELEMENTS_MAX} elements")
     memories = items(_MEMORY, lambda reader: reader.limits("memory"))
     if len(memories) > 1:

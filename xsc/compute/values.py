@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import cast
 
 from xsc.base.errors import SignatureMismatch
+from xsc.compute.signature import Signature
 from xsc.terms.execution import WIDTHS, Number, NumberType
 
 _INTEGER = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F_]+)|([0-9_]+))")
@@ -47,27 +48,6 @@ class Format:
 
 
 _FORMATS = {"f32": Format(23, 8), "f64": Format(52, 11)}
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """The type of a function: value types by their WebAssembly names."""
-
-    params: tuple[str, ...]
-    results: tuple[str, ...]
-
-    def show(self, name: str) -> str:
-        """Return it for people: `add(i32, i32) -> i32`."""
-        text = f"{name}({', '.join(self.params)})"
-        if not self.results:
-            return text
-        results = ", ".join(self.results)
-        return f"{text} -> {results}" if len(self.results) == 1 else f"{text} -> ({results})"
-
-    @property
-    def numeric(self) -> bool:
-        """Whether every value is a number: only those can be given and shown."""
-        return all(item in WIDTHS for item in (*self.params, *self.results))
 
 
 def _bits_of(value: Fraction, negative: bool, shape: Format) -> int:

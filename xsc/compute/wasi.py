@@ -26,7 +26,7 @@ from typing import Protocol, TypeAlias
 
 from xsc.base.limits import HOST_CALL_FUEL, OPEN_FILES_MAX
 from xsc.compute.files import Directory, Errno, File, Node, Quota, QuotaExceeded, Refused, Tree
-from xsc.compute.values import Signature
+from xsc.compute.signature import Signature
 
 MODULE = "wasi_snapshot_preview1"
 _SHAPES = {

@@ -1,0 +1,486 @@
+"""The wasmtime engine: one job at a time, metered, in a fresh store.
+
+This is the only module that knows wasmtime. `xsc.compute.worker` runs it in a
+process that can be killed, `xsc.compute.local` in this one. Decisions about a
+module are in `xsc.compute.program`, host calls in `xsc.compute.wasi`.
+
+How a run ends is named so: a trap of the engine by its code; a run that traps
+while its memory stands at its limit has exceeded its memory (a refused
+`memory.grow` gives -1 and no trap, and what follows is up to the program), and
+the engine's own reason stays in the text. A refused grow that the program gets
+over is no trap.
+
+Known traps of wasmtime-py 50 that are met here: an exception in a host function
+goes through a global of the package, therefore one job at a time; `set_fuel`
+takes -1 for 2^64-1, therefore limits are validated before; Python floats quiet a
+signalling f32 NaN, therefore numbers are handed over as raw bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import wasmtime
+from wasmtime import _ffi as ffi
+from wasmtime._func import enter_wasm
+
+from xsc.base.encoding import encode, tagged_sha256
+from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
+from xsc.base.limits import (
+    HOST_CALL_FUEL,
+    MIB,
+    MODULES_COMPILED_MAX,
+    STACK_BYTES,
+    TABLE_ELEMENTS_MAX,
+    TABLES_MAX,
+)
+from xsc.compute import program as programs
+from xsc.compute import wasi
+from xsc.compute.program import PAGE_BYTES, Program
+from xsc.compute.sandbox import Bits, Job, JobResult
+from xsc.compute.signature import Signature
+
+ENGINE = f"wasmtime-py/{version('wasmtime')}"
+_OPTIONS: dict[str, bool | int] = {
+    # Metering and deadlines
+    "consume_fuel": True,
+    "epoch_interruption": True,
+    "max_wasm_stack": STACK_BYTES,
+    # The same bits everywhere
+    "cranelift_nan_canonicalization": True,
+    "wasm_relaxed_simd_deterministic": True,
+    "wasm_threads": False,
+    "shared_memory": False,
+    # One memory, no garbage collector, no features that nothing here can meter
+    "wasm_multi_memory": False,
+    "wasm_memory64": False,
+    "wasm_custom_page_sizes": False,
+    "wasm_function_references": False,
+    "wasm_gc": False,
+    "wasm_exceptions": False,
+    "wasm_stack_switching": False,
+    "wasm_wide_arithmetic": False,
+    # Little address space: a worker's is bounded
+    "memory_reservation": 64 * MIB,
+    "memory_guard_size": 64 * 1024,
+    "memory_reservation_for_growth": 0,
+    # The worker can open no file, and copy-on-write memory is one
+    "memory_init_cow": False,
+    # A fork or a spawn after a parallel compile deadlocks
+    "parallel_compilation": False,
+}
+ENGINE_CONFIG = tagged_sha256(
+    "engine-config",
+    encode(
+        {
+            "engine": ENGINE,
+            "machine": platform.machine(),
+            "options": dict(_OPTIONS),
+            "host_call_fuel": HOST_CALL_FUEL,
+            "table_elements": TABLE_ELEMENTS_MAX,
+        }
+    ),
+)
+"""Fuel and traps are comparable where this is equal, and only there."""
+
+_TRAPS = {
+    wasmtime.TrapCode.OUT_OF_FUEL: "fuel_exhausted",
+    wasmtime.TrapCode.INTERRUPT: "time_exceeded",
+    wasmtime.TrapCode.STACK_OVERFLOW: "stack_exhausted",
+}
+_KINDS = {
+    "i32": ffi.WASMTIME_I32.value,
+    "i64": ffi.WASMTIME_I64.value,
+    "f32": ffi.WASMTIME_F32.value,
+    "f64": ffi.WASMTIME_F64.value,
+}
+_VALUE_TYPES = {"i32": wasmtime.ValType.i32, "i64": wasmtime.ValType.i64}
+_IDLE_S = 3600.0
+
+
+class Watchdog:
+    """Moves the engine's epoch when a deadline passes, which interrupts the running job.
+
+    Arming does not wake its thread unless the deadline is nearer than what the
+    thread waits for: a thread woken for each job would cost as much as the job.
+    """
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self._engine = engine
+        self._condition = threading.Condition()
+        self._deadline: float | None = None
+        self._wakes = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name="xsc-watchdog", daemon=True)
+        self._thread.start()
+
+    def arm(self, timeout_ms: int) -> None:
+        """Interrupt what runs once that much time has passed."""
+        with self._condition:
+            self._deadline = time.monotonic() + timeout_ms / 1000
+            if self._deadline < self._wakes:
+                self._condition.notify()
+
+    def disarm(self) -> None:
+        """Interrupt nothing any more; on return no interruption is under way."""
+        with self._condition:
+            self._deadline = None
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        with self._condition:
+            while not self._closed:
+                now = time.monotonic()
+                if self._deadline is not None and self._deadline <= now:
+                    self._deadline = None
+                    self._engine.increment_epoch()
+                wait = _IDLE_S if self._deadline is None else self._deadline - now
+                self._wakes = now + wait
+                self._condition.wait(wait)
+
+
+class _Host:
+    """The running program's memory and fuel, for host calls."""
+
+    def __init__(self, store: wasmtime.Store, memory: str | None) -> None:
+        self._store = store
+        self._name = memory
+        self._memory: wasmtime.Memory | None = None
+
+    def meet(self, caller: wasmtime.Caller) -> None:
+        """Find the memory of the program that calls, the first time."""
+        if self._memory is None and self._name is not None:
+            found = caller.get(self._name)
+            assert isinstance(found, wasmtime.Memory)
+            self._memory = found
+
+    def _place(self, address: int, size: int) -> int:
+        if self._memory is None or address + size > self._memory.data_len(self._store):
+            raise wasi.Fault
+        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + address
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return bytes of the memory."""
+        return ctypes.string_at(self._place(address, size), size) if size else b""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to the memory."""
+        if data:
+            ctypes.memmove(self._place(address, len(data)), data, len(data))
+
+    def spend(self, fuel: int) -> bool:
+        """Take fuel, or all that is left."""
+        left = self._store.get_fuel()
+        self._store.set_fuel(max(0, left - fuel))
+        return fuel <= left
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A module that is ready to run."""
+
+    program: Program
+    module: wasmtime.Module
+    memory: str | None
+    start: str | None
+    ready: wasmtime.InstancePre | None
+    """Linked once, where the module imports nothing."""
+
+
+def _function_type(signature: Signature) -> wasmtime.FuncType:
+    return wasmtime.FuncType(
+        [_VALUE_TYPES[item]() for item in signature.params],
+        [_VALUE_TYPES[item]() for item in signature.results],
+    )
+
+
+_WASI_TYPES = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
+
+
+def _call(
+    store: wasmtime.Store,
+    function: wasmtime.Func,
+    arguments: Sequence[Bits],
+    results: Sequence[str],
+) -> tuple[Bits, ...]:
+    """Call a function with raw bits: `Func.__call__` goes through floats, and is slow."""
+    given = (ffi.wasmtime_val_t * len(arguments))()
+    for slot, (kind, bits) in zip(given, arguments, strict=True):
+        slot.kind = _KINDS[kind]
+        value = int.from_bytes(bits, "little")
+        if len(bits) == 4:
+            slot.of.i32 = value
+        else:
+            slot.of.i64 = value
+    taken = (ffi.wasmtime_val_t * len(results))()
+    with enter_wasm(store) as trap:
+        error = ffi.wasmtime_func_call(
+            store._context(),  # noqa: SLF001 - the engine is pinned to one minor version
+            ctypes.byref(function._func),  # noqa: SLF001 - the same
+            given,
+            len(arguments),
+            taken,
+            len(results),
+            trap,
+        )
+        if error:  # type: ignore[truthy-bool]
+            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - the same
+    found = []
+    for slot, name in zip(taken, results, strict=True):
+        wide = name.endswith("64")
+        value = slot.of.i64 % 2**64 if wide else slot.of.i32 % 2**32
+        found.append((name, value.to_bytes(8 if wide else 4, "little")))
+    return tuple(found)
+
+
+def _quiet(_phase: str) -> None:
+    """Tell nobody."""
+
+
+class Machine:
+    """Compiles modules, keeps them, and runs jobs one after the other."""
+
+    def __init__(self) -> None:
+        config = wasmtime.Config()
+        for name, value in _OPTIONS.items():
+            setattr(config, name, value)
+        self._engine = wasmtime.Engine(config)
+        self._watchdog = Watchdog(self._engine)
+        self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
+        self._plain = wasmtime.Linker(self._engine)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End the watchdog."""
+        self._watchdog.close()
+
+    def has(self, module_hash: bytes) -> bool:
+        """Say whether that module is compiled: then a job need not bring it."""
+        return module_hash in self._modules
+
+    def run(self, job: Job, note: Callable[[str], None] = _quiet) -> JobResult:
+        """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
+
+        Raises:
+            ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
+            SandboxFailed: the engine failed.
+        """
+        with self._lock:
+            if job.module_hash in self._modules:
+                self._modules.move_to_end(job.module_hash)
+                compiled = self._modules[job.module_hash]
+            else:
+                note("compiling")
+                compiled = self._compile(job)
+                note("running")
+            return self._run(job, compiled)
+
+    def _compile(self, job: Job) -> _Compiled:
+        if hashlib.sha256(job.module).digest() != job.module_hash:
+            raise ModuleInvalid("the module is not the one that its hash names")
+        program = programs.read(job.module)
+        prepared = programs.prepare(job.module, program)
+        try:
+            module = wasmtime.Module(self._engine, prepared.module)
+        except wasmtime.WasmtimeError as fault:
+            lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+            reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
+            raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
+        ready = None if program.imports else self._plain.instantiate_pre(module)
+        compiled = _Compiled(program, module, prepared.memory, prepared.start, ready)
+        self._modules[job.module_hash] = compiled
+        if len(self._modules) > MODULES_COMPILED_MAX:
+            self._modules.popitem(last=False)
+        return compiled
+
+    def _run(self, job: Job, compiled: _Compiled) -> JobResult:
+        began = time.monotonic()
+        check_call(job, compiled.program)
+        empty = JobResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
+        memory = compiled.program.memory
+        if memory is not None and memory.pages_min * PAGE_BYTES > job.limits.memory_bytes:
+            declared = memory.pages_min * PAGE_BYTES
+            return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
+
+        store = wasmtime.Store(self._engine)
+        linker: wasmtime.Linker | None = None
+        try:
+            store.set_limits(
+                memory_size=job.limits.memory_bytes,
+                table_elements=TABLE_ELEMENTS_MAX,
+                instances=1,
+                tables=TABLES_MAX,
+                memories=1,
+            )
+            store.set_fuel(job.limits.fuel)
+            store.set_epoch_deadline(1)
+            host = _Host(store, compiled.memory)
+            state = wasi.Wasi(
+                host,
+                args=job.args,
+                environment=job.environment,
+                stdin=job.stdin,
+                files=dict(job.files),
+                output_bytes=job.limits.output_bytes,
+                seed=job.seed,
+                clock_ms=job.clock_ms,
+            )
+            if compiled.ready is None:
+                linker = self._link(compiled.program, host, state)
+            run = _Run(store, compiled, linker, state, job)
+            self._watchdog.arm(job.limits.timeout_ms)
+            try:
+                results = run.go()
+            finally:
+                self._watchdog.disarm()
+            left = store.get_fuel()
+            peak = run.memory_bytes()
+        finally:
+            store.close()
+            if linker is not None:
+                linker.close()
+
+        trap = run.trap
+        if trap is not None and trap.startswith("module_trapped"):
+            limit = job.limits.memory_bytes // PAGE_BYTES * PAGE_BYTES
+            if memory is not None and peak == limit:
+                reason = trap.partition(": ")[2]
+                trap = f"memory_exceeded: {reason} with its memory at the limit"
+        spent = job.limits.fuel if trap == "fuel_exhausted" else job.limits.fuel - left
+        return replace(
+            empty,
+            results=results,
+            exit_code=run.exit_code,
+            trap=trap,
+            fuel_used=spent,
+            memory_peak_bytes=peak,
+            stdout=bytes(state.stdout),
+            stderr=bytes(state.stderr),
+            files=tuple(state.files()),
+            wall_ms=int((time.monotonic() - began) * 1000),
+        )
+
+    def _link(self, program: Program, host: _Host, state: wasi.Wasi) -> wasmtime.Linker:
+        linker = wasmtime.Linker(self._engine)
+
+        def define(name: str) -> None:
+            def called(caller: wasmtime.Caller, *arguments: int) -> int:
+                host.meet(caller)
+                return state.call(name, arguments)
+
+            linker.define_func(wasi.MODULE, name, _WASI_TYPES[name], called, access_caller=True)
+
+        for name in program.imports:
+            define(name)
+        return linker
+
+
+class _Run:
+    """One run in its store."""
+
+    def __init__(
+        self,
+        store: wasmtime.Store,
+        compiled: _Compiled,
+        linker: wasmtime.Linker | None,
+        state: wasi.Wasi,
+        job: Job,
+    ) -> None:
+        self._store = store
+        self._compiled = compiled
+        self._linker = linker
+        self._state = state
+        self._job = job
+        self._memory: wasmtime.Memory | None = None
+        self.trap: str | None = None
+        self.exit_code: int | None = None
+
+    def memory_bytes(self) -> int:
+        """Return the size of the memory: it never shrinks, so at the end this is the peak."""
+        if self._memory is not None:
+            return self._memory.data_len(self._store)
+        shape = self._compiled.program.memory
+        # A trap in a data segment: the instance is lost, and nothing could grow yet.
+        return shape.pages_min * PAGE_BYTES if shape else 0
+
+    def go(self) -> tuple[Bits, ...]:
+        """Run it, and leave in `trap` and `exit_code` how it ended."""
+        try:
+            results = self._go()
+        except wasi.Ended:
+            if self._state.trap is not None:
+                self.trap = self._state.trap
+            elif self._job.mode == "run":
+                self.exit_code = self._state.exit_code
+            else:
+                self.trap = f"module_trapped: it exited with code {self._state.exit_code}"
+            return ()
+        except wasmtime.Trap as trap:
+            code = trap.trap_code
+            assert code is not None
+            named = code.name.lower().replace("_", " ")
+            self.trap = _TRAPS.get(code, f"module_trapped: {named}")
+            return ()
+        except wasmtime.WasmtimeError as fault:
+            # What can be the module's fault was refused before: this is the engine's.
+            raise SandboxFailed(f"the engine failed: {str(fault)[:300]}") from None
+        if self._job.mode == "run":
+            self.exit_code = 0
+        return results
+
+    def _go(self) -> tuple[Bits, ...]:
+        compiled = self._compiled
+        if compiled.ready is not None:
+            instance = compiled.ready.instantiate(self._store)
+        else:
+            assert self._linker is not None
+            instance = self._linker.instantiate(self._store, compiled.module)
+        exports = instance.exports(self._store)
+        if compiled.memory is not None:
+            memory = exports[compiled.memory]
+            assert isinstance(memory, wasmtime.Memory)
+            self._memory = memory
+        before = [compiled.start] if compiled.start is not None else []
+        if self._job.mode == "invoke" and self._job.function != "_initialize":
+            before += ["_initialize"] if _is_command(compiled.program, "_initialize") else []
+        for name in before:
+            function = exports[name]
+            assert isinstance(function, wasmtime.Func)
+            _call(self._store, function, (), ())
+        function = exports[self._job.function]
+        assert isinstance(function, wasmtime.Func)
+        signature = compiled.program.functions[self._job.function]
+        return _call(self._store, function, self._job.arguments, signature.results)
+
+
+def _is_command(program: Program, name: str) -> bool:
+    return program.functions.get(name) == Signature((), ())
+
+
+def check_call(job: Job, program: Program) -> None:
+    """Return if the job fits what the module exports.
+
+    Raises:
+        ExportUnknown, SignatureMismatch: it does not.
+    """
+    signature = program.signature(job.function)
+    if job.mode == "run" and not _is_command(program, job.function):
+        raise ExportUnknown("the module is no WASI command: its _start takes or gives values")
+    given = tuple(kind for kind, _ in job.arguments)
+    if given != signature.params or not signature.numeric:
+        shown = signature.show(job.function)
+        raise SignatureMismatch(f"{shown} cannot be called with ({', '.join(given)})")

@@ -1,0 +1,163 @@
+"""What the pool and its workers say to each other: length-prefixed canonical CBOR.
+
+    pool → worker   job, and module where the worker asks for it
+    worker → pool   hello once; then phase ("compiling", "running") or module wanted,
+                    and at last result or error, for each job
+
+The pool believes a worker's frames no more than a peer's: they are decoded
+strictly, because a program that breaks out of the engine could write them.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import RecordInvalid
+from xsc.base.fields import take_bytes, take_int, take_list, take_str
+from xsc.base.limits import (
+    ARGUMENTS_MAX,
+    OUTPUT_BYTES_MAX,
+    WORKER_FRAME_BYTES_MAX,
+)
+from xsc.compute.limits import Limits
+from xsc.compute.sandbox import Bits, Job, JobResult, Mode
+
+PREFIX_BYTES = 4
+_FILE_PATH_CHARS_MAX = 8192
+
+
+def to_frame(value: dict[str, Value]) -> bytes:
+    """Return the bytes of a message, with their length before them."""
+    raw = encode(value)
+    return len(raw).to_bytes(PREFIX_BYTES, "big") + raw
+
+
+def length_of(prefix: bytes) -> int:
+    """Return the length that a prefix announces.
+
+    Raises:
+        RecordInvalid: over the bound.
+    """
+    length = int.from_bytes(prefix, "big")
+    if length > WORKER_FRAME_BYTES_MAX:
+        raise RecordInvalid(f"a frame of {length} bytes is over its bound")
+    return length
+
+
+def from_frame(raw: bytes) -> dict[str, Value]:
+    """Return the message of a frame's bytes, without their prefix.
+
+    Raises:
+        RecordInvalid: not a canonical map.
+    """
+    value = decode(raw, size_max=WORKER_FRAME_BYTES_MAX)
+    if not isinstance(value, dict):
+        raise RecordInvalid("a frame must be a map")
+    return value
+
+
+def _pairs(items: tuple[tuple[str, str], ...] | tuple[tuple[str, bytes], ...]) -> list[Value]:
+    return [[name, value] for name, value in items]
+
+
+def job_message(job: Job, *, with_module: bool) -> dict[str, Value]:
+    """Return a job as a message."""
+    limits = job.limits
+    return {
+        "kind": "job",
+        "hash": job.module_hash,
+        "module": job.module if with_module else None,
+        "mode": job.mode,
+        "function": job.function,
+        "arguments": _pairs(job.arguments),
+        "args": list(job.args),
+        "environment": _pairs(job.environment),
+        "stdin": job.stdin,
+        "files": _pairs(job.files),
+        "limits": [limits.fuel, limits.memory_bytes, limits.timeout_ms, limits.output_bytes],
+        "seed": job.seed,
+        "clock": job.clock_ms,
+    }
+
+
+def job_of(message: dict[str, Value]) -> tuple[Job, bool]:
+    """Return the job of the pool's own message, and whether it brings the module.
+
+    Only a worker reads this, and only from the pool: the shape is not checked again.
+    """
+    fields = cast("dict[str, object]", message)
+    fuel, memory_bytes, timeout_ms, output_bytes = cast("list[int]", fields["limits"])
+    module = cast("bytes | None", fields["module"])
+    job = Job(
+        module_hash=cast("bytes", fields["hash"]),
+        module=module or b"",
+        mode=cast("Mode", fields["mode"]),
+        function=cast("str", fields["function"]),
+        arguments=tuple((kind, bits) for kind, bits in cast("list[Bits]", fields["arguments"])),
+        args=tuple(cast("list[str]", fields["args"])),
+        environment=tuple(
+            (name, text) for name, text in cast("list[tuple[str, str]]", fields["environment"])
+        ),
+        stdin=cast("bytes", fields["stdin"]),
+        files=tuple((name, data) for name, data in cast("list[Bits]", fields["files"])),
+        limits=Limits(fuel, memory_bytes, timeout_ms, output_bytes),
+        seed=cast("bytes", fields["seed"]),
+        clock_ms=cast("int", fields["clock"]),
+    )
+    return job, module is not None
+
+
+def result_message(result: JobResult) -> dict[str, Value]:
+    """Return a result as a message."""
+    return {
+        "kind": "result",
+        "results": _pairs(result.results),
+        "exit_code": result.exit_code,
+        "trap": result.trap,
+        "fuel": result.fuel_used,
+        "memory": result.memory_peak_bytes,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "files": _pairs(result.files),
+        "engine": result.engine,
+        "config": result.engine_config,
+        "wall": result.wall_ms,
+    }
+
+
+def _named_bytes(value: Value) -> tuple[str, bytes]:
+    match value:
+        case [str(name), bytes(data)] if len(name) <= _FILE_PATH_CHARS_MAX:
+            return name, data
+    raise RecordInvalid("a worker reports something that is no named bytes")
+
+
+def result_of(message: dict[str, Value], job: Job) -> JobResult:
+    """Return the result that a worker reports, held against the job's limits.
+
+    Raises:
+        RecordInvalid: it is malformed, or says that a limit was passed.
+    """
+    code = message.get("exit_code")
+    trap = message.get("trap")
+    files = tuple(_named_bytes(item) for item in take_list(message, "files"))
+    result = JobResult(
+        results=tuple(
+            _named_bytes(item) for item in take_list(message, "results", most=ARGUMENTS_MAX)
+        ),
+        exit_code=None if code is None else take_int(message, "exit_code", most=2**32 - 1),
+        trap=None if trap is None else take_str(message, "trap"),
+        fuel_used=take_int(message, "fuel", most=job.limits.fuel),
+        memory_peak_bytes=take_int(message, "memory", most=job.limits.memory_bytes),
+        stdout=take_bytes(message, "stdout"),
+        stderr=take_bytes(message, "stderr"),
+        files=files,
+        engine=take_str(message, "engine"),
+        engine_config=take_bytes(message, "config", size=32),
+        wall_ms=take_int(message, "wall"),
+    )
+    output = len(result.stdout) + len(result.stderr) + sum(len(data) for _, data in files)
+    if output > min(job.limits.output_bytes, OUTPUT_BYTES_MAX):
+        raise RecordInvalid("a worker reports more output than the job allows")
+    return result
