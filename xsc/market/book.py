@@ -1,0 +1,212 @@
+"""The leases of a node, in both roles, kept in the state database.
+
+    market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
+    market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
+
+`c` is this node as the customer, `p` as the provider. Reservations of what runs
+at this moment are in memory only: after a restart nothing runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.identity.envelope import open_signed
+from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
+from xsc.terms.lease import Lease, LeaseRequest
+
+Role: TypeAlias = Literal["customer", "provider"]
+_VERSION: Final = 1
+_LEASE: Final = b"market/lease/"
+_USE: Final = b"market/use/"
+_LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A part of a voucher on its way into the ledger: asked for again until it is booked."""
+
+    number: int
+    amount_micro: int
+    voucher: bytes
+
+
+@dataclass(slots=True)
+class Entry:
+    """One lease as this node knows it."""
+
+    role: Role
+    terms: LeaseTerms
+    use: LeaseUse
+    raw: bytes
+    """The signed lease, with request and quote inside."""
+    request_id: bytes
+    domain: bytes = b""
+    voucher: bytes | None = None
+    """The newest signed voucher."""
+    booking: Booking | None = None
+    reserved: int = 0
+    """Provider of compute: steps of runs under way."""
+    promised: list[tuple[int, int]] = field(default_factory=list)
+    """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
+
+    @property
+    def peer(self) -> bytes:
+        """The other side."""
+        return self.terms.provider if self.role == "customer" else self.terms.customer
+
+    def promised_at(self, now_ms: int) -> int:
+        """Return the quantity handed out; what was never heard of is forgotten in time."""
+        self.promised = [item for item in self.promised if item[0] > now_ms]
+        return sum(quantity for _, quantity in self.promised)
+
+    def keep_promise(self, quantity: int) -> None:
+        """Take so much out of what was handed out, the oldest first."""
+        while self.promised and quantity > 0:
+            until_ms, oldest = self.promised[0]
+            taken = min(oldest, quantity)
+            quantity -= taken
+            if taken == oldest:
+                self.promised.pop(0)
+            else:
+                self.promised[0] = (until_ms, oldest - taken)
+
+    def end_promise(self, quantity: int) -> None:
+        """Take out one whole promise: the least that covers the quantity, else the largest."""
+        if not self.promised:
+            return
+        covering = [item for item in self.promised if item[1] >= quantity]
+        if covering:
+            ended = min(covering, key=lambda item: item[1])
+        else:
+            ended = max(self.promised, key=lambda item: item[1])
+        self.promised.remove(ended)
+
+
+def _use_value(entry: Entry) -> Value:
+    use: dict[str, Value] = dict(asdict(entry.use))
+    booking: Value = None
+    if entry.booking is not None:
+        booking = dict(asdict(entry.booking))
+    return {"v": _VERSION, "use": use, "voucher": entry.voucher, "booking": booking}
+
+
+def _read_use(value: Value) -> tuple[LeaseUse, bytes | None, Booking | None]:
+    if not isinstance(value, dict) or value.get("v") != _VERSION:
+        raise RecordInvalid("the use of a lease is of an unknown version")
+    kept = take_map(value, "use")
+    use = LeaseUse(
+        touched_ms=take_int(kept, "touched_ms"),
+        held_bytes=take_int(kept, "held_bytes"),
+        epoch=take_int(kept, "epoch"),
+        peak_bytes=take_int(kept, "peak_bytes"),
+        used=take_int(kept, "used"),
+        billed_micro=take_int(kept, "billed_micro"),
+        voucher_number=take_int(kept, "voucher_number"),
+        voucher_micro=take_int(kept, "voucher_micro"),
+        voucher_quantity=take_int(kept, "voucher_quantity"),
+        settled_micro=take_int(kept, "settled_micro"),
+        given_back=take_bool(kept, "given_back"),
+    )
+    booking = None
+    if value.get("booking") is not None:
+        under_way = take_map(value, "booking")
+        booking = Booking(
+            take_int(under_way, "number"),
+            take_int(under_way, "amount_micro"),
+            take_bytes(under_way, "voucher"),
+        )
+    return use, take_opt_bytes(value, "voucher"), booking
+
+
+class LeaseBook:
+    """All leases by role and id; what changes is written at once."""
+
+    def __init__(self, state: KeyValue, network: bytes) -> None:
+        self._state = state
+        self._network = network
+        self._entries: dict[Role, dict[bytes, Entry]] = {"customer": {}, "provider": {}}
+
+    def load(self) -> None:
+        """Read what was kept.
+
+        Raises:
+            StoreDamaged: something kept is not what was written.
+        """
+        for role, letter in _LETTERS.items():
+            prefix = _LEASE + letter
+            for key, value in self._state.scan(prefix, prefix_end(prefix)):
+                lease_id = key.removeprefix(prefix)
+                try:
+                    entry = self._read(role, value, self._state.get(_USE + letter + lease_id))
+                except RecordInvalid as fault:
+                    raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
+                self._entries[role][lease_id] = entry
+
+    def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> Entry:
+        value = decode(kept)
+        if not isinstance(value, dict) or value.get("v") != _VERSION:
+            raise RecordInvalid("a lease is of an unknown version")
+        if kept_use is None:
+            raise RecordInvalid("a lease has no use")
+        entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
+        entry.use, entry.voucher, entry.booking = _read_use(decode(kept_use))
+        return entry
+
+    def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> Entry:
+        """Return the entry of a signed lease that was not used yet.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is no lease.
+        """
+        lease = open_signed(raw, Lease, network=self._network)
+        request = open_signed(lease.record.request, LeaseRequest, network=self._network)
+        return Entry(
+            role,
+            terms_of(request.record, lease.record.quantity),
+            LeaseUse(touched_ms=now_ms),
+            raw,
+            request.id,
+            domain,
+        )
+
+    def get(self, role: Role, lease_id: bytes) -> Entry | None:
+        """Return a lease, or None."""
+        return self._entries[role].get(lease_id)
+
+    def all(self, role: Role) -> Iterator[Entry]:
+        """Yield the leases of a role, in the order in which they came to be known."""
+        yield from list(self._entries[role].values())
+
+    def add(self, entries: list[Entry]) -> None:
+        """Keep new leases: they are on the disk on return, because they are promises."""
+        changes: list[Change] = []
+        for entry in entries:
+            tail = _LETTERS[entry.role] + entry.terms.lease_id
+            changes.append(
+                (
+                    _LEASE + tail,
+                    encode({"v": _VERSION, "lease": entry.raw, "domain": entry.domain}),
+                )
+            )
+            changes.append((_USE + tail, encode(_use_value(entry))))
+        self._state.write(changes, sync=True)
+        for entry in entries:
+            self._entries[entry.role][entry.terms.lease_id] = entry
+
+    def save(self, entry: Entry, *, sync: bool) -> None:
+        """Keep what became of a lease; synced where something was signed or booked."""
+        key = _USE + _LETTERS[entry.role] + entry.terms.lease_id
+        self._state.write([(key, encode(_use_value(entry)))], sync=sync)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop a lease that is over and settled."""
+        tail = _LETTERS[entry.role] + entry.terms.lease_id
+        self._state.write([(_LEASE + tail, None), (_USE + tail, None)], sync=False)
+        del self._entries[entry.role][entry.terms.lease_id]

@@ -1,0 +1,298 @@
+"""The life of a lease: what it allows, what is used of it, and what is owed for that.
+
+Customer and provider run the same steps over what each of them saw; the
+customer's cumulative vouchers bring both together. Only these move a lease:
+
+- storage: bytes are *held*. An epoch that has begun counts whole, with the most
+  bytes held in it; the first is due as soon as bytes are held. So the use, in
+  byte-epochs, never falls.
+- compute: fuel steps are *spent*, each run billed as its receipt says.
+
+What a lease is at a moment follows from its use and the time: `open` until its
+end, or until it is given back; then `closing` while something is owed,
+`settled` once it is paid, and `expired` where nothing ever was owed.
+
+A check returns the first rule that is broken, as a sentence, or None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from xsc.base.limits import (
+    AMOUNT_MAX,
+    COMPUTE_LEASE_MS,
+    EPOCH_MS,
+    REQUEST_WINDOW_MS,
+    STORAGE_LEASE_IDLE_MS,
+    STORAGE_LEASE_MS,
+)
+from xsc.base.units import ceil_div
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.pricing import compute_amount, storage_amount
+from xsc.terms.quote import Kind, Quote
+from xsc.terms.voucher import Voucher
+
+Status: TypeAlias = Literal["open", "closing", "settled", "expired"]
+LENGTH_MS: dict[Kind, int] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """What was agreed; it never changes."""
+
+    lease_id: bytes
+    kind: Kind
+    provider: bytes
+    customer: bytes
+    price: int
+    """Micro-credits a quantum."""
+    quantity: int
+    """Storage: bytes held at any one time. Compute: fuel steps in all."""
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseUse:
+    """What became of it so far, as one side saw it."""
+
+    touched_ms: int
+    """When bytes were last held or given back, or the lease was granted."""
+    held_bytes: int = 0
+    epoch: int = 0
+    """Storage: the epoch, counted from the start, up to which `used` stands."""
+    peak_bytes: int = 0
+    """Storage: the most bytes held in that epoch."""
+    used: int = 0
+    """Byte-epochs begun, or fuel steps spent."""
+    billed_micro: int = 0
+    """Compute: the sum of the bills."""
+    voucher_number: int = 0
+    voucher_micro: int = 0
+    voucher_quantity: int = 0
+    settled_micro: int = 0
+    """Of the vouchers, what the ledger has booked."""
+    given_back: bool = False
+
+
+def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
+    """Return the terms of a request that was granted that quantity."""
+    return LeaseTerms(
+        request.lease_id,
+        request.kind,
+        request.provider,
+        request.customer,
+        request.price,
+        quantity,
+        request.start_ms,
+        request.end_ms,
+    )
+
+
+def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | None:
+    """Return what is wrong with a request under this provider's own valid quote."""
+    if request.lease_id == bytes(len(request.lease_id)):
+        return "the lease id is the one of a node's own capacity"
+    if request.provider != quote.provider or request.customer != quote.customer:
+        return "the request is between other nodes than its quote"
+    if request.kind != quote.kind:
+        return "the request is for another kind than its quote"
+    if request.price < quote.price:
+        return f"the price {request.price} is below the quote's {quote.price}"
+    if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
+        return "the lease does not begin now"
+    if request.end_ms - request.start_ms > LENGTH_MS[request.kind]:
+        return "the lease is longer than any may be"
+    epochs = ceil_div(request.end_ms - request.start_ms, EPOCH_MS)
+    if request.price * request.quantity * epochs > AMOUNT_MAX:
+        return "the lease is worth more than an amount can be"
+    return None
+
+
+def check_grant(request_raw: bytes, request: LeaseRequest, lease: Lease) -> str | None:
+    """Return what is wrong with a lease that a provider granted on a request."""
+    if lease.request != request_raw:
+        return "the lease is on another request"
+    if not request.quantity_min <= lease.quantity <= request.quantity:
+        return "the lease grants more or less than was asked for"
+    return None
+
+
+def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
+    """Return the use after the epochs that have begun since; nothing begins after the end."""
+    if terms.kind != "storage":
+        return use
+    last = ceil_div(terms.end_ms - terms.start_ms, EPOCH_MS) - 1
+    epoch = min(max((now_ms - terms.start_ms) // EPOCH_MS, 0), last)
+    if epoch <= use.epoch:
+        return use
+    begun = (epoch - use.epoch) * use.held_bytes
+    return replace(use, epoch=epoch, peak_bytes=use.held_bytes, used=use.used + begun)
+
+
+def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> LeaseUse:
+    """Return the use after bytes came (+) or went (-).
+
+    No more goes than was held: one side may have missed what the other saw.
+    """
+    assert terms.kind == "storage", "only storage holds bytes"
+    use = advance(terms, use, now_ms)
+    held = max(0, use.held_bytes + delta_bytes)
+    peak = max(use.peak_bytes, held)
+    return replace(
+        use,
+        touched_ms=now_ms,
+        held_bytes=held,
+        peak_bytes=peak,
+        used=use.used + peak - use.peak_bytes,
+    )
+
+
+def spend(terms: LeaseTerms, use: LeaseUse, steps: int, amount_micro: int) -> LeaseUse:
+    """Return the use after a run that was billed."""
+    assert terms.kind == "compute", "only compute is spent"
+    return replace(use, used=use.used + steps, billed_micro=use.billed_micro + amount_micro)
+
+
+def due_micro(terms: LeaseTerms, use: LeaseUse) -> int:
+    """Return what is owed in all for the use so far, settled or not."""
+    if terms.kind == "storage":
+        return storage_amount(terms.price, use.used)
+    return use.billed_micro
+
+
+def room(terms: LeaseTerms, use: LeaseUse) -> int:
+    """Return what is left: bytes that can still be held, or steps that can still be spent."""
+    return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
+
+
+def is_over(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
+    """Return whether nothing new can be done under the lease."""
+    return use.given_back or now_ms >= terms.end_ms
+
+
+def is_idle(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
+    """Return whether the provider may take an empty lease of storage back."""
+    return (
+        terms.kind == "storage"
+        and use.held_bytes == 0
+        and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS
+    )
+
+
+def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
+    """Return whether a customer should still begin something under the lease.
+
+    Storage: until half of its time, so that nothing new is put where it must soon move, and
+    not once the provider might be about to take an empty lease back.
+    """
+    if is_over(terms, use, now_ms):
+        return False
+    if terms.kind == "compute":
+        return True
+    if use.held_bytes == 0 and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS // 2:
+        return False
+    return now_ms - terms.start_ms < (terms.end_ms - terms.start_ms) // 2
+
+
+def tolerance(terms: LeaseTerms) -> int:
+    """Return how far two honest views of the use may differ.
+
+    Storage: one epoch of everything leased, for clocks that differ and writes that failed.
+    """
+    return terms.quantity if terms.kind == "storage" else 0
+
+
+def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return what the customer has yet to settle.
+
+    Once a lease is over and its last voucher is paid, a difference that two clocks explain
+    is not owed.
+    """
+    if (
+        is_over(terms, use, now_ms)
+        and use.held_bytes == 0
+        and use.settled_micro >= use.voucher_micro > 0
+        and use.used - use.voucher_quantity <= tolerance(terms)
+    ):
+        return 0
+    return max(0, due_micro(terms, use) - use.settled_micro)
+
+
+def exposure_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return what the provider may come to lose: what is owed, and what the lease still allows.
+
+    Compute: all that is left of it. Storage: one more epoch of everything leased.
+    """
+    owed = owed_micro(terms, use, now_ms)
+    if is_over(terms, use, now_ms):
+        return owed
+    if terms.kind == "storage":
+        return owed + storage_amount(terms.price, terms.quantity)
+    return owed + compute_amount(terms.price, room(terms, use))
+
+
+def status(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Status:
+    """Return what the lease is now."""
+    if not is_over(terms, use, now_ms):
+        return "open"
+    if owed_micro(terms, use, now_ms) > 0:
+        return "closing"
+    return "settled" if use.settled_micro > 0 else "expired"
+
+
+def next_voucher(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher | None:
+    """Return the voucher that the customer owes now; None where the last one says it all."""
+    amount = due_micro(terms, use)
+    if amount <= use.voucher_micro:
+        return None
+    return Voucher(
+        lease_id=terms.lease_id,
+        provider=terms.provider,
+        customer=terms.customer,
+        number=use.voucher_number + 1,
+        amount_micro=amount,
+        quantity=use.used,
+        until_ms=now_ms,
+    )
+
+
+def with_voucher(use: LeaseUse, voucher: Voucher) -> LeaseUse:
+    """Return the use under its newest voucher."""
+    return replace(
+        use,
+        voucher_number=voucher.number,
+        voucher_micro=voucher.amount_micro,
+        voucher_quantity=voucher.quantity,
+    )
+
+
+def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | None:
+    """Return what is wrong with a voucher that should follow the last one.
+
+    Less than what is due is good: it pays a part. `use` must be advanced to now.
+    """
+    if (voucher.lease_id, voucher.provider, voucher.customer) != (
+        terms.lease_id,
+        terms.provider,
+        terms.customer,
+    ):
+        return "the voucher is for another lease"
+    if voucher.number <= use.voucher_number:
+        return "the voucher does not follow the last one"
+    if voucher.amount_micro < use.voucher_micro or voucher.quantity < use.voucher_quantity:
+        return "the voucher falls behind the last one"
+    if terms.kind == "storage":
+        if voucher.amount_micro != storage_amount(terms.price, voucher.quantity):
+            return "the voucher's amount is not the price of its quantity"
+        if voucher.quantity > use.used + tolerance(terms):
+            return "the voucher is over more than was held"
+    else:
+        if voucher.amount_micro > compute_amount(terms.price, voucher.quantity):
+            return "the voucher's amount is above the price of its quantity"
+        # Not bound to what this side saw: after a crash it may know of less than was run.
+        if voucher.quantity > terms.quantity:
+            return "the voucher is over more than was leased"
+    return None

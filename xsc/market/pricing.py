@@ -1,0 +1,107 @@
+"""What a node asks for its capacity: a base price, raised by use, and a ladder of discounts.
+
+The unit price rises in a straight line with utilisation: twice the base price
+at full use (the seed's `1 + utilisation`). It only proposes the reserve, which
+is what unrecognised peers pay at least; recognised and mutual peers pay the
+lower rungs (DESIGN section 8). What a use costs at a price is the arithmetic of
+`xsc.terms.pricing`, which customers recompute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xsc.base.limits import PPM
+from xsc.base.units import ceil_div
+from xsc.terms.pricing import compute_amount, fuel_steps, storage_amount
+from xsc.terms.quote import Kind, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """The prices of an idle node, in micro-credits a quantum, and the discounts off the reserve."""
+
+    storage: int
+    compute: int
+    mutual_discount_ppm: int = 0
+    one_way_discount_ppm: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.storage >= 0, "a price is not negative"
+        assert self.compute >= 0, "a price is not negative"
+        assert 0 <= self.one_way_discount_ppm <= self.mutual_discount_ppm <= PPM, (
+            "mutual peers do not pay more than one-way peers"
+        )
+
+    def base(self, kind: Kind) -> int:
+        """Return the price of an idle node."""
+        return self.storage if kind == "storage" else self.compute
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Prices a quantum: mutual <= one-way <= reserve."""
+
+    mutual: int
+    one_way: int
+    reserve: int
+
+    def rung(self, tier: Tier) -> int:
+        """Return the price of a tier."""
+        return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
+
+
+def utilisation_ppm(free: int, capacity: int) -> int:
+    """Return the share in use; a node that offers nothing is full."""
+    if capacity <= 0:
+        return PPM
+    return (capacity - min(max(free, 0), capacity)) * PPM // capacity
+
+
+def unit_price(base: int, used_ppm: int) -> int:
+    """Return the price a quantum at a utilisation, rounded up; it never falls with use."""
+    assert 0 <= used_ppm <= PPM, "utilisation is a share"
+    return ceil_div(base * (PPM + used_ppm), PPM)
+
+
+def ladder(reserve: int, prices: PriceList) -> Ladder:
+    """Return the rungs below a reserve, each rounded down."""
+    return Ladder(
+        reserve * (PPM - prices.mutual_discount_ppm) // PPM,
+        reserve * (PPM - prices.one_way_discount_ppm) // PPM,
+        reserve,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MarketPricing:
+    """A price list at one moment's utilisation; the seed's three methods, in integers.
+
+    The seed prices compute by time; here its duration is fuel, so that a bill
+    needs no clock.
+    """
+
+    prices: PriceList
+    storage_used_ppm: int = 0
+    compute_used_ppm: int = 0
+
+    def unit_price(self, kind: Kind) -> int:
+        """Return the reserve: micro-credits a quantum."""
+        used = self.storage_used_ppm if kind == "storage" else self.compute_used_ppm
+        return unit_price(self.prices.base(kind), used)
+
+    def ladder(self, kind: Kind) -> Ladder:
+        """Return the rungs of a kind."""
+        return ladder(self.unit_price(kind), self.prices)
+
+    def storage_price(self, size_bytes: int, epochs: int) -> int:
+        """Return the micro-credits for holding bytes over epochs, at the reserve."""
+        return storage_amount(self.unit_price("storage"), size_bytes * epochs)
+
+    def compute_price(self, fuel: int, memory_bytes: int) -> int:
+        """Return the micro-credits for a run of that fuel under that memory limit."""
+        return compute_amount(self.unit_price("compute"), fuel_steps(fuel, memory_bytes))
+
+    def total_price(self, storage_micro: int, compute_micro: int) -> int:
+        """Return both prices together."""
+        return storage_micro + compute_micro

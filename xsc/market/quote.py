@@ -1,0 +1,88 @@
+"""How a quote is made for one customer, and what makes a quote good.
+
+A quote is the provider's word: signed, for one customer, for a minute. A lease
+embeds it, so that a later price cannot touch the lease.
+"""
+
+from __future__ import annotations
+
+from xsc.base.errors import RecordInvalid
+from xsc.base.limits import QUOTE_TTL_MS, REQUEST_WINDOW_MS
+from xsc.identity.envelope import Signed, open_signed
+from xsc.market.pricing import Ladder
+from xsc.terms.quote import Kind, Quote, Tier
+
+
+def make_quote(
+    *,
+    provider: bytes,
+    customer: bytes,
+    kind: Kind,
+    tier: Tier,
+    ladder: Ladder,
+    available: int,
+    now_ms: int,
+    nonce: bytes,
+    site: str = "",
+    owner: str = "",
+) -> Quote:
+    """Return the quote for a customer on its rung, good from now for QUOTE_TTL_MS."""
+    return Quote(
+        provider=provider,
+        customer=customer,
+        kind=kind,
+        tier=tier,
+        price_mutual=ladder.mutual,
+        price_one_way=ladder.one_way,
+        reserve=ladder.reserve,
+        price=ladder.rung(tier),
+        available=available,
+        valid_from_ms=now_ms,
+        valid_until_ms=now_ms + QUOTE_TTL_MS,
+        nonce=nonce,
+        site=site,
+        owner=owner,
+    )
+
+
+def is_valid(quote: Quote, now_ms: int, *, margin_ms: int = 0) -> bool:
+    """Return whether a quote holds now and for `margin_ms` more.
+
+    It may begin a little later than now: two clocks differ by up to REQUEST_WINDOW_MS.
+    """
+    begins_ms = quote.valid_from_ms - REQUEST_WINDOW_MS
+    return begins_ms <= now_ms and now_ms + margin_ms < quote.valid_until_ms
+
+
+def open_quote(
+    raw: bytes, *, network: bytes, provider: bytes, customer: bytes, kind: Kind, now_ms: int
+) -> Signed[Quote]:
+    """Return a quote once it is known to be that provider's, for that customer, and to hold.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: the first thing that is wrong with it.
+    """
+    signed = open_signed(raw, Quote, network=network, author=provider)
+    quote = signed.record
+    if quote.provider != provider:
+        raise RecordInvalid("the quote is signed by another node than its provider")
+    if quote.customer != customer:
+        raise RecordInvalid("the quote is for another customer")
+    if quote.kind != kind:
+        raise RecordInvalid(f"the quote is for {quote.kind}, not for {kind}")
+    if quote.valid_until_ms - quote.valid_from_ms > QUOTE_TTL_MS:
+        raise RecordInvalid("the quote holds longer than any quote may")
+    if not is_valid(quote, now_ms):
+        raise RecordInvalid(
+            "the quote has expired, or has not begun", hint="ask for a new one; check the clocks"
+        )
+    return signed
+
+
+def domain_of(quote: Quote) -> bytes:
+    """Return the failure domain: the site, else who runs it, else the node by itself."""
+    if quote.site:
+        return b"site/" + quote.site.encode()
+    if quote.owner:
+        return b"owner/" + quote.owner.encode()
+    return b"node/" + quote.provider
