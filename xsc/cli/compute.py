@@ -1,0 +1,231 @@
+"""xsc compute: WebAssembly functions and programs, run in a sandbox and billed by fuel.
+
+Where no node runs at the home, the same sandbox runs in this process; that is
+said on standard error, because nobody is then paid and nobody else attests it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from base64 import b64decode
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from xsc.base.errors import ArgumentInvalid, from_code
+from xsc.base.limits import STDIN_BYTES_MAX
+from xsc.cli.options import (
+    INPUT,
+    PAIR,
+    PATH,
+    Group,
+    ProgramCommand,
+    Settings,
+    job_options,
+    limits_of,
+    pass_settings,
+)
+from xsc.cli.output import say, short, show, show_json
+from xsc.client.calls import Program, read_bounded, read_file, read_module
+from xsc.client.core import Document
+from xsc.client.files import check_target, place_in, write_whole
+
+_NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
+EXIT_MAX = 255
+
+
+@click.group(cls=Group)
+def compute() -> None:
+    """Run WebAssembly on a node of the market, or here.
+
+    SIZE is for example 64MiB, DURATION 250ms, 10s or 2m. NODE is a peer's
+    name, its id, or the beginning of its id.
+    """
+
+
+@compute.command(context_settings={"ignore_unknown_options": True})
+@click.argument("module", metavar="MOD", type=PATH)
+@click.argument("function", metavar="FUNC")
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@job_options
+@click.pass_context
+def invoke(
+    ctx: click.Context,
+    *,
+    module: Path,
+    function: str,
+    arguments: tuple[str, ...],
+    fuel: int | None,
+    memory: int | None,
+    timeout: int | None,
+    on: str | None,
+    receipt: Path | None,
+    local: bool,
+) -> None:
+    """Call the function FUNC of the module MOD and print its results on one line.
+
+    ARGS are numbers, read as the function's signature says: decimal, 0x
+    hexadecimal, negative, inf or nan.
+    """
+    settings = ctx.ensure_object(Settings)
+    _refuse_options(ctx, (str(module), function, *arguments))
+    if receipt is not None:
+        check_target(receipt)
+    code = read_module(module)
+    limits = limits_of(fuel, memory, timeout)
+    if _runs_here(settings, on=on, local=local):
+        from xsc.node.local import invoke_local
+
+        done = invoke_local(code, function, list(arguments), limits)
+    else:
+        done = settings.calls().invoke(code, function, arguments, limits, on=on, local=local)
+    _save_receipt(done, receipt)
+    if settings.json:
+        show_json(done)
+    _raise_trap(done)
+    if not settings.json:
+        show(" ".join(done["results"]))
+    _tell(settings, done)
+
+
+@compute.command(cls=ProgramCommand)
+@click.argument("module", metavar="MOD", type=PATH)
+@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--stdin", type=PATH, metavar="FILE", help="Its standard input, or -.  [nothing]")
+@click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
+@click.option(
+    "--in",
+    "inputs",
+    type=INPUT,
+    multiple=True,
+    metavar="NAME=CAP",
+    help="Let it read a stored object as a file of that name.",
+)
+@click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
+@job_options
+@pass_settings
+def run(
+    settings: Settings,
+    *,
+    module: Path,
+    arguments: tuple[str, ...],
+    stdin: Path | None,
+    env: tuple[tuple[str, str], ...],
+    inputs: tuple[tuple[str, str], ...],
+    out: Path | None,
+    fuel: int | None,
+    memory: int | None,
+    timeout: int | None,
+    on: str | None,
+    receipt: Path | None,
+    local: bool,
+) -> int:
+    """Run the WASI program MOD with ARGS, and exit with its exit code.
+
+    XSC's own failures exit with 120 and their code, so that they can be told
+    from the program's.
+    """
+    if receipt is not None:
+        check_target(receipt)
+    if out is not None:
+        _make_directory(out)
+    code = read_module(module)
+    program = Program(
+        arguments, _table(env, "variable"), _read_stdin(stdin), _table(inputs, "input")
+    )
+    limits = limits_of(fuel, memory, timeout)
+    if _runs_here(settings, on=on, local=local, inputs=bool(inputs)):
+        from xsc.node.local import run_local
+
+        done = run_local(code, program, limits)
+    else:
+        done = settings.calls().run(code, program, limits, on=on, local=local, out=out is not None)
+    _save_receipt(done, receipt)
+    if out is not None:
+        for name, data in done["files"].items():
+            place = place_in(out, name)
+            _make_directory(place.parent)
+            write_whole(place, [b64decode(data)])
+    if settings.json:
+        show_json(done)
+    else:
+        sys.stdout.buffer.write(b64decode(done["stdout"]))
+        sys.stdout.buffer.flush()
+        sys.stderr.buffer.write(b64decode(done["stderr"]))
+        sys.stderr.buffer.flush()
+    _raise_trap(done)
+    _tell(settings, done)
+    exit_code: int = done["exit_code"]
+    # A shell sees eight bits: a failure must not become 0 by losing the others.
+    return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
+
+
+def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
+    """Refuse a mistyped option: unknown ones come as arguments, for negative numbers' sake."""
+    known = [name for param in ctx.command.params for name in param.opts if name[:2] == "--"]
+    for word in words:
+        if word.startswith("-") and word != "-" and not _NUMBER.fullmatch(word):
+            close = difflib.get_close_matches(word, known, 1)
+            raise click.NoSuchOption(word, possibilities=close, ctx=ctx)
+
+
+def _runs_here(settings: Settings, *, on: str | None, local: bool, inputs: bool = False) -> bool:
+    """Say whether this process runs the job itself.
+
+    Raises:
+        ArgumentInvalid: another node must and must not run it.
+    """
+    if on is not None and local:
+        raise ArgumentInvalid("--on and --local contradict each other")
+    if on is not None or inputs or settings.calls().core.alive():
+        return False
+    if not local:
+        say(f"no node runs at {settings.home}: running here, in the same sandbox")
+    return True
+
+
+def _read_stdin(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    if path == Path("-"):
+        return read_bounded(sys.stdin.buffer, "standard input", STDIN_BYTES_MAX)
+    return read_file(path, "standard input", STDIN_BYTES_MAX)
+
+
+def _table(pairs: tuple[tuple[str, str], ...], what: str) -> dict[str, str]:
+    table: dict[str, str] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ArgumentInvalid(f"the {what} '{name}' is given twice")
+        table[name] = value
+    return table
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise ArgumentInvalid(f"{path} cannot be made: {fault.strerror}") from None
+
+
+def _save_receipt(done: Document, path: Path | None) -> None:
+    """Save the receipt before anything else: a run that trapped is billed, too."""
+    if path is not None:
+        write_whole(path, [b64decode(done["receipt"])])
+
+
+def _raise_trap(done: Document) -> None:
+    trap = done["trap"]
+    if trap is not None:
+        raise from_code(trap["code"], trap["detail"], trap.get("hint", ""))
+
+
+def _tell(settings: Settings, done: Document) -> None:
+    if settings.verbose:
+        say(
+            f"ran on {short(done['provider'])} in {done['wall_ms']}ms: {done['fuel_used']} fuel, "
+            f"{done['memory_peak_bytes']} bytes of memory"
+        )

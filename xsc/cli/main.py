@@ -1,0 +1,142 @@
+"""Entry point: the tree of commands, exit codes, and what becomes of errors.
+
+Exit codes follow the branches of `xsc.base.errors`; `compute run` adds 120 to
+them, because it passes its program's code on. No error shows a trace, unless
+XSC_DEBUG is set.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from xsc import __version__
+from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError
+from xsc.cli.compute import compute
+from xsc.cli.devnet import devnet
+from xsc.cli.health import health
+from xsc.cli.ledger import ledger
+from xsc.cli.market import market
+from xsc.cli.node import node
+from xsc.cli.options import Group, Settings
+from xsc.cli.output import say, show_error
+from xsc.cli.peer import peer
+from xsc.cli.store import store
+from xsc.cli.verify import verify
+
+EXIT_PIPE = 141
+"""What a shell reports for a program that a closed pipe ended."""
+
+
+class _Root(Group):
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise click.exceptions.Exit(EXIT_PIPE) from None
+
+
+@click.group(
+    cls=_Root,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="xsc", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Store objects and run programs on nodes that you and others keep.
+
+    Every command works on the node of one home, which must be running:
+
+    \b
+      xsc node start &            start it
+      xsc peer invite             let another node join it
+      xsc store put photo.jpg     store a file on six nodes
+      xsc compute invoke add.wasm add 1 2
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for _command in (node, peer, store, compute, market, ledger, health, verify, devnet):
+    cli.add_command(_command)
+
+
+def _usage(fault: click.ClickException) -> XscError:
+    """Return click's complaint in our form: one sentence and a hint."""
+    text = " ".join(fault.format_message().split())
+    sentence, _, proposal = text.partition(" Did you mean ")
+    sentence = (sentence[:1].lower() + sentence[1:]).rstrip(".")
+    if proposal:
+        return ArgumentInvalid(sentence, hint=f"did you mean {proposal}")
+    ctx = getattr(fault, "ctx", None)
+    path = ctx.command_path if isinstance(ctx, click.Context) else "xsc"
+    return ArgumentInvalid(sentence, hint=f"`{path} --help` shows what it takes")
+
+
+def _unwritable(fault: OSError) -> XscError:
+    return ArgumentInvalid(f"the output cannot be written: {fault.strerror}")
+
+
+def _close_output(code: int, *, as_json: bool) -> int:
+    """Flush standard output; return the exit code, another one where it is closed or full."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = EXIT_PIPE
+    except OSError as fault:
+        if code == 0:
+            show_error(_unwritable(fault), as_json=as_json)
+            code = ArgumentInvalid.exit_code
+    else:
+        return code
+    # Python flushes once more at its end, and would complain about the same thing.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out one call of the command line; return its exit code."""
+    # Decided before anything is read, so that a call that cannot be read is answered as asked.
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    settings = Settings(json="--json" in before)
+    return _close_output(_carry_out(arguments, settings), as_json=settings.json)
+
+
+def _carry_out(arguments: list[str], settings: Settings) -> int:
+    try:
+        code = cli.main(arguments, prog_name="xsc", standalone_mode=False, obj=settings)
+        return code if isinstance(code, int) else 0
+    except XscError as error:
+        return _fail(error, settings)
+    except click.ClickException as fault:
+        return _fail(_usage(fault), settings)
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as fault:  # noqa: BLE001 - the one place that must answer whatever happens
+        if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
+            return _fail(_unwritable(fault), settings)
+        if os.environ.get("XSC_DEBUG"):
+            traceback.print_exc()
+        text = " ".join(f"{type(fault).__name__}: {fault}".rstrip(": ").split())
+        bug = XscError(f"a bug in xsc: {text}", hint="XSC_DEBUG=1 shows where; please report it")
+        return _fail(bug, settings)
+
+
+def _fail(error: XscError, settings: Settings) -> int:
+    show_error(error, as_json=settings.json)
+    return settings.exit_base + error.exit_code
+
+
+def run() -> None:
+    """Carry out the command line of this process, and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape instead of a crash.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

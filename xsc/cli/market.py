@@ -1,0 +1,70 @@
+"""xsc market: what others offer, and what has been agreed."""
+
+from __future__ import annotations
+
+import click
+
+from xsc.base.units import format_credits
+from xsc.cli.options import Group, Settings, pass_settings
+from xsc.cli.output import moment, named, short, show_json, show_table
+
+
+@click.group(cls=Group)
+def market() -> None:
+    """Show offers and leases."""
+
+
+@market.command()
+@pass_settings
+def offers(settings: Settings) -> None:
+    """Ask all peers for their prices, and show them with this node's own."""
+    answer = settings.calls().offers()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["node", "kind", "<price", "<reserve", "<available", "unit", "tier", "valid until"],
+        [
+            [
+                named(row, row["node"]),
+                row["kind"],
+                format_credits(row["price_micro"]),
+                format_credits(row["reserve_micro"]),
+                str(row["available"]),
+                row["unit"],
+                row["tier"],
+                moment(row["valid_until_ms"]),
+            ]
+            for row in answer["offers"]
+        ],
+        "nobody offers anything",
+    )
+
+
+@market.command()
+@pass_settings
+def leases(settings: Settings) -> None:
+    """List the leases that this node has given and taken."""
+    answer = settings.calls().leases()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["lease", "role", "peer", "kind", "<used", "<of", "<price", "<owed", "<settled", "state"],
+        [
+            [
+                short(row["lease_id"]),
+                row["role"],
+                short(row["peer"]),
+                row["kind"],
+                str(row["used"]),
+                str(row["quantity"]),
+                format_credits(row["price_micro"]),
+                format_credits(row["amount_micro"]),
+                format_credits(row["settled_micro"]),
+                row["state"],
+            ]
+            for row in answer["leases"]
+        ],
+        "this node has no leases",
+    )

@@ -1,0 +1,184 @@
+"""xsc node: make a home, run its node, and ask it how it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.units import format_duration, format_size
+from xsc.cli.options import PATH, Command, Group, Settings, pass_settings
+from xsc.cli.output import say, show, show_json, show_pairs
+from xsc.client.files import check_target
+
+PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
+
+
+@click.group(cls=Group)
+def node() -> None:
+    """Run this machine's node.
+
+    A key file may be locked by a passphrase, which is taken from the variable
+    XSC_PASSPHRASE or asked for on a terminal.
+    """
+
+
+@node.command()
+@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@click.option(
+    "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
+)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
+@pass_settings
+def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
+    """Make a home with a new identity in an empty directory."""
+    from xsc.node.home import init_home
+
+    secret = _new_passphrase(ask=passphrase)
+    made = init_home(settings.home, passphrase=secret, name=name, network=network)
+    if settings.json:
+        show_json(made)
+        return
+    show(made["id"])
+    say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+
+
+class _StartCommand(Command):
+    """Takes every setting as an option; they are loaded only when this command is meant."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the shared options and one for every setting of docs/configuration.md."""
+        from xsc.node.config import KEYS
+
+        settings = [
+            click.Option(
+                [f"--{name.replace('_', '-')}"],
+                metavar="VALUE",
+                help=f"{key.meaning[:1].upper()}{key.meaning[1:]}."
+                + (f"  [{key.default}]" if key.default else ""),
+            )
+            for name, key in KEYS.items()
+        ]
+        return [*settings, *super().get_params(ctx)]
+
+
+@node.command(cls=_StartCommand)
+@click.pass_context
+def start(ctx: click.Context, /, **given: str | None) -> int:
+    """Run the node until it is told to stop (SIGTERM, Ctrl-C).
+
+    A home that does not exist is made first. Every setting of config.toml can
+    be given as an option, which is stronger than the file.
+    """
+    from xsc.node.daemon import main
+
+    settings = ctx.ensure_object(Settings)
+    _ask_for_lock(settings.home)
+    return main(settings.home, {name: text for name, text in given.items() if text is not None})
+
+
+@node.command()
+@pass_settings
+def status(settings: Settings) -> None:
+    """Show what the node is, holds and does."""
+    answer = settings.calls().status()
+    if settings.json:
+        show_json(answer)
+        return
+    peers, storage, compute = answer["peers"], answer["storage"], answer["compute"]
+    used, reserved, capacity = (
+        format_size(storage[f"{what}_bytes"]) for what in ("used", "reserved", "capacity")
+    )
+    running, queued, workers = compute["running"], compute["queued"], compute["workers"]
+    show_pairs(
+        [
+            ("id", answer["id"]),
+            ("name", answer["name"]),
+            ("network", answer["network"]),
+            ("version", answer["version"]),
+            ("home", answer["home"]),
+            ("API", answer["api_url"]),
+            ("peers at", ", ".join(answer["addresses"]) or answer["peer_url"]),
+            ("up for", format_duration(answer["uptime_s"] * 1000)),
+            ("peers", f"{peers['healthy']} of {peers['known']} answer"),
+            (
+                "storage",
+                f"{used} used and {reserved} reserved of {capacity}",
+            ),
+            (
+                "compute",
+                f"{running} running and {queued} queued on {workers} workers",
+            ),
+        ]
+    )
+
+
+@node.group(cls=Group)
+def identity() -> None:
+    """Keep the node's key safe."""
+
+
+@identity.command()
+@click.argument("file", type=PATH)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
+@pass_settings
+def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
+    """Write a copy of the node's key to FILE, readable by its owner only.
+
+    The copy of a locked key is locked by the same passphrase.
+    """
+    from xsc.base.ids import to_text
+    from xsc.identity import keyfile
+    from xsc.node.home import read_identity
+    from xsc.node.system import SystemEntropy
+
+    check_target(file)
+    opened_by = _ask_for_lock(settings.home)
+    key = read_identity(settings.home, opened_by)
+    locked_by = _new_passphrase(ask=True) if passphrase else opened_by
+    try:
+        keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
+    except OSError as fault:
+        raise ArgumentInvalid(f"{file} cannot be written: {fault.strerror}") from None
+    if settings.json:
+        show_json({"id": to_text(key.node_id), "file": str(file), "locked": bool(locked_by)})
+    else:
+        show(to_text(key.node_id))
+    if not locked_by:
+        say(f"{file} is not locked: who can read it, is this node")
+
+
+def _new_passphrase(*, ask: bool) -> str:
+    """Return the passphrase for a new key file; an empty one locks nothing."""
+    given = os.environ.get(PASSPHRASE, "")
+    if given or not ask:
+        return given
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid(
+            "a passphrase can be asked for on a terminal only", hint=f"set {PASSPHRASE}"
+        )
+    prompt: Any = click.prompt(
+        "Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str
+    )
+    return str(prompt)
+
+
+def _ask_for_lock(home: Path) -> str:
+    """Return the passphrase of a home's key file, asked for where it is locked and not set."""
+    given = os.environ.get(PASSPHRASE, "")
+    if given or not sys.stdin.isatty():
+        return given
+    from xsc.identity.keyfile import LOCKED
+
+    try:
+        locked = (home / "identity.key").read_text().startswith(LOCKED)
+    except (OSError, UnicodeDecodeError):
+        return ""  # whoever reads the key next says what is wrong with it
+    if not locked:
+        return ""
+    os.environ[PASSPHRASE] = str(click.prompt("Passphrase", hide_input=True, err=True, type=str))
+    return os.environ[PASSPHRASE]

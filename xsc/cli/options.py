@@ -1,0 +1,257 @@
+"""What all commands share: their options, how those are read, and how commands are made.
+
+`--home`, `--json` and `-v` are taken before and after every command's name. A
+value is read by the functions of `xsc.base.units`; its error names the option.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from xsc.base.errors import ArgumentInvalid, TooLarge
+from xsc.base.units import parse_duration_ms, parse_share_ppm, parse_size
+from xsc.client.calls import Calls, Limits, unreadable
+from xsc.client.core import Core, default_home
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CAPABILITY_BYTES_MAX = 4096
+PROGRAM_EXIT_BASE = 120
+"""Added to XSC's own exit codes where a program's code is passed on (DESIGN section 3)."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the options of one call of the command line say."""
+
+    home_given: Path | None = None
+    json: bool = False
+    verbose: bool = False
+    exit_base: int = 0
+
+    @property
+    def home(self) -> Path:
+        """The home that is meant."""
+        return default_home() if self.home_given is None else self.home_given
+
+    def calls(self) -> Calls:
+        """Return the calls of the node at the home."""
+        return Calls(Core(self.home, trace=self._trace if self.verbose else None))
+
+    @staticmethod
+    def _trace(line: str) -> None:
+        click.echo(line, err=True)
+
+
+def _note(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Return a callback that keeps an option's value, if it was given at this place."""
+
+    def keep(ctx: click.Context, _: click.Parameter, value: object) -> None:
+        if value is not None and value is not False:
+            setattr(ctx.ensure_object(Settings), name, value)
+
+    return keep
+
+
+def _shared() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--home"],
+            type=Parsed("DIR", _directory),
+            metavar="DIR",
+            expose_value=False,
+            callback=_note("home_given"),
+            help="Home of the node.  [XSC_HOME, or the user's data directory]",
+        ),
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            # Noted first, so that errors in what follows are JSON as well.
+            is_eager=True,
+            callback=_note("json"),
+            help="Print one JSON document.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=_note("verbose"),
+            help="Say on standard error what is being done.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the shared options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
+        super().__init__(*args, **kwargs)
+        self.params.extend(_shared())
+
+
+class Group(click.Group):
+    """A group of commands that takes the shared options."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
+        # A group alone is a wrong call, and answered like any other one.
+        kwargs.setdefault("no_args_is_help", False)
+        super().__init__(*args, **kwargs)
+        self.params.extend(_shared())
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
+        """Return the commands in the order in which they are written."""
+        return list(self.commands)
+
+
+class ProgramCommand(Command):
+    """A command that exits with a program's code, and shifts XSC's own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Shift exit codes from here on: a wrong option is XSC's failure, too."""
+        ctx.ensure_object(Settings).exit_base = PROGRAM_EXIT_BASE
+        return super().parse_args(ctx, args)
+
+
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
+    """A value that a function of ours reads; its error names the option."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's own
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> object:
+        """Return the value that the text stands for."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ArgumentInvalid as fault:
+            place = param.opts[0] if param is not None else self.name
+            if isinstance(param, click.Argument):
+                place = param.make_metavar(ctx) if ctx is not None else self.name
+            raise ArgumentInvalid(f"{place}: {fault.message}", hint=fault.hint) from None
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise ArgumentInvalid("an empty text names no directory")
+    return Path(text).expanduser().absolute()
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9][0-9_]{0,30}", text) or int(text) < 1:
+        raise ArgumentInvalid(f"'{text}' is no whole number from 1 on")
+    return int(text)
+
+
+def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
+    def reader(text: str) -> int:
+        value = read(text)
+        if value < 1:
+            raise ArgumentInvalid(f"'{text}' is too little")
+        return value
+
+    return reader
+
+
+def _survive(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,3})nodes?", text)
+    if match is None:
+        raise ArgumentInvalid(
+            f"'{text}' does not say what may be lost", hint="write for example 2nodes"
+        )
+    return int(match[1])
+
+
+def _code(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", text)
+    if match is None:
+        raise ArgumentInvalid(
+            f"'{text}' is no code of K data and M parity shards", hint="write for example 4,2"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise ArgumentInvalid(f"'{text}' is no pair of a name and a value, NAME=VALUE")
+    return name, value
+
+
+def _capability(text: str) -> str:
+    if text == "-":
+        return _word(sys.stdin.buffer.read(CAPABILITY_BYTES_MAX + 1), "standard input")
+    if text.startswith("@"):
+        path = Path(text[1:])
+        try:
+            with path.open("rb") as file:
+                return _word(file.read(CAPABILITY_BYTES_MAX + 1), str(path))
+        except OSError as fault:
+            raise unreadable(path, "file", fault) from None
+    return text
+
+
+def _word(raw: bytes, place: str) -> str:
+    if len(raw) > CAPABILITY_BYTES_MAX:
+        raise TooLarge(f"{place} holds more than one capability")
+    try:
+        return raw.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise ArgumentInvalid(f"{place} does not hold a capability") from None
+
+
+def _input(text: str) -> tuple[str, str]:
+    name, value = _pair(text)
+    return name, _capability(value)
+
+
+CAPABILITY = Parsed("CAP", _capability)
+INVITATION = Parsed("INVITATION", _capability)
+WHOLE = Parsed("N", _whole)
+SIZE = Parsed("SIZE", _at_least_one(parse_size))
+DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
+SHARE = Parsed("SHARE", parse_share_ppm)
+SURVIVE = Parsed("WHAT", _survive)
+CODE = Parsed("K,M", _code)
+PAIR = Parsed("NAME=VALUE", _pair)
+INPUT = Parsed("NAME=CAP", _input)
+DIRECTORY = Parsed("DIR", _directory)
+PATH = click.Path(path_type=Path)
+
+
+def job_options(function: F) -> F:
+    """Add the options of everything that runs a module."""
+    for option in (
+        click.option("--receipt", type=PATH, metavar="FILE", help="Write the receipt there."),
+        click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
+        click.option("--on", metavar="NODE", help="Let this node run it, and no other."),
+        click.option("--timeout", type=DURATION, metavar="DURATION", help="Most time it may take."),
+        click.option("--memory", type=SIZE, metavar="SIZE", help="Most memory it may have."),
+        click.option("--fuel", type=WHOLE, metavar="N", help="Most fuel it may use."),
+    ):
+        function = option(function)
+    return function
+
+
+def limits_of(fuel: int | None, memory: int | None, timeout: int | None) -> Limits:
+    """Return the limits that the job options name."""
+    return Limits(fuel=fuel, memory_bytes=memory, timeout_ms=timeout)
+
+
+pass_settings = click.make_pass_decorator(Settings, ensure=True)

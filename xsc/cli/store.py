@@ -1,0 +1,194 @@
+"""xsc store: objects, cut and sealed on this node and kept by others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.units import format_size
+from xsc.cli.options import CAPABILITY, CODE, PATH, SURVIVE, Group, Settings, pass_settings
+from xsc.cli.output import (
+    moment,
+    progress_bar,
+    say,
+    short,
+    show,
+    show_json,
+    show_pairs,
+    show_table,
+    warn,
+)
+from xsc.client.calls import Calls, unreadable
+from xsc.client.core import Document
+from xsc.client.files import check_target, write_whole
+
+STREAM = Path("-")
+
+
+@click.group(cls=Group)
+def store() -> None:
+    """Store objects so that any four of six nodes can give them back.
+
+    CAP is a capability: the text that `store put` prints, and all that is
+    needed to read the object. @FILE takes it from a file and - from standard
+    input, so that it need not stand in a list of processes.
+    """
+
+
+@store.command()
+@click.argument("file", type=PATH)
+@click.option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
+@click.option(
+    "--survive",
+    type=SURVIVE,
+    default="0nodes",
+    metavar="2nodes",
+    help="Refuse unless so many hosts may be lost.",
+)
+@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
+@pass_settings
+def put(
+    settings: Settings, file: Path, name: str | None, survive: int, code: tuple[int, int] | None
+) -> None:
+    """Store FILE, or standard input (-), and print its capability."""
+    calls = settings.calls()
+    stored = _upload(calls, file, name=name, survive_nodes=survive, code=code)
+    for warning in stored["warnings"]:
+        warn(warning)
+    if settings.json:
+        show_json(stored)
+        return
+    hosts = len({row["node"] for row in stored["hosts"]})
+    if sys.stderr.isatty() or settings.verbose:
+        say(
+            f"stored {format_size(stored['size_bytes'])} on {_count(hosts, 'node')}, "
+            f"of which any {stored['survives_nodes']} may be lost"
+        )
+    show(stored["capability"])
+
+
+def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Document:  # noqa: ANN401
+    if file == STREAM:
+        with progress_bar("storing", None) as progress:
+            return calls.put(sys.stdin.buffer, name=name or "", progress=progress, **how)
+    if file.is_dir():
+        raise ArgumentInvalid(
+            f"{file} is a directory", hint=f"store an archive of it: tar c {file} | xsc store put -"
+        )
+    try:
+        source = file.open("rb")
+    except OSError as fault:
+        raise unreadable(file, "file", fault) from None
+    with source:
+        size = file.stat().st_size if file.is_file() else None
+        with progress_bar(f"storing {file.name}", size) as progress:
+            known_as = file.name if name is None else name
+            return calls.put(source, name=known_as, size_bytes=size, progress=progress, **how)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@store.command()
+@click.argument("cap", type=CAPABILITY)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
+)
+@pass_settings
+def get(settings: Settings, cap: str, output: Path) -> None:
+    """Fetch the object that CAP stands for.
+
+    FILE appears when all of it is there and has been checked. With - the
+    content goes to standard output as it arrives, and the exit code says
+    whether it was all.
+    """
+    if output == STREAM and settings.json:
+        raise ArgumentInvalid("--json and -o - both want standard output")
+    if output != STREAM:
+        check_target(output)
+    calls = settings.calls()
+    with calls.open(cap) as download, progress_bar("fetching", download.size_bytes) as progress:
+        if output == STREAM:
+            for block in download.blocks(progress):
+                sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
+            return
+        size = write_whole(output, download.blocks(progress))
+    if settings.json:
+        show_json({"file": str(output), "size_bytes": size})
+    elif settings.verbose:
+        say(f"fetched {format_size(size)} to {output}")
+
+
+@store.command("ls")
+@pass_settings
+def listing(settings: Settings) -> None:
+    """List the objects that this node has stored."""
+    answer = settings.calls().objects()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["name", "<size", "stored", "<margin", "capability"],
+        [
+            [
+                row["name"] or "-",
+                format_size(row["size_bytes"]),
+                moment(row["created_ms"]),
+                str(row["margin"]),
+                row["capability"],
+            ]
+            for row in answer["objects"]
+        ],
+        "this node has stored nothing",
+    )
+
+
+@store.command()
+@click.argument("cap", type=CAPABILITY)
+@pass_settings
+def stat(settings: Settings, cap: str) -> None:
+    """Ask an object's hosts which of its shards they still hold."""
+    answer = settings.calls().stat(cap)
+    if settings.json:
+        show_json(answer)
+        return
+    code = answer["code"]
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
+            ("readable", "yes" if answer["readable"] else "no"),
+            ("margin", f"{_count(answer['margin'], 'more shard')} may be lost"),
+            ("healable", "yes" if answer["healable"] else "no: there is no spare node"),
+        ]
+    )
+    show_table(
+        ["<shard", "node", "state"],
+        [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
+        "it has no shards: its content is in the manifest",
+    )
+
+
+@store.command()
+@click.argument("cap", type=CAPABILITY)
+@pass_settings
+def rm(settings: Settings, cap: str) -> int:
+    """Delete an object at all of its hosts.
+
+    Exits with 7 if a host has not confirmed it; what it holds runs out with
+    its lease.
+    """
+    answer = settings.calls().remove(cap)
+    if settings.json:
+        show_json(answer)
+    else:
+        show(f"deleted at {_count(len(answer['confirmed']), 'node')}")
+    for host in answer["unconfirmed"]:
+        warn(f"{short(host)} has not confirmed that it deleted its shards")
+    return EXIT_PARTLY if answer["unconfirmed"] else 0

@@ -1,0 +1,44 @@
+"""xsc verify: what a receipt or a ledger entry proves, without any node."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from xsc.base.errors import LimitError, PeerError, ProofInvalid
+from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.cli.options import PATH, Command, Settings, pass_settings
+from xsc.cli.output import show, show_json
+from xsc.client.calls import read_bounded, read_file, read_module
+
+
+@click.command(cls=Command)
+@click.argument("file", type=PATH)
+@click.option(
+    "--module", type=PATH, metavar="FILE", help="Check that the run was of this very module, too."
+)
+@pass_settings
+def verify(settings: Settings, file: Path, module: Path | None) -> None:
+    """Check a receipt, voucher, lease or ledger entry, and say what it proves.
+
+    Needs neither a node nor the network. Exits with 6, and the first thing
+    that is wrong, if the file proves nothing.
+    """
+    from xsc.node.verify import verify_file
+
+    code = None if module is None else read_module(module)
+    try:
+        if file == Path("-"):
+            raw = read_bounded(sys.stdin.buffer, "file", PEER_BODY_BYTES_MAX)
+        else:
+            raw = read_file(file, "file", PEER_BODY_BYTES_MAX)
+        proved = verify_file(raw, code)
+    except (PeerError, LimitError) as fault:
+        # A record that a peer would be blamed for is, in a file, simply no proof.
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    if settings.json:
+        show_json({"ok": True, "text": proved})
+    else:
+        show(proved)

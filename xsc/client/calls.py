@@ -1,0 +1,296 @@
+"""Every call of the node API, one method each, as plain JSON documents.
+
+Checks here are those that the node cannot make: what would not survive the
+way there (a header, a path), and files of this side. All else is the node's
+to judge, so that there is one opinion.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CapabilityInvalid,
+    PeerUnknown,
+    TooLarge,
+)
+from xsc.base.limits import MODULE_BYTES_MAX, TIMEOUT_MS_MAX
+from xsc.client.core import Core, Document, Download, Progress, ignore_progress
+from xsc.client.files import write_whole
+
+JOB_GRACE_S = 120.0
+"""Beside the job's own time: its place in the queue, the market, the way there and back."""
+_CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
+_PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a job may use; what is None the node decides."""
+
+    fuel: int | None = None
+    memory_bytes: int | None = None
+    timeout_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a WASI program is given."""
+
+    arguments: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes = b""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """File name to capability."""
+
+
+def read_file(path: Path, what: str, size_max: int) -> bytes:
+    """Return a file that must fit in memory.
+
+    Raises:
+        ArgumentInvalid: it cannot be read.
+        TooLarge: it has more than `size_max` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            return read_bounded(file, what, size_max)
+    except OSError as fault:
+        raise unreadable(path, what, fault) from None
+
+
+def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
+    """Return the error for a file that cannot be read."""
+    if isinstance(fault, FileNotFoundError):
+        return ArgumentInvalid(f"there is no file {path}")
+    return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
+
+
+def read_bounded(source: BinaryIO, what: str, size_max: int) -> bytes:
+    """Return all of a stream that must fit in memory.
+
+    Raises:
+        TooLarge: it has more than `size_max` bytes.
+    """
+    data = source.read(size_max + 1)
+    if len(data) > size_max:
+        raise TooLarge(f"the {what} has more than {size_max} bytes")
+    return data
+
+
+def read_module(path: Path) -> bytes:
+    """Return a module's bytes.
+
+    Raises:
+        ArgumentInvalid, TooLarge: as `read_file`.
+    """
+    return read_file(path, "module", MODULE_BYTES_MAX)
+
+
+def _capability(text: str) -> dict[str, str]:
+    if not _CAPABILITY.fullmatch(text):
+        raise CapabilityInvalid(
+            "that is no capability: one is a single word of plain characters",
+            hint="`xsc store ls` shows yours",
+        )
+    return {"XSC-Capability": text}
+
+
+def _peer(who: str) -> str:
+    if not _PEER.fullmatch(who):
+        raise PeerUnknown(
+            f"there is no peer '{who}'", hint="`xsc peer ls` shows names and ids of peers"
+        )
+    return quote(who, safe="")
+
+
+class Calls:
+    """The calls of one node."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    # Objects
+
+    def put(
+        self,
+        source: BinaryIO,
+        *,
+        name: str = "",
+        size_bytes: int | None = None,
+        survive_nodes: int = 0,
+        code: tuple[int, int] | None = None,
+        progress: Progress = ignore_progress,
+    ) -> Document:
+        """Store a stream; return what `POST /v1/objects` says of it."""
+        try:
+            headers = {"XSC-Name": quote(name, safe="")}
+        except UnicodeEncodeError:
+            raise ArgumentInvalid("the name of the object is not Unicode text") from None
+        if size_bytes is not None:
+            headers["XSC-Size"] = str(size_bytes)
+        if survive_nodes:
+            headers["XSC-Survive"] = str(survive_nodes)
+        if code is not None:
+            headers["XSC-Code"] = f"{code[0]},{code[1]}"
+        return self.core.upload("/v1/objects", source, headers, progress)
+
+    def open(self, capability: str) -> Download:
+        """Return an object's content as a stream, to be used in a `with`."""
+        return self.core.download("/v1/object", _capability(capability))
+
+    def get(self, capability: str, path: Path, progress: Progress = ignore_progress) -> int:
+        """Write an object to a file, whole or not at all; return its size in bytes."""
+        with self.open(capability) as download:
+            return write_whole(path, download.blocks(progress))
+
+    def objects(self) -> Document:
+        """Return the objects that this node has stored."""
+        return self.core.call("GET", "/v1/objects")
+
+    def stat(self, capability: str) -> Document:
+        """Ask the hosts of an object for its shards."""
+        return self.core.call("GET", "/v1/object/stat", headers=_capability(capability))
+
+    def remove(self, capability: str) -> Document:
+        """Delete an object at all of its hosts."""
+        return self.core.call("DELETE", "/v1/object", headers=_capability(capability))
+
+    # Jobs
+
+    def invoke(
+        self,
+        module: bytes,
+        function: str,
+        arguments: Sequence[str],
+        limits: Limits,
+        *,
+        on: str | None = None,
+        local: bool = False,
+    ) -> Document:
+        """Call one export of a module; a trap is part of the answer."""
+        order: Document = {
+            "mode": "invoke",
+            "function": function,
+            "arguments": list(arguments),
+            "on": on,
+            "local": local,
+        }
+        return self._job(order, module, b"", limits)
+
+    def run(
+        self,
+        module: bytes,
+        program: Program,
+        limits: Limits,
+        *,
+        on: str | None = None,
+        local: bool = False,
+        out: bool = False,
+    ) -> Document:
+        """Run a WASI program; a trap is part of the answer."""
+        order: Document = {
+            "mode": "run",
+            "arguments": list(program.arguments),
+            "env": dict(program.env),
+            "inputs": dict(program.inputs),
+            "on": on,
+            "local": local,
+            "out": out,
+        }
+        return self._job(order, module, program.stdin, limits)
+
+    def _job(self, order: Document, module: bytes, stdin: bytes, limits: Limits) -> Document:
+        order |= {
+            "fuel": limits.fuel,
+            "memory_bytes": limits.memory_bytes,
+            "timeout_ms": limits.timeout_ms,
+            "module_bytes": len(module),
+        }
+        if order["mode"] == "run":
+            order["stdin_bytes"] = len(stdin)
+        head = json.dumps(order).encode()
+        job_ms = TIMEOUT_MS_MAX if limits.timeout_ms is None else limits.timeout_ms
+        return self.core.send(
+            "POST",
+            "/v1/jobs",
+            [len(head).to_bytes(4, "big"), head, module, stdin],
+            timeout_s=job_ms / 1000 + JOB_GRACE_S,
+        )
+
+    # Peers
+
+    def peers(self) -> Document:
+        """Return all known peers."""
+        return self.core.call("GET", "/v1/peers")
+
+    def invite(self, ttl_ms: int | None = None) -> Document:
+        """Return an invitation to this node, good for one peer."""
+        return self.core.call(
+            "POST", "/v1/peers/invitations", {} if ttl_ms is None else {"ttl_ms": ttl_ms}
+        )
+
+    def join(self, invitation: str, name: str | None = None) -> Document:
+        """Accept another node's invitation."""
+        return self.core.call("POST", "/v1/peers", {"invitation": invitation, "name": name})
+
+    def recognise(self, who: str, weight_ppm: int) -> Document:
+        """Set how much this node recognises a peer."""
+        path = f"/v1/peers/{_peer(who)}/recognise"
+        return self.core.call("POST", path, {"weight_ppm": weight_ppm})
+
+    def block(self, who: str) -> Document:
+        """Refuse a peer everything from now on."""
+        return self.core.call("POST", f"/v1/peers/{_peer(who)}/block", {})
+
+    def forget(self, who: str) -> Document:
+        """Remove a peer."""
+        return self.core.call("DELETE", f"/v1/peers/{_peer(who)}")
+
+    # The rest
+
+    def status(self) -> Document:
+        """Return what the node says of itself."""
+        return self.core.call("GET", "/v1/status")
+
+    def offers(self) -> Document:
+        """Ask all peers for their prices."""
+        return self.core.call("GET", "/v1/market/offers")
+
+    def leases(self) -> Document:
+        """Return the leases of this node, in both roles."""
+        return self.core.call("GET", "/v1/market/leases")
+
+    def settle(self) -> Document:
+        """Settle now what is owed by leases."""
+        return self.core.call("POST", "/v1/ledger/settle", {})
+
+    def balances(self) -> Document:
+        """Return what this node and each peer owe one another."""
+        return self.core.call("GET", "/v1/ledger/balance")
+
+    def entries(self, limit: int) -> Document:
+        """Return the newest ledger entries."""
+        return self.core.call("GET", f"/v1/ledger/log?limit={limit}")
+
+    def verify_ledger(self) -> Document:
+        """Replay the node's ledger and check every signature in it."""
+        return self.core.call("GET", "/v1/ledger/verify")
+
+    def entry(self, entry_id: str) -> Download:
+        """Return one settled entry as a file for `xsc verify`, to be used in a `with`."""
+        if not re.fullmatch(r"[a-z0-9]{1,64}", entry_id):
+            raise ArgumentInvalid(
+                f"'{entry_id}' is no entry id", hint="`xsc ledger log --json` shows them"
+            )
+        return self.core.download(f"/v1/ledger/entry/{entry_id}", {})
+
+    def health(self) -> Document:
+        """Return what probes say of each peer."""
+        return self.core.call("GET", "/v1/health")

@@ -1,0 +1,365 @@
+"""The asynchronous client: typed calls over the synchronous core, in threads.
+
+A call that is cancelled gives up its transfer at the next block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeVar
+
+from xsc.base.errors import from_code
+from xsc.client.calls import Calls, Limits, Program, read_module, unreadable
+from xsc.client.core import Core, Document, Progress
+from xsc.client.files import write_whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object that was stored."""
+
+    capability: str
+    name: str
+    size_bytes: int
+    survives_nodes: int
+    """How many of its hosts may be lost before it cannot be read."""
+    hosts: tuple[str, ...]
+    """The node id of each shard's host, in order of shards."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """An object in the list of this node's objects."""
+
+    name: str
+    capability: str
+    size_bytes: int
+    created_ms: int
+    margin: int
+    """How many more hosts may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A function call that came to its end."""
+
+    results: tuple[str, ...]
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: str
+    """The node id of who ran it."""
+    receipt: bytes
+    """What `xsc verify` checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRun:
+    """A program that came to its end."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    files: dict[str, bytes]
+    """What it wrote to its output directory."""
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: str
+    """The node id of who ran it."""
+    receipt: bytes
+    """What `xsc verify` checks."""
+
+
+class _Cancelled(Exception):
+    """The task that waits for this thread is gone."""
+
+
+async def _in_thread(work: Callable[[Progress], T]) -> T:
+    """Return what `work` returns; it gets a callback that raises once nobody waits any more."""
+    gone = threading.Event()
+
+    def progress(_: int) -> None:
+        if gone.is_set():
+            raise _Cancelled
+
+    try:
+        return await asyncio.to_thread(work, progress)
+    except asyncio.CancelledError:
+        gone.set()
+        raise
+
+
+def connect(home: Path | str | None = None) -> Node:
+    """Return the client of the node at a home, to be used in an `async with`.
+
+    Args:
+        home: the node's directory; XSC_HOME or the default home where None.
+    """
+    return Node(Core(None if home is None else Path(home).expanduser().absolute()))
+
+
+class Node:
+    """A node on this machine, as its owner uses it.
+
+    Every method raises `xsc.base.errors.XscError`; `NodeUnreachable` where no
+    node runs.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._calls = Calls(core)
+        self.id = ""
+
+    async def __aenter__(self) -> Self:
+        """Make sure that the node answers, and learn its id."""
+        self.id = str((await self.status())["id"])
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is kept open between calls."""
+
+    async def put(
+        self,
+        source: Path | str | bytes,
+        *,
+        name: str | None = None,
+        survive_nodes: int = 0,
+        code: tuple[int, int] | None = None,
+    ) -> str:
+        """Store a file, or bytes; return the capability that reads it.
+
+        Args:
+            source: path of the file, or the content itself as bytes.
+            name: shown by `objects`; the file's name where None.
+            survive_nodes: refuse unless so many hosts may be lost.
+            code: (k, m): k shards of k + m rebuild the object; (4, 2) where None.
+
+        Raises:
+            DurabilityUnreachable: fewer hosts may be lost than `survive_nodes`.
+        """
+        stored = await self.store(source, name=name, survive_nodes=survive_nodes, code=code)
+        return stored.capability
+
+    async def store(
+        self,
+        source: Path | str | bytes,
+        *,
+        name: str | None = None,
+        survive_nodes: int = 0,
+        code: tuple[int, int] | None = None,
+    ) -> Stored:
+        """Store like `put`; return where it is and what it survives, too."""
+
+        def upload(stream: BinaryIO, size: int | None, known_as: str, progress: Progress) -> Stored:
+            return _stored(
+                self._calls.put(
+                    stream,
+                    name=known_as if name is None else name,
+                    size_bytes=size,
+                    survive_nodes=survive_nodes,
+                    code=code,
+                    progress=progress,
+                )
+            )
+
+        def work(progress: Progress) -> Stored:
+            if isinstance(source, bytes):
+                return upload(BytesIO(source), len(source), "", progress)
+            path = Path(source)
+            try:
+                stream = path.open("rb")
+            except OSError as fault:
+                raise unreadable(path, "file", fault) from None
+            with stream:
+                size = path.stat().st_size if path.is_file() else None
+                return upload(stream, size, path.name, progress)
+
+        return await _in_thread(work)
+
+    async def get(self, capability: str, path: Path | str) -> int:
+        """Write an object to a file, whole or not at all; return its size in bytes."""
+
+        def work(progress: Progress) -> int:
+            return self._calls.get(capability, Path(path), progress)
+
+        return await _in_thread(work)
+
+    async def read(self, capability: str) -> bytes:
+        """Return all of an object; use `stream` for one that is larger than memory."""
+        return b"".join([block async for block in self.stream(capability)])
+
+    async def stream(self, capability: str) -> AsyncIterator[bytes]:
+        """Yield an object's content; it ends without an error only if all of it came."""
+        download = await asyncio.to_thread(self._calls.open, capability)
+        with download:
+            blocks = download.blocks()
+            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                yield block
+
+    async def objects(self) -> list[ObjectRow]:
+        """Return the objects that this node has stored."""
+        rows = (await asyncio.to_thread(self._calls.objects))["objects"]
+        return [
+            ObjectRow(
+                name=row["name"],
+                capability=row["capability"],
+                size_bytes=row["size_bytes"],
+                created_ms=row["created_ms"],
+                margin=row["margin"],
+            )
+            for row in rows
+        ]
+
+    async def stat(self, capability: str) -> dict[str, Any]:
+        """Ask an object's hosts for its shards; return what `xsc store stat --json` prints."""
+        return await asyncio.to_thread(self._calls.stat, capability)
+
+    async def remove(self, capability: str) -> list[str]:
+        """Delete an object; return the ids of hosts that have not confirmed it yet."""
+        return list((await asyncio.to_thread(self._calls.remove, capability))["unconfirmed"])
+
+    async def invoke(
+        self,
+        module: Path | str | bytes,
+        function: str,
+        arguments: Sequence[str] = (),
+        *,
+        fuel: int | None = None,
+        memory_bytes: int | None = None,
+        timeout_ms: int | None = None,
+        on: str | None = None,
+        local: bool = False,
+        receipt: Path | str | None = None,
+    ) -> Execution:
+        """Call one export of a WebAssembly module on some node of the market.
+
+        Args:
+            module: path of the module, or its bytes.
+            function: name of the export.
+            arguments: numbers as text; the export's signature says of which type.
+            fuel: most fuel it may use; the node's default where None, as for the next two.
+            memory_bytes: most memory it may have.
+            timeout_ms: most time it may take.
+            on: name or id of the node that must run it.
+            local: run it on this node, without the market.
+            receipt: where the execution receipt is written, also when the run traps.
+
+        Raises:
+            LimitError: a limit was hit: FuelExhausted, MemoryExceeded, TimeExceeded, …
+            ModuleTrapped: the program failed by itself.
+        """
+        limits = Limits(fuel, memory_bytes, timeout_ms)
+
+        def work(_: Progress) -> Execution:
+            code = module if isinstance(module, bytes) else read_module(Path(module))
+            done = self._calls.invoke(code, function, arguments, limits, on=on, local=local)
+            proof = _finish(done, receipt)
+            return Execution(
+                results=tuple(done["results"]),
+                fuel_used=done["fuel_used"],
+                memory_peak_bytes=done["memory_peak_bytes"],
+                wall_ms=done["wall_ms"],
+                provider=done["provider"],
+                receipt=proof,
+            )
+
+        return await _in_thread(work)
+
+    async def run(
+        self,
+        module: Path | str | bytes,
+        arguments: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        inputs: Mapping[str, str] | None = None,
+        fuel: int | None = None,
+        memory_bytes: int | None = None,
+        timeout_ms: int | None = None,
+        on: str | None = None,
+        local: bool = False,
+        receipt: Path | str | None = None,
+    ) -> ProgramRun:
+        """Run a WASI program; its exit code is part of the answer, whatever it is.
+
+        Args:
+            module: path of the module, or its bytes.
+            arguments: what the program gets as arguments, without its own name.
+            env: its environment, which holds nothing else.
+            stdin: its standard input.
+            inputs: file name to capability: objects that it finds as files.
+            fuel, memory_bytes, timeout_ms, on, local, receipt: as for `invoke`.
+
+        Raises:
+            LimitError, ModuleTrapped: as `invoke`.
+        """
+        limits = Limits(fuel, memory_bytes, timeout_ms)
+        program = Program(tuple(arguments), env or {}, stdin, inputs or {})
+
+        def work(_: Progress) -> ProgramRun:
+            code = module if isinstance(module, bytes) else read_module(Path(module))
+            done = self._calls.run(code, program, limits, on=on, local=local, out=True)
+            proof = _finish(done, receipt)
+            return ProgramRun(
+                exit_code=done["exit_code"],
+                stdout=b64decode(done["stdout"]),
+                stderr=b64decode(done["stderr"]),
+                files={name: b64decode(data) for name, data in done["files"].items()},
+                fuel_used=done["fuel_used"],
+                memory_peak_bytes=done["memory_peak_bytes"],
+                wall_ms=done["wall_ms"],
+                provider=done["provider"],
+                receipt=proof,
+            )
+
+        return await _in_thread(work)
+
+    async def status(self) -> dict[str, Any]:
+        """Return what `xsc node status --json` prints."""
+        return await asyncio.to_thread(self._calls.status)
+
+    async def peers(self) -> list[dict[str, Any]]:
+        """Return the known peers, each as `xsc peer ls --json` prints it."""
+        return list((await asyncio.to_thread(self._calls.peers))["peers"])
+
+    async def balances(self) -> dict[str, int]:
+        """Return what each peer owes this node, by id, in micro-credits; negative if we owe."""
+        rows = (await asyncio.to_thread(self._calls.balances))["balances"]
+        return {row["peer"]: row["balance_micro"] for row in rows}
+
+
+def _stored(document: Document) -> Stored:
+    return Stored(
+        capability=document["capability"],
+        name=document["name"],
+        size_bytes=document["size_bytes"],
+        survives_nodes=document["survives_nodes"],
+        hosts=tuple(row["node"] for row in document["hosts"]),
+        warnings=tuple(document["warnings"]),
+    )
+
+
+def _finish(done: Document, receipt: Path | str | None) -> bytes:
+    """Return the receipt, saved where it was asked for; raise the trap if there is one."""
+    proof = b64decode(done["receipt"])
+    if receipt is not None:
+        write_whole(Path(receipt), [proof])
+    trap = done["trap"]
+    if trap is not None:
+        raise from_code(trap["code"], trap["detail"], trap.get("hint", ""))
+    return proof

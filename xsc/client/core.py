@@ -1,0 +1,381 @@
+"""How a process on this machine talks to the node of a home: HTTP over loopback.
+
+Synchronous, on `http.client`: a command line that imports an asynchronous
+client starts four times slower (DESIGN section 11). Each call opens its own
+connection, so one `Core` may be used by many threads.
+
+What the node refuses comes back as the error it raised there; a node that is
+absent, silent or breaks off is `NodeUnreachable`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shlex
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+from urllib.parse import urlsplit
+
+from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
+
+BLOCK_BYTES = 1024 * 1024
+"""Unit of uploads and downloads, and all that they keep in memory."""
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 120.0
+"""Without a byte in either direction. A put or a settlement waits for several peers in turn."""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+Document = dict[str, Any]
+"""A JSON object of the API."""
+Progress = Callable[[int], None]
+"""Told how many bytes more have been sent or received."""
+
+
+def ignore_progress(_: int) -> None:
+    """Take note of nothing."""
+
+
+def default_home() -> Path:
+    """Return the home that is meant where none is named: XSC_HOME, or the user's data directory."""
+    if named := os.environ.get("XSC_HOME"):
+        return Path(named).expanduser().absolute()
+    from platformdirs import user_data_path  # noqa: PLC0415 - most calls name their home
+
+    return user_data_path("xsc")
+
+
+def start_command(home: Path) -> str:
+    """Return the command that starts the node of a home, for hints."""
+    if home == default_home():
+        return "xsc node start"
+    return f"xsc --home {shlex.quote(str(home))} node start"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the API of a node listens, and what it wants to see."""
+
+    host: str
+    port: int
+    token: str
+
+
+def find_place(home: Path) -> Place:
+    """Return where the node of a home listens, by the files that it keeps there.
+
+    Raises:
+        NodeUnreachable: no node runs there.
+        HomeInvalid: the files cannot be read or say something else.
+    """
+    try:
+        url = json.loads((home / "api.json").read_text(encoding="utf-8"))["url"]
+        token = (home / "api.token").read_text(encoding="ascii").strip()
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except (FileNotFoundError, NotADirectoryError):
+        raise NodeUnreachable(
+            f"no node runs at {home}", hint=f"start it with `{start_command(home)}`"
+        ) from None
+    except OSError as fault:
+        raise HomeInvalid(
+            f"the home {home} cannot be read: {fault.strerror}",
+            hint="the command line must run as the user who runs the node",
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise HomeInvalid(
+            f"{home / 'api.json'} is damaged", hint=f"start the node anew: `{start_command(home)}`"
+        ) from None
+    if parts.scheme != "http" or host not in _LOOPBACK or not port or not token.isalnum():
+        raise HomeInvalid(f"{home / 'api.json'} does not name an API on this machine")
+    return Place(host, port, token)
+
+
+class Core:
+    """Calls to the node of one home."""
+
+    def __init__(
+        self, home: Path | None = None, *, trace: Callable[[str], None] | None = None
+    ) -> None:
+        self.home = default_home() if home is None else home
+        self._trace = trace
+
+    def alive(self) -> bool:
+        """Say whether a node runs at the home: something accepts connections at its place."""
+        try:
+            self._open(find_place(self.home), CONNECT_TIMEOUT_S).close()
+        except NodeUnreachable:
+            return False
+        return True
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        document: Document | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Document:
+        """Return the JSON answer to a request that carries JSON or nothing.
+
+        Raises:
+            NodeUnreachable: no node, or no whole answer from it.
+            XscError: what the node raised.
+        """
+        body = b"" if document is None else json.dumps(document).encode()
+        return self.send(method, path, [body], headers, timeout_s=timeout_s)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        parts: Iterable[bytes],
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Document:
+        """Return the JSON answer to a request whose body is some parts in memory.
+
+        Raises:
+            NodeUnreachable, XscError: as `call`.
+        """
+        body = list(parts)
+        fields = {**(headers or {}), "Content-Length": str(sum(map(len, body)))}
+        with self._request(method, path, fields, timeout_s) as exchange:
+            for part in body:
+                if part and not exchange.push(part):
+                    break
+            return exchange.document()
+
+    def upload(
+        self,
+        path: str,
+        source: BinaryIO,
+        headers: Mapping[str, str],
+        progress: Progress = ignore_progress,
+    ) -> Document:
+        """Return the JSON answer to a POST of a stream, read block by block.
+
+        An answer that comes before the end of the stream, because the node
+        refuses it, ends the upload.
+
+        Raises:
+            ArgumentInvalid: the stream cannot be read.
+            NodeUnreachable, XscError: as `call`.
+        """
+        fields = {**headers, "Transfer-Encoding": "chunked"}
+        with self._request("POST", path, fields, ANSWER_TIMEOUT_S) as exchange:
+            while block := _read_block(source):
+                if not exchange.push(b"%x\r\n%b\r\n" % (len(block), block)):
+                    break
+                progress(len(block))
+            else:
+                exchange.push(b"0\r\n\r\n")
+            return exchange.document()
+
+    def download(self, path: str, headers: Mapping[str, str]) -> Download:
+        """Return the body of a GET as a stream, to be used in a `with`.
+
+        Raises:
+            NodeUnreachable, XscError: as `call`.
+        """
+        exchange = self._request("GET", path, headers, ANSWER_TIMEOUT_S)
+        try:
+            return Download(self, exchange, exchange.response())
+        except BaseException:
+            exchange.close()
+            raise
+
+    def _request(
+        self, method: str, path: str, headers: Mapping[str, str], timeout_s: float
+    ) -> _Exchange:
+        place = find_place(self.home)
+        if self._trace is not None:
+            self._trace(f"{method} http://{place.host}:{place.port}{path}")
+        connection = self._open(place, timeout_s)
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        connection.putheader("Authorization", f"Bearer {place.token}")
+        connection.putheader("Connection", "close")
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        exchange = _Exchange(connection, timeout_s)
+        exchange.begin()
+        return exchange
+
+    def _open(self, place: Place, timeout_s: float) -> HTTPConnection:
+        connection = HTTPConnection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+        except OSError:
+            raise NodeUnreachable(
+                f"the node of {self.home} does not answer: it has stopped or was killed",
+                hint=f"start it with `{start_command(self.home)}`",
+            ) from None
+        connection.sock.settimeout(timeout_s)
+        return connection
+
+
+def _read_block(source: BinaryIO) -> bytes:
+    try:
+        return source.read(BLOCK_BYTES)
+    except OSError as fault:
+        raise ArgumentInvalid(f"what should be stored cannot be read: {fault.strerror}") from None
+
+
+class _Exchange:
+    """One request and its response on one connection."""
+
+    def __init__(self, connection: HTTPConnection, timeout_s: float) -> None:
+        self._connection = connection
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, whatever has been sent."""
+        self._connection.close()
+
+    def begin(self) -> None:
+        """Send the head; a node that is gone already shows when its answer is read."""
+        try:
+            self._connection.endheaders()
+        except ConnectionError:
+            return
+        except OSError:
+            self.close()
+            raise NodeUnreachable("the node takes no requests") from None
+
+    def push(self, data: bytes) -> bool:
+        """Send bytes; return False, with some unsent, once the node has answered or hung up."""
+        sock: socket.socket = self._connection.sock
+        rest = memoryview(data)
+        with selectors.DefaultSelector() as selector:
+            selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while rest:
+                ready = selector.select(self._timeout_s)
+                if not ready:
+                    raise self._silent()
+                if ready[0][1] & selectors.EVENT_READ:
+                    return False
+                try:
+                    rest = rest[sock.send(rest) :]
+                except ConnectionError:
+                    return False
+        return True
+
+    def response(self) -> HTTPResponse:
+        """Return the response once its head is there.
+
+        Raises:
+            NodeUnreachable: it does not come, or is no HTTP.
+            XscError: it is a problem document.
+        """
+        try:
+            response = self._connection.getresponse()
+            if response.status < 400:
+                return response
+            body = response.read()
+        except TimeoutError:
+            raise self._silent() from None
+        except (OSError, HTTPException):
+            raise NodeUnreachable(
+                "the node broke off the connection before it answered",
+                hint="see the node's log, and `xsc node status`",
+            ) from None
+        raise _problem(response.status, body)
+
+    def document(self) -> Document:
+        """Return the JSON object that the node answers.
+
+        Raises:
+            NodeUnreachable, XscError: as `response`.
+        """
+        response = self.response()
+        try:
+            document = json.loads(response.read())
+        except TimeoutError:
+            raise self._silent() from None
+        except (OSError, HTTPException):
+            raise NodeUnreachable("the node broke off its answer") from None
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise NodeUnreachable("what answers at the node's address is no XSC node")
+        return document
+
+    def _silent(self) -> NodeUnreachable:
+        return NodeUnreachable(f"the node was silent for {int(self._timeout_s)} seconds")
+
+
+def _problem(status: int, body: bytes) -> XscError:
+    """Return the error that a problem document stands for."""
+    try:
+        document = json.loads(body)
+        return from_code(str(document["code"]), str(document["detail"]), str(document["hint"]))
+    except (ValueError, KeyError, TypeError):
+        return NodeUnreachable(
+            f"what answers at the node's address is no XSC node (HTTP status {status})"
+        )
+
+
+class Download:
+    """The body of a response, as it arrives."""
+
+    def __init__(self, core: Core, exchange: _Exchange, response: HTTPResponse) -> None:
+        self._core = core
+        self._exchange = exchange
+        self._response = response
+        length = response.getheader("Content-Length", "")
+        self.size_bytes: int | None = int(length) if length.isdigit() else None
+        self._request_id = response.getheader("XSC-Request-Id", "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+        self._exchange.close()
+
+    def blocks(self, progress: Progress = ignore_progress) -> Iterator[bytes]:
+        """Yield the body; it ends without an error only if all of it came.
+
+        Raises:
+            NodeUnreachable: the node broke off and cannot say why.
+            XscError: the node broke off, and this is why.
+        """
+        received = 0
+        while True:
+            try:
+                block = self._response.read(BLOCK_BYTES)
+            except (OSError, HTTPException):
+                block = b""
+            if not block:
+                break
+            received += len(block)
+            yield block
+            progress(len(block))
+        if received != self.size_bytes:
+            raise self._why(received)
+
+    def _why(self, received: int) -> XscError:
+        lost = NodeUnreachable(
+            f"the node broke off after {received} of {self.size_bytes} bytes",
+            hint="see the node's log, and try again",
+        )
+        if not self._request_id.isalnum():
+            return lost
+        try:
+            found = self._core.call("GET", f"/v1/requests/{self._request_id}")
+        except XscError:
+            return lost
+        return _problem(0, json.dumps(found).encode())

@@ -1,0 +1,84 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from xsc.base.errors import ArgumentInvalid, ReceiptInvalid
+
+
+def check_target(path: Path) -> None:
+    """Return if a file may be written there.
+
+    Raises:
+        ArgumentInvalid: it is a directory, or there is none for it.
+    """
+    if path.is_dir():
+        raise ArgumentInvalid(f"{path} is a directory", hint="name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ArgumentInvalid(f"there is no directory {path.absolute().parent}")
+
+
+def write_whole(path: Path, blocks: Iterable[bytes], *, mode: int = 0o666) -> int:
+    """Write a file beside its place, synced, then put it there; return its size.
+
+    What cannot be replaced without harm, a device or a pipe, is written to
+    directly. Where a symbolic link stands its target is replaced.
+
+    Raises:
+        ArgumentInvalid: the file cannot be written, and why.
+        Exception: whatever `blocks` raises; nothing is left behind then.
+    """
+    check_target(path)
+    try:
+        path = path.resolve()
+        special = path.exists() and not stat.S_ISREG(path.stat().st_mode)
+        partial = path if special else path.with_name(path.name + ".part")
+        flags = os.O_WRONLY if special else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        handle = os.open(partial, flags, mode)
+        try:
+            return _fill(handle, partial, path, blocks)
+        except BaseException:
+            if not special:
+                partial.unlink(missing_ok=True)
+            raise
+    except OSError as fault:
+        raise ArgumentInvalid(f"{path} cannot be written: {fault.strerror}") from None
+
+
+def _fill(handle: int, partial: Path, path: Path, blocks: Iterable[bytes]) -> int:
+    size = 0
+    with os.fdopen(handle, "wb") as file:
+        for block in blocks:
+            file.write(block)
+            size += len(block)
+        file.flush()
+        if partial != path:
+            os.fsync(file.fileno())
+    if partial != path:
+        partial.replace(path)
+        _sync_directory(path.parent)
+    return size
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def place_in(directory: Path, name: str) -> Path:
+    """Return where a file that a program wrote goes; a provider sends these names.
+
+    Raises:
+        ReceiptInvalid: the name would lead out of the directory.
+    """
+    parts = name.split("/")
+    if not name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise ReceiptInvalid(f"the provider returned a file with the forbidden name {name!r}")
+    return directory.joinpath(*parts)
