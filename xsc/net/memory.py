@@ -1,0 +1,215 @@
+"""A network in memory: delay, loss, partitions and crashes that follow from a seed.
+
+Time is the clock's, chance is the seed's: the same calls give the same trace.
+What happens to each message stands in `MemoryNetwork.trace`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xsc.base.clock import Clock, SeededEntropy
+from xsc.base.errors import PeerSilent, TooLarge
+from xsc.base.limits import PEER_BODY_BYTES_MAX, PPM
+from xsc.net.port import Arrival, Dropped, Handler, RawRequest, RawResponse
+
+_PORT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to a message."""
+
+    now_ms: int
+    source: str
+    target: str
+    what: str
+    """sent, lost, refused, delivered, answered or dropped"""
+    path: str
+
+
+Corrupt = Callable[[str, str, RawRequest, RawResponse], RawResponse]
+"""Takes source, target, request and answer; gives the answer that arrives."""
+
+
+class MemoryNetwork:
+    """Connects transports by name.
+
+    Args:
+        clock: whose time passes while messages travel.
+        seed: decides delays and losses.
+        delay_ms: least and most time that a message travels one way.
+        loss_ppm: share of messages that are lost, each way.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        seed: bytes = b"memory network",
+        *,
+        delay_ms: tuple[int, int] = (0, 0),
+        loss_ppm: int = 0,
+    ) -> None:
+        self.trace: list[Event] = []
+        self._clock = clock
+        self._entropy = SeededEntropy(seed)
+        self._delay_ms = delay_ms
+        self._loss_ppm = loss_ppm
+        self._corrupt: Corrupt | None = None
+        self._cut: set[frozenset[str]] = set()
+        self._up: dict[str, MemoryTransport] = {}
+
+    def transport(self, name: str) -> MemoryTransport:
+        """Return a new end of the network; it takes the name once it serves."""
+        return MemoryTransport(self, name)
+
+    def kill(self, name: str) -> None:
+        """Take a node down at once: its handlers stop where they are, its port is closed."""
+        end = self._up.pop(name, None)
+        if end is not None:
+            end.stop()
+
+    def partition(self, one: str, other: str) -> None:
+        """Let no message pass between two nodes."""
+        self._cut.add(frozenset((one, other)))
+
+    def heal(self, one: str | None = None, other: str | None = None) -> None:
+        """End the partition between two nodes, or every one."""
+        if one is None or other is None:
+            self._cut.clear()
+        else:
+            self._cut.discard(frozenset((one, other)))
+
+    def set_loss(self, loss_ppm: int) -> None:
+        """Lose that share of messages from now on."""
+        self._loss_ppm = loss_ppm
+
+    def set_delay(self, least_ms: int, most_ms: int) -> None:
+        """Let messages travel for that long from now on."""
+        self._delay_ms = (least_ms, most_ms)
+
+    def corrupt(self, change: Corrupt | None) -> None:
+        """Pass every answer through a function from now on; None ends it."""
+        self._corrupt = change
+
+    def _draw(self, bound: int) -> int:
+        return int.from_bytes(self._entropy.token(8), "big") % bound
+
+    def _note(self, source: str, target: str, what: str, path: str) -> None:
+        self.trace.append(Event(self._clock.now_ms(), source, target, what, path))
+
+    async def _travel(self, source: str, target: str, path: str) -> None:
+        """Return when a message has come across; never, when it is lost."""
+        least, most = self._delay_ms
+        lost = self._draw(PPM) < self._loss_ppm
+        await self._clock.sleep_ms(least + self._draw(most - least + 1))
+        if lost or frozenset((source, target)) in self._cut:
+            self._note(source, target, "lost", path)
+            await asyncio.get_running_loop().create_future()
+
+    async def exchange(self, source: str, target: str, request: RawRequest) -> RawResponse:
+        """Return the answer of a node; does not return where a message is lost.
+
+        Raises:
+            PeerSilent: nobody serves under that name.
+            Dropped: the node went down before it answered.
+        """
+        path = request.path
+        self._note(source, target, "sent", path)
+        await self._travel(source, target, path)
+        end = self._up.get(target)
+        if end is None:
+            self._note(source, target, "refused", path)
+            raise PeerSilent(f"nobody serves at {target}")
+        self._note(source, target, "delivered", path)
+        response = await end.answer(request)
+        if response is None:
+            self._note(target, source, "dropped", path)
+            raise Dropped
+        await self._travel(target, source, path)
+        self._note(target, source, "answered", path)
+        if self._corrupt is not None:
+            response = self._corrupt(source, target, request, response)
+        return response
+
+
+class MemoryTransport:
+    """One end of a `MemoryNetwork`. Its address is its name with a port that means nothing."""
+
+    fingerprint: bytes | None = None
+
+    def __init__(self, network: MemoryNetwork, name: str) -> None:
+        self._network = network
+        self._name = name
+        self._handler: Handler | None = None
+        self._running: set[asyncio.Task[RawResponse]] = set()
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return the one address."""
+        return (f"{self._name}:{_PORT}",)
+
+    async def send(
+        self,
+        address: str,
+        fingerprint: bytes | None,  # noqa: ARG002 (no certificates here)
+        request: RawRequest,
+        timeout_ms: int,
+    ) -> RawResponse:
+        """Return the answer of the node at an address; errors as the port says."""
+        network = self._network
+        work = asyncio.create_task(network.exchange(self._name, address.rsplit(":", 1)[0], request))
+        timer = asyncio.create_task(network._clock.sleep_ms(timeout_ms))  # noqa: SLF001 (one module)
+        try:
+            await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise PeerSilent(f"no answer within {timeout_ms} ms")
+            response = work.result()
+        finally:
+            for task in (work, timer):
+                task.cancel()
+            await asyncio.gather(work, timer, return_exceptions=True)
+        body = b"".join(response.body)
+        if len(body) > PEER_BODY_BYTES_MAX:
+            raise TooLarge("the answer is over the bound of a message")
+        return RawResponse(response.status, response.headers, [memoryview(body)] if body else [])
+
+    async def answer(self, request: RawRequest) -> RawResponse | None:
+        """Return the handler's answer, or None where this end goes down before."""
+        handler = self._handler
+        assert handler is not None
+        body = memoryview(b"".join(request.body))
+        if len(body) > PEER_BODY_BYTES_MAX:
+            return RawResponse(413)
+
+        async def read() -> memoryview:
+            return body
+
+        async def run() -> RawResponse:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            return await handler(Arrival(request.method, request.path, headers, len(body), read))
+
+        # The handler belongs to this end: a caller that stops waiting does not stop it.
+        task = asyncio.create_task(run())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        await asyncio.wait({task})
+        return None if task.cancelled() else task.result()
+
+    async def serve(self, handler: Handler) -> None:
+        """Take the name, and answer by the handler from now on."""
+        assert self._name not in self._network._up, f"{self._name} serves already"  # noqa: SLF001
+        self._handler = handler
+        self._network._up[self._name] = self  # noqa: SLF001
+
+    def stop(self) -> None:
+        """Stop handlers where they are."""
+        for task in list(self._running):
+            task.cancel()
+
+    async def close(self) -> None:
+        """Give the name back and stop."""
+        if self._network._up.get(self._name) is self:  # noqa: SLF001
+            self._network.kill(self._name)
+        await asyncio.gather(*self._running, return_exceptions=True)

@@ -1,0 +1,579 @@
+"""Calls between peers: signs what goes out, checks what comes in, knows who is who.
+
+An arriving request passes, in this order: the caller's signature over its head
+fields, the quota, the replay window; only then is its body read, its digest
+compared, its parts held against their roots, and the handler run.
+Callers that are not known are told nothing, except `peers.join` with the
+secret of an invitation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import TypeAlias
+
+from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import (
+    FrameInvalid,
+    InvitationInvalid,
+    NotFound,
+    PeerBlocked,
+    PeerSilent,
+    RateLimited,
+    ShardMismatch,
+    SignatureInvalid,
+    StoreDamaged,
+    XscError,
+)
+from xsc.base.fields import take_bytes, take_int
+from xsc.base.ids import short
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import JOIN_BYTES_MAX, KIB, NONCE_BYTES, PEER_TIMEOUT_MS
+from xsc.base.log import Log
+from xsc.base.merkle import Part, root_of
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.net import invitation as invitations
+from xsc.net import problems, signing
+from xsc.net.book import AddressRecord, PeerBook, PeerInfo
+from xsc.net.frame import Reply, head_of, pack_head, unpack
+from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, Transport
+from xsc.net.quota import UNKNOWN, Quota
+from xsc.net.replay import ReplayGuard
+
+Handler: TypeAlias = Callable[
+    [bytes, dict[str, Value], Sequence[Part]],
+    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
+]
+"""Answers a peer: (its node id, header, verified parts) to (header, parts)."""
+
+OnChange: TypeAlias = Callable[[bytes, str], None]
+"""Hears of a peer that was "added", "removed" or "blocked"."""
+
+HEALTH = "/health"
+ROOT = "/peer/v1/"
+JOIN = "peers.join"
+HELLO = "peers.hello"
+HORIZONS = b"net/replay/"
+OWN = b"net/self"
+HASH_INLINE_BYTES = 256 * KIB
+"""Parts up to this size together are hashed where they stand; it takes 50 µs."""
+_METHOD = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
+
+
+def _read_horizons(store: KeyValue) -> dict[bytes, int]:
+    horizons = {}
+    for key, raw in store.scan(HORIZONS, prefix_end(HORIZONS)):
+        value = decode(raw)
+        if not isinstance(value, dict) or value.get("v") != 1:
+            raise StoreDamaged("a replay horizon in the state database is of no known form")
+        horizons[key.removeprefix(HORIZONS)] = take_int(value, "horizon_ms")
+    return horizons
+
+
+def _check_parts(parts: Sequence[Part]) -> None:
+    for index, part in enumerate(parts):
+        if root_of(part.data) != part.root:
+            raise ShardMismatch(f"part {index} of the request does not have its root")
+
+
+class PeerNet:
+    """The peers of a node, and calls in both directions.
+
+    Args:
+        key: this node's identity.
+        network_name: of the network that all peers share.
+        clock, entropy, executor: the node's.
+        transport: carries requests; `start` lets it serve.
+        store: keeps peers, invitations and replay horizons, under `net/`.
+        log: hears of peers that come and go, and of handlers that fail.
+        name: what this node calls itself.
+        advertise: addresses to tell others instead of the transport's own.
+        quota: of callers; the bounds of `limits` where none is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network_name: str,
+        clock: Clock,
+        entropy: Entropy,
+        executor: Executor,
+        transport: Transport,
+        store: KeyValue,
+        log: Log,
+        name: str,
+        advertise: Sequence[str] = (),
+        quota: Quota | None = None,
+    ) -> None:
+        self.node_id = key.node_id
+        self.name = name
+        self.network = network_id(network_name)
+        self._network_name = network_name
+        self._key = key
+        self._clock = clock
+        self._entropy = entropy
+        self._executor = executor
+        self._transport = transport
+        self._store = store
+        self._log = log
+        self._advertise = tuple(advertise)
+        self._quota = quota or Quota()
+        self._book = PeerBook(store, name)
+        self._invitations = invitations.Invitations(store)
+        self._replay = ReplayGuard(boot_ms=clock.now_ms(), horizons=_read_horizons(store))
+        self._handlers: dict[str, Handler] = {HELLO: self._hello}
+        self._listeners: list[OnChange] = []
+        self._answered_at: dict[bytes, str] = {}
+        self._greeted: set[bytes] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._seq = 0
+
+    # Life
+
+    def register(self, handlers: Mapping[str, Handler]) -> None:
+        """Answer these methods from now on; each belongs to one service."""
+        for method, handler in handlers.items():
+            assert _METHOD.fullmatch(method), method
+            assert method not in self._handlers, method
+            assert method != JOIN
+            self._handlers[method] = handler
+
+    async def start(self) -> None:
+        """Serve, and tell every known peer where this node is now."""
+        self._seq = self._next_seq()
+        await self._transport.serve(self._answer)
+        for peer in self.peers():
+            self._spawn(self._greet(peer))
+
+    def _next_seq(self) -> int:
+        """Return the number of this start's address record: above all earlier ones."""
+        raw = self._store.get(OWN)
+        value = None if raw is None else decode(raw)
+        if value is not None and (not isinstance(value, dict) or value.get("v") != 1):
+            raise StoreDamaged("this node's own entry in the state database is of no known form")
+        seq = max(self._clock.now_ms(), 0 if value is None else take_int(value, "seq") + 1)
+        self._store.write([(OWN, encode({"v": 1, "seq": seq}))], sync=True)
+        return seq
+
+    async def stop(self) -> None:
+        """Stop serving; calls that are under way end with PeerSilent."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._transport.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Peers
+
+    def peers(self) -> list[bytes]:
+        """Return every known peer that is not blocked, never this node."""
+        return [info.node_id for info in self._book.all() if not info.blocked]
+
+    def all_peers(self) -> list[bytes]:
+        """Return every known peer, blocked ones too, by name."""
+        return [info.node_id for info in self._book.all()]
+
+    def info(self, peer: bytes) -> PeerInfo:
+        """Return what is known of a peer.
+
+        Raises:
+            PeerUnknown: nothing is.
+        """
+        return self._book.info(peer)
+
+    def find(self, text: str) -> bytes:
+        """Return the peer of a name, an id, or a beginning of an id that fits one only.
+
+        Raises:
+            PeerUnknown: nobody, ArgumentInvalid: more than one.
+        """
+        return self._book.find(text).node_id
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return where others are told to reach this node."""
+        return self._advertise or self._transport.addresses()
+
+    def on_change(self, listener: OnChange) -> None:
+        """Tell a listener of every peer that is added, removed or blocked from now on."""
+        self._listeners.append(listener)
+
+    def _tell(self, peer: bytes, what: str) -> None:
+        self._log.info(f"peer_{what}", peer=short(peer))
+        for listener in self._listeners:
+            listener(peer, what)
+
+    async def invite(self, ttl_ms: int) -> str:
+        """Return an invitation that one node can join by, until the time is up.
+
+        Raises:
+            RateLimited: too many are open.
+        """
+        now_ms = self._clock.now_ms()
+        secret = self._entropy.token(invitations.SECRET_BYTES)
+        text = invitations.Invitation(
+            node_id=self.node_id,
+            name=self.name,
+            addresses=self.addresses(),
+            fingerprint=self._transport.fingerprint,
+            network=self._network_name,
+            secret=secret,
+            expires_ms=now_ms + ttl_ms,
+        ).to_text()
+        self._invitations.issue(secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
+        return text
+
+    async def join(self, invitation: str, name: str | None = None) -> bytes:
+        """Become a peer of the node that issued an invitation; return its id.
+
+        Args:
+            invitation: the text.
+            name: what to call the other node here; its own name otherwise.
+
+        Raises:
+            InvitationInvalid: no invitation, for another network, from this node,
+                expired, used or never issued.
+            PeerSilent: the issuer does not answer.
+        """
+        asked = invitations.from_string(invitation)
+        if asked.network != self._network_name:
+            raise InvitationInvalid(
+                f"the invitation is for the network '{asked.network}', "
+                f"this node is in '{self._network_name}'"
+            )
+        if asked.node_id == self.node_id:
+            raise InvitationInvalid("the invitation was issued by this node itself")
+        if self._clock.now_ms() >= asked.expires_ms:
+            raise InvitationInvalid("the invitation has expired", hint="ask for another")
+        issuer = PeerInfo(
+            node_id=asked.node_id,
+            name=asked.name,
+            addresses=asked.addresses,
+            fingerprint=asked.fingerprint,
+            added_ms=0,
+        )
+        # Refused here rather than after the secret is used up.
+        self._book.met(asked.node_id, self._record().record, name=name, now_ms=0)
+        header: dict[str, Value] = {"secret": asked.secret, "record": self._record().raw}
+        reply = await self._ask(issuer, JOIN, header, (), PEER_TIMEOUT_MS)
+        theirs = open_signed(
+            take_bytes(reply.header, "record"),
+            AddressRecord,
+            network=self.network,
+            author=asked.node_id,
+        )
+        self._meet(asked.node_id, theirs.record, name)
+        return asked.node_id
+
+    async def remove(self, peer: bytes) -> None:
+        """Forget a peer; it must be invited again to come back.
+
+        Raises:
+            PeerUnknown: no such peer.
+        """
+        self._book.info(peer)
+        self._book.remove(peer)
+        self._forget(peer)
+        self._tell(peer, "removed")
+
+    async def block(self, peer: bytes) -> None:
+        """Answer a peer no more, and call it no more, until it is removed and invited anew.
+
+        Raises:
+            PeerUnknown: no such peer.
+        """
+        self._book.put(self._book.info(peer).model_copy(update={"blocked": True}))
+        self._forget(peer)
+        self._tell(peer, "blocked")
+
+    def _forget(self, peer: bytes) -> None:
+        self._replay.forget_peer(peer, self._clock.now_ms())
+        self._quota.forget(peer)
+        self._greeted.discard(peer)
+        self._answered_at.pop(peer, None)
+
+    def _meet(
+        self,
+        peer: bytes,
+        record: AddressRecord,
+        name: str | None = None,
+        also: tuple[bytes, bytes | None] | None = None,
+    ) -> None:
+        before = self._book.get(peer)
+        met = self._book.met(peer, record, name=name, now_ms=self._clock.now_ms())
+        self._book.put(met, *([] if also is None else [also]))
+        self._greeted.add(peer)
+        if before is None or before.blocked:
+            self._tell(peer, "added")
+
+    def _record(self) -> Signed[AddressRecord]:
+        """Return this node's own address record, signed."""
+        record = AddressRecord(
+            name=self.name,
+            addresses=self.addresses(),
+            fingerprint=self._transport.fingerprint,
+            seq=self._seq,
+        )
+        return sign(record, self._key, self.network)
+
+    # Calls
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Return a peer's answer; its parts are not verified.
+
+        Raises:
+            PeerUnknown, PeerBlocked: not to be called.
+            PeerSilent: no connection, or no answer in time.
+            XscError: what the peer answered with.
+        """
+        info = self._book.info(peer)
+        if info.blocked:
+            raise PeerBlocked(f"the peer {info.name} is blocked here")
+        try:
+            reply = await self._ask(info, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
+        except PeerSilent:
+            self._greeted.discard(peer)
+            raise
+        if peer not in self._greeted:
+            self._spawn(self._greet(peer))
+        return reply
+
+    async def _ask(
+        self,
+        info: PeerInfo,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part],
+        timeout_ms: int,
+    ) -> Reply:
+        head = pack_head(header, parts)
+        body = [head, *(part.data for part in parts)]
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        reason = "it has told no address"
+        # The address that answered last comes first; a dropped connection is tried once
+        # more, because kept ones go stale.
+        last = self._answered_at.get(info.node_id)
+        for address in sorted(info.addresses, key=lambda address: address != last):
+            for _ in range(2):
+                left_ms = deadline_ms - self._clock.monotonic_ms()
+                if left_ms <= 0:
+                    break
+                try:
+                    response = await self._transport.send(
+                        address,
+                        info.fingerprint,
+                        self._signed(info.node_id, method, head, body),
+                        left_ms,
+                    )
+                except Dropped:
+                    reason = "it dropped the connection"
+                    continue
+                except PeerSilent as silent:
+                    reason = silent.message
+                    break
+                self._answered_at[info.node_id] = address
+                return self._opened(info, response)
+        raise PeerSilent(f"the peer {info.name} does not answer: {reason}")
+
+    def _signed(
+        self, to: bytes, method: str, head: bytes, body: Sequence[bytes | memoryview]
+    ) -> RawRequest:
+        path = ROOT + method
+        headers = signing.sign_request(
+            self._key,
+            network=self.network,
+            to=to,
+            method="POST",
+            path=path,
+            head=head,
+            created_ms=self._clock.now_ms(),
+            entropy=self._entropy.token(NONCE_BYTES - signing.STAMP_BYTES),
+        )
+        return RawRequest("POST", path, headers, body)
+
+    @staticmethod
+    def _opened(info: PeerInfo, response: RawResponse) -> Reply:
+        body = memoryview(response.body[0]) if response.body else memoryview(b"")
+        if response.status != 200:
+            raise problems.error_of(response.status, body, info.name)
+        frame = unpack(body)
+        return Reply(frame.header, [memoryview(part.data) for part in frame.parts])
+
+    async def _greet(self, peer: bytes) -> None:
+        """Tell a peer where this node is, and learn where it is; silence is met by a later call."""
+        self._greeted.add(peer)
+        try:
+            info = self._book.info(peer)
+            header: dict[str, Value] = {"record": self._record().raw}
+            reply = await self._ask(info, HELLO, header, (), PEER_TIMEOUT_MS)
+            self._learn(peer, take_bytes(reply.header, "record"))
+        except XscError as fault:
+            self._greeted.discard(peer)
+            self._log.info("peer_not_greeted", peer=short(peer), code=fault.code)
+
+    # Answers
+
+    async def _answer(self, arrival: Arrival) -> RawResponse:
+        """Answer anything that arrives; the one place that catches everything."""
+        if arrival.path == HEALTH and arrival.method == "GET":
+            body = json.dumps({"status": "ok"}).encode()
+            return RawResponse(200, {"content-type": "application/json"}, [body])
+        claimed = signing.claimed_caller(arrival.headers)
+        info = None if claimed is None else self._book.get(claimed)
+        known = info is not None and not info.blocked
+        try:
+            if known:
+                return await self._answer_known(arrival)
+            return await self._answer_unknown(arrival)
+        except XscError as error:
+            return problems.answer_of(error)
+        except Exception:  # noqa: BLE001 (the request middleware)
+            self._log.error(
+                "peer_request_failed", path=arrival.path[:80], trace=traceback.format_exc()
+            )
+            return problems.failed()
+
+    def _verified(self, arrival: Arrival) -> signing.VerifiedCaller:
+        return signing.verify_request(
+            arrival.headers,
+            network=self.network,
+            to=self.node_id,
+            method=arrival.method,
+            path=arrival.path,
+        )
+
+    async def _answer_known(self, arrival: Arrival) -> RawResponse:
+        try:
+            caller = self._verified(arrival)
+        except SignatureInvalid:
+            # Somebody who only claims to be a peer: no more than any unknown caller.
+            return self._refusal()
+        now_ms = self._clock.monotonic_ms()
+        self._quota.enter(caller.node_id, arrival.size_bytes, now_ms)
+        try:
+            self._admit(caller)
+            return await self._handle(arrival, caller)
+        finally:
+            self._quota.leave(caller.node_id, arrival.size_bytes)
+
+    def _refusal(self) -> RawResponse:
+        try:
+            self._quota.count(UNKNOWN, self._clock.monotonic_ms())
+        except RateLimited:
+            return problems.busy()
+        return problems.nothing()
+
+    def _admit(self, caller: signing.VerifiedCaller) -> None:
+        accepted = self._replay.admit(
+            caller.node_id,
+            created_ms=caller.created_ms,
+            nonce=caller.nonce,
+            now_ms=self._clock.now_ms(),
+        )
+        if accepted.horizon_ms is not None:
+            raw = encode({"v": 1, "horizon_ms": accepted.horizon_ms})
+            # Not awaited: nothing else of this peer may be accepted before it is on the disk.
+            self._store.write([(HORIZONS + caller.node_id, raw)], sync=True)
+
+    async def _handle(self, arrival: Arrival, caller: signing.VerifiedCaller) -> RawResponse:
+        header, parts = await self._read(arrival, caller)
+        method = arrival.path.removeprefix(ROOT)
+        if method == JOIN:
+            return self._join(caller, header)
+        handler = self._handlers.get(method)
+        if handler is None or arrival.method != "POST" or arrival.path != ROOT + method:
+            raise NotFound("this node has no such method", hint="it may be of an older release")
+        header, bodies = await handler(caller.node_id, header, parts)
+        return self._framed(header, bodies)
+
+    @staticmethod
+    def _framed(header: dict[str, Value], bodies: Sequence[bytes | memoryview]) -> RawResponse:
+        head = pack_head(header, [Part(body, b"") for body in bodies])
+        return RawResponse(200, {"content-type": "application/octet-stream"}, [head, *bodies])
+
+    async def _read(
+        self, arrival: Arrival, caller: signing.VerifiedCaller
+    ) -> tuple[dict[str, Value], list[Part]]:
+        body = await arrival.read()
+        if signing.digest_of(head_of(body)) != caller.digest:
+            raise SignatureInvalid("the body is not the one that was signed")
+        frame = unpack(body)
+        if any(not part.root for part in frame.parts):
+            raise FrameInvalid("a part of a request has no root")
+        if len(body) <= HASH_INLINE_BYTES:
+            _check_parts(frame.parts)
+        else:
+            await self._executor.run(_check_parts, frame.parts)
+        return frame.header, frame.parts
+
+    async def _answer_unknown(self, arrival: Arrival) -> RawResponse:
+        """Let the bearer of an invitation in; tell everybody else nothing."""
+        if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
+            return self._refusal()
+        try:
+            self._quota.enter(UNKNOWN, arrival.size_bytes, self._clock.monotonic_ms())
+        except RateLimited:
+            return problems.busy()
+        try:
+            caller = self._verified(arrival)
+            header, _ = await self._read(arrival, caller)
+            secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
+        except XscError:
+            return problems.nothing()
+        finally:
+            self._quota.leave(UNKNOWN, arrival.size_bytes)
+        return self._join(caller, header | {"secret": secret})
+
+    def _join(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
+        """Take the bearer of an invitation as a peer. Awaits nothing: a secret works once."""
+        now_ms = self._clock.now_ms()
+        secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
+        before = self._book.get(caller.node_id)
+        used = self._invitations.redeem(
+            secret, caller.node_id, known=before is not None and not before.blocked, now_ms=now_ms
+        )
+        # From here on the caller has shown an invitation, and may hear what is wrong.
+        if before is not None and before.blocked:
+            raise PeerBlocked("this node has blocked the caller")
+        if before is None:
+            self._admit(caller)
+        record = open_signed(
+            take_bytes(header, "record"), AddressRecord, network=self.network, author=caller.node_id
+        ).record
+        self._meet(caller.node_id, record, also=used)
+        return self._framed({"record": self._record().raw}, ())
+
+    def _learn(self, peer: bytes, raw: bytes) -> None:
+        """Take a peer's own record of where it is, if it is newer."""
+        signed = open_signed(raw, AddressRecord, network=self.network, author=peer)
+        moved = self._book.moved(peer, signed.record)
+        if moved is not None:
+            self._book.put(moved)
+            self._log.info("peer_moved", peer=short(peer))
+
+    async def _hello(
+        self,
+        caller: bytes,
+        header: dict[str, Value],
+        parts: Sequence[Part],  # noqa: ARG002 (a hello has none)
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self._learn(caller, take_bytes(header, "record"))
+        return {"record": self._record().raw}, ()
