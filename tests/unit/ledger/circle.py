@@ -1,0 +1,153 @@
+"""A few ledgers and the wires between them, which lose and repeat what they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import PeerSilent, PeerUnknown
+from xsc.base.keyvalue import KeyValue
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import Signed, sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.service import LedgerService
+from xsc.terms.voucher import Voucher
+
+NETWORK = network_id("test")
+STARTER = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    header: dict[str, Value]
+    parts: list[memoryview] = field(default_factory=list)
+
+
+@dataclass
+class Lines:
+    """A log that keeps its lines."""
+
+    lines: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    def info(self, event, **fields):
+        self.lines.append((event, fields))
+
+    warning = info
+    error = info
+
+    @property
+    def events(self) -> list[str]:
+        return [event for event, _ in self.lines]
+
+
+class Member:
+    """One node: key, store, and the service on it."""
+
+    def __init__(self, circle: Circle, number: int, store: KeyValue | None = None) -> None:
+        self.circle = circle
+        self.number = number
+        self.key = KeyPair(bytes([number]) * 32)
+        self.id = self.key.node_id
+        self.store = store or MemoryKeyValue()
+        self.log = Lines()
+        self.starts = 0
+        self.ledger = self.start()
+
+    def start(self) -> LedgerService:
+        self.starts += 1
+        return LedgerService(
+            key=self.key,
+            network=NETWORK,
+            clock=self.circle.clock,
+            entropy=SeededEntropy(b"%d/%d" % (self.number, self.starts)),
+            executor=InlineExecutor(),
+            caller=Wire(self.circle, self.id),
+            state=self.store,
+            log=self.log,
+            starter_limit=STARTER,
+        )
+
+    def crash(self) -> None:
+        self.store.crash()
+        self.ledger = self.start()
+
+
+class Circle:
+    """Members by id, and the fate of each message."""
+
+    def __init__(self, count: int = 2) -> None:
+        self.clock = ManualClock()
+        self.fate: Callable[[], str] = lambda: "pass"
+        self.sent: list[tuple[bytes, bytes, str, bytes]] = []
+        self.members = [Member(self, number) for number in range(1, count + 1)]
+
+    def member(self, node: bytes) -> Member:
+        for member in self.members:
+            if member.id == node:
+                return member
+        raise PeerUnknown("no such peer")
+
+    async def deliver(self, caller: bytes, peer: bytes, method: str, raw: bytes):
+        header = decode(raw)
+        assert isinstance(header, dict)
+        answer, _ = await self.member(peer).ledger.handlers()[method](caller, header, ())
+        answer = decode(encode(answer))
+        assert isinstance(answer, dict)
+        return Answer(answer)
+
+
+class Wire:
+    """The caller port of one member."""
+
+    def __init__(self, circle: Circle, me: bytes) -> None:
+        self.circle, self.me = circle, me
+
+    async def call(self, peer, method, header, parts: Sequence = (), *, timeout_ms=None):
+        circle, raw = self.circle, encode(header)
+        fate = circle.fate()
+        circle.sent.append((self.me, peer, method, raw))
+        if fate == "request lost":
+            raise PeerSilent("no answer")
+        if fate == "twice":
+            await circle.deliver(self.me, peer, method, raw)
+        answer = await circle.deliver(self.me, peer, method, raw)
+        if fate == "answer lost":
+            raise PeerSilent("no answer")
+        return answer
+
+
+def voucher(
+    debtor: Member, creditor: Member, amount_micro: int, *, lease: int = 1, number: int = 1
+) -> Signed[Voucher]:
+    said = Voucher(
+        lease_id=bytes([lease]) * 32,
+        provider=creditor.id,
+        customer=debtor.id,
+        number=number,
+        amount_micro=amount_micro,
+        quantity=0,
+        until_ms=0,
+    )
+    return sign(said, debtor.key, NETWORK)
+
+
+async def collect(
+    creditor: Member,
+    debtor: Member,
+    amount_micro: int,
+    *,
+    of: int | None = None,
+    lease: int = 1,
+    xid: int = 1,
+) -> int:
+    """Collect an amount under a voucher over `of` in all, by default the same."""
+    signed = voucher(debtor, creditor, of if of is not None else amount_micro, lease=lease)
+    return await creditor.ledger.collect(
+        xid=xid.to_bytes(16, "big"),
+        debtor=debtor.id,
+        amount_micro=amount_micro,
+        lease_id=bytes([lease]) * 32,
+        voucher=signed.raw,
+    )
