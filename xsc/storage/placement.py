@@ -8,7 +8,7 @@ Every segment's shard of one column lies on the same node.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -18,7 +18,8 @@ from xsc.base.limits import SHARDS_MAX
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.erasure import Code
-from xsc.storage.manifest import Manifest, segments_of
+from xsc.storage.held import HeldObject
+from xsc.storage.manifest import Manifest, expected_digest, segments_of
 
 State = Literal["ok", "missing", "corrupt", "unreachable"]
 """A column's state: the worst of its segments."""
@@ -139,6 +140,28 @@ def warnings_of(columns: Sequence[bytes], code: Code, own: bytes) -> list[str]:
         )
         return [text]
     return []
+
+
+def column_states(
+    manifest: Manifest, columns: Sequence[bytes], answers: Mapping[bytes, HeldObject | None]
+) -> list[State]:
+    """Return the state of each column from what its host said; None: it said nothing."""
+    return [_column_state(manifest, column, answers[node]) for column, node in enumerate(columns)]
+
+
+def _column_state(manifest: Manifest, column: int, held: HeldObject | None) -> State:
+    if held is None:
+        return "unreachable"
+    if manifest.inline is not None:
+        return held.record
+    rows = [row for row in held.columns if row.column == column]
+    digest = expected_digest(manifest, column)
+    if any(row.digest == digest and not row.damaged for row in rows):
+        return "ok"
+    # As many segments as there must be, but others: not what was stored.
+    if any(row.damaged or row.segments >= segments_of(manifest) for row in rows):
+        return "corrupt"
+    return "missing"
 
 
 @dataclass(frozen=True, slots=True)

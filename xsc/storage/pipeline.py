@@ -1,0 +1,496 @@
+"""Puts an object: cut, encrypt, encode, send to every host, replace hosts that fail.
+
+Touches hosts through `Reach`. A few segments are on their way at any time, and
+each waits for the signed receipts of all its hosts. The last segment goes only
+when all others are stored, and carries the sealed manifest and the placement.
+
+A host that fails is replaced by another node; what it held of earlier segments
+is built again from the other hosts. Where fewer nodes are up than the code has
+shards, its columns move to the hosts that are left, with a warning. An object
+ends with every column stored, or is deleted again. DESIGN section 5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from xsc.base.clock import Entropy
+from xsc.base.errors import (
+    DurabilityUnreachable,
+    LeaseExhausted,
+    NoOffers,
+    SpaceExhausted,
+    TooLarge,
+    XscError,
+)
+from xsc.base.ids import short
+from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES
+from xsc.base.merkle import root_of
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
+from xsc.storage import segment as segments
+from xsc.storage.capability import (
+    SECRET_BYTES,
+    ReadCapability,
+    VerifyCapability,
+    content_key,
+    verify_key,
+)
+from xsc.storage.erasure import Code, StorageShard, cut
+from xsc.storage.manifest import SealedSegment, build, hash_of, seal_manifest
+from xsc.storage.messages import ObjectRecord
+from xsc.storage.placement import (
+    Placement,
+    assign,
+    check_durability,
+    columns_of,
+    host_bytes,
+    losses_survived,
+    record_bytes,
+    warnings_of,
+)
+from xsc.storage.ports import HostLease
+from xsc.storage.reach import Reach, Source, in_order, race, requests_of, stop_all, together
+from xsc.storage.repair import plan_rebuilds, rebuild
+from xsc.storage.segment import NONCE_BYTES, Place
+
+UNKNOWN_SIZE_BYTES = 16 * SEGMENT_BYTES
+"""Room asked for at first for a stream of unknown length; it grows as the stream does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a host confirmed to hold of an object."""
+
+    node: bytes
+    lease_id: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """An object that is stored whole."""
+
+    capability: ReadCapability
+    size_bytes: int
+    sealed: bytes
+    placement: Placement
+    placement_raw: bytes
+    held: tuple[Held, ...]
+    """By host and lease; hosts that failed on the way stand here too."""
+    warnings: list[str]
+    survives_nodes: int
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Columns that stay together, and the host that holds them for now."""
+
+    columns: tuple[int, ...]
+    lease: HostLease
+    tries: int = 0
+    """Rises when the host is replaced."""
+    done: set[int] = field(default_factory=set)
+    """Segments that this host, or the one before it, confirmed."""
+    extended_at: int = -1
+    """How much the host held when it was last asked for more room."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield the stream in segments, and whether each is the last; empty is one empty segment.
+
+    Raises:
+        TooLarge: longer than any object can be.
+    """
+    chunks: list[bytes] = []
+    size = total = 0
+    async for chunk in source:
+        total += len(chunk)
+        if total > OBJECT_BYTES_MAX:
+            raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes")
+        chunks.append(chunk)
+        size += len(chunk)
+        # Strictly more: the last segment is known only when something follows it, or nothing.
+        if size > SEGMENT_BYTES:
+            data = memoryview(b"".join(chunks))
+            full = (size - 1) // SEGMENT_BYTES
+            for index in range(full):
+                yield bytes(data[index * SEGMENT_BYTES : (index + 1) * SEGMENT_BYTES]), False
+            rest = bytes(data[full * SEGMENT_BYTES :])
+            chunks, size = [rest], len(rest)
+    yield b"".join(chunks), True
+
+
+def _cut_segment(
+    key: bytes, nonce: bytes, place: Place, plain: bytes, code: Code
+) -> tuple[SealedSegment, list[StorageShard]]:
+    ciphertext, tag = segments.seal(key, nonce, place, plain)
+    shards = cut(ciphertext, code)
+    return SealedSegment(nonce, tag, tuple(shard.root for shard in shards)), shards
+
+
+class Upload:
+    """One put. Used once."""
+
+    def __init__(
+        self,
+        reach: Reach,
+        key: KeyPair,
+        entropy: Entropy,
+        *,
+        code: Code,
+        survive_nodes: int,
+        segments_in_flight: int,
+    ) -> None:
+        self._reach = reach
+        self._key = key
+        self._entropy = entropy
+        self._code = code
+        self._survive_nodes = survive_nodes
+        self._segments_in_flight = segments_in_flight
+        self._secret = entropy.token(SECRET_BYTES)
+        self._content_key = content_key(self._secret)
+        keys = VerifyCapability(verify_key(self._secret), bytes(32))
+        self._locate = keys.locate
+        self._manifest_key = keys.manifest_key
+        self._slots: list[_Slot] = []
+        self._gone: set[bytes] = set()
+        self._choosing = asyncio.Lock()
+        self._live: dict[int, list[StorageShard]] = {}
+        self._sealed: dict[int, SealedSegment] = {}
+        self._lengths: dict[int, int] = {}
+        self._held: dict[tuple[bytes, bytes], int] = {}
+        self._record: ObjectRecord | None = None
+        self._last = -1
+        self._size_hint = 0
+
+    async def run(self, source: AsyncIterator[bytes], size_hint: int | None) -> Uploaded:
+        """Store the stream.
+
+        Raises:
+            DurabilityUnreachable: too few nodes for `survive_nodes`; nothing was sent.
+            NoOffers, SpaceExhausted: no host, or no other one where one failed.
+            XscError: what the last host to try failed with.
+        """
+        pieces = cut_stream(source)
+        try:
+            first, final = await anext(pieces)
+            self._size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
+            await self._choose()
+        except BaseException:
+            await _close(pieces)
+            raise
+        whole = False
+        try:
+            uploaded = await self._send(first, final, pieces)
+            whole = True
+            return uploaded
+        finally:
+            await _close(pieces)
+            if not whole:
+                await self._undo()
+
+    # Hosts
+
+    def _room(self, hosts: int) -> int:
+        size = host_bytes(self._size_hint, self._code, hosts, SEGMENT_BYTES)
+        if self._size_hint <= INLINE_BYTES_MAX:
+            size = 0
+        return size + record_bytes(self._size_hint, self._code, SEGMENT_BYTES)
+
+    async def _choose(self) -> None:
+        n = self._code.n
+        hosts = self._reach.hosts
+        leases = await hosts.lease_hosts(size_bytes=self._room(n), count=n)
+        if len(leases) < n:
+            # Each holds several columns, which was not known before.
+            leases = await hosts.lease_hosts(size_bytes=self._room(len(leases)), count=len(leases))
+        nodes = [lease.node for lease in leases]
+        columns = assign(nodes, n)
+        shortfall = check_durability(columns, self._code, self._survive_nodes)
+        if shortfall is not None:
+            raise DurabilityUnreachable(shortfall.reason, hint=shortfall.hint)
+        self._slots = [_Slot(columns_of(columns, lease.node), lease) for lease in leases]
+
+    def _columns(self) -> tuple[bytes, ...]:
+        holders = {column: slot.lease.node for slot in self._slots for column in slot.columns}
+        return tuple(holders[column] for column in range(self._code.n))
+
+    # Sending
+
+    async def _send(
+        self, first: bytes, final: bool, pieces: AsyncIterator[tuple[bytes, bool]]
+    ) -> Uploaded:
+        index, size = 0, 0
+        plain = first
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while not final:
+                while len(running) >= self._segments_in_flight:
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                running.add(asyncio.create_task(self._segment(index, plain)))
+                size += len(plain)
+                index += 1
+                plain, final = await anext(pieces)
+            if running:
+                await asyncio.gather(*running)
+        finally:
+            await stop_all(running)
+        return await self._end(index, plain, size + len(plain))
+
+    async def _cut(self, index: int, plain: bytes, *, final: bool) -> list[StorageShard]:
+        nonce = self._entropy.token(NONCE_BYTES)
+        place = Place(self._locate, index, len(plain), final)
+        self._lengths[index] = len(plain)
+        self._sealed[index], shards = await self._reach.executor.run(
+            _cut_segment, self._content_key, nonce, place, plain, self._code
+        )
+        return shards
+
+    async def _segment(self, index: int, plain: bytes) -> None:
+        self._live[index] = await self._cut(index, plain, final=False)
+        await together(self._store(slot, index) for slot in self._slots)
+        del self._live[index]
+
+    async def _end(self, index: int, plain: bytes, size: int) -> Uploaded:
+        """Store the last segment with manifest and placement, until no host is replaced."""
+        self._last = index
+        inline: bytes | None = None
+        if size <= INLINE_BYTES_MAX:
+            nonce = self._entropy.token(NONCE_BYTES)
+            place = Place(self._locate, 0, size, final=True)
+            ciphertext, tag = segments.seal(self._content_key, nonce, place, plain)
+            inline = bytes(ciphertext)
+            self._sealed[0] = SealedSegment(nonce, tag, ())
+            self._live[0] = []
+        else:
+            self._live[index] = await self._cut(index, plain, final=True)
+        manifest = build(
+            self._key.node_id,
+            self._code,
+            size,
+            [self._sealed[number] for number in range(index + 1)],
+            inline=inline,
+        )
+        sealed = await self._reach.executor.run(
+            seal_manifest, manifest, self._manifest_key, self._entropy.token(NONCE_BYTES)
+        )
+        generation = 0
+        while True:
+            generation += 1
+            columns = self._columns()
+            placement = Placement(
+                locate=self._locate,
+                owner=self._key.node_id,
+                generation=generation,
+                k=self._code.k,
+                m=self._code.m,
+                code_generation=self._code.generation,
+                columns=columns,
+                segments=0 if inline is not None else index + 1,
+            )
+            signed = sign(placement, self._key, self._reach.network)
+            self._record = ObjectRecord(
+                sealed=sealed,
+                sealed_root=root_of(sealed),
+                manifest_hash=hash_of(sealed),
+                placement=signed.raw,
+                placement_id=signed.id,
+                placement_generation=generation,
+            )
+            # After the first round only the record is sent again, to every host.
+            await together(self._store(slot, index, again=generation > 1) for slot in self._slots)
+            if self._columns() == columns:
+                break
+        return Uploaded(
+            capability=ReadCapability(self._secret, hash_of(sealed)),
+            size_bytes=size,
+            sealed=sealed,
+            placement=placement,
+            placement_raw=signed.raw,
+            held=tuple(Held(node, lease, held) for (node, lease), held in self._held.items()),
+            warnings=warnings_of(columns, self._code, self._reach.own),
+            survives_nodes=losses_survived(columns, self._code.m),
+        )
+
+    async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
+        """Store shards of a segment at a host, with the record where it is the last segment."""
+        record = self._record if index == self._last else None
+        place = (lease.node, lease.lease_id)
+        # Whatever comes of it, something may lie there: an undo must ask this host.
+        self._held.setdefault(place, 0)
+        for batch, carried in requests_of([(index, shard) for shard in shards], record):
+            self._held[place] += await self._reach.store(
+                lease, self._locate, self._code.generation, shards=batch, record=carried
+            )
+
+    async def _store(self, slot: _Slot, index: int, *, again: bool = False) -> None:
+        """Store a slot's columns of a segment, at whatever host it has by then."""
+        while True:
+            tries, lease = slot.tries, slot.lease
+            try:
+                shards = self._live[index]
+                mine = [] if again else [shards[c] for c in slot.columns if c < len(shards)]
+                await self._deliver(lease, index, mine)
+            except XscError as fault:
+                await self._replace(slot, tries, fault)
+            else:
+                if slot.tries == tries:
+                    slot.done.add(index)
+                    return
+
+    # Replacing
+
+    async def _replace(self, slot: _Slot, tries: int, fault: XscError) -> None:
+        async with slot.turn:
+            if slot.tries != tries:
+                return
+            while True:
+                slot.tries += 1
+                if isinstance(fault, LeaseExhausted) and await self._extend(slot):
+                    return
+                self._reach.log.warning(
+                    "storage_host_replaced", peer=short(slot.lease.node), reason=fault.code
+                )
+                self._gone.add(slot.lease.node)
+                slot.lease = await self._another(slot, fault)
+                try:
+                    await self._refill(slot)
+                except XscError as again:
+                    fault = again
+                else:
+                    return
+
+    async def _extend(self, slot: _Slot) -> bool:
+        """Ask the same host for as much room again as it holds; False where it has none."""
+        held = self._held.get((slot.lease.node, slot.lease.lease_id), 0)
+        if held == slot.extended_at:
+            # The last extension did not let one more request through.
+            return False
+        slot.extended_at = held
+        others = {self._reach.own, *self._reach.hosts.peers()} - {slot.lease.node}
+        try:
+            leases = await self._reach.hosts.lease_hosts(
+                size_bytes=max(held, self._room(len(self._slots))),
+                count=1,
+                exclude=frozenset(others),
+            )
+        except (NoOffers, SpaceExhausted, LeaseExhausted):
+            return False
+        if not leases or leases[0].node != slot.lease.node:
+            return False
+        slot.lease = leases[0]
+        return True
+
+    async def _another(self, slot: _Slot, fault: XscError) -> HostLease:
+        """Return a host to take a slot over, one that holds nothing yet if there is one."""
+        async with self._choosing:
+            taken = frozenset(other.lease.node for other in self._slots) | self._gone
+            held = sum(self._lengths[index] for index in slot.done) // self._code.k
+            size = max(self._room(self._code.n), held) * len(slot.columns)
+            try:
+                leases = await self._reach.hosts.lease_hosts(
+                    size_bytes=size, count=1, exclude=taken
+                )
+            except (NoOffers, SpaceExhausted):
+                leases = []
+            for lease in leases:
+                if lease.node not in taken:
+                    slot.lease = lease
+                    return lease
+            return self._double_up(slot, fault)
+
+    def _double_up(self, slot: _Slot, fault: XscError) -> HostLease:
+        """Return the host with the fewest columns, where fewer nodes are up than there are shards.
+
+        Raises:
+            XscError: the fault, where no host is left.
+            NoOffers: nodes enough are up, but none takes the place.
+            DurabilityUnreachable: what is left would not survive what was asked for.
+        """
+        left = [
+            other
+            for other in self._slots
+            if other is not slot and other.lease.node not in self._gone
+        ]
+        if not left:
+            raise fault
+        known = {self._reach.own, *self._reach.hosts.peers()}
+        up = {node for node in known if self._reach.is_up(node)} - self._gone
+        if len(up) >= self._code.n:
+            raise NoOffers(
+                f"{short(slot.lease.node)} failed and no other node takes its place: "
+                f"{fault.message}",
+                hint="see `xsc market quote storage` for who has room at what price",
+            )
+        load = {other.lease.node: 0 for other in left}
+        for other in left:
+            load[other.lease.node] += len(other.columns)
+        chosen = min(left, key=lambda other: (load[other.lease.node], other.columns))
+        columns = list(self._columns())
+        for column in slot.columns:
+            columns[column] = chosen.lease.node
+        shortfall = check_durability(columns, self._code, self._survive_nodes)
+        if shortfall is not None:
+            raise DurabilityUnreachable(shortfall.reason, hint=shortfall.hint) from fault
+        slot.lease = chosen.lease
+        return chosen.lease
+
+    async def _refill(self, slot: _Slot) -> None:
+        """Store at a slot's new host what the old one held."""
+        for plan in plan_rebuilds(self._columns(), slot.columns, slot.done, self._gone):
+            index = plan.segment
+            if index in self._live:
+                shards = self._live[index]
+                built = [shards[column] for column in slot.columns if column < len(shards)]
+            else:
+                columns = self._columns()
+                got = await race(
+                    self._reach,
+                    locate=self._locate,
+                    generation=self._code.generation,
+                    segment=index,
+                    roots=self._sealed[index].roots,
+                    sources=in_order(
+                        self._reach,
+                        [Source(column, columns[column]) for column in plan.sources],
+                        self._code.k,
+                    ),
+                    k=self._code.k,
+                )
+                built = await self._reach.executor.run(
+                    rebuild, got, self._code, self._lengths[index], plan.columns
+                )
+            await self._deliver(slot.lease, index, built)
+
+    # Undoing
+
+    async def _undo(self) -> None:
+        """Delete what was stored, as far as hosts can be reached; the rest ends with its lease."""
+        nodes = {node for node, _ in self._held}
+        confirmed = await together(self._forget(node) for node in sorted(nodes))
+        left = [short(node) for node in confirmed if node is not None]
+        self._reach.log.warning("storage_put_undone", hosts=len(nodes), left_at=left)
+
+    async def _forget(self, node: bytes) -> bytes | None:
+        """Delete at one host; return it where it did not confirm."""
+        try:
+            await self._reach.delete(node, self._locate)
+        except XscError:
+            return node
+        for (holder, lease_id), size in self._held.items():
+            if holder == node and node != self._reach.own and size:
+                await self._reach.hosts.used(lease_id, -size)
+        return None
+
+
+async def _close(pieces: AsyncIterator[tuple[bytes, bool]]) -> None:
+    """End a generator that was not read to its end."""
+    close = getattr(pieces, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,392 @@
+"""How a node reaches the hosts of an object: by calls, and itself without one.
+
+Touches the network and the own shard store. What comes back from here is
+verified: shards against the root asked for, receipts against what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from xsc.base.clock import Clock, Executor
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    ReceiptInvalid,
+    RecordInvalid,
+    ShardMismatch,
+    ShardsInsufficient,
+    XscError,
+)
+from xsc.base.fields import take_bytes
+from xsc.base.ids import short
+from xsc.base.limits import MIB
+from xsc.base.log import Log
+from xsc.identity.envelope import open_signed
+from xsc.identity.keys import KeyPair
+from xsc.storage import messages
+from xsc.storage.bodies import Body, RecordBody, ShardBody
+from xsc.storage.erasure import Buffer, StorageShard
+from xsc.storage.held import FoundRecord, HeldObject, Wanted
+from xsc.storage.messages import ObjectRecord
+from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts
+from xsc.storage.receipts import expected_receipt, receipt_fault
+from xsc.storage.shards import StorageNode
+from xsc.terms.storage_receipt import StorageReceipt
+
+T = TypeVar("T")
+
+REQUEST_BYTES_MAX = 16 * MIB
+"""Shards of one request; more columns at one host go in several."""
+HEDGE_FLOOR_MS = 50
+FIND_TIMEOUT_MS = 5_000
+STAT_TIMEOUT_MS = 5_000
+DELETE_TIMEOUT_MS = 5_000
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return what all give, in order; the first to fail stops the others."""
+    tasks = [asyncio.create_task(item) for item in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await stop_all(tasks)
+
+
+async def stop_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they are over."""
+    waiting = list(tasks)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def bodies_of(
+    *,
+    customer: bytes,
+    lease_id: bytes,
+    locate: bytes,
+    generation: int,
+    shards: Sequence[tuple[int, StorageShard]],
+    record: ObjectRecord | None,
+) -> list[Body]:
+    """Return what a shard store is to hold."""
+    bodies: list[Body] = [
+        ShardBody(
+            locate,
+            generation,
+            segment,
+            shard.column,
+            customer,
+            lease_id,
+            shard.root,
+            shard.data,
+        )
+        for segment, shard in shards
+    ]
+    if record is not None:
+        bodies.append(
+            RecordBody(
+                locate,
+                customer,
+                lease_id,
+                record.manifest_hash,
+                record.placement_id,
+                record.placement_generation,
+                record.sealed,
+                record.placement,
+            )
+        )
+    return bodies
+
+
+def requests_of(
+    shards: Sequence[tuple[int, StorageShard]], record: ObjectRecord | None
+) -> list[tuple[list[tuple[int, StorageShard]], ObjectRecord | None]]:
+    """Return the requests that carry these shards: one, unless they are too many bytes."""
+    batches: list[list[tuple[int, StorageShard]]] = [[]]
+    size = 0
+    for item in shards:
+        size += len(item[1].data)
+        if batches[-1] and size > REQUEST_BYTES_MAX:
+            batches.append([])
+            size = len(item[1].data)
+        batches[-1].append(item)
+    if record is not None and batches[-1] and size + len(record.sealed) > 2 * REQUEST_BYTES_MAX:
+        batches.append([])
+    last = len(batches) - 1
+    return [(batch, record if index == last else None) for index, batch in enumerate(batches)]
+
+
+class Reach:
+    """The hosts of objects, this node among them."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        executor: Executor,
+        caller: Caller,
+        hosts: Hosts,
+        node: StorageNode,
+        log: Log,
+    ) -> None:
+        self.own = key.node_id
+        self.network = network
+        self.clock = clock
+        self.executor = executor
+        self.hosts = hosts
+        self.log = log
+        self._caller = caller
+        self._node = node
+        self._pace_ms: dict[bytes, int] = {}
+
+    def is_up(self, node: bytes) -> bool:
+        """Say whether a node can be asked with hope; the own node always."""
+        return node == self.own or self.hosts.is_up(node)
+
+    def expected_ms(self, node: bytes) -> int:
+        """Return how long a shard is expected to take: as lately, or else as a small answer."""
+        if node == self.own:
+            return 0
+        return max(self.hosts.response_ms(node), self._pace_ms.get(node, 0))
+
+    def _blame(self, node: bytes, what: str, reason: str) -> None:
+        self.log.warning("storage_peer_wrong", peer=short(node), what=what, reason=reason)
+        self.hosts.report(node, what)
+
+    async def store(
+        self,
+        lease: HostLease,
+        locate: bytes,
+        generation: int,
+        shards: Sequence[tuple[int, StorageShard]],
+        record: ObjectRecord | None,
+    ) -> int:
+        """Store at a host and verify its receipts; return the bytes it confirmed.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        confirmed = 0
+        for batch, carried in requests_of(shards, record):
+            if lease.node == self.own:
+                bodies = bodies_of(
+                    customer=self.own,
+                    lease_id=OWN_LEASE,
+                    locate=locate,
+                    generation=generation,
+                    shards=batch,
+                    record=carried,
+                )
+                await self._node.store(bodies)
+            else:
+                await self._store_at_peer(lease, locate, generation, batch, carried)
+            size = sum(len(shard.data) for _, shard in batch)
+            if carried is not None:
+                size += len(carried.sealed) + len(carried.placement)
+            if lease.node != self.own:
+                await self.hosts.used(lease.lease_id, size)
+            confirmed += size
+        return confirmed
+
+    async def _store_at_peer(
+        self,
+        lease: HostLease,
+        locate: bytes,
+        generation: int,
+        batch: Sequence[tuple[int, StorageShard]],
+        record: ObjectRecord | None,
+    ) -> None:
+        header, parts = messages.put_message(lease.lease_id, locate, generation, batch, record)
+        reply = await self._caller.call(lease.node, messages.PUT, header, parts)
+        expected = expected_receipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=batch,
+            manifest=None if record is None else record.manifest_hash,
+            placement=None if record is None else record.placement_id,
+            stored_ms=0,
+        )
+        try:
+            signed = open_signed(
+                take_bytes(reply.header, "receipt"),
+                StorageReceipt,
+                network=self.network,
+                author=lease.node,
+            )
+            fault = receipt_fault(signed.record, expected)
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as fault_error:
+            self._blame(lease.node, "receipt_invalid", fault_error.message)
+            raise
+
+    async def fetch(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> Buffer:
+        """Return one shard from a host, verified against its root.
+
+        Raises:
+            ShardMismatch: the host gave other bytes, and is reported.
+            ShardsInsufficient: the host does not have it, or knows that it is damaged.
+            XscError: what the host answered, or that it is silent.
+        """
+        if node == self.own:
+            (found,) = await self._node.get(locate, generation, [want])
+            blame = False
+        else:
+            begun_ms = self.clock.monotonic_ms()
+            header = messages.get_message(locate, generation, [want])
+            reply = await self._caller.call(node, messages.GET, header)
+            self._note_pace(node, self.clock.monotonic_ms() - begun_ms)
+            try:
+                (found,) = await self.executor.run(
+                    messages.read_got, reply.header, reply.parts, [want]
+                )
+            except RecordInvalid as fault:
+                self._blame(node, "record_invalid", fault.message)
+                raise
+            blame = found.state == "corrupt" and reply.header["states"] == ["ok"]
+        where = f"segment {want.segment}, column {want.column}"
+        if blame:
+            self._blame(node, "shard_mismatch", where)
+            raise ShardMismatch(f"{short(node)} gave other bytes than it was given for {where}")
+        if found.data is None:
+            if found.state == "corrupt":
+                self.log.warning("storage_shard_damaged", peer=short(node), shard=where)
+            raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
+        return found.data
+
+    def _note_pace(self, node: bytes, taken_ms: int) -> None:
+        self._pace_ms[node] = (3 * self._pace_ms.get(node, taken_ms) + taken_ms) // 4
+
+    async def stat(
+        self, node: bytes, locate: bytes, generation: int, manifest_hash: bytes
+    ) -> HeldObject:
+        """Return what a host says that it holds of an object."""
+        if node == self.own:
+            return await self._node.stat(locate, generation, manifest_hash)
+        header = messages.stat_message(locate, generation, manifest_hash)
+        reply = await self._caller.call(node, messages.STAT, header, timeout_ms=STAT_TIMEOUT_MS)
+        return messages.read_stated(reply.header)
+
+    async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
+        """Return manifest and placements that a host keeps, unverified."""
+        if node == self.own:
+            return await self._node.find(locate, manifest_hash)
+        header = messages.find_message(locate, manifest_hash)
+        reply = await self._caller.call(node, messages.FIND, header, timeout_ms=FIND_TIMEOUT_MS)
+        return messages.read_found(reply.header, reply.parts)
+
+    async def delete(self, node: bytes, locate: bytes) -> None:
+        """Have a host delete all that this node stored of an object there."""
+        if node == self.own:
+            await self._node.delete(locate, self.own)
+            return
+        header: dict[str, Value] = {"locate": locate}
+        await self._caller.call(node, messages.DELETE, header, timeout_ms=DELETE_TIMEOUT_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A column and the node that should hold it."""
+
+    column: int
+    node: bytes
+
+
+def in_order(reach: Reach, sources: Iterable[Source], k: int) -> list[Source]:
+    """Return sources in the order to ask them: up, then data columns, then the fastest."""
+    return sorted(
+        sources,
+        key=lambda source: (
+            not reach.is_up(source.node),
+            source.column >= k,
+            reach.expected_ms(source.node),
+            source.column,
+        ),
+    )
+
+
+async def race(
+    reach: Reach,
+    *,
+    locate: bytes,
+    generation: int,
+    segment: int,
+    roots: Sequence[bytes],
+    sources: Sequence[Source],
+    k: int,
+) -> dict[int, Buffer]:
+    """Return k verified shards of a segment, from the first k sources that give theirs.
+
+    The next source is asked at once where one fails, and beside it where one takes
+    longer than 1.5 times what was expected.
+
+    Raises:
+        ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
+    """
+    waiting = list(sources)
+    running: dict[asyncio.Task[Any], Source] = {}
+    alarms: dict[asyncio.Task[Any], asyncio.Task[Any]] = {}
+    got: dict[int, Buffer] = {}
+    failed: list[tuple[Source, XscError]] = []
+
+    def ask_next() -> None:
+        source = waiting.pop(0)
+        want = Wanted(segment, source.column, roots[source.column])
+        task = asyncio.create_task(reach.fetch(source.node, locate, generation, want))
+        running[task] = source
+        late_ms = max(HEDGE_FLOOR_MS, reach.expected_ms(source.node) * 3 // 2)
+        alarms[asyncio.create_task(reach.clock.sleep_ms(late_ms))] = task
+
+    try:
+        while len(got) < k:
+            while waiting and len(got) + len(running) < k:
+                ask_next()
+            if not running:
+                raise insufficient(segment, k, len(got), failed)
+            done, _ = await asyncio.wait([*running, *alarms], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task in alarms:
+                    late = alarms.pop(task)
+                    if late in running and waiting:
+                        ask_next()
+                    continue
+                source = running.pop(task)
+                try:
+                    got[source.column] = task.result()
+                except XscError as fault:
+                    failed.append((source, fault))
+        return dict(sorted(got.items())[:k])
+    finally:
+        await stop_all([*running, *alarms])
+
+
+def insufficient(
+    segment: int, k: int, got: int, failed: Sequence[tuple[Source, XscError]]
+) -> ShardsInsufficient:
+    """Return the error that says how many of k shards were fetched, and what failed."""
+    reasons: dict[str, list[str]] = {}
+    for source, fault in failed:
+        word = {
+            "peer_silent": "silent",
+            "peer_unknown": "unknown here",
+            "shard_mismatch": "wrong bytes",
+            "shards_insufficient": "without their shard",
+        }.get(fault.code, fault.code)
+        nodes = reasons.setdefault(word, [])
+        if short(source.node) not in nodes:
+            nodes.append(short(source.node))
+    named = "; ".join(f"{word}: {', '.join(nodes)}" for word, nodes in sorted(reasons.items()))
+    return ShardsInsufficient(
+        f"{got} of the {k} shards needed of segment {segment} could be fetched ({named})",
+        hint="try again when the silent peers are back; `xsc store stat` shows every shard",
+    )

@@ -1,0 +1,640 @@
+"""Objects, for the owner of this node; and shards, for its peers.
+
+Both sides of storage stand here. As a customer: put, open, stat, ls, rm. As a
+host: the handlers of the `storage.*` methods, each of which checks every field,
+and answers a put only once everything is synced. What may lie here is decided
+by leases (`Leases`) and room (`StorageNode`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, cast
+
+from pydantic import Field
+
+from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CorruptionError,
+    NotAllowed,
+    ObjectUnknown,
+    PeerUnknown,
+    RecordInvalid,
+    StoreDamaged,
+    UnavailableError,
+    XscError,
+)
+from xsc.base.fields import take_bytes
+from xsc.base.ids import ID_BYTES, short, to_text
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import MANIFEST_BYTES_MAX, SEGMENTS_IN_FLIGHT
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.identity.envelope import Count, Id32, Record, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.storage import messages
+from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
+from xsc.storage.erasure import Buffer, Code
+from xsc.storage.held import FoundRecord, HeldObject
+from xsc.storage.manifest import hash_of, open_manifest
+from xsc.storage.messages import ObjectRecord, PutRequest
+from xsc.storage.pipeline import Upload, Uploaded
+from xsc.storage.placement import (
+    Condition,
+    Placement,
+    State,
+    check_placement,
+    column_states,
+    columns_of,
+    condition,
+)
+from xsc.storage.ports import Caller, Handler, Hosts, Leases
+from xsc.storage.reach import Reach, bodies_of, stop_all, together
+from xsc.storage.reading import Located, ObjectReader
+from xsc.storage.receipts import expected_receipt
+from xsc.storage.shards import StorageNode
+
+OBJECTS = b"storage/object/"
+MANIFESTS = b"storage/manifest/"
+NAME_CHARS_MAX = 1024
+FIND_GRACE_MS = 100
+"""How long others may still name a later placement, once somebody knows the object."""
+
+
+class HeldAt(Record):
+    """A host of an object, and what it confirmed under which lease."""
+
+    KIND: ClassVar[str] = "held_at"
+
+    node: Id32
+    lease_id: Id32
+    size_bytes: Count
+
+
+class ObjectEntry(Record):
+    """An object that this node stored, as its own state holds it."""
+
+    KIND: ClassVar[str] = "object_entry"
+
+    name: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
+    capability: str
+    size_bytes: Count
+    created_ms: Count
+    placement: bytes
+    """Signed."""
+    held: tuple[HeldAt, ...]
+    """By host and lease; hosts that failed during the put stand here too."""
+    deleting: bool
+    """Deletion has begun; the entry goes with the last confirmation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """An object that was stored."""
+
+    capability: str
+    size_bytes: int
+    hosts: tuple[bytes, ...]
+    """The node of each column."""
+    warnings: list[str]
+    survives_nodes: int
+    """How many nodes can be lost, whichever they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """One column of an object."""
+
+    shard: int
+    node: bytes
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What the hosts say of an object."""
+
+    size_bytes: int
+    k: int
+    m: int
+    hosts: tuple[HostState, ...]
+    condition: Condition
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `xsc store stat --json` (DESIGN section 11)."""
+        return {
+            "size_bytes": self.size_bytes,
+            "code": {"k": self.k, "m": self.m},
+            "hosts": [
+                {"shard": host.shard, "node": to_text(host.node), "state": host.state}
+                for host in self.hosts
+            ],
+            "readable": self.condition.readable,
+            "margin": self.condition.margin,
+            "healable": self.condition.healable,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """One line of `xsc store ls`."""
+
+    name: str
+    capability: str
+    size_bytes: int
+    created_ms: int
+    margin: int
+    """By which hosts are up; `stat` asks them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row of `xsc store ls --json` (DESIGN section 11)."""
+        return {
+            "name": self.name,
+            "capability": self.capability,
+            "size_bytes": self.size_bytes,
+            "created_ms": self.created_ms,
+            "margin": self.margin,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RmResult:
+    """Which hosts confirmed a deletion, and which could not be asked."""
+
+    confirmed: tuple[bytes, ...]
+    unreachable: tuple[bytes, ...]
+
+    @property
+    def partly(self) -> bool:
+        """Whether some host has still to be asked: the same `rm` again does it."""
+        return bool(self.unreachable)
+
+
+class StorageService:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        entropy: Entropy,
+        executor: Executor,
+        caller: Caller,
+        hosts: Hosts,
+        leases: Leases,
+        node: StorageNode,
+        state: KeyValue,
+        log: Log,
+        segments_in_flight: int = SEGMENTS_IN_FLIGHT,
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._entropy = entropy
+        self._executor = executor
+        self._hosts = hosts
+        self._leases = leases
+        self._node = node
+        self._state = state
+        self._log = log
+        self._segments_in_flight = segments_in_flight
+        self._reach = Reach(
+            key=key,
+            network=network,
+            clock=clock,
+            executor=executor,
+            caller=caller,
+            hosts=hosts,
+            node=node,
+            log=log,
+        )
+
+    # Customer: putting
+
+    async def put(
+        self,
+        source: AsyncIterator[bytes],
+        *,
+        name: str,
+        size_hint: int | None = None,
+        survive_nodes: int = 0,
+        code: tuple[int, int] = (4, 2),
+    ) -> PutResult:
+        """Store a stream; return once every host has confirmed with a receipt.
+
+        Args:
+            source: the bytes, in chunks of any size.
+            name: what `ls` shows.
+            size_hint: the length where it is known; a wrong one costs time, nothing else.
+            survive_nodes: refuse, before anything is sent, where losing that many nodes
+                could lose the object.
+            code: k data and m parity shards.
+
+        Raises:
+            DurabilityUnreachable: too few nodes for `survive_nodes`.
+            NoOffers, SpaceExhausted: nobody has room, or nobody takes a failed host's place.
+        """
+        if len(name) > NAME_CHARS_MAX:
+            raise ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
+        upload = Upload(
+            self._reach,
+            self._key,
+            self._entropy,
+            code=Code(*code),
+            survive_nodes=survive_nodes,
+            segments_in_flight=self._segments_in_flight,
+        )
+        done = await upload.run(source, size_hint)
+        await self._remember(done, name)
+        for warning in done.warnings:
+            self._log.warning("storage_put_warning", warning=warning)
+        return PutResult(
+            capability=done.capability.to_text(),
+            size_bytes=done.size_bytes,
+            hosts=done.placement.columns,
+            warnings=done.warnings,
+            survives_nodes=done.survives_nodes,
+        )
+
+    async def _remember(self, done: Uploaded, name: str) -> None:
+        entry = ObjectEntry(
+            name=name,
+            capability=done.capability.to_text(),
+            size_bytes=done.size_bytes,
+            created_ms=self._clock.now_ms(),
+            placement=done.placement_raw,
+            held=tuple(
+                HeldAt(node=held.node, lease_id=held.lease_id, size_bytes=held.size_bytes)
+                for held in done.held
+            ),
+            deleting=False,
+        )
+        manifest_hash = done.capability.manifest_hash
+        await self._executor.run(
+            self._write,
+            [(OBJECTS + manifest_hash, entry.to_bytes()), (MANIFESTS + manifest_hash, done.sealed)],
+        )
+
+    def _write(self, changes: list[tuple[bytes, bytes | None]]) -> None:
+        self._state.write(changes, sync=True)
+
+    # Customer: finding and reading
+
+    def _entry(self, manifest_hash: bytes) -> ObjectEntry | None:
+        raw = self._state.get(OBJECTS + manifest_hash)
+        return None if raw is None else self._parse_entry(raw)
+
+    @staticmethod
+    def _parse_entry(raw: bytes) -> ObjectEntry:
+        try:
+            return ObjectEntry.from_bytes(raw, size_max=MANIFEST_BYTES_MAX)
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"the list of objects is damaged: {fault.message}") from None
+
+    async def open(self, capability: str) -> ObjectReader:
+        """Return a reader of an object.
+
+        Raises:
+            CapabilityInvalid: not a read capability.
+            ObjectUnknown: nobody who answers knows it.
+        """
+        read = parse_read(capability)
+        entry = self._entry(read.manifest_hash)
+        return ObjectReader(
+            self._reach,
+            await self._locate(read.verify),
+            read,
+            name=None if entry is None else entry.name,
+            segments_in_flight=self._segments_in_flight,
+        )
+
+    def _verified(self, capability: VerifyCapability, found: FoundRecord) -> Located:
+        """Return what was found with its highest valid placement.
+
+        Raises:
+            XscError: the manifest is not the capability's, or no placement is valid.
+        """
+        locate = capability.locate
+        manifest = open_manifest(found.sealed, capability)
+        best: tuple[Placement, bytes] | None = None
+        fault: XscError = RecordInvalid("there is no placement")
+        for raw in found.placements:
+            try:
+                placement = open_signed(
+                    raw, Placement, network=self._network, author=manifest.owner
+                ).record
+                reason = check_placement(placement, manifest, locate)
+                if reason is not None:
+                    raise RecordInvalid(reason)
+            except XscError as wrong:
+                fault = wrong
+                continue
+            if best is None or placement.generation > best[0].generation:
+                best = (placement, raw)
+        if best is None:
+            raise fault
+        return Located(locate, manifest, bytes(found.sealed), *best)
+
+    async def _locate(self, capability: VerifyCapability) -> Located:
+        """Find an object: in the own state, in the own shard store, or at any peer."""
+        manifest_hash = capability.manifest_hash
+        entry = self._entry(manifest_hash)
+        sealed = self._state.get(MANIFESTS + manifest_hash)
+        if entry is not None and sealed is not None:
+            return await self._executor.run(
+                self._verified, capability, FoundRecord(sealed, (entry.placement,))
+            )
+        return await self._ask_all(capability)
+
+    async def _ask(self, node: bytes, capability: VerifyCapability) -> Located | None:
+        found = await self._reach.find(node, capability.locate, capability.manifest_hash)
+        if found is None:
+            return None
+        try:
+            return await self._executor.run(self._verified, capability, found)
+        except XscError as fault:
+            if node == self._key.node_id:
+                raise
+            self._log.warning("storage_find_wrong", peer=short(node), reason=fault.message)
+            self._hosts.report(node, "record_invalid")
+            return None
+
+    async def _ask_all(self, capability: VerifyCapability) -> Located:
+        peers = sorted(self._hosts.peers(), key=lambda peer: not self._hosts.is_up(peer))
+        running = {
+            asyncio.create_task(self._ask(node, capability)): node
+            for node in [self._key.node_id, *peers]
+        }
+        grace: asyncio.Task[None] | None = None
+        best: Located | None = None
+        silent: list[bytes] = []
+        try:
+            while running:
+                waiting: list[asyncio.Task[Any]] = [*running]
+                if grace is not None:
+                    waiting.append(grace)
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task is grace:
+                        continue
+                    node = running.pop(task)
+                    try:
+                        located = task.result()
+                    except (UnavailableError, PeerUnknown):
+                        silent.append(node)
+                        continue
+                    except XscError as fault:
+                        self._log.warning(
+                            "storage_find_failed", peer=short(node), reason=fault.message
+                        )
+                        continue
+                    if located is not None and (
+                        best is None or located.placement.generation > best.placement.generation
+                    ):
+                        best = located
+                if grace is not None and grace in done:
+                    break
+                if best is not None and grace is None:
+                    grace = asyncio.create_task(self._clock.sleep_ms(FIND_GRACE_MS))
+        finally:
+            await stop_all([*running, *([] if grace is None else [grace])])
+        if best is not None:
+            return best
+        named = f"; silent: {', '.join(sorted(short(node) for node in silent))}" if silent else ""
+        raise ObjectUnknown(
+            f"no node that answered knows this object{named}",
+            hint="try again when the silent peers are back" if silent else "",
+        )
+
+    # Customer: looking after
+
+    async def stat(self, capability: str) -> ObjectStat:
+        """Return what the hosts say of an object; a verify capability is enough.
+
+        Raises:
+            CapabilityInvalid, ObjectUnknown: as `open`.
+        """
+        verify = parse_verify(capability)
+        located = await self._locate(verify)
+        manifest, columns = located.manifest, located.placement.columns
+        nodes = sorted(set(columns))
+        said = await together(self._stat(node, verify, manifest.generation) for node in nodes)
+        answers = dict(zip(nodes, said, strict=True))
+        states = await self._executor.run(column_states, manifest, columns, answers)
+        holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
+        up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
+        up |= {self._key.node_id} | {node for node, held in answers.items() if held is not None}
+        return ObjectStat(
+            size_bytes=manifest.size_bytes,
+            k=manifest.k,
+            m=manifest.m,
+            hosts=tuple(
+                HostState(column, node, state)
+                for column, (node, state) in enumerate(zip(columns, states, strict=True))
+            ),
+            condition=condition(
+                states, manifest.k, len(up - holding), inline=manifest.inline is not None
+            ),
+        )
+
+    async def _stat(
+        self, node: bytes, capability: VerifyCapability, generation: int
+    ) -> HeldObject | None:
+        try:
+            return await self._reach.stat(
+                node, capability.locate, generation, capability.manifest_hash
+            )
+        except (UnavailableError, PeerUnknown):
+            return None
+        except XscError as fault:
+            # A host that cannot say what it holds holds nothing that can be counted on.
+            self._log.warning("storage_stat_failed", peer=short(node), reason=fault.message)
+            state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
+            return HeldObject((), cast(Any, state))
+
+    def ls(self) -> list[ObjectRow]:
+        """Return the objects that this node stored, oldest first."""
+        rows = []
+        for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
+            entry = self._parse_entry(raw)
+            if entry.deleting:
+                continue
+            placement = open_signed(
+                entry.placement, Placement, network=self._network, author=self._key.node_id
+            ).record
+            up = sum(self._reach.is_up(node) for node in placement.columns)
+            rows.append(
+                ObjectRow(
+                    entry.name,
+                    entry.capability,
+                    entry.size_bytes,
+                    entry.created_ms,
+                    up - placement.k,
+                )
+            )
+        return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
+
+    async def rm(self, capability: str) -> RmResult:
+        """Delete an object at every host; hosts that are silent are asked by the next `rm`.
+
+        Raises:
+            CapabilityInvalid, ObjectUnknown: as `open`.
+            NotAllowed: another node stored it.
+        """
+        verify = parse_verify(capability)
+        entry = self._entry(verify.manifest_hash)
+        if entry is None:
+            located = await self._locate(verify)
+            if located.manifest.owner != self._key.node_id:
+                raise NotAllowed("only the node that stored an object can delete it")
+            held: tuple[HeldAt, ...] = ()
+            nodes = set(located.placement.columns)
+        else:
+            held = entry.held
+            nodes = {item.node for item in held}
+            if not entry.deleting:
+                await self._executor.run(
+                    self._write,
+                    [
+                        (
+                            OBJECTS + verify.manifest_hash,
+                            entry.model_copy(update={"deleting": True}).to_bytes(),
+                        )
+                    ],
+                )
+        ordered = sorted(nodes)
+        answers = await together(self._forget(node, verify.locate) for node in ordered)
+        confirmed = tuple(node for node, gone in zip(ordered, answers, strict=True) if gone)
+        for item in held:
+            if item.node in confirmed and item.node != self._key.node_id and item.size_bytes:
+                await self._hosts.used(item.lease_id, -item.size_bytes)
+        left = tuple(item for item in held if item.node not in confirmed)
+        changes: list[tuple[bytes, bytes | None]] = [
+            (OBJECTS + verify.manifest_hash, None),
+            (MANIFESTS + verify.manifest_hash, None),
+        ]
+        if entry is not None and left:
+            rest = entry.model_copy(update={"deleting": True, "held": left})
+            changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]
+        await self._executor.run(self._write, changes)
+        return RmResult(confirmed, tuple(node for node in ordered if node not in confirmed))
+
+    async def _forget(self, node: bytes, locate: bytes) -> bool:
+        try:
+            await self._reach.delete(node, locate)
+        except NotAllowed:
+            # Others have something there, this node has nothing (left).
+            return True
+        except XscError as fault:
+            self._log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
+            return False
+        return True
+
+    # Host
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what answers peers, by method."""
+        return {
+            messages.PUT: self._on_put,
+            messages.GET: self._on_get,
+            messages.STAT: self._on_stat,
+            messages.FIND: self._on_find,
+            messages.DELETE: self._on_delete,
+        }
+
+    def _record_of(self, request: PutRequest, caller: bytes) -> ObjectRecord | None:
+        """Return the object record of a put, checked as far as a host can.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: the placement is not the caller's for that object.
+        """
+        if request.placement is None or request.sealed is None:
+            return None
+        signed = open_signed(request.placement, Placement, network=self._network, author=caller)
+        placement = signed.record
+        if placement.locate != request.locate or placement.owner != caller:
+            raise RecordInvalid("the placement is of another object or owner")
+        if placement.code_generation != request.generation:
+            raise RecordInvalid("the placement is of another encoding generation")
+        if not columns_of(placement.columns, self._key.node_id):
+            raise RecordInvalid("the placement does not name this host")
+        sealed = bytes(request.sealed)
+        return ObjectRecord(
+            sealed=sealed,
+            sealed_root=b"",
+            manifest_hash=hash_of(sealed),
+            placement=request.placement,
+            placement_id=signed.id,
+            placement_generation=placement.generation,
+        )
+
+    async def _hold(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> None:
+        size = request.size_bytes
+        self._leases.admit(request.lease_id, caller, size)
+        held = 0
+        try:
+            held = await self._node.store(
+                bodies_of(
+                    customer=caller,
+                    lease_id=request.lease_id,
+                    locate=request.locate,
+                    generation=request.generation,
+                    shards=request.shards,
+                    record=record,
+                )
+            )
+        finally:
+            if held != size:
+                self._leases.settle_use(request.lease_id, held - size)
+
+    async def _on_put(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        request = messages.read_put(header, parts)
+        record = self._record_of(request, caller)
+        # A caller that gives up must not keep the lease from learning what was stored.
+        await asyncio.shield(asyncio.create_task(self._hold(request, record, caller)))
+        receipt = expected_receipt(
+            host=self._key.node_id,
+            customer=caller,
+            lease_id=request.lease_id,
+            locate=request.locate,
+            generation=request.generation,
+            shards=request.shards,
+            manifest=None if record is None else record.manifest_hash,
+            placement=None if record is None else record.placement_id,
+            stored_ms=self._clock.now_ms(),
+        )
+        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+
+    async def _on_get(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        locate, generation, wanted = messages.read_get(header)
+        return messages.get_answer(await self._node.get(locate, generation, wanted))
+
+    async def _on_stat(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        locate, generation, manifest_hash = messages.read_stat(header)
+        return messages.stat_answer(await self._node.stat(locate, generation, manifest_hash)), []
+
+    async def _on_find(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        locate, manifest_hash = messages.read_find(header)
+        return messages.find_answer(await self._node.find(locate, manifest_hash))
+
+    async def _on_delete(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        freed = await self._node.delete(take_bytes(header, "locate", size=ID_BYTES), caller)
+        for lease_id, size in freed.items():
+            self._leases.settle_use(lease_id, -size)
+        return {"freed": sum(freed.values())}, []
