@@ -52,7 +52,6 @@ class ComputeStatus(Body):
     workers: int
     running: int
     queued: int
-    guards: list[str]
 
 
 class Status(Body):
@@ -106,7 +105,6 @@ class Peer(Body):
     availability_ppm: int
     response_ms: int
     last_seen_ms: int | None
-    skew_ms: int
     recognised_ppm: int
     recognises_ppm: int
     tier: str

@@ -210,3 +210,10 @@ def unpublish(path: Path) -> None:
     """Take those files away again."""
     for name in ("api.json", "api.token", "node.pid"):
         (path / name).unlink(missing_ok=True)
+
+
+def remember_port(path: Path, peer_url: str) -> None:
+    """Keep the peer port, so that the next start takes the same and peers find the node."""
+    port = peer_url.rstrip("/").rsplit(":", 1)[-1]
+    if port.isdigit():
+        _write_private(path / "peer.port", port + "\n")

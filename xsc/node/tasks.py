@@ -36,19 +36,40 @@ class Tasks:
             begun_ms = self._clock.monotonic_ms()
             try:
                 await loop()
-                return
             except XscError as fault:
                 self._log.warning("task_failed", task=name, code=fault.code, fault=fault.message)
             except Exception:  # noqa: BLE001 - see the module's opening
                 self._log.error("task_bug", task=name, trace=traceback.format_exc())
+            else:
+                return
             if self._clock.monotonic_ms() - begun_ms > BACK_OFF_MS_MAX:
                 back_off_ms = BACK_OFF_MS_MIN
             await self._clock.sleep_ms(back_off_ms)
             back_off_ms = min(back_off_ms * 2, BACK_OFF_MS_MAX)
 
+    def once(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run something once in the background; a fault is reported and not repeated."""
+
+        async def run() -> None:
+            try:
+                await work()
+            except XscError as fault:
+                self._log.info("task_failed", task=name, code=fault.code, fault=fault.message)
+            except Exception:  # noqa: BLE001 - see the module's opening
+                self._log.error("task_bug", task=name, trace=traceback.format_exc())
+
+        task = asyncio.create_task(run(), name=name)
+        self._running.append(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        if task in self._running:
+            self._running.remove(task)
+
     async def stop(self) -> None:
         """End all loops and wait for them."""
-        for task in self._running:
+        running = list(self._running)
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         self._running.clear()

@@ -111,8 +111,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "size_bytes": done.size_bytes,
                 "name": name,
                 "hosts": [
-                    {"shard": shard, "node": to_text(host)}
-                    for shard, host in enumerate(done.hosts)
+                    {"shard": shard, "node": to_text(host)} for shard, host in enumerate(done.hosts)
                 ],
                 "survives_nodes": done.survives_nodes,
                 "warnings": list(done.warnings),
@@ -150,17 +149,17 @@ def routes(node: Node) -> list[web.RouteDef]:
         return response
 
     async def listing(_: web.Request) -> web.Response:
-        return reply({"objects": await node.storage.ls()})
+        return reply({"objects": [row.to_json() for row in node.storage.ls()]})
 
     async def stat(request: web.Request) -> web.Response:
-        return reply(await node.storage.stat(_capability(request)))
+        return reply((await node.storage.stat(_capability(request))).to_json())
 
     async def remove(request: web.Request) -> web.Response:
         done = await node.storage.rm(_capability(request))
         return reply(
             {
                 "confirmed": [to_text(host) for host in done.confirmed],
-                "unconfirmed": [to_text(host) for host in done.unconfirmed],
+                "unconfirmed": [to_text(host) for host in done.unreachable],
             }
         )
 

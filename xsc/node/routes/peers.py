@@ -18,16 +18,15 @@ from xsc.node.http import read_body, reply
 
 def _row(node: Node, peer: bytes) -> dict[str, object]:
     info = node.peers.info(peer)
-    health = node.health.row(peer)
+    stats = node.health.stats(peer)
     return Peer(
         id=to_text(peer),
         name=info.name,
         addresses=list(info.addresses),
-        state="blocked" if info.blocked else health.state,
-        availability_ppm=health.availability_ppm,
-        response_ms=health.response_ms,
-        last_seen_ms=health.last_seen_ms,
-        skew_ms=health.skew_ms,
+        state="blocked" if info.blocked else node.health.state(peer),
+        availability_ppm=stats.availability,
+        response_ms=stats.avg_response_ms,
+        last_seen_ms=stats.last_seen_ms,
         recognised_ppm=node.allocation.weight_ppm(peer),
         recognises_ppm=node.allocation.their_weight_ppm(peer),
         tier=node.allocation.tier(peer),

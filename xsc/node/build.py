@@ -1,0 +1,326 @@
+"""The only composition root: puts the services together and starts them in order.
+
+The daemon and the simulation call the same `build`; they differ in the parts
+that they hand in (docs/glossary.md, "port"). Wiring runs in one direction:
+net, ledger, health, allocation, market, storage, compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from xsc import __version__
+from xsc.allocation.service import AllocationService
+from xsc.allocation.tiers import Claim, proportional, weighted_uniform
+from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.errors import PeerUnknown, XscError
+from xsc.base.ids import to_text
+from xsc.base.keyvalue import KeyValue
+from xsc.base.limits import FUEL_QUANTUM
+from xsc.base.log import Log
+from xsc.compute.limits import Limits
+from xsc.compute.sandbox import Sandbox
+from xsc.compute.service import ComputeService
+from xsc.db.group import GroupCommit
+from xsc.health.ports import NodeInfo
+from xsc.health.service import HealthService
+from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.service import LedgerService
+from xsc.market.ports import Divide, Need
+from xsc.market.pricing import PriceList
+from xsc.market.service import MarketService, MarketSettings
+from xsc.net.port import Transport
+from xsc.net.service import PeerNet
+from xsc.node.config import Config
+from xsc.node.tasks import Tasks
+from xsc.storage.service import StorageService
+from xsc.storage.shards import StorageNode
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything of a node that touches the world."""
+
+    clock: Clock
+    entropy: Entropy
+    executor: Executor
+    transport: Transport
+    bodies: KeyValue
+    index: KeyValue
+    state: KeyValue
+    sandbox: Sandbox
+    log: Log
+    disk_free_bytes: Callable[[], int]
+    """What the disk under the bodies has left, less the share that is kept free."""
+
+
+class Capacity:
+    """What the node has to offer: shard store and sandbox, as the market asks for them."""
+
+    def __init__(
+        self, shards: StorageNode, disk_free_bytes: Callable[[], int], compute_steps: int
+    ) -> None:
+        self._shards = shards
+        self._disk_free_bytes = disk_free_bytes
+        self._compute_steps = compute_steps
+
+    def storage_capacity_bytes(self) -> int:
+        """Return the bytes offered in all."""
+        return self._shards.capacity_bytes
+
+    def storage_free_bytes(self) -> int:
+        """Return the bytes neither held nor reserved, at most what the disk has left."""
+        return max(0, min(self._shards.free_bytes, self._disk_free_bytes()))
+
+    def compute_capacity_steps(self) -> int:
+        """Return the fuel steps offered at any one time."""
+        return self._compute_steps
+
+    def compute_steps_free(self) -> int:
+        """Return the same: leases, not running jobs, take from it, and the market counts those."""
+        return self._compute_steps
+
+
+def divider(rule: str) -> Divide:
+    """Return the division rule of that name as the market calls it."""
+    chosen = {"weighted-uniform": weighted_uniform, "proportional": proportional}[rule]
+
+    def divide(capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
+        claims = [Claim(need.id, need.tier, need.weight, need.need) for need in needs]
+        return chosen(capacity, claims).allocations
+
+    return divide
+
+
+def market_settings(config: Config) -> MarketSettings:
+    """Return what the operator decided, as the market takes it."""
+    return MarketSettings(
+        prices=PriceList(
+            storage=config.storage_price_micro,
+            compute=config.compute_price_micro,
+            mutual_discount_ppm=config.mutual_discount_ppm,
+            one_way_discount_ppm=config.one_way_discount_ppm,
+        ),
+        storage_price_max=config.storage_price_max_micro,
+        compute_price_max=config.compute_price_max_micro,
+        settle_interval_ms=config.settle_interval_ms,
+        site=config.site,
+        owner=config.owner,
+    )
+
+
+class Node:
+    """One whole node."""
+
+    def __init__(self, config: Config, key: KeyPair, network: str, parts: Parts) -> None:
+        """Put the services together; nothing runs before `start`."""
+        net = network_id(network)
+        clock, entropy, executor, log = parts.clock, parts.entropy, parts.executor, parts.log
+        self.config = config
+        self.key = key
+        self.network = network
+        self.clock = clock
+        self.log = log
+        self.parts = parts
+        self.tasks = Tasks(clock, log)
+        self.started_ms = clock.monotonic_ms()
+        self.api_url = ""
+        self._commit = GroupCommit(parts.bodies, executor)
+        self.peers = PeerNet(
+            key=key,
+            network_name=network,
+            clock=clock,
+            entropy=entropy,
+            executor=executor,
+            transport=parts.transport,
+            store=parts.state,
+            log=log,
+            name=config.name,
+            advertise=config.advertise,
+        )
+        self.shards = StorageNode(
+            capacity_bytes=config.storage_capacity_bytes,
+            bodies=parts.bodies,
+            index=parts.index,
+            commit=self._commit.commit,
+            executor=executor,
+            log=log,
+        )
+        self.capacity = Capacity(
+            self.shards, parts.disk_free_bytes, config.compute_capacity_mfuel * FUEL_QUANTUM
+        )
+        self.ledger = LedgerService(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            executor=executor,
+            caller=self.peers,
+            state=parts.state,
+            log=log,
+            starter_limit=config.starter_credit_micro,
+        )
+        self.health = HealthService(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            caller=self.peers,
+            state=parts.state,
+            log=log,
+            peers=self.peers,
+            info=self.describe,
+            interval_ms=config.probe_interval_ms,
+            timeout_ms=min(config.probe_interval_ms, 3000),
+        )
+        self.allocation = AllocationService(
+            key=key,
+            network=net,
+            clock=clock,
+            caller=self.peers,
+            state=parts.state,
+            log=log,
+            peers=self.peers,
+        )
+        self.market = MarketService(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            caller=self.peers,
+            peers=self.peers,
+            credit=self.ledger,
+            quality=self.health,
+            standing=self.allocation,
+            capacity=self.capacity,
+            divide=divider(config.division_rule),
+            state=parts.state,
+            log=log,
+            settings=market_settings(config),
+        )
+        self.storage = StorageService(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            executor=executor,
+            caller=self.peers,
+            hosts=self.market,
+            leases=self.market,
+            node=self.shards,
+            state=parts.state,
+            log=log,
+        )
+        self.compute = ComputeService(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            executor=executor,
+            caller=self.peers,
+            leases=self.market,
+            book=self.market,
+            sandbox=parts.sandbox,
+            log=log,
+        )
+
+    def describe(self) -> NodeInfo:
+        """Return what this node tells whoever probes it."""
+        return NodeInfo(
+            name=self.config.name,
+            version=__version__,
+            storage_free_bytes=self.capacity.storage_free_bytes(),
+            storage_capacity_bytes=self.capacity.storage_capacity_bytes(),
+            compute_free_steps=self.capacity.compute_steps_free(),
+        )
+
+    def find(self, text: str) -> bytes:
+        """Return the node that a name, an id or the beginning of one means; itself included.
+
+        Raises:
+            PeerUnknown: none, or more than one.
+        """
+        own = to_text(self.key.node_id)
+        if text == self.config.name or (len(text) >= 4 and own.startswith(text)):
+            return self.key.node_id
+        return self.peers.find(text)
+
+    def name_of(self, node: bytes) -> str:
+        """Return a node's name; the short id of one that is no peer any more."""
+        if node == self.key.node_id:
+            return self.config.name
+        try:
+            return self.peers.info(node).name
+        except PeerUnknown:
+            return to_text(node)[:10]
+
+    def job_limits(
+        self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
+    ) -> Limits:
+        """Return the limits of a job, the node's own where it names none."""
+        return Limits(
+            fuel=self.config.fuel if fuel is None else fuel,
+            memory_bytes=self.config.memory_bytes if memory_bytes is None else memory_bytes,
+            timeout_ms=self.config.timeout_ms if timeout_ms is None else timeout_ms,
+        )
+
+    async def start(self) -> None:
+        """Read what was kept, serve the peers, and begin the loops.
+
+        Raises:
+            XscError: why it cannot start; what was started is stopped again.
+        """
+        try:
+            await self.parts.sandbox.start()
+            await self.shards.start()
+            await self.allocation.start()
+            await self.market.start()
+            for service in (
+                self.ledger,
+                self.health,
+                self.allocation,
+                self.market,
+                self.storage,
+                self.compute,
+            ):
+                self.peers.register(service.handlers())
+            self.peers.on_change(self._peer_changed)
+            self.health.on_change(self._health_changed)
+            await self.peers.start()
+        except XscError:
+            await self.stop()
+            raise
+        for peer in self.peers.peers():
+            self.health.watch(peer)
+        self.tasks.start("health", self.health.run)
+        self.tasks.start("allocation", self.allocation.run)
+        self.tasks.start("market", self.market.run)
+        self.tasks.start("ledger", self.ledger.run)
+        self.log.info("node_started", node=self.key.node_id, name=self.config.name)
+
+    def _peer_changed(self, peer: bytes, what: str) -> None:
+        if what == "added":
+            self.health.watch(peer)
+        else:
+            self.health.forget(peer)
+
+    async def _tell_standing(self, peer: bytes) -> None:
+        await self.allocation.peer_back(peer)
+
+    def _health_changed(self, peer: bytes, up: bool) -> None:
+        if up:
+            self.tasks.once("standing", lambda: self._tell_standing(peer))
+
+    async def stop(self) -> None:
+        """Serve nobody any more, end the loops, let what runs finish, close the stores."""
+        await self.tasks.stop()
+        await self.peers.stop()
+        await self.parts.sandbox.stop()
+        await self.market.close()
+        await self.ledger.close()
+        await self._commit.settle()
+        self.parts.executor.close()
+        for store in (self.parts.index, self.parts.bodies, self.parts.state):
+            store.close()
+        self.log.info("node_stopped", node=self.key.node_id)

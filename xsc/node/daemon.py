@@ -1,0 +1,189 @@
+"""One node in the foreground: start, serve, stop.
+
+The lock is taken before anything is read, the API's place is published last
+and taken away first, and SIGTERM or SIGINT end the node through the same door:
+no new requests, running ones finish, databases close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from aiohttp import web
+
+from xsc.base.errors import ConfigInvalid, StoreDamaged
+from xsc.base.ids import to_text
+from xsc.base.limits import GIB, PPM
+from xsc.base.units import format_credits, format_size
+from xsc.compute.pool import PoolSandbox
+from xsc.db.leveldb import LevelDBKeyValue
+from xsc.net.http import HttpTransport
+from xsc.node import home as homes
+from xsc.node.build import Node, Parts
+from xsc.node.config import Config, from_environment
+from xsc.node.http import application
+from xsc.node.logging import JsonLog
+from xsc.node.routes.table import all_routes
+from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
+
+CAPACITY_AUTO_BYTES_MAX = 100 * GIB
+SHUTDOWN_TIMEOUT_S = 10.0
+WORK_THREADS = 8
+INDEX_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
+
+
+def disk_free(path: Path, reserve_ppm: int) -> Callable[[], int]:
+    """Return a function that says what a disk has left, less the share that is kept free."""
+
+    def free() -> int:
+        usage = shutil.disk_usage(path)
+        return max(0, usage.free - usage.total * reserve_ppm // PPM)
+
+    return free
+
+
+def with_capacity(config: Config, free_bytes: int) -> Config:
+    """Return the settings with the automatic capacity made a number of bytes."""
+    if config.storage_capacity_bytes:
+        return config
+    return replace(
+        config, storage_capacity_bytes=min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
+    )
+
+
+def _split(listen: str) -> tuple[str, int]:
+    host, port = listen.rsplit(":", 1)
+    return host.strip("[]"), int(port)
+
+
+def _remembered(path: Path, config: Config) -> Config:
+    """Return the settings with the peer port that this home had before, so that peers find it."""
+    host, port = _split(config.peer_listen)
+    known = path / "peer.port"
+    if port == 0 and known.exists():
+        text = known.read_text().strip()
+        if text.isdigit() and int(text) < 65536:
+            return replace(config, peer_listen=f"{host}:{text}")
+    return config
+
+
+def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -> Parts:
+    executor = ThreadExecutor(WORK_THREADS)
+    folder = home.databases
+    folder.mkdir(mode=0o700, exist_ok=True)
+    state = LevelDBKeyValue(folder / "state", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+    try:
+        index = LevelDBKeyValue(folder / "index", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+    except StoreDamaged as fault:
+        # The index is disposable: it is rebuilt from the bodies (DESIGN section 5).
+        log.warning("index_damaged", fault=fault.message)
+        shutil.rmtree(folder / "index")
+        index = LevelDBKeyValue(folder / "index", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+    host, port = _split(config.peer_listen)
+    return Parts(
+        clock=clock,
+        entropy=SystemEntropy(),
+        executor=executor,
+        transport=HttpTransport(
+            key=home.key, host=host, port=port, certificate_path=home.path / "tls.pem", log=log
+        ),
+        bodies=LevelDBKeyValue(folder / "bodies"),
+        index=index,
+        state=state,
+        sandbox=PoolSandbox(config.compute_workers, clock, log),
+        log=log,
+        disk_free_bytes=disk_free(home.path, config.disk_reserve_ppm),
+    )
+
+
+def banner(node: Node) -> list[str]:
+    """Return what `xsc node start` prints: who the node is, where, and what it offers."""
+    config = node.config
+    return [
+        f"node {to_text(node.key.node_id)}",
+        f"name {config.name}, network {node.network}",
+        f"peers reach it at {', '.join(node.peers.addresses())}",
+        (
+            f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
+            f"{format_credits(config.storage_price_micro)} credits a MiB and hour, "
+            f"{config.compute_workers} compute workers from "
+            f"{format_credits(config.compute_price_micro)} credits a million fuel"
+        ),
+    ]
+
+
+async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], None]) -> None:
+    """Run a node until the process is told to end."""
+    clock = SystemClock()
+    log = JsonLog(clock, config.log_level)
+    parts = _parts(home, config, log, clock)
+    config = with_capacity(config, parts.disk_free_bytes())
+    node = Node(config, home.key, home.network, parts)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    await node.start()
+    token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
+    runner = web.AppRunner(
+        application(all_routes(node, home.path), token, log),
+        access_log=None,
+        auto_decompress=False,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
+    try:
+        await runner.setup()
+        host, port = _split(config.api_listen)
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as fault:
+            raise ConfigInvalid(
+                f"the API cannot listen on {config.api_listen}: {fault.strerror}",
+                hint="set api_listen to a free port, or to port 0",
+            ) from None
+        api_url = f"http://{host}:{runner.addresses[0][1]}"
+        peer_url = node.peers.addresses()[0]
+        node.api_url = api_url
+        homes.remember_port(home.path, peer_url)
+        homes.publish(home.path, api_url=api_url, peer_url=peer_url, token=token)
+        for line in banner(node):
+            flags_say(line)
+        flags_say(f"API at {api_url}, token in {home.path / 'api.token'}")
+        await ended.wait()
+        log.info("stopping")
+    finally:
+        homes.unpublish(home.path)
+        await runner.cleanup()
+        await node.stop()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
+    """Run the node at a home in the foreground; return its exit code.
+
+    Args:
+        path: the home; made where there is none.
+        overrides: settings given as flags.
+        passphrase: opens a locked key file.
+
+    Raises:
+        XscError: why it cannot start.
+    """
+    with homes.lock(path):
+        config = from_environment(path, overrides)
+        home = homes.open_home(path, passphrase)
+        os.umask(0o077)
+        asyncio.run(serve(home, _remembered(path, config), _say))
+    return 0

@@ -1,0 +1,101 @@
+"""Ledger endpoints: balances, entries, verification, settling now."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.ids import from_text, to_text
+from xsc.node.build import Node
+from xsc.node.http import reply
+
+ENTRIES_MAX = 10_000
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the ledger endpoints of a node."""
+
+    async def balance(_: web.Request) -> web.Response:
+        rows = [
+            {
+                "peer": to_text(row.peer),
+                "name": node.name_of(row.peer),
+                "balance_micro": row.balance_micro,
+                "limit_micro": row.limit_micro,
+                "credit_left_micro": row.credit_left_micro,
+                "entries": row.entries,
+            }
+            for row in node.ledger.statement()
+        ]
+        total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
+        return reply({"balances": rows, "total_micro": total})
+
+    async def log(request: web.Request) -> web.Response:
+        given = request.query.get("limit", "50")
+        if not given.isdigit() or not 0 < int(given) <= ENTRIES_MAX:
+            raise ArgumentInvalid(f"limit must be a whole number from 1 to {ENTRIES_MAX}")
+        who = request.query.get("peer")
+        peer = None if who is None else node.find(who)
+        rows = [
+            {
+                "seq": row.seq,
+                "kind": row.kind,
+                "peer": to_text(row.peer),
+                "name": node.name_of(row.peer),
+                "amount_micro": row.amount_micro,
+                "direction": row.direction,
+                "lease_id": None if row.lease_id is None else to_text(row.lease_id),
+                "created_ms": row.created_ms,
+                "entry_id": to_text(row.entry_id),
+                "state": row.state,
+            }
+            for row in node.ledger.entries(limit=int(given), peer=peer)
+        ]
+        return reply({"entries": rows})
+
+    async def verify(_: web.Request) -> web.Response:
+        report = await node.ledger.verify()
+        return reply(
+            {
+                "ok": True,
+                "entries": report.entries,
+                "settled": report.settled,
+                "peers": report.peers,
+                "conflicts": report.conflicts,
+                "head": to_text(report.head),
+                "text": report.text,
+            }
+        )
+
+    async def entry(request: web.Request) -> web.Response:
+        raw = node.ledger.export(from_text(request.match_info["id"]))
+        return web.Response(body=raw, content_type="application/cbor")
+
+    async def settle(_: web.Request) -> web.Response:
+        before = {(row.role, row.lease_id): row.settled_micro for row in node.market.leases()}
+        await node.market.settle_all()
+        after = node.market.leases()
+        return reply(
+            {
+                "settled": [
+                    {
+                        "lease_id": to_text(row.lease_id),
+                        "role": row.role,
+                        "peer": to_text(row.peer),
+                        "name": node.name_of(row.peer),
+                        "amount_micro": row.settled_micro - before.get((row.role, row.lease_id), 0),
+                    }
+                    for row in after
+                    if row.settled_micro > before.get((row.role, row.lease_id), 0)
+                ],
+                "pending": sum(row.due_micro > row.settled_micro for row in after),
+            }
+        )
+
+    return [
+        web.get("/v1/ledger/balance", balance),
+        web.get("/v1/ledger/log", log),
+        web.get("/v1/ledger/verify", verify),
+        web.get("/v1/ledger/entry/{id}", entry),
+        web.post("/v1/ledger/settle", settle),
+    ]

@@ -1,0 +1,63 @@
+"""Market endpoints: what peers offer, and the leases of both roles."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from xsc.base.ids import to_text
+from xsc.node.build import Node
+from xsc.node.http import reply
+from xsc.terms.quote import Kind
+
+UNITS: dict[Kind, str] = {
+    "storage": "MiB and epoch",
+    "compute": "million fuel and 64 MiB step",
+}
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the market endpoints of a node."""
+
+    async def offers(_: web.Request) -> web.Response:
+        rows = [
+            {
+                "node": to_text(quote.provider),
+                "name": node.name_of(quote.provider),
+                "kind": kind,
+                "tier": quote.tier,
+                "price_micro": quote.price,
+                "price_mutual_micro": quote.price_mutual,
+                "price_one_way_micro": quote.price_one_way,
+                "reserve_micro": quote.reserve,
+                "available": quote.available,
+                "unit": unit,
+                "valid_until_ms": quote.valid_until_ms,
+            }
+            for kind, unit in UNITS.items()
+            for quote in await node.market.offers(kind)
+        ]
+        return reply({"offers": rows})
+
+    async def leases(_: web.Request) -> web.Response:
+        rows = [
+            {
+                "lease_id": to_text(lease.lease_id),
+                "role": lease.role,
+                "peer": to_text(lease.peer),
+                "name": node.name_of(lease.peer),
+                "kind": lease.kind,
+                "state": lease.status,
+                "quantity": lease.quantity,
+                "held_bytes": lease.held_bytes,
+                "used": lease.used,
+                "price_micro": lease.price,
+                "due_micro": lease.due_micro,
+                "settled_micro": lease.settled_micro,
+                "start_ms": lease.start_ms,
+                "end_ms": lease.end_ms,
+            }
+            for lease in node.market.leases()
+        ]
+        return reply({"leases": rows})
+
+    return [web.get("/v1/market/offers", offers), web.get("/v1/market/leases", leases)]

@@ -1,0 +1,67 @@
+"""What the node is and does: `GET /v1/status` and `GET /v1/health`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiohttp import web
+
+from xsc import __version__
+from xsc.api.schema import ComputeStatus, PeersStatus, Status, StorageStatus
+from xsc.base.ids import to_text
+from xsc.node.build import Node
+from xsc.node.http import reply
+
+
+def status_of(node: Node, home: Path) -> Status:
+    """Return the node's status."""
+    known = node.peers.peers()
+    sandbox = node.parts.sandbox.describe()
+    return Status(
+        id=to_text(node.key.node_id),
+        name=node.config.name,
+        version=__version__,
+        network=node.network,
+        state="running",
+        home=str(home),
+        api_url=node.api_url,
+        peer_url=node.peers.addresses()[0],
+        addresses=list(node.peers.addresses()),
+        uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
+        peers=PeersStatus(known=len(known), healthy=sum(node.health.is_up(peer) for peer in known)),
+        storage=StorageStatus(
+            capacity_bytes=node.shards.capacity_bytes,
+            used_bytes=node.shards.used_bytes,
+            reserved_bytes=node.shards.reserved_bytes,
+        ),
+        compute=ComputeStatus.model_validate(
+            {name: sandbox[name] for name in ComputeStatus.model_fields}
+        ),
+    )
+
+
+def routes(node: Node, home: Path) -> list[web.RouteDef]:
+    """Return the status endpoints of a node."""
+
+    async def status(_: web.Request) -> web.Response:
+        return reply(status_of(node, home))
+
+    async def health(_: web.Request) -> web.Response:
+        rows = [
+            {
+                "id": to_text(row.node),
+                "name": node.name_of(row.node),
+                "state": row.state,
+                "availability_ppm": row.availability_ppm,
+                "response_ms": row.response_ms,
+                "quality_ppm": row.quality_ppm,
+                "probes": row.probes,
+                "misses": row.misses,
+                "last_seen_ms": row.last_seen_ms,
+                "skew_ms": row.skew_ms,
+            }
+            for row in node.health.table()
+        ]
+        return reply({"peers": rows})
+
+    return [web.get("/v1/status", status), web.get("/v1/health", health)]

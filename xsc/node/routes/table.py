@@ -1,0 +1,22 @@
+"""Every endpoint of `/v1`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiohttp import web
+
+from xsc.node.build import Node
+from xsc.node.routes import jobs, ledger, market, objects, peers, status
+
+
+def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
+    """Return the endpoints of a node."""
+    return [
+        *status.routes(node, home),
+        *peers.routes(node),
+        *objects.routes(node),
+        *jobs.routes(node),
+        *market.routes(node),
+        *ledger.routes(node),
+    ]
