@@ -127,6 +127,9 @@ LEASE_KEPT_MS = 3_600_000
 REPORT_KEPT_MS = 3_600_000
 """How long a wrong answer lowers the rank of its giver in auctions."""
 RECOGNITION_RESEND_MS = 10_000
+PROMISE_MS = 600_000
+"""How long a customer keeps room free for a write or a run that it never hears of again."""
+TIDY_MS = 5_000
 PPM = 1_000_000
 MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
 AMOUNT_MAX = 2**63 - 1

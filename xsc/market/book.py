@@ -33,6 +33,8 @@ class Booking:
     """A part of a voucher on its way into the ledger: asked for again until it is booked."""
 
     number: int
+    """Of the voucher."""
+    attempt: int
     amount_micro: int
     voucher: bytes
 
@@ -51,6 +53,8 @@ class Entry:
     voucher: bytes | None = None
     """The newest signed voucher."""
     booking: Booking | None = None
+    refusals: int = 0
+    """How many bookings the ledger refused for good; each needs an id of its own."""
     reserved: int = 0
     """Provider of compute: steps of runs under way."""
     promised: list[tuple[int, int]] = field(default_factory=list)
@@ -94,14 +98,20 @@ def _use_value(entry: Entry) -> Value:
     booking: Value = None
     if entry.booking is not None:
         booking = dict(asdict(entry.booking))
-    return {"v": _VERSION, "use": use, "voucher": entry.voucher, "booking": booking}
+    return {
+        "v": _VERSION,
+        "use": use,
+        "voucher": entry.voucher,
+        "booking": booking,
+        "refusals": entry.refusals,
+    }
 
 
-def _read_use(value: Value) -> tuple[LeaseUse, bytes | None, Booking | None]:
+def _read_use(entry: Entry, value: Value) -> None:
     if not isinstance(value, dict) or value.get("v") != _VERSION:
         raise RecordInvalid("the use of a lease is of an unknown version")
     kept = take_map(value, "use")
-    use = LeaseUse(
+    entry.use = LeaseUse(
         touched_ms=take_int(kept, "touched_ms"),
         held_bytes=take_int(kept, "held_bytes"),
         epoch=take_int(kept, "epoch"),
@@ -114,15 +124,16 @@ def _read_use(value: Value) -> tuple[LeaseUse, bytes | None, Booking | None]:
         settled_micro=take_int(kept, "settled_micro"),
         given_back=take_bool(kept, "given_back"),
     )
-    booking = None
+    entry.voucher = take_opt_bytes(value, "voucher")
+    entry.refusals = take_int(value, "refusals")
     if value.get("booking") is not None:
         under_way = take_map(value, "booking")
-        booking = Booking(
+        entry.booking = Booking(
             take_int(under_way, "number"),
+            take_int(under_way, "attempt"),
             take_int(under_way, "amount_micro"),
             take_bytes(under_way, "voucher"),
         )
-    return use, take_opt_bytes(value, "voucher"), booking
 
 
 class LeaseBook:
@@ -156,7 +167,7 @@ class LeaseBook:
         if kept_use is None:
             raise RecordInvalid("a lease has no use")
         entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
-        entry.use, entry.voucher, entry.booking = _read_use(decode(kept_use))
+        _read_use(entry, decode(kept_use))
         return entry
 
     def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> Entry:

@@ -24,6 +24,7 @@ from xsc.base.limits import (
     AMOUNT_MAX,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    LEASE_TIMEOUT_MS,
     REQUEST_WINDOW_MS,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
@@ -185,13 +186,14 @@ def is_idle(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
 def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
     """Return whether a customer should still begin something under the lease.
 
-    Storage: until half of its time, so that nothing new is put where it must soon move, and
-    not once the provider might be about to take an empty lease back.
+    Compute: while an order can still arrive in time. Storage: until half of its time, so
+    that nothing new is put where it must soon move, and not once the provider might be
+    about to take an empty lease back.
     """
     if is_over(terms, use, now_ms):
         return False
     if terms.kind == "compute":
-        return True
+        return now_ms + LEASE_TIMEOUT_MS < terms.end_ms
     if use.held_bytes == 0 and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS // 2:
         return False
     return now_ms - terms.start_ms < (terms.end_ms - terms.start_ms) // 2

@@ -1,0 +1,1006 @@
+"""The node on the market: quotes and grants leases, takes leases, and settles them.
+
+As a provider it answers `market.quote`, gathers the `market.lease` requests of a
+window and clears them together, counts what is used, checks `market.settle`
+vouchers and books them through the ledger. As a customer it asks for quotes,
+auctions, shares its leases between objects and runs, and sends vouchers.
+
+What is promised or owed is on the disk before it is said. A booking is kept with
+its amount until the ledger confirms it, and asked for again under the same
+transfer id, so that a crash or a lost answer neither loses nor doubles it.
+The rules are in `auction`, `clearing`, `lease`, `pricing` and `quote`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from xsc.base.clock import Clock, Entropy
+from xsc.base.encoding import Value, tagged_sha256
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    LeaseExhausted,
+    NoOffers,
+    NotAllowed,
+    RateLimited,
+    RecordInvalid,
+    SpaceExhausted,
+    XscError,
+)
+from xsc.base.fields import take_bytes, take_int, take_str
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import KeyValue
+from xsc.base.limits import (
+    CLEARING_WINDOW_MS,
+    COMPUTE_LEASE_MICRO_MAX,
+    COMPUTE_LEASE_RUNS,
+    LEASE_KEPT_MS,
+    LEASE_REQUESTS_WAITING_MAX,
+    LEASE_TIMEOUT_MS,
+    LEASES_A_CUSTOMER_MAX,
+    NONCE_BYTES,
+    PROMISE_MS,
+    QUOTE_TIMEOUT_MS,
+    REPORT_KEPT_MS,
+    SETTLE_TIMEOUT_MS,
+    STORAGE_LEASE_BYTES,
+    TIDY_MS,
+)
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.market import lease as rules
+from xsc.market.auction import Bid, place, rank_quality
+from xsc.market.book import Booking, Entry, LeaseBook, Role
+from xsc.market.clearing import Ask, affordable, clear, within_credit
+from xsc.market.ports import (
+    OWN_LEASE,
+    Caller,
+    Capacity,
+    Credit,
+    Divide,
+    Handler,
+    Peers,
+    Quality,
+    Standing,
+)
+from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
+from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.pricing import compute_amount
+from xsc.terms.quote import Kind, Quote
+from xsc.terms.voucher import Voucher
+
+KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
+_QUANTITY_MAX: Final = 2**63 - 1
+_XID_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class MarketSettings:
+    """What the operator decides."""
+
+    prices: PriceList
+    storage_price_max: int
+    """The buyer's reserve: most that is paid a quantum."""
+    compute_price_max: int
+    settle_interval_ms: int
+    site: str = ""
+    owner: str = ""
+
+    def price_max(self, kind: Kind) -> int:
+        """Return the buyer's reserve of a kind."""
+        return self.storage_price_max if kind == "storage" else self.compute_price_max
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease to use: at a peer, or OWN_LEASE at price 0 on the own node."""
+
+    node: bytes
+    lease_id: bytes
+    price: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One lease, for people."""
+
+    role: Role
+    kind: Kind
+    peer: bytes
+    lease_id: bytes
+    status: rules.Status
+    price: int
+    quantity: int
+    held_bytes: int
+    used: int
+    """Byte-epochs begun, or fuel steps spent."""
+    due_micro: int
+    settled_micro: int
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A lease request in the present window."""
+
+    request: Signed[LeaseRequest]
+    raw: bytes
+    granted: asyncio.Future[bytes]
+
+
+def _kind(header: dict[str, Value]) -> Kind:
+    text = take_str(header, "kind")
+    for kind in KINDS:
+        if text == kind:
+            return kind
+    raise RecordInvalid("the field 'kind' must be 'storage' or 'compute'")
+
+
+def _xid(lease_id: bytes, booking: Booking) -> bytes:
+    """Return the transfer id of a booking: the same for the same try, whenever it is made."""
+    number, attempt = booking.number.to_bytes(8, "big"), booking.attempt.to_bytes(8, "big")
+    return tagged_sha256("settle/xid", lease_id, number, attempt)[:_XID_BYTES]
+
+
+def _why(faults: Sequence[XscError], what: str, kind: Kind) -> XscError:
+    """Return the one error that says best why nobody gave a lease."""
+    for limit in (CreditExceeded, SpaceExhausted):
+        if faults and all(isinstance(fault, limit) for fault in faults):
+            return faults[0]
+    reason = f": {faults[0].message}" if faults else ""
+    return NoOffers(
+        f"no node offers the {what} that is needed{reason}",
+        hint=f"`xsc market offers {kind}` shows what peers offer",
+    )
+
+
+class MarketService:
+    """Implements the market ports of storage and compute: Hosts, Leases, ComputeLeases, Book."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        entropy: Entropy,
+        caller: Caller,
+        peers: Peers,
+        credit: Credit,
+        quality: Quality,
+        standing: Standing,
+        capacity: Capacity,
+        divide: Divide,
+        state: KeyValue,
+        log: Log,
+        settings: MarketSettings,
+    ) -> None:
+        self._key = key
+        self._own = key.node_id
+        self._network = network
+        self._clock = clock
+        self._entropy = entropy
+        self._caller = caller
+        self._peers = peers
+        self._credit = credit
+        self._quality = quality
+        self._standing = standing
+        self._capacity = capacity
+        self._divide = divide
+        self._log = log
+        self._settings = settings
+        self._book = LeaseBook(state, network)
+        self._quotes: dict[tuple[Kind, bytes], Signed[Quote]] = {}
+        self._reports: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._leasing: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
+        self._settling: defaultdict[tuple[Role, bytes], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._waiting: dict[Kind, dict[bytes, _Waiting]] = {kind: {} for kind in KINDS}
+        self._windows: set[asyncio.Task[None]] = set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Read the leases that were kept, and what the ledger has booked of them.
+
+        Raises:
+            StoreDamaged: a kept lease cannot be read.
+        """
+        self._book.load()
+        for entry in self._book.all("provider"):
+            settled = self._credit.settled(entry.terms.lease_id)
+            entry.use = replace(entry.use, settled_micro=settled)
+
+    async def run(self) -> None:
+        """Settle at every interval and put away what is over, until cancelled."""
+        settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+        while True:
+            await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
+            self.tidy()
+            if self._clock.monotonic_ms() >= settle_ms:
+                await self.settle_all()
+                settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+
+    async def close(self) -> None:
+        """Settle what can be settled, and end the windows that are open."""
+        await self.settle_all()
+        for task in self._windows:
+            task.cancel()
+        await asyncio.gather(*self._windows, return_exceptions=True)
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the methods that peers may call."""
+        return {
+            "market.quote": self._on_quote,
+            "market.lease": self._on_lease,
+            "market.settle": self._on_settle,
+        }
+
+    def tidy(self) -> None:
+        """Take back leases that hold nothing for long; forget those over and settled."""
+        now_ms = self._clock.now_ms()
+        roles: tuple[Role, ...] = ("customer", "provider")
+        for role in roles:
+            for entry in self._book.all(role):
+                terms, use = entry.terms, entry.use
+                if not use.given_back and rules.is_idle(terms, use, now_ms):
+                    entry.use = replace(rules.advance(terms, use, now_ms), given_back=True)
+                    self._book.save(entry, sync=False)
+                done = rules.status(terms, entry.use, now_ms) in ("settled", "expired")
+                ended_ms = use.touched_ms if use.given_back else terms.end_ms
+                if done and use.held_bytes == 0 and now_ms - ended_ms >= LEASE_KEPT_MS:
+                    self._book.forget(entry)
+                    self._settling.pop((role, terms.lease_id), None)
+        for peer in [peer for peer in self._reports if not self._recent_reports(peer)]:
+            del self._reports[peer]
+
+    # What others see
+
+    def leases(self) -> list[LeaseView]:
+        """Return every lease known, in both roles."""
+        now_ms = self._clock.now_ms()
+        roles: tuple[Role, ...] = ("customer", "provider")
+        return [self._view(entry, now_ms) for role in roles for entry in self._book.all(role)]
+
+    def _view(self, entry: Entry, now_ms: int) -> LeaseView:
+        terms = entry.terms
+        use = rules.advance(terms, entry.use, now_ms)
+        return LeaseView(
+            entry.role,
+            terms.kind,
+            entry.peer,
+            terms.lease_id,
+            rules.status(terms, use, now_ms),
+            terms.price,
+            terms.quantity,
+            use.held_bytes,
+            use.used,
+            rules.due_micro(terms, use),
+            use.settled_micro,
+            terms.start_ms,
+            terms.end_ms,
+        )
+
+    def pricing(self) -> MarketPricing:
+        """Return this node's prices at its present utilisation."""
+        return MarketPricing(
+            self._settings.prices,
+            utilisation_ppm(self.free("storage"), self._capacity.storage_capacity_bytes()),
+            utilisation_ppm(self.free("compute"), self._capacity.compute_capacity_steps()),
+        )
+
+    def free(self, kind: Kind) -> int:
+        """Return what is neither used nor promised: bytes, or fuel steps."""
+        now_ms = self._clock.now_ms()
+        promised = sum(
+            max(0, rules.room(entry.terms, entry.use) - entry.reserved)
+            for entry in self._book.all("provider")
+            if entry.terms.kind == kind and not rules.is_over(entry.terms, entry.use, now_ms)
+        )
+        if kind == "storage":
+            return max(0, self._capacity.storage_free_bytes() - promised)
+        return max(0, self._capacity.compute_steps_free() - promised)
+
+    async def offers(self, kind: Kind) -> list[Quote]:
+        """Return the quotes of all peers that are up, cheapest first."""
+        up = [peer for peer in self._peers.peers() if self._quality.is_up(peer)]
+        quotes, _ = await self._ask(kind, up, 0)
+        return sorted(
+            (quote.record for quote in quotes.values()),
+            key=lambda quote: (quote.price, quote.provider),
+        )
+
+    def peers(self) -> Sequence[bytes]:
+        """Return every known peer that is not blocked."""
+        return self._peers.peers()
+
+    def is_up(self, node: bytes) -> bool:
+        """Return whether a node answered lately; this one always did."""
+        return node == self._own or self._quality.is_up(node)
+
+    def response_ms(self, node: bytes) -> int:
+        """Return how long a node is expected to take for an answer."""
+        return 0 if node == self._own else self._quality.response_ms(node)
+
+    def report(self, node: bytes, what: str) -> None:
+        """Take note of a wrong answer: it lowers the node's rank in auctions for a while."""
+        self._log.warning("peer_reported", peer=short(node), what=what)
+        self._reports[node].append(self._clock.now_ms())
+
+    def _recent_reports(self, node: bytes) -> int:
+        since_ms = self._clock.now_ms() - REPORT_KEPT_MS
+        return sum(1 for when_ms in self._reports.get(node, ()) if when_ms > since_ms)
+
+    def _rank(self, node: bytes) -> int:
+        return rank_quality(self._quality.quality_ppm(node), self._recent_reports(node))
+
+    # The provider's side: quotes and grants
+
+    async def _on_quote(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        kind = _kind(header)
+        quote = make_quote(
+            provider=self._own,
+            customer=caller,
+            kind=kind,
+            tier=self._standing.tier(caller),
+            ladder=self.pricing().ladder(kind),
+            available=self.free(kind),
+            now_ms=self._clock.now_ms(),
+            nonce=self._entropy.token(NONCE_BYTES),
+            site=self._settings.site,
+            owner=self._settings.owner,
+        )
+        return {"quote": sign(quote, self._key, self._network).raw}, ()
+
+    async def _on_lease(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        raw = take_bytes(header, "request")
+        request = open_signed(raw, LeaseRequest, network=self._network, author=caller)
+        kind, lease_id = request.record.kind, request.record.lease_id
+        known = self._book.get("provider", lease_id)
+        if known is not None:
+            if known.request_id != request.id:
+                raise RecordInvalid("another lease has the same id")
+            return {"lease": known.raw}, ()
+        waiting = self._waiting[kind].get(lease_id)
+        if waiting is not None and waiting.request.id != request.id:
+            raise RecordInvalid("another request has the same lease id")
+        if waiting is None:
+            self._check_request(request.record)
+            waiting = _Waiting(request, raw, asyncio.get_running_loop().create_future())
+            self._waiting[kind][lease_id] = waiting
+            if len(self._waiting[kind]) == 1:
+                task = asyncio.create_task(self._window(kind))
+                self._windows.add(task)
+                task.add_done_callback(self._window_ended)
+        # Shielded: a caller that hangs up must not cancel what another waits for.
+        return {"lease": await asyncio.shield(waiting.granted)}, ()
+
+    def _check_request(self, request: LeaseRequest) -> None:
+        now_ms = self._clock.now_ms()
+        quote = open_quote(
+            request.quote,
+            network=self._network,
+            provider=self._own,
+            customer=request.customer,
+            kind=request.kind,
+            now_ms=now_ms,
+        )
+        if (refusal := rules.check_request(request, quote.record, now_ms)) is not None:
+            raise RecordInvalid(refusal)
+        if len(self._waiting[request.kind]) >= LEASE_REQUESTS_WAITING_MAX:
+            raise RateLimited("too many leases are asked for at this moment")
+        of_customer = sum(
+            1
+            for entry in self._book.all("provider")
+            if entry.terms.customer == request.customer
+            and not rules.is_over(entry.terms, entry.use, now_ms)
+        )
+        if of_customer >= LEASES_A_CUSTOMER_MAX:
+            raise RateLimited(f"one customer may have {LEASES_A_CUSTOMER_MAX} leases at once")
+
+    async def _window(self, kind: Kind) -> None:
+        """Wait for the window to pass, then clear what came in."""
+        outcome: dict[bytes, bytes | XscError] = {}
+        waiting: list[_Waiting] = []
+        try:
+            await self._clock.sleep_ms(CLEARING_WINDOW_MS)
+            waiting = list(self._waiting[kind].values())
+            self._waiting[kind] = {}
+            outcome = self._clear(kind, waiting)
+        finally:
+            for item in waiting or self._waiting[kind].values():
+                result = outcome.get(item.request.record.lease_id)
+                if isinstance(result, bytes):
+                    item.granted.set_result(result)
+                else:
+                    item.granted.set_exception(
+                        result or NoOffers("the provider stopped before it granted a lease")
+                    )
+                    # Seen here already: a caller that hung up does not come for it.
+                    item.granted.exception()
+            if not waiting:
+                self._waiting[kind] = {}
+
+    def _window_ended(self, task: asyncio.Task[None]) -> None:
+        self._windows.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._log.error("clearing_failed", fault=repr(fault))
+
+    def _clear(self, kind: Kind, waiting: Sequence[_Waiting]) -> dict[bytes, bytes | XscError]:
+        now_ms = self._clock.now_ms()
+        asks = [self._ask_of(item.request.record) for item in waiting]
+        customers = {ask.customer for ask in asks}
+        credit = {
+            customer: self._credit.credit_left(customer) - self._exposure(customer, now_ms)
+            for customer in customers
+        }
+        affordable_asks, without_credit = within_credit(kind, asks, credit)
+        clearing = clear(affordable_asks, self.free(kind), self._divide)
+        outcome: dict[bytes, bytes | XscError] = {
+            lease_id: CreditExceeded(
+                "the lease would pass the debt limit between these nodes",
+                hint="settle what is owed, or ask the provider for a higher limit",
+            )
+            for lease_id in without_credit
+        }
+        for lease_id in clearing.refused:
+            outcome[lease_id] = SpaceExhausted(f"too little {kind} is left for this lease")
+        made = []
+        for item in waiting:
+            quantity = clearing.grants.get(item.request.record.lease_id)
+            if quantity is None:
+                continue
+            granted = sign(
+                Lease(request=item.raw, quantity=quantity, granted_ms=now_ms),
+                self._key,
+                self._network,
+            )
+            made.append(self._book.entry_of("provider", granted.raw, now_ms))
+            outcome[item.request.record.lease_id] = granted.raw
+        if made:
+            self._book.add(made)
+        for entry in made:
+            self._log.info(
+                "lease_granted",
+                kind=kind,
+                customer=short(entry.terms.customer),
+                quantity=entry.terms.quantity,
+                price=entry.terms.price,
+            )
+        return outcome
+
+    def _ask_of(self, request: LeaseRequest) -> Ask:
+        tier = self._standing.tier(request.customer)
+        weight = 1
+        if tier == "mutual":
+            weight = self._standing.mutual_ppm(request.customer)
+        elif tier == "one_way":
+            weight = self._standing.weight_ppm(request.customer)
+        return Ask(
+            request.lease_id,
+            request.customer,
+            tier,
+            weight,
+            request.quantity,
+            request.quantity_min,
+            request.price,
+        )
+
+    def _exposure(self, customer: bytes, now_ms: int) -> int:
+        return sum(
+            rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
+            for entry in self._book.all("provider")
+            if entry.terms.customer == customer
+        )
+
+    # The provider's side: use
+
+    def _mine(self, lease_id: bytes, customer: bytes, kind: Kind) -> Entry:
+        entry = self._book.get("provider", lease_id)
+        if entry is None or entry.terms.customer != customer or entry.terms.kind != kind:
+            raise LeaseExhausted("this customer has no such lease here")
+        if rules.is_over(entry.terms, entry.use, self._clock.now_ms()):
+            raise LeaseExhausted("the lease is over", hint="take a new lease")
+        return entry
+
+    def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
+        """Count bytes as held under a lease, from now on.
+
+        Raises:
+            LeaseExhausted: no such lease of that customer, over, or without that room.
+            SpaceExhausted: the own node has promised its room to others.
+        """
+        if lease_id == OWN_LEASE:
+            if customer != self._own:
+                raise LeaseExhausted("only the node itself stores without a lease")
+            if size_bytes > self.free("storage"):
+                raise SpaceExhausted("this node has no room left that is not promised")
+            return
+        entry = self._mine(lease_id, customer, "storage")
+        if size_bytes > rules.room(entry.terms, entry.use):
+            raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
+        entry.use = rules.hold(entry.terms, entry.use, size_bytes, self._clock.now_ms())
+        self._book.save(entry, sync=False)
+
+    def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Change the bytes held: back (-) where a write failed or a shard was deleted."""
+        if lease_id == OWN_LEASE:
+            return
+        entry = self._book.get("provider", lease_id)
+        if entry is None:
+            self._log.warning("use_of_unknown_lease", lease=short(lease_id), delta=delta_bytes)
+            return
+        entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+        self._book.save(entry, sync=False)
+
+    def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
+        """Reserve steps under a lease and return its price a quantum; 0 for the own node.
+
+        Raises:
+            LeaseExhausted: no such lease of that customer, over, or without those steps.
+        """
+        if lease_id == OWN_LEASE:
+            if customer != self._own:
+                raise LeaseExhausted("only the node itself runs without a lease")
+            return 0
+        entry = self._mine(lease_id, customer, "compute")
+        if fuel_steps > rules.room(entry.terms, entry.use) - entry.reserved:
+            raise LeaseExhausted("the lease has no fuel left for that", hint="take a new lease")
+        entry.reserved += fuel_steps
+        return entry.terms.price
+
+    def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
+        """Turn a reservation into what was used of it, billed as its receipt says."""
+        if lease_id == OWN_LEASE:
+            return
+        entry = self._book.get("provider", lease_id)
+        if entry is None:
+            self._log.warning("use_of_unknown_lease", lease=short(lease_id), steps=used_steps)
+            return
+        entry.reserved = max(0, entry.reserved - reserved_steps)
+        amount = compute_amount(entry.terms.price, used_steps)
+        entry.use = rules.spend(entry.terms, entry.use, used_steps, amount)
+        self._book.save(entry, sync=False)
+
+    # The provider's side: settlement
+
+    async def _on_settle(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        raw = take_bytes(header, "voucher")
+        voucher = open_signed(raw, Voucher, network=self._network, author=caller)
+        entry = self._book.get("provider", voucher.record.lease_id)
+        if entry is None or entry.terms.customer != caller:
+            raise NotAllowed("this customer has no such lease here")
+        async with self._settling["provider", entry.terms.lease_id]:
+            self._take_voucher(entry, voucher)
+            await self._collect(entry)
+        return {"settled_micro": entry.use.settled_micro}, ()
+
+    def _take_voucher(self, entry: Entry, voucher: Signed[Voucher]) -> None:
+        """Keep a voucher that follows the last one; an old one changes nothing."""
+        if voucher.record.number < entry.use.voucher_number:
+            return
+        if voucher.record.number == entry.use.voucher_number:
+            if voucher.raw != entry.voucher:
+                raise RecordInvalid("two different vouchers bear the same number")
+            return
+        use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
+        if (refusal := rules.check_voucher(entry.terms, use, voucher.record)) is not None:
+            raise RecordInvalid(refusal)
+        entry.use = rules.with_voucher(use, voucher.record)
+        entry.voucher = voucher.raw
+        self._book.save(entry, sync=True)
+
+    async def _collect(self, entry: Entry) -> None:
+        """Book what the newest voucher says beyond what is booked; under the lease's lock."""
+        lease_id = entry.terms.lease_id
+        while True:
+            if entry.booking is None:
+                settled = self._credit.settled(lease_id)
+                if settled != entry.use.settled_micro:
+                    entry.use = replace(entry.use, settled_micro=settled)
+                    self._book.save(entry, sync=True)
+                if entry.voucher is None or entry.use.voucher_micro <= settled:
+                    return
+                entry.booking = Booking(
+                    entry.use.voucher_number,
+                    entry.refusals,
+                    entry.use.voucher_micro - settled,
+                    entry.voucher,
+                )
+                # Before it is asked for: the same number must never mean another amount.
+                self._book.save(entry, sync=True)
+            booking = entry.booking
+            try:
+                settled = await self._credit.collect(
+                    xid=_xid(lease_id, booking),
+                    debtor=entry.terms.customer,
+                    amount_micro=booking.amount_micro,
+                    lease_id=lease_id,
+                    voucher=booking.voucher,
+                )
+            except (EntryRefused, ArgumentInvalid):
+                # It was not booked and never will be under this id. The next try asks the
+                # ledger what is left and goes under another one.
+                entry.booking = None
+                entry.refusals += 1
+                self._book.save(entry, sync=True)
+                raise
+            entry.booking = None
+            entry.use = replace(entry.use, settled_micro=settled)
+            self._book.save(entry, sync=True)
+            self._log.info(
+                "lease_settled",
+                customer=short(entry.terms.customer),
+                amount_micro=booking.amount_micro,
+                settled_micro=settled,
+            )
+
+    async def _collect_again(self, entry: Entry) -> None:
+        async with self._settling["provider", entry.terms.lease_id]:
+            try:
+                await self._collect(entry)
+            except XscError as fault:
+                # Kept as it is and tried again at the next interval.
+                self._log.warning("not_collected", customer=short(entry.peer), code=fault.code)
+
+    # The customer's side: quotes and leases
+
+    async def _ask(
+        self, kind: Kind, peers: Sequence[bytes], quantity: int
+    ) -> tuple[dict[bytes, Signed[Quote]], list[XscError]]:
+        """Return a valid quote of each peer that gives one, and what kept the others from it.
+
+        A kept quote is good while it holds and offers enough.
+        """
+        now_ms = self._clock.now_ms()
+        quotes: dict[bytes, Signed[Quote]] = {}
+        missing = []
+        for peer in peers:
+            kept = self._quotes.get((kind, peer))
+            if (
+                kept is not None
+                and is_valid(kept.record, now_ms, margin_ms=LEASE_TIMEOUT_MS)
+                and kept.record.available >= quantity
+            ):
+                quotes[peer] = kept
+            else:
+                missing.append(peer)
+        faults = []
+        answers = await asyncio.gather(*(self._fetch(kind, peer) for peer in missing))
+        for peer, answer in zip(missing, answers, strict=True):
+            if isinstance(answer, XscError):
+                self._log.warning("no_quote", peer=short(peer), kind=kind, code=answer.code)
+                self._quotes.pop((kind, peer), None)
+                faults.append(answer)
+            else:
+                quotes[peer] = self._quotes[kind, peer] = answer
+        return quotes, faults
+
+    async def _fetch(self, kind: Kind, peer: bytes) -> Signed[Quote] | XscError:
+        try:
+            reply = await self._caller.call(
+                peer, "market.quote", {"kind": kind}, timeout_ms=QUOTE_TIMEOUT_MS
+            )
+            return open_quote(
+                take_bytes(reply.header, "quote"),
+                network=self._network,
+                provider=peer,
+                customer=self._own,
+                kind=kind,
+                now_ms=self._clock.now_ms(),
+            )
+        except XscError as fault:
+            return fault
+
+    async def _lease(
+        self, quote: Signed[Quote], price: int, quantity: int, quantity_min: int
+    ) -> Entry | XscError:
+        """Ask for a lease under a quote and keep it; a refusal is returned."""
+        kind, provider = quote.record.kind, quote.record.provider
+        now_ms = self._clock.now_ms()
+        request = LeaseRequest(
+            lease_id=self._entropy.token(ID_BYTES),
+            provider=provider,
+            customer=self._own,
+            kind=kind,
+            quote=quote.raw,
+            quantity=quantity,
+            quantity_min=quantity_min,
+            price=price,
+            start_ms=now_ms,
+            end_ms=now_ms + rules.LENGTH_MS[kind],
+        )
+        signed = sign(request, self._key, self._network)
+        # Whatever comes of it, the next look shall see what is left afterwards.
+        self._quotes.pop((kind, provider), None)
+        try:
+            reply = await self._caller.call(
+                provider, "market.lease", {"request": signed.raw}, timeout_ms=LEASE_TIMEOUT_MS
+            )
+            raw = take_bytes(reply.header, "lease")
+            granted = open_signed(raw, Lease, network=self._network, author=provider)
+            refusal = rules.check_grant(signed.raw, request, granted.record)
+            if refusal is not None:
+                raise RecordInvalid(refusal)
+        except XscError as fault:
+            self._log.warning("no_lease", peer=short(provider), kind=kind, code=fault.code)
+            return fault
+        entry = self._book.entry_of("customer", raw, now_ms, domain_of(quote.record))
+        self._book.add([entry])
+        return entry
+
+    def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[Entry]:
+        """Return leases with room at those nodes, one a node, best price for quality first."""
+        now_ms = self._clock.now_ms()
+        wanted = set(nodes)
+        found: dict[bytes, Entry] = {}
+        for entry in self._book.all("customer"):
+            terms, use = entry.terms, entry.use
+            if (
+                terms.kind == kind
+                and terms.provider in wanted
+                and terms.provider not in found
+                and rules.is_useful(terms, use, now_ms)
+                and rules.room(terms, use) - entry.promised_at(now_ms) >= quantity
+            ):
+                found[terms.provider] = entry
+        return sorted(found.values(), key=self._score)
+
+    def _score(self, entry: Entry) -> tuple[int, bytes]:
+        node = entry.terms.provider
+        return entry.terms.price * 2**40 // self._rank(node), node
+
+    def _quantity(self, quote: Quote, price: int, least: int) -> int:
+        """Return what to ask for where `least` is needed: modestly more, to be shared."""
+        if quote.kind == "storage":
+            wanted = max(least, STORAGE_LEASE_BYTES)
+        else:
+            wanted = least * COMPUTE_LEASE_RUNS
+            most = affordable("compute", price, COMPUTE_LEASE_MICRO_MAX)
+            if most is not None:
+                wanted = max(least, min(wanted, most))
+        return min(wanted, quote.available, _QUANTITY_MAX)
+
+    async def _auction(
+        self,
+        kind: Kind,
+        nodes: Sequence[bytes],
+        *,
+        quantity: int,
+        count: int,
+        avoid: frozenset[bytes] | None,
+    ) -> tuple[list[Entry], list[XscError]]:
+        """Return up to `count` new leases at distinct nodes, and what was refused.
+
+        With `avoid`, hosts stand in distinct domains, none of those; with None, in any.
+        Who refuses is left out and the others bid again.
+        """
+        taken: list[Entry] = []
+        faults: list[XscError] = []
+        tried: set[bytes] = set()
+        while len(taken) < count:
+            rest = [node for node in nodes if node not in tried]
+            quotes, unquoted = await self._ask(kind, rest, quantity)
+            if not tried:
+                faults += unquoted
+            used = {entry.domain for entry in taken} | (avoid or frozenset())
+            bids = [
+                Bid(
+                    node,
+                    quote.record.price,
+                    self._rank(node),
+                    domain_of(quote.record) if avoid is not None else node,
+                )
+                for node, quote in quotes.items()
+                if quote.record.available >= quantity
+                and not (avoid is not None and domain_of(quote.record) in used)
+            ]
+            winners = place(
+                bids,
+                count - len(taken),
+                self._settings.price_max(kind),
+                seed=self._entropy.token(NONCE_BYTES),
+            )
+            if not winners:
+                break
+            answers = await asyncio.gather(
+                *(
+                    self._lease(
+                        quotes[winner.node],
+                        winner.price,
+                        self._quantity(quotes[winner.node].record, winner.price, quantity),
+                        quantity,
+                    )
+                    for winner in winners
+                )
+            )
+            tried.update(winner.node for winner in winners)
+            for answer in answers:
+                if isinstance(answer, XscError):
+                    faults.append(answer)
+                else:
+                    taken.append(answer)
+        return taken, faults
+
+    def _hand_out(self, entry: Entry, quantity: int) -> Granted:
+        entry.promised.append((self._clock.now_ms() + PROMISE_MS, quantity))
+        return Granted(entry.terms.provider, entry.terms.lease_id, entry.terms.price)
+
+    async def lease_hosts(
+        self, *, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> list[Granted]:
+        """Return room for `size_bytes` at each of `count` distinct nodes, fewer where fewer exist.
+
+        Distinct failure domains come first: leases at hand, then new ones by auction; then
+        the same without regard to domains; the own node, which settles nothing, last.
+
+        Raises:
+            NoOffers: no peer offers room at a price within the reserve, and there is none here.
+            CreditExceeded, SpaceExhausted: it was this that kept every peer from granting it.
+        """
+        if not 0 < size_bytes <= _QUANTITY_MAX:
+            raise ArgumentInvalid("the size to lease is out of range")
+        async with self._leasing["storage"]:
+            nodes = [
+                peer
+                for peer in self._peers.peers()
+                if peer not in exclude and self._quality.is_up(peer)
+            ]
+            chosen: list[Entry] = []
+            faults: list[XscError] = []
+            for by_domain in (True, False):
+                taken = {entry.terms.provider for entry in chosen}
+                domains = {entry.domain for entry in chosen}
+                for entry in self._usable("storage", size_bytes, set(nodes) - taken):
+                    if len(chosen) < count and not (by_domain and entry.domain in domains):
+                        chosen.append(entry)
+                        domains.add(entry.domain)
+                if len(chosen) < count:
+                    taken = {entry.terms.provider for entry in chosen}
+                    found, refused = await self._auction(
+                        "storage",
+                        self._without_lease(nodes, size_bytes, taken),
+                        quantity=size_bytes,
+                        count=count - len(chosen),
+                        avoid=frozenset(domains) if by_domain else None,
+                    )
+                    chosen += found
+                    faults += refused
+            hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
+        if len(hosts) < count and self._own not in exclude and self.free("storage") >= size_bytes:
+            hosts.append(Granted(self._own, OWN_LEASE, 0))
+        if not hosts:
+            raise _why(faults, "room", "storage")
+        return hosts
+
+    def _without_lease(
+        self, nodes: Iterable[bytes], size_bytes: int, taken: set[bytes]
+    ) -> list[bytes]:
+        """Return the nodes that would have to be asked for a new lease."""
+        leased = {e.terms.provider for e in self._usable("storage", size_bytes, nodes)}
+        return [node for node in nodes if node not in leased and node not in taken]
+
+    async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> Granted:
+        """Return a lease with room for that many fuel steps, on that node or on the best.
+
+        Raises:
+            NoOffers: nobody offers it at a price within the reserve, or does not answer.
+            CreditExceeded, SpaceExhausted: it was this that kept everybody from granting it.
+        """
+        if not 0 < fuel_steps <= _QUANTITY_MAX:
+            raise ArgumentInvalid("the fuel to lease is out of range")
+        faults: list[XscError] = []
+        if on != self._own:
+            async with self._leasing["compute"]:
+                nodes = (
+                    [on]
+                    if on is not None
+                    else [peer for peer in self._peers.peers() if self._quality.is_up(peer)]
+                )
+                taken = self._usable("compute", fuel_steps, nodes)
+                if not taken:
+                    taken, faults = await self._auction(
+                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None
+                    )
+                if taken:
+                    return self._hand_out(taken[0], fuel_steps)
+        if on in (None, self._own) and self.free("compute") >= fuel_steps:
+            return Granted(self._own, OWN_LEASE, 0)
+        if on == self._own:
+            raise SpaceExhausted("this node has no fuel left that is not promised")
+        raise _why(faults, "fuel", "compute")
+
+    # The customer's side: use and settlement
+
+    def _theirs(self, lease_id: bytes) -> Entry:
+        entry = self._book.get("customer", lease_id)
+        if entry is None:
+            raise LeaseExhausted("this node has no such lease")
+        return entry
+
+    async def used(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Take note of bytes that a host confirmed to hold (+) or to have deleted (-).
+
+        Raises:
+            LeaseExhausted: no such lease.
+        """
+        if lease_id == OWN_LEASE:
+            return
+        entry = self._theirs(lease_id)
+        entry.keep_promise(delta_bytes)
+        entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+        self._book.save(entry, sync=False)
+
+    async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
+        """Take note of what a verified receipt bills.
+
+        Raises:
+            LeaseExhausted: no such lease.
+        """
+        if lease_id == OWN_LEASE:
+            return
+        entry = self._theirs(lease_id)
+        entry.end_promise(fuel_steps)
+        entry.use = rules.spend(entry.terms, entry.use, fuel_steps, amount_micro)
+        self._book.save(entry, sync=False)
+
+    async def settle_all(self) -> None:
+        """Send what is owed to providers that are up, and book what customers signed."""
+        await asyncio.gather(
+            *(
+                self._settle(entry)
+                for entry in self._book.all("customer")
+                if self._quality.is_up(entry.peer)
+            ),
+            *(
+                self._collect_again(entry)
+                for entry in self._book.all("provider")
+                if entry.booking is not None or entry.use.voucher_micro > entry.use.settled_micro
+            ),
+        )
+
+    async def _settle(self, entry: Entry) -> None:
+        """Sign what is owed now and send it; what fails is sent again with the next."""
+        async with self._settling["customer", entry.terms.lease_id]:
+            now_ms = self._clock.now_ms()
+            use = rules.advance(entry.terms, entry.use, now_ms)
+            voucher = rules.next_voucher(entry.terms, use, now_ms)
+            if voucher is not None:
+                entry.use = rules.with_voucher(use, voucher)
+                entry.voucher = sign(voucher, self._key, self._network).raw
+                # Before it is sent: a number must never stand over two amounts.
+                self._book.save(entry, sync=True)
+            if entry.voucher is None or entry.use.settled_micro >= entry.use.voucher_micro:
+                return
+            try:
+                reply = await self._caller.call(
+                    entry.peer,
+                    "market.settle",
+                    {"voucher": entry.voucher},
+                    timeout_ms=SETTLE_TIMEOUT_MS,
+                )
+                settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
+            except XscError as fault:
+                self._log.warning("not_settled", peer=short(entry.peer), code=fault.code)
+                if isinstance(fault, NotAllowed) and not entry.use.given_back:
+                    # The provider does not know the lease (any more): nothing new goes there.
+                    entry.use = replace(entry.use, given_back=True)
+                    self._book.save(entry, sync=False)
+                return
+            entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
+            self._book.save(entry, sync=False)
