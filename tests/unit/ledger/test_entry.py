@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.unit.ledger.circle import NETWORK
 
+from tests.unit.ledger.circle import NETWORK
 from xsc.base.errors import RecordInvalid, SignatureInvalid
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id

@@ -1,0 +1,446 @@
+import asyncio
+
+import pytest
+
+from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, voucher
+from xsc.base.clock import InlineExecutor
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    LedgerDamaged,
+    NotFound,
+    PeerSilent,
+    ProofInvalid,
+    ReceiptInvalid,
+    SignatureInvalid,
+)
+from xsc.base.limits import LEDGER_CONFLICTS_KEPT, LEDGER_RETRY_MS
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import sign
+from xsc.ledger.audit import verify_settled
+from xsc.ledger.entry import open_half
+from xsc.ledger.service import HEAD, PROPOSE
+from xsc.ledger.state import digest
+
+LEASE = bytes([1]) * 32
+
+
+@pytest.fixture
+def circle():
+    return Circle()
+
+
+@pytest.fixture
+def a(circle):
+    return circle.members[0]
+
+
+@pytest.fixture
+def b(circle):
+    return circle.members[1]
+
+
+async def test_both_books_say_the_same(a, b):
+    assert await collect(a, b, 300) == 300
+    assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (300, -300)
+    assert (a.ledger.settled(LEASE), b.ledger.settled(LEASE)) == (300, 300)
+    assert (a.ledger.credit_left(b.id), a.ledger.limit(b.id)) == (STARTER - 300, STARTER)
+    assert b.ledger.credit_left(a.id) == STARTER + 300
+    assert await collect(b, a, 100, lease=2) == 100
+    assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (200, -200)
+    for member in (a, b):
+        report = await member.ledger.verify()
+        assert (report.settled, report.open, report.peers) == (2, 0, 1)
+        assert report.head == member.ledger.head()[1]
+
+
+async def test_a_lease_is_settled_voucher_by_voucher(a, b):
+    assert await collect(a, b, 100, xid=1) == 100
+    assert await collect(a, b, 50, of=150, xid=2) == 150
+    with pytest.raises(ArgumentInvalid, match="the voucher leaves 0"):
+        await collect(a, b, 50, of=150, xid=3)
+    assert a.ledger.balance(b.id) == 150
+
+
+async def test_the_same_xid_books_once_and_another_body_is_refused(a, b):
+    for _ in range(3):
+        assert await collect(a, b, 100) == 100
+    assert a.ledger.balance(b.id) == 100
+    with pytest.raises(ArgumentInvalid, match="another entry"):
+        await collect(a, b, 50, of=150)
+    with pytest.raises(ArgumentInvalid, match="16 bytes"):
+        await a.ledger.collect(
+            xid=b"x", debtor=b.id, amount_micro=1, lease_id=LEASE, voucher=voucher(b, a, 1).raw
+        )
+
+
+async def test_what_the_debtor_never_signed_is_not_written(a, b, circle):
+    for wrong, lease, fault in (
+        (voucher(a, b, 10), LEASE, ReceiptInvalid),
+        (voucher(b, a, 10), b"o" * 32, ReceiptInvalid),
+    ):
+        with pytest.raises(fault):
+            await a.ledger.collect(
+                xid=b"x" * 16, debtor=b.id, amount_micro=10, lease_id=lease, voucher=wrong.raw
+            )
+    raw = voucher(b, a, 10).raw
+    place = raw.index(b"csig") + 10
+    broken = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+    with pytest.raises(SignatureInvalid):
+        await a.ledger.collect(
+            xid=b"x" * 16, debtor=b.id, amount_micro=10, lease_id=LEASE, voucher=broken
+        )
+    for amount in (0, 2**63):
+        with pytest.raises(ArgumentInvalid, match="an amount is from"):
+            await collect(a, b, amount, of=10)
+    with pytest.raises(ArgumentInvalid, match="itself"):
+        await a.ledger.collect(
+            xid=b"x" * 16, debtor=a.id, amount_micro=10, lease_id=LEASE, voucher=raw
+        )
+    assert circle.sent == []
+
+
+async def test_the_limit_is_kept_and_can_be_set(a, b):
+    with pytest.raises(CreditExceeded, match="pass the limit of 1000000"):
+        await collect(a, b, STARTER + 1)
+    assert await collect(a, b, STARTER) == STARTER
+    await a.ledger.set_limit(b.id, 10)
+    assert a.ledger.credit_left(b.id) == 10 - STARTER
+    with pytest.raises(CreditExceeded):
+        await collect(a, b, 1, lease=2, xid=2)
+    await a.ledger.set_limit(b.id, STARTER + 1)
+    assert await collect(a, b, 1, lease=2, xid=2) == 1
+    a.crash()
+    assert a.ledger.limit(b.id) == STARTER + 1
+    for peer, amount in ((a.id, 1), (b.id, -1), (b.id, 2**63)):
+        with pytest.raises(ArgumentInvalid):
+            await a.ledger.set_limit(peer, amount)
+    await a.ledger.verify()
+
+
+async def test_a_lost_answer_is_fetched_again(a, b, circle):
+    circle.fate = lambda: "answer lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 100)
+    assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (0, -100)
+    assert (a.ledger.pending(), a.ledger.credit_left(b.id)) == (1, STARTER - 100)
+    assert await a.ledger.retry_pending() == 0
+    circle.fate = lambda: "pass"
+    assert await a.ledger.retry_pending() == 1
+    assert (a.ledger.balance(b.id), a.ledger.pending()) == (100, 0)
+    assert "ledger.unanswered" in a.log.events
+    assert await a.ledger.retry_pending() == 0
+
+
+async def test_the_next_voucher_of_a_lease_waits_for_the_one_before(a, b, circle):
+    circle.fate = lambda: "answer lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 100, xid=1)
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 50, of=150, xid=2)
+    circle.fate = lambda: "pass"
+    assert await collect(a, b, 50, of=150, xid=2) == 150
+    assert b.ledger.balance(a.id) == -150
+
+
+async def test_a_refused_entry_is_withdrawn_and_counts_for_nothing(a, b, circle):
+    await collect(a, b, 100)
+    # B forgets what it settled, as after a restore from an old copy without its peers' help.
+    circle.members[1].store = MemoryKeyValue()
+    b.ledger = b.start()
+    with pytest.raises(EntryRefused, match="leaves 150"):
+        await collect(a, b, 50, of=150, xid=2)
+    with pytest.raises(EntryRefused, match="withdrawn"):
+        await collect(a, b, 50, of=150, xid=2)
+    assert (a.ledger.pending(), a.ledger.balance(b.id)) == (0, 100)
+    assert a.ledger.credit_left(b.id) == STARTER - 100
+    assert [row.state for row in a.ledger.entries()] == ["noted", "void", "settled", "noted"]
+    before = digest(a.ledger._ledger)
+    a.crash()
+    assert digest(a.ledger._ledger) == before
+    await a.ledger.verify()
+
+
+async def test_another_body_under_one_xid_is_kept_as_evidence(a, b, circle):
+    await collect(a, b, 100)
+    half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
+    for created_ms in range(LEDGER_CONFLICTS_KEPT + 4):
+        other = sign(half.record.model_copy(update={"created_ms": created_ms}), a.key, NETWORK)
+        header = {"v": 1, "half": other.raw, "voucher": voucher(b, a, 100).raw}
+        for _ in range(2):
+            with pytest.raises(EntryRefused, match="same xid"):
+                await circle.deliver(a.id, b.id, PROPOSE, encode(header))
+    report = await b.ledger.verify()
+    assert (report.conflicts, report.settled) == (LEDGER_CONFLICTS_KEPT, 1)
+    assert "ledger.conflict" in b.log.events
+    b.crash()
+    assert b.ledger.balance(a.id) == -100
+
+
+async def test_a_forked_chain_is_kept_as_evidence(a, b, circle):
+    await collect(a, b, 100)
+    half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
+    more = voucher(b, a, 10, lease=2)
+    changes = {
+        "xid": b"f" * 16,
+        "amount_micro": 10,
+        "lease": more.record.lease_id,
+        "receipt": more.id,
+    }
+    fork = sign(half.record.model_copy(update=changes), a.key, NETWORK)
+    header = {"v": 1, "half": fork.raw, "voucher": more.raw}
+    with pytest.raises(EntryRefused, match="signed another entry"):
+        await circle.deliver(a.id, b.id, PROPOSE, encode(header))
+    assert (await b.ledger.verify()).conflicts == 1
+
+
+async def test_nobody_proposes_for_another(a, b, circle):
+    await collect(a, b, 100)
+    stolen = circle.sent[-1][3]
+    with pytest.raises(EntryRefused, match="creditor itself"):
+        await circle.deliver(b.id, b.id, PROPOSE, stolen)
+
+
+async def test_an_answer_that_does_not_fit_leaves_the_entry_open(a, b, circle, monkeypatch):
+    await collect(a, b, 5, lease=9, xid=9)
+    good = circle.deliver
+
+    async def wrong(caller, peer, method, raw):
+        reply = await good(caller, peer, method, raw)
+        half = open_half(reply.header["counter"], network=NETWORK)
+        changed = half.record.model_copy(update={"amount_micro": 1})
+        reply.header["counter"] = sign(changed, b.key, NETWORK).raw
+        return reply
+
+    monkeypatch.setattr(circle, "deliver", wrong)
+    with pytest.raises(ReceiptInvalid, match="does not say what was proposed"):
+        await collect(a, b, 100)
+
+    async def forked(caller, peer, method, raw):
+        reply = await good(caller, peer, method, raw)
+        half = open_half(reply.header["counter"], network=NETWORK)
+        changed = half.record.model_copy(update={"seq": 0})
+        reply.header["counter"] = sign(changed, b.key, NETWORK).raw
+        return reply
+
+    monkeypatch.setattr(circle, "deliver", forked)
+    with pytest.raises(ReceiptInvalid, match="two ledgers"):
+        await collect(a, b, 100)
+    assert (a.ledger.pending(), a.ledger.balance(b.id)) == (1, 5)
+    monkeypatch.setattr(circle, "deliver", good)
+    assert await collect(a, b, 100) == 100
+    assert (await a.ledger.verify()).conflicts == 1
+
+
+async def test_entries_and_statement(circle):
+    circle = Circle(3)
+    a, b, c = circle.members
+    await collect(a, b, 100)
+    await collect(a, c, 7, lease=3, xid=3)
+    await collect(b, a, 30, lease=2)
+    circle.fate = lambda: "request lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 1, lease=4, xid=4)
+    rows = a.ledger.entries()
+    assert [(r.kind, r.direction, r.amount_micro, r.state) for r in rows] == [
+        ("post", "in", 1, "open"),
+        ("post", "out", 30, "settled"),
+        ("post", "in", 7, "settled"),
+        ("open", "-", STARTER, "noted"),
+        ("post", "in", 100, "settled"),
+        ("open", "-", STARTER, "noted"),
+    ]
+    assert [row.seq for row in a.ledger.entries(limit=2)] == [5, 4]
+    assert [row.seq for row in a.ledger.entries(peer=c.id)] == [3, 2]
+    assert a.ledger.entries(limit=0) == []
+    assert a.ledger.entries(peer=b"?" * 32) == []
+    assert rows[1].entry_id == b.ledger.entries(limit=1)[0].entry_id
+    by_peer = {row.peer: row for row in a.ledger.statement()}
+    assert sorted(by_peer) == [row.peer for row in a.ledger.statement()]
+    row = by_peer[b.id]
+    assert (row.balance_micro, row.open_micro, row.entries) == (70, 1, 2)
+    assert row.credit_left_micro == STARTER - 71
+
+
+async def test_an_exported_entry_proves_itself(a, b):
+    await collect(a, b, 250_000)
+    entry_id = a.ledger.entries(limit=1)[0].entry_id
+    from_a, from_b = a.ledger.export(entry_id), b.ledger.export(entry_id)
+    assert verify_settled(from_a) == verify_settled(from_b)
+    assert "0.250000 credits" in verify_settled(from_a)
+    for unknown in (b"?" * 32, a.ledger.entries()[1].entry_id):
+        with pytest.raises(NotFound):
+            a.ledger.export(unknown)
+    for place in range(0, len(from_a), 7):
+        broken = from_a[:place] + bytes([from_a[place] ^ 4]) + from_a[place + 1 :]
+        with pytest.raises(ProofInvalid):
+            verify_settled(broken)
+    with pytest.raises(ProofInvalid):
+        verify_settled(from_a[:-1])
+
+
+async def test_every_flipped_byte_of_the_store_is_found(a, b, circle):
+    await collect(a, b, 100)
+    half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
+    other = sign(half.record.model_copy(update={"created_ms": 1}), a.key, NETWORK)
+    header = {"v": 1, "half": other.raw, "voucher": voucher(b, a, 100).raw}
+    with pytest.raises(EntryRefused):
+        await circle.deliver(a.id, b.id, PROPOSE, encode(header))
+    assert (await b.ledger.verify()).conflicts == 1
+    rows = list(b.store.scan(b"ledger/", b"ledger0"))
+    assert len(rows) == 5
+    for key, raw in rows:
+        for place in range(len(raw)):
+            flipped = raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :]
+            b.store.write([(key, flipped)], sync=True)
+            with pytest.raises(LedgerDamaged):
+                await b.ledger.verify()
+        b.store.write([(key, None)], sync=True)
+        if not key.startswith(b"ledger/conflict/"):
+            with pytest.raises(LedgerDamaged):
+                await b.ledger.verify()
+        b.store.write([(key, raw)], sync=True)
+    await b.ledger.verify()
+
+
+async def test_damage_is_named_by_its_entry(a, b):
+    for number in range(1, 4):
+        await collect(a, b, 10, lease=number, xid=number)
+    key, raw = next(a.store.scan(b"ledger/half/" + (2).to_bytes(8, "big")))
+    a.store.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
+    with pytest.raises(LedgerDamaged, match="entry 2 of the ledger"):
+        await a.ledger.verify()
+    a.store.write([(key, None)], sync=True)
+    with pytest.raises(LedgerDamaged, match="entry 2 of the ledger is damaged: it is missing"):
+        a.start()
+
+
+async def test_the_last_entry_cannot_vanish_unnoticed(a, b):
+    await collect(a, b, 10)
+    last = (1).to_bytes(8, "big")
+    table = [b"ledger/half/", b"ledger/other/", b"ledger/voucher/"]
+    kept = [(name + last, a.store.get(name + last)) for name in table]
+    a.store.write([(key, None) for key, _ in kept], sync=True)
+    with pytest.raises(LedgerDamaged, match="does not end where it should"):
+        a.start()
+    a.store.write([(key, raw) for key, raw in kept if b"half" not in key], sync=True)
+    a.store.write([(b"ledger/mark", None)], sync=True)
+    with pytest.raises(LedgerDamaged):
+        a.start()
+
+
+async def test_a_ledger_of_another_network_or_node_is_refused(circle, a, b):
+    await collect(a, b, 10)
+    b.key, kept = a.key, b.key
+    with pytest.raises(LedgerDamaged):
+        b.start()
+    b.key = kept
+    b.start()
+
+
+async def test_a_restored_old_copy_is_noticed_before_it_forks(circle, a, b):
+    await collect(a, b, 10)
+    old = list(b.store.scan(b""))
+    await collect(a, b, 10, lease=2, xid=2)
+    assert await b.ledger.confirm_head([a.id]) == 1
+    for key, _ in list(b.store.scan(b"")):
+        b.store.write([(key, None)], sync=True)
+    b.store.write(old, sync=True)
+    b.crash()
+    with pytest.raises(LedgerDamaged, match="old copy"):
+        await b.ledger.confirm_head([a.id])
+    circle.fate = lambda: "request lost"
+    assert await b.ledger.confirm_head([a.id]) == 0
+    head = await circle.deliver(b.id, a.id, HEAD, encode({"v": 1}))
+    assert (head.header["next_seq"], head.header["head"]) == a.ledger.head()
+    nobody = Circle(3).members[2]
+    head = await circle.deliver(nobody.id, a.id, HEAD, encode({"v": 1}))
+    assert head.header["yours"] is None
+
+
+async def test_open_entries_are_proposed_again_by_themselves(circle, a, b):
+    circle.fate = lambda: "request lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 100)
+    task = asyncio.create_task(a.ledger.run())
+    await asyncio.sleep(0.01)
+    circle.fate = lambda: "pass"
+    assert a.ledger.pending() == 1
+    circle.clock.advance_to(circle.clock.now_ms() + LEDGER_RETRY_MS)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert a.ledger.pending() == 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await a.ledger.close()
+
+
+class SlowExecutor(InlineExecutor):
+    """Runs work only after others had their turn."""
+
+    async def run(self, function, *args, **kwargs):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return function(*args, **kwargs)
+
+
+async def test_many_at_once_make_one_chain(circle):
+    circle = Circle(4)
+    for member in circle.members:
+        member.ledger._executor = SlowExecutor()
+    debts = [(p, q) for p in circle.members for q in circle.members if p is not q] * 3
+    await asyncio.gather(
+        *(
+            collect(p, q, 10 + lease, lease=lease + 1, xid=lease + 1)
+            for lease, (p, q) in enumerate(debts)
+        )
+    )
+    for p in circle.members:
+        await p.ledger.verify()
+        for q in circle.members:
+            assert p.ledger.balance(q.id) == -q.ledger.balance(p.id)
+
+
+async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
+    a.ledger._executor = SlowExecutor()
+    for steps in range(20):
+        task = asyncio.create_task(collect(a, b, 10, lease=steps + 1, xid=steps + 1))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await a.ledger.close()
+        await a.ledger.verify()
+    await a.ledger.retry_pending()
+    await a.ledger.verify()
+    assert a.ledger.balance(b.id) == -b.ledger.balance(a.id)
+
+
+async def test_after_a_failed_write_the_disk_is_asked(circle, a, b):
+    class Failing:
+        def __init__(self, store, written):
+            self.store, self.written = store, written
+
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
+        def write(self, changes, *, sync):
+            if self.written:
+                self.store.write(changes, sync=sync)
+            raise OSError("the disk is full")
+
+    whole = a.ledger._store
+    for written in (False, True):
+        a.ledger._store = Failing(whole, written)
+        with pytest.raises(OSError, match="full"):
+            await a.ledger.set_limit(b.id, 4)
+        a.ledger._store = whole
+        if written:
+            with pytest.raises(CreditExceeded):
+                await collect(a, b, 5, lease=2, xid=2)
+        else:
+            assert await collect(a, b, 3) == 3
+        assert (await a.ledger.verify()).entries == (3 if written else 2)

@@ -1,0 +1,273 @@
+import pytest
+
+from tests.unit.ledger.circle import NETWORK
+from xsc.base.limits import AMOUNT_MAX
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.entry import GENESIS, counter_half, limit_half, post_half, void_half
+from xsc.ledger.state import LedgerState, append, digest, settle
+from xsc.ledger.validation import check_chain, check_counter, check_own_next, check_proposal
+from xsc.terms.voucher import Voucher
+
+A, B, C = (KeyPair(bytes([n]) * 32) for n in (1, 2, 3))
+LEASE = b"l" * 32
+
+
+def voucher(amount=100, *, by=B, customer=None, provider=A, lease=LEASE, number=1):
+    said = Voucher(
+        lease_id=lease,
+        provider=provider.node_id,
+        customer=(customer or by).node_id,
+        number=number,
+        amount_micro=amount,
+        quantity=0,
+        until_ms=0,
+    )
+    return sign(said, by, NETWORK)
+
+
+def post(under, *, by=A, debtor=B, seq=0, prev=GENESIS, xid=b"x" * 16, **other):
+    half = post_half(
+        creditor=by.node_id,
+        debtor=debtor.node_id,
+        seq=seq,
+        prev=prev,
+        xid=xid,
+        amount_micro=under.record.amount_micro,
+        lease=under.record.lease_id,
+        receipt=under.id,
+        created_ms=0,
+    )
+    return sign(half.model_copy(update=other), by, NETWORK)
+
+
+def limit(kind="limit", *, state, amount=1_000, xid=b"l" * 16, peer=B):
+    half = limit_half(
+        kind,
+        author=A.node_id,
+        peer=peer.node_id,
+        seq=state.next_seq,
+        prev=state.head,
+        xid=xid,
+        amount_micro=amount,
+        created_ms=0,
+    )
+    return sign(half, A, NETWORK)
+
+
+def code(refusal):
+    return refusal.code if refusal is not None else None
+
+
+def proposed(half, under=None, *, state=None, caller=A):
+    state = state or LedgerState(B.node_id)
+    return code(check_proposal(state, half, caller.node_id, under or voucher()))
+
+
+def answered(state, half, under):
+    """Let B answer a proposal, in its state."""
+    answer = counter_half(half, seq=state.next_seq, prev=state.head, created_ms=0)
+    own = sign(answer, B, NETWORK)
+    assert check_own_next(state, own, voucher=under, initiator=half) is None
+    append(state, own, half)
+    return own
+
+
+def test_a_debtor_answers_what_its_voucher_says():
+    assert proposed(post(voucher())) is None
+
+
+def test_the_first_rule_broken_is_named_in_a_fixed_order():
+    foreign = sign(
+        post(voucher()).record.model_copy(update={"peer": A.node_id}), B, NETWORK
+    )  # B, the debtor, proposes its own debt
+    cases = [
+        (post(voucher()), {"caller": C}, "creditor_not_caller"),
+        (foreign, {"caller": B}, "creditor_not_caller"),
+        (post(voucher(), debtor=C), {}, "debtor_not_me"),
+        (post(voucher(), unit=2), {}, "unit_unknown"),
+        (post(voucher(), kind="pend"), {}, "kind_unknown"),
+        (post(voucher(), kind="correct"), {}, "kind_unknown"),
+        (post(voucher(), expires_ms=1), {}, "fields_wrong"),
+        (post(voucher(), memo=GENESIS), {}, "fields_wrong"),
+        (post(voucher(), ref=b"r" * 16), {}, "fields_wrong"),
+        (post(voucher(), lease=None), {}, "fields_wrong"),
+        (post(voucher(), receipt=None), {}, "fields_wrong"),
+        (post(voucher(), link=GENESIS), {}, "fields_wrong"),
+        (post(voucher(), kind="limit", lease=None, receipt=None), {}, "kind_unknown"),
+        (post(voucher(), amount_micro=0), {}, "amount_zero"),
+        (post(voucher()), {"under": voucher(number=2)}, "voucher_wrong"),
+        (post(voucher(), lease=b"m" * 32), {}, "voucher_wrong"),
+        (post(voucher(by=C)), {"under": voucher(by=C)}, "voucher_wrong"),
+        (
+            post(voucher(by=C, customer=B)),
+            {"under": voucher(by=C, customer=B)},
+            "voucher_wrong",
+        ),
+        (post(voucher(provider=C)), {"under": voucher(provider=C)}, "voucher_wrong"),
+        (post(voucher(), prev=b"p" * 32), {}, "fork"),
+        (post(voucher(), amount_micro=99), {}, "amount_wrong"),
+        (post(voucher(), amount_micro=101), {}, "amount_wrong"),
+    ]
+    for half, how, wanted in cases:
+        assert proposed(half, **how) == wanted
+
+
+def test_what_is_settled_is_not_owed_again():
+    state = LedgerState(B.node_id)
+    first = post(voucher(100))
+    answered(state, first, voucher(100))
+    again = voucher(150, number=2)
+    later = {"seq": 1, "prev": first.id, "xid": b"y" * 16}
+    assert proposed(post(again, **later), again, state=state) == "amount_wrong"
+    assert proposed(post(again, amount_micro=50, **later), again, state=state) is None
+    assert state.balances[A.node_id] == -100
+
+
+def test_the_same_xid_is_the_same_entry_or_a_conflict():
+    state = LedgerState(B.node_id)
+    first = post(voucher())
+    answered(state, first, voucher())
+    assert proposed(first, state=state) == "exists"
+    other = voucher(200, number=2)
+    assert proposed(post(other), other, state=state) == "conflict"
+    assert proposed(post(voucher(), created_ms=1), state=state) == "conflict"
+
+
+def test_two_halves_in_one_place_are_a_fork():
+    state = LedgerState(B.node_id)
+    first = post(voucher(), seq=5, prev=b"4" * 32)
+    answered(state, first, voucher())
+
+    def seen(**how):
+        return code(check_chain(state, post(voucher(), xid=b"y" * 16, **how)))
+
+    assert check_chain(state, first) is None
+    assert seen(seq=5, prev=b"4" * 32) == "fork"
+    assert seen(seq=6, prev=b"5" * 32) == "fork"
+    assert seen(seq=6, prev=first.id) is None
+    assert seen(seq=4, prev=b"3" * 32) == "fork"
+    assert seen(seq=7, prev=b"6" * 32) is None
+
+
+def test_a_balance_stays_within_63_bits():
+    state = LedgerState(B.node_id, balances={A.node_id: -AMOUNT_MAX})
+    assert proposed(post(voucher(1)), voucher(1), state=state) == "amount_overflow"
+
+
+def test_an_answer_says_what_was_proposed():
+    half = post(voucher())
+
+    def answer(by=B, **other):
+        made = counter_half(half, seq=0, prev=GENESIS, created_ms=9)
+        return sign(made.model_copy(update=other), by, NETWORK)
+
+    assert check_counter(half, answer()) is None
+    for wrong in (
+        {"link": GENESIS},
+        {"link": None},
+        {"amount_micro": 99},
+        {"xid": b"z" * 16},
+        {"lease": GENESIS},
+        {"kind": "void"},
+        {"receipt": None},
+        {"debit": C.node_id, "by": C},
+    ):
+        assert code(check_counter(half, answer(**wrong))) == "answer_wrong"
+    other_network = sign(answer().record, B, network_id("other"))
+    assert code(check_counter(half, other_network)) == "answer_wrong"
+
+
+def test_the_creditor_keeps_its_limit_with_what_is_unanswered():
+    state = LedgerState(A.node_id)
+
+    def next_post(amount, lease, **how):
+        under = voucher(amount, lease=lease)
+        half = post(under, seq=state.next_seq, prev=state.head, xid=lease[:16], **how)
+        return half, under
+
+    half, under = next_post(1, b"1" * 32)
+    assert code(check_own_next(state, half, voucher=under)) == "limit_exceeded"
+    append(state, limit(state=state, amount=100))
+    half, under = next_post(60, b"1" * 32)
+    assert check_own_next(state, half, voucher=under) is None
+    append(state, half)
+    assert (state.exposure(B.node_id), state.balances) == (60, {})
+    more, under = next_post(41, b"2" * 32)
+    assert code(check_own_next(state, more, voucher=under)) == "limit_exceeded"
+    fits, under = next_post(40, b"2" * 32)
+    assert check_own_next(state, fits, voucher=under) is None
+    busy, under = next_post(1, b"1" * 32)
+    busy = sign(busy.record.model_copy(update={"xid": b"b" * 16}), A, NETWORK)
+    assert code(check_own_next(state, busy, voucher=under)) == "lease_busy"
+    settle(
+        state, half.record, sign(counter_half(half, seq=0, prev=GENESIS, created_ms=0), B, NETWORK)
+    )
+    assert (state.exposure(B.node_id), state.balances[B.node_id]) == (60, 60)
+
+
+def test_what_cannot_stand_next_in_the_own_chain():
+    state = LedgerState(A.node_id)
+    append(state, limit(state=state))
+    at = {"seq": 1, "prev": state.head}
+    good, under = post(voucher(), **at), voucher()
+    assert check_own_next(state, good, voucher=under) is None
+
+    def refused(half, **how):
+        return code(check_own_next(state, half, **({"voucher": under} | how)))
+
+    assert refused(post(voucher(by=A, provider=B), by=B, debtor=A, **at)) == "author_wrong"
+    assert refused(post(voucher(), seq=2, prev=state.head)) == "sequence_wrong"
+    assert refused(post(voucher(), seq=1, prev=GENESIS)) == "previous_wrong"
+    assert refused(post(voucher(), unit=0, **at)) == "unit_unknown"
+    assert refused(post(voucher(), kind="clear", **at)) == "kind_unknown"
+    assert refused(good, voucher=None) == "voucher_wrong"
+    assert refused(good, voucher=voucher(number=9)) == "voucher_wrong"
+    assert refused(good, initiator=good) == "fields_wrong"
+    assert refused(post(voucher(), amount_micro=0, **at)) == "amount_zero"
+    assert refused(post(voucher(), amount_micro=7, **at)) == "amount_wrong"
+    assert refused(post(voucher(), xid=b"l" * 16, **at)) == "conflict"
+    assert refused(limit("open", state=state, xid=b"o" * 16)) == "already_open"
+    own_debt = post(voucher(), debit=A.node_id, credit=B.node_id, **at)
+    assert refused(own_debt) == "fields_wrong"
+    link = post(voucher(), link=GENESIS, **at)
+    assert refused(link) == "answer_wrong"
+    assert refused(link, initiator=good) == "answer_wrong"
+
+
+def test_only_an_unanswered_entry_is_withdrawn():
+    state = LedgerState(A.node_id)
+    append(state, limit(state=state))
+    half = post(voucher(), seq=1, prev=state.head)
+    append(state, half)
+
+    def void(**other):
+        made = void_half(
+            half.record, seq=state.next_seq, prev=state.head, xid=b"v" * 16, created_ms=0
+        )
+        return sign(made.model_copy(update=other), A, NETWORK)
+
+    assert code(check_own_next(state, void(ref=b"n" * 16))) == "nothing_to_void"
+    assert code(check_own_next(state, void(amount_micro=1))) == "nothing_to_void"
+    assert code(check_own_next(state, void(ref=None))) == "fields_wrong"
+    assert check_own_next(state, void()) is None
+    before = digest(state)
+    append(state, void())
+    assert digest(state) != before
+    assert (state.exposure(B.node_id), state.open, state.voided) == (0, {}, {1})
+    assert code(check_own_next(state, void(xid=b"w" * 16))) == "nothing_to_void"
+
+
+@pytest.mark.parametrize("field", ["balances", "limits", "settled", "seen", "entries", "voided"])
+def test_the_digest_covers_every_part_of_the_state(field):
+    def made():
+        state = LedgerState(B.node_id)
+        answered(state, post(voucher()), voucher())
+        state.limits[A.node_id] = 1
+        state.voided.add(7)
+        return state
+
+    state = made()
+    assert digest(state) == digest(made())
+    getattr(state, field).clear()
+    assert digest(state) != digest(made())
