@@ -49,6 +49,8 @@ PEER_HEADER_BYTES_MAX = 16 * KIB
 """All header fields of one message."""
 NO_PROGRESS_MS = 10_000
 """How long a connection may bring nothing, and a head may take in all."""
+BODY_BYTES_A_SECOND_MIN = 16 * KIB
+"""A body that comes slower is given up."""
 PEERS_MAX = 1_000
 PEER_NAME_CHARS_MAX = 64
 PEER_ADDRESSES_MAX = 16
