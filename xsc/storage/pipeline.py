@@ -20,8 +20,8 @@ from xsc.base.clock import Entropy
 from xsc.base.errors import (
     DurabilityUnreachable,
     LeaseExhausted,
+    LimitError,
     NoOffers,
-    SpaceExhausted,
     TooLarge,
     XscError,
 )
@@ -325,9 +325,10 @@ class Upload:
         # Whatever comes of it, something may lie there: an undo must ask this host.
         self._held.setdefault(place, 0)
         for batch, carried in requests_of([(index, shard) for shard in shards], record):
-            self._held[place] += await self._reach.store(
+            stored = await self._reach.store(
                 lease, self._locate, self._code.generation, shards=batch, record=carried
             )
+            self._held[place] += stored
 
     async def _store(self, slot: _Slot, index: int, *, again: bool = False) -> None:
         """Store a slot's columns of a segment, at whatever host it has by then."""
@@ -380,7 +381,7 @@ class Upload:
                 count=1,
                 exclude=frozenset(others),
             )
-        except (NoOffers, SpaceExhausted, LeaseExhausted):
+        except (NoOffers, LimitError):
             return False
         if not leases or leases[0].node != slot.lease.node:
             return False
@@ -397,7 +398,7 @@ class Upload:
                 leases = await self._reach.hosts.lease_hosts(
                     size_bytes=size, count=1, exclude=taken
                 )
-            except (NoOffers, SpaceExhausted):
+            except (NoOffers, LimitError):
                 leases = []
             for lease in leases:
                 if lease.node not in taken:
@@ -484,8 +485,8 @@ class Upload:
         except XscError:
             return node
         for (holder, lease_id), size in self._held.items():
-            if holder == node and node != self._reach.own and size:
-                await self._reach.hosts.used(lease_id, -size)
+            if holder == node:
+                await self._reach.note_freed(node, lease_id, size)
         return None
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from xsc.base.clock import Clock, Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import (
+    LeaseExhausted,
     ReceiptInvalid,
     RecordInvalid,
     ShardMismatch,
@@ -31,7 +32,7 @@ from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.held import FoundRecord, HeldObject, Wanted
 from xsc.storage.messages import ObjectRecord
-from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts
+from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts, Leases
 from xsc.storage.receipts import expected_receipt, receipt_fault
 from xsc.storage.shards import StorageNode
 from xsc.terms.storage_receipt import StorageReceipt
@@ -132,6 +133,7 @@ class Reach:
         executor: Executor,
         caller: Caller,
         hosts: Hosts,
+        leases: Leases,
         node: StorageNode,
         log: Log,
     ) -> None:
@@ -142,6 +144,7 @@ class Reach:
         self.hosts = hosts
         self.log = log
         self._caller = caller
+        self._leases = leases
         self._node = node
         self._pace_ms: dict[bytes, int] = {}
 
@@ -164,36 +167,36 @@ class Reach:
         lease: HostLease,
         locate: bytes,
         generation: int,
+        *,
         shards: Sequence[tuple[int, StorageShard]],
         record: ObjectRecord | None,
     ) -> int:
-        """Store at a host and verify its receipts; return the bytes it confirmed.
+        """Store at a host in one request and verify its receipt; return the bytes confirmed.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        confirmed = 0
-        for batch, carried in requests_of(shards, record):
-            if lease.node == self.own:
-                bodies = bodies_of(
+        size = sum(len(shard.data) for _, shard in shards)
+        if record is not None:
+            size += len(record.sealed) + len(record.placement)
+        if lease.node == self.own:
+            # The own node has no lease with itself, but room that is promised to others.
+            self._leases.admit(OWN_LEASE, self.own, size)
+            await self._node.store(
+                bodies_of(
                     customer=self.own,
                     lease_id=OWN_LEASE,
                     locate=locate,
                     generation=generation,
-                    shards=batch,
-                    record=carried,
+                    shards=shards,
+                    record=record,
                 )
-                await self._node.store(bodies)
-            else:
-                await self._store_at_peer(lease, locate, generation, batch, carried)
-            size = sum(len(shard.data) for _, shard in batch)
-            if carried is not None:
-                size += len(carried.sealed) + len(carried.placement)
-            if lease.node != self.own:
-                await self.hosts.used(lease.lease_id, size)
-            confirmed += size
-        return confirmed
+            )
+        else:
+            await self._store_at_peer(lease, locate, generation, shards, record)
+            await self.hosts.used(lease.lease_id, size)
+        return size
 
     async def _store_at_peer(
         self,
@@ -292,6 +295,15 @@ class Reach:
             return
         header: dict[str, Value] = {"locate": locate}
         await self._caller.call(node, messages.DELETE, header, timeout_ms=DELETE_TIMEOUT_MS)
+
+    async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
+        """Take note of bytes that a host confirmed to have deleted."""
+        if node == self.own or not size_bytes:
+            return
+        try:
+            await self.hosts.used(lease_id, -size_bytes)
+        except LeaseExhausted:
+            self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,6 +211,7 @@ class StorageService:
             executor=executor,
             caller=caller,
             hosts=hosts,
+            leases=leases,
             node=node,
             log=log,
         )
@@ -512,8 +513,8 @@ class StorageService:
         answers = await together(self._forget(node, verify.locate) for node in ordered)
         confirmed = tuple(node for node, gone in zip(ordered, answers, strict=True) if gone)
         for item in held:
-            if item.node in confirmed and item.node != self._key.node_id and item.size_bytes:
-                await self._hosts.used(item.lease_id, -item.size_bytes)
+            if item.node in confirmed:
+                await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
         left = tuple(item for item in held if item.node not in confirmed)
         changes: list[tuple[bytes, bytes | None]] = [
             (OBJECTS + verify.manifest_hash, None),
