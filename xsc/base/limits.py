@@ -44,7 +44,8 @@ JOIN_BYTES_MAX = 16 * KIB
 """What a caller that is not known may send."""
 CONNECTIONS_MAX = 512
 """Connections that a node serves at once."""
-CONNECTIONS_TO_A_PEER_MAX = 16
+CONNECTIONS_TO_A_PEER_MAX = PEER_REQUESTS_IN_FLIGHT_MAX
+"""One request each: a long job must not keep a probe waiting."""
 PEER_HEADER_BYTES_MAX = 16 * KIB
 """All header fields of one message."""
 NO_PROGRESS_MS = 10_000
