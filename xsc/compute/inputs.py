@@ -1,0 +1,103 @@
+"""What a `run` is given, its bounds, and its hash.
+
+The hash is over the hashes of the parts, so that an order binds gigabytes by 32
+bytes and each part can be checked with standard tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from xsc.base.encoding import encode, tagged_sha256
+from xsc.base.errors import ArgumentInvalid, TooLarge
+from xsc.base.limits import (
+    ARGUMENT_BYTES_MAX,
+    ARGUMENTS_MAX,
+    ENVIRONMENT_MAX,
+    FILE_NAME_BYTES_MAX,
+    INPUT_BYTES_MAX,
+    STDIN_BYTES_MAX,
+)
+
+FILES_MAX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RunInput:
+    """Everything that a program can read."""
+
+    args: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    """Names and values, sorted by name."""
+    stdin: bytes = b""
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Names without a slash, and contents, sorted by name: /in/NAME."""
+
+
+def check_input(given: RunInput) -> None:
+    """Return if the input is within its bounds and well formed.
+
+    Raises:
+        ArgumentInvalid: a name or text that no program could be given.
+        TooLarge: over a bound.
+    """
+    texts = [*given.args, *(f"{name}={value}" for name, value in given.environment)]
+    if any("\0" in text for text in texts):
+        raise ArgumentInvalid("an argument or a variable holds a NUL character")
+    if len(given.args) > ARGUMENTS_MAX or len(given.environment) > ENVIRONMENT_MAX:
+        raise TooLarge(f"more than {ARGUMENTS_MAX} arguments or {ENVIRONMENT_MAX} variables")
+    if sum(len(text.encode()) + 1 for text in texts) > ARGUMENT_BYTES_MAX:
+        raise TooLarge(f"arguments and variables are over {ARGUMENT_BYTES_MAX} bytes together")
+    if any(not name or "=" in name for name, _ in given.environment):
+        raise ArgumentInvalid("a variable's name is empty or holds '='")
+    _check_sorted("variables", [name for name, _ in given.environment])
+    if len(given.stdin) > STDIN_BYTES_MAX:
+        raise TooLarge(f"the standard input is over {STDIN_BYTES_MAX} bytes")
+    names = [name for name, _ in given.files]
+    for name in names:
+        size = len(name.encode())
+        if "/" in name or "\0" in name or name in ("", ".", "..") or size > FILE_NAME_BYTES_MAX:
+            raise ArgumentInvalid(f"'{name[:60]}' is no name for an input file")
+    _check_sorted("input files", names)
+    if len(names) > FILES_MAX:
+        raise TooLarge(f"more than {FILES_MAX} input files")
+    if sum(len(data) for _, data in given.files) > INPUT_BYTES_MAX:
+        raise TooLarge(f"the input files are over {INPUT_BYTES_MAX} bytes together")
+
+
+def _check_sorted(what: str, names: list[str]) -> None:
+    if any(a >= b for a, b in pairwise(names)):
+        raise ArgumentInvalid(f"the {what} are not sorted, or one is there twice")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def input_hash(given: RunInput, output_bytes: int) -> bytes:
+    """Return the hash that an order names: of the input and of the bound of the output."""
+    value = encode(
+        {
+            "args": list(given.args),
+            "environment": [[name, text] for name, text in given.environment],
+            "stdin": _digest(given.stdin),
+            "files": [[name, _digest(data)] for name, data in given.files],
+            "output_bytes": output_bytes,
+        }
+    )
+    return tagged_sha256("compute-input", value)
+
+
+def output_hash(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return the hash that an outcome names: of all that a run gave back."""
+    value = encode(
+        {
+            "stdout": _digest(stdout),
+            "stderr": _digest(stderr),
+            "files": [[path, _digest(data)] for path, data in files],
+        }
+    )
+    return tagged_sha256("compute-output", value)

@@ -1,0 +1,139 @@
+"""Orders and receipts: how a run is asked for, told, billed and checked.
+
+The bill of a run follows from the lease's price, the fuel used and the memory
+*limit* of the order (`xsc.terms.pricing`); nothing else is billed, and never
+more than the order's limits allow. A run that meets a limit is billed for the
+fuel it used. Where the provider had to end it from outside (time, compiling),
+the fuel is not known and counts as 0: the provider bears that. So it does with
+the fuel of a run that the engine interrupts by time, which is a lower bound.
+
+`time_exceeded` and `compile_limit` say something about the provider's machine as
+well: a second run need not reproduce them. Everything else of an outcome it must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xsc.base.encoding import tagged_sha256
+from xsc.base.errors import CreditExceeded
+from xsc.base.limits import AMOUNT_MAX
+from xsc.compute.inputs import RunInput, output_hash
+from xsc.compute.limits import Limits
+from xsc.compute.sandbox import Job, JobResult, is_trap
+from xsc.identity.envelope import Signed
+from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
+from xsc.terms.pricing import compute_amount, fuel_steps
+
+
+def seed_of(order: Order) -> bytes:
+    """Return what the program's random bytes follow from: the same for the same nonce."""
+    return tagged_sha256("compute-seed", order.nonce)
+
+
+def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> Job:
+    """Return the job that an order asks for; module and input must be those it names."""
+    return Job(
+        module_hash=order.module,
+        module=module,
+        mode=order.mode,
+        function=order.function,
+        arguments=tuple((number.type, number.bits) for number in order.arguments),
+        args=given.args,
+        environment=given.environment,
+        stdin=given.stdin,
+        files=given.files,
+        limits=Limits(order.fuel_max, order.memory_bytes_max, order.timeout_ms, output_bytes),
+        seed=seed_of(order),
+        clock_ms=order.created_ms,
+        customer=order.customer,
+    )
+
+
+def amount_of(price: int, fuel: int, memory_bytes: int) -> int:
+    """Return the micro-credits for that much fuel under that memory limit."""
+    return compute_amount(price, fuel_steps(fuel, memory_bytes))
+
+
+def check_price(order: Order, price: int) -> None:
+    """Return if the most that the order can cost is an amount.
+
+    Raises:
+        CreditExceeded: it is not.
+    """
+    if amount_of(price, order.fuel_max, order.memory_bytes_max) > AMOUNT_MAX:
+        raise CreditExceeded("this run could cost more than can be written down")
+
+
+def make_receipt(
+    order: Signed[Order], result: JobResult, *, price: int, started_ms: int, wall_ms: int
+) -> ExecutionReceipt:
+    """Return the receipt for the result of an order, to be signed by the provider."""
+    asked = order.record
+    outcome = Outcome(
+        module=asked.module,
+        mode=asked.mode,
+        function=asked.function,
+        arguments=asked.arguments,
+        input=asked.input,
+        results=tuple(Number.model_validate({"type": t, "bits": b}) for t, b in result.results),
+        output=output_hash(result.stdout, result.stderr, result.files),
+        exit_code=result.exit_code,
+        trap=result.trap,
+        fuel_used=result.fuel_used,
+        memory_peak_bytes=result.memory_peak_bytes,
+        engine=result.engine,
+        engine_config=result.engine_config,
+    )
+    return ExecutionReceipt(
+        order=order.raw,
+        outcome=outcome,
+        observed=Observed(started_ms=started_ms, wall_ms=wall_ms),
+        amount_micro=amount_of(price, result.fuel_used, asked.memory_bytes_max),
+    )
+
+
+def check_receipt(
+    order: Signed[Order],
+    receipt: ExecutionReceipt,
+    price: int,
+    *,
+    results: Sequence[str] | None = None,
+    output: bytes | None = None,
+) -> str | None:
+    """Return the first rule that a receipt breaks, or None.
+
+    Args:
+        order: what was asked for.
+        receipt: what the provider signed; its author is the caller's to check.
+        price: the lease's price a quantum.
+        results: the result types of the function, where they are known.
+        output: the hash of what was delivered, where it is at hand.
+    """
+    asked, told = order.record, receipt.outcome
+    same = (told.module, told.mode, told.function, told.arguments, told.input)
+    if receipt.order != order.raw:
+        return "it is for another order"
+    if same != (asked.module, asked.mode, asked.function, asked.arguments, asked.input):
+        return "its outcome is of another run than the order asks for"
+    if told.trap is not None:
+        if not is_trap(told.trap):
+            return f"it names a trap that does not exist ('{told.trap[:40]}')"
+        if told.results or told.exit_code is not None:
+            return "it has results although the run was trapped"
+    elif asked.mode == "run":
+        if told.exit_code is None or told.results:
+            return "a program's run has an exit code and no results"
+    elif told.exit_code is not None:
+        return "a function's call has no exit code"
+    elif results is not None and tuple(item.type for item in told.results) != tuple(results):
+        return "its results are not of the function's types"
+    if told.fuel_used > asked.fuel_max:
+        return "it bills more fuel than the order allows"
+    if told.memory_peak_bytes > asked.memory_bytes_max:
+        return "it reports more memory than the order allows"
+    if receipt.amount_micro != amount_of(price, told.fuel_used, asked.memory_bytes_max):
+        return "its amount does not follow from the fuel and the lease's price"
+    if output is not None and told.output != output:
+        return "what was delivered is not what it names"
+    return None

@@ -1,0 +1,600 @@
+"""Buys and sells runs of WebAssembly programs.
+
+As customer: reads the module, parses the arguments, has the market choose a
+provider, orders, and believes nothing before the receipt was checked against
+the order, the lease's price and what was delivered. As provider: runs an order
+once, however often it arrives, and signs what came of it.
+
+Idempotence: an order is known by its customer and nonce. While it runs, and as
+long as its answer is kept, the same order gets the same answer. An order whose
+answer is no longer kept, that is older than the request window, or that was
+made before this node started, is refused: none can be run or billed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ClockSkewed,
+    ModuleUnknown,
+    PeerSilent,
+    RateLimited,
+    ReceiptInvalid,
+    RecordInvalid,
+    ReplayRefused,
+    SandboxFailed,
+    TooLarge,
+    XscError,
+)
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list
+from xsc.base.limits import (
+    ANSWERS_KEPT_BYTES_MAX,
+    ARGUMENTS_MAX,
+    COMPILE_MS_MAX,
+    ENVIRONMENT_MAX,
+    FRAME_HEADER_BYTES_MAX,
+    MODULES_KEPT_BYTES_MAX,
+    ORDERS_REMEMBERED_MAX,
+    OUTPUT_BYTES_MAX,
+    OUTPUT_FILES_MAX,
+    PEER_BODY_BYTES_MAX,
+    PEER_TIMEOUT_MS,
+    PROVIDERS_TRIED_MAX,
+    REQUEST_WINDOW_MS,
+)
+from xsc.base.log import Log
+from xsc.base.merkle import Part, root_of
+from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, output_hash
+from xsc.compute.limits import Limits
+from xsc.compute.ports import (
+    OWN_LEASE,
+    Caller,
+    ComputeBook,
+    ComputeLease,
+    ComputeLeases,
+    Handler,
+    Reply,
+)
+from xsc.compute.program import Program, read
+from xsc.compute.receipts import check_price, check_receipt, job_of, make_receipt
+from xsc.compute.sandbox import Mode, Sandbox, trap_error
+from xsc.compute.values import format_number, parse_arguments
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.terms.execution import ExecutionReceipt, Number, Order
+from xsc.terms.pricing import fuel_steps
+
+_NONCE_BYTES = 16
+_ROOM_BYTES = FRAME_HEADER_BYTES_MAX + 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What an invocation gave. The receipt proves all of it but the text forms."""
+
+    results: list[str]
+    numbers: tuple[Number, ...]
+    """The results as raw bits."""
+    stdout: bytes
+    stderr: bytes
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: bytes
+    amount_micro: int
+    trap: XscError | None
+    """The error to raise, where the run did not come to its end."""
+    receipt: bytes
+    """The signed execution receipt."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunExecution:
+    """What a WASI command gave."""
+
+    exit_code: int | None
+    """None where the run did not come to its end."""
+    stdout: bytes
+    stderr: bytes
+    files: dict[str, bytes]
+    """What the program left in /out, by path."""
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: bytes
+    amount_micro: int
+    trap: XscError | None
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What the customer wants, checked as far as it can be without an engine."""
+
+    module: bytes
+    module_hash: bytes
+    mode: Mode
+    function: str
+    arguments: tuple[Number, ...]
+    results: tuple[str, ...]
+    given: RunInput
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """What an order is run with, and at which price a quantum."""
+
+    module: bytes
+    given: RunInput
+    output_bytes: int
+    price: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivered:
+    """A verified receipt and what came with it."""
+
+    receipt: Signed[ExecutionReceipt]
+    stdout: bytes
+    stderr: bytes
+    files: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(slots=True)
+class _Known:
+    """An order that was accepted."""
+
+    order_id: bytes
+    forget_ms: int
+    task: asyncio.Task[_Delivered] | None
+    """What runs or has run; None where the answer is no longer kept."""
+    size_bytes: int = 0
+
+
+class ComputeService:
+    """Both sides of a run."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        entropy: Entropy,
+        executor: Executor,
+        caller: Caller,
+        leases: ComputeLeases,
+        book: ComputeBook,
+        sandbox: Sandbox,
+        log: Log,
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._entropy = entropy
+        self._executor = executor
+        self._caller = caller
+        self._leases = leases
+        self._book = book
+        self._sandbox = sandbox
+        self._log = log
+        self._started_ms = clock.now_ms()
+        self._modules: OrderedDict[bytes, bytes] = OrderedDict()
+        self._modules_bytes = 0
+        self._orders: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
+        self._answers_bytes = 0
+
+    async def start(self) -> None:
+        """Start the sandbox."""
+        await self._sandbox.start()
+
+    async def stop(self) -> None:
+        """Stop the sandbox; orders that run are not answered."""
+        tasks = [known.task for known in self._orders.values() if known.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._sandbox.stop()
+
+    def describe(self) -> dict[str, Value]:
+        """Return what the sandbox says of itself."""
+        return self._sandbox.describe()
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what peers may call."""
+        return {"compute.run": self._serve}
+
+    # The customer's side
+
+    async def invoke(
+        self,
+        module: bytes,
+        function: str,
+        arguments: Sequence[str],
+        limits: Limits,
+        *,
+        on: bytes | None = None,
+        local: bool = False,
+    ) -> Execution:
+        """Call an exported function with numbers.
+
+        Args:
+            module: the WebAssembly binary.
+            function: the name of an export.
+            arguments: texts, parsed by the function's signature.
+            limits: what the run may use, and hence cost.
+            on: the provider; None lets the market choose.
+            local: run it here, ask nobody and pay nothing.
+
+        Raises:
+            ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
+            NoOffers, PeerSilent, SandboxFailed: nobody ran it.
+            ReceiptInvalid: the provider's receipt breaks a rule.
+        """
+        program, digest = await self._executor.run(_inspect, module)
+        signature = program.signature(function)
+        numbers = parse_arguments(arguments, function, signature)
+        task = _Task(
+            module, digest, "invoke", function, numbers, signature.results, RunInput(), limits
+        )
+        done = await self._execute(task, on=on, local=local)
+        outcome = done.receipt.record.outcome
+        return Execution(
+            results=[format_number(number) for number in outcome.results],
+            numbers=outcome.results,
+            stdout=done.stdout,
+            stderr=done.stderr,
+            fuel_used=outcome.fuel_used,
+            memory_peak_bytes=outcome.memory_peak_bytes,
+            wall_ms=done.receipt.record.observed.wall_ms,
+            provider=done.receipt.author,
+            amount_micro=done.receipt.record.amount_micro,
+            trap=trap_error(outcome.trap) if outcome.trap is not None else None,
+            receipt=done.receipt.raw,
+        )
+
+    async def run(  # noqa: PLR0917 - a command has that many inputs
+        self,
+        module: bytes,
+        args: Sequence[str],
+        env: Mapping[str, str],
+        stdin: bytes,
+        files: Mapping[str, bytes],
+        limits: Limits,
+        *,
+        on: bytes | None = None,
+        local: bool = False,
+    ) -> RunExecution:
+        """Run a WASI command. Input files are found at /in/NAME; errors as for `invoke`.
+
+        Raises:
+            ArgumentInvalid, TooLarge: an input is malformed or over a bound.
+        """
+        given = RunInput(
+            tuple(args), tuple(sorted(env.items())), stdin, tuple(sorted(files.items()))
+        )
+        check_input(given)
+        program, digest = await self._executor.run(_inspect, module)
+        program.signature("_start")
+        task = _Task(module, digest, "run", "_start", (), (), given, limits)
+        done = await self._execute(task, on=on, local=local)
+        outcome = done.receipt.record.outcome
+        return RunExecution(
+            exit_code=outcome.exit_code,
+            stdout=done.stdout,
+            stderr=done.stderr,
+            files=dict(done.files),
+            fuel_used=outcome.fuel_used,
+            memory_peak_bytes=outcome.memory_peak_bytes,
+            wall_ms=done.receipt.record.observed.wall_ms,
+            provider=done.receipt.author,
+            amount_micro=done.receipt.record.amount_micro,
+            trap=trap_error(outcome.trap) if outcome.trap is not None else None,
+            receipt=done.receipt.raw,
+        )
+
+    async def _execute(self, task: _Task, *, on: bytes | None, local: bool) -> _Delivered:
+        own = self._key.node_id
+        if local or on == own:
+            return await self._run_here(task)
+        ordered: dict[bytes, Signed[Order]] = {}
+        last: XscError | None = None
+        for _ in range(PROVIDERS_TRIED_MAX):
+            lease = await self._leases.lease_compute(fuel_steps=task.limits.steps, on=on)
+            if lease.node == own:
+                return await self._run_here(task)
+            # Under the same lease the same order is asked for again: it is run once.
+            if lease.lease_id not in ordered:
+                ordered[lease.lease_id] = await self._order(task, lease.node, lease.lease_id)
+            try:
+                return await self._buy(task, lease, ordered[lease.lease_id])
+            except (PeerSilent, SandboxFailed, RateLimited) as fault:
+                self._log.warning(
+                    "provider did not run the order", provider=lease.node.hex(), reason=fault.code
+                )
+                last = fault
+        assert last is not None
+        raise last
+
+    async def _order(self, task: _Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
+        digest = await self._executor.run(input_hash, task.given, task.limits.output_bytes)
+        order = Order(
+            nonce=self._entropy.token(_NONCE_BYTES),
+            lease_id=lease_id,
+            customer=self._key.node_id,
+            provider=provider,
+            module=task.module_hash,
+            mode=task.mode,
+            function=task.function,
+            arguments=task.arguments,
+            input=digest,
+            fuel_max=task.limits.fuel,
+            memory_bytes_max=task.limits.memory_bytes,
+            timeout_ms=task.limits.timeout_ms,
+            created_ms=self._clock.now_ms(),
+        )
+        return sign(order, self._key, self._network)
+
+    async def _run_here(self, task: _Task) -> _Delivered:
+        order = await self._order(task, self._key.node_id, OWN_LEASE)
+        granted = _Granted(task.module, task.given, task.limits.output_bytes, 0)
+        return await self._fulfil(order, granted)
+
+    async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
+        header: dict[str, Value] = {
+            "order": order.raw,
+            "args": list(task.given.args),
+            "environment": [[name, text] for name, text in task.given.environment],
+            "files": [name for name, _ in task.given.files],
+            "output_bytes": task.limits.output_bytes,
+            "module": False,
+        }
+        bodies = [task.given.stdin, *(data for _, data in task.given.files)]
+        if sum(map(len, bodies)) + len(task.module) + _ROOM_BYTES > PEER_BODY_BYTES_MAX:
+            raise TooLarge(
+                f"module and input are over {PEER_BODY_BYTES_MAX - _ROOM_BYTES} bytes together",
+                hint="run it on this node with --local",
+            )
+        parts = await self._executor.run(_bind, bodies)
+        timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
+        try:
+            reply = await self._caller.call(
+                lease.node, "compute.run", header, parts, timeout_ms=timeout_ms
+            )
+        except ModuleUnknown:
+            parts += await self._executor.run(_bind, [task.module])
+            reply = await self._caller.call(
+                lease.node,
+                "compute.run",
+                {**header, "module": True},
+                parts,
+                timeout_ms=timeout_ms,
+            )
+        done = await self._executor.run(self._check_reply, task, lease, order, reply)
+        outcome = done.receipt.record.outcome
+        steps = fuel_steps(outcome.fuel_used, task.limits.memory_bytes)
+        await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
+        return done
+
+    def _check_reply(
+        self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply
+    ) -> _Delivered:
+        raw = take_bytes(reply.header, "receipt")
+        names = _texts(reply.header, "files", most=OUTPUT_FILES_MAX)
+        if len(reply.parts) != 2 + len(names):
+            raise ReceiptInvalid("the provider's answer lacks a part")
+        bodies = [bytes(part) for part in reply.parts]
+        done = _Delivered(
+            open_signed(raw, ExecutionReceipt, network=self._network, author=lease.node),
+            bodies[0],
+            bodies[1],
+            tuple(zip(names, bodies[2:], strict=True)),
+        )
+        output = output_hash(done.stdout, done.stderr, done.files)
+        broken = check_receipt(
+            order, done.receipt.record, lease.price, results=task.results, output=output
+        )
+        if broken is None and sum(map(len, bodies)) > task.limits.output_bytes:
+            broken = "more was delivered than the order allows"
+        if broken is not None:
+            raise ReceiptInvalid(f"the provider's receipt is refused: {broken}")
+        return done
+
+    # The provider's side
+
+    async def _fulfil(self, order: Signed[Order], granted: _Granted) -> _Delivered:
+        started_ms = self._clock.now_ms()
+        began_ms = self._clock.monotonic_ms()
+        job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
+        result = await self._sandbox.run(job)
+        wall_ms = self._clock.monotonic_ms() - began_ms
+        receipt = make_receipt(
+            order, result, price=granted.price, started_ms=started_ms, wall_ms=wall_ms
+        )
+        signed = sign(receipt, self._key, self._network)
+        return _Delivered(signed, result.stdout, result.stderr, result.files)
+
+    async def _serve(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        order = open_signed(
+            take_bytes(header, "order"), Order, network=self._network, author=caller
+        )
+        asked = order.record
+        if asked.customer != caller or asked.provider != self._key.node_id:
+            raise RecordInvalid("the order is between other nodes")
+        if asked.lease_id == OWN_LEASE:
+            raise RecordInvalid("the order names no lease")
+        known = self._orders.get((caller, asked.nonce))
+        if known is None:
+            known = await self._accept(order, header, parts)
+        if known.order_id != order.id:
+            raise RecordInvalid("the nonce of this order was used for another one")
+        if known.task is None:
+            raise ReplayRefused("this order was run, and its answer is no longer kept")
+        # The run goes on when the caller goes away: the same order finds it again.
+        done = await asyncio.shield(known.task)
+        answer: dict[str, Value] = {
+            "receipt": done.receipt.raw,
+            "files": [path for path, _ in done.files],
+        }
+        return answer, [done.stdout, done.stderr, *(data for _, data in done.files)]
+
+    async def _accept(
+        self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
+    ) -> _Known:
+        asked = order.record
+        self._check_fresh(asked)
+        given, brought = _received(header, parts)
+        output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
+        module = await self._module(asked.module, brought)
+        if await self._executor.run(input_hash, given, output_bytes) != asked.input:
+            raise RecordInvalid("the input is not the one that the order names")
+        slot = (asked.customer, asked.nonce)
+        if slot in self._orders:  # the same order came twice at once
+            return self._orders[slot]
+        self._forget_old()
+        steps = fuel_steps(asked.fuel_max, asked.memory_bytes_max)
+        price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
+        granted = _Granted(module, given, output_bytes, price)
+        task = asyncio.create_task(self._work(order, granted, steps))
+        forget_ms = asked.created_ms + 2 * REQUEST_WINDOW_MS
+        known = self._orders[slot] = _Known(order.id, forget_ms, task)
+        task.add_done_callback(lambda done: self._keep(slot, done))
+        return known
+
+    def _check_fresh(self, asked: Order) -> None:
+        now_ms = self._clock.now_ms()
+        if abs(now_ms - asked.created_ms) > REQUEST_WINDOW_MS:
+            raise ClockSkewed(
+                f"the order was made {now_ms - asked.created_ms} ms ago by this node's clock"
+            )
+        if asked.created_ms < self._started_ms:
+            raise ReplayRefused("the order was made before this node started")
+
+    async def _module(self, digest: bytes, brought: bytes | None) -> bytes:
+        if digest in self._modules:
+            self._modules.move_to_end(digest)
+            return self._modules[digest]
+        if brought is None:
+            raise ModuleUnknown("this provider does not have the module")
+        if await self._executor.run(_sha256, brought) != digest:
+            raise RecordInvalid("the module is not the one that the order names")
+        if digest not in self._modules:
+            self._modules[digest] = brought
+            self._modules_bytes += len(brought)
+        while self._modules_bytes > MODULES_KEPT_BYTES_MAX:
+            _, dropped = self._modules.popitem(last=False)
+            self._modules_bytes -= len(dropped)
+        return brought
+
+    async def _work(self, order: Signed[Order], granted: _Granted, steps: int) -> _Delivered:
+        asked = order.record
+        used = 0
+        try:
+            check_price(asked, granted.price)
+            done = await self._fulfil(order, granted)
+            outcome = done.receipt.record.outcome
+            used = fuel_steps(outcome.fuel_used, asked.memory_bytes_max)
+        finally:
+            self._book.used_compute(asked.lease_id, steps, used)
+        self._log.info(
+            "job",
+            customer=asked.customer.hex(),
+            function=asked.function,
+            duration_ms=done.receipt.record.observed.wall_ms,
+            fuel=outcome.fuel_used,
+            trap=outcome.trap or "",
+        )
+        return done
+
+    def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Delivered]) -> None:
+        """Keep an answer to be given again; forget what failed, for nothing was billed."""
+        known = self._orders.get(slot)
+        if known is None:
+            return
+        if task.cancelled() or task.exception() is not None:
+            del self._orders[slot]
+            return
+        done = task.result()
+        known.size_bytes = (
+            len(done.receipt.raw)
+            + len(done.stdout)
+            + len(done.stderr)
+            + sum(len(data) for _, data in done.files)
+        )
+        self._answers_bytes += known.size_bytes
+        for other in self._orders.values():
+            if self._answers_bytes <= ANSWERS_KEPT_BYTES_MAX:
+                break
+            if other is not known and other.size_bytes:
+                self._answers_bytes -= other.size_bytes
+                other.size_bytes, other.task = 0, None
+
+    def _forget_old(self) -> None:
+        now_ms = self._clock.now_ms()
+        while self._orders:
+            slot, known = next(iter(self._orders.items()))
+            if known.forget_ms > now_ms or (known.task is not None and not known.task.done()):
+                break
+            self._answers_bytes -= known.size_bytes
+            del self._orders[slot]
+        if len(self._orders) >= ORDERS_REMEMBERED_MAX:
+            raise RateLimited("too many orders within the request window")
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _inspect(module: bytes) -> tuple[Program, bytes]:
+    return read(module), _sha256(module)
+
+
+def _bind(bodies: Sequence[bytes]) -> list[Part]:
+    return [Part(body, root_of(body)) for body in bodies]
+
+
+def _texts(header: Mapping[str, Value], name: str, *, most: int) -> list[str]:
+    found: list[str] = []
+    for item in take_list(header, name, most=most):
+        if not isinstance(item, str):
+            raise RecordInvalid(f"the field '{name}' must hold texts alone")
+        found.append(item)
+    return found
+
+
+def _received(header: dict[str, Value], parts: Sequence[Part]) -> tuple[RunInput, bytes | None]:
+    """Return the input and the module, if it is there, of a request."""
+    environment: list[tuple[str, str]] = []
+    for item in take_list(header, "environment", most=ENVIRONMENT_MAX):
+        match item:
+            case [str(name), str(text)]:
+                environment.append((name, text))
+            case _:
+                raise RecordInvalid("the field 'environment' must hold pairs of texts")
+    names = _texts(header, "files", most=FILES_MAX)
+    with_module = take_bool(header, "module")
+    bodies = [bytes(part.data) for part in parts]
+    if len(bodies) != 1 + len(names) + with_module:
+        raise RecordInvalid("the request lacks a part or has one too many")
+    given = RunInput(
+        tuple(_texts(header, "args", most=ARGUMENTS_MAX)),
+        tuple(environment),
+        bodies[0],
+        tuple(zip(names, bodies[1 : 1 + len(names)], strict=True)),
+    )
+    try:
+        check_input(given)
+    except ArgumentInvalid as fault:
+        raise RecordInvalid(fault.message) from None
+    return given, bodies[-1] if with_module else None
