@@ -1,0 +1,398 @@
+"""The transport port on HTTP/1.1: aiohttp on both sides, TLS 1.3 off loopback.
+
+Bodies are written buffer by buffer and read into one buffer of their announced
+length; a body without a length is refused. Nothing is ever decompressed or
+redirected. A connection that brings nothing for NO_PROGRESS_MS, a head that
+takes longer, and a reader that does not read are cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+
+from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, TooLarge
+from xsc.base.limits import (
+    BODY_BYTES_A_SECOND_MIN,
+    CONNECTIONS_MAX,
+    CONNECTIONS_TO_A_PEER_MAX,
+    KIB,
+    NO_PROGRESS_MS,
+    PEER_BODY_BYTES_MAX,
+    PEER_CONNECT_TIMEOUT_MS,
+    PEER_HEADER_BYTES_MAX,
+)
+from xsc.identity.keys import KeyPair
+from xsc.net.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse
+from xsc.net.tls import certificate_of, server_context
+
+PIECE_BYTES = 256 * KIB
+"""Written at once: the event loop copies what the socket does not take."""
+KEEP_ALIVE_MS = 20_000
+"""How long the server keeps an idle connection; clients give theirs up a little earlier."""
+LINGER_MS = 2_000
+"""How long the rest of a refused body is read, so that the refusal can be heard."""
+STOP_MS = 2_000
+"""How long handlers may take to end when the transport closes."""
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine by its form alone; names other than localhost are not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host and port of an address; IPv6 keeps its brackets.
+
+    Raises:
+        ConfigInvalid: not of the form host:port.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigInvalid(f"'{address[:80]}' is no address", hint="for example 127.0.0.1:7412")
+    return host, int(port)
+
+
+def _pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Yield the buffers in pieces of PIECE_BYTES at most; small bodies as one."""
+    if sum(len(buffer) for buffer in buffers) <= PIECE_BYTES:
+        yield b"".join(buffers)
+        return
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
+
+
+class _Body(Payload):
+    """A request's body, sent without joining its buffers."""
+
+    _autoclose = True
+
+    def __init__(self, buffers: Sequence[Buffer]) -> None:
+        super().__init__(buffers, content_type="application/octet-stream")
+        self._size = sum(len(buffer) for buffer in buffers)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text; aiohttp asks for it in error messages only."""
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for piece in _pieces(self._value):
+            await writer.write(piece)
+
+
+@asynccontextmanager
+async def _progress(limit_ms: int) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(limit_ms / 1000):
+            yield
+    except TimeoutError:
+        raise FrameInvalid(f"the body brought nothing for {limit_ms} ms") from None
+
+
+async def _read(stream: aiohttp.StreamReader, size_bytes: int, progress_ms: int) -> memoryview:
+    """Return a body of announced length.
+
+    Raises:
+        FrameInvalid: it ended early or came too slowly.
+    """
+    body, filled = bytearray(size_bytes), 0
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + progress_ms / 1000 + size_bytes / BODY_BYTES_A_SECOND_MIN
+    while filled < size_bytes:
+        async with _progress(progress_ms):
+            chunk = await stream.readany()
+        if not chunk or filled + len(chunk) > size_bytes:
+            raise FrameInvalid("the body has another length than announced")
+        if loop.time() > deadline:
+            raise FrameInvalid("the body comes too slowly")
+        body[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    return memoryview(body).toreadonly()
+
+
+class _Server(web.Server):
+    """Counts connections, and cuts off those that are idle for too long."""
+
+    def __init__(self, handler: Any, *, idle_ms: int, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(handler, **options)
+        self._idle_s = idle_ms / 1000
+        self._quiet_since: dict[object, tuple[float, asyncio.Transport]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
+        super().connection_made(handler, transport)
+        if len(self._connections) > CONNECTIONS_MAX:
+            transport.abort()
+            return
+        self.quiet(handler, transport)
+        if self._timer is None:
+            self._sweep()
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:  # noqa: ANN401
+        self._quiet_since.pop(handler, None)
+        super().connection_lost(handler, exc)
+
+    def quiet(self, handler: object, transport: asyncio.Transport | None) -> None:
+        """Note that a connection waits for a request from now on."""
+        if transport is not None and not transport.is_closing():
+            self._quiet_since[handler] = (self._loop.time(), transport)
+
+    def busy(self, handler: object) -> None:
+        """Note that a connection has brought a whole head."""
+        self._quiet_since.pop(handler, None)
+
+    def _sweep(self) -> None:
+        """Cut off what has been quiet for too long: a head that dribbles counts as quiet."""
+        now = self._loop.time()
+        for handler, (since, transport) in list(self._quiet_since.items()):
+            if now - since >= self._idle_s:
+                del self._quiet_since[handler]
+                transport.abort()
+        self._timer = self._loop.call_later(self._idle_s / 4, self._sweep)
+
+    def stop_sweep(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class HttpTransport:
+    """One end: a server on one address, and a pool of connections to others.
+
+    Args:
+        listen: host and port; port 0 takes a free one. Loopback is served without
+            TLS, everything else with it.
+        key: the identity that the certificate follows from.
+        progress_ms: how long a body may bring nothing.
+        idle_ms: how long a connection may bring no request.
+        stop_ms: how long handlers may take to end when it closes.
+    """
+
+    def __init__(
+        self,
+        *,
+        listen: str,
+        key: KeyPair,
+        progress_ms: int = NO_PROGRESS_MS,
+        idle_ms: int = KEEP_ALIVE_MS,
+        stop_ms: int = STOP_MS,
+    ) -> None:
+        self._host, self._port = split(listen)
+        self._certificate = None if is_loopback(self._host) else certificate_of(key)
+        self._progress_ms = progress_ms
+        self._idle_ms = idle_ms
+        self._stop_ms = stop_ms
+        self._listening: asyncio.Server | None = None
+        self._server: _Server | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._handler: Handler | None = None
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """SHA-256 of this end's certificate; None on loopback."""
+        return None if self._certificate is None else self._certificate.fingerprint
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return where this end listens; for all interfaces, the one that has the default route."""
+        if self._listening is None:
+            return ()
+        port = self._listening.sockets[0].getsockname()[1]
+        if self._host in ("0.0.0.0", "[::]"):  # noqa: S104 (compared, not bound)
+            return (f"{_own_host()}:{port}",)
+        return (f"{self._host}:{port}",)
+
+    # Asking
+
+    def _pool(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    limit_per_host=CONNECTIONS_TO_A_PEER_MAX,
+                    keepalive_timeout=KEEP_ALIVE_MS / 2000,
+                ),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=PEER_CONNECT_TIMEOUT_MS / 1000
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                read_bufsize=PIECE_BYTES,
+                skip_auto_headers=[hdrs.USER_AGENT, hdrs.ACCEPT_ENCODING, hdrs.ACCEPT],
+                max_line_size=PEER_HEADER_BYTES_MAX,
+                max_field_size=PEER_HEADER_BYTES_MAX,
+            )
+        return self._session
+
+    async def send(
+        self, address: str, fingerprint: bytes | None, request: RawRequest, timeout_ms: int
+    ) -> RawResponse:
+        """Return the answer of the node at an address; errors as the port says."""
+        host, _ = split(address)
+        if fingerprint is None and not is_loopback(host):
+            raise PeerSilent(f"{address} is not on this machine and has told no certificate")
+        scheme = "http" if fingerprint is None else "https"
+        answered = False
+        try:
+            async with (
+                asyncio.timeout(timeout_ms / 1000),
+                self._pool().request(
+                    request.method,
+                    f"{scheme}://{address}{request.path}",
+                    data=_Body(request.body) if request.body else None,
+                    headers=dict(request.headers),
+                    ssl=True if fingerprint is None else aiohttp.Fingerprint(fingerprint),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                answered = True
+                return await self._received(response)
+        except TimeoutError:
+            raise PeerSilent(f"no answer from {address} within {timeout_ms} ms") from None
+        except aiohttp.ServerFingerprintMismatch:
+            raise PeerSilent(
+                f"{address} shows another certificate than the peer's",
+                hint="it may have moved, or somebody stands between",
+            ) from None
+        except aiohttp.ClientConnectorError as fault:
+            raise PeerSilent(f"{address} cannot be reached: {fault.strerror or fault}") from None
+        except FrameInvalid as fault:
+            raise PeerSilent(f"the answer of {address} broke off: {fault.message}") from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if answered:
+                raise PeerSilent(f"the answer of {address} broke off") from None
+            raise Dropped from None
+        except (aiohttp.ClientError, ValueError) as fault:
+            raise PeerSilent(
+                f"{address} does not answer as a peer: {type(fault).__name__}"
+            ) from None
+
+    async def _received(self, response: aiohttp.ClientResponse) -> RawResponse:
+        size = response.content_length
+        if size is None:
+            raise FrameInvalid("it announces no length")
+        if size > PEER_BODY_BYTES_MAX:
+            # The rest is not wanted: the connection cannot be used again.
+            response.close()
+            raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
+        body = await _read(response.content, size, self._progress_ms)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return RawResponse(response.status, headers, [body] if size else [])
+
+    # Answering
+
+    async def serve(self, handler: Handler) -> None:
+        """Begin to answer requests.
+
+        Raises:
+            ConfigInvalid: the address cannot be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        self._handler = handler
+        self._server = _Server(
+            self._serve_one,
+            idle_ms=self._idle_ms,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=self._idle_ms / 1000,
+            lingering_time=LINGER_MS / 1000,
+            max_line_size=PEER_HEADER_BYTES_MAX // 2,
+            max_field_size=PEER_HEADER_BYTES_MAX // 2,
+            read_bufsize=PIECE_BYTES,
+        )
+        secure = None if self._certificate is None else server_context(self._certificate)
+        try:
+            self._listening = await loop.create_server(
+                self._server,
+                self._host.strip("[]"),
+                self._port,
+                ssl=secure,
+                ssl_handshake_timeout=None if secure is None else PEER_CONNECT_TIMEOUT_MS / 1000,
+            )
+        except OSError as fault:
+            raise ConfigInvalid(
+                f"{self._host}:{self._port} cannot be listened on: {fault.strerror}",
+                hint="another program may use that port",
+            ) from None
+
+    async def _serve_one(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert self._server is not None
+        self._server.busy(request.protocol)
+        try:
+            return await self._respond(request)
+        finally:
+            self._server.quiet(request.protocol, request.transport)
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert self._handler is not None
+        size = request.content_length or 0
+        if hdrs.TRANSFER_ENCODING in request.headers:
+            answer = RawResponse(411)
+        elif size > PEER_BODY_BYTES_MAX:
+            answer = RawResponse(413)
+        else:
+            headers: dict[str, str] = {}
+            for name, value in request.headers.items():
+                # Fields given twice are joined as RFC 9110 says, and so fail where one is due.
+                low = name.lower()
+                headers[low] = f"{headers[low]}, {value}" if low in headers else value
+
+            async def read() -> memoryview:
+                return await _read(request.content, size, self._progress_ms)
+
+            answer = await self._handler(
+                Arrival(request.method, request.raw_path, headers, size, read)
+            )
+        response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
+        response.headers[hdrs.SERVER] = "xsc"
+        response.content_length = sum(len(buffer) for buffer in answer.body)
+        await response.prepare(request)
+        try:
+            for piece in _pieces(answer.body):
+                async with _progress(self._progress_ms):
+                    await response.write(piece)
+            await response.write_eof()
+        except FrameInvalid:
+            # The reader does not read. Nothing can be told to it any more.
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def close(self) -> None:
+        """Stop listening, let what runs end for a while, and drop all connections."""
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        if self._server is not None:
+            self._server.stop_sweep()
+            await self._server.shutdown(self._stop_ms / 1000)
+            self._server = None
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def _own_host() -> str:
+    """Return the address of the interface with the default route; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        host: str = probe.getsockname()[0]
+        return host
