@@ -24,7 +24,9 @@ PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
 SHELL = {
     "xsc.allocation.service": "sends recognitions to peers, keeps weights",
     "xsc.base.clock": "declares the ports of time, chance and work",
+    "xsc.compute.confine": "takes rights from the worker's process",
     "xsc.compute.engine": "the one home of wasmtime",
+    "xsc.compute.local": "the sandbox in this process",
     "xsc.compute.pool": "starts, watches and kills worker processes",
     "xsc.compute.runtime": "runs a module for a caller without a node",
     "xsc.compute.service": "orders, runs and answers",
@@ -40,6 +42,8 @@ SHELL = {
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.tls": "makes certificates and contexts",
     "xsc.storage.pipeline": "moves segments between a stream and hosts",
+    "xsc.storage.reach": "calls hosts, and the own shard store without a call",
+    "xsc.storage.reading": "fetches segments ahead of who reads them",
     "xsc.storage.service": "stores, fetches and answers",
     "xsc.storage.shards": "keeps shards on the disk",
 }
@@ -263,6 +267,7 @@ def test_every_folder_of_tests_is_a_package(folder):
 
 BROAD = {"Exception", "BaseException"}
 SUPERVISORS = {
+    "xsc.net.service": "a bug answers 500 to the peer and is logged",
     "xsc.cli.main": "a bug prints one sentence and exits 1",
     "xsc.node.tasks": "a background task that fails is logged and started again",
     "xsc.node.http": "a bug answers 500 and is logged, the node goes on",
