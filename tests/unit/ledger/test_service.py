@@ -379,12 +379,20 @@ async def test_open_entries_are_proposed_again_by_themselves(circle, a, b):
 
 
 class SlowExecutor(InlineExecutor):
-    """Runs work only after others had their turn."""
+    """Like a thread: work ends later than it was begun, also where nobody waits any more."""
+
+    def __init__(self):
+        self.tasks = set()
 
     async def run(self, function, *args, **kwargs):
-        for _ in range(5):
-            await asyncio.sleep(0)
-        return function(*args, **kwargs)
+        async def work():
+            for _ in range(9 if kwargs else 1):  # writes are slower than reads
+                await asyncio.sleep(0)
+            return function(*args, **kwargs)
+
+        task = asyncio.ensure_future(work())
+        self.tasks.add(task)
+        return await asyncio.shield(task)
 
 
 async def test_many_at_once_make_one_chain(circle):
@@ -412,7 +420,7 @@ async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await a.ledger.close()
+        await a.ledger.set_limit(b.id, 10_000 + steps)
         await a.ledger.verify()
     await a.ledger.retry_pending()
     await a.ledger.verify()

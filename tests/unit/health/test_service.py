@@ -1,0 +1,327 @@
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from xsc.base.clock import ManualClock, SeededEntropy
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import (
+    PeerSilent,
+    PeerUnknown,
+    RateLimited,
+    RecordInvalid,
+    SignatureInvalid,
+    StoreDamaged,
+)
+from xsc.base.limits import PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS
+from xsc.db.memory import MemoryKeyValue
+from xsc.health.messages import Ping, Pong
+from xsc.health.ports import NodeInfo
+from xsc.health.service import PING, HealthService
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair, network_id
+
+NETWORK = network_id("test")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    header: dict[str, Value]
+    parts: list[memoryview] = field(default_factory=list)
+
+
+class Node:
+    """One node with a clock of its own and a table of those it can reach."""
+
+    def __init__(self, number: int, *, clock_ahead_ms: int = 0) -> None:
+        self.key = KeyPair(bytes([number]) * 32)
+        self.id = self.key.node_id
+        self.name = f"node {number}"
+        self.clock = ManualClock(1_700_000_000_000 + clock_ahead_ms)
+        self.store = MemoryKeyValue()
+        self.others: list[Node] = []
+        self.silent: set[bytes] = set()
+        self.takes_ms = 0
+        self.forge = None
+        self.lines: list[tuple[str, dict[str, object]]] = []
+        self.changes: list[tuple[bytes, bool]] = []
+        self.asked: list[bytes] = []
+        self.health = self.start()
+
+    def start(self) -> HealthService:
+        made = HealthService(
+            key=self.key,
+            network=NETWORK,
+            clock=self.clock,
+            entropy=SeededEntropy(self.key.node_id),
+            caller=self,
+            state=self.store,
+            log=self,
+            peers=self,
+            info=self.describe,
+        )
+        made.on_change(lambda peer, up: self.changes.append((peer, up)))
+        return made
+
+    def describe(self) -> NodeInfo:
+        return NodeInfo(self.name, "1.2.3", 700, 1_000, 5)
+
+    def peers(self) -> list[bytes]:
+        return [other.id for other in self.others]
+
+    def info(self, event, **fields):
+        self.lines.append((event, fields))
+
+    warning = error = info
+
+    async def call(self, peer, method, header, parts=(), *, timeout_ms=None):
+        self.asked.append(peer)
+        other = next((other for other in self.others if other.id == peer), None)
+        if other is None:
+            raise PeerUnknown("no such peer")
+        await asyncio.sleep(0)
+        if peer in self.silent:
+            raise PeerSilent("no answer in time")
+        request = decode(encode(header))
+        assert isinstance(request, dict)
+        answer, _ = await other.health.handlers()[method](self.id, request, ())
+        self.clock.advance_to(self.clock.now_ms() + self.takes_ms)
+        reply = Answer(answer)
+        return reply if self.forge is None else self.forge(reply)
+
+
+@pytest.fixture
+def a():
+    return Node(1)
+
+
+@pytest.fixture
+def b(a):
+    node = Node(2, clock_ahead_ms=700)
+    a.others, node.others = [node], [a]
+    return node
+
+
+async def rounds(node: Node, count: int) -> None:
+    """Let the loop of a node run for so many intervals."""
+    task = asyncio.create_task(node.health.run())
+    for _ in range(count):
+        for _ in range(30):
+            await asyncio.sleep(0)
+        node.clock.advance_to(node.clock.now_ms() + PROBE_INTERVAL_MS)
+    for _ in range(30):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_probe_learns_time_skew_and_state(a, b):
+    assert (a.health.is_up(b.id), a.health.state(b.id)) == (False, "unknown")
+    assert a.health.response_ms(b.id) == RESPONSE_EXPECTED_MS
+    a.takes_ms = 40
+    result = await a.health.probe(b.id)
+    assert (result.available, result.response_ms, result.reason) == (True, 40, "")
+    (row,) = a.health.table()
+    assert (row.node, row.state, row.availability_ppm, row.response_ms) == (
+        b.id,
+        "up",
+        1_000_000,
+        40,
+    )
+    assert (row.probes, row.misses, row.misses_in_row) == (1, 0, 0)
+    assert row.last_seen_ms == a.clock.now_ms()
+    assert row.skew_ms == 700 - 20
+    assert row.quality_ppm == a.health.quality_ppm(b.id) > 500_000
+    pong = a.health.pong(b.id)
+    assert (pong.name, pong.version, pong.storage_free_bytes) == ("node 2", "1.2.3", 700)
+    assert a.changes == [(b.id, True)]
+
+
+async def test_the_seed_example_through_the_service(a, b):
+    for silent, takes_ms in ((False, 100), (True, 0), (False, 150)):
+        a.silent = {b.id} if silent else set()
+        a.takes_ms = takes_ms
+        await a.health.probe(b.id)
+    (row,) = a.health.table()
+    assert (row.availability_ppm, row.response_ms) == (666_666, 125)
+    assert a.health.response_ms(b.id) == 125
+
+
+async def test_down_after_two_misses_and_up_again(a, b):
+    await a.health.probe(b.id)
+    a.silent = {b.id}
+    await a.health.probe(b.id)
+    assert (a.health.state(b.id), a.health.is_up(b.id)) == ("suspect", True)
+    result = await a.health.probe(b.id)
+    assert (result.available, result.reason) == (False, "no answer in time")
+    assert (a.health.state(b.id), a.health.is_up(b.id)) == ("down", False)
+    a.silent = set()
+    await a.health.probe(b.id)
+    assert a.changes == [(b.id, True), (b.id, False), (b.id, True)]
+    events = [event for event, _ in a.lines]
+    assert events == ["health.up", "health.down", "health.up"]
+
+
+def forged(a, b, changes=None, *, by=None, network=NETWORK):
+    def forge(reply):
+        pong = open_signed(reply.header["pong"], Pong, network=NETWORK).record
+        other = pong.model_copy(update=changes or {})
+        return Answer({"v": 1, "pong": sign(other, by or b.key, network).raw})
+
+    return forge
+
+
+async def test_an_answer_that_does_not_hold_is_a_miss_and_is_logged(a, b):
+    stranger = KeyPair(b"s" * 32)
+    first = {}
+
+    def replayed(reply):
+        first.setdefault("reply", reply)
+        return first["reply"]
+
+    a.forge = replayed
+    assert (await a.health.probe(b.id)).available
+    cases = [
+        (replayed, "record_invalid"),
+        (forged(a, b, by=stranger), "signature_invalid"),
+        (forged(a, b, {"nonce": b"n" * 16}), "record_invalid"),
+        (forged(a, b, {"node": a.id}), "record_invalid"),
+        (forged(a, b, network=network_id("other")), "record_invalid"),
+        (lambda reply: Answer({}), "record_invalid"),
+        (lambda reply: Answer({"pong": b"\xff"}), "record_invalid"),
+    ]
+    for forge, code in cases:
+        a.forge, a.lines = forge, []
+        assert not (await a.health.probe(b.id)).available
+        event, fields = a.lines[0]
+        assert (event, fields["code"]) == ("health.answer_refused", code)
+    (row,) = a.health.table()
+    assert (row.probes, row.misses, row.state) == (8, 7, "down")
+
+
+async def test_a_peer_that_refuses_to_answer_is_missed(a, b):
+    def limited(reply):
+        raise RateLimited("too many")
+
+    def stranger(reply):
+        raise PeerUnknown("who are you")
+
+    for forge in (limited, stranger):
+        a.forge = forge
+        assert not (await a.health.probe(b.id)).available
+    assert a.health.state(b.id) == "down"
+
+
+async def test_only_pings_of_the_caller_for_this_node_are_answered(a, b):
+    def ping(by, node):
+        said = Ping(node=node, nonce=b"n" * 16, sent_ms=0)
+        return {"v": 1, "ping": sign(said, by, NETWORK).raw}
+
+    handler = b.health.handlers()[PING]
+    with pytest.raises(SignatureInvalid):
+        await handler(a.id, ping(b.key, b.id), ())
+    with pytest.raises(RecordInvalid, match="another node"):
+        await handler(a.id, ping(a.key, a.id), ())
+    with pytest.raises(RecordInvalid):
+        await handler(a.id, {}, ())
+    answer, _ = await handler(a.id, ping(a.key, b.id), ())
+    pong = open_signed(answer["pong"], Pong, network=NETWORK, author=b.id).record
+    assert (pong.nonce, pong.now_ms) == (b"n" * 16, b.clock.now_ms())
+
+
+async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
+    a.takes_ms = 30
+    await a.health.probe(b.id)
+    a.silent = {b.id}
+    await a.health.probe(b.id)
+    before = a.health.stats(b.id)
+    a.store.close()
+    a.store.reopen()
+    a.health = a.start()
+    assert a.health.stats(b.id) == before
+    assert (a.health.response_ms(b.id), a.health.is_up(b.id)) == (30, False)
+    assert a.health.state(b.id) == "unknown"
+    a.silent = set()
+    await a.health.probe(b.id)
+    assert a.health.is_up(b.id)
+    assert a.health.stats(b.id).probes == 3
+
+
+@pytest.mark.parametrize("key", [b"health/" + b"n" * 32, b"health/short"])
+async def test_damaged_results_stop_the_start(a, key):
+    a.store.write([(key, b"\x00")], sync=True)
+    with pytest.raises(StoreDamaged):
+        a.start()
+
+
+async def test_the_loop_probes_every_peer_once_an_interval(a, b):
+    c = Node(3)
+    a.others.append(c)
+    a.silent = {c.id}
+    await rounds(a, 4)
+    assert (a.asked.count(b.id), a.asked.count(c.id)) == (5, 5)
+    assert (a.health.state(b.id), a.health.state(c.id)) == ("up", "down")
+    assert a.changes == [(b.id, True)]
+
+
+async def test_the_loop_probes_who_is_watched_at_once(a, b):
+    task = asyncio.create_task(a.health.run())
+    for _ in range(30):
+        await asyncio.sleep(0)
+    c = Node(3)
+    a.others.append(c)
+    a.health.watch(c.id)
+    for _ in range(30):
+        await asyncio.sleep(0)
+    assert a.health.is_up(c.id)
+    assert (a.asked.count(b.id), a.asked.count(c.id)) == (1, 1)
+    a.health.watch(b.id)
+    for _ in range(30):
+        await asyncio.sleep(0)
+    assert (a.asked.count(b.id), a.asked.count(c.id)) == (2, 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_is_forgotten_leaves_no_trace(a, b):
+    await a.health.probe(b.id)
+    a.health.forget(b.id)
+    assert list(a.store.scan(b"health/")) == []
+    assert (a.health.pong(b.id), a.health.stats(b.id).probes) == (None, 0)
+    probe = asyncio.create_task(a.health.probe(b.id))
+    await asyncio.sleep(0)
+    a.health.forget(b.id)
+    with pytest.raises(PeerUnknown, match="forgotten"):
+        await probe
+    assert list(a.store.scan(b"health/")) == []
+    a.others = []
+    with pytest.raises(PeerUnknown):
+        await a.health.probe(b.id)
+    await a.health.probe_all([b.id])
+    assert a.lines[-1][0] == "health.gone"
+
+
+async def test_waiting_until_all_are_up(a, b):
+    assert await a.health.wait_all_up([b.id], 1_000)
+    assert await a.health.wait_all_up([], 0)
+    c = Node(3)
+    a.others.append(c)
+    a.silent = {c.id}
+    waiting = asyncio.create_task(a.health.wait_all_up([b.id, c.id], 200))
+    for _ in range(20):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        if waiting.done():
+            break
+        a.clock.advance_to(a.clock.now_ms() + 50)
+    assert not await waiting
+    assert a.asked.count(b.id) == 1
+
+
+async def test_many_peers_are_probed_side_by_side(a):
+    a.others = [Node(number) for number in range(2, 82)]
+    await a.health.probe_all(a.peers())
+    assert all(a.health.is_up(peer) for peer in a.peers())
+    assert [row.node for row in a.health.table()] == sorted(a.peers())
