@@ -86,14 +86,11 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
         log.warning("index_damaged", fault=fault.message)
         shutil.rmtree(folder / "index")
         index = LevelDBKeyValue(folder / "index", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
-    host, port = _split(config.peer_listen)
     return Parts(
         clock=clock,
         entropy=SystemEntropy(),
         executor=executor,
-        transport=HttpTransport(
-            key=home.key, host=host, port=port, certificate_path=home.path / "tls.pem", log=log
-        ),
+        transport=HttpTransport(listen=config.peer_listen, key=home.key),
         bodies=LevelDBKeyValue(folder / "bodies"),
         index=index,
         state=state,

@@ -6,16 +6,14 @@ the module, and for a run its standard input.
 
 from __future__ import annotations
 
-from base64 import b64encode
-
 from aiohttp import web
 
-from xsc.api.schema import InvokeResult, JobRequest, RunResult, Trap
-from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
-from xsc.base.ids import to_text
+from xsc.api.schema import JobRequest
+from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.limits import INPUT_BYTES_MAX
 from xsc.node.build import Node
 from xsc.node.http import JSON_BYTES_MAX, parse, reply
+from xsc.node.results import invoke_document, run_document
 
 
 async def _exactly(request: web.Request, size: int, what: str) -> bytes:
@@ -28,11 +26,6 @@ async def _exactly(request: web.Request, size: int, what: str) -> bytes:
         parts.append(chunk)
         left -= len(chunk)
     return b"".join(parts)
-
-
-def trap_document(trap: XscError | None) -> Trap | None:
-    """Return how a run ended, for people and programs."""
-    return None if trap is None else Trap(code=trap.code, detail=trap.message, hint=trap.hint)
 
 
 def routes(node: Node) -> list[web.RouteDef]:
@@ -64,17 +57,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             done = await node.compute.invoke(
                 module, asked.function, asked.arguments, limits, on=on, local=asked.local
             )
-            return reply(
-                InvokeResult(
-                    results=list(done.results),
-                    fuel_used=done.fuel_used,
-                    memory_peak_bytes=done.memory_peak_bytes,
-                    wall_ms=done.wall_ms,
-                    provider=to_text(done.provider),
-                    trap=trap_document(done.trap),
-                    receipt=b64encode(done.receipt).decode(),
-                )
-            )
+            return reply(invoke_document(done))
         ran = await node.compute.run(
             module,
             asked.arguments,
@@ -85,19 +68,6 @@ def routes(node: Node) -> list[web.RouteDef]:
             on=on,
             local=asked.local,
         )
-        return reply(
-            RunResult(
-                exit_code=ran.exit_code,
-                stdout=b64encode(ran.stdout).decode(),
-                stderr=b64encode(ran.stderr).decode(),
-                files={name: b64encode(data).decode() for name, data in ran.files.items()},
-                fuel_used=ran.fuel_used,
-                memory_peak_bytes=ran.memory_peak_bytes,
-                wall_ms=ran.wall_ms,
-                provider=to_text(ran.provider),
-                trap=trap_document(ran.trap),
-                receipt=b64encode(ran.receipt).decode(),
-            )
-        )
+        return reply(run_document(ran))
 
     return [web.post("/v1/jobs", job)]

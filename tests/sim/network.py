@@ -1,0 +1,162 @@
+"""Whole nodes in one process, built by the daemon's own `build` on memory parts.
+
+Everything follows from one seed: keys, nonces, delays, losses. `crash` takes a
+node down where it stands and drops what it had not synced; `restart` builds it
+again on what is left, as a process would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tests.sim.loop import simulate
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.limits import MIB
+from xsc.base.log import SilentLog
+from xsc.compute.local import LocalSandbox
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.keys import KeyPair
+from xsc.net.memory import MemoryNetwork
+from xsc.node.build import Node, Parts
+from xsc.node.config import Config, load
+
+T = TypeVar("T")
+NO_HOME = Path("/nonexistent")
+
+
+@dataclass
+class Disk:
+    """The three stores of one node, which outlive its process."""
+
+    bodies: MemoryKeyValue
+    index: MemoryKeyValue
+    state: MemoryKeyValue
+
+    def lose_unsynced(self) -> None:
+        for store in (self.bodies, self.index, self.state):
+            store.crash()
+
+
+class World:
+    """A network of nodes named node-0, node-1, …"""
+
+    def __init__(self, seed: int, count: int, settings: dict[str, str] | None = None) -> None:
+        self.clock = ManualClock()
+        self.seed = hashlib.sha256(f"world {seed}".encode()).digest()
+        self.net = MemoryNetwork(self.clock, self.seed)
+        self.count = count
+        self.settings = {"storage_capacity": "256MiB", **(settings or {})}
+        self.disks = [
+            Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue()) for _ in range(count)
+        ]
+        self.nodes: list[Node] = []
+        self.lives = [0] * count
+
+    def name(self, index: int) -> str:
+        return f"node-{index}"
+
+    def config(self, index: int) -> Config:
+        settings = {**self.settings, "name": self.name(index)}
+        return load(NO_HOME, {}, settings)
+
+    def make(self, index: int) -> Node:
+        self.lives[index] += 1
+        seed = self.seed + bytes([index, self.lives[index]])
+        disk = self.disks[index]
+        executor = InlineExecutor()
+        parts = Parts(
+            clock=self.clock,
+            entropy=SeededEntropy(seed),
+            executor=executor,
+            transport=self.net.transport(self.name(index)),
+            bodies=disk.bodies,
+            index=disk.index,
+            state=disk.state,
+            sandbox=LocalSandbox(executor),
+            log=SilentLog(),
+            disk_free_bytes=lambda: 2**40,
+        )
+        key = KeyPair(hashlib.sha256(self.seed + bytes([index])).digest())
+        return Node(self.config(index), key, "simulation", parts)
+
+    async def start(self) -> None:
+        for index in range(self.count):
+            self.nodes.append(self.make(index))
+        for node in self.nodes:
+            await node.start()
+        for index, node in enumerate(self.nodes):
+            for other in self.nodes[index + 1 :]:
+                await other.peers.join(await node.peers.invite(60_000), None)
+        await self.until(lambda: all(self.sees_all(node) for node in self.nodes))
+
+    def sees_all(self, node: Node) -> bool:
+        known = node.peers.peers()
+        return len(known) == self.count - 1 and all(node.health.is_up(peer) for peer in known)
+
+    async def until(self, holds: Callable[[], bool], within_ms: int = 120_000) -> None:
+        """Let time pass until something holds."""
+        end_ms = self.clock.now_ms() + within_ms
+        while not holds():
+            assert self.clock.now_ms() < end_ms, "it did not come to hold in time"
+            await self.clock.sleep_ms(100)
+
+    async def crash(self, index: int) -> None:
+        """Kill a node where it stands; what it had not synced is lost."""
+        self.net.kill(self.name(index))
+        await self.nodes[index].tasks.stop()
+        self.disks[index].lose_unsynced()
+
+    async def restart(self, index: int) -> Node:
+        self.nodes[index] = self.make(index)
+        await self.nodes[index].start()
+        return self.nodes[index]
+
+    def index_of(self, node_id: bytes) -> int:
+        return [node.key.node_id for node in self.nodes].index(node_id)
+
+    def trace(self) -> str:
+        """Return a hash of everything that happened on the network."""
+        return hashlib.sha256(repr(self.net.trace).encode()).hexdigest()
+
+
+async def stream(data: bytes, block_bytes: int = MIB) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), block_bytes):
+        yield data[start : start + block_bytes]
+
+
+async def put(node: Node, data: bytes, **options: object) -> str:
+    done = await node.storage.put(stream(data), name="object", size_hint=len(data), **options)
+    return done.capability
+
+
+async def get(node: Node, capability: str) -> bytes:
+    reader = await node.storage.open(capability)
+    return b"".join([bytes(chunk) async for chunk in reader.stream()])
+
+
+def run(
+    seed: int,
+    count: int,
+    play: Callable[[World], Awaitable[T]],
+    settings: dict[str, str] | None = None,
+) -> tuple[T, World]:
+    """Play a story in a world of that many nodes; return what it gives, and the world."""
+    world = World(seed, count, settings)
+
+    async def main() -> T:
+        await world.start()
+        try:
+            return await play(world)
+        finally:
+            await asyncio.gather(*(node.tasks.stop() for node in world.nodes))
+
+    return simulate(world.clock, main()), world
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    return hashlib.shake_256(f"content {seed} {size}".encode()).digest(size)

@@ -1,0 +1,217 @@
+"""Faults on whole nodes: hosts that die, lie, stall or are cut off while work runs."""
+
+import asyncio
+import random
+
+import pytest
+
+from tests.sim.network import content, get, put, run, stream
+from xsc.base.errors import (
+    DurabilityUnreachable,
+    ObjectUnknown,
+    SpaceExhausted,
+    XscError,
+)
+from xsc.base.limits import MIB
+
+POINTS = 24
+"""Random moments at which a host is killed during a put."""
+
+
+async def hosts_of(world, capability, owner=0):
+    stat = await world.nodes[owner].storage.stat(capability)
+    return [world.index_of(host.node) for host in stat.hosts]
+
+
+def test_a_host_killed_at_any_point_of_a_put_is_replaced_and_nothing_acknowledged_is_lost():
+    async def play(world):
+        draw = random.Random(11)
+        acknowledged = []
+        for point in range(POINTS):
+            data = content(5 * MIB + point, seed=point)
+            putting = asyncio.ensure_future(put(world.nodes[0], data))
+            await world.clock.sleep_ms(draw.randrange(1, 120))
+            victim = draw.randrange(1, 8)
+            await world.crash(victim)
+            try:
+                capability = await putting
+            except XscError as fault:
+                # Eight nodes, one dead: six hosts are left, so no put may fail.
+                raise AssertionError(f"the put at point {point} failed: {fault}") from fault
+            await world.restart(victim)
+            await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+            stat = await world.nodes[0].storage.stat(capability)
+            assert {host.state for host in stat.hosts} == {"ok"}, point
+            assert len({host.node for host in stat.hosts}) == 6
+            acknowledged.append((capability, data))
+        for capability, data in acknowledged:
+            assert await get(world.nodes[draw.randrange(8)], capability) == data
+
+    run(21, 8, play)
+
+
+def test_an_owner_killed_at_any_point_keeps_every_object_it_acknowledged():
+    async def play(world):
+        draw = random.Random(12)
+        acknowledged = []
+        for point in range(POINTS):
+            data = content(MIB + point, seed=point)
+            putting = asyncio.ensure_future(put(world.nodes[0], data))
+            await world.clock.sleep_ms(draw.randrange(1, 200))
+            if putting.done():
+                acknowledged.append((putting.result(), data))
+            else:
+                putting.cancel()
+                await asyncio.gather(putting, return_exceptions=True)
+            await world.crash(0)
+            await world.restart(0)
+            await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+            await world.nodes[0].ledger.verify()
+        assert acknowledged
+        listed = {row.capability for row in world.nodes[0].storage.ls()}
+        for capability, data in acknowledged:
+            assert capability in listed
+            assert await get(world.nodes[0], capability) == data
+            assert await get(world.nodes[5], capability) == data
+
+    run(22, 7, play)
+
+
+def test_a_host_that_returns_corrupt_bytes_is_skipped_and_reported():
+    async def play(world):
+        data = content(5 * MIB)
+        capability = await put(world.nodes[0], data)
+        liars = {f"node-{index}" for index in (await hosts_of(world, capability))[:2]}
+        flipped = []
+
+        def corrupt(source, target, request, response):
+            if liars & {source, target} and "storage.get" in request.path and response.body:
+                raw = bytearray(b"".join(response.body))
+                raw[-1] ^= 1
+                flipped.append(request.path)
+                return type(response)(response.status, response.headers, [bytes(raw)])
+            return response
+
+        world.net.corrupt(corrupt)
+        reader = world.nodes[0]
+        assert await get(reader, capability) == data
+        assert flipped
+        world.net.corrupt(None)
+
+    run(23, 7, play)
+
+
+def test_messages_lost_and_delayed_change_nothing_but_the_time():
+    async def play(world):
+        world.net.set_loss(20_000)
+        world.net.set_delay(1, 80)
+        data = content(3 * MIB)
+        capability = await put(world.nodes[0], data)
+        assert await get(world.nodes[2], capability) == data
+        world.net.set_loss(0)
+        await world.nodes[0].market.settle_all()
+        for node in world.nodes:
+            await node.ledger.retry_pending()
+            await node.ledger.verify()
+        total = sum(
+            node.ledger.balance(other.key.node_id)
+            for node in world.nodes
+            for other in world.nodes
+            if other is not node
+        )
+        assert total == 0
+
+    for seed in range(31, 34):
+        run(seed, 8, play)
+
+
+def test_a_node_cut_off_from_the_others_is_seen_down_and_comes_back():
+    async def play(world):
+        for other in range(1, 7):
+            world.net.partition("node-0", f"node-{other}")
+        peer = world.nodes[1]
+        lost = world.nodes[0].key.node_id
+        await world.until(lambda: not peer.health.is_up(lost))
+        world.net.heal()
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        stats = peer.health.stats(lost)
+        assert 0 < stats.availability < 1_000_000
+
+    run(24, 7, play)
+
+
+def test_a_lone_node_stores_all_shards_and_says_what_that_is_worth():
+    async def play(world):
+        node = world.nodes[0]
+        data = content(MIB)
+        done = await node.storage.put(stream(data), name="alone", size_hint=None)
+        assert done.survives_nodes == 0
+        assert any("does not survive" in warning for warning in done.warnings)
+        assert set(done.hosts) == {node.key.node_id}
+        assert await get(node, done.capability) == data
+        used = node.shards.used_bytes
+        with pytest.raises(DurabilityUnreachable):
+            await put(node, data, survive_nodes=2)
+        assert node.shards.used_bytes == used
+        assert node.market.leases() == []
+
+    run(25, 1, play)
+
+
+@pytest.mark.parametrize(("count", "survives"), [(2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2)])
+def test_small_networks_spread_the_shards_as_evenly_as_they_can(count, survives):
+    async def play(world):
+        done = await world.nodes[0].storage.put(stream(content(MIB)), name="small", size_hint=MIB)
+        assert done.survives_nodes == survives
+        assert len(set(done.hosts)) == min(count, 6)
+        if survives < 2:
+            with pytest.raises(DurabilityUnreachable):
+                await put(world.nodes[0], b"x" * MIB, survive_nodes=2)
+
+    run(26, count, play)
+
+
+def test_a_full_network_refuses_before_a_byte_is_written():
+    async def play(world):
+        before = [node.shards.used_bytes for node in world.nodes]
+        with pytest.raises(SpaceExhausted):
+            await put(world.nodes[0], content(24 * MIB))
+        assert [node.shards.used_bytes for node in world.nodes] == before
+
+    run(27, 7, play, {"storage_capacity": "4MiB"})
+
+
+def test_a_removed_object_is_gone_everywhere_and_its_space_is_free():
+    async def play(world):
+        capability = await put(world.nodes[0], content(5 * MIB))
+        assert sum(node.shards.used_bytes for node in world.nodes) > 5 * MIB
+        done = await world.nodes[0].storage.rm(capability)
+        assert not done.unreachable
+        assert all(node.shards.used_bytes == 0 for node in world.nodes)
+        with pytest.raises(ObjectUnknown):
+            await get(world.nodes[3], capability)
+
+    run(28, 7, play)
+
+
+def test_an_order_of_a_spent_lease_is_answered_by_a_new_lease():
+    async def play(world):
+        from tests.sim.test_story import wasm
+        from xsc.compute.limits import Limits
+
+        node = world.nodes[0]
+        for _ in range(60):
+            done = await node.compute.invoke(
+                wasm("fib"), "fib", ["12"], Limits(fuel=200_000_000), on=None, local=False
+            )
+            assert list(done.results) == ["144"]
+        await world.clock.sleep_ms(90_000)
+        done = await node.compute.invoke(
+            wasm("fib"), "fib", ["10"], Limits(fuel=200_000_000), on=None, local=False
+        )
+        assert list(done.results) == ["55"]
+        await world.clock.sleep_ms(90_000)
+        assert all(lease.due_micro == lease.settled_micro for lease in node.market.leases())
+        await node.ledger.verify()
+
+    run(29, 7, play)

@@ -1,0 +1,139 @@
+"""Checks a signed record offline: what `xsc verify FILE` proves, in one line."""
+
+from __future__ import annotations
+
+from xsc.base.errors import ProofInvalid
+from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.identity.envelope import R, Record, Signed, open_signed
+
+
+def _open(raw: bytes, kind: type[R], author: bytes | None = None) -> Signed[R]:
+    return open_signed(raw, kind, network=None, author=author, size_max=PEER_BODY_BYTES_MAX)
+
+
+def _require(holds: bool, fault: str) -> None:
+    if not holds:
+        raise ProofInvalid(fault)
+
+
+def _same_network(inner: Signed[Record], outer: Signed[Record]) -> None:
+    _require(inner.network == outer.network, "a record inside is of another network")
+
+
+def _quote(raw: bytes) -> str:
+    signed = _open(raw, Quote)
+    quote = signed.record
+    _require(signed.author == quote.provider, "the quote is not signed by its provider")
+    return (
+        f"quote: {short(quote.provider)} offers {quote.kind} to {short(quote.customer)} at "
+        f"{format_credits(quote.price)} credits a quantum ({quote.tier})"
+    )
+
+
+def _lease(raw: bytes) -> str:
+    signed = _open(raw, Lease)
+    request = _open(signed.record.request, LeaseRequest)
+    asked = request.record
+    _same_network(request, signed)
+    _require(signed.author == asked.provider, "the lease is not signed by its provider")
+    _require(request.author == asked.customer, "the request is not signed by its customer")
+    quote = _open(asked.quote, Quote, asked.provider)
+    _same_network(quote, signed)
+    _require(
+        (quote.record.customer, quote.record.kind) == (asked.customer, asked.kind),
+        "the quote is for another customer or kind",
+    )
+    _require(asked.price >= quote.record.price, "the price is below the quote")
+    _require(
+        asked.quantity_min <= signed.record.quantity <= asked.quantity,
+        "the grant is outside of what was asked for",
+    )
+    return (
+        f"lease: {short(asked.provider)} grants {short(asked.customer)} "
+        f"{signed.record.quantity} of {asked.kind} at {format_credits(asked.price)} "
+        "credits a quantum"
+    )
+
+
+def _voucher(raw: bytes) -> str:
+    signed = _open(raw, Voucher)
+    voucher = signed.record
+    _require(signed.author == voucher.customer, "the voucher is not signed by its customer")
+    return (
+        f"voucher: {short(voucher.customer)} owes {short(voucher.provider)} "
+        f"{format_credits(voucher.amount_micro)} credits in all under lease "
+        f"{short(voucher.lease_id)}"
+    )
+
+
+def _storage_receipt(raw: bytes) -> str:
+    signed = _open(raw, StorageReceipt)
+    receipt = signed.record
+    _require(signed.author == receipt.host, "the receipt is not signed by its host")
+    held = sum(shard.size_bytes for shard in receipt.shards)
+    return (
+        f"storage receipt: {short(receipt.host)} holds {len(receipt.shards)} shards, "
+        f"{format_size(held)}, of object {short(receipt.locate)} for {short(receipt.customer)}"
+    )
+
+
+def _execution_receipt(raw: bytes, module: bytes | None) -> str:
+    signed = _open(raw, ExecutionReceipt)
+    receipt, outcome = signed.record, signed.record.outcome
+    order = _open(receipt.order, Order)
+    asked = order.record
+    _same_network(order, signed)
+    _require(order.author == asked.customer, "the order is not signed by its customer")
+    _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
+    # The price is the lease's, which is not here: everything else is checked at
+    # price 0, and the amount against a price that could have given it.
+    fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
+    _require(fault is None, str(fault))
+    steps = fuel_steps(outcome.fuel_used, asked.memory_bytes_max)
+    _require(receipt.amount_micro == 0 or steps > 0, "it bills an amount for no fuel")
+    if module is not None:
+        _require(
+            hashlib.sha256(module).digest() == outcome.module,
+            "the receipt is for another module than the one given",
+        )
+    call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
+    if outcome.trap is not None:
+        assert is_trap(outcome.trap)
+        ended = f"ended by {outcome.trap}"
+    elif outcome.mode == "run":
+        ended = f"exited with {outcome.exit_code}"
+    else:
+        ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
+    return (
+        f"execution receipt: {short(signed.author)} ran {call} of module "
+        f"{outcome.module.hex()[:16]} for {short(asked.customer)}: it {ended}, "
+        f"{outcome.fuel_used} fuel, {format_credits(receipt.amount_micro)} credits"
+    )
+
+
+def verify_file(raw: bytes, module: bytes | None = None) -> str:
+    """Return, in one line for people, what a signed record proves.
+
+    Args:
+        raw: the bytes of an execution receipt, storage receipt, lease, quote,
+            voucher or exported ledger entry.
+        module: a module that an execution receipt must be about.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    checks: dict[str, Callable[[bytes], str]] = {
+        ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module),
+        StorageReceipt.KIND: _storage_receipt,
+        Lease.KIND: _lease,
+        Quote.KIND: _quote,
+        Voucher.KIND: _voucher,
+        SettledEntry.KIND: verify_settled,
+    }
+    try:
+        kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
+        if kind not in checks:
+            raise ProofInvalid(f"a record of kind '{kind[:40]}' is nothing that can be verified")
+        return checks[kind](raw)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
