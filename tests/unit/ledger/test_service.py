@@ -365,7 +365,8 @@ async def test_open_entries_are_proposed_again_by_themselves(circle, a, b):
     with pytest.raises(PeerSilent):
         await collect(a, b, 100)
     task = asyncio.create_task(a.ledger.run())
-    await asyncio.sleep(0.01)
+    for _ in range(100):
+        await asyncio.sleep(0)
     circle.fate = lambda: "pass"
     assert a.ledger.pending() == 1
     circle.clock.advance_to(circle.clock.now_ms() + LEDGER_RETRY_MS)
