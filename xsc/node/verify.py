@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from xsc.base.errors import ProofInvalid
+import hashlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from xsc.base.errors import LimitError, PeerError, ProofInvalid
+from xsc.base.ids import short
 from xsc.base.limits import PEER_BODY_BYTES_MAX
-from xsc.identity.envelope import R, Record, Signed, open_signed
+from xsc.base.units import format_credits, format_size
+from xsc.compute.receipts import check_receipt
+from xsc.compute.values import format_number
+from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
+from xsc.ledger.audit import verify_settled
+from xsc.ledger.entry import SettledEntry
+from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.pricing import fuel_steps
+from xsc.terms.quote import Quote
+from xsc.terms.storage_receipt import StorageReceipt
+from xsc.terms.voucher import Voucher
+
+S = TypeVar("S", bound=Record)
 
 
 def _open(raw: bytes, kind: type[R], author: bytes | None = None) -> Signed[R]:
@@ -16,7 +34,7 @@ def _require(holds: bool, fault: str) -> None:
         raise ProofInvalid(fault)
 
 
-def _same_network(inner: Signed[Record], outer: Signed[Record]) -> None:
+def _same_network(inner: Signed[R], outer: Signed[S]) -> None:
     _require(inner.network == outer.network, "a record inside is of another network")
 
 
@@ -98,7 +116,6 @@ def _execution_receipt(raw: bytes, module: bytes | None) -> str:
         )
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.trap is not None:
-        assert is_trap(outcome.trap)
         ended = f"ended by {outcome.trap}"
     elif outcome.mode == "run":
         ended = f"exited with {outcome.exit_code}"
