@@ -79,7 +79,7 @@ def invoke(
     if _runs_here(settings, on=on, local=local):
         from xsc.node.local import invoke_local
 
-        done = invoke_local(code, function, list(arguments), limits)
+        done: Document = invoke_local(code, function, arguments, limits)
     else:
         done = settings.calls().invoke(code, function, arguments, limits, on=on, local=local)
     _save_receipt(done, receipt)
@@ -140,7 +140,7 @@ def run(
     if _runs_here(settings, on=on, local=local, inputs=bool(inputs)):
         from xsc.node.local import run_local
 
-        done = run_local(code, program, limits)
+        done: Document = run_local(code, program, limits)
     else:
         done = settings.calls().run(code, program, limits, on=on, local=local, out=out is not None)
     _save_receipt(done, receipt)

@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -125,6 +124,8 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
     The homes are DIR/node-0 and so on; where they exist, their nodes are
     started again with all that they hold.
     """
+    if nodes is not None and nodes > NODES_MAX:
+        raise ArgumentInvalid(f"a devnet has at most {NODES_MAX} nodes")
     with _locked(directory, make=True):
         members = _grown(directory, _read(directory), nodes)
         if all(member.runs for member in members):
@@ -273,8 +274,6 @@ def _write(directory: Path, members: list[Member]) -> None:
 def _grown(directory: Path, members: list[Member], nodes: int | None) -> list[Member]:
     """Return the members, and as many new ones as are missing."""
     wanted = nodes or len(members) or NODES_DEFAULT
-    if wanted > NODES_MAX:
-        raise ArgumentInvalid(f"a devnet has at most {NODES_MAX} nodes")
     if wanted < len(members):
         raise ArgumentInvalid(
             f"the devnet in {directory} has {len(members)} nodes already",
@@ -304,6 +303,8 @@ def _start_all(directory: Path, members: list[Member], deadline: float) -> None:
 
 
 def _launch(member: Member) -> Member:
+    import subprocess
+
     home = member.path
     try:
         home.mkdir(mode=0o700, exist_ok=True)

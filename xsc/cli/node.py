@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -77,8 +76,8 @@ def start(ctx: click.Context, /, **given: str | None) -> int:
     from xsc.node.daemon import main
 
     settings = ctx.ensure_object(Settings)
-    _ask_for_lock(settings.home)
-    return main(settings.home, {name: text for name, text in given.items() if text is not None})
+    overrides = {name: text for name, text in given.items() if text is not None}
+    return main(settings.home, overrides, _passphrase_of(settings.home))
 
 
 @node.command()
@@ -137,7 +136,7 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     from xsc.node.system import SystemEntropy
 
     check_target(file)
-    opened_by = _ask_for_lock(settings.home)
+    opened_by = _passphrase_of(settings.home)
     key = read_identity(settings.home, opened_by)
     locked_by = _new_passphrase(ask=True) if passphrase else opened_by
     try:
@@ -161,13 +160,12 @@ def _new_passphrase(*, ask: bool) -> str:
         raise ArgumentInvalid(
             "a passphrase can be asked for on a terminal only", hint=f"set {PASSPHRASE}"
         )
-    prompt: Any = click.prompt(
-        "Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str
+    return str(
+        click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str)
     )
-    return str(prompt)
 
 
-def _ask_for_lock(home: Path) -> str:
+def _passphrase_of(home: Path) -> str:
     """Return the passphrase of a home's key file, asked for where it is locked and not set."""
     given = os.environ.get(PASSPHRASE, "")
     if given or not sys.stdin.isatty():
@@ -180,5 +178,4 @@ def _ask_for_lock(home: Path) -> str:
         return ""  # whoever reads the key next says what is wrong with it
     if not locked:
         return ""
-    os.environ[PASSPHRASE] = str(click.prompt("Passphrase", hide_input=True, err=True, type=str))
-    return os.environ[PASSPHRASE]
+    return str(click.prompt("Passphrase", hide_input=True, err=True, type=str))

@@ -24,7 +24,7 @@ from xsc.cli.output import (
 )
 from xsc.client.calls import Calls, unreadable
 from xsc.client.core import Document
-from xsc.client.files import check_target, write_whole
+from xsc.client.files import check_target, size_of, write_whole
 
 STREAM = Path("-")
 
@@ -75,16 +75,15 @@ def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Docume
     if file == STREAM:
         with progress_bar("storing", None) as progress:
             return calls.put(sys.stdin.buffer, name=name or "", progress=progress, **how)
-    if file.is_dir():
-        raise ArgumentInvalid(
-            f"{file} is a directory", hint=f"store an archive of it: tar c {file} | xsc store put -"
-        )
     try:
         source = file.open("rb")
     except OSError as fault:
-        raise unreadable(file, "file", fault) from None
+        error = unreadable(file, "file", fault)
+        if isinstance(fault, IsADirectoryError):
+            error.hint = f"store an archive of it: tar c {file} | xsc store put -"
+        raise error from None
     with source:
-        size = file.stat().st_size if file.is_file() else None
+        size = size_of(source)
         with progress_bar(f"storing {file.name}", size) as progress:
             known_as = file.name if name is None else name
             return calls.put(source, name=known_as, size_bytes=size, progress=progress, **how)

@@ -69,6 +69,8 @@ def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
     """Return the error for a file that cannot be read."""
     if isinstance(fault, FileNotFoundError):
         return ArgumentInvalid(f"there is no file {path}")
+    if isinstance(fault, IsADirectoryError):
+        return ArgumentInvalid(f"{path} is a directory, not a file")
     return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 from xsc.base.errors import from_code
 from xsc.client.calls import Calls, Limits, Program, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
-from xsc.client.files import write_whole
+from xsc.client.files import size_of, write_whole
 
 T = TypeVar("T")
 
@@ -186,8 +186,7 @@ class Node:
             except OSError as fault:
                 raise unreadable(path, "file", fault) from None
             with stream:
-                size = path.stat().st_size if path.is_file() else None
-                return upload(stream, size, path.name, progress)
+                return upload(stream, size_of(stream), path.name, progress)
 
         return await _in_thread(work)
 

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ReceiptInvalid
 
@@ -16,10 +17,19 @@ def check_target(path: Path) -> None:
     Raises:
         ArgumentInvalid: it is a directory, or there is none for it.
     """
-    if path.is_dir():
-        raise ArgumentInvalid(f"{path} is a directory", hint="name a file in it")
-    if not path.absolute().parent.is_dir():
-        raise ArgumentInvalid(f"there is no directory {path.absolute().parent}")
+    try:
+        if path.is_dir():
+            raise ArgumentInvalid(f"{path} is a directory", hint="name a file in it")
+        if not path.absolute().parent.is_dir():
+            raise ArgumentInvalid(f"there is no directory {path.absolute().parent}")
+    except OSError as fault:
+        raise ArgumentInvalid(f"{path} cannot be written: {fault.strerror}") from None
+
+
+def size_of(file: BinaryIO) -> int | None:
+    """Return the size in bytes of an open file; None for what has none, like a pipe."""
+    status = os.fstat(file.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def write_whole(path: Path, blocks: Iterable[bytes], *, mode: int = 0o666) -> int:

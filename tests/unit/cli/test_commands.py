@@ -1,0 +1,458 @@
+"""Each command against a stand-in of the node: what is sent, what is printed."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+import pytest
+
+NODE = "abcdefghijklmnop"
+STORED = {
+    "capability": "xsc:r:abc",
+    "size_bytes": 3,
+    "name": "f",
+    "hosts": [{"shard": index, "node": f"n{index}"} for index in range(6)],
+    "survives_nodes": 2,
+    "warnings": [],
+}
+DONE = {
+    "results": ["3", "-0.5"],
+    "fuel_used": 5,
+    "memory_peak_bytes": 65536,
+    "wall_ms": 2,
+    "provider": NODE,
+    "trap": None,
+    "receipt": b64encode(b"proof").decode(),
+}
+RAN = {
+    **{key: value for key, value in DONE.items() if key != "results"},
+    "exit_code": 0,
+    "stdout": b64encode(b"out\xff").decode(),
+    "stderr": b64encode(b"err").decode(),
+    "files": {},
+}
+
+
+@pytest.fixture
+def module(tmp_path):
+    path = tmp_path / "m.wasm"
+    path.write_bytes(b"\0asm")
+    return path
+
+
+# store
+
+
+def test_put_prints_the_capability_and_nothing_else(xsc, stand_in, tmp_path):
+    stand_in.answers("POST", "/v1/objects", STORED, 201)
+    (tmp_path / "f").write_bytes(b"abc")
+    done = xsc("store", "put", tmp_path / "f", "--survive", "2nodes", "--code", "4,2")
+    assert (done.code, done.out, done.err) == (0, b"xsc:r:abc\n", "")
+    headers = stand_in.last.headers
+    assert stand_in.last.body == b"abc"
+    assert headers["XSC-Name"] == "f"
+    assert headers["XSC-Size"] == "3"
+    assert headers["XSC-Survive"] == "2"
+    assert headers["XSC-Code"] == "4,2"
+
+
+def test_put_takes_standard_input(xsc, stand_in):
+    stand_in.answers("POST", "/v1/objects", STORED, 201)
+    done = xsc("store", "put", "-", "--name", "größe", stdin=b"abc")
+    assert done.text == "xsc:r:abc\n"
+    assert stand_in.last.body == b"abc"
+    assert stand_in.last.headers["XSC-Name"] == "gr%C3%B6%C3%9Fe"
+    assert "XSC-Size" not in stand_in.last.headers
+    assert "XSC-Code" not in stand_in.last.headers
+
+
+def test_put_warns_beside_the_result(xsc, stand_in):
+    stand_in.answers("POST", "/v1/objects", {**STORED, "warnings": ["only 3 nodes"]}, 201)
+    done = xsc("store", "put", "-", stdin=b"abc")
+    assert done.text == "xsc:r:abc\n"
+    assert done.err == "warning: only 3 nodes\n"
+    assert xsc("store", "put", "-", "--json").json == {**STORED, "warnings": ["only 3 nodes"]}
+
+
+def test_get_writes_a_file(xsc, stand_in, tmp_path):
+    stand_in.streams("/v1/object", b"abc")
+    done = xsc("store", "get", "xsc:r:abc", "-o", tmp_path / "f")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    assert (tmp_path / "f").read_bytes() == b"abc"
+    as_json = xsc("store", "get", "xsc:r:abc", "-o", tmp_path / "f", "--json")
+    assert as_json.json == {"file": str(tmp_path / "f"), "size_bytes": 3}
+
+
+def test_get_streams_to_standard_output(xsc, stand_in):
+    stand_in.streams("/v1/object", b"a\0\xff")
+    assert xsc("store", "get", "xsc:r:abc", "-o", "-").out == b"a\0\xff"
+
+
+def test_get_that_breaks_off_leaves_no_file(xsc, stand_in, tmp_path):
+    stand_in.streams("/v1/object", b"abc", cut=2)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = xsc("store", "get", "xsc:r:abc", "-o", folder / "f")
+    assert done.code == 5
+    assert "2 of 3 bytes" in done.err
+    assert list(folder.iterdir()) == []
+    assert xsc("store", "get", "xsc:r:abc", "-o", "-").code == 5
+
+
+@pytest.mark.parametrize("how", ["word", "file", "stdin"])
+def test_a_capability_need_not_stand_in_the_list_of_processes(xsc, stand_in, tmp_path, how):
+    stand_in.answers("GET", "/v1/object/stat", {})
+    (tmp_path / "cap").write_text("xsc:r:abc\n")
+    word = {"word": "xsc:r:abc", "file": f"@{tmp_path / 'cap'}", "stdin": "-"}[how]
+    xsc("store", "stat", word, "--json", stdin=b" xsc:r:abc\n")
+    assert stand_in.last.headers["XSC-Capability"] == "xsc:r:abc"
+
+
+@pytest.mark.parametrize(("content", "code"), [(b"\xff\xfe", 2), (b"a" * 10_000, 4), (b"", 2)])
+def test_a_file_that_holds_no_capability_is_refused(xsc, stand_in, tmp_path, content, code):
+    (tmp_path / "cap").write_bytes(content)
+    assert xsc("store", "stat", f"@{tmp_path / 'cap'}").code == code
+    assert stand_in.requests == []
+
+
+def test_stat(xsc, stand_in):
+    answer = {
+        "size_bytes": 5_000_000,
+        "code": {"k": 4, "m": 2},
+        "hosts": [{"shard": 0, "node": NODE, "state": "missing"}],
+        "readable": True,
+        "margin": 1,
+        "healable": False,
+    }
+    stand_in.answers("GET", "/v1/object/stat", answer)
+    assert xsc("store", "stat", "c", "--json").json == answer
+    text = xsc("store", "stat", "c").text
+    assert "4.7 MiB" in text
+    assert "any 4 of 6 shards" in text
+    assert "1 more shard may be lost" in text
+    assert "abcdefghij  missing" in text
+
+
+def test_ls(xsc, stand_in):
+    row = {"name": "f", "capability": "c", "size_bytes": 1, "created_ms": 0, "margin": 2}
+    stand_in.answers("GET", "/v1/objects", {"objects": [row]})
+    assert xsc("store", "ls", "--json").json == {"objects": [row]}
+    assert xsc("store", "ls").text.splitlines()[1].split()[:2] == ["f", "1"]
+    stand_in.answers("GET", "/v1/objects", {"objects": []})
+    assert xsc("store", "ls").out == b""
+
+
+def test_rm_says_what_was_not_confirmed(xsc, stand_in):
+    stand_in.answers("DELETE", "/v1/object", {"confirmed": [NODE], "unconfirmed": []})
+    done = xsc("store", "rm", "c")
+    assert (done.code, done.text, done.err) == (0, "deleted at 1 node\n", "")
+    stand_in.answers("DELETE", "/v1/object", {"confirmed": [], "unconfirmed": [NODE]})
+    done = xsc("store", "rm", "c")
+    assert done.code == 7
+    assert done.err.startswith("warning: abcdefghij has not confirmed")
+    assert xsc("store", "rm", "c", "--json").json == {"confirmed": [], "unconfirmed": [NODE]}
+
+
+def test_json_and_content_do_not_share_standard_output(xsc, stand_in):
+    done = xsc("store", "get", "c", "-o", "-", "--json")
+    assert (done.code, done.out) == (2, b"")
+    assert "both want standard output" in done.err
+    assert stand_in.requests == []
+
+
+# compute
+
+
+def test_invoke_prints_the_results_on_one_line(xsc, stand_in, module):
+    stand_in.answers("POST", "/v1/jobs", DONE)
+    done = xsc("compute", "invoke", module, "add", "1", "2")
+    assert (done.code, done.text, done.err) == (0, "3 -0.5\n", "")
+    order, rest = stand_in.last.job()
+    assert rest == b"\0asm"
+    assert order["function"] == "add"
+    assert order["arguments"] == ["1", "2"]
+    assert xsc("compute", "invoke", module, "add", "1", "2", "--json").json == DONE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-1", "-0x1F", "-1.5e-3", "-inf", "-nan", "-.5", "--fuel", "7", "--memory", "1MiB"],
+        ["--fuel", "7", "-1", "-0x1F", "--memory=1MiB", "-1.5e-3", "-inf", "-nan", "-.5"],
+        ["--memory", "1MiB", "--fuel", "7", "--", "-1", "-0x1F", "-1.5e-3", "-inf", "-nan", "-.5"],
+    ],
+)
+def test_negative_numbers_and_options_stand_anywhere(xsc, stand_in, module, words):
+    stand_in.answers("POST", "/v1/jobs", DONE)
+    done = (
+        xsc("compute", "invoke", module, "f", *words, "--timeout", "2s")
+        if ("--" not in words)
+        else xsc("compute", "invoke", "--timeout", "2s", module, "f", *words)
+    )
+    assert done.code == 0, done.err
+    order, _ = stand_in.last.job()
+    assert order["arguments"] == ["-1", "-0x1F", "-1.5e-3", "-inf", "-nan", "-.5"]
+    assert order["fuel"] == 7
+    assert order["memory_bytes"] == 1048576
+    assert order["timeout_ms"] == 2000
+
+
+def test_a_trap_exits_by_its_code_and_keeps_the_receipt(xsc, stand_in, module, tmp_path):
+    trap = {"code": "fuel_exhausted", "detail": "all of 9 was used", "hint": "give more"}
+    stand_in.answers("POST", "/v1/jobs", {**DONE, "results": [], "trap": trap})
+    done = xsc("compute", "invoke", module, "f", "--receipt", tmp_path / "r")
+    assert (done.code, done.out) == (4, b"")
+    assert done.err == "error: all of 9 was used (fuel_exhausted)\nhint: give more\n"
+    assert (tmp_path / "r").read_bytes() == b"proof"
+    as_json = xsc("compute", "invoke", module, "f", "--json")
+    assert as_json.code == 4
+    assert as_json.json["trap"]["code"] == "fuel_exhausted"
+
+
+def test_on_and_local_go_along(xsc, stand_in, module):
+    stand_in.answers("POST", "/v1/jobs", DONE)
+    xsc("compute", "invoke", module, "f", "--on", "bob")
+    assert stand_in.last.job()[0]["on"] == "bob"
+    xsc("compute", "invoke", module, "f", "--local")
+    assert stand_in.last.job()[0]["local"] is True
+    assert xsc("compute", "invoke", module, "f", "--on", "bob", "--local").code == 2
+
+
+def test_on_needs_a_node(xsc, module):
+    done = xsc("compute", "invoke", module, "f", "--on", "bob")
+    assert done.code == 5
+    assert "(node_unreachable)" in done.err
+
+
+def test_verbose_says_what_it_took(xsc, stand_in, module):
+    stand_in.answers("POST", "/v1/jobs", DONE)
+    assert "ran on abcdefghij in 2ms: 5 fuel" in xsc("compute", "invoke", module, "f", "-v").err
+
+
+def test_a_program_gets_what_it_is_given(xsc, stand_in, module, tmp_path):
+    stand_in.answers("POST", "/v1/jobs", RAN)
+    (tmp_path / "cap").write_text("xsc:r:abc")
+    done = xsc(
+        *["compute", "run", module, "--stdin", "-", "--env", "A=b=c", "--env", "D="],
+        *["--in", f"data.csv=@{tmp_path / 'cap'}", "--", "one", "--two", "-3"],
+        stdin=b"input",
+    )
+    assert (done.code, done.out, done.err) == (0, b"out\xff", "err")
+    order, rest = stand_in.last.job()
+    assert rest == b"\0asminput"
+    assert order["arguments"] == ["one", "--two", "-3"]
+    assert order["env"] == {"A": "b=c", "D": ""}
+    assert order["inputs"] == {"data.csv": "xsc:r:abc"}
+    assert order["out"] is False
+    assert order["stdin_bytes"] == 5
+
+
+@pytest.mark.parametrize(("given", "seen"), [(0, 0), (3, 3), (255, 255), (256, 255), (2**32, 255)])
+def test_a_program_s_code_is_passed_on_and_never_lost(xsc, stand_in, module, given, seen):
+    stand_in.answers("POST", "/v1/jobs", {**RAN, "exit_code": given})
+    assert xsc("compute", "run", module).code == seen
+
+
+def test_a_program_that_hits_a_limit_shows_what_it_wrote(xsc, stand_in, module):
+    trap = {"code": "time_exceeded", "detail": "it ran for 1s", "hint": ""}
+    stand_in.answers("POST", "/v1/jobs", {**RAN, "exit_code": None, "trap": trap})
+    done = xsc("compute", "run", module)
+    assert done.code == 124
+    assert done.out == b"out\xff"
+    assert done.err == "errerror: it ran for 1s (time_exceeded)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["/nowhere"], 122),
+        (["--fuel", "x", "m"], 122),
+        (["--nothing", "m"], 122),
+        ([], 122),
+        (["m", "--env", "K"], 122),
+        (["m", "--env", "K=1", "--env", "K=2"], 122),
+        (["m", "--in", "a=@/nowhere"], 122),
+        (["m", "--stdin", "/nowhere"], 122),
+        (["m", "--out", "m"], 122),
+        (["m", "--in", "a=c"], 125),
+        (["m", "--on", "bob"], 125),
+    ],
+)
+def test_failures_of_its_own_are_shifted(xsc, module, monkeypatch, words, code):
+    monkeypatch.chdir(module.parent)
+    words = ["m.wasm" if word == "m" else word for word in words]
+    assert xsc("compute", "run", *words).code == code
+
+
+def test_output_files_are_placed(xsc, stand_in, module, tmp_path):
+    files = {"a": b64encode(b"1").decode(), "b/c": b64encode(b"2").decode()}
+    stand_in.answers("POST", "/v1/jobs", {**RAN, "files": files})
+    assert xsc("compute", "run", module, "--out", tmp_path / "new" / "out").code == 0
+    assert stand_in.last.job()[0]["out"] is True
+    assert (tmp_path / "new" / "out" / "a").read_bytes() == b"1"
+    assert (tmp_path / "new" / "out" / "b" / "c").read_bytes() == b"2"
+
+
+def test_output_files_cannot_leave_their_directory(xsc, stand_in, module, tmp_path):
+    files = {"../evil": b64encode(b"1").decode()}
+    stand_in.answers("POST", "/v1/jobs", {**RAN, "files": files})
+    done = xsc("compute", "run", module, "--out", tmp_path / "out")
+    assert done.code == 123
+    assert not (tmp_path / "evil").exists()
+
+
+# peers, market, ledger, health, node
+
+
+def test_invite_and_add(xsc, stand_in):
+    answer = {"invitation": "xsc1abc", "expires_ms": 1000}
+    stand_in.answers("POST", "/v1/peers/invitations", answer)
+    done = xsc("peer", "invite", "--ttl", "2h")
+    assert done.text == "xsc1abc\n"
+    assert stand_in.last.json() == {"ttl_ms": 7_200_000}
+    xsc("peer", "invite")
+    assert stand_in.last.json() == {}
+    stand_in.answers("POST", "/v1/peers", {"id": NODE, "name": "bob"})
+    assert xsc("peer", "add", "-", "--name", "bob", stdin=b"xsc1abc\n").text.startswith("added bob")
+    assert stand_in.last.json() == {"invitation": "xsc1abc", "name": "bob"}
+
+
+def test_peers_are_managed(xsc, stand_in):
+    stand_in.answers("POST", "/v1/peers/bob/recognise", {"name": "bob", "weight_ppm": 250_000})
+    assert xsc("peer", "recognise", "bob", "25%").text == "bob is recognised with 25.0%\n"
+    assert stand_in.last.json() == {"weight_ppm": 250_000}
+    stand_in.answers("POST", "/v1/peers/bob/block", {"id": NODE, "name": "bob"})
+    assert xsc("peer", "block", "bob").text == "blocked bob (abcdefghij)\n"
+    stand_in.answers("DELETE", "/v1/peers/bob", {"id": NODE, "name": "bob"})
+    assert xsc("peer", "rm", "bob").text == "removed bob (abcdefghij)\n"
+
+
+PEER = {
+    "id": NODE,
+    "name": "bob",
+    "addresses": ["127.0.0.1:1"],
+    "state": "up",
+    "availability_ppm": 999_000,
+    "response_ms": 3,
+    "last_seen_ms": None,
+    "skew_ms": 0,
+    "recognised_ppm": 250_000,
+    "recognises_ppm": 0,
+    "tier": "mutual",
+    "balance_micro": -1_500_000,
+    "limit_micro": 10_000_000,
+    "quality_ppm": 1_000_000,
+    "probes": 9,
+    "misses": 0,
+}
+OFFER = {
+    "node": NODE,
+    "name": "",
+    "kind": "storage",
+    "tier": "mutual",
+    "price_micro": 8,
+    "reserve_micro": 10,
+    "price_mutual_micro": 8,
+    "price_one_way_micro": 9,
+    "available": 1000,
+    "unit": "MiB",
+    "valid_until_ms": 0,
+}
+LEASE = {
+    "lease_id": NODE,
+    "role": "customer",
+    "peer": NODE,
+    "kind": "compute",
+    "quantity": 10,
+    "used": 1,
+    "price_micro": 8,
+    "amount_micro": 80,
+    "settled_micro": 40,
+    "state": "open",
+    "end_ms": 0,
+}
+ENTRY = {
+    "seq": 1,
+    "kind": "transfer",
+    "peer": NODE,
+    "name": "bob",
+    "amount_micro": 80,
+    "direction": "in",
+    "lease_id": NODE,
+    "created_ms": 0,
+    "entry_id": "e1",
+    "state": "posted",
+}
+BALANCES = {
+    "balances": [{"peer": NODE, "name": "bob", "balance_micro": -5, "limit_micro": 9}],
+    "total_micro": -5,
+}
+VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry holds"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["peer", "ls"], "/v1/peers", {"peers": [PEER]}, "bob   abcdefghij  up"),
+        (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
+        (["market", "offers"], "/v1/market/offers", {"offers": [OFFER]}, "0.000008"),
+        (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
+        (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
+        (["ledger", "log"], "/v1/ledger/log?limit=50", {"entries": [ENTRY]}, "+0.000080"),
+        (["ledger", "verify"], "/v1/ledger/verify", VERIFIED, "1 entry holds"),
+    ],
+    ids=lambda case: " ".join(case[0]),
+)
+def test_what_is_asked_is_shown(xsc, stand_in, case):
+    words, path, answer, shows = case
+    stand_in.answers("GET", path, answer)
+    assert xsc(*words, "--json").json == answer
+    done = xsc(*words)
+    assert done.code == 0
+    assert shows in done.text
+    assert done.err == ""
+
+
+def test_a_statement_is_both(xsc, stand_in):
+    stand_in.answers("GET", "/v1/ledger/balance", BALANCES)
+    stand_in.answers("GET", "/v1/ledger/log?limit=3", {"entries": [ENTRY]})
+    both = xsc("ledger", "statement", "--limit", "3", "--json").json
+    assert both == {**BALANCES, "entries": [ENTRY]}
+    assert "+0.000080" in xsc("ledger", "statement", "--limit", "3").text
+
+
+def test_settle(xsc, stand_in):
+    row = {"lease_id": NODE, "peer": NODE, "amount_micro": 40}
+    stand_in.answers("POST", "/v1/ledger/settle", {"settled": [row], "pending": 2})
+    text = xsc("ledger", "settle").text
+    assert "0.000040" in text
+    assert "2 more wait" in text
+
+
+def test_an_entry_is_saved(xsc, stand_in, tmp_path):
+    stand_in.streams("/v1/ledger/entry/e1", b"entry")
+    assert xsc("ledger", "entry", "e1", "-o", tmp_path / "e").code == 0
+    assert (tmp_path / "e").read_bytes() == b"entry"
+
+
+def test_status(xsc, stand_in):
+    answer = {
+        "id": NODE,
+        "name": "bob",
+        "network": "xsc",
+        "version": "0.1.0",
+        "home": "/h",
+        "api_url": "http://127.0.0.1:1",
+        "peer_url": "http://127.0.0.1:2",
+        "addresses": [],
+        "uptime_s": 61,
+        "peers": {"known": 6, "healthy": 5},
+        "storage": {"capacity_bytes": 2048, "used_bytes": 1024, "reserved_bytes": 0},
+        "compute": {"workers": 2, "running": 1, "queued": 0},
+        "state": "running",
+    }
+    stand_in.answers("GET", "/v1/status", answer)
+    assert xsc("node", "status", "--json").json == answer
+    text = xsc("node", "status").text
+    assert "5 of 6 answer" in text
+    assert "1.0 KiB used and 0 B reserved of 2.0 KiB" in text

@@ -1,0 +1,137 @@
+"""A tiny real HTTP server that speaks the node's API, as a test tells it to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+TOKEN = "token7"
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    answer: Answerer
+
+    def json(self):
+        return json.loads(self.body)
+
+    def job(self):
+        """The JSON of a job, and the blobs behind it."""
+        size = int.from_bytes(self.body[:4], "big")
+        return json.loads(self.body[4 : 4 + size]), self.body[4 + size :]
+
+
+Route = Callable[[Request], None]
+
+
+@dataclass
+class StandIn:
+    home: Path
+    routes: dict[tuple[str, str], Route] = field(default_factory=dict)
+    early: dict[tuple[str, str], Route] = field(default_factory=dict)
+    """Routes that answer before the body is read."""
+    requests: list[Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        stand_in = self
+
+        class Handler(Answerer):
+            owner = stand_in
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+        self.home.mkdir(exist_ok=True)
+        self.publish(f"http://127.0.0.1:{self.server.server_port}")
+
+    def publish(self, url: str, token: str = TOKEN) -> None:
+        (self.home / "api.token").write_text(token + "\n")
+        (self.home / "api.json").write_text(json.dumps({"url": url}))
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def answers(self, method: str, path: str, document: object, status: int = 200) -> None:
+        self.routes[method, path] = lambda request: request.answer.document(document, status)
+
+    def refuses(self, method: str, path: str, code: str, detail: str, hint: str = "") -> None:
+        problem = {"code": code, "detail": detail, "hint": hint}
+        self.routes[method, path] = lambda request: request.answer.document(problem, 400)
+
+    def streams(self, path: str, content: bytes, *, cut: int | None = None) -> None:
+        def route(request: Request) -> None:
+            headers = {"Content-Length": str(len(content)), "XSC-Request-Id": "41"}
+            request.answer.raw(200, headers, content[:cut])
+
+        self.routes["GET", path] = route
+
+    @property
+    def last(self) -> Request:
+        return self.requests[-1]
+
+
+class Answerer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: StandIn
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def raw(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def document(self, document: object, status: int = 200) -> None:
+        body = json.dumps(document).encode()
+        self.raw(status, {"Content-Length": str(len(body))}, body)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _handle(self) -> None:
+        place = self.command, self.path
+        headers = dict(self.headers.items())
+        if place in self.owner.early:
+            self.owner.early[place](Request(*place, headers, b"", self))
+            while self.rfile.read1(65536):
+                pass  # as aiohttp does: what comes still is read and dropped
+            return
+        try:
+            body = self._body()
+        except ValueError:  # the client hung up within a chunk
+            self.close_connection = True
+            return
+        request = Request(*place, headers, body, self)
+        self.owner.requests.append(request)
+        if headers.get("Authorization") != f"Bearer {TOKEN}":
+            problem = {"code": "unauthorized", "detail": "the API needs the token", "hint": ""}
+            self.document(problem, 401)
+        elif place in self.owner.routes:
+            self.owner.routes[place](request)
+        else:
+            problem = {"code": "not_found", "detail": f"there is no {place}", "hint": ""}
+            self.document(problem, 404)
+
+    do_GET = do_POST = do_DELETE = _handle  # noqa: N815 - the base class names them

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from base64 import b64encode
+
+import pytest
+
+from xsc import client
+from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, FuelExhausted, NodeUnreachable
+
+STORED = {
+    "capability": "xsc:r:abc",
+    "size_bytes": 3,
+    "name": "photo.jpg",
+    "hosts": [{"shard": 0, "node": "n0"}, {"shard": 1, "node": "n1"}],
+    "survives_nodes": 1,
+    "warnings": ["only two nodes are up"],
+}
+DONE = {
+    "results": ["3"],
+    "fuel_used": 5,
+    "memory_peak_bytes": 65536,
+    "wall_ms": 2,
+    "provider": "n1",
+    "trap": None,
+    "receipt": b64encode(b"proof").decode(),
+}
+
+
+@pytest.fixture
+def there(stand_in):
+    stand_in.answers("GET", "/v1/status", {"id": "n0"})
+    return stand_in
+
+
+def test_every_public_name_exists():
+    for name in client.__all__:
+        assert getattr(client, name).__doc__
+    with pytest.raises(AttributeError):
+        _ = client.nothing
+
+
+async def test_a_node_that_does_not_run_is_unreachable(tmp_path):
+    with pytest.raises(NodeUnreachable):
+        async with client.connect(tmp_path):
+            pass
+
+
+async def test_put_and_get_a_file(there, tmp_path):
+    there.answers("POST", "/v1/objects", STORED, 201)
+    there.streams("/v1/object", b"abc")
+    (tmp_path / "photo ü.jpg").write_bytes(b"abc")
+    async with client.connect(str(there.home)) as node:
+        assert node.id == "n0"
+        capability = await node.put(tmp_path / "photo ü.jpg", survive_nodes=2, code=(1, 2))
+        assert capability == "xsc:r:abc"
+        sent = there.last
+        assert sent.body == b"abc"
+        assert sent.headers["XSC-Name"] == "photo%20%C3%BC.jpg"
+        assert sent.headers["XSC-Size"] == "3"
+        assert sent.headers["XSC-Survive"] == "2"
+        assert sent.headers["XSC-Code"] == "1,2"
+        assert await node.get(capability, tmp_path / "copy") == 3
+        assert there.last.headers["XSC-Capability"] == "xsc:r:abc"
+        assert await node.read(capability) == b"abc"
+    assert (tmp_path / "copy").read_bytes() == b"abc"
+
+
+async def test_bytes_are_stored_too(there):
+    there.answers("POST", "/v1/objects", STORED, 201)
+    async with client.connect(there.home) as node:
+        stored = await node.store(b"abc", name="n")
+    assert stored.hosts == ("n0", "n1")
+    assert stored.warnings == ("only two nodes are up",)
+    assert there.last.headers["XSC-Name"] == "n"
+
+
+async def test_a_file_that_is_not_there_is_named(there, tmp_path):
+    async with client.connect(there.home) as node:
+        with pytest.raises(ArgumentInvalid, match="there is no file"):
+            await node.put(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("capability", ["", "a b", "a\r\nX: y", "é", "a" * 5000])
+async def test_a_capability_that_would_break_the_head_is_refused(there, capability):
+    async with client.connect(there.home) as node:
+        with pytest.raises(CapabilityInvalid):
+            await node.read(capability)
+
+
+async def test_objects_are_listed_and_removed(there):
+    row = {"name": "a", "capability": "c", "size_bytes": 1, "created_ms": 2, "margin": 2}
+    there.answers("GET", "/v1/objects", {"objects": [row]})
+    there.answers("GET", "/v1/object/stat", {"readable": True})
+    there.answers("DELETE", "/v1/object", {"confirmed": ["a"], "unconfirmed": ["b"]})
+    async with client.connect(there.home) as node:
+        assert await node.objects() == [client.ObjectRow("a", "c", 1, 2, 2)]
+        assert await node.stat("c") == {"readable": True}
+        assert await node.remove("c") == ["b"]
+
+
+async def test_a_function_is_invoked(there, tmp_path):
+    there.answers("POST", "/v1/jobs", DONE)
+    async with client.connect(there.home) as node:
+        done = await node.invoke(b"\0asm", "add", ["1", "2"], fuel=9, memory_bytes=65536, on="bob")
+    assert done.results == ("3",)
+    assert done.receipt == b"proof"
+    order, rest = there.last.job()
+    assert rest == b"\0asm"
+    assert order == {
+        "mode": "invoke",
+        "function": "add",
+        "arguments": ["1", "2"],
+        "fuel": 9,
+        "memory_bytes": 65536,
+        "timeout_ms": None,
+        "on": "bob",
+        "local": False,
+        "module_bytes": 4,
+    }
+
+
+async def test_a_trap_is_raised_and_its_receipt_kept(there, tmp_path):
+    trap = {"code": "fuel_exhausted", "detail": "all of 9 was used", "hint": "give more"}
+    there.answers("POST", "/v1/jobs", {**DONE, "results": [], "trap": trap})
+    (tmp_path / "spin.wasm").write_bytes(b"\0asm")
+    async with client.connect(there.home) as node:
+        with pytest.raises(FuelExhausted, match="all of 9"):
+            await node.invoke(tmp_path / "spin.wasm", "spin", receipt=tmp_path / "r")
+    assert (tmp_path / "r").read_bytes() == b"proof"
+
+
+async def test_a_program_is_run(there):
+    ran = {
+        **{key: value for key, value in DONE.items() if key != "results"},
+        "exit_code": 7,
+        "stdout": b64encode(b"out").decode(),
+        "stderr": b64encode(b"err").decode(),
+        "files": {"f": b64encode(b"file").decode()},
+    }
+    there.answers("POST", "/v1/jobs", ran)
+    async with client.connect(there.home) as node:
+        done = await node.run(b"\0asm", ["a"], env={"K": "V"}, stdin=b"in", inputs={"n": "cap"})
+    assert (done.exit_code, done.stdout, done.stderr) == (7, b"out", b"err")
+    assert done.files == {"f": b"file"}
+    order, rest = there.last.job()
+    assert rest == b"\0asmin"
+    assert order["stdin_bytes"] == 2
+    assert order["inputs"] == {"n": "cap"}
+    assert order["out"] is True
+
+
+async def test_peers_and_balances(there):
+    there.answers("GET", "/v1/peers", {"peers": [{"id": "n1"}]})
+    there.answers("GET", "/v1/ledger/balance", {"balances": [{"peer": "n1", "balance_micro": -4}]})
+    async with client.connect(there.home) as node:
+        assert await node.peers() == [{"id": "n1"}]
+        assert await node.balances() == {"n1": -4}
+
+
+async def test_calls_run_side_by_side(there):
+    """Two calls that each wait for the other to have begun."""
+    meet = threading.Barrier(2, timeout=10)
+
+    def route(request):
+        meet.wait()
+        request.answer.document({"peers": []})
+
+    there.routes["GET", "/v1/peers"] = route
+    async with client.connect(there.home) as node:
+        await asyncio.gather(node.peers(), node.peers())
+
+
+async def test_a_cancelled_put_stops_sending(there, tmp_path):
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ended = threading.Event()
+
+    def route(request):
+        loop.call_soon_threadsafe(arrived.set)
+        while request.answer.rfile.read1(65536):
+            pass
+        ended.set()
+
+    there.early["POST", "/v1/objects"] = route
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)
+    async with client.connect(there.home) as node:
+        task = asyncio.create_task(node.put(tmp_path / "large"))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(ended.wait, 10)

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.unit.client.stand_in import StandIn
+from xsc.base.errors import (
+    ArgumentInvalid,
+    HomeInvalid,
+    NodeUnreachable,
+    ShardMismatch,
+    SpaceExhausted,
+    Unauthorized,
+    XscError,
+)
+from xsc.client import core as core_module
+from xsc.client.core import BLOCK_BYTES, Core, default_home, find_place
+
+
+@pytest.fixture
+def core(stand_in):
+    return Core(stand_in.home)
+
+
+class Blocks(io.RawIOBase):
+    """A stream that has no end, and counts what was taken of it."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def read(self, size=-1):
+        self.taken += size
+        return bytes(size)
+
+
+def test_an_answer_comes_back_as_a_document(core, stand_in):
+    stand_in.answers("GET", "/v1/status", {"id": "abc"})
+    assert core.call("GET", "/v1/status") == {"id": "abc"}
+    assert stand_in.last.headers["Authorization"] == "Bearer token7"
+
+
+def test_a_document_is_sent_as_json(core, stand_in):
+    stand_in.answers("POST", "/v1/peers", {})
+    core.call("POST", "/v1/peers", {"invitation": "xsc1é"})
+    assert stand_in.last.json() == {"invitation": "xsc1é"}
+
+
+def test_a_refusal_is_the_error_that_the_node_raised(core, stand_in):
+    stand_in.refuses("GET", "/v1/status", "space_exhausted", "no room", "make some")
+    with pytest.raises(SpaceExhausted, match="no room") as caught:
+        core.call("GET", "/v1/status")
+    assert caught.value.hint == "make some"
+
+
+def test_a_bug_of_the_node_is_no_class_of_its_own(core, stand_in):
+    stand_in.refuses("GET", "/v1/status", "bug", "the node met a bug")
+    with pytest.raises(XscError) as caught:
+        core.call("GET", "/v1/status")
+    assert type(caught.value) is XscError
+
+
+def test_a_wrong_token_is_refused(core, stand_in):
+    stand_in.publish(f"http://127.0.0.1:{stand_in.server.server_port}", "other")
+    with pytest.raises(Unauthorized):
+        core.call("GET", "/v1/status")
+
+
+@pytest.mark.parametrize("path", ["absent", "absent/deeper"])
+def test_where_no_node_ever_ran_the_hint_starts_one(tmp_path, path):
+    core = Core(tmp_path / path)
+    assert not core.alive()
+    with pytest.raises(NodeUnreachable) as caught:
+        core.call("GET", "/v1/status")
+    assert caught.value.hint.endswith("node start`")
+    assert str(tmp_path) in caught.value.hint
+
+
+def test_the_hint_for_the_default_home_is_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("XSC_HOME", str(tmp_path / "mine"))
+    with pytest.raises(NodeUnreachable) as caught:
+        Core().call("GET", "/v1/status")
+    assert caught.value.hint == "start it with `xsc node start`"
+
+
+def test_a_node_that_was_killed_is_unreachable(tmp_path):
+    stand_in = StandIn(tmp_path / "home")
+    core = Core(stand_in.home)
+    assert core.alive()
+    stand_in.close()
+    assert not core.alive()
+    with pytest.raises(NodeUnreachable, match="does not answer"):
+        core.call("GET", "/v1/status")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        '{"url": 7}',
+        '{"url": "http://127.0.0.1:x"}',
+        '{"url": "http://127.0.0.1"}',
+        '{"url": "https://127.0.0.1:80"}',
+        '{"url": "http://10.0.0.1:80"}',
+        '{"url": "http://example.org:80"}',
+    ],
+)
+def test_a_damaged_place_is_refused(tmp_path, text):
+    (tmp_path / "api.json").write_text(text)
+    (tmp_path / "api.token").write_text("token")
+    with pytest.raises(HomeInvalid):
+        find_place(tmp_path)
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a\nInjected: b"])
+def test_a_token_that_would_break_the_head_is_refused(stand_in, token):
+    (stand_in.home / "api.token").write_text(token)
+    with pytest.raises(HomeInvalid):
+        find_place(stand_in.home)
+
+
+def test_the_home_is_the_one_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSC_HOME", str(tmp_path))
+    assert default_home() == tmp_path
+    monkeypatch.setenv("XSC_HOME", "")
+    assert default_home().name == "xsc"
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 17])
+def test_an_upload_arrives_whole(core, stand_in, size):
+    stand_in.answers("POST", "/v1/objects", {"size_bytes": size}, 201)
+    content = bytes(index % 251 for index in range(1000)) * (size // 1000 + 1)
+    moved = []
+    answer = core.upload("/v1/objects", io.BytesIO(content[:size]), {"XSC-Name": "a"}, moved.append)
+    assert answer == {"size_bytes": size}
+    assert stand_in.last.body == content[:size]
+    assert stand_in.last.headers["XSC-Name"] == "a"
+    assert sum(moved) == size
+
+
+def test_an_upload_that_is_refused_ends_at_once(core, stand_in):
+    problem = {"code": "space_exhausted", "detail": "no room", "hint": ""}
+    stand_in.early["POST", "/v1/objects"] = lambda request: request.answer.document(problem, 507)
+    source = Blocks()
+    with pytest.raises(SpaceExhausted, match="no room"):
+        core.upload("/v1/objects", source, {})
+    assert source.taken < 64 * BLOCK_BYTES
+
+
+def test_a_source_that_fails_is_named(core, stand_in):
+    class Broken(io.RawIOBase):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(ArgumentInvalid, match="Input/output error"):
+        core.upload("/v1/objects", Broken(), {})
+
+
+def test_a_node_that_dies_during_an_upload_is_unreachable(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def take_some():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+
+        thread = threading.Thread(target=take_some)
+        thread.start()
+        (tmp_path / "api.token").write_text("t")
+        place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        (tmp_path / "api.json").write_text(json.dumps(place))
+        with pytest.raises(NodeUnreachable, match="broke off"):
+            Core(tmp_path).upload("/v1/objects", Blocks(), {})
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}",
+        b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n<html>no!",
+        b"220 mail.example.org ESMTP\r\n",
+        b"",
+    ],
+)
+def test_what_is_no_node_is_not_taken_for_one(tmp_path, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reply():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        (tmp_path / "api.token").write_text("t")
+        place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        (tmp_path / "api.json").write_text(json.dumps(place))
+        with pytest.raises(NodeUnreachable):
+            Core(tmp_path).call("GET", "/v1/status")
+        thread.join()
+
+
+def test_silence_ends(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "api.token").write_text("t")
+        place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        (tmp_path / "api.json").write_text(json.dumps(place))
+        with pytest.raises(NodeUnreachable, match="silent"):
+            Core(tmp_path).call("GET", "/v1/status", timeout_s=0.05)
+
+
+def test_silence_ends_an_upload(tmp_path, monkeypatch):
+    monkeypatch.setattr(core_module, "ANSWER_TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "api.token").write_text("t")
+        place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        (tmp_path / "api.json").write_text(json.dumps(place))
+        with pytest.raises(NodeUnreachable, match="silent"):
+            Core(tmp_path).upload("/v1/objects", Blocks(), {})
+
+
+@pytest.mark.parametrize("size", [0, 1, 2 * BLOCK_BYTES + 5])
+def test_a_download_arrives_whole(core, stand_in, size):
+    content = bytes(index % 7 for index in range(size))
+    stand_in.streams("/v1/object", content)
+    with core.download("/v1/object", {"XSC-Capability": "c"}) as download:
+        assert download.size_bytes == size
+        assert b"".join(download.blocks()) == content
+
+
+@pytest.mark.parametrize("cut", [0, 1, 99])
+def test_a_download_that_breaks_off_says_why(core, stand_in, cut):
+    stand_in.streams("/v1/object", bytes(100), cut=cut)
+    why = {"code": "shard_mismatch", "detail": "the shard of b is wrong", "hint": ""}
+    stand_in.answers("GET", "/v1/requests/41", why)
+    with (
+        core.download("/v1/object", {}) as download,
+        pytest.raises(ShardMismatch, match="the shard of b"),
+    ):
+        list(download.blocks())
+
+
+def test_a_download_that_breaks_off_without_a_reason_fails_as_well(core, stand_in):
+    stand_in.streams("/v1/object", bytes(100), cut=50)
+    with (
+        core.download("/v1/object", {}) as download,
+        pytest.raises(NodeUnreachable, match="after 50 of 100 bytes"),
+    ):
+        list(download.blocks())
+
+
+def test_a_download_without_a_length_is_never_whole(core, stand_in):
+    stand_in.routes["GET", "/v1/object"] = lambda request: request.answer.raw(200, {}, b"abc")
+    with core.download("/v1/object", {}) as download, pytest.raises(NodeUnreachable):
+        list(download.blocks())
+
+
+def test_a_refused_download_is_an_error_before_any_byte(core, stand_in):
+    stand_in.refuses("GET", "/v1/object", "space_exhausted", "no")
+    with pytest.raises(SpaceExhausted):
+        core.download("/v1/object", {})
+
+
+def test_calls_are_traced_without_secrets(stand_in):
+    lines = []
+    stand_in.answers("GET", "/v1/status", {})
+    Core(stand_in.home, trace=lines.append).call(
+        "GET", "/v1/status", headers={"XSC-Capability": "secret"}
+    )
+    assert lines == [f"GET http://127.0.0.1:{stand_in.server.server_port}/v1/status"]
+
+
+def test_the_core_loads_nothing_heavy():
+    heavy = "aiohttp asyncio pydantic cryptography wasmtime rich plyvel platformdirs subprocess"
+    script = (
+        "import sys, xsc.cli.main\n"
+        f"loaded = [name for name in {heavy.split()!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
