@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xsc.base.limits import PPM
-from xsc.base.units import ceil_div
 from xsc.terms.pricing import compute_amount, fuel_steps, storage_amount
 from xsc.terms.quote import Kind, Tier
 
@@ -59,9 +58,9 @@ def utilisation_ppm(free: int, capacity: int) -> int:
 
 
 def unit_price(base: int, used_ppm: int) -> int:
-    """Return the price a quantum at a utilisation, rounded up; it never falls with use."""
+    """Return the price a quantum at a utilisation, rounded down; it never falls with use."""
     assert 0 <= used_ppm <= PPM, "utilisation is a share"
-    return ceil_div(base * (PPM + used_ppm), PPM)
+    return base * (PPM + used_ppm) // PPM
 
 
 def ladder(reserve: int, prices: PriceList) -> Ladder:

@@ -374,7 +374,7 @@ class MarketService:
             if known.request_id != request.id:
                 raise RecordInvalid("another lease has the same id")
             return {"lease": known.raw}, ()
-        waiting = self._waiting[kind].get(lease_id)
+        waiting = next((w[lease_id] for w in self._waiting.values() if lease_id in w), None)
         if waiting is not None and waiting.request.id != request.id:
             raise RecordInvalid("another request has the same lease id")
         if waiting is None:
@@ -400,6 +400,10 @@ class MarketService:
         )
         if (refusal := rules.check_request(request, quote.record, now_ms)) is not None:
             raise RecordInvalid(refusal)
+        used = self._book.get("customer", request.lease_id) is not None
+        if used or self._credit.settled(request.lease_id) > 0:
+            # What was settled under it before would pay for the new lease as well.
+            raise RecordInvalid("the lease id was used before")
         if len(self._waiting[request.kind]) >= LEASE_REQUESTS_WAITING_MAX:
             raise RateLimited("too many leases are asked for at this moment")
         of_customer = sum(

@@ -1,0 +1,211 @@
+"""Small real parts that stand where the other services will, and nodes wired from them."""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from tests.unit.allocation.fakes import Memory, Wire
+from xsc.allocation.tiers import Claim, weighted_uniform
+from xsc.base.clock import ManualClock, SeededEntropy
+from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
+from xsc.base.limits import GIB
+from xsc.base.log import SilentLog
+from xsc.identity.keys import KeyPair, network_id
+from xsc.market.pricing import PriceList
+from xsc.market.service import MarketService, MarketSettings
+
+NET = network_id("test")
+
+
+def divide(capacity, needs):
+    claims = [Claim(need.id, need.tier, need.weight, need.need) for need in needs]
+    return weighted_uniform(capacity, claims).allocations
+
+
+@dataclass
+class Ledger:
+    """Books what is collected, once a transfer id; `trouble` says how the next ones fail."""
+
+    limit: int = 10**9
+    booked: dict = field(default_factory=dict)
+    spent: set = field(default_factory=set)
+    trouble: list = field(default_factory=list)
+    asked: list = field(default_factory=list)
+
+    def owed(self, peer):
+        return sum(amount for debtor, amount, _ in self.booked.values() if debtor == peer)
+
+    def credit_left(self, peer):
+        return self.limit - self.owed(peer)
+
+    def settled(self, lease_id):
+        return sum(amount for _, amount, lease in self.booked.values() if lease == lease_id)
+
+    async def collect(self, *, xid, debtor, amount_micro, lease_id, voucher):
+        self.asked.append(xid)
+        assert len(xid) == 16
+        assert amount_micro > 0
+        await asyncio.sleep(0)
+        entry = (debtor, amount_micro, lease_id)
+        trouble = self.trouble.pop(0) if self.trouble else ""
+        if xid in self.spent:
+            raise EntryRefused("the entry was withdrawn")
+        if self.booked.get(xid, entry) != entry:
+            raise ArgumentInvalid("this xid stands for another entry already")
+        if trouble == "silent":
+            raise PeerSilent("the debtor does not answer")
+        if trouble == "refused":
+            self.spent.add(xid)
+            raise EntryRefused("the debtor refused")
+        if xid not in self.booked and amount_micro > self.credit_left(debtor):
+            raise CreditExceeded("the debt limit would be passed")
+        self.booked[xid] = entry
+        if trouble == "lost":
+            raise PeerSilent("the answer was lost")
+        return self.settled(lease_id)
+
+
+@dataclass
+class Health:
+    wire: Wire
+    quality: dict = field(default_factory=dict)
+
+    def is_up(self, peer):
+        return peer not in self.wire.down
+
+    def quality_ppm(self, peer):
+        return self.quality.get(peer, 900_000)
+
+    def response_ms(self, peer):
+        return 7
+
+
+@dataclass
+class Recognised:
+    weights: dict = field(default_factory=dict)
+    mutual: dict = field(default_factory=dict)
+
+    def tier(self, peer):
+        if self.mutual.get(peer, 0) >= 10_000:
+            return "mutual"
+        return "one_way" if self.weights.get(peer) else "open"
+
+    def weight_ppm(self, peer):
+        return self.weights.get(peer, 0)
+
+    def mutual_ppm(self, peer):
+        return self.mutual.get(peer, 0)
+
+
+@dataclass
+class Room:
+    storage: int = 4 * GIB
+    stored: int = 0
+    steps: int = 10**13
+    running: int = 0
+
+    def storage_capacity_bytes(self):
+        return self.storage
+
+    def storage_free_bytes(self):
+        return self.storage - self.stored
+
+    def compute_capacity_steps(self):
+        return self.steps
+
+    def compute_steps_free(self):
+        return self.steps - self.running
+
+
+class Node:
+    def __init__(self, world, number, **settings):
+        self.world = world
+        self.key = KeyPair(bytes([number]) * 32)
+        self.id = self.key.node_id
+        self.state = Memory()
+        self.ledger = Ledger()
+        self.health = Health(world.wire)
+        self.standing = Recognised()
+        self.room = Room()
+        self.settings = {
+            "prices": PriceList(10, 10, 200_000, 100_000),
+            "storage_price_max": 40,
+            "compute_price_max": 40,
+            "settle_interval_ms": 10_000,
+            "site": "",
+            "owner": "",
+        } | settings
+        self.entropy = SeededEntropy(bytes([number]))
+        self.market = self.make()
+
+    def make(self):
+        market = MarketService(
+            key=self.key,
+            network=NET,
+            clock=self.world.clock,
+            entropy=self.entropy,
+            caller=self.world.wire.caller(self.id),
+            peers=self.world.wire.peers(self.id),
+            credit=self.ledger,
+            quality=self.health,
+            standing=self.standing,
+            capacity=self.room,
+            divide=divide,
+            state=self.state,
+            log=SilentLog(),
+            settings=MarketSettings(**self.settings),
+        )
+        self.world.wire.handlers[self.id] = market.handlers()
+        return market
+
+    async def restart(self):
+        """Come back from what is on the disk."""
+        self.market = self.make()
+        await self.market.start()
+        return self.market
+
+    def one(self, role):
+        views = [view for view in self.market.leases() if view.role == role]
+        assert len(views) == 1
+        return views[0]
+
+
+class World:
+    """Nodes on one clock, which moves to the next sleeper whenever nobody can go on."""
+
+    def __init__(self):
+        self.wire = Wire()
+        self.clock = ManualClock()
+        self.nodes = {}
+
+    def node(self, number, **settings):
+        self.nodes[number] = Node(self, number, **settings)
+        return self.nodes[number]
+
+    def later(self, duration_ms):
+        self.clock.advance_to(self.clock.now_ms() + duration_ms)
+
+    async def drive(self, *work, steps=400):
+        """Return the results of all, moving the clock as far as they need."""
+        tasks = [asyncio.ensure_future(item) for item in work]
+        for _ in range(steps):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            if all(task.done() for task in tasks):
+                break
+            next_ms = self.clock.next_ms()
+            if next_ms is not None:
+                self.clock.advance_to(next_ms)
+        assert all(task.done() for task in tasks), "somebody waits for ever"
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        faults = [item for item in results if isinstance(item, BaseException)]
+        if faults and len(results) == 1:
+            raise faults[0]
+        return results[0] if len(results) == 1 else results
+
+
+def by_node(calls):
+    counted = defaultdict(int)
+    for _, peer, method in calls:
+        counted[peer, method] += 1
+    return counted

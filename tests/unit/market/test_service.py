@@ -1,0 +1,849 @@
+import asyncio
+
+import pytest
+
+from tests.unit.allocation.fakes import Memory
+from tests.unit.market.fakes import NET, World
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    LeaseExhausted,
+    NoOffers,
+    NotAllowed,
+    RecordInvalid,
+    SignatureInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+)
+from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    COMPUTE_LEASE_RUNS,
+    EPOCH_MS,
+    GIB,
+    LEASE_KEPT_MS,
+    MIB,
+    STORAGE_LEASE_BYTES,
+    STORAGE_LEASE_IDLE_MS,
+)
+from xsc.identity.envelope import open_signed, sign
+from xsc.market.ports import OWN_LEASE
+from xsc.market.quote import open_quote
+from xsc.terms.lease import LeaseRequest
+from xsc.terms.voucher import Voucher
+
+STEPS = 1_000_000_000
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def pair(world):
+    """A customer without room and a provider."""
+    customer, provider = world.node(1), world.node(2)
+    customer.room.storage = 0
+    customer.room.steps = 0
+    return customer, provider
+
+
+async def leased(world, node, **wish):
+    return await world.drive(node.market.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish)))
+
+
+async def computing(world, node, steps=STEPS, on=None):
+    return await world.drive(node.market.lease_compute(fuel_steps=steps, on=on))
+
+
+# Quotes
+
+
+async def test_a_quote_stands_on_the_customers_rung(world, pair):
+    customer, provider = pair
+    provider.standing.mutual[customer.id] = 50_000
+    (quote,) = await world.drive(customer.market.offers("storage"))
+    assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (8, 9, 10)
+    assert (quote.tier, quote.price) == ("mutual", 8)
+    assert quote.available == provider.room.storage
+
+
+async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
+    customer = world.node(1)
+    for number, price in ((2, 30), (3, 10), (4, 20)):
+        node = world.node(number)
+        node.standing.weights = {}
+        node.settings["prices"] = type(node.settings["prices"])(price, price)
+        node.market = node.make()
+    assert [q.price for q in await world.drive(customer.market.offers("compute"))] == [10, 20, 30]
+    world.wire.down.add(world.nodes[3].id)
+    assert [q.price for q in await world.drive(customer.market.offers("compute"))] == [20, 30]
+
+
+async def test_quotes_are_kept_while_they_hold(world, pair):
+    customer, _ = pair
+    for _ in range(3):
+        await world.drive(customer.market.offers("storage"))
+    assert len(world.wire.calls) == 1
+    world.later(60_000)
+    await world.drive(customer.market.offers("storage"))
+    assert len(world.wire.calls) == 2
+
+
+async def test_the_price_rises_with_use(world, pair):
+    customer, provider = pair
+    provider.room.stored = provider.room.storage // 2
+    (quote,) = await world.drive(customer.market.offers("storage"))
+    assert quote.reserve == 15
+
+
+async def test_a_quote_for_nothing_known_is_refused(world, pair):
+    customer, provider = pair
+    with pytest.raises(RecordInvalid):
+        await provider.market.handlers()["market.quote"](customer.id, {"kind": "air"}, ())
+
+
+# Storage leases
+
+
+async def test_objects_share_a_lease(world, pair):
+    customer, provider = pair
+    first = (await leased(world, customer))[0]
+    assert first.node == provider.id
+    again = (await leased(world, customer))[0]
+    assert again.lease_id == first.lease_id
+    view = customer.one("customer")
+    assert (view.quantity, view.status, view.kind) == (STORAGE_LEASE_BYTES, "open", "storage")
+    assert provider.one("provider").lease_id == first.lease_id
+
+
+async def test_a_full_lease_is_topped_up_by_a_further_one(world, pair):
+    customer, provider = pair
+    (first,) = await leased(world, customer, size_bytes=200 * MIB)
+    provider.market.admit(first.lease_id, customer.id, 200 * MIB)
+    provider.room.stored += 200 * MIB
+    await customer.market.used(first.lease_id, 200 * MIB)
+    (second,) = await leased(world, customer, size_bytes=100 * MIB)
+    assert second.lease_id != first.lease_id
+    (third,) = await leased(world, customer, size_bytes=50 * MIB)
+    assert third.lease_id in (first.lease_id, second.lease_id)
+
+
+async def test_what_is_handed_out_is_not_handed_out_twice(world, pair):
+    customer, _ = pair
+    got = await world.drive(
+        *(customer.market.lease_hosts(size_bytes=100 * MIB, count=1) for _ in range(4))
+    )
+    ids = [hosts[0].lease_id for hosts in got]
+    assert max(ids.count(id_) for id_ in ids) == 2
+
+
+async def test_a_large_object_gets_a_lease_of_its_size(world, pair):
+    customer, _ = pair
+    await leased(world, customer, size_bytes=3 * GIB)
+    assert customer.one("customer").quantity == 3 * GIB
+
+
+async def test_hosts_are_distinct_and_paid_the_next_price(world):
+    customer = world.node(1)
+    for number in range(2, 10):
+        node = world.node(number)
+        node.settings["prices"] = type(node.settings["prices"])(number, number)
+        node.market = node.make()
+    hosts = await leased(world, customer, count=6)
+    assert {host.node for host in hosts} == {world.nodes[n].id for n in range(2, 8)}
+    assert {host.price for host in hosts} == {8}
+
+
+async def test_without_a_further_bid_the_reserve_is_paid(world, pair):
+    customer, _ = pair
+    (host,) = await leased(world, customer)
+    assert host.price == 40
+
+
+async def test_who_asks_more_than_the_reserve_gets_nothing(world, pair):
+    customer, provider = pair
+    provider.settings["prices"] = type(provider.settings["prices"])(41, 41)
+    provider.market = provider.make()
+    with pytest.raises(NoOffers):
+        await leased(world, customer)
+
+
+async def test_distinct_sites_come_first_and_shared_ones_fill_up(world):
+    customer = world.node(1)
+    customer.room.storage = 0
+    for number, site in ((2, "attic"), (3, "attic"), (4, "cellar"), (5, "")):
+        world.node(number, site=site)
+    three = {host.node for host in await leased(world, customer, count=3)}
+    assert {world.nodes[4].id, world.nodes[5].id} < three
+    assert len(await leased(world, customer, count=4)) == 4
+    assert len({host.node for host in await leased(world, customer, count=9)}) == 4
+
+
+async def test_the_own_node_comes_last_and_settles_nothing(world):
+    customer, _ = world.node(1), world.node(2)
+    hosts = await leased(world, customer, count=6)
+    assert [host.node for host in hosts] == [world.nodes[2].id, customer.id]
+    assert (hosts[-1].lease_id, hosts[-1].price) == (OWN_LEASE, 0)
+    customer.market.admit(OWN_LEASE, customer.id, MIB)
+    await customer.market.used(OWN_LEASE, MIB)
+    customer.market.settle_use(OWN_LEASE, -MIB)
+    with pytest.raises(LeaseExhausted):
+        customer.market.admit(OWN_LEASE, world.nodes[2].id, MIB)
+    with pytest.raises(SpaceExhausted):
+        customer.market.admit(OWN_LEASE, customer.id, customer.room.storage + 1)
+
+
+async def test_excluded_and_silent_nodes_are_not_asked(world):
+    customer = world.node(1)
+    for number in (2, 3, 4):
+        world.node(number)
+    world.wire.down.add(world.nodes[3].id)
+    hosts = await leased(
+        world, customer, count=6, exclude=frozenset({world.nodes[2].id, customer.id})
+    )
+    assert [host.node for host in hosts] == [world.nodes[4].id]
+
+
+async def test_nobody_at_all_is_no_offer(world):
+    customer = world.node(1)
+    customer.room.storage = 0
+    with pytest.raises(NoOffers):
+        await leased(world, customer)
+    with pytest.raises(ArgumentInvalid):
+        await leased(world, customer, size_bytes=0)
+
+
+async def test_a_host_that_refuses_is_replaced(world):
+    customer = world.node(1)
+    customer.room.storage = 0
+    for number in (2, 3):
+        world.node(number)
+    world.nodes[2].settings["prices"] = type(world.nodes[2].settings["prices"])(1, 1)
+    world.nodes[2].market = world.nodes[2].make()
+    world.nodes[2].ledger.limit = 0
+    hosts = await leased(world, customer)
+    assert [host.node for host in hosts] == [world.nodes[3].id]
+
+
+async def test_a_reported_node_falls_behind(world):
+    customer = world.node(1)
+    for number in (2, 3):
+        world.node(number)
+    node = world.nodes[2].id
+    assert customer.market.is_up(node)
+    assert customer.market.response_ms(node) == 7
+    assert customer.market.is_up(customer.id)
+    assert customer.market.response_ms(customer.id) == 0
+    assert set(customer.market.peers()) == {world.nodes[2].id, world.nodes[3].id}
+    customer.market.report(node, "shard_mismatch")
+    for _ in range(3):
+        assert (await leased(world, customer))[0].node == world.nodes[3].id
+
+
+async def test_room_that_is_promised_is_not_offered_again(world, pair):
+    customer, provider = pair
+    await leased(world, customer)
+    assert provider.market.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
+    with pytest.raises(SpaceExhausted):
+        provider.market.admit(OWN_LEASE, provider.id, provider.room.storage)
+
+
+async def test_a_small_node_leases_what_it_has(world, pair):
+    customer, provider = pair
+    provider.room.storage = 10 * MIB
+    await leased(world, customer)
+    assert customer.one("customer").quantity == 10 * MIB
+    with pytest.raises(NoOffers):
+        await leased(world, customer, size_bytes=11 * MIB)
+
+
+# Admission
+
+
+async def test_admission_keeps_to_the_lease(world, pair):
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    provider.market.admit(host.lease_id, customer.id, STORAGE_LEASE_BYTES - 1)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(host.lease_id, customer.id, 2)
+    provider.market.admit(host.lease_id, customer.id, 1)
+    provider.market.settle_use(host.lease_id, -STORAGE_LEASE_BYTES)
+    provider.market.admit(host.lease_id, customer.id, STORAGE_LEASE_BYTES)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(host.lease_id, provider.id, 1)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(b"\1" * 32, customer.id, 1)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit_compute(host.lease_id, customer.id, 1)
+    provider.market.settle_use(b"\1" * 32, -1)
+
+
+async def test_an_idle_lease_goes_back(world, pair):
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    world.later(STORAGE_LEASE_IDLE_MS // 2)
+    (other,) = await leased(world, customer)
+    assert other.lease_id != host.lease_id
+    world.later(STORAGE_LEASE_IDLE_MS // 2)
+    provider.market.tidy()
+    customer.market.tidy()
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(host.lease_id, customer.id, 1)
+    assert provider.market.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
+    world.later(STORAGE_LEASE_IDLE_MS + LEASE_KEPT_MS)
+    for _ in range(2):
+        provider.market.tidy()
+        customer.market.tidy()
+    world.later(LEASE_KEPT_MS)
+    provider.market.tidy()
+    customer.market.tidy()
+    assert provider.market.leases() == customer.market.leases() == []
+    assert provider.state.table == customer.state.table == {}
+
+
+async def test_a_lease_in_use_stays(world, pair):
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    provider.market.admit(host.lease_id, customer.id, MIB)
+    world.later(STORAGE_LEASE_IDLE_MS * 10)
+    provider.market.tidy()
+    assert provider.one("provider").status == "open"
+
+
+# Compute leases
+
+
+async def test_runs_share_a_compute_lease(world, pair):
+    customer, provider = pair
+    first = await computing(world, customer)
+    assert (first.node, first.price) == (provider.id, 40)
+    assert customer.one("customer").quantity == COMPUTE_LEASE_RUNS * STEPS
+    for _ in range(COMPUTE_LEASE_RUNS - 1):
+        assert (await computing(world, customer)).lease_id == first.lease_id
+    assert (await computing(world, customer)).lease_id != first.lease_id
+
+
+async def test_a_run_is_reserved_used_and_spent(world, pair):
+    customer, provider = pair
+    lease = await computing(world, customer)
+    assert provider.market.admit_compute(lease.lease_id, customer.id, STEPS) == 40
+    assert provider.market.free("compute") == provider.room.steps - 19 * STEPS
+    provider.market.used_compute(lease.lease_id, STEPS, 5_000_000)
+    await customer.market.spent(lease.lease_id, 5_000_000, 200)
+    assert provider.one("provider").due_micro == customer.one("customer").due_micro == 200
+    assert provider.one("provider").used == 5_000_000
+    await customer.market.settle_all()
+    assert provider.ledger.owed(customer.id) == 200
+
+
+async def test_admission_of_runs_keeps_to_the_lease(world, pair):
+    customer, provider = pair
+    lease = await computing(world, customer)
+    provider.market.admit_compute(lease.lease_id, customer.id, COMPUTE_LEASE_RUNS * STEPS)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit_compute(lease.lease_id, customer.id, 1)
+    provider.market.used_compute(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS, 0)
+    provider.market.admit_compute(lease.lease_id, customer.id, 1)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit_compute(lease.lease_id, provider.id, 1)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(lease.lease_id, customer.id, 1)
+    provider.market.used_compute(b"\1" * 32, 1, 1)
+    with pytest.raises(LeaseExhausted):
+        await customer.market.spent(b"\1" * 32, 1, 1)
+    with pytest.raises(LeaseExhausted):
+        await customer.market.used(b"\1" * 32, 1)
+
+
+async def test_a_compute_lease_ends_after_a_minute(world, pair):
+    customer, provider = pair
+    lease = await computing(world, customer)
+    world.later(COMPUTE_LEASE_MS)
+    assert provider.market.free("compute") == provider.room.steps
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit_compute(lease.lease_id, customer.id, 1)
+    assert (await computing(world, customer)).lease_id != lease.lease_id
+    assert {view.status for view in customer.market.leases()} == {"open", "expired"}
+
+
+async def test_compute_on_a_node_by_name(world, pair):
+    customer, provider = pair
+    world.node(3)
+    assert (await computing(world, customer, on=provider.id)).node == provider.id
+    assert (await computing(world, customer, on=world.nodes[3].id)).node == world.nodes[3].id
+    with pytest.raises(SpaceExhausted):
+        await computing(world, customer, on=customer.id)
+    with pytest.raises(NoOffers):
+        await computing(world, customer, on=b"\5" * 32)
+    with pytest.raises(ArgumentInvalid):
+        await computing(world, customer, steps=2**63)
+
+
+async def test_own_compute_comes_last_and_is_free(world):
+    customer = world.node(1)
+    lease = await computing(world, customer)
+    assert (lease.node, lease.lease_id, lease.price) == (customer.id, OWN_LEASE, 0)
+    world.node(2)
+    assert (await computing(world, customer)).node == world.nodes[2].id
+    assert (await computing(world, customer, on=customer.id)).node == customer.id
+    assert customer.market.admit_compute(OWN_LEASE, customer.id, STEPS) == 0
+    customer.market.used_compute(OWN_LEASE, STEPS, STEPS)
+    await customer.market.spent(OWN_LEASE, STEPS, 0)
+    with pytest.raises(LeaseExhausted):
+        customer.market.admit_compute(OWN_LEASE, world.nodes[2].id, 1)
+
+
+# Credit
+
+
+async def test_a_compute_lease_is_cut_to_the_credit(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 100_000
+    await computing(world, customer)
+    assert customer.one("customer").quantity == 2_500 * 1_000_000 + 999_999 // 40
+    with pytest.raises(CreditExceeded):
+        await computing(world, customer, steps=2 * STEPS)
+
+
+async def test_credit_bounds_everything_that_is_open(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 40 * 256 + 40 * 1000 - 1
+    await leased(world, customer)
+    with pytest.raises(CreditExceeded):
+        await computing(world, customer)
+    provider.ledger.limit += 1
+    await computing(world, customer)
+
+
+async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 40_000
+    lease = await computing(world, customer)
+    provider.market.admit_compute(lease.lease_id, customer.id, STEPS)
+    provider.market.used_compute(lease.lease_id, STEPS, STEPS)
+    world.later(COMPUTE_LEASE_MS)
+    with pytest.raises(CreditExceeded):
+        await computing(world, customer)
+    await customer.market.spent(lease.lease_id, STEPS, 40_000)
+    await customer.market.settle_all()
+    with pytest.raises(CreditExceeded):
+        await computing(world, customer)
+    provider.ledger.limit += 40_000
+    await computing(world, customer)
+
+
+# Contention
+
+
+async def test_customers_of_one_window_share_what_is_scarce(world):
+    provider = world.node(9)
+    provider.room.storage = 300 * MIB
+    customers = [world.node(number) for number in (1, 2, 3)]
+    for node in customers:
+        node.room.storage = 0
+    provider.standing.mutual = {customers[0].id: 20_000, customers[1].id: 10_000}
+    everybody = frozenset(world.nodes[n].id for n in (1, 2, 3))
+    await world.drive(
+        *(
+            node.market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
+            for node in customers[:2]
+        )
+    )
+    got = {node.id: node.one("customer").quantity for node in customers[:2]}
+    assert got == {customers[0].id: 200 * MIB, customers[1].id: 100 * MIB}
+    with pytest.raises(NoOffers):
+        await world.drive(
+            customers[2].market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
+        )
+
+
+async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
+    provider = world.node(9)
+    provider.room.storage = 300 * MIB
+    customers = [world.node(number) for number in (1, 2, 3)]
+    everybody = frozenset(node.id for node in customers)
+    for node in customers:
+        node.room.storage = 0
+    got = await world.drive(
+        *(
+            node.market.lease_hosts(size_bytes=120 * MIB, count=1, exclude=everybody)
+            for node in customers
+        )
+    )
+    refused = [item for item in got if isinstance(item, SpaceExhausted)]
+    assert len(refused) == 1
+    quantities = [view.quantity for view in provider.market.leases()]
+    assert sorted(quantities) == [150 * MIB, 150 * MIB]
+
+
+# What peers must not get away with
+
+
+async def quote_of(customer, provider, kind="storage"):
+    handler = provider.market.handlers()["market.quote"]
+    return (await handler(customer.id, {"kind": kind}, ()))[0]["quote"]
+
+
+async def request_of(world, customer, provider, /, **change):
+    quote = await quote_of(customer, provider, change.pop("quoted", "storage"))
+    now_ms = world.clock.now_ms()
+    fields = {
+        "lease_id": b"\x07" * 32,
+        "provider": provider.id,
+        "customer": customer.id,
+        "kind": "storage",
+        "quote": quote,
+        "quantity": 10 * MIB,
+        "quantity_min": MIB,
+        "price": 10,
+        "start_ms": now_ms,
+        "end_ms": now_ms + 1000,
+    } | change
+    return sign(LeaseRequest(**fields), customer.key, NET).raw
+
+
+async def ask(world, customer, provider, raw):
+    handler = provider.market.handlers()["market.lease"]
+    return await world.drive(handler(customer.id, {"request": raw}, ()))
+
+
+async def test_the_same_request_gets_the_same_lease(world, pair):
+    customer, provider = pair
+    raw = await request_of(world, customer, provider)
+    first = await ask(world, customer, provider, raw)
+    assert await ask(world, customer, provider, raw) == first
+    handler = provider.market.handlers()["market.lease"]
+    again = await request_of(world, customer, provider, lease_id=b"\x08" * 32)
+    both = await world.drive(
+        handler(customer.id, {"request": again}, ()), handler(customer.id, {"request": again}, ())
+    )
+    assert both[0] == both[1]
+    assert len(provider.market.leases()) == 2
+
+
+async def test_a_lease_id_stands_for_one_request(world, pair):
+    customer, provider = pair
+    raw = await request_of(world, customer, provider)
+    await ask(world, customer, provider, raw)
+    with pytest.raises(RecordInvalid):
+        await ask(world, customer, provider, await request_of(world, customer, provider, price=11))
+    handler = provider.market.handlers()["market.lease"]
+    other = b"\x08" * 32
+    both = await world.drive(
+        *[
+            handler(
+                customer.id,
+                {"request": await request_of(world, customer, provider, lease_id=other, price=p)},
+                (),
+            )
+            for p in (10, 11)
+        ]
+    )
+    assert [isinstance(item, RecordInvalid) for item in both] == [False, True]
+
+
+async def test_a_settled_lease_id_cannot_be_used_again(world, pair):
+    customer, provider = pair
+    provider.ledger.booked[b"x" * 16] = (customer.id, 500, b"\x07" * 32)
+    with pytest.raises(RecordInvalid):
+        await ask(world, customer, provider, await request_of(world, customer, provider))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"price": 9},
+        {"kind": "compute"},
+        {"provider": b"\3" * 32},
+        {"lease_id": OWN_LEASE},
+        {"start_ms": 5},
+        {"end_ms": 2**60},
+        {"price": 2**40, "quantity": 2**40},
+        {"quoted": "compute"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_a_request_beside_its_quote_is_refused(world, pair, change):
+    customer, provider = pair
+    with pytest.raises(RecordInvalid):
+        await ask(world, customer, provider, await request_of(world, customer, provider, **change))
+    assert provider.market.leases() == []
+
+
+async def test_quotes_are_for_one_customer_and_a_minute(world, pair):
+    customer, provider = pair
+    thief = world.node(3)
+    quote = (
+        await provider.market.handlers()["market.quote"](customer.id, {"kind": "storage"}, ())
+    )[0]["quote"]
+    with pytest.raises(RecordInvalid):
+        await ask(world, thief, provider, await request_of(world, thief, provider, quote=quote))
+    with pytest.raises(SignatureInvalid):
+        await ask(world, thief, provider, await request_of(world, customer, provider))
+    raw = await request_of(world, customer, provider, lease_id=b"\x09" * 32)
+    world.later(60_000)
+    with pytest.raises(RecordInvalid):
+        await ask(world, customer, provider, raw)
+
+
+async def test_later_prices_do_not_touch_a_quote(world, pair):
+    customer, provider = pair
+    raw = await request_of(world, customer, provider)
+    provider.room.stored = provider.room.storage // 2
+    await ask(world, customer, provider, raw)
+    assert provider.one("provider").price == 10
+
+
+async def test_a_lease_that_grants_otherwise_is_not_taken(world, pair):
+    customer, provider = pair
+    stranger = world.node(3)
+    raw = await request_of(world, stranger, provider)
+    other = (await ask(world, stranger, provider, raw))[0]["lease"]
+
+    async def crooked(_caller, _header, _parts):
+        return {"lease": other}, ()
+
+    provider.room.storage = 4 * GIB
+    world.wire.handlers[provider.id] = provider.market.handlers() | {"market.lease": crooked}
+    world.wire.down.add(stranger.id)
+    with pytest.raises(NoOffers):
+        await leased(world, customer)
+    assert customer.market.leases() == []
+
+
+# Settlement
+
+
+async def holding(world, customer, provider, size=100 * MIB):
+    (host,) = await leased(world, customer)
+    provider.market.admit(host.lease_id, customer.id, size)
+    await customer.market.used(host.lease_id, size)
+    return host
+
+
+async def test_storage_is_owed_by_begun_epochs_and_settled_once(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    for epochs in (1, 2, 3):
+        await customer.market.settle_all()
+        await customer.market.settle_all()
+        assert provider.ledger.owed(customer.id) == 40 * 100 * epochs
+        world.later(EPOCH_MS)
+    assert len(provider.ledger.asked) == 3
+    assert customer.one("customer").settled_micro == provider.one("provider").settled_micro
+
+
+async def test_the_timer_settles(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    task = asyncio.create_task(customer.market.run())
+    for _ in range(6):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        world.later(5_000)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    task.cancel()
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_closing_settles(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    await world.drive(customer.market.close())
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+@pytest.mark.parametrize("trouble", [["silent"], ["lost"], ["refused"], ["lost", "silent", "lost"]])
+async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, trouble):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    provider.ledger.trouble = list(trouble)
+    for _ in range(5):
+        await customer.market.settle_all()
+    assert provider.ledger.owed(customer.id) == 4_000
+    assert customer.one("customer").settled_micro == 4_000
+    world.later(EPOCH_MS)
+    provider.ledger.trouble = list(trouble)
+    for _ in range(5):
+        await customer.market.settle_all()
+    assert provider.ledger.owed(customer.id) == 8_000
+
+
+@pytest.mark.parametrize("trouble", ["silent", "lost", "refused"])
+async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, trouble):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    provider.ledger.trouble = [trouble]
+    await customer.market.settle_all()
+    # A newer voucher comes before the first was ever answered, after both came back.
+    await provider.restart()
+    await customer.restart()
+    world.later(EPOCH_MS)
+    await customer.market.settle_all()
+    await customer.market.settle_all()
+    assert provider.ledger.owed(customer.id) == 8_000
+    assert provider.ledger.settled(provider.one("provider").lease_id) == 8_000
+    assert customer.one("customer").settled_micro == 8_000
+
+
+async def test_the_provider_books_again_by_itself(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    provider.ledger.trouble = ["silent"]
+    await customer.market.settle_all()
+    world.wire.down.add(customer.id)
+    await provider.market.settle_all()
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_a_provider_that_is_down_is_paid_later(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    world.wire.down.add(provider.id)
+    await customer.market.settle_all()
+    world.wire.down.clear()
+    world.later(EPOCH_MS)
+    await customer.market.settle_all()
+    assert provider.ledger.owed(customer.id) == 8_000
+
+
+async def voucher_of(customer, lease_id, provider, /, **change):
+    fields = {
+        "lease_id": lease_id,
+        "provider": provider.id,
+        "customer": customer.id,
+        "number": 1,
+        "amount_micro": 4_000,
+        "quantity": 100 * MIB,
+        "until_ms": 1,
+    } | change
+    return sign(Voucher(**fields), customer.key, NET).raw
+
+
+async def settle(customer, provider, raw, caller=None):
+    handler = provider.market.handlers()["market.settle"]
+    return (await handler(caller or customer.id, {"voucher": raw}, ()))[0]["settled_micro"]
+
+
+async def test_vouchers_are_cumulative_and_old_ones_change_nothing(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    part = await voucher_of(customer, host.lease_id, provider, amount_micro=400, quantity=10 * MIB)
+    assert await settle(customer, provider, part) == 400
+    whole = await voucher_of(customer, host.lease_id, provider, number=2)
+    assert await settle(customer, provider, whole) == 4_000
+    assert await settle(customer, provider, part) == 4_000
+    assert await settle(customer, provider, whole) == 4_000
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 5, "amount_micro": 3_960, "quantity": 99 * MIB},
+        {"number": 2, "amount_micro": 4_001},
+        {"number": 5, "amount_micro": 4_001},
+        {"number": 5, "amount_micro": 40 * 357, "quantity": 357 * MIB},
+        {"number": 5, "provider": b"\3" * 32, "amount_micro": 8_000, "quantity": 200 * MIB},
+    ],
+    ids=["falls", "two of one number", "wrong price", "more than was held", "other provider"],
+)
+async def test_a_wrong_voucher_is_refused(world, pair, change):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    await settle(customer, provider, await voucher_of(customer, host.lease_id, provider, number=2))
+    with pytest.raises(RecordInvalid):
+        await settle(
+            customer, provider, await voucher_of(customer, host.lease_id, provider, **change)
+        )
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_a_voucher_of_anybody_else_is_refused(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    thief = world.node(3)
+    with pytest.raises(NotAllowed):
+        await settle(thief, provider, await voucher_of(thief, host.lease_id, provider))
+    with pytest.raises(SignatureInvalid):
+        await settle(
+            thief, provider, await voucher_of(customer, host.lease_id, provider), caller=thief.id
+        )
+
+
+async def test_a_customer_gives_a_lease_up_that_its_provider_forgot(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    provider.state = Memory()
+    await provider.restart()
+    await customer.market.settle_all()
+    assert customer.one("customer").status == "closing"
+    (host,) = await leased(world, customer)
+    provider.market.admit(host.lease_id, customer.id, 1)
+
+
+# Restart
+
+
+async def test_both_sides_come_back_with_their_leases(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    lease = await computing(world, customer)
+    await customer.market.settle_all()
+    before = (customer.market.leases(), provider.market.leases())
+    await customer.restart()
+    await provider.restart()
+    key = lambda view: view.lease_id  # noqa: E731
+    assert sorted(customer.market.leases(), key=key) == sorted(before[0], key=key)
+    assert sorted(provider.market.leases(), key=key) == sorted(before[1], key=key)
+    assert (await leased(world, customer))[0].lease_id == host.lease_id
+    assert (await computing(world, customer)).lease_id == lease.lease_id
+    assert provider.market.free("storage") == provider.room.storage - 156 * MIB
+
+
+async def test_promises_and_debts_are_on_the_disk_before_they_are_said(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    granted, taken = provider.state.synced, customer.state.synced
+    assert (granted, taken) == (1, 1)
+    heard = []
+    handlers = provider.market.handlers()
+
+    async def listen(caller, header, parts):
+        heard.append(customer.state.synced)
+        return await handlers["market.settle"](caller, header, parts)
+
+    world.wire.handlers[provider.id] = handlers | {"market.settle": listen}
+    await customer.market.settle_all()
+    assert heard == [taken + 1]
+
+
+async def test_a_damaged_lease_is_reported_at_the_start(world, pair):
+    customer, provider = pair
+    await leased(world, customer)
+    key = next(key for key in customer.state.table if key.startswith(b"market/use/"))
+    customer.state.table[key] = b"\xa0"
+    with pytest.raises(StoreDamaged):
+        await customer.restart()
+    key = next(key for key in provider.state.table if key.startswith(b"market/use/"))
+    del provider.state.table[key]
+    with pytest.raises(StoreDamaged):
+        await provider.restart()
+
+
+async def test_a_quote_can_be_checked_by_its_customer_alone(world, pair):
+    customer, provider = pair
+    raw = await quote_of(customer, provider)
+    request = await request_of(world, customer, provider)
+    quote = open_signed(request, LeaseRequest, network=NET).record.quote
+    for each in (raw, quote):
+        assert open_quote(
+            each,
+            network=NET,
+            provider=provider.id,
+            customer=customer.id,
+            kind="storage",
+            now_ms=world.clock.now_ms(),
+        )
