@@ -22,7 +22,7 @@ test: install  ## Run all tests
 static: install  ## Check format, lint, types and import layers
 	@$(PYTHON) -m ruff format --check --quiet $(CODE)
 	@$(PYTHON) -m ruff check --quiet $(CODE)
-	@$(PYTHON) -m mypy
+	@$(PYTHON) -m mypy xsc $(wildcard benchmarks/*.py scripts/*.py)
 	@.venv/bin/lint-imports
 
 check: static test  ## Run everything that CI runs
