@@ -265,6 +265,12 @@ class Node:
             timeout_ms=self.config.timeout_ms if timeout_ms is None else timeout_ms,
         )
 
+    @property
+    def peer_url(self) -> str:
+        """Where the peer surface listens; there is TLS off loopback."""
+        scheme = "http" if self.parts.transport.fingerprint is None else "https"
+        return f"{scheme}://{self.peers.addresses()[0]}"
+
     async def start(self) -> None:
         """Read what was kept, serve the peers, and begin the loops.
 

@@ -147,7 +147,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
                 hint="set api_listen to a free port, or to port 0",
             ) from None
         api_url = f"http://{host}:{runner.addresses[0][1]}"
-        peer_url = node.peers.addresses()[0]
+        peer_url = node.peer_url
         node.api_url = api_url
         homes.remember_port(home.path, peer_url)
         homes.publish(home.path, api_url=api_url, peer_url=peer_url, token=token)

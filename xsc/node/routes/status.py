@@ -25,7 +25,7 @@ def status_of(node: Node, home: Path) -> Status:
         state="running",
         home=str(home),
         api_url=node.api_url,
-        peer_url=node.peers.addresses()[0],
+        peer_url=node.peer_url,
         addresses=list(node.peers.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
         peers=PeersStatus(known=len(known), healthy=sum(node.health.is_up(peer) for peer in known)),
