@@ -99,6 +99,12 @@ def _text(prefix: str, secret: bytes, manifest_hash: bytes) -> str:
     return prefix + to_text(payload + _check(prefix, payload))
 
 
+def _wrong_length(text: str) -> CapabilityInvalid:
+    return CapabilityInvalid(
+        f"the capability has {len(text)} characters instead of {TEXT_CHARS}", hint=_HINT
+    )
+
+
 def _split(text: str) -> tuple[str, bytes, bytes]:
     if text.startswith(_READ):
         prefix: str = _READ
@@ -109,13 +115,13 @@ def _split(text: str) -> tuple[str, bytes, bytes]:
     try:
         raw = from_text(text.removeprefix(prefix))
     except ArgumentInvalid:
+        if len(text) != TEXT_CHARS:
+            raise _wrong_length(text) from None
         raise CapabilityInvalid(
-            "the capability is cut short or has a character that does not belong", hint=_HINT
+            "the capability has a character that does not belong", hint=_HINT
         ) from None
     if len(raw) <= _CHECK_BYTES or (raw[0] == VERSION and len(raw) != _RAW_BYTES):
-        raise CapabilityInvalid(
-            f"the capability has {len(text)} characters instead of {TEXT_CHARS}", hint=_HINT
-        )
+        raise _wrong_length(text)
     # Every version ends in this checksum, so a typing error never looks like a newer version.
     payload, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
     if check != _check(prefix, payload):

@@ -1,0 +1,215 @@
+"""Several nodes that store at each other, without a network: small real parts of every port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import LeaseExhausted, NoOffers, PeerSilent, PeerUnknown
+from xsc.base.keyvalue import Change
+from xsc.base.log import SilentLog
+from xsc.base.merkle import Part, root_of
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.keys import KeyPair, network_id
+from xsc.storage.ports import OWN_LEASE
+from xsc.storage.service import StorageService
+from xsc.storage.shards import StorageNode
+
+NETWORK = network_id("test")
+CAPACITY = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Answer:
+    header: dict[str, Value]
+    parts: list[memoryview]
+
+
+@dataclass(frozen=True)
+class Lease:
+    node: bytes
+    lease_id: bytes
+    price: int = 0
+
+
+@dataclass
+class Book:
+    """A host's leases: everybody has one, with room without end unless it is limited."""
+
+    room: dict[bytes, int] = field(default_factory=dict)
+    used: dict[bytes, int] = field(default_factory=dict)
+
+    def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
+        used = self.used.get(lease_id, 0) + size_bytes
+        if used > self.room.get(lease_id, 2**60):
+            raise LeaseExhausted("the lease has no room for that")
+        self.used[lease_id] = used
+
+    def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
+        assert delta_bytes <= 0
+        self.used[lease_id] += delta_bytes
+        assert self.used[lease_id] >= 0
+
+
+class Host:
+    """One node: its stores, its service, and how it behaves to others."""
+
+    def __init__(self, world: World, index: int, capacity_bytes: int) -> None:
+        self.world = world
+        self.key = KeyPair(bytes([index + 1]) * 32)
+        self.id = self.key.node_id
+        self.bodies = MemoryKeyValue()
+        self.index = MemoryKeyValue()
+        self.state = MemoryKeyValue()
+        self.book = Book()
+        self.customer_used: dict[bytes, int] = {}
+        self.reports: list[tuple[bytes, str]] = []
+        self.up = True
+        self.calls: list[tuple[bytes, str]] = []
+        self.corrupt: Callable[[str, Answer], Answer] = lambda method, answer: answer
+        self.before: Callable[[str, int], None] = lambda method, number: None
+        self.delay: Callable[[str], int] = lambda method: 0
+        self.served = 0
+        self.node = self.make_node(capacity_bytes)
+        self.service = StorageService(
+            key=self.key,
+            network=NETWORK,
+            clock=world.clock,
+            entropy=SeededEntropy(bytes([index])),
+            executor=InlineExecutor(),
+            caller=self,
+            hosts=self,
+            leases=self.book,
+            node=self.node,
+            state=self.state,
+            log=SilentLog(),
+        )
+
+    def make_node(self, capacity_bytes: int) -> StorageNode:
+        return StorageNode(
+            capacity_bytes=capacity_bytes,
+            bodies=self.bodies,
+            index=self.index,
+            commit=self.commit,
+            executor=InlineExecutor(),
+            log=SilentLog(),
+        )
+
+    async def commit(self, changes: list[Change]) -> None:
+        await asyncio.sleep(0)
+        self.bodies.write(changes, sync=True)
+
+    # Caller
+
+    async def call(self, peer, method, header, parts=(), *, timeout_ms=None):
+        other = self.world.by_id.get(peer)
+        if other is None:
+            raise PeerUnknown("no such peer")
+        self.calls.append((peer, method))
+        if other.delay(method):
+            await self.world.clock.sleep_ms(other.delay(method))
+        await asyncio.sleep(0)
+        if not other.up:
+            raise PeerSilent("the peer does not answer")
+        for part in parts:
+            assert root_of(part.data) == part.root
+        other.served += 1
+        other.before(method, other.served)
+        fields = decode(encode(header), size_max=2**20)
+        assert isinstance(fields, dict)
+        carried = [Part(memoryview(bytes(part.data)), part.root) for part in parts]
+        answer, bodies = await other.service.handlers()[method](self.id, fields, carried)
+        if not other.up:
+            raise PeerSilent("the peer died before it answered")
+        reply = Answer(
+            decode(encode(answer), size_max=2**20), [memoryview(bytes(body)) for body in bodies]
+        )
+        return other.corrupt(method, reply)
+
+    # Hosts
+
+    def lease_id(self, node: bytes) -> bytes:
+        if node == self.id:
+            return OWN_LEASE
+        return root_of(self.id + node)
+
+    async def lease_hosts(self, *, size_bytes, count, exclude=frozenset()):
+        assert size_bytes > 0
+        free = [
+            other.id
+            for other in self.world.hosts
+            if other is not self and other.up and other.node.free_bytes >= size_bytes
+        ]
+        if self.node.free_bytes >= size_bytes:
+            free.append(self.id)
+        chosen = [node for node in free if node not in exclude][:count]
+        if not chosen:
+            raise NoOffers("nobody has room")
+        for node in chosen:
+            if node != self.id:
+                book = self.world.by_id[node].book
+                lease_id = self.lease_id(node)
+                if lease_id in book.room:
+                    used = book.used.get(lease_id, 0)
+                    book.room[lease_id] = max(book.room[lease_id], used + size_bytes)
+        return [Lease(node, self.lease_id(node)) for node in chosen]
+
+    async def used(self, lease_id, delta_bytes):
+        assert lease_id != OWN_LEASE
+        self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
+        assert self.customer_used[lease_id] >= 0
+
+    def is_up(self, node):
+        return self.world.by_id[node].up
+
+    def response_ms(self, node):
+        return 1
+
+    def peers(self):
+        return [other.id for other in self.world.hosts if other is not self]
+
+    def report(self, node, what):
+        self.reports.append((node, what))
+
+
+class World:
+    """Some nodes; node 0 is usually the customer."""
+
+    def __init__(self, count: int, capacity_bytes: int = CAPACITY) -> None:
+        self.clock = ManualClock()
+        self.hosts: list[Host] = []
+        self.by_id: dict[bytes, Host] = {}
+        for index in range(count):
+            host = Host(self, index, capacity_bytes)
+            self.hosts.append(host)
+            self.by_id[host.id] = host
+
+    async def start(self) -> World:
+        for host in self.hosts:
+            await host.node.start()
+        return self
+
+    def __getitem__(self, index: int) -> Host:
+        return self.hosts[index]
+
+
+async def stream(data: bytes, chunk_bytes: int = 300_000) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), chunk_bytes):
+        yield data[start : start + chunk_bytes]
+
+
+async def put(host: Host, data: bytes, **options):
+    options = {"name": "object", "size_hint": len(data)} | options
+    return await host.service.put(stream(data), **options)
+
+
+async def get(host: Host, capability: str, **span) -> bytes:
+    reader = await host.service.open(capability)
+    return b"".join([chunk async for chunk in reader.stream(**span)])
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return SeededEntropy(seed.to_bytes(4, "big")).token(size)
