@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.allocation.ports import Caller, Handler, Peers
 from xsc.allocation.recognition import Recognition, mutual_ppm, tier_of, with_weight
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
@@ -27,6 +26,7 @@ from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import PEER_CONNECT_TIMEOUT_MS, RECOGNITION_RESEND_MS
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler, Peers
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.quote import Tier

@@ -37,9 +37,10 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler, Peers
 from xsc.health.detector import AvailabilityStats, AvailabilityTester, State
 from xsc.health.messages import Ping, Pong
-from xsc.health.ports import Caller, Describe, Handler, Peers
+from xsc.health.ports import Describe
 from xsc.health.schedule import due, wait_ms
 from xsc.health.score import quality_ppm
 from xsc.identity.envelope import open_signed, sign

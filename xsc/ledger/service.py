@@ -39,6 +39,7 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import AMOUNT_MAX, LEDGER_CONFLICTS_KEPT, LEDGER_RETRY_MS
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger.audit import Rows, conflict_bytes, mark_bytes, open_voucher, replay, trusted
@@ -53,7 +54,6 @@ from xsc.ledger.entry import (
     post_half,
     void_half,
 )
-from xsc.ledger.ports import Caller, Handler
 from xsc.ledger.state import LedgerState, append, digest, settle
 from xsc.ledger.validation import (
     Code,
