@@ -208,9 +208,6 @@ def _function_type(signature: Signature) -> wasmtime.FuncType:
     )
 
 
-_WASI_TYPES = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
-
-
 def _call(
     store: wasmtime.Store,
     function: wasmtime.Func,
@@ -262,6 +259,8 @@ class Machine:
         self._watchdog = Watchdog(self._engine)
         self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
         self._plain = wasmtime.Linker(self._engine)
+        # A FuncType belongs to the first engine that it is used with: another one aborts.
+        self._types = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -382,7 +381,7 @@ class Machine:
                 host.meet(caller)
                 return state.call(name, arguments)
 
-            linker.define_func(wasi.MODULE, name, _WASI_TYPES[name], called, access_caller=True)
+            linker.define_func(wasi.MODULE, name, self._types[name], called, access_caller=True)
 
         for name in program.imports:
             define(name)

@@ -102,7 +102,7 @@ class PoolSandbox:
         self._started = False
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
-        self._waiting: deque[tuple[bytes, asyncio.Future[_Worker]]] = deque()
+        self._waiting: deque[asyncio.Future[_Worker]] = deque()
         self._customers: Counter[bytes] = Counter()
         self._respawns: set[asyncio.Task[None]] = set()
         self._bombs: OrderedDict[bytes, int] = OrderedDict()
@@ -226,17 +226,19 @@ class PoolSandbox:
         if len(self._waiting) >= JOBS_QUEUED_MAX:
             raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already")
         future: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
-        self._waiting.append((module_hash, future))
+        self._waiting.append(future)
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._release(future.result())
+            if future in self._waiting:
+                self._waiting.remove(future)
+            elif not future.cancelled() and future.exception() is None:
+                self._release(future.result())  # it was given a worker in the same moment
             raise
 
     def _release(self, worker: _Worker) -> None:
         while self._waiting:
-            _, future = self._waiting.popleft()
+            future = self._waiting.popleft()
             if not future.done():
                 future.set_result(worker)
                 return
@@ -244,7 +246,7 @@ class PoolSandbox:
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
-            _, future = self._waiting.popleft()
+            future = self._waiting.popleft()
             if not future.done():
                 future.set_exception(SandboxFailed("no sandbox worker is running"))
 

@@ -24,7 +24,7 @@ _INFINITY = re.compile(r"[+-]?inf(?:inity)?")
 _NAN = re.compile(r"([+-]?)nan(?::0x([0-9a-fA-F]+))?")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?")
 _HEX_FLOAT = re.compile(
-    r"([+-]?)0[xX]([0-9a-fA-F]+)(?:\.([0-9a-fA-F]*))?(?:[pP]([+-]?[0-9]{1,5}))?"
+    r"([+-]?)0[xX]([0-9a-fA-F]*)(?:\.([0-9a-fA-F]*))?(?:[pP]([+-]?[0-9]{1,5}))?"
 )
 _CHARS_MAX = 512
 
@@ -93,6 +93,8 @@ def _parse_float(text: str, shape: Format) -> int | None:
         return negative << sign_bit | shape.ones << shape.fraction_bits | payload
     if match := _HEX_FLOAT.fullmatch(text):
         whole, part = match[2], match[3] or ""
+        if not whole + part:
+            return None
         value = Fraction(int(whole + part, 16), 16 ** len(part))
         value *= Fraction(2) ** int(match[4] or "0")
     elif _DECIMAL.fullmatch(text):

@@ -1,0 +1,243 @@
+"""What every sandbox does with every test program: one suite, both adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from tests.unit.compute.programs import (
+    FOLDER,
+    SteadyClock,
+    command,
+    f64,
+    i32,
+    i64,
+    job,
+    job_of,
+    wasm,
+)
+from xsc.base.clock import InlineExecutor
+from xsc.base.errors import ExportUnknown, ModuleInvalid, SignatureMismatch
+from xsc.base.limits import MIB
+from xsc.base.log import SilentLog
+from xsc.compute.local import LocalSandbox
+from xsc.compute.pool import PoolSandbox
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HELLO = {"text": b"hello, world\n", "second": b""}
+INPUTS = tuple(sorted(HELLO.items()))
+
+ENDS = {
+    # name: the job, its results or its trap, and where it is exact, its fuel
+    "add": (job("add", "add", i32(2), i32(3)), (i32(5),), 4),
+    "add wraps": (job("add", "add", i32(2**31 - 1), i32(1)), (i32(-(2**31)),), 4),
+    "add64": (job("add64", "add", i64(2**62), i64(1)), (i64(2**62 + 1),), 4),
+    "fib": (job("fib", "fib", i32(15)), (i32(610),), None),
+    "factorial": (job("factorial", "factorial", i64(20)), (i64(2432902008176640000),), None),
+    "float": (job("float", "divide", f64(1), f64(3)), (f64(1 / 3),), None),
+    "signalling NaN": (
+        job("float", "same32", ("f32", bytes.fromhex("0100a07f"))),
+        (("f32", bytes.fromhex("0100a07f")),),
+        None,
+    ),
+    "NaN is canonical": (
+        job("float", "divide", f64(0), f64(0)),
+        (("f64", bytes.fromhex("000000000000f87f")),),
+        None,
+    ),
+    "several results": (job("multi", "divmod", i32(17), i32(5)), (i32(3), i32(2)), None),
+    "no result": (job("multi", "nothing"), (), None),
+    "vectors inside": (job("vector", "sum", i32(4)), (i32(8),), None),
+    "a refused grow is no trap": (job("memory_hog", "grow", i32(65535)), (i32(-1),), None),
+    "start function": (job("start_counts", "next"), (i32(42),), None),
+    "virtual sleep": (job("sleep", "nap", i64(3600)), (i32(0),), None),
+    "fuel": (job("endless", "spin"), "fuel_exhausted", 10_000_000),
+    "fuel before the call": (job("start_endless", "one"), "fuel_exhausted", 10_000_000),
+    "fuel in host calls": (job("sleep", "draw", i32(65536)), "fuel_exhausted", 10_000_000),
+    "fuel of a sleep": (job("sleep", "nap", i64(10**9)), "fuel_exhausted", 10_000_000),
+    "time": (job("endless", "spin", fuel=2**62, timeout_ms=30), "time_exceeded", None),
+    "stack": (job("recursion", "deeper", i32(0)), "stack_exhausted", None),
+    "memory": (
+        job("memory_hog", "hog"),
+        "memory_exceeded: unreachable with its memory at the limit",
+        None,
+    ),
+    "memory from the start": (
+        job("memory_min", "one"),
+        "memory_exceeded: it declares 4294967296 bytes",
+        0,
+    ),
+    "output": (command("flood", output_bytes=MIB), "output_too_large", None),
+    "unreachable": (job("trap", "unreachable"), "module_trapped: unreachable", None),
+    "division": (
+        job("trap", "divide", i32(1), i32(0)),
+        "module_trapped: integer division by zero",
+        None,
+    ),
+    "overflow": (
+        job("trap", "divide", i32(-(2**31)), i32(-1)),
+        "module_trapped: integer overflow",
+        None,
+    ),
+    "address": (job("trap", "load", i32(-1)), "module_trapped: memory out of bounds", None),
+    "conversion": (
+        job("trap", "truncate", f64(1e300)),
+        "module_trapped: integer overflow",
+        None,
+    ),
+    "null": (job("trap", "call_null", i32(0)), "module_trapped: indirect call to null", None),
+    "table": (job("trap", "call_null", i32(9)), "module_trapped: table out of bounds", None),
+}
+PROGRAMS = {
+    "stdin": (command("wordcount", stdin=b"one two\nthree\n"), 0, b"2 3 14\n", b""),
+    "files": (command("wordcount", "/in/text", files=INPUTS), 0, b"1 2 13 /in/text\n", b""),
+    "no file": (
+        command("wordcount", "/in/gone"),
+        1,
+        b"",
+        b"/in/gone: No such file or directory\n",
+    ),
+    "exit code": (command("exit3"), 3, b"", b"three\n"),
+    "output file": (
+        command("upper", files=INPUTS, environment=(("GREETING", "hei"),)),
+        0,
+        b".\n..\nsecond\ntext\nhei\n",
+        b"",
+    ),
+}
+REFUSED = {
+    "no module": (job_of(b"", "add"), ModuleInvalid),
+    "text": (job_of(b"hello", "add"), ModuleInvalid),
+    "damaged": (job_of(wasm("add")[:-1], "add"), ModuleInvalid),
+    "invalid body": (job_of(wasm("add")[:-2] + b"\x6b\x6b", "add"), ModuleInvalid),
+    "unknown import": (job("unknown_import", "go"), ModuleInvalid),
+    "another module": (replace(job("add", "add"), module_hash=bytes(32)), ModuleInvalid),
+    "unknown function": (job("add", "sub"), ExportUnknown),
+    "no command": (job("add", "_start", mode="run"), ExportUnknown),
+    "too few": (job("add", "add", i32(1)), SignatureMismatch),
+    "other types": (job("add", "add", i64(1), i64(2)), SignatureMismatch),
+    "a vector": (job("vector", "vector"), SignatureMismatch),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["local", "pool"])
+async def sandbox(request):
+    if request.param == "local":
+        made = LocalSandbox(InlineExecutor())
+    else:
+        made = PoolSandbox(2, SteadyClock(), SilentLog())
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def other():
+    made = LocalSandbox(InlineExecutor())
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.mark.parametrize("name", ENDS)
+async def test_a_function_ends_as_it_must(sandbox, name):
+    given, end, fuel = ENDS[name]
+    result = await sandbox.run(given)
+    if isinstance(end, str):
+        assert (result.trap, result.results, result.exit_code) == (end, (), None)
+    else:
+        assert (result.results, result.trap, result.exit_code) == (end, None, None)
+    assert fuel is None or result.fuel_used == fuel
+    assert result.fuel_used <= given.limits.fuel
+    assert result.memory_peak_bytes <= given.limits.memory_bytes
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_command_gives_its_code_and_output(sandbox, name):
+    given, code, stdout, stderr = PROGRAMS[name]
+    result = await sandbox.run(given)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, stdout, stderr)
+    assert result.trap is None
+
+
+async def test_what_a_command_leaves_in_out_is_given_back(sandbox):
+    result = await sandbox.run(command("upper", files=INPUTS))
+    assert result.files == (("deep/TEXT", b"HELLO, WORLD\n"),)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_cannot_run_is_refused_by_name(sandbox, name):
+    given, error = REFUSED[name]
+    with pytest.raises(error):
+        await sandbox.run(given)
+
+
+async def test_output_stops_at_its_bound(sandbox):
+    result = await sandbox.run(command("flood", output_bytes=10_000))
+    assert len(result.stdout) <= 10_000
+
+
+async def test_the_peak_of_a_hidden_memory_is_seen(sandbox):
+    result = await sandbox.run(job("hidden_memory", "grow", i32(9)))
+    assert result.memory_peak_bytes == 10 * 65536
+
+
+async def test_memory_is_given_up_to_the_limit_and_not_a_page_more(sandbox):
+    limit = 5 * 65536 + 1
+    result = await sandbox.run(job("memory_hog", "grow", i32(4), memory_bytes=limit))
+    assert result.results == (i32(1),)
+    result = await sandbox.run(job("memory_hog", "grow", i32(5), memory_bytes=limit))
+    assert result.results == (i32(-1),)
+
+
+async def test_nothing_of_a_job_is_left_for_the_next(sandbox):
+    results = [await sandbox.run(job("start_counts", "next")) for _ in range(4)]
+    assert {result.results for result in results} == {(i32(42),)}
+
+
+async def test_seed_and_clock_are_all_that_chance_and_time_follow_from(sandbox):
+    first = await sandbox.run(command("chance"))
+    again = await sandbox.run(command("chance"))
+    seeded = await sandbox.run(command("chance", seed=b"another"))
+    later = await sandbox.run(command("chance", clock_ms=2_000_000_000_000))
+    assert first.stdout == again.stdout
+    assert first.stdout.split()[:2] == seeded.stdout.split()[:2] == [b"1767225600", b"3600"]
+    assert first.stdout.split()[2] != seeded.stdout.split()[2]
+    assert later.stdout.split()[0] == b"2000000000"
+
+
+async def test_both_sandboxes_agree_bit_for_bit(sandbox, other):
+    jobs = [given for given, *_ in (*ENDS.values(), *PROGRAMS.values())]
+    for given in [*jobs, command("chance")]:
+        if given.limits.timeout_ms < 1000:
+            continue  # how far a run gets before its time is over is no law
+        here, there = await sandbox.run(given), await other.run(given)
+        assert replace(here, wall_ms=0) == replace(there, wall_ms=0)
+
+
+async def test_jobs_at_once_do_not_mix(sandbox):
+    jobs = [job("fib", "fib", i32(10)), job("endless", "spin"), job("trap", "unreachable")]
+    results = await asyncio.gather(*(sandbox.run(each) for each in jobs * 5))
+    assert [result.trap or result.results for result in results] == [
+        (i32(55),),
+        "fuel_exhausted",
+        "module_trapped: unreachable",
+    ] * 5
+
+
+async def test_every_test_program_is_in_this_suite():
+    everything = (*ENDS.values(), *PROGRAMS.values(), *REFUSED.values())
+    used = {given.module for given, *_ in everything}
+    others = {wasm("hidden_memory"), wasm("chance")}
+    assert {path.read_bytes() for path in FOLDER.glob("*.wasm")} <= used | others
+
+
+async def test_it_says_what_it_is(sandbox):
+    said = sandbox.describe()
+    assert said["running"] == said["queued"] == 0
+    assert said["engine"].startswith("wasmtime-py/50.0.")
+    assert len(bytes.fromhex(said["engine_config"])) == 32

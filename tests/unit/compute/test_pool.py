@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
+from xsc.base.errors import ModuleInvalid, RateLimited, SandboxFailed
+from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
+from xsc.base.log import SilentLog
+from xsc.compute import pool as pools
+from xsc.compute.pool import PoolSandbox
+
+ADD = job("add", "add", i32(1), i32(2))
+SPIN = job("endless", "spin", fuel=2**62, timeout_ms=60_000)
+
+
+@pytest_asyncio.fixture
+async def pool():
+    made = PoolSandbox(1, SteadyClock(), SilentLog())
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def read_lines(path):
+    return path.read_text().splitlines()
+
+
+def names_in(path):
+    return {entry.name for entry in path.iterdir()}
+
+
+def pids(pool):
+    return [worker.process.pid for worker in pool._workers]
+
+
+async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
+    before = pids(pool)
+    await pool.run(ADD)
+    running = asyncio.create_task(pool.run(SPIN))
+    waiting = asyncio.create_task(pool.run(ADD))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert pool.describe()["queued"] == 1
+    os.kill(before[0], signal.SIGKILL)
+    with pytest.raises(SandboxFailed, match="ended in the middle"):
+        await running
+    assert (await waiting).results == (i32(3),)
+    assert pids(pool) != before
+
+
+async def test_a_worker_that_does_not_answer_is_killed_at_the_deadline(pool):
+    await pool.run(job("endless", "spin", fuel=1))
+    (worker,) = pool._workers
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    result = await pool.run(job("endless", "spin", timeout_ms=20))
+    assert (result.trap, result.fuel_used) == ("time_exceeded", 0)
+    assert (await pool.run(ADD)).results == (i32(3),)
+
+
+async def test_a_module_that_compiles_for_too_long_is_named_and_remembered(pool, monkeypatch):
+    monkeypatch.setattr(pools, "COMPILE_MS_MAX", 10)
+    (worker,) = pool._workers
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    assert (await pool.run(ADD)).trap == "compile_limit"
+    before = pids(pool)
+    assert (await pool.run(ADD)).trap == "compile_limit"
+    assert pids(pool) == before  # no worker was troubled again
+
+
+async def test_a_module_that_takes_all_memory_to_compile_is_a_compile_limit():
+    # A worker with little room stands for a module that needs much.
+    small = "from xsc.compute import confine, worker\nconfine.COMPILE_ADDRESS_BYTES = 140 << 20\n"
+    small += "worker.main()"
+    pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=(sys.executable, "-I", "-c", small))
+    await pool.start()
+    body = b"\x41\x01\x1a" * 1_000_000
+    assert (await pool.run(job_of(_one_function(body), "f"))).trap == "compile_limit"
+    await pool.stop()
+
+
+def _leb(value):
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _one_function(body):
+    code = b"\x00" + body + b"\x0b"
+    code = b"\x01" + _leb(len(code)) + code
+    head = bytes.fromhex("0061736d01000000010401600000030201000705010166" + "0000")
+    return head + b"\x0a" + _leb(len(code)) + code
+
+
+async def test_what_a_worker_gave_up(pool):
+    (pid,) = pids(pool)
+    folder = Path("/proc") / str(pid)
+    limits = {line[:26].strip(): line[26:].split()[:2] for line in read_lines(folder / "limits")}
+    assert limits["Max open files"] == ["3", "3"]
+    assert limits["Max file size"] == limits["Max core file size"] == ["0", "0"]
+    assert limits["Max processes"] == ["0", "0"]
+    assert names_in(folder / "fd") == {"0", "1", "2"}
+    status = dict(line.split(":\t", 1) for line in read_lines(folder / "status"))
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+    assert read_lines(folder / "environ") == []
+    confined = pool.describe()["confined"]
+    assert all(confined[name] for name in confined if name != "landlock")
+
+
+ATTEMPTS = """
+import os, socket, subprocess, sys, ctypes, resource
+from xsc.compute import frames
+from xsc.compute.confine import confine
+confine()
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, do):
+    try:
+        do()
+    except (OSError, ValueError) as fault:
+        return [name, type(fault).__name__]
+    return [name, "done"]
+tries = [
+    attempt("open", lambda: open("/etc/passwd")),
+    attempt("create", lambda: os.mkdir("/tmp/xsc-worker-was-here")),
+    attempt("list", lambda: os.listdir("/")),
+    attempt("socket", lambda: socket.socket()),
+    attempt("pair", lambda: socket.socketpair()),
+    attempt("program", lambda: os.execv("/bin/true", ["true"])),
+    attempt("limits", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))),
+    attempt("signal", lambda: os.kill(os.getppid(), 0)),
+]
+os.write(1, frames.to_frame({"engine": "", "config": bytes(32), "confined": dict(tries)}))
+os.read(0, 1)
+"""
+
+
+async def test_a_confined_process_gets_at_nothing():
+    pool = PoolSandbox(
+        1, SteadyClock(), SilentLog(), command=(sys.executable, "-I", "-c", ATTEMPTS)
+    )
+    await pool.start()
+    tries = pool.describe()["confined"]
+    await pool.stop()
+    refused = {name for name, what in tries.items() if what != "done"}
+    assert refused >= {"open", "list", "socket", "pair", "limits"}
+    if (await _landlock_version()) >= 6:
+        assert refused == set(tries)
+
+
+async def _landlock_version():
+    made = PoolSandbox(1, SteadyClock(), SilentLog())
+    await made.start()
+    version = made.describe()["confined"]["landlock"]
+    await made.stop()
+    return version
+
+
+async def test_the_queue_is_bounded_for_all_and_for_each_customer(pool):
+    running = asyncio.create_task(pool.run(SPIN))
+    await asyncio.sleep(0)
+    waiting = []
+    for number in range(JOBS_QUEUED_MAX):
+        customer = bytes([number // (JOBS_QUEUED_A_PEER_MAX - 1)])
+        given = job("add", "add", i32(1), i32(2), customer=customer)
+        waiting.append(asyncio.create_task(pool.run(given)))
+    await asyncio.sleep(0)
+    assert pool.describe()["queued"] == JOBS_QUEUED_MAX
+    with pytest.raises(RateLimited, match="wait already"):
+        await pool.run(job("add", "add", i32(1), i32(2), customer=b"new"))
+    for task in (running, *waiting):
+        task.cancel()
+    await asyncio.gather(running, *waiting, return_exceptions=True)
+    assert (await pool.run(ADD)).results == (i32(3),)
+
+
+async def test_one_customer_cannot_fill_the_queue(pool):
+    tasks = [asyncio.create_task(pool.run(SPIN)) for _ in range(JOBS_QUEUED_A_PEER_MAX)]
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimited, match="of this customer"):
+        await pool.run(SPIN)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_worker_asks_again_for_a_module_it_forgot(pool):
+    base = wasm("add")
+    for number in range(MODULES_COMPILED_MAX + 1):
+        tail = b"\x00\x02\x01" + bytes([number])  # a custom section: the same, with another hash
+        assert (await pool.run(job_of(base + tail, "add", i32(1), i32(2)))).trap is None
+    again = base + b"\x00\x02\x01\x00"
+    assert (await pool.run(job_of(again, "add", i32(1), i32(2)))).results == (i32(3),)
+
+
+async def test_the_same_worker_goes_on_after_a_refusal(pool):
+    before = pids(pool)
+    with pytest.raises(ModuleInvalid):
+        await pool.run(job_of(b"\0asm", "add"))
+    assert (await pool.run(ADD)).results == (i32(3),)
+    assert pids(pool) == before
+
+
+LIAR = """
+import os
+from xsc.compute import frames
+hello = {"engine": "liar", "config": bytes(32), "confined": {}}
+os.write(1, frames.to_frame(hello))
+os.read(0, 1)
+os.write(1, ANSWER)
+os.read(0, 1 << 20)
+os.read(0, 1)
+"""
+
+
+TOO_MUCH_FUEL = """frames.to_frame({"kind": "result", "results": [], "files": [],
+"fuel": 2**62, "memory": 0, "stdout": b"", "stderr": b"", "engine": "", "config": bytes(32),
+"wall": 0})"""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'b"\\xff" * 4',
+        'b"\\0\\0\\0\\1\\xff"',
+        'frames.to_frame({"kind": "result"})',
+        'frames.to_frame({"kind": "phase", "phase": "running"}) * 9',
+        TOO_MUCH_FUEL,
+    ],
+)
+async def test_a_worker_that_breaks_the_protocol_is_ended(answer):
+    source = LIAR.replace("ANSWER", answer)
+    pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=(sys.executable, "-I", "-c", source))
+    await pool.start()
+    with pytest.raises(SandboxFailed):
+        await pool.run(ADD)
+    await pool.stop()
+
+
+async def test_a_sandbox_that_cannot_start_says_so():
+    pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=(sys.executable, "-c", "exit(9)"))
+    with pytest.raises(SandboxFailed, match="does not start"):
+        await pool.start()
+    with pytest.raises(SandboxFailed, match="not running"):
+        await pool.run(ADD)
