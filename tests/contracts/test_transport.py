@@ -32,6 +32,7 @@ class Pair:
     here: Transport
     there: Transport
     seen: list[Arrival] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ask(self, path: str, *body: bytes, timeout_ms: int = 10_000) -> RawResponse:
         request = RawRequest("POST", path, {"X-Kind": "a"}, body)
@@ -55,6 +56,7 @@ async def pair(request) -> AsyncIterator[Pair]:
 
     async def handler(arrival: Arrival) -> RawResponse:
         pair.seen.append(arrival)
+        pair.arrived.set()
         if arrival.path == "/echo":
             return RawResponse(200, {"x-answer": "b"}, [b"<", await arrival.read(), b">"])
         if arrival.path == "/unread":
@@ -127,8 +129,7 @@ async def test_nobody_there_is_silence(pair):
 
 async def test_after_a_cancelled_request_others_pass(pair):
     waiting = asyncio.create_task(pair.ask("/never"))
-    while not pair.seen:
-        await asyncio.sleep(0)
+    await pair.arrived.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

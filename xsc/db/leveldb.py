@@ -85,14 +85,44 @@ class LevelDBKeyValue:
         Raises:
             StoreDamaged: a checksum does not fit; what came before it was right.
         """
-        iterator = self._db.iterator(
-            start=start, stop=stop, reverse=reverse, verify_checksums=True, fill_cache=False
-        )
-        return self._walk(iterator)
+        # The binding's plain iterator ends without a word at a damaged block; the raw one
+        # checks after each step.
+        iterator = self._db.raw_iterator(verify_checksums=True, fill_cache=False)
+        walk = self._backward if reverse else self._forward
+        return self._walk(iterator, walk(iterator, start, stop))
 
-    def _walk(self, iterator: Any) -> Iterator[tuple[bytes, bytes]]:  # noqa: ANN401 (untyped binding)
+    @staticmethod
+    def _forward(iterator: Any, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:  # noqa: ANN401 (untyped binding)
+        iterator.seek(start)
+        while iterator.valid():
+            key = iterator.key()
+            if stop is not None and key >= stop:
+                return
+            yield key, iterator.value()
+            iterator.next()
+
+    @staticmethod
+    def _backward(iterator: Any, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:  # noqa: ANN401 (untyped binding)
+        if stop is not None:
+            iterator.seek(stop)
+        if stop is not None and iterator.valid():
+            iterator.prev()
+        else:
+            iterator.seek_to_last()
+        while iterator.valid():
+            key = iterator.key()
+            if key < start:
+                return
+            yield key, iterator.value()
+            iterator.prev()
+
+    def _walk(
+        self,
+        iterator: Any,  # noqa: ANN401 (untyped binding)
+        steps: Iterator[tuple[bytes, bytes]],
+    ) -> Iterator[tuple[bytes, bytes]]:
         try:
-            yield from iterator
+            yield from steps
         except plyvel.Error as fault:
             raise self._named(fault) from None
         finally:

@@ -1,0 +1,171 @@
+"""LevelDB under the threats that memory does not have: kill -9, a second opener, damage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from xsc.base.errors import HomeLocked, SpaceExhausted, StoreDamaged
+from xsc.db.leveldb import LevelDBKeyValue
+
+CHILD = """
+import sys
+from pathlib import Path
+from xsc.db.leveldb import LevelDBKeyValue
+store = LevelDBKeyValue(Path(sys.argv[1]))
+for number in range(200):
+    store.write([(b"%03d" % number, bytes(1000))], sync=False)
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from xsc.base.errors import XscError
+from xsc.db.leveldb import LevelDBKeyValue
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = LevelDBKeyValue(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+written = 0
+try:
+    while True:
+        store.write([(b"%03d" % written, bytes(10_000))], sync=True)
+        written += 1
+except XscError as error:
+    fault = error
+try:
+    store.write([(b"small", b"")], sync=True)
+    print("taken")
+except XscError:
+    print(written, type(fault).__name__)
+"""
+
+
+def test_unsynced_writes_survive_the_death_of_the_process(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "db")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout.readline() == b"written\n"
+        os.kill(child.pid, signal.SIGKILL)
+    store = LevelDBKeyValue(tmp_path / "db")
+    assert [key for key, _ in store.scan(b"")] == [b"%03d" % number for number in range(200)]
+    store.close()
+
+
+def test_a_second_opener_is_told_that_it_is_locked(tmp_path):
+    store = LevelDBKeyValue(tmp_path / "db")
+    with pytest.raises(HomeLocked):
+        LevelDBKeyValue(tmp_path / "db")
+    store.close()
+    LevelDBKeyValue(tmp_path / "db").close()
+
+
+def test_a_file_where_the_directory_should_be_is_damage(tmp_path):
+    (tmp_path / "db").write_text("")
+    with pytest.raises(StoreDamaged):
+        LevelDBKeyValue(tmp_path / "db")
+
+
+PAIRS = [(b"k%02d" % number, bytes([number]) * 60) for number in range(30)]
+
+
+def damaged_file(path, *, compacted):
+    """Write PAIRS one by one and return the file that holds them."""
+    store = LevelDBKeyValue(path)
+    for pair in PAIRS:
+        store.write([pair], sync=True)
+    if compacted:
+        store.compact(b"", b"\xff")
+    store.close()
+    (file,) = (file for file in path.glob("*.ldb" if compacted else "*.log"))
+    return file
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["log", "ldb"])
+def test_a_flipped_bit_is_damage_and_never_another_value(tmp_path, compacted):
+    file = damaged_file(tmp_path / "db", compacted=compacted)
+    whole = {other: other.read_bytes() for other in file.parent.iterdir()}
+    outcomes = []
+    for place in range(0, len(whole[file]), 17):
+        for other in file.parent.iterdir():
+            other.unlink()
+        for other, raw in whole.items():
+            other.write_bytes(raw)
+        raw = bytearray(whole[file])
+        raw[place] ^= 1 << place % 8
+        file.write_bytes(bytes(raw))
+        try:
+            store = LevelDBKeyValue(file.parent)
+        except StoreDamaged:
+            outcomes.append("damaged")
+            continue
+        try:
+            found = list(store.scan(b""))
+            assert list(store.scan(b"", reverse=True)) == found[::-1]
+            assert [(key, store.get(key)) for key, _ in found] == found
+            # A length that points past the end looks like a write cut short by a power
+            # loss, and LevelDB takes it for one: what is left is what was written before.
+            assert found == PAIRS[: len(found)]
+            outcomes.append("cut short" if len(found) < len(PAIRS) else "harmless")
+        except StoreDamaged:
+            outcomes.append("damaged")
+        finally:
+            store.close()
+    assert outcomes.count("damaged") > 0.95 * len(outcomes)
+    assert compacted or "harmless" not in outcomes
+    assert not compacted or "cut short" not in outcomes
+
+
+def test_a_log_cut_short_keeps_the_writes_before_the_cut(tmp_path):
+    file = damaged_file(tmp_path / "db", compacted=False)
+    file.write_bytes(file.read_bytes()[:-30])
+    store = LevelDBKeyValue(tmp_path / "db")
+    assert list(store.scan(b"")) == PAIRS[:-1]
+    store.close()
+
+
+def test_a_missing_table_is_damage(tmp_path):
+    damaged_file(tmp_path / "db", compacted=True).unlink()
+    with pytest.raises(StoreDamaged):
+        LevelDBKeyValue(tmp_path / "db")
+
+
+def test_after_a_failed_write_no_other_is_taken(tmp_path):
+    store = LevelDBKeyValue(tmp_path / "db")
+    store.write([(b"a", b"1")], sync=True)
+    store._failed = store._named(OSError("IO error: No space left on device"))
+    with pytest.raises(SpaceExhausted):
+        store.write([(b"b", b"1")], sync=True)
+    assert store.get(b"a") == b"1"
+    store.close()
+
+
+def test_a_full_disk_is_named_and_nothing_synced_is_lost(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "db")], capture_output=True, check=True
+    )
+    written, error = child.stdout.decode().split()
+    assert error == "StoreDamaged"
+    store = LevelDBKeyValue(tmp_path / "db")
+    assert len(list(store.scan(b""))) == int(written) > 0
+    store.close()
+
+
+def test_a_scan_backwards_over_damage_says_so_too(tmp_path):
+    file = damaged_file(tmp_path / "db", compacted=True)
+    raw = bytearray(file.read_bytes())
+    raw[100] ^= 1
+    file.write_bytes(bytes(raw))
+    store = LevelDBKeyValue(tmp_path / "db")
+    for reverse in (False, True):
+        with pytest.raises(StoreDamaged):
+            list(store.scan(b"", reverse=reverse))
+    store.close()
