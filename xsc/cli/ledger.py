@@ -128,9 +128,14 @@ def settle(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["lease", "peer", "<settled"],
+        ["lease", "role", "peer", "<settled"],
         [
-            [short(row["lease_id"]), short(row["peer"]), format_credits(row["amount_micro"])]
+            [
+                short(row["lease_id"]),
+                row["role"],
+                named(row, row["peer"]),
+                format_credits(row["amount_micro"]),
+            ]
             for row in answer["settled"]
         ],
         "nothing was left to settle",

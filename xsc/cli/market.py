@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import click
 
-from xsc.base.units import format_credits
+from xsc.base.limits import FUEL_QUANTUM
+from xsc.base.units import format_credits, format_size
 from xsc.cli.options import Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show_json, show_table
+
+
+def _amount(kind: str, quantity: int) -> str:
+    """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
+    return format_size(quantity) if kind == "storage" else f"{quantity // FUEL_QUANTUM} M"
 
 
 @click.group(cls=Group)
@@ -23,14 +29,14 @@ def offers(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["node", "kind", "<price", "<reserve", "<available", "unit", "tier", "valid until"],
+        ["node", "kind", "<available", "<price", "<reserve", "for a", "tier", "valid until"],
         [
             [
                 named(row, row["node"]),
                 row["kind"],
+                _amount(row["kind"], row["available"]),
                 format_credits(row["price_micro"]),
                 format_credits(row["reserve_micro"]),
-                str(row["available"]),
                 row["unit"],
                 row["tier"],
                 moment(row["valid_until_ms"]),
@@ -55,12 +61,12 @@ def leases(settings: Settings) -> None:
             [
                 short(row["lease_id"]),
                 row["role"],
-                short(row["peer"]),
+                named(row, row["peer"]),
                 row["kind"],
-                str(row["used"]),
-                str(row["quantity"]),
+                _amount(row["kind"], row["used"]),
+                _amount(row["kind"], row["quantity"]),
                 format_credits(row["price_micro"]),
-                format_credits(row["amount_micro"]),
+                format_credits(row["due_micro"]),
                 format_credits(row["settled_micro"]),
                 row["state"],
             ]

@@ -366,7 +366,7 @@ LEASE = {
     "quantity": 10,
     "used": 1,
     "price_micro": 8,
-    "amount_micro": 80,
+    "due_micro": 80,
     "settled_micro": 40,
     "state": "open",
     "end_ms": 0,
@@ -422,7 +422,7 @@ def test_a_statement_is_both(xsc, stand_in):
 
 
 def test_settle(xsc, stand_in):
-    row = {"lease_id": NODE, "peer": NODE, "amount_micro": 40}
+    row = {"lease_id": NODE, "role": "customer", "peer": NODE, "amount_micro": 40}
     stand_in.answers("POST", "/v1/ledger/settle", {"settled": [row], "pending": 2})
     text = xsc("ledger", "settle").text
     assert "0.000040" in text
