@@ -215,3 +215,21 @@ def test_an_order_of_a_spent_lease_is_answered_by_a_new_lease():
         await node.ledger.verify()
 
     run(29, 7, play)
+
+
+def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
+    async def play(world):
+        import copy
+
+        provider = world.nodes[1]
+        old = copy.deepcopy(world.disks[0])
+        await put(world.nodes[0], content(MIB))
+        await world.nodes[0].market.settle_all()
+        assert provider.ledger.balance(world.nodes[0].key.node_id)
+        await world.crash(0)
+        world.disks[0] = old
+        node = await world.restart(0)
+        await world.until(node.failed.done)
+        assert "old copy" in node.failed.result().message
+
+    run(30, 7, play)

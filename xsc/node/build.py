@@ -7,6 +7,7 @@ net, ledger, health, allocation, market, storage, compute.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from xsc import __version__
 from xsc.allocation.service import AllocationService
 from xsc.allocation.tiers import Claim, proportional, weighted_uniform
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.errors import PeerUnknown, XscError
+from xsc.base.errors import LedgerDamaged, PeerUnknown, XscError
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import FUEL_QUANTUM
@@ -126,6 +127,8 @@ class Node:
         self.tasks = Tasks(clock, log)
         self.started_ms = clock.monotonic_ms()
         self.api_url = ""
+        self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
+        """Set once the node may not go on, and why."""
         self._commit = GroupCommit(parts.bodies, executor)
         self.peers = PeerNet(
             key=key,
@@ -299,11 +302,21 @@ class Node:
             raise
         for peer in self.peers.peers():
             self.health.watch(peer)
+        self.tasks.once("head", self._confirm_head)
         self.tasks.start("health", self.health.run)
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
         self.tasks.start("ledger", self.ledger.run)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
+
+    async def _confirm_head(self) -> None:
+        """End the node where a peer shows that this home is an old copy of itself."""
+        try:
+            await self.ledger.confirm_head(self.peers.peers())
+        except LedgerDamaged as fault:
+            self.log.error("home_is_an_old_copy", fault=fault.message)
+            if not self.failed.done():
+                self.failed.set_result(fault)
 
     def _peer_changed(self, peer: bytes, what: str) -> None:
         if what == "added":

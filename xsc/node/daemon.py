@@ -154,8 +154,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         for line in banner(node):
             flags_say(line)
         flags_say(f"API at {api_url}, token in {home.path / 'api.token'}")
-        await ended.wait()
+        told = asyncio.ensure_future(ended.wait())
+        await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
         log.info("stopping")
+        if node.failed.done():
+            raise node.failed.result()
     finally:
         homes.unpublish(home.path)
         await runner.cleanup()
