@@ -1,0 +1,160 @@
+"""The laws of a lease: what is owed never falls, and both sides come to the same."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xsc.base.limits import EPOCH_MS, MIB
+from xsc.market.lease import (
+    LeaseTerms,
+    LeaseUse,
+    advance,
+    check_voucher,
+    due_micro,
+    exposure_micro,
+    hold,
+    next_voucher,
+    owed_micro,
+    room,
+    spend,
+    status,
+    tolerance,
+    with_voucher,
+)
+from xsc.terms.pricing import compute_amount, storage_amount
+
+EPOCHS = 20
+STORAGE = LeaseTerms(
+    b"l" * 32, "storage", b"p" * 32, b"c" * 32, 40, 64 * MIB, 1_000, 1_000 + EPOCHS * EPOCH_MS
+)
+COMPUTE = LeaseTerms(b"l" * 32, "compute", b"p" * 32, b"c" * 32, 40, 10**12, 1_000, 61_000)
+FRESH = LeaseUse(touched_ms=1_000)
+
+events = st.lists(
+    st.tuples(st.integers(0, 3 * EPOCH_MS), st.integers(-8 * MIB, 8 * MIB)), max_size=12
+)
+
+
+def played(events):
+    """Yield (time, use) after each event, where a delta is kept inside of the lease."""
+    now, use = STORAGE.start_ms, FRESH
+    for wait, delta in events:
+        now += wait
+        free = room(STORAGE, use)
+        use = hold(STORAGE, use, min(delta, free), now)
+        yield now, use
+
+
+def by_epochs(events):
+    """Reference: for each begun epoch, the most bytes held in it."""
+    now, held = STORAGE.start_ms, 0
+    most = [0] * EPOCHS
+    for wait, delta in events:
+        until = now + wait
+        first = min((now - STORAGE.start_ms) // EPOCH_MS, EPOCHS - 1)
+        last = min((until - STORAGE.start_ms) // EPOCH_MS, EPOCHS - 1)
+        for epoch in range(first, last + 1):
+            most[epoch] = max(most[epoch], held)
+        now = until
+        held = max(0, held + min(delta, STORAGE.quantity - held))
+        most[last] = max(most[last], held)
+    return sum(most)
+
+
+@given(events)
+def test_the_use_is_the_sum_of_each_epochs_most(events):
+    last = FRESH
+    for _, use in played(events):
+        last = use
+    assert last.used == by_epochs(events)
+
+
+@given(events)
+def test_what_is_owed_never_falls(events):
+    due = 0
+    for _, use in played(events):
+        assert due_micro(STORAGE, use) >= due
+        assert 0 <= use.held_bytes <= use.peak_bytes <= STORAGE.quantity
+        due = due_micro(STORAGE, use)
+
+
+@given(events, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
+def test_looking_changes_nothing(events, looks):
+    for now, use in played(events):
+        seen = use
+        for later in sorted(looks):
+            seen = advance(STORAGE, seen, now + later)
+        end = now + max(looks, default=0)
+        assert advance(STORAGE, use, end) == seen
+        assert advance(STORAGE, seen, now - 1) == seen
+
+
+@given(events)
+def test_vouchers_of_one_side_pass_the_other(events):
+    customer = provider = FRESH
+    vouchers = []
+    for now, use in played(events):
+        customer = replace(
+            use,
+            voucher_number=customer.voucher_number,
+            voucher_micro=customer.voucher_micro,
+            voucher_quantity=customer.voucher_quantity,
+        )
+        voucher = next_voucher(STORAGE, customer, now)
+        if voucher is None:
+            assert due_micro(STORAGE, customer) == customer.voucher_micro
+            continue
+        customer = with_voucher(customer, voucher)
+        seen = replace(
+            use,
+            voucher_number=provider.voucher_number,
+            voucher_micro=provider.voucher_micro,
+            voucher_quantity=provider.voucher_quantity,
+        )
+        assert check_voucher(STORAGE, seen, voucher) is None
+        provider = with_voucher(seen, voucher)
+        for old in [*vouchers, voucher]:
+            assert check_voucher(STORAGE, provider, old) is not None
+        vouchers.append(voucher)
+        assert voucher.amount_micro == storage_amount(STORAGE.price, voucher.quantity)
+    # Losing all but the last changes nothing.
+    if vouchers:
+        final = replace(provider, voucher_number=0, voucher_micro=0, voucher_quantity=0)
+        assert check_voucher(STORAGE, final, vouchers[-1]) is None
+        assert with_voucher(final, vouchers[-1]) == provider
+
+
+@given(events, st.integers(0, 200 * MIB))
+def test_no_more_than_an_epoch_beyond_the_use_is_taken(events, beyond):
+    use = FRESH
+    now = STORAGE.start_ms
+    for moment, after in played(events):
+        now, use = moment, after
+    more = replace(use, used=use.used + beyond)
+    voucher = next_voucher(STORAGE, more, now)
+    if voucher is not None:
+        refused = check_voucher(STORAGE, use, voucher) is not None
+        assert refused == (beyond > tolerance(STORAGE))
+
+
+@given(st.lists(st.integers(0, 10**10), max_size=20))
+def test_a_compute_voucher_is_the_sum_of_its_bills(runs):
+    use = FRESH
+    for steps in runs:
+        use = spend(COMPUTE, use, steps, compute_amount(COMPUTE.price, steps))
+    assert due_micro(COMPUTE, use) == sum(compute_amount(COMPUTE.price, run) for run in runs)
+    voucher = next_voucher(COMPUTE, use, 2_000)
+    if voucher is not None:
+        assert voucher.quantity == sum(runs)
+        assert check_voucher(COMPUTE, FRESH, voucher) is None
+
+
+@given(events, st.integers(0, 40 * EPOCH_MS), st.integers(0, 10**9))
+def test_what_is_left_to_settle_is_never_negative_and_exposure_covers_it(events, wait, settled):
+    for now, use in played(events):
+        later = advance(STORAGE, replace(use, settled_micro=settled), now + wait)
+        owed = owed_micro(STORAGE, later, now + wait)
+        assert 0 <= owed <= due_micro(STORAGE, later)
+        assert exposure_micro(STORAGE, later, now + wait) >= owed
+        assert (status(STORAGE, later, now + wait) == "open") == (now + wait < STORAGE.end_ms)

@@ -1,0 +1,85 @@
+import pytest
+
+from xsc.base.errors import RecordInvalid, SignatureInvalid
+from xsc.base.limits import QUOTE_TTL_MS, REQUEST_WINDOW_MS
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.market.pricing import Ladder
+from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
+
+KEY, NET, T0 = KeyPair(b"\1" * 32), network_id("test"), 1_000_000
+CUSTOMER = b"c" * 32
+
+
+def made(**change):
+    fields = {
+        "provider": KEY.node_id,
+        "customer": CUSTOMER,
+        "kind": "storage",
+        "tier": "one_way",
+        "ladder": Ladder(1, 2, 3),
+        "available": 7,
+        "now_ms": T0,
+        "nonce": b"n" * 16,
+    }
+    return make_quote(**(fields | change))
+
+
+def opened(quote, key=KEY, **change):
+    fields = {
+        "network": NET,
+        "provider": KEY.node_id,
+        "customer": CUSTOMER,
+        "kind": "storage",
+        "now_ms": T0,
+    }
+    return open_quote(sign(quote, key, NET).raw, **(fields | change))
+
+
+@pytest.mark.parametrize(("tier", "price"), [("mutual", 1), ("one_way", 2), ("open", 3)])
+def test_the_price_is_the_rung_of_the_tier(tier, price):
+    quote = made(tier=tier)
+    assert (quote.price, quote.reserve) == (price, 3)
+    assert opened(quote).record == quote
+
+
+def test_a_quote_holds_for_its_time_and_allows_for_skew():
+    quote = made()
+    assert not is_valid(quote, T0 - REQUEST_WINDOW_MS - 1)
+    assert is_valid(quote, T0 - REQUEST_WINDOW_MS)
+    assert is_valid(quote, T0 + QUOTE_TTL_MS - 1)
+    assert not is_valid(quote, T0 + QUOTE_TTL_MS)
+    assert not is_valid(quote, T0 + QUOTE_TTL_MS - 5, margin_ms=5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": network_id("other")},
+        {"customer": b"d" * 32},
+        {"kind": "compute"},
+        {"now_ms": T0 + QUOTE_TTL_MS},
+        {"now_ms": T0 - REQUEST_WINDOW_MS - 1},
+    ],
+    ids=["network", "customer", "kind", "expired", "early"],
+)
+def test_a_quote_that_is_not_for_this_is_refused(change):
+    with pytest.raises(RecordInvalid):
+        opened(made(), **change)
+
+
+def test_a_quote_of_another_is_refused():
+    other = KeyPair(b"\2" * 32)
+    with pytest.raises(SignatureInvalid):
+        opened(made(), key=other)
+    with pytest.raises(RecordInvalid):
+        opened(made(provider=other.node_id))
+    long = made().model_copy(update={"valid_until_ms": T0 + QUOTE_TTL_MS + 1})
+    with pytest.raises(RecordInvalid):
+        opened(long)
+
+
+def test_the_domain_is_the_site_then_the_owner_then_the_node():
+    assert domain_of(made(site="attic", owner="eva")) == domain_of(made(site="attic", owner="leo"))
+    assert domain_of(made(owner="eva")) != domain_of(made(site="eva"))
+    assert KEY.node_id in domain_of(made())
