@@ -1,0 +1,1 @@
+"""Measures XSC beside limits and rivals taken in the same run: `make bench`."""

@@ -1,0 +1,248 @@
+"""Runs every benchmark on one fresh devnet of seven nodes, and prints ratios.
+
+    python -m benchmarks [--quick] [storage small compute start memory]
+
+Each figure is the median of at least three; rates are MB (10^6 bytes of user
+data) a second. The limits are measured in the same run on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks import limit
+from xsc.base.limits import KIB, MIB
+from xsc.client.calls import Calls, Limits
+from xsc.client.core import Core
+
+WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
+NODES = 7
+PARTS = ("storage", "small", "compute", "start", "memory")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def xsc(*words: str, home: Path | None = None) -> str:
+    place = [] if home is None else ["--home", str(home)]
+    done = subprocess.run(
+        [sys.executable, "-m", "xsc", *place, *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def anonymous_mib(pid: int, peak: bool = False) -> int:
+    """Return RssAnon of a process now; mapped LevelDB tables do not count."""
+    del peak
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) // 1024
+    return 0
+
+
+class Network:
+    """A devnet and the calls of its nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        xsc("devnet", "up", "--nodes", str(NODES), "--dir", str(folder))
+        self.homes = [folder / f"node-{index}" for index in range(NODES)]
+        self.calls = [Calls(Core(home)) for home in self.homes]
+
+    def pids(self) -> list[int]:
+        return [int((home / "node.pid").read_text()) for home in self.homes]
+
+    def stop(self) -> None:
+        xsc("devnet", "down", "--dir", str(self.folder))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def storage(net: Network, quick: bool) -> None:
+    print("\nstorage: one object through the API of one node, read at another node")
+    put_limit, get_limit = limit.measure(256 * MIB)
+    print(
+        f"  limit in one process            put {put_limit:6.0f} MB/s   get {get_limit:6.0f} MB/s"
+    )
+    sizes = [MIB, 64 * MIB] if quick else [MIB, 64 * MIB, 512 * MIB]
+    for size in sizes:
+        data = os.urandom(size)
+        puts, gets, caps = [], [], []
+        for _ in range(3):
+            box: dict[str, str] = {}
+
+            def put(box: dict[str, str] = box, data: bytes = data) -> None:
+                box.update(net.calls[0].put(io.BytesIO(data), name="bench", size_bytes=len(data)))
+
+            puts.append(size / 1e6 / seconds(put))
+            capability = box["capability"]
+
+            def get(capability: str = capability) -> None:
+                with net.calls[3].open(capability) as download:
+                    for _block in download.blocks():
+                        pass
+
+            gets.append(size / 1e6 / seconds(get))
+            caps.append(capability)
+        for capability in caps:
+            net.calls[0].remove(capability)
+        print(
+            f"  {size // MIB:4d} MiB                        put {median(puts):6.1f} MB/s "
+            f"({median(puts) / put_limit:.2f} of the limit)   get {median(gets):6.1f} MB/s "
+            f"({median(gets) / get_limit:.2f} of the limit)"
+        )
+
+
+def small(net: Network, quick: bool) -> None:
+    print("\nsmall objects: 1 KiB, durable on six nodes when acknowledged")
+    count = 50 if quick else 100
+
+    def one(index: int) -> float:
+        return seconds(
+            lambda: net.calls[0].put(io.BytesIO(os.urandom(KIB)), name=f"s{index}", size_bytes=KIB)
+        )
+
+    for flight in (1, 16):
+        rates, delays = [], []
+        for _ in range(3):
+            with ThreadPoolExecutor(flight) as pool:
+                begun = time.perf_counter()
+                delays += list(pool.map(one, range(count)))
+                rates.append(count / (time.perf_counter() - begun))
+        print(
+            f"  {flight:2d} in flight   {median(rates):7.0f} puts/s   "
+            f"p50 {median(delays) * 1e3:.1f} ms  p99 {percentile(delays, 0.99) * 1e3:.1f} ms"
+        )
+
+
+def compute(net: Network, quick: bool) -> None:
+    print("\ncompute: add(1, 2) through the API, receipts signed and checked")
+    module = (WASM / "add.wasm").read_bytes()
+    name = "node-3"
+
+    def call(on: str | None, local: bool) -> float:
+        return seconds(
+            lambda: net.calls[0].invoke(module, "add", ["1", "2"], Limits(), on=on, local=local)
+        )
+
+    cold = call(name, False)
+    print(f"  cold, with a new lease on a remote node   {cold * 1e3:.1f} ms")
+    count = 100 if quick else 300
+    for label, on, local in (("own node", None, True), ("remote", name, False)):
+        warm = [call(on, local) for _ in range(count)]
+        rates = []
+        for _ in range(3):
+            with ThreadPoolExecutor(16) as pool:
+                begun = time.perf_counter()
+                list(pool.map(lambda _: call(on, local), range(count)))  # noqa: B023
+                rates.append(count / (time.perf_counter() - begun))
+        print(
+            f"  {label:9s} warm p50 {median(warm) * 1e3:.2f} ms  "
+            f"p99 {percentile(warm, 0.99) * 1e3:.2f} ms   16 in flight {median(rates):.0f}/s"
+        )
+
+
+def start(net: Network, quick: bool) -> None:
+    print("\ncommand line: whole processes")
+    count = 5 if quick else 11
+    home = net.homes[0]
+    module = str(WASM / "add.wasm")
+    bare = median(
+        [
+            seconds(lambda: subprocess.run([sys.executable, "-c", ""], check=True))
+            for _ in range(count)
+        ]
+    )
+    for label, words in (
+        ("xsc --version", ("--version",)),
+        ("xsc node status", ("node", "status")),
+        ("xsc compute invoke add 1 2", ("compute", "invoke", module, "add", "1", "2")),
+    ):
+        took = median([seconds(lambda w=words: xsc(*w, home=home)) for _ in range(count)])  # type: ignore[misc]
+        print(f"  {label:28s} {took * 1e3:6.0f} ms   (bare python {bare * 1e3:.0f} ms)")
+
+
+def memory(net: Network, quick: bool) -> None:
+    size = (256 if quick else 1024) * MIB
+    idle = [anonymous_mib(pid) for pid in net.pids()]
+    print(f"\nmemory (RssAnon): nodes before the transfer {min(idle)}-{max(idle)} MiB")
+    peaks = dict.fromkeys(net.pids(), 0)
+
+    def watch(process: subprocess.Popen[bytes]) -> int:
+        client = 0
+        while process.poll() is None:
+            try:
+                client = max(client, anonymous_mib(process.pid))
+            except FileNotFoundError:
+                break
+            for pid in peaks:
+                peaks[pid] = max(peaks[pid], anonymous_mib(pid))
+            time.sleep(0.02)
+        return client
+
+    with tempfile.TemporaryDirectory(prefix="xsc-memory-") as folder:
+        source, target = Path(folder) / "in", Path(folder) / "out"
+        with source.open("wb") as file:
+            for _ in range(size // (16 * MIB)):
+                file.write(os.urandom(16 * MIB))
+        base = [sys.executable, "-m", "xsc", "--home", str(net.homes[0])]
+        putting = subprocess.Popen([*base, "store", "put", str(source)], stdout=subprocess.PIPE)
+        client = watch(putting)
+        assert putting.stdout is not None
+        capability = putting.stdout.read().decode().strip()
+        getting = subprocess.Popen(
+            [*base, "store", "get", capability, "-o", str(target)], stdout=subprocess.DEVNULL
+        )
+        client_get = watch(getting)
+        same = subprocess.run(["cmp", str(source), str(target)], check=False).returncode == 0
+    print(
+        f"  put and get of {size // MIB} MiB ({'equal' if same else 'DIFFERENT'}): client "
+        f"{client} and {client_get} MiB, nodes at most {max(peaks.values())} MiB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, for a first look")
+    parser.add_argument("parts", nargs="*", default=list(PARTS))
+    asked = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="xsc-bench-"))
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {NODES} nodes on loopback")
+    net = Network(folder)
+    try:
+        for part in asked.parts:
+            {
+                "storage": storage,
+                "small": small,
+                "compute": compute,
+                "start": start,
+                "memory": memory,
+            }[part](net, asked.quick)
+    finally:
+        net.stop()
+
+
+if __name__ == "__main__":
+    main()
