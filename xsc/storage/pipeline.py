@@ -56,7 +56,7 @@ from xsc.storage.reach import Reach, Source, in_order, race, requests_of, stop_a
 from xsc.storage.repair import plan_rebuilds, rebuild
 from xsc.storage.segment import NONCE_BYTES, Place
 
-UNKNOWN_SIZE_BYTES = 16 * SEGMENT_BYTES
+UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
 """Room asked for at first for a stream of unknown length; it grows as the stream does."""
 
 
@@ -164,6 +164,7 @@ class Upload:
         self._lengths: dict[int, int] = {}
         self._held: dict[tuple[bytes, bytes], int] = {}
         self._record: ObjectRecord | None = None
+        self._named: frozenset[bytes] = frozenset()
         self._last = -1
         self._size_hint = 0
 
@@ -179,6 +180,7 @@ class Upload:
         try:
             first, final = await anext(pieces)
             self._size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
+            self._note_size(len(first))
             await self._choose()
         except BaseException:
             await _close(pieces)
@@ -194,6 +196,11 @@ class Upload:
                 await self._undo()
 
     # Hosts
+
+    def _note_size(self, read_bytes: int) -> None:
+        """Expect twice as much again where the stream is longer than was expected."""
+        if read_bytes > self._size_hint:
+            self._size_hint = 2 * read_bytes
 
     def _room(self, hosts: int) -> int:
         size = host_bytes(self._size_hint, self._code, hosts, SEGMENT_BYTES)
@@ -237,6 +244,7 @@ class Upload:
                 size += len(plain)
                 index += 1
                 plain, final = await anext(pieces)
+                self._note_size(size + len(plain))
             if running:
                 await asyncio.gather(*running)
         finally:
@@ -303,6 +311,7 @@ class Upload:
                 placement_id=signed.id,
                 placement_generation=generation,
             )
+            self._named = frozenset(columns)
             # After the first round only the record is sent again, to every host.
             await together(self._store(slot, index, again=generation > 1) for slot in self._slots)
             if self._columns() == columns:
@@ -320,11 +329,15 @@ class Upload:
 
     async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
         """Store shards of a segment at a host, with the record where it is the last segment."""
-        record = self._record if index == self._last else None
+        # A host that came in after the placement was signed gets its record in the next round.
+        named = index == self._last and lease.node in self._named
+        record = self._record if named else None
         place = (lease.node, lease.lease_id)
         # Whatever comes of it, something may lie there: an undo must ask this host.
         self._held.setdefault(place, 0)
         for batch, carried in requests_of([(index, shard) for shard in shards], record):
+            if not batch and carried is None:
+                continue
             stored = await self._reach.store(
                 lease, self._locate, self._code.generation, shards=batch, record=carried
             )

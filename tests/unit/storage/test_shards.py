@@ -1,0 +1,469 @@
+import asyncio
+
+import pytest
+
+from tests.unit.storage.world import content
+from xsc.base.clock import InlineExecutor
+from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
+from xsc.base.log import SilentLog
+from xsc.base.merkle import root_of
+from xsc.db.memory import MemoryKeyValue
+from xsc.storage import bodies as formats
+from xsc.storage.bodies import RecordBody, ShardBody
+from xsc.storage.held import Found, Wanted
+from xsc.storage.manifest import column_digest, hash_of
+from xsc.storage.shards import DELETE_BATCH, StorageNode
+
+ALICE, BOB = b"a" * 32, b"b" * 32
+LEASE, OTHER = b"1" * 32, b"2" * 32
+LOCATE = b"l" * 32
+
+
+def shard(column=0, *, segment=0, data=b"data", customer=ALICE, lease=LEASE, locate=LOCATE):
+    return ShardBody(locate, 0, segment, column, customer, lease, root_of(data), data)
+
+
+def record(generation=1, *, sealed=b"sealed", customer=ALICE, placement=None):
+    raw = placement or b"placement %d" % generation
+    return RecordBody(
+        LOCATE, customer, LEASE, hash_of(sealed), root_of(raw), generation, sealed, raw
+    )
+
+
+def wanted(data=b"data", column=0, segment=0):
+    return Wanted(segment, column, root_of(data))
+
+
+class Disk:
+    """Two stores that outlive the node."""
+
+    def __init__(self):
+        self.bodies = MemoryKeyValue()
+        self.index = MemoryKeyValue()
+        self.commits = 0
+        self.fail = None
+
+    async def commit(self, changes):
+        await asyncio.sleep(0)
+        self.commits += 1
+        if self.fail is not None:
+            raise self.fail
+        self.bodies.write(changes, sync=True)
+
+    async def node(self, capacity=10**9, *, rebuild=False):
+        node = StorageNode(
+            capacity_bytes=capacity,
+            bodies=self.bodies,
+            index=self.index,
+            commit=self.commit,
+            executor=InlineExecutor(),
+            log=SilentLog(),
+        )
+        self.recovery = await node.start(rebuild=rebuild)
+        return node
+
+    def damage(self, data: bytes, replacement: bytes):
+        for key, value in list(self.bodies.scan(b"")):
+            if data in value:
+                self.bodies.write([(key, value.replace(data, replacement))], sync=True)
+
+
+@pytest.fixture
+def disk():
+    return Disk()
+
+
+def index_of(disk):
+    """All that the index says, but the mark."""
+    return [item for item in disk.index.scan(b"") if item[0] != formats.MARK]
+
+
+async def test_what_was_stored_is_got(disk):
+    node = await disk.node()
+    assert await node.store([shard(0), shard(1, data=b"more!")]) == 9
+    assert await node.get(LOCATE, 0, [wanted(), wanted(b"more!", 1), wanted(column=2)]) == [
+        Found("ok", b"data"),
+        Found("ok", b"more!"),
+        Found("missing"),
+    ]
+    assert (node.used_bytes, node.reserved_bytes) == (9, 0)
+    assert dict(node.usage) == {LEASE: 9}
+    assert disk.commits == 1
+
+
+async def test_a_shard_of_another_root_generation_or_place_is_missing(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    assert await node.get(LOCATE, 0, [wanted(b"other")]) == [Found("missing")]
+    assert await node.get(LOCATE, 1, [wanted()]) == [Found("missing")]
+    assert await node.get(LOCATE, 0, [wanted(segment=1)]) == [Found("missing")]
+    assert await node.get(b"x" * 32, 0, [wanted()]) == [Found("missing")]
+
+
+async def test_storing_the_same_again_is_storing_once(disk):
+    node = await disk.node()
+    assert await node.store([shard(), record()]) > 0
+    used, before = node.used_bytes, list(disk.bodies.scan(b""))
+    assert await node.store([shard(), record()]) == 0
+    assert node.used_bytes == used
+    assert list(disk.bodies.scan(b"")) == before
+
+
+async def test_another_shard_in_that_place_is_refused(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    with pytest.raises(ShardMismatch):
+        await node.store([shard(1), shard(data=b"evil")])
+    assert node.used_bytes == 4
+    assert node.reserved_bytes == 0
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+
+
+async def test_nobody_takes_the_place_of_another_customers_shard(disk):
+    node = await disk.node()
+    await node.store([shard(customer=BOB, data=b"squat")])
+    await node.store([shard(customer=ALICE, data=b"data")])
+    got = await node.get(LOCATE, 0, [wanted(b"data"), wanted(b"squat")])
+    assert got == [Found("ok", b"data"), Found("ok", b"squat")]
+
+
+async def test_capacity_is_exact(disk):
+    node = await disk.node(capacity=10)
+    with pytest.raises(SpaceExhausted):
+        await node.store([shard(data=bytes(11))])
+    await node.store([shard(data=bytes(9))])
+    with pytest.raises(SpaceExhausted):
+        await node.store([shard(1, data=bytes(2))])
+    assert len(list(disk.bodies.scan(b"b"))) == 1
+    await node.store([shard(1, data=bytes(1))])
+    assert (node.used_bytes, node.free_bytes) == (10, 0)
+    with pytest.raises(SpaceExhausted):
+        await node.store([shard(2, data=bytes(1))])
+
+
+async def test_what_is_being_written_counts(disk):
+    node = await disk.node(capacity=10)
+    first = asyncio.create_task(node.store([shard(data=bytes(6))]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert node.reserved_bytes == 6
+    with pytest.raises(SpaceExhausted):
+        await node.store([shard(1, data=bytes(5))])
+    assert await first == 6
+    assert (node.used_bytes, node.reserved_bytes) == (6, 0)
+
+
+async def test_concurrent_stores_of_one_shard_write_it_once(disk):
+    node = await disk.node()
+    grown = await asyncio.gather(*(node.store([shard()]) for _ in range(5)))
+    assert sorted(grown) == [0, 0, 0, 0, 4]
+    assert node.used_bytes == 4
+
+
+async def test_a_failed_write_leaves_nothing_reserved(disk):
+    node = await disk.node(capacity=10)
+    disk.fail = StoreDamaged("the disk is full")
+    with pytest.raises(StoreDamaged):
+        await node.store([shard(data=bytes(10))])
+    disk.fail = None
+    assert node.reserved_bytes == 0
+    await node.store([shard(data=bytes(10))])
+    assert node.used_bytes == 10
+
+
+async def test_a_cancelled_store_is_finished_and_counted(disk):
+    node = await disk.node()
+    task = asyncio.create_task(node.store([shard()]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # The same shard again waits for the write that goes on.
+    assert await node.store([shard()]) == 0
+    assert (node.used_bytes, node.reserved_bytes) == (4, 0)
+
+
+async def test_a_damaged_body_is_corrupt_and_never_wrong_bytes(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    disk.damage(b"data", b"dada")
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+
+
+async def test_a_damaged_header_is_corrupt(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    ((key, value),) = disk.bodies.scan(b"b")
+    for index in range(len(value)):
+        bad = bytearray(value)
+        bad[index] ^= 1
+        disk.bodies.write([(key, bytes(bad))], sync=True)
+        (found,) = await node.get(LOCATE, 0, [wanted()])
+        assert found == Found("corrupt") or bytes(found.data) == b"data"
+
+
+async def test_a_store_that_fails_its_checksum_is_corrupt(disk):
+    node = await disk.node()
+    await node.store([shard()])
+
+    def fail(_key):
+        raise StoreDamaged("a block fails its checksum")
+
+    disk.bodies.get = fail
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+
+
+async def test_a_body_that_is_gone_is_corrupt(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    ((key, _),) = disk.bodies.scan(b"b")
+    disk.bodies.write([(key, None)], sync=True)
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+
+
+async def test_a_damaged_shard_is_mended_by_storing_it_again(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    disk.damage(b"data", b"dada")
+    await node.get(LOCATE, 0, [wanted()])
+    assert await node.store([shard()]) == 0
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    assert node.used_bytes == 4
+    assert len(list(disk.bodies.scan(b"b"))) == 1
+
+
+async def test_a_later_placement_replaces_an_earlier_one(disk):
+    node = await disk.node()
+    await node.store([record(1)])
+    await node.store([record(3, placement=b"moved")])
+    found = await node.find(LOCATE, hash_of(b"sealed"))
+    assert bytes(found.sealed) == b"sealed"
+    assert found.placements == (b"moved",)
+    assert node.used_bytes == len(b"sealed") + len(b"moved")
+    assert len(list(disk.bodies.scan(b"b"))) == 1
+    for older in (record(1), record(2), record(3)):
+        with pytest.raises(NotAllowed):
+            await node.store([older])
+
+
+async def test_another_manifest_under_the_same_locate_id_is_refused(disk):
+    node = await disk.node()
+    await node.store([record()])
+    with pytest.raises(ShardMismatch):
+        await node.store([record(2, sealed=b"another")])
+
+
+async def test_find_gives_only_the_manifest_that_was_asked_for(disk):
+    node = await disk.node()
+    await node.store([record()])
+    await node.store([record(customer=BOB, placement=b"bobs")])
+    assert await node.find(LOCATE, hash_of(b"other")) is None
+    assert await node.find(b"x" * 32, hash_of(b"sealed")) is None
+    assert set((await node.find(LOCATE, hash_of(b"sealed"))).placements) == {
+        b"placement 1",
+        b"bobs",
+    }
+    disk.damage(b"sealed", b"sEaled")
+    assert await node.find(LOCATE, hash_of(b"sealed")) is None
+
+
+async def test_stat_tells_columns_apart_and_finds_damage(disk):
+    node = await disk.node()
+    await node.store(
+        [shard(0), shard(0, segment=1, data=b"next"), shard(4, data=b"four"), record()]
+    )
+    disk.damage(b"next", b"nExt")
+    held = await node.stat(LOCATE, 0, hash_of(b"sealed"))
+    assert held.record == "ok"
+    assert [(row.column, row.segments, row.damaged) for row in held.columns] == [
+        (0, 2, 1),
+        (4, 1, 0),
+    ]
+    assert held.columns[0].digest == column_digest([(0, root_of(b"data")), (1, root_of(b"next"))])
+    assert (await node.stat(LOCATE, 0, bytes(32))).record == "missing"
+    assert (await node.stat(LOCATE, 1, hash_of(b"sealed"))).columns == ()
+    disk.damage(b"sealed", b"sEaled")
+    assert (await node.stat(LOCATE, 0, hash_of(b"sealed"))).record == "corrupt"
+
+
+async def test_get_refuses_more_than_fits_an_answer(disk):
+    node = await disk.node()
+    await node.store([shard(), shard(1)])
+    with pytest.raises(TooLarge):
+        await node.get(LOCATE, 0, [wanted(), wanted(column=1)], size_max=7)
+    assert len(await node.get(LOCATE, 0, [wanted(), wanted(column=1)], size_max=8)) == 2
+
+
+async def test_only_the_customer_that_stored_deletes(disk):
+    node = await disk.node()
+    await node.store([shard(), record()])
+    with pytest.raises(NotAllowed):
+        await node.delete(LOCATE, BOB)
+    await node.store([shard(customer=BOB, lease=OTHER)])
+    assert await node.delete(LOCATE, BOB) == {OTHER: 4}
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    freed = await node.delete(LOCATE, ALICE)
+    assert freed == {LEASE: 4 + record().size_bytes}
+    assert node.used_bytes == 0
+    assert dict(node.usage) == {}
+    assert list(disk.bodies.scan(b"b", b"c")) == []
+    assert index_of(disk) == []
+
+
+async def test_deleting_twice_is_deleting_once(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    await node.delete(LOCATE, ALICE)
+    assert await node.delete(LOCATE, ALICE) == {}
+    assert await node.delete(b"x" * 32, ALICE) == {}
+
+
+async def test_a_deletion_of_many_shards_goes_in_batches(disk):
+    node = await disk.node()
+    for start in range(0, DELETE_BATCH + 10, 174):
+        await node.store([shard(0, segment=segment) for segment in range(start, start + 174)])
+    count = len(list(disk.bodies.scan(b"b", b"c")))
+    assert count > DELETE_BATCH
+    assert await node.delete(LOCATE, ALICE) == {LEASE: 4 * count}
+    assert index_of(disk) == []
+
+
+async def test_a_deletion_waits_for_stores_of_the_object(disk):
+    node = await disk.node()
+    storing = asyncio.create_task(node.store([shard()]))
+    await asyncio.sleep(0)
+    assert await node.delete(LOCATE, ALICE) == {LEASE: 4}
+    assert await storing == 4
+    assert node.used_bytes == 0
+
+
+async def test_what_was_deleted_may_be_stored_again(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    await node.delete(LOCATE, ALICE)
+    assert await node.store([shard(data=b"new")]) == 3
+    assert await node.get(LOCATE, 0, [wanted(b"new")]) == [Found("ok", b"new")]
+
+
+async def test_compact_covers_what_was_deleted(disk):
+    node = await disk.node()
+    ranges = []
+    disk.bodies.compact = lambda start, stop: ranges.append((start, stop))
+    await node.compact()
+    await node.store([shard(0), shard(1), shard(2)])
+    await node.delete(LOCATE, ALICE)
+    await node.compact()
+    await node.compact()
+    assert ranges == [(formats.sequenced(b"b", 1), formats.sequenced(b"b", 4))]
+
+
+async def fill(disk):
+    node = await disk.node()
+    await node.store([shard(0), shard(1, data=content(100)), record(1)])
+    await node.store([shard(0, customer=BOB, lease=OTHER)])
+    await node.store([record(2)])
+    await node.store([shard(5, locate=b"z" * 32, lease=OTHER)])
+    await node.delete(b"z" * 32, ALICE)
+    await node.store([shard(2, segment=7)])
+    return node
+
+
+async def test_a_rebuilt_index_is_the_live_one(disk):
+    live = await fill(disk)
+    before = index_of(disk)
+    rebuilt = await disk.node(rebuild=True)
+    assert disk.recovery.rebuilt
+    assert index_of(disk) == before
+    assert rebuilt.used_bytes == live.used_bytes
+    assert dict(rebuilt.usage) == dict(live.usage)
+
+
+async def test_a_lost_index_is_rebuilt(disk):
+    live = await fill(disk)
+    before = index_of(disk)
+    disk.index = MemoryKeyValue()
+    rebuilt = await disk.node()
+    assert disk.recovery.rebuilt
+    assert index_of(disk) == before
+    assert rebuilt.used_bytes == live.used_bytes
+
+
+async def test_every_loss_of_unsynced_index_writes_is_caught_up(disk):
+    """The index may come back from a power loss at any of its earlier states."""
+    states = [dict(disk.index.scan(b""))]
+    write = disk.index.write
+
+    def recording(changes, *, sync):
+        write(changes, sync=sync)
+        states.append(dict(disk.index.scan(b"")))
+
+    disk.index.write = recording
+    live = await fill(disk)
+    disk.index.write = write
+    final, usage, used = index_of(disk), dict(live.usage), live.used_bytes
+    bodies = dict(disk.bodies.scan(b""))
+    assert len(states) > 6
+    for state in states:
+        disk.index = MemoryKeyValue()
+        disk.index.write(list(state.items()), sync=True)
+        disk.bodies = MemoryKeyValue()
+        disk.bodies.write(list(bodies.items()), sync=True)
+        node = await disk.node()
+        assert index_of(disk) == final
+        assert dict(node.usage) == usage
+        assert node.used_bytes == used
+
+
+async def test_a_damaged_index_is_rebuilt(disk):
+    live = await fill(disk)
+    before = index_of(disk)
+    for key, bad in ((formats.MARK, b"\xff"), (formats.USAGE + LEASE, b"\x01")):
+        disk.index.write([(key, bad)], sync=True)
+        node = await disk.node()
+        assert disk.recovery.rebuilt
+        assert index_of(disk) == before
+        assert node.used_bytes == live.used_bytes
+
+
+async def test_a_clean_start_replays_nothing_and_keeps_no_notes(disk):
+    await fill(disk)
+    await disk.node()
+    assert disk.recovery.rebuilt is False
+    assert disk.recovery.replayed == 0
+    assert list(disk.bodies.scan(formats.GONE, b"h")) == []
+
+
+async def test_sequences_are_never_used_twice(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    await node.delete(LOCATE, ALICE)
+    await disk.node()
+    again = await disk.node()
+    await again.store([shard()])
+    ((key, _),) = disk.bodies.scan(b"b", b"c")
+    assert formats.sequence_of(key) == 3
+
+
+async def test_a_body_that_cannot_be_read_does_not_stop_a_rebuild(disk):
+    await fill(disk)
+    first = next(disk.bodies.scan(b"b"))[0]
+    disk.bodies.write([(first, b"\x00")], sync=True)
+    node = await disk.node(rebuild=True)
+    assert disk.recovery.damaged == 1
+    assert await node.get(LOCATE, 0, [wanted(column=2, segment=7)]) == [Found("ok", b"data")]
+
+
+async def test_a_mended_and_deleted_shard_leaves_nothing_in_a_lagging_index(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    lagging = dict(disk.index.scan(b""))
+    disk.damage(b"data", b"dada")
+    await node.get(LOCATE, 0, [wanted()])
+    await node.store([shard()])
+    await node.delete(LOCATE, ALICE)
+    disk.index = MemoryKeyValue()
+    disk.index.write(list(lagging.items()), sync=True)
+    node = await disk.node()
+    assert node.used_bytes == 0
+    assert index_of(disk) == []
