@@ -10,7 +10,7 @@ signature base is, line by line,
     "xsc-head-digest": sha-256=:<base64 of the digest of the frame's head>:
     "xsc-network": <text of the network id>
     "xsc-to": <text of the receiver's node id>
-    "@signature-params": (…);created=<s>;keyid="<text of the sender's node id>";nonce="…";alg="…"
+    "@signature-params": (…);created=<s>;keyid="<text of the sender's id>";alg="ed25519";nonce="…"
 
 The head holds the Merkle roots of the bodies behind it, so that the signature
 binds them too. The nonce begins with the creation in milliseconds, 12 hex
@@ -44,8 +44,8 @@ _INPUT = re.compile(
     re.escape(f"{LABEL}={_COMPONENTS}")
     + r";created=([0-9]{1,11})"
     + r';keyid="([a-z2-7]{52})"'
-    + rf';nonce="([0-9a-f]{{{2 * NONCE_BYTES}}})"'
     + r';alg="ed25519"'
+    + rf';nonce="([0-9a-f]{{{2 * NONCE_BYTES}}})"'
 )
 _SIGNATURE = re.compile(re.escape(LABEL) + r"=:([A-Za-z0-9+/]{86}==):")
 
@@ -100,7 +100,7 @@ def sign_request(
     nonce = (created_ms.to_bytes(STAMP_BYTES, "big") + entropy).hex()
     params = (
         f'{_COMPONENTS};created={created_ms // 1000};keyid="{to_text(key.node_id)}"'
-        f';nonce="{nonce}";alg="ed25519"'
+        f';alg="ed25519";nonce="{nonce}"'
     )
     fields = {DIGEST: digest_of(head), NETWORK: to_text(network), TO: to_text(to)}
     signature = base64.b64encode(key.sign(_base(method, path, fields, params))).decode()
