@@ -6,53 +6,22 @@ Peers are reached through `net`, leases and the book are kept by `market`;
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from xsc.base.encoding import Value
-from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler, Reply
+
+__all__ = [
+    "OWN_LEASE",
+    "Caller",
+    "ComputeBook",
+    "ComputeLease",
+    "ComputeLeases",
+    "Handler",
+    "Reply",
+]
 
 OWN_LEASE = b"\0" * 32
 """The lease id of work on the own node: nothing is settled under it."""
-
-Handler: TypeAlias = Callable[
-    [bytes, dict[str, Value], Sequence[Part]],
-    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
-]
-"""Takes the authenticated caller, the header and verified parts; gives header and bodies."""
-
-
-class Reply(Protocol):
-    """What a peer answered; the parts are not verified."""
-
-    @property
-    def header(self) -> dict[str, Value]:
-        """The decoded header."""
-
-    @property
-    def parts(self) -> list[memoryview]:
-        """The bodies, in order."""
-
-
-class Caller(Protocol):
-    """Calls a method of a peer."""
-
-    async def call(
-        self,
-        peer: bytes,
-        method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part] = (),
-        *,
-        timeout_ms: int | None = None,
-    ) -> Reply:
-        """Return the peer's answer.
-
-        Raises:
-            PeerSilent: no connection, or no answer in time.
-            PeerUnknown: no such peer.
-            XscError: the error that the peer answered with.
-        """
 
 
 class ComputeLease(Protocol):

@@ -1,0 +1,477 @@
+"""WASI as plain state: the host calls, with a memory and a meter of a few lines."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from xsc.base.limits import FILE_NAME_BYTES_MAX, HOST_CALL_FUEL, OPEN_FILES_MAX, OUTPUT_FILES_MAX
+from xsc.compute.files import Errno
+from xsc.compute.wasi import SIGNATURES, Ended, Fault, Wasi
+
+READ, WRITE = 1 << 1, 1 << 6
+CREATE, DIRECTORY, EXCLUSIVE, TRUNCATE = 1, 2, 4, 8
+IN, OUT = 3, 4
+OUTPUT_BYTES = 1000
+START_NS = 5_000_000
+
+
+class Machine:
+    """A memory of 64 KiB and a meter."""
+
+    def __init__(self, fuel=10**9):
+        self.memory = bytearray(65536)
+        self.fuel = fuel
+
+    def read(self, address, size):
+        if address + size > len(self.memory):
+            raise Fault
+        return bytes(self.memory[address : address + size])
+
+    def write(self, address, data):
+        if address + len(data) > len(self.memory):
+            raise Fault
+        self.memory[address : address + len(data)] = data
+
+    def spend(self, fuel):
+        enough = fuel <= self.fuel
+        self.fuel -= min(fuel, self.fuel)
+        return enough
+
+    def number(self, address, layout="<I"):
+        return struct.unpack_from(layout, self.memory, address)[0]
+
+
+class Program:
+    """Calls as a program would."""
+
+    def __init__(self, machine=None, **given):
+        self.machine = machine or Machine()
+        self.state = Wasi(self.machine, output_bytes=OUTPUT_BYTES, clock_ms=5, **given)
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.state.call(name, arguments)
+
+    def text(self, data, at=1024):
+        self.machine.write(at, data)
+        return at, len(data)
+
+    def open(self, path, base=OUT, how=0, rights=READ, flags=0):
+        errno = self.path_open(base, 0, *self.text(path), how, rights, 0, flags, 0)
+        return -errno if errno else self.machine.number(0)
+
+    def create(self, path, data=b""):
+        fd = self.open(path, how=CREATE, rights=READ | WRITE)
+        assert fd > OUT, fd
+        assert self.write(fd, data) == 0
+        return fd
+
+    def _vector(self, size, at):
+        self.machine.write(512, struct.pack("<II", at, size))
+        return 512, 1
+
+    def write(self, fd, data):
+        at, size = self.text(data, 8192)
+        return self.fd_write(fd, *self._vector(size, at), 0)
+
+    def read(self, fd, size=4096):
+        errno = self.fd_read(fd, *self._vector(size, 8192), 0)
+        assert errno == 0, errno
+        return self.machine.read(8192, self.machine.number(0))
+
+    def list(self, fd):
+        assert self.fd_readdir(fd, 8192, 32768, 0, 0) == 0
+        raw = self.machine.read(8192, self.machine.number(0))
+        names = []
+        while raw:
+            size = struct.unpack_from("<I", raw, 16)[0]
+            names.append(raw[24 : 24 + size].decode())
+            raw = raw[24 + size :]
+        return names
+
+
+@pytest.fixture
+def program():
+    return Program(
+        args=["-n", "zwei"],
+        environment=[("A", "1"), ("B", "")],
+        stdin=b"given\n",
+        files={"b": b"second", "a": b"first"},
+        seed=b"seed",
+    )
+
+
+def strings(program, sizes, get):
+    assert sizes(0, 4) == 0
+    count, size = program.machine.number(0), program.machine.number(4)
+    assert get(64, 1024) == 0
+    pointers = [program.machine.number(64 + 4 * index) for index in range(count)]
+    raw = program.machine.read(1024, size)
+    found = [raw[pointer - 1024 :].split(b"\0")[0] for pointer in pointers]
+    assert sum(len(text) + 1 for text in found) == size
+    return found
+
+
+def test_arguments_and_environment_are_given(program):
+    assert strings(program, program.args_sizes_get, program.args_get) == [
+        b"program",
+        b"-n",
+        b"zwei",
+    ]
+    assert strings(program, program.environ_sizes_get, program.environ_get) == [b"A=1", b"B="]
+
+
+def test_stdin_is_read_to_its_end(program):
+    assert program.read(0, 3) == b"giv"
+    assert program.read(0) == b"en\n"
+    assert program.read(0) == b""
+
+
+def test_streams_are_gathered_apart(program):
+    assert program.write(1, b"out") == program.write(2, b"err") == program.write(1, b"put") == 0
+    assert bytes(program.state.stdout) == b"output"
+    assert bytes(program.state.stderr) == b"err"
+    assert program.write(0, b"x") == Errno.BADF
+    assert program.fd_read(1, 0, 0, 0) == Errno.BADF
+
+
+def test_streams_are_no_terminals_and_cannot_be_sought(program):
+    for fd in range(3):
+        assert program.fd_fdstat_get(fd, 0) == 0
+        assert program.machine.memory[0] == 0
+        assert program.fd_seek(fd, 0, 0, 0) == Errno.SPIPE
+        assert program.fd_tell(fd, 0) == Errno.SPIPE
+
+
+def test_all_that_is_given_back_has_one_bound(program):
+    program.create(b"file", b"x" * 600)
+    assert program.write(1, b"y" * 400) == 0
+    with pytest.raises(Ended):
+        program.write(2, b"z")
+    assert program.state.trap == "output_too_large"
+    assert len(program.state.stdout) == 400
+
+
+def test_a_list_of_buffers_that_names_a_byte_often_is_not_copied(program):
+    program.machine.write(1024, struct.pack("<II", 0, 65536) * 1000)
+    with pytest.raises(Ended):
+        program.fd_write(1, 1024, 1000, 0)
+    assert program.state.trap == "output_too_large"
+    assert program.fd_write(1, 0, 1025, 0) == Errno.INVAL
+
+
+def test_time_is_virtual(program):
+    assert program.clock_time_get(0, 0, 0) == 0
+    first = program.machine.number(0, "<Q")
+    assert program.clock_time_get(0, 0, 0) == 0
+    assert START_NS < first < program.machine.number(0, "<Q")
+    assert program.clock_time_get(1, 0, 0) == 0
+    assert program.machine.number(0, "<Q") < START_NS
+    assert program.clock_res_get(0, 0) == 0
+    assert program.clock_time_get(4, 0, 0) == program.clock_res_get(4, 0) == Errno.INVAL
+
+
+def subscription(userdata, tag, *, clock=1, timeout_ns=0, absolute=0, fd=0):
+    head = struct.pack("<QB7x", userdata, tag)
+    if tag:
+        return head + struct.pack("<I28x", fd)
+    return head + struct.pack("<IxxxxQQH6x", clock, timeout_ns, 0, absolute)
+
+
+def polled(program, *subscriptions):
+    program.text(b"".join(subscriptions))
+    errno = program.poll_oneoff(1024, 4096, len(subscriptions), 0)
+    assert errno == 0
+    raw = program.machine.read(4096, 32 * program.machine.number(0))
+    return [struct.unpack_from("<QHB", raw, start) for start in range(0, len(raw), 32)]
+
+
+def test_a_sleep_moves_the_clock_and_costs_a_unit_a_millisecond(program):
+    before, fuel = program.state.elapsed_ns, program.machine.fuel
+    assert polled(program, subscription(7, 0, timeout_ns=3_600 * 10**9)) == [(7, 0, 0)]
+    assert program.state.elapsed_ns - before == 3_600 * 10**9 + 1_000
+    assert fuel - program.machine.fuel == 3_600_000 + HOST_CALL_FUEL + 48 + 32
+
+
+def test_the_earliest_alarm_wakes_alone(program):
+    alarms = [subscription(n, 0, timeout_ns=n * 10**6) for n in (3, 1, 2)]
+    assert polled(program, *alarms) == [(1, 0, 0)]
+    elapsed = program.state.elapsed_ns
+    late = subscription(4, 0, timeout_ns=5, absolute=1)
+    assert polled(program, late) == [(4, 0, 0)]
+    assert program.state.elapsed_ns == elapsed + 1_000
+
+
+def test_descriptors_are_always_ready(program):
+    found = polled(
+        program,
+        subscription(1, 1, fd=0),
+        subscription(2, 2, fd=99),
+        subscription(3, 0, timeout_ns=10**18),
+    )
+    assert found == [(1, 0, 1), (2, Errno.BADF, 2)]
+    assert program.poll_oneoff(0, 0, 0, 0) == Errno.INVAL
+
+
+def test_chance_follows_from_the_seed():
+    def draw(seed, sizes):
+        program = Program(seed=seed)
+        for size in sizes:
+            assert program.random_get(1024, size) == 0
+        return program.machine.read(1024, 32)
+
+    assert draw(b"a", [32]) == draw(b"a", [32])
+    assert draw(b"a", [32]) != draw(b"b", [32])
+    assert draw(b"a", [32]) != draw(b"a", [8, 32])
+    assert Program().random_get(65530, 7) == Errno.FAULT
+
+
+def test_exit_ends_the_run_with_its_code(program):
+    with pytest.raises(Ended):
+        program.proc_exit(-1)
+    assert (program.state.exit_code, program.state.trap) == (2**32 - 1, None)
+
+
+def test_every_call_costs_fuel_and_the_last_drop_ends_the_run():
+    program = Program(Machine(fuel=HOST_CALL_FUEL + 9))
+    with pytest.raises(Ended):
+        program.random_get(0, 10)
+    assert (program.state.trap, program.machine.fuel) == ("fuel_exhausted", 0)
+
+
+def test_addresses_outside_of_the_memory_are_a_fault(program):
+    assert program.clock_time_get(0, 0, 65_530) == Errno.FAULT
+    assert program.fd_write(1, 65_530, 1, 0) == Errno.FAULT
+    assert program.path_open(OUT, 0, 65_000, 4_000, CREATE, 0, 0, 0, 0) == Errno.FAULT
+    assert program.args_get(65_535, 0) == Errno.FAULT
+
+
+# Files
+
+
+def test_inputs_are_there_and_cannot_be_changed(program):
+    assert program.list(IN) == [".", "..", "a", "b"]
+    fd = program.open(b"a", IN)
+    assert program.read(fd) == b"first"
+    assert program.write(fd, b"x") == Errno.BADF
+    assert program.fd_filestat_set_size(fd, 0) == Errno.INVAL
+    assert program.open(b"a", IN, rights=READ | WRITE) == -Errno.ROFS
+    assert program.open(b"a", IN, how=TRUNCATE) == -Errno.ROFS
+    assert program.open(b"c", IN, how=CREATE, rights=WRITE) == -Errno.ROFS
+    assert program.path_unlink_file(IN, *program.text(b"a")) == Errno.ROFS
+    assert program.path_create_directory(IN, *program.text(b"d")) == Errno.ROFS
+    assert program.path_rename(IN, *program.text(b"a"), OUT, *program.text(b"a")) == Errno.ROFS
+    assert program.fd_filestat_set_times(fd, 0, 0, 8) == Errno.ROFS
+
+
+def test_what_is_written_to_out_is_given_back(program):
+    program.create(b"z", b"last")
+    assert program.path_create_directory(OUT, *program.text(b"d")) == 0
+    program.create(b"d/./x/../y", b"deep")
+    assert program.state.files() == [("d/y", b"deep"), ("z", b"last")]
+
+
+def test_reading_writing_and_seeking(program):
+    fd = program.create(b"f", b"hello")
+    assert program.fd_seek(fd, -4, 1, 0) == 0
+    assert program.machine.number(0, "<Q") == 1
+    assert program.read(fd) == b"ello"
+    assert program.fd_seek(fd, 3, 2, 0) == 0
+    assert program.write(fd, b"!") == 0
+    assert program.fd_tell(fd, 0) == 0
+    assert program.machine.number(0, "<Q") == 9
+    assert program.state.files() == [("f", b"hello\0\0\0!")]
+    assert program.fd_seek(fd, -10, 2, 0) == program.fd_seek(fd, 0, 3, 0) == Errno.INVAL
+    at = program._vector(2, 8192)
+    assert program.fd_pread(fd, *at, 1, 0) == 0
+    assert program.machine.read(8192, 2) == b"el"
+    program.machine.write(8192, b"EL")
+    assert program.fd_pwrite(fd, *at, 1, 0) == 0
+    assert program.fd_pread(fd, *at, 2**64 - 1, 0) == 0
+    assert program.machine.number(0) == 0
+    assert program.state.files() == [("f", b"hELlo\0\0\0!")]
+
+
+def test_append_goes_to_the_end(program):
+    program.create(b"f", b"one")
+    fd = program.open(b"f", rights=WRITE, flags=1)
+    assert program.write(fd, b"two") == 0
+    assert program.fd_fdstat_set_flags(fd, 0) == 0
+    assert program.fd_seek(fd, 0, 0, 0) == 0
+    assert program.write(fd, b"T") == 0
+    assert program.state.files() == [("f", b"Tnetwo")]
+
+
+def test_open_keeps_its_flags(program):
+    program.create(b"f", b"old")
+    assert program.open(b"f", how=CREATE | EXCLUSIVE, rights=WRITE) == -Errno.EXIST
+    assert program.open(b"f", how=DIRECTORY) == -Errno.NOTDIR
+    assert program.open(b"g") == -Errno.NOENT
+    assert program.open(b"f/g") == -Errno.NOTDIR
+    assert program.open(b"f/") == -Errno.NOTDIR
+    assert program.open(b"g/", how=CREATE, rights=WRITE) == -Errno.ISDIR
+    assert program.open(b".", rights=WRITE) == -Errno.ISDIR
+    assert program.open(b"f", how=TRUNCATE, rights=WRITE) > 0
+    assert program.state.files() == [("f", b"")]
+
+
+@pytest.mark.parametrize("path", [b"/etc/passwd", b"..", b"../in/a", b"d/../../x", b"a\0b"])
+def test_no_path_leads_out(program, path):
+    assert program.open(path, how=CREATE, rights=WRITE) == -Errno.NOTCAPABLE
+
+
+def test_odd_paths_are_refused(program):
+    assert program.open(b"") == -Errno.NOENT
+    assert program.open(b"\xff") == -Errno.ILSEQ
+    assert program.open(b"x" * (FILE_NAME_BYTES_MAX + 1)) == -Errno.NAMETOOLONG
+    assert program.open(b"x/" * 2100) == -Errno.NAMETOOLONG
+
+
+def test_directories_are_made_listed_moved_and_removed(program):
+    text = program.text
+    assert program.path_create_directory(OUT, *text(b"d")) == 0
+    assert program.path_create_directory(OUT, *text(b"d")) == Errno.EXIST
+    assert program.path_create_directory(OUT, *text(b".")) == Errno.INVAL
+    program.create(b"d/f", b"x")
+    assert program.path_remove_directory(OUT, *text(b"d")) == Errno.NOTEMPTY
+    assert program.path_unlink_file(OUT, *text(b"d")) == Errno.ISDIR
+    assert program.path_remove_directory(OUT, *text(b"d/f")) == Errno.NOTDIR
+    assert program.path_rename(OUT, *text(b"d"), OUT, *text(b"d/e", 2048)) == Errno.INVAL
+    assert program.path_rename(OUT, *text(b"d"), OUT, *text(b"e", 2048)) == 0
+    assert program.list(OUT) == [".", "..", "e"]
+    assert program.path_unlink_file(OUT, *text(b"e/f")) == 0
+    assert program.path_remove_directory(OUT, *text(b"e")) == 0
+    assert program.list(OUT) == [".", ".."]
+
+
+def test_a_rename_goes_over_what_it_may(program):
+    text = program.text
+    program.create(b"a", b"new")
+    program.create(b"b", b"old")
+    assert program.path_create_directory(OUT, *text(b"d")) == 0
+    assert program.path_rename(OUT, *text(b"a"), OUT, *text(b"d", 2048)) == Errno.ISDIR
+    assert program.path_rename(OUT, *text(b"d"), OUT, *text(b"a", 2048)) == Errno.NOTDIR
+    assert program.path_rename(OUT, *text(b"a"), OUT, *text(b"a", 2048)) == 0
+    assert program.path_rename(OUT, *text(b"a"), OUT, *text(b"b", 2048)) == 0
+    assert program.state.files() == [("b", b"new")]
+
+
+def test_a_directory_is_listed_in_pieces(program):
+    for name in b"pqr":
+        program.create(bytes([name]))
+    names, cookie = [], 0
+    while True:
+        assert program.fd_readdir(OUT, 8192, 30, cookie, 0) == 0
+        used = program.machine.number(0)
+        if used < 25:
+            break
+        cookie, _, size = struct.unpack_from("<QQI", program.machine.memory, 8192)
+        names.append(program.machine.read(8192 + 24, size))
+    assert names == [b".", b"..", b"p", b"q", b"r"]
+    assert program.fd_readdir(OUT, 8192, 30, 2**64 - 1, 0) == 0
+    assert program.machine.number(0) == 0
+
+
+def test_room_is_given_back_once_nothing_leads_to_a_file(program):
+    fd = program.create(b"f", b"x" * 900)
+    assert program.path_unlink_file(OUT, *program.text(b"f")) == 0
+    assert program.read(fd) == b""
+    with pytest.raises(Ended):
+        program.write(1, b"y" * 101)
+    assert program.fd_close(fd) == 0
+    program.state.trap = None
+    assert program.write(1, b"y" * 1000) == 0
+    assert program.state.files() == []
+
+
+def test_a_gap_is_charged_and_bounded(program):
+    fd = program.create(b"f")
+    assert program.fd_seek(fd, 2**62, 0, 0) == 0
+    with pytest.raises(Ended):
+        program.write(fd, b"x")
+    assert program.state.trap == "fuel_exhausted"
+    rich = Program(Machine(fuel=2**63))
+    fd = rich.create(b"f")
+    with pytest.raises(Ended):
+        rich.fd_allocate(fd, 2**40, 2**40)
+    assert rich.state.trap == "output_too_large"
+
+
+def test_sizes_and_times_are_told_and_set(program):
+    fd = program.create(b"f", b"12345")
+    assert program.fd_filestat_set_size(fd, 3) == 0
+    assert program.fd_allocate(fd, 0, 2) == program.fd_advise(fd, 0, 0, 0) == 0
+    assert program.path_filestat_set_times(OUT, 0, *program.text(b"f"), 11, 22, 1 | 4) == 0
+    assert program.path_filestat_get(OUT, 0, *program.text(b"f"), 256) == 0
+    _, inode, kind, links, size, accessed, modified, _ = struct.unpack_from(
+        "<QQB7xQQQQQ", program.machine.memory, 256
+    )
+    assert (kind, links, size, accessed, modified) == (4, 1, 3, 11, 22)
+    assert program.fd_filestat_get(OUT, 256) == 0
+    assert program.machine.number(256 + 16, "<B") == 3
+    assert program.machine.number(256 + 8, "<Q") != inode
+    assert program.fd_filestat_set_times(fd, 0, 0, 2 | 8) == 0
+    assert program.fd_filestat_get(1, 256) == 0
+    assert program.fd_filestat_set_times(1, 0, 0, 8) == Errno.INVAL
+
+
+def test_descriptors_and_files_are_bounded(program):
+    program.create(b"f")
+    found = [program.open(b"f") for _ in range(OPEN_FILES_MAX)]
+    assert found[-1] == -Errno.MFILE
+    for fd in found:
+        if fd > 0:
+            assert program.fd_close(fd) == 0
+    for number in range(OUTPUT_FILES_MAX - 1):
+        assert program.fd_close(program.create(f"f{number}".encode())) == 0
+    assert program.open(b"one more", how=CREATE, rights=WRITE) == -Errno.NOSPC
+
+
+def test_descriptors_are_closed_and_moved(program):
+    fd = program.create(b"f", b"data")
+    assert program.fd_renumber(fd, 1) == 0
+    assert program.write(1, b"more") == 0
+    assert program.fd_close(fd) == Errno.BADF
+    assert program.fd_renumber(1, 77) == program.fd_sync(77) == Errno.BADF
+    assert program.fd_renumber(1, 1) == program.fd_sync(1) == program.fd_datasync(1) == 0
+    assert program.state.files() == [("f", b"datamore")]
+
+
+def test_rights_can_only_be_given_up(program):
+    fd = program.create(b"f", b"data")
+    assert program.fd_fdstat_set_rights(fd, READ, 0) == 0
+    assert program.write(fd, b"x") == Errno.BADF
+    assert program.fd_fdstat_set_rights(fd, READ | WRITE, 0) == 0
+    assert program.write(fd, b"x") == Errno.BADF
+    assert program.fd_fdstat_get(fd, 0) == 0
+    assert program.machine.number(8, "<Q") & (READ | WRITE) == READ
+
+
+def test_preopened_directories_tell_their_names(program):
+    for fd, name in ((IN, b"/in"), (OUT, b"/out")):
+        assert program.fd_prestat_get(fd, 0) == 0
+        assert program.machine.number(4) == len(name)
+        assert program.fd_prestat_dir_name(fd, 0, len(name)) == 0
+        assert program.machine.read(0, len(name)) == name
+        assert program.fd_prestat_dir_name(fd, 0, 1) == Errno.NAMETOOLONG
+    for fd in (0, 5):
+        assert program.fd_prestat_get(fd, 0) == program.fd_prestat_dir_name(fd, 0, 9) == Errno.BADF
+
+
+def test_what_does_not_exist_here_says_so(program):
+    program.create(b"f")
+    assert program.path_readlink(OUT, *program.text(b"f"), 0, 0, 0) == Errno.INVAL
+    assert program.sched_yield() == 0
+    for name in ("path_link", "path_symlink", "sock_accept", "sock_recv", "sock_send"):
+        count = len(SIGNATURES[name].params)
+        assert program.state.call(name, [0] * count) == Errno.NOTSUP
+    assert program.proc_raise(9) == program.sock_shutdown(0, 0) == Errno.NOTSUP
+
+
+def test_a_directory_is_no_file_and_a_file_no_directory(program):
+    fd = program.create(b"f")
+    assert program.fd_read(OUT, 0, 0, 0) == program.fd_write(OUT, 0, 0, 0) == Errno.ISDIR
+    assert program.fd_seek(OUT, 0, 0, 0) == Errno.ISDIR
+    assert program.fd_readdir(fd, 0, 0, 0, 0) == Errno.NOTDIR
+    assert program.open(b"x", base=fd) == -Errno.NOTDIR
