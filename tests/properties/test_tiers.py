@@ -119,7 +119,7 @@ def test_nobody_in_a_tier_lags_behind_by_more_than_a_unit(capacity, claims):
 
 
 @given(CAPACITY, claims())
-def test_the_level_tells_each_claim(capacity, claims):
+def test_nobody_gets_less_than_the_level_says(capacity, claims):
     division = weighted_uniform(capacity, claims)
     for claim in claims:
         level = division.tier(claim.tier).level
@@ -127,7 +127,31 @@ def test_the_level_tells_each_claim(capacity, claims):
         if level is None:
             assert got == claim.need
         else:
-            assert 0 <= got - min(claim.need, int(level * weight(claim) // 1)) <= 1
+            assert got >= min(claim.need, level * weight(claim) // 1)
+
+
+@given(CAPACITY, claims())
+def test_the_last_unit_fixes_every_line(capacity, claims):
+    division = weighted_uniform(capacity, claims)
+    for claim in claims:
+        last = division.tier(claim.tier).last_unit
+        got = division.allocations[claim.id]
+        if last is None:
+            assert got == 0
+            continue
+        share = last * weight(claim)
+        line = min(claim.need, share // 1)
+        tied = share.denominator == 1 and share <= claim.need
+        assert got == line or (tied and got == line - 1)
+
+
+def test_one_claim_may_get_more_than_a_unit_above_the_level():
+    """So the level alone would not let a claimant check its line (Jefferson's upper quota)."""
+    small = [Claim(bytes([index]), "mutual", 1, 1) for index in range(4)]
+    division = weighted_uniform(2, [*small, Claim(b"\5", "mutual", 3, 2)])
+    assert division.allocations[b"\5"] == 2
+    assert division.tier("mutual").level == Fraction(2, 7)
+    assert division.tier("mutual").last_unit == Fraction(2, 3)
 
 
 @given(CAPACITY, st.integers(0, 5), claims())
@@ -173,7 +197,7 @@ def test_no_lie_pays(capacity, claims, lie, which):
     assert min(got, true.need) <= honest
 
 
-KINDS = [("mutual", 1), ("mutual", 2), ("mutual", 3), ("one_way", 1), ("one_way", 3), ("open", 1)]
+KINDS = [("mutual", 1), ("mutual", 3), ("one_way", 1), ("one_way", 3), ("open", 1)]
 
 
 def profitable_lies(rule, needs_told, kinds_of_games):

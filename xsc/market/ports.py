@@ -1,6 +1,6 @@
 """What the market needs of others, each as small as its use of it.
 
-Credit is kept by `ledger`, quality by `health`, standing and the division rule
+Peers are called through `xsc.base.peering`. Credit is kept by `ledger`, quality by `health`, standing and the division rule
 by `allocation`, capacity by `storage` and `compute`; `xsc.node.build` puts them
 together. What the market gives is declared where it is used: in the ports of
 `storage` and `compute`.
@@ -8,62 +8,14 @@ together. What the market gives is declared where it is used: in the ports of
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from xsc.base.encoding import Value
-from xsc.base.merkle import Part
 from xsc.terms.quote import Tier
 
 OWN_LEASE = b"\0" * 32
 """The lease id of the own node's capacity: nothing is settled under it."""
-
-Handler: TypeAlias = Callable[
-    [bytes, dict[str, Value], Sequence[Part]],
-    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
-]
-"""Takes the authenticated caller, the header and verified parts; gives header and bodies."""
-
-
-class Reply(Protocol):
-    """What a peer answered; the parts are not verified."""
-
-    @property
-    def header(self) -> dict[str, Value]:
-        """The decoded header."""
-
-    @property
-    def parts(self) -> list[memoryview]:
-        """The bodies, in order."""
-
-
-class Caller(Protocol):
-    """Calls a method of a peer."""
-
-    async def call(
-        self,
-        peer: bytes,
-        method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part] = (),
-        *,
-        timeout_ms: int | None = None,
-    ) -> Reply:
-        """Return the peer's answer.
-
-        Raises:
-            PeerSilent: no connection, or no answer in time.
-            PeerUnknown: no such peer.
-            XscError: the error that the peer answered with.
-        """
-
-
-class Peers(Protocol):
-    """Who is known."""
-
-    def peers(self) -> Sequence[bytes]:
-        """Return every known peer that is not blocked, never the own node."""
 
 
 class Credit(Protocol):

@@ -54,23 +54,14 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler, Peers
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
 from xsc.market.auction import Bid, place, rank_quality
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, clear, within_credit
-from xsc.market.ports import (
-    OWN_LEASE,
-    Caller,
-    Capacity,
-    Credit,
-    Divide,
-    Handler,
-    Peers,
-    Quality,
-    Standing,
-)
+from xsc.market.ports import OWN_LEASE, Capacity, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
 from xsc.terms.lease import Lease, LeaseRequest
