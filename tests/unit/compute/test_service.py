@@ -1,0 +1,513 @@
+"""Customer and provider, joined by a wire that encodes what passes over it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.unit.compute.programs import wasm
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import (
+    ClockSkewed,
+    ExportUnknown,
+    FuelExhausted,
+    LeaseExhausted,
+    ModuleInvalid,
+    ModuleTrapped,
+    ModuleUnknown,
+    NoOffers,
+    PeerSilent,
+    ReceiptInvalid,
+    RecordInvalid,
+    ReplayRefused,
+    SandboxFailed,
+    SignatureInvalid,
+    SignatureMismatch,
+    TooLarge,
+    XscError,
+    from_code,
+)
+from xsc.base.limits import MIB, REQUEST_WINDOW_MS
+from xsc.base.log import SilentLog
+from xsc.base.merkle import Part, root_of
+from xsc.compute import service as services
+from xsc.compute.limits import Limits
+from xsc.compute.local import LocalSandbox
+from xsc.compute.service import ComputeService
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.terms.execution import ExecutionReceipt, Order
+
+LIMITS = Limits(fuel=5_000_000)
+PRICE = 1_000_000  # a micro-credit a unit of fuel
+
+
+@dataclass
+class Lease:
+    node: bytes
+    lease_id: bytes
+    price: int = PRICE
+
+
+@dataclass
+class Market:
+    """Leases for a customer, and the book of a provider."""
+
+    leases: list[Lease] = field(default_factory=list)
+    spending: list[tuple[bytes, int, int]] = field(default_factory=list)
+    room: int = 10**12
+    reserved: int = 0
+    used: list[int] = field(default_factory=list)
+
+    async def lease_compute(self, *, fuel_steps, on):
+        found = [lease for lease in self.leases if on in (None, lease.node)]
+        if not found:
+            raise NoOffers("nobody offers compute")
+        if len(found) > 1:
+            self.leases.append(self.leases.pop(self.leases.index(found[0])))
+        return found[0]
+
+    async def spent(self, lease_id, fuel_steps, amount_micro):
+        self.spending.append((lease_id, fuel_steps, amount_micro))
+
+    def admit_compute(self, lease_id, customer, fuel_steps):
+        if fuel_steps > self.room - self.reserved:
+            raise LeaseExhausted("the lease is spent")
+        self.reserved += fuel_steps
+        return PRICE
+
+    def used_compute(self, lease_id, reserved_steps, used_steps):
+        self.reserved -= reserved_steps
+        self.used.append(used_steps)
+
+
+@dataclass
+class Answer:
+    header: dict
+    parts: list
+
+
+class Wire:
+    """Joins services; what `tap` returns takes the place of an answer."""
+
+    def __init__(self):
+        self.services = {}
+        self.silent = set()
+        self.sent = []
+        self.tap = lambda answer: answer
+
+    def caller(self, own):
+        wire = self
+
+        class Caller:
+            async def call(self, peer, method, header, parts=(), *, timeout_ms=None):
+                header = decode(encode(header))
+                wire.sent.append((peer, header, list(parts)))
+                if peer in wire.silent:
+                    raise PeerSilent("no answer")
+                try:
+                    handler = wire.services[peer].handlers()[method]
+                    head, bodies = await handler(own, header, parts)
+                except XscError as fault:
+                    raise from_code(fault.code, fault.message, fault.hint) from None
+                views = [memoryview(bytes(body)) for body in bodies]
+                return wire.tap(Answer(decode(encode(head)), views))
+
+        return Caller()
+
+
+class Node:
+    def __init__(self, wire, clock, network, name):
+        self.key = KeyPair(name * 32)
+        self.market = Market()
+        self.sandbox = LocalSandbox(InlineExecutor())
+        self.service = ComputeService(
+            key=self.key,
+            network=network,
+            clock=clock,
+            entropy=SeededEntropy(name),
+            executor=InlineExecutor(),
+            caller=wire.caller(self.key.node_id),
+            leases=self.market,
+            book=self.market,
+            sandbox=self.sandbox,
+            log=SilentLog(),
+        )
+        wire.services[self.key.node_id] = self.service
+
+
+class World:
+    def __init__(self, network):
+        self.network = network
+        self.wire = Wire()
+        self.clock = ManualClock()
+        self.customer, self.provider, self.other = (
+            Node(self.wire, self.clock, network, name) for name in (b"c", b"p", b"o")
+        )
+        nodes = (self.provider, self.other)
+        self.customer.market.leases = [
+            Lease(node.key.node_id, bytes([number]) * 32) for number, node in enumerate(nodes, 1)
+        ]
+
+    async def invoke(self, name="add", function="add", arguments=("2", "3"), **how):
+        limits = how.pop("limits", LIMITS)
+        return await self.customer.service.invoke(
+            wasm(name), function, list(arguments), limits, **how
+        )
+
+    async def run(self, name, *args, env=None, stdin=b"", files=None, **how):
+        limits = how.pop("limits", LIMITS)
+        return await self.customer.service.run(
+            wasm(name), args, env or {}, stdin, files or {}, limits, **how
+        )
+
+    def order(self, **changed):
+        """The first order that was sent, with some fields changed, signed again."""
+        header, parts = self.wire.sent[0][1], self.wire.sent[0][2]
+        order = open_signed(header["order"], Order, network=None).record
+        order = order.model_copy(update={"nonce": b"n" * 16, **changed})
+        return {**header, "order": sign(order, self.customer.key, self.network).raw}, parts
+
+    async def serve(self, header, parts, caller=None):
+        handler = self.provider.service.handlers()["compute.run"]
+        return await handler(caller or self.customer.key.node_id, header, parts)
+
+
+@pytest.fixture
+async def world(network):
+    made = World(network)
+    for node in (made.customer, made.provider, made.other):
+        await node.service.start()
+    yield made
+    for node in (made.customer, made.provider, made.other):
+        await node.service.stop()
+
+
+async def test_a_function_is_run_by_a_peer_and_paid(world):
+    done = await world.invoke()
+    assert done.results == ["5"]
+    assert (done.fuel_used, done.amount_micro, done.trap) == (4, 4, None)
+    assert done.provider == world.provider.key.node_id
+    assert world.customer.market.spending == [(b"\1" * 32, 4, 4)]
+    assert (world.provider.market.used, world.provider.market.reserved) == ([4], 0)
+    receipt = open_signed(
+        done.receipt, ExecutionReceipt, network=world.network, author=done.provider
+    )
+    order = open_signed(receipt.record.order, Order, network=world.network)
+    assert order.author == world.customer.key.node_id
+
+
+async def test_a_module_is_sent_once(world):
+    await world.invoke(on=world.provider.key.node_id)
+    await world.invoke(on=world.provider.key.node_id)
+    assert [header["module"] for _, header, _ in world.wire.sent] == [False, True, False]
+
+
+async def test_a_command_is_run_by_a_peer_with_its_files(world):
+    done = await world.run("upper", files={"text": b"hello"}, env={"GREETING": "hei"})
+    assert (done.exit_code, done.trap) == (0, None)
+    assert done.files == {"deep/TEXT": b"HELLO"}
+    assert done.stdout.endswith(b"hei\n")
+    counted = await world.run("wordcount", stdin=b"one two\n")
+    assert counted.stdout == b"1 2 8\n"
+
+
+async def test_here_nothing_is_asked_and_nothing_is_paid(world):
+    for how in ({"local": True}, {"on": world.customer.key.node_id}):
+        done = await world.invoke(**how)
+        assert (done.results, done.amount_micro) == (["5"], 0)
+        assert done.provider == world.customer.key.node_id
+        receipt = open_signed(done.receipt, ExecutionReceipt, network=world.network).record
+        order = open_signed(receipt.order, Order, network=world.network).record
+        assert order.lease_id == bytes(32)
+    assert world.wire.sent == world.customer.market.spending == []
+
+
+async def test_the_market_may_choose_the_own_node(world):
+    world.customer.market.leases = [Lease(world.customer.key.node_id, bytes(32), 0)]
+    assert (await world.invoke()).provider == world.customer.key.node_id
+
+
+async def test_a_limit_that_is_met_is_in_the_receipt_and_billed(world):
+    done = await world.invoke("endless", "spin", [])
+    assert isinstance(done.trap, FuelExhausted)
+    assert done.results == []
+    assert done.amount_micro == LIMITS.fuel
+    failed = await world.invoke("trap", "divide", ["1", "0"])
+    assert isinstance(failed.trap, ModuleTrapped)
+    flood = await world.run("flood", limits=Limits(fuel=5_000_000, output_bytes=50_000))
+    assert flood.exit_code is None
+    assert flood.trap.code == "output_too_large"
+
+
+async def test_what_is_wrong_with_the_call_is_said_before_anybody_is_asked(world):
+    with pytest.raises(SignatureMismatch, match=r"add\(i32, i32\) -> i32"):
+        await world.invoke(arguments=["1"])
+    with pytest.raises(ExportUnknown):
+        await world.invoke(function="sub")
+    with pytest.raises(ExportUnknown):
+        await world.run("add")
+    with pytest.raises(ModuleInvalid):
+        await world.customer.service.invoke(b"", "f", [], LIMITS)
+    assert world.wire.sent == []
+
+
+async def test_an_invalid_body_is_refused_by_the_provider_and_not_billed(world):
+    broken = wasm("add")[:-2] + b"\x6b\x6b"
+    with pytest.raises(ModuleInvalid, match="not valid"):
+        await world.customer.service.invoke(broken, "add", ["1", "2"], LIMITS)
+    assert (world.provider.market.used, world.provider.market.reserved) == ([0], 0)
+
+
+async def test_another_provider_is_asked_where_one_is_silent(world):
+    world.wire.silent = {world.provider.key.node_id}
+    assert (await world.invoke()).provider == world.other.key.node_id
+    world.wire.silent.add(world.other.key.node_id)
+    world.wire.sent.clear()
+    with pytest.raises(PeerSilent):
+        await world.invoke()
+    assert len(world.wire.sent) == 3
+
+
+async def test_a_silent_provider_is_asked_again_for_the_same_order(world):
+    world.wire.silent = {world.provider.key.node_id}
+    with pytest.raises(PeerSilent):
+        await world.invoke(on=world.provider.key.node_id)
+    assert len({header["order"] for _, header, _ in world.wire.sent}) == 1
+
+
+async def test_nobody_else_is_asked_where_there_is_no_lease(world):
+    world.customer.market.leases = []
+    with pytest.raises(NoOffers):
+        await world.invoke()
+
+
+async def test_a_spent_lease_is_refused(world):
+    world.provider.market.room = LIMITS.steps - 1
+    with pytest.raises(LeaseExhausted):
+        await world.invoke(on=world.provider.key.node_id)
+
+
+async def test_what_no_message_can_hold_is_refused_before_it_is_sent(world):
+    files = {name: bytes(15 * MIB) for name in "abc"}
+    with pytest.raises(TooLarge, match="together"):
+        await world.run("upper", files=files)
+    assert world.wire.sent == []
+
+
+# What a provider may answer
+
+
+def forged(world, change):
+    """Replace the receipt by one that the provider signed and that says something else."""
+
+    def tap(answer):
+        receipt = open_signed(answer.header["receipt"], ExecutionReceipt, network=None).record
+        altered = change(receipt)
+        raw = sign(altered, world.provider.key, world.network).raw
+        return Answer({**answer.header, "receipt": raw}, answer.parts)
+
+    world.wire.tap = tap
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda receipt: receipt.model_copy(update={"amount_micro": receipt.amount_micro + 1}),
+        lambda receipt: receipt.model_copy(
+            update={"outcome": receipt.outcome.model_copy(update={"fuel_used": 9})}
+        ),
+        lambda receipt: receipt.model_copy(
+            update={"outcome": receipt.outcome.model_copy(update={"results": ()})}
+        ),
+        lambda receipt: receipt.model_copy(update={"order": b""}),
+    ],
+)
+async def test_a_receipt_that_breaks_a_rule_is_not_paid(world, change):
+    forged(world, change)
+    with pytest.raises(ReceiptInvalid, match="refused"):
+        await world.invoke()
+    assert world.customer.market.spending == []
+
+
+async def test_output_that_the_receipt_does_not_name_is_refused(world):
+    world.wire.tap = lambda answer: Answer(
+        answer.header, [memoryview(b"9 9 9\n"), *answer.parts[1:]]
+    )
+    with pytest.raises(ReceiptInvalid, match="delivered"):
+        await world.run("wordcount")
+
+
+async def test_an_answer_without_its_parts_is_refused(world):
+    world.wire.tap = lambda answer: Answer(answer.header, answer.parts[:1])
+    with pytest.raises(ReceiptInvalid, match="lacks"):
+        await world.invoke()
+    world.wire.tap = lambda answer: Answer({}, answer.parts)
+    with pytest.raises(RecordInvalid):
+        await world.invoke()
+
+
+async def test_a_receipt_of_another_node_is_refused(world):
+    world.wire.services[world.provider.key.node_id] = world.other.service
+    with pytest.raises(RecordInvalid, match="between other nodes"):
+        await world.invoke(on=world.provider.key.node_id)
+    world.wire.services[world.provider.key.node_id] = world.provider.service
+
+    def tap(answer):
+        receipt = open_signed(answer.header["receipt"], ExecutionReceipt, network=None).record
+        raw = sign(receipt, world.other.key, world.network).raw
+        return Answer({**answer.header, "receipt": raw}, answer.parts)
+
+    world.wire.tap = tap
+    with pytest.raises(SignatureInvalid):
+        await world.invoke(on=world.provider.key.node_id)
+
+
+# What a customer may send
+
+
+async def test_the_same_order_is_run_and_billed_once(world):
+    done = await world.invoke()
+    _, header, parts = world.wire.sent[-1]
+    for _ in range(3):
+        answer, _ = await world.serve(header, parts)
+        assert answer["receipt"] == done.receipt
+    assert world.provider.market.used == [4]
+
+
+async def test_the_same_order_twice_at_once_is_run_once(world):
+    await world.invoke("fib", "fib", ["5"])
+    header, parts = world.order()
+    answers = await asyncio.gather(*(world.serve(header, parts) for _ in range(5)))
+    assert len({answer["receipt"] for answer, _ in answers}) == 1
+    assert len(world.provider.market.used) == 2
+
+
+async def test_a_run_goes_on_when_its_caller_goes_away(world):
+    await world.invoke()
+    header, parts = world.order()
+    gone = asyncio.create_task(world.serve(header, parts))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    await world.serve(header, parts)
+    assert world.provider.market.used == [4, 4]
+
+
+async def test_a_nonce_stands_for_one_order(world):
+    await world.invoke()
+    await world.serve(*world.order())
+    with pytest.raises(RecordInvalid, match="another one"):
+        await world.serve(*world.order(timeout_ms=9))
+
+
+async def test_an_order_is_refused_outside_of_the_window(world):
+    await world.invoke()
+    now_ms = world.clock.now_ms()
+    for created_ms in (now_ms - REQUEST_WINDOW_MS - 1, now_ms + REQUEST_WINDOW_MS + 1):
+        with pytest.raises(ClockSkewed):
+            await world.serve(*world.order(created_ms=created_ms))
+    with pytest.raises(ReplayRefused, match="before this node started"):
+        await world.serve(*world.order(created_ms=now_ms - 1))
+
+
+async def test_an_old_order_is_not_run_again_after_it_was_forgotten(world):
+    await world.invoke()
+    _, header, parts = world.wire.sent[-1]
+    world.clock.advance_to(world.clock.now_ms() + 3 * REQUEST_WINDOW_MS)
+    await world.invoke("fib", "fib", ["5"], on=world.provider.key.node_id)
+    assert len(world.provider.service._orders) == 1
+    with pytest.raises(ClockSkewed):
+        await world.serve(header, parts)
+
+
+async def test_an_answer_that_is_no_longer_kept_is_not_made_again(world, monkeypatch):
+    await world.invoke()
+    _, header, parts = world.wire.sent[-1]
+    monkeypatch.setattr(services, "ANSWERS_KEPT_BYTES_MAX", 0)
+    await world.invoke("fib", "fib", ["5"], on=world.provider.key.node_id)
+    with pytest.raises(ReplayRefused, match="no longer kept"):
+        await world.serve(header, parts)
+
+
+async def test_an_order_that_failed_may_be_given_again(world):
+    await world.provider.sandbox.stop()
+    with pytest.raises(SandboxFailed):
+        await world.invoke(on=world.provider.key.node_id)
+    assert set(world.provider.market.used) == {0}
+    await world.provider.sandbox.start()
+    _, header, parts = world.wire.sent[-1]
+    await world.serve(header, parts)
+    assert world.provider.market.used[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"customer": b"x" * 32}, RecordInvalid),
+        ({"provider": b"x" * 32}, RecordInvalid),
+        ({"lease_id": bytes(32)}, RecordInvalid),
+        ({"module": b"x" * 32}, ModuleUnknown),
+        ({"input": b"x" * 32}, RecordInvalid),
+    ],
+)
+async def test_an_order_that_does_not_fit_is_refused(world, changed, error):
+    await world.invoke()
+    with pytest.raises(error):
+        await world.serve(*world.order(**changed))
+    assert len(world.provider.market.used) == 1
+
+
+async def test_an_order_of_somebody_else_is_refused(world):
+    await world.invoke()
+    with pytest.raises(SignatureInvalid):
+        await world.serve(*world.order(), caller=world.other.key.node_id)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"order": b"?"},
+        {"order": None},
+        {"args": ["\0"]},
+        {"args": [1]},
+        {"args": [""] * 65},
+        {"environment": [["A"]]},
+        {"environment": [["B", ""], ["A", ""]]},
+        {"files": ["../x"]},
+        {"files": ["more"]},
+        {"module": True},
+        {"module": 1},
+        {"output_bytes": 0},
+        {"output_bytes": 2**40},
+    ],
+)
+async def test_a_malformed_request_is_refused_and_reserves_nothing(world, changed):
+    await world.invoke()
+    header, parts = world.order()
+    with pytest.raises((RecordInvalid, ModuleUnknown)):
+        await world.serve({**header, **changed}, parts)
+    assert (len(world.provider.market.used), world.provider.market.reserved) == (1, 0)
+
+
+async def test_another_module_than_the_order_names_is_refused(world):
+    await world.invoke()
+    header, parts = world.order(module=b"x" * 32)
+    false = wasm("fib")
+    with pytest.raises(RecordInvalid, match="not the one"):
+        await world.serve({**header, "module": True}, [*parts, Part(false, root_of(false))])
+
+
+async def test_modules_are_kept_within_their_bound(world, monkeypatch):
+    monkeypatch.setattr(services, "MODULES_KEPT_BYTES_MAX", 100)
+    for name, function, arguments in (("add", "add", ["1", "2"]), ("fib", "fib", ["3"])) * 2:
+        await world.invoke(name, function, arguments, on=world.provider.key.node_id)
+    kept = world.provider.service._modules
+    assert sum(map(len, kept.values())) == world.provider.service._modules_bytes <= 100
+
+
+async def test_it_says_what_its_sandbox_says(world):
+    assert world.provider.service.describe()["running"] == 0
