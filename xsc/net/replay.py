@@ -84,14 +84,6 @@ class ReplayGuard:
         seen.horizon_ms = created_ms + HORIZON_STEP_MS
         return Accepted(seen.horizon_ms)
 
-    def forget_peer(self, peer: bytes, now_ms: int) -> None:
-        """Drop the memory of a peer that was removed; only later requests count as new."""
-        if peer in self._peers:
-            seen = self._peers[peer]
-            latest = max((created for created, _ in seen.order), default=0)
-            floor_ms = max(seen.floor_ms, now_ms, latest + 1)
-            self._peers[peer] = _Seen(floor_ms, seen.horizon_ms)
-
     @staticmethod
     def _forget(seen: _Seen, before_ms: int) -> None:
         """Drop nonces out of the window, and raise the floor over them.

@@ -297,7 +297,7 @@ class PeerNet:
         self._tell(peer, "blocked")
 
     def _forget(self, peer: bytes) -> None:
-        self._replay.forget_peer(peer, self._clock.now_ms())
+        # What the replay guard saw of it stays: it must hold when the peer comes back.
         self._quota.forget(peer)
         self._greeted.discard(peer)
         self._answered_at.pop(peer, None)

@@ -1,0 +1,106 @@
+"""Nodes for tests: peers on a memory network or on loopback, with every part of them real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.encoding import Value
+from xsc.base.merkle import Part, root_of
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.keys import KeyPair
+from xsc.net.memory import MemoryNetwork, MemoryTransport
+from xsc.net.port import Transport
+from xsc.net.quota import Quota
+from xsc.net.service import PeerNet
+
+HOUR_MS = 3_600_000
+
+
+class RecordingLog:
+    """Keeps the names and fields of events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def info(self, event: str, **fields: object) -> None:
+        self.events.append((event, fields))
+
+    warning = error = info
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.events]
+
+
+class Node:
+    """One node with its own clock, store and log; `restart` keeps only the store."""
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        name: str,
+        *,
+        clock: ManualClock | None = None,
+        network_name: str = "test",
+        transport: Transport | None = None,
+        quota: Quota | None = None,
+    ) -> None:
+        self.memory = network
+        self.name = name
+        self.clock = clock or ManualClock()
+        self.store = MemoryKeyValue()
+        self.log = RecordingLog()
+        self.key = KeyPair(name.encode().ljust(32, b"\0"))
+        self.id = self.key.node_id
+        self.calls: list[tuple[bytes, dict[str, Value], list[bytes]]] = []
+        self.changes: list[tuple[bytes, str]] = []
+        self._network_name = network_name
+        self._boots = 0
+        self.net = self._build(transport, quota)
+
+    def _build(self, transport: Transport | None, quota: Quota | None) -> PeerNet:
+        self._boots += 1
+        self.transport: Transport = transport or self.memory.transport(self.name)
+        net = PeerNet(
+            key=self.key,
+            network_name=self._network_name,
+            clock=self.clock,
+            entropy=SeededEntropy(f"{self.name} {self._boots}".encode()),
+            executor=InlineExecutor(),
+            transport=self.transport,
+            store=self.store,
+            log=self.log,
+            name=self.name,
+            quota=quota,
+        )
+        net.register({"test.echo": self._echo})
+        net.on_change(lambda peer, what: self.changes.append((peer, what)))
+        return net
+
+    async def _echo(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self.calls.append((caller, header, [bytes(part.data) for part in parts]))
+        return header, [part.data for part in parts]
+
+    async def restart(self) -> None:
+        """Lose the power, and start again under the same name."""
+        if isinstance(self.transport, MemoryTransport):
+            self.memory.kill(self.name)
+        await self.net.stop()
+        self.store.crash()
+        self.net = self._build(None, None)
+        await self.net.start()
+
+
+async def acquainted(*nodes: Node) -> None:
+    """Start nodes and make each pair of them peers."""
+    for node in nodes:
+        await node.net.start()
+    for index, node in enumerate(nodes):
+        for other in nodes[:index]:
+            await other.net.join(await node.net.invite(HOUR_MS))
+
+
+def part(data: bytes) -> Part:
+    return Part(data, root_of(data))

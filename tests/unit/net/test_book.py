@@ -1,0 +1,118 @@
+"""Who is known, and by what name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xsc.base.errors import ArgumentInvalid, PeerUnknown, RecordInvalid, SpaceExhausted
+from xsc.base.ids import to_text
+from xsc.base.limits import PEER_NAME_CHARS_MAX, PEERS_MAX
+from xsc.db.memory import MemoryKeyValue
+from xsc.net.book import AddressRecord, PeerBook, PeerInfo, is_name, unique_name
+
+A, B = b"\1" * 32, b"\1" * 31 + b"\2"
+
+
+def record(name="bert", seq=1, addresses=("127.0.0.1:1",)):
+    return AddressRecord(name=name, addresses=addresses, fingerprint=None, seq=seq)
+
+
+@pytest.fixture
+def store():
+    return MemoryKeyValue()
+
+
+@pytest.fixture
+def book(store):
+    return PeerBook(store, "self")
+
+
+def met(book, node_id, name="bert", own=None):
+    info = book.met(node_id, record(name), name=own, now_ms=5)
+    book.put(info)
+    return info
+
+
+@given(st.text(max_size=80), st.sets(st.text(max_size=5)))
+def test_every_name_is_typable_and_unique(wanted, taken):
+    name = unique_name(wanted, A, taken)
+    assert is_name(name)
+    assert name not in taken
+    assert len(name) <= PEER_NAME_CHARS_MAX
+
+
+def test_names_that_are_taken_get_a_number():
+    assert unique_name("bert", A, {"bert", "bert-2"}) == "bert-3"
+    assert unique_name("b" * 64, A, {"b" * 64}) == "b" * 62 + "-2"
+    assert unique_name("\x1b[2J", A, set()) == to_text(A)[:10]
+
+
+def test_the_own_name_is_taken(book):
+    assert met(book, A, "self").name == "self-2"
+    with pytest.raises(ArgumentInvalid):
+        met(book, B, own="self")
+
+
+def test_entries_are_on_the_disk_at_once(book, store):
+    met(book, A)
+    store.crash()
+    again = PeerBook(store, "self")
+    assert again.info(A) == book.info(A)
+    again.remove(A)
+    store.crash()
+    assert PeerBook(store, "self").all() == []
+
+
+def test_what_could_mean_two_means_neither(book):
+    met(book, A, "bert")
+    met(book, B, to_text(A)[:10])
+    with pytest.raises(ArgumentInvalid, match="2 peers"):
+        book.find(to_text(A)[:10])
+    assert book.find(to_text(A)).node_id == A
+    assert book.find(to_text(B)).node_id == B
+    assert book.find("bert").node_id == A
+
+
+def test_a_name_that_is_the_id_of_another_does_not_hide_it(book):
+    met(book, A, "bert")
+    met(book, B, to_text(A))
+    assert book.find(to_text(A)).node_id == A
+
+
+def test_only_newer_addresses_are_taken_and_the_name_stays(book):
+    met(book, A)
+    assert book.moved(A, record("other", 1, ("127.0.0.1:2",))) is None
+    moved = book.moved(A, record("other", 2, ("127.0.0.1:2",)))
+    assert moved is not None
+    assert (moved.name, moved.addresses, moved.seq) == ("bert", ("127.0.0.1:2",), 2)
+    with pytest.raises(PeerUnknown):
+        book.moved(B, record())
+
+
+def test_peers_are_bounded(book):
+    for number in range(PEERS_MAX):
+        node_id = number.to_bytes(32, "big")
+        book._peers[node_id] = PeerInfo(
+            node_id=node_id, name=f"n{number}", addresses=(), fingerprint=None, added_ms=0
+        )
+    with pytest.raises(SpaceExhausted):
+        met(book, A)
+    met(book, (0).to_bytes(32, "big"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["host", "host:", ":1", "host:123456", "a b:1", "http://host:1", "host:1/", "u@h:1", "[::1]"],
+)
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(RecordInvalid):
+        AddressRecord.from_value(
+            {"v": 1, "name": "x", "addresses": [address], "fingerprint": None, "seq": 0}
+        )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:65535", "node-1.example.org:7412"])
+def test_what_is_an_address_is_taken(address):
+    assert record(addresses=(address,)).addresses == (address,)

@@ -1,0 +1,606 @@
+"""Calls between peers, and what becomes of everything that is not a proper call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.unit.net.nodes import HOUR_MS, Node, acquainted, part
+from xsc.base.clock import ManualClock
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ClockSkewed,
+    CreditExceeded,
+    FrameInvalid,
+    NotFound,
+    PeerBlocked,
+    PeerError,
+    PeerSilent,
+    PeerUnknown,
+    RateLimited,
+    RecordInvalid,
+    ReplayRefused,
+    ShardMismatch,
+    SignatureInvalid,
+    StoreDamaged,
+    TooLarge,
+    Unauthorized,
+    XscError,
+)
+from xsc.base.ids import to_text
+from xsc.base.limits import JOIN_BYTES_MAX, REQUEST_WINDOW_MS
+from xsc.base.merkle import Part
+from xsc.identity.keys import KeyPair, network_id
+from xsc.net.frame import pack_head
+from xsc.net.memory import MemoryNetwork
+from xsc.net.port import RawRequest, RawResponse
+from xsc.net.problems import error_of, nothing
+from xsc.net.quota import Quota
+from xsc.net.signing import sign_request
+
+
+@pytest.fixture
+def memory() -> MemoryNetwork:
+    return MemoryNetwork(ManualClock())
+
+
+@pytest.fixture
+async def nodes(memory) -> AsyncIterator[tuple[Node, Node]]:
+    pair = Node(memory, "anna"), Node(memory, "bert")
+    await acquainted(*pair)
+    yield pair
+    for node in pair:
+        await node.net.stop()
+
+
+class Outsider:
+    """Sends what it likes to a node, signed by whom it likes."""
+
+    def __init__(self, target: Node, key: KeyPair | None = None) -> None:
+        self.target = target
+        self.key = key or KeyPair(b"outsider".ljust(32, b"\0"))
+        self.wire = target.memory.transport("outsider")
+        self._count = 0
+
+    def request(
+        self,
+        method: str = "test.echo",
+        *,
+        header=None,
+        parts=(),
+        to=None,
+        network="test",
+        created_ms=None,
+        head=None,
+    ) -> RawRequest:
+        self._count += 1
+        head = pack_head(header or {}, parts) if head is None else head
+        path = f"/peer/v1/{method}"
+        signed = sign_request(
+            self.key,
+            network=network_id(network),
+            to=self.target.id if to is None else to,
+            method="POST",
+            path=path,
+            head=head,
+            created_ms=self.target.clock.now_ms() if created_ms is None else created_ms,
+            entropy=self._count.to_bytes(10, "big"),
+        )
+        return RawRequest("POST", path, signed, [head, *(part.data for part in parts)])
+
+    async def send(self, request: RawRequest) -> RawResponse:
+        return await self.wire.send(f"{self.target.name}:1", None, request, 1_000)
+
+    async def error(self, request: RawRequest) -> type[XscError]:
+        response = await self.send(request)
+        assert response.status != 200
+        return type(error_of(response.status, response.body[0], "x"))
+
+
+def same(one: RawResponse, other: RawResponse) -> bool:
+    return (one.status, one.headers, b"".join(one.body)) == (
+        other.status,
+        other.headers,
+        b"".join(other.body),
+    )
+
+
+# Calls
+
+
+async def test_a_call_carries_header_and_parts_both_ways_and_names_its_caller(nodes):
+    anna, bert = nodes
+    reply = await anna.net.call(bert.id, "test.echo", {"a": 1}, [part(b"x"), part(b"")])
+    assert reply.header == {"a": 1}
+    assert [bytes(data) for data in reply.parts] == [b"x", b""]
+    assert bert.calls == [(anna.id, {"a": 1}, [b"x", b""])]
+
+
+async def test_large_parts_are_checked_and_carried(nodes):
+    anna, bert = nodes
+    data = bytes(range(256)) * 4096
+    reply = await anna.net.call(bert.id, "test.echo", {}, [part(data), part(data)])
+    assert [bytes(body) for body in reply.parts] == [data, data]
+
+
+async def test_an_error_of_the_handler_arrives_as_itself(nodes):
+    anna, bert = nodes
+
+    async def refuse(caller, header, parts):
+        raise CreditExceeded("no credit", hint="pay")
+
+    bert.net.register({"test.refuse": refuse})
+    with pytest.raises(CreditExceeded, match="no credit") as error:
+        await anna.net.call(bert.id, "test.refuse", {})
+    assert error.value.hint == "pay"
+
+
+@pytest.mark.parametrize("fault", [StoreDamaged("/home/anna/secret"), ValueError("secret")])
+async def test_damage_and_bugs_over_there_are_a_failed_peer_here_without_details(nodes, fault):
+    anna, bert = nodes
+
+    async def fail(caller, header, parts):
+        raise fault
+
+    bert.net.register({"test.fail": fail})
+    with pytest.raises(PeerError) as error:
+        await anna.net.call(bert.id, "test.fail", {})
+    assert type(error.value) is PeerError
+    assert "secret" not in error.value.message
+    if isinstance(fault, ValueError):
+        assert "peer_request_failed" in bert.log.names()
+
+
+async def test_a_method_nobody_has_is_not_found(nodes):
+    anna, bert = nodes
+    with pytest.raises(NotFound):
+        await anna.net.call(bert.id, "test.nothing", {})
+
+
+async def test_a_stranger_or_blocked_peer_is_not_called(nodes, memory):
+    anna, bert = nodes
+    with pytest.raises(PeerUnknown):
+        await anna.net.call(bytes(32), "test.echo", {})
+    await anna.net.block(bert.id)
+    before = len(memory.trace)
+    with pytest.raises(PeerBlocked):
+        await anna.net.call(bert.id, "test.echo", {})
+    assert len(memory.trace) == before
+
+
+async def test_a_dead_peer_is_silent(nodes, memory):
+    anna, bert = nodes
+    memory.kill("bert")
+    with pytest.raises(PeerSilent, match="bert"):
+        await anna.net.call(bert.id, "test.echo", {})
+
+
+async def test_no_answer_within_the_timeout_is_silence(nodes, memory):
+    anna, bert = nodes
+    memory.partition("anna", "bert")
+    call = asyncio.create_task(anna.net.call(bert.id, "test.echo", {}, timeout_ms=500))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    memory._clock.advance_to(memory._clock.now_ms() + 500)
+    with pytest.raises(PeerSilent, match="500 ms"):
+        await call
+    assert not bert.calls
+
+
+async def test_a_dropped_connection_is_tried_once_more_with_a_new_signature(nodes, memory):
+    anna, bert = nodes
+    tries = []
+
+    async def drop_once(caller, header, parts):
+        tries.append(caller)
+        if len(tries) == 1:
+            # The node goes down within the request, and comes back.
+            raise asyncio.CancelledError
+        return {}, ()
+
+    bert.net.register({"test.drop": drop_once})
+    await anna.net.call(bert.id, "test.drop", {})
+    assert len(tries) == 2
+
+
+async def test_the_next_address_is_tried_and_the_good_one_remembered(nodes, memory):
+    anna, bert = nodes
+    info = anna.net.info(bert.id).model_copy(update={"addresses": ("gone:1", "bert:1")})
+    anna.net._book.put(info)
+    anna.net._answered_at.clear()
+    await anna.net.call(bert.id, "test.echo", {})
+    before = len(memory.trace)
+    await anna.net.call(bert.id, "test.echo", {})
+    assert {event.target for event in memory.trace[before:]} == {"anna", "bert"}
+
+
+async def test_a_cancelled_call_disturbs_no_other(nodes):
+    anna, bert = nodes
+    entered, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait(caller, header, parts):
+        entered.set()
+        await gate.wait()
+        bert.calls.append((caller, header, []))
+        return {}, ()
+
+    bert.net.register({"test.wait": wait})
+    call = asyncio.create_task(anna.net.call(bert.id, "test.wait", {}))
+    await entered.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await anna.net.call(bert.id, "test.echo", {})
+    gate.set()
+    while len(bert.calls) < 2:  # noqa: ASYNC110 (the memory network runs in this loop)
+        await asyncio.sleep(0)
+    assert bert.net._quota._buckets[anna.id].in_flight == 0
+
+
+async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
+    anna, bert = nodes
+    good = []
+
+    def change(source, target, request, response):
+        body = b"".join(response.body)
+        good.append(body)
+        return RawResponse(response.status, response.headers, [body[:-1]])
+
+    memory.corrupt(change)
+    with pytest.raises(FrameInvalid):
+        await anna.net.call(bert.id, "test.echo", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"x", b"[]", b"{}", b'{"code": 1}', b'{"code":"nonsense"}', b"[" * 20_000, b"{" * 900],
+)
+async def test_an_error_that_is_none_is_a_failed_peer(nodes, memory, body):
+    anna, bert = nodes
+    memory.corrupt(lambda *_: RawResponse(500, {}, [body] if body else []))
+    with pytest.raises(PeerError) as error:
+        await anna.net.call(bert.id, "test.echo", {})
+    assert type(error.value) is PeerError
+
+
+def test_what_a_peer_writes_is_shown_on_one_line_and_bounded():
+    document = json.dumps({"code": "not_found", "detail": "a\x1b[2J\nb" + "c" * 5000, "hint": 7})
+    error = error_of(404, document.encode(), "x")
+    assert isinstance(error, NotFound)
+    assert error.message.startswith("a [2J b")
+    assert len(error.message) == 1000
+    assert error.hint == ""
+
+
+# Who is not a peer learns nothing
+
+
+async def test_health_is_open_and_says_nothing_more(nodes):
+    _, bert = nodes
+    response = await Outsider(bert).send(RawRequest("GET", "/health", {}))
+    assert (response.status, json.loads(bytes(response.body[0]))) == (200, {"status": "ok"})
+
+
+async def test_every_improper_request_of_an_unknown_caller_gets_the_same_answer(nodes):
+    anna, bert = nodes
+    stranger = Outsider(bert)
+    forged = stranger.request()
+    forged_headers = dict(forged.headers)
+    forged_headers["signature-input"] = forged_headers["signature-input"].replace(
+        to_text(stranger.key.node_id), to_text(anna.id)
+    )
+    old = bert.clock.now_ms() - 10 * REQUEST_WINDOW_MS
+    requests = [
+        RawRequest("GET", "/", {}),
+        RawRequest("POST", "/peer/v1/test.echo", {}, [b"body"]),
+        RawRequest("POST", "/health", {}),
+        RawRequest("GET", "/health?x", {}),
+        RawRequest("GET", "/../etc/passwd", {}),
+        stranger.request(),
+        stranger.request("test.nothing"),
+        stranger.request(network="elsewhere"),
+        stranger.request(to=bytes(32)),
+        stranger.request(created_ms=old),
+        stranger.request("peers.hello"),
+        stranger.request("peers.join"),
+        stranger.request("peers.join", header={"secret": b"short"}),
+        stranger.request("peers.join", header={"secret": bytes(JOIN_BYTES_MAX)}),
+        stranger.request("peers.join", head=b"\0\0\0\1x"),
+        RawRequest("POST", forged.path, forged_headers, forged.body),
+    ]
+    answers = [await stranger.send(request) for request in requests]
+    assert all(same(answer, nothing()) for answer in answers)
+    assert not bert.calls
+
+
+async def test_a_blocked_or_removed_peer_is_unknown(nodes):
+    anna, bert = nodes
+    await bert.net.block(anna.id)
+    with pytest.raises(Unauthorized, match="bert"):
+        await anna.net.call(bert.id, "test.echo", {})
+    await bert.net.remove(anna.id)
+    with pytest.raises(Unauthorized):
+        await anna.net.call(bert.id, "test.echo", {})
+    assert not bert.calls
+
+
+async def test_unknown_callers_share_one_small_bucket_and_peers_do_not_feel_it(memory):
+    anna = Node(memory, "anna")
+    bert = Node(memory, "bert", quota=Quota(unknown_rate=5))
+    await acquainted(anna, bert)
+    bert.clock.advance_to(bert.clock.now_ms() + 1_000)
+    anna.clock.advance_to(anna.clock.now_ms() + 1_000)
+    stranger = Outsider(bert)
+    statuses = [(await stranger.send(stranger.request())).status for _ in range(8)]
+    assert statuses == [401] * 5 + [429] * 3
+    busy = await stranger.send(RawRequest("GET", "/", {}))
+    assert busy.headers["retry-after"] == "1"
+    await anna.net.call(bert.id, "test.echo", {})
+
+
+# Known callers are told what is wrong
+
+
+async def test_a_known_peer_is_told_of_its_skewed_clock(nodes):
+    anna, bert = nodes
+    anna.clock.advance_to(bert.clock.now_ms() + 90_000)
+    with pytest.raises(ClockSkewed, match=r"90\.0 s ahead"):
+        await anna.net.call(bert.id, "test.echo", {})
+    with pytest.raises(ClockSkewed, match=r"90\.0 s behind"):
+        await bert.net.call(anna.id, "test.echo", {})
+
+
+async def test_a_replayed_request_is_refused(nodes):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    request = wire.request()
+    assert (await wire.send(request)).status == 200
+    assert await wire.error(request) is ReplayRefused
+    assert len(bert.calls) == 1
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 1_500, 59_000])
+async def test_a_replay_after_a_restart_is_refused(nodes, ahead_ms):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    request = wire.request(created_ms=bert.clock.now_ms() + ahead_ms)
+    assert (await wire.send(request)).status == 200
+    for down_ms in (1, 700, 3_000):
+        bert.clock.advance_to(bert.clock.now_ms() + down_ms)
+        await bert.restart()
+        assert await wire.error(request) is ReplayRefused
+    assert len(bert.calls) == 1
+
+
+async def test_a_peer_can_call_again_soon_after_a_restart(nodes):
+    anna, bert = nodes
+    await bert.restart()
+    for clock in (anna.clock, bert.clock):
+        clock.advance_to(clock.now_ms() + 1)
+    await anna.net.call(bert.id, "test.echo", {})
+
+
+async def test_every_flipped_byte_of_a_signed_request_is_refused(nodes):
+    anna, bert = nodes
+    bert.net._quota = Quota(rate=10**6, unknown_rate=10**6)
+    wire = Outsider(bert, anna.key)
+    whole = wire.request(header={"a": "b"}, parts=[part(b"part")])
+    for name, value in whole.headers.items():
+        for place in range(len(value)):
+            other = value[:place] + chr(ord(value[place]) ^ 1) + value[place + 1 :]
+            request = RawRequest("POST", whole.path, {**whole.headers, name: other}, whole.body)
+            assert (await wire.send(request)).status == 401
+    for place in range(len(whole.path)):
+        other = whole.path[:place] + chr(ord(whole.path[place]) ^ 1) + whole.path[place + 1 :]
+        assert (await wire.send(RawRequest("POST", other, whole.headers, whole.body))).status == 401
+    assert not bert.calls
+
+
+async def test_every_flipped_byte_of_the_body_is_refused(nodes):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    size = sum(len(piece) for piece in wire.request(parts=[part(b"part")]).body)
+    for place in range(size):
+        request = wire.request(parts=[part(b"part")])
+        body = bytearray(b"".join(request.body))
+        body[place] ^= 1
+        error = await wire.error(RawRequest("POST", request.path, request.headers, [body]))
+        assert error in (SignatureInvalid, FrameInvalid, TooLarge, ShardMismatch)
+    assert not bert.calls
+
+
+async def test_truncated_and_lengthened_bodies_are_refused(nodes):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    whole = b"".join(wire.request(parts=[part(b"part")]).body)
+    for body in (b"", whole[:3], whole[:10], whole[:-1], whole + b"\0"):
+        request = wire.request(parts=[part(b"part")])
+        assert await wire.error(RawRequest("POST", request.path, request.headers, [body])) in (
+            SignatureInvalid,
+            FrameInvalid,
+        )
+
+
+async def test_parts_must_have_their_roots(nodes):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    assert await wire.error(wire.request(parts=[Part(b"a", b"")])) is FrameInvalid
+    assert await wire.error(wire.request(parts=[Part(b"a", bytes(32))])) is ShardMismatch
+    large = [Part(bytes(300_000), part(bytes(299_999)).root)]
+    assert await wire.error(wire.request(parts=large)) is ShardMismatch
+    assert not bert.calls
+
+
+async def test_a_peer_over_its_quota_is_told_and_others_are_not_touched(memory):
+    anna, carl = Node(memory, "anna"), Node(memory, "carl")
+    bert = Node(memory, "bert", quota=Quota(rate=5))
+    await acquainted(anna, carl, bert)
+    for _ in range(5):
+        await anna.net.call(bert.id, "test.echo", {})
+    with pytest.raises(RateLimited, match="5 requests a second"):
+        await anna.net.call(bert.id, "test.echo", {})
+    await carl.net.call(bert.id, "test.echo", {})
+
+
+async def test_requests_at_once_are_bounded(memory):
+    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(in_flight_max=2))
+    await acquainted(anna, bert)
+    gate = asyncio.Event()
+
+    async def wait(caller, header, parts):
+        await gate.wait()
+        return {}, ()
+
+    bert.net.register({"test.wait": wait})
+    calls = [asyncio.create_task(anna.net.call(bert.id, "test.wait", {})) for _ in range(3)]
+    done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert [type(call.exception()) for call in done] == [RateLimited]
+    gate.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(result, RateLimited) for result in results) == 1
+
+
+# Becoming and ceasing to be peers
+
+
+async def test_by_an_invitation_both_know_each_other(memory):
+    anna, bert = Node(memory, "anna"), Node(memory, "bert")
+    await acquainted(anna, bert)
+    assert anna.net.info(bert.id).addresses == ("bert:1",)
+    assert bert.net.info(anna.id).addresses == ("anna:1",)
+    assert anna.changes == [(bert.id, "added")]
+    assert bert.changes == [(anna.id, "added")]
+    assert (anna.net.peers(), bert.net.peers()) == ([bert.id], [anna.id])
+
+
+async def test_peers_are_known_after_a_restart(nodes):
+    anna, bert = nodes
+    for node in nodes:
+        await node.restart()
+        node.clock.advance_to(node.clock.now_ms() + 1)
+    await anna.net.call(bert.id, "test.echo", {})
+    assert anna.net.info(bert.id).name == "bert"
+
+
+async def test_names_are_unique_here(memory):
+    anna = Node(memory, "anna")
+    others = [Node(memory, name) for name in ("bert", "bert2")]
+    for node in others:
+        node.net.name = "bert"
+    await acquainted(anna, *others)
+    assert sorted(anna.net.info(node.id).name for node in others) == ["bert", "bert-2"]
+    assert anna.net.find("bert-2") == others[1].id
+
+
+async def test_a_peer_can_be_given_a_name(memory):
+    anna, bert, carl = (Node(memory, name) for name in ("anna", "bert", "carl"))
+    await acquainted(anna, bert)
+    await carl.net.start()
+    with pytest.raises(ArgumentInvalid):
+        await anna.net.join(await carl.net.invite(HOUR_MS), "bert")
+    await anna.net.join(await carl.net.invite(HOUR_MS), "friend")
+    assert anna.net.find("friend") == carl.id
+    assert carl.net.info(anna.id).name == "anna"
+
+
+async def test_a_peer_is_found_by_name_id_and_beginning_of_its_id(nodes):
+    anna, bert = nodes
+    text = to_text(bert.id)
+    assert {anna.net.find(it) for it in ("bert", text, text[:10], text[:4])} == {bert.id}
+    for nobody in ("ber", text[:3], text + "a", "", to_text(anna.id)):
+        with pytest.raises(PeerUnknown):
+            anna.net.find(nobody)
+
+
+async def test_a_removed_peer_is_gone_and_can_be_invited_again(nodes):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    before = wire.request()
+    assert (await wire.send(before)).status == 200
+    await bert.net.remove(anna.id)
+    with pytest.raises(PeerUnknown):
+        bert.net.info(anna.id)
+    await anna.net.join(await bert.net.invite(HOUR_MS))
+    await anna.net.call(bert.id, "test.echo", {})
+    assert await wire.error(before) is ReplayRefused
+    assert bert.changes == [(anna.id, "added"), (anna.id, "removed"), (anna.id, "added")]
+    assert anna.changes == [(bert.id, "added")]
+
+
+async def test_a_blocked_peer_does_not_come_back_by_an_invitation(nodes):
+    anna, bert = nodes
+    await bert.net.block(anna.id)
+    with pytest.raises(PeerBlocked):
+        await anna.net.join(await bert.net.invite(HOUR_MS))
+    assert bert.changes[-1] == (anna.id, "blocked")
+    assert (bert.net.peers(), bert.net.all_peers()) == ([], [anna.id])
+    await bert.restart()
+    assert bert.net.peers() == []
+
+
+async def test_who_blocked_the_issuer_and_joins_it_after_all_unblocks_it(nodes):
+    anna, bert = nodes
+    await anna.net.block(bert.id)
+    await anna.net.join(await bert.net.invite(HOUR_MS))
+    assert anna.net.peers() == [bert.id]
+    assert anna.changes[-1] == (bert.id, "added")
+
+
+async def settle() -> None:
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+async def test_a_node_that_moved_tells_its_peers_when_it_starts(nodes, memory):
+    anna, bert = nodes
+    bert.name = "bert-moved"
+    await bert.restart()
+    await settle()
+    assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
+    await anna.net.call(bert.id, "test.echo", {})
+    assert anna.net.info(bert.id).name == "bert"
+
+
+async def test_a_peer_that_was_away_is_told_once_it_answers(nodes, memory):
+    anna, bert = nodes
+    memory.kill("anna")
+    bert.name = "bert-moved"
+    await bert.restart()
+    await settle()
+    assert anna.net.info(bert.id).addresses == ("bert:1",)
+    with pytest.raises(PeerSilent):
+        await bert.net.call(anna.id, "test.echo", {})
+    await anna.restart()
+    for node in nodes:
+        node.clock.advance_to(node.clock.now_ms() + 1)
+    await bert.net.call(anna.id, "test.echo", {})
+    await settle()
+    assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
+
+
+async def test_an_older_address_record_changes_nothing(nodes):
+    anna, bert = nodes
+    old = bert.net._record().raw
+    bert.name = "bert-moved"
+    bert.clock.advance_to(bert.clock.now_ms() + 5)
+    await bert.restart()
+    await settle()
+    wire = Outsider(anna, bert.key)
+    wire.request()
+    response = await wire.send(wire.request("peers.hello", header={"record": old}))
+    assert response.status == 200
+    assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
+
+
+async def test_nobody_can_tell_the_address_of_another(nodes):
+    anna, bert = nodes
+    wire = Outsider(bert, anna.key)
+    record = bert.net._record().raw
+    assert (
+        await wire.error(wire.request("peers.hello", header={"record": record})) is SignatureInvalid
+    )
+    assert await wire.error(wire.request("peers.hello", header={"record": b"x"})) is RecordInvalid
+    assert await wire.error(wire.request("peers.hello")) is RecordInvalid
