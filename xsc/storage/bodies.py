@@ -99,7 +99,8 @@ class RecordBody:
     customer: bytes
     lease_id: bytes
     manifest_hash: bytes
-    placement_id: bytes
+    placement_hash: bytes
+    """SHA-256 of the signed placement: damage to either half is found."""
     placement_generation: int
     sealed: Buffer
     placement: Buffer
@@ -117,7 +118,7 @@ class RecordBody:
     @property
     def proof(self) -> bytes:
         """What must be equal for it to be the same record."""
-        return self.manifest_hash + self.placement_id
+        return self.manifest_hash + self.placement_hash
 
     @property
     def rank(self) -> int:
@@ -137,7 +138,7 @@ class RecordBody:
             "customer": self.customer,
             "lease": self.lease_id,
             "manifest": self.manifest_hash,
-            "placement": self.placement_id,
+            "placement": self.placement_hash,
             "generation": self.placement_generation,
             "sealed": len(self.sealed),
         }

@@ -171,7 +171,7 @@ def seal_manifest(manifest: Manifest, manifest_key: bytes, nonce: bytes) -> byte
 
 
 def hash_of(sealed: bytes | memoryview) -> bytes:
-    """Return the manifest hash, as capabilities hold it: SHA-256 of the sealed bytes."""
+    """Return the SHA-256 of sealed bytes: the manifest hash, as capabilities hold it."""
     return hashlib.sha256(sealed).digest()
 
 

@@ -31,6 +31,7 @@ from xsc.storage import messages
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.held import FoundRecord, HeldObject, Wanted
+from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts, Leases
 from xsc.storage.receipts import expected_receipt, receipt_fault
@@ -94,7 +95,7 @@ def bodies_of(
                 customer,
                 lease_id,
                 record.manifest_hash,
-                record.placement_id,
+                hash_of(record.placement),
                 record.placement_generation,
                 record.sealed,
                 record.placement,

@@ -444,7 +444,10 @@ class StorageNode:
 
     def _read_record(self, entry: Entry) -> RecordBody | None:
         body = self._body(entry)
-        if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof[:ID_BYTES]:
+        if (
+            isinstance(body, RecordBody)
+            and hash_of(body.sealed) + hash_of(body.placement) == entry.proof
+        ):
             return body
         self._damaged.add(entry.sequence)
         return None

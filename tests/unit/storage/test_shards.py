@@ -26,7 +26,7 @@ def shard(column=0, *, segment=0, data=b"data", customer=ALICE, lease=LEASE, loc
 def record(generation=1, *, sealed=b"sealed", customer=ALICE, placement=None):
     raw = placement or b"placement %d" % generation
     return RecordBody(
-        LOCATE, customer, LEASE, hash_of(sealed), root_of(raw), generation, sealed, raw
+        LOCATE, customer, LEASE, hash_of(sealed), hash_of(raw), generation, sealed, raw
     )
 
 
@@ -264,6 +264,8 @@ async def test_find_gives_only_the_manifest_that_was_asked_for(disk):
         b"placement 1",
         b"bobs",
     }
+    disk.damage(b"placement 1", b"plaCement 1")
+    assert (await node.find(LOCATE, hash_of(b"sealed"))).placements == (b"bobs",)
     disk.damage(b"sealed", b"sEaled")
     assert await node.find(LOCATE, hash_of(b"sealed")) is None
 

@@ -1,0 +1,236 @@
+"""The shard store against a dictionary, with kills and power losses between any two writes."""
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.storage.world import NETWORK, World, content, put
+from xsc.base.clock import InlineExecutor
+from xsc.base.errors import ShardMismatch, SpaceExhausted
+from xsc.base.log import SilentLog
+from xsc.base.merkle import root_of
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import open_signed
+from xsc.storage import bodies as formats
+from xsc.storage.bodies import ShardBody
+from xsc.storage.held import Found, Wanted
+from xsc.storage.shards import StorageNode
+from xsc.terms.storage_receipt import StorageReceipt
+
+CAPACITY = 60
+LOCATES = [b"x" * 32, b"y" * 32]
+CUSTOMERS = [b"a" * 32, b"b" * 32]
+MIB = 2**20
+
+
+class PowerLost(BaseException):
+    """The machine stops between two writes."""
+
+
+class Disk:
+    def __init__(self):
+        self.bodies = MemoryKeyValue()
+        self.index = MemoryKeyValue()
+        self.writes_left = None
+
+    def crash(self):
+        self.bodies.crash()
+        self.index.crash()
+        self.writes_left = None
+
+    def spend(self):
+        if self.writes_left == 0:
+            raise PowerLost
+        if self.writes_left is not None:
+            self.writes_left -= 1
+
+    async def commit(self, changes):
+        self.spend()
+        self.bodies.write(changes, sync=True)
+        self.spend()
+
+    async def node(self):
+        write = self.index.write
+
+        def counted(changes, *, sync):
+            self.spend()
+            write(changes, sync=sync)
+
+        self.index.write = counted
+        node = StorageNode(
+            capacity_bytes=CAPACITY,
+            bodies=self.bodies,
+            index=self.index,
+            commit=self.commit,
+            executor=InlineExecutor(),
+            log=SilentLog(),
+        )
+        await node.start()
+        return node
+
+    def replace_index(self):
+        self.index = MemoryKeyValue()
+
+    def plain_index(self):
+        del self.index.write
+
+
+actions = st.one_of(
+    st.tuples(
+        st.just("store"),
+        st.integers(0, 1),
+        st.integers(0, 1),
+        st.lists(st.tuples(st.integers(0, 2), st.integers(1, 20)), min_size=1, max_size=3),
+    ),
+    st.tuples(st.just("delete"), st.integers(0, 1), st.integers(0, 1)),
+    st.tuples(st.just("crash"), st.integers(0, 3)),
+    st.tuples(st.just("lose_index")),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(actions, max_size=14))
+def test_receipted_shards_are_there_and_accounts_are_exact_whatever_happens(story):
+    asyncio.run(play(story))
+
+
+async def play(story):
+    disk = Disk()
+    node = await disk.node()
+    model: dict[tuple[int, int, int], bytes] = {}
+    for action in story:
+        before = dict(model)
+        unsure: dict[tuple[int, int, int], bytes | None] = {}
+        try:
+            match action:
+                case ("store", locate, customer, columns):
+                    wanted = {
+                        (locate, customer, column): bytes([column]) * size
+                        for column, size in columns
+                    }
+                    unsure = dict(wanted)
+                    bodies = [
+                        ShardBody(
+                            LOCATES[locate],
+                            0,
+                            0,
+                            column,
+                            CUSTOMERS[customer],
+                            CUSTOMERS[customer],
+                            root_of(data),
+                            data,
+                        )
+                        for (_, _, column), data in wanted.items()
+                    ]
+                    fresh = sum(len(d) for place, d in wanted.items() if place not in model)
+                    clash = any(model.get(place, d) != d for place, d in wanted.items())
+                    try:
+                        await node.store(bodies)
+                    except ShardMismatch:
+                        assert clash
+                    except SpaceExhausted:
+                        assert sum(map(len, model.values())) + fresh > CAPACITY
+                    else:
+                        assert not clash
+                        model |= wanted
+                case ("delete", locate, customer):
+                    unsure = dict.fromkeys(
+                        place for place in model if place[:2] == (locate, customer)
+                    )
+                    others = any(place[0] == locate for place in model)
+                    if unsure or not others:
+                        await node.delete(LOCATES[locate], CUSTOMERS[customer])
+                    for place in unsure:
+                        del model[place]
+                case ("crash", writes):
+                    # The power goes after that many more writes.
+                    disk.writes_left = writes
+                case ("lose_index",):
+                    disk.replace_index()
+                    node = await disk.node()
+        except PowerLost:
+            disk.plain_index()
+            disk.crash()
+            node = await disk.node()
+            model = before
+            # What was asked for when the power went is there wholly, or not at all.
+            place, data = next(iter(unsure.items()), (None, None))
+            if place is not None:
+                fresh = {p: d for p, d in unsure.items() if d is not None and p not in before}
+                there = set(await stored(node)) - set(before)
+                gone = set(before) - set(await stored(node))
+                if data is None:
+                    assert gone in (set(), set(unsure))
+                else:
+                    assert there in (set(), set(fresh))
+                model = {p: d for p, d in before.items() if p not in gone}
+                model |= {p: fresh[p] for p in there}
+        await check(node, model)
+
+
+async def stored(node):
+    """Every place that has a shard, as (locate, customer, column)."""
+    places = []
+    for key, _ in node._index.scan(b"s", b"t"):
+        _, column, customer = formats.column_of_key(key)
+        places.append((LOCATES.index(key[1:33]), CUSTOMERS.index(customer), column))
+    return places
+
+
+async def check(node, model):
+    assert sorted(await stored(node)) == sorted(model)
+    assert node.used_bytes == sum(map(len, model.values())) <= CAPACITY
+    assert node.reserved_bytes == 0
+    assert sum(node.usage.values()) == node.used_bytes
+    for (locate, _, column), data in model.items():
+        (found,) = await node.get(LOCATES[locate], 0, [Wanted(0, column, root_of(data))])
+        assert found == Found("ok", data)
+
+
+class Snapshot:
+    """What the disk of a host would hold if the power went right after it gave a receipt."""
+
+    def __init__(self, host, receipts):
+        self.receipts = list(receipts)
+        self.bodies, self.index = MemoryKeyValue(), MemoryKeyValue()
+        self.bodies.write(list(host.bodies._durable.items()), sync=True)
+        self.index.write(list(host.index._durable.items()), sync=True)
+
+    async def readable(self):
+        node = StorageNode(
+            capacity_bytes=2**30,
+            bodies=self.bodies,
+            index=self.index,
+            commit=None,
+            executor=InlineExecutor(),
+            log=SilentLog(),
+        )
+        await node.start()
+        for receipt in self.receipts:
+            wanted = [Wanted(held.segment, held.column, held.root) for held in receipt.shards]
+            found = await node.get(receipt.locate, receipt.generation, wanted)
+            assert [item.state for item in found] == ["ok"] * len(wanted)
+            if receipt.manifest is not None:
+                assert await node.find(receipt.locate, receipt.manifest) is not None
+
+
+async def test_whatever_was_receipted_is_there_after_a_power_loss():
+    """At the moment of every receipt of a put, with all that was not synced dropped."""
+    world = await World(8).start()
+    snapshots = []
+    for host in world.hosts[1:]:
+        receipts = []
+
+        def note(method, answer, host=host, receipts=receipts):
+            if method == "storage.put":
+                raw = answer.header["receipt"]
+                receipts.append(open_signed(raw, StorageReceipt, network=NETWORK).record)
+                snapshots.append(Snapshot(host, receipts))
+            return answer
+
+        host.corrupt = note
+    await put(world[0], content(9 * MIB + 1))
+    assert len(snapshots) == 18
+    for snapshot in snapshots:
+        await snapshot.readable()
