@@ -87,7 +87,8 @@ WORKER_ADDRESS_BYTES = 4 * GIB
 """Address space of a worker: a memory that grows is copied, so twice MEMORY_BYTES_MAX must fit."""
 WORKER_FRAME_BYTES_MAX = MODULE_BYTES_MAX + INPUT_BYTES_MAX + STDIN_BYTES_MAX + MIB
 MODULES_COMPILED_MAX = 32
-"""Compiled modules that one worker keeps."""
+MODULES_COMPILED_BYTES_MAX = 64 * MIB
+"""Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
 MODULES_KEPT_BYTES_MAX = 256 * MIB
 """Modules of customers that a provider keeps, so that each is sent once."""
 FUNCTIONS_MAX = 200_000

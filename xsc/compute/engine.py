@@ -37,6 +37,7 @@ from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, Signatu
 from xsc.base.limits import (
     HOST_CALL_FUEL,
     MIB,
+    MODULES_COMPILED_BYTES_MAX,
     MODULES_COMPILED_MAX,
     STACK_BYTES,
     TABLE_ELEMENTS_MAX,
@@ -199,6 +200,7 @@ class _Compiled:
     start: str | None
     ready: wasmtime.InstancePre | None
     """Linked once, where the module imports nothing."""
+    source_bytes: int
 
 
 def _function_type(signature: Signature) -> wasmtime.FuncType:
@@ -292,6 +294,7 @@ class Machine:
         if hashlib.sha256(job.module).digest() != job.module_hash:
             raise ModuleInvalid("the module is not the one that its hash names")
         program = programs.read(job.module)
+        self._make_room(len(job.module))
         prepared = programs.prepare(job.module, program)
         try:
             module = wasmtime.Module(self._engine, prepared.module)
@@ -300,11 +303,21 @@ class Machine:
             reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
             raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
         ready = None if program.imports else self._plain.instantiate_pre(module)
-        compiled = _Compiled(program, module, prepared.memory, prepared.start, ready)
+        compiled = _Compiled(
+            program, module, prepared.memory, prepared.start, ready, len(job.module)
+        )
         self._modules[job.module_hash] = compiled
-        if len(self._modules) > MODULES_COMPILED_MAX:
-            self._modules.popitem(last=False)
         return compiled
+
+    def _make_room(self, source_bytes: int) -> None:
+        """Forget modules, the longest unused first: what is kept takes room from compiling."""
+        kept = sum(each.source_bytes for each in self._modules.values())
+        while self._modules and (
+            len(self._modules) >= MODULES_COMPILED_MAX
+            or kept + source_bytes > MODULES_COMPILED_BYTES_MAX
+        ):
+            _, dropped = self._modules.popitem(last=False)
+            kept -= dropped.source_bytes
 
     def _run(self, job: Job, compiled: _Compiled) -> JobResult:
         began = time.monotonic()
