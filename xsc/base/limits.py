@@ -24,6 +24,16 @@ SEGMENTS_IN_FLIGHT = 3
 MANIFEST_BYTES_MAX = 32 * MIB
 OBJECT_BYTES_MAX = 512 * GIB
 """Bounded by the manifest: about 250 bytes a segment of 4 MiB, in 32 MiB."""
+STORE_REQUEST_BYTES_MAX = 16 * MIB
+"""Shards of one put request; more columns at one host go in several."""
+STAT_READ_BYTES_MAX = 64 * MIB
+"""How much a stat reads to find damage; beyond it, only damage met before is told."""
+HEDGE_FLOOR_MS = 50
+"""No shard is asked for a second time elsewhere before that."""
+FIND_GRACE_MS = 100
+"""How long others may still name a later placement, once somebody knows the object."""
+STORAGE_QUESTION_TIMEOUT_MS = 5_000
+"""For find, stat and delete, which carry no shards."""
 
 # Peer messages (DESIGN section 3)
 FRAME_HEADER_BYTES_MAX = 1 * MIB
@@ -64,7 +74,8 @@ RECORD_DEPTH_MAX = 32
 # Compute (DESIGN section 6)
 MODULE_BYTES_MAX = 32 * MIB
 FUEL_DEFAULT = 1_000_000_000
-FUEL_MAX = 2**62
+FUEL_MAX = 2**58
+"""With the most memory steps a run still counts below 2^63 fuel steps."""
 MEMORY_BYTES_DEFAULT = 64 * MIB
 MEMORY_BYTES_MAX = 1 * GIB
 TIMEOUT_MS_DEFAULT = 10_000
@@ -156,6 +167,8 @@ RESPONSE_EXPECTED_MS = 50
 assert SEGMENT_BYTES % LEAF_BYTES == 0
 assert INLINE_BYTES_MAX < SEGMENT_BYTES
 assert PEER_BODY_BYTES_MAX > SEGMENT_BYTES + FRAME_HEADER_BYTES_MAX
+assert STORE_REQUEST_BYTES_MAX >= SEGMENT_BYTES
+assert 2 * STORE_REQUEST_BYTES_MAX <= PEER_BODY_BYTES_MAX
 assert OBJECT_BYTES_MAX // SEGMENT_BYTES * 250 <= MANIFEST_BYTES_MAX
 assert REQUEST_BODIES_BYTES_MAX >= 4 * PEER_BODY_BYTES_MAX
 assert JOIN_BYTES_MAX < PEER_BODY_BYTES_MAX
@@ -165,5 +178,5 @@ assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
 assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
-assert FUEL_MAX < 2**63
+assert FUEL_MAX * (MEMORY_BYTES_MAX // MEMORY_STEP_BYTES) < 2**63
 assert WORKER_ADDRESS_BYTES >= COMPILE_ADDRESS_BYTES + 2 * MEMORY_BYTES_MAX
