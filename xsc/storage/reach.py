@@ -23,7 +23,11 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
-from xsc.base.limits import MIB
+from xsc.base.limits import (
+    HEDGE_FLOOR_MS,
+    STORAGE_QUESTION_TIMEOUT_MS,
+    STORE_REQUEST_BYTES_MAX,
+)
 from xsc.base.log import Log
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair
@@ -39,13 +43,6 @@ from xsc.storage.shards import StorageNode
 from xsc.terms.storage_receipt import StorageReceipt
 
 T = TypeVar("T")
-
-REQUEST_BYTES_MAX = 16 * MIB
-"""Shards of one request; more columns at one host go in several."""
-HEDGE_FLOOR_MS = 50
-FIND_TIMEOUT_MS = 5_000
-STAT_TIMEOUT_MS = 5_000
-DELETE_TIMEOUT_MS = 5_000
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -112,11 +109,15 @@ def requests_of(
     size = 0
     for item in shards:
         size += len(item[1].data)
-        if batches[-1] and size > REQUEST_BYTES_MAX:
+        if batches[-1] and size > STORE_REQUEST_BYTES_MAX:
             batches.append([])
             size = len(item[1].data)
         batches[-1].append(item)
-    if record is not None and batches[-1] and size + len(record.sealed) > 2 * REQUEST_BYTES_MAX:
+    if (
+        record is not None
+        and batches[-1]
+        and size + len(record.sealed) > 2 * STORE_REQUEST_BYTES_MAX
+    ):
         batches.append([])
     last = len(batches) - 1
     return [(batch, record if index == last else None) for index, batch in enumerate(batches)]
@@ -278,7 +279,9 @@ class Reach:
         if node == self.own:
             return await self._node.stat(locate, generation, manifest_hash)
         header = messages.stat_message(locate, generation, manifest_hash)
-        reply = await self._caller.call(node, messages.STAT, header, timeout_ms=STAT_TIMEOUT_MS)
+        reply = await self._caller.call(
+            node, messages.STAT, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
         return messages.read_stated(reply.header)
 
     async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
@@ -286,7 +289,9 @@ class Reach:
         if node == self.own:
             return await self._node.find(locate, manifest_hash)
         header = messages.find_message(locate, manifest_hash)
-        reply = await self._caller.call(node, messages.FIND, header, timeout_ms=FIND_TIMEOUT_MS)
+        reply = await self._caller.call(
+            node, messages.FIND, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
         return messages.read_found(reply.header, reply.parts)
 
     async def delete(self, node: bytes, locate: bytes) -> None:
@@ -295,7 +300,9 @@ class Reach:
             await self._node.delete(locate, self.own)
             return
         header: dict[str, Value] = {"locate": locate}
-        await self._caller.call(node, messages.DELETE, header, timeout_ms=DELETE_TIMEOUT_MS)
+        await self._caller.call(
+            node, messages.DELETE, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""

@@ -31,7 +31,7 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import MANIFEST_BYTES_MAX, SEGMENTS_IN_FLIGHT
+from xsc.base.limits import FIND_GRACE_MS, MANIFEST_BYTES_MAX, SEGMENTS_IN_FLIGHT
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.identity.envelope import Count, Id32, Record, open_signed, sign
@@ -61,8 +61,6 @@ from xsc.storage.shards import StorageNode
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
 NAME_CHARS_MAX = 1024
-FIND_GRACE_MS = 100
-"""How long others may still name a later placement, once somebody knows the object."""
 
 
 class HeldAt(Record):

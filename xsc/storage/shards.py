@@ -26,7 +26,7 @@ from xsc.base.clock import Executor
 from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import MIB, PEER_BODY_BYTES_MAX
+from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.base.merkle import root_of
 from xsc.storage import bodies as formats
@@ -41,8 +41,6 @@ DELETE_BATCH = 512
 """Bodies deleted in one write."""
 REBUILD_BATCH = 256
 """Bodies indexed in one write."""
-STAT_READ_BYTES_MAX = 64 * MIB
-"""How much a stat reads to find damage; beyond it, only damage met before is told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from xsc.base.errors import (
     TooLarge,
     XscError,
 )
-from xsc.base.limits import SEGMENT_BYTES
+from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX
 from xsc.identity.envelope import sign
 from xsc.storage import pipeline
 from xsc.storage.erasure import StorageShard
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pipeline import cut_stream
-from xsc.storage.reach import REQUEST_BYTES_MAX, requests_of
+from xsc.storage.reach import requests_of
 from xsc.terms.storage_receipt import StorageReceipt
 
 MIB = 2**20
@@ -412,7 +412,7 @@ def test_requests_are_bounded_in_bytes():
     batches = requests_of(big, record)
     assert [len(batch) for batch, _ in batches] == [4, 4, 1]
     assert [carried for _, carried in batches] == [None, None, record]
-    assert all(sum(len(s.data) for _, s in b) <= REQUEST_BYTES_MAX for b, _ in batches)
+    assert all(sum(len(s.data) for _, s in b) <= STORE_REQUEST_BYTES_MAX for b, _ in batches)
     assert requests_of([], record) == [([], record)]
 
 
