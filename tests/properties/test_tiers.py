@@ -131,6 +131,16 @@ def test_nobody_gets_less_than_the_level_says(capacity, claims):
 
 
 @given(CAPACITY, claims())
+def test_the_level_shares_out_the_tiers_capacity_exactly(capacity, claims):
+    division = weighted_uniform(capacity, claims)
+    for result in division.tiers:
+        if result.level is not None:
+            members = [claim for claim in claims if claim.tier == result.tier]
+            filled = sum(min(claim.need, result.level * weight(claim)) for claim in members)
+            assert filled == result.capacity == result.given
+
+
+@given(CAPACITY, claims())
 def test_the_last_unit_fixes_every_line(capacity, claims):
     division = weighted_uniform(capacity, claims)
     for claim in claims:

@@ -1,9 +1,9 @@
 """What the market needs of others, each as small as its use of it.
 
-Peers are called through `xsc.base.peering`. Credit is kept by `ledger`, quality by `health`, standing and the division rule
-by `allocation`, capacity by `storage` and `compute`; `xsc.node.build` puts them
-together. What the market gives is declared where it is used: in the ports of
-`storage` and `compute`.
+Peers are called through `xsc.base.peering`. Credit is kept by `ledger`, quality
+by `health`, standing and the division rule by `allocation`, capacity by
+`storage` and `compute`; `xsc.node.build` puts them together. What the market
+gives is declared where it is used: in the ports of `storage` and `compute`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Capacity(Protocol):
         """Return the fuel steps offered at any one time."""
 
     def compute_steps_free(self) -> int:
-        """Return those that no running job has reserved."""
+        """Return those that nothing but leases could take; the market counts its leases."""
 
 
 @dataclass(frozen=True, slots=True)

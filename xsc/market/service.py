@@ -293,9 +293,12 @@ class MarketService:
         """Return what is neither used nor promised: bytes, or fuel steps."""
         now_ms = self._clock.now_ms()
         promised = sum(
-            max(0, rules.room(entry.terms, entry.use) - entry.reserved)
+            # What still runs outlives its lease.
+            entry.reserved
+            if rules.is_over(entry.terms, entry.use, now_ms)
+            else rules.room(entry.terms, entry.use)
             for entry in self._book.all("provider")
-            if entry.terms.kind == kind and not rules.is_over(entry.terms, entry.use, now_ms)
+            if entry.terms.kind == kind
         )
         if kind == "storage":
             return max(0, self._capacity.storage_free_bytes() - promised)

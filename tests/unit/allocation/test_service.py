@@ -89,6 +89,16 @@ async def test_a_silent_peer_is_told_when_it_comes_back(world):
     assert b.their_weight_ppm(world.id(1)) == 300_000
 
 
+async def test_a_peer_that_lost_what_it_heard_is_told_again(world):
+    a, _ = world.node(1), world.node(2)
+    await a.recognise(world.id(2), 300_000)
+    fresh = world.node(2, Memory())
+    await a.tell()
+    assert fresh.their_weight_ppm(world.id(1)) == 0
+    await a.peer_back(world.id(2))
+    assert fresh.their_weight_ppm(world.id(1)) == 300_000
+
+
 async def test_a_silent_peer_is_told_by_the_timer(world):
     a, b = world.node(1), world.node(2)
     world.wire.down.add(world.id(2))
@@ -137,7 +147,8 @@ async def test_a_restored_copy_goes_on_above_what_its_peers_heard(world):
     await a.recognise(world.id(2), 300_000)
     copy = Memory()
     copy.table = dict(world.states[1].table)
-    await a.recognise(world.id(2), 100_000)
+    for ppm in (100_000, 110_000, 120_000):
+        await a.recognise(world.id(2), ppm)
     restored = world.node(1, copy)
     await restored.start()
     await restored.recognise(world.id(2), 50_000)

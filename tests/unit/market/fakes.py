@@ -24,11 +24,16 @@ def divide(capacity, needs):
 
 @dataclass
 class Ledger:
-    """Books what is collected, once a transfer id; `trouble` says how the next ones fail."""
+    """Books what is collected, once a transfer id; `trouble` says how the next ones fail.
+
+    silent: not booked. late: not yet booked, but before the next one. lost: booked, and the
+    answer is lost. refused: not booked, and the transfer id is spent.
+    """
 
     limit: int = 10**9
     booked: dict = field(default_factory=dict)
     spent: set = field(default_factory=set)
+    under_way: dict = field(default_factory=dict)
     trouble: list = field(default_factory=list)
     asked: list = field(default_factory=list)
 
@@ -46,6 +51,8 @@ class Ledger:
         assert len(xid) == 16
         assert amount_micro > 0
         await asyncio.sleep(0)
+        self.booked |= self.under_way
+        self.under_way = {}
         entry = (debtor, amount_micro, lease_id)
         trouble = self.trouble.pop(0) if self.trouble else ""
         if xid in self.spent:
@@ -54,6 +61,9 @@ class Ledger:
             raise ArgumentInvalid("this xid stands for another entry already")
         if trouble == "silent":
             raise PeerSilent("the debtor does not answer")
+        if trouble == "late":
+            self.under_way[xid] = entry
+            raise PeerSilent("the debtor does not answer yet")
         if trouble == "refused":
             self.spent.add(xid)
             raise EntryRefused("the debtor refused")

@@ -328,8 +328,9 @@ async def test_a_run_is_reserved_used_and_spent(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
     assert provider.market.admit_compute(lease.lease_id, customer.id, STEPS) == 40
-    assert provider.market.free("compute") == provider.room.steps - 19 * STEPS
+    assert provider.market.free("compute") == provider.room.steps - 20 * STEPS
     provider.market.used_compute(lease.lease_id, STEPS, 5_000_000)
+    assert provider.market.free("compute") == provider.room.steps - 20 * STEPS + 5_000_000
     await customer.market.spent(lease.lease_id, 5_000_000, 200)
     assert provider.one("provider").due_micro == customer.one("customer").due_micro == 200
     assert provider.one("provider").used == 5_000_000
@@ -359,7 +360,10 @@ async def test_admission_of_runs_keeps_to_the_lease(world, pair):
 async def test_a_compute_lease_ends_after_a_minute(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
+    provider.market.admit_compute(lease.lease_id, customer.id, STEPS)
     world.later(COMPUTE_LEASE_MS)
+    assert provider.market.free("compute") == provider.room.steps - STEPS
+    provider.market.used_compute(lease.lease_id, STEPS, 0)
     assert provider.market.free("compute") == provider.room.steps
     with pytest.raises(LeaseExhausted):
         provider.market.admit_compute(lease.lease_id, customer.id, 1)
@@ -655,7 +659,9 @@ async def test_closing_settles(world, pair):
     assert provider.ledger.owed(customer.id) == 4_000
 
 
-@pytest.mark.parametrize("trouble", [["silent"], ["lost"], ["refused"], ["lost", "silent", "lost"]])
+@pytest.mark.parametrize(
+    "trouble", [["silent"], ["late"], ["lost"], ["refused"], ["lost", "late", "lost"]]
+)
 async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, trouble):
     customer, provider = pair
     await holding(world, customer, provider)
@@ -671,7 +677,7 @@ async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, tr
     assert provider.ledger.owed(customer.id) == 8_000
 
 
-@pytest.mark.parametrize("trouble", ["silent", "lost", "refused"])
+@pytest.mark.parametrize("trouble", ["silent", "late", "lost", "refused"])
 async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, trouble):
     customer, provider = pair
     await holding(world, customer, provider)
