@@ -21,7 +21,7 @@ from tests.unit.compute.programs import (
 )
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SignatureMismatch
-from xsc.base.limits import MIB
+from xsc.base.limits import FUEL_MAX, MIB
 from xsc.base.log import SilentLog
 from xsc.compute.local import LocalSandbox
 from xsc.compute.pool import PoolSandbox
@@ -59,7 +59,7 @@ ENDS = {
     "fuel before the call": (job("start_endless", "one"), "fuel_exhausted", 10_000_000),
     "fuel in host calls": (job("sleep", "draw", i32(65536)), "fuel_exhausted", 10_000_000),
     "fuel of a sleep": (job("sleep", "nap", i64(10**9)), "fuel_exhausted", 10_000_000),
-    "time": (job("endless", "spin", fuel=2**62, timeout_ms=30), "time_exceeded", None),
+    "time": (job("endless", "spin", fuel=FUEL_MAX, timeout_ms=30), "time_exceeded", None),
     "stack": (job("recursion", "deeper", i32(0)), "stack_exhausted", None),
     "memory": (
         job("memory_hog", "hog"),

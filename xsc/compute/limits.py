@@ -50,11 +50,6 @@ class Limits:
             value, most = getattr(self, field.name), _MOST[field.name]
             if not 1 <= value <= most:
                 raise ArgumentInvalid(f"{field.name} must be from 1 to {most}, not {value}")
-        if self.steps >= 2**63:
-            raise ArgumentInvalid(
-                "fuel times memory is more than a lease can count",
-                hint="ask for less fuel or for less memory",
-            )
 
     @property
     def steps(self) -> int:

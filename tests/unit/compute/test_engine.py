@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.compute.programs import i32, job, job_of, wasm
 from xsc.base.errors import ExportUnknown
-from xsc.base.limits import MODULES_COMPILED_MAX
+from xsc.base.limits import FUEL_MAX, MODULES_COMPILED_MAX
 from xsc.compute import engine as engines
 from xsc.compute.engine import ENGINE_CONFIG, Machine
 
@@ -50,14 +50,14 @@ def test_a_module_is_told_of_only_when_it_is_compiled(machine):
 
 def test_a_deadline_ends_its_own_job_and_no_later_one(machine):
     for _ in range(5):
-        ended = machine.run(job("endless", "spin", fuel=2**62, timeout_ms=5))
+        ended = machine.run(job("endless", "spin", fuel=FUEL_MAX, timeout_ms=5))
         assert ended.trap == "time_exceeded"
         assert machine.run(job("fib", "fib", i32(15))).results == (i32(610),)
 
 
 def test_a_nearer_deadline_is_met_after_a_farther_one(machine):
     machine.run(job("add", "add", i32(1), i32(2), timeout_ms=600_000))
-    assert machine.run(job("endless", "spin", fuel=2**62, timeout_ms=5)).trap == "time_exceeded"
+    assert machine.run(job("endless", "spin", fuel=FUEL_MAX, timeout_ms=5)).trap == "time_exceeded"
 
 
 def test_jobs_of_several_threads_do_not_mix(machine):

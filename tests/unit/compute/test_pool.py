@@ -11,13 +11,13 @@ import pytest_asyncio
 
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import ModuleInvalid, RateLimited, SandboxFailed
-from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
+from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
 from xsc.base.log import SilentLog
 from xsc.compute import pool as pools
 from xsc.compute.pool import PoolSandbox
 
 ADD = job("add", "add", i32(1), i32(2))
-SPIN = job("endless", "spin", fuel=2**62, timeout_ms=60_000)
+SPIN = job("endless", "spin", fuel=FUEL_MAX, timeout_ms=60_000)
 
 
 @pytest_asyncio.fixture
