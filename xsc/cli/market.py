@@ -9,6 +9,8 @@ from xsc.base.units import format_credits, format_size
 from xsc.cli.options import Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show_json, show_table
 
+KINDS = ("storage", "compute")
+
 
 def _amount(kind: str, quantity: int) -> str:
     """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
@@ -21,10 +23,13 @@ def market() -> None:
 
 
 @market.command()
+@click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @pass_settings
-def offers(settings: Settings) -> None:
-    """Ask all peers for their prices, and show them with this node's own."""
+def offers(settings: Settings, kind: str | None) -> None:
+    """Ask all peers for their prices; KIND is storage or compute."""
     answer = settings.calls().offers()
+    if kind is not None:
+        answer["offers"] = [row for row in answer["offers"] if row["kind"] == kind]
     if settings.json:
         show_json(answer)
         return

@@ -1,0 +1,243 @@
+"""Plays the whole story on this machine, and exits with 0 only if all of it held.
+
+Seven nodes; a file stored on six of them; two of those killed; the file read
+back by a node that never saw it; programs run, billed and proved; the books
+compared. Every command is printed as one would type it, with what it answered.
+Everything lives in a temporary directory and is stopped and removed at the end.
+"""
+
+# ruff: noqa: INP001 - a script, not a package
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+NODES = 7
+HOSTS_KILLED = 2
+FILE_BYTES = 64 * 1024 * 1024
+BLOCK_BYTES = 1024 * 1024
+NOTICED_S = 20.0
+PROGRAMS = Path(__file__).resolve().parent.parent / "fixtures" / "wasm"
+
+
+class Broken(Exception):
+    """Something did not hold."""
+
+
+def say(text: str = "") -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def chapter(title: str) -> None:
+    """Print a heading."""
+    say(f"\n# {title}")
+
+
+def require(holds: bool, what: str) -> None:
+    """Go on if something holds."""
+    if not holds:
+        raise Broken(what)
+
+
+class Story:
+    """The directory that everything happens in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def xsc(self, words: str, *, stdin: Path | None = None, to: str = "", code: int = 0) -> str:
+        """Print and run one command line of xsc; return its standard output.
+
+        Args:
+            words: what stands behind `xsc`, as in a shell.
+            stdin: a file for its standard input.
+            to: a file for its standard output.
+            code: the exit code that it must have.
+        """
+        say(f"$ xsc {words}" + (f" < {stdin.name}" if stdin else "") + (f" > {to}" if to else ""))
+        done = self._run(words, b"" if stdin is None else stdin.read_bytes())
+        if to:
+            (self.folder / to).write_bytes(done.stdout)
+        elif done.stdout:
+            say(done.stdout.decode().rstrip("\n"))
+        if done.stderr:
+            say(done.stderr.decode().rstrip("\n"))
+        if code:
+            say(f"$ echo $?\n{done.returncode}")
+        require(done.returncode == code, f"exit code {done.returncode} instead of {code}")
+        return done.stdout.decode()
+
+    def ask(self, words: str) -> Any:  # noqa: ANN401 - a JSON document
+        """Return what a command says with --json, without printing anything."""
+        done = self._run(f"{words} --json", b"")
+        require(done.returncode == 0, f"xsc {words}: {done.stderr.decode().strip()}")
+        return json.loads(done.stdout)
+
+    def _run(self, words: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "xsc", *shlex.split(words)],
+            input=stdin,
+            capture_output=True,
+            cwd=self.folder,
+            check=False,
+        )
+
+
+def write_random(path: Path) -> str:
+    """Write a file of random bytes; return its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for _ in range(FILE_BYTES // BLOCK_BYTES):
+            block = os.urandom(BLOCK_BYTES)
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def store_and_lose(story: Story) -> tuple[dict[str, str], str]:
+    """Store, kill two hosts, read back; return the lost nodes by id and a survivor's name."""
+    chapter("A file, on six nodes that know nothing about it")
+    say(f"$ head -c {FILE_BYTES} /dev/urandom > film.raw")
+    before = write_random(story.folder / "film.raw")
+    story.xsc("--home net/node-0 store put film.raw", to="film.cap")
+    say(f"$ cat film.cap\n{(story.folder / 'film.cap').read_text().strip()}")
+    story.xsc("--home net/node-0 store stat @film.cap")
+    hosts = {row["node"] for row in story.ask("--home net/node-0 store stat @film.cap")["hosts"]}
+    nodes = {row["id"]: row for row in story.ask("devnet status --dir net")["nodes"]}
+    require(len(hosts) == NODES - 1, f"it is on {len(hosts)} nodes")
+    others = [row for row in nodes.values() if row["name"] != "node-0"]
+    lost = [row for row in others if row["id"] in hosts][:HOSTS_KILLED]
+    reader = next(row["name"] for row in reversed(others) if row not in lost)
+
+    chapter("Two of those six die")
+    say(f"$ kill -9 {' '.join(str(row['pid']) for row in lost)}   # {_names(lost)}")
+    for row in lost:
+        os.kill(row["pid"], signal.SIGKILL)
+    story.xsc(f"--home net/{reader} store get @film.cap -o copy.raw")
+    after = sha256_of(story.folder / "copy.raw")
+    say(f"$ sha256sum film.raw copy.raw\n{before}  film.raw\n{after}  copy.raw")
+    require(before == after, "the copy differs")
+    story.xsc(f"--home net/{reader} store stat @film.cap")
+    return {row["id"]: row["name"] for row in lost}, reader
+
+
+def _names(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(row["name"] for row in rows)
+
+
+def compute(story: Story) -> None:
+    """Run a function, a program, and one that never ends."""
+    chapter("Programs, in a sandbox, billed by fuel")
+    for name in ("add", "wordcount", "endless"):
+        (story.folder / f"{name}.wasm").write_bytes((PROGRAMS / f"{name}.wasm").read_bytes())
+    home = "--home net/node-0"
+    answer = story.xsc(f"{home} compute invoke add.wasm add 1 2 --receipt add.receipt")
+    require(answer == "3\n", f"1 + 2 gave {answer!r}")
+    text = story.folder / "text"
+    text.write_text("to be\nor not to be\n")
+    counted = story.xsc(f"{home} compute run wordcount.wasm --stdin text")
+    require(counted.split()[:3] == ["2", "6", "19"], f"it counted {counted!r}")
+    story.xsc(
+        f"{home} compute invoke endless.wasm spin --fuel 50000000 --receipt endless.receipt",
+        code=4,
+    )
+    for name in ("add", "endless"):
+        story.xsc(f"verify {name}.receipt")
+
+
+def settle(story: Story, reader: str) -> None:
+    """Show prices, settle, and compare the books."""
+    chapter("What it cost, and both sides of the books")
+    story.xsc("--home net/node-0 market offers")
+    story.xsc("--home net/node-0 ledger settle")
+    story.xsc("--home net/node-0 ledger statement --limit 10")
+    owed = {
+        row["peer"]: row["balance_micro"]
+        for row in story.ask("--home net/node-0 ledger balance")["balances"]
+    }
+    require(any(owed.values()), "nobody was paid")
+    ids = {row["name"]: row["id"] for row in story.ask("devnet status --dir net")["nodes"]}
+    theirs = {
+        row["peer"]: row["balance_micro"]
+        for row in story.ask(f"--home net/{reader} ledger balance")["balances"]
+    }
+    require(theirs.get(ids["node-0"], 0) == -owed.get(ids[reader], 0), "the two ledgers disagree")
+    story.xsc("--home net/node-0 ledger verify")
+    story.xsc(f"--home net/{reader} ledger verify")
+
+
+def notice(story: Story, lost: dict[str, str]) -> None:
+    """Wait until the probes have noticed who is gone, and show it."""
+    chapter("Who is still there")
+    deadline = time.monotonic() + NOTICED_S
+    while True:
+        rows = story.ask("--home net/node-0 health")["peers"]
+        up = {row["id"] for row in rows if row["state"] == "up"}
+        if not up & set(lost):
+            break
+        require(time.monotonic() < deadline, "nobody noticed that two nodes are gone")
+        time.sleep(0.2)
+    require(len(up) == NODES - 1 - len(lost), "a node that lives counts as gone")
+    story.xsc("--home net/node-0 health")
+
+
+def play(story: Story) -> None:
+    """Tell the story from its beginning to its end."""
+    try:
+        chapter("A network of seven nodes on this machine")
+        story.xsc(f"devnet up --nodes {NODES} --dir net")
+        lost, reader = store_and_lose(story)
+        compute(story)
+        settle(story, reader)
+        notice(story, lost)
+    except Broken:
+        show_logs(story.folder)
+        raise
+    finally:
+        chapter("The end")
+        if (story.folder / "net" / "devnet.json").exists():
+            story.xsc("devnet down --dir net")
+
+
+def main() -> int:
+    """Play the story; return the exit code."""
+    began = time.monotonic()
+    # Ended from outside, it still stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="xsc-demo-") as name:
+        try:
+            play(Story(Path(name)))
+        except Broken as fault:
+            say(f"\nthe demo failed: {fault}")
+            return 1
+    say(f"\nall of it held, in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def show_logs(folder: Path) -> None:
+    """Print the last lines of every node's log, which go with the directory."""
+    for path in sorted(folder.glob("net/*/node.log")):
+        say(f"--- {path.relative_to(folder)}")
+        say("\n".join(path.read_text(errors="replace").splitlines()[-10:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

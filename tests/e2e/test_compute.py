@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.conftest import PROGRAMS, call
+
+ADD = PROGRAMS / "add.wasm"
+
+
+def test_a_function_runs_elsewhere(net):
+    answer = net[0](["compute", "invoke", ADD, "add", "-1", "-0x10", "--json"]).json
+    assert answer["results"] == ["-17"]
+    assert answer["provider"] != net[0].id
+
+
+def test_on_a_named_node(net):
+    row = net.status()[3]
+    for name in (row["name"], row["id"], row["id"][:12]):
+        words = ["compute", "invoke", ADD, "add", "1", "2", "--json", "--on", name]
+        assert net[0](words).json["provider"] == row["id"]
+
+
+def test_here(net):
+    answer = net[0](["compute", "invoke", ADD, "add", "1", "2", "--local", "--json"]).json
+    assert answer["results"] == ["3"]
+    assert answer["provider"] == net[0].id
+
+
+def test_where_no_node_runs_the_same_sandbox_does(tmp_path):
+    done = call(["compute", "invoke", ADD, "add", "1", "2"], home=tmp_path / "none")
+    assert done.line == "3"
+    assert done.err == f"no node runs at {tmp_path / 'none'}: running here, in the same sandbox\n"
+    quiet = call(["compute", "invoke", ADD, "add", "1", "2", "--local"], home=tmp_path / "none")
+    assert (quiet.line, quiet.err) == ("3", "")
+    assert not (tmp_path / "none").exists()
+
+
+def test_here_and_there_agree(net, tmp_path):
+    words = ["compute", "invoke", PROGRAMS / "fib.wasm", "fib", "15", "--json"]
+    there = net[0](words).json
+    here = call(words, home=tmp_path / "none").json
+    same = ("results", "fuel_used", "memory_peak_bytes", "trap")
+    assert {key: here[key] for key in same} == {key: there[key] for key in same}
+
+
+@pytest.mark.parametrize("where", ["market", "here", "alone"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("endless", "spin --fuel 1000000", 4, "fuel_exhausted"),
+        ("endless", "spin --fuel 100000000000 --timeout 300ms", 4, "time_exceeded"),
+        ("recursion", "deeper 1", 4, "stack_exhausted"),
+        ("trap", "unreachable", 2, "module_trapped"),
+        ("trap", "divide 1 0", 2, "module_trapped"),
+        ("add", "sub 1 2", 2, "export_unknown"),
+        ("add", "add 1", 2, "signature_mismatch"),
+        ("add", "add 1 2 3", 2, "signature_mismatch"),
+        ("add", "add 1 x", 2, "signature_mismatch"),
+        ("add", "add 1 1.5", 2, "signature_mismatch"),
+        ("unknown_import", "run", 2, "module_invalid"),
+    ],
+)
+def test_what_cannot_be_done_is_named(net, tmp_path, where, case):
+    program, words, code, name = case
+    home = tmp_path / "none" if where == "alone" else net[0].home
+    here = [] if where == "market" else ["--local"]
+    path = PROGRAMS / f"{program}.wasm"
+    call(["compute", "invoke", path, *words.split(), *here], home=home).fails(code, name)
+
+
+def test_a_program_runs(net):
+    words = ["compute", "run", PROGRAMS / "wordcount.wasm", "--stdin", "-"]
+    done = net[0](words, stdin=b"to be\nor not to be\n")
+    assert (done.code, done.err) == (0, "")
+    assert done.text.split()[:3] == ["2", "6", "19"]
+
+
+def test_a_program_s_exit_code_is_passed_on(net):
+    done = net[0](["compute", "run", PROGRAMS / "exit3.wasm"])
+    assert (done.code, done.err) == (3, "three\n")
+
+
+def test_a_program_reads_objects_and_writes_files(net, tmp_path):
+    capability = net[0].put(b"some text\n")
+    done = net[0](
+        ["compute", "run", PROGRAMS / "upper.wasm", "--in", "text=-", "--out", tmp_path / "out"],
+        stdin=capability.encode(),
+    )
+    assert done.code == 0, done.err
+    assert done.text.split() == [".", "..", "text", "-"]
+    assert (tmp_path / "out" / "deep" / "TEXT").read_bytes() == b"SOME TEXT\n"
+
+
+def test_failures_of_its_own_are_told_from_the_program_s(net):
+    flood = PROGRAMS / "flood.wasm"
+    assert net[0](["compute", "run", flood, "--fuel", "1000"]).code == 124
+    assert net[0](["compute", "run", ADD]).code == 122
+    assert net[0](["compute", "run", flood, "--on", "nobody"]).code == 122
+    assert net[0](["compute", "run", "/nowhere"]).code == 122
+
+
+def test_receipts_hold_and_changed_ones_do_not(net, tmp_path):
+    receipt = tmp_path / "receipt"
+    words = ["compute", "invoke", ADD, "add", "1", "2", "--receipt", receipt]
+    assert net[0](words).code == 0
+    raw = receipt.read_bytes()
+    assert call(["verify", receipt]).code == 0
+    call(["verify", receipt, "--module", PROGRAMS / "fib.wasm"]).fails(6, "proof_invalid")
+    spoilt = [
+        b"",
+        b"not a receipt",
+        raw[:-1],
+        raw + b"\0",
+        raw[: len(raw) // 2],
+        *(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :] for at in range(3, len(raw), 251)),
+    ]
+    for content in spoilt:
+        receipt.write_bytes(content)
+        call(["verify", receipt]).fails(6, "proof_invalid")
+
+
+def test_a_run_that_trapped_leaves_a_receipt_too(net, tmp_path):
+    receipt = tmp_path / "receipt"
+    words = ["compute", "invoke", PROGRAMS / "endless.wasm", "spin", "--fuel", "1000000"]
+    net[0]([*words, "--receipt", receipt]).fails(4, "fuel_exhausted")
+    assert "fuel_exhausted" in call(["verify", receipt]).line
+    done = net[0]([*words, "--json"])
+    assert done.code == 4
+    assert done.out.count(b"\n") == 1

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.e2e.conftest import REPOSITORY, call, wait_for
+from xsc.cli.devnet import start_ticks
+
+
+def test_up_down_and_up_again(small_net):
+    up = small_net.up(2)
+    assert up.code == 0, up.err
+    assert up.text.startswith("2 nodes run in ")
+    before = small_net.status()
+    assert [row["state"] for row in before] == ["running", "running"]
+    small_net.up().fails(2, "home_locked")
+    assert small_net.status() == before
+
+    small_net.kill(before[1:])
+    assert [row["state"] for row in small_net.status()] == ["running", "stopped"]
+    assert small_net.up().code == 0
+    assert [row["id"] for row in small_net.status()] == [row["id"] for row in before]
+    assert small_net.status()[0] == before[0]
+
+    down = small_net.down()
+    assert down.line == "stopped 2 nodes"
+    assert all(start_ticks(row["pid"]) is None for row in before)
+    stopped = small_net.status()
+    assert [(row["state"], row["pid"], row["api_url"]) for row in stopped] == [
+        ("stopped", None, None)
+    ] * 2
+    assert [row["id"] for row in stopped] == [row["id"] for row in before]
+    assert small_net.down().line == "stopped 0 nodes"
+
+    assert small_net.up(3).code == 0
+    assert [row["id"] for row in small_net.status()][:2] == [row["id"] for row in before]
+    assert small_net[2]("node status --json").json["peers"] == {"known": 2, "healthy": 2}
+    small_net.up(2).fails(2, "argument_invalid")
+
+
+def test_down_leaves_a_stranger_with_the_same_number_alone(small_net):
+    assert small_net.up(1).code == 0
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        place = small_net.folder / "devnet.json"
+        document = json.loads(place.read_text())
+        own = document["nodes"][0]["pid"]
+        document["nodes"][0]["pid"] = stranger.pid
+        place.write_text(json.dumps(document))
+        assert small_net.status()[0]["state"] == "stopped"
+        assert small_net.down().line == "stopped 0 nodes"
+        assert stranger.poll() is None
+    finally:
+        stranger.communicate(b"\n")
+        os.kill(own, 15)
+        wait_for(lambda: start_ticks(own) is None)
+
+
+def test_a_node_that_cannot_start_is_named_and_nothing_stays(small_net):
+    home = small_net.folder / "node-1"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text("nonsense")
+    done = small_net.up(3)
+    done.fails(5, "node_unreachable")
+    assert "node-1 ended at its start" in done.err
+    assert str(home / "node.log") in done.err
+    assert "config_invalid" in (home / "node.log").read_text()
+    assert {row["state"] for row in small_net.status()} == {"stopped"}
+
+
+def test_a_damaged_list_of_nodes_is_refused(small_net):
+    small_net.folder.mkdir()
+    for text in ("", "{", "{}", '{"v": 2, "nodes": []}', '{"v": 1, "nodes": [{"x": 1}]}'):
+        (small_net.folder / "devnet.json").write_text(text)
+        for command in ("up", "down", "status"):
+            call(["devnet", command, "--dir", small_net.folder]).fails(2, "home_invalid")
+
+
+def test_the_demo_holds():
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "demo.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "all of it held" in done.stdout

@@ -1,0 +1,164 @@
+"""What scripts hold on to (DESIGN section 11), as text."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tests.e2e.conftest import NODES, PROGRAMS
+
+ID = re.compile(r"[a-z2-7]{52}")
+URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
+
+
+@pytest.fixture(scope="module")
+def stored(net):
+    return net[0].put(os.urandom(100_000))
+
+
+def test_devnet_status(net):
+    rows = net.status()
+    assert [row["name"] for row in rows] == [f"node-{index}" for index in range(NODES)]
+    for row in rows:
+        assert set(row) == {"name", "id", "home", "pid", "api_url", "peer_url", "state"}
+        assert ID.fullmatch(row["id"])
+        assert row["home"] == str(net.folder / row["name"])
+        assert (net.folder / row["name"] / "node.pid").read_text().strip() == str(row["pid"])
+        assert URL.fullmatch(row["api_url"])
+        assert row["state"] == "running"
+
+
+def test_node_status(net):
+    status = net[0]("node status --json").json
+    assert {
+        *("id", "api_url", "peer_url", "uptime_s", "peers", "storage", "compute"),
+        *("name", "version", "network", "addresses", "home", "state"),
+    } == set(status)
+    assert ID.fullmatch(status["id"])
+    assert URL.fullmatch(status["api_url"])
+    assert set(status["peers"]) == {"known", "healthy"}
+    assert status["peers"]["known"] == NODES - 1
+    assert set(status["storage"]) == {"capacity_bytes", "used_bytes", "reserved_bytes"}
+    assert {"workers", "running", "queued"} <= set(status["compute"])
+
+
+def test_put_prints_the_capability_and_nothing_else(net, tmp_path):
+    (tmp_path / "f").write_bytes(b"content")
+    done = net[0](["store", "put", tmp_path / "f"])
+    assert re.fullmatch(r"xsc:r:[a-z2-7]+\n", done.text)
+    assert done.err == ""
+
+
+def test_put_json(net):
+    put = net[0]("store put - --json", stdin=b"content").json
+    assert {"capability", "size_bytes", "name", "hosts", "survives_nodes", "warnings"} == set(put)
+    assert put["survives_nodes"] == 2
+    assert put["warnings"] == []
+    assert len({row["node"] for row in put["hosts"]}) == 6
+
+
+def test_stat(net, stored):
+    stat = net[1](["store", "stat", stored, "--json"]).json
+    assert {"size_bytes", "code", "hosts", "readable", "margin", "healable"} == set(stat)
+    assert stat["size_bytes"] == 100_000
+    assert stat["code"] == {"k": 4, "m": 2}
+    assert [row["shard"] for row in stat["hosts"]] == list(range(6))
+    for row in stat["hosts"]:
+        assert set(row) == {"shard", "node", "state"}
+        assert ID.fullmatch(row["node"])
+        assert row["state"] == "ok"
+    assert (stat["readable"], stat["margin"], stat["healable"]) == (True, 2, True)
+
+
+def test_ls(net, stored):
+    rows = net[0]("store ls --json").json["objects"]
+    row = next(row for row in rows if row["capability"] == stored)
+    assert set(row) == {"name", "capability", "size_bytes", "created_ms", "margin"}
+    assert (row["name"], row["size_bytes"], row["margin"]) == ("test", 100_000, 2)
+
+
+def test_invoke(net):
+    words = ["compute", "invoke", PROGRAMS / "add.wasm", "add", "1", "2"]
+    done = net[0](words)
+    assert (done.line, done.err) == ("3", "")
+    answer = net[0]([*words, "--json"]).json
+    assert set(answer) == {
+        *("results", "fuel_used", "memory_peak_bytes", "wall_ms", "provider", "trap", "receipt"),
+    }
+    assert answer["results"] == ["3"]
+    assert answer["trap"] is None
+    assert answer["fuel_used"] > 0
+    assert ID.fullmatch(answer["provider"])
+
+
+def test_verify(net, tmp_path):
+    receipt = tmp_path / "receipt"
+    words = ["compute", "invoke", PROGRAMS / "add.wasm", "add", "1", "2", "--receipt", receipt]
+    assert net[0](words).code == 0
+    proved = net[0](["verify", receipt]).line
+    assert proved.startswith("execution receipt: ")
+    assert "add(1, 2)" in proved
+    assert net[0](["verify", receipt, "--json"]).json == {"ok": True, "text": proved}
+    assert net[0](["verify", receipt, "--module", PROGRAMS / "add.wasm"]).code == 0
+
+
+PEER = {
+    *("id", "name", "addresses", "state", "availability_ppm", "response_ms", "last_seen_ms"),
+    *("recognised_ppm", "recognises_ppm", "tier", "balance_micro", "limit_micro"),
+}
+OFFER = {
+    *("node", "name", "kind", "tier", "price_micro", "reserve_micro", "price_mutual_micro"),
+    *("price_one_way_micro", "available", "unit", "valid_until_ms"),
+}
+LEASE = {
+    *("lease_id", "role", "peer", "name", "kind", "quantity", "used", "held_bytes"),
+    *("price_micro", "due_micro", "settled_micro", "state", "start_ms", "end_ms"),
+}
+HEALTH = {
+    *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "probes"),
+    *("misses", "last_seen_ms", "skew_ms"),
+}
+BALANCE = {"peer", "name", "balance_micro", "limit_micro"}
+ENTRY = {
+    *("seq", "kind", "peer", "name", "amount_micro", "direction", "lease_id", "created_ms"),
+    *("entry_id", "state"),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "keys"),
+    [
+        ("peer ls", "peers", PEER),
+        ("health", "peers", HEALTH),
+        ("market offers", "offers", OFFER),
+        ("market leases", "leases", LEASE),
+        ("ledger balance", "balances", BALANCE),
+        ("ledger log", "entries", ENTRY),
+    ],
+)
+def test_tables_have_documented_keys(net, stored, words, rows, keys):
+    net[0]("ledger settle")
+    answer = net[0](f"{words} --json").json
+    assert answer[rows]
+    for row in answer[rows]:
+        assert keys <= set(row)
+    text = net[0](words)
+    assert text.code == 0
+    assert len(text.text.splitlines()) > len(answer[rows])
+
+
+@pytest.mark.parametrize("how", ["word", "file", "stdin"])
+def test_a_capability_is_taken_in_three_ways(net, stored, tmp_path, how):
+    (tmp_path / "cap").write_text(stored + "\n")
+    word = {"word": stored, "file": f"@{tmp_path / 'cap'}", "stdin": "-"}[how]
+    assert net[2](["store", "stat", word, "--json"], stdin=stored.encode()).json["readable"]
+
+
+def test_the_home_is_named_by_option_or_variable(net):
+    by_option = net[1]("node status --json").json["id"]
+    from tests.e2e.conftest import call
+
+    assert call("node status --json", XSC_HOME=str(net[1].home)).json["id"] == by_option
+    assert call("node status --json", home=net[1].home, XSC_HOME="/nowhere").json["id"] == by_option

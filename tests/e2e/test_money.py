@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+
+from tests.e2e.conftest import PROGRAMS, call
+
+
+def balances(member) -> dict[str, int]:
+    rows = member("ledger balance --json").json["balances"]
+    return {row["peer"]: row["balance_micro"] for row in rows}
+
+
+def test_both_sides_of_every_pair_agree(net):
+    net[0].put(os.urandom(8_000_000))
+    net[1].put(os.urandom(4_000_000))
+    words = ["compute", "invoke", PROGRAMS / "endless.wasm", "spin", "--fuel", "20000000"]
+    net[0](words).fails(4, "fuel_exhausted")
+    for index in range(7):
+        assert net[index]("ledger settle").code == 0
+    # What a provider waits for, the customer has settled by now.
+    assert [net[index]("ledger settle --json").json["pending"] for index in range(7)] == [0] * 7
+    ids = [row["id"] for row in net.status()]
+    books = [balances(net[index]) for index in range(7)]
+    assert any(books[0].values())
+    for here, one in enumerate(ids):
+        for there, other in enumerate(ids):
+            assert books[here].get(other, 0) == -books[there].get(one, 0)
+    for index in range(7):
+        report = net[index]("ledger verify --json").json
+        assert report["ok"] is True
+        assert net[index]("ledger verify").line == report["text"]
+
+
+def test_an_entry_is_a_proof(net, tmp_path):
+    net[0].put(os.urandom(5_000_000))
+    net[0]("ledger settle")
+    entry = net[0]("ledger log --limit 1 --json").json["entries"][0]
+    path = tmp_path / "entry"
+    done = net[0](["ledger", "entry", entry["entry_id"], "-o", path])
+    assert done.code == 0, done.err
+    assert call(["verify", path]).line
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    call(["verify", path]).fails(6, "proof_invalid")
+    net[0](["ledger", "entry", "a" * 52, "-o", path]).fails(2, "not_found")
+
+
+def test_a_statement_is_balance_and_log(net):
+    both = net[0]("ledger statement --limit 2 --json").json
+    assert both["balances"] == net[0]("ledger balance --json").json["balances"]
+    assert both["entries"] == net[0]("ledger log --limit 2 --json").json["entries"]
+
+
+def test_mutual_recognition_makes_it_cheaper(net):
+    five, six = net[5].id, net[6].id
+    try:
+        assert net[5](f"peer recognise {six} 25%").code == 0
+        assert net[6](f"peer recognise {five} 50%").code == 0
+        row = next(row for row in net[5]("peer ls --json").json["peers"] if row["id"] == six)
+        assert (row["recognised_ppm"], row["recognises_ppm"]) == (250_000, 500_000)
+        assert row["tier"] == "mutual"
+        rows = net[5]("market offers storage --json").json["offers"]
+        assert {row["kind"] for row in rows} == {"storage"}
+        prices = {row["node"]: row["price_micro"] for row in rows}
+        assert min(prices, key=prices.__getitem__) == six
+        assert len({price for node, price in prices.items() if node != six}) == 1
+    finally:
+        assert net[5](f"peer recognise {six} 0%").code == 0
+        assert net[6](f"peer recognise {five} 0%").code == 0
+
+
+def test_more_than_everything_cannot_be_recognised(net):
+    try:
+        assert net[4]("peer recognise node-5 60%").code == 0
+        done = net[4]("peer recognise node-6 60%")
+        done.fails(2, "argument_invalid")
+    finally:
+        net[4]("peer recognise node-5 0%")
