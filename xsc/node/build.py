@@ -38,6 +38,8 @@ from xsc.node.tasks import Tasks
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
 
+RECLAIM_INTERVAL_MS = 30_000
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -307,7 +309,14 @@ class Node:
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
         self.tasks.start("ledger", self.ledger.run)
+        self.tasks.start("reclaim", self._reclaim)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
+
+    async def _reclaim(self) -> None:
+        """Return the space of deleted bodies to the disk, while all else runs."""
+        while True:
+            await self.clock.sleep_ms(RECLAIM_INTERVAL_MS)
+            await self.shards.compact()
 
     async def _confirm_head(self) -> None:
         """End the node where a peer shows that this home is an old copy of itself."""
