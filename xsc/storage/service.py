@@ -428,6 +428,8 @@ class StorageService:
         states = await self._executor.run(column_states, manifest, columns, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
+        # What was asked just now is known better than by the last probes.
+        up -= {node for node, held in answers.items() if held is None}
         up |= {self._key.node_id} | {node for node, held in answers.items() if held is not None}
         return ObjectStat(
             size_bytes=manifest.size_bytes,
