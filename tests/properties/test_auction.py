@@ -108,7 +108,7 @@ def test_no_other_ask_than_the_cost_gains(bids, count, lie, which):
 
 
 def test_no_other_ask_gains_in_any_small_auction():
-    """Four bidders, costs to 4, two qualities, domains shared and apart, every lie to 6."""
+    """Four bidders, costs to 3, two qualities, domains shared and apart, every lie to 6."""
     qualities = (500_000, PPM)
     for domains in ((0, 1, 2, 3), (0, 0, 1, 2), (0, 0, 1, 1)):
         for grades in product(qualities, repeat=4):
@@ -116,7 +116,7 @@ def test_no_other_ask_gains_in_any_small_auction():
                 [Bid(bytes([i]), ask, grades[i], bytes([domains[i]])) for ask in range(7)]
                 for i in range(4)
             ]
-            for costs in product((0, 1, 3, 4), repeat=4):
+            for costs in product((0, 1, 3), repeat=4):
                 truth = [made[i][costs[i]] for i in range(4)]
                 for count in (1, 2):
                     paid = {winner.node: winner.price for winner in place(truth, count, 5)}

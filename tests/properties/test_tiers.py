@@ -4,7 +4,7 @@ from fractions import Fraction
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.allocation.tiers import RULES, TIERS, Claim, proportional, weighted_uniform
@@ -48,6 +48,17 @@ def unit_by_unit(capacity, claims):
     return given
 
 
+def assert_level(division, claims):
+    """Check that the level, in fractions, shares out each tier's capacity exactly."""
+    for result in division.tiers:
+        members = [claim for claim in claims if claim.tier == result.tier]
+        if result.level is None:
+            assert result.given == sum(claim.need for claim in members)
+        else:
+            filled = sum(min(claim.need, result.level * weight(claim)) for claim in members)
+            assert filled == result.capacity == result.given
+
+
 @given(st.integers(0, 60), claims(need_max=25, count_max=8))
 def test_the_level_search_is_the_unit_by_unit_rule(capacity, claims):
     assert weighted_uniform(capacity, claims).allocations == unit_by_unit(capacity, claims)
@@ -60,9 +71,9 @@ def test_the_level_search_is_the_unit_by_unit_rule_in_every_small_game():
                 Claim(bytes([index]), "mutual", weights[index], needs[index]) for index in range(3)
             ]
             for capacity in range(8):
-                assert weighted_uniform(capacity, members).allocations == unit_by_unit(
-                    capacity, members
-                )
+                division = weighted_uniform(capacity, members)
+                assert division.allocations == unit_by_unit(capacity, members)
+                assert_level(division, members)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
@@ -132,12 +143,7 @@ def test_nobody_gets_less_than_the_level_says(capacity, claims):
 
 @given(CAPACITY, claims())
 def test_the_level_shares_out_the_tiers_capacity_exactly(capacity, claims):
-    division = weighted_uniform(capacity, claims)
-    for result in division.tiers:
-        if result.level is not None:
-            members = [claim for claim in claims if claim.tier == result.tier]
-            filled = sum(min(claim.need, result.level * weight(claim)) for claim in members)
-            assert filled == result.capacity == result.given
+    assert_level(weighted_uniform(capacity, claims), claims)
 
 
 @given(CAPACITY, claims())
@@ -194,7 +200,6 @@ def test_damping_is_no_entitlement(capacity, claims):
     assert weighted_uniform(capacity, claims) == weighted_uniform(capacity, undamped)
 
 
-@settings(max_examples=300)
 @given(CAPACITY, claims(), st.integers(0, 2 * 10**12), st.integers(0, 11))
 def test_no_lie_pays(capacity, claims, lie, which):
     if which >= len(claims):
@@ -207,7 +212,7 @@ def test_no_lie_pays(capacity, claims, lie, which):
     assert min(got, true.need) <= honest
 
 
-KINDS = [("mutual", 1), ("mutual", 3), ("one_way", 1), ("one_way", 3), ("open", 1)]
+KINDS = [("mutual", 1), ("mutual", 3), ("one_way", 2), ("open", 1)]
 
 
 def profitable_lies(rule, needs_told, kinds_of_games):

@@ -180,6 +180,24 @@ async def test_distinct_sites_come_first_and_shared_ones_fill_up(world):
     assert len({host.node for host in await leased(world, customer, count=9)}) == 4
 
 
+async def test_a_new_domain_comes_before_a_lease_at_hand_in_a_used_one(world):
+    customer = world.node(1)
+    for number in (2, 3):
+        world.node(number, site="attic")
+    await leased(world, customer, count=2)
+    world.node(4, site="cellar")
+    hosts = await leased(world, customer, count=2)
+    assert world.nodes[4].id in {host.node for host in hosts}
+
+
+async def test_after_a_lease_its_provider_is_asked_anew(world, pair):
+    customer, provider = pair
+    await world.drive(customer.market.offers("storage"))
+    await leased(world, customer)
+    (quote,) = await world.drive(customer.market.offers("storage"))
+    assert quote.available == provider.room.storage - STORAGE_LEASE_BYTES
+
+
 async def test_the_own_node_comes_last_and_settles_nothing(world):
     customer, _ = world.node(1), world.node(2)
     hosts = await leased(world, customer, count=6)
