@@ -30,6 +30,7 @@ from xsc.base.limits import (
     PEER_BODY_BYTES_MAX,
     PEER_CONNECT_TIMEOUT_MS,
     PEER_HEADER_BYTES_MAX,
+    PEERS_MAX,
 )
 from xsc.identity.keys import KeyPair
 from xsc.net.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse
@@ -201,6 +202,7 @@ class HttpTransport:
         self._listening: asyncio.Server | None = None
         self._server: _Server | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._pins: dict[bytes, aiohttp.Fingerprint] = {}
         self._handler: Handler | None = None
 
     @property
@@ -239,6 +241,14 @@ class HttpTransport:
             )
         return self._session
 
+    def _pin(self, fingerprint: bytes | None) -> aiohttp.Fingerprint | bool:
+        """Return one object for one pin: the pool keeps connections apart by its identity."""
+        if fingerprint is None:
+            return True
+        if len(self._pins) > PEERS_MAX:
+            self._pins.clear()
+        return self._pins.setdefault(fingerprint, aiohttp.Fingerprint(fingerprint))
+
     async def send(
         self, address: str, fingerprint: bytes | None, request: RawRequest, timeout_ms: int
     ) -> RawResponse:
@@ -256,7 +266,7 @@ class HttpTransport:
                     f"{scheme}://{address}{request.path}",
                     data=_Body(request.body) if request.body else None,
                     headers=dict(request.headers),
-                    ssl=True if fingerprint is None else aiohttp.Fingerprint(fingerprint),
+                    ssl=self._pin(fingerprint),
                     allow_redirects=False,
                 ) as response,
             ):

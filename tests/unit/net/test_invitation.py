@@ -13,7 +13,7 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import InvitationInvalid, PeerSilent, RateLimited, Unauthorized
 from xsc.base.limits import INVITATIONS_OPEN_MAX
 from xsc.db.memory import MemoryKeyValue
-from xsc.net.invitation import KEPT_MS, Invitation, Invitations, from_string
+from xsc.net.invitation import KEPT_MS, PREFIX, Invitation, Invitations, Issued, from_string
 from xsc.net.memory import MemoryNetwork
 
 SECRET = bytes(16)
@@ -116,8 +116,9 @@ def test_a_secret_that_was_not_issued_is_refused(store):
 
 def test_open_invitations_are_bounded_and_old_ones_dropped(store):
     issuer = Invitations(store)
-    for number in range(INVITATIONS_OPEN_MAX):
-        issuer.issue(number.to_bytes(16, "big"), expires_ms=10, now_ms=0)
+    raw = Issued(expires_ms=10).to_bytes()
+    many = [(PREFIX + number.to_bytes(32, "big"), raw) for number in range(INVITATIONS_OPEN_MAX)]
+    store.write(many, sync=True)
     with pytest.raises(RateLimited):
         issuer.issue(b"x" * 16, expires_ms=10, now_ms=10 + KEPT_MS)
     issuer.issue(b"x" * 16, expires_ms=99, now_ms=11 + KEPT_MS)
