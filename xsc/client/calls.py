@@ -218,7 +218,7 @@ class Calls:
         if order["mode"] == "run":
             order["stdin_bytes"] = len(stdin)
         head = json.dumps(order).encode()
-        job_ms = TIMEOUT_MS_MAX if limits.timeout_ms is None else limits.timeout_ms
+        job_ms = min(limits.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
         return self.core.send(
             "POST",
             "/v1/jobs",
