@@ -125,11 +125,19 @@ async def test_a_body_that_ends_early_is_a_fault(end):
     assert end.faults
 
 
-async def test_a_reader_that_does_not_read_is_cut_off(end):
+async def test_a_reader_that_does_not_read_is_cut_off(end, monkeypatch):
+    lost, server = asyncio.Event(), end.transport._server
+    forget = server.connection_lost
+
+    def connection_lost(*arguments) -> None:
+        forget(*arguments)
+        lost.set()
+
+    monkeypatch.setattr(server, "connection_lost", connection_lost)
     _, writer = await asyncio.open_connection("127.0.0.1", end.port, limit=1024)
     writer.write(POST.replace(b"/x", b"/big").replace(b"10", b"0") + b"\r\n")
-    while len(end.arrivals) == 0 or end.transport._server._connections:  # noqa: ASYNC110 (aiohttp tells nobody)
-        await asyncio.sleep(0.01)
+    await lost.wait()
+    assert len(end.arrivals) == 1
     writer.close()
 
 
