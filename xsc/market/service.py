@@ -147,7 +147,7 @@ def _why(faults: Sequence[XscError], what: str, kind: Kind) -> XscError:
     """Return the one error that says best why nobody gave a lease."""
     for limit in (CreditExceeded, SpaceExhausted):
         if faults and all(isinstance(fault, limit) for fault in faults):
-            return faults[0]
+            return faults[-1]
     reason = f": {faults[0].message}" if faults else ""
     return NoOffers(
         f"no node offers the {what} that is needed{reason}",
@@ -796,6 +796,11 @@ class MarketService:
             quotes, unquoted = await self._ask(kind, rest, quantity)
             if not tried:
                 faults += unquoted
+                faults += [
+                    SpaceExhausted(f"{short(node)} has no room for that")
+                    for node, quote in quotes.items()
+                    if quote.record.available < quantity
+                ]
             used = {entry.domain for entry in taken} | (avoid or frozenset())
             bids = [
                 Bid(
@@ -880,8 +885,11 @@ class MarketService:
                     chosen += found
                     faults += refused
             hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
-        if len(hosts) < count and self._own not in exclude and self.free("storage") >= size_bytes:
-            hosts.append(Granted(self._own, OWN_LEASE, 0))
+        if len(hosts) < count and self._own not in exclude:
+            if self.free("storage") >= size_bytes:
+                hosts.append(Granted(self._own, OWN_LEASE, 0))
+            elif faults or not nodes:
+                faults.append(SpaceExhausted("no node has room for that, this one neither"))
         if not hosts:
             raise _why(faults, "room", "storage")
         return hosts

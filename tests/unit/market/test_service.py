@@ -223,10 +223,10 @@ async def test_excluded_and_silent_nodes_are_not_asked(world):
     assert [host.node for host in hosts] == [world.nodes[4].id]
 
 
-async def test_nobody_at_all_is_no_offer(world):
+async def test_a_full_node_alone_has_no_room(world):
     customer = world.node(1)
     customer.room.storage = 0
-    with pytest.raises(NoOffers):
+    with pytest.raises(SpaceExhausted):
         await leased(world, customer)
     with pytest.raises(ArgumentInvalid):
         await leased(world, customer, size_bytes=0)
@@ -272,7 +272,7 @@ async def test_a_small_node_leases_what_it_has(world, pair):
     provider.room.storage = 10 * MIB
     await leased(world, customer)
     assert customer.one("customer").quantity == 10 * MIB
-    with pytest.raises(NoOffers):
+    with pytest.raises(SpaceExhausted):
         await leased(world, customer, size_bytes=11 * MIB)
 
 
@@ -474,7 +474,7 @@ async def test_customers_of_one_window_share_what_is_scarce(world):
     )
     got = {node.id: node.one("customer").quantity for node in customers[:2]}
     assert got == {customers[0].id: 200 * MIB, customers[1].id: 100 * MIB}
-    with pytest.raises(NoOffers):
+    with pytest.raises(SpaceExhausted):
         await world.drive(
             customers[2].market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
         )
