@@ -390,6 +390,8 @@ class HttpTransport:
             self._listening = None
         if self._server is not None:
             self._server.stop_sweep()
+            # Without this, connections that only wait for a request are waited for as well.
+            self._server.pre_shutdown()
             await self._server.shutdown(self._stop_ms / 1000)
             self._server = None
         if self._session is not None:

@@ -177,6 +177,36 @@ async def test_fields_given_twice_are_joined(end):
     assert end.arrivals[0].headers["signature"] == "a, b"
 
 
+async def test_the_end_waits_for_requests_that_run_but_for_no_idle_connection():
+    end = End(stop_ms=60_000)
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(arrival: Arrival) -> RawResponse:
+        if arrival.path == "/long":
+            began.set()
+            await go_on.wait()
+        return RawResponse(200)
+
+    await end.transport.serve(handler)
+    ours = HttpTransport(listen="127.0.0.1:0", key=OTHER)
+    address = end.transport.addresses()[0]
+    await ours.send(address, None, RawRequest("GET", "/short", {}), 5_000)
+    async with asyncio.timeout(10):
+        running = asyncio.create_task(
+            ours.send(address, None, RawRequest("GET", "/long", {}), 60_000)
+        )
+        await began.wait()
+        idle, writer = await asyncio.open_connection("127.0.0.1", end.port)
+        closing = asyncio.create_task(end.transport.close())
+        assert await idle.read() == b""
+        assert not closing.done()
+        go_on.set()
+        assert (await running).status == 200
+        await closing
+    writer.close()
+    await ours.close()
+
+
 async def test_connections_are_bounded(end, monkeypatch):
     monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
     held = [await asyncio.open_connection("127.0.0.1", end.port) for _ in range(2)]
