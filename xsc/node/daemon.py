@@ -28,13 +28,15 @@ from xsc.net.http import HttpTransport
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
-from xsc.node.http import application
+from xsc.node.http import Running, application
 from xsc.node.logging import JsonLog
 from xsc.node.routes.table import all_routes
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_S = 10.0
+"""How long running requests of the API may take to end."""
+CANCEL_TIMEOUT_S = 1.0
 WORK_THREADS = 8
 INDEX_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
 
@@ -129,11 +131,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         loop.add_signal_handler(number, ended.set)
     await node.start()
     token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
+    running = Running()
     runner = web.AppRunner(
-        application(all_routes(node, home.path), token, log),
+        application(all_routes(node, home.path), token, log, running),
         access_log=None,
         auto_decompress=False,
-        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        shutdown_timeout=CANCEL_TIMEOUT_S,
     )
     try:
         await runner.setup()
@@ -162,6 +165,10 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
             raise node.failed.result()
     finally:
         homes.unpublish(home.path)
+        for listening in list(runner.sites):
+            await listening.stop()
+        # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
+        await running.ended(SHUTDOWN_TIMEOUT_S)
         await runner.cleanup()
         await node.stop()
 

@@ -7,10 +7,12 @@ with its trace and answered without one.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from aiohttp import web
@@ -32,6 +34,35 @@ JSON_BYTES_MAX = 1 * MIB
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B", bound=BaseModel)
+
+
+class Running:
+    """Counts the requests that run, so that the end of the node can wait for them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one request for as long as the context is open."""
+        self._count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._idle.set()
+
+    async def ended(self, timeout_s: float) -> None:
+        """Return once no request runs, or when the time is up."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return
 
 
 def problem_response(error: XscError) -> web.Response:
@@ -83,9 +114,16 @@ async def _alive(_: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
-def application(routes: list[web.RouteDef], token: str, log: Log) -> web.Application:
-    """Return the API's application."""
+def application(
+    routes: list[web.RouteDef], token: str, log: Log, running: Running
+) -> web.Application:
+    """Return the API's application; `running` counts its requests."""
     expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with running.one():
+            return await handler(request)
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -116,6 +154,6 @@ def application(routes: list[web.RouteDef], token: str, log: Log) -> web.Applica
             log.error("request_bug", path=request.path, trace=traceback.format_exc())
             return web.json_response(bug(), status=500, content_type=CONTENT_TYPE)
 
-    app = web.Application(middlewares=[guard], client_max_size=JSON_BYTES_MAX)
+    app = web.Application(middlewares=[count, guard], client_max_size=JSON_BYTES_MAX)
     app.add_routes([web.get("/health", _alive), *routes])
     return app
