@@ -38,11 +38,11 @@ def test_shorter_sleeps_end_first_and_equal_ones_in_their_order(run):
     async def story(clock):
         ended = []
 
-        async def sleep(name, duration_ms):
+        async def wait(name, duration_ms):
             await clock.sleep_ms(duration_ms)
             ended.append(name)
 
-        await asyncio.gather(sleep("late", 60), sleep("soon", 5), sleep("mid", 30))
+        await asyncio.gather(wait("late", 60), wait("soon", 5), wait("mid", 30))
         return ended
 
     assert run(story) == ["soon", "mid", "late"]
