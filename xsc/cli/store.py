@@ -148,6 +148,12 @@ def listing(settings: Settings) -> None:
     )
 
 
+def _margin(margin: int) -> str:
+    if margin < 0:
+        return f"{_count(-margin, 'shard')} too few"
+    return f"{_count(margin, 'more shard')} may be lost"
+
+
 @store.command()
 @click.argument("cap", type=CAPABILITY)
 @pass_settings
@@ -163,8 +169,8 @@ def stat(settings: Settings, cap: str) -> None:
             ("size", format_size(answer["size_bytes"])),
             ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
             ("readable", "yes" if answer["readable"] else "no"),
-            ("margin", f"{_count(answer['margin'], 'more shard')} may be lost"),
-            ("healable", "yes" if answer["healable"] else "no: there is no spare node"),
+            ("margin", _margin(answer["margin"])),
+            ("healable", "yes" if answer["healable"] else "no"),
         ]
     )
     show_table(
