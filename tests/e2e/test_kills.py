@@ -1,0 +1,231 @@
+"""Nodes that are killed at any moment: what was acknowledged is there, and nothing else was said.
+
+An object is acknowledged once its capability was printed. The moments are drawn
+from a seed and lie anywhere in a put: before its first byte, within the stream,
+and after its end, while shards, manifest and the owner's entry are written.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
+
+import pytest
+
+from tests.e2e.conftest import Done, Member, Net, serves, wait_for
+from xsc.base.errors import NodeUnreachable
+from xsc.cli.devnet import start_ticks
+from xsc.client.calls import Calls
+from xsc.client.core import Core
+
+SEED = 20
+NODES = 8
+OWNER = 0
+KILLS = 24
+MIB = 1024 * 1024
+TAIL_S = 0.2
+"""How long after the end of its stream a put may still be killed: some take less."""
+CONFIG = """
+name = "node-{}"
+storage_capacity = "600MiB"
+compute_workers = 1
+probe_interval = "1s"
+settle_interval = "1s"
+"""
+
+
+class Crowd:
+    """The nodes of a devnet, what was acknowledged by their owner, and the ends of some."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.processes: dict[int, subprocess.Popen] = {}
+        self.stored: dict[str, bytes] = {}
+        self.unsure = 0
+
+    def member(self, index: int) -> Member:
+        return self.net[index]
+
+    def calls(self, index: int) -> Calls:
+        return Calls(Core(self.net[index].home))
+
+    def kill(self, index: int) -> None:
+        pid = int((self.member(index).home / "node.pid").read_text())
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: start_ticks(pid) is None)
+
+    def start(self, index: int) -> None:
+        """Start a node that was killed; `wait_for_start` comes later."""
+        home = self.member(index).home
+        if (old := self.processes.pop(index, None)) is not None:
+            old.wait(10)
+        with (home / "node.log").open("ab") as log:
+            self.processes[index] = subprocess.Popen(
+                [sys.executable, "-m", "xsc", "--home", str(home), "node", "start"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_for_start(self, index: int) -> None:
+        process, member = self.processes[index], self.member(index)
+        wait_for(lambda: process.poll() is not None or serves(member, process.pid))
+        assert process.poll() is None, (member.home / "node.log").read_text()[-2000:]
+
+    def wait_for_sight(self, index: int) -> None:
+        """Return when a node sees all others."""
+        calls = self.calls(index)
+        wait_for(lambda: [row["state"] for row in calls.health()["peers"]] == ["up"] * (NODES - 1))
+
+    def put(self, content: bytes, moment: float, strike: Callable[[], None]) -> Done:
+        """Put a stream at the owner, and strike at a moment: 1 is the end of the stream."""
+        home = str(self.member(OWNER).home)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "xsc", "--home", home, "store", "put", "-", "--name", "test"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        cut = min(len(content), int(moment * len(content)))
+        process.stdin.write(content[:cut])
+        if cut == len(content):
+            process.stdin.close()
+            process.stdin = None
+            with suppress(subprocess.TimeoutExpired):
+                process.wait((moment - 1) * TAIL_S)
+        strike()
+        out, err = process.communicate(content[cut:] or None, timeout=60)
+        done = Done(process.returncode, out, err.decode())
+        if done.code == 0:
+            self.stored[done.line] = content
+        else:
+            self.unsure += 1
+        return done
+
+    def put_beside(self, content: bytes) -> None:
+        """Put an object by the client's own means, whatever becomes of the node."""
+        try:
+            answer = self.calls(OWNER).put(BytesIO(content))
+        except NodeUnreachable:
+            self.unsure += 1
+        else:
+            self.stored[answer["capability"]] = content
+
+    def read(self, reader: int, capability: str) -> None:
+        with self.calls(reader).open(capability) as download:
+            assert b"".join(download.blocks()) == self.stored[capability]
+
+    def check_list(self) -> None:
+        """All that was acknowledged is listed; of what broke off nobody can say."""
+        rows = [row["capability"] for row in self.calls(OWNER).objects()["objects"]]
+        assert len(set(rows)) == len(rows)
+        assert self.stored.keys() <= set(rows)
+        assert len(rows) <= len(self.stored) + self.unsure
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    net = Net(tmp_path_factory.mktemp("kills"))
+    for index in range(NODES):
+        net[index].home.mkdir(mode=0o700)
+        (net[index].home / "config.toml").write_text(CONFIG.format(index))
+    up = net.up(NODES)
+    assert up.code == 0, up.err
+    crowd = Crowd(net)
+    yield crowd
+    for process in crowd.processes.values():
+        process.terminate()
+    codes = [process.wait(30) for process in crowd.processes.values()]
+    assert net.down().code == 0
+    assert set(codes) <= {0}
+
+
+def test_what_was_acknowledged_outlives_kills(crowd):
+    dice = random.Random(SEED)
+    hosts = list(range(1, NODES))
+    down: list[int] = []
+    broken = 0
+    for number in range(KILLS):
+        victim = OWNER if number % 2 else dice.choice(hosts)
+        down.append(victim)
+        reader = dice.choice([host for host in hosts if host not in down])
+        moment = dice.uniform(0, 2)
+        before = set(crowd.stored)
+        content = dice.randbytes(dice.randint(1 * MIB, 9 * MIB))
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(crowd.put_beside, dice.randbytes(dice.randint(1, 2 * MIB)))
+            done = crowd.put(content, moment, lambda: crowd.kill(victim))  # noqa: B023
+            beside.result(60)
+
+        if done.code:
+            done.fails(5, "node_unreachable")
+            broken += 1
+        # A dead host is replaced; a dead owner can promise nothing.
+        assert victim == OWNER or done.code == 0, done.err
+        assert victim != OWNER or done.code == 5 or moment >= 1
+        crowd.start(victim)
+        for capability in sorted(set(crowd.stored) - before):
+            crowd.read(reader, capability)
+        if crowd.stored:
+            crowd.read(reader, dice.choice(sorted(crowd.stored)))
+        if victim == OWNER:
+            for index in down:
+                crowd.wait_for_start(index)
+                assert crowd.calls(index).verify_ledger()["ok"] is True
+            down.clear()
+            crowd.check_list()
+            crowd.wait_for_sight(OWNER)
+    assert 0 < broken < KILLS // 2, "all puts ended before the kill, or none"
+    for capability in crowd.stored:
+        crowd.read(dice.choice(hosts), capability)
+
+
+def test_books_agree_after_all(crowd):
+    ids = [row["id"] for row in crowd.net.status()]
+    for index in range(NODES):
+        crowd.wait_for_sight(index)
+    for index in range(NODES):
+        assert crowd.member(index)("ledger settle").code == 0
+    books = []
+    for index in range(NODES):
+        assert crowd.member(index)("ledger verify").code == 0
+        rows = crowd.calls(index).balances()["balances"]
+        books.append({row["peer"]: row["balance_micro"] for row in rows})
+    assert any(books[OWNER].values())
+    for here, one in enumerate(ids):
+        for there, other in enumerate(ids):
+            assert books[here].get(other, 0) == -books[there].get(one, 0)
+
+
+@pytest.mark.parametrize("victim", [OWNER, 1])
+def test_sigterm_during_a_put_is_a_clean_end(crowd, victim):
+    if victim not in crowd.processes:
+        crowd.kill(victim)
+        crowd.start(victim)
+
+    def strike() -> None:
+        # Connections are served in turn: once this one is answered, the put is under way.
+        crowd.calls(OWNER).status()
+        crowd.processes[victim].terminate()
+
+    for moment in (0.5, 1.1):
+        crowd.wait_for_start(victim)
+        crowd.wait_for_sight(OWNER)
+        content = random.Random(moment).randbytes(9 * MIB)
+        done = crowd.put(content, moment, strike)
+        # What runs is finished, and a host that goes is replaced.
+        assert done.code == 0, done.err
+        assert crowd.processes[victim].wait(30) == 0
+        assert not (crowd.member(victim).home / "api.json").exists()
+        crowd.start(victim)
+        crowd.read(2, done.line)
+    crowd.wait_for_start(victim)
+    crowd.check_list()
+    assert crowd.calls(victim).verify_ledger()["ok"] is True
