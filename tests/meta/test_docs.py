@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from xsc.base.errors import XscError, code_of, leaves
+from xsc.base.units import parse_duration_ms, parse_size
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -93,6 +94,51 @@ def test_links_between_pages_lead_somewhere(path):
 def test_modules_named_in_pages_exist(path):
     for name in re.findall(r"`(xsc\.[a-z_]+(?:\.\w+)*)`", path.read_text()):
         assert resolve(name) is not None
+
+
+TESTS = {
+    name
+    for path in (ROOT / "tests").rglob("test_*.py")
+    for name in [path.stem, *re.findall(r"def (test_\w+)", path.read_text())]
+}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_named_in_pages_exist(path):
+    assert set(re.findall(r"`(test_\w+)`", path.read_text())) <= TESTS
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_tests_named_in_pages_exist(path):
+    for pattern in re.findall(r"`(tests/[\w/.*{},]+)`", path.read_text()):
+        head, _, tail = pattern.partition("{")
+        choices, _, rest = tail.partition("}")
+        for choice in choices.split(","):
+            assert list(ROOT.glob(head + choice + rest)), pattern
+
+
+def number_of(name: str, text: str) -> int:
+    """Return the number that a page gives for a limit, read by the unit in the limit's name."""
+    if power := re.fullmatch(r"2\^(\d+)(-1)?", text):
+        return 2 ** int(power[1]) - bool(power[2])
+    unit = name.rpartition(".")[2].split("_")
+    if "BYTES" in unit:
+        return parse_size(text)
+    return parse_duration_ms(text) if "MS" in unit else int(text)
+
+
+LIMITS = [
+    (path.stem, match[1], row[1])
+    for path in PAGES
+    for row in rows(path)
+    if (match := re.fullmatch(r"`((?:xsc\.[a-z_.]+\.)?[A-Z][A-Z_]+)`", row[0]))
+]
+
+
+@pytest.mark.parametrize(("page", "name", "value"), LIMITS)
+def test_limits_in_pages_are_those_of_the_code(page, name, value):
+    found = resolve(name if "." in name else f"xsc.base.limits.{name}")
+    assert found == number_of(name, value), page
 
 
 ADRS = sorted((DOCS / "adr").glob("[0-9]*.md"))
