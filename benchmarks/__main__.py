@@ -1,6 +1,6 @@
 """Runs every benchmark on one fresh devnet of seven nodes, and prints ratios.
 
-    python -m benchmarks [--quick] [storage small compute start memory]
+    python -m benchmarks [--quick] [storage small compute start memory space]
 
 Each figure is the median of at least three; rates are MB (10^6 bytes of user
 data) a second. The limits are measured in the same run on the same machine.
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import limit
+from benchmarks import limit, space
 from xsc.base.limits import KIB, MIB
 from xsc.client.calls import Calls, Limits
 from xsc.client.core import Core
@@ -29,6 +29,8 @@ from xsc.client.core import Core
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
 PARTS = ("storage", "small", "compute", "start", "memory")
+ALONE = {"space": space.run}
+"""Parts that need no network."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -226,13 +228,19 @@ def memory(net: Network, quick: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, for a first look")
-    parser.add_argument("parts", nargs="*", default=list(PARTS))
+    parser.add_argument("parts", nargs="*", default=[*PARTS, *ALONE])
     asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="xsc-bench-"))
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {NODES} nodes on loopback")
+    for part in asked.parts:
+        if part in ALONE:
+            ALONE[part](asked.quick)
+    wanted = [part for part in asked.parts if part not in ALONE]
+    if not wanted:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="xsc-bench-"))
     net = Network(folder)
     try:
-        for part in asked.parts:
+        for part in wanted:
             {
                 "storage": storage,
                 "small": small,

@@ -40,6 +40,9 @@ class KeyValue(Protocol):
     def compact(self, start: bytes, stop: bytes) -> None:
         """Return the space of deleted keys in that range to the disk."""
 
+    def disk_bytes(self, start: bytes, stop: bytes) -> int:
+        """Return about how many bytes of the disk a range takes, what is deleted included."""
+
     def close(self) -> None:
         """Release the store; any later call is a bug."""
 

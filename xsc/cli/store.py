@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +183,25 @@ def stat(settings: Settings, cap: str) -> None:
 
 @store.command()
 @click.argument("cap", type=CAPABILITY)
+@click.option(
+    "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
+)
 @pass_settings
-def rm(settings: Settings, cap: str) -> int:
+def rm(settings: Settings, cap: str, receipts: Path | None) -> int:
     """Delete an object at all of its hosts.
 
     Exits with 7 if a host has not confirmed it; what it holds runs out with
     its lease.
     """
+    if receipts is not None:
+        try:
+            receipts.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise ArgumentInvalid(f"{receipts} cannot be made: {fault.strerror}") from None
     answer = settings.calls().remove(cap)
+    if receipts is not None:
+        for host, receipt in answer["receipts"].items():
+            write_whole(receipts / f"{host}.receipt", [b64decode(receipt)])
     if settings.json:
         show_json(answer)
     else:

@@ -154,6 +154,11 @@ class LevelDBKeyValue:
         """Return the space of deleted keys in that range to the disk; takes long."""
         self._db.compact_range(start=start, stop=stop)
 
+    def disk_bytes(self, start: bytes, stop: bytes) -> int:
+        """Return about how many bytes of the tables a range takes; the log does not count."""
+        size: int = self._db.approximate_size(start, stop)
+        return size
+
     def close(self) -> None:
         """Release the database and its lock."""
         self._db.close()

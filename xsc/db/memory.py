@@ -62,6 +62,10 @@ class MemoryKeyValue:
     def compact(self, start: bytes, stop: bytes) -> None:
         """Do nothing: deleted keys take no room."""
 
+    def disk_bytes(self, start: bytes, stop: bytes) -> int:
+        """Return the bytes of keys and values in a range: what is deleted takes none."""
+        return sum(len(key) + len(value) for key, value in self.scan(start, stop))
+
     def close(self) -> None:
         """Refuse any later call until `reopen`. What was written is kept, as on a clean exit."""
         self._settle()

@@ -38,7 +38,9 @@ from xsc.node.tasks import Tasks
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
 
-RECLAIM_INTERVAL_MS = 30_000
+RECLAIM_INTERVAL_MS = 10_000
+RECLAIM_PAUSE_MS = 20
+"""Between two slices of a compaction, for writers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,9 +316,10 @@ class Node:
 
     async def _reclaim(self) -> None:
         """Return the space of deleted bodies to the disk, while all else runs."""
+        await self.shards.survey()
         while True:
             await self.clock.sleep_ms(RECLAIM_INTERVAL_MS)
-            await self.shards.compact()
+            await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS))
 
     async def _confirm_head(self) -> None:
         """End the node where a peer shows that this home is an old copy of itself."""

@@ -15,6 +15,7 @@ from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
+from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import fuel_steps
@@ -95,6 +96,19 @@ def _storage_receipt(raw: bytes) -> str:
     )
 
 
+def _deletion_receipt(raw: bytes) -> str:
+    signed = _open(raw, DeletionReceipt)
+    receipt = signed.record
+    _require(signed.author == receipt.host, "the receipt is not signed by its host")
+    leases = {item.lease_id for item in receipt.freed}
+    _require(len(leases) == len(receipt.freed), "the receipt names a lease twice")
+    return (
+        f"deletion receipt: {short(receipt.host)} holds nothing more of object "
+        f"{short(receipt.locate)} for {short(receipt.customer)}, "
+        f"and freed {format_size(receipt.freed_bytes)}"
+    )
+
+
 def _execution_receipt(raw: bytes, module: bytes | None) -> str:
     signed = _open(raw, ExecutionReceipt)
     receipt, outcome = signed.record, signed.record.outcome
@@ -132,8 +146,8 @@ def verify_file(raw: bytes, module: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
-        raw: the bytes of an execution receipt, storage receipt, lease, quote,
-            voucher or exported ledger entry.
+        raw: the bytes of an execution receipt, storage or deletion receipt, lease,
+            quote, voucher or exported ledger entry.
         module: a module that an execution receipt must be about.
 
     Raises:
@@ -142,6 +156,7 @@ def verify_file(raw: bytes, module: bytes | None = None) -> str:
     checks: dict[str, Callable[[bytes], str]] = {
         ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module),
         StorageReceipt.KIND: _storage_receipt,
+        DeletionReceipt.KIND: _deletion_receipt,
         Lease.KIND: _lease,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,

@@ -7,7 +7,7 @@ Header; parts -> answer; its parts:
     storage.get     locate, generation, shards with roots -> states; the shards that are ok
     storage.stat    locate, generation, manifest -> record, columns
     storage.find    locate, manifest -> placements; sealed manifest
-    storage.delete  locate -> freed
+    storage.delete  locate -> receipt
 
 A put that carries a placement ends with the sealed manifest as its last part.
 """

@@ -29,7 +29,7 @@ from xsc.base.limits import (
     STORE_REQUEST_BYTES_MAX,
 )
 from xsc.base.log import Log
-from xsc.identity.envelope import open_signed
+from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.storage import messages
 from xsc.storage.bodies import Body, RecordBody, ShardBody
@@ -38,8 +38,9 @@ from xsc.storage.held import FoundRecord, HeldObject, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts, Leases
-from xsc.storage.receipts import expected_receipt, receipt_fault
+from xsc.storage.receipts import deletion_fault, expected_receipt, receipt_fault
 from xsc.storage.shards import StorageNode
+from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.storage_receipt import StorageReceipt
 
 T = TypeVar("T")
@@ -294,15 +295,43 @@ class Reach:
         )
         return messages.read_found(reply.header, reply.parts)
 
-    async def delete(self, node: bytes, locate: bytes) -> None:
-        """Have a host delete all that this node stored of an object there."""
+    async def delete(self, node: bytes, locate: bytes) -> Signed[DeletionReceipt] | None:
+        """Have a host delete all that this node stored of an object there.
+
+        Returns:
+            The host's verified receipt; None for the own node, which owes none to itself.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
         if node == self.own:
             await self._node.delete(locate, self.own)
-            return
+            return None
         header: dict[str, Value] = {"locate": locate}
-        await self._caller.call(
+        reply = await self._caller.call(
             node, messages.DELETE, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
         )
+        try:
+            signed = open_signed(
+                take_bytes(reply.header, "receipt"),
+                DeletionReceipt,
+                network=self.network,
+                author=node,
+            )
+            fault = deletion_fault(
+                signed.record,
+                host=node,
+                customer=self.own,
+                locate=locate,
+                now_ms=self.clock.now_ms(),
+            )
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as wrong:
+            self._blame(node, "receipt_invalid", wrong.message)
+            raise
+        return signed
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""

@@ -1,10 +1,12 @@
-"""Whether a storage receipt says what was sent."""
+"""Whether the receipt of a host says what was sent to it, or deleted there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xsc.base.limits import REQUEST_WINDOW_MS
 from xsc.storage.erasure import StorageShard
+from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 
@@ -56,4 +58,22 @@ def receipt_fault(receipt: StorageReceipt, expected: StorageReceipt) -> str | No
         return "the receipt names another manifest"
     if receipt.placement != expected.placement:
         return "the receipt names another placement"
+    return None
+
+
+def deletion_fault(
+    receipt: DeletionReceipt, *, host: bytes, customer: bytes, locate: bytes, now_ms: int
+) -> str | None:
+    """Return the first thing that a deletion receipt says otherwise than expected, or None.
+
+    What it freed is the host's to say: the customer compares it with what it paid for.
+    """
+    expected = {"host": host, "customer": customer, "locate": locate}
+    for name, value in expected.items():
+        if getattr(receipt, name) != value:
+            return f"the deletion receipt names another {name}"
+    if len({item.lease_id for item in receipt.freed}) != len(receipt.freed):
+        return "the deletion receipt names a lease twice"
+    if abs(receipt.deleted_ms - now_ms) > REQUEST_WINDOW_MS:
+        return "the deletion receipt is of another time"
     return None

@@ -34,9 +34,9 @@ from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import FIND_GRACE_MS, MANIFEST_BYTES_MAX, SEGMENTS_IN_FLIGHT
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.identity.envelope import Count, Id32, Record, open_signed, sign
+from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage import messages
+from xsc.storage import deletions, messages
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.erasure import Buffer, Code
 from xsc.storage.held import FoundRecord, HeldObject
@@ -57,6 +57,7 @@ from xsc.storage.reach import Reach, bodies_of, stop_all, together
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.shards import StorageNode
+from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
@@ -165,6 +166,8 @@ class RmResult:
 
     confirmed: tuple[bytes, ...]
     unreachable: tuple[bytes, ...]
+    receipts: tuple[Signed[DeletionReceipt], ...] = ()
+    """Of the peers that confirmed; the own node gives none to itself."""
 
     @property
     def partly(self) -> bool:
@@ -511,7 +514,8 @@ class StorageService:
                 )
         ordered = sorted(nodes)
         answers = await together(self._forget(node, verify.locate) for node in ordered)
-        confirmed = tuple(node for node, gone in zip(ordered, answers, strict=True) if gone)
+        confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
+        receipts = tuple(receipt for _, receipt in answers if receipt is not None)
         for item in held:
             if item.node in confirmed:
                 await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
@@ -523,19 +527,23 @@ class StorageService:
         if entry is not None and left:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]
+        changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
         await self._executor.run(self._write, changes)
-        return RmResult(confirmed, tuple(node for node in ordered if node not in confirmed))
+        left_at = tuple(node for node in ordered if node not in confirmed)
+        return RmResult(confirmed, left_at, receipts)
 
-    async def _forget(self, node: bytes, locate: bytes) -> bool:
+    async def _forget(
+        self, node: bytes, locate: bytes
+    ) -> tuple[bool, Signed[DeletionReceipt] | None]:
+        """Return whether nothing of this node is left at a host, and the host's word for it."""
         try:
-            await self._reach.delete(node, locate)
+            return True, await self._reach.delete(node, locate)
         except NotAllowed:
             # Others have something there, this node has nothing (left).
-            return True
+            return True, None
         except XscError as fault:
             self._log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
-            return False
-        return True
+            return False, None
 
     # Host
 
@@ -635,7 +643,23 @@ class StorageService:
     async def _on_delete(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        freed = await self._node.delete(take_bytes(header, "locate", size=ID_BYTES), caller)
+        locate = take_bytes(header, "locate", size=ID_BYTES)
+        # A caller that gives up must not keep the lease from learning what was freed.
+        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, caller)))
+        receipt = DeletionReceipt(
+            host=self._key.node_id,
+            customer=caller,
+            locate=locate,
+            freed=tuple(
+                Freed(lease_id=lease_id, size_bytes=size)
+                for lease_id, size in sorted(freed.items())
+            ),
+            deleted_ms=self._clock.now_ms(),
+        )
+        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+
+    async def _drop(self, locate: bytes, customer: bytes) -> dict[bytes, int]:
+        freed = await self._node.delete(locate, customer)
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
-        return {"freed": sum(freed.values())}, []
+        return freed

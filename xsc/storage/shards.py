@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
 from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Wanted
 from xsc.storage.manifest import column_digest, hash_of
 from xsc.storage.ports import Commit
+from xsc.storage.reclaim import DeadSpace, Slice, live_by_bucket
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ class StorageNode:
         self._freed = asyncio.Event()
         self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._dead: tuple[int, int] | None = None
+        self._dead = DeadSpace()
 
     @property
     def used_bytes(self) -> int:
@@ -354,7 +355,7 @@ class StorageNode:
         finally:
             self._reserved -= reserved
         self._damaged.difference_update(old.sequence for old in replaced)
-        self._bury([old.sequence for old in replaced])
+        self._bury(replaced)
         return growth
 
     def _replaces(self, body: Body, old: Entry) -> bool:
@@ -534,7 +535,7 @@ class StorageNode:
             for _, entry in mine:
                 freed[entry.lease_id] = freed.get(entry.lease_id, 0) + entry.size_bytes
                 self._damaged.discard(entry.sequence)
-            self._bury([entry.sequence for _, entry in mine])
+            self._bury([entry for _, entry in mine])
 
     def _held(self, locate: bytes, customer: bytes) -> tuple[list[tuple[bytes, Entry]], bool]:
         """Return up to DELETE_BATCH entries of a customer, and whether others have some."""
@@ -550,18 +551,52 @@ class StorageNode:
                     return mine, others
         return mine, others
 
-    def _bury(self, sequences: Sequence[int]) -> None:
-        for sequence in sequences:
-            low, high = self._dead or (sequence, sequence)
-            self._dead = (min(low, sequence), max(high, sequence))
+    # Reclaiming
 
-    async def compact(self) -> None:
-        """Return the space of deleted bodies to the disk; long, and may run beside all else."""
-        if self._dead is None:
-            return
-        (low, high), self._dead = self._dead, None
-        await self._executor.run(
-            self._bodies.compact,
-            formats.sequenced(formats.BODIES, low),
-            formats.sequenced(formats.BODIES, high + 1),
+    def _bury(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._dead.bury(entry.sequence, entry.size_bytes)
+
+    def _disk_bytes(self, low: int, high: int) -> int:
+        prefix = formats.BODIES
+        start, stop = formats.sequenced(prefix, low), formats.sequenced(prefix, high)
+        return self._bodies.disk_bytes(start, stop)
+
+    async def survey(self) -> int:
+        """Find what was deleted and not reclaimed before this start; return all dead bytes."""
+        await self._executor.run(self._survey)
+        return self._dead.size_bytes
+
+    def _survey(self) -> None:
+        live = live_by_bucket(
+            (entry.sequence, entry.size_bytes)
+            for prefix in (formats.SHARDS, formats.RECORDS)
+            for _, raw in self._index.scan(prefix, prefix_end(prefix))
+            for entry in [formats.decode_entry(raw)]
         )
+        self._dead.survey(live, self._disk_bytes)
+
+    async def compact(
+        self, pause: Callable[[], Awaitable[None]] | None = None, *, everything: bool = False
+    ) -> int:
+        """Return the space of deleted bodies to the disk, beside all else; return the slices.
+
+        Args:
+            pause: awaited between two slices, so that writers come first.
+            everything: also where little is dead.
+        """
+        planned = await self._executor.run(self._plan, everything)
+        for number, piece in enumerate(planned):
+            if number and pause is not None:
+                await pause()
+            # What is deleted in there from now on is for the next round.
+            self._dead.done(piece)
+            await self._executor.run(
+                self._bodies.compact,
+                formats.sequenced(formats.BODIES, piece.low),
+                formats.sequenced(formats.BODIES, piece.high),
+            )
+        return len(planned)
+
+    def _plan(self, everything: bool) -> list[Slice]:
+        return self._dead.plan(self._disk_bytes, everything=everything)

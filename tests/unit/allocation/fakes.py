@@ -32,6 +32,9 @@ class Memory:
     def compact(self, start, stop):
         pass
 
+    def disk_bytes(self, start, stop):
+        return 0
+
     def close(self):
         pass
 

@@ -15,15 +15,17 @@ from xsc.base.errors import (
     StoreDamaged,
     XscError,
 )
-from xsc.base.ids import to_text
+from xsc.base.ids import short, to_text
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import open_signed, sign
-from xsc.storage import messages
+from xsc.node.verify import verify_file
+from xsc.storage import deletions, messages
 from xsc.storage.capability import parse_read
 from xsc.storage.erasure import Code, cut
 from xsc.storage.messages import ObjectRecord, put_message
 from xsc.storage.placement import Placement
 from xsc.storage.service import MANIFESTS, OBJECTS
+from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import StorageReceipt
 
 MIB = 2**20
@@ -223,7 +225,7 @@ async def test_rm_deletes_everywhere():
     assert set(result.confirmed) == set(done.hosts)
     assert result.partly is False
     assert sum(host.node.used_bytes for host in world.hosts) == 0
-    assert list(world[0].state.scan(b"")) == []
+    assert all(key.startswith(deletions.DELETED) for key, _ in world[0].state.scan(b""))
     assert world[0].service.ls() == []
     with pytest.raises(ObjectUnknown):
         await get(world[0], done.capability)
@@ -244,7 +246,7 @@ async def test_rm_says_who_was_silent_and_asks_again():
     assert not again.partly
     assert world[2].node.used_bytes == 0
     assert set(world[0].customer_used.values()) == {0}
-    assert list(world[0].state.scan(b"")) == []
+    assert all(key.startswith(deletions.DELETED) for key, _ in world[0].state.scan(b""))
 
 
 async def test_rm_of_an_own_object_that_the_state_forgot_works():
@@ -391,7 +393,11 @@ async def test_only_the_customer_deletes_and_its_lease_is_freed():
     assert world[1].node.used_bytes > 0
     held = world[1].node.used_bytes
     reply = await world[0].call(world[1].id, messages.DELETE, {"locate": request.locate})
-    assert reply.header == {"freed": held}
+    receipt = open_signed(
+        reply.header["receipt"], DeletionReceipt, network=NETWORK, author=world[1].id
+    ).record
+    assert (receipt.customer, receipt.locate) == (world[0].id, request.locate)
+    assert receipt.freed_bytes == held
     assert set(world[1].book.used.values()) == {0}
 
 
@@ -415,3 +421,64 @@ async def test_parts_that_were_not_announced_are_refused():
             put_message(b"1" * 32, b"l" * 32, 0, [], None)[0],
             [Part(data, root_of(data))],
         )
+
+
+async def test_every_host_signs_its_deletion_and_the_owner_keeps_the_receipts():
+    world = await World(7).start()
+    done = await put(world[0], content(9 * MIB + 1))
+    locate = parse_read(done.capability).verify.locate
+    freed = {host.id: host.node.used_bytes for host in world.hosts[1:]}
+    result = await world[0].service.rm(done.capability)
+    assert {signed.author for signed in result.receipts} == set(done.hosts)
+    for signed in result.receipts:
+        assert signed.record.freed_bytes == freed[signed.author] > 0
+        assert verify_file(signed.raw).startswith(f"deletion receipt: {short(signed.author)} holds")
+    kept = list(deletions.of_object(world[0].state, locate))
+    assert sorted(kept) == sorted(signed.raw for signed in result.receipts)
+    assert list(deletions.of_object(world[0].state, bytes(32))) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": bytes(32)},
+        {"customer": bytes(32)},
+        {"locate": bytes(32)},
+        {"deleted_ms": 0},
+        {"freed": (Freed(lease_id=bytes(32), size_bytes=1),) * 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_a_wrong_deletion_receipt_confirms_nothing(change):
+    world = await World(7).start()
+    done = await put(world[0], content(9 * MIB + 1))
+    liar = world.by_id[done.hosts[0]]
+
+    def lie(method, answer):
+        if method == messages.DELETE:
+            said = open_signed(answer.header["receipt"], DeletionReceipt, network=NETWORK).record
+            raw = sign(said.model_copy(update=change), liar.key, NETWORK).raw
+            return Answer({"receipt": raw}, [])
+        return answer
+
+    liar.corrupt = lie
+    result = await world[0].service.rm(done.capability)
+    assert result.unreachable == (liar.id,)
+    assert liar.id not in {signed.author for signed in result.receipts}
+    assert (liar.id, "receipt_invalid") in world[0].reports
+    # What the host says of itself is checked, not believed: another node's word is none.
+    liar.corrupt = lambda method, answer: answer
+    assert not (await world[0].service.rm(done.capability)).unreachable
+
+
+async def test_receipts_of_deletions_are_dropped_once_no_lease_can_be_left():
+    world = await World(7).start()
+    state = world[0].state
+    done = await put(world[0], content(9 * MIB + 1))
+    await world[0].service.rm(done.capability)
+    now_ms = world.clock.now_ms()
+    assert deletions.too_old(state, now_ms + deletions.KEPT_MS, 100) == []
+    late = now_ms + deletions.KEPT_MS + 1
+    assert len(deletions.too_old(state, late, 2)) == 2
+    state.write(deletions.too_old(state, late, 100), sync=False)
+    assert list(state.scan(b"")) == []

@@ -12,6 +12,7 @@ from xsc.storage import bodies as formats
 from xsc.storage.bodies import RecordBody, ShardBody
 from xsc.storage.held import Found, Wanted
 from xsc.storage.manifest import column_digest, hash_of
+from xsc.storage.reclaim import BUCKET
 from xsc.storage.shards import DELETE_BATCH, StorageNode
 
 ALICE, BOB = b"a" * 32, b"b" * 32
@@ -352,12 +353,32 @@ async def test_compact_covers_what_was_deleted(disk):
     node = await disk.node()
     ranges = []
     disk.bodies.compact = lambda start, stop: ranges.append((start, stop))
-    await node.compact()
+    assert await node.compact() == 0
     await node.store([shard(0), shard(1), shard(2)])
     await node.delete(LOCATE, ALICE)
-    await node.compact()
-    await node.compact()
-    assert ranges == [(formats.sequenced(b"b", 1), formats.sequenced(b"b", 4))]
+    assert await node.compact() == 1
+    assert await node.compact() == 0
+    assert ranges == [(formats.sequenced(b"b", 0), formats.sequenced(b"b", BUCKET))]
+
+
+async def test_little_that_is_dead_waits_until_it_is_more(disk):
+    node = await disk.node()
+    await node.store([shard(column, data=bytes(1000)) for column in range(20)])
+    await node.store([shard(0, customer=BOB, data=bytes(1000))])
+    await node.delete(LOCATE, BOB)
+    assert await node.compact() == 0
+    assert await node.compact(everything=True) == 1
+
+
+async def test_what_was_deleted_before_a_start_is_found_by_a_survey(disk):
+    node = await disk.node()
+    await node.store([shard(0, data=bytes(1000)), shard(1)])
+    await node.delete(LOCATE, ALICE)
+    await node.store([shard(2, data=bytes(1000))])
+    node = await disk.node()
+    disk.bodies.disk_bytes = lambda start, stop: 9000
+    assert await node.survey() == 8000
+    assert await node.compact() == 1
 
 
 async def fill(disk):

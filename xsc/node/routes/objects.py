@@ -7,6 +7,7 @@ requests holds one.
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from urllib.parse import unquote
 
@@ -160,6 +161,10 @@ def routes(node: Node) -> list[web.RouteDef]:
             {
                 "confirmed": [to_text(host) for host in done.confirmed],
                 "unconfirmed": [to_text(host) for host in done.unreachable],
+                "receipts": {
+                    to_text(receipt.author): b64encode(receipt.raw).decode()
+                    for receipt in done.receipts
+                },
             }
         )
 

@@ -1,0 +1,39 @@
+"""A host's word that it holds nothing more of an object for a customer."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from xsc.identity.envelope import Count, Id32, Record
+
+
+class Freed(Record):
+    """What one lease got back."""
+
+    KIND: ClassVar[str] = "freed"
+
+    lease_id: Id32
+    size_bytes: Count
+
+
+class DeletionReceipt(Record):
+    """Signed by the host once the deletion was synced: what it names cannot come back.
+
+    The host held nothing before where `freed` is empty: deleting twice is once.
+    """
+
+    KIND: ClassVar[str] = "deletion_receipt"
+
+    host: Id32
+    customer: Id32
+    locate: Id32
+    """The object's locate id: all that the customer stored under it is gone."""
+    freed: Annotated[tuple[Freed, ...], Field(max_length=1024)]
+    deleted_ms: Count
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes freed under all leases."""
+        return sum(item.size_bytes for item in self.freed)
