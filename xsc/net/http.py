@@ -13,6 +13,7 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -116,8 +117,11 @@ async def _read(stream: aiohttp.StreamReader, size_bytes: int, progress_ms: int)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + progress_ms / 1000 + size_bytes / BODY_BYTES_A_SECOND_MIN
     while filled < size_bytes:
-        async with _progress(progress_ms):
-            chunk = await stream.readany()
+        try:
+            async with _progress(progress_ms):
+                chunk = await stream.readany()
+        except (ConnectionError, aiohttp.ClientPayloadError):
+            raise FrameInvalid("the body broke off") from None
         if not chunk or filled + len(chunk) > size_bytes:
             raise FrameInvalid("the body has another length than announced")
         if loop.time() > deadline:
@@ -127,14 +131,42 @@ async def _read(stream: aiohttp.StreamReader, size_bytes: int, progress_ms: int)
     return memoryview(body).toreadonly()
 
 
+class _Connection(web.RequestHandler):
+    """Says a status to what is not HTTP, and nothing to those who have gone."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be handled.
+
+        aiohttp would send back what it could not read, with its version, and write a trace
+        to the log for it: anybody could fill the disk.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            return super().handle_error(request, status, exc, message)
+        response = web.Response(status=status, headers={hdrs.SERVER: "xsc"})
+        response.force_close()
+        return response
+
+
 class _Server(web.Server):
     """Counts connections, and cuts off those that are idle for too long."""
 
     def __init__(self, handler: Any, *, idle_ms: int, **options: Any) -> None:  # noqa: ANN401
         super().__init__(handler, **options)
+        self._options = options
         self._idle_s = idle_ms / 1000
         self._quiet_since: dict[object, tuple[float, asyncio.Transport]] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> _Connection:
+        return _Connection(self, loop=self._loop, **self._options)
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
         super().connection_made(handler, transport)
@@ -373,7 +405,7 @@ class HttpTransport:
         response.content_length = sum(len(buffer) for buffer in answer.body)
         await response.prepare(request)
         try:
-            for piece in _pieces(answer.body):
+            for piece in () if request.method == hdrs.METH_HEAD else _pieces(answer.body):
                 async with _progress(self._progress_ms):
                     await response.write(piece)
             await response.write_eof()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, part
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import ConfigInvalid, PeerSilent
+from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net import http
@@ -33,9 +33,11 @@ class End:
         self.transport = HttpTransport(**options)
         self.arrivals: list[Arrival] = []
         self.faults: list[Exception] = []
+        self.arrived = asyncio.Event()
 
     async def handler(self, arrival: Arrival) -> RawResponse:
         self.arrivals.append(arrival)
+        self.arrived.set()
         if arrival.path == "/big":
             return RawResponse(200, {}, [bytes(PEER_BODY_BYTES_MAX)])
         try:
@@ -116,13 +118,19 @@ async def test_a_body_that_dribbles_is_given_up(end, monkeypatch):
     writer.close()
 
 
-async def test_a_body_that_ends_early_is_a_fault(end):
+@pytest.mark.parametrize("abort", [False, True])
+async def test_a_body_that_ends_early_is_a_fault_of_the_caller(end, abort):
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(POST + b"\r\nabc")
-    writer.write_eof()
-    await reader.read()
-    writer.close()
-    assert end.faults
+    await end.arrived.wait()
+    if abort:
+        writer.transport.abort()
+    else:
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+    await end.transport.close()
+    assert isinstance(end.faults[0], FrameInvalid)
 
 
 async def test_a_reader_that_does_not_read_is_cut_off(end, monkeypatch):
@@ -155,11 +163,28 @@ async def test_a_reader_that_does_not_read_is_cut_off(end, monkeypatch):
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", 400),
     ],
 )
-async def test_what_is_not_proper_http_never_reaches_the_handler(end, head, status):
+async def test_what_is_not_proper_http_never_reaches_the_handler(end, caplog, head, status):
     answer = await end.raw(head + b"Connection: close\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.") or answer == b""
-    assert b" %d " % status in answer.split(b"\r\n")[0]
+    assert answer.startswith(b"HTTP/1.")
+    first, *fields = answer.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    assert b" %d " % status in first
+    # Nothing of what came, nothing of what runs here, and nothing in the log: anybody can ask.
+    assert b"Server: xsc" in fields
+    assert {field.split(b":")[0].lower() for field in fields} <= {
+        *(b"server", b"date", b"content-length", b"content-type", b"connection"),
+    }
     assert not end.arrivals
+    assert not caplog.records
+
+
+async def test_the_answer_to_head_has_no_body(end):
+    answer = await end.raw(
+        POST.replace(b"POST", b"HEAD") + b"\r\n0123456789" + b"GET /x HTTP/1.0\r\n\r\n"
+    )
+    first, second, rest = answer.split(b"\r\n\r\n")
+    assert b"Content-Length: 10" in first
+    assert second.startswith(b"HTTP/1.0 200")
+    assert rest == b""
 
 
 async def test_nothing_is_decompressed_on_either_side(end):
