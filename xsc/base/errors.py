@@ -5,6 +5,7 @@
     │   ├── ArgumentInvalid            a value of the call is malformed
     │   ├── ConfigInvalid              file, variable or flag holds a wrong value
     │   ├── CapabilityInvalid          the capability string is malformed
+    │   ├── RangeUnsatisfiable         no byte of the object lies in the range
     │   ├── ObjectUnknown              no such object, here or at any peer
     │   ├── PeerUnknown                no such peer
     │   ├── PeerBlocked                the peer was blocked by the operator
@@ -104,6 +105,12 @@ class ConfigInvalid(CallerError):
 
 class CapabilityInvalid(CallerError):
     """The capability string is malformed."""
+
+
+class RangeUnsatisfiable(CallerError):
+    """No byte of the object lies in the range that was asked for."""
+
+    http_status = 416
 
 
 class ObjectUnknown(CallerError):

@@ -103,3 +103,67 @@ def leaf_holds(
         return False
     top = _climb(blake3(leaf, derive_key_context=_LEAF).digest(), index, count, path)
     return top is not None and _seal(top, size_bytes) == root
+
+
+def leaf_count(size_bytes: int) -> int:
+    """Return how many leaves a shard of that size has: at least one."""
+    return max(1, -(-size_bytes // LEAF_BYTES))
+
+
+def root_from(hashes: Sequence[bytes], size_bytes: int) -> bytes:
+    """Return the root of a shard whose leaf hashes are known."""
+    return _seal(_top(hashes), size_bytes)
+
+
+def prove_span(hashes: Sequence[bytes], first: int, stop: int) -> list[bytes]:
+    """Return what proves the leaves from `first` up to `stop` together.
+
+    These are the tops of the largest subtrees that hold none of the leaves, from
+    left to right: at most two for each level of the tree.
+    """
+    assert 0 <= first < stop <= len(hashes)
+    path: list[bytes] = []
+
+    def walk(low: int, high: int) -> None:
+        if high <= first or stop <= low:
+            path.append(_top(hashes[low:high]))
+        elif not (first <= low and high <= stop):
+            middle = low + _split(high - low)
+            walk(low, middle)
+            walk(middle, high)
+
+    walk(0, len(hashes))
+    return path
+
+
+def span_holds(
+    root: bytes, size_bytes: int, first: int, span: bytes | memoryview, path: Sequence[bytes]
+) -> bool:
+    """Say whether `span` are whole leaves, from `first` on, of the shard of that root and size.
+
+    Only the last leaf of a shard may be shorter than LEAF_BYTES.
+    """
+    count = leaf_count(size_bytes)
+    stop = first + leaf_count(len(span))
+    if not 0 <= first < stop <= count:
+        return False
+    if len(span) != min(stop * LEAF_BYTES, size_bytes) - first * LEAF_BYTES:
+        return False
+    inside = leaf_hashes(span)
+    outside = list(reversed(path))
+    short = False
+
+    def climb(low: int, high: int) -> bytes:
+        nonlocal short
+        if high <= first or stop <= low:
+            if outside:
+                return outside.pop()
+            short = True
+            return b""
+        if first <= low and high <= stop:
+            return _top(inside[low - first : high - first])
+        middle = low + _split(high - low)
+        return _pair(climb(low, middle), climb(middle, high))
+
+    top = climb(0, count)
+    return not short and not outside and _seal(top, size_bytes) == root

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.units import parse_duration_ms, parse_share_ppm, parse_size
 from xsc.client.calls import Calls, Limits, unreadable
@@ -229,6 +230,7 @@ DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
 SHARE = Parsed("SHARE", parse_share_ppm)
 SURVIVE = Parsed("WHAT", _survive)
 CODE = Parsed("K,M", _code)
+RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)

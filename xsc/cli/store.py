@@ -11,7 +11,16 @@ import click
 
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_size
-from xsc.cli.options import CAPABILITY, CODE, PATH, SURVIVE, Group, Settings, pass_settings
+from xsc.cli.options import (
+    CAPABILITY,
+    CODE,
+    PATH,
+    RANGE,
+    SURVIVE,
+    Group,
+    Settings,
+    pass_settings,
+)
 from xsc.cli.output import (
     moment,
     progress_bar,
@@ -99,26 +108,39 @@ def _count(number: int, what: str) -> str:
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
 )
+@click.option(
+    "--range",
+    "part",
+    type=RANGE,
+    metavar="FIRST-LAST",
+    help="Only these bytes, like 1000-1999, 1000- or -500.",
+)
 @pass_settings
-def get(settings: Settings, cap: str, output: Path) -> None:
+def get(settings: Settings, cap: str, output: Path, part: str | None) -> None:
     """Fetch the object that CAP stands for.
 
-    FILE appears when all of it is there and has been checked. With - the
-    content goes to standard output as it arrives, and the exit code says
-    whether it was all.
+    FILE appears when all of it is there and has been checked; after an
+    interruption the same command goes on where it was. With - the content goes
+    to standard output as it arrives, and the exit code says whether it was all.
     """
     if output == STREAM and settings.json:
         raise ArgumentInvalid("--json and -o - both want standard output")
     if output != STREAM:
         check_target(output)
     calls = settings.calls()
-    with calls.open(cap) as download, progress_bar("fetching", download.size_bytes) as progress:
-        if output == STREAM:
-            for block in download.blocks(progress):
-                sys.stdout.buffer.write(block)
-            sys.stdout.buffer.flush()
-            return
-        size = write_whole(output, download.blocks(progress))
+    if output != STREAM and part is None:
+        size = calls.fetch(cap, output, lambda total: progress_bar("fetching", total))
+    else:
+        with (
+            calls.open(cap, part) as download,
+            progress_bar("fetching", download.size_bytes) as progress,
+        ):
+            if output == STREAM:
+                for block in download.blocks(progress):
+                    sys.stdout.buffer.write(block)
+                sys.stdout.buffer.flush()
+                return
+            size = write_whole(output, download.blocks(progress))
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})
     elif settings.verbose:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
+    NodeUnreachable,
     PeerUnknown,
     TooLarge,
 )
 from xsc.base.limits import MODULE_BYTES_MAX, TIMEOUT_MS_MAX
 from xsc.client.core import Core, Document, Download, Progress, ignore_progress
-from xsc.client.files import write_whole
+from xsc.client.partial import Watch, fetch
 
 JOB_GRACE_S = 120.0
 """Beside the job's own time: its place in the queue, the market, the way there and back."""
@@ -143,14 +146,35 @@ class Calls:
             headers["XSC-Code"] = f"{code[0]},{code[1]}"
         return self.core.upload("/v1/objects", source, headers, progress)
 
-    def open(self, capability: str) -> Download:
-        """Return an object's content as a stream, to be used in a `with`."""
-        return self.core.download("/v1/object", _capability(capability))
+    def open(self, capability: str, part: str | None = None) -> Download:
+        """Return an object's content as a stream, to be used in a `with`.
+
+        Args:
+            capability: of the object.
+            part: the range that is wanted, like "1000-1999", "1000-" or "-500".
+
+        Raises:
+            ArgumentInvalid, RangeUnsatisfiable: not a range, or none of this object.
+        """
+        headers = _capability(capability)
+        if part is None:
+            return self.core.download("/v1/object", headers)
+        download = self.core.download("/v1/object", {**headers, "Range": UNIT + check_range(part)})
+        if download.part is None:
+            download.close()
+            raise NodeUnreachable("the node gives no ranges", hint="it may be of an older release")
+        return download
 
     def get(self, capability: str, path: Path, progress: Progress = ignore_progress) -> int:
-        """Write an object to a file, whole or not at all; return its size in bytes."""
-        with self.open(capability) as download:
-            return write_whole(path, download.blocks(progress))
+        """Write an object to a file, whole or not at all; return its size in bytes.
+
+        What an interrupted call has left beside the file is continued.
+        """
+        return self.fetch(capability, path, lambda _: nullcontext(progress))
+
+    def fetch(self, capability: str, path: Path, watch: Watch) -> int:
+        """Do what `get` does; `watch` is told the size and gives who is told of progress."""
+        return fetch(lambda part: self.open(capability, part), capability, path, watch)
 
     def objects(self) -> Document:
         """Return the objects that this node has stored."""

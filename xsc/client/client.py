@@ -191,7 +191,10 @@ class Node:
         return await _in_thread(work)
 
     async def get(self, capability: str, path: Path | str) -> int:
-        """Write an object to a file, whole or not at all; return its size in bytes."""
+        """Write an object to a file, whole or not at all; return its size in bytes.
+
+        What an interrupted call has left beside the file is continued.
+        """
 
         def work(progress: Progress) -> int:
             return self._calls.get(capability, Path(path), progress)
@@ -202,9 +205,15 @@ class Node:
         """Return all of an object; use `stream` for one that is larger than memory."""
         return b"".join([block async for block in self.stream(capability)])
 
-    async def stream(self, capability: str) -> AsyncIterator[bytes]:
-        """Yield an object's content; it ends without an error only if all of it came."""
-        download = await asyncio.to_thread(self._calls.open, capability)
+    async def stream(self, capability: str, part: str | None = None) -> AsyncIterator[bytes]:
+        """Yield an object's content; it ends without an error only if all of it came.
+
+        Args:
+            capability: of the object.
+            part: the range that is wanted, like "1000-1999", "1000-" or "-500"; only what
+                holds it is fetched. All of the object where None.
+        """
+        download = await asyncio.to_thread(self._calls.open, capability, part)
         with download:
             blocks = download.blocks()
             while (block := await asyncio.to_thread(next, blocks, None)) is not None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
+from xsc.api.ranges import read_content_range
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
 
 BLOCK_BYTES = 1024 * 1024
@@ -337,12 +338,19 @@ class Download:
         self._response = response
         length = response.getheader("Content-Length", "")
         self.size_bytes: int | None = int(length) if length.isdigit() else None
+        """How many bytes come."""
+        self.part = read_content_range(response.getheader("Content-Range", ""))
+        """Where they begin and how long the whole is, where a range was asked for."""
         self._request_id = response.getheader("XSC-Request-Id", "")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what has not come yet."""
         self._response.close()
         self._exchange.close()
 

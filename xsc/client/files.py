@@ -69,9 +69,14 @@ def _fill(handle: int, partial: Path, path: Path, blocks: Iterable[bytes]) -> in
         if partial != path:
             os.fsync(file.fileno())
     if partial != path:
-        partial.replace(path)
-        _sync_directory(path.parent)
+        put_in_place(partial, path)
     return size
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a file that is whole and synced its name, for good."""
+    partial.replace(path)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:

@@ -5,18 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from xsc.base.limits import LEAF_BYTES
+from xsc.base.merkle import leaf_count, leaf_hashes, prove_span, root_from
 from xsc.storage.erasure import Buffer
 
 HeldState: TypeAlias = Literal["ok", "missing", "corrupt"]
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Leaves of a shard, from `first` up to `stop`."""
+
+    first: int
+    stop: int
+    shard_bytes: int
+    """The size of the whole shard."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes they have together: the last leaf of a shard may be short."""
+        return min(self.stop * LEAF_BYTES, self.shard_bytes) - self.first * LEAF_BYTES
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all leaves of the shard."""
+        return self.first == 0 and self.stop >= leaf_count(self.shard_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
-    """A shard that somebody asks for."""
+    """A shard that somebody asks for, or some of its leaves."""
 
     segment: int
     column: int
     root: bytes
+    span: Span | None = None
+    """None for the whole shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +49,22 @@ class Found:
 
     state: HeldState
     data: Buffer | None = None
+    path: tuple[bytes, ...] | None = None
+    """What proves the leaves, where such were asked for and not the whole shard."""
+
+
+def cut_found(data: Buffer, root: bytes, span: Span | None) -> Found | None:
+    """Return a shard, or some of its leaves and their proof; None where its root is another."""
+    hashes = leaf_hashes(data)
+    if root_from(hashes, len(data)) != root:
+        return None
+    if span is None:
+        return Found("ok", data)
+    if span.shard_bytes != len(data):
+        return Found("missing")
+    start = span.first * LEAF_BYTES
+    leaves = memoryview(data)[start : start + span.size_bytes]
+    return Found("ok", leaves, tuple(prove_span(hashes, span.first, span.stop)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ Header; parts -> answer; its parts:
 
     storage.put     lease, locate, generation, shards, placement; shards, sealed manifest
                     -> receipt
-    storage.get     locate, generation, shards with roots -> states; the shards that are ok
+    storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest -> record, columns
     storage.find    locate, manifest -> placements; sealed manifest
     storage.delete  locate -> receipt
 
-A put that carries a placement ends with the sealed manifest as its last part.
+A put that carries a placement ends with the sealed manifest as its last part. A
+get names whole shards, or in `leaves` the first leaf, the one after the last, and
+the size of the shard; `proofs` holds a path for each of those that are given, and
+is there only where leaves were asked for.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from xsc.base.errors import RecordInvalid, TooLarge
 from xsc.base.fields import take_bytes, take_int, take_list, take_opt_bytes, take_str
 from xsc.base.ids import ID_BYTES
 from xsc.base.limits import FRAME_PARTS_MAX, MANIFEST_BYTES_MAX, RECORD_BYTES_MAX, SEGMENT_BYTES
-from xsc.base.merkle import Part, root_of
+from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
 from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.erasure import Buffer, StorageShard
-from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Wanted
+from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Span, Wanted
 
 PUT = "storage.put"
 GET = "storage.get"
@@ -36,6 +39,8 @@ DELETE = "storage.delete"
 SHARD_BYTES_MAX = SEGMENT_BYTES
 GET_MAX = 64
 """Shards in one get."""
+PATH_MAX = 64
+"""Hashes that prove leaves of one shard: two a level, more than any shard has."""
 PLACEMENTS_MAX = 16
 COLUMNS_MAX = 4096
 
@@ -143,10 +148,27 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
 
 def get_message(locate: bytes, generation: int, wanted: Sequence[Wanted]) -> dict[str, Value]:
     """Return the header of a `storage.get`."""
-    listed: list[Value] = [
-        {"segment": want.segment, "column": want.column, "root": want.root} for want in wanted
-    ]
+    listed: list[Value] = [_asked(want) for want in wanted]
     return {"locate": locate, "generation": generation, "shards": listed}
+
+
+def _asked(want: Wanted) -> dict[str, Value]:
+    item: dict[str, Value] = {"segment": want.segment, "column": want.column, "root": want.root}
+    if want.span is not None:
+        item["leaves"] = [want.span.first, want.span.stop, want.span.shard_bytes]
+    return item
+
+
+def _span(fields: Mapping[str, Value]) -> Span | None:
+    if "leaves" not in fields:
+        return None
+    match fields["leaves"]:
+        case [int(first), int(stop), int(size)] if not any(
+            isinstance(item, bool) for item in (first, stop, size)
+        ):
+            if 0 < size <= SHARD_BYTES_MAX and 0 <= first < stop <= leaf_count(size):
+                return Span(first, stop, size)
+    raise RecordInvalid("leaves are the first, the one after the last, and the size of the shard")
 
 
 def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
@@ -163,6 +185,7 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
                 take_int(fields, "segment", most=SEGMENT_MAX),
                 take_int(fields, "column", most=COLUMN_MAX),
                 take_bytes(fields, "root", size=ID_BYTES),
+                _span(fields),
             )
         )
     return (
@@ -175,13 +198,34 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
 def get_answer(found: Sequence[Found]) -> tuple[dict[str, Value], list[Buffer]]:
     """Return the answer to a `storage.get`."""
     states: list[Value] = [item.state for item in found]
-    return {"states": states}, [item.data for item in found if item.data is not None]
+    header: dict[str, Value] = {"states": states}
+    proofs: list[Value] = [list(item.path) for item in found if item.path is not None]
+    if proofs:
+        header["proofs"] = proofs
+    return header, [item.data for item in found if item.data is not None]
+
+
+def _path(value: Value) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) > PATH_MAX:
+        raise RecordInvalid(f"a proof is a list of at most {PATH_MAX} hashes")
+    path = []
+    for item in value:
+        if not isinstance(item, bytes) or len(item) != ROOT_BYTES:
+            raise RecordInvalid("a proof consists of hashes")
+        path.append(item)
+    return tuple(path)
+
+
+def _holds(data: Buffer, span: Span, root: bytes, path: tuple[bytes, ...]) -> bool:
+    return len(data) == span.size_bytes and span_holds(
+        root, span.shard_bytes, span.first, data, path
+    )
 
 
 def read_got(
     header: Mapping[str, Value], parts: Sequence[Buffer], wanted: Sequence[Wanted]
 ) -> list[Found]:
-    """Return what a peer answered; a shard that has another root than asked for is corrupt.
+    """Return what a peer answered; what does not fit the root that was asked for is corrupt.
 
     Raises:
         RecordInvalid: the answer is not about what was asked.
@@ -189,14 +233,23 @@ def read_got(
     states = take_list(header, "states", most=GET_MAX)
     if len(states) != len(wanted) or len(parts) != states.count("ok"):
         raise RecordInvalid("the answer does not fit the shards that were asked for")
-    data = iter(parts)
+    given = [want for state, want in zip(states, wanted, strict=True) if state == "ok"]
+    proved = sum(want.span is not None for want in given)
+    proofs = take_list(header, "proofs", most=GET_MAX) if proved else []
+    if len(proofs) != proved:
+        raise RecordInvalid("the answer does not prove what it gives")
+    data, paths = iter(parts), iter(proofs)
     found = []
     for state, want in zip(states, wanted, strict=True):
         match state:
             case "ok":
-                shard = next(data)
-                good = root_of(shard) == want.root
-                found.append(Found("ok", shard) if good else Found("corrupt"))
+                piece = next(data)
+                good = (
+                    root_of(piece) == want.root
+                    if want.span is None
+                    else _holds(piece, want.span, want.root, _path(next(paths)))
+                )
+                found.append(Found("ok", piece) if good else Found("corrupt"))
             case "missing":
                 found.append(Found("missing"))
             case "corrupt":

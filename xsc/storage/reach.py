@@ -7,9 +7,9 @@ verified: shards against the root asked for, receipts against what was sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from xsc.base.clock import Clock, Executor
 from xsc.base.encoding import Value
@@ -34,7 +34,7 @@ from xsc.identity.keys import KeyPair
 from xsc.storage import messages
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
-from xsc.storage.held import FoundRecord, HeldObject, Wanted
+from xsc.storage.held import FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts, Leases
@@ -160,6 +160,10 @@ class Reach:
         if node == self.own:
             return 0
         return max(self.hosts.response_ms(node), self._pace_ms.get(node, 0))
+
+    def late_ms(self, node: bytes) -> int:
+        """Return after how long somebody else is asked beside a node."""
+        return max(HEDGE_FLOOR_MS, self.expected_ms(node) * 3 // 2)
 
     def _blame(self, node: bytes, what: str, reason: str) -> None:
         self.log.warning("storage_peer_wrong", peer=short(node), what=what, reason=reason)
@@ -343,6 +347,40 @@ class Reach:
             self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
 
 
+async def first_of(
+    clock: Clock, ways: Sequence[Callable[[], Coroutine[Any, Any, T]]], late_ms: int
+) -> T:
+    """Return what the first way gives; the next is taken where it fails, or beside it when late.
+
+    Raises:
+        XscError: all failed; the fault of the last.
+    """
+    waiting = list(ways)
+    running: set[asyncio.Task[Any]] = set()
+    alarm: asyncio.Task[None] | None = None
+    try:
+        while True:
+            if waiting and (not running or alarm is None):
+                running.add(asyncio.create_task(waiting.pop(0)()))
+                if alarm is None:
+                    alarm = asyncio.create_task(clock.sleep_ms(late_ms))
+            pending: set[asyncio.Task[Any]] = set(running)
+            if alarm is not None:
+                pending.add(alarm)
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done.intersection(running):
+                running.discard(task)
+                try:
+                    return cast(T, task.result())
+                except XscError:
+                    if not waiting and not running:
+                        raise
+            if alarm in done:
+                alarm = None
+    finally:
+        await stop_all([*running, *([] if alarm is None else [alarm])])
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A column and the node that should hold it."""
@@ -373,8 +411,11 @@ async def race(
     roots: Sequence[bytes],
     sources: Sequence[Source],
     k: int,
+    span: Span | None = None,
 ) -> dict[int, Buffer]:
     """Return k verified shards of a segment, from the first k sources that give theirs.
+
+    With a span it is the same leaves of each.
 
     The next source is asked at once where one fails, and beside it where one takes
     longer than 1.5 times what was expected.
@@ -390,11 +431,11 @@ async def race(
 
     def ask_next() -> None:
         source = waiting.pop(0)
-        want = Wanted(segment, source.column, roots[source.column])
+        want = Wanted(segment, source.column, roots[source.column], span)
         task = asyncio.create_task(reach.fetch(source.node, locate, generation, want))
         running[task] = source
-        late_ms = max(HEDGE_FLOOR_MS, reach.expected_ms(source.node) * 3 // 2)
-        alarms[asyncio.create_task(reach.clock.sleep_ms(late_ms))] = task
+        alarm = reach.clock.sleep_ms(reach.late_ms(source.node))
+        alarms[asyncio.create_task(alarm)] = task
 
     try:
         while len(got) < k:
@@ -403,17 +444,16 @@ async def race(
             if not running:
                 raise insufficient(segment, k, len(got), failed)
             done, _ = await asyncio.wait([*running, *alarms], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if task in alarms:
-                    late = alarms.pop(task)
-                    if late in running and waiting:
-                        ask_next()
-                    continue
+            for task in done.intersection(running):
                 source = running.pop(task)
                 try:
                     got[source.column] = task.result()
                 except XscError as fault:
                     failed.append((source, fault))
+            # Answers first: where this node itself was slow, they come with their alarm.
+            for task in done.intersection(alarms):
+                if alarms.pop(task) in running and waiting:
+                    ask_next()
         return dict(sorted(got.items())[:k])
     finally:
         await stop_all([*running, *alarms])

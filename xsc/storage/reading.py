@@ -1,24 +1,27 @@
 """Reads an object: k verified shards a segment, decoded and decrypted in order.
 
 Touches hosts through `Reach`. A wrong shard never reaches the decoder, and a
-segment that does not open never reaches the reader. Memory is bounded by the
-segments that are fetched ahead.
+segment that does not open never reaches the reader. Of a segment that is read in
+part, only the leaves that hold it are fetched, each held against the roots of the
+manifest. Memory is bounded by the segments that are fetched ahead.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.storage import segment as segments
 from xsc.storage.capability import ReadCapability
 from xsc.storage.erasure import Buffer, Code, decode
+from xsc.storage.held import Wanted
 from xsc.storage.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.placement import Placement
-from xsc.storage.reach import Reach, Source, in_order, race, stop_all
+from xsc.storage.ranges import Piece, is_whole, pieces_of, rebuild_span
+from xsc.storage.reach import Reach, Source, first_of, in_order, race, stop_all, together
 from xsc.storage.segment import Place
 
 
@@ -49,6 +52,21 @@ def _join(
     nonce, tag = seal
     ciphertext = decode(shards, code, place.length)
     return segments.open_sealed(content_key, nonce, tag, place, ciphertext)
+
+
+def _decipher(
+    content_key: bytes,
+    nonce: bytes,
+    start: int,
+    pieces: Sequence[Piece],
+    leaves: Sequence[Buffer],
+) -> bytes:
+    plain = []
+    for piece, data in zip(pieces, leaves, strict=True):
+        wanted = memoryview(data)[piece.low : piece.high]
+        plain.append(segments.decipher_at(content_key, nonce, start, wanted))
+        start += len(wanted)
+    return b"".join(plain)
 
 
 class ObjectReader:
@@ -92,16 +110,64 @@ class ObjectReader:
         following = start // size
         ahead: deque[asyncio.Task[bytes]] = deque()
         try:
-            for index in range(start // size, last + 1):
+            while following <= last or ahead:
                 while following <= last and len(ahead) < self._segments_in_flight:
-                    ahead.append(asyncio.create_task(self._segment(following)))
+                    low = max(0, start - following * size)
+                    high = min(size, end - following * size)
+                    ahead.append(asyncio.create_task(self._part(following, low, high)))
                     following += 1
                 data = await ahead[0]
                 ahead.popleft()
-                low, high = max(0, start - index * size), min(len(data), end - index * size)
-                yield data if (low, high) == (0, len(data)) else data[low:high]
+                yield data
         finally:
             await stop_all(ahead)
+
+    async def _part(self, index: int, low: int, high: int) -> bytes:
+        """Return bytes of one segment: of the whole of it where all its leaves are needed."""
+        manifest = self._located.manifest
+        code = code_of(manifest)
+        length = place_of(manifest, self._located.locate, index).length
+        if manifest.inline is not None or is_whole(low, high, length, code):
+            data = await self._segment(index)
+            return data if (low, high) == (0, len(data)) else data[low:high]
+        pieces = pieces_of(low, high, length, code)
+        leaves = await together(self._leaves(index, piece, code) for piece in pieces)
+        nonce = manifest.nonces[index]
+        return await self._reach.executor.run(
+            _decipher, self._content_key, nonce, low, pieces, leaves
+        )
+
+    async def _leaves(self, index: int, piece: Piece, code: Code) -> Buffer:
+        """Return the verified leaves of a piece: from its host, or rebuilt where that fails.
+
+        The host is raced by those of the other columns once it is late.
+        """
+        located, manifest, reach = self._located, self._located.manifest, self._reach
+        roots = roots_of(manifest, index)
+        columns = located.placement.columns
+        host = columns[piece.column]
+        want = Wanted(index, piece.column, roots[piece.column], piece.span)
+
+        async def ask() -> Buffer:
+            return await reach.fetch(host, located.locate, manifest.generation, want)
+
+        async def rebuild() -> Buffer:
+            others = [Source(column, node) for column, node in enumerate(columns)]
+            del others[piece.column]
+            got = await race(
+                reach,
+                locate=located.locate,
+                generation=manifest.generation,
+                segment=index,
+                roots=roots,
+                sources=in_order(reach, others, code.k),
+                k=code.k,
+                span=piece.span,
+            )
+            return await reach.executor.run(rebuild_span, got, code, piece.column, piece.span)
+
+        ways = [ask, rebuild] if reach.is_up(host) else [rebuild, ask]
+        return await first_of(reach.clock, ways, reach.late_ms(host))
 
     async def _segment(self, index: int) -> bytes:
         located, manifest = self._located, self._located.manifest

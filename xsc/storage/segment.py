@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from xsc.base.encoding import domain, encode
@@ -23,6 +24,9 @@ from xsc.storage.erasure import Buffer
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
+_BLOCK_BYTES = 16
+_FIRST_COUNTER = 2
+"""GCM keeps counter 1 for the tag (NIST SP 800-38D, 7.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +74,17 @@ def open_sealed(
         raise RecordInvalid(
             f"segment {place.index} does not open: it was sealed otherwise"
         ) from None
+
+
+def decipher_at(content_key: bytes, nonce: bytes, offset: int, ciphertext: Buffer) -> bytes:
+    """Return the plaintext of a piece that stands at `offset` of its segment.
+
+    GCM encrypts in counter mode, so that a piece can be read alone. The tag is not
+    checked, which needs the whole segment: the caller must have verified the piece
+    against the roots of the capability's manifest (docs/adr/0011-ranges.md).
+    """
+    block, skipped = divmod(offset, _BLOCK_BYTES)
+    counter = nonce + (_FIRST_COUNTER + block).to_bytes(4, "big")
+    decryptor = Cipher(algorithms.AES(content_key), modes.CTR(counter)).decryptor()
+    decryptor.update(bytes(skipped))
+    return decryptor.update(ciphertext)

@@ -28,10 +28,18 @@ from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
-from xsc.base.merkle import root_of
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
-from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Wanted
+from xsc.storage.held import (
+    Found,
+    FoundRecord,
+    HeldColumn,
+    HeldObject,
+    HeldState,
+    Span,
+    Wanted,
+    cut_found,
+)
 from xsc.storage.manifest import column_digest, hash_of
 from xsc.storage.ports import Commit
 from xsc.storage.reclaim import DeadSpace, Slice, live_by_bucket
@@ -406,7 +414,10 @@ class StorageNode:
         size = sum(entry.size_bytes for entry in entries if entry is not None)
         if size > size_max:
             raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
-        return [Found("missing") if entry is None else self._read_shard(entry) for entry in entries]
+        return [
+            Found("missing") if entry is None else self._read_shard(entry, want.span)
+            for entry, want in zip(entries, wanted, strict=True)
+        ]
 
     def _wanted(self, locate: bytes, generation: int, want: Wanted) -> Entry | None:
         prefix = formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
@@ -425,10 +436,12 @@ class StorageNode:
             self._log.error("storage_body_damaged", sequence=entry.sequence, reason=fault.message)
             return None
 
-    def _read_shard(self, entry: Entry) -> Found:
+    def _read_shard(self, entry: Entry, span: Span | None = None) -> Found:
         body = self._body(entry)
-        if isinstance(body, ShardBody) and root_of(body.data) == entry.proof:
-            return Found("ok", body.data)
+        if isinstance(body, ShardBody):
+            found = cut_found(body.data, entry.proof, span)
+            if found is not None:
+                return found
         self._damaged.add(entry.sequence)
         return Found("corrupt")
 

@@ -99,6 +99,48 @@ def test_get_that_breaks_off_leaves_no_file(xsc, stand_in, tmp_path):
     assert xsc("store", "get", "xsc:r:abc", "-o", "-").code == 5
 
 
+@pytest.mark.parametrize(
+    ("part", "content"), [("1-2", b"bc"), ("3-", b"de"), ("-2", b"de"), ("0-99", b"abcde")]
+)
+def test_get_takes_a_range(xsc, stand_in, tmp_path, part, content):
+    stand_in.serves("/v1/object", b"abcde")
+    assert xsc("store", "get", "c", "--range", part, "-o", "-").out == content
+    assert stand_in.last.headers["Range"] == f"bytes={part}"
+    done = xsc("store", "get", "c", "--range", part, "-o", tmp_path / "f", "--json")
+    assert done.json == {"file": str(tmp_path / "f"), "size_bytes": len(content)}
+    assert (tmp_path / "f").read_bytes() == content
+
+
+@pytest.mark.parametrize("part", ["", "-", "a-b", "5-4", "1-2,4-5", "1", "bytes=1-2"])
+def test_get_refuses_what_is_no_range_before_it_asks(xsc, stand_in, part):
+    done = xsc("store", "get", "c", "--range", part, "-o", "-")
+    assert done.code == 2
+    assert stand_in.requests == []
+
+
+def test_get_does_not_take_the_whole_for_a_range(xsc, stand_in):
+    stand_in.streams("/v1/object", b"abcde")
+    done = xsc("store", "get", "c", "--range", "1-2", "-o", "-")
+    assert (done.code, done.out) == (5, b"")
+
+
+def test_get_goes_on_where_it_was_interrupted(xsc, stand_in, tmp_path):
+    content = bytes(range(256)) * (9 * 2**12)
+    stand_in.serves("/v1/object", content, cut=6 * 2**20)
+    target = tmp_path / "f"
+    assert xsc("store", "get", "c", "-o", target).code == 5
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "f.part",
+        "f.part.sums",
+    ]
+    stand_in.serves("/v1/object", content)
+    done = xsc("store", "get", "c", "-o", target, "--json")
+    assert done.json == {"file": str(target), "size_bytes": len(content)}
+    assert stand_in.last.headers["Range"] == f"bytes={4 * 2**20}-"
+    assert target.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["f"]
+
+
 @pytest.mark.parametrize("how", ["word", "file", "stdin"])
 def test_a_capability_need_not_stand_in_the_list_of_processes(xsc, stand_in, tmp_path, how):
     stand_in.answers("GET", "/v1/object/stat", {})

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from xsc.api.ranges import content_range, from_header
+
 TOKEN = "token7"
 
 
@@ -73,6 +75,21 @@ class StandIn:
         def route(request: Request) -> None:
             headers = {"Content-Length": str(len(content)), "XSC-Request-Id": "41"}
             request.answer.raw(200, headers, content[:cut])
+
+        self.routes["GET", path] = route
+
+    def serves(self, path: str, content: bytes, *, cut: int | None = None) -> None:
+        """Give content and ranges of it, as the node does; break off at byte `cut`."""
+
+        def route(request: Request) -> None:
+            headers = {"XSC-Request-Id": "41"}
+            start, stop, status = 0, len(content), 200
+            if "Range" in request.headers:
+                start, stop = from_header(request.headers["Range"], len(content))
+                headers["Content-Range"] = content_range(start, stop, len(content))
+                status = 206
+            headers["Content-Length"] = str(stop - start)
+            request.answer.raw(status, headers, content[start : stop if cut is None else cut])
 
         self.routes["GET", path] = route
 

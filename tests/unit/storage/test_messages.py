@@ -1,10 +1,10 @@
 import pytest
 
 from xsc.base.errors import RecordInvalid, TooLarge
-from xsc.base.limits import SEGMENT_BYTES
+from xsc.base.limits import LEAF_BYTES, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.storage.erasure import Code, StorageShard, cut
-from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, Wanted
+from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, Span, Wanted, cut_found
 from xsc.storage.messages import (
     ObjectRecord,
     find_answer,
@@ -130,6 +130,54 @@ def test_an_answer_to_another_question_is_refused(states, parts):
 def test_every_field_of_a_get_is_checked(name, value):
     with pytest.raises(RecordInvalid):
         read_get(get_message(LOCATE, 5, WANTED) | {name: value})
+
+
+def test_a_get_of_leaves_comes_back():
+    wanted = [Wanted(1, 2, HASH, Span(3, 5, 100_000)), *WANTED]
+    assert read_get(get_message(LOCATE, 5, wanted)) == (LOCATE, 5, wanted)
+    data = bytes(3 * LEAF_BYTES - 9)
+    root = root_of(data)
+    span = Span(1, 3, len(data))
+    found = [cut_found(data, root, span), Found("missing"), cut_found(b"two", WANTED[1].root, None)]
+    asked = [Wanted(0, 1, root, span), *WANTED]
+    header, parts = get_answer(found)
+    assert read_got(header, parts, asked) == [
+        Found("ok", data[LEAF_BYTES:]),
+        Found("missing"),
+        Found("ok", b"two"),
+    ]
+    for other in (Span(0, 2, len(data)), Span(1, 3, len(data) - 1), Span(1, 2, len(data))):
+        (bad, *_) = read_got(header, parts, [Wanted(0, 1, root, other), *WANTED])
+        assert bad == Found("corrupt")
+
+
+def test_leaves_of_another_size_of_shard_are_missing_and_of_another_root_not_given():
+    data = bytes(LEAF_BYTES + 1)
+    assert cut_found(data, root_of(data), Span(0, 1, LEAF_BYTES)) == Found("missing")
+    assert cut_found(data, HASH, Span(0, 1, len(data))) is None
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        None,
+        7,
+        [],
+        [0, 1],
+        [0, 0, 9],
+        [1, 0, 9],
+        [-1, 1, 9],
+        [0, 2, LEAF_BYTES],
+        [0, 1, 0],
+        [0, 1, SEGMENT_BYTES + 1],
+        [False, True, 9],
+        [b"", 1, 9],
+    ],
+)
+def test_leaves_that_no_shard_has_are_refused(leaves):
+    item = {"segment": 0, "column": 0, "root": HASH, "leaves": leaves}
+    with pytest.raises(RecordInvalid, match="leaves are"):
+        read_get({"locate": LOCATE, "generation": 5, "shards": [item]})
 
 
 def test_a_get_is_bounded():

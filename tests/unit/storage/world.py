@@ -211,5 +211,16 @@ async def get(host: Host, capability: str, **span) -> bytes:
     return b"".join([chunk async for chunk in reader.stream(**span)])
 
 
+async def finished(world: World, work):
+    """Return what a coroutine gives, letting time pass only while everybody waits."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        for _ in range(50):
+            await asyncio.sleep(0)
+        if not task.done():
+            world.clock.advance_to(world.clock.next_ms())
+    return await task
+
+
 def content(size: int, seed: int = 1) -> bytes:
     return SeededEntropy(seed.to_bytes(4, "big")).token(size)

@@ -13,8 +13,15 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from xsc.api import ranges
 from xsc.api.problems import problem
-from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, NotFound, XscError
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CapabilityInvalid,
+    NotFound,
+    RangeUnsatisfiable,
+    XscError,
+)
 from xsc.base.ids import to_text
 from xsc.base.limits import (
     DATA_SHARDS_DEFAULT,
@@ -23,7 +30,7 @@ from xsc.base.limits import (
     SHARDS_MAX,
 )
 from xsc.node.build import Node
-from xsc.node.http import reply
+from xsc.node.http import problem_response, reply
 
 NAME_CHARS_MAX = 1024
 FAULTS_KEPT = 256
@@ -122,17 +129,30 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def get(request: web.Request) -> web.StreamResponse:
         reader = await node.storage.open(_capability(request))
-        stream = reader.stream()
+        asked = request.headers.get("Range")
+        start, stop = 0, reader.size_bytes
+        if asked is not None:
+            try:
+                start, stop = ranges.from_header(asked, reader.size_bytes)
+            except RangeUnsatisfiable as fault:
+                answer = problem_response(fault)
+                answer.headers["Content-Range"] = f"bytes */{reader.size_bytes}"
+                return answer
+        stream = reader.stream(start, stop)
         # The first bytes are fetched before the head is sent: most faults show here.
         first = await anext(stream, b"")
         request_id = faults.begin()
         response = web.StreamResponse(
+            status=200 if asked is None else 206,
             headers={
-                "Content-Length": str(reader.size_bytes),
+                "Accept-Ranges": "bytes",
+                "Content-Length": str(stop - start),
                 "Content-Type": "application/octet-stream",
                 "XSC-Request-Id": request_id,
-            }
+            },
         )
+        if asked is not None:
+            response.headers["Content-Range"] = ranges.content_range(start, stop, reader.size_bytes)
         await response.prepare(request)
         try:
             if first:
