@@ -38,6 +38,7 @@ SHELL = {
     "xsc.ledger.service": "proposes, accepts and keeps entries",
     "xsc.market.service": "asks, leases and settles",
     "xsc.net.http": "HTTP between peers",
+    "xsc.net.lanes": "lets small calls wait for each other",
     "xsc.net.memory": "a network inside one process",
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.tls": "makes certificates and contexts",

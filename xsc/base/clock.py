@@ -47,6 +47,19 @@ class Executor(Protocol):
         """Wait for what runs and refuse anything new."""
 
 
+SMALL_WORK_BYTES = 64 * 1024
+"""Hashing, sealing or parsing so much takes less than handing it to a thread and back."""
+
+
+async def run_sized(
+    executor: Executor, size_bytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Return what a function gives: at once where the work is small, else by the executor."""
+    if size_bytes <= SMALL_WORK_BYTES:
+        return function(*args, **kwargs)
+    return await executor.run(function, *args, **kwargs)
+
+
 class ManualClock:
     """A clock that moves only when told to."""
 

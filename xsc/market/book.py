@@ -10,13 +10,14 @@ at this moment are in memory only: after a restart nothing runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import PROMISE_MS
 from xsc.identity.envelope import open_signed
 from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
 from xsc.terms.lease import Lease, LeaseRequest
@@ -26,6 +27,9 @@ _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
+
+
+_PROMISE_STEP_MS = PROMISE_MS // 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,16 @@ class Entry:
         self.promised = [item for item in self.promised if item[0] > now_ms]
         return sum(quantity for _, quantity in self.promised)
 
+    def promise(self, quantity: int, now_ms: int) -> None:
+        """Take note of what was handed out; of storage, by the time, not one by one."""
+        until_ms = now_ms + PROMISE_MS
+        if self.terms.kind == "storage" and self.promised:
+            last_ms, before = self.promised[-1]
+            if until_ms - last_ms < _PROMISE_STEP_MS:
+                self.promised[-1] = (last_ms, before + quantity)
+                return
+        self.promised.append((until_ms, quantity))
+
     def keep_promise(self, quantity: int) -> None:
         """Take so much out of what was handed out, the oldest first."""
         while self.promised and quantity > 0:
@@ -93,8 +107,11 @@ class Entry:
         self.promised.remove(ended)
 
 
+_USE_FIELDS = [item.name for item in fields(LeaseUse)]
+
+
 def _use_value(entry: Entry) -> Value:
-    use: dict[str, Value] = dict(asdict(entry.use))
+    use: dict[str, Value] = {name: getattr(entry.use, name) for name in _USE_FIELDS}
     booking: Value = None
     if entry.booking is not None:
         booking = dict(asdict(entry.booking))
@@ -137,12 +154,13 @@ def _read_use(entry: Entry, value: Value) -> None:
 
 
 class LeaseBook:
-    """All leases by role and id; what changes is written at once."""
+    """All leases by role and id; what changes is written at once, bytes held by `flush`."""
 
     def __init__(self, state: KeyValue, network: bytes) -> None:
         self._state = state
         self._network = network
         self._entries: dict[Role, dict[bytes, Entry]] = {"customer": {}, "provider": {}}
+        self._touched: dict[bytes, Entry] = {}
 
     def load(self) -> None:
         """Read what was kept.
@@ -216,8 +234,27 @@ class LeaseBook:
         key = _USE + _LETTERS[entry.role] + entry.terms.lease_id
         self._state.write([(key, encode(_use_value(entry)))], sync=sync)
 
+    def touch(self, entry: Entry) -> bool:
+        """Note that a change of bytes held is to be kept; return whether it is the first.
+
+        What many small puts do to one lease is written once, by the next `flush`.
+        """
+        first = not self._touched
+        self._touched[_LETTERS[entry.role] + entry.terms.lease_id] = entry
+        return first
+
+    def flush(self) -> None:
+        """Write what was noted since the last time, unsynced."""
+        changes: list[Change] = [
+            (_USE + tail, encode(_use_value(entry))) for tail, entry in self._touched.items()
+        ]
+        self._touched.clear()
+        if changes:
+            self._state.write(changes, sync=False)
+
     def forget(self, entry: Entry) -> None:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
+        self._touched.pop(tail, None)
         self._state.write([(_LEASE + tail, None), (_USE + tail, None)], sync=False)
         del self._entries[entry.role][entry.terms.lease_id]

@@ -45,7 +45,6 @@ from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     LEASES_A_CUSTOMER_MAX,
     NONCE_BYTES,
-    PROMISE_MS,
     QUOTE_TIMEOUT_MS,
     REPORT_KEPT_MS,
     SETTLE_TIMEOUT_MS,
@@ -224,6 +223,7 @@ class MarketService:
     async def close(self) -> None:
         """Settle what can be settled, and end the windows that are open."""
         await self.settle_all()
+        self._book.flush()
         for task in self._windows:
             task.cancel()
         await asyncio.gather(*self._windows, return_exceptions=True)
@@ -506,6 +506,11 @@ class MarketService:
 
     # The provider's side: use
 
+    def _keep(self, entry: Entry) -> None:
+        """Keep a change of bytes held, unsynced, at the end of this turn of the event loop."""
+        if self._book.touch(entry):
+            asyncio.get_running_loop().call_soon(self._book.flush)
+
     def _mine(self, lease_id: bytes, customer: bytes, kind: Kind) -> Entry:
         entry = self._book.get("provider", lease_id)
         if entry is None or entry.terms.customer != customer or entry.terms.kind != kind:
@@ -531,7 +536,7 @@ class MarketService:
         if size_bytes > rules.room(entry.terms, entry.use):
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
         entry.use = rules.hold(entry.terms, entry.use, size_bytes, self._clock.now_ms())
-        self._book.save(entry, sync=False)
+        self._keep(entry)
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Change the bytes held: back (-) where a write failed or a shard was deleted."""
@@ -542,7 +547,7 @@ class MarketService:
             self._log.warning("use_of_unknown_lease", lease=short(lease_id), delta=delta_bytes)
             return
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
-        self._book.save(entry, sync=False)
+        self._keep(entry)
 
     def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
         """Reserve steps under a lease and return its price a quantum; 0 for the own node.
@@ -841,7 +846,7 @@ class MarketService:
         return taken, faults
 
     def _hand_out(self, entry: Entry, quantity: int) -> Granted:
-        entry.promised.append((self._clock.now_ms() + PROMISE_MS, quantity))
+        entry.promise(quantity, self._clock.now_ms())
         return Granted(entry.terms.provider, entry.terms.lease_id, entry.terms.price)
 
     async def lease_hosts(
@@ -950,7 +955,7 @@ class MarketService:
         entry = self._theirs(lease_id)
         entry.keep_promise(delta_bytes)
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
-        self._book.save(entry, sync=False)
+        self._keep(entry)
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
         """Take note of what a verified receipt bills.

@@ -38,10 +38,11 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.net import batch, problems, signing
 from xsc.net import invitation as invitations
-from xsc.net import problems, signing
 from xsc.net.book import AddressRecord, PeerBook, PeerInfo
 from xsc.net.frame import Reply, head_of, pack_head, unpack
+from xsc.net.lanes import Lanes
 from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, Transport
 from xsc.net.quota import UNKNOWN, Quota
 from xsc.net.replay import ReplayGuard
@@ -128,7 +129,9 @@ class PeerNet:
         self._book = PeerBook(store, name)
         self._invitations = invitations.Invitations(store)
         self._replay = ReplayGuard(boot_ms=clock.now_ms(), horizons=_read_horizons(store))
-        self._handlers: dict[str, Handler] = {HELLO: self._hello}
+        self._handlers: dict[str, Handler] = {HELLO: self._hello, batch.METHOD: self._batch}
+        self._shared: set[str] = set()
+        self._lanes = Lanes(clock, self._call_alone, self._spawn)
         self._listeners: list[OnChange] = []
         self._answered_at: dict[bytes, str] = {}
         self._greeted: set[bytes] = set()
@@ -144,6 +147,10 @@ class PeerNet:
             assert method not in self._handlers, method
             assert method != JOIN
             self._handlers[method] = handler
+
+    def share(self, *methods: str) -> None:
+        """Let small calls of these methods share requests; they must be quick and answer little."""
+        self._shared.update(methods)
 
     async def start(self) -> None:
         """Serve, and tell every known peer where this node is now."""
@@ -344,11 +351,29 @@ class PeerNet:
             PeerSilent: no connection, or no answer in time.
             XscError: what the peer answered with.
         """
+        if method in self._shared and timeout_ms is None and not self._lanes.is_full(peer):
+            call = batch.Call(method, encode(header), parts)
+            if batch.may_share(call):
+                return await self._lanes.call(peer, self._callable(peer).name, call, header)
+        return await self._call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
+
+    def _callable(self, peer: bytes) -> PeerInfo:
         info = self._book.info(peer)
         if info.blocked:
             raise PeerBlocked(f"the peer {info.name} is blocked here")
+        return info
+
+    async def _call_alone(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part],
+        timeout_ms: int,
+    ) -> Reply:
+        info = self._callable(peer)
         try:
-            reply = await self._ask(info, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
+            reply = await self._ask(info, method, header, parts, timeout_ms)
         except PeerSilent:
             self._greeted.discard(peer)
             raise
@@ -568,6 +593,42 @@ class PeerNet:
         if moved is not None:
             self._book.put(moved)
             self._log.info("peer_moved", peer=short(peer))
+
+    async def _batch(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Carry out several calls at once, each with an answer and a count of its own."""
+        calls = batch.unpack_calls(header, parts)
+        first = self._one_of(caller, calls[0])
+        others = (self._counted(caller, call) for call in calls[1:])
+        return batch.pack_answers(await asyncio.gather(first, *others))
+
+    async def _counted(self, caller: bytes, call: batch.Call) -> batch.Answer:
+        try:
+            self._quota.enter(caller, 0, self._clock.monotonic_ms())
+        except RateLimited as fault:
+            return batch.refused(problems.answer_of(fault))
+        try:
+            return await self._one_of(caller, call)
+        finally:
+            self._quota.leave(caller, 0)
+
+    async def _one_of(self, caller: bytes, call: batch.Call) -> batch.Answer:
+        try:
+            handler = None if call.method == batch.METHOD else self._handlers.get(call.method)
+            if handler is None:
+                raise NotFound("this node has no such method", hint="it may be of an older release")
+            header = decode(call.header)
+            if not isinstance(header, dict):
+                raise FrameInvalid("the header of a call holds no map")
+            return batch.answered(*await handler(caller, header, call.parts))
+        except XscError as fault:
+            return batch.refused(problems.answer_of(fault))
+        except Exception:  # noqa: BLE001 (as the request middleware: one call must not end others)
+            self._log.error(
+                "peer_request_failed", path=call.method[:80], trace=traceback.format_exc()
+            )
+            return batch.refused(problems.failed())
 
     async def _hello(
         self,

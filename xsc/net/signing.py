@@ -25,10 +25,11 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from xsc.base import ids
 from xsc.base.errors import ArgumentInvalid, SignatureInvalid
-from xsc.base.ids import node_id_from_text, to_text
-from xsc.base.limits import NONCE_BYTES
+from xsc.base.limits import NONCE_BYTES, PEERS_MAX
 from xsc.identity.keys import KeyPair, verify
 
 DIGEST = "xsc-head-digest"
@@ -48,6 +49,10 @@ _INPUT = re.compile(
     + rf';nonce="([0-9a-f]{{{2 * NONCE_BYTES}}})"'
 )
 _SIGNATURE = re.compile(re.escape(LABEL) + r"=:([A-Za-z0-9+/]{86}==):")
+
+# Base32 is slow, and the ids of a node's peers are always the same.
+to_text = lru_cache(maxsize=2 * PEERS_MAX)(ids.to_text)
+node_id_from_text = lru_cache(maxsize=2 * PEERS_MAX)(ids.node_id_from_text)
 
 
 @dataclass(frozen=True, slots=True)

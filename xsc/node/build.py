@@ -35,6 +35,7 @@ from xsc.net.port import Transport
 from xsc.net.service import PeerNet
 from xsc.node.config import Config
 from xsc.node.tasks import Tasks
+from xsc.storage.messages import PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
 
@@ -134,6 +135,7 @@ class Node:
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
         self._commit = GroupCommit(parts.bodies, executor)
+        self._state_commit = GroupCommit(parts.state, executor)
         self.peers = PeerNet(
             key=key,
             network_name=network,
@@ -217,6 +219,7 @@ class Node:
             leases=self.market,
             node=self.shards,
             state=parts.state,
+            commit=self._state_commit.commit,
             log=log,
         )
         self.compute = ComputeService(
@@ -298,6 +301,7 @@ class Node:
                 self.compute,
             ):
                 self.peers.register(service.handlers())
+            self.peers.share(PUT)
             self.peers.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()
@@ -351,6 +355,7 @@ class Node:
         await self.market.close()
         await self.ledger.close()
         await self._commit.settle()
+        await self._state_commit.settle()
         self.parts.executor.close()
         for store in (self.parts.index, self.parts.bodies, self.parts.state):
             store.close()

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base.clock import Entropy
+from xsc.base.clock import Entropy, run_sized
 from xsc.base.errors import (
     DurabilityUnreachable,
     LeaseExhausted,
@@ -58,6 +58,9 @@ from xsc.storage.segment import NONCE_BYTES, Place
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
 """Room asked for at first for a stream of unknown length; it grows as the stream does."""
+
+MANIFEST_SEGMENT_BYTES = 250
+"""What a segment adds to a manifest, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +258,15 @@ class Upload:
         nonce = self._entropy.token(NONCE_BYTES)
         place = Place(self._locate, index, len(plain), final)
         self._lengths[index] = len(plain)
-        self._sealed[index], shards = await self._reach.executor.run(
-            _cut_segment, self._content_key, nonce, place, plain, self._code
+        self._sealed[index], shards = await run_sized(
+            self._reach.executor,
+            len(plain),
+            _cut_segment,
+            self._content_key,
+            nonce,
+            place,
+            plain,
+            self._code,
         )
         return shards
 
@@ -285,8 +295,13 @@ class Upload:
             [self._sealed[number] for number in range(index + 1)],
             inline=inline,
         )
-        sealed = await self._reach.executor.run(
-            seal_manifest, manifest, self._manifest_key, self._entropy.token(NONCE_BYTES)
+        sealed = await run_sized(
+            self._reach.executor,
+            (index + 1) * MANIFEST_SEGMENT_BYTES,
+            seal_manifest,
+            manifest,
+            self._manifest_key,
+            self._entropy.token(NONCE_BYTES),
         )
         generation = 0
         while True:

@@ -110,7 +110,7 @@ class Leases(Protocol):
 
 
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
-"""Applies all changes or none to the bodies and returns once they are synced to the disk."""
+"""Applies all changes or none to one store and returns once they are synced to the disk."""
 
 Handler: TypeAlias = Callable[
     [bytes, dict[str, Value], Sequence[Part]],

@@ -52,7 +52,7 @@ from xsc.storage.placement import (
     columns_of,
     condition,
 )
-from xsc.storage.ports import Caller, Handler, Hosts, Leases
+from xsc.storage.ports import Caller, Commit, Handler, Hosts, Leases
 from xsc.storage.reach import Reach, bodies_of, stop_all, together
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
@@ -191,6 +191,7 @@ class StorageService:
         leases: Leases,
         node: StorageNode,
         state: KeyValue,
+        commit: Commit,
         log: Log,
         segments_in_flight: int = SEGMENTS_IN_FLIGHT,
     ) -> None:
@@ -203,6 +204,7 @@ class StorageService:
         self._leases = leases
         self._node = node
         self._state = state
+        self._commit = commit
         self._log = log
         self._segments_in_flight = segments_in_flight
         self._reach = Reach(
@@ -278,13 +280,9 @@ class StorageService:
             deleting=False,
         )
         manifest_hash = done.capability.manifest_hash
-        await self._executor.run(
-            self._write,
-            [(OBJECTS + manifest_hash, entry.to_bytes()), (MANIFESTS + manifest_hash, done.sealed)],
+        await self._commit(
+            [(OBJECTS + manifest_hash, entry.to_bytes()), (MANIFESTS + manifest_hash, done.sealed)]
         )
-
-    def _write(self, changes: list[tuple[bytes, bytes | None]]) -> None:
-        self._state.write(changes, sync=True)
 
     # Customer: finding and reading
 
@@ -503,15 +501,8 @@ class StorageService:
             held = entry.held
             nodes = {item.node for item in held}
             if not entry.deleting:
-                await self._executor.run(
-                    self._write,
-                    [
-                        (
-                            OBJECTS + verify.manifest_hash,
-                            entry.model_copy(update={"deleting": True}).to_bytes(),
-                        )
-                    ],
-                )
+                going = entry.model_copy(update={"deleting": True}).to_bytes()
+                await self._commit([(OBJECTS + verify.manifest_hash, going)])
         ordered = sorted(nodes)
         answers = await together(self._forget(node, verify.locate) for node in ordered)
         confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
@@ -528,7 +519,7 @@ class StorageService:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]
         changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
-        await self._executor.run(self._write, changes)
+        await self._commit(changes)
         left_at = tuple(node for node in ordered if node not in confirmed)
         return RmResult(confirmed, left_at, receipts)
 

@@ -22,8 +22,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from xsc.base.clock import Executor
-from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
+from xsc.base.clock import Executor, run_sized
+from xsc.base.errors import (
+    NotAllowed,
+    ShardMismatch,
+    SpaceExhausted,
+    StoreDamaged,
+    TooLarge,
+    XscError,
+)
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
@@ -62,6 +69,16 @@ class Recovery:
     """Bodies that could not be read; whoever stored them finds out by stat."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Settling:
+    """Bodies on the disk that the index does not know yet."""
+
+    sequences: Sequence[int]
+    puts: Sequence[tuple[bytes, Entry]]
+    drops: Sequence[tuple[bytes, int]]
+    done: asyncio.Future[None]
+
+
 class StorageNode:
     """Stores shards and object records for customers, this node among them.
 
@@ -94,7 +111,8 @@ class StorageNode:
         self._writers: dict[tuple[bytes, bytes], int] = {}
         self._deleting: set[tuple[bytes, bytes]] = set()
         self._freed = asyncio.Event()
-        self._indexing = asyncio.Lock()
+        self._settling: list[_Settling] = []
+        self._indexer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead = DeadSpace()
 
@@ -270,11 +288,38 @@ class StorageNode:
         puts: Sequence[tuple[bytes, Entry]],
         drops: Sequence[tuple[bytes, int]],
     ) -> None:
-        async with self._indexing:
-            left = self._open.difference(sequences)
-            mark = min(left, default=self._next) - 1
-            await self._executor.run(self._apply, puts, drops, mark)
-            self._open = self._open.difference(sequences)
+        """Bring the index up to these bodies; those that come together share one write."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settling.append(_Settling(sequences, puts, drops, done))
+        if self._indexer is None:
+            self._indexer = asyncio.create_task(self._index_all())
+        await done
+
+    async def _index_all(self) -> None:
+        group: list[_Settling] = []
+        try:
+            while self._settling:
+                group, self._settling = self._settling, []
+                settled = {sequence for item in group for sequence in item.sequences}
+                left = self._open - settled
+                # A note drops by sequence, so puts may all come before all notes.
+                await self._executor.run(
+                    self._apply,
+                    [put for item in group for put in item.puts],
+                    [drop for item in group for drop in item.drops],
+                    min(left, default=self._next) - 1,
+                )
+                self._open -= settled
+                for item in group:
+                    if not item.done.done():
+                        item.done.set_result(None)
+        except BaseException as fault:  # noqa: BLE001 (it belongs to those who wait)
+            for item in [*group, *self._settling]:
+                if not item.done.done():
+                    item.done.set_exception(fault)
+        finally:
+            self._indexer = None
+            self._settling.clear()
 
     def _take_sequences(self, count: int) -> list[int]:
         taken = list(range(self._next, self._next + count))
@@ -332,7 +377,9 @@ class StorageNode:
         return await asyncio.shield(task)
 
     async def _store(self, bodies: Sequence[Body]) -> int:
-        held = await self._executor.run(self._entries, [body.index_key for body in bodies])
+        size = sum(body.size_bytes for body in bodies)
+        keys = [body.index_key for body in bodies]
+        held = await run_sized(self._executor, size, self._entries, keys)
         fresh: list[Body] = []
         replaced: list[Entry] = []
         for body in bodies:
@@ -353,7 +400,9 @@ class StorageNode:
         self._reserved += reserved
         try:
             sequences = self._take_sequences(len(fresh))
-            changes = await self._executor.run(self._changes, fresh, sequences, replaced)
+            changes = await run_sized(
+                self._executor, size, self._changes, fresh, sequences, replaced
+            )
             await self._commit(changes)
             puts = [
                 (body.index_key, formats.entry_of(body, sequence))

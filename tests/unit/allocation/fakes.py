@@ -12,6 +12,7 @@ class Memory:
     def __init__(self):
         self.table = {}
         self.synced = 0
+        self.writes = 0
 
     def get(self, key):
         return self.table.get(key)
@@ -23,6 +24,7 @@ class Memory:
 
     def write(self, changes, *, sync):
         self.synced += sync
+        self.writes += 1
         for key, value in changes:
             if value is None:
                 self.table.pop(key, None)

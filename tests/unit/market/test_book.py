@@ -5,6 +5,7 @@ import pytest
 from tests.unit.allocation.fakes import Memory
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import StoreDamaged
+from xsc.base.limits import PROMISE_MS
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.book import Booking, LeaseBook
@@ -107,3 +108,32 @@ def test_promises_are_kept_ended_and_forgotten(state):
     entry.end_promise(0)
     entry.end_promise(0)
     assert entry.promised_at(50) == 0
+
+
+def test_promises_of_storage_are_counted_by_the_time_and_not_one_by_one(state):
+    entry = book_on(state).entry_of("customer", lease(1), 5)
+    for now_ms in range(0, 3 * PROMISE_MS, 50):
+        entry.promise(1, now_ms)
+        assert len(entry.promised) <= 61
+        # Nothing is forgotten early, and nothing is kept for long over its time.
+        asked = min(now_ms, PROMISE_MS - 50) // 50 + 1
+        assert 0.98 * asked <= entry.promised_at(now_ms) <= asked
+
+
+def test_what_happens_to_leases_between_flushes_is_written_once(state):
+    book = book_on(state)
+    entry = book.entry_of("customer", lease(1), 5)
+    book.add([entry])
+    writes = state.writes
+    for held in range(10):
+        entry.use = replace(entry.use, held_bytes=held)
+        assert book.touch(entry) == (held == 0)
+    assert state.writes == writes
+    book.flush()
+    book.flush()
+    assert state.writes == writes + 1
+    assert book_on(state).get("customer", b"\1" * 32) == entry
+    assert book.touch(entry)
+    book.forget(entry)
+    book.flush()
+    assert not state.table

@@ -490,3 +490,46 @@ async def test_a_mended_and_deleted_shard_leaves_nothing_in_a_lagging_index(disk
     node = await disk.node()
     assert node.used_bytes == 0
     assert index_of(disk) == []
+
+
+async def test_stores_that_are_synced_together_share_one_write_of_the_index(disk):
+    class Counting(MemoryKeyValue):
+        writes = 0
+
+        def write(self, changes, *, sync):
+            Counting.writes += 1
+            super().write(changes, sync=sync)
+
+    disk.index = Counting()
+    node = await disk.node()
+    before = Counting.writes
+    await asyncio.gather(*(node.store([shard(segment=number)]) for number in range(20)))
+    assert Counting.writes - before <= 3
+    assert node.used_bytes == 20 * len(b"data")
+    again = await disk.node(rebuild=True)
+    assert again.used_bytes == node.used_bytes
+
+
+async def test_a_deletion_between_stores_of_one_write_drops_only_what_came_before(disk):
+    node = await disk.node()
+    await node.store([shard()])
+    both = [node.store([shard(locate=b"m" * 32, segment=n)]) for n in range(5)]
+    await asyncio.gather(node.delete(LOCATE, ALICE), *both)
+    await node.store([shard()])
+    assert node.used_bytes == 6 * len(b"data")
+    assert (await disk.node(rebuild=True)).used_bytes == node.used_bytes
+
+
+async def test_an_index_that_cannot_be_written_fails_every_store_that_waits_for_it(disk):
+    node = await disk.node()
+
+    def broken(changes, *, sync):
+        raise StoreDamaged("no")
+
+    disk.index.write, good = broken, disk.index.write
+    stores = (node.store([shard(segment=number)]) for number in range(3))
+    got = await asyncio.gather(*stores, return_exceptions=True)
+    assert [type(item) for item in got] == [StoreDamaged] * 3
+    disk.index.write = good
+    # The bodies are there; the next start enters them.
+    assert (await disk.node()).used_bytes == 3 * len(b"data")

@@ -85,6 +85,7 @@ class Host:
             leases=self.book,
             node=self.node,
             state=self.state,
+            commit=self.commit_state,
             log=SilentLog(),
         )
 
@@ -101,6 +102,10 @@ class Host:
     async def commit(self, changes: list[Change]) -> None:
         await asyncio.sleep(0)
         self.bodies.write(changes, sync=True)
+
+    async def commit_state(self, changes: list[Change]) -> None:
+        await asyncio.sleep(0)
+        self.state.write(changes, sync=True)
 
     # Caller
 

@@ -1,0 +1,350 @@
+"""Small calls that share a request: each keeps its own answer, error and count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.net.nodes import Node, acquainted, part
+from xsc.base.clock import ManualClock
+from xsc.base.encoding import encode
+from xsc.base.errors import (
+    CreditExceeded,
+    FrameInvalid,
+    NotFound,
+    PeerBlocked,
+    PeerError,
+    PeerSilent,
+    RateLimited,
+    RecordInvalid,
+    TooLarge,
+)
+from xsc.base.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_CALL_BYTES_MAX,
+    BATCH_CALL_PARTS_MAX,
+    BATCH_CALLS_MAX,
+    BATCH_WAITING_MAX,
+    PEER_TIMEOUT_MS,
+)
+from xsc.net import batch
+from xsc.net.frame import Reply
+from xsc.net.memory import MemoryNetwork
+from xsc.net.quota import Quota
+
+
+class Pair:
+    """Anna calls Bert, who answers `test.hold` only once he may."""
+
+    def __init__(self, quota: Quota | None = None) -> None:
+        self.clock = ManualClock()
+        self.memory = MemoryNetwork(self.clock)
+        self.anna = Node(self.memory, "anna", clock=self.clock)
+        self.bert = Node(self.memory, "bert", clock=self.clock, quota=quota)
+        self.gate = asyncio.Event()
+        self.seen: list[object] = []
+
+    async def start(self) -> None:
+        await acquainted(self.anna, self.bert)
+
+        async def hold(caller, header, parts):
+            self.seen.append(header["n"])
+            await self.gate.wait()
+            return await self.echo(caller, header, parts)
+
+        async def refuse(caller, header, parts):
+            raise CreditExceeded(f"no credit for {header['n']}")
+
+        async def fail(caller, header, parts):
+            raise ValueError("secret")
+
+        async def large(caller, header, parts):
+            return {}, [bytes(BATCH_CALL_BYTES_MAX + 1)]
+
+        self.bert.net.register(
+            {"test.hold": hold, "test.refuse": refuse, "test.fail": fail, "test.large": large}
+        )
+        self.anna.net.share(
+            "test.hold", "test.refuse", "test.fail", "test.echo", "test.large", "test.nothing",
+            "peers.batch", "peers.join",
+        )  # fmt: skip
+
+    @staticmethod
+    async def echo(caller, header, parts):
+        return header, [item.data for item in parts]
+
+    def call(self, number: object, method: str = "test.hold", parts=()) -> asyncio.Task[Reply]:
+        return asyncio.create_task(
+            self.anna.net.call(self.bert.id, method, {"n": number}, [part(data) for data in parts])
+        )
+
+    def requests(self) -> list[str]:
+        return [
+            event.path.removeprefix("/peer/v1/")
+            for event in self.memory.trace
+            if event.source == "anna" and event.what == "sent" and "/peers." not in event.path
+        ] + [
+            "batch"
+            for event in self.memory.trace
+            if event.source == "anna" and event.what == "sent" and "peers.batch" in event.path
+        ]
+
+    async def settle(self) -> None:
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        await self.anna.net.stop()
+        await self.bert.net.stop()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    made = Pair()
+    await made.start()
+    yield made
+    made.gate.set()
+    await made.stop()
+
+
+async def test_a_call_to_a_peer_that_is_not_busy_leaves_at_once_and_as_it_is(pair):
+    pair.gate.set()
+    for number in range(3):
+        assert (await pair.call(number)).header == {"n": number}
+    assert pair.requests() == ["test.hold"] * 3
+
+
+async def test_calls_that_gather_while_one_is_under_way_leave_together(pair):
+    first = pair.call(0)
+    await pair.settle()
+    others = [pair.call(number, parts=[bytes([number])] * (number % 3)) for number in range(1, 9)]
+    await pair.settle()
+    assert pair.seen == [0]
+    pair.gate.set()
+    replies = await asyncio.gather(first, *others)
+    assert [reply.header["n"] for reply in replies] == list(range(9))
+    assert [[bytes(item) for item in reply.parts] for reply in replies] == [
+        [bytes([number])] * (number % 3) for number in range(9)
+    ]
+    assert pair.requests() == ["test.hold", "batch"]
+
+
+async def test_each_call_keeps_its_own_error(pair):
+    first = pair.call(0)
+    await pair.settle()
+    methods = ["test.echo", "test.refuse", "test.fail", "test.nothing", "test.large", "test.echo"]
+    others = [pair.call(number, method) for number, method in enumerate(methods, 1)]
+    # Neither a batch nor a join may hide in a batch.
+    others += [pair.call(7, "peers.batch"), pair.call(8, "peers.join")]
+    await pair.settle()
+    pair.gate.set()
+    await first
+    got = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(item) for item in got] == [
+        Reply, CreditExceeded, PeerError, NotFound, PeerError, Reply, NotFound, NotFound,
+    ]  # fmt: skip
+    assert str(got[1]) == "no credit for 2"
+    assert "secret" not in str(got[2])
+    assert pair.bert.log.names().count("peer_request_failed") == 1
+    assert pair.requests().count("batch") == 1
+
+
+async def test_every_call_of_a_batch_counts_against_the_quota():
+    pair = Pair(Quota(rate=6))
+    await pair.start()
+    pair.gate.set()
+    first = pair.call(0)
+    others = [pair.call(number) for number in range(1, 12)]
+    got = await asyncio.gather(first, *others, return_exceptions=True)
+    refused = [item for item in got if isinstance(item, RateLimited)]
+    # Bert counted the greeting, too, and the batch as its first call.
+    assert 6 <= len(refused) <= 7
+    assert len(pair.seen) == 12 - len(refused)
+    await pair.stop()
+
+
+async def test_requests_in_flight_count_each_call_of_a_batch():
+    pair = Pair(Quota(in_flight_max=4))
+    await pair.start()
+    pair.gate.set()
+    await pair.call(0)
+    pair.gate.clear()
+    first = pair.call(1)
+    await pair.settle()
+    others = [pair.call(number) for number in range(2, 9)]
+    await pair.settle()
+    pair.gate.set()
+    await first
+    pair.gate.clear()
+    await pair.settle()
+    pair.gate.set()
+    got = await asyncio.gather(*others, return_exceptions=True)
+    assert [isinstance(item, RateLimited) for item in got] == [False] * 4 + [True] * 3
+    await pair.stop()
+
+
+async def test_a_silent_peer_is_the_error_of_every_call_at_its_own_deadline(pair):
+    pair.memory.partition("anna", "bert")
+    first = pair.call(0)
+    await pair.settle()
+    pair.clock.advance_to(pair.clock.now_ms() + 5_000)
+    second = pair.call(1)
+    third = pair.call(2)
+    await pair.settle()
+    pair.clock.advance_to(pair.clock.now_ms() + PEER_TIMEOUT_MS - 5_000)
+    with pytest.raises(PeerSilent):
+        await first
+    await pair.settle()
+    pair.clock.advance_to(pair.clock.now_ms() + 4_999)
+    await pair.settle()
+    assert not second.done()
+    pair.clock.advance_to(pair.clock.now_ms() + 1)
+    for call in (second, third):
+        with pytest.raises(PeerSilent):
+            await call
+    pair.memory.heal()
+    pair.gate.set()
+    assert (await pair.call(3)).header == {"n": 3}
+
+
+async def test_a_caller_that_gives_up_takes_nobody_along(pair):
+    first = pair.call(0)
+    await pair.settle()
+    others = [pair.call(number) for number in range(1, 5)]
+    await pair.settle()
+    others[1].cancel()
+    first.cancel()
+    await pair.settle()
+    pair.gate.set()
+    got = await asyncio.gather(*others, return_exceptions=True)
+    assert [isinstance(item, asyncio.CancelledError) for item in got] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert pair.seen == [0, 1, 3, 4]
+
+
+async def test_a_stop_ends_those_under_way_and_those_that_wait(pair):
+    first = pair.call(0)
+    await pair.settle()
+    second = pair.call(1)
+    await pair.settle()
+    first.cancel()
+    await pair.settle()
+    third = pair.call(2)
+    await pair.settle()
+    sent = len(pair.requests())
+    await pair.anna.net.stop()
+    for call in (second, third):
+        with pytest.raises(PeerSilent):
+            await call
+    assert len(pair.requests()) == sent
+
+
+async def test_no_more_than_so_many_calls_and_bytes_travel_together(pair):
+    first = pair.call(0)
+    await pair.settle()
+    quarter = bytes(BATCH_BYTES_MAX // 16)
+    calls = [pair.call(number, "test.echo") for number in range(1, BATCH_CALLS_MAX + 2)]
+    calls += [pair.call(number, "test.echo", [quarter]) for number in range(20)]
+    await pair.settle()
+    pair.gate.set()
+    await asyncio.gather(first, *calls)
+    # 32, then one and 15 large ones, then five.
+    assert pair.requests().count("batch") == 3
+
+
+@pytest.mark.parametrize(
+    "parts", [[bytes(BATCH_CALL_BYTES_MAX)], [b""] * (BATCH_CALL_PARTS_MAX + 1)]
+)
+async def test_a_call_over_the_bounds_goes_by_itself_and_does_not_wait(pair, parts):
+    first = pair.call(0)
+    await pair.settle()
+    second = pair.call(1, parts=parts)
+    await pair.settle()
+    assert pair.seen == [0, 1]
+    pair.gate.set()
+    await asyncio.gather(first, second)
+    assert pair.requests() == ["test.hold", "test.hold"]
+
+
+async def test_so_many_wait_and_the_next_goes_by_itself():
+    pair = Pair(Quota(rate=10**6))
+    await pair.start()
+    first = pair.call(0)
+    await pair.settle()
+    waiting = [pair.call(number) for number in range(1, BATCH_WAITING_MAX + 1)]
+    await pair.settle()
+    alone = pair.call(-1)
+    await pair.settle()
+    assert pair.seen == [0, -1]
+    pair.gate.set()
+    await asyncio.gather(first, alone, *waiting)
+    await pair.stop()
+
+
+async def test_a_blocked_peer_is_not_called(pair):
+    await pair.anna.net.block(pair.bert.id)
+    with pytest.raises(PeerBlocked):
+        await pair.call(0)
+
+
+CALL = {"method": "test.echo", "header": encode({}), "parts": 0}
+
+
+@pytest.mark.parametrize(
+    ("header", "parts", "error"),
+    [
+        ({}, 0, RecordInvalid),
+        ({"calls": []}, 0, FrameInvalid),
+        ({"calls": [1]}, 0, FrameInvalid),
+        ({"calls": [{**CALL, "parts": 1}]}, 0, FrameInvalid),
+        ({"calls": [CALL]}, 1, FrameInvalid),
+        ({"calls": [{**CALL, "parts": -1}]}, 0, RecordInvalid),
+        ({"calls": [{**CALL, "header": 7}]}, 0, RecordInvalid),
+        ({"calls": [{**CALL, "header": bytes(BATCH_CALL_BYTES_MAX + 1)}]}, 0, FrameInvalid),
+        ({"calls": [CALL] * (BATCH_CALLS_MAX + 1)}, 0, (TooLarge, RecordInvalid)),
+    ],
+)
+async def test_a_malformed_batch_carries_out_nothing(pair, header, parts, error):
+    with pytest.raises(error):
+        await pair.anna.net._call_alone(
+            pair.bert.id, batch.METHOD, header, [part(b"x")] * parts, 1_000
+        )
+    assert not pair.bert.calls
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff", encode([1]), encode("x")])
+async def test_a_call_whose_header_is_no_map_is_refused_alone(pair, raw):
+    calls = [{**CALL, "header": raw}, CALL]
+    reply = await pair.anna.net._call_alone(pair.bert.id, batch.METHOD, {"calls": calls}, [], 1_000)
+    answers = batch.unpack_answers(reply, 2)
+    assert answers[0].status >= 400
+    assert answers[1].status == 200
+
+
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=40), st.lists(st.binary(max_size=20), max_size=8)),
+        min_size=1,
+        max_size=BATCH_CALLS_MAX,
+    )
+)
+def test_what_is_packed_comes_out_again_both_ways(items):
+    calls = [
+        batch.Call(f"test.m{i}", raw, [part(d) for d in p]) for i, (raw, p) in enumerate(items)
+    ]
+    header, parts = batch.pack_calls(calls)
+    assert batch.unpack_calls(header, parts) == calls
+    answers = [batch.Answer(200 + i, raw, p) for i, (raw, p) in enumerate(items)]
+    header, bodies = batch.pack_answers(answers)
+    reply = Reply(header, [memoryview(body) for body in bodies])
+    assert batch.unpack_answers(reply, len(items)) == [
+        batch.Answer(a.status, a.header, [memoryview(b) for b in a.parts]) for a in answers
+    ]
+    for wrong in (len(items) - 1, len(items) + 1):
+        with pytest.raises(FrameInvalid):
+            batch.unpack_answers(reply, wrong)
