@@ -8,6 +8,7 @@ no new requests, running ones finish, databases close.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -28,7 +29,7 @@ from xsc.net.http import HttpTransport
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
-from xsc.node.http import Running, application
+from xsc.node.http import Reports, Running, application
 from xsc.node.logging import JsonLog
 from xsc.node.routes.table import all_routes
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
@@ -122,6 +123,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     """Run a node until the process is told to end."""
     clock = SystemClock()
     log = JsonLog(clock, config.log_level)
+    logging.getLogger().addHandler(Reports(log))
     parts = _parts(home, config, log, clock)
     config = with_capacity(config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts)

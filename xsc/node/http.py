@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, ValidationError
 
 from xsc.api.problems import CONTENT_TYPE, bug, problem
@@ -63,6 +65,26 @@ class Running:
                 await self._idle.wait()
         except TimeoutError:
             return
+
+
+class Reports(logging.Handler):
+    """Hands on what libraries report, as lines of the node's log.
+
+    What the other end of a connection did wrong is dropped: anybody can do it, as often as
+    they like, and fill the disk.
+    """
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or none."""
+        fault = record.exc_info[1] if record.exc_info else None
+        if isinstance(fault, ConnectionError | HttpProcessingError):
+            return
+        trace = "" if fault is None else "".join(traceback.format_exception(fault))
+        self._log.error("library", source=record.name, message=record.getMessage(), trace=trace)
 
 
 def problem_response(error: XscError) -> web.Response:
@@ -129,7 +151,8 @@ def application(
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.path != "/health":
-                given = request.headers.get("Authorization", "").encode()
+                # Bytes that are no text are compared as they came.
+                given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
                 if not hmac.compare_digest(given, expected):
                     raise Unauthorized(
                         "the API needs the token of the node's home",

@@ -1,0 +1,117 @@
+"""The API's guard, and what it does with those who do not keep to HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from xsc.node.http import Reports, Running, application
+
+TOKEN = "a" * 52
+
+
+class RecordingLog:
+    """Keeps the names and fields of events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def info(self, event: str, **fields: object) -> None:
+        self.events.append((event, fields))
+
+    warning = error = info
+
+
+class Api:
+    """An API with one path that takes a body, and what became of it."""
+
+    def __init__(self) -> None:
+        self.log = RecordingLog()
+        self.running = Running()
+        self.began = asyncio.Event()
+        routes = [web.post("/v1/body", self._body), web.post("/v1/bug", self._bug)]
+        app = application(routes, TOKEN, self.log, self.running)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
+
+    async def _body(self, request: web.Request) -> web.Response:
+        self.began.set()
+        return web.Response(body=await request.read())
+
+    async def _bug(self, request: web.Request) -> web.Response:
+        raise KeyError("slip")
+
+    async def raw(self, sent: bytes, *, hang_up: bool = False) -> bytes:
+        host, port = self.runner.addresses[0]
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(sent)
+        if hang_up:
+            await self.began.wait()
+            writer.transport.abort()
+            return b""
+        try:
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    api = Api()
+    await api.runner.setup()
+    await web.TCPSite(api.runner, "127.0.0.1", 0).start()
+    reports = Reports(api.log)
+    logging.getLogger().addHandler(reports)
+    yield api
+    logging.getLogger().removeHandler(reports)
+    await api.runner.cleanup()
+
+
+def request(path: str = "/v1/body", *, token: bytes = TOKEN.encode(), size: int = 0) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {size}\r\n"
+    ).encode() + b"Authorization: Bearer %b\r\n\r\n" % token
+
+
+@pytest.mark.parametrize("token", [b"", b"wrong", b"\xff\xfe", "ä".encode(), b"a" * 51, b"a" * 53])
+async def test_every_wrong_token_gets_the_same_answer(api, token):
+    answer = await api.raw(request(token=token))
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unauthorized"
+    assert (await api.raw(request())).startswith(b"HTTP/1.1 200 ")
+    assert not api.log.events
+
+
+async def test_what_callers_do_wrong_is_not_logged(api):
+    assert (await api.raw(b"nonsense\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
+    assert (await api.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
+    await api.raw(request(size=100) + b"half", hang_up=True)
+    await api.running.ended(10)
+    assert not api.log.events
+
+
+async def test_bugs_and_what_libraries_report_are(api):
+    assert (await api.raw(request("/v1/bug"))).startswith(b"HTTP/1.1 500 ")
+    logging.getLogger("some.library").warning("out of %s", "luck")
+    (bug, said), (report, fields) = api.log.events
+    assert bug == "request_bug"
+    assert "KeyError" in said["trace"]
+    assert report == "library"
+    assert (fields["source"], fields["message"]) == ("some.library", "out of luck")
+
+
+async def test_running_requests_are_waited_for_but_not_for_ever():
+    running = Running()
+    await running.ended(10)
+    with running.one():
+        await running.ended(0.01)
+        waiting = asyncio.create_task(running.ended(10))
+        with running.one():
+            pass
+        done, _ = await asyncio.wait([waiting], timeout=0)
+        assert not done
+    await asyncio.wait_for(waiting, 5)
