@@ -29,7 +29,6 @@ from xsc.base.errors import (
     SpaceExhausted,
     StoreDamaged,
     TooLarge,
-    XscError,
 )
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
@@ -69,14 +68,13 @@ class Recovery:
     """Bodies that could not be read; whoever stored them finds out by stat."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Settling:
     """Bodies on the disk that the index does not know yet."""
 
     sequences: Sequence[int]
     puts: Sequence[tuple[bytes, Entry]]
     drops: Sequence[tuple[bytes, int]]
-    done: asyncio.Future[None]
 
 
 class StorageNode:
@@ -112,7 +110,7 @@ class StorageNode:
         self._deleting: set[tuple[bytes, bytes]] = set()
         self._freed = asyncio.Event()
         self._settling: list[_Settling] = []
-        self._indexer: asyncio.Task[None] | None = None
+        self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead = DeadSpace()
 
@@ -289,37 +287,27 @@ class StorageNode:
         drops: Sequence[tuple[bytes, int]],
     ) -> None:
         """Bring the index up to these bodies; those that come together share one write."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._settling.append(_Settling(sequences, puts, drops, done))
-        if self._indexer is None:
-            self._indexer = asyncio.create_task(self._index_all())
-        await done
-
-    async def _index_all(self) -> None:
-        group: list[_Settling] = []
-        try:
-            while self._settling:
-                group, self._settling = self._settling, []
-                settled = {sequence for item in group for sequence in item.sequences}
-                left = self._open - settled
+        mine = _Settling(sequences, puts, drops)
+        self._settling.append(mine)
+        async with self._indexing:
+            if mine not in self._settling:
+                return
+            group = list(self._settling)
+            settled = {sequence for item in group for sequence in item.sequences}
+            try:
                 # A note drops by sequence, so puts may all come before all notes.
                 await self._executor.run(
                     self._apply,
                     [put for item in group for put in item.puts],
                     [drop for item in group for drop in item.drops],
-                    min(left, default=self._next) - 1,
+                    min(self._open - settled, default=self._next) - 1,
                 )
-                self._open -= settled
-                for item in group:
-                    if not item.done.done():
-                        item.done.set_result(None)
-        except BaseException as fault:  # noqa: BLE001 (it belongs to those who wait)
-            for item in [*group, *self._settling]:
-                if not item.done.done():
-                    item.done.set_exception(fault)
-        finally:
-            self._indexer = None
-            self._settling.clear()
+            except BaseException:
+                # The others try by themselves.
+                self._settling.remove(mine)
+                raise
+            self._open -= settled
+            del self._settling[: len(group)]
 
     def _take_sequences(self, count: int) -> list[int]:
         taken = list(range(self._next, self._next + count))

@@ -500,8 +500,14 @@ async def test_stores_that_are_synced_together_share_one_write_of_the_index(disk
             Counting.writes += 1
             super().write(changes, sync=sync)
 
+    class Yielding(InlineExecutor):
+        async def run(self, function, *args, **kwargs):
+            await asyncio.sleep(0)
+            return await super().run(function, *args, **kwargs)
+
     disk.index = Counting()
     node = await disk.node()
+    node._executor = Yielding()
     before = Counting.writes
     await asyncio.gather(*(node.store([shard(segment=number)]) for number in range(20)))
     assert Counting.writes - before <= 3
