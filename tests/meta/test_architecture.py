@@ -45,6 +45,7 @@ SHELL = {
     "xsc.storage.pipeline": "moves segments between a stream and hosts",
     "xsc.storage.reach": "calls hosts, and the own shard store without a call",
     "xsc.storage.reading": "fetches segments ahead of who reads them",
+    "xsc.storage.deep": "reads every shard of an object, from all hosts",
     "xsc.storage.service": "stores, fetches and answers",
     "xsc.storage.shards": "keeps shards on the disk",
 }

@@ -57,6 +57,8 @@ class World:
         self.nodes: list[Node] = []
         self.lives = [0] * count
 
+    nowhere = NO_HOME
+
     def name(self, index: int) -> str:
         return f"node-{index}"
 
@@ -144,9 +146,11 @@ def run(
     count: int,
     play: Callable[[World], Awaitable[T]],
     settings: dict[str, str] | None = None,
+    prepare: Callable[[World], None] = lambda world: None,
 ) -> tuple[T, World]:
     """Play a story in a world of that many nodes; return what it gives, and the world."""
     world = World(seed, count, settings)
+    prepare(world)
 
     async def main() -> T:
         await world.start()

@@ -13,6 +13,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.limits import MIB
+from xsc.storage.durability import Survival
 
 POINTS = 24
 """Random moments at which a host is killed during a put."""
@@ -158,13 +159,13 @@ def test_a_lone_node_stores_all_shards_and_says_what_that_is_worth():
         node = world.nodes[0]
         data = content(MIB)
         done = await node.storage.put(stream(data), name="alone", size_hint=None)
-        assert done.survives_nodes == 0
+        assert done.survives.nodes == 0
         assert any("does not survive" in warning for warning in done.warnings)
         assert set(done.hosts) == {node.key.node_id}
         assert await get(node, done.capability) == data
         used = node.shards.used_bytes
         with pytest.raises(DurabilityUnreachable):
-            await put(node, data, survive_nodes=2)
+            await put(node, data, survive=Survival(2))
         assert node.shards.used_bytes == used
         assert node.market.leases() == []
 
@@ -175,11 +176,11 @@ def test_a_lone_node_stores_all_shards_and_says_what_that_is_worth():
 def test_small_networks_spread_the_shards_as_evenly_as_they_can(count, survives):
     async def play(world):
         done = await world.nodes[0].storage.put(stream(content(MIB)), name="small", size_hint=MIB)
-        assert done.survives_nodes == survives
+        assert done.survives.nodes == survives
         assert len(set(done.hosts)) == min(count, 6)
         if survives < 2:
             with pytest.raises(DurabilityUnreachable):
-                await put(world.nodes[0], b"x" * MIB, survive_nodes=2)
+                await put(world.nodes[0], b"x" * MIB, survive=Survival(2))
 
     run(26, count, play)
 

@@ -46,6 +46,7 @@
     │   ├── NoOffers                   nobody offers what is needed
     │   └── SandboxFailed              the worker process died by no fault of the module
     └── CorruptionError            6    500   our own data fails its check
+        ├── ShardsDamaged              shards of an object are damaged or gone
         ├── StoreDamaged               a database or a record in it is damaged
         ├── LedgerDamaged              the ledger does not replay
         └── ProofInvalid               a file given to `xsc verify` is wrong
@@ -353,6 +354,10 @@ class CorruptionError(XscError):
 
     exit_code = 6
     http_status = 500
+
+
+class ShardsDamaged(CorruptionError):
+    """Shards of an object are damaged or gone; what is left may still give it back."""
 
 
 class StoreDamaged(CorruptionError):

@@ -170,13 +170,15 @@ def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
     return reader
 
 
-def _survive(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,3})nodes?", text)
-    if match is None:
+def _survive(text: str) -> str:
+    """Check the form here, so that a mistyped contract is refused before a file is read."""
+    terms = text.replace(" ", "").split(",")
+    if not all(re.fullmatch(r"[0-9]{1,3}(node|site|owner)s?", term) for term in terms):
         raise ArgumentInvalid(
-            f"'{text}' does not say what may be lost", hint="write for example 2nodes"
+            f"'{text}' does not say what may be lost",
+            hint="write for example 2nodes, or 2nodes,1site",
         )
-    return int(match[1])
+    return ",".join(terms)
 
 
 def _code(text: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, PeerSilent, ShardsDamaged
 from xsc.base.units import format_size
 from xsc.cli.options import (
     CAPABILITY,
@@ -56,17 +56,17 @@ def store() -> None:
     "--survive",
     type=SURVIVE,
     default="0nodes",
-    metavar="2nodes",
-    help="Refuse unless so many hosts may be lost.",
+    metavar="2nodes,1site",
+    help="Refuse unless so many nodes, sites or owners may be lost.",
 )
 @click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @pass_settings
 def put(
-    settings: Settings, file: Path, name: str | None, survive: int, code: tuple[int, int] | None
+    settings: Settings, file: Path, name: str | None, survive: str, code: tuple[int, int] | None
 ) -> None:
     """Store FILE, or standard input (-), and print its capability."""
     calls = settings.calls()
-    stored = _upload(calls, file, name=name, survive_nodes=survive, code=code)
+    stored = _upload(calls, file, name=name, survive=survive, code=code)
     for warning in stored["warnings"]:
         warn(warning)
     if settings.json:
@@ -76,7 +76,7 @@ def put(
     if sys.stderr.isatty() or settings.verbose:
         say(
             f"stored {format_size(stored['size_bytes'])} on {_count(hosts, 'node')}, "
-            f"of which any {stored['survives_nodes']} may be lost"
+            f"survives the loss of {stored['survives']}"
         )
     show(stored["capability"])
 
@@ -201,6 +201,49 @@ def stat(settings: Settings, cap: str) -> None:
         [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
         "it has no shards: its content is in the manifest",
     )
+
+
+@store.command()
+@click.argument("cap", type=CAPABILITY)
+@click.option("--deep", is_flag=True, help="Read every shard and verify it.")
+@pass_settings
+def check(settings: Settings, cap: str, *, deep: bool) -> None:
+    """Say what an object's placement is worth: what it survives, and for how long.
+
+    Exits with 6 if a shard is damaged or missing, and with 5 if it only cannot
+    be asked for.
+    """
+    answer = settings.calls().check(cap, deep=deep)
+    if settings.json:
+        show_json(answer)
+    else:
+        loss_ppb = answer["yearly_loss_ppb"]
+        show_pairs(
+            [
+                ("size", format_size(answer["size_bytes"])),
+                ("readable", "yes" if answer["readable"] else "no"),
+                ("margin", _margin(answer["margin"])),
+                ("healable", "yes" if answer["healable"] else "no"),
+                ("survives", f"the loss of {answer['survives']}"),
+                ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
+                *([("read", format_size(answer["read_bytes"]))] if deep else []),
+            ]
+        )
+        if answer["bad"]:
+            show_table(
+                ["<segment", "<shard", "node", "reason"],
+                [
+                    [str(row["segment"]), str(row["shard"]), short(row["node"]), row["reason"]]
+                    for row in answer["bad"]
+                ],
+                "",
+            )
+    states = {row["state"] for row in answer["hosts"]}
+    lost = sum(row["state"] != "ok" for row in answer["hosts"])
+    if states & {"corrupt", "missing"}:
+        raise ShardsDamaged(f"{_count(lost, 'shard')} of it are damaged or gone")
+    if lost:
+        raise PeerSilent(f"{_count(lost, 'shard')} of it cannot be asked for")
 
 
 @store.command()

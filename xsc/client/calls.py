@@ -25,9 +25,11 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.limits import MODULE_BYTES_MAX, TIMEOUT_MS_MAX
-from xsc.client.core import Core, Document, Download, Progress, ignore_progress
+from xsc.client.core import ANSWER_TIMEOUT_S, Core, Document, Download, Progress, ignore_progress
 from xsc.client.partial import Watch, fetch
 
+DEEP_TIMEOUT_S = 24 * 3600.0
+"""A deep check reads six times a quarter of the object before it answers."""
 JOB_GRACE_S = 120.0
 """Beside the job's own time: its place in the queue, the market, the way there and back."""
 _CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
@@ -129,7 +131,7 @@ class Calls:
         *,
         name: str = "",
         size_bytes: int | None = None,
-        survive_nodes: int = 0,
+        survive: str = "",
         code: tuple[int, int] | None = None,
         progress: Progress = ignore_progress,
     ) -> Document:
@@ -140,8 +142,8 @@ class Calls:
             raise ArgumentInvalid("the name of the object is not Unicode text") from None
         if size_bytes is not None:
             headers["XSC-Size"] = str(size_bytes)
-        if survive_nodes:
-            headers["XSC-Survive"] = str(survive_nodes)
+        if survive:
+            headers["XSC-Survive"] = survive
         if code is not None:
             headers["XSC-Code"] = f"{code[0]},{code[1]}"
         return self.core.upload("/v1/objects", source, headers, progress)
@@ -183,6 +185,15 @@ class Calls:
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""
         return self.core.call("GET", "/v1/object/stat", headers=_capability(capability))
+
+    def check(self, capability: str, *, deep: bool = False) -> Document:
+        """Say what an object's placement is worth; `deep` has every shard read and verified."""
+        return self.core.call(
+            "GET",
+            f"/v1/object/check?deep={int(deep)}",
+            headers=_capability(capability),
+            timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
+        )
 
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""

@@ -138,7 +138,7 @@ class Node:
         source: Path | str | bytes,
         *,
         name: str | None = None,
-        survive_nodes: int = 0,
+        survive: str = "",
         code: tuple[int, int] | None = None,
     ) -> str:
         """Store a file, or bytes; return the capability that reads it.
@@ -146,13 +146,13 @@ class Node:
         Args:
             source: path of the file, or the content itself as bytes.
             name: shown by `objects`; the file's name where None.
-            survive_nodes: refuse unless so many hosts may be lost.
+            survive: refuse unless that may be lost, for example "2nodes,1site".
             code: (k, m): k shards of k + m rebuild the object; (4, 2) where None.
 
         Raises:
-            DurabilityUnreachable: fewer hosts may be lost than `survive_nodes`.
+            DurabilityUnreachable: less may be lost than `survive` asks for.
         """
-        stored = await self.store(source, name=name, survive_nodes=survive_nodes, code=code)
+        stored = await self.store(source, name=name, survive=survive, code=code)
         return stored.capability
 
     async def store(
@@ -160,7 +160,7 @@ class Node:
         source: Path | str | bytes,
         *,
         name: str | None = None,
-        survive_nodes: int = 0,
+        survive: str = "",
         code: tuple[int, int] | None = None,
     ) -> Stored:
         """Store like `put`; return where it is and what it survives, too."""
@@ -171,7 +171,7 @@ class Node:
                     stream,
                     name=known_as if name is None else name,
                     size_bytes=size,
-                    survive_nodes=survive_nodes,
+                    survive=survive,
                     code=code,
                     progress=progress,
                 )
@@ -236,6 +236,10 @@ class Node:
     async def stat(self, capability: str) -> dict[str, Any]:
         """Ask an object's hosts for its shards; return what `xsc store stat --json` prints."""
         return await asyncio.to_thread(self._calls.stat, capability)
+
+    async def check(self, capability: str, *, deep: bool = False) -> dict[str, Any]:
+        """Say what an object's placement is worth; `deep` has every shard read and verified."""
+        return await asyncio.to_thread(self._calls.check, capability, deep=deep)
 
     async def remove(self, capability: str) -> list[str]:
         """Delete an object; return the ids of hosts that have not confirmed it yet."""

@@ -191,6 +191,7 @@ class MarketService:
         self._settings = settings
         self._book = LeaseBook(state, network)
         self._quotes: dict[tuple[Kind, bytes], Signed[Quote]] = {}
+        self._labels: dict[bytes, tuple[str, str]] = {}
         self._reports: defaultdict[bytes, list[int]] = defaultdict(list)
         self._leasing: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._settling: defaultdict[tuple[Role, bytes], asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -209,6 +210,15 @@ class MarketService:
         for entry in self._book.all("provider"):
             settled = self._credit.settled(entry.terms.lease_id)
             entry.use = replace(entry.use, settled_micro=settled)
+        for entry in self._book.all("customer"):
+            self._labels[entry.terms.provider] = self._labels_in(entry)
+
+    def _labels_in(self, entry: Entry) -> tuple[str, str]:
+        """Return the labels of the quote that a kept lease carries."""
+        lease = open_signed(entry.raw, Lease, network=self._network).record
+        request = open_signed(lease.request, LeaseRequest, network=self._network).record
+        quote = open_signed(request.quote, Quote, network=self._network).record
+        return quote.site, quote.owner
 
     async def run(self) -> None:
         """Settle at every interval and put away what is over, until cancelled."""
@@ -305,13 +315,21 @@ class MarketService:
         return max(0, self._capacity.compute_steps_free() - promised)
 
     async def offers(self, kind: Kind) -> list[Quote]:
-        """Return the quotes of all peers that are up, cheapest first."""
+        """Return the quotes of all peers that are up as they stand now, cheapest first."""
+        for kept in [kept for kept in self._quotes if kept[0] == kind]:
+            del self._quotes[kept]
         up = [peer for peer in self._peers.peers() if self._quality.is_up(peer)]
         quotes, _ = await self._ask(kind, up, 0)
         return sorted(
             (quote.record for quote in quotes.values()),
             key=lambda quote: (quote.price, quote.provider),
         )
+
+    def labels(self, node: bytes) -> tuple[str, str]:
+        """Return the site and the owner that a node names in its newest quote."""
+        if node == self._own:
+            return self._settings.site, self._settings.owner
+        return self._labels.get(node, ("", ""))
 
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked."""
@@ -692,6 +710,7 @@ class MarketService:
                 faults.append(answer)
             else:
                 quotes[peer] = self._quotes[kind, peer] = answer
+                self._labels[peer] = (answer.record.site, answer.record.owner)
         return quotes, faults
 
     async def _fetch(self, kind: Kind, peer: bytes) -> Signed[Quote] | XscError:

@@ -56,6 +56,8 @@ class Config:
     starter_credit_micro: int
     probe_interval_ms: int
     settle_interval_ms: int
+    node_life_ms: int
+    repair_time_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,18 @@ KEYS: Final[dict[str, Key]] = {
         "10s",
         _between(100, 86_400_000, parse_duration_ms),
         "time between settlements of what is owed",
+    ),
+    "node_life": Key(
+        "node_life_ms",
+        "1095d",
+        _between(1, 2**53, parse_duration_ms),
+        "mean time until a node is lost for good, for estimates of loss",
+    ),
+    "repair_time": Key(
+        "repair_time_ms",
+        "1d",
+        _between(1, 2**53, parse_duration_ms),
+        "mean time until a lost shard is replaced, for estimates of loss",
     ),
 }
 

@@ -38,16 +38,18 @@ from xsc.storage.capability import (
     content_key,
     verify_key,
 )
+from xsc.storage.durability import Host, Survival, survival
+from xsc.storage.durability import plan as plan_columns
 from xsc.storage.erasure import Code, StorageShard, cut
 from xsc.storage.manifest import SealedSegment, build, hash_of, seal_manifest
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.placement import (
     Placement,
     assign,
+    check_code,
     check_durability,
     columns_of,
     host_bytes,
-    losses_survived,
     record_bytes,
     warnings_of,
 )
@@ -57,6 +59,8 @@ from xsc.storage.repair import plan_rebuilds, rebuild
 from xsc.storage.segment import NONCE_BYTES, Place
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
+PLAN_HOSTS_MAX = 32
+"""Over how many nodes a placement is planned where the cheapest do not do."""
 """Room asked for at first for a stream of unknown length; it grows as the stream does."""
 
 MANIFEST_SEGMENT_BYTES = 250
@@ -84,7 +88,7 @@ class Uploaded:
     held: tuple[Held, ...]
     """By host and lease; hosts that failed on the way stand here too."""
     warnings: list[str]
-    survives_nodes: int
+    survives: Survival
 
 
 @dataclass(slots=True)
@@ -145,14 +149,14 @@ class Upload:
         entropy: Entropy,
         *,
         code: Code,
-        survive_nodes: int,
+        survive: Survival,
         segments_in_flight: int,
     ) -> None:
         self._reach = reach
         self._key = key
         self._entropy = entropy
         self._code = code
-        self._survive_nodes = survive_nodes
+        self._survive = survive
         self._segments_in_flight = segments_in_flight
         self._secret = entropy.token(SECRET_BYTES)
         self._content_key = content_key(self._secret)
@@ -175,7 +179,7 @@ class Upload:
         """Store the stream.
 
         Raises:
-            DurabilityUnreachable: too few nodes for `survive_nodes`; nothing was sent.
+            DurabilityUnreachable: too few nodes for what must be survived; nothing was sent.
             NoOffers, SpaceExhausted: no host, or no other one where one failed.
             XscError: what the last host to try failed with.
         """
@@ -212,18 +216,48 @@ class Upload:
         return size + record_bytes(self._size_hint, self._code, SEGMENT_BYTES)
 
     async def _choose(self) -> None:
+        never = check_code(self._code, self._survive)
+        if never is not None:
+            raise DurabilityUnreachable(never.reason, hint=never.hint)
         n = self._code.n
         hosts = self._reach.hosts
         leases = await hosts.lease_hosts(size_bytes=self._room(n), count=n)
         if len(leases) < n:
             # Each holds several columns, which was not known before.
             leases = await hosts.lease_hosts(size_bytes=self._room(len(leases)), count=len(leases))
-        nodes = [lease.node for lease in leases]
-        columns = assign(nodes, n)
-        shortfall = check_durability(columns, self._code, self._survive_nodes)
+        columns = self._plan(leases)
+        if columns is None:
+            # Those that the auction preferred do not do: plan over everybody who has room.
+            leases = await hosts.lease_hosts(size_bytes=self._room(n), count=PLAN_HOSTS_MAX)
+            columns = self._plan(leases)
+        if columns is None:
+            nodes = [lease.node for lease in leases]
+            self._require(assign(nodes, n))
+            raise DurabilityUnreachable(
+                f"no placement on these {len(nodes)} nodes survives {self._survive.to_text()}",
+                hint="more nodes at other sites and of other owners would help",
+            )
+        by_node = {lease.node: lease for lease in leases}
+        self._slots = [
+            _Slot(columns_of(columns, node), by_node[node]) for node in dict.fromkeys(columns)
+        ]
+
+    def _hosts_of(self, columns: Sequence[bytes]) -> list[Host]:
+        return [Host(node, *self._reach.hosts.labels(node)) for node in columns]
+
+    def _plan(self, leases: Sequence[HostLease]) -> tuple[bytes, ...] | None:
+        hosts = self._hosts_of([lease.node for lease in leases])
+        return plan_columns(hosts, self._code.n, self._code.m, self._survive)
+
+    def _require(self, columns: Sequence[bytes]) -> None:
+        """Return if a placement survives what it must.
+
+        Raises:
+            DurabilityUnreachable: it does not, and why.
+        """
+        shortfall = check_durability(self._hosts_of(columns), self._code, self._survive)
         if shortfall is not None:
             raise DurabilityUnreachable(shortfall.reason, hint=shortfall.hint)
-        self._slots = [_Slot(columns_of(columns, lease.node), lease) for lease in leases]
 
     def _columns(self) -> tuple[bytes, ...]:
         holders = {column: slot.lease.node for slot in self._slots for column in slot.columns}
@@ -307,6 +341,7 @@ class Upload:
         while True:
             generation += 1
             columns = self._columns()
+            self._require(columns)
             placement = Placement(
                 locate=self._locate,
                 owner=self._key.node_id,
@@ -339,7 +374,7 @@ class Upload:
             placement_raw=signed.raw,
             held=tuple(Held(node, lease, held) for (node, lease), held in self._held.items()),
             warnings=warnings_of(columns, self._code, self._reach.own),
-            survives_nodes=losses_survived(columns, self._code.m),
+            survives=survival(self._hosts_of(columns), self._code.m),
         )
 
     async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
@@ -464,9 +499,7 @@ class Upload:
         columns = list(self._columns())
         for column in slot.columns:
             columns[column] = chosen.lease.node
-        shortfall = check_durability(columns, self._code, self._survive_nodes)
-        if shortfall is not None:
-            raise DurabilityUnreachable(shortfall.reason, hint=shortfall.hint) from fault
+        self._require(columns)
         slot.lease = chosen.lease
         return chosen.lease
 

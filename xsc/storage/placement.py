@@ -17,6 +17,7 @@ from pydantic import Field
 from xsc.base.limits import SHARDS_MAX
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
+from xsc.storage.durability import Host, Survival, survival
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldObject
 from xsc.storage.manifest import Manifest, expected_digest, segments_of
@@ -104,25 +105,49 @@ class Shortfall:
     hint: str
 
 
-def check_durability(columns: Sequence[bytes], code: Code, survive_nodes: int) -> Shortfall | None:
-    """Return why a placement does not survive that many node losses, or None if it does."""
-    survived = losses_survived(columns, code.m)
-    if survived >= survive_nodes:
+def check_code(code: Code, asked: Survival) -> Shortfall | None:
+    """Return why a code can never survive what is asked, whatever the nodes, or None."""
+    most = max(asked.nodes, asked.sites, asked.owners)
+    if most <= code.m:
         return None
-    nodes = len(set(columns))
-    reason = (
-        f"{code.n} shards on {nodes} {'node' if nodes == 1 else 'nodes'} survive the loss of "
-        f"{survived}, asked for was {survive_nodes}"
+    what = "nodes" if asked.nodes == most else "sites" if asked.sites == most else "owners"
+    return Shortfall(
+        f"a code with {code.m} parity shards never survives more than {code.m} {what}, "
+        f"asked for was {most}",
+        f"use --code {code.k},{most} on {code.k + most} nodes",
     )
-    needed = nodes_needed(code, survive_nodes)
-    if needed is None:
-        more = max(survive_nodes, code.m + 1)
+
+
+def check_durability(columns: Sequence[Host], code: Code, asked: Survival) -> Shortfall | None:
+    """Return why a placement does not survive what is asked, or None if it does."""
+    survived = survival(columns, code.m)
+    if survived.meets(asked):
+        return None
+    nodes = len({host.node for host in columns})
+    where = f"{code.n} shards on {nodes} {'node' if nodes == 1 else 'nodes'}"
+    if survived.nodes < asked.nodes:
         return Shortfall(
-            reason,
-            f"a code with {code.m} parity shards never survives more than {code.m} nodes; "
-            f"use --code {code.k},{more} on {code.k + more} nodes",
+            f"{where} survive the loss of {survived.nodes}, asked for was {asked.nodes}",
+            f"it takes {nodes_needed(code, asked.nodes)} nodes that are up and have room",
         )
-    return Shortfall(reason, f"it takes {needed} nodes that are up and have room")
+    kind, had, wanted = (
+        ("site", survived.sites, asked.sites)
+        if survived.sites < asked.sites
+        else ("owner", survived.owners, asked.owners)
+    )
+    names = {getattr(host, kind) for host in columns}
+    known = len(names - {""})
+    hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
+    if "" in names:
+        hint = (
+            f"a node that does not say its {kind} counts as lost with every {kind}: "
+            f"set `{kind}` in its configuration"
+        )
+    return Shortfall(
+        f"{where} at {known} known {kind if known == 1 else kind + 's'} survive the loss of "
+        f"{had} {kind if had == 1 else kind + 's'}, asked for was {wanted}",
+        hint,
+    )
 
 
 def warnings_of(columns: Sequence[bytes], code: Code, own: bytes) -> list[str]:

@@ -87,6 +87,9 @@ class Hosts(Protocol):
     def response_ms(self, node: bytes) -> int:
         """Return how long a peer is expected to take for a small answer."""
 
+    def labels(self, node: bytes) -> tuple[str, str]:
+        """Return the site and the owner that a node names, empty where it names none."""
+
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked."""
 

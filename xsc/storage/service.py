@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field
@@ -38,6 +38,8 @@ from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import deletions, messages
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
+from xsc.storage.deep import BadShard, read_every_shard
+from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
 from xsc.storage.erasure import Buffer, Code
 from xsc.storage.held import FoundRecord, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
@@ -100,8 +102,8 @@ class PutResult:
     hosts: tuple[bytes, ...]
     """The node of each column."""
     warnings: list[str]
-    survives_nodes: int
-    """How many nodes can be lost, whichever they are."""
+    survives: Survival
+    """How many nodes, sites and owners can be lost, whichever they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,38 @@ class ObjectStat:
             "readable": self.condition.readable,
             "margin": self.condition.margin,
             "healable": self.condition.healable,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCheck:
+    """What `xsc store check` found."""
+
+    stat: ObjectStat
+    survives: Survival
+    """Of the columns that are good now."""
+    yearly_loss_ppb: int
+    """Estimated chance of loss within a year, parts per billion."""
+    read_bytes: int
+    """Read and verified by a deep check."""
+    bad: tuple[BadShard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `xsc store check --json`."""
+        return {
+            **self.stat.to_json(),
+            "survives": self.survives.to_text(),
+            "yearly_loss_ppb": self.yearly_loss_ppb,
+            "read_bytes": self.read_bytes,
+            "bad": [
+                {
+                    "segment": fault.segment,
+                    "shard": fault.column,
+                    "node": to_text(fault.node),
+                    "reason": fault.reason,
+                }
+                for fault in self.bad
+            ],
         }
 
 
@@ -227,7 +261,7 @@ class StorageService:
         *,
         name: str,
         size_hint: int | None = None,
-        survive_nodes: int = 0,
+        survive: Survival = Survival(),  # noqa: B008 (a frozen value)
         code: tuple[int, int] = (4, 2),
     ) -> PutResult:
         """Store a stream; return once every host has confirmed with a receipt.
@@ -236,12 +270,12 @@ class StorageService:
             source: the bytes, in chunks of any size.
             name: what `ls` shows.
             size_hint: the length where it is known; a wrong one costs time, nothing else.
-            survive_nodes: refuse, before anything is sent, where losing that many nodes
+            survive: refuse, before anything is sent, where losing that many nodes
                 could lose the object.
             code: k data and m parity shards.
 
         Raises:
-            DurabilityUnreachable: too few nodes for `survive_nodes`.
+            DurabilityUnreachable: no placement survives that.
             NoOffers, SpaceExhausted: nobody has room, or nobody takes a failed host's place.
         """
         if len(name) > NAME_CHARS_MAX:
@@ -251,7 +285,7 @@ class StorageService:
             self._key,
             self._entropy,
             code=Code(*code),
-            survive_nodes=survive_nodes,
+            survive=survive,
             segments_in_flight=self._segments_in_flight,
         )
         done = await upload.run(source, size_hint)
@@ -263,7 +297,7 @@ class StorageService:
             size_bytes=done.size_bytes,
             hosts=done.placement.columns,
             warnings=done.warnings,
-            survives_nodes=done.survives_nodes,
+            survives=done.survives,
         )
 
     async def _remember(self, done: Uploaded, name: str) -> None:
@@ -443,6 +477,60 @@ class StorageService:
             condition=condition(
                 states, manifest.k, len(up - holding), inline=manifest.inline is not None
             ),
+        )
+
+    async def check(
+        self, capability: str, *, deep: bool, node_life_ms: int, repair_ms: int
+    ) -> ObjectCheck:
+        """Say what an object's placement is worth, and with `deep` read every shard of it.
+
+        A verify capability is enough: nothing is deciphered.
+
+        Args:
+            capability: of the object.
+            deep: fetch and verify every shard of every column.
+            node_life_ms: mean time to the loss of a node for good, for the estimate.
+            repair_ms: mean time until a lost column is rebuilt, likewise.
+
+        Raises:
+            CapabilityInvalid, ObjectUnknown: as `open`.
+        """
+        found = await self.stat(capability)
+        read_bytes = 0
+        bad: list[BadShard] = []
+        if deep:
+            located = await self._locate(parse_verify(capability))
+            read_bytes, bad = await read_every_shard(self._reach, located)
+        broken = {fault.column for fault in bad}
+        states: list[State] = [
+            "corrupt" if host.state == "ok" and host.shard in broken else host.state
+            for host in found.hosts
+        ]
+        live = [
+            Host(host.node, *self._hosts.labels(host.node))
+            for host, state in zip(found.hosts, states, strict=True)
+            if state == "ok"
+        ]
+        spares = len(live) - found.k
+        return ObjectCheck(
+            stat=replace(
+                found,
+                hosts=tuple(
+                    replace(host, state=state)
+                    for host, state in zip(found.hosts, states, strict=True)
+                ),
+                condition=found.condition
+                if not broken
+                else replace(
+                    found.condition, readable=spares >= 0, margin=spares, healable=spares >= 0
+                ),
+            ),
+            survives=survival(live, spares) if spares > 0 else Survival(),
+            yearly_loss_ppb=yearly_loss_ppb(
+                spares, len(live), node_life_ms=node_life_ms, repair_ms=repair_ms
+            ),
+            read_bytes=read_bytes,
+            bad=tuple(bad),
         )
 
     async def _stat(

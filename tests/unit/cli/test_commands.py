@@ -13,6 +13,7 @@ STORED = {
     "name": "f",
     "hosts": [{"shard": index, "node": f"n{index}"} for index in range(6)],
     "survives_nodes": 2,
+    "survives": "2nodes,1site",
     "warnings": [],
 }
 DONE = {
@@ -52,7 +53,7 @@ def test_put_prints_the_capability_and_nothing_else(xsc, stand_in, tmp_path):
     assert stand_in.last.body == b"abc"
     assert headers["XSC-Name"] == "f"
     assert headers["XSC-Size"] == "3"
-    assert headers["XSC-Survive"] == "2"
+    assert headers["XSC-Survive"] == "2nodes"
     assert headers["XSC-Code"] == "4,2"
 
 

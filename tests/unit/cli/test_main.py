@@ -123,7 +123,7 @@ def test_an_interruption_is_130(xsc, stand_in, monkeypatch):
         (["store", "put", "/"], "/ is a directory"),
         (["store", "put", "a" * 300], "cannot be read"),
         (["store", "put", "-", "--survive", "2"], "--survive: '2' does not say"),
-        (["store", "put", "-", "--survive", "1site"], "--survive: '1site' does not say"),
+        (["store", "put", "-", "--survive", "1city"], "--survive: '1city' does not say"),
         (["store", "put", "-", "--code", "4"], "--code: '4' is no code"),
         (["store", "put", "-", "--code", "4,2,1"], "--code: '4,2,1' is no code"),
         (["store", "get", "c"], "missing option '-o'"),

@@ -15,6 +15,7 @@ STORED = {
     "name": "f",
     "hosts": [{"shard": 0, "node": "n"}],
     "survives_nodes": 2,
+    "survives": "2nodes,1site",
     "warnings": [],
 }
 
@@ -91,7 +92,7 @@ def test_progress_shows_on_the_terminal_and_the_result_beside_it(stand_in, tmp_p
         )
     assert done.stdout == b"xsc:r:abc\n"
     assert "storing f" in screen.text
-    assert "stored 3 B on 1 node, of which any 2 may be lost" in screen.text
+    assert "stored 3 B on 1 node, survives the loss of 2nodes,1site" in screen.text
 
 
 def test_a_passphrase_is_asked_for_and_not_shown(tmp_path):

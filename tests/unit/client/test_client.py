@@ -53,13 +53,13 @@ async def test_put_and_get_a_file(there, tmp_path):
     (tmp_path / "photo ü.jpg").write_bytes(b"abc")
     async with client.connect(str(there.home)) as node:
         assert node.id == "n0"
-        capability = await node.put(tmp_path / "photo ü.jpg", survive_nodes=2, code=(1, 2))
+        capability = await node.put(tmp_path / "photo ü.jpg", survive="2nodes", code=(1, 2))
         assert capability == "xsc:r:abc"
         sent = there.last
         assert sent.body == b"abc"
         assert sent.headers["XSC-Name"] == "photo%20%C3%BC.jpg"
         assert sent.headers["XSC-Size"] == "3"
-        assert sent.headers["XSC-Survive"] == "2"
+        assert sent.headers["XSC-Survive"] == "2nodes"
         assert sent.headers["XSC-Code"] == "1,2"
         assert await node.get(capability, tmp_path / "copy") == 3
         assert there.last.headers["XSC-Capability"] == "xsc:r:abc"

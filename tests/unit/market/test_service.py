@@ -80,14 +80,13 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
     assert [q.price for q in await world.drive(customer.market.offers("compute"))] == [20, 30]
 
 
-async def test_quotes_are_kept_while_they_hold(world, pair):
+async def test_offers_are_asked_for_anew_and_kept_for_the_next_lease(world, pair):
     customer, _ = pair
     for _ in range(3):
         await world.drive(customer.market.offers("storage"))
-    assert len(world.wire.calls) == 1
-    world.later(60_000)
-    await world.drive(customer.market.offers("storage"))
-    assert len(world.wire.calls) == 2
+    assert len(world.wire.calls) == 3, "a price list shows what holds now"
+    await leased(world, customer)
+    assert [call[2] for call in world.wire.calls[3:]] == ["market.lease"]
 
 
 async def test_the_price_rises_with_use(world, pair):

@@ -18,6 +18,7 @@ from xsc.base.errors import (
 from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX
 from xsc.identity.envelope import sign
 from xsc.storage import pipeline
+from xsc.storage.durability import Survival
 from xsc.storage.erasure import StorageShard
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pipeline import cut_stream
@@ -48,7 +49,7 @@ async def test_a_segment_is_one_request_a_host():
     done = await put(world[0], content(FOUR_SEGMENTS))
     assert len(world[0].calls) == 6 * 4
     assert done.hosts == tuple(host.id for host in world.hosts[1:7])
-    assert done.survives_nodes == 2
+    assert done.survives.nodes == 2
     assert done.warnings == []
 
 
@@ -66,7 +67,7 @@ async def test_a_lone_node_is_its_own_host_and_says_so():
     data = content(5 * MIB)
     done = await put(world[0], data)
     assert done.warnings == ["the object does not survive the loss of this node"]
-    assert done.survives_nodes == 0
+    assert done.survives.nodes == 0
     assert done.hosts == (world[0].id,) * 6
     assert world[0].calls == []
     assert world[0].node.used_bytes > len(data) * 3 // 2
@@ -79,7 +80,7 @@ async def test_with_few_nodes_columns_are_doubled_with_a_warning():
     done = await put(world[0], data)
     assert len(set(done.hosts)) == 4
     assert len(done.warnings) == 1
-    assert done.survives_nodes == 1
+    assert done.survives.nodes == 1
     for lost in world.hosts[1:]:
         lost.up = False
         assert await get(world[0], done.capability) == data
@@ -94,7 +95,7 @@ async def test_a_durability_that_cannot_be_met_is_refused_before_anything_is_sen
 ):
     world = await World(nodes).start()
     with pytest.raises(DurabilityUnreachable) as fault:
-        await put(world[0], content(5 * MIB), survive_nodes=survive, code=code)
+        await put(world[0], content(5 * MIB), survive=Survival(survive), code=code)
     assert fault.value.hint
     assert world[0].calls == []
     assert sum(used(world)) == 0
@@ -106,8 +107,8 @@ async def test_a_durability_that_cannot_be_met_is_refused_before_anything_is_sen
 async def test_a_durability_that_can_be_met_is_held(nodes, survive, code):
     world = await World(nodes).start()
     data = content(100_000)
-    done = await put(world[0], data, survive_nodes=survive, code=code)
-    assert done.survives_nodes >= survive
+    done = await put(world[0], data, survive=Survival(survive), code=code)
+    assert done.survives.nodes >= survive
     for lost in itertools.combinations(range(1, nodes), survive):
         for index in lost:
             world[index].up = False
@@ -195,7 +196,7 @@ async def test_where_no_node_is_left_columns_double_up_with_a_warning(number):
     done = await put(world[0], data)
     assert len(set(done.hosts)) == 5
     assert "5 nodes" in done.warnings[0]
-    assert done.survives_nodes == 1
+    assert done.survives.nodes == 1
     assert await states(world[0], done.capability) == ["ok"] * 6
     assert await get(world[2], done.capability) == data
 
@@ -204,7 +205,7 @@ async def test_doubling_up_never_breaks_the_durability_that_was_asked_for():
     world = await World(6).start()
     dies_at(world[3], 2)
     with pytest.raises(DurabilityUnreachable):
-        await put(world[0], content(FOUR_SEGMENTS), survive_nodes=2)
+        await put(world[0], content(FOUR_SEGMENTS), survive=Survival(2))
     world[3].before = lambda method, number: None
     assert sum(used(world)) == world[3].node.used_bytes
     assert world[0].service.ls() == []

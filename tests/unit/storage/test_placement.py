@@ -4,12 +4,14 @@ import pytest
 
 from tests.unit.storage.test_manifest import OWNER, make
 from xsc.base.limits import SEGMENT_BYTES
+from xsc.storage.durability import Host, Survival
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldColumn, HeldObject
 from xsc.storage.manifest import expected_digest
 from xsc.storage.placement import (
     Placement,
     assign,
+    check_code,
     check_durability,
     check_placement,
     column_states,
@@ -24,6 +26,10 @@ from xsc.storage.placement import (
 
 NODES = [bytes([index]) * 32 for index in range(9)]
 LOCATE = b"l" * 32
+
+
+def hosts(columns, site=""):
+    return [Host(node, site) for node in columns]
 
 
 def placement(**change):
@@ -101,13 +107,13 @@ def test_six_on_three_nodes_survive_one():
 
 
 def test_a_shortfall_says_why_and_what_helps():
-    shortfall = check_durability(assign(NODES[:4], 6), Code(), 2)
+    shortfall = check_durability(hosts(assign(NODES[:4], 6)), Code(), Survival(2))
     assert "4 nodes" in shortfall.reason
     assert "6 nodes" in shortfall.hint
-    never = check_durability(assign(NODES[:6], 6), Code(), 3)
+    never = check_code(Code(), Survival(3))
     assert "--code 4,3" in never.hint
-    assert check_durability(assign(NODES[:6], 6), Code(), 2) is None
-    assert check_durability(assign(NODES[:1], 6), Code(), 0) is None
+    assert check_durability(hosts(assign(NODES[:6], 6)), Code(), Survival(2)) is None
+    assert check_durability(hosts(assign(NODES[:1], 6)), Code(), Survival()) is None
 
 
 def test_warnings_name_what_is_thin():
@@ -190,3 +196,12 @@ def test_room_covers_what_an_object_takes():
         raw = len(manifest.to_bytes()) + 28
         signed = len(placement().to_bytes()) + 300
         assert raw + signed <= record_bytes(size, Code(), SEGMENT_BYTES)
+
+
+def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
+    silent = check_durability(hosts(assign(NODES[:6], 6)), Code(), Survival(2, 1))
+    assert "0 known sites" in silent.reason
+    assert "`site`" in silent.hint
+    together = check_durability(hosts(assign(NODES[:6], 6), "attic"), Code(), Survival(2, 1))
+    assert "1 known site survive" in together.reason
+    assert "other sites" in together.hint

@@ -173,6 +173,9 @@ class Host:
     def response_ms(self, node):
         return 1
 
+    def labels(self, node):
+        return self.world.labels.get(node, ("", ""))
+
     def peers(self):
         return [other.id for other in self.world.hosts if other is not self]
 
@@ -187,6 +190,7 @@ class World:
         self.clock = ManualClock()
         self.hosts: list[Host] = []
         self.by_id: dict[bytes, Host] = {}
+        self.labels: dict[bytes, tuple[str, str]] = {}
         for index in range(count):
             host = Host(self, index, capacity_bytes)
             self.hosts.append(host)

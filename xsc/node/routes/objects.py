@@ -31,6 +31,7 @@ from xsc.base.limits import (
 )
 from xsc.node.build import Node
 from xsc.node.http import problem_response, reply
+from xsc.storage.durability import parse as parse_survival
 
 NAME_CHARS_MAX = 1024
 FAULTS_KEPT = 256
@@ -110,7 +111,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             body(),
             name=name,
             size_hint=_number(request, "XSC-Size", 2**62),
-            survive_nodes=_number(request, "XSC-Survive", SHARDS_MAX) or 0,
+            survive=parse_survival(request.headers.get("XSC-Survive", "0nodes")),
             code=_code(request),
         )
         return reply(
@@ -121,7 +122,8 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "hosts": [
                     {"shard": shard, "node": to_text(host)} for shard, host in enumerate(done.hosts)
                 ],
-                "survives_nodes": done.survives_nodes,
+                "survives_nodes": done.survives.nodes,
+                "survives": done.survives.to_text(),
                 "warnings": list(done.warnings),
             },
             status=201,
@@ -175,6 +177,18 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def stat(request: web.Request) -> web.Response:
         return reply((await node.storage.stat(_capability(request))).to_json())
 
+    async def check(request: web.Request) -> web.Response:
+        deep = request.query.get("deep", "0")
+        if deep not in ("0", "1"):
+            raise ArgumentInvalid("deep must be 0 or 1")
+        found = await node.storage.check(
+            _capability(request),
+            deep=deep == "1",
+            node_life_ms=node.config.node_life_ms,
+            repair_ms=node.config.repair_time_ms,
+        )
+        return reply(found.to_json())
+
     async def remove(request: web.Request) -> web.Response:
         done = await node.storage.rm(_capability(request))
         return reply(
@@ -196,6 +210,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.get("/v1/objects", listing),
         web.get("/v1/object", get),
         web.get("/v1/object/stat", stat),
+        web.get("/v1/object/check", check),
         web.delete("/v1/object", remove),
         web.get("/v1/requests/{id}", fault_of),
     ]

@@ -1,0 +1,120 @@
+"""Failure domains on whole nodes: sites are planned for, said, checked and survived."""
+
+import itertools
+
+import pytest
+
+from tests.sim.network import content, get, put, run
+from xsc.base.errors import DurabilityUnreachable
+from xsc.base.limits import MIB
+from xsc.node.config import load
+from xsc.storage.durability import Survival
+
+LIFE_MS, REPAIR_MS = 3 * 365 * 86_400_000, 86_400_000
+SITES = ["attic", "attic", "attic", "attic", "barn", "barn", "shed", "shed", "shed"]
+
+
+def at_sites(world):
+    def config(index):
+        settings = {**world.settings, "name": world.name(index)}
+        if index < len(SITES) and SITES[index]:
+            settings["site"] = SITES[index]
+        return load(world.nowhere, {}, settings)
+
+    world.config = config
+
+
+async def check(node, capability, *, deep=False):
+    return await node.storage.check(
+        capability, deep=deep, node_life_ms=LIFE_MS, repair_ms=REPAIR_MS
+    )
+
+
+def test_a_contract_over_sites_is_kept_through_every_loss_that_it_names():
+    async def play(world):
+        owner = world.nodes[0]
+        data = content(MIB)
+        capability = await put(owner, data, survive=Survival(2, 1))
+        stat = await owner.storage.stat(capability)
+        by_site = [SITES[world.index_of(host.node)] for host in stat.hosts]
+        assert max(by_site.count(site) for site in set(by_site)) == 2
+        found = await check(owner, capability, deep=True)
+        assert found.survives.meets(Survival(2, 1))
+        assert (found.bad, found.read_bytes > MIB) == ((), True)
+        assert 0 < found.yearly_loss_ppb < 1_000_000
+        for site in set(SITES):
+            gone = [index for index, where in enumerate(SITES) if where == site]
+            for index in gone:
+                await world.crash(index)
+            reader = next(index for index in range(9) if index not in gone)
+            assert await get(world.nodes[reader], capability) == data
+            for index in gone:
+                await world.restart(index)
+            await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+
+    run(41, 9, play, prepare=at_sites)
+
+
+def test_a_contract_that_no_placement_keeps_is_refused_and_costs_nothing():
+    async def play(world):
+        for asked in (Survival(2, 2), Survival(3), Survival(0, 3)):
+            with pytest.raises(DurabilityUnreachable) as caught:
+                await put(world.nodes[0], content(MIB), survive=asked)
+            assert caught.value.hint
+        assert all(node.shards.used_bytes == 0 for node in world.nodes)
+
+    run(42, 9, play, prepare=at_sites)
+
+
+def test_nodes_that_do_not_say_where_they_are_keep_no_contract_over_sites():
+    async def play(world):
+        with pytest.raises(DurabilityUnreachable) as caught:
+            await put(world.nodes[0], content(MIB), survive=Survival(1, 1))
+        assert "`site`" in caught.value.hint
+
+    run(43, 7, play)
+
+
+def test_a_check_tells_damage_from_silence_and_deep_finds_what_shallow_does_not():
+    async def play(world):
+        owner = world.nodes[0]
+        capability = await put(owner, content(5 * MIB))
+        hosts = [world.index_of(h.node) for h in (await owner.storage.stat(capability)).hosts]
+        liar = f"node-{hosts[3]}"
+
+        def corrupt(source, target, request, response):
+            if liar in (source, target) and "storage.get" in request.path and response.body:
+                raw = bytearray(b"".join(response.body))
+                raw[-1] ^= 1
+                return type(response)(response.status, response.headers, [bytes(raw)])
+            return response
+
+        world.net.corrupt(corrupt)
+        shallow = await check(owner, capability)
+        assert [host.state for host in shallow.stat.hosts] == ["ok"] * 6
+        deep = await check(owner, capability, deep=True)
+        assert {fault.column for fault in deep.bad} == {3}
+        assert deep.stat.hosts[3].state == "corrupt"
+        assert deep.stat.condition.margin == 1
+        world.net.corrupt(None)
+        await world.crash(hosts[0])
+        silent = await check(owner, capability)
+        assert [host.state for host in silent.stat.hosts].count("unreachable") == 1
+        assert silent.survives == Survival(1)
+        assert silent.yearly_loss_ppb > shallow.yearly_loss_ppb
+
+    run(44, 7, play)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_the_estimate_rises_with_every_column_that_is_lost(lost):
+    async def play(world):
+        owner = world.nodes[0]
+        capability = await put(owner, content(MIB))
+        before = (await check(owner, capability)).yearly_loss_ppb
+        hosts = [world.index_of(h.node) for h in (await owner.storage.stat(capability)).hosts]
+        for index in itertools.islice(hosts, lost):
+            await world.crash(index)
+        assert (await check(owner, capability)).yearly_loss_ppb > 10 * before
+
+    run(45, 7, play)
