@@ -183,6 +183,9 @@ async def check(node, model):
     assert node.used_bytes == sum(map(len, model.values())) <= CAPACITY
     assert node.reserved_bytes == 0
     assert sum(node.usage.values()) == node.used_bytes
+    audit = await node.audit(deep=True)
+    assert audit.whole
+    assert audit.bytes_held == audit.bytes_counted == node.used_bytes
     for (locate, _, column), data in model.items():
         (found,) = await node.get(LOCATES[locate], 0, [Wanted(0, column, root_of(data))])
         assert found == Found("ok", data)

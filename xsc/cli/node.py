@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from xsc.base.errors import ArgumentInvalid
+from xsc.base.errors import ArgumentInvalid, StoreDamaged
 from xsc.base.units import format_duration, format_size
 from xsc.cli.options import PATH, Command, Group, Settings, pass_settings
-from xsc.cli.output import say, show, show_json, show_pairs
+from xsc.cli.output import say, short, show, show_json, show_pairs, warn
 from xsc.client.files import check_target
 
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -114,6 +114,55 @@ def status(settings: Settings) -> None:
             ),
         ]
     )
+
+
+@node.command()
+@click.option("--deep", is_flag=True, help="Check the root of every shard, too.")
+@click.option(
+    "--salvage",
+    is_flag=True,
+    help="Make the shard store anew out of what can be read; the node must be stopped.",
+)
+@pass_settings
+def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
+    """Check that the node can still give back all that it holds for others.
+
+    Works beside a running node, which only reports, and on the home of a
+    stopped one, where an index that is wrong is rebuilt. Exits with 6 if
+    something is damaged; what is stays listed until it is stored anew or
+    deleted.
+    """
+    running = (settings.home / "api.json").exists()
+    if running and salvage:
+        raise ArgumentInvalid("the node runs", hint="stop it first")
+    if running:
+        answer = settings.calls().fsck(deep=deep)
+    else:
+        from xsc.node.fsck import check_home
+
+        answer = check_home(settings.home, deep=deep, salvaged=salvage).to_json()
+    if settings.json:
+        show_json(answer)
+    else:
+        show_pairs(
+            [
+                ("bodies", str(answer["bodies"])),
+                ("held", format_size(answer["bytes_held"])),
+                ("counted", format_size(answer["bytes_counted"])),
+                ("index", answer["index"]),
+                ("damaged", str(len(answer["damaged"]))),
+            ]
+        )
+    for fault in answer["index_faults"]:
+        warn(fault)
+    for first, last in answer["unreadable"]:
+        warn(f"what was stored as {first} to {last} cannot be read")
+    for row in answer["damaged"]:
+        where = f" segment {row['segment']}, column {row['column']}" if "column" in row else ""
+        warn(f"{row['kind']} of object {short(row['locate'])}{where} is {row['reason']}")
+    if answer["kept"] is not None:
+        say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
+    return 0 if answer["whole"] else StoreDamaged.exit_code
 
 
 @node.group(cls=Group)

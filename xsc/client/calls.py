@@ -32,6 +32,8 @@ DEEP_TIMEOUT_S = 24 * 3600.0
 """A deep check reads six times a quarter of the object before it answers."""
 JOB_GRACE_S = 120.0
 """Beside the job's own time: its place in the queue, the market, the way there and back."""
+FSCK_TIMEOUT_S = 7 * 86_400.0
+"""All of a large disk is read."""
 _CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
 _PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
 
@@ -295,6 +297,15 @@ class Calls:
     def status(self) -> Document:
         """Return what the node says of itself."""
         return self.core.call("GET", "/v1/status")
+
+    def fsck(self, *, deep: bool) -> Document:
+        """Have the node compare its index with all bodies; takes as long as reading them."""
+        raw = json.dumps({"deep": deep}).encode()
+        return self.core.send("POST", "/v1/storage/fsck", [raw], timeout_s=FSCK_TIMEOUT_S)
+
+    def damaged(self) -> Document:
+        """Return the bodies that the node knows to be damaged."""
+        return self.core.call("GET", "/v1/storage/damaged")
 
     def offers(self) -> Document:
         """Ask all peers for their prices."""

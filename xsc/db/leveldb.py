@@ -9,6 +9,7 @@ torn record, and the next open would take that for damage.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,32 @@ else:
 WRITE_BUFFER_BYTES = 16 * MIB
 
 
+def salvage(path: Path) -> Path:
+    """Make a database out of what can be read of a damaged one; return where the old one is.
+
+    Only files are read whose checksums fit. What was deleted shortly before the damage can
+    be there again, and what cannot be read is gone: whoever knows the contents has to check
+    them.
+
+    Raises:
+        StoreDamaged: nothing can be made of it; the old one is where it was.
+    """
+    number = 1
+    while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    made = path.with_name(f"{path.name}.salvaged")
+    try:
+        shutil.rmtree(made, ignore_errors=True)
+        shutil.copytree(path, made)
+        plyvel.repair_db(str(made), paranoid_checks=True, compression=None)
+        path.rename(kept)
+        made.rename(path)
+    except (plyvel.Error, OSError) as fault:
+        shutil.rmtree(made, ignore_errors=True)
+        raise StoreDamaged(f"nothing of the database {path} can be saved: {fault}") from None
+    return kept
+
+
 class LevelDBKeyValue:
     """One LevelDB database in a directory of its own; safe to use from several threads.
 
@@ -41,6 +68,7 @@ class LevelDBKeyValue:
         self._writing = threading.Lock()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_whole(path)
             self._db: Any = plyvel.DB(
                 str(path),
                 create_if_missing=True,
@@ -50,6 +78,18 @@ class LevelDBKeyValue:
             )
         except (plyvel.Error, OSError) as fault:
             raise self._named(fault) from None
+
+    @staticmethod
+    def _check_whole(path: Path) -> None:
+        """Refuse a database without its CURRENT file: LevelDB would empty it without a word."""
+        names = {entry.name for entry in path.iterdir()}
+        if "CURRENT" not in names and any(
+            name.startswith("MANIFEST") or name.endswith((".ldb", ".log")) for name in names
+        ):
+            raise StoreDamaged(
+                f"the database {path} is damaged: it has lost its CURRENT file",
+                hint="keep a copy of the directory before anything is repaired",
+            )
 
     def _named(self, fault: Exception) -> XscError:
         text = str(fault)

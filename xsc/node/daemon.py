@@ -19,12 +19,11 @@ from pathlib import Path
 
 from aiohttp import web
 
-from xsc.base.errors import ConfigInvalid, StoreDamaged
+from xsc.base.errors import ConfigInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import GIB, PPM
 from xsc.base.units import format_credits, format_size
 from xsc.compute.pool import PoolSandbox
-from xsc.db.leveldb import LevelDBKeyValue
 from xsc.net.http import HttpTransport
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
@@ -32,6 +31,7 @@ from xsc.node.config import Config, from_environment
 from xsc.node.http import Reports, Running, application
 from xsc.node.logging import JsonLog
 from xsc.node.routes.table import all_routes
+from xsc.node.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
@@ -39,7 +39,6 @@ SHUTDOWN_TIMEOUT_S = 10.0
 """How long running requests of the API may take to end."""
 CANCEL_TIMEOUT_S = 1.0
 WORK_THREADS = 8
-INDEX_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
 
 
 def disk_free(path: Path, reserve_ppm: int) -> Callable[[], int]:
@@ -79,24 +78,15 @@ def _remembered(path: Path, config: Config) -> Config:
 
 def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -> Parts:
     executor = ThreadExecutor(WORK_THREADS)
-    folder = home.databases
-    folder.mkdir(mode=0o700, exist_ok=True)
-    state = LevelDBKeyValue(folder / "state", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
-    try:
-        index = LevelDBKeyValue(folder / "index", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
-    except StoreDamaged as fault:
-        # The index is disposable: it is rebuilt from the bodies (DESIGN section 5).
-        log.warning("index_damaged", fault=fault.message)
-        shutil.rmtree(folder / "index")
-        index = LevelDBKeyValue(folder / "index", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+    stores = open_stores(home.databases, log)
     return Parts(
         clock=clock,
         entropy=SystemEntropy(),
         executor=executor,
         transport=HttpTransport(listen=config.peer_listen, key=home.key),
-        bodies=LevelDBKeyValue(folder / "bodies"),
-        index=index,
-        state=state,
+        bodies=stores.bodies,
+        index=stores.index,
+        state=stores.state,
         sandbox=PoolSandbox(config.compute_workers, clock, log),
         log=log,
         disk_free_bytes=disk_free(home.path, config.disk_reserve_ppm),

@@ -4,7 +4,8 @@ Bodies are appended: key `b` ‖ sequence, value = header length (2 bytes) ‖
 canonical header ‖ data. A body is a *shard* or an *object record* (sealed
 manifest and signed placement). A deletion removes body keys and leaves a *gone*
 note (key `g` ‖ sequence) in the same write, so that an index that lags behind
-learns of it. Everything in the index follows from the bodies.
+learns of it. A body that was found damaged has a *damaged* note (key `d` ‖ its
+sequence) until it is stored anew or deleted. Everything in the index follows from these.
 
 Index keys: `s` ‖ locate ‖ generation ‖ segment ‖ column ‖ customer for shards,
 `o` ‖ locate ‖ customer for object records, `u` ‖ lease for the bytes under a
@@ -26,6 +27,7 @@ from xsc.storage.erasure import Buffer
 VERSION = 1
 BODIES = b"b"
 GONE = b"g"
+DAMAGED = b"d"
 SHARDS = b"s"
 RECORDS = b"o"
 USAGE = b"u"
@@ -288,6 +290,38 @@ def decode_number(raw: bytes) -> int:
             return number
         case _:
             raise StoreDamaged("the index holds what is no number")
+
+
+def encode_damaged(key: bytes, entry: Entry, reason: str) -> bytes:
+    """Return the value of a damaged note: the body's index key and entry, and what is wrong."""
+    return encode(
+        {"v": VERSION, "key": key, "entry": encode_entry(entry), "reason": reason},
+    )
+
+
+def decode_damaged(raw: bytes) -> tuple[bytes, Entry, str]:
+    """Return index key, entry and reason of a damaged note.
+
+    Raises:
+        StoreDamaged: not a damaged note.
+    """
+    try:
+        value = decode(raw)
+        if not isinstance(value, dict) or value.get("v") != VERSION:
+            raise RecordInvalid("of an unknown version")
+        key, reason = take_bytes(value, "key"), take_str(value, "reason")
+        entry = decode_entry(take_bytes(value, "entry"))
+        if not is_entry_key(key):
+            raise RecordInvalid("not a key of the index")
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"a note of damage is damaged: {fault.message}") from None
+    return key, entry, reason
+
+
+def is_entry_key(key: bytes) -> bool:
+    """Say whether a key of the index is one of a shard or of an object record."""
+    length = {SHARDS: 1 + ID_BYTES + 4 + 4 + 1 + ID_BYTES, RECORDS: 1 + 2 * ID_BYTES}
+    return len(key) == length.get(key[:1])
 
 
 def encode_gone(dropped: list[tuple[bytes, int]]) -> bytes:

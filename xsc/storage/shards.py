@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from xsc.base.errors import (
     SpaceExhausted,
     StoreDamaged,
     TooLarge,
+    XscError,
 )
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
@@ -36,6 +38,7 @@ from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
+from xsc.storage.fsck import Audit, Damage, compare, scan_bodies
 from xsc.storage.held import (
     Found,
     FoundRecord,
@@ -49,6 +52,7 @@ from xsc.storage.held import (
 from xsc.storage.manifest import column_digest, hash_of
 from xsc.storage.ports import Commit
 from xsc.storage.reclaim import DeadSpace, Slice, live_by_bucket
+from xsc.storage.scan import SEQUENCE_MAX, Gaps, readable
 
 T = TypeVar("T")
 
@@ -104,7 +108,8 @@ class StorageNode:
         self._usage: dict[bytes, int] = {}
         self._next = 1
         self._open: set[int] = set()
-        self._damaged: set[int] = set()
+        self._damaged: dict[int, Damage] = {}
+        self._pausing = False
         self._writing: set[bytes] = set()
         self._writers: dict[tuple[bytes, bytes], int] = {}
         self._deleting: set[tuple[bytes, bytes]] = set()
@@ -153,16 +158,28 @@ class StorageNode:
         return recovery
 
     def _load(self, rebuild: bool) -> Recovery:
-        mark = None if rebuild else self._read_index()
-        if mark is None:
+        found = None if rebuild or not self._notes_whole() else self._read_index()
+        if found is None:
             self._empty_index()
-        replayed, damaged = self._replay(mark or 0)
+        mark = found or 0
+        replayed, damaged = self._replay(mark)
         # Only once the index is on the disk may the notes of deletions go.
         self._index.write([(formats.MARK, formats.encode_number(self._next - 1))], sync=True)
-        notes: list[Change] = [(key, None) for key, _ in self._range(formats.GONE, 0)]
+        gone = readable(self._bodies, formats.GONE, 0, Gaps())
+        notes: list[Change] = [(key, None) for _, key, _ in gone]
         if notes:
             self._bodies.write(notes, sync=False)
-        return Recovery(mark is None, replayed, damaged)
+        return Recovery(found is None, replayed, damaged)
+
+    def _notes_whole(self) -> bool:
+        """Say whether every note of a deletion can be read: else the index may not be trusted."""
+        gaps = Gaps()
+        for _, _, value in readable(self._bodies, formats.GONE, 0, gaps):
+            try:
+                formats.decode_gone(value)
+            except StoreDamaged:
+                return False
+        return not gaps.ranges
 
     def _read_index(self) -> int | None:
         """Read mark and usage; None where the index is missing or damaged."""
@@ -176,12 +193,24 @@ class StorageNode:
                 key[1:]: formats.decode_number(value)
                 for key, value in self._index.scan(formats.USAGE, end)
             }
+            if self._sums() != self._usage:
+                self._log.warning("storage_index_damaged", reason="it has lost entries")
+                return None
         except StoreDamaged as fault:
             self._log.warning("storage_index_damaged", reason=fault.message)
             return None
         self._used = sum(self._usage.values())
         self._next = mark + 1
         return mark
+
+    def _sums(self) -> dict[bytes, int]:
+        """Return the bytes under each lease by the entries, as the totals should be."""
+        sums: dict[bytes, int] = {}
+        for prefix in (formats.SHARDS, formats.RECORDS):
+            for _, raw in self._index.scan(prefix, prefix_end(prefix)):
+                entry = formats.decode_entry(raw)
+                sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.size_bytes
+        return sums
 
     def _empty_index(self) -> None:
         self._usage = {}
@@ -196,20 +225,16 @@ class StorageNode:
         if batch:
             self._index.write(batch, sync=False)
 
-    def _range(self, prefix: bytes, above: int) -> Iterator[tuple[bytes, bytes]]:
-        return self._bodies.scan(formats.sequenced(prefix, above + 1), prefix_end(prefix))
-
     def _replay(self, mark: int) -> tuple[int, int]:
         replayed = damaged = 0
         puts: list[tuple[bytes, Entry]] = []
         drops: list[tuple[bytes, int]] = []
+        gaps = Gaps()
         events = heapq.merge(
-            self._range(formats.BODIES, mark),
-            self._range(formats.GONE, mark),
-            key=lambda item: formats.sequence_of(item[0]),
+            readable(self._bodies, formats.BODIES, mark, gaps),
+            readable(self._bodies, formats.GONE, mark, Gaps()),
         )
-        for key, value in events:
-            sequence = formats.sequence_of(key)
+        for sequence, key, value in events:
             self._next = sequence + 1
             try:
                 if key.startswith(formats.GONE):
@@ -227,7 +252,35 @@ class StorageNode:
                 puts, drops = [], []
         if puts:
             self._apply(puts, drops, self._next - 1)
+        for first, last in gaps.ranges:
+            damaged += 1
+            self._log.error("storage_bodies_unreadable", first=first, last=last)
+            if last < SEQUENCE_MAX:
+                self._next = max(self._next, last + 1)
+        self._recall()
         return replayed, damaged
+
+    def _recall(self) -> None:
+        """Read the notes of damage; what one is about keeps its place and its bytes."""
+        stale: list[Change] = []
+        self._damaged = {}
+        for sequence, note, value in readable(self._bodies, formats.DAMAGED, 0, Gaps()):
+            self._next = max(self._next, sequence + 1)
+            try:
+                key, entry, reason = formats.decode_damaged(value)
+            except StoreDamaged as fault:
+                self._log.error("storage_note_damaged", sequence=sequence, reason=fault.message)
+                stale.append((note, None))
+                continue
+            held = self._entry(key)
+            if held is None:
+                self._apply([(key, entry)], [], self._next - 1)
+            if held is None or held.sequence == sequence:
+                self._damaged[sequence] = Damage(key, entry, reason)
+            else:
+                stale.append((note, None))
+        if stale:
+            self._bodies.write(stale, sync=False)
 
     # The index. `_apply` runs in the executor, one at a time.
 
@@ -343,7 +396,11 @@ class StorageNode:
         assert len(set(keys)) == len(keys)
         assert len(owners) == 1
         owner = owners.pop()
-        await self._turn(lambda: owner not in self._deleting and self._writing.isdisjoint(keys))
+        await self._turn(
+            lambda: (
+                not self._pausing and owner not in self._deleting and self._writing.isdisjoint(keys)
+            )
+        )
         self._writing.update(keys)
         self._writers[owner] = self._writers.get(owner, 0) + 1
 
@@ -399,7 +456,7 @@ class StorageNode:
             await self._settle(sequences, puts, [])
         finally:
             self._reserved -= reserved
-        self._damaged.difference_update(old.sequence for old in replaced)
+        await self._forget_damage([old.sequence for old in replaced])
         self._bury(replaced)
         return growth
 
@@ -424,7 +481,9 @@ class StorageNode:
             (formats.sequenced(formats.BODIES, sequence), formats.encode_body(body))
             for body, sequence in zip(fresh, sequences, strict=True)
         ]
-        changes.extend((formats.sequenced(formats.BODIES, old.sequence), None) for old in replaced)
+        for old in replaced:
+            changes.append((formats.sequenced(formats.BODIES, old.sequence), None))
+            changes.append((formats.sequenced(formats.DAMAGED, old.sequence), None))
         return changes
 
     # Reading
@@ -447,21 +506,21 @@ class StorageNode:
     def _get(
         self, locate: bytes, generation: int, wanted: Sequence[Wanted], size_max: int
     ) -> list[Found]:
-        entries = [self._wanted(locate, generation, want) for want in wanted]
-        size = sum(entry.size_bytes for entry in entries if entry is not None)
+        held = [self._wanted(locate, generation, want) for want in wanted]
+        size = sum(item[1].size_bytes for item in held if item is not None)
         if size > size_max:
             raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
         return [
-            Found("missing") if entry is None else self._read_shard(entry, want.span)
-            for entry, want in zip(entries, wanted, strict=True)
+            Found("missing") if item is None else self._read_shard(*item, want.span)
+            for item, want in zip(held, wanted, strict=True)
         ]
 
-    def _wanted(self, locate: bytes, generation: int, want: Wanted) -> Entry | None:
+    def _wanted(self, locate: bytes, generation: int, want: Wanted) -> tuple[bytes, Entry] | None:
         prefix = formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
-        for _, raw in self._index.scan(prefix, prefix_end(prefix)):
+        for key, raw in self._index.scan(prefix, prefix_end(prefix)):
             entry = formats.decode_entry(raw)
             if entry.proof == want.root:
-                return entry
+                return key, entry
         return None
 
     def _body(self, entry: Entry) -> Body | None:
@@ -473,13 +532,13 @@ class StorageNode:
             self._log.error("storage_body_damaged", sequence=entry.sequence, reason=fault.message)
             return None
 
-    def _read_shard(self, entry: Entry, span: Span | None = None) -> Found:
+    def _read_shard(self, key: bytes, entry: Entry, span: Span | None = None) -> Found:
         body = self._body(entry)
         if isinstance(body, ShardBody):
             found = cut_found(body.data, entry.proof, span)
             if found is not None:
                 return found
-        self._damaged.add(entry.sequence)
+        self._note_damage(Damage(key, entry, "unreadable" if body is None else "mismatch"))
         return Found("corrupt")
 
     async def find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
@@ -491,22 +550,22 @@ class StorageNode:
         for key, raw in self._index.scan(prefix, prefix_end(prefix)):
             yield key, formats.decode_entry(raw)
 
-    def _read_record(self, entry: Entry) -> RecordBody | None:
+    def _read_record(self, key: bytes, entry: Entry) -> RecordBody | None:
         body = self._body(entry)
         if (
             isinstance(body, RecordBody)
             and hash_of(body.sealed) + hash_of(body.placement) == entry.proof
         ):
             return body
-        self._damaged.add(entry.sequence)
+        self._note_damage(Damage(key, entry, "unreadable" if body is None else "mismatch"))
         return None
 
     def _find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
         found = [
             body
-            for _, entry in self._records(locate)
+            for key, entry in self._records(locate)
             if entry.proof.startswith(manifest_hash)
-            and (body := self._read_record(entry)) is not None
+            and (body := self._read_record(key, entry)) is not None
         ]
         if not found:
             return None
@@ -528,7 +587,7 @@ class StorageNode:
             roots.setdefault(group, []).append((segment, entry.proof))
             if entry.sequence not in self._damaged and entry.size_bytes <= budget:
                 budget -= entry.size_bytes
-                self._read_shard(entry)
+                self._read_shard(key, entry)
             if entry.sequence in self._damaged:
                 damaged[group] = damaged.get(group, 0) + 1
         columns = tuple(
@@ -537,9 +596,9 @@ class StorageNode:
             for customer, column in [group]
         )
         state: HeldState = "missing"
-        for _, entry in self._records(locate):
+        for key, entry in self._records(locate):
             if entry.proof.startswith(manifest_hash):
-                state = "corrupt" if self._read_record(entry) is None else "ok"
+                state = "corrupt" if self._read_record(key, entry) is None else "ok"
                 break
         return HeldObject(columns, state)
 
@@ -554,7 +613,9 @@ class StorageNode:
             NotAllowed: only other customers have something there.
         """
         owner = (locate, customer)
-        await self._turn(lambda: owner not in self._deleting and owner not in self._writers)
+        await self._turn(
+            lambda: not self._pausing and owner not in self._deleting and owner not in self._writers
+        )
         self._deleting.add(owner)
 
         async def run() -> dict[bytes, int]:
@@ -577,14 +638,17 @@ class StorageNode:
             (note,) = self._take_sequences(1)
             drops = [(key, entry.sequence) for key, entry in mine]
             changes: list[Change] = [
-                (formats.sequenced(formats.BODIES, entry.sequence), None) for _, entry in mine
+                (formats.sequenced(prefix, entry.sequence), None)
+                for prefix in (formats.BODIES, formats.DAMAGED)
+                for _, entry in mine
+                if prefix == formats.BODIES or entry.sequence in self._damaged
             ]
             changes.append((formats.sequenced(formats.GONE, note), formats.encode_gone(drops)))
             await self._commit(changes)
             await self._settle([note], [], drops)
             for _, entry in mine:
                 freed[entry.lease_id] = freed.get(entry.lease_id, 0) + entry.size_bytes
-                self._damaged.discard(entry.sequence)
+            await self._forget_damage([entry.sequence for _, entry in mine])
             self._bury([entry for _, entry in mine])
 
     def _held(self, locate: bytes, customer: bytes) -> tuple[list[tuple[bytes, Entry]], bool]:
@@ -600,6 +664,90 @@ class StorageNode:
                 else:
                     return mine, others
         return mine, others
+
+    # Damage
+
+    @property
+    def damaged(self) -> Sequence[Damage]:
+        """Bodies known not to be readable any more, until they are stored anew or deleted."""
+        return tuple(self._damaged.values())
+
+    def _note_damage(self, damage: Damage) -> None:
+        sequence = damage.entry.sequence
+        if sequence in self._damaged:
+            return
+        self._damaged[sequence] = damage
+        note = formats.encode_damaged(damage.key, damage.entry, damage.reason)
+        self._log.error("storage_damage_found", sequence=sequence, reason=damage.reason)
+        try:
+            self._bodies.write([(formats.sequenced(formats.DAMAGED, sequence), note)], sync=False)
+        except XscError as fault:
+            # It is known until the end of this process, and found again by the next.
+            self._log.warning("storage_note_failed", sequence=sequence, reason=fault.message)
+
+    async def _forget_damage(self, sequences: Sequence[int]) -> None:
+        """Drop notes of what is gone, those included that were written meanwhile."""
+        known = [sequence for sequence in sequences if sequence in self._damaged]
+        if not known:
+            return
+        for sequence in known:
+            del self._damaged[sequence]
+        notes: list[Change] = [
+            (formats.sequenced(formats.DAMAGED, sequence), None) for sequence in known
+        ]
+        await self._executor.run(self._drop_notes, notes)
+
+    def _drop_notes(self, notes: list[Change]) -> None:
+        self._bodies.write(notes, sync=False)
+
+    async def audit(self, *, deep: bool = False) -> Audit:
+        """Compare index and totals with all bodies; what is damaged is noted for its owner.
+
+        Args:
+            deep: also check every root and hash.
+
+        Raises:
+            StoreDamaged: the index cannot be read; a start rebuilds it.
+        """
+        async with self._quiet():
+            before, usage = self._next, dict(self._usage)
+            entries = [
+                self._index.scan(prefix, prefix_end(prefix))
+                for prefix in (formats.SHARDS, formats.RECORDS)
+            ]
+        audit = await self._executor.run(self._audit, before, usage, entries, deep)
+        async with self._quiet():
+            # What was deleted or stored anew since the scan of the index is no damage.
+            damaged = await self._executor.run(self._still_held, audit.damaged)
+            for damage in damaged:
+                await self._executor.run(self._note_damage, damage)
+        return replace(audit, damaged=damaged)
+
+    @asynccontextmanager
+    async def _quiet(self) -> AsyncIterator[None]:
+        """Wait until nobody writes, and let nobody begin meanwhile: for a moment only."""
+        await self._turn(lambda: not self._pausing)
+        self._pausing = True
+        try:
+            await self._turn(lambda: not (self._writing or self._deleting or self._open))
+            yield
+        finally:
+            self._pausing = False
+            self._release()
+
+    def _still_held(self, damaged: Sequence[Damage]) -> tuple[Damage, ...]:
+        return tuple(item for item in damaged if self._entry(item.key) == item.entry)
+
+    def _audit(
+        self,
+        before: int,
+        usage: dict[bytes, int],
+        entries: Sequence[Iterator[tuple[bytes, bytes]]],
+        deep: bool,
+    ) -> Audit:
+        scanned = scan_bodies(self._bodies, before, deep=deep)
+        decoded = ((key, formats.decode_entry(raw)) for scan in entries for key, raw in scan)
+        return compare(scanned, decoded, usage)
 
     # Reclaiming
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from xsc.base.errors import HomeLocked, SpaceExhausted, StoreDamaged
-from xsc.db.leveldb import LevelDBKeyValue
+from xsc.db.leveldb import LevelDBKeyValue, salvage
 
 CHILD = """
 import sys
@@ -136,6 +136,33 @@ def test_a_missing_table_is_damage(tmp_path):
     damaged_file(tmp_path / "db", compacted=True).unlink()
     with pytest.raises(StoreDamaged):
         LevelDBKeyValue(tmp_path / "db")
+
+
+def test_a_missing_current_file_is_damage_and_empties_nothing(tmp_path):
+    table = damaged_file(tmp_path / "db", compacted=True)
+    (tmp_path / "db" / "CURRENT").unlink()
+    with pytest.raises(StoreDamaged, match="CURRENT"):
+        LevelDBKeyValue(tmp_path / "db")
+    assert table.exists()
+
+
+def test_salvage_keeps_what_can_be_read_and_the_old_directory(tmp_path):
+    table = damaged_file(tmp_path / "db", compacted=True)
+    raw = table.read_bytes()
+    (tmp_path / "db" / "CURRENT").unlink()
+    kept = salvage(tmp_path / "db")
+    assert (kept / table.name).read_bytes() == raw
+    store = LevelDBKeyValue(tmp_path / "db")
+    assert list(store.scan(b"")) == PAIRS
+    store.close()
+
+
+def test_what_cannot_be_salvaged_is_left_where_it_is(tmp_path):
+    (tmp_path / "db").write_text("no directory")
+    with pytest.raises(StoreDamaged):
+        salvage(tmp_path / "db")
+    assert (tmp_path / "db").read_text() == "no directory"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["db"]
 
 
 def test_after_a_failed_write_no_other_is_taken(tmp_path):

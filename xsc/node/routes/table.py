@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc.node.build import Node
-from xsc.node.routes import jobs, ledger, market, objects, peers, status
+from xsc.node.routes import jobs, ledger, market, objects, peers, status, store
 
 
 def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
@@ -16,6 +16,7 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *status.routes(node, home),
         *peers.routes(node),
         *objects.routes(node),
+        *store.routes(node),
         *jobs.routes(node),
         *market.routes(node),
         *ledger.routes(node),

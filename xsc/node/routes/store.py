@@ -1,0 +1,44 @@
+"""Endpoints about this node's own shard store: checking it, and what is damaged in it."""
+
+from __future__ import annotations
+
+import json
+
+from aiohttp import web
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.node.build import Node
+from xsc.node.http import reply
+
+DAMAGED_MAX = 10_000
+"""Listed at once; the number of all stands beside them."""
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the endpoints of the shard store of a node."""
+
+    async def check(request: web.Request) -> web.Response:
+        try:
+            asked = json.loads(await request.text() or "{}")
+        except ValueError:
+            raise ArgumentInvalid("the request is no JSON document") from None
+        if not isinstance(asked, dict) or not set(asked) <= {"deep"}:
+            raise ArgumentInvalid("the request may say 'deep' and nothing else")
+        deep = asked.get("deep", False)
+        if not isinstance(deep, bool):
+            raise ArgumentInvalid("'deep' must be true or false")
+        audit = await node.shards.audit(deep=deep)
+        return reply(
+            audit.to_json() | {"index": "wrong" if audit.index_faults else "ok", "kept": None}
+        )
+
+    async def damaged(_: web.Request) -> web.Response:
+        known = node.shards.damaged
+        return reply(
+            {"damaged": [item.to_json() for item in known[:DAMAGED_MAX]], "count": len(known)}
+        )
+
+    return [
+        web.post("/v1/storage/fsck", check),
+        web.get("/v1/storage/damaged", damaged),
+    ]
