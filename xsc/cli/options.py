@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import click
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.units import parse_duration_ms, parse_share_ppm, parse_size
-from xsc.client.calls import Calls, Limits, unreadable
+from xsc.client.calls import Calls, Limits, Named, unreadable
 from xsc.client.core import Core, default_home
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -210,6 +210,43 @@ def _capability(text: str) -> str:
     return text
 
 
+def _object(text: str) -> str | Named:
+    """Return a capability, or else the name of an own object."""
+    if text == "-" or text.startswith(("@", "xsc:")):
+        return _capability(text)
+    if not text:
+        raise ArgumentInvalid("an empty text names no object")
+    return Named(text)
+
+
+def one_capability(calls: Calls, target: str | Named, version: int | None) -> str:
+    """Return the capability that a command is about: as given, or of the newest of a name.
+
+    Raises:
+        ArgumentInvalid: a version of a capability.
+        ObjectUnknown: no such name or version.
+    """
+    return capabilities(calls, target, version)[0]
+
+
+def capabilities(
+    calls: Calls, target: str | Named, version: int | None, *, deleting: bool = False
+) -> Sequence[str]:
+    """Return the capability that was given, or those of a name's versions, newest first.
+
+    Raises:
+        ArgumentInvalid, ObjectUnknown: as `one_capability`.
+    """
+    if isinstance(target, Named):
+        return calls.named(target.name, version, deleting=deleting)
+    if version is not None:
+        raise ArgumentInvalid(
+            "--version goes with a name: a capability stands for one version",
+            hint="leave --version out",
+        )
+    return [target]
+
+
 def _word(raw: bytes, place: str) -> str:
     if len(raw) > CAPABILITY_BYTES_MAX:
         raise TooLarge(f"{place} holds more than one capability")
@@ -224,6 +261,7 @@ def _input(text: str) -> tuple[str, str]:
     return name, _capability(value)
 
 
+OBJECT = Parsed("CAP", _object)
 CAPABILITY = Parsed("CAP", _capability)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from base64 import b64decode
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import click
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, PeerSilent, ShardsDamaged
 from xsc.base.units import format_size
 from xsc.cli.options import (
-    CAPABILITY,
     CODE,
+    OBJECT,
     PATH,
     RANGE,
     SURVIVE,
+    WHOLE,
     Group,
     Settings,
+    capabilities,
+    one_capability,
     pass_settings,
 )
 from xsc.cli.output import (
@@ -32,7 +36,7 @@ from xsc.cli.output import (
     show_table,
     warn,
 )
-from xsc.client.calls import Calls, unreadable
+from xsc.client.calls import Calls, Named, unreadable
 from xsc.client.core import Document
 from xsc.client.files import check_target, size_of, write_whole
 
@@ -45,8 +49,14 @@ def store() -> None:
 
     CAP is a capability: the text that `store put` prints, and all that is
     needed to read the object. @FILE takes it from a file and - from standard
-    input, so that it need not stand in a list of processes.
+    input, so that it need not stand in a list of processes. An object that this
+    node stored is found by its name, too.
     """
+
+
+version_option = click.option(
+    "--version", type=WHOLE, metavar="N", help="That version of the name.  [the newest]"
+)
 
 
 @store.command()
@@ -104,7 +114,7 @@ def _count(number: int, what: str) -> str:
 
 
 @store.command()
-@click.argument("cap", type=CAPABILITY)
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
 )
@@ -115,9 +125,12 @@ def _count(number: int, what: str) -> str:
     metavar="FIRST-LAST",
     help="Only these bytes, like 1000-1999, 1000- or -500.",
 )
+@version_option
 @pass_settings
-def get(settings: Settings, cap: str, output: Path, part: str | None) -> None:
-    """Fetch the object that CAP stands for.
+def get(
+    settings: Settings, cap: str | Named, output: Path, part: str | None, version: int | None
+) -> None:
+    """Fetch the object that CAP or NAME stands for.
 
     FILE appears when all of it is there and has been checked; after an
     interruption the same command goes on where it was. With - the content goes
@@ -128,11 +141,12 @@ def get(settings: Settings, cap: str, output: Path, part: str | None) -> None:
     if output != STREAM:
         check_target(output)
     calls = settings.calls()
+    capability = one_capability(calls, cap, version)
     if output != STREAM and part is None:
-        size = calls.fetch(cap, output, lambda total: progress_bar("fetching", total))
+        size = calls.fetch(capability, output, lambda total: progress_bar("fetching", total))
     else:
         with (
-            calls.open(cap, part) as download,
+            calls.open(capability, part) as download,
             progress_bar("fetching", download.size_bytes) as progress,
         ):
             if output == STREAM:
@@ -148,18 +162,21 @@ def get(settings: Settings, cap: str, output: Path, part: str | None) -> None:
 
 
 @store.command("ls")
+@click.argument("prefix", required=False, default="")
+@click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
 @pass_settings
-def listing(settings: Settings) -> None:
-    """List the objects that this node has stored."""
-    answer = settings.calls().objects()
+def listing(settings: Settings, prefix: str, *, versions: bool) -> None:
+    """List the objects that this node has stored, those whose names begin with PREFIX."""
+    answer = settings.calls().objects(prefix, versions=versions)
     if settings.json:
         show_json(answer)
         return
     show_table(
-        ["name", "<size", "stored", "<margin", "capability"],
+        ["name", "<version", "<size", "stored", "<margin", "capability"],
         [
             [
                 row["name"] or "-",
+                str(row["version"]) if row["name"] else "-",
                 format_size(row["size_bytes"]),
                 moment(row["created_ms"]),
                 str(row["margin"]),
@@ -178,11 +195,16 @@ def _margin(margin: int) -> str:
 
 
 @store.command()
-@click.argument("cap", type=CAPABILITY)
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@version_option
 @pass_settings
-def stat(settings: Settings, cap: str) -> None:
-    """Ask an object's hosts which of its shards they still hold."""
-    answer = settings.calls().stat(cap)
+def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
+    """Ask an object's hosts which of its shards they still hold.
+
+    A capability that only checks is enough.
+    """
+    calls = settings.calls()
+    answer = calls.stat(one_capability(calls, cap, version))
     if settings.json:
         show_json(answer)
         return
@@ -204,16 +226,18 @@ def stat(settings: Settings, cap: str) -> None:
 
 
 @store.command()
-@click.argument("cap", type=CAPABILITY)
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option("--deep", is_flag=True, help="Read every shard and verify it.")
+@version_option
 @pass_settings
-def check(settings: Settings, cap: str, *, deep: bool) -> None:
+def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> None:
     """Say what an object's placement is worth: what it survives, and for how long.
 
     Exits with 6 if a shard is damaged or missing, and with 5 if it only cannot
     be asked for.
     """
-    answer = settings.calls().check(cap, deep=deep)
+    calls = settings.calls()
+    answer = calls.check(one_capability(calls, cap, version), deep=deep)
     if settings.json:
         show_json(answer)
     else:
@@ -247,13 +271,14 @@ def check(settings: Settings, cap: str, *, deep: bool) -> None:
 
 
 @store.command()
-@click.argument("cap", type=CAPABILITY)
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option(
     "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
 )
+@click.option("--version", type=WHOLE, metavar="N", help="That version of the name alone.  [all]")
 @pass_settings
-def rm(settings: Settings, cap: str, receipts: Path | None) -> int:
-    """Delete an object at all of its hosts.
+def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int | None) -> int:
+    """Delete an object at all of its hosts; with a NAME, all its versions.
 
     Exits with 7 if a host has not confirmed it; what it holds runs out with
     its lease.
@@ -263,10 +288,14 @@ def rm(settings: Settings, cap: str, receipts: Path | None) -> int:
             receipts.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
             raise ArgumentInvalid(f"{receipts} cannot be made: {fault.strerror}") from None
-    answer = settings.calls().remove(cap)
+    calls = settings.calls()
+    answers = [calls.remove(each) for each in capabilities(calls, cap, version, deleting=True)]
+    answer = _merged(answers)
     if receipts is not None:
-        for host, receipt in answer["receipts"].items():
-            write_whole(receipts / f"{host}.receipt", [b64decode(receipt)])
+        for number, each in enumerate(answers):
+            beside = f".{number}" if len(answers) > 1 else ""
+            for host, receipt in each["receipts"].items():
+                write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
     if settings.json:
         show_json(answer)
     else:
@@ -274,3 +303,43 @@ def rm(settings: Settings, cap: str, receipts: Path | None) -> int:
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
+
+
+def _merged(answers: Sequence[Document]) -> Document:
+    """Return what became of several deletions as of one: a host confirms all or not."""
+    if len(answers) == 1:
+        return answers[0]
+    unconfirmed = {host for answer in answers for host in answer["unconfirmed"]}
+    confirmed = {host for answer in answers for host in answer["confirmed"]}
+    receipts = {host: proof for answer in answers for host, proof in answer["receipts"].items()}
+    return {
+        "confirmed": sorted(confirmed - unconfirmed),
+        "unconfirmed": sorted(unconfirmed),
+        "receipts": receipts,
+    }
+
+
+@store.command()
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@click.option("--read", "what", flag_value="read", help="Whoever has it may read the object.")
+@click.option("--verify", "what", flag_value="verify", help="It may be checked, not read.")
+@version_option
+@pass_settings
+def share(settings: Settings, cap: str | Named, what: str | None, version: int | None) -> None:
+    """Print the capability of an object to give to somebody: to read it, or to check it.
+
+    What only checks finds the object and says which shards its hosts hold; it
+    opens nothing. What was given cannot be taken back.
+    """
+    if what is None:
+        raise ArgumentInvalid(
+            "it must be said what the capability is for", hint="use --read or --verify"
+        )
+    from xsc.storage.capability import parse_read, parse_verify
+
+    given = one_capability(settings.calls(), cap, version)
+    shared = parse_read(given) if what == "read" else parse_verify(given)
+    if settings.json:
+        show_json({"capability": shared.to_text(), "allows": what})
+    else:
+        show(shared.to_text())

@@ -111,6 +111,20 @@ def _capability(text: str) -> dict[str, str]:
     return {"XSC-Capability": text}
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An object by its name in this node's list."""
+
+    name: str
+
+
+def _quoted(name: str) -> str:
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise ArgumentInvalid("the name of the object is not Unicode text") from None
+
+
 def _peer(who: str) -> str:
     if not _PEER.fullmatch(who):
         raise PeerUnknown(
@@ -138,10 +152,7 @@ class Calls:
         progress: Progress = ignore_progress,
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it."""
-        try:
-            headers = {"XSC-Name": quote(name, safe="")}
-        except UnicodeEncodeError:
-            raise ArgumentInvalid("the name of the object is not Unicode text") from None
+        headers = {"XSC-Name": _quoted(name)}
         if size_bytes is not None:
             headers["XSC-Size"] = str(size_bytes)
         if survive:
@@ -180,9 +191,29 @@ class Calls:
         """Do what `get` does; `watch` is told the size and gives who is told of progress."""
         return fetch(lambda part: self.open(capability, part), capability, path, watch)
 
-    def objects(self) -> Document:
-        """Return the objects that this node has stored."""
-        return self.core.call("GET", "/v1/objects")
+    def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
+        """Return the objects that this node has stored: the newest of each name, or all."""
+        headers = {"XSC-Prefix": _quoted(prefix)} if prefix else {}
+        if versions:
+            headers["XSC-Versions"] = "1"
+        return self.core.call("GET", "/v1/objects", headers=headers)
+
+    def named(
+        self, name: str, version: int | None = None, *, deleting: bool = False
+    ) -> Sequence[str]:
+        """Return the capabilities of a name's versions, the newest first; or of one version.
+
+        Args:
+            name: as the object was stored.
+            version: its number under the name.
+            deleting: also those whose deletion some host has yet to confirm.
+        """
+        headers = {"XSC-Name": _quoted(name)}
+        if version is not None:
+            headers["XSC-Version"] = str(version)
+        if deleting:
+            headers["XSC-Deleting"] = "1"
+        return list(self.core.call("GET", "/v1/objects/named", headers=headers)["capabilities"])
 
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""

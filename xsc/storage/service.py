@@ -18,7 +18,6 @@ from pydantic import Field
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import (
-    ArgumentInvalid,
     CorruptionError,
     NotAllowed,
     ObjectUnknown,
@@ -44,6 +43,7 @@ from xsc.storage.erasure import Buffer, Code
 from xsc.storage.held import FoundRecord, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
 from xsc.storage.messages import ObjectRecord, PutRequest
+from xsc.storage.names import HIDDEN, NAME_CHARS_MAX, Versions, check_name, version_row
 from xsc.storage.pipeline import Upload, Uploaded
 from xsc.storage.placement import (
     Condition,
@@ -63,7 +63,6 @@ from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
-NAME_CHARS_MAX = 1024
 
 
 class HeldAt(Record):
@@ -91,6 +90,8 @@ class ObjectEntry(Record):
     """By host and lease; hosts that failed during the put stand here too."""
     deleting: bool
     """Deletion has begun; the entry goes with the last confirmation."""
+    version: Annotated[int, Field(ge=1, lt=2**63)] = 1
+    """Of what was stored under the name; without a name, always 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class PutResult:
     warnings: list[str]
     survives: Survival
     """How many nodes, sites and owners can be lost, whichever they are."""
+    version: int = 1
+    """Its number under the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +185,13 @@ class ObjectRow:
     created_ms: int
     margin: int
     """By which hosts are up; `stat` asks them."""
+    version: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the row of `xsc store ls --json` (DESIGN section 11)."""
         return {
             "name": self.name,
+            "version": self.version,
             "capability": self.capability,
             "size_bytes": self.size_bytes,
             "created_ms": self.created_ms,
@@ -241,6 +246,7 @@ class StorageService:
         self._commit = commit
         self._log = log
         self._segments_in_flight = segments_in_flight
+        self._versions = Versions(state)
         self._reach = Reach(
             key=key,
             network=network,
@@ -278,8 +284,8 @@ class StorageService:
             DurabilityUnreachable: no placement survives that.
             NoOffers, SpaceExhausted: nobody has room, or nobody takes a failed host's place.
         """
-        if len(name) > NAME_CHARS_MAX:
-            raise ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
+        if not name.startswith(HIDDEN):
+            check_name(name)
         upload = Upload(
             self._reach,
             self._key,
@@ -289,7 +295,7 @@ class StorageService:
             segments_in_flight=self._segments_in_flight,
         )
         done = await upload.run(source, size_hint)
-        await self._remember(done, name)
+        version = await self._remember(done, name)
         for warning in done.warnings:
             self._log.warning("storage_put_warning", warning=warning)
         return PutResult(
@@ -298,9 +304,22 @@ class StorageService:
             hosts=done.placement.columns,
             warnings=done.warnings,
             survives=done.survives,
+            version=version,
         )
 
-    async def _remember(self, done: Uploaded, name: str) -> None:
+    async def _remember(self, done: Uploaded, name: str) -> int:
+        """Keep an object; return its version."""
+        if not name:
+            await self._keep(done, name, 1)
+            return 1
+        version = self._versions.begin(name)
+        try:
+            await self._keep(done, name, version)
+        finally:
+            self._versions.end(name)
+        return version
+
+    async def _keep(self, done: Uploaded, name: str, version: int) -> None:
         entry = ObjectEntry(
             name=name,
             capability=done.capability.to_text(),
@@ -312,11 +331,16 @@ class StorageService:
                 for held in done.held
             ),
             deleting=False,
+            version=version,
         )
         manifest_hash = done.capability.manifest_hash
-        await self._commit(
-            [(OBJECTS + manifest_hash, entry.to_bytes()), (MANIFESTS + manifest_hash, done.sealed)]
-        )
+        changes: list[tuple[bytes, bytes | None]] = [
+            (OBJECTS + manifest_hash, entry.to_bytes()),
+            (MANIFESTS + manifest_hash, done.sealed),
+        ]
+        if name:
+            changes.extend(self._versions.rows(name, version, manifest_hash))
+        await self._commit(changes)
 
     # Customer: finding and reading
 
@@ -330,6 +354,32 @@ class StorageService:
             return ObjectEntry.from_bytes(raw, size_max=MANIFEST_BYTES_MAX)
         except RecordInvalid as fault:
             raise StoreDamaged(f"the list of objects is damaged: {fault.message}") from None
+
+    def named(self, name: str, version: int | None = None, *, deleting: bool = False) -> list[str]:
+        """Return the capabilities of a name's versions, the newest first; or of one version.
+
+        Args:
+            name: as it was stored.
+            version: its number; all of them where None.
+            deleting: also those of which some host has yet to confirm the deletion.
+
+        Raises:
+            ObjectUnknown: nothing was stored under it here, or it was deleted.
+        """
+        found = []
+        for number, manifest_hash in self._versions.of(name):
+            entry = self._entry(manifest_hash)
+            if entry is None or (version is not None and number != version):
+                continue
+            if deleting or not entry.deleting:
+                found.append(entry.capability)
+        if not found:
+            what = "object" if version is None else f"version {version} of an object"
+            raise ObjectUnknown(
+                f"this node has stored no {what} under that name",
+                hint="`xsc store ls --versions` shows names and versions",
+            )
+        return found
 
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.
@@ -566,6 +616,7 @@ class StorageService:
                     entry.size_bytes,
                     entry.created_ms,
                     up - placement.k,
+                    entry.version,
                 )
             )
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
@@ -603,6 +654,8 @@ class StorageService:
             (OBJECTS + verify.manifest_hash, None),
             (MANIFESTS + verify.manifest_hash, None),
         ]
+        if entry is not None and entry.name:
+            changes.append(version_row(entry.name, entry.version, None))
         if entry is not None and left:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]

@@ -6,6 +6,8 @@ from base64 import b64encode
 
 import pytest
 
+from xsc.storage.capability import ReadCapability
+
 NODE = "abcdefghijklmnop"
 STORED = {
     "capability": "xsc:r:abc",
@@ -105,23 +107,23 @@ def test_get_that_breaks_off_leaves_no_file(xsc, stand_in, tmp_path):
 )
 def test_get_takes_a_range(xsc, stand_in, tmp_path, part, content):
     stand_in.serves("/v1/object", b"abcde")
-    assert xsc("store", "get", "c", "--range", part, "-o", "-").out == content
+    assert xsc("store", "get", "xsc:r:c", "--range", part, "-o", "-").out == content
     assert stand_in.last.headers["Range"] == f"bytes={part}"
-    done = xsc("store", "get", "c", "--range", part, "-o", tmp_path / "f", "--json")
+    done = xsc("store", "get", "xsc:r:c", "--range", part, "-o", tmp_path / "f", "--json")
     assert done.json == {"file": str(tmp_path / "f"), "size_bytes": len(content)}
     assert (tmp_path / "f").read_bytes() == content
 
 
 @pytest.mark.parametrize("part", ["", "-", "a-b", "5-4", "1-2,4-5", "1", "bytes=1-2"])
 def test_get_refuses_what_is_no_range_before_it_asks(xsc, stand_in, part):
-    done = xsc("store", "get", "c", "--range", part, "-o", "-")
+    done = xsc("store", "get", "xsc:r:c", "--range", part, "-o", "-")
     assert done.code == 2
     assert stand_in.requests == []
 
 
 def test_get_does_not_take_the_whole_for_a_range(xsc, stand_in):
     stand_in.streams("/v1/object", b"abcde")
-    done = xsc("store", "get", "c", "--range", "1-2", "-o", "-")
+    done = xsc("store", "get", "xsc:r:c", "--range", "1-2", "-o", "-")
     assert (done.code, done.out) == (5, b"")
 
 
@@ -129,13 +131,13 @@ def test_get_goes_on_where_it_was_interrupted(xsc, stand_in, tmp_path):
     content = bytes(range(256)) * (9 * 2**12)
     stand_in.serves("/v1/object", content, cut=6 * 2**20)
     target = tmp_path / "f"
-    assert xsc("store", "get", "c", "-o", target).code == 5
+    assert xsc("store", "get", "xsc:r:c", "-o", target).code == 5
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "f.part",
         "f.part.sums",
     ]
     stand_in.serves("/v1/object", content)
-    done = xsc("store", "get", "c", "-o", target, "--json")
+    done = xsc("store", "get", "xsc:r:c", "-o", target, "--json")
     assert done.json == {"file": str(target), "size_bytes": len(content)}
     assert stand_in.last.headers["Range"] == f"bytes={4 * 2**20}-"
     assert target.read_bytes() == content
@@ -168,8 +170,8 @@ def test_stat(xsc, stand_in):
         "healable": False,
     }
     stand_in.answers("GET", "/v1/object/stat", answer)
-    assert xsc("store", "stat", "c", "--json").json == answer
-    text = xsc("store", "stat", "c").text
+    assert xsc("store", "stat", "xsc:r:c", "--json").json == answer
+    text = xsc("store", "stat", "xsc:r:c").text
     assert "4.7 MiB" in text
     assert "any 4 of 6 shards" in text
     assert "1 more shard may be lost" in text
@@ -177,27 +179,34 @@ def test_stat(xsc, stand_in):
 
 
 def test_ls(xsc, stand_in):
-    row = {"name": "f", "capability": "c", "size_bytes": 1, "created_ms": 0, "margin": 2}
+    row = {
+        "name": "f",
+        "version": 3,
+        "capability": "c",
+        "size_bytes": 1,
+        "created_ms": 0,
+        "margin": 2,
+    }
     stand_in.answers("GET", "/v1/objects", {"objects": [row]})
     assert xsc("store", "ls", "--json").json == {"objects": [row]}
-    assert xsc("store", "ls").text.splitlines()[1].split()[:2] == ["f", "1"]
+    assert xsc("store", "ls").text.splitlines()[1].split()[:3] == ["f", "3", "1"]
     stand_in.answers("GET", "/v1/objects", {"objects": []})
     assert xsc("store", "ls").out == b""
 
 
 def test_rm_says_what_was_not_confirmed(xsc, stand_in):
     stand_in.answers("DELETE", "/v1/object", {"confirmed": [NODE], "unconfirmed": []})
-    done = xsc("store", "rm", "c")
+    done = xsc("store", "rm", "xsc:r:c")
     assert (done.code, done.text, done.err) == (0, "deleted at 1 node\n", "")
     stand_in.answers("DELETE", "/v1/object", {"confirmed": [], "unconfirmed": [NODE]})
-    done = xsc("store", "rm", "c")
+    done = xsc("store", "rm", "xsc:r:c")
     assert done.code == 7
     assert done.err.startswith("warning: abcdefghij has not confirmed")
-    assert xsc("store", "rm", "c", "--json").json == {"confirmed": [], "unconfirmed": [NODE]}
+    assert xsc("store", "rm", "xsc:r:c", "--json").json == {"confirmed": [], "unconfirmed": [NODE]}
 
 
 def test_json_and_content_do_not_share_standard_output(xsc, stand_in):
-    done = xsc("store", "get", "c", "-o", "-", "--json")
+    done = xsc("store", "get", "xsc:r:c", "-o", "-", "--json")
     assert (done.code, done.out) == (2, b"")
     assert "both want standard output" in done.err
     assert stand_in.requests == []
@@ -499,3 +508,67 @@ def test_status(xsc, stand_in):
     text = xsc("node", "status").text
     assert "5 of 6 answer" in text
     assert "1.0 KiB used and 0 B reserved of 2.0 KiB" in text
+
+
+def test_a_name_is_looked_up_first(xsc, stand_in):
+    stand_in.streams("/v1/object", b"abc")
+    stand_in.answers("GET", "/v1/objects/named", {"capabilities": ["xsc:r:new", "xsc:r:old"]})
+    assert xsc("store", "get", "größe/1", "-o", "-").out == b"abc"
+    asked, got = stand_in.requests[-2:]
+    assert asked.headers["XSC-Name"] == "gr%C3%B6%C3%9Fe%2F1"
+    assert "XSC-Version" not in asked.headers
+    assert got.headers["XSC-Capability"] == "xsc:r:new"
+    assert xsc("store", "get", "a", "--version", "3", "-o", "-").out == b"abc"
+    assert stand_in.requests[-2].headers["XSC-Version"] == "3"
+
+
+def test_rm_takes_all_versions_of_a_name(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects/named", {"capabilities": ["xsc:r:new", "xsc:r:old"]})
+    gone = {"confirmed": ["a"], "unconfirmed": [], "receipts": {"a": ""}}
+    stand_in.answers("DELETE", "/v1/object", gone)
+    assert xsc("store", "rm", "a", "--json").json == gone
+    assert stand_in.requests[0].headers["XSC-Deleting"] == "1"
+    assert [request.headers["XSC-Capability"] for request in stand_in.requests[1:]] == [
+        "xsc:r:new",
+        "xsc:r:old",
+    ]
+
+
+def test_a_version_goes_with_a_name_alone(xsc, stand_in):
+    done = xsc("store", "get", "xsc:r:abc", "--version", "1", "-o", "-")
+    assert done.code == 2
+    assert "stands for one version" in done.err
+    assert xsc("store", "get", "", "-o", "-").code == 2
+    assert stand_in.requests == []
+
+
+def test_ls_takes_a_beginning_and_versions(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects", {"objects": []})
+    assert xsc("store", "ls", "a b", "--versions", "--json").json == {"objects": []}
+    assert stand_in.last.headers["XSC-Prefix"] == "a%20b"
+    assert stand_in.last.headers["XSC-Versions"] == "1"
+    assert xsc("store", "ls", "--json").json == {"objects": []}
+    assert "XSC-Prefix" not in stand_in.last.headers
+    assert "XSC-Versions" not in stand_in.last.headers
+
+
+def test_share_says_what_for_and_needs_no_node_for_a_capability(xsc, stand_in):
+    read = ReadCapability(b"s" * 32, b"h" * 32)
+    verify = read.verify.to_text()
+    assert xsc("store", "share", read.to_text(), "--verify").text == verify + "\n"
+    assert xsc("store", "share", read.to_text(), "--read").text == read.to_text() + "\n"
+    assert xsc("store", "share", "-", "--verify", stdin=verify.encode()).text == verify + "\n"
+    refused = xsc("store", "share", verify, "--read")
+    assert (refused.code, refused.out) == (2, b"")
+    assert "not read it" in refused.err
+    assert xsc("store", "share", read.to_text()).code == 2
+    assert stand_in.requests == []
+
+
+def test_share_of_a_name_asks_the_node(xsc, stand_in):
+    read = ReadCapability(b"s" * 32, b"h" * 32)
+    stand_in.answers("GET", "/v1/objects/named", {"capabilities": [read.to_text()]})
+    done = xsc("store", "share", "a", "--version", "2", "--verify", "--json")
+    assert done.json == {"capability": read.verify.to_text(), "allows": "verify"}
+    headers = stand_in.last.headers
+    assert [headers[f"XSC-{what}"] for what in ("Name", "Version")] == ["a", "2"]

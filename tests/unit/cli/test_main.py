@@ -102,7 +102,7 @@ def test_a_bug_shows_no_trace_unless_asked(xsc, stand_in, monkeypatch):
 
 
 def test_an_interruption_is_130(xsc, stand_in, monkeypatch):
-    def interrupt(_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("xsc.client.calls.Calls.objects", interrupt)
@@ -126,12 +126,12 @@ def test_an_interruption_is_130(xsc, stand_in, monkeypatch):
         (["store", "put", "-", "--survive", "1city"], "--survive: '1city' does not say"),
         (["store", "put", "-", "--code", "4"], "--code: '4' is no code"),
         (["store", "put", "-", "--code", "4,2,1"], "--code: '4,2,1' is no code"),
-        (["store", "get", "c"], "missing option '-o'"),
-        (["store", "get", "c", "-o", "/"], "/ is a directory"),
-        (["store", "get", "c", "-o", "/nowhere/a"], "there is no directory /nowhere"),
+        (["store", "get", "xsc:r:c"], "missing option '-o'"),
+        (["store", "get", "xsc:r:c", "-o", "/"], "/ is a directory"),
+        (["store", "get", "xsc:r:c", "-o", "/nowhere/a"], "there is no directory /nowhere"),
         (["store", "get", "@/nowhere", "-o", "-"], "there is no file /nowhere"),
-        (["store", "get", "a b", "-o", "-"], "that is no capability"),
-        (["store", "stat", ""], "that is no capability"),
+        (["store", "get", "xsc:a b", "-o", "-"], "that is no capability"),
+        (["store", "stat", ""], "an empty text names no object"),
         (["store", "rm", "-"], "that is no capability"),
         (["peer", "recognise", "bob"], "missing argument 'SHARE'"),
         (["peer", "recognise", "bob", "half"], "SHARE: 'half' is no share"),
@@ -214,7 +214,9 @@ def start(*words, home, **kwargs):
 
 def test_a_closed_pipe_is_no_error(stand_in):
     stand_in.streams("/v1/object", bytes(50_000_000))
-    process = start("store", "get", "c", "-o", "-", home=stand_in.home, stdout=subprocess.PIPE)
+    process = start(
+        "store", "get", "xsc:r:c", "-o", "-", home=stand_in.home, stdout=subprocess.PIPE
+    )
     assert process.stdout.read(1) == b"\0"
     process.stdout.close()
     _, err = process.communicate()
@@ -223,7 +225,9 @@ def test_a_closed_pipe_is_no_error(stand_in):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")  # noqa: PTH110
-@pytest.mark.parametrize("words", [["store", "ls", "--json"], ["store", "get", "c", "-o", "-"]])
+@pytest.mark.parametrize(
+    "words", [["store", "ls", "--json"], ["store", "get", "xsc:r:c", "-o", "-"]]
+)
 def test_a_full_disk_is_told(stand_in, words):
     stand_in.answers("GET", "/v1/objects", {"objects": []})
     stand_in.streams("/v1/object", b"abc")
@@ -248,7 +252,7 @@ def test_ctrl_c_ends_a_transfer_and_leaves_nothing(stand_in, tmp_path):
     stand_in.routes["GET", "/v1/object"] = route
     folder = tmp_path / "out"
     folder.mkdir()
-    process = start("store", "get", "c", "-o", str(folder / "f"), home=stand_in.home)
+    process = start("store", "get", "xsc:r:c", "-o", str(folder / "f"), home=stand_in.home)
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.split() == [b"interrupted"]
@@ -258,6 +262,7 @@ def test_ctrl_c_ends_a_transfer_and_leaves_nothing(stand_in, tmp_path):
 def test_text_from_elsewhere_cannot_steer_the_terminal(xsc, stand_in):
     row = {
         "name": "a\x1b]0;owned\x07\nb",
+        "version": 1,
         "capability": "c",
         "size_bytes": 1,
         "created_ms": 0,

@@ -72,7 +72,8 @@ def xsc(*words, home, **streams):
 
 
 def test_a_table_is_drawn(stand_in):
-    row = {"name": "[red]f[/red]", "capability": "c", "size_bytes": 1, "created_ms": 0, "margin": 2}
+    row = {"name": "[red]f[/red]", "version": 1, "capability": "c"}
+    row |= {"size_bytes": 1, "created_ms": 0, "margin": 2}
     stand_in.answers("GET", "/v1/objects", {"objects": [row]})
     with terminal() as (_, theirs, screen):
         assert xsc("store", "ls", home=stand_in.home, stdout=theirs).returncode == 0

@@ -32,8 +32,9 @@ from xsc.base.limits import (
 from xsc.node.build import Node
 from xsc.node.http import problem_response, reply
 from xsc.storage.durability import parse as parse_survival
+from xsc.storage.names import check_name, listed
 
-NAME_CHARS_MAX = 1024
+VERSION_MAX = 2**63 - 1
 FAULTS_KEPT = 256
 
 
@@ -42,6 +43,12 @@ def _capability(request: web.Request) -> str:
     if not given:
         raise CapabilityInvalid("the request carries no capability")
     return given
+
+
+def _name(request: web.Request, header: str) -> str:
+    name = unquote(request.headers.get(header, ""))
+    check_name(name)
+    return name
 
 
 def _number(request: web.Request, header: str, most: int) -> int | None:
@@ -104,9 +111,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             async for chunk in request.content.iter_chunked(MIB):
                 yield chunk
 
-        name = unquote(request.headers.get("XSC-Name", ""))
-        if len(name) > NAME_CHARS_MAX:
-            raise ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
+        name = _name(request, "XSC-Name")
         done = await node.storage.put(
             body(),
             name=name,
@@ -119,6 +124,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "capability": done.capability,
                 "size_bytes": done.size_bytes,
                 "name": name,
+                "version": done.version,
                 "hosts": [
                     {"shard": shard, "node": to_text(host)} for shard, host in enumerate(done.hosts)
                 ],
@@ -171,8 +177,17 @@ def routes(node: Node) -> list[web.RouteDef]:
         await response.write_eof()
         return response
 
-    async def listing(_: web.Request) -> web.Response:
-        return reply({"objects": [row.to_json() for row in node.storage.ls()]})
+    async def listing(request: web.Request) -> web.Response:
+        prefix = _name(request, "XSC-Prefix")
+        versions = _number(request, "XSC-Versions", 1) == 1
+        rows = listed(node.storage.ls(), prefix, versions=versions)
+        return reply({"objects": [row.to_json() for row in rows]})
+
+    async def named(request: web.Request) -> web.Response:
+        version = _number(request, "XSC-Version", VERSION_MAX)
+        deleting = _number(request, "XSC-Deleting", 1) == 1
+        found = node.storage.named(_name(request, "XSC-Name"), version, deleting=deleting)
+        return reply({"capabilities": found})
 
     async def stat(request: web.Request) -> web.Response:
         return reply((await node.storage.stat(_capability(request))).to_json())
@@ -208,6 +223,7 @@ def routes(node: Node) -> list[web.RouteDef]:
     return [
         web.post("/v1/objects", put),
         web.get("/v1/objects", listing),
+        web.get("/v1/objects/named", named),
         web.get("/v1/object", get),
         web.get("/v1/object/stat", stat),
         web.get("/v1/object/check", check),

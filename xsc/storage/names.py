@@ -1,0 +1,126 @@
+"""Names of objects and their versions, as the node's own state keeps them.
+
+A name stands for the objects that were stored under it, counted from 1 in the
+order in which they were stored. A number is used once: an object that is put
+after a deletion gets a new one. Tables in the state database:
+
+    storage/name/<hash of the name>              the last number that was given
+    storage/name/<hash of the name><number>      the manifest hash of that version
+
+Names that begin with NUL are the node's own and are not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from xsc.base.encoding import decode, encode, tagged_sha256
+from xsc.base.errors import ArgumentInvalid, RecordInvalid, StoreDamaged
+from xsc.base.fields import take_int
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+
+NAMES = b"storage/name/"
+NAME_CHARS_MAX = 1024
+HIDDEN = "\0"
+
+
+def check_name(name: str) -> None:
+    """Return if an object may be stored under a name; the empty one names nothing.
+
+    Raises:
+        ArgumentInvalid: too long, or with a NUL.
+    """
+    if len(name) > NAME_CHARS_MAX:
+        raise ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
+    if "\0" in name:
+        raise ArgumentInvalid("a name has no NUL in it")
+
+
+def _key(name: str) -> bytes:
+    return NAMES + tagged_sha256("object-name", name.encode())
+
+
+def version_row(name: str, version: int, manifest_hash: bytes | None) -> Change:
+    """Return the change that keeps a version; None for the manifest drops it."""
+    return _key(name) + version.to_bytes(8, "big"), manifest_hash
+
+
+def last_row(name: str, version: int) -> Change:
+    """Return the change that keeps the last number of a name."""
+    return _key(name), encode({"v": 1, "last": version})
+
+
+def _last(raw: bytes | None) -> int:
+    if raw is None:
+        return 0
+    try:
+        value = decode(raw)
+        if isinstance(value, dict) and value.get("v") == 1:
+            return take_int(value, "last")
+    except RecordInvalid:
+        pass
+    raise StoreDamaged("the versions of a name are damaged")
+
+
+class Versions:
+    """Gives numbers, and finds what they stand for."""
+
+    def __init__(self, state: KeyValue) -> None:
+        self._state = state
+        self._given: dict[str, int] = {}
+        self._writing: dict[str, int] = {}
+
+    def begin(self, name: str) -> int:
+        """Return the next number of a name; `end` must follow once it is on the disk, or not."""
+        version = max(self._given.get(name, 0), _last(self._state.get(_key(name)))) + 1
+        self._given[name] = version
+        self._writing[name] = self._writing.get(name, 0) + 1
+        return version
+
+    def end(self, name: str) -> None:
+        """Forget a number that was given: the disk has it by now, or nobody ever will."""
+        self._writing[name] -= 1
+        if not self._writing[name]:
+            del self._writing[name], self._given[name]
+
+    def rows(self, name: str, version: int, manifest_hash: bytes) -> list[Change]:
+        """Return the changes that keep a new version, to be written with its object."""
+        last = max(version, self._given.get(name, 0), _last(self._state.get(_key(name))))
+        return [last_row(name, last), version_row(name, version, manifest_hash)]
+
+    def of(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """Yield the versions of a name and their manifest hashes, the newest first."""
+        prefix = _key(name)
+        for key, value in self._state.scan(prefix, prefix_end(prefix), reverse=True):
+            if key != prefix:
+                yield int.from_bytes(key.removeprefix(prefix), "big"), value
+
+
+class Row(Protocol):
+    """One object in a list."""
+
+    @property
+    def name(self) -> str:
+        """Its name; empty where it has none."""
+
+    @property
+    def version(self) -> int:
+        """Its number under that name."""
+
+
+R = TypeVar("R", bound=Row)
+
+
+def listed(rows: Sequence[R], prefix: str, *, versions: bool) -> list[R]:
+    """Return the rows to show: names that begin so, the newest version alone unless asked."""
+    newest: dict[str, int] = {}
+    for row in rows:
+        newest[row.name] = max(newest.get(row.name, 0), row.version)
+    return [
+        row
+        for row in rows
+        if row.name.startswith(prefix)
+        and not row.name.startswith(HIDDEN)
+        and (versions or not row.name or row.version == newest[row.name])
+    ]
