@@ -21,7 +21,7 @@ from aiohttp import web
 
 from xsc.base.errors import ConfigInvalid
 from xsc.base.ids import to_text
-from xsc.base.limits import GIB, PPM
+from xsc.base.limits import GIB, MIB, PPM
 from xsc.base.units import format_credits, format_size
 from xsc.compute.pool import PoolSandbox
 from xsc.net.http import HttpTransport
@@ -32,13 +32,15 @@ from xsc.node.http import Reports, Running, application
 from xsc.node.logging import JsonLog
 from xsc.node.routes.table import all_routes
 from xsc.node.stores import open_stores
-from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
+from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor, keep_freed_memory
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long running requests of the API may take to end."""
 CANCEL_TIMEOUT_S = 1.0
 WORK_THREADS = 8
+FREED_BYTES_KEPT = 64 * MIB
+"""Memory that the process keeps for its next buffers: those of a few segments."""
 
 
 def disk_free(path: Path, reserve_ppm: int) -> Callable[[], int]:
@@ -185,5 +187,6 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
+        keep_freed_memory(FREED_BYTES_KEPT)
         asyncio.run(serve(home, _remembered(path, config), _say))
     return 0

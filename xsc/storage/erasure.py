@@ -121,7 +121,16 @@ def encode(
 
 
 def decode(shards: Mapping[int, Buffer], code: Code, length: int, *, codec: Codec = ZFEC) -> bytes:
-    """Return the data from any k verified shards, given by column.
+    """Return the data of `length` bytes, as `decode_rows` in one piece."""
+    return b"".join(decode_rows(shards, code, length, codec=codec))
+
+
+def decode_rows(
+    shards: Mapping[int, Buffer], code: Code, length: int, *, codec: Codec = ZFEC
+) -> list[Buffer]:
+    """Return the data of `length` bytes from any k verified shards, as k pieces in order.
+
+    Data shards are given as they are; nothing is copied.
 
     Raises:
         ShardsInsufficient: fewer than k shards.
@@ -137,7 +146,7 @@ def decode(shards: Mapping[int, Buffer], code: Code, length: int, *, codec: Code
     if any(len(shards[column]) != size for column in columns):
         raise ArgumentInvalid(f"a shard of {length} bytes of data has {size} bytes")
     if not size:
-        return b""
+        return []
     if columns == list(range(code.k)):
         rows = [shards[column] for column in columns]
     else:
@@ -145,13 +154,12 @@ def decode(shards: Mapping[int, Buffer], code: Code, length: int, *, codec: Code
         parity = iter([column for column in columns if column >= code.k])
         order = [row if row in shards else next(parity) for row in range(code.k)]
         rows = codec.recover([shards[column] for column in order], order, code)
-    padding = size * code.k - length
-    if not padding:
-        return b"".join(rows)
-    return b"".join(
+    if size * code.k == length:
+        return rows
+    return [
         memoryview(row)[: max(0, min(size, length - index * size))]
         for index, row in enumerate(rows)
-    )
+    ]
 
 
 def cut(data: Buffer, code: Code, *, codec: Codec = ZFEC) -> list[StorageShard]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from xsc.base.errors import ArgumentInvalid
 from xsc.storage import segment as segments
 from xsc.storage.capability import ReadCapability
-from xsc.storage.erasure import Buffer, Code, decode
+from xsc.storage.erasure import Buffer, Code, decode_rows
 from xsc.storage.held import Wanted
 from xsc.storage.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.placement import Placement
@@ -48,10 +48,10 @@ def _join(
     content_key: bytes,
     seal: tuple[bytes, bytes],
     place: Place,
-) -> bytes:
+) -> Buffer:
     nonce, tag = seal
-    ciphertext = decode(shards, code, place.length)
-    return segments.open_sealed(content_key, nonce, tag, place, ciphertext)
+    pieces = decode_rows(shards, code, place.length)
+    return segments.open_pieces(content_key, nonce, tag, place, pieces)
 
 
 def _decipher(
@@ -89,8 +89,10 @@ class ObjectReader:
         self._content_key = capability.content_key
         self._segments_in_flight = segments_in_flight
 
-    async def stream(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Buffer]:
         """Yield the bytes from `start` up to `stop`, or to the end, in order.
+
+        What is yielded is not used again here: views may be kept.
 
         Raises:
             ArgumentInvalid: not a range within the object.
@@ -108,7 +110,7 @@ class ObjectReader:
         size = manifest.segment_bytes
         last = (end - 1) // size
         following = start // size
-        ahead: deque[asyncio.Task[bytes]] = deque()
+        ahead: deque[asyncio.Task[Buffer]] = deque()
         try:
             while following <= last or ahead:
                 while following <= last and len(ahead) < self._segments_in_flight:
@@ -122,7 +124,7 @@ class ObjectReader:
         finally:
             await stop_all(ahead)
 
-    async def _part(self, index: int, low: int, high: int) -> bytes:
+    async def _part(self, index: int, low: int, high: int) -> Buffer:
         """Return bytes of one segment: of the whole of it where all its leaves are needed."""
         manifest = self._located.manifest
         code = code_of(manifest)
@@ -169,7 +171,7 @@ class ObjectReader:
         ways = [ask, rebuild] if reach.is_up(host) else [rebuild, ask]
         return await first_of(reach.clock, ways, reach.late_ms(host))
 
-    async def _segment(self, index: int) -> bytes:
+    async def _segment(self, index: int) -> Buffer:
         located, manifest = self._located, self._located.manifest
         place = place_of(manifest, located.locate, index)
         nonce, tag = manifest.nonces[index], manifest.tags[index]

@@ -11,6 +11,7 @@ whether it is the last one. DESIGN section 5; vectors: tests/vectors/segment.jso
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -74,6 +75,32 @@ def open_sealed(
         raise RecordInvalid(
             f"segment {place.index} does not open: it was sealed otherwise"
         ) from None
+
+
+def open_pieces(
+    content_key: bytes, nonce: bytes, tag: bytes, place: Place, pieces: Sequence[Buffer]
+) -> memoryview:
+    """Return the plaintext of a ciphertext that lies in pieces; they are not joined.
+
+    Raises:
+        RecordInvalid: as `open_sealed`.
+    """
+    if sum(len(piece) for piece in pieces) != place.length:
+        raise RecordInvalid(f"segment {place.index} is not as long as it should be")
+    decryptor = Cipher(algorithms.AES(content_key), modes.GCM(nonce, tag)).decryptor()
+    decryptor.authenticate_additional_data(_place_bytes(place))
+    # Block modes may write up to a block more than they were given.
+    plain = memoryview(bytearray(place.length + _BLOCK_BYTES))
+    filled = 0
+    for piece in pieces:
+        filled += decryptor.update_into(piece, plain[filled:])
+    try:
+        decryptor.finalize()
+    except InvalidTag:
+        raise RecordInvalid(
+            f"segment {place.index} does not open: it was sealed otherwise"
+        ) from None
+    return plain[:filled].toreadonly()
 
 
 def decipher_at(content_key: bytes, nonce: bytes, offset: int, ciphertext: Buffer) -> bytes:

@@ -1,10 +1,13 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid
-from xsc.storage.segment import Place, count, length_of, open_sealed, seal
+from xsc.storage.segment import Place, count, length_of, open_pieces, open_sealed, seal
 
 KEY, NONCE, PLACE = b"k" * 32, b"n" * 12, Place(b"l" * 32, 3, 20, False)
 PLAIN = bytes(range(20))
@@ -64,3 +67,24 @@ def test_ciphertext_is_as_long_as_plaintext():
 def test_only_the_last_segment_is_shorter(size, lengths):
     assert count(size, 8) == len(lengths)
     assert [length_of(index, size, 8) for index in range(len(lengths))] == lengths
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200)))
+def test_a_segment_in_pieces_opens_like_a_whole_one(plain, cuts):
+    place = replace(PLACE, length=len(plain))
+    ciphertext, tag = seal(KEY, NONCE, place, plain)
+    edges = [0, *sorted(min(at, len(plain)) for at in cuts), len(plain)]
+    pieces = [ciphertext[low:high] for low, high in pairwise(edges)]
+    assert open_pieces(KEY, NONCE, tag, place, pieces) == plain
+    with pytest.raises(RecordInvalid):
+        open_pieces(KEY, NONCE, bytes(16), place, pieces)
+    with pytest.raises(RecordInvalid):
+        open_pieces(KEY, NONCE, tag, replace(place, index=4), pieces)
+    with pytest.raises(RecordInvalid):
+        open_pieces(KEY, NONCE, tag, place, [*pieces, b"x"])
+    if plain:
+        at = cuts[0] % len(plain) if cuts else 0
+        bad = bytearray(b"".join(pieces))
+        bad[at] ^= 1
+        with pytest.raises(RecordInvalid):
+            open_pieces(KEY, NONCE, tag, place, [bytes(bad)])

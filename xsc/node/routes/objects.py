@@ -25,6 +25,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import (
     DATA_SHARDS_DEFAULT,
+    KIB,
     MIB,
     PARITY_SHARDS_DEFAULT,
     SHARDS_MAX,
@@ -36,6 +37,8 @@ from xsc.storage.names import check_name, listed
 
 VERSION_MAX = 2**63 - 1
 FAULTS_KEPT = 256
+PIECE_BYTES = 256 * KIB
+"""Written at once of an object."""
 
 
 def _capability(request: web.Request) -> str:
@@ -71,6 +74,13 @@ def _code(request: web.Request) -> tuple[int, int]:
             hint="write for example 4,2",
         )
     return int(match[1]), int(match[2])
+
+
+async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:
+    """Write in pieces: the event loop copies what the socket does not take at once."""
+    view = memoryview(data)
+    for start in range(0, len(view), PIECE_BYTES):
+        await response.write(view[start : start + PIECE_BYTES])
 
 
 class Faults:
@@ -163,10 +173,9 @@ def routes(node: Node) -> list[web.RouteDef]:
             response.headers["Content-Range"] = ranges.content_range(start, stop, reader.size_bytes)
         await response.prepare(request)
         try:
-            if first:
-                await response.write(first)
+            await _write(response, first)
             async for chunk in stream:
-                await response.write(chunk)
+                await _write(response, chunk)
         except XscError as fault:
             faults.keep(request_id, fault)
             node.log.warning("get_broke_off", code=fault.code, fault=fault.message)
