@@ -95,7 +95,7 @@ INPUT_BYTES_MAX = 64 * MIB
 ARGUMENTS_MAX = 64
 ARGUMENT_BYTES_MAX = 64 * KIB
 STACK_BYTES = 512 * KIB
-KILL_GRACE_MS = 250
+KILL_GRACE_MS = 30
 """After the deadline the worker may report by itself; then it is killed."""
 JOBS_QUEUED_MAX = 64
 JOBS_QUEUED_A_PEER_MAX = 32
@@ -113,6 +113,8 @@ MODULES_KEPT_BYTES_MAX = 256 * MIB
 FUNCTIONS_MAX = 200_000
 TABLES_MAX = 16
 TABLE_ELEMENTS_MAX = 1_000_000
+MILLISECOND_FUEL = 4_000_000
+"""What a millisecond costs a run that is ended for its time: what a plain loop burns in one."""
 HOST_CALL_FUEL = 1_000
 """What one host call costs beside one unit a byte: it takes as long as that many instructions."""
 OPEN_FILES_MAX = 256

@@ -2,10 +2,9 @@
 
 Each worker runs one job at a time. The pool keeps the wall deadline itself: a
 worker that has not answered KILL_GRACE_MS after it is killed with its process
-group, and another takes its place. What the killed one had used is not known,
-so its fuel counts as 0: a program that makes a worker hang costs the provider,
-not the customer. The same goes for compiling, which has COMPILE_MS_MAX and
-COMPILE_ADDRESS_BYTES; a module that went over either is refused by name for a
+group, and another takes its place. What the killed one had used is not known:
+`xsc.compute.receipts` bills its time. The same goes for compiling, which has
+COMPILE_MS_MAX and COMPILE_ADDRESS_BYTES; a module that went over either is refused by name for a
 while, so that it cannot hold a worker again and again.
 
 Jobs wait in order, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one
@@ -40,6 +39,8 @@ from xsc.compute.sandbox import Job, JobResult
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
 _START_MS_MAX = 30_000
 _RESPAWN_PAUSE_MS = 1_000
+_END_MS_MAX = 250
+"""A worker that ended its output has that long to end by itself, so that its status is its own."""
 _MESSAGES_MAX = 4
 """Of one job: module wanted, compiling, running, and the result."""
 _BOMB_MS = 600_000
@@ -353,6 +354,6 @@ async def _end(worker: _Worker, fault: BaseException) -> int:
     """Return the status of a worker that is lost, killing it where it does not end by itself."""
     if isinstance(fault, _WorkerLost):
         with suppress(TimeoutError):
-            async with asyncio.timeout(KILL_GRACE_MS / 1000):
+            async with asyncio.timeout(_END_MS_MAX / 1000):
                 await worker.process.wait()
     return await worker.kill()

@@ -3,9 +3,11 @@
 The bill of a run follows from the lease's price, the fuel used and the memory
 *limit* of the order (`xsc.terms.pricing`); nothing else is billed, and never
 more than the order's limits allow. A run that meets a limit is billed for the
-fuel it used. Where the provider had to end it from outside (time, compiling),
-the fuel is not known and counts as 0: the provider bears that. So it does with
-the fuel of a run that the engine interrupts by time, which is a lower bound.
+fuel it used. How much a run had used that was ended for its time is not known,
+and would be another number on every machine: it is billed for the time that it
+was allowed, at MILLISECOND_FUEL, up to the order's fuel (`time_fuel`). Customer and
+`xsc verify` compute that again. Were it free, whoever wants processors for
+nothing would run into the deadline.
 
 `time_exceeded` and `compile_limit` say something about the provider's machine as
 well: a second run need not reproduce them. Everything else of an outcome it must.
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
-from xsc.base.limits import AMOUNT_MAX
+from xsc.base.limits import AMOUNT_MAX, COMPILE_MS_MAX, MILLISECOND_FUEL
 from xsc.compute.inputs import RunInput, output_hash
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Job, JobResult, is_trap
@@ -55,6 +57,14 @@ def amount_of(price: int, fuel: int, memory_bytes: int) -> int:
     return compute_amount(price, fuel_steps(fuel, memory_bytes))
 
 
+def time_fuel(order: Order, trap: str | None) -> int | None:
+    """Return the fuel that a run is billed for that was ended for its time, else None."""
+    allowed_ms = {"time_exceeded": order.timeout_ms, "compile_limit": COMPILE_MS_MAX}
+    if trap not in allowed_ms:
+        return None
+    return min(order.fuel_max, allowed_ms[trap] * MILLISECOND_FUEL)
+
+
 def check_price(order: Order, price: int) -> None:
     """Return if the most that the order can cost is an amount.
 
@@ -70,6 +80,8 @@ def make_receipt(
 ) -> ExecutionReceipt:
     """Return the receipt for the result of an order, to be signed by the provider."""
     asked = order.record
+    by_time = time_fuel(asked, result.trap)
+    fuel_used = result.fuel_used if by_time is None else by_time
     outcome = Outcome(
         module=asked.module,
         mode=asked.mode,
@@ -80,7 +92,7 @@ def make_receipt(
         output=output_hash(result.stdout, result.stderr, result.files),
         exit_code=result.exit_code,
         trap=result.trap,
-        fuel_used=result.fuel_used,
+        fuel_used=fuel_used,
         memory_peak_bytes=result.memory_peak_bytes,
         engine=result.engine,
         engine_config=result.engine_config,
@@ -89,7 +101,7 @@ def make_receipt(
         order=order.raw,
         outcome=outcome,
         observed=Observed(started_ms=started_ms, wall_ms=wall_ms),
-        amount_micro=amount_of(price, result.fuel_used, asked.memory_bytes_max),
+        amount_micro=amount_of(price, fuel_used, asked.memory_bytes_max),
     )
 
 
@@ -128,6 +140,8 @@ def check_receipt(
         return "a function's call has no exit code"
     elif results is not None and tuple(item.type for item in told.results) != tuple(results):
         return "its results are not of the function's types"
+    if told.fuel_used != (time_fuel(asked, told.trap) or told.fuel_used):
+        return "it was ended for its time, and bills another fuel than that time costs"
     if told.fuel_used > asked.fuel_max:
         return "it bills more fuel than the order allows"
     if told.memory_peak_bytes > asked.memory_bytes_max:

@@ -13,7 +13,15 @@ from xsc.base.errors import (
     TooLarge,
     XscError,
 )
-from xsc.base.limits import ARGUMENT_BYTES_MAX, FUEL_QUANTUM, INPUT_BYTES_MAX, STDIN_BYTES_MAX
+from xsc.base.limits import (
+    ARGUMENT_BYTES_MAX,
+    COMPILE_MS_MAX,
+    FUEL_MAX,
+    FUEL_QUANTUM,
+    INPUT_BYTES_MAX,
+    MILLISECOND_FUEL,
+    STDIN_BYTES_MAX,
+)
 from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, output_hash
 from xsc.compute.receipts import check_price, check_receipt, job_of, make_receipt, seed_of
 from xsc.compute.sandbox import JobResult, is_trap, trap_error
@@ -211,3 +219,22 @@ def test_malformed_input_is_refused(given):
 def test_input_over_a_bound_is_refused(given):
     with pytest.raises(TooLarge):
         check_input(given)
+
+
+@pytest.mark.parametrize(
+    ("trap", "allowed_ms"), [("time_exceeded", 25), ("compile_limit", COMPILE_MS_MAX)]
+)
+@pytest.mark.parametrize("fuel_max", [1, 10**6, 10**8, FUEL_MAX])
+@pytest.mark.parametrize("counted", [0, 7, 10 * FUEL_QUANTUM])
+def test_a_run_ended_for_its_time_is_billed_for_that_time(
+    order, alice, network, *, trap, allowed_ms, fuel_max, counted
+):
+    asked = order.record.model_copy(update={"timeout_ms": 25, "fuel_max": fuel_max})
+    order = sign(asked, alice, network)
+    ended = replace(RESULT, results=(), trap=trap, fuel_used=min(counted, fuel_max))
+    made = make_receipt(order, ended, price=PRICE, started_ms=78, wall_ms=9)
+    assert made.outcome.fuel_used == min(fuel_max, allowed_ms * MILLISECOND_FUEL) <= fuel_max
+    assert check_receipt(order, made, PRICE) is None
+    for other in {0, 1, counted, fuel_max, made.outcome.fuel_used - 1} - {made.outcome.fuel_used}:
+        lie = altered(made, fuel_used=other)
+        assert "for its time" in check_receipt(order, lie, PRICE)
