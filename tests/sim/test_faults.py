@@ -1,6 +1,7 @@
 """Faults on whole nodes: hosts that die, lie, stall or are cut off while work runs."""
 
 import asyncio
+import copy
 import random
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.sim.network import content, get, put, run, stream
 from xsc.base.errors import (
     DurabilityUnreachable,
+    LedgerDamaged,
     ObjectUnknown,
     SpaceExhausted,
     XscError,
@@ -233,8 +235,6 @@ def test_an_order_of_a_spent_lease_is_answered_by_a_new_lease():
 
 def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
     async def play(world):
-        import copy
-
         provider = world.nodes[1]
         old = copy.deepcopy(world.disks[0])
         await put(world.nodes[0], content(MIB))
@@ -242,8 +242,55 @@ def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
         assert provider.ledger.balance(world.nodes[0].key.node_id)
         await world.crash(0)
         world.disks[0] = old
+        with pytest.raises(LedgerDamaged, match="old copy"):
+            await world.restart(0)
+
+    run(30, 7, play)
+
+
+def test_bytes_keep_their_lease_through_a_power_loss():
+    async def play(world):
+        capability = await put(world.nodes[0], content(5 * MIB))
+        host = (await hosts_of(world, capability))[0]
+        held = world.nodes[host].shards.used_bytes
+        await world.crash(host)
+        node = await world.restart(host)
+        (lease,) = [lease for lease in node.market.leases() if lease.role == "provider"]
+        assert lease.held_bytes == held == node.shards.used_bytes
+        await world.until(lambda: world.sees_all(node))
+        await world.nodes[0].market.settle_all()
+        assert node.ledger.balance(world.nodes[0].key.node_id) > 0
+
+    run(36, 7, play)
+
+
+def test_a_limit_that_was_raised_lets_debt_go_on():
+    async def play(world):
+        customer, peers = world.nodes[0], world.nodes[1:]
+        for node in peers:
+            await node.ledger.set_limit(customer.key.node_id, 0)
+        with pytest.raises(XscError) as caught:
+            await put(customer, content(5 * MIB), survive=Survival(2))
+        assert caught.value.code in {"credit_exceeded", "durability_unreachable"}
+        for node in peers:
+            await node.ledger.set_limit(customer.key.node_id, 10_000_000)
+        await put(customer, content(5 * MIB), survive=Survival(2))
+
+    run(37, 7, play)
+
+
+def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
+    async def play(world):
+        old = copy.deepcopy(world.disks[0])
+        await put(world.nodes[0], content(MIB))
+        await world.nodes[0].market.settle_all()
+        await world.crash(0)
+        world.disks[0] = old
+        for other in range(1, 7):
+            world.net.partition("node-0", f"node-{other}")
         node = await world.restart(0)
+        world.net.heal()
         await world.until(node.failed.done)
         assert "old copy" in node.failed.result().message
 
-    run(30, 7, play)
+    run(38, 7, play)

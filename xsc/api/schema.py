@@ -91,6 +91,13 @@ class RecogniseRequest(Body):
     weight_ppm: int = Field(ge=0, le=PPM)
 
 
+class LimitRequest(Body):
+    """`POST /v1/ledger/limit`."""
+
+    peer: str = Field(max_length=256)
+    limit_micro: int = Field(ge=0, le=2**62)
+
+
 class Empty(Body):
     """A request that says all by its path."""
 

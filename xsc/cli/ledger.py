@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xsc.base.units import format_credits
-from xsc.cli.options import PATH, WHOLE, Group, Settings, pass_settings
+from xsc.cli.options import CREDITS, PATH, WHOLE, Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
@@ -117,6 +117,26 @@ def verify(settings: Settings) -> None:
         show_json(answer)
     else:
         show(answer["text"])
+
+
+@ledger.command()
+@click.argument("peer")
+@click.argument("credits_", metavar="CREDITS", type=CREDITS)
+@pass_settings
+def limit(settings: Settings, peer: str, credits_: int) -> None:
+    """Set how much PEER may owe this node at most, in credits.
+
+    A limit below what it owes stops new debt and takes nothing back.
+    """
+    answer = settings.calls().set_limit(peer, credits_)
+    if settings.json:
+        show_json(answer)
+    else:
+        show(
+            f"{named(answer, answer['peer'])} may owe up to "
+            f"{format_credits(answer['limit_micro'])} credits, "
+            f"{format_credits(answer['credit_left_micro'])} more than now"
+        )
 
 
 @ledger.command()

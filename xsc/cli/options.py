@@ -17,7 +17,7 @@ import click
 
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, TooLarge
-from xsc.base.units import parse_duration_ms, parse_share_ppm, parse_size
+from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.client.calls import Calls, Limits, Named, unreadable
 from xsc.client.core import Core, default_home
 
@@ -268,6 +268,7 @@ WHOLE = Parsed("N", _whole)
 SIZE = Parsed("SIZE", _at_least_one(parse_size))
 DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
 SHARE = Parsed("SHARE", parse_share_ppm)
+CREDITS = Parsed("CREDITS", parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
 CODE = Parsed("K,M", _code)
 RANGE = Parsed("FIRST-LAST", check_range)

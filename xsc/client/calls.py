@@ -358,6 +358,10 @@ class Calls:
         """Return the newest ledger entries."""
         return self.core.call("GET", f"/v1/ledger/log?limit={limit}")
 
+    def set_limit(self, who: str, limit_micro: int) -> Document:
+        """Set what a peer may owe this node at most."""
+        return self.core.call("POST", "/v1/ledger/limit", {"peer": who, "limit_micro": limit_micro})
+
     def verify_ledger(self) -> Document:
         """Replay the node's ledger and check every signature in it."""
         return self.core.call("GET", "/v1/ledger/verify")

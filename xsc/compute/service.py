@@ -465,6 +465,7 @@ class ComputeService:
         self._forget_old()
         steps = fuel_steps(asked.fuel_max, asked.memory_bytes_max)
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
+        self._keep_module(asked.module, module)
         granted = _Granted(module, given, output_bytes, price)
         task = asyncio.create_task(self._work(order, granted, steps))
         forget_ms = asked.created_ms + 2 * REQUEST_WINDOW_MS
@@ -489,13 +490,16 @@ class ComputeService:
             raise ModuleUnknown("this provider does not have the module")
         if await self._executor.run(_sha256, brought) != digest:
             raise RecordInvalid("the module is not the one that the order names")
+        return brought
+
+    def _keep_module(self, digest: bytes, module: bytes) -> None:
+        """Keep a module for later orders; only those of customers with a lease come here."""
         if digest not in self._modules:
-            self._modules[digest] = brought
-            self._modules_bytes += len(brought)
+            self._modules[digest] = module
+            self._modules_bytes += len(module)
         while self._modules_bytes > MODULES_KEPT_BYTES_MAX:
             _, dropped = self._modules.popitem(last=False)
             self._modules_bytes -= len(dropped)
-        return brought
 
     async def _work(self, order: Signed[Order], granted: _Granted, steps: int) -> _Delivered:
         asked = order.record

@@ -30,7 +30,6 @@ from xsc.base.errors import (
     NotFound,
     PeerError,
     ReceiptInvalid,
-    UnavailableError,
     XscError,
 )
 from xsc.base.fields import take_bytes, take_int
@@ -77,6 +76,7 @@ _MARK = _ROOT + b"mark"
 
 PROPOSE = "ledger.propose"
 HEAD = "ledger.head"
+HEAD_TIMEOUT_MS = 2_000
 
 EntryState: TypeAlias = Literal["settled", "open", "void", "noted"]
 """`open` has no answer yet, `void` was withdrawn, `noted` needs no answer."""
@@ -513,17 +513,22 @@ class LedgerService:
         Raises:
             LedgerDamaged: a peer holds a half of this node's that is not in its book.
         """
-        answered = 0
-        for peer in peers:
-            try:
-                reply = await self._caller.call(peer, HEAD, {"v": 1})
-            except UnavailableError:
-                continue
+        answers = await asyncio.gather(*(self._confirm_at(peer) for peer in peers))
+        return sum(answers)
+
+    async def _confirm_at(self, peer: bytes) -> bool:
+        """Ask one peer; what else goes wrong with it says nothing of this ledger."""
+        try:
+            reply = await self._caller.call(peer, HEAD, {"v": 1}, timeout_ms=HEAD_TIMEOUT_MS)
             take_int(reply.header, "next_seq")
             if reply.header.get("yours") is not None:
                 self._confirm(peer, take_bytes(reply.header, "yours"))
-            answered += 1
-        return answered
+        except LedgerDamaged:
+            raise
+        except XscError as fault:
+            self._log.info("head_not_confirmed", peer=short(peer), code=fault.code)
+            return False
+        return True
 
     def _confirm(self, peer: bytes, raw: bytes) -> None:
         mine = open_half(raw, network=self._network)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -212,6 +212,23 @@ class MarketService:
             entry.use = replace(entry.use, settled_micro=settled)
         for entry in self._book.all("customer"):
             self._labels[entry.terms.provider] = self._labels_in(entry)
+
+    def reconcile(self, held: Mapping[bytes, int]) -> None:
+        """Take over what the shard store holds under each lease, once it has started.
+
+        Uses are kept unsynced: after a power loss they may lag behind the bodies,
+        which are synced. What is held decides.
+        """
+        for entry in self._book.all("provider"):
+            if entry.terms.kind != "storage":
+                continue
+            delta = held.get(entry.terms.lease_id, 0) - entry.use.held_bytes
+            if delta:
+                self._log.warning(
+                    "lease_use_reconciled", lease=short(entry.terms.lease_id), delta=delta
+                )
+                entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
+                self._book.save(entry, sync=False)
 
     def _labels_in(self, entry: Entry) -> tuple[str, str]:
         """Return the labels of the quote that a kept lease carries."""

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from xsc import __version__
 from xsc.allocation.service import AllocationService
-from xsc.allocation.tiers import Claim, proportional, weighted_uniform
+from xsc.allocation.tiers import RULES, Claim
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import LedgerDamaged, PeerUnknown, XscError
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import FUEL_QUANTUM
+from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS
 from xsc.base.log import Log
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Sandbox
@@ -90,7 +90,7 @@ class Capacity:
 
 def divider(rule: str) -> Divide:
     """Return the division rule of that name as the market calls it."""
-    chosen = {"weighted-uniform": weighted_uniform, "proportional": proportional}[rule]
+    chosen = RULES[rule]
 
     def divide(capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
         claims = [Claim(need.id, need.tier, need.weight, need.need) for need in needs]
@@ -181,7 +181,7 @@ class Node:
             peers=self.peers,
             info=self.describe,
             interval_ms=config.probe_interval_ms,
-            timeout_ms=min(config.probe_interval_ms, 3000),
+            timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
         self.allocation = AllocationService(
             key=key,
@@ -292,6 +292,9 @@ class Node:
             await self.shards.start()
             await self.allocation.start()
             await self.market.start()
+            self.market.reconcile(self.shards.usage)
+            # Nothing is signed before those who answer were asked for this ledger's end.
+            await self.ledger.confirm_head(self.peers.peers())
             for service in (
                 self.ledger,
                 self.health,
@@ -310,7 +313,6 @@ class Node:
             raise
         for peer in self.peers.peers():
             self.health.watch(peer)
-        self.tasks.once("head", self._confirm_head)
         self.tasks.start("health", self.health.run)
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
@@ -325,10 +327,10 @@ class Node:
             await self.clock.sleep_ms(RECLAIM_INTERVAL_MS)
             await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS))
 
-    async def _confirm_head(self) -> None:
-        """End the node where a peer shows that this home is an old copy of itself."""
+    async def _confirm_head(self, peer: bytes) -> None:
+        """End the node where a peer that came back shows that this home is an old copy."""
         try:
-            await self.ledger.confirm_head(self.peers.peers())
+            await self.ledger.confirm_head([peer])
         except LedgerDamaged as fault:
             self.log.error("home_is_an_old_copy", fault=fault.message)
             if not self.failed.done():
@@ -345,14 +347,16 @@ class Node:
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         if up:
+            self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))
 
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""
         await self.tasks.stop()
+        # Closing settles what is owed, which needs the peers.
+        await self.market.close()
         await self.peers.stop()
         await self.parts.sandbox.stop()
-        await self.market.close()
         await self.ledger.close()
         await self._commit.settle()
         await self._state_commit.settle()

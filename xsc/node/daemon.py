@@ -53,13 +53,19 @@ def disk_free(path: Path, reserve_ppm: int) -> Callable[[], int]:
     return free
 
 
-def with_capacity(config: Config, free_bytes: int) -> Config:
-    """Return the settings with the automatic capacity made a number of bytes."""
+def with_capacity(home: Path, config: Config, free_bytes: int) -> Config:
+    """Return the settings with the automatic capacity made a number of bytes.
+
+    It is chosen once a home: half of what is free now would shrink with every
+    start of a node that fills up.
+    """
     if config.storage_capacity_bytes:
         return config
-    return replace(
-        config, storage_capacity_bytes=min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
-    )
+    chosen = homes.read_number(home / "capacity")
+    if chosen is None:
+        chosen = min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
+        homes.write_number(home / "capacity", chosen)
+    return replace(config, storage_capacity_bytes=chosen)
 
 
 def _split(listen: str) -> tuple[str, int]:
@@ -70,11 +76,9 @@ def _split(listen: str) -> tuple[str, int]:
 def _remembered(path: Path, config: Config) -> Config:
     """Return the settings with the peer port that this home had before, so that peers find it."""
     host, port = _split(config.peer_listen)
-    known = path / "peer.port"
-    if port == 0 and known.exists():
-        text = known.read_text().strip()
-        if text.isdigit() and int(text) < 65536:
-            return replace(config, peer_listen=f"{host}:{text}")
+    known = homes.read_number(path / "peer.port")
+    if port == 0 and known is not None and known < 65536:
+        return replace(config, peer_listen=f"{host}:{known}")
     return config
 
 
@@ -117,7 +121,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     log = JsonLog(clock, config.log_level)
     logging.getLogger().addHandler(Reports(log))
     parts = _parts(home, config, log, clock)
-    config = with_capacity(config, parts.disk_free_bytes())
+    config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -167,7 +167,10 @@ def open_home(path: Path, passphrase: str = "") -> Home:
     if unfinished or not path.exists() or not is_home(path):
         init_home(path, passphrase=passphrase)
     key = read_identity(path, passphrase)
-    network = (path / "network").read_text().strip()
+    try:
+        network = (path / "network").read_text().strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"the home {path} has lost its network's name: {fault}") from None
     path.chmod(0o700)
     return Home(path, network, key)
 
@@ -212,8 +215,22 @@ def unpublish(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
+def read_number(path: Path) -> int | None:
+    """Return the number that a file of the home holds; None where there is none."""
+    try:
+        text = path.read_text().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdigit() and len(text) < 20 else None
+
+
+def write_number(path: Path, number: int) -> None:
+    """Keep a number in a file of the home, whole or not at all."""
+    _write_private(path, f"{number}\n")
+
+
 def remember_port(path: Path, peer_url: str) -> None:
     """Keep the peer port, so that the next start takes the same and peers find the node."""
     port = peer_url.rstrip("/").rsplit(":", 1)[-1]
     if port.isdigit():
-        _write_private(path / "peer.port", port + "\n")
+        write_number(path / "peer.port", int(port))

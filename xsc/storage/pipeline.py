@@ -490,7 +490,7 @@ class Upload:
             raise NoOffers(
                 f"{short(slot.lease.node)} failed and no other node takes its place: "
                 f"{fault.message}",
-                hint="see `xsc market quote storage` for who has room at what price",
+                hint="see `xsc market offers storage` for who has room at what price",
             )
         load = {other.lease.node: 0 for other in left}
         for other in left:

@@ -511,3 +511,12 @@ async def test_modules_are_kept_within_their_bound(world, monkeypatch):
 
 async def test_it_says_what_its_sandbox_says(world):
     assert world.provider.service.describe()["running"] == 0
+
+
+async def test_a_module_is_kept_only_for_customers_with_a_lease(world):
+    world.provider.market.room = 0
+    world.customer.market.leases = world.customer.market.leases[:1]
+    with pytest.raises(LeaseExhausted):
+        await world.invoke(on=world.provider.key.node_id)
+    assert any(header["module"] for _, header, _ in world.wire.sent), "it was sent"
+    assert world.provider.service._modules == {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from xsc.api.schema import LimitRequest
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import from_text, to_text
 from xsc.node.build import Node
-from xsc.node.http import reply
+from xsc.node.http import read_body, reply
 
 ENTRIES_MAX = 10_000
 
@@ -92,7 +93,21 @@ def routes(node: Node) -> list[web.RouteDef]:
             }
         )
 
+    async def limit(request: web.Request) -> web.Response:
+        asked = await read_body(request, LimitRequest)
+        peer = node.peers.find(asked.peer)
+        await node.ledger.set_limit(peer, asked.limit_micro)
+        return reply(
+            {
+                "peer": to_text(peer),
+                "name": node.name_of(peer),
+                "limit_micro": node.ledger.limit(peer),
+                "credit_left_micro": node.ledger.credit_left(peer),
+            }
+        )
+
     return [
+        web.post("/v1/ledger/limit", limit),
         web.get("/v1/ledger/balance", balance),
         web.get("/v1/ledger/log", log),
         web.get("/v1/ledger/verify", verify),
