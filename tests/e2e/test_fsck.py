@@ -69,3 +69,25 @@ def test_a_state_that_cannot_be_read_is_refused(start, tmp_path):
     assert done.code == 6
     assert "(store_damaged)" in done.err
     assert "Traceback" not in done.err
+
+
+def test_gc_says_what_it_freed(start, tmp_path):
+    member, process = start(options="--name alice")
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 8000)
+    cap = member(["store", "put", source]).line
+    kept = member(["store", "put", source]).line
+    member(["store", "rm", cap])
+    done = member("store gc --json").json
+    assert set(done) == {
+        "expired_bytes",
+        "leftover_bytes",
+        "objects",
+        "deletions_confirmed",
+        "deletions_open",
+        "reclaimed_bytes",
+    }
+    assert (done["expired_bytes"], done["leftover_bytes"], done["deletions_open"]) == (0, 0, 0)
+    assert member("store gc").code == 0
+    assert member(["store", "stat", kept, "--json"]).json["readable"]
+    end(process)

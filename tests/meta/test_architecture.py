@@ -48,6 +48,7 @@ SHELL = {
     "xsc.storage.deep": "reads every shard of an object, from all hosts",
     "xsc.storage.service": "stores, fetches and answers",
     "xsc.storage.shards": "keeps shards on the disk",
+    "xsc.storage.sweeping": "drops what need not be kept, in time",
 }
 
 WORLD = {

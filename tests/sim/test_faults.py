@@ -15,7 +15,9 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.limits import MIB
+from xsc.base.merkle import root_of
 from xsc.storage.durability import Survival
+from xsc.storage.erasure import StorageShard
 
 POINTS = 24
 """Random moments at which a host is killed during a put."""
@@ -294,3 +296,58 @@ def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
         assert "old copy" in node.failed.result().message
 
     run(38, 7, play)
+
+
+def test_what_is_left_of_a_put_is_dropped_and_half_deletions_are_completed():
+    async def play(world):
+        node = world.nodes[0]
+        kept = content(2 * MIB, seed=1)
+        capability = await put(node, kept)
+        doomed = await put(node, content(2 * MIB, seed=2))
+        # The owner dies before the object record of a put is sent, and never comes back to it.
+        (lease,) = await node.market.lease_hosts(size_bytes=MIB, count=1)
+        data = content(MIB, seed=3)
+        shards = [(0, StorageShard(0, data, root_of(data)))]
+        await node.storage._reach.store(lease, b"l" * 32, 0, shards=shards, record=None)
+        await world.crash(0)
+        node = await world.restart(0)
+        await world.until(lambda: all(world.sees_all(other) for other in world.nodes))
+        # And a host is away while an object is deleted.
+        silent = (await hosts_of(world, doomed))[0] or (await hosts_of(world, doomed))[1]
+        await world.crash(silent)
+        assert (await node.storage.rm(doomed)).partly
+        await world.restart(silent)
+        await world.until(lambda: all(world.sees_all(other) for other in world.nodes))
+        done = await node.collect_garbage()
+        assert (done.deletions_confirmed, done.deletions_open) == (1, 0)
+        assert (await node.collect_garbage()).deletions_confirmed == 0
+        held = sum(other.shards.used_bytes for other in world.nodes)
+        assert held > 4 * MIB
+        for other in world.nodes:
+            await other.sweeper.round()
+        for other in world.nodes:
+            clock = other.sweeper._clock
+            other.sweeper._clock = Later(clock, 25 * 3_600_000)
+            await other.sweeper.round(everything=True)
+            other.sweeper._clock = clock
+        held = sum(other.shards.used_bytes for other in world.nodes)
+        assert 3 * MIB <= held < 3 * MIB + 100_000
+        assert await get(node, capability) == kept
+        for other in world.nodes:
+            assert (await other.shards.audit(deep=True)).whole
+
+    run(41, 7, play)
+
+
+class Later:
+    """The same clock, hours ahead."""
+
+    def __init__(self, clock, ahead_ms):
+        self._clock = clock
+        self._ahead_ms = ahead_ms
+
+    def now_ms(self):
+        return self._clock.now_ms() + self._ahead_ms
+
+    async def sleep_ms(self, duration_ms):
+        await self._clock.sleep_ms(duration_ms)

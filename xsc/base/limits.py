@@ -28,6 +28,13 @@ STORE_REQUEST_BYTES_MAX = 16 * MIB
 """Shards of one put request; more columns at one host go in several."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
+SWEEP_INTERVAL_MS = 3_600_000
+"""Between two rounds in which a host looks for what it need not keep."""
+SWEEP_SLICE = 2_000
+"""Index entries looked at without a pause."""
+SWEEP_PAUSE_MS = 20
+SWEEP_OBJECTS_MAX = 10_000
+"""Parts of objects dropped in one round."""
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
 FIND_GRACE_MS = 100

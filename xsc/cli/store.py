@@ -343,3 +343,31 @@ def share(settings: Settings, cap: str | Named, what: str | None, version: int |
         show_json({"capability": shared.to_text(), "allows": what})
     else:
         show(shared.to_text())
+
+
+@store.command()
+@pass_settings
+def gc(settings: Settings) -> int:
+    """Drop what need not be kept, now, and give its room back to the disk.
+
+    That is: what lies under leases that are long over, what uploads left that
+    were given up, and deletions of own objects that some host has not
+    confirmed yet. The node does all of it by itself in time. Exits with 7 if a
+    host is still to be asked.
+    """
+    answer = settings.calls().collect_garbage()
+    if settings.json:
+        show_json(answer)
+    else:
+        show_pairs(
+            [
+                ("leases over", format_size(answer["expired_bytes"])),
+                ("uploads given up", format_size(answer["leftover_bytes"])),
+                ("deletions", f"{answer['deletions_confirmed']} completed"),
+                ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
+            ]
+        )
+    if answer["deletions_open"]:
+        warn(f"{_count(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
+        return EXIT_PARTLY
+    return 0

@@ -334,6 +334,10 @@ class Calls:
         raw = json.dumps({"deep": deep}).encode()
         return self.core.send("POST", "/v1/storage/fsck", [raw], timeout_s=FSCK_TIMEOUT_S)
 
+    def collect_garbage(self) -> Document:
+        """Have the node drop what it need not keep, and give room back to the disk."""
+        return self.core.send("POST", "/v1/storage/gc", [b"{}"], timeout_s=FSCK_TIMEOUT_S)
+
     def damaged(self) -> Document:
         """Return the bodies that the node knows to be damaged."""
         return self.core.call("GET", "/v1/storage/damaged")

@@ -573,6 +573,11 @@ class MarketService:
         entry.use = rules.hold(entry.terms, entry.use, size_bytes, self._clock.now_ms())
         self._keep(entry)
 
+    def end_ms(self, lease_id: bytes) -> int | None:
+        """Return when a lease that this node granted ends; None where it is not known."""
+        entry = self._book.get("provider", lease_id)
+        return None if entry is None else entry.terms.end_ms
+
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Change the bytes held: back (-) where a write failed or a shard was deleted."""
         if lease_id == OWN_LEASE:

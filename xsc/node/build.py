@@ -18,7 +18,7 @@ from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import LedgerDamaged, PeerUnknown, XscError
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS
+from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS, SWEEP_INTERVAL_MS
 from xsc.base.log import Log
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Sandbox
@@ -38,6 +38,7 @@ from xsc.node.tasks import Tasks
 from xsc.storage.messages import PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
+from xsc.storage.sweeping import Sweeper, Swept
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
@@ -59,6 +60,19 @@ class Parts:
     log: Log
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a collection of garbage did."""
+
+    swept: Swept
+    deletions_confirmed: int
+    """Objects of this node's own list whose deletion is complete now."""
+    deletions_open: int
+    """Those for which some host has still to be asked."""
+    reclaimed_bytes: int
+    """About what deleted bodies had still taken on the disk."""
 
 
 class Capacity:
@@ -222,6 +236,16 @@ class Node:
             commit=self._state_commit.commit,
             log=log,
         )
+        self.sweeper = Sweeper(
+            node=self.shards,
+            leases=self.market,
+            state=parts.state,
+            clock=clock,
+            executor=executor,
+            log=log,
+            grace_ms=config.lease_grace_ms,
+            leftover_ms=config.leftover_after_ms,
+        )
         self.compute = ComputeService(
             key=key,
             network=net,
@@ -318,6 +342,7 @@ class Node:
         self.tasks.start("market", self.market.run)
         self.tasks.start("ledger", self.ledger.run)
         self.tasks.start("reclaim", self._reclaim)
+        self.tasks.start("sweep", self._sweep)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self) -> None:
@@ -326,6 +351,25 @@ class Node:
         while True:
             await self.clock.sleep_ms(RECLAIM_INTERVAL_MS)
             await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS))
+
+    async def _sweep(self) -> None:
+        """Drop what need not be kept, and ask again for deletions that were not confirmed."""
+        while True:
+            await self.clock.sleep_ms(SWEEP_INTERVAL_MS)
+            await self.sweeper.round()
+            await self.storage.retry_deletions()
+
+    async def collect_garbage(self) -> Collected:
+        """Do at once what the background does in time.
+
+        Raises:
+            StoreDamaged, SpaceExhausted: the databases cannot be read or written.
+        """
+        swept = await self.sweeper.round(everything=True)
+        confirmed, open_ = await self.storage.retry_deletions()
+        dead = await self.shards.survey()
+        await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True)
+        return Collected(swept, confirmed, open_, dead)
 
     async def _confirm_head(self, peer: bytes) -> None:
         """End the node where a peer that came back shows that this home is an old copy."""

@@ -56,6 +56,8 @@ class Config:
     starter_credit_micro: int
     probe_interval_ms: int
     settle_interval_ms: int
+    lease_grace_ms: int
+    leftover_after_ms: int
     node_life_ms: int
     repair_time_ms: int
 
@@ -225,6 +227,18 @@ KEYS: Final[dict[str, Key]] = {
         "10s",
         _between(100, 86_400_000, parse_duration_ms),
         "time between settlements of what is owed",
+    ),
+    "lease_grace": Key(
+        "lease_grace_ms",
+        "30d",
+        _between(86_400_000, 3650 * 86_400_000, parse_duration_ms),
+        "how long shards are kept after the end of their lease",
+    ),
+    "leftover_after": Key(
+        "leftover_after_ms",
+        "24h",
+        _between(3_600_000, 365 * 86_400_000, parse_duration_ms),
+        "how long shards of an upload are kept that was never completed",
     ),
     "node_life": Key(
         "node_life_ms",

@@ -108,6 +108,9 @@ class Leases(Protocol):
             SpaceExhausted: promised room is gone.
         """
 
+    def end_ms(self, lease_id: bytes) -> int | None:
+        """Return when a lease ends or ended, renewals counted; None where it is not known."""
+
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Give back (-) bytes that were admitted and not stored, or that were deleted."""
 

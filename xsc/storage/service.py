@@ -677,6 +677,17 @@ class StorageService:
             self._log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
             return False, None
 
+    async def retry_deletions(self) -> tuple[int, int]:
+        """Ask again where a deletion was not confirmed; return objects done, and still open."""
+        done = left = 0
+        for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
+            entry = self._parse_entry(raw)
+            if entry.deleting:
+                result = await self.rm(entry.capability)
+                done += not result.partly
+                left += result.partly
+        return done, left
+
     # Host
 
     def handlers(self) -> dict[str, Handler]:

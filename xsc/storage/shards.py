@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from xsc.base.clock import Executor, run_sized
 from xsc.base.errors import (
@@ -55,6 +55,8 @@ from xsc.storage.reclaim import DeadSpace, Slice, live_by_bucket
 from xsc.storage.scan import SEQUENCE_MAX, Gaps, readable
 
 T = TypeVar("T")
+Choose: TypeAlias = Callable[[Entry], bool]
+"""Says of an entry whether it is meant."""
 
 DELETE_BATCH = 512
 """Bodies deleted in one write."""
@@ -612,6 +614,46 @@ class StorageNode:
         Raises:
             NotAllowed: only other customers have something there.
         """
+        return await self._alone(locate, customer, lambda: self._delete(locate, customer))
+
+    async def drop(
+        self, locate: bytes, customer: bytes, leases: frozenset[bytes]
+    ) -> dict[bytes, int]:
+        """Delete what a customer has of an object under some leases; return as `delete`."""
+        return await self._alone(
+            locate,
+            customer,
+            lambda: self._delete(locate, customer, lambda entry: entry.lease_id in leases),
+        )
+
+    async def drop_leftover(self, locate: bytes, customer: bytes, before: int) -> dict[bytes, int]:
+        """Delete what a customer has of an object that never came whole; return as `delete`.
+
+        Nothing is deleted where a record of the object is held, or a shard of that customer
+        of the sequence `before` or above.
+        """
+
+        async def run() -> dict[bytes, int]:
+            if not await self._executor.run(self._is_leftover, locate, customer, before):
+                return {}
+            return await self._delete(locate, customer, lambda _: True)
+
+        return await self._alone(locate, customer, run)
+
+    def _is_leftover(self, locate: bytes, customer: bytes, before: int) -> bool:
+        if any(True for _ in self._records(locate)):
+            return False
+        prefix = formats.locate_prefix(locate)
+        return all(
+            formats.decode_entry(raw).sequence < before
+            for key, raw in self._index.scan(prefix, prefix_end(prefix))
+            if key.endswith(customer)
+        )
+
+    async def _alone(
+        self, locate: bytes, customer: bytes, work: Callable[[], Awaitable[dict[bytes, int]]]
+    ) -> dict[bytes, int]:
+        """Do something to what a customer has of an object while nobody else does."""
         owner = (locate, customer)
         await self._turn(
             lambda: not self._pausing and owner not in self._deleting and owner not in self._writers
@@ -620,19 +662,21 @@ class StorageNode:
 
         async def run() -> dict[bytes, int]:
             try:
-                return await self._delete(locate, customer)
+                return await work()
             finally:
                 self._deleting.discard(owner)
                 self._release()
 
         return await self._finish(asyncio.create_task(run()))
 
-    async def _delete(self, locate: bytes, customer: bytes) -> dict[bytes, int]:
+    async def _delete(
+        self, locate: bytes, customer: bytes, chosen: Choose | None = None
+    ) -> dict[bytes, int]:
         freed: dict[bytes, int] = {}
         while True:
-            mine, others = await self._executor.run(self._held, locate, customer)
+            mine, others = await self._executor.run(self._held, locate, customer, chosen)
             if not mine:
-                if others and not freed:
+                if others and not freed and chosen is None:
                     raise NotAllowed("only the node that stored an object can delete it")
                 return freed
             (note,) = self._take_sequences(1)
@@ -651,7 +695,9 @@ class StorageNode:
             await self._forget_damage([entry.sequence for _, entry in mine])
             self._bury([entry for _, entry in mine])
 
-    def _held(self, locate: bytes, customer: bytes) -> tuple[list[tuple[bytes, Entry]], bool]:
+    def _held(
+        self, locate: bytes, customer: bytes, chosen: Choose | None
+    ) -> tuple[list[tuple[bytes, Entry]], bool]:
         """Return up to DELETE_BATCH entries of a customer, and whether others have some."""
         mine: list[tuple[bytes, Entry]] = []
         others = False
@@ -659,11 +705,34 @@ class StorageNode:
             for key, raw in self._index.scan(prefix, prefix_end(prefix)):
                 if not key.endswith(customer):
                     others = True
-                elif len(mine) < DELETE_BATCH:
-                    mine.append((key, formats.decode_entry(raw)))
-                else:
+                    continue
+                entry = formats.decode_entry(raw)
+                if chosen is not None and not chosen(entry):
+                    continue
+                if len(mine) == DELETE_BATCH:
                     return mine, others
+                mine.append((key, entry))
         return mine, others
+
+    # Going through all of it
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the next body: all that are held have lower ones."""
+        return self._next
+
+    async def entries(self, after: bytes, most: int) -> list[tuple[bytes, Entry]]:
+        """Return up to so many entries of the index behind a key, in order of keys."""
+        return await self._executor.run(self._entries_after, after, most)
+
+    def _entries_after(self, after: bytes, most: int) -> list[tuple[bytes, Entry]]:
+        found: list[tuple[bytes, Entry]] = []
+        for prefix in (formats.RECORDS, formats.SHARDS):
+            for key, raw in self._index.scan(max(prefix, after + b"\0"), prefix_end(prefix)):
+                if len(found) == most:
+                    return found
+                found.append((key, formats.decode_entry(raw)))
+        return found
 
     # Damage
 

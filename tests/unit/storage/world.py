@@ -41,6 +41,10 @@ class Book:
 
     room: dict[bytes, int] = field(default_factory=dict)
     used: dict[bytes, int] = field(default_factory=dict)
+    ends_ms: dict[bytes, int] = field(default_factory=dict)
+
+    def end_ms(self, lease_id: bytes) -> int | None:
+        return self.ends_ms.get(lease_id)
 
     def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
         used = self.used.get(lease_id, 0) + size_bytes

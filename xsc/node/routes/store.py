@@ -38,7 +38,21 @@ def routes(node: Node) -> list[web.RouteDef]:
             {"damaged": [item.to_json() for item in known[:DAMAGED_MAX]], "count": len(known)}
         )
 
+    async def collect(_: web.Request) -> web.Response:
+        done = await node.collect_garbage()
+        return reply(
+            {
+                "expired_bytes": done.swept.expired_bytes,
+                "leftover_bytes": done.swept.leftover_bytes,
+                "objects": done.swept.objects,
+                "deletions_confirmed": done.deletions_confirmed,
+                "deletions_open": done.deletions_open,
+                "reclaimed_bytes": done.reclaimed_bytes,
+            }
+        )
+
     return [
+        web.post("/v1/storage/gc", collect),
         web.post("/v1/storage/fsck", check),
         web.get("/v1/storage/damaged", damaged),
     ]
