@@ -132,6 +132,8 @@ ORDERS_REMEMBERED_MAX = 65_536
 ANSWERS_KEPT_BYTES_MAX = 64 * MIB
 """Answers to orders that are kept to be given again."""
 PROVIDERS_TRIED_MAX = 3
+PROGRAMS_REMEMBERED_MAX = 32
+"""Modules whose declarations a customer need not read again."""
 
 # Market and ledger (DESIGN sections 8 and 9)
 EPOCH_MS = 3_600_000

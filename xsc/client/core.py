@@ -1,8 +1,9 @@
 """How a process on this machine talks to the node of a home: HTTP over loopback.
 
 Synchronous, on `http.client`: a command line that imports an asynchronous
-client starts four times slower (DESIGN section 11). Each call opens its own
-connection, so one `Core` may be used by many threads.
+client starts four times slower (DESIGN section 11). One `Core` may be used by
+many threads: each call has a connection to itself, which is kept for the next
+one where the answer was read to its end.
 
 What the node refuses comes back as the error it raised there; a node that is
 absent, silent or breaks off is `NodeUnreachable`.
@@ -15,6 +16,8 @@ import os
 import selectors
 import shlex
 import socket
+import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -30,6 +33,9 @@ BLOCK_BYTES = 1024 * 1024
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
 """Without a byte in either direction. A put or a settlement waits for several peers in turn."""
+KEPT_CONNECTIONS_MAX = 32
+KEPT_S = 10.0
+"""A connection unused for longer is not used again: the node closes it after 75 s."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Document = dict[str, Any]
@@ -105,6 +111,12 @@ class Core:
     ) -> None:
         self.home = default_home() if home is None else home
         self._trace = trace
+        self._kept: list[tuple[HTTPConnection, Place, float]] = []
+        self._finish = weakref.finalize(self, _close_all, self._kept)
+
+    def close(self) -> None:
+        """Close the connections that are kept; the next call opens a new one."""
+        _close_all(self._kept)
 
     def alive(self) -> bool:
         """Say whether a node runs at the home: something accepts connections at its place."""
@@ -148,11 +160,15 @@ class Core:
         """
         body = list(parts)
         fields = {**(headers or {}), "Content-Length": str(sum(map(len, body)))}
-        with self._request(method, path, fields, timeout_s) as exchange:
+        with self._request(method, path, fields, timeout_s, keep=True) as exchange:
             for part in body:
                 if part and not exchange.push(part):
-                    break
-            return exchange.document()
+                    return exchange.document()
+            document = exchange.document()
+            if exchange.reusable:
+                exchange.reused = True
+                self._keep(exchange.connection, exchange.place)
+            return document
 
     def upload(
         self,
@@ -194,20 +210,50 @@ class Core:
             raise
 
     def _request(
-        self, method: str, path: str, headers: Mapping[str, str], timeout_s: float
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        *,
+        keep: bool = False,
     ) -> _Exchange:
-        place = find_place(self.home)
+        found = self._take() if keep else None
+        if found is None:
+            place = find_place(self.home)
+            connection = self._open(place, timeout_s)
+        else:
+            connection, place = found
+            connection.sock.settimeout(timeout_s)
         if self._trace is not None:
             self._trace(f"{method} http://{place.host}:{place.port}{path}")
-        connection = self._open(place, timeout_s)
         connection.putrequest(method, path, skip_accept_encoding=True)
         connection.putheader("Authorization", f"Bearer {place.token}")
-        connection.putheader("Connection", "close")
+        if not keep:
+            connection.putheader("Connection", "close")
         for name, value in headers.items():
             connection.putheader(name, value)
-        exchange = _Exchange(connection, timeout_s)
+        exchange = _Exchange(connection, place, timeout_s)
         exchange.begin()
         return exchange
+
+    def _take(self) -> tuple[HTTPConnection, Place] | None:
+        """Return a kept connection that the node has not closed."""
+        while self._kept:
+            try:
+                connection, place, since = self._kept.pop()
+            except IndexError:  # another thread took the last one
+                return None
+            if time.monotonic() - since < KEPT_S and _is_quiet(connection.sock):
+                return connection, place
+            connection.close()
+        return None
+
+    def _keep(self, connection: HTTPConnection, place: Place) -> None:
+        if len(self._kept) < KEPT_CONNECTIONS_MAX:
+            self._kept.append((connection, place, time.monotonic()))
+        else:
+            connection.close()
 
     def _open(self, place: Place, timeout_s: float) -> HTTPConnection:
         connection = HTTPConnection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
@@ -222,6 +268,23 @@ class Core:
         return connection
 
 
+def _close_all(kept: list[tuple[HTTPConnection, Place, float]]) -> None:
+    while kept:
+        kept.pop()[0].close()
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Say whether nothing came on an idle connection, not even its end."""
+    try:
+        sock.setblocking(False)
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _read_block(source: BinaryIO) -> bytes:
     try:
         return source.read(BLOCK_BYTES)
@@ -232,24 +295,30 @@ def _read_block(source: BinaryIO) -> bytes:
 class _Exchange:
     """One request and its response on one connection."""
 
-    def __init__(self, connection: HTTPConnection, timeout_s: float) -> None:
-        self._connection = connection
+    def __init__(self, connection: HTTPConnection, place: Place, timeout_s: float) -> None:
+        self.connection = connection
+        self.place = place
+        self.reusable = False
+        """The answer was read to its end, and the node goes on listening."""
+        self.reused = False
+        """The connection is another exchange's by now."""
         self._timeout_s = timeout_s
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self.reused:
+            self.close()
 
     def close(self) -> None:
         """Close the connection, whatever has been sent."""
-        self._connection.close()
+        self.connection.close()
 
     def begin(self) -> None:
         """Send the head; a node that is gone already shows when its answer is read."""
         try:
-            self._connection.endheaders()
+            self.connection.endheaders()
         except ConnectionError:
             return
         except OSError:
@@ -258,7 +327,7 @@ class _Exchange:
 
     def push(self, data: bytes) -> bool:
         """Send bytes; return False, with some unsent, once the node has answered or hung up."""
-        sock: socket.socket = self._connection.sock
+        sock: socket.socket = self.connection.sock
         rest = memoryview(data)
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
@@ -282,7 +351,7 @@ class _Exchange:
             XscError: it is a problem document.
         """
         try:
-            response = self._connection.getresponse()
+            response = self.connection.getresponse()
             if response.status < 400:
                 return response
             body = response.read()
@@ -303,7 +372,9 @@ class _Exchange:
         """
         response = self.response()
         try:
+            stays = not response.will_close
             document = json.loads(response.read())
+            self.reusable = stays and response.isclosed()
         except TimeoutError:
             raise self._silent() from None
         except (OSError, HTTPException):

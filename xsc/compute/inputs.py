@@ -36,6 +36,11 @@ class RunInput:
     files: tuple[tuple[str, bytes], ...] = ()
     """Names without a slash, and contents, sorted by name: /in/NAME."""
 
+    @property
+    def size_bytes(self) -> int:
+        """What there is to hash; arguments and variables are bounded, and small."""
+        return len(self.stdin) + sum(len(data) for _, data in self.files)
+
 
 def check_input(given: RunInput) -> None:
     """Return if the input is within its bounds and well formed.

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -47,6 +47,7 @@ from xsc.base.limits import (
     OUTPUT_FILES_MAX,
     PEER_BODY_BYTES_MAX,
     PEER_TIMEOUT_MS,
+    PROGRAMS_REMEMBERED_MAX,
     PROVIDERS_TRIED_MAX,
     REQUEST_WINDOW_MS,
 )
@@ -189,6 +190,7 @@ class ComputeService:
         self._log = log
         self._started_ms = clock.now_ms()
         self._modules: OrderedDict[bytes, bytes] = OrderedDict()
+        self._programs: OrderedDict[bytes, Program] = OrderedDict()
         self._modules_bytes = 0
         self._orders: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
         self._answers_bytes = 0
@@ -240,7 +242,7 @@ class ComputeService:
             NoOffers, PeerSilent, SandboxFailed: nobody ran it.
             ReceiptInvalid: the provider's receipt breaks a rule.
         """
-        program, digest = await self._executor.run(_inspect, module)
+        program, digest = await self._inspect(module)
         signature = program.signature(function)
         numbers = parse_arguments(arguments, function, signature)
         task = _Task(
@@ -283,7 +285,7 @@ class ComputeService:
             tuple(args), tuple(sorted(env.items())), stdin, tuple(sorted(files.items()))
         )
         check_input(given)
-        program, digest = await self._executor.run(_inspect, module)
+        program, digest = await self._inspect(module)
         program.signature("_start")
         task = _Task(module, digest, "run", "_start", (), (), given, limits)
         done = await self._execute(task, on=on, local=local)
@@ -301,6 +303,18 @@ class ComputeService:
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
         )
+
+    async def _inspect(self, module: bytes) -> tuple[Program, bytes]:
+        """Return what a module declares and its hash; one that came lately is not read again."""
+        digest = await run_sized(self._executor, len(module), _sha256, module)
+        known = self._programs.get(digest)
+        if known is None:
+            known = self._programs[digest] = await self._executor.run(read, module)
+            if len(self._programs) > PROGRAMS_REMEMBERED_MAX:
+                self._programs.popitem(last=False)
+        else:
+            self._programs.move_to_end(digest)
+        return known, digest
 
     async def _execute(self, task: _Task, *, on: bytes | None, local: bool) -> _Delivered:
         own = self._key.node_id
@@ -326,7 +340,13 @@ class ComputeService:
         raise last
 
     async def _order(self, task: _Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
-        digest = await self._executor.run(input_hash, task.given, task.limits.output_bytes)
+        digest = await run_sized(
+            self._executor,
+            task.given.size_bytes,
+            input_hash,
+            task.given,
+            task.limits.output_bytes,
+        )
         order = Order(
             nonce=self._entropy.token(_NONCE_BYTES),
             lease_id=lease_id,
@@ -364,14 +384,14 @@ class ComputeService:
                 f"module and input are over {PEER_BODY_BYTES_MAX - _ROOM_BYTES} bytes together",
                 hint="run it on this node with --local",
             )
-        parts = await self._executor.run(_bind, bodies)
+        parts = await run_sized(self._executor, sum(map(len, bodies)), _bind, bodies)
         timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
         try:
             reply = await self._caller.call(
                 lease.node, "compute.run", header, parts, timeout_ms=timeout_ms
             )
         except ModuleUnknown:
-            parts += await self._executor.run(_bind, [task.module])
+            parts += await run_sized(self._executor, len(task.module), _bind, [task.module])
             reply = await self._caller.call(
                 lease.node,
                 "compute.run",
@@ -379,7 +399,10 @@ class ComputeService:
                 parts,
                 timeout_ms=timeout_ms,
             )
-        done = await self._executor.run(self._check_reply, task, lease, order, reply)
+        size_bytes = sum(len(part) for part in reply.parts)
+        done = await run_sized(
+            self._executor, size_bytes, self._check_reply, task, lease, order, reply
+        )
         outcome = done.receipt.record.outcome
         steps = fuel_steps(outcome.fuel_used, task.limits.memory_bytes)
         await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
@@ -457,7 +480,8 @@ class ComputeService:
         given, brought = _received(header, parts)
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
         module = await self._module(asked.module, brought)
-        if await self._executor.run(input_hash, given, output_bytes) != asked.input:
+        digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
+        if digest != asked.input:
             raise RecordInvalid("the input is not the one that the order names")
         slot = (asked.customer, asked.nonce)
         if slot in self._orders:  # the same order came twice at once
@@ -488,7 +512,7 @@ class ComputeService:
             return self._modules[digest]
         if brought is None:
             raise ModuleUnknown("this provider does not have the module")
-        if await self._executor.run(_sha256, brought) != digest:
+        if await run_sized(self._executor, len(brought), _sha256, brought) != digest:
             raise RecordInvalid("the module is not the one that the order names")
         return brought
 
@@ -558,10 +582,6 @@ class ComputeService:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _inspect(module: bytes) -> tuple[Program, bytes]:
-    return read(module), _sha256(module)
 
 
 def _bind(bodies: Sequence[bytes]) -> list[Part]:

@@ -41,6 +41,10 @@ class StandIn:
     early: dict[tuple[str, str], Route] = field(default_factory=dict)
     """Routes that answer before the body is read."""
     requests: list[Request] = field(default_factory=list)
+    keeps: bool = False
+    """Go on listening on a connection after an answer."""
+    ports: list[int] = field(default_factory=list)
+    """The client's port of each request."""
 
     def __post_init__(self) -> None:
         stand_in = self
@@ -109,9 +113,11 @@ class Answerer(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        if not self.owner.keeps:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
-        self.close_connection = True
+        self.close_connection = not self.owner.keeps
 
     def document(self, document: object, status: int = 200) -> None:
         body = json.dumps(document).encode()
@@ -142,6 +148,7 @@ class Answerer(BaseHTTPRequestHandler):
             return
         request = Request(*place, headers, body, self)
         self.owner.requests.append(request)
+        self.owner.ports.append(self.client_address[1])
         if headers.get("Authorization") != f"Bearer {TOKEN}":
             problem = {"code": "unauthorized", "detail": "the API needs the token", "hint": ""}
             self.document(problem, 401)

@@ -291,3 +291,64 @@ def test_the_core_loads_nothing_heavy():
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_connection_is_used_again(core, stand_in):
+    stand_in.keeps = True
+    stand_in.answers("GET", "/v1/status", {})
+    for _ in range(3):
+        core.call("GET", "/v1/status")
+    assert len(set(stand_in.ports)) == 1
+    core.close()
+    core.call("GET", "/v1/status")
+    assert len(set(stand_in.ports)) == 2
+
+
+def test_a_connection_is_not_used_again_after_an_error_or_what_the_node_closed(core, stand_in):
+    stand_in.keeps = True
+    stand_in.answers("GET", "/v1/status", {})
+    stand_in.refuses("GET", "/v1/peers", "space_exhausted", "no room")
+    with pytest.raises(SpaceExhausted):
+        core.call("GET", "/v1/peers")
+    core.call("GET", "/v1/status")
+    assert len(set(stand_in.ports)) == 2
+    stand_in.keeps = False
+    core.call("GET", "/v1/status")  # the last on this connection
+    core.call("GET", "/v1/status")
+    assert len(set(stand_in.ports)) == 3
+
+
+def test_a_kept_connection_that_ended_or_was_idle_for_long_is_left(core, stand_in):
+    ours, theirs = socket.socketpair()
+    assert core_module._is_quiet(ours)
+    theirs.close()
+    assert not core_module._is_quiet(ours)
+    ours.close()
+    assert not core_module._is_quiet(ours)
+
+    stand_in.keeps = True
+    stand_in.answers("GET", "/v1/status", {})
+    core.call("GET", "/v1/status")
+    connection, place, since = core._kept.pop()
+    core._kept.append((connection, place, since - core_module.KEPT_S))
+    core.call("GET", "/v1/status")
+    assert len(set(stand_in.ports)) == 2
+
+
+def test_threads_share_no_connection_and_few_are_kept(core, stand_in):
+    stand_in.keeps = True
+    many = core_module.KEPT_CONNECTIONS_MAX + 1
+    together = threading.Barrier(many)
+
+    def route(request):
+        together.wait(10)
+        request.answer.document({})
+
+    stand_in.routes["GET", "/v1/status"] = route
+    threads = [threading.Thread(target=core.call, args=("GET", "/v1/status")) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(stand_in.ports)) == many
+    assert len(core._kept) == core_module.KEPT_CONNECTIONS_MAX
