@@ -42,8 +42,6 @@ SHELL = {
     "xsc.net.memory": "a network inside one process",
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.tls": "makes certificates and contexts",
-    "xsc.storage.guard": "asks guardians, and is one",
-    "xsc.storage.mender": "asks hosts, and moves columns between them",
     "xsc.storage.pipeline": "moves segments between a stream and hosts",
     "xsc.storage.reach": "calls hosts, and the own shard store without a call",
     "xsc.storage.reading": "fetches segments ahead of who reads them",

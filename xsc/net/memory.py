@@ -26,7 +26,7 @@ class Event:
     source: str
     target: str
     what: str
-    """sent, lost, refused, delivered, answered or dropped"""
+    """sent, lost, refused, delivered, stalled, answered or dropped"""
     path: str
 
 
@@ -59,6 +59,8 @@ class MemoryNetwork:
         self._loss_ppm = loss_ppm
         self._corrupt: Corrupt | None = None
         self._cut: set[frozenset[str]] = set()
+        self._rates: dict[str, tuple[int, int]] = {}
+        self._stalled: set[tuple[str, str]] = set()
         self._up: dict[str, MemoryTransport] = {}
 
     def transport(self, name: str) -> MemoryTransport:
@@ -89,6 +91,18 @@ class MemoryNetwork:
     def set_delay(self, least_ms: int, most_ms: int) -> None:
         """Let messages travel for that long from now on."""
         self._delay_ms = (least_ms, most_ms)
+
+    def set_rate(self, name: str, delay_ms: int, bytes_a_second: int) -> None:
+        """Let the answers of a node take longer from now on: by a delay, and by their size."""
+        self._rates[name] = (delay_ms, bytes_a_second)
+
+    def stall(self, name: str, method: str) -> None:
+        """Let a node never answer requests whose path ends with a method; it gets them."""
+        self._stalled.add((name, method))
+
+    def resume(self, name: str, method: str) -> None:
+        """End `stall`."""
+        self._stalled.discard((name, method))
 
     def corrupt(self, change: Corrupt | None) -> None:
         """Pass every answer through a function from now on; None ends it."""
@@ -128,6 +142,13 @@ class MemoryNetwork:
         if response is None:
             self._note(target, source, "dropped", path)
             raise Dropped
+        if (target, path.rsplit("/", 1)[-1]) in self._stalled:
+            self._note(target, source, "stalled", path)
+            await asyncio.get_running_loop().create_future()
+        if target in self._rates:
+            delay_ms, rate = self._rates[target]
+            size = sum(len(buffer) for buffer in response.body)
+            await self._clock.sleep_ms(delay_ms + size * 1000 // rate)
         await self._travel(target, source, path)
         self._note(target, source, "answered", path)
         if self._corrupt is not None:

@@ -35,7 +35,6 @@ from xsc.net.port import Transport
 from xsc.net.service import PeerNet
 from xsc.node.config import Config
 from xsc.node.tasks import Tasks
-from xsc.storage.mender import MendSettings
 from xsc.storage.messages import PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
@@ -236,10 +235,6 @@ class Node:
             state=parts.state,
             commit=self._state_commit.commit,
             log=log,
-            mending=MendSettings(
-                config.repair_grace_ms, config.repair_bytes_a_second, config.repair_interval_ms
-            ),
-            weight_ppm=self.allocation.weight_ppm,
         )
         self.sweeper = Sweeper(
             node=self.shards,
@@ -346,9 +341,6 @@ class Node:
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
         self.tasks.start("ledger", self.ledger.run)
-        self.tasks.start("repair", self.storage.mender.run)
-        self.tasks.start("guard", self.storage.guards.run)
-        self.tasks.start("repair_for_others", self.storage.ward_mender.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
@@ -398,7 +390,6 @@ class Node:
         await self.allocation.peer_back(peer)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
-        self.storage.node_changed()
         if up:
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))

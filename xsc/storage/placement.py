@@ -41,8 +41,6 @@ class Placement(Record):
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
     """The node of each column, 0 to n-1."""
     segments: Count
-    delegate: Id32 | None = None
-    """Whose signature may move columns after this (`xsc.storage.delegation`); None: nobody's."""
 
 
 def check_placement(placement: Placement, manifest: Manifest, locate: bytes) -> str | None:

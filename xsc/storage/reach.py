@@ -7,7 +7,7 @@ verified: shards against the root asked for, receipts against what was sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -24,19 +24,22 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
+    FIND_GRACE_MS,
     HEDGE_FLOOR_MS,
+    MIB,
     STORAGE_QUESTION_TIMEOUT_MS,
     STORE_REQUEST_BYTES_MAX,
 )
 from xsc.base.log import Log
 from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
-from xsc.storage import messages
+from xsc.storage import messages, pace
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.held import FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
+from xsc.storage.pace import Pace
 from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt, receipt_fault
 from xsc.storage.shards import StorageNode
@@ -149,21 +152,64 @@ class Reach:
         self._caller = caller
         self._leases = leases
         self._node = node
-        self._pace_ms: dict[bytes, int] = {}
+        self._paces: dict[bytes, Pace] = {}
+        self._trials: dict[bytes, asyncio.Task[None]] = {}
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
         return node == self.own or self.hosts.is_up(node)
 
-    def expected_ms(self, node: bytes) -> int:
-        """Return how long a shard is expected to take: as lately, or else as a small answer."""
+    def _pace(self, node: bytes) -> Pace:
+        return self._paces.get(node) or Pace(self.hosts.response_ms(node))
+
+    def expected_ms(self, node: bytes, size_bytes: int) -> int:
+        """Return how long an answer of that size is expected to take."""
         if node == self.own:
             return 0
-        return max(self.hosts.response_ms(node), self._pace_ms.get(node, 0))
+        return max(self.hosts.response_ms(node), self._pace(node).expected_ms(size_bytes))
 
-    def late_ms(self, node: bytes) -> int:
+    def late_ms(self, node: bytes, size_bytes: int) -> int:
         """Return after how long somebody else is asked beside a node."""
-        return max(HEDGE_FLOOR_MS, self.expected_ms(node) * 3 // 2)
+        return max(HEDGE_FLOOR_MS, self.expected_ms(node, size_bytes) * 3 // 2)
+
+    def note_late(self, node: bytes, size_bytes: int, elapsed_ms: int) -> None:
+        """Take note that a node has not answered after that long."""
+        if node != self.own:
+            now_ms = self.clock.monotonic_ms()
+            self._paces[node] = pace.late(self._pace(node), size_bytes, elapsed_ms, now_ms)
+
+    def is_slow(self, node: bytes) -> bool:
+        """Say whether a node was found late, and has not answered in time since."""
+        return node in self._paces and self._paces[node].is_slow
+
+    def is_sluggish(self, node: bytes) -> bool:
+        """Say whether not even a small answer is expected from a node within FIND_GRACE_MS."""
+        return self.is_slow(node) and self.expected_ms(node, 0) > FIND_GRACE_MS
+
+    def try_again(
+        self, node: bytes, locate: bytes, generation: int, want: Wanted, size_bytes: int
+    ) -> bool:
+        """Ask a slow node for a shard that nobody waits for, if it is time to."""
+        now_ms = self.clock.monotonic_ms()
+        if not self.is_up(node) or node == self.own or node in self._trials:
+            return False
+        if not pace.is_due(self._pace(node), now_ms):
+            return False
+        self._paces[node] = pace.on_trial(self._pace(node), now_ms)
+
+        async def trial() -> None:
+            try:
+                await self.fetch(node, locate, generation, want)
+            except XscError:
+                self.note_late(node, size_bytes, self.clock.monotonic_ms() - now_ms)
+                return
+            taken_ms = self.clock.monotonic_ms() - now_ms
+            self._paces[node] = pace.tried(self._pace(node), size_bytes, taken_ms)
+
+        task = asyncio.create_task(trial())
+        self._trials[node] = task
+        task.add_done_callback(lambda _: self._trials.pop(node, None))
+        return True
 
     def _blame(self, node: bytes, what: str, reason: str) -> None:
         self.log.warning("storage_peer_wrong", peer=short(node), what=what, reason=reason)
@@ -255,7 +301,9 @@ class Reach:
             begun_ms = self.clock.monotonic_ms()
             header = messages.get_message(locate, generation, [want])
             reply = await self._caller.call(node, messages.GET, header)
-            self._note_pace(node, self.clock.monotonic_ms() - begun_ms)
+            taken_ms = self.clock.monotonic_ms() - begun_ms
+            size = sum(len(part) for part in reply.parts)
+            self._paces[node] = pace.answered(self._pace(node), size, taken_ms)
             try:
                 (found,) = await self.executor.run(
                     messages.read_got, reply.header, reply.parts, [want]
@@ -273,9 +321,6 @@ class Reach:
                 self.log.warning("storage_shard_damaged", peer=short(node), shard=where)
             raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
         return found.data
-
-    def _note_pace(self, node: bytes, taken_ms: int) -> None:
-        self._pace_ms[node] = (3 * self._pace_ms.get(node, taken_ms) + taken_ms) // 4
 
     async def stat(
         self, node: bytes, locate: bytes, generation: int, manifest_hash: bytes
@@ -337,21 +382,6 @@ class Reach:
             raise
         return signed
 
-    async def trim(self, node: bytes, locate: bytes, columns: Collection[int]) -> dict[bytes, int]:
-        """Have a host delete some columns of what this node has there; return bytes by lease."""
-        if node == self.own:
-            return await self._node.trim(locate, self.own, frozenset(columns))
-        reply = await self._caller.call(
-            node,
-            messages.TRIM,
-            messages.trim_message(locate, columns),
-            timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
-        )
-        freed = messages.read_trimmed(reply.header)
-        for lease_id, size in freed.items():
-            await self.note_freed(node, lease_id, size)
-        return freed
-
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""
         if node == self.own or not size_bytes:
@@ -363,9 +393,14 @@ class Reach:
 
 
 async def first_of(
-    clock: Clock, ways: Sequence[Callable[[], Coroutine[Any, Any, T]]], late_ms: int
+    clock: Clock,
+    ways: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+    late_ms: int,
+    note_late: Callable[[int], None],
 ) -> T:
     """Return what the first way gives; the next is taken where it fails, or beside it when late.
+
+    When the first is late, `note_late` is told how long it has taken by then.
 
     Raises:
         XscError: all failed; the fault of the last.
@@ -392,6 +427,8 @@ async def first_of(
                         raise
             if alarm in done:
                 alarm = None
+                if len(waiting) == len(ways) - 1:
+                    note_late(late_ms)
     finally:
         await stop_all([*running, *([] if alarm is None else [alarm])])
 
@@ -404,17 +441,24 @@ class Source:
     node: bytes
 
 
-def in_order(reach: Reach, sources: Iterable[Source], k: int) -> list[Source]:
-    """Return sources in the order to ask them: up, then data columns, then the fastest."""
-    return sorted(
-        sources,
-        key=lambda source: (
-            not reach.is_up(source.node),
-            source.column >= k,
-            reach.expected_ms(source.node),
-            source.column,
+def in_order(
+    reach: Reach, sources: Iterable[Source], k: int, size_bytes: int = MIB
+) -> list[Source]:
+    """Return sources in the order to ask them: up, not slow, data columns, then the fastest."""
+    listed = list(sources)
+    expected = [reach.expected_ms(source.node, size_bytes) for source in listed]
+    slow_ms = pace.slow_from_ms(expected, k) if listed else 0
+    ranked = sorted(
+        zip(listed, expected, strict=True),
+        key=lambda item: (
+            not reach.is_up(item[0].node),
+            item[1] > slow_ms,
+            item[0].column >= k,
+            item[1],
+            item[0].column,
         ),
     )
+    return [source for source, _ in ranked]
 
 
 async def race(
@@ -427,19 +471,22 @@ async def race(
     sources: Sequence[Source],
     k: int,
     span: Span | None = None,
+    size_bytes: int = MIB,
 ) -> dict[int, Buffer]:
     """Return k verified shards of a segment, from the first k sources that give theirs.
 
     With a span it is the same leaves of each.
 
     The next source is asked at once where one fails, and beside it where one takes
-    longer than 1.5 times what was expected.
+    longer than 1.5 times what was expected of an answer of `size_bytes`.
 
     Raises:
         ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
     """
+    size = size_bytes if span is None else span.size_bytes
     waiting = list(sources)
     running: dict[asyncio.Task[Any], Source] = {}
+    begun: dict[asyncio.Task[Any], int] = {}
     alarms: dict[asyncio.Task[Any], asyncio.Task[Any]] = {}
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, XscError]] = []
@@ -449,8 +496,13 @@ async def race(
         want = Wanted(segment, source.column, roots[source.column], span)
         task = asyncio.create_task(reach.fetch(source.node, locate, generation, want))
         running[task] = source
-        alarm = reach.clock.sleep_ms(reach.late_ms(source.node))
+        begun[task] = reach.clock.monotonic_ms()
+        alarm = reach.clock.sleep_ms(reach.late_ms(source.node, size))
         alarms[asyncio.create_task(alarm)] = task
+
+    def is_late(task: asyncio.Task[Any]) -> None:
+        elapsed_ms = reach.clock.monotonic_ms() - begun[task]
+        reach.note_late(running[task].node, size, elapsed_ms)
 
     try:
         while len(got) < k:
@@ -467,10 +519,22 @@ async def race(
                     failed.append((source, fault))
             # Answers first: where this node itself was slow, they come with their alarm.
             for task in done.intersection(alarms):
-                if alarms.pop(task) in running and waiting:
-                    ask_next()
+                late = alarms.pop(task)
+                if late in running:
+                    is_late(late)
+                    if waiting:
+                        ask_next()
+        if span is None:
+            for source in waiting:
+                want = Wanted(segment, source.column, roots[source.column])
+                if reach.is_slow(source.node) and reach.try_again(
+                    source.node, locate, generation, want, size
+                ):
+                    break
         return dict(sorted(got.items())[:k])
     finally:
+        for task in running.keys() - set(alarms.values()):
+            is_late(task)
         await stop_all([*running, *alarms])
 
 

@@ -34,8 +34,6 @@ class Located:
     sealed: bytes
     placement: Placement
     placement_raw: bytes
-    rank: int
-    """By which placements are ordered (`xsc.storage.delegation`)."""
 
 
 def roots_of(manifest: Manifest, index: int) -> tuple[bytes, ...]:
@@ -164,14 +162,20 @@ class ObjectReader:
                 generation=manifest.generation,
                 segment=index,
                 roots=roots,
-                sources=in_order(reach, others, code.k),
+                sources=in_order(reach, others, code.k, piece.span.size_bytes),
                 k=code.k,
                 span=piece.span,
             )
             return await reach.executor.run(rebuild_span, got, code, piece.column, piece.span)
 
-        ways = [ask, rebuild] if reach.is_up(host) else [rebuild, ask]
-        return await first_of(reach.clock, ways, reach.late_ms(host))
+        size = piece.span.size_bytes
+        direct = reach.is_up(host) and not reach.is_slow(host)
+        return await first_of(
+            reach.clock,
+            [ask, rebuild] if direct else [rebuild, ask],
+            reach.late_ms(host, size),
+            lambda elapsed_ms: reach.note_late(host, size, elapsed_ms) if direct else None,
+        )
 
     async def _segment(self, index: int) -> Buffer:
         located, manifest = self._located, self._located.manifest
@@ -181,14 +185,16 @@ class ObjectReader:
             return segments.open_sealed(self._content_key, nonce, tag, place, manifest.inline)
         assert index < segments_of(manifest)
         sources = [Source(column, node) for column, node in enumerate(located.placement.columns)]
+        size = code_of(manifest).shard_bytes(place.length)
         shards = await race(
             self._reach,
             locate=located.locate,
             generation=manifest.generation,
             segment=index,
             roots=roots_of(manifest, index),
-            sources=in_order(self._reach, sources, manifest.k),
+            sources=in_order(self._reach, sources, manifest.k, size),
             k=manifest.k,
+            size_bytes=size,
         )
         return await self._reach.executor.run(
             _join, shards, code_of(manifest), self._content_key, (nonce, tag), place

@@ -1,0 +1,90 @@
+"""Reads while hosts stall and crawl: they take as long as ever, and cost few bytes more."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.sim.network import content, get, put, run
+from xsc.base.limits import KIB, MIB, TRIAL_LAST_MS
+
+DELAY_MS = 10
+RATE = 20 * MIB
+READS = 120
+OWNER, READER = 0, 7
+
+
+@dataclass
+class Tally:
+    """How long reads took, and how many shards were asked for, needed or not."""
+
+    asked: dict[int, int] = field(default_factory=dict)
+    times: list[int] = field(default_factory=list)
+
+    def percentile(self, share):
+        ordered = sorted(self.times)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+async def prepare(world, size, objects=2):
+    for index in range(world.count):
+        world.net.set_rate(world.name(index), DELAY_MS, RATE)
+    stored = []
+    for seed in range(objects):
+        data = content(size, seed)
+        stored.append((await put(world.nodes[OWNER], data), data))
+    return stored
+
+
+async def read_all(world, stored, reads, pause_ms=500):
+    tally = Tally()
+    seen = len(world.net.trace)
+    for number in range(reads):
+        capability, data = stored[number % len(stored)]
+        begun = world.clock.now_ms()
+        assert await get(world.nodes[READER], capability) == data
+        tally.times.append(world.clock.now_ms() - begun)
+        await world.clock.sleep_ms(pause_ms)
+    for event in world.net.trace[seen:]:
+        if (event.source, event.what) != (world.name(READER), "sent"):
+            continue
+        if event.path.endswith("storage.get"):
+            host = int(event.target.removeprefix("node-"))
+            tally.asked[host] = tally.asked.get(host, 0) + 1
+    return tally
+
+
+@pytest.mark.parametrize("size", [64 * KIB, MIB])
+def test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever(size):
+    async def play(world):
+        stored = await prepare(world, size)
+        healthy = await read_all(world, stored, READS)
+        # Both hold data columns: they are asked first while all is well.
+        stalled, crawling, *_ = sorted(healthy.asked)
+        world.net.stall(world.name(stalled), "storage.get")
+        world.net.set_rate(world.name(crawling), DELAY_MS, RATE // 100)
+        return healthy, await read_all(world, stored, READS)
+
+    (healthy, ill), _ = run(71, 8, play)
+    assert len(healthy.asked) == 4
+    assert ill.percentile(0.99) <= 2 * healthy.percentile(0.5)
+    # Shards of one size each: whatever was asked for counts, though it never came.
+    assert sum(ill.asked.values()) <= 1.35 * sum(healthy.asked.values())
+
+
+def test_a_host_that_is_well_again_is_used_again():
+    async def play(world):
+        stored = await prepare(world, 64 * KIB)
+        before = await read_all(world, stored, 8)
+        stalled = min(before.asked)
+        world.net.stall(world.name(stalled), "storage.get")
+        await read_all(world, stored, 20)
+        meanwhile = await read_all(world, stored, 20)
+        world.net.resume(world.name(stalled), "storage.get")
+        await read_all(world, stored, 2 * TRIAL_LAST_MS // 10_000, pause_ms=10_000)
+        return before, meanwhile, await read_all(world, stored, 8)
+
+    (before, meanwhile, after), _ = run(72, 8, play)
+    stalled = min(before.asked)
+    assert before.asked[stalled] == 8
+    assert meanwhile.asked.get(stalled, 0) <= 1
+    assert after.asked == before.asked
