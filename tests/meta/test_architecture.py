@@ -47,6 +47,7 @@ SHELL = {
     "xsc.storage.reading": "fetches segments ahead of who reads them",
     "xsc.storage.deep": "reads every shard of an object, from all hosts",
     "xsc.storage.service": "stores, fetches and answers",
+    "xsc.storage.uploads": "keeps journals of puts, and ends what nobody goes on with",
     "xsc.storage.shards": "keeps shards on the disk",
     "xsc.storage.sweeping": "drops what need not be kept, in time",
 }

@@ -6,6 +6,7 @@
     │   ├── ConfigInvalid              file, variable or flag holds a wrong value
     │   ├── CapabilityInvalid          the capability string is malformed
     │   ├── RangeUnsatisfiable         no byte of the object lies in the range
+    │   ├── UploadChanged              not the content that a put had begun with
     │   ├── ObjectUnknown              no such object, here or at any peer
     │   ├── PeerUnknown                no such peer
     │   ├── PeerBlocked                the peer was blocked by the operator
@@ -112,6 +113,12 @@ class RangeUnsatisfiable(CallerError):
     """No byte of the object lies in the range that was asked for."""
 
     http_status = 416
+
+
+class UploadChanged(CallerError):
+    """The content is not the one that a put which broke off had begun with."""
+
+    http_status = 409
 
 
 class ObjectUnknown(CallerError):

@@ -35,6 +35,10 @@ SWEEP_SLICE = 2_000
 SWEEP_PAUSE_MS = 20
 SWEEP_OBJECTS_MAX = 10_000
 """Parts of objects dropped in one round."""
+UPLOAD_KEPT_MS = 24 * 3_600_000
+"""How long a put that broke off may still go on; then what it stored is deleted."""
+UPLOADS_INTERVAL_MS = 60_000
+"""How often puts that broke off are looked through."""
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
 TRIAL_FIRST_MS = 10_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, PeerSilent, ShardsDamaged
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, PeerSilent, ShardsDamaged, UploadChanged
 from xsc.base.units import format_size
 from xsc.cli.options import (
     CODE,
@@ -38,7 +38,7 @@ from xsc.cli.output import (
 )
 from xsc.client.calls import Calls, Named, unreadable
 from xsc.client.core import Document
-from xsc.client.files import check_target, size_of, write_whole
+from xsc.client.files import check_target, size_of, upload_id, write_whole
 
 STREAM = Path("-")
 
@@ -104,9 +104,18 @@ def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Docume
         raise error from None
     with source:
         size = size_of(source)
-        with progress_bar(f"storing {file.name}", size) as progress:
-            known_as = file.name if name is None else name
-            return calls.put(source, name=known_as, size_bytes=size, progress=progress, **how)
+        how |= {"name": file.name if name is None else name, "size_bytes": size}
+        resume = upload_id(file, source, how["name"], how["survive"], how["code"])
+        if resume is not None and (before := calls.upload(resume)["stored_bytes"]):
+            say(f"going on: {format_size(before)} were stored before")
+        try:
+            with progress_bar(f"storing {file.name}", size) as progress:
+                return calls.put(source, resume=resume, progress=progress, **how)
+        except UploadChanged:
+            # Other content under the same size and time; what was stored of it is gone.
+            source.seek(0)
+            with progress_bar(f"storing {file.name}", size) as progress:
+                return calls.put(source, resume=resume, progress=progress, **how)
 
 
 def _count(number: int, what: str) -> str:

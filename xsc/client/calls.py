@@ -149,9 +149,17 @@ class Calls:
         size_bytes: int | None = None,
         survive: str = "",
         code: tuple[int, int] | None = None,
+        resume: str | None = None,
         progress: Progress = ignore_progress,
     ) -> Document:
-        """Store a stream; return what `POST /v1/objects` says of it."""
+        """Store a stream; return what `POST /v1/objects` says of it.
+
+        With an id of an upload (`xsc.client.files.upload_id`), a put of that id that broke
+        off goes on: the stream is read from its beginning, what is stored is not sent again.
+
+        Raises:
+            UploadChanged: the put that broke off had another content; it is gone now.
+        """
         headers = {"XSC-Name": _quoted(name)}
         if size_bytes is not None:
             headers["XSC-Size"] = str(size_bytes)
@@ -159,7 +167,13 @@ class Calls:
             headers["XSC-Survive"] = survive
         if code is not None:
             headers["XSC-Code"] = f"{code[0]},{code[1]}"
+        if resume is not None:
+            headers["XSC-Resume"] = resume
         return self.core.upload("/v1/objects", source, headers, progress)
+
+    def upload(self, upload_id: str) -> Document:
+        """Return how many bytes of an upload that broke off are stored: `stored_bytes`."""
+        return self.core.call("GET", f"/v1/uploads/{upload_id}")
 
     def open(self, capability: str, part: str | None = None) -> Download:
         """Return an object's content as a stream, to be used in a `with`.

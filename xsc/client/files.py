@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ReceiptInvalid
+from xsc.base.limits import SEGMENT_BYTES
 
 
 def check_target(path: Path) -> None:
@@ -30,6 +32,19 @@ def size_of(file: BinaryIO) -> int | None:
     """Return the size in bytes of an open file; None for what has none, like a pipe."""
     status = os.fstat(file.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def upload_id(path: Path, file: BinaryIO, *options: object) -> str | None:
+    """Return what names the put of a file with these options, 64 hexadecimal digits.
+
+    The same for the same path, size, time of change and options; None for what cannot be
+    read a second time, like a pipe, and for what is stored in one piece.
+    """
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size <= SEGMENT_BYTES:
+        return None
+    words = [os.fspath(path.resolve()), status.st_size, status.st_mtime_ns, *options]
+    return hashlib.sha256(b"XSC/1/upload\0" + repr(words).encode()).hexdigest()
 
 
 def write_whole(path: Path, blocks: Iterable[bytes], *, mode: int = 0o666) -> int:

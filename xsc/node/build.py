@@ -343,6 +343,7 @@ class Node:
         self.tasks.start("ledger", self.ledger.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
+        self.tasks.start("uploads", self.storage.uploads.run)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self) -> None:

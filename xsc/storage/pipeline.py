@@ -23,6 +23,8 @@ from xsc.base.errors import (
     LimitError,
     NoOffers,
     TooLarge,
+    UnavailableError,
+    UploadChanged,
     XscError,
 )
 from xsc.base.ids import short
@@ -41,7 +43,8 @@ from xsc.storage.capability import (
 from xsc.storage.durability import Host, Survival, survival
 from xsc.storage.durability import plan as plan_columns
 from xsc.storage.erasure import Code, StorageShard, cut
-from xsc.storage.manifest import SealedSegment, build, hash_of, seal_manifest
+from xsc.storage.journal import Head, Kept, KeptPlace, KeptSegment, KeptSlot, places, sealed_of
+from xsc.storage.manifest import SealedSegment, build, hash_of, open_manifest, seal_manifest
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.placement import (
     Placement,
@@ -57,6 +60,7 @@ from xsc.storage.ports import HostLease
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, stop_all, together
 from xsc.storage.repair import plan_rebuilds, rebuild
 from xsc.storage.segment import NONCE_BYTES, Place
+from xsc.storage.uploads import Journal
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
 PLAN_HOSTS_MAX = 32
@@ -91,6 +95,15 @@ class Uploaded:
     survives: Survival
 
 
+@dataclass(frozen=True, slots=True)
+class KeptLease:
+    """A lease that an earlier put of the same content had."""
+
+    node: bytes
+    lease_id: bytes
+    price: int
+
+
 @dataclass(slots=True)
 class _Slot:
     """Columns that stay together, and the host that holds them for now."""
@@ -104,6 +117,8 @@ class _Slot:
     extended_at: int = -1
     """How much the host held when it was last asked for more room."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    before: frozenset[int] = frozenset()
+    """Segments that its first host confirmed to the put that this one goes on with."""
 
 
 async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
@@ -139,6 +154,14 @@ def _cut_segment(
     return SealedSegment(nonce, tag, tuple(shard.root for shard in shards)), shards
 
 
+def changed() -> UploadChanged:
+    """Return the error of a put that goes on with another content."""
+    return UploadChanged(
+        "the content is not the one that the put which broke off had begun with",
+        hint="nothing is left of that put; store it again",
+    )
+
+
 class Upload:
     """One put. Used once."""
 
@@ -151,14 +174,18 @@ class Upload:
         code: Code,
         survive: Survival,
         segments_in_flight: int,
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
+        self._kept = None if journal is None else journal.going_on()
         self._reach = reach
         self._key = key
         self._entropy = entropy
         self._code = code
         self._survive = survive
         self._segments_in_flight = segments_in_flight
-        self._secret = entropy.token(SECRET_BYTES)
+        kept = self._kept
+        self._secret = entropy.token(SECRET_BYTES) if kept is None else kept.head.secret
         self._content_key = content_key(self._secret)
         keys = VerifyCapability(verify_key(self._secret), bytes(32))
         self._locate = keys.locate
@@ -174,6 +201,7 @@ class Upload:
         self._named: frozenset[bytes] = frozenset()
         self._last = -1
         self._size_hint = 0
+        self._abandoned = False
 
     async def run(self, source: AsyncIterator[bytes], size_hint: int | None) -> Uploaded:
         """Store the stream.
@@ -188,19 +216,99 @@ class Upload:
             first, final = await anext(pieces)
             self._size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
             self._note_size(len(first))
-            await self._choose()
+            if self._kept is None:
+                await self._choose()
+            else:
+                self._go_on(self._kept)
         except BaseException:
             await _close(pieces)
             raise
         whole = False
         try:
+            if final and self._kept is not None:
+                raise changed()
             uploaded = await self._send(first, final, pieces)
             whole = True
+        except XscError as fault:
+            # Somebody was silent: the same put again may go on where this one ended.
+            self._abandoned = not isinstance(fault, UnavailableError)
+            raise
+        else:
             return uploaded
         finally:
             await _close(pieces)
-            if not whole:
+            if not whole and (self._journal is None or self._abandoned):
                 await self._undo()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it failed for good, and its journal is worth nothing."""
+        return self._abandoned
+
+    # Going on
+
+    def _go_on(self, kept: Kept) -> None:
+        """Take up where an earlier put of the same content ended."""
+        assert kept.code == self._code
+        assert self._journal is not None
+        self._size_hint = max(self._size_hint, sum(s.length for s in kept.segments.values()))
+        self._held = dict(kept.held())
+        whole = kept.whole()
+        for slot in kept.head.slots:
+            self._slots.append(
+                _Slot(
+                    slot.columns,
+                    KeptLease(slot.node, slot.lease_id, slot.price),
+                    done=set(whole),
+                    before=frozenset(index for index in kept.segments if kept.has(index, slot)),
+                )
+            )
+        for index in whole:
+            self._sealed[index] = sealed_of(kept.segments[index])
+            self._lengths[index] = kept.segments[index].length
+        self._journal.moved(self._head())
+        self._reach.log.info("storage_put_goes_on", segments=len(whole))
+
+    def _head(self) -> Head:
+        assert self._journal is not None
+        return Head(
+            secret=self._secret,
+            k=self._code.k,
+            m=self._code.m,
+            touched_ms=self._journal.now_ms(),
+            slots=tuple(
+                KeptSlot(
+                    columns=slot.columns,
+                    node=slot.lease.node,
+                    lease_id=slot.lease.lease_id,
+                    price=slot.lease.price,
+                )
+                for slot in self._slots
+            ),
+            places=places(self._held),
+        )
+
+    async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
+        """Return how a segment was sealed before, or None for one that is new.
+
+        Raises:
+            UploadChanged: it was sealed with another content.
+        """
+        kept = None if self._kept is None else self._kept.segments.get(index)
+        if kept is None:
+            return None
+        _, tag = await run_sized(
+            self._reach.executor,
+            len(plain),
+            segments.seal,
+            self._content_key,
+            kept.nonce,
+            place,
+            plain,
+        )
+        if (tag, len(plain)) != (kept.tag, kept.length):
+            raise changed()
+        return kept
 
     # Hosts
 
@@ -274,9 +382,10 @@ class Upload:
         try:
             while not final:
                 while len(running) >= self._segments_in_flight:
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in [task for task in running if task.done()]:
                         task.result()
+                        running.discard(task)
                 running.add(asyncio.create_task(self._segment(index, plain)))
                 size += len(plain)
                 index += 1
@@ -289,8 +398,9 @@ class Upload:
         return await self._end(index, plain, size + len(plain))
 
     async def _cut(self, index: int, plain: bytes, *, final: bool) -> list[StorageShard]:
-        nonce = self._entropy.token(NONCE_BYTES)
         place = Place(self._locate, index, len(plain), final)
+        kept = await self._same(index, place, plain)
+        nonce = self._entropy.token(NONCE_BYTES) if kept is None else kept.nonce
         self._lengths[index] = len(plain)
         self._sealed[index], shards = await run_sized(
             self._reach.executor,
@@ -302,9 +412,15 @@ class Upload:
             plain,
             self._code,
         )
+        if self._journal is not None and kept is None and not (final and index == 0):
+            await self._journal.begin(self._head(), index, len(plain), self._sealed[index])
         return shards
 
     async def _segment(self, index: int, plain: bytes) -> None:
+        if all(index in slot.done for slot in self._slots):
+            # Stored by the put before: only that it is the same content is still to be seen.
+            await self._same(index, Place(self._locate, index, len(plain), final=False), plain)
+            return
         self._live[index] = await self._cut(index, plain, final=False)
         await together(self._store(slot, index) for slot in self._slots)
         del self._live[index]
@@ -329,17 +445,29 @@ class Upload:
             [self._sealed[number] for number in range(index + 1)],
             inline=inline,
         )
-        sealed = await run_sized(
-            self._reach.executor,
-            (index + 1) * MANIFEST_SEGMENT_BYTES,
-            seal_manifest,
-            manifest,
-            self._manifest_key,
-            self._entropy.token(NONCE_BYTES),
-        )
-        generation = 0
+        before = None if self._kept is None else self._kept.record
+        if before is not None:
+            # Hosts may hold it already, and take no other under the same locate id.
+            sealed, generation = before.sealed, before.generation
+            again = VerifyCapability(verify_key(self._secret), hash_of(sealed))
+            if open_manifest(sealed, again) != manifest:
+                raise changed()
+        else:
+            sealed = await run_sized(
+                self._reach.executor,
+                (index + 1) * MANIFEST_SEGMENT_BYTES,
+                seal_manifest,
+                manifest,
+                self._manifest_key,
+                self._entropy.token(NONCE_BYTES),
+            )
+            generation = 0
+        rounds = 0
         while True:
+            rounds += 1
             generation += 1
+            if self._journal is not None and index:
+                await self._journal.sealed(sealed, generation)
             columns = self._columns()
             self._require(columns)
             placement = Placement(
@@ -363,7 +491,7 @@ class Upload:
             )
             self._named = frozenset(columns)
             # After the first round only the record is sent again, to every host.
-            await together(self._store(slot, index, again=generation > 1) for slot in self._slots)
+            await together(self._store(slot, index, again=rounds > 1) for slot in self._slots)
             if self._columns() == columns:
                 break
         return Uploaded(
@@ -399,14 +527,28 @@ class Upload:
             tries, lease = slot.tries, slot.lease
             try:
                 shards = self._live[index]
-                mine = [] if again else [shards[c] for c in slot.columns if c < len(shards)]
+                mine = [shards[c] for c in slot.columns if c < len(shards)]
+                if again or (index in slot.before and not tries):
+                    mine = []
                 await self._deliver(lease, index, mine)
             except XscError as fault:
                 await self._replace(slot, tries, fault)
             else:
                 if slot.tries == tries:
+                    if mine:
+                        self._acked(slot, index, mine)
                     slot.done.add(index)
                     return
+
+    def _acked(self, slot: _Slot, index: int, shards: Sequence[StorageShard]) -> None:
+        if self._journal is None or self._last == index == 0:
+            return
+        place = KeptPlace(
+            node=slot.lease.node,
+            lease_id=slot.lease.lease_id,
+            size_bytes=sum(len(shard.data) for shard in shards),
+        )
+        self._journal.acked(index, slot.columns, place)
 
     # Replacing
 
@@ -428,6 +570,8 @@ class Upload:
                 except XscError as again:
                     fault = again
                 else:
+                    if self._journal is not None and self._last != 0:
+                        self._journal.moved(self._head())
                     return
 
     async def _extend(self, slot: _Slot) -> bool:
@@ -529,6 +673,7 @@ class Upload:
                     rebuild, got, self._code, self._lengths[index], plan.columns
                 )
             await self._deliver(slot.lease, index, built)
+            self._acked(slot, index, built)
 
     # Undoing
 

@@ -9,8 +9,9 @@ by leases (`Leases`) and room (`StorageNode`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field
@@ -29,7 +30,7 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short, to_text
-from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import FIND_GRACE_MS, MANIFEST_BYTES_MAX, SEGMENTS_IN_FLIGHT
 from xsc.base.log import Log
 from xsc.base.merkle import Part
@@ -59,6 +60,7 @@ from xsc.storage.reach import Reach, bodies_of, stop_all, together
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.shards import StorageNode
+from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 
 OBJECTS = b"storage/object/"
@@ -259,6 +261,8 @@ class StorageService:
             log=log,
         )
 
+        self.uploads = Uploads(self._reach, state, commit)
+
     # Customer: putting
 
     async def put(
@@ -269,6 +273,7 @@ class StorageService:
         size_hint: int | None = None,
         survive: Survival = Survival(),  # noqa: B008 (a frozen value)
         code: tuple[int, int] = (4, 2),
+        resume: bytes | None = None,
     ) -> PutResult:
         """Store a stream; return once every host has confirmed with a receipt.
 
@@ -279,14 +284,18 @@ class StorageService:
             survive: refuse, before anything is sent, where losing that many nodes
                 could lose the object.
             code: k data and m parity shards.
+            resume: an id of 32 bytes, the same for the same content and options: a put of
+                that id which broke off goes on, and what it has stored is not sent again.
 
         Raises:
+            UploadChanged: the put that broke off had another content; it is gone now.
             DurabilityUnreachable: no placement survives that.
             NoOffers, SpaceExhausted: nobody has room, or nobody takes a failed host's place.
         """
         if not name.startswith(HIDDEN):
             check_name(name)
-        upload = Upload(
+        upload = partial(
+            Upload,
             self._reach,
             self._key,
             self._entropy,
@@ -294,8 +303,11 @@ class StorageService:
             survive=survive,
             segments_in_flight=self._segments_in_flight,
         )
-        done = await upload.run(source, size_hint)
-        version = await self._remember(done, name)
+        if resume is None:
+            done = await upload().run(source, size_hint)
+            version = await self._remember(done, name)
+        else:
+            done, version = await self._put_on(resume, upload, source, size_hint, name)
         for warning in done.warnings:
             self._log.warning("storage_put_warning", warning=warning)
         return PutResult(
@@ -307,19 +319,38 @@ class StorageService:
             version=version,
         )
 
-    async def _remember(self, done: Uploaded, name: str) -> int:
-        """Keep an object; return its version."""
+    async def _put_on(
+        self,
+        resume: bytes,
+        make: Callable[..., Upload],
+        source: AsyncIterator[bytes],
+        size_hint: int | None,
+        name: str,
+    ) -> tuple[Uploaded, int]:
+        """Put with a journal, going on where there is one; return the version, too."""
+        async with self.uploads.turn(resume) as journal:
+            upload = make(journal=journal)
+            try:
+                done = await upload.run(source, size_hint)
+            except XscError:
+                if upload.abandoned:
+                    await self._commit(journal.forget())
+                raise
+            return done, await self._remember(done, name, journal.forget())
+
+    async def _remember(self, done: Uploaded, name: str, also: Sequence[Change] = ()) -> int:
+        """Keep an object, in one write with what else must change; return its version."""
         if not name:
-            await self._keep(done, name, 1)
+            await self._keep(done, name, 1, also)
             return 1
         version = self._versions.begin(name)
         try:
-            await self._keep(done, name, version)
+            await self._keep(done, name, version, also)
         finally:
             self._versions.end(name)
         return version
 
-    async def _keep(self, done: Uploaded, name: str, version: int) -> None:
+    async def _keep(self, done: Uploaded, name: str, version: int, also: Sequence[Change]) -> None:
         entry = ObjectEntry(
             name=name,
             capability=done.capability.to_text(),
@@ -337,6 +368,7 @@ class StorageService:
         changes: list[tuple[bytes, bytes | None]] = [
             (OBJECTS + manifest_hash, entry.to_bytes()),
             (MANIFESTS + manifest_hash, done.sealed),
+            *also,
         ]
         if name:
             changes.extend(self._versions.rows(name, version, manifest_hash))

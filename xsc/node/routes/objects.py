@@ -83,6 +83,14 @@ async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None
         await response.write(view[start : start + PIECE_BYTES])
 
 
+def _upload_id(given: str | None) -> bytes | None:
+    if given is None:
+        return None
+    if not re.fullmatch(r"[0-9a-f]{64}", given):
+        raise ArgumentInvalid("the id of an upload must be 64 hexadecimal digits")
+    return bytes.fromhex(given)
+
+
 class Faults:
     """Remembers how streams broke off: a response that has begun can carry no problem."""
 
@@ -128,6 +136,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             size_hint=_number(request, "XSC-Size", 2**62),
             survive=parse_survival(request.headers.get("XSC-Survive", "0nodes")),
             code=_code(request),
+            resume=_upload_id(request.headers.get("XSC-Resume")),
         )
         return reply(
             {
@@ -186,6 +195,10 @@ def routes(node: Node) -> list[web.RouteDef]:
         await response.write_eof()
         return response
 
+    async def upload(request: web.Request) -> web.Response:
+        asked = _upload_id(request.match_info["id"]) or b""
+        return reply({"stored_bytes": node.storage.uploads.stored_bytes(asked)})
+
     async def listing(request: web.Request) -> web.Response:
         prefix = _name(request, "XSC-Prefix")
         versions = _number(request, "XSC-Versions", 1) == 1
@@ -233,6 +246,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.post("/v1/objects", put),
         web.get("/v1/objects", listing),
         web.get("/v1/objects/named", named),
+        web.get("/v1/uploads/{id}", upload),
         web.get("/v1/object", get),
         web.get("/v1/object/stat", stat),
         web.get("/v1/object/check", check),

@@ -1,0 +1,145 @@
+"""`store put FILE`, killed and typed again: it goes on, and the object is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Net, wait_for
+from xsc.base.limits import MIB, SEGMENT_BYTES, SEGMENTS_IN_FLIGHT
+from xsc.cli.options import SURVIVE
+from xsc.client.calls import Calls
+from xsc.client.core import Core
+from xsc.client.files import upload_id
+
+SIZE = 256 * MIB + 4321
+ANONYMOUS_MAX = 256 * MIB
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    devnet = Net(tmp_path_factory.mktemp("resume"))
+    started = devnet.up(7)
+    assert started.code == 0, started.err
+    yield devnet
+    assert devnet.down().code == 0
+
+
+@pytest.fixture
+def film(tmp_path):
+    path = tmp_path / "film.raw"
+    with path.open("wb") as file:
+        for size in [MIB] * (SIZE // MIB) + [SIZE % MIB]:
+            file.write(os.urandom(size))
+    yield path
+    path.unlink()
+
+
+class Putting:
+    """A `store put` of a file that runs."""
+
+    def __init__(self, net: Net, film: Path) -> None:
+        self.calls = Calls(Core(net[0].home))
+        with film.open("rb") as file:
+            self.id = upload_id(film, file, film.name, SURVIVE.convert("0nodes", None, None), None)
+        words = ["--home", str(net[0].home), "store", "put", str(film)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "xsc", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def stored(self) -> int:
+        return self.calls.upload(self.id)["stored_bytes"]
+
+    def wait_for(self, size_bytes: int) -> int:
+        wait_for(lambda: self.stored() >= size_bytes)
+        return self.stored()
+
+    def done(self) -> tuple[str, str]:
+        out, err = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0, err
+        return out.decode().strip(), err.decode()
+
+
+def whole(net: Net, film: Path, capability: str) -> bool:
+    target = film.with_name("back")
+    assert net[3](["store", "get", capability, "-o", target]).code == 0
+    same = target.read_bytes() == film.read_bytes()
+    target.unlink()
+    return same
+
+
+def test_a_put_whose_client_is_killed_goes_on(net, film):
+    first = Putting(net, film)
+    first.wait_for(SIZE // 4)
+    first.process.kill()
+    first.process.communicate()
+    stored = first.stored()
+    assert stored >= SIZE // 4
+    second = Putting(net, film)
+    capability, err = second.done()
+    assert err.startswith("going on: ")
+    assert second.stored() == 0
+    assert whole(net, film, capability)
+    assert net[0](["store", "rm", capability]).code == 0
+
+
+def test_a_put_whose_own_node_is_killed_goes_on(net, film):
+    first = Putting(net, film)
+    stored = first.wait_for(SIZE // 4)
+    net.kill([row for row in net.status() if row["name"] == "node-0"])
+    assert first.process.wait(60) == 5
+    first.process.communicate()
+    assert net.up().code == 0
+    # What had all receipts before the kill is not sent again.
+    second = Putting(net, film)
+    assert second.stored() >= stored - SEGMENTS_IN_FLIGHT * SEGMENT_BYTES
+    capability, err = second.done()
+    assert err.startswith("going on: ")
+    assert whole(net, film, capability)
+    assert net[0](["store", "rm", capability]).code == 0
+
+
+def test_a_put_with_a_host_killed_goes_on_and_a_changed_file_begins_anew(net, film):
+    first = Putting(net, film)
+    first.wait_for(SIZE // 4)
+    first.process.send_signal(signal.SIGINT)
+    first.process.communicate()
+    net.kill([row for row in net.status() if row["name"] == "node-2"])
+    before = film.stat()
+    with film.open("r+b") as file:
+        file.write(b"another beginning")
+    os.utime(film, ns=(before.st_atime_ns, before.st_mtime_ns))
+    capability, err = Putting(net, film).done()
+    assert err.startswith("going on: ")
+    assert whole(net, film, capability)
+    assert net.up().code == 0
+    assert net[0](["store", "rm", capability]).code == 0
+
+
+def anonymous_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def test_client_and_nodes_stay_small_whatever_the_size(net, film):
+    pids = [row["pid"] for row in net.status()]
+    putting = Putting(net, film)
+    peaks = dict.fromkeys([*pids, putting.process.pid], 0)
+
+    def ended() -> bool:
+        for pid in peaks:
+            peaks[pid] = max(peaks[pid], anonymous_bytes(pid))
+        return putting.process.poll() is not None
+
+    wait_for(ended, seconds=120)
+    capability, _ = putting.done()
+    assert max(peaks.values()) < ANONYMOUS_MAX, {pid: peak // MIB for pid, peak in peaks.items()}
+    assert net[0](["store", "rm", capability]).code == 0

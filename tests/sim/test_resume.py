@@ -1,0 +1,309 @@
+"""Puts that are killed, and go on: nothing is sent twice but what was under way."""
+
+import asyncio
+import random
+
+import pytest
+
+from tests.sim.network import content, get, run, stream
+from xsc.base.errors import NoOffers, UploadChanged
+from xsc.base.limits import MIB, SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, UPLOAD_KEPT_MS
+from xsc.storage import journal
+
+UPLOAD = b"u" * 32
+SIZE = 4 * SEGMENT_BYTES + 12_345
+ROOM = {"storage_capacity": "2GiB"}
+
+
+class Counter:
+    """Counts the bytes of shards that leave the owner."""
+
+    def __init__(self, world):
+        self.bytes = 0
+        exchange = world.net.exchange
+
+        async def counted(source, target, request):
+            if "storage.put" in request.path or "peers.batch" in request.path:
+                self.bytes += sum(len(buffer) for buffer in request.body)
+            return await exchange(source, target, request)
+
+        world.net.exchange = counted
+
+    def take(self):
+        taken, self.bytes = self.bytes, 0
+        return taken
+
+
+def begin(world, data, upload=UPLOAD, owner=0):
+    storage = world.nodes[owner].storage
+    return asyncio.ensure_future(
+        storage.put(stream(data), name="object", size_hint=len(data), resume=upload)
+    )
+
+
+async def kill(task):
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def reaches(world, uploads, size_bytes):
+    """Return once so much is stored, before anything else happens."""
+    while uploads.stored_bytes(UPLOAD) < size_bytes:
+        await world.clock.sleep_ms(1)
+
+
+async def back(world, index):
+    await world.restart(index)
+    await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+
+
+def left_of(world, index=0):
+    return [key for key, _ in world.disks[index].state.scan(b"storage/upload/", b"storage/upload0")]
+
+
+def on_hosts(world):
+    return sum(node.shards.used_bytes for node in world.nodes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_owner_killed_again_and_again_sends_only_again_what_was_under_way(seed):
+    async def play(world):
+        draw = random.Random(seed)
+        world.net.set_delay(1, 30)
+        sent = Counter(world)
+        killed = 0
+        for point in range(3):
+            data = content(SIZE, seed=point)
+            kills = 0
+            while True:
+                putting = begin(world, data)
+                await world.clock.sleep_ms(draw.randrange(1, 300))
+                if putting.done():
+                    break
+                await kill(putting)
+                await world.crash(0)
+                kills += 1
+                killed += 1
+                await back(world, 0)
+            capability = putting.result().capability
+            assert await get(world.nodes[5], capability) == data
+            stat = await world.nodes[0].storage.stat(capability)
+            assert {host.state for host in stat.hosts} == {"ok"}
+            # A power loss takes receipts that were not synced along: those of one more segment.
+            again = kills * (SEGMENTS_IN_FLIGHT + 1) * SEGMENT_BYTES
+            assert sent.take() <= (len(data) + again) * 6 // 4 + MIB, (point, kills)
+            assert not left_of(world)
+            assert (await world.nodes[0].storage.rm(capability)).unreachable == ()
+            assert on_hosts(world) == 0
+        assert killed
+
+    run(700 + seed, 7, play, ROOM)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hosts_and_the_client_killed_at_any_point_lose_nothing(seed):
+    async def play(world):
+        draw = random.Random(seed)
+        world.net.set_delay(1, 30)
+        for point in range(3):
+            data = content(SIZE, seed=point)
+            putting = begin(world, data)
+            await world.clock.sleep_ms(draw.randrange(1, 300))
+            victim = draw.randrange(1, 8)
+            await kill(putting)
+            await world.crash(victim)
+            if draw.random() < 0.5:
+                await back(world, victim)
+            capability = (await begin(world, data)).capability
+            assert await get(world.nodes[0], capability) == data
+            stat = await world.nodes[0].storage.stat(capability)
+            assert {host.state for host in stat.hosts} == {"ok"}
+            assert not left_of(world)
+            if not world.nodes[victim].peers._transport._network._up.get(f"node-{victim}"):
+                await back(world, victim)
+            await world.nodes[0].storage.rm(capability)
+
+    run(800 + seed, 8, play, ROOM)
+
+
+def test_what_is_said_to_be_stored_is_not_sent_again():
+    async def play(world):
+        world.net.set_delay(5, 5)
+        sent = Counter(world)
+        data = content(SIZE)
+        uploads = world.nodes[0].storage.uploads
+        assert uploads.stored_bytes(UPLOAD) == 0
+        putting = begin(world, data)
+        await reaches(world, uploads, 2 * SEGMENT_BYTES)
+        await kill(putting)
+        stored = uploads.stored_bytes(UPLOAD)
+        sent.take()
+        await begin(world, data)
+        assert sent.take() <= (SIZE - stored) * 6 // 4 + 256 * 1024
+
+    run(61, 7, play, ROOM)
+
+
+@pytest.mark.parametrize("where", [0, SEGMENT_BYTES + 7, SIZE - 1])
+def test_a_changed_file_is_never_mixed_in(where):
+    async def play(world):
+        world.net.set_delay(5, 5)
+        data = content(SIZE)
+        putting = begin(world, data)
+        uploads = world.nodes[0].storage.uploads
+        # Until every segment is sealed and sent, but not the put's end.
+        await reaches(world, uploads, 3 * SEGMENT_BYTES)
+        begun = [key for key in left_of(world) if key.startswith(journal.SEGMENT)]
+        await kill(putting)
+        other = bytearray(data)
+        other[where] ^= 1
+        if where // SEGMENT_BYTES < len(begun):
+            with pytest.raises(UploadChanged):
+                await begin(world, bytes(other))
+            assert not left_of(world)
+            assert on_hosts(world) == 0
+        capability = (await begin(world, bytes(other))).capability
+        assert await get(world.nodes[3], capability) == bytes(other)
+
+    run(62, 7, play, ROOM)
+
+
+@pytest.mark.parametrize("size", [0, 5, SEGMENT_BYTES, 2 * SEGMENT_BYTES + 1, SIZE + SEGMENT_BYTES])
+def test_a_file_of_another_length_is_never_mixed_in(size):
+    async def play(world):
+        world.net.set_delay(5, 5)
+        uploads = world.nodes[0].storage.uploads
+        putting = begin(world, content(SIZE))
+        await reaches(world, uploads, 3 * SEGMENT_BYTES)
+        await kill(putting)
+        data = content(SIZE + SEGMENT_BYTES)[:size]
+        with pytest.raises(UploadChanged):
+            await begin(world, data)
+        assert not left_of(world)
+        assert on_hosts(world) == 0
+        assert await get(world.nodes[3], (await begin(world, data)).capability) == data
+
+    run(63, 7, play, ROOM)
+
+
+def test_no_nonce_ever_protects_two_contents():
+    async def play(world):
+        world.net.set_delay(5, 5)
+        seen = {}
+
+        def note():
+            for key, raw in world.disks[0].state.scan(journal.SEGMENT, journal.SEGMENT + b"\xff"):
+                kept = journal.KeptSegment.from_bytes(raw)
+                secret = journal.read(world.disks[0].state, UPLOAD).head.secret
+                assert seen.setdefault((secret, kept.nonce), (key, kept.tag)) == (key, kept.tag)
+
+        uploads = world.nodes[0].storage.uploads
+        for seed in range(3):
+            for stop in (1, 2, 3):
+                putting = begin(world, content(SIZE, seed=seed))
+                while uploads.stored_bytes(UPLOAD) < stop * SEGMENT_BYTES:
+                    note()
+                    await world.clock.sleep_ms(1)
+                note()
+                await kill(putting)
+            with pytest.raises(UploadChanged):
+                await begin(world, content(SIZE, seed=seed + 1))
+        assert len({secret for secret, _ in seen}) == 3
+        assert len(seen) == len({nonce for _, nonce in seen}) >= 9
+
+    run(64, 7, play, ROOM)
+
+
+def test_two_puts_of_one_id_wait_for_each_other():
+    async def play(world):
+        data = content(SIZE)
+        first, second = begin(world, data), begin(world, data)
+        done = await asyncio.gather(first, second)
+        assert len({item.capability for item in done}) == 2
+        for item in done:
+            assert await get(world.nodes[2], item.capability) == data
+        assert not world.nodes[0].storage.uploads._turns
+
+    run(65, 7, play, ROOM)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_nobody_goes_on_with_is_deleted_in_time(restarted):
+    async def play(world):
+        world.net.set_delay(5, 5)
+        uploads = world.nodes[0].storage.uploads
+        putting = begin(world, content(SIZE))
+        await reaches(world, uploads, SEGMENT_BYTES)
+        await kill(putting)
+        if restarted:
+            await world.crash(0)
+            await back(world, 0)
+        assert left_of(world)
+        assert on_hosts(world) > 0
+        # Days of probes are not what is looked at here.
+        world.clock._now_ms += UPLOAD_KEPT_MS - 120_000
+        await world.nodes[0].storage.uploads.expire()
+        assert left_of(world)
+        world.clock._now_ms += 240_000
+        await world.nodes[0].storage.uploads.expire()
+        assert not left_of(world)
+        assert on_hosts(world) == 0
+
+    run(66, 7, play, ROOM)
+
+
+def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
+    async def play(world):
+        world.net.set_delay(5, 5)
+        uploads = world.nodes[0].storage.uploads
+        putting = begin(world, content(SIZE))
+        await reaches(world, uploads, SEGMENT_BYTES)
+        await kill(putting)
+        (place, *_) = journal.read(world.disks[0].state, UPLOAD).head.slots
+        silent = world.index_of(place.node)
+        await world.crash(silent)
+        world.clock._now_ms += UPLOAD_KEPT_MS
+        await uploads.expire()
+        kept = journal.read(world.disks[0].state, UPLOAD)
+        assert {item.node for item in kept.head.places} == {place.node}
+        # What is being deleted can no more be gone on with.
+        assert uploads.stored_bytes(UPLOAD) == 0
+        await back(world, silent)
+        await uploads.expire()
+        assert not left_of(world)
+        assert on_hosts(world) == 0
+
+    run(67, 7, play, ROOM)
+
+
+def test_a_put_that_finds_too_few_hosts_for_now_goes_on_later():
+    async def play(world):
+        world.net.set_delay(5, 5)
+        data = content(SIZE)
+        uploads = world.nodes[0].storage.uploads
+        putting = begin(world, data)
+        await reaches(world, uploads, 2 * SEGMENT_BYTES)
+        for index in range(1, 7):
+            world.net.partition("node-0", f"node-{index}")
+        done = (await asyncio.gather(putting, return_exceptions=True))[0]
+        world.net.heal()
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        if isinstance(done, Exception):
+            assert not isinstance(done, NoOffers) or left_of(world)
+            done = await begin(world, data)
+        assert await get(world.nodes[0], done.capability) == data
+
+    run(68, 7, play, ROOM)
+
+
+def test_small_objects_keep_no_journal():
+    async def play(world):
+        for size in (0, 1, 4096, 4097, SEGMENT_BYTES):
+            data = content(size)
+            putting = begin(world, data)
+            while not putting.done():
+                assert not left_of(world)
+                await world.clock.sleep_ms(1)
+            assert await get(world.nodes[1], putting.result().capability) == data
+
+    run(69, 7, play, ROOM)

@@ -1,0 +1,148 @@
+"""Writes the journal of a put, and ends puts that broke off and did not go on.
+
+How a segment is sealed is synced before it is sent. Receipts are written without
+a sync: a kill loses none, and a power failure some, whose shards are sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from xsc.base.clock import Clock
+from xsc.base.errors import StoreDamaged, XscError
+from xsc.base.ids import short
+from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.limits import UPLOAD_KEPT_MS, UPLOADS_INTERVAL_MS
+from xsc.storage import journal
+from xsc.storage.capability import VerifyCapability, verify_key
+from xsc.storage.journal import Head, Kept, KeptPlace, KeptRecord
+from xsc.storage.manifest import SealedSegment
+from xsc.storage.ports import Commit
+from xsc.storage.reach import Reach
+
+
+class Journal:
+    """The journal of one upload."""
+
+    def __init__(self, upload: bytes, state: KeyValue, commit: Commit, clock: Clock) -> None:
+        self.upload = upload
+        self._state = state
+        self._commit = commit
+        self._clock = clock
+        self._begun = False
+
+    def going_on(self) -> Kept | None:
+        """Return what a put can go on with.
+
+        Raises:
+            StoreDamaged: it cannot be read.
+        """
+        kept = journal.read(self._state, self.upload)
+        return kept if kept is not None and kept.head.slots else None
+
+    def now_ms(self) -> int:
+        """Return the time that heads are marked with."""
+        return self._clock.now_ms()
+
+    async def begin(self, head: Head, index: int, length: int, sealed: SealedSegment) -> None:
+        """Keep how a segment is sealed; it may be sent once this returned."""
+        changes: list[Change] = [journal.segment_change(self.upload, index, length, sealed)]
+        if not self._begun:
+            changes.append((journal.HEAD + self.upload, head.to_bytes()))
+        self._begun = True
+        await self._commit(changes)
+
+    def acked(self, index: int, columns: Sequence[int], place: KeptPlace) -> None:
+        """Keep a receipt for the columns of a slot."""
+        self._state.write([journal.ack_change(self.upload, index, columns[0], place)], sync=False)
+
+    def moved(self, head: Head) -> None:
+        """Keep where columns go from now on."""
+        self._begun = True
+        self._state.write([(journal.HEAD + self.upload, head.to_bytes())], sync=False)
+
+    async def sealed(self, sealed: bytes, generation: int) -> None:
+        """Keep the manifest; it may be sent under that placement generation afterwards."""
+        kept = KeptRecord(sealed=sealed, generation=generation)
+        await self._commit([(journal.RECORD + self.upload, kept.to_bytes())])
+
+    def forget(self) -> list[Change]:
+        """Return the writes that drop the journal."""
+        return journal.forget(self._state, self.upload)
+
+
+class Uploads:
+    """All puts that can go on: one at a time for each id, and none for ever."""
+
+    def __init__(self, reach: Reach, state: KeyValue, commit: Commit) -> None:
+        self._reach = reach
+        self._state = state
+        self._commit = commit
+        self._turns: dict[bytes, asyncio.Lock] = {}
+        self._users: dict[bytes, int] = {}
+
+    @asynccontextmanager
+    async def turn(self, upload: bytes) -> AsyncIterator[Journal]:
+        """Give the journal of an upload, once no other put of that id runs."""
+        self._users[upload] = self._users.get(upload, 0) + 1
+        try:
+            async with self._turns.setdefault(upload, asyncio.Lock()):
+                yield Journal(upload, self._state, self._commit, self._reach.clock)
+        finally:
+            self._users[upload] -= 1
+            if not self._users[upload]:
+                del self._users[upload], self._turns[upload]
+
+    def stored_bytes(self, upload: bytes) -> int:
+        """Return how much of an upload's content need not be sent again."""
+        kept = journal.read(self._state, upload)
+        return 0 if kept is None else kept.stored_bytes()
+
+    async def run(self) -> None:
+        """End what nobody goes on with, again and again, until cancelled."""
+        while True:
+            await self._reach.clock.sleep_ms(UPLOADS_INTERVAL_MS)
+            await self.expire()
+
+    async def expire(self) -> None:
+        """Delete what puts have stored that broke off too long ago, and their journals."""
+        now_ms = self._reach.clock.now_ms()
+        for upload in list(journal.ids(self._state)):
+            if upload in self._users:
+                continue
+            async with self.turn(upload):
+                try:
+                    kept = journal.read(self._state, upload)
+                except StoreDamaged as fault:
+                    self._reach.log.error("storage_journal_damaged", reason=fault.message)
+                    await self._commit(journal.forget(self._state, upload))
+                    continue
+                if kept is None or now_ms - kept.head.touched_ms < UPLOAD_KEPT_MS:
+                    continue
+                await self._end(upload, kept, now_ms - kept.head.touched_ms)
+
+    async def _end(self, upload: bytes, kept: Kept, age_ms: int) -> None:
+        held = kept.held()
+        # From here on nothing can go on with it: hosts lose its shards one by one.
+        head = kept.head.model_copy(update={"slots": (), "places": journal.places(held)})
+        await self._commit(
+            [*journal.forget(self._state, upload), (journal.HEAD + upload, head.to_bytes())]
+        )
+        locate = VerifyCapability(verify_key(kept.head.secret), bytes(32)).locate
+        left = dict(held)
+        for node in sorted({node for node, _ in held}):
+            try:
+                await self._reach.delete(node, locate)
+            except XscError as fault:
+                self._reach.log.info("storage_upload_left", peer=short(node), code=fault.code)
+                continue
+            for place in [place for place in left if place[0] == node]:
+                await self._reach.note_freed(*place, left.pop(place))
+        if left and age_ms < 2 * UPLOAD_KEPT_MS:
+            rest = head.model_copy(update={"places": journal.places(left)})
+            await self._commit([(journal.HEAD + upload, rest.to_bytes())])
+        else:
+            await self._commit(journal.forget(self._state, upload))
+        self._reach.log.info("storage_upload_ended", hosts=len(held), left_at=len(left))
