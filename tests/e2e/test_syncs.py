@@ -35,7 +35,10 @@ from xsc.client.calls import Calls
 from xsc.client.core import Core
 
 SIZES = [1, 5_000, 300_000, 1_500_000, 4_194_305, 9_000_000]
-AT_ONCE = 4
+LARGE_AT_ONCE = 4
+SMALL = 40
+SMALL_AT_ONCE = 10
+"""So many that calls to the host gather and share requests (`peers.batch`)."""
 RECEIVE = ("recvfrom", "recvmsg", "read")
 SEND = ("sendto", "sendmsg", "write", "writev")
 WRITE = ("write", "writev", "pwrite64")
@@ -44,8 +47,9 @@ STRACE = [
     *("strace", "-f", "--seccomp-bpf", "-q", "-yy", "-s", "64", "-e", "signal=none"),
     *("-e", f"trace={','.join(sorted({*RECEIVE, *SEND, *WRITE, *SYNC}))}"),
 ]
-HEAD_BYTES_MAX = 8_192
-"""Of a put: HTTP head and frame head, which are not written to the bodies."""
+PUTS = ("storage.put", "peers.batch")
+HEADS_BYTES_MAX = 1_024
+"""What a put brings and no body holds: its head of HTTP, and a little of that of its frame."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ class Trace:
         return covered
 
 
-def peers(exchanges: list[Exchange], method: str) -> list[Exchange]:
-    return [item for item in exchanges if item.request == f"POST /peer/v1/{method}"]
+def peers(exchanges: list[Exchange], *methods: str) -> list[Exchange]:
+    return [item for item in exchanges if item.request.removeprefix("POST /peer/v1/") in methods]
 
 
 @contextmanager
@@ -202,8 +206,10 @@ def traces(tmp_path_factory):
         for size in SIZES:
             owner.put(os.urandom(size))
         calls = Calls(Core(owner.home))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(calls.put, [BytesIO(os.urandom(2_000_000)) for _ in range(AT_ONCE)]))
+        with ThreadPoolExecutor(LARGE_AT_ONCE) as pool:
+            list(pool.map(calls.put, [BytesIO(os.urandom(2**21)) for _ in range(LARGE_AT_ONCE)]))
+        with ThreadPoolExecutor(SMALL_AT_ONCE) as pool:
+            list(pool.map(calls.put, [BytesIO(os.urandom(20_000)) for _ in range(SMALL)]))
         # One lease at a time, so that no two settlements overlap.
         assert owner("ledger settle").code == 0
         words = ["compute", "invoke", PROGRAMS / "endless.wasm", "spin", "--on", "host"]
@@ -219,22 +225,24 @@ def traces(tmp_path_factory):
 
 def test_a_storage_receipt_follows_the_sync_of_its_bodies(traces):
     host, _ = traces
-    puts = peers(host.answered, "storage.put")
-    assert len(puts) > len(SIZES) + AT_ONCE
-    for put in puts:
-        assert put.status == 200
-        covered = host.synced("bodies", put.whole, put.answered)
-        assert covered, f"no sync of the bodies before the answer in line {put.answered}"
-        assert sum(covered) > put.size - HEAD_BYTES_MAX
+    for method in PUTS:
+        puts = peers(host.answered, method)
+        assert puts
+        for put in puts:
+            assert put.status == 200
+            covered = host.synced("bodies", put.whole, put.answered)
+            assert covered, f"no sync of the bodies before the answer in line {put.answered}"
+            assert sum(covered) > put.size - HEADS_BYTES_MAX
     # Objects that come one after the other share no sync.
+    puts = peers(host.answered, "storage.put")
     assert len(host.synced("bodies", puts[0].asked, puts[-1].answered)) > len(SIZES)
 
 
 def test_a_capability_follows_the_syncs_of_all_that_it_needs(traces):
     _, owner = traces
     stored = [item for item in owner.answered if item.request == "POST /v1/objects"]
-    assert [item.status for item in stored] == [201] * (len(SIZES) + AT_ONCE + 1)
-    asked = peers(owner.asked, "storage.put")
+    assert [item.status for item in stored] == [201] * (len(SIZES) + LARGE_AT_ONCE + SMALL + 1)
+    asked = peers(owner.asked, *PUTS)
     for put in stored:
         receipts = [item.answered for item in asked if put.asked < item.answered < put.answered]
         assert receipts
