@@ -26,6 +26,7 @@ from functools import lru_cache
 from itertools import permutations, product
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import SHARDS_MAX
 
 _TERM = re.compile(r"([0-9]{1,3})(node|site|owner)s?")
 UNBOUNDED = 10**6
@@ -69,12 +70,12 @@ def parse(text: str) -> Survival:
     """Return the contract of a text such as "2nodes", "1site" or "2nodes,1site,1owner".
 
     Raises:
-        ArgumentInvalid: malformed, or one term twice.
+        ArgumentInvalid: malformed, one term twice, or more than any code survives.
     """
     found: dict[str, int] = {}
     for term in text.replace(" ", "").split(","):
         match = _TERM.fullmatch(term)
-        if match is None or match[2] in found:
+        if match is None or match[2] in found or int(match[1]) >= SHARDS_MAX:
             raise ArgumentInvalid(
                 f"'{text}' does not say what an object must survive",
                 hint="write for example 2nodes, or 2nodes,1site",
