@@ -124,7 +124,7 @@ class Crowd:
 
     def check_list(self) -> None:
         """All that was acknowledged is listed; of what broke off nobody can say."""
-        rows = [row["capability"] for row in self.calls(OWNER).objects()["objects"]]
+        rows = [row["capability"] for row in self.calls(OWNER).objects(versions=True)["objects"]]
         assert len(set(rows)) == len(rows)
         assert self.stored.keys() <= set(rows)
         assert len(rows) <= len(self.stored) + self.unsure

@@ -125,7 +125,9 @@ def test_a_contract_is_read_and_written(text, expected):
     assert parse(expected.to_text()) == expected
 
 
-@pytest.mark.parametrize("text", ["", "2", "nodes", "2nodes,,", "2nodes,1node", "-1nodes", "1city", "255nodes"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "nodes", "2nodes,,", "2nodes,1node", "-1nodes", "1city", "255nodes"]
+)
 def test_a_malformed_contract_is_refused(text):
     with pytest.raises(ArgumentInvalid):
         parse(text)

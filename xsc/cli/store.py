@@ -178,6 +178,10 @@ def listing(settings: Settings, prefix: str, *, versions: bool) -> None:
     """List the objects that this node has stored, those whose names begin with PREFIX."""
     answer = settings.calls().objects(prefix, versions=versions)
     if settings.json:
+        if not versions:
+            # What scripts hold on to has these keys and no others.
+            for row in answer["objects"]:
+                row.pop("version", None)
         show_json(answer)
         return
     show_table(

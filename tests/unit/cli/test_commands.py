@@ -188,7 +188,9 @@ def test_ls(xsc, stand_in):
         "margin": 2,
     }
     stand_in.answers("GET", "/v1/objects", {"objects": [row]})
-    assert xsc("store", "ls", "--json").json == {"objects": [row]}
+    plain = {key: value for key, value in row.items() if key != "version"}
+    assert xsc("store", "ls", "--json").json == {"objects": [plain]}
+    assert xsc("store", "ls", "--versions", "--json").json == {"objects": [row]}
     assert xsc("store", "ls").text.splitlines()[1].split()[:3] == ["f", "3", "1"]
     stand_in.answers("GET", "/v1/objects", {"objects": []})
     assert xsc("store", "ls").out == b""
