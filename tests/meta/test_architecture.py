@@ -24,9 +24,13 @@ PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
 SHELL = {
     "xsc.allocation.service": "sends recognitions to peers, keeps weights",
     "xsc.base.clock": "declares the ports of time, chance and work",
+    "xsc.compute.cache": "keeps compiled code in files",
+    "xsc.compute.compiler": "starts, watches and kills jails",
     "xsc.compute.confine": "takes rights from the worker's process",
     "xsc.compute.engine": "the one home of wasmtime",
+    "xsc.compute.jail": "the process that compiles one module",
     "xsc.compute.local": "the sandbox in this process",
+    "xsc.compute.process": "starts and kills sandbox processes",
     "xsc.compute.pool": "starts, watches and kills worker processes",
     "xsc.compute.runtime": "runs a module for a caller without a node",
     "xsc.compute.service": "orders, runs and answers",

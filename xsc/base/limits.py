@@ -115,7 +115,12 @@ JOBS_QUEUED_MAX = 64
 JOBS_QUEUED_A_PEER_MAX = 32
 COMPILE_MS_MAX = 20_000
 COMPILE_ADDRESS_BYTES = 1536 * MIB
-"""Address space of a worker while it compiles, its own 300 MiB included."""
+"""Address space of a jail, its own 300 MiB included."""
+COMPILES_QUEUED_A_PEER_MAX = 8
+CODE_KEPT_BYTES_MAX = 64 * MIB
+"""Code that is kept in memory where there is no directory for it."""
+CODE_CACHE_BYTES_MAX = 1 * GIB
+CODE_CACHE_FILES_MAX = 4096
 WORKER_ADDRESS_BYTES = 4 * GIB
 """Address space of a worker: a memory that grows is copied, so twice MEMORY_BYTES_MAX must fit."""
 WORKER_FRAME_BYTES_MAX = MODULE_BYTES_MAX + INPUT_BYTES_MAX + STDIN_BYTES_MAX + MIB

@@ -18,7 +18,7 @@ import os
 import resource
 import signal
 
-from xsc.base.limits import COMPILE_ADDRESS_BYTES, WORKER_ADDRESS_BYTES
+from xsc.base.limits import WORKER_ADDRESS_BYTES
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT, _LANDLOCK_ASK_VERSION = 444, 446, 1
@@ -49,6 +49,11 @@ def _drop_capabilities(libc: ctypes.CDLL) -> bool:
     return bool(libc.capset(header, (ctypes.c_uint32 * 6)()) == 0)
 
 
+def die_with_parent() -> None:
+    """Have this process killed when the one ends that started it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def confine() -> dict[str, int]:
     """Give everything up and return what was given up: 1 or a version where it worked, else 0."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -72,9 +77,3 @@ def confine() -> dict[str, int]:
 def no_more_threads() -> None:
     """Forbid new processes and threads (the kernel does not hold root to it)."""
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-
-
-def while_compiling(*, compiling: bool) -> None:
-    """Bound the address space more closely while a module compiles: past it, it aborts."""
-    soft = COMPILE_ADDRESS_BYTES if compiling else WORKER_ADDRESS_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (soft, WORKER_ADDRESS_BYTES))

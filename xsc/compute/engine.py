@@ -43,8 +43,10 @@ from xsc.base.limits import (
     TABLE_ELEMENTS_MAX,
     TABLES_MAX,
 )
+from xsc.compute import code as codes
 from xsc.compute import program as programs
 from xsc.compute import wasi
+from xsc.compute.code import About, Code
 from xsc.compute.program import PAGE_BYTES, Program
 from xsc.compute.sandbox import Bits, Job, JobResult
 from xsc.compute.signature import Signature
@@ -250,14 +252,45 @@ def _quiet(_phase: str) -> None:
     """Tell nobody."""
 
 
+def new_engine() -> wasmtime.Engine:
+    """Return an engine of the one configuration."""
+    config = wasmtime.Config()
+    for name, value in _OPTIONS.items():
+        setattr(config, name, value)
+    return wasmtime.Engine(config)
+
+
+def _translate(
+    engine: wasmtime.Engine, module_hash: bytes, source: bytes
+) -> tuple[About, wasmtime.Module]:
+    if hashlib.sha256(source).digest() != module_hash:
+        raise ModuleInvalid("the module is not the one that its hash names")
+    program = programs.read(source)
+    prepared = programs.prepare(source, program)
+    try:
+        module = wasmtime.Module(engine, prepared.module)
+    except wasmtime.WasmtimeError as fault:
+        lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
+        raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
+    return About(program, prepared.memory, prepared.start, len(source)), module
+
+
+def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -> Code:
+    """Return the code of a module.
+
+    Raises:
+        ModuleInvalid: it cannot run.
+    """
+    about, module = _translate(engine, module_hash, source)
+    return Code(codes.describe(about), bytes(module.serialize()))
+
+
 class Machine:
     """Compiles modules, keeps them, and runs jobs one after the other."""
 
     def __init__(self) -> None:
-        config = wasmtime.Config()
-        for name, value in _OPTIONS.items():
-            setattr(config, name, value)
-        self._engine = wasmtime.Engine(config)
+        self._engine = new_engine()
         self._watchdog = Watchdog(self._engine)
         self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
         self._plain = wasmtime.Linker(self._engine)
@@ -290,23 +323,30 @@ class Machine:
                 note("running")
             return self._run(job, compiled)
 
+    def load(self, module_hash: bytes, code: Code) -> None:
+        """Take the code of a module, which must come from this node: nothing can check it.
+
+        Raises:
+            SandboxFailed: it is no code of this engine.
+        """
+        about = codes.read(code.about)
+        with self._lock:
+            self._make_room(about.source_bytes)
+            try:
+                module = wasmtime.Module.deserialize(self._engine, code.machine)
+            except wasmtime.WasmtimeError as fault:
+                raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
+            self._keep(module_hash, about, module)
+
     def _compile(self, job: Job) -> _Compiled:
-        if hashlib.sha256(job.module).digest() != job.module_hash:
-            raise ModuleInvalid("the module is not the one that its hash names")
-        program = programs.read(job.module)
         self._make_room(len(job.module))
-        prepared = programs.prepare(job.module, program)
-        try:
-            module = wasmtime.Module(self._engine, prepared.module)
-        except wasmtime.WasmtimeError as fault:
-            lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-            reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
-            raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
-        ready = None if program.imports else self._plain.instantiate_pre(module)
-        compiled = _Compiled(
-            program, module, prepared.memory, prepared.start, ready, len(job.module)
+        return self._keep(job.module_hash, *_translate(self._engine, job.module_hash, job.module))
+
+    def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
+        ready = None if about.program.imports else self._plain.instantiate_pre(module)
+        self._modules[module_hash] = compiled = _Compiled(
+            about.program, module, about.memory, about.start, ready, about.source_bytes
         )
-        self._modules[job.module_hash] = compiled
         return compiled
 
     def _make_room(self, source_bytes: int) -> None:

@@ -1,8 +1,9 @@
 """What the pool and its workers say to each other: length-prefixed canonical CBOR.
 
-    pool → worker   job, and module where the worker asks for it
-    worker → pool   hello once; then phase ("compiling", "running") or module wanted,
+    pool → worker   job; code where the worker has not got it, and its bytes after that
+    worker → pool   hello once; then code wanted, "running" when the code is loaded,
                     and at last result or error, for each job
+    pool → jail     module;  jail → pool   hello, then code or error
 
 The pool believes a worker's frames no more than a peer's: they are decoded
 strictly, because a program that breaks out of the engine could write them.
@@ -10,10 +11,11 @@ strictly, because a program that breaks out of the engine could write them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid
+from xsc.base.errors import RecordInvalid, XscError, from_code
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.limits import (
     ARGUMENTS_MAX,
@@ -61,13 +63,28 @@ def _pairs(items: tuple[tuple[str, str], ...] | tuple[tuple[str, bytes], ...]) -
     return [[name, value] for name, value in items]
 
 
-def job_message(job: Job, *, with_module: bool) -> dict[str, Value]:
-    """Return a job as a message."""
+def hello_message(engine: str, config: bytes, report: Mapping[str, int]) -> dict[str, Value]:
+    """Return what a process says first: what it is, and what it gave up."""
+    return {"kind": "hello", "engine": engine, "config": config, "confined": dict(report)}
+
+
+def error_message(error: XscError) -> dict[str, Value]:
+    """Return an error as a message."""
+    return {"kind": "error", "code": error.code, "message": error.message, "hint": error.hint}
+
+
+def error_of(message: dict[str, Value]) -> XscError:
+    """Return the error that a process reports."""
+    code, text = message.get("code"), message.get("message")
+    return from_code(str(code), str(text), str(message.get("hint", "")))
+
+
+def job_message(job: Job) -> dict[str, Value]:
+    """Return a job as a message; its module stays here."""
     limits = job.limits
     return {
         "kind": "job",
         "hash": job.module_hash,
-        "module": job.module if with_module else None,
         "mode": job.mode,
         "function": job.function,
         "arguments": _pairs(job.arguments),
@@ -81,17 +98,16 @@ def job_message(job: Job, *, with_module: bool) -> dict[str, Value]:
     }
 
 
-def job_of(message: dict[str, Value]) -> tuple[Job, bool]:
-    """Return the job of the pool's own message, and whether it brings the module.
+def job_of(message: dict[str, Value]) -> Job:
+    """Return the job of the pool's own message, without its module.
 
     Only a worker reads this, and only from the pool: the shape is not checked again.
     """
     fields = cast("dict[str, object]", message)
     fuel, memory_bytes, timeout_ms, output_bytes = cast("list[int]", fields["limits"])
-    module = cast("bytes | None", fields["module"])
-    job = Job(
+    return Job(
         module_hash=cast("bytes", fields["hash"]),
-        module=module or b"",
+        module=b"",
         mode=cast("Mode", fields["mode"]),
         function=cast("str", fields["function"]),
         arguments=tuple((kind, bits) for kind, bits in cast("list[Bits]", fields["arguments"])),
@@ -105,7 +121,6 @@ def job_of(message: dict[str, Value]) -> tuple[Job, bool]:
         seed=cast("bytes", fields["seed"]),
         clock_ms=cast("int", fields["clock"]),
     )
-    return job, module is not None
 
 
 def result_message(result: JobResult) -> dict[str, Value]:

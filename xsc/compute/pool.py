@@ -3,9 +3,8 @@
 Each worker runs one job at a time. The pool keeps the wall deadline itself: a
 worker that has not answered KILL_GRACE_MS after it is killed with its process
 group, and another takes its place. What the killed one had used is not known:
-`xsc.compute.receipts` bills its time. The same goes for compiling, which has
-COMPILE_MS_MAX and COMPILE_ADDRESS_BYTES; a module that went over either is refused by name for a
-while, so that it cannot hold a worker again and again.
+`xsc.compute.receipts` bills its time. Workers never compile: `xsc.compute.compiler`
+does, in a jail, before a worker is taken, so that no job waits for another's module.
 
 Jobs wait in order, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one
 customer; a worker that has the module compiled already is taken first.
@@ -14,99 +13,61 @@ customer; a worker that has the module compiled already is taken first.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
-from xsc.base.errors import RateLimited, RecordInvalid, SandboxFailed, XscError, from_code
-from xsc.base.fields import take_bytes, take_map, take_str
+from xsc.base.errors import RateLimited, RecordInvalid, SandboxFailed, XscError
 from xsc.base.limits import (
-    COMPILE_MS_MAX,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
+    KIB,
     KILL_GRACE_MS,
 )
 from xsc.base.log import Log
+from xsc.compute import code as codes
 from xsc.compute import frames
+from xsc.compute.cache import CodeCache
+from xsc.compute.code import Code
+from xsc.compute.compiler import COMMAND as JAIL
+from xsc.compute.compiler import CompileBoundMet, Compiler
+from xsc.compute.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.sandbox import Job, JobResult
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
-_START_MS_MAX = 30_000
 _RESPAWN_PAUSE_MS = 1_000
-_END_MS_MAX = 250
-"""A worker that ended its output has that long to end by itself, so that its status is its own."""
-_MESSAGES_MAX = 4
-"""Of one job: module wanted, compiling, running, and the result."""
-_BOMB_MS = 600_000
-_BOMBS_MAX = 256
-_ABORTS = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGTRAP)
-"""How a process ends that can have no more address space."""
-
-
-class _WorkerLost(Exception):
-    """The worker ended or broke the protocol."""
-
-
-@dataclass(eq=False, slots=True)
-class _Worker:
-    """A worker process, and what is known of it."""
-
-    process: asyncio.subprocess.Process
-    source: asyncio.StreamReader
-    sink: asyncio.StreamWriter
-    hello: dict[str, Value] = field(default_factory=dict)
-    seen: set[bytes] = field(default_factory=set)
-    """Modules that it was given; it may have forgotten some, and asks then."""
-
-    async def receive(self) -> dict[str, Value]:
-        """Return its next message."""
-        try:
-            prefix = await self.source.readexactly(frames.PREFIX_BYTES)
-            return frames.from_frame(await self.source.readexactly(frames.length_of(prefix)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            raise _WorkerLost("it ended") from None
-        except RecordInvalid as fault:
-            raise _WorkerLost(f"it broke the protocol: {fault.message}") from None
-
-    async def send(self, message: dict[str, Value]) -> None:
-        """Send it a message."""
-        self.sink.write(frames.to_frame(message))
-        try:
-            await self.sink.drain()
-        except ConnectionError:
-            raise _WorkerLost("it ended") from None
-
-    async def kill(self) -> int:
-        """End it with its process group, and return its exit status."""
-        with suppress(ProcessLookupError):  # it may have ended by itself
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.sink.close()
-        return await self.process.wait()
+_MESSAGES_MAX = 3
+"""Of one job: code wanted, running, and the result."""
+_TRANSFER_BYTES_A_MS = 100 * KIB
+"""A job with much input is given time for the way to the worker."""
 
 
 class PoolSandbox:
     """Runs jobs in a fixed number of warm worker processes."""
 
     def __init__(
-        self, workers: int, clock: Clock, log: Log, *, command: Sequence[str] = COMMAND
+        self,
+        workers: int,
+        clock: Clock,
+        log: Log,
+        cache: CodeCache | None = None,
+        *,
+        command: Sequence[str] = COMMAND,
+        jail: Sequence[str] = JAIL,
     ) -> None:
         self._size = workers
         self._clock = clock
         self._log = log
         self._command = command
         self._started = False
-        self._workers: set[_Worker] = set()
-        self._idle: list[_Worker] = []
-        self._waiting: deque[asyncio.Future[_Worker]] = deque()
+        self._workers: set[SandboxProcess] = set()
+        self._idle: list[SandboxProcess] = []
+        self._waiting: deque[asyncio.Future[SandboxProcess]] = deque()
         self._customers: Counter[bytes] = Counter()
         self._respawns: set[asyncio.Task[None]] = set()
-        self._bombs: OrderedDict[bytes, int] = OrderedDict()
+        self._compiler = Compiler(workers, clock, log, cache, command=jail)
         self._hello: dict[str, Value] = {}
 
     async def start(self) -> None:
@@ -119,6 +80,7 @@ class PoolSandbox:
             return
         self._started = True
         try:
+            await self._compiler.start()
             for worker in await asyncio.gather(*(self._spawn() for _ in range(self._size))):
                 self._release(worker)
         except SandboxFailed:
@@ -129,6 +91,7 @@ class PoolSandbox:
         """Kill every worker; what waits is refused."""
         self._started = False
         self._refuse_waiting()
+        await self._compiler.stop()
         for task in self._respawns:
             task.cancel()
         await asyncio.gather(*self._respawns, return_exceptions=True)
@@ -140,14 +103,18 @@ class PoolSandbox:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if not self._started:
             raise SandboxFailed("the sandbox is not running")
-        if self._is_bomb(job.module_hash):
-            return self._ended(job, "compile_limit", 0)
         if self._customers[job.customer] >= JOBS_QUEUED_A_PEER_MAX:
             raise RateLimited(f"{JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already")
         self._customers[job.customer] += 1
+        began_ms = self._clock.monotonic_ms()
         try:
+            code = None
+            if not any(job.module_hash in worker.seen for worker in self._workers):
+                code = await self._code(job)
             worker = await self._acquire(job.module_hash)
-            return await self._run_on(worker, job)
+            return await self._run_on(worker, job, code)
+        except CompileBoundMet:
+            return self._ended("compile_limit", self._clock.monotonic_ms() - began_ms)
         finally:
             self._customers[job.customer] -= 1
             if not self._customers[job.customer]:
@@ -164,38 +131,14 @@ class PoolSandbox:
             "engine": self._hello.get("engine", ""),
             "engine_config": config.hex(),
             "confined": self._hello.get("confined", {}),
+            **self._compiler.describe(),
         }
 
     # Workers
 
-    async def _spawn(self) -> _Worker:
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        worker = _Worker(process, process.stdout, process.stdin)
+    async def _spawn(self) -> SandboxProcess:
+        worker = await spawn(self._command, "worker")
         self._workers.add(worker)
-        try:
-            async with asyncio.timeout(_START_MS_MAX / 1000):
-                worker.hello = await worker.receive()
-            take_str(worker.hello, "engine")
-            take_bytes(worker.hello, "config", size=32)
-            take_map(worker.hello, "confined")
-        except (_WorkerLost, RecordInvalid, TimeoutError):
-            self._workers.discard(worker)
-            status = await worker.kill()
-            raise SandboxFailed(f"a sandbox worker does not start (status {status})") from None
-        except asyncio.CancelledError:
-            self._workers.discard(worker)
-            await worker.kill()
-            raise
         self._hello = worker.hello
         return worker
 
@@ -218,7 +161,7 @@ class PoolSandbox:
             self._respawns.add(task)
             task.add_done_callback(self._respawns.discard)
 
-    async def _acquire(self, module_hash: bytes) -> _Worker:
+    async def _acquire(self, module_hash: bytes) -> SandboxProcess:
         if self._idle:
             known = [worker for worker in self._idle if module_hash in worker.seen]
             worker = known[-1] if known else self._idle[-1]
@@ -226,7 +169,7 @@ class PoolSandbox:
             return worker
         if len(self._waiting) >= JOBS_QUEUED_MAX:
             raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already")
-        future: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[SandboxProcess] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:
             return await future
@@ -237,7 +180,7 @@ class PoolSandbox:
                 self._release(future.result())  # it was given a worker in the same moment
             raise
 
-    def _release(self, worker: _Worker) -> None:
+    def _release(self, worker: SandboxProcess) -> None:
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
@@ -253,107 +196,75 @@ class PoolSandbox:
 
     # Jobs
 
-    def _is_bomb(self, module_hash: bytes) -> bool:
-        until_ms = self._bombs.get(module_hash)
-        if until_ms is not None and until_ms <= self._clock.monotonic_ms():
-            del self._bombs[module_hash]
-            return False
-        return until_ms is not None
-
-    def _ended(self, job: Job, trap: str, wall_ms: int) -> JobResult:
+    def _ended(self, trap: str, wall_ms: int) -> JobResult:
         """Return the result of a job that the pool ended: what it used is not known."""
-        if trap == "compile_limit":
-            self._bombs[job.module_hash] = self._clock.monotonic_ms() + _BOMB_MS
-            if len(self._bombs) > _BOMBS_MAX:
-                self._bombs.popitem(last=False)
         engine, config = self._hello["engine"], self._hello["config"]
         assert isinstance(engine, str)
         assert isinstance(config, bytes)
         return JobResult((), None, trap, 0, 0, b"", b"", (), engine, config, wall_ms)
 
-    async def _run_on(self, worker: _Worker, job: Job) -> JobResult:
-        progress = _Progress(job, new=job.module_hash not in worker.seen)
+    async def _code(self, job: Job) -> Code:
+        config = self._hello["config"]
+        assert isinstance(config, bytes)
+        return await self._compiler.code(job, config)
+
+    async def _run_on(self, worker: SandboxProcess, job: Job, code: Code | None) -> JobResult:
         began_ms = self._clock.monotonic_ms()
         try:
-            result = await self._converse(worker, job, progress)
-        except (_WorkerLost, TimeoutError, asyncio.CancelledError) as fault:
+            result = await self._converse(worker, job, code)
+        except (ProcessLost, TimeoutError, asyncio.CancelledError) as fault:
             self._workers.discard(worker)
-            late = isinstance(fault, TimeoutError)
             # An abort needs no signal of ours; the status tells it from a kill.
-            status = await (worker.kill() if late else _end(worker, fault))
+            status = await (worker.end() if isinstance(fault, ProcessLost) else worker.kill())
             self._replace()
             if isinstance(fault, asyncio.CancelledError):
                 raise
-            wall_ms = self._clock.monotonic_ms() - began_ms
-            if progress.compiling and (late or status in _ABORTS):
-                return self._ended(job, "compile_limit", wall_ms)
-            if late:
-                return self._ended(job, "time_exceeded", wall_ms)
+            if isinstance(fault, TimeoutError):
+                return self._ended("time_exceeded", self._clock.monotonic_ms() - began_ms)
             self._log.warning("sandbox worker lost", reason=str(fault), status=status)
             raise SandboxFailed(
                 f"the sandbox worker ended in the middle of the job (status {status})",
                 hint="the job may be given again; nothing was billed",
             ) from None
-        except XscError:
+        except (XscError, CompileBoundMet):
             self._release(worker)
             raise
         self._release(worker)
         return result
 
-    async def _converse(self, worker: _Worker, job: Job, progress: _Progress) -> JobResult:
+    async def _converse(self, worker: SandboxProcess, job: Job, code: Code | None) -> JobResult:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(progress.allowed_ms / 1000) as deadline:
-            await worker.send(frames.job_message(job, with_module=progress.compiling))
-            worker.seen.add(job.module_hash)
+        allowed_s = (job.limits.timeout_ms + KILL_GRACE_MS) / 1000
+        way_s = _given_bytes(job) / _TRANSFER_BYTES_A_MS / 1000
+        async with asyncio.timeout(allowed_s + way_s) as deadline:
+            await worker.send(frames.job_message(job))
             for _ in range(_MESSAGES_MAX):
                 message = await worker.receive()
                 match message.get("kind"):
-                    case "phase":
-                        progress.compiling = message.get("phase") == "compiling"
-                        deadline.reschedule(loop.time() + progress.allowed_ms / 1000)
-                    case "module_wanted":
-                        progress.compiling = True
-                        deadline.reschedule(loop.time() + progress.allowed_ms / 1000)
-                        await worker.send({"module": job.module})
+                    case "code_wanted":
+                        deadline.reschedule(None)
+                        brought = code if code is not None else await self._code(job)
+                        way_s = len(brought.machine) / _TRANSFER_BYTES_A_MS / 1000
+                        deadline.reschedule(loop.time() + allowed_s + way_s)
+                        await worker.send(codes.message_of(brought), brought.machine)
+                        worker.seen.add(job.module_hash)
+                    case "running":
+                        deadline.reschedule(loop.time() + allowed_s)
                     case "result":
                         return _checked_result(message, job)
                     case "error":
-                        code, text = message.get("code"), message.get("message")
-                        raise from_code(str(code), str(text), str(message.get("hint", "")))
+                        raise frames.error_of(message)
                     case other:
-                        raise _WorkerLost(f"it broke the protocol: it said {other!r}")
-            raise _WorkerLost("it broke the protocol: it talks without end")
+                        raise ProcessLost(f"it broke the protocol: it said {other!r}")
+            raise ProcessLost("it broke the protocol: it talks without end")
 
 
-@dataclass(slots=True)
-class _Progress:
-    """Which part of a job a worker is at."""
-
-    job: Job
-    new: bool
-    compiling: bool = False
-
-    def __post_init__(self) -> None:
-        self.compiling = self.new
-
-    @property
-    def allowed_ms(self) -> int:
-        """How long this part may take before the worker is killed."""
-        allowed = COMPILE_MS_MAX if self.compiling else self.job.limits.timeout_ms
-        return allowed + KILL_GRACE_MS
+def _given_bytes(job: Job) -> int:
+    return len(job.stdin) + sum(len(data) for _, data in job.files)
 
 
 def _checked_result(message: dict[str, Value], job: Job) -> JobResult:
     try:
         return frames.result_of(message, job)
     except RecordInvalid as fault:
-        raise _WorkerLost(f"it broke the protocol: {fault.message}") from None
-
-
-async def _end(worker: _Worker, fault: BaseException) -> int:
-    """Return the status of a worker that is lost, killing it where it does not end by itself."""
-    if isinstance(fault, _WorkerLost):
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_END_MS_MAX / 1000):
-                await worker.process.wait()
-    return await worker.kill()
+        raise ProcessLost(f"it broke the protocol: {fault.message}") from None

@@ -13,24 +13,26 @@ from typing import BinaryIO
 
 from xsc.base.encoding import Value
 from xsc.base.errors import XscError
-from xsc.base.fields import take_bytes
+from xsc.compute import code as codes
 from xsc.compute import frames
-from xsc.compute.confine import confine, no_more_threads, while_compiling
-from xsc.compute.engine import ENGINE, ENGINE_CONFIG, Machine
+from xsc.compute.code import Code
+from xsc.compute.confine import confine, no_more_threads
+from xsc.compute.engine import ENGINE, ENGINE_CONFIG, Machine, compile_module, new_engine
 from xsc.compute.sandbox import Job
 
-_WARM_UP = bytes.fromhex("0061736d01000000010401600000030201000707010372756e00000a040102000b")
+WARM_UP = bytes.fromhex("0061736d01000000010401600000030201000707010372756e00000a040102000b")
 """A module that exports `run` and does nothing."""
 
 
 def warm_up() -> None:
     """Run once everything that a job runs: later, nothing more can be loaded from the disk."""
     machine = Machine()
-    result = machine.run(Job(hashlib.sha256(_WARM_UP).digest(), _WARM_UP, function="run"))
-    job = Job(bytes(32), b"")
+    job = Job(hashlib.sha256(WARM_UP).digest(), WARM_UP, function="run")
+    machine.load(job.module_hash, compile_module(new_engine(), job.module_hash, WARM_UP))
+    result = machine.run(job)
     raw = frames.to_frame(frames.result_message(result))[frames.PREFIX_BYTES :]
     frames.result_of(frames.from_frame(raw), job)
-    frames.job_of(frames.job_message(job, with_module=True))
+    frames.job_of(frames.job_message(job))
     machine.close()
 
 
@@ -57,30 +59,27 @@ class Worker:
         self._sink.write(frames.to_frame(message))
         self._sink.flush()
 
-    def _note(self, phase: str) -> None:
-        while_compiling(compiling=phase == "compiling")
-        self._send({"kind": "phase", "phase": phase})
+    def _load(self, module_hash: bytes) -> None:
+        """Ask for the code of a module, and load it."""
+        self._send({"kind": "code_wanted"})
+        brought = self._receive()
+        if brought is None:
+            raise SystemExit
+        about, size = codes.announced(brought)
+        machine_code = self._source.read(size)
+        if len(machine_code) < size:
+            raise SystemExit
+        self._machine.load(module_hash, Code(about, machine_code))
+        self._send({"kind": "running"})
 
     def _answer(self, message: dict[str, Value]) -> dict[str, Value]:
-        job, complete = frames.job_of(message)
-        if not complete and not self._machine.has(job.module_hash):
-            self._send({"kind": "module_wanted"})
-            brought = self._receive()
-            if brought is None:
-                raise SystemExit
-            message["module"] = take_bytes(brought, "module")
-            job, _ = frames.job_of(message)
+        job = frames.job_of(message)
         try:
-            return frames.result_message(self._machine.run(job, self._note))
+            if not self._machine.has(job.module_hash):
+                self._load(job.module_hash)
+            return frames.result_message(self._machine.run(job))
         except XscError as error:
-            return {
-                "kind": "error",
-                "code": error.code,
-                "message": error.message,
-                "hint": error.hint,
-            }
-        finally:
-            while_compiling(compiling=False)
+            return frames.error_message(error)
 
 
 def main() -> None:
@@ -89,12 +88,7 @@ def main() -> None:
     report = confine()
     machine = Machine()
     no_more_threads()
-    hello: dict[str, Value] = {
-        "kind": "hello",
-        "engine": ENGINE,
-        "config": ENGINE_CONFIG,
-        "confined": dict(report),
-    }
+    hello = frames.hello_message(ENGINE, ENGINE_CONFIG, report)
     sys.stdout.buffer.write(frames.to_frame(hello))
     sys.stdout.buffer.flush()
     Worker(machine, sys.stdin.buffer, sys.stdout.buffer).serve()

@@ -23,6 +23,7 @@ from xsc.base.errors import ConfigInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import GIB, MIB, PPM
 from xsc.base.units import format_credits, format_size
+from xsc.compute.cache import CodeCache
 from xsc.compute.pool import PoolSandbox
 from xsc.net.http import HttpTransport
 from xsc.node import home as homes
@@ -93,7 +94,12 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
         bodies=stores.bodies,
         index=stores.index,
         state=stores.state,
-        sandbox=PoolSandbox(config.compute_workers, clock, log),
+        sandbox=PoolSandbox(
+            config.compute_workers,
+            clock,
+            log,
+            CodeCache(home.path / "cache", home.key.derive("compiled-code")),
+        ),
         log=log,
         disk_free_bytes=disk_free(home.path, config.disk_reserve_ppm),
     )

@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xsc.storage.delegation import move_by_delegate, open_placement
+from xsc.storage.guard import GUARD, HEALED, UNGUARD, choose_guardians, guard_message
 
 from tests.sim.network import content, put, run
 from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid, SignatureInvalid
 from xsc.base.limits import GUARDIANS, MIB
 from xsc.storage.capability import VerifyCapability, parse_read
-from xsc.storage.delegation import move_by_delegate, open_placement
-from xsc.storage.guard import GUARD, HEALED, UNGUARD, choose_guardians, guard_message
 
 NODES = [bytes([node]) * 32 for node in range(9)]
 

@@ -1,0 +1,230 @@
+"""What is hard to compile ends by name, apart from all else; what was compiled is kept sealed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+
+import pytest
+import pytest_asyncio
+
+from tests.unit.compute import attacks
+from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
+from xsc.base.errors import CompileLimit, ModuleInvalid, SandboxFailed
+from xsc.base.log import SilentLog
+from xsc.compute import compiler as compilers
+from xsc.compute.cache import CodeCache
+from xsc.compute.code import Code, from_file, to_file
+from xsc.compute.pool import PoolSandbox
+
+KEY = b"k" * 32
+ADD = job("add", "add", i32(1), i32(2))
+LITTLE_TIME_MS = 250
+LATE_MS_MAX = 500
+
+BOMBS = {
+    "loops with phis": attacks.loops_with_phis(2000),
+    "nested loops": attacks.nested_loops(50_000),
+    "straight line": attacks.straight_adds(150_000),
+    "tiny functions": attacks.tiny_functions(100_000),
+    "branch tables": attacks.branch_tables(500, 2000),
+}
+
+
+@pytest_asyncio.fixture
+async def pool():
+    made = PoolSandbox(1, SteadyClock(), SilentLog())
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def pids(pool):
+    return [worker.process.pid for worker in pool._workers]
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_what_compiles_for_too_long_ends_in_time_and_troubles_no_worker(
+    pool, name, monkeypatch
+):
+    monkeypatch.setattr(compilers, "COMPILE_MS_MAX", LITTLE_TIME_MS)
+    before = pids(pool)
+    await pool.run(job("fib", "fib", i32(5)))
+    began = time.monotonic()
+    bomb = asyncio.create_task(pool.run(job_of(BOMBS[name], "go", customer=b"bomber")))
+    await asyncio.sleep(0)
+    assert (await pool.run(job("fib", "fib", i32(10)))).results == (i32(55),)
+    assert (await bomb).trap in ("compile_limit", None)  # None: a fast machine
+    assert (time.monotonic() - began) * 1000 < LITTLE_TIME_MS + LATE_MS_MAX
+    monkeypatch.undo()
+    assert (await pool.run(ADD)).results == (i32(3),)
+    assert pids(pool) == before
+
+
+async def test_a_module_that_went_over_is_refused_for_a_while(pool, monkeypatch):
+    monkeypatch.setattr(compilers, "COMPILE_MS_MAX", 10)
+    (jail,) = pool._compiler._idle
+    os.kill(jail.process.pid, signal.SIGSTOP)
+    assert (await pool.run(ADD)).trap == "compile_limit"
+    monkeypatch.undo()
+    with pytest.raises(CompileLimit, match="a short while ago"):
+        await pool.run(ADD)  # not billed again: nothing was done
+
+
+async def _with_jail(source):
+    made = PoolSandbox(1, SteadyClock(), SilentLog(), jail=(sys.executable, "-I", "-c", source))
+    await made.start()
+    return made
+
+
+async def test_a_module_that_takes_all_memory_to_compile_is_a_compile_limit():
+    # A jail with little room stands for a module that needs much.
+    pool = await _with_jail(
+        "from xsc.compute import jail\njail.COMPILE_ADDRESS_BYTES = 160 << 20\njail.main()"
+    )
+    assert (await pool.run(job_of(BOMBS["straight line"], "go"))).trap == "compile_limit"
+    assert (await pool.run(ADD)).results == (i32(3),)
+    await pool.stop()
+
+
+async def test_a_module_that_takes_all_processor_time_is_a_compile_limit():
+    pool = await _with_jail("from xsc.compute import jail\njail.COMPILE_MS_MAX = 0\njail.main()")
+    assert (await pool.run(job_of(BOMBS["loops with phis"], "go"))).trap == "compile_limit"
+    await pool.stop()
+
+
+LIAR = """
+import sys
+from xsc.base.encoding import Value
+from xsc.compute import frames
+say = sys.stdout.buffer
+say.write(frames.to_frame({"kind": "hello", "engine": "liar", "config": bytes(32), "confined": {}}))
+say.flush()
+sys.stdin.buffer.read(4)
+ANSWER
+say.flush()
+sys.stdin.buffer.read()
+"""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        'say.write(b"\\xff" * 4)',
+        'say.write(frames.to_frame({"kind": "ended", "status": 0, "size": 0}))',
+        'say.write(frames.to_frame({"kind": "ended", "status": 0, "size": 4}) + bytes(4))',
+        'say.write(frames.to_frame({"kind": "ended", "status": 0, "size": 2**62}))',
+        'say.write(frames.to_frame({"kind": "ended", "status": 3, "size": 0}))',
+        "say.close()",
+    ],
+)
+async def test_a_jail_that_breaks_the_protocol_fails_its_job_alone(answer):
+    pool = await _with_jail(LIAR.replace("ANSWER", answer))
+    with pytest.raises(SandboxFailed, match="compiled the module ended"):
+        await pool.run(ADD)
+    await pool.stop()
+
+
+async def test_the_module_must_be_the_one_that_is_named(pool):
+    given = job_of(wasm("add"), "add")
+    with pytest.raises(ModuleInvalid, match="not the one"):
+        await pool.run(job_of(wasm("fib"), "fib").__class__(given.module_hash, wasm("fib")))
+
+
+# The cache
+
+
+async def _pool(cache):
+    made = PoolSandbox(1, SteadyClock(), SilentLog(), cache)
+    await made.start()
+    return made
+
+
+async def test_what_was_compiled_is_not_compiled_again_after_a_restart(tmp_path):
+    for compiled in (1, 0):
+        pool = await _pool(CodeCache(tmp_path / "cache", KEY))
+        assert (await pool.run(ADD)).results == (i32(3),)
+        assert pool.describe()["compiled"] == compiled
+        await pool.stop()
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path):
+    cache = CodeCache(tmp_path / "cache", KEY)
+    pool = await _pool(cache)
+    await pool.run(ADD)
+    config = pool._hello["config"]
+    await pool.stop()
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    for place in [*range(200), *range(200, len(whole), 97), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        cache = CodeCache(tmp_path / "cache", KEY)
+        assert cache.get(ADD.module_hash, config) is None
+        assert not file.exists()
+    for cut in (0, 10, 43, 44, 47, 48, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        assert CodeCache(tmp_path / "cache", KEY).get(ADD.module_hash, config) is None
+    file.write_bytes(whole + b"\0")
+    pool = await _pool(CodeCache(tmp_path / "cache", KEY))
+    assert (await pool.run(ADD)).results == (i32(3),)
+    assert pool.describe()["compiled"] == 1
+    await pool.stop()
+    assert file.read_bytes()[:11] == b"XSC code 1\n"
+
+
+CODE = Code(b"about", b"machine code")
+
+
+def test_a_seal_is_for_one_key_one_module_and_one_engine():
+    raw = to_file(CODE, KEY, b"m" * 32, b"c" * 32)
+    assert from_file(raw, KEY, b"m" * 32, b"c" * 32) == CODE
+    assert from_file(raw, b"K" * 32, b"m" * 32, b"c" * 32) is None
+    assert from_file(raw, KEY, b"M" * 32, b"c" * 32) is None
+    assert from_file(raw, KEY, b"m" * 32, b"C" * 32) is None
+
+
+def test_the_longest_unused_goes_first_also_after_a_restart(tmp_path):
+    size = len(to_file(CODE, KEY, bytes(32), bytes(32)))
+    cache = CodeCache(tmp_path / "cache", KEY, 3 * size)
+    for number in range(3):
+        cache.put(bytes([number]) * 32, bytes(32), CODE)
+    assert cache.get(bytes(32), bytes(32)) == CODE
+    cache = CodeCache(tmp_path / "cache", KEY, 3 * size)
+    cache.put(b"3" * 32, bytes(32), CODE)
+    assert cache.describe() == {"files": 3, "bytes": 3 * size}
+    assert cache.get(b"\1" * 32, bytes(32)) is None
+    assert cache.get(bytes(32), bytes(32)) == CODE
+    cache.put(b"4" * 32, bytes(32), Code(b"", bytes(4 * size)))
+    assert cache.get(b"4" * 32, bytes(32)) is None
+
+
+def test_what_is_no_directory_or_no_file_of_ours_is_not_used(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "elsewhere")
+    cache = CodeCache(tmp_path / "cache", KEY)
+    cache.put(bytes(32), bytes(32), CODE)
+    assert cache.get(bytes(32), bytes(32)) is None
+    assert not list((tmp_path / "elsewhere").iterdir())
+    cache = CodeCache(tmp_path / "own", KEY)
+    cache.put(bytes(32), bytes(32), CODE)
+    (file,) = (tmp_path / "own").iterdir()
+    file.rename(tmp_path / "moved")
+    file.symlink_to(tmp_path / "moved")
+    assert CodeCache(tmp_path / "own", KEY).get(bytes(32), bytes(32)) is None
+    assert (tmp_path / "moved").exists()
+    file.mkdir()
+    assert CodeCache(tmp_path / "own", KEY).get(bytes(32), bytes(32)) is None
+
+
+def test_directory_that_others_can_read_is_closed(tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o755)
+    CodeCache(tmp_path / "cache", KEY).put(bytes(32), bytes(32), CODE)
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
