@@ -98,7 +98,7 @@ class LevelDBKeyValue:
                 f"the database {self._path} is open in another process",
                 hint="stop the other node of this home",
             )
-        if "No space left" in text or "quota exceeded" in text.lower():
+        if any(word in text for word in ("No space left", "uota exceeded", "File too large")):
             return SpaceExhausted(f"the disk under {self._path} is full")
         return StoreDamaged(
             f"the database {self._path} is damaged or cannot be used: {text}",

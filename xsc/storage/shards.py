@@ -111,6 +111,7 @@ class StorageNode:
         self._next = 1
         self._open: set[int] = set()
         self._damaged: dict[int, Damage] = {}
+        self._unsettled: list[_Settling] = []
         self._pausing = False
         self._writing: set[bytes] = set()
         self._writers: dict[tuple[bytes, bytes], int] = {}
@@ -232,6 +233,7 @@ class StorageNode:
         puts: list[tuple[bytes, Entry]] = []
         drops: list[tuple[bytes, int]] = []
         gaps = Gaps()
+        gone: set[int] = set()
         events = heapq.merge(
             readable(self._bodies, formats.BODIES, mark, gaps),
             readable(self._bodies, formats.GONE, mark, Gaps()),
@@ -241,6 +243,7 @@ class StorageNode:
             try:
                 if key.startswith(formats.GONE):
                     drops.extend(formats.decode_gone(value))
+                    gone.update(dropped for _, dropped in drops)
                 else:
                     body = formats.decode_body(value)
                     puts.append((body.index_key, formats.entry_of(body, sequence)))
@@ -259,11 +262,15 @@ class StorageNode:
             self._log.error("storage_bodies_unreadable", first=first, last=last)
             if last < SEQUENCE_MAX:
                 self._next = max(self._next, last + 1)
-        self._recall()
+        self._recall(mark, gone)
         return replayed, damaged
 
-    def _recall(self) -> None:
-        """Read the notes of damage; what one is about keeps its place and its bytes."""
+    def _recall(self, mark: int, gone: set[int]) -> None:
+        """Read the notes of damage; what one is about keeps its place and its bytes.
+
+        A note can have come to the disk beside the deletion of its body: what was deleted,
+        by a note of that or by an index that knew it once, does not come back.
+        """
         stale: list[Change] = []
         self._damaged = {}
         for sequence, note, value in readable(self._bodies, formats.DAMAGED, 0, Gaps()):
@@ -275,9 +282,10 @@ class StorageNode:
                 stale.append((note, None))
                 continue
             held = self._entry(key)
-            if held is None:
+            if held is None and sequence > mark and sequence not in gone:
                 self._apply([(key, entry)], [], self._next - 1)
-            if held is None or held.sequence == sequence:
+                held = entry
+            if held is not None and held.sequence == sequence:
                 self._damaged[sequence] = Damage(key, entry, reason)
             else:
                 stale.append((note, None))
@@ -358,11 +366,28 @@ class StorageNode:
                     min(self._open - settled, default=self._next) - 1,
                 )
             except BaseException:
-                # The others try by themselves.
+                # The others try by themselves; this one is tried again before the next write.
                 self._settling.remove(mine)
+                self._unsettled.append(mine)
                 raise
             self._open -= settled
             del self._settling[: len(group)]
+
+    async def _catch_up(self) -> None:
+        """Enter what is written and could not be entered; nothing is stored or deleted before.
+
+        Else a shard could pass for held whose body is gone, or be written a second time.
+
+        Raises:
+            SpaceExhausted, StoreDamaged: the index still cannot be written.
+        """
+        while self._unsettled:
+            async with self._indexing:
+                for item in list(self._unsettled):
+                    mark = min(self._open.difference(item.sequences), default=self._next) - 1
+                    await self._executor.run(self._apply, item.puts, item.drops, mark)
+                    self._open.difference_update(item.sequences)
+                    self._unsettled.remove(item)
 
     def _take_sequences(self, count: int) -> list[int]:
         taken = list(range(self._next, self._next + count))
@@ -426,6 +451,7 @@ class StorageNode:
     async def _store(self, bodies: Sequence[Body]) -> int:
         size = sum(body.size_bytes for body in bodies)
         keys = [body.index_key for body in bodies]
+        await self._catch_up()
         held = await run_sized(self._executor, size, self._entries, keys)
         fresh: list[Body] = []
         replaced: list[Entry] = []
@@ -674,6 +700,7 @@ class StorageNode:
     ) -> dict[bytes, int]:
         freed: dict[bytes, int] = {}
         while True:
+            await self._catch_up()
             mine, others = await self._executor.run(self._held, locate, customer, chosen)
             if not mine:
                 if others and not freed and chosen is None:
@@ -798,7 +825,7 @@ class StorageNode:
         await self._turn(lambda: not self._pausing)
         self._pausing = True
         try:
-            await self._turn(lambda: not (self._writing or self._deleting or self._open))
+            await self._turn(lambda: not (self._writing or self._deleting))
             yield
         finally:
             self._pausing = False

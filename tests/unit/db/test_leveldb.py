@@ -180,7 +180,7 @@ def test_a_full_disk_is_named_and_nothing_synced_is_lost(tmp_path):
         [sys.executable, "-c", FULL, str(tmp_path / "db")], capture_output=True, check=True
     )
     written, error = child.stdout.decode().split()
-    assert error == "StoreDamaged"
+    assert error == "SpaceExhausted"
     store = LevelDBKeyValue(tmp_path / "db")
     assert len(list(store.scan(b""))) == int(written) > 0
     store.close()

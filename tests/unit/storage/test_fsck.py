@@ -392,3 +392,23 @@ def test_a_damaged_state_is_refused_in_one_sentence_or_reads_as_it_was(sound, tm
         shutil.copytree(sound, folder)
         harm(draw, folder / "state")
         asyncio.run(survive(folder))
+
+
+async def test_a_note_of_damage_that_outlived_its_body_brings_nothing_back(disk):
+    """Damage was found while the body was being deleted, and the power went."""
+    for rebuild in (False, True):
+        disk = Disk()
+        node = await disk.node()
+        await node.store([shard(0), shard(1)])
+        entry = node._entry(shard(0).index_key)
+        lagging = dict(disk.index.scan(b""))
+        note = formats.encode_damaged(shard(0).index_key, entry, "gone")
+        await node.delete(LOCATE, ALICE)
+        disk.bodies.write([(formats.sequenced(formats.DAMAGED, entry.sequence), note)], sync=True)
+        if rebuild:
+            disk.index = MemoryKeyValue()
+            disk.index.write(list(lagging.items()), sync=True)
+        node = await disk.node(rebuild=rebuild)
+        assert node.used_bytes == 0
+        assert node.damaged == ()
+        assert list(disk.bodies.scan(formats.DAMAGED, b"e")) == []

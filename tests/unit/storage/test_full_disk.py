@@ -1,0 +1,146 @@
+"""A disk that takes no more: what is asked is refused, what is held is given."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.unit.storage.test_shards import ALICE, LOCATE, Disk, shard, wanted
+from tests.unit.storage.world import World, content, get, put
+from xsc.base.errors import SpaceExhausted
+from xsc.db.memory import MemoryKeyValue
+from xsc.storage.held import Found
+
+CHILD = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from tests.unit.storage.test_shards import LOCATE, shard, wanted
+from xsc.base.clock import InlineExecutor
+from xsc.base.errors import SpaceExhausted
+from xsc.base.log import SilentLog
+from xsc.db.group import GroupCommit
+from xsc.node.stores import open_stores
+from xsc.storage.shards import StorageNode
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+async def main():
+    stores = open_stores(Path(sys.argv[1]), SilentLog())
+    executor = InlineExecutor()
+    node = StorageNode(
+        capacity_bytes=2**40,
+        bodies=stores.bodies,
+        index=stores.index,
+        commit=GroupCommit(stores.bodies, executor).commit,
+        executor=executor,
+        log=SilentLog(),
+    )
+    await node.start()
+    limit = int(sys.argv[2])
+    data = bytes(10_000)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            for segment in range(1000):
+                await node.store([shard(segment=segment, data=data)])
+        except SpaceExhausted as fault:
+            assert "\\n" not in fault.message
+        else:
+            raise SystemExit("it was never full")
+        assert node.reserved_bytes == 0
+    held = node.used_bytes // len(data)
+    found = await node.get(LOCATE, 0, [wanted(data, segment=s) for s in range(held)])
+    assert {item.state for item in found} == {"ok"}
+    audit = await node.audit(deep=True)
+    if not limit:
+        assert audit.whole
+        await node.store([shard(segment=2000, data=data)])
+    stores.close()
+    print(held)
+
+asyncio.run(main())
+"""
+
+
+def child(folder, limit):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_a_full_disk_refuses_serves_and_is_whole_when_there_is_room_again(tmp_path):
+    held = child(tmp_path / "db", 200_000)
+    assert held > 5
+    assert child(tmp_path / "db", 0) >= held
+
+
+class Full(MemoryKeyValue):
+    """Takes so many more writes."""
+
+    room = 10**9
+
+    def write(self, changes, *, sync):
+        if self.room <= 0:
+            raise SpaceExhausted("the disk is full")
+        self.room -= 1
+        super().write(changes, sync=sync)
+
+
+@pytest.mark.parametrize("store", ["bodies", "index"])
+async def test_wherever_the_room_ends_reads_go_on_and_a_start_puts_it_right(store):
+    for room in range(6):
+        disk = Disk()
+        disk.bodies, disk.index = Full(), Full()
+        node = await disk.node()
+        await node.store([shard(0)])
+        getattr(disk, store).room = room
+        for column in range(1, 4):
+            with contextlib.suppress(SpaceExhausted):
+                await node.store([shard(column)])
+        assert node.reserved_bytes == 0
+        assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+        getattr(disk, store).room = min(room, 2)
+        refused = False
+        for _ in range(4):
+            try:
+                await node.delete(LOCATE, ALICE)
+                await node.store([shard(0)])
+            except SpaceExhausted:
+                refused = True
+        assert refused
+        assert node.reserved_bytes == 0
+        (found,) = await node.get(LOCATE, 0, [wanted()])
+        assert found.data in (None, b"data")
+        # A body that was deleted while its entry could not be is noted: that goes, too.
+        await node.audit(deep=True)
+        getattr(disk, store).room = 10**9
+        node = await disk.node()
+        audit = await node.audit(deep=True)
+        assert audit.whole
+        await node.store([shard(9)])
+        await node.delete(LOCATE, ALICE)
+        assert node.used_bytes == 0
+
+
+async def test_a_host_whose_disk_is_full_is_replaced_and_goes_on_serving():
+    world = await World(8).start()
+    data = content(9 * 2**20 + 1)
+    done = await put(world[0], data)
+    full = world.by_id[done.hosts[0]]
+
+    async def commit(changes):
+        raise SpaceExhausted("the disk is full")
+
+    full.node._commit = commit
+    again = await put(world[0], data)
+    assert full.id not in again.hosts
+    assert await get(world[0], again.capability) == data
+    assert await get(world[3], done.capability) == data
+    states = [row.state for row in (await world[0].service.stat(done.capability)).hosts]
+    assert states == ["ok"] * 6
