@@ -66,7 +66,7 @@ class World:
         settings = {**self.settings, "name": self.name(index)}
         return load(NO_HOME, {}, settings)
 
-    def make(self, index: int) -> Node:
+    def make(self, index: int, *, recovering: bool = False) -> Node:
         self.lives[index] += 1
         seed = self.seed + bytes([index, self.lives[index]])
         disk = self.disks[index]
@@ -84,7 +84,7 @@ class World:
             disk_free_bytes=lambda: 2**40,
         )
         key = KeyPair(hashlib.sha256(self.seed + bytes([index])).digest())
-        return Node(self.config(index), key, "simulation", parts)
+        return Node(self.config(index), key, "simulation", parts, recovering=recovering)
 
     async def start(self) -> None:
         for index in range(self.count):
@@ -112,6 +112,11 @@ class World:
         self.net.kill(self.name(index))
         await self.nodes[index].tasks.stop()
         self.disks[index].lose_unsynced()
+
+    async def lose(self, index: int) -> None:
+        """Kill a node, and its disk with it."""
+        await self.crash(index)
+        self.disks[index] = Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue())
 
     async def restart(self, index: int) -> Node:
         self.nodes[index] = self.make(index)

@@ -45,7 +45,8 @@
     │   ├── PeerSilent                 a peer does not answer
     │   ├── ShardsInsufficient         fewer than k shards can be fetched
     │   ├── NoOffers                   nobody offers what is needed
-    │   └── SandboxFailed              the worker process died by no fault of the module
+    │   ├── SandboxFailed              the worker process died by no fault of the module
+    │   └── Recovering                 recovers what it lost, signs nothing yet
     └── CorruptionError            6    500   our own data fails its check
         ├── ShardsDamaged              shards of an object are damaged or gone
         ├── StoreDamaged               a database or a record in it is damaged
@@ -354,6 +355,10 @@ class NoOffers(UnavailableError):
 
 class SandboxFailed(UnavailableError):
     """A sandbox worker died by no fault that can be laid to the module."""
+
+
+class Recovering(UnavailableError):
+    """The node is recovering what it lost, and signs nothing until it has it."""
 
 
 class CorruptionError(XscError):

@@ -24,6 +24,21 @@ SEGMENTS_IN_FLIGHT = 3
 MANIFEST_BYTES_MAX = 32 * MIB
 OBJECT_BYTES_MAX = 512 * GIB
 """Bounded by the manifest: about 250 bytes a segment of 4 MiB, in 32 MiB."""
+DIRECTORY_HEAD_BYTES_MAX = 2 * MIB
+"""Kept whole at every peer: the addresses of PEERS_MAX peers and a small directory."""
+DIRECTORY_INLINE_BYTES_MAX = 512 * KIB
+"""A larger directory is an object of its own."""
+DIRECTORY_BYTES_MAX = 1 * GIB
+DIRECTORY_DELAY_MS = 500
+"""Changes of the directory within this time are written together."""
+DIRECTORY_INTERVAL_MS = 5_000
+"""Least time between two writes of the directory, and between tries to tell peers."""
+RECOVERY_PARALLEL = 16
+"""Objects looked for at once by a recovery."""
+LEDGER_HISTORY_ITEMS_MAX = 64
+"""Entries in one page of a ledger's history."""
+LEDGER_TRAIL_BYTES_MAX = 256 * KIB
+"""Own halves that nobody else has, told sealed with the next entry."""
 STORE_REQUEST_BYTES_MAX = 16 * MIB
 """Shards of one put request; more columns at one host go in several."""
 STAT_READ_BYTES_MAX = 64 * MIB

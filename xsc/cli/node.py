@@ -10,8 +10,9 @@ import click
 
 from xsc.base.errors import ArgumentInvalid, StoreDamaged
 from xsc.base.units import format_duration, format_size
-from xsc.cli.options import PATH, Command, Group, Settings, pass_settings
+from xsc.cli.options import INVITATION, PATH, Command, Group, Settings, pass_settings
 from xsc.cli.output import say, short, show, show_json, show_pairs, warn
+from xsc.client.calls import read_file
 from xsc.client.files import check_target
 
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -44,6 +45,74 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
         return
     show(made["id"])
     say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+
+
+@node.command()
+@click.argument("identity", type=PATH, required=False)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    required=True,
+    type=INVITATION,
+    metavar="PEER",
+    help="A peer: its invitation (or @FILE), or ID@HOST:PORT. May be repeated.",
+)
+@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
+@click.option(
+    "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
+)
+@pass_settings
+def recover(
+    settings: Settings,
+    identity: Path | None,
+    peers: tuple[str, ...],
+    name: str | None,
+    network: str | None,
+    *,
+    without_silent: bool,
+) -> None:
+    """Bring a lost node back, from its exported key IDENTITY and at least one peer.
+
+    The home must be empty. Peers, objects and the ledger come back from the
+    peers. A recovery that broke off goes on without IDENTITY.
+    """
+    from xsc.base.ids import to_text
+    from xsc.node.daemon import recover_home
+
+    text = None
+    if identity is not None:
+        text = read_file(identity, "key file", 4096).decode("ascii", "replace")
+    node_id, done = recover_home(
+        settings.home,
+        text,
+        peers,
+        network=network,
+        name=name,
+        passphrase=_passphrase_of(settings.home),
+        without_silent=without_silent,
+    )
+    for lost in done.lost:
+        warn(f"the object {lost or 'without a name'} is at no host that answers")
+    if settings.json:
+        show_json(
+            {
+                "id": node_id,
+                "home": str(settings.home),
+                "peers": done.peers,
+                "objects": done.objects,
+                "entries": done.entries,
+                "silent": [to_text(peer) for peer in done.silent],
+                "lost": list(done.lost),
+            }
+        )
+        return
+    show(node_id)
+    say(
+        f"recovered {done.objects} objects, {done.peers} peers and {done.entries} ledger "
+        "entries; `xsc node start` runs it"
+    )
 
 
 class _StartCommand(Command):

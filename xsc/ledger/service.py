@@ -30,12 +30,23 @@ from xsc.base.errors import (
     NotFound,
     PeerError,
     ReceiptInvalid,
+    RecordInvalid,
+    Recovering,
+    TooLarge,
+    UnavailableError,
     XscError,
 )
-from xsc.base.fields import take_bytes, take_int
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import AMOUNT_MAX, LEDGER_CONFLICTS_KEPT, LEDGER_RETRY_MS
+from xsc.base.limits import (
+    AMOUNT_MAX,
+    LEDGER_CONFLICTS_KEPT,
+    LEDGER_HISTORY_ITEMS_MAX,
+    LEDGER_RECORD_BYTES_MAX,
+    LEDGER_RETRY_MS,
+    LEDGER_TRAIL_BYTES_MAX,
+)
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler
@@ -52,6 +63,14 @@ from xsc.ledger.entry import (
     open_half,
     post_half,
     void_half,
+)
+from xsc.ledger.recovery import (
+    TRAIL_NONCE_BYTES,
+    Shown,
+    Step,
+    check_shown,
+    rebuild,
+    seal_trail,
 )
 from xsc.ledger.state import LedgerState, append, digest, settle
 from xsc.ledger.validation import (
@@ -73,10 +92,13 @@ _OTHER = _ROOT + b"other/"
 _VOUCHER = _ROOT + b"voucher/"
 _CONFLICT = _ROOT + b"conflict/"
 _MARK = _ROOT + b"mark"
+_TRAIL = b"ledger-trail/"
+"""The peer's sealed trail to its half beside ours, by our sequence number."""
 
 PROPOSE = "ledger.propose"
 HEAD = "ledger.head"
 HEAD_TIMEOUT_MS = 2_000
+HISTORY = "ledger.history"
 
 EntryState: TypeAlias = Literal["settled", "open", "void", "noted"]
 """`open` has no answer yet, `void` was withdrawn, `noted` needs no answer."""
@@ -154,6 +176,7 @@ class LedgerService:
         state: KeyValue,
         log: Log,
         starter_limit: int,
+        recovering: bool = False,
     ) -> None:
         """Read the book from the store.
 
@@ -168,6 +191,7 @@ class LedgerService:
             log: hears of refusals and conflicts.
             starter_limit: micro-credits that a peer may owe until `set_limit` says
                 otherwise. Only peers that the operator added reach this service.
+            recovering: sign nothing until `recover` has brought the chain back.
 
         Raises:
             LedgerDamaged: the stored chain breaks a rule.
@@ -184,6 +208,7 @@ class LedgerService:
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._certain = True
+        self._recovering = recovering
         self._ledger = self._load()
 
     # What the book says
@@ -409,6 +434,7 @@ class LedgerService:
             "v": 1,
             "half": half.raw,
             "voucher": self._read(_VOUCHER, seq),
+            "trail": self._trail(seq),
         }
         try:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
@@ -419,7 +445,8 @@ class LedgerService:
             await self._exclusive(self._void, seq)
             return None if self._is_settled(seq) else fault.message
         counter = open_half(take_bytes(reply.header, "counter"), network=self._network)
-        await self._exclusive(self._conclude, half, counter)
+        trail = take_opt_bytes(reply.header, "trail")
+        await self._exclusive(self._conclude, half, counter, trail)
         return None
 
     def _is_settled(self, seq: int) -> bool:
@@ -439,7 +466,19 @@ class LedgerService:
         )
         await self._extend(sign(void, self._key, self._network))
 
-    async def _conclude(self, half: Signed[Half], counter: Signed[Half]) -> None:
+    def _trail(self, seq: int) -> bytes | None:
+        """Return, sealed for this node itself, the own halves before one that nobody else has."""
+        steps: list[Step] = []
+        while seq > len(steps):
+            before = seq - len(steps) - 1
+            if self._store.get(_key(_OTHER, before)) is not None:
+                break
+            steps.append(Step(self._read(_HALF, before), self._store.get(_key(_VOUCHER, before))))
+        return seal_trail(steps, self._key, self._entropy.token(TRAIL_NONCE_BYTES))
+
+    async def _conclude(
+        self, half: Signed[Half], counter: Signed[Half], trail: bytes | None
+    ) -> None:
         """Take the debtor's answer to the book, unless it is there already."""
         book, seq = self._ledger, half.record.seq
         if seq not in book.open:
@@ -449,24 +488,37 @@ class LedgerService:
         if (refusal := check_chain(book, counter)) is not None:
             await self._keep_fork(counter)
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
-        await self._write([(_key(_OTHER, seq), counter.raw)])
+        changes: list[Change] = [(_key(_OTHER, seq), counter.raw)]
+        if trail is not None and len(trail) <= LEDGER_TRAIL_BYTES_MAX:
+            changes.append((_key(_TRAIL, seq), trail))
+        await self._write(changes)
         settle(book, half.record, counter)
 
     # What peers ask
 
     def handlers(self) -> dict[str, Handler]:
         """Return the methods that peers may call."""
-        return {PROPOSE: self._answer_propose, HEAD: self._answer_head}
+        return {
+            PROPOSE: self._answer_propose,
+            HEAD: self._answer_head,
+            HISTORY: self._answer_history,
+        }
 
     async def _answer_propose(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         half = open_half(take_bytes(header, "half"), network=self._network)
         voucher = open_voucher(take_bytes(header, "voucher"), network=self._network)
-        counter = await self._exclusive(self._accept, caller, half, voucher)
-        return {"v": 1, "counter": counter}, ()
+        trail = take_opt_bytes(header, "trail")
+        if trail is not None and len(trail) > LEDGER_TRAIL_BYTES_MAX:
+            raise TooLarge("the trail of an entry is over its bound")
+        counter = await self._exclusive(self._accept, caller, half, voucher, trail)
+        seq = self._ledger.entries[caller, half.record.xid].seq
+        return {"v": 1, "counter": counter, "trail": self._trail(seq)}, ()
 
-    async def _accept(self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher]) -> bytes:
+    async def _accept(
+        self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher], trail: bytes | None
+    ) -> bytes:
         """Return this node's signed half to a creditor's, writing both unless it is known."""
         book = self._ledger
         refusal = check_proposal(book, half, caller, voucher)
@@ -488,8 +540,98 @@ class LedgerService:
             half, seq=book.next_seq, prev=book.head, created_ms=self._clock.now_ms()
         )
         own = sign(answer, self._key, self._network)
-        await self._extend(own, voucher, initiator=half)
+        await self._extend(own, voucher, initiator=half, trail=trail)
         return own.raw
+
+    async def _answer_history(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Give the caller its own halves as they stand here, from a number on, a page of them."""
+        start = take_int(header, "start")
+        seen = self._ledger.seen.get(caller, {})
+        later = [seq for seq in sorted(seen) if seq >= start]
+        items: list[Value] = []
+        size = 0
+        for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
+            seq = seen[theirs].seq
+            trail = self._store.get(_key(_TRAIL, seq))
+            size += LEDGER_RECORD_BYTES_MAX + len(trail or b"")
+            if items and size > 2 * LEDGER_TRAIL_BYTES_MAX:
+                break
+            items.append(
+                {
+                    "seq": theirs,
+                    "half": self._read(_OTHER, seq),
+                    "other": self._read(_HALF, seq),
+                    "voucher": self._read(_VOUCHER, seq),
+                    "trail": trail,
+                }
+            )
+        return {"v": 1, "items": items, "more": len(items) < len(later)}, ()
+
+    async def recover(self, peers: Sequence[bytes]) -> list[bytes]:
+        """Bring the own chain back from what peers hold of it; return who did not answer.
+
+        The chain is what is here and what they show, up to the highest number,
+        replayed with every signature before it is kept. Nothing may be signed
+        meanwhile, and `finish_recovery` allows it again.
+
+        Raises:
+            LedgerDamaged: an entry is missing, or two stand in one place.
+        """
+        shown: list[Shown] = []
+        silent = []
+        for peer in peers:
+            try:
+                shown += await self._history(peer)
+            except UnavailableError:
+                silent.append(peer)
+        await self._exclusive(self._restore, shown)
+        return silent
+
+    async def _history(self, peer: bytes) -> list[Shown]:
+        shown: list[Shown] = []
+        start, more = 0, True
+        while more:
+            reply = await self._caller.call(peer, HISTORY, {"v": 1, "start": start})
+            items = take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
+            for item in items:
+                if not isinstance(item, dict):
+                    raise RecordInvalid("an item of a history must be a map")
+                seq = take_int(item, "seq")
+                if seq < start:
+                    raise RecordInvalid("a history goes backwards")
+                start = seq + 1
+                found = check_shown(item, peer=peer, key=self._key, network=self._network)
+                if found is None:
+                    self._log.warning("ledger.history_wrong", peer=short(peer), entry=seq)
+                else:
+                    shown.append(found)
+            more = take_bool(reply.header, "more") and bool(items)
+        return shown
+
+    async def _restore(self, shown: list[Shown]) -> None:
+        def work() -> list[Change]:
+            rows = rebuild(self._rows(), shown, me=self._key.node_id, network=self._network)
+            changes: list[Change] = []
+            for prefix, table in (
+                (_HALF, rows.halves),
+                (_OTHER, rows.others),
+                (_VOUCHER, rows.vouchers),
+            ):
+                changes += [(_key(prefix, seq), raw) for seq, raw in table.items()]
+            if rows.mark is not None:
+                changes.append((_MARK, rows.mark))
+            return changes
+
+        changes = await self._executor.run(work)
+        if changes:
+            await self._write(changes)
+            self._ledger = await self._executor.run(self._load)
+
+    def finish_recovery(self) -> None:
+        """Allow entries again."""
+        self._recovering = False
 
     async def _answer_head(
         self, caller: bytes, _header: dict[str, Value], _parts: Sequence[Part]
@@ -612,6 +754,7 @@ class LedgerService:
         voucher: Signed[Voucher] | None = None,
         *,
         initiator: Signed[Half] | None = None,
+        trail: bytes | None = None,
     ) -> None:
         """Append an own half, with what stands beside it, in one synced write.
 
@@ -619,6 +762,8 @@ class LedgerService:
             CreditExceeded, ReceiptInvalid, ArgumentInvalid: a rule is broken; nothing
                 is written.
         """
+        if self._recovering:
+            raise Recovering("this node is recovering its ledger and signs nothing yet")
         refusal = check_own_next(self._ledger, own, voucher=voucher, initiator=initiator)
         if refusal is not None:
             raise _error(refusal)
@@ -628,6 +773,8 @@ class LedgerService:
             changes.append((_key(_VOUCHER, seq), voucher.raw))
         if initiator is not None:
             changes.append((_key(_OTHER, seq), initiator.raw))
+        if trail is not None:
+            changes.append((_key(_TRAIL, seq), trail))
         await self._write(changes)
         append(self._ledger, own, initiator)
 

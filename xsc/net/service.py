@@ -282,6 +282,30 @@ class PeerNet:
         self._meet(asked.node_id, theirs.record, name)
         return asked.node_id
 
+    def restore(self, info: PeerInfo) -> None:
+        """Take a peer that was known before this node lost its state; a newer entry stays.
+
+        Raises:
+            SpaceExhausted: PEERS_MAX are known.
+        """
+        if info.node_id == self.node_id:
+            return
+        before = self._book.get(info.node_id)
+        if before is not None and before.seq >= info.seq:
+            return
+        record = AddressRecord(
+            name=info.name, addresses=info.addresses, fingerprint=info.fingerprint, seq=info.seq
+        )
+        met = self._book.met(info.node_id, record, name=None, now_ms=self._clock.now_ms())
+        self._book.put(met)
+        if before is None:
+            self._tell(info.node_id, "added")
+
+    async def greet(self, peer: bytes) -> bool:
+        """Tell a peer where this node is now; return whether it answered."""
+        await self._greet(peer)
+        return peer in self._greeted
+
     async def remove(self, peer: bytes) -> None:
         """Forget a peer; it must be invited again to come back.
 

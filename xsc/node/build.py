@@ -15,7 +15,7 @@ from xsc import __version__
 from xsc.allocation.service import AllocationService
 from xsc.allocation.tiers import RULES, Claim
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.errors import LedgerDamaged, PeerUnknown, XscError
+from xsc.base.errors import LedgerDamaged, PeerUnknown, StoreDamaged, XscError
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS, SWEEP_INTERVAL_MS
@@ -34,7 +34,9 @@ from xsc.market.service import MarketService, MarketSettings
 from xsc.net.port import Transport
 from xsc.net.service import PeerNet
 from xsc.node.config import Config
+from xsc.node.directory import DirectoryKeeper
 from xsc.node.tasks import Tasks
+from xsc.storage.heads import Heads
 from xsc.storage.messages import PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
@@ -133,7 +135,15 @@ def market_settings(config: Config) -> MarketSettings:
 class Node:
     """One whole node."""
 
-    def __init__(self, config: Config, key: KeyPair, network: str, parts: Parts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        key: KeyPair,
+        network: str,
+        parts: Parts,
+        *,
+        recovering: bool = False,
+    ) -> None:
         """Put the services together; nothing runs before `start`."""
         net = network_id(network)
         clock, entropy, executor, log = parts.clock, parts.entropy, parts.executor, parts.log
@@ -183,6 +193,7 @@ class Node:
             state=parts.state,
             log=log,
             starter_limit=config.starter_credit_micro,
+            recovering=recovering,
         )
         self.health = HealthService(
             key=key,
@@ -246,6 +257,20 @@ class Node:
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
+        self.heads = Heads(net, parts.state)
+        self.directory = DirectoryKeeper(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            executor=executor,
+            peers=self.peers,
+            storage=self.storage,
+            weight_ppm=self.allocation.weight_ppm,
+            state=parts.state,
+            log=log,
+        )
+        self.directory.on_old_copy = self._is_old_copy
         self.compute = ComputeService(
             key=key,
             network=net,
@@ -325,6 +350,7 @@ class Node:
                 self.allocation,
                 self.market,
                 self.storage,
+                self.heads,
                 self.compute,
             ):
                 self.peers.register(service.handlers())
@@ -341,6 +367,7 @@ class Node:
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
         self.tasks.start("ledger", self.ledger.run)
+        self.tasks.start("directory", self.directory.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("uploads", self.storage.uploads.run)
@@ -372,6 +399,15 @@ class Node:
         await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True)
         return Collected(swept, confirmed, open_, dead)
 
+    def _is_old_copy(self) -> None:
+        """End the node where a peer holds a newer directory than this home."""
+        fault = StoreDamaged(
+            "a peer holds a newer directory of this node: this home is an old copy",
+            hint="restore the latest home, or recover it: xsc node recover",
+        )
+        if not self.failed.done():
+            self.failed.set_result(fault)
+
     async def _confirm_head(self, peer: bytes) -> None:
         """End the node where a peer that came back shows that this home is an old copy."""
         try:
@@ -382,6 +418,7 @@ class Node:
                 self.failed.set_result(fault)
 
     def _peer_changed(self, peer: bytes, what: str) -> None:
+        self.directory.wake()
         if what == "added":
             self.health.watch(peer)
         else:
@@ -391,9 +428,20 @@ class Node:
         await self.allocation.peer_back(peer)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
+        self.directory.wake()
         if up:
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))
+
+    async def stop_recovering(self) -> None:
+        """End a node that was never started: it only asked its peers."""
+        await self.tasks.stop()
+        await self.peers.stop()
+        await self.ledger.close()
+        await self._state_commit.settle()
+        self.parts.executor.close()
+        for store in (self.parts.index, self.parts.bodies, self.parts.state):
+            store.close()
 
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""

@@ -13,24 +13,26 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
 
-from xsc.base.errors import ConfigInvalid
+from xsc.base.errors import ConfigInvalid, HomeInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import GIB, MIB, PPM
 from xsc.base.units import format_credits, format_size
 from xsc.compute.cache import CodeCache
 from xsc.compute.pool import PoolSandbox
 from xsc.net.http import HttpTransport
+from xsc.net.invitation import SCHEME, from_string
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.http import Reports, Running, application
 from xsc.node.logging import JsonLog
+from xsc.node.recovery import Recovered, recover
 from xsc.node.routes.table import all_routes
 from xsc.node.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor, keep_freed_memory
@@ -182,6 +184,73 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+async def _recover(
+    home: homes.Home, config: Config, places: Sequence[str], *, without_silent: bool
+) -> Recovered:
+    clock = SystemClock()
+    parts = _parts(home, config, JsonLog(clock, config.log_level), clock)
+    node = Node(
+        with_capacity(home.path, config, parts.disk_free_bytes()),
+        home.key,
+        home.network,
+        parts,
+        recovering=True,
+    )
+    try:
+        done = await recover(node, places, without_silent=without_silent)
+        homes.remember_port(home.path, node.peer_url)
+        return done
+    finally:
+        await node.stop_recovering()
+
+
+def recover_home(
+    path: Path,
+    identity: str | None,
+    places: Sequence[str],
+    *,
+    network: str | None,
+    name: str | None,
+    passphrase: str,
+    without_silent: bool,
+) -> tuple[str, Recovered]:
+    """Make a home of an exported key and bring back what its peers hold; return id and report.
+
+    Args:
+        path: an empty directory, or a home whose recovery was begun.
+        identity: text of the exported key file; None to go on with a recovery.
+        places: invitations of peers, or `ID@HOST:PORT`.
+        network: the network's name, where the home is new; that of the first invitation if None.
+        name: what the node calls itself.
+        passphrase: opens the key.
+        without_silent: see `xsc.node.recovery.recover`.
+
+    Raises:
+        XscError: why it is not finished; the same call again goes on.
+    """
+    with homes.lock(path):
+        if identity is not None and not (homes.is_recovering(path) and homes.is_home(path)):
+            if network is None:
+                invited = [text for text in places if text.startswith(SCHEME)]
+                network = from_string(invited[0]).network if invited else None
+            if homes.is_home(path):
+                homes.init_home(path)  # says why it cannot be
+            homes.begin_recovery(path)
+            homes.init_home(
+                path, passphrase=passphrase, name=name, network=network, recover=identity
+            )
+        if not homes.is_recovering(path):
+            raise HomeInvalid(
+                f"no recovery was begun at {path}", hint="give the exported key file, too"
+            )
+        home = homes.open_home(path, passphrase)
+        config = _remembered(path, from_environment(path, {}))
+        os.umask(0o077)
+        done = asyncio.run(_recover(home, config, places, without_silent=without_silent))
+        homes.end_recovery(path)
+    return to_text(home.key.node_id), done
+
+
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     """Run the node at a home in the foreground; return its exit code.
 
@@ -194,6 +263,11 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         XscError: why it cannot start.
     """
     with homes.lock(path):
+        if homes.is_recovering(path):
+            raise HomeInvalid(
+                f"the recovery of {path} is not finished, and its ledger could be forked",
+                hint="finish it: xsc node recover --peer PEER",
+            )
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)

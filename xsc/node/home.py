@@ -32,7 +32,9 @@ from xsc.node.system import SystemEntropy
 
 FORMAT = 1
 TOKEN_BYTES = 32
-_OPERATORS = frozenset({"config.toml", "node.log", "lock"})
+RECOVERY = "recover.json"
+"""Stands in a home whose recovery is not finished: no node may start on it."""
+_OPERATORS = frozenset({"config.toml", "node.log", "lock", RECOVERY})
 """What may stand in a directory before it is a home."""
 _UNFINISHED = frozenset({"format", "network"})
 
@@ -140,6 +142,22 @@ def init_home(
         "home": str(path),
         "network": network or NETWORK_DEFAULT,
     }
+
+
+def begin_recovery(path: Path) -> None:
+    """Mark a home, before it has an identity, as one that has to be recovered."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_private(path / RECOVERY, '{"v": 1}\n')
+
+
+def is_recovering(path: Path) -> bool:
+    """Say whether a recovery was begun at a home and not finished."""
+    return (path / RECOVERY).exists()
+
+
+def end_recovery(path: Path) -> None:
+    """Take the mark away: everything is there."""
+    (path / RECOVERY).unlink()
 
 
 def read_identity(path: Path, passphrase: str = "") -> KeyPair:

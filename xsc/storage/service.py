@@ -39,12 +39,13 @@ from xsc.identity.keys import KeyPair
 from xsc.storage import deletions, messages
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
+from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
 from xsc.storage.erasure import Buffer, Code
 from xsc.storage.held import FoundRecord, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
 from xsc.storage.messages import ObjectRecord, PutRequest
-from xsc.storage.names import HIDDEN, NAME_CHARS_MAX, Versions, check_name, version_row
+from xsc.storage.names import HIDDEN, NAME_CHARS_MAX, Versions, check_name, last_row, version_row
 from xsc.storage.pipeline import Upload, Uploaded
 from xsc.storage.placement import (
     Condition,
@@ -249,6 +250,8 @@ class StorageService:
         self._log = log
         self._segments_in_flight = segments_in_flight
         self._versions = Versions(state)
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when an object came or went."""
         self._reach = Reach(
             key=key,
             network=network,
@@ -373,6 +376,7 @@ class StorageService:
         if name:
             changes.extend(self._versions.rows(name, version, manifest_hash))
         await self._commit(changes)
+        self.on_change()
 
     # Customer: finding and reading
 
@@ -412,6 +416,64 @@ class StorageService:
                 hint="`xsc store ls --versions` shows names and versions",
             )
         return found
+
+    def directory(self) -> list[Listed]:
+        """Return what the directory holds of the objects stored here, oldest first."""
+        rows = []
+        for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
+            entry = self._parse_entry(raw)
+            if entry.deleting or entry.name.startswith(HIDDEN):
+                continue
+            held = tuple(ListedHost(at.node, at.lease_id, at.size_bytes) for at in entry.held)
+            rows.append(
+                Listed(
+                    entry.name,
+                    entry.version,
+                    entry.capability,
+                    entry.size_bytes,
+                    entry.created_ms,
+                    held,
+                )
+            )
+        return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
+
+    async def keep_versions(self, listed: Sequence[Listed]) -> None:
+        """Count the versions of names on from where a directory has them."""
+        last: dict[str, int] = {}
+        for item in listed:
+            if item.name:
+                last[item.name] = max(last.get(item.name, 0), item.version)
+        await self._commit([last_row(name, number) for name, number in last.items()])
+
+    async def adopt(self, listed: Listed) -> None:
+        """Take an object of the directory into the own list again, as its hosts have it.
+
+        Raises:
+            ObjectUnknown: no host that answered has it.
+        """
+        read = parse_read(listed.capability)
+        located = await self._ask_all(read.verify)
+        entry = ObjectEntry(
+            name=listed.name,
+            capability=listed.capability,
+            size_bytes=listed.size_bytes,
+            created_ms=listed.created_ms,
+            placement=located.placement_raw,
+            held=tuple(
+                HeldAt(node=at.node, lease_id=at.lease_id, size_bytes=at.size_bytes)
+                for at in listed.held
+            ),
+            deleting=False,
+            version=listed.version,
+        )
+        manifest_hash = read.manifest_hash
+        changes: list[tuple[bytes, bytes | None]] = [
+            (OBJECTS + manifest_hash, entry.to_bytes()),
+            (MANIFESTS + manifest_hash, located.sealed),
+        ]
+        if listed.name:
+            changes.extend(self._versions.rows(listed.name, listed.version, manifest_hash))
+        await self._commit(changes)
 
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.
@@ -697,6 +759,7 @@ class StorageService:
             changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]
         changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
         await self._commit(changes)
+        self.on_change()
         left_at = tuple(node for node in ordered if node not in confirmed)
         return RmResult(confirmed, left_at, receipts)
 

@@ -1,0 +1,78 @@
+"""A home is removed, and comes back from its exported key and one friend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from tests.e2e.conftest import wait_for
+from xsc.base.ids import from_text
+from xsc.db.leveldb import LevelDBKeyValue
+
+MIB = 1024 * 1024
+
+
+def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_path):
+    assert small_net.up(7).code == 0
+    owner, friend = small_net[0], small_net[2]
+    small, large, old = os.urandom(100), os.urandom(9 * MIB + 1), os.urandom(5000)
+    for name, content in (("small", small), ("a/large", old), ("a/large", large)):
+        assert owner(f"store put - --name {name}", stdin=content).code == 0
+    assert owner(f"peer recognise {friend.id} 25%").code == 0
+    key = tmp_path / "key"
+    node_id = owner(["node", "identity", "export", key]).line
+    assert owner("ledger settle").code == 0
+    before = owner("ledger verify --json").json
+    assert before["settled"] > 0
+    rows = owner("store ls --versions --json").json["objects"]
+    (row,) = [row for row in small_net.status() if row["id"] == node_id]
+    invitation = friend("peer invite").line
+    # Its directory is at the peers once it has not changed for a while.
+    wait_for(lambda: '"told"' in (owner.home / "node.log").read_text(), 60)
+    small_net.kill([row])
+    shutil.rmtree(owner.home)
+
+    refused = owner(["node", "recover", "--peer", invitation])
+    refused.fails(2, "home_invalid")
+    done = owner(["node", "recover", key, "--peer", "-", "--json"], stdin=invitation.encode())
+    assert done.code == 0, done.err
+    assert done.json["id"] == node_id
+    assert (done.json["peers"], done.json["objects"]) == (6, 3)
+    assert (done.json["silent"], done.json["lost"]) == ([], [])
+    assert small_net.up().code == 0
+    owner("node recover --peer x").fails(2, "home_locked")
+
+    after = owner("store ls --versions --json").json["objects"]
+    assert [row["capability"] for row in after] == [row["capability"] for row in rows]
+    assert owner("store get small -o -").out == small
+    assert owner("store get a/large -o -").out == large
+    assert owner("store get a/large --version 1 -o -").out == old
+    verified = owner("ledger verify --json").json
+    assert (verified["ok"], verified["entries"] >= before["entries"]) == (True, True)
+    assert owner("ledger settle").code == 0
+    assert owner("store put - --name small", stdin=old).code == 0
+    assert owner("store get small -o -").out == old
+
+
+def test_hosts_keep_neither_names_nor_capabilities_in_clear(small_net):
+    assert small_net.up(3).code == 0
+    owner = small_net[0]
+    capability = owner("store put - --name unmistakable", stdin=b"x" * 9000).line
+    wait_for(lambda: '"told"' in (owner.home / "node.log").read_text(), 60)
+    assert small_net.down().code == 0
+    secret = from_text(capability.removeprefix("xsc:r:"))[1:33]
+    found = 0
+    for index in (1, 2):
+        for name in ("state", "bodies", "index"):
+            store = LevelDBKeyValue(small_net[index].home / "db" / name)
+            for key, value in store.scan(b""):
+                found += key.startswith(b"storage/head/")
+                for clear in (b"unmistakable", capability.encode(), secret):
+                    assert clear not in key + value
+            store.close()
+    assert found >= 2
+    for index in range(3):
+        log = (small_net[index].home / "node.log").read_text()
+        assert "xsc:r:" not in log
+        assert "xsc:v:" not in log
+        assert "unmistakable" not in log

@@ -1,0 +1,202 @@
+"""A node loses its disk and comes back from its key and what its peers hold."""
+
+import pytest
+
+from tests.sim.network import content, get, put, run, stream
+from xsc.base.errors import (
+    LedgerDamaged,
+    ObjectUnknown,
+    PeerSilent,
+    Recovering,
+)
+from xsc.base.ids import to_text
+from xsc.base.limits import MIB
+from xsc.node import directory as keeper
+from xsc.node.recovery import recover
+
+OWNER = 0
+
+
+def place_of(world, index):
+    """Say where a node is, as a person would tell it who lost everything."""
+    node = world.nodes[index]
+    return f"{to_text(node.key.node_id)}@{node.peers.addresses()[0]}"
+
+
+async def put_named(node, name, data):
+    done = await node.storage.put(stream(data), name=name, size_hint=len(data))
+    return done.capability
+
+
+async def told(world, index=OWNER):
+    """Wait until all peers that are up hold the newest directory of a node."""
+    node = world.nodes[index]
+    node.directory.wake()
+    await world.clock.sleep_ms(20_000)
+    assert not await node.directory.write()
+
+
+async def back(world, index, place, *, without_silent=False):
+    """Recover a node on its empty disk, then start it as the daemon would."""
+    node = world.make(index, recovering=True)
+    done = await recover(node, [place], without_silent=without_silent)
+    await node.peers.stop()
+    world.nodes[index] = world.make(index)
+    await world.nodes[index].start()
+    return done
+
+
+async def debts(world):
+    """Settle what is owed, so that the owner has entries of both sides."""
+    for node in world.nodes:
+        await node.market.settle_all()
+
+
+async def story(world):
+    owner = world.nodes[OWNER]
+    friend = world.nodes[3].key.node_id
+    await owner.allocation.recognise(friend, 250_000)
+    kept = {
+        await put_named(owner, "a", content(10)): content(10),
+        await put_named(owner, "a", content(9 * MIB + 1)): content(9 * MIB + 1),
+        await put_named(owner, "b/c", content(70_000)): content(70_000),
+    }
+    await put(world.nodes[1], content(3 * MIB))
+    await debts(world)
+    await owner.ledger.set_limit(friend, 123_456_789)
+    others = await put(world.nodes[1], content(20 * MIB))
+    await debts(world)
+    await told(world)
+    before = owner.storage.directory()
+    chain = owner.ledger.head()
+    balances = {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()}
+    assert any(balances.values())
+    await world.lose(OWNER)
+    done = await back(world, OWNER, place_of(world, 2))
+    owner = world.nodes[OWNER]
+    assert (done.peers, done.objects, done.silent, done.lost) == (6, 3, (), ())
+    assert owner.ledger.head() == chain
+    assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
+    assert owner.ledger.limit(friend) == 123_456_789
+    assert owner.allocation.weight_ppm(friend) == 250_000
+    assert owner.storage.directory() == before
+    for capability, data in kept.items():
+        assert await get(owner, capability) == data
+    assert await get(owner, owner.storage.named("a", 1)[0]) == content(10)
+    await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+    assert (await owner.storage.put(stream(b"x"), name="a")).version == 3
+    await put(owner, content(20 * MIB))
+    await debts(world)
+    await debts(world)
+    assert owner.ledger.head()[0] > chain[0], "the recovered chain goes on"
+    for node in world.nodes:
+        await node.ledger.verify()
+    await told(world)
+    assert owner.directory.generation > done.generation
+    assert not owner.failed.done()
+    assert others
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_node_comes_back_from_its_key_and_one_peer(seed):
+    run(seed, 7, story, {"starter_credit": "1000", "storage_capacity": "2GiB"})
+
+
+def test_a_silent_peer_stops_a_recovery_unless_it_is_left_out():
+    async def play(world):
+        await put_named(world.nodes[OWNER], "a", content(MIB))
+        await told(world)
+        await world.lose(OWNER)
+        await world.crash(4)
+        node = world.make(OWNER, recovering=True)
+        with pytest.raises(PeerSilent, match="do not answer"):
+            await recover(node, [place_of(world, 2)], without_silent=False)
+        await node.peers.stop()
+        done = await back(world, OWNER, place_of(world, 2), without_silent=True)
+        assert done.silent == (world.nodes[4].key.node_id,)
+        assert done.objects == 1
+        assert await get(world.nodes[OWNER], world.nodes[OWNER].storage.named("a")[0])
+
+    run(11, 7, play, {"settle_interval": "1h"})
+
+
+def test_a_ledger_with_a_gap_is_not_gone_on_with():
+    async def play(world):
+        await put_named(world.nodes[OWNER], "a", content(20 * MIB))
+        await debts(world)
+        await told(world)
+        assert world.nodes[OWNER].ledger.head()[0] >= 6
+        await world.lose(OWNER)
+        await world.crash(4)
+        node = world.make(OWNER, recovering=True)
+        with pytest.raises(LedgerDamaged, match="missing at all peers that answered"):
+            await recover(node, [place_of(world, 2)], without_silent=True)
+        with pytest.raises(Recovering):
+            await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
+        await node.peers.stop()
+
+    run(11, 7, play)
+
+
+def test_nothing_is_signed_before_the_recovery_is_over():
+    async def play(world):
+        await world.lose(OWNER)
+        node = world.make(OWNER, recovering=True)
+        with pytest.raises(Recovering):
+            await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
+        assert node.ledger.head()[0] == 0
+        node.ledger.finish_recovery()
+        await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
+
+    run(12, 3, play)
+
+
+def test_a_directory_too_large_for_its_head_is_an_object(monkeypatch):
+    monkeypatch.setattr(keeper, "DIRECTORY_INLINE_BYTES_MAX", 100)
+
+    async def play(world):
+        owner = world.nodes[OWNER]
+        for number in range(40):
+            await put_named(owner, f"object {number}", content(number))
+        await told(world)
+        hidden = [row for row in owner.storage.ls() if row.name == keeper.OBJECT_NAME]
+        assert len(hidden) == 1, "the ones before it are deleted"
+        await world.lose(OWNER)
+        done = await back(world, OWNER, place_of(world, 1))
+        assert done.objects == 40
+        owner = world.nodes[OWNER]
+        for number in range(40):
+            assert await get(owner, owner.storage.named(f"object {number}")[0]) == content(number)
+
+    run(13, 7, play)
+
+
+def test_an_identity_that_nobody_holds_a_directory_of_is_told_so():
+    async def play(world):
+        for node in world.nodes:
+            await node.tasks.stop()
+            for key, _ in list(node.parts.state.scan(b"storage/head/")):
+                node.parts.state.write([(key, None)], sync=True)
+        await world.lose(OWNER)
+        node = world.make(OWNER, recovering=True)
+        with pytest.raises(ObjectUnknown, match="no peer that answered"):
+            await recover(node, [place_of(world, 1)], without_silent=True)
+        await node.peers.stop()
+
+    run(14, 3, play)
+
+
+def test_an_old_copy_of_a_home_stops_itself():
+    async def play(world):
+        await put_named(world.nodes[OWNER], "a", content(10))
+        await told(world)
+        old = [*world.disks[OWNER].state.scan(b"")]
+        await put_named(world.nodes[OWNER], "b", content(10))
+        await told(world)
+        await world.lose(OWNER)
+        world.disks[OWNER].state.write(old, sync=True)
+        node = await world.restart(OWNER)
+        await world.until(node.failed.done)
+        assert "old copy" in node.failed.result().message
+
+    run(15, 4, play)

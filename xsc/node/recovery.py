@@ -1,0 +1,217 @@
+"""Brings a node back on an empty machine, from its key file and one peer.
+
+A peer that is reached gives the directory head, the head names the other peers,
+and these are asked too: the highest generation counts. Peers, recognition and
+objects are taken from the directory, the ledger from the peers' own books. Until
+all of it is there the home carries a mark (`recover.json`), no node starts on it,
+and nothing is signed that could fork the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ObjectUnknown,
+    PeerSilent,
+    UnavailableError,
+    XscError,
+)
+from xsc.base.ids import from_text, short
+from xsc.base.limits import (
+    DIRECTORY_BYTES_MAX,
+    RECOVERY_PARALLEL,
+    STORAGE_QUESTION_TIMEOUT_MS,
+)
+from xsc.net.book import PeerInfo
+from xsc.net.invitation import SCHEME
+from xsc.node.build import Node
+from xsc.storage.directory import HeadBody, Listed, locate_of, newest, unpack
+from xsc.storage.heads import HEAD_GET
+
+_PLACE = re.compile(r"([a-z2-7]{52})@([^@#\s]+)(?:#([a-z2-7]{52}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What came back."""
+
+    generation: int
+    peers: int
+    objects: int
+    entries: int
+    """Of the ledger."""
+    silent: tuple[bytes, ...]
+    """Peers that were not asked, by the operator's word."""
+    lost: tuple[str, ...]
+    """Names of objects that nobody who answered has, by the operator's word."""
+
+
+async def meet(node: Node, place: str) -> None:
+    """Come to know a peer again: by its invitation, or by `ID@ADDRESS[#FINGERPRINT]`.
+
+    Raises:
+        ArgumentInvalid: neither. InvitationInvalid, PeerSilent: as `PeerNet.join`.
+    """
+    if place.startswith(SCHEME):
+        await node.peers.join(place)
+        return
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        raise ArgumentInvalid(
+            "a peer is given as its invitation, or as ID@HOST:PORT",
+            hint="ask a peer for `xsc peer invite`, or for its id and address",
+        )
+    node_id = from_text(match[1])
+    fingerprint = None if match[3] is None else from_text(match[3])
+    try:
+        info = PeerInfo(
+            node_id=node_id,
+            name="",
+            addresses=(match[2],),
+            fingerprint=fingerprint,
+            added_ms=0,
+            seq=1,
+        )
+    except ValueError:
+        raise ArgumentInvalid(f"'{match[2]}' is no address of the form HOST:PORT") from None
+    node.peers.restore(info)
+
+
+async def _head_of(node: Node, peer: bytes) -> bytes | None:
+    reply = await node.peers.call(
+        peer, HEAD_GET, {"locate": locate_of(node.key)}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+    )
+    return bytes(reply.parts[0]) if reply.parts else None
+
+
+async def find_head(node: Node) -> tuple[bytes, HeadBody, list[bytes]]:
+    """Return the newest head, what it says, and the peers that did not answer.
+
+    Raises:
+        ObjectUnknown: no peer that answered has one. PeerSilent: nobody answered.
+    """
+    asked: set[bytes] = set()
+    silent: list[bytes] = []
+    heads: list[bytes] = []
+    best = None
+    while fresh := [peer for peer in node.peers.peers() if peer not in asked]:
+        asked.update(fresh)
+        answers = await asyncio.gather(
+            *(_head_of(node, peer) for peer in fresh), return_exceptions=True
+        )
+        for peer, answer in zip(fresh, answers, strict=True):
+            if isinstance(answer, UnavailableError):
+                silent.append(peer)
+            elif isinstance(answer, XscError):
+                node.log.warning("recovery_head_refused", peer=short(peer), code=answer.code)
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif answer is not None:
+                heads.append(answer)
+        best = newest(heads, node.key, node.peers.network)
+        for known in () if best is None else best[1].peers:
+            node.peers.restore(
+                PeerInfo(
+                    node_id=known.node,
+                    name=known.name,
+                    addresses=known.addresses,
+                    fingerprint=known.fingerprint,
+                    added_ms=0,
+                    seq=known.seq,
+                )
+            )
+    if best is None:
+        if silent and len(silent) == len(asked):
+            raise PeerSilent(
+                "no peer that was named answers", hint="give others with --peer, or try again"
+            )
+        raise ObjectUnknown(
+            "no peer that answered holds a directory of this identity",
+            hint="name others of its peers with --peer",
+        )
+    return best[0].raw, best[1], silent
+
+
+async def _directory(node: Node, body: HeadBody) -> list[Listed]:
+    if body.directory is not None:
+        return unpack(body.directory)
+    assert body.capability is not None
+    reader = await node.storage.open(body.capability)
+    if reader.size_bytes > DIRECTORY_BYTES_MAX:
+        raise ObjectUnknown("the directory is larger than any can be")
+    return unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
+
+
+async def _adopt(node: Node, listed: Sequence[Listed]) -> list[Listed]:
+    """Take all objects back; return those that nobody who answered has."""
+    turn = asyncio.Semaphore(RECOVERY_PARALLEL)
+    lost: list[Listed] = []
+
+    async def one(item: Listed) -> None:
+        async with turn:
+            try:
+                await node.storage.adopt(item)
+            except ObjectUnknown:
+                lost.append(item)
+
+    await asyncio.gather(*(one(item) for item in listed))
+    await node.storage.keep_versions(listed)
+    return lost
+
+
+async def recover(node: Node, places: Sequence[str], *, without_silent: bool) -> Recovered:
+    """Bring everything back to a node that was built with `recovering` and serves nobody yet.
+
+    May be repeated after any failure. Returns with the ledger open for entries.
+
+    Args:
+        node: built, not started.
+        places: invitations of peers, or where they are.
+        without_silent: go on although peers are silent or objects are not found. An entry
+            that only a silent peer holds is then signed anew, which forks the ledger.
+
+    Raises:
+        PeerSilent: peers of the directory do not answer, or objects are not found.
+        LedgerDamaged: the chain cannot be rebuilt. ObjectUnknown: there is no directory.
+    """
+    await node.peers.start()
+    await node.allocation.start()
+    for place in places:
+        await meet(node, place)
+    raw, body, silent = await find_head(node)
+    names = ", ".join(short(peer) for peer in silent)
+    if silent and not without_silent:
+        raise PeerSilent(
+            f"these peers do not answer, and may hold the end of this node's ledger: {names}",
+            hint="try again when they are back; --without-silent goes on without them",
+        )
+    listed = await _directory(node, body)
+    silent = list({*silent, *await node.ledger.recover(node.peers.peers())})
+    if silent and not without_silent:
+        raise PeerSilent("a peer fell silent before it told what it holds of this node's ledger")
+    lost = await _adopt(node, listed)
+    if lost and not without_silent:
+        raise PeerSilent(
+            f"{len(lost)} of {len(listed)} objects are at no host that answers",
+            hint="try again when more peers are back; --without-silent leaves them out",
+        )
+    for peer in body.peers:
+        if peer.weight_ppm and peer.node in node.peers.peers():
+            await node.allocation.recognise(peer.node, peer.weight_ppm)
+    await node.directory.keep(raw)
+    for known in node.peers.peers():
+        await node.peers.greet(known)
+    node.ledger.finish_recovery()
+    return Recovered(
+        generation=node.directory.generation,
+        peers=len(node.peers.peers()),
+        objects=len(listed) - len(lost),
+        entries=node.ledger.head()[0],
+        silent=tuple(silent),
+        lost=tuple(item.name for item in lost),
+    )

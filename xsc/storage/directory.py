@@ -1,0 +1,273 @@
+"""The directory of a node's objects, and its head: all that a recovery begins with.
+
+The directory lists names, versions, capabilities and where what was confirmed
+lies. Its newest state is told by the head: a record that the owner signs and
+counts, sealed under a key of its identity, and kept whole at its peers. The head
+holds the peers and their addresses, and the directory itself or, where that is
+large, the capability of the object that holds it. The highest generation wins.
+docs/design/directory.md; vectors: tests/vectors/directory.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from xsc.base.encoding import Value, decode, domain, encode
+from xsc.base.errors import RecordInvalid, XscError
+from xsc.base.fields import take_bytes, take_int, take_list, take_opt_bytes, take_str
+from xsc.base.ids import ID_BYTES
+from xsc.base.limits import DIRECTORY_BYTES_MAX, DIRECTORY_HEAD_BYTES_MAX, PEERS_MAX, PPM
+from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+
+_VERSION = 1
+_NONCE_BYTES = 12
+_ENTRIES_MAX = 2**24
+
+
+class DirectoryHead(Record):
+    """Signed by the owner: this is the newest state of its directory."""
+
+    KIND: ClassVar[str] = "directory_head"
+
+    locate: Id32
+    """Follows from the owner's identity."""
+    generation: Count
+    """Rises with every change; the highest one wins."""
+    sealed: bytes
+    """Nonce, ciphertext and tag of a `HeadBody`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedHost:
+    """What a host confirmed to hold of an object, under which lease."""
+
+    node: bytes
+    lease_id: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One object."""
+
+    name: str
+    version: int
+    capability: str
+    size_bytes: int
+    created_ms: int
+    held: tuple[ListedHost, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPeer:
+    """A peer and where it was last."""
+
+    node: bytes
+    name: str
+    addresses: tuple[str, ...]
+    fingerprint: bytes | None
+    seq: int
+    """Of the address record that this follows."""
+    weight_ppm: int
+    """How much the owner recognises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBody:
+    """What the head says to its owner: the peers, and the directory or where it is."""
+
+    written_ms: int
+    peers: tuple[KnownPeer, ...]
+    directory: bytes | None
+    capability: str | None
+
+
+def locate_of(key: KeyPair) -> bytes:
+    """Return the id under which peers keep the head."""
+    return key.derive("directory/locate")
+
+
+def pack(objects: Sequence[Listed]) -> bytes:
+    """Return the canonical bytes of a directory."""
+    ids: dict[bytes, int] = {}
+    rows: list[Value] = []
+    for item in objects:
+        held: list[Value] = [
+            [
+                ids.setdefault(host.node, len(ids)),
+                ids.setdefault(host.lease_id, len(ids)),
+                host.size_bytes,
+            ]
+            for host in item.held
+        ]
+        rows.append(
+            [item.name, item.version, item.capability, item.size_bytes, item.created_ms, held]
+        )
+    table: list[Value] = [*ids]
+    return encode({"v": _VERSION, "ids": table, "objects": rows})
+
+
+def unpack(raw: bytes) -> list[Listed]:
+    """Return the objects of a directory.
+
+    Raises:
+        TooLarge, RecordInvalid: not a directory, or of another version.
+    """
+    value = _map(decode(raw, size_max=DIRECTORY_BYTES_MAX))
+    ids = take_list(value, "ids", most=_ENTRIES_MAX)
+    return [_listed(row, ids) for row in take_list(value, "objects", most=_ENTRIES_MAX)]
+
+
+def _map(value: Value) -> Mapping[str, Value]:
+    if not isinstance(value, dict) or value.get("v") != _VERSION:
+        raise RecordInvalid("the directory is of an unknown version")
+    return value
+
+
+def _listed(row: Value, ids: Sequence[Value]) -> Listed:
+    match row:
+        case [
+            str(name),
+            int(version),
+            str(capability),
+            int(size_bytes),
+            int(created_ms),
+            list(held),
+        ] if min(version, size_bytes, created_ms) >= 0:
+            hosts = tuple(_host(item, ids) for item in held)
+            return Listed(name, version, capability, size_bytes, created_ms, hosts)
+    raise RecordInvalid("an object of the directory is of no known form")
+
+
+def _host(item: Value, ids: Sequence[Value]) -> ListedHost:
+    match item:
+        case [int(node), int(lease), int(size)] if (
+            0 <= node < len(ids) and 0 <= lease < len(ids) and size >= 0
+        ):
+            found = ids[node], ids[lease]
+            match found:
+                case (bytes(node_id), bytes(lease_id)) if (
+                    len(node_id) == ID_BYTES and len(lease_id) == ID_BYTES
+                ):
+                    return ListedHost(node_id, lease_id, size)
+    raise RecordInvalid("a host in the directory is of no known form")
+
+
+def _peer_value(peer: KnownPeer) -> Value:
+    addresses: list[Value] = [*peer.addresses]
+    return {
+        "node": peer.node,
+        "name": peer.name,
+        "addresses": addresses,
+        "fingerprint": peer.fingerprint,
+        "seq": peer.seq,
+        "weight_ppm": peer.weight_ppm,
+    }
+
+
+def _peer(value: Value) -> KnownPeer:
+    if not isinstance(value, dict):
+        raise RecordInvalid("a peer of the directory is of no known form")
+    addresses = tuple(
+        text for text in take_list(value, "addresses", most=64) if isinstance(text, str)
+    )
+    return KnownPeer(
+        take_bytes(value, "node", size=ID_BYTES),
+        take_str(value, "name"),
+        addresses,
+        take_opt_bytes(value, "fingerprint"),
+        take_int(value, "seq"),
+        take_int(value, "weight_ppm", most=PPM),
+    )
+
+
+def body_bytes(body: HeadBody) -> bytes:
+    """Return the canonical bytes of what a head seals."""
+    peers: list[Value] = [_peer_value(peer) for peer in body.peers]
+    return encode(
+        {
+            "v": _VERSION,
+            "written_ms": body.written_ms,
+            "peers": peers,
+            "directory": body.directory,
+            "capability": body.capability,
+        }
+    )
+
+
+def _bound(generation: int) -> bytes:
+    return domain("directory-head") + generation.to_bytes(8, "big")
+
+
+def make_head(
+    body: HeadBody, generation: int, key: KeyPair, network: bytes, nonce: bytes
+) -> Signed[DirectoryHead]:
+    """Return the signed head of a generation."""
+    assert len(nonce) == _NONCE_BYTES
+    secret = AESGCM(key.derive("directory/head"))
+    sealed = nonce + secret.encrypt(nonce, body_bytes(body), _bound(generation))
+    head = DirectoryHead(locate=locate_of(key), generation=generation, sealed=sealed)
+    return sign(head, key, network)
+
+
+def open_head(raw: bytes, author: bytes, network: bytes) -> Signed[DirectoryHead]:
+    """Return a head that a node signed; anybody can check so much.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: it is none, or another's.
+    """
+    return open_signed(
+        raw, DirectoryHead, network=network, author=author, size_max=DIRECTORY_HEAD_BYTES_MAX
+    )
+
+
+def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
+    """Return what an own head says.
+
+    Raises:
+        RecordInvalid: it does not open under this identity, or breaks its form.
+    """
+    if head.locate != locate_of(key):
+        raise RecordInvalid("the head is of another directory")
+    secret = AESGCM(key.derive("directory/head"))
+    try:
+        plain = secret.decrypt(
+            head.sealed[:_NONCE_BYTES], head.sealed[_NONCE_BYTES:], _bound(head.generation)
+        )
+    except (InvalidTag, ValueError):
+        raise RecordInvalid("the head does not open under this identity") from None
+    value = _map(decode(plain, size_max=DIRECTORY_HEAD_BYTES_MAX))
+    capability = value.get("capability")
+    if capability is not None:
+        capability = take_str(value, "capability")
+    directory = take_opt_bytes(value, "directory")
+    if (capability is None) == (directory is None):
+        raise RecordInvalid("a head holds the directory, or says where it is")
+    return HeadBody(
+        take_int(value, "written_ms"),
+        tuple(_peer(item) for item in take_list(value, "peers", most=PEERS_MAX)),
+        directory,
+        capability,
+    )
+
+
+def newest(
+    raws: Sequence[bytes], key: KeyPair, network: bytes
+) -> tuple[Signed[DirectoryHead], HeadBody] | None:
+    """Return the head with the highest generation that is signed and opens; None where none is."""
+    best: tuple[Signed[DirectoryHead], HeadBody] | None = None
+    for raw in raws:
+        try:
+            head = open_head(raw, key.node_id, network)
+            if best is not None and head.record.generation <= best[0].record.generation:
+                continue
+            best = head, open_body(head.record, key)
+        except XscError:
+            continue
+    return best
