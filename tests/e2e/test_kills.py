@@ -88,7 +88,7 @@ class Crowd:
         """Put a stream at the owner, and strike at a moment: 1 is the end of the stream."""
         home = str(self.member(OWNER).home)
         process = subprocess.Popen(
-            [sys.executable, "-m", "xsc", "--home", home, "store", "put", "-", "--name", "test"],
+            [sys.executable, "-m", "xsc", "--home", home, "store", "put", "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
