@@ -13,6 +13,16 @@ def test_a_function_runs_elsewhere(net):
     assert answer["provider"] != net[0].id
 
 
+def test_a_batch_runs_elsewhere_under_one_receipt(net, tmp_path):
+    (tmp_path / "lines").write_text("".join(f"{n} 0x10\n" for n in range(5000)))
+    words = ["compute", "invoke", PROGRAMS / "trap.wasm", "divide", "--batch"]
+    words += [tmp_path / "lines", "--json", "--receipt", tmp_path / "r"]
+    answer = net[0](words).json
+    assert [item["results"] for item in answer["items"]] == [[str(n // 16)] for n in range(5000)]
+    assert answer["provider"] != net[0].id
+    assert "a batch of calls of divide" in call(["verify", tmp_path / "r"], home=tmp_path).line
+
+
 def test_on_a_named_node(net):
     row = net.status()[3]
     for name in (row["name"], row["id"], row["id"][:12]):

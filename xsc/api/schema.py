@@ -122,7 +122,7 @@ class Peer(Body):
 class JobRequest(Body):
     """The JSON in front of the module in `POST /v1/jobs`."""
 
-    mode: Literal["invoke", "run"]
+    mode: Literal["invoke", "run", "batch"]
     function: str = Field(default="_start", max_length=1024)
     arguments: list[Argument] = Field(default_factory=list, max_length=1024)
     env: dict[str, Argument] = Field(default_factory=dict, max_length=1024)
@@ -135,6 +135,9 @@ class JobRequest(Body):
     out: bool = False
     module_bytes: int = Field(ge=0, le=MODULE_BYTES_MAX)
     stdin_bytes: int = Field(default=0, ge=0, le=STDIN_BYTES_MAX)
+    """Of a batch: lines of arguments, parted by spaces."""
+    item_fuel: int | None = Field(default=None, ge=1, le=FUEL_MAX)
+    """Of a batch: most fuel of one call."""
 
 
 class Trap(Body):
@@ -164,6 +167,19 @@ class RunResult(Body):
     stdout: str
     stderr: str
     files: dict[str, str]
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: str
+    trap: Trap | None
+    receipt: str
+
+
+class BatchResult(Body):
+    """`POST /v1/jobs` with mode batch."""
+
+    items: list[dict[str, object]]
+    """For each call, in order: `results`, `fuel_used` and `trap`, as of one invocation."""
     fuel_used: int
     memory_peak_bytes: int
     wall_ms: int

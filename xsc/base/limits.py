@@ -159,6 +159,11 @@ ORDERS_REMEMBERED_MAX = 65_536
 ANSWERS_KEPT_BYTES_MAX = 64 * MIB
 """Answers to orders that are kept to be given again."""
 PROVIDERS_TRIED_MAX = 3
+BATCH_ITEMS_MAX = 65_536
+"""Calls of one batch."""
+BATCH_TRAPS_MAX = 256
+BATCH_TRAPS_BYTES_MAX = 64 * KIB
+"""Different traps that one batch can name."""
 PROGRAMS_REMEMBERED_MAX = 32
 """Modules whose declarations a customer need not read again."""
 

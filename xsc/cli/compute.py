@@ -7,6 +7,7 @@ said on standard error, because nobody is then paid and nobody else attests it.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 from base64 import b64decode
@@ -21,6 +22,7 @@ from xsc.cli.options import (
     INPUT,
     PAIR,
     PATH,
+    WHOLE,
     Group,
     ProgramCommand,
     Settings,
@@ -50,6 +52,13 @@ def compute() -> None:
 @click.argument("module", metavar="MOD", type=PATH)
 @click.argument("function", metavar="FUNC")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--batch",
+    type=PATH,
+    metavar="FILE",
+    help="Call it for each line of arguments in FILE, or of -.",
+)
+@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
 @job_options
 @click.pass_context
 def invoke(
@@ -58,17 +67,20 @@ def invoke(
     module: Path,
     function: str,
     arguments: tuple[str, ...],
+    batch: Path | None,
+    item_fuel: int | None,
     fuel: int | None,
     memory: int | None,
     timeout: int | None,
     on: str | None,
     receipt: Path | None,
     local: bool,
-) -> None:
+) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
     ARGS are numbers, read as the function's signature says: decimal, 0x
-    hexadecimal, negative, inf or nan.
+    hexadecimal, negative, inf or nan. With --batch, what came of each line is
+    printed as one line of JSON, and one receipt stands for all.
     """
     settings = ctx.ensure_object(Settings)
     _refuse_options(ctx, (str(module), function, *arguments))
@@ -76,6 +88,21 @@ def invoke(
         check_target(receipt)
     code = read_module(module)
     limits = limits_of(fuel, memory, timeout)
+    if batch is not None:
+        if arguments:
+            raise ArgumentInvalid("with --batch the arguments come from its lines alone")
+        lines = _read_stdin(batch)
+        if _runs_here(settings, on=on, local=local):
+            from xsc.node.local import batch_local
+
+            many: Document = batch_local(code, function, lines, limits, item_fuel)
+        else:
+            many = settings.calls().batch(
+                code, function, lines, limits, item_fuel=item_fuel, on=on, local=local
+            )
+        return _show_batch(settings, many, receipt)
+    if item_fuel is not None:
+        raise ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
     if _runs_here(settings, on=on, local=local):
         from xsc.node.local import invoke_local
 
@@ -89,6 +116,7 @@ def invoke(
     if not settings.json:
         show(" ".join(done["results"]))
     _tell(settings, done)
+    return None
 
 
 @compute.command(cls=ProgramCommand)
@@ -161,6 +189,22 @@ def run(
     exit_code: int = done["exit_code"]
     # A shell sees eight bits: a failure must not become 0 by losing the others.
     return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
+
+
+def _show_batch(settings: Settings, done: Document, receipt: Path | None) -> int:
+    """Show what came of each line; return 2 where one failed, for the others count, too."""
+    _save_receipt(done, receipt)
+    if settings.json:
+        show_json(done)
+    else:
+        sys.stdout.buffer.write("".join(f"{json.dumps(item)}\n" for item in done["items"]).encode())
+        sys.stdout.buffer.flush()
+    _raise_trap(done)
+    failed = sum(1 for item in done["items"] if item["trap"] is not None)
+    if failed:
+        say(f"{failed} of {len(done['items'])} lines failed: see their 'trap'")
+    _tell(settings, done)
+    return 2 if failed else 0
 
 
 def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xsc.client.client import Execution, Node, ObjectRow, ProgramRun, Stored, connect
+    from xsc.client.client import Execution, Item, Node, ObjectRow, ProgramRun, Stored, connect
 
-__all__ = ["Execution", "Node", "ObjectRow", "ProgramRun", "Stored", "connect"]
+__all__ = ["Execution", "Item", "Node", "ObjectRow", "ProgramRun", "Stored", "connect"]
 
 
 def __getattr__(name: str) -> object:

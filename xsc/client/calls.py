@@ -268,6 +268,27 @@ class Calls:
         }
         return self._job(order, module, b"", limits)
 
+    def batch(
+        self,
+        module: bytes,
+        function: str,
+        lines: bytes,
+        limits: Limits,
+        *,
+        item_fuel: int | None = None,
+        on: str | None = None,
+        local: bool = False,
+    ) -> Document:
+        """Call one export for each line of arguments, under one order and receipt."""
+        order: Document = {
+            "mode": "batch",
+            "function": function,
+            "item_fuel": item_fuel,
+            "on": on,
+            "local": local,
+        }
+        return self._job(order, module, lines, limits)
+
     def run(
         self,
         module: bytes,
@@ -297,7 +318,7 @@ class Calls:
             "timeout_ms": limits.timeout_ms,
             "module_bytes": len(module),
         }
-        if order["mode"] == "run":
+        if order["mode"] != "invoke":
             order["stdin_bytes"] = len(stdin)
         head = json.dumps(order).encode()
         job_ms = min(limits.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
-from xsc.base.errors import from_code
+from xsc.base.errors import ArgumentInvalid, XscError, from_code
+from xsc.base.limits import BATCH_ITEMS_MAX
 from xsc.client.calls import Calls, Limits, Program, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
@@ -47,6 +48,18 @@ class ObjectRow:
     created_ms: int
     margin: int
     """How many more hosts may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What came of one call of many."""
+
+    results: tuple[str, ...]
+    fuel_used: int
+    trap: XscError | None
+    """Why it did not come to its end."""
+    receipt: bytes
+    """The signed receipt of all calls of its batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +305,71 @@ class Node:
 
         return await _in_thread(work)
 
+    async def invoke_many(
+        self,
+        module: Path | str | bytes,
+        function: str,
+        calls: AsyncIterable[Sequence[str]] | Iterable[Sequence[str]],
+        *,
+        batch: int = 4096,
+        fuel: int | None = None,
+        item_fuel: int | None = None,
+        memory_bytes: int | None = None,
+        timeout_ms: int | None = None,
+        on: str | None = None,
+        local: bool = False,
+    ) -> AsyncIterator[Item]:
+        """Call one export for each set of arguments, and yield what came of it, in order.
+
+        Sets of arguments are taken as results are wanted, up to `batch` at once under one
+        order; while one batch runs, the next is gathered. A call that traps is an item.
+
+        Args:
+            module, function, memory_bytes, on, local: as for `invoke`.
+            calls: the arguments of each call.
+            batch: most calls under one order.
+            fuel: most fuel of one batch, as `timeout_ms` is its time.
+            item_fuel: most fuel of one call.
+
+        Raises:
+            SignatureMismatch: a set of arguments is wrong; nothing of its batch was run.
+            XscError: as `invoke`, where a batch as a whole was ended.
+        """
+        if not 1 <= batch <= BATCH_ITEMS_MAX:
+            raise ArgumentInvalid(f"a batch has from 1 to {BATCH_ITEMS_MAX} calls")
+        code = module if isinstance(module, bytes) else read_module(Path(module))
+        limits = Limits(fuel, memory_bytes, timeout_ms)
+
+        def work(lines: bytes) -> list[Item]:
+            done = self._calls.batch(
+                code, function, lines, limits, item_fuel=item_fuel, on=on, local=local
+            )
+            proof = _finish(done, None)
+            return [
+                Item(
+                    tuple(row["results"]),
+                    row["fuel_used"],
+                    None if row["trap"] is None else _trap(row["trap"]),
+                    proof,
+                )
+                for row in done["items"]
+            ]
+
+        running: asyncio.Task[list[Item]] | None = None
+        try:
+            async for lines in _gathered(calls, batch):
+                begun = asyncio.create_task(asyncio.to_thread(work, lines))
+                running, before = begun, running
+                if before is not None:
+                    for item in await before:
+                        yield item
+            if running is not None:
+                for item in await running:
+                    yield item
+        finally:
+            if running is not None and not running.cancel() and not running.cancelled():
+                running.exception()  # nobody waits for it any more
+
     async def run(
         self,
         module: Path | str | bytes,
@@ -371,7 +449,37 @@ def _finish(done: Document, receipt: Path | str | None) -> bytes:
     proof = b64decode(done["receipt"])
     if receipt is not None:
         write_whole(Path(receipt), [proof])
-    trap = done["trap"]
-    if trap is not None:
-        raise from_code(trap["code"], trap["detail"], trap.get("hint", ""))
+    if done["trap"] is not None:
+        raise _trap(done["trap"])
     return proof
+
+
+def _trap(told: Document) -> XscError:
+    return from_code(told["code"], told["detail"], told.get("hint", ""))
+
+
+def _line(arguments: Sequence[str]) -> str:
+    if any(len(text.split()) != 1 for text in arguments):
+        raise ArgumentInvalid("an argument is empty or holds a space: it can be no number")
+    return " ".join(arguments) + "\n"
+
+
+async def _gathered(
+    calls: AsyncIterable[Sequence[str]] | Iterable[Sequence[str]], most: int
+) -> AsyncIterator[bytes]:
+    """Yield the lines of up to that many calls at once."""
+    lines: list[str] = []
+    if isinstance(calls, AsyncIterable):
+        async for call in calls:
+            lines.append(_line(call))
+            if len(lines) == most:
+                yield "".join(lines).encode()
+                lines.clear()
+    else:
+        for call in calls:
+            lines.append(_line(call))
+            if len(lines) == most:
+                yield "".join(lines).encode()
+                lines.clear()
+    if lines:
+        yield "".join(lines).encode()

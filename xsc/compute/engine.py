@@ -43,9 +43,9 @@ from xsc.base.limits import (
     TABLE_ELEMENTS_MAX,
     TABLES_MAX,
 )
+from xsc.compute import batch, wasi
 from xsc.compute import code as codes
 from xsc.compute import program as programs
-from xsc.compute import wasi
 from xsc.compute.code import About, Code
 from xsc.compute.program import PAGE_BYTES, Program
 from xsc.compute.sandbox import Bits, Job, JobResult
@@ -321,6 +321,8 @@ class Machine:
                 note("compiling")
                 compiled = self._compile(job)
                 note("running")
+            if job.mode == "batch":
+                return self._run_batch(job, compiled)
             return self._run(job, compiled)
 
     def load(self, module_hash: bytes, code: Code) -> None:
@@ -337,6 +339,47 @@ class Machine:
             except wasmtime.WasmtimeError as fault:
                 raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
             self._keep(module_hash, about, module)
+
+    def _run_batch(self, job: Job, compiled: _Compiled) -> JobResult:
+        shape = batch.shape_of(job.args)
+        signature = compiled.program.signature(job.function)
+        if not signature.numeric:
+            raise SignatureMismatch(f"{signature.show(job.function)} takes or gives no numbers")
+        batch.check_size(shape.count, signature)
+        began = time.monotonic()
+
+        def call(
+            index: int, arguments: tuple[Bits, ...], fuel: int, timeout_ms: int
+        ) -> tuple[batch.Row, int]:
+            one = replace(
+                job,
+                mode="invoke",
+                arguments=arguments,
+                args=(),
+                stdin=b"",
+                limits=replace(job.limits, fuel=fuel, timeout_ms=timeout_ms),
+                seed=batch.seed_at(job.seed, index),
+            )
+            result = self._run(one, compiled)
+            return batch.Row(result.results, result.trap, result.fuel_used), (
+                result.memory_peak_bytes
+            )
+
+        def elapsed_ms() -> int:
+            return int((time.monotonic() - began) * 1000)
+
+        table, traps, spent, peak = batch.run_all(
+            shape,
+            signature,
+            job.stdin,
+            fuel=job.limits.fuel,
+            timeout_ms=job.limits.timeout_ms,
+            elapsed_ms=elapsed_ms,
+            call=call,
+        )
+        return JobResult(
+            (), None, None, spent, peak, table, traps, (), ENGINE, ENGINE_CONFIG, elapsed_ms()
+        )
 
     def _compile(self, job: Job) -> _Compiled:
         self._make_room(len(job.module))

@@ -20,12 +20,22 @@ from collections.abc import Sequence
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
 from xsc.base.limits import AMOUNT_MAX, COMPILE_MS_MAX, MILLISECOND_FUEL
+from xsc.compute.batch import batch_output
 from xsc.compute.inputs import RunInput, output_hash
 from xsc.compute.limits import Limits
-from xsc.compute.sandbox import Job, JobResult, is_trap
+from xsc.compute.sandbox import Job, JobResult, Mode, is_trap
 from xsc.identity.envelope import Signed
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.pricing import compute_amount, fuel_steps
+
+
+def given_hash(
+    mode: Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]
+) -> bytes:
+    """Return the hash of what a run gave back, that an outcome names."""
+    if mode == "batch":
+        return batch_output(stdout, stderr)
+    return output_hash(stdout, stderr, files)
 
 
 def seed_of(order: Order) -> bytes:
@@ -89,7 +99,7 @@ def make_receipt(
         arguments=asked.arguments,
         input=asked.input,
         results=tuple(Number.model_validate({"type": t, "bits": b}) for t, b in result.results),
-        output=output_hash(result.stdout, result.stderr, result.files),
+        output=given_hash(asked.mode, result.stdout, result.stderr, result.files),
         exit_code=result.exit_code,
         trap=result.trap,
         fuel_used=fuel_used,
@@ -138,6 +148,8 @@ def check_receipt(
             return "a program's run has an exit code and no results"
     elif told.exit_code is not None:
         return "a function's call has no exit code"
+    elif asked.mode == "batch" and told.results:
+        return "the results of a batch are in its table alone"
     elif results is not None and tuple(item.type for item in told.results) != tuple(results):
         return "its results are not of the function's types"
     if told.fuel_used != (time_fuel(asked, told.trap) or told.fuel_used):

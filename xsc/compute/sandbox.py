@@ -30,7 +30,7 @@ from xsc.base.errors import (
 )
 from xsc.compute.limits import Limits
 
-Mode = Literal["invoke", "run"]
+Mode = Literal["invoke", "run", "batch"]
 Bits = tuple[str, bytes]
 """The type of a number ("i32") and its bits, little-endian."""
 CLOCK_START_MS = 1_767_225_600_000
@@ -75,7 +75,8 @@ class Job:
     arguments: tuple[Bits, ...] = ()
     """The numbers of an `invoke`."""
     args: tuple[str, ...] = ()
-    """The arguments of a `run`; the program's own name, "program", is put before them."""
+    """The arguments of a `run`; the program's own name, "program", is put before them.
+    The shape of a `batch`, whose tables are `stdin`, stdout and stderr (`xsc.compute.batch`)."""
     environment: tuple[tuple[str, str], ...] = ()
     stdin: bytes = b""
     files: tuple[tuple[str, bytes], ...] = ()

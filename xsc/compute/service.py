@@ -31,6 +31,7 @@ from xsc.base.errors import (
     RecordInvalid,
     ReplayRefused,
     SandboxFailed,
+    SignatureMismatch,
     TooLarge,
     XscError,
 )
@@ -53,7 +54,8 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
-from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, output_hash
+from xsc.compute import batch as batches
+from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash
 from xsc.compute.limits import Limits
 from xsc.compute.ports import (
     OWN_LEASE,
@@ -65,9 +67,10 @@ from xsc.compute.ports import (
     Reply,
 )
 from xsc.compute.program import Program, read
-from xsc.compute.receipts import check_price, check_receipt, job_of, make_receipt
-from xsc.compute.sandbox import Mode, Sandbox, trap_error
-from xsc.compute.values import format_number, parse_arguments
+from xsc.compute.receipts import check_price, check_receipt, given_hash, job_of, make_receipt
+from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
+from xsc.compute.signature import Signature
+from xsc.compute.values import format_bits, format_number, parse_arguments, parse_bits
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Number, Order
@@ -117,6 +120,30 @@ class RunExecution:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """What came of one call of a batch."""
+
+    results: list[str]
+    fuel_used: int
+    trap: XscError | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchExecution:
+    """What a batch gave, one item a call, in order."""
+
+    items: list[Item]
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: bytes
+    amount_micro: int
+    trap: XscError | None
+    """The error to raise, where the batch as a whole was ended; then there are no items."""
+    receipt: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
     """What the customer wants, checked as far as it can be without an engine."""
 
@@ -128,6 +155,8 @@ class _Task:
     results: tuple[str, ...]
     given: RunInput
     limits: Limits
+    row: tuple[str, ...] = ()
+    """The result types of each call of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +284,55 @@ class ComputeService:
             numbers=outcome.results,
             stdout=done.stdout,
             stderr=done.stderr,
+            fuel_used=outcome.fuel_used,
+            memory_peak_bytes=outcome.memory_peak_bytes,
+            wall_ms=done.receipt.record.observed.wall_ms,
+            provider=done.receipt.author,
+            amount_micro=done.receipt.record.amount_micro,
+            trap=trap_error(outcome.trap) if outcome.trap is not None else None,
+            receipt=done.receipt.raw,
+        )
+
+    async def invoke_batch(
+        self,
+        module: bytes,
+        function: str,
+        calls: Sequence[Sequence[str]],
+        limits: Limits,
+        *,
+        item_fuel: int | None = None,
+        on: bytes | None = None,
+        local: bool = False,
+    ) -> BatchExecution:
+        """Call an exported function for each of many sets of arguments, under one order.
+
+        Every call has an instance of its own; one that traps does not stop the others.
+
+        Args:
+            module, function, on, local: as for `invoke`.
+            calls: the arguments of each.
+            limits: fuel and time are those of all calls together, memory that of each.
+            item_fuel: most fuel of one call; all of the fuel where None.
+
+        Raises:
+            XscError: as `invoke`; nothing is run where one set of arguments is wrong.
+        """
+        program, digest = await self._inspect(module)
+        signature = program.signature(function)
+        if not signature.numeric:
+            parse_arguments((), function, signature)  # says why
+        batches.check_size(len(calls), signature)
+        if item_fuel is not None and not 1 <= item_fuel <= limits.fuel:
+            raise ArgumentInvalid(f"the fuel of one call must be from 1 to {limits.fuel}")
+        shape = batches.Shape(len(calls), limits.fuel if item_fuel is None else item_fuel)
+        table = await self._executor.run(_table, calls, function, signature)
+        given = RunInput(args=shape.texts(), stdin=table)
+        task = _Task(module, digest, "batch", function, (), (), given, limits, signature.results)
+        done = await self._execute(task, on=on, local=local)
+        outcome = done.receipt.record.outcome
+        items = [] if outcome.trap else await self._executor.run(_items, task, done)
+        return BatchExecution(
+            items=items,
             fuel_used=outcome.fuel_used,
             memory_peak_bytes=outcome.memory_peak_bytes,
             wall_ms=done.receipt.record.observed.wall_ms,
@@ -422,12 +500,16 @@ class ComputeService:
             bodies[1],
             tuple(zip(names, bodies[2:], strict=True)),
         )
-        output = output_hash(done.stdout, done.stderr, done.files)
+        output = given_hash(task.mode, done.stdout, done.stderr, done.files)
         broken = check_receipt(
             order, done.receipt.record, lease.price, results=task.results, output=output
         )
         if broken is None and sum(map(len, bodies)) > task.limits.output_bytes:
             broken = "more was delivered than the order allows"
+        if broken is None and task.mode == "batch" and done.receipt.record.outcome.trap is None:
+            _, fuel = _rows(task, done)
+            if fuel != done.receipt.record.outcome.fuel_used:
+                broken = "its fuel is not the sum of that of its calls"
         if broken is not None:
             raise ReceiptInvalid(f"the provider's receipt is refused: {broken}")
         return done
@@ -582,6 +664,47 @@ class ComputeService:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+def _table(calls: Sequence[Sequence[str]], function: str, signature: Signature) -> bytes:
+    parts: list[bytes] = []
+    params = signature.params
+    for index, texts in enumerate(calls, 1):
+        row = [parse_bits(text, kind) for text, kind in zip(texts, params, strict=False)]
+        if len(texts) != len(params) or None in row:
+            try:
+                parse_arguments(texts, function, signature)
+            except SignatureMismatch as fault:
+                raise SignatureMismatch(f"call {index} of the batch: {fault.message}") from None
+        parts += [raw for raw in row if raw is not None]
+    return b"".join(parts)
+
+
+def _rows(task: _Task, done: _Delivered) -> tuple[list[batches.Row], int]:
+    try:
+        return batches.read_rows(
+            batches.shape_of(task.given.args),
+            task.row,
+            done.stdout,
+            done.stderr,
+            fuel=task.limits.fuel,
+            timeout_ms=task.limits.timeout_ms,
+            is_trap=is_trap,
+        )
+    except RecordInvalid as fault:
+        raise ReceiptInvalid(f"the batch's results are refused: {fault.message}") from None
+
+
+def _items(task: _Task, done: _Delivered) -> list[Item]:
+    rows, _ = _rows(task, done)
+    return [
+        Item(
+            [format_bits(kind, bits) for kind, bits in row.results],
+            row.fuel_used,
+            trap_error(row.trap) if row.trap is not None else None,
+        )
+        for row in rows
+    ]
 
 
 def _bind(bodies: Sequence[bytes]) -> list[Part]:

@@ -113,6 +113,12 @@ def parse_number(text: str, kind: str) -> Number | None:
     decimal, hexadecimal (0x1.8p3), inf, nan, nan:0x… with a payload; rounded to
     nearest, ties to even; a finite text beyond the range is refused.
     """
+    raw = parse_bits(text, kind)
+    return None if raw is None else Number(type=cast(NumberType, kind), bits=raw)
+
+
+def parse_bits(text: str, kind: str) -> bytes | None:
+    """Return the bits of the number that a text stands for, little-endian, or None."""
     if len(text) > _CHARS_MAX or kind not in WIDTHS:
         return None
     width = WIDTHS[kind]
@@ -122,7 +128,7 @@ def parse_number(text: str, kind: str) -> Number | None:
         bits = _parse_integer(text, width * 8)
     if bits is None:
         return None
-    return Number(type=cast(NumberType, kind), bits=bits.to_bytes(width, "little"))
+    return bits.to_bytes(width, "little")
 
 
 def parse_arguments(texts: Sequence[str], name: str, signature: Signature) -> tuple[Number, ...]:
@@ -165,11 +171,16 @@ def _shortest_f32(bits: int) -> str:
 
 def format_number(number: Number) -> str:
     """Return the text of a number: integers signed, floats as short as they read back."""
-    bits = int.from_bytes(number.bits, "little")
-    width = WIDTHS[number.type] * 8
-    if number.type not in _FORMATS:
+    return format_bits(number.type, number.bits)
+
+
+def format_bits(kind: str, raw: bytes) -> str:
+    """Return the text of a number's type and bits."""
+    bits = int.from_bytes(raw, "little")
+    width = WIDTHS[kind] * 8
+    if kind not in _FORMATS:
         return str(bits - (1 << width) if bits >> width - 1 else bits)
-    shape = _FORMATS[number.type]
+    shape = _FORMATS[kind]
     sign = "-" if bits >> width - 1 else ""
     payload = bits & (1 << shape.fraction_bits) - 1
     if bits >> shape.fraction_bits & shape.ones == shape.ones:
@@ -177,9 +188,9 @@ def format_number(number: Number) -> str:
             return f"{sign}inf"
         canonical = payload == 1 << shape.fraction_bits - 1
         return f"{sign}nan" if canonical else f"{sign}nan:{payload:#x}"
-    if number.type == "f32":
+    if kind == "f32":
         return _shortest_f32(bits)
-    (value,) = struct.unpack("<d", number.bits)
+    (value,) = struct.unpack("<d", raw)
     return repr(value)
 
 

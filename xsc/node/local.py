@@ -20,7 +20,8 @@ from xsc.compute.pool import PoolSandbox
 from xsc.compute.ports import ComputeLease, Reply
 from xsc.compute.service import ComputeService
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
-from xsc.node.results import invoke_document, run_document
+from xsc.node.batch import read_lines
+from xsc.node.results import batch_document, invoke_document, run_document
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 
 T = TypeVar("T")
@@ -164,6 +165,25 @@ def run_local(module: bytes, command: Command, limits: Asked) -> dict[str, objec
         _alone(
             lambda service: service.run(
                 module, command.arguments, command.env, command.stdin, {}, asked, local=True
+            )
+        )
+    )
+
+
+def batch_local(
+    module: bytes, function: str, lines: bytes, limits: Asked, item_fuel: int | None
+) -> dict[str, object]:
+    """Call a function for each line here; return the document of `POST /v1/jobs`.
+
+    Raises:
+        XscError: as `invoke_local`.
+    """
+    asked = limits_from(limits)
+    calls = read_lines(lines)
+    return batch_document(
+        _alone(
+            lambda service: service.invoke_batch(
+                module, function, calls, asked, item_fuel=item_fuel, local=True
             )
         )
     )

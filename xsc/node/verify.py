@@ -129,10 +129,14 @@ def _execution_receipt(raw: bytes, module: bytes | None) -> str:
             "the receipt is for another module than the one given",
         )
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
+    if outcome.mode == "batch":
+        call = f"a batch of calls of {outcome.function}"
     if outcome.trap is not None:
         ended = f"ended by {outcome.trap}"
     elif outcome.mode == "run":
         ended = f"exited with {outcome.exit_code}"
+    elif outcome.mode == "batch":
+        ended = f"gave results of hash {outcome.output.hex()[:16]}"
     else:
         ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
     return (

@@ -45,8 +45,9 @@ class Order(Record):
     provider: Id32
     module: Id32
     """SHA-256 of the module's bytes."""
-    mode: Literal["invoke", "run"]
-    """`invoke` calls an export with numbers; `run` runs a WASI command's `_start`."""
+    mode: Literal["invoke", "run", "batch"]
+    """`invoke` calls an export with numbers; `run` runs a WASI command's `_start`; `batch`
+    calls an export for each row of a table, which is bound by `input`."""
     function: Text
     arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
     input: Id32
@@ -63,13 +64,14 @@ class Outcome(Record):
     KIND: ClassVar[str] = "outcome"
 
     module: Id32
-    mode: Literal["invoke", "run"]
+    mode: Literal["invoke", "run", "batch"]
     function: Text
     arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
     input: Id32
     results: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
     output: Id32
-    """Tagged hash of what a `run` gave back (stdout, stderr, files)."""
+    """Tagged hash of what a `run` gave back (stdout, stderr, files), or of the Merkle root over
+    the rows of a `batch` and of its traps."""
     exit_code: Annotated[int, Field(ge=0, lt=2**32)] | None
     """The exit code of a `run`; None where it did not come to one."""
     trap: Text | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 
 import pytest
@@ -226,6 +227,41 @@ def test_invoke_prints_the_results_on_one_line(xsc, stand_in, module):
     assert order["function"] == "add"
     assert order["arguments"] == ["1", "2"]
     assert xsc("compute", "invoke", module, "add", "1", "2", "--json").json == DONE
+
+
+def test_a_batch_prints_a_line_of_json_for_each(xsc, stand_in, module, tmp_path):
+    good = {"results": ["3"], "fuel_used": 4, "trap": None}
+    many = {**DONE, "items": [good, good]}
+    del many["results"]
+    stand_in.answers("POST", "/v1/jobs", many)
+    (tmp_path / "lines").write_text("1 2\n-1 4\n")
+    words = ["compute", "invoke", module, "add", "--batch", tmp_path / "lines"]
+    done = xsc(*words, "--item-fuel", "9", "--receipt", tmp_path / "r")
+    assert (done.code, done.err) == (0, "")
+    assert [json.loads(line) for line in done.text.splitlines()] == [good, good]
+    assert (tmp_path / "r").read_bytes() == b"proof"
+    order, rest = stand_in.last.job()
+    assert rest == b"\0asm1 2\n-1 4\n"
+    assert (order["mode"], order["item_fuel"], order["stdin_bytes"]) == ("batch", 9, 9)
+    assert xsc(*words, "--json").json == many
+
+    trap = {"code": "module_trapped", "detail": "it failed", "hint": ""}
+    bad = {"results": [], "fuel_used": 1, "trap": trap}
+    stand_in.answers("POST", "/v1/jobs", {**many, "items": [good, bad]})
+    done = xsc(*words)
+    assert (done.code, len(done.text.splitlines())) == (2, 2)
+    assert "1 of 2 lines failed" in done.err
+    stand_in.answers("POST", "/v1/jobs", {**many, "items": [], "trap": trap})
+    done = xsc(*words)
+    assert (done.code, done.out) == (2, b"")
+
+
+def test_batches_and_single_calls_are_not_mixed(xsc, stand_in, module, tmp_path):
+    (tmp_path / "lines").write_text("")
+    assert xsc("compute", "invoke", module, "f", "1", "--batch", tmp_path / "lines").code == 2
+    assert xsc("compute", "invoke", module, "f", "1", "--item-fuel", "1").code == 2
+    assert xsc("compute", "invoke", module, "f", "--batch", tmp_path / "absent").code == 2
+    assert stand_in.requests == []
 
 
 @pytest.mark.parametrize(

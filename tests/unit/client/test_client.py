@@ -193,3 +193,76 @@ async def test_a_cancelled_put_stops_sending(there, tmp_path):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(ended.wait, 10)
+
+
+def _answers_batches(there, trapped=()):
+    """Give back each line of a batch as its results."""
+
+    def route(request):
+        order, rest = request.job()
+        lines = rest[order["module_bytes"] :].decode().splitlines()
+        trap = {"code": "fuel_exhausted", "detail": "all was used", "hint": ""}
+        items = [
+            {"results": line.split(), "fuel_used": 1, "trap": trap if line in trapped else None}
+            for line in lines
+        ]
+        request.answer.document({**DONE, "items": items})
+
+    there.routes["POST", "/v1/jobs"] = route
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 100])
+@pytest.mark.parametrize("lazily", [False, True])
+async def test_many_calls_go_in_batches_and_come_back_in_order(there, count, lazily):
+    _answers_batches(there, trapped={"1 -1"})
+    calls = [[str(n), str(-n)] for n in range(count)]
+
+    async def given():
+        for each in calls:
+            yield each
+
+    async with client.connect(there.home) as node:
+        many = node.invoke_many(
+            b"\0asm", "f", given() if lazily else calls, batch=3, item_fuel=9, on="bob"
+        )
+        items = [item async for item in many]
+    assert [list(item.results) for item in items] == calls
+    assert [isinstance(item.trap, FuelExhausted) for item in items] == [
+        n == 1 for n in range(count)
+    ]
+    assert all(item.receipt == b"proof" for item in items)
+    jobs = [request for request in there.requests if request.method == "POST"]
+    assert len(jobs) == -(-count // 3)
+    for request in jobs:
+        order, _ = request.job()
+        assert (order["mode"], order["item_fuel"], order["on"]) == ("batch", 9, "bob")
+
+
+async def test_only_what_is_wanted_is_taken_of_many_calls(there):
+    _answers_batches(there)
+    taken = []
+
+    def given():
+        for number in range(10**9):
+            taken.append(number)
+            yield [str(number)]
+
+    async with client.connect(there.home) as node:
+        many = node.invoke_many(b"\0asm", "f", given(), batch=10)
+        assert (await anext(many)).results == ("0",)
+        await many.aclose()
+    assert len(taken) <= 20
+
+
+async def test_what_is_wrong_about_many_calls_is_said(there):
+    _answers_batches(there)
+    async with client.connect(there.home) as node:
+        for call in (["1 2"], [""], ["1", "2\n3"]):
+            with pytest.raises(ArgumentInvalid):
+                [item async for item in node.invoke_many(b"", "f", [call])]
+        for batch in (0, 65_537):
+            with pytest.raises(ArgumentInvalid):
+                [item async for item in node.invoke_many(b"", "f", [], batch=batch)]
+        there.refuses("POST", "/v1/jobs", "fuel_exhausted", "no")
+        with pytest.raises(FuelExhausted):
+            [item async for item in node.invoke_many(b"", "f", [["1"]] * 9, batch=2)]

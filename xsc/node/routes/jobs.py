@@ -1,7 +1,7 @@
 """Compute endpoint: one job a request.
 
 The body is a big-endian 32-bit length, that many bytes of JSON (`JobRequest`),
-the module, and for a run its standard input.
+the module, and for a run its standard input; for a batch the lines of arguments.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from aiohttp import web
 from xsc.api.schema import JobRequest
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.limits import INPUT_BYTES_MAX
+from xsc.node.batch import read_lines
 from xsc.node.build import Node
 from xsc.node.http import JSON_BYTES_MAX, parse, reply
-from xsc.node.results import invoke_document, run_document
+from xsc.node.results import batch_document, invoke_document, run_document
 
 
 async def _exactly(request: web.Request, size: int, what: str) -> bytes:
@@ -58,6 +59,17 @@ def routes(node: Node) -> list[web.RouteDef]:
                 module, asked.function, asked.arguments, limits, on=on, local=asked.local
             )
             return reply(invoke_document(done))
+        if asked.mode == "batch":
+            batch = await node.compute.invoke_batch(
+                module,
+                asked.function,
+                read_lines(stdin),
+                limits,
+                item_fuel=asked.item_fuel,
+                on=on,
+                local=asked.local,
+            )
+            return reply(batch_document(batch))
         ran = await node.compute.run(
             module,
             asked.arguments,
