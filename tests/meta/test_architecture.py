@@ -47,6 +47,8 @@ SHELL = {
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.tls": "makes certificates and contexts",
     "xsc.storage.heads": "keeps the directory heads of peers and answers them",
+    "xsc.storage.guard": "asks guardians, and is one",
+    "xsc.storage.mender": "asks hosts, and moves columns between them",
     "xsc.storage.pipeline": "moves segments between a stream and hosts",
     "xsc.storage.reach": "calls hosts, and the own shard store without a call",
     "xsc.storage.reading": "fetches segments ahead of who reads them",

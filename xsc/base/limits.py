@@ -61,6 +61,21 @@ TRIAL_FIRST_MS = 10_000
 TRIAL_LAST_MS = 160_000
 FIND_GRACE_MS = 100
 """How long others may still name a later placement, once somebody knows the object."""
+REPAIR_GRACE_MS = 15 * 60_000
+"""How long a node must be silent before what it holds counts as lost."""
+REPAIR_BYTES_A_SECOND = 32 * MIB
+REPAIR_CHECK_MS = 10 * 60_000
+"""How often every host of every object is asked, also where nothing happened."""
+MENDS_AT_ONCE = 2
+MENDS_A_ROUND_MAX = 256
+"""Objects mended before the order of urgency is made anew."""
+SURVEYS_AT_ONCE = 8
+GUARDIANS = 2
+"""Peers that are asked to look after an object while its owner is away."""
+WARDS_A_PEER_MAX = 10_000
+"""Objects that a node guards for one peer."""
+LEFTOVERS_KEPT_MS = 60_000
+"""How long moved columns stay where they were: somebody may be reading by the old placement."""
 STORAGE_QUESTION_TIMEOUT_MS = 5_000
 """For find, stat and delete, which carry no shards."""
 

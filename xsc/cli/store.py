@@ -284,6 +284,43 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
 
 
 @store.command()
+@click.argument("cap", metavar="[CAP|NAME]", type=OBJECT, required=False)
+@version_option
+@pass_settings
+def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
+    """Build again, now, what an object has lost; without CAP, of all objects.
+
+    The node does the same by itself once a host was silent for repair_grace.
+    Exits with 7 if some shards have no new place yet.
+    """
+    calls = settings.calls()
+    rows = [] if cap is not None else calls.objects()["objects"]
+    wanted = [row["capability"] for row in rows]
+    if cap is not None:
+        wanted = [one_capability(calls, cap, version)]
+    answers = []
+    for number, each in enumerate(wanted, 1):
+        answer = calls.repair(each)
+        answers.append(answer)
+        where = f"object {number} of {len(wanted)}: " if cap is None else ""
+        for row in answer["moved"]:
+            say(
+                f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
+            )
+        if answer["left"]:
+            warn(
+                f"{where}{_count(len(answer['left']), 'shard')} left as it was: {answer['reason']}"
+            )
+    moved = sum(len(answer["moved"]) for answer in answers)
+    left = sum(len(answer["left"]) for answer in answers)
+    if settings.json:
+        show_json(answers[0] if cap is not None else {"objects": answers})
+    else:
+        show(f"{_count(moved, 'shard')} moved, {left} left")
+    return EXIT_PARTLY if left else 0
+
+
+@store.command()
 @click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option(
     "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."

@@ -242,6 +242,15 @@ class Calls:
             timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
         )
 
+    def repair(self, capability: str) -> Document:
+        """Have the node look at an object now, and build again what is lost of it."""
+        return self.core.call(
+            "POST",
+            "/v1/object/repair",
+            headers=_capability(capability),
+            timeout_s=DEEP_TIMEOUT_S,
+        )
+
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
         return self.core.call("DELETE", "/v1/object", headers=_capability(capability))

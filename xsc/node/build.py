@@ -37,6 +37,7 @@ from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
 from xsc.node.tasks import Tasks
 from xsc.storage.heads import Heads
+from xsc.storage.mender import MendSettings
 from xsc.storage.messages import PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
@@ -246,6 +247,10 @@ class Node:
             state=parts.state,
             commit=self._state_commit.commit,
             log=log,
+            mending=MendSettings(
+                config.repair_grace_ms, config.repair_bytes_a_second, config.repair_interval_ms
+            ),
+            weight_ppm=self.allocation.weight_ppm,
         )
         self.sweeper = Sweeper(
             node=self.shards,
@@ -368,6 +373,9 @@ class Node:
         self.tasks.start("market", self.market.run)
         self.tasks.start("ledger", self.ledger.run)
         self.tasks.start("directory", self.directory.run)
+        self.tasks.start("repair", self.storage.mender.run)
+        self.tasks.start("guard", self.storage.guards.run)
+        self.tasks.start("repair_for_others", self.storage.ward_mender.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("uploads", self.storage.uploads.run)
@@ -429,6 +437,7 @@ class Node:
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
+        self.storage.node_changed()
         if up:
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))

@@ -60,6 +60,9 @@ class Config:
     leftover_after_ms: int
     node_life_ms: int
     repair_time_ms: int
+    repair_grace_ms: int
+    repair_bytes_a_second: int
+    repair_interval_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,24 @@ KEYS: Final[dict[str, Key]] = {
         "1d",
         _between(1, 2**53, parse_duration_ms),
         "mean time until a lost shard is replaced, for estimates of loss",
+    ),
+    "repair_grace": Key(
+        "repair_grace_ms",
+        "15min",
+        _between(1_000, 30 * 86_400_000, parse_duration_ms),
+        "how long a node must be silent before its shards are built again elsewhere",
+    ),
+    "repair_bandwidth": Key(
+        "repair_bytes_a_second",
+        "32MiB",
+        _between(0, 2**40, parse_size),
+        "bytes a second that repairs may move; 0: no bound",
+    ),
+    "repair_interval": Key(
+        "repair_interval_ms",
+        "10min",
+        _between(1_000, 30 * 86_400_000, parse_duration_ms),
+        "time between two looks at every object, also where nothing happened",
     ),
 }
 

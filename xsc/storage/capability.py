@@ -7,7 +7,8 @@ Everything else follows from the secret, one way only (HKDF-SHA-256):
 
     read secret ──► content key                  opens the segments
          └───────► verify key ──► manifest key   opens the manifest
-                        └───────► locate id      finds the object at peers
+                        ├───────► locate id      finds the object at peers
+                        └───────► delegate       signs where rebuilt shards lie
 
 so a read capability gives a verify capability, which gives the locate id, and
 none of them gives what stands before it. The checksum is there to name typing
@@ -23,7 +24,7 @@ from typing import Final
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import ArgumentInvalid, CapabilityInvalid
 from xsc.base.ids import from_text, to_text
-from xsc.identity.keys import derive
+from xsc.identity.keys import KeyPair, derive
 
 VERSION = 1
 SECRET_BYTES = 32
@@ -52,6 +53,11 @@ class VerifyCapability:
     def locate(self) -> bytes:
         """The id under which peers keep the object."""
         return derive(self.verify_key, "object/locate")
+
+    @property
+    def delegate(self) -> KeyPair:
+        """Signs where rebuilt shards lie, once the owner's placement names its public key."""
+        return KeyPair(derive(self.verify_key, "object/delegate"))
 
     def to_text(self) -> str:
         """Return the capability string."""

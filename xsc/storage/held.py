@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from xsc.base.limits import LEAF_BYTES
 from xsc.base.merkle import leaf_count, leaf_hashes, prove_span, root_from
+from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.erasure import Buffer
 
 HeldState: TypeAlias = Literal["ok", "missing", "corrupt"]
@@ -30,6 +31,16 @@ class Span:
     def is_whole(self) -> bool:
         """Whether these are all leaves of the shard."""
         return self.first == 0 and self.stop >= leaf_count(self.shard_bytes)
+
+
+class HeldAt(Record):
+    """A host of an object, and what it confirmed under which lease."""
+
+    KIND: ClassVar[str] = "held_at"
+
+    node: Id32
+    lease_id: Id32
+    size_bytes: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,8 @@ class HeldObject:
 
     columns: tuple[HeldColumn, ...]
     record: HeldState
+    rank: int = 0
+    """The highest rank among the placements kept; 0 without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ Header; parts -> answer; its parts:
     storage.put     lease, locate, generation, shards, placement; shards, sealed manifest
                     -> receipt
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
-    storage.stat    locate, generation, manifest -> record, columns
+    storage.stat    locate, generation, manifest -> record, rank, columns
     storage.find    locate, manifest -> placements; sealed manifest
     storage.delete  locate -> receipt
+    storage.trim    locate, columns -> freed, by lease
 
 A put that carries a placement ends with the sealed manifest as its last part. A
 get names whole shards, or in `leaves` the first leaf, the one after the last, and
@@ -17,7 +18,7 @@ is there only where leaves were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,6 +37,7 @@ GET = "storage.get"
 STAT = "storage.stat"
 FIND = "storage.find"
 DELETE = "storage.delete"
+TRIM = "storage.trim"
 SHARD_BYTES_MAX = SEGMENT_BYTES
 GET_MAX = 64
 """Shards in one get."""
@@ -289,7 +291,7 @@ def stat_answer(held: HeldObject) -> dict[str, Value]:
         }
         for item in held.columns[:COLUMNS_MAX]
     ]
-    return {"record": held.record, "columns": columns}
+    return {"record": held.record, "rank": held.rank, "columns": columns}
 
 
 def read_stated(header: Mapping[str, Value]) -> HeldObject:
@@ -313,7 +315,42 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
                 take_int(fields, "damaged"),
             )
         )
-    return HeldObject(tuple(columns), cast(HeldState, record))
+    return HeldObject(tuple(columns), cast(HeldState, record), take_int(header, "rank"))
+
+
+def trim_message(locate: bytes, columns: Collection[int]) -> dict[str, Value]:
+    """Return the header of a `storage.trim`."""
+    listed: list[Value] = [*sorted(columns)]
+    return {"locate": locate, "columns": listed}
+
+
+def read_trim(header: Mapping[str, Value]) -> tuple[bytes, frozenset[int]]:
+    """Return locate id, and the columns to be deleted.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    listed = take_list(header, "columns", most=COLUMN_MAX + 1)
+    columns = [take_int({"column": column}, "column", most=COLUMN_MAX) for column in listed]
+    return take_bytes(header, "locate", size=ID_BYTES), frozenset(columns)
+
+
+def trim_answer(freed: Mapping[bytes, int]) -> dict[str, Value]:
+    """Return the answer to a `storage.trim`."""
+    listed: list[Value] = [
+        {"lease": lease_id, "size": size} for lease_id, size in sorted(freed.items())
+    ]
+    return {"freed": listed}
+
+
+def read_trimmed(header: Mapping[str, Value]) -> dict[bytes, int]:
+    """Return the bytes that a host says it freed under each lease.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+    """
+    rows = [_map(item) for item in take_list(header, "freed", most=COLUMNS_MAX)]
+    return {take_bytes(row, "lease", size=ID_BYTES): take_int(row, "size") for row in rows}
 
 
 def find_message(locate: bytes, manifest_hash: bytes) -> dict[str, Value]:

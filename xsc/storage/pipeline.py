@@ -40,6 +40,7 @@ from xsc.storage.capability import (
     content_key,
     verify_key,
 )
+from xsc.storage.delegation import rank_of
 from xsc.storage.durability import Host, Survival, survival
 from xsc.storage.durability import plan as plan_columns
 from xsc.storage.erasure import Code, StorageShard, cut
@@ -189,6 +190,7 @@ class Upload:
         self._content_key = content_key(self._secret)
         keys = VerifyCapability(verify_key(self._secret), bytes(32))
         self._locate = keys.locate
+        self._delegate = keys.delegate.node_id
         self._manifest_key = keys.manifest_key
         self._slots: list[_Slot] = []
         self._gone: set[bytes] = set()
@@ -479,6 +481,7 @@ class Upload:
                 code_generation=self._code.generation,
                 columns=columns,
                 segments=0 if inline is not None else index + 1,
+                delegate=self._delegate,
             )
             signed = sign(placement, self._key, self._reach.network)
             self._record = ObjectRecord(
@@ -487,7 +490,7 @@ class Upload:
                 manifest_hash=hash_of(sealed),
                 placement=signed.raw,
                 placement_id=signed.id,
-                placement_generation=generation,
+                placement_generation=rank_of(generation),
             )
             self._named = frozenset(columns)
             # After the first round only the record is sent again, to every host.

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from xsc.base.encoding import Value
 from xsc.base.limits import SHARDS_MAX
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
@@ -41,6 +42,15 @@ class Placement(Record):
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
     """The node of each column, 0 to n-1."""
     segments: Count
+    delegate: Id32 | None = None
+    """Whose signature may move columns after this (`xsc.storage.delegation`); None: nobody's."""
+
+    def to_value(self) -> dict[str, Value]:
+        """Return the record as plain values; without a delegate as before there were any."""
+        value = super().to_value()
+        if self.delegate is None:
+            del value["delegate"]
+        return value
 
 
 def check_placement(placement: Placement, manifest: Manifest, locate: bytes) -> str | None:

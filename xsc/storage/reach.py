@@ -7,7 +7,7 @@ verified: shards against the root asked for, receipts against what was sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -381,6 +381,21 @@ class Reach:
             self._blame(node, "receipt_invalid", wrong.message)
             raise
         return signed
+
+    async def trim(self, node: bytes, locate: bytes, columns: Collection[int]) -> dict[bytes, int]:
+        """Have a host delete some columns of what this node has there; return bytes by lease."""
+        if node == self.own:
+            return await self._node.trim(locate, self.own, frozenset(columns))
+        reply = await self._caller.call(
+            node,
+            messages.TRIM,
+            messages.trim_message(locate, columns),
+            timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
+        )
+        freed = messages.read_trimmed(reply.header)
+        for lease_id, size in freed.items():
+            await self.note_freed(node, lease_id, size)
+        return freed
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""

@@ -34,6 +34,8 @@ class Located:
     sealed: bytes
     placement: Placement
     placement_raw: bytes
+    rank: int
+    """By which placements are ordered (`xsc.storage.delegation`)."""
 
 
 def roots_of(manifest: Manifest, index: int) -> tuple[bytes, ...]:

@@ -9,7 +9,7 @@ by leases (`Leases`) and room (`StorageNode`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, cast
@@ -31,25 +31,34 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import FIND_GRACE_MS, MANIFEST_BYTES_MAX, SEGMENTS_IN_FLIGHT
+from xsc.base.limits import (
+    FIND_GRACE_MS,
+    MANIFEST_BYTES_MAX,
+    REPAIR_BYTES_A_SECOND,
+    REPAIR_CHECK_MS,
+    REPAIR_GRACE_MS,
+    SEGMENTS_IN_FLIGHT,
+)
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
+from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import deletions, messages
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
+from xsc.storage.delegation import Placed, open_placement, open_sent
 from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
 from xsc.storage.erasure import Buffer, Code
-from xsc.storage.held import FoundRecord, HeldObject
+from xsc.storage.guard import GUARD, HEALED, UNGUARD, Guards
+from xsc.storage.held import FoundRecord, HeldAt, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
+from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
 from xsc.storage.messages import ObjectRecord, PutRequest
 from xsc.storage.names import HIDDEN, NAME_CHARS_MAX, Versions, check_name, last_row, version_row
-from xsc.storage.pipeline import Upload, Uploaded
+from xsc.storage.pipeline import Held, Upload, Uploaded
 from xsc.storage.placement import (
     Condition,
-    Placement,
     State,
     check_placement,
     column_states,
@@ -66,16 +75,7 @@ from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
-
-
-class HeldAt(Record):
-    """A host of an object, and what it confirmed under which lease."""
-
-    KIND: ClassVar[str] = "held_at"
-
-    node: Id32
-    lease_id: Id32
-    size_bytes: Count
+MEND_DEFAULTS = MendSettings(REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS)
 
 
 class ObjectEntry(Record):
@@ -217,6 +217,32 @@ class RmResult:
         return bool(self.unreachable)
 
 
+class _Owned:
+    """The objects that a node stored, as charges of its mender."""
+
+    def __init__(self, service: StorageService, key: KeyPair) -> None:
+        self._service = service
+        self._key = key
+
+    def refs(self) -> list[tuple[bytes, bytes]]:
+        """Return manifest hash and placement of each."""
+        return [
+            (ref, entry.placement) for ref, entry in self._service.entries() if not entry.deleting
+        ]
+
+    def load(self, ref: bytes) -> Charge | None:
+        """Return what the mender may know: not how to read."""
+        entry = self._service.entry(ref)
+        if entry is None or entry.deleting:
+            return None
+        held = tuple(Held(item.node, item.lease_id, item.size_bytes) for item in entry.held)
+        return Charge(ref, parse_verify(entry.capability), self._key, entry.placement, held)
+
+    async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+        """Keep placement and what is held; where it is being deleted, only what is held."""
+        return await self._service.note_placement(ref, placement, held)
+
+
 class StorageService:
     """See the module."""
 
@@ -236,6 +262,8 @@ class StorageService:
         commit: Commit,
         log: Log,
         segments_in_flight: int = SEGMENTS_IN_FLIGHT,
+        mending: MendSettings = MEND_DEFAULTS,
+        weight_ppm: Callable[[bytes], int] = lambda _: 0,
     ) -> None:
         self._key = key
         self._network = network
@@ -263,8 +291,36 @@ class StorageService:
             node=node,
             log=log,
         )
-
+        owned = _Owned(self, key)
+        self.guards = Guards(
+            reach=self._reach,
+            caller=caller,
+            state=state,
+            commit=commit,
+            weight_ppm=weight_ppm,
+            own=owned.refs,
+            load=owned.load,
+            grace_ms=mending.grace_ms,
+        )
+        self.guards.owner = self.mender = self._mender(owned, mending)
+        self.guards.mender = self.ward_mender = self._mender(self.guards, mending)
         self.uploads = Uploads(self._reach, state, commit)
+
+    def _mender(self, keeper: Keeper, settings: MendSettings) -> Mender:
+        return Mender(
+            reach=self._reach,
+            keeper=keeper,
+            settings=settings,
+            locate=self._locate,
+            ask=self._ask,
+            stat=self._stat,
+            leaving=frozenset,
+        )
+
+    def node_changed(self) -> None:
+        """Take note that a peer came up or went down."""
+        self.mender.node_changed()
+        self.ward_mender.node_changed()
 
     # Customer: putting
 
@@ -475,6 +531,32 @@ class StorageService:
             changes.extend(self._versions.rows(listed.name, listed.version, manifest_hash))
         await self._commit(changes)
 
+    def entry(self, ref: bytes) -> ObjectEntry | None:
+        """Return the entry of an object that this node stored, by its manifest hash."""
+        return self._entry(ref)
+
+    def entries(self) -> Iterator[tuple[bytes, ObjectEntry]]:
+        """Yield manifest hash and entry of each object that this node stored."""
+        for key, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
+            yield key.removeprefix(OBJECTS), self._parse_entry(raw)
+
+    async def note_placement(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+        """Keep where an object lies by now; False where it is deleted or being deleted."""
+        entry = self._entry(ref)
+        if entry is None or entry.deleting:
+            return False
+        kept = entry.model_copy(
+            update={
+                "placement": placement,
+                "held": tuple(
+                    HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
+                    for item in held
+                ),
+            }
+        )
+        await self._commit([(OBJECTS + ref, kept.to_bytes())])
+        return True
+
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.
 
@@ -500,24 +582,22 @@ class StorageService:
         """
         locate = capability.locate
         manifest = open_manifest(found.sealed, capability)
-        best: tuple[Placement, bytes] | None = None
+        best: Placed | None = None
         fault: XscError = RecordInvalid("there is no placement")
         for raw in found.placements:
             try:
-                placement = open_signed(
-                    raw, Placement, network=self._network, author=manifest.owner
-                ).record
-                reason = check_placement(placement, manifest, locate)
+                placed = open_placement(raw, self._network, manifest.owner)
+                reason = check_placement(placed.placement, manifest, locate)
                 if reason is not None:
                     raise RecordInvalid(reason)
             except XscError as wrong:
                 fault = wrong
                 continue
-            if best is None or placement.generation > best[0].generation:
-                best = (placement, raw)
+            if best is None or placed.rank > best.rank:
+                best = placed
         if best is None:
             raise fault
-        return Located(locate, manifest, bytes(found.sealed), *best)
+        return Located(locate, manifest, bytes(found.sealed), best.placement, best.raw, best.rank)
 
     async def _locate(self, capability: VerifyCapability) -> Located:
         """Find an object: in the own state, in the own shard store, or at any peer."""
@@ -572,9 +652,7 @@ class StorageService:
                             "storage_find_failed", peer=short(node), reason=fault.message
                         )
                         continue
-                    if located is not None and (
-                        best is None or located.placement.generation > best.placement.generation
-                    ):
+                    if located is not None and (best is None or located.rank > best.rank):
                         best = located
                 if grace is not None and grace in done:
                     for node in running.values():
@@ -696,6 +774,23 @@ class StorageService:
             state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
             return HeldObject((), cast(Any, state))
 
+    async def repair(self, capability: str, progress: Progress | None = None) -> Mended:
+        """Mend one object that this node stored, now.
+
+        Raises:
+            CapabilityInvalid, ObjectUnknown: as `open`.
+            NotAllowed: this node does not look after it.
+        """
+        verify = parse_verify(capability)
+        self.mender.look()
+        done = await self.mender.mend(verify.manifest_hash, progress)
+        if done is None:
+            raise NotAllowed(
+                "this node does not look after that object",
+                hint="the node that stored it does, and those that it asked to",
+            )
+        return done
+
     def ls(self) -> list[ObjectRow]:
         """Return the objects that this node stored, oldest first."""
         rows = []
@@ -703,9 +798,7 @@ class StorageService:
             entry = self._parse_entry(raw)
             if entry.deleting:
                 continue
-            placement = open_signed(
-                entry.placement, Placement, network=self._network, author=self._key.node_id
-            ).record
+            placement = open_placement(entry.placement, self._network, self._key.node_id).placement
             up = sum(self._reach.is_up(node) for node in placement.columns)
             rows.append(
                 ObjectRow(
@@ -760,6 +853,7 @@ class StorageService:
         changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
         await self._commit(changes)
         self.on_change()
+        await self.guards.release(verify.manifest_hash)
         left_at = tuple(node for node in ordered if node not in confirmed)
         return RmResult(confirmed, left_at, receipts)
 
@@ -797,20 +891,25 @@ class StorageService:
             messages.STAT: self._on_stat,
             messages.FIND: self._on_find,
             messages.DELETE: self._on_delete,
+            messages.TRIM: self._on_trim,
+            GUARD: self.guards.on_guard,
+            UNGUARD: self.guards.on_unguard,
+            HEALED: self.guards.on_healed,
         }
 
     def _record_of(self, request: PutRequest, caller: bytes) -> ObjectRecord | None:
         """Return the object record of a put, checked as far as a host can.
 
         Raises:
-            RecordInvalid, SignatureInvalid: the placement is not the caller's for that object.
+            RecordInvalid, SignatureInvalid: the placement is of another object, or by nobody
+                who may place it.
         """
         if request.placement is None or request.sealed is None:
             return None
-        signed = open_signed(request.placement, Placement, network=self._network, author=caller)
-        placement = signed.record
-        if placement.locate != request.locate or placement.owner != caller:
-            raise RecordInvalid("the placement is of another object or owner")
+        placed = open_sent(request.placement, self._network, caller)
+        placement = placed.placement
+        if placement.locate != request.locate:
+            raise RecordInvalid("the placement is of another object")
         if placement.code_generation != request.generation:
             raise RecordInvalid("the placement is of another encoding generation")
         if not columns_of(placement.columns, self._key.node_id):
@@ -821,8 +920,8 @@ class StorageService:
             sealed_root=b"",
             manifest_hash=hash_of(sealed),
             placement=request.placement,
-            placement_id=signed.id,
-            placement_generation=placement.generation,
+            placement_id=placed.id,
+            placement_generation=placed.rank,
         )
 
     async def _hold(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> None:
@@ -900,8 +999,21 @@ class StorageService:
         )
         return {"receipt": sign(receipt, self._key, self._network).raw}, []
 
-    async def _drop(self, locate: bytes, customer: bytes) -> dict[bytes, int]:
-        freed = await self._node.delete(locate, customer)
+    async def _on_trim(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        locate, columns = messages.read_trim(header)
+        # A caller that gives up must not keep the lease from learning what was freed.
+        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, caller, columns)))
+        return messages.trim_answer(freed), []
+
+    async def _drop(
+        self, locate: bytes, customer: bytes, columns: frozenset[int] | None = None
+    ) -> dict[bytes, int]:
+        if columns is None:
+            freed = await self._node.delete(locate, customer)
+        else:
+            freed = await self._node.trim(locate, customer, columns)
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
         return freed

@@ -55,7 +55,7 @@ from xsc.storage.reclaim import DeadSpace, Slice, live_by_bucket
 from xsc.storage.scan import SEQUENCE_MAX, Gaps, readable
 
 T = TypeVar("T")
-Choose: TypeAlias = Callable[[Entry], bool]
+Choose: TypeAlias = Callable[[bytes, Entry], bool]
 """Says of an entry whether it is meant."""
 
 DELETE_BATCH = 512
@@ -624,11 +624,15 @@ class StorageNode:
             for customer, column in [group]
         )
         state: HeldState = "missing"
+        rank = 0
         for key, entry in self._records(locate):
-            if entry.proof.startswith(manifest_hash):
-                state = "corrupt" if self._read_record(key, entry) is None else "ok"
-                break
-        return HeldObject(columns, state)
+            if not entry.proof.startswith(manifest_hash):
+                continue
+            if self._read_record(key, entry) is not None:
+                state, rank = "ok", max(rank, entry.rank)
+            elif state == "missing":
+                state = "corrupt"
+        return HeldObject(columns, state, rank)
 
     # Deleting
 
@@ -642,6 +646,16 @@ class StorageNode:
         """
         return await self._alone(locate, customer, lambda: self._delete(locate, customer))
 
+    async def trim(
+        self, locate: bytes, customer: bytes, columns: frozenset[int]
+    ) -> dict[bytes, int]:
+        """Delete what a customer has of some columns of an object; return as `delete`."""
+
+        def chosen(key: bytes, _: Entry) -> bool:
+            return key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
+
+        return await self._alone(locate, customer, lambda: self._delete(locate, customer, chosen))
+
     async def drop(
         self, locate: bytes, customer: bytes, leases: frozenset[bytes]
     ) -> dict[bytes, int]:
@@ -649,7 +663,7 @@ class StorageNode:
         return await self._alone(
             locate,
             customer,
-            lambda: self._delete(locate, customer, lambda entry: entry.lease_id in leases),
+            lambda: self._delete(locate, customer, lambda _, entry: entry.lease_id in leases),
         )
 
     async def drop_leftover(self, locate: bytes, customer: bytes, before: int) -> dict[bytes, int]:
@@ -662,7 +676,7 @@ class StorageNode:
         async def run() -> dict[bytes, int]:
             if not await self._executor.run(self._is_leftover, locate, customer, before):
                 return {}
-            return await self._delete(locate, customer, lambda _: True)
+            return await self._delete(locate, customer, lambda _key, _entry: True)
 
         return await self._alone(locate, customer, run)
 
@@ -734,7 +748,7 @@ class StorageNode:
                     others = True
                     continue
                 entry = formats.decode_entry(raw)
-                if chosen is not None and not chosen(entry):
+                if chosen is not None and not chosen(key, entry):
                     continue
                 if len(mine) == DELETE_BATCH:
                     return mine, others

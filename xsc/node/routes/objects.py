@@ -214,6 +214,24 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def stat(request: web.Request) -> web.Response:
         return reply((await node.storage.stat(_capability(request))).to_json())
 
+    async def repair(request: web.Request) -> web.Response:
+        done = await node.storage.repair(_capability(request))
+        return reply(
+            {
+                "margin": done.margin,
+                "moved": [
+                    {
+                        "shard": item.column,
+                        "from": to_text(item.source),
+                        "to": to_text(item.target),
+                    }
+                    for item in done.moved
+                ],
+                "left": list(done.left),
+                "reason": done.reason,
+            }
+        )
+
     async def check(request: web.Request) -> web.Response:
         deep = request.query.get("deep", "0")
         if deep not in ("0", "1"):
@@ -250,6 +268,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.get("/v1/object", get),
         web.get("/v1/object/stat", stat),
         web.get("/v1/object/check", check),
+        web.post("/v1/object/repair", repair),
         web.delete("/v1/object", remove),
         web.get("/v1/requests/{id}", fault_of),
     ]

@@ -1,0 +1,61 @@
+"""Who repairs cannot read: no read key is taken, made or reachable."""
+
+import ast
+from pathlib import Path
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from xsc.storage import delegation, mender, mending, repair
+from xsc.storage.capability import ReadCapability, VerifyCapability
+from xsc.storage.mender import Charge
+
+READERS = {"ReadCapability", "content_key", "open_sealed", "parse_read", "ObjectReader"}
+
+
+def names(module):
+    tree = ast.parse(Path(module.__file__).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+def test_no_module_of_repair_names_what_reads():
+    for module in (mender, mending, repair, delegation):
+        assert not READERS & set(names(module)), module.__name__
+
+
+def test_a_charge_holds_a_verify_capability():
+    assert Charge.__annotations__["capability"] == "VerifyCapability"
+
+
+def reachable(value, seen):
+    """Every byte string that can be had from a value by its fields and properties."""
+    for name in dir(type(value)):
+        if name.startswith("_") or name in seen:
+            continue
+        found = getattr(value, name)
+        if isinstance(found, bytes):
+            seen[name] = found
+        elif hasattr(found, "node_id"):
+            seen[name] = found.seed
+    return seen
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
+def test_no_key_that_follows_from_a_verify_capability_is_the_content_key(secret, manifest_hash):
+    assume(secret != manifest_hash)
+    read = ReadCapability(secret, manifest_hash)
+    verify = VerifyCapability(read.verify.verify_key, manifest_hash)
+    assert verify == read.verify
+    keys = reachable(verify, {})
+    assert {"verify_key", "manifest_key", "locate", "delegate"} <= set(keys)
+    assert read.content_key not in keys.values()
+    assert read.read_secret not in keys.values()
+    text = verify.to_text()
+    assert read.to_text() not in text
+    assert len(set(keys.values())) == len(keys)

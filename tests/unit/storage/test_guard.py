@@ -1,0 +1,71 @@
+"""What a guardian takes, from whom, and whom an owner asks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.sim.network import content, put, run
+from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid, SignatureInvalid
+from xsc.base.limits import GUARDIANS, MIB
+from xsc.storage.capability import VerifyCapability, parse_read
+from xsc.storage.delegation import move_by_delegate, open_placement
+from xsc.storage.guard import GUARD, HEALED, UNGUARD, choose_guardians, guard_message
+
+NODES = [bytes([node]) * 32 for node in range(9)]
+
+
+@given(st.sets(st.sampled_from(NODES)), st.sets(st.sampled_from(NODES)))
+def test_the_recognised_come_first_then_those_that_hold_nothing(up, hosts):
+    chosen = choose_guardians(up, hosts, lambda node: 5 if node == NODES[8] else 0)
+    assert len(chosen) == len(set(chosen)) == min(GUARDIANS, len(up))
+    assert set(chosen) <= up
+    if NODES[8] in up:
+        assert chosen[0] == NODES[8]
+    spare = up - hosts - {NODES[8]}
+    others = [node for node in chosen if node != NODES[8]]
+    assert all(node in spare for node in others[: len(spare)])
+
+
+def test_a_guardian_refuses_what_was_not_delegated_to_it():
+    async def play(world):
+        owner, guardian, other = world.nodes[0], world.nodes[1], world.nodes[2]
+        read = parse_read(await put(owner, content(MIB)))
+        verify, ref = read.verify, read.manifest_hash
+        raw = owner.storage.entry(ref).placement
+        network = owner.storage._network
+        good = guard_message(verify, raw, 0)
+
+        async def refused(fault, method, header, sender=owner):
+            with pytest.raises(fault):
+                await sender.peers.call(guardian.key.node_id, method, header)
+
+        await refused(SignatureInvalid, GUARD, good, other)
+        await refused(RecordInvalid, GUARD, good | {"capability": read.to_text()})
+        await refused(CapabilityInvalid, GUARD, good | {"capability": "xsc:v:abc"})
+        strange = VerifyCapability(b"k" * 32, ref)
+        await refused(RecordInvalid, GUARD, good | {"capability": strange.to_text()})
+        await refused(RecordInvalid, GUARD, good | {"turn": 256})
+        await refused(NotAllowed, UNGUARD, {"object": ref})
+        assert list(guardian.storage.guards.wards()) == []
+        await owner.peers.call(guardian.key.node_id, GUARD, good)
+        await owner.peers.call(guardian.key.node_id, GUARD, good)
+        assert len(list(guardian.storage.guards.wards())) == 1
+        await refused(NotAllowed, UNGUARD, {"object": ref}, other)
+        # What is said to have been repaired must be signed by the owner's delegate.
+        placed = open_placement(raw, network)
+        columns = [guardian.key.node_id] * 6
+        moved = move_by_delegate(placed, columns, verify.delegate, network)
+        with pytest.raises(NotAllowed):
+            await owner.peers.call(
+                guardian.key.node_id, HEALED, {"object": ref, "placement": moved}
+            )
+        broken = moved[:-1] + bytes([moved[-1] ^ 1])
+        with pytest.raises((SignatureInvalid, RecordInvalid)):
+            await guardian.peers.call(
+                owner.key.node_id, HEALED, {"object": ref, "placement": broken}
+            )
+        assert owner.storage.entry(ref).placement == raw
+        await owner.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
+        assert list(guardian.storage.guards.wards()) == []
+
+    run(61, 3, play)

@@ -1,0 +1,364 @@
+"""Guardians: peers that keep an object whole while its owner is away.
+
+The owner hands a verify capability and its signed placement to a few peers; that
+they may repair follows from the placement (`xsc.storage.delegation`). A guardian
+does nothing while the owner answers. Once the owner has been silent for longer
+than the grace, once more for each guardian before this one, it repairs like an
+owner does (`mender`) and pays with leases of its own. When the owner is back, it
+takes over what was repaired, places the object anew, and the guardian deletes
+what it pays for.
+
+    storage/ward/<manifest hash>     what this node guards for others
+    storage/told/<manifest hash>     who guards an own object
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    NotAllowed,
+    RateLimited,
+    RecordInvalid,
+    StoreDamaged,
+    XscError,
+)
+from xsc.base.fields import take_bytes, take_int, take_str
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import (
+    GUARDIANS,
+    RECORD_BYTES_MAX,
+    STORAGE_QUESTION_TIMEOUT_MS,
+    WARDS_A_PEER_MAX,
+)
+from xsc.base.merkle import Part
+from xsc.identity.envelope import Id32, Record
+from xsc.storage.capability import VerifyCapability, parse
+from xsc.storage.delegation import open_placement
+from xsc.storage.erasure import Buffer
+from xsc.storage.held import HeldAt
+from xsc.storage.mender import Charge, Mender
+from xsc.storage.pipeline import Held
+from xsc.storage.ports import Caller, Commit
+from xsc.storage.reach import Reach
+
+GUARD: Final = "storage.guard"
+UNGUARD: Final = "storage.unguard"
+HEALED: Final = "storage.healed"
+WARDS: Final = b"storage/ward/"
+TOLD: Final = b"storage/told/"
+_WARD_BYTES_MAX: Final = 4 * RECORD_BYTES_MAX
+
+
+class Ward(Record):
+    """An object that this node guards for its owner."""
+
+    KIND: ClassVar[str] = "ward"
+
+    capability: str
+    """To verify: it does not read."""
+    owner: Id32
+    turn: Annotated[int, Field(ge=0, lt=256)]
+    """How many guardians come before this one."""
+    placement: bytes
+    held: tuple[HeldAt, ...]
+    ended: bool
+    """The owner wants it guarded no more; what is held is still to be deleted."""
+
+
+class Told(Record):
+    """The guardians of an object, in order."""
+
+    KIND: ClassVar[str] = "told"
+
+    nodes: tuple[Id32, ...]
+
+
+def choose_guardians(
+    up: Collection[bytes], hosts: Collection[bytes], weight_ppm: Callable[[bytes], int]
+) -> tuple[bytes, ...]:
+    """Return whom to ask: the most recognised first, then nodes that hold none of the object."""
+    ordered = sorted(up, key=lambda node: (-weight_ppm(node), node in hosts, node))
+    return tuple(ordered[:GUARDIANS])
+
+
+def guard_message(capability: VerifyCapability, placement: bytes, turn: int) -> dict[str, Value]:
+    """Return the header of a `storage.guard`."""
+    return {"capability": capability.to_text(), "placement": placement, "turn": turn}
+
+
+class Guards:
+    """Both sides: whom this node asked, and what it guards. The keeper of the latter's mender."""
+
+    def __init__(
+        self,
+        *,
+        reach: Reach,
+        caller: Caller,
+        state: KeyValue,
+        commit: Commit,
+        weight_ppm: Callable[[bytes], int],
+        own: Callable[[], list[tuple[bytes, bytes]]],
+        load: Callable[[bytes], Charge | None],
+        grace_ms: int,
+    ) -> None:
+        self._reach = reach
+        self._caller = caller
+        self._state = state
+        self._commit = commit
+        self._weight_ppm = weight_ppm
+        self._own = own
+        self._load = load
+        self._grace_ms = grace_ms
+        self.mender: Mender | None = None
+        """Knows for how long owners have been silent; set once it is made."""
+        self.owner: Mender | None = None
+        """Looks after the own objects; set once it is made."""
+        self._counted: Counter[bytes] | None = None
+
+    # The owner's side
+
+    async def run(self) -> None:
+        """Keep every own object guarded, until cancelled."""
+        while True:
+            await self._reach.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
+            await self.ask_all()
+            await self.end_all()
+            await self.report_all()
+
+    async def ask_all(self) -> None:
+        """Hand objects that have too few guardians to more of them."""
+        up = [node for node in self._reach.hosts.peers() if self._reach.is_up(node)]
+        for ref, placement in self._own():
+            told = self._told(ref)
+            if len(told) >= min(GUARDIANS, len(up)) and not self._gone(told):
+                continue
+            charge = self._load(ref)
+            if charge is not None:
+                await self._ask(charge, placement, up, told)
+
+    def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
+        return frozenset() if self.mender is None else self.mender.gone(nodes)
+
+    def _told(self, ref: bytes) -> tuple[bytes, ...]:
+        raw = self._state.get(TOLD + ref)
+        if raw is None:
+            return ()
+        try:
+            return Told.from_bytes(raw).nodes
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"a list of guardians is damaged: {fault.message}") from None
+
+    async def _ask(
+        self, charge: Charge, raw: bytes, up: Sequence[bytes], told: tuple[bytes, ...]
+    ) -> None:
+        placement = open_placement(raw, self._reach.network).placement
+        if placement.delegate != charge.capability.delegate.node_id:
+            return
+        gone = self._gone(told)
+        keep = [node for node in told if node not in gone]
+        fresh = choose_guardians(set(up) - set(keep), placement.columns, self._weight_ppm)
+        nodes = [*keep, *fresh][:GUARDIANS]
+        agreed: list[bytes] = []
+        for node in nodes:
+            header = guard_message(charge.capability, raw, len(agreed))
+            try:
+                await self._caller.call(node, GUARD, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+            except XscError as fault:
+                self._reach.log.info("storage_not_guarded", peer=short(node), reason=fault.message)
+                continue
+            agreed.append(node)
+        if tuple(agreed) != told:
+            await self._commit([(TOLD + charge.ref, Told(nodes=tuple(agreed)).to_bytes())])
+
+    async def release(self, ref: bytes) -> None:
+        """Tell the guardians of an object that is deleted; who misses it finds nothing to mend."""
+        for node in self._told(ref):
+            try:
+                await self._caller.call(
+                    node, UNGUARD, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                )
+            except XscError as fault:
+                self._reach.log.info("storage_not_released", peer=short(node), reason=fault.message)
+        await self._commit([(TOLD + ref, None)])
+
+    # The guardian's side
+
+    def wards(self) -> Iterator[tuple[bytes, Ward]]:
+        """Yield what this node guards, by manifest hash."""
+        for key, raw in self._state.scan(WARDS, prefix_end(WARDS)):
+            yield key.removeprefix(WARDS), self._parse(raw)
+
+    def _ward(self, ref: bytes) -> Ward | None:
+        raw = self._state.get(WARDS + ref)
+        return None if raw is None else self._parse(raw)
+
+    @staticmethod
+    def _parse(raw: bytes) -> Ward:
+        try:
+            return Ward.from_bytes(raw, size_max=_WARD_BYTES_MAX)
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"the list of wards is damaged: {fault.message}") from None
+
+    def _acts(self, ward: Ward) -> bool:
+        """Say whether it is this node's turn: the owner is silent, and so long."""
+        if self.mender is None:
+            return False
+        return self.mender.silent_ms(ward.owner) >= self._grace_ms * (1 + ward.turn)
+
+    def refs(self) -> list[tuple[bytes, bytes]]:
+        """Return the wards to look at: of owners that are away, or with something to give back."""
+        return [
+            (ref, ward.placement)
+            for ref, ward in self.wards()
+            if not ward.ended and (ward.held or self._acts(ward))
+        ]
+
+    def load(self, ref: bytes) -> Charge | None:
+        """Return a ward as a charge."""
+        ward = self._ward(ref)
+        if ward is None or ward.ended:
+            return None
+        capability = parse(ward.capability)
+        assert isinstance(capability, VerifyCapability)
+        held = tuple(Held(item.node, item.lease_id, item.size_bytes) for item in ward.held)
+        acts = self._acts(ward)
+        return Charge(ref, capability, None, ward.placement, held, only_clean=not acts)
+
+    async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+        """Keep what became of a ward."""
+        ward = self._ward(ref)
+        if ward is None or ward.ended:
+            return False
+        kept = tuple(
+            HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
+            for item in held
+        )
+        change = ward.model_copy(update={"placement": placement, "held": kept})
+        await self._commit([(WARDS + ref, change.to_bytes())])
+        return True
+
+    async def on_guard(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        """Take an object of the caller into guard.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: not the caller's object, or not delegated.
+            RateLimited: it guards enough for this caller.
+        """
+        capability = parse(take_str(header, "capability"))
+        if not isinstance(capability, VerifyCapability):
+            raise RecordInvalid("a guardian takes no capability that reads")
+        raw = take_bytes(header, "placement")
+        placement = open_placement(raw, self._reach.network, caller).placement
+        if placement.locate != capability.locate:
+            raise RecordInvalid("the placement is of another object than the capability")
+        if placement.delegate != capability.delegate.node_id:
+            raise RecordInvalid("the owner's placement does not delegate to this capability")
+        ref = capability.manifest_hash
+        known = self._ward(ref)
+        if known is not None and known.owner != caller:
+            raise NotAllowed("another node has that object guarded here")
+        if known is None and self._counts()[caller] >= WARDS_A_PEER_MAX:
+            raise RateLimited(f"this node guards {WARDS_A_PEER_MAX} objects for one peer")
+        ward = Ward(
+            capability=capability.to_text(),
+            owner=caller,
+            turn=take_int(header, "turn", most=255),
+            placement=raw if known is None else known.placement,
+            held=() if known is None else known.held,
+            ended=False,
+        )
+        if known is None:
+            self._counts()[caller] += 1
+        await self._commit([(WARDS + ref, ward.to_bytes())])
+        return {}, []
+
+    def _counts(self) -> Counter[bytes]:
+        """Return how many wards there are by owner; counted once, then kept up."""
+        if self._counted is None:
+            self._counted = Counter(ward.owner for _, ward in self.wards())
+        return self._counted
+
+    async def on_unguard(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        """End a guard; what is held for it is deleted in the background."""
+        ref = take_bytes(header, "object", size=ID_BYTES)
+        ward = self._ward(ref)
+        if ward is None or ward.owner != caller:
+            raise NotAllowed("nothing is guarded here for that node")
+        change: Change = (WARDS + ref, None)
+        if not ward.held:
+            self._counts()[caller] -= 1
+        else:
+            change = (WARDS + ref, ward.model_copy(update={"ended": True}).to_bytes())
+        await self._commit([change])
+        return {}, []
+
+    async def report_all(self) -> None:
+        """Tell owners that are back what was repaired for them, until they take it over."""
+        for ref, ward in list(self.wards()):
+            if ward.ended or not ward.held or not self._reach.is_up(ward.owner):
+                continue
+            if not open_placement(ward.placement, self._reach.network).repairs:
+                continue
+            header: dict[str, Value] = {"object": ref, "placement": ward.placement}
+            try:
+                await self._caller.call(
+                    ward.owner, HEALED, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                )
+            except XscError as fault:
+                peer = short(ward.owner)
+                self._reach.log.info("storage_not_reported", peer=peer, reason=fault.message)
+
+    async def on_healed(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        """Learn, as the owner, where an object lies since it was repaired.
+
+        Raises:
+            NotAllowed: no object of this node.
+            RecordInvalid, SignatureInvalid: not a placement that this node delegated.
+        """
+        ref = take_bytes(header, "object", size=ID_BYTES)
+        charge = self._load(ref)
+        if charge is None:
+            raise NotAllowed("this node has stored no such object")
+        placed = open_placement(
+            take_bytes(header, "placement"), self._reach.network, self._reach.own
+        )
+        if placed.placement.locate != charge.capability.locate:
+            raise RecordInvalid("the placement is of another object")
+        known = open_placement(charge.placement, self._reach.network)
+        if placed.rank > known.rank and self.owner is not None:
+            await self.owner.adopt(charge, placed.raw)
+        return {}, []
+
+    async def end_all(self) -> None:
+        """Delete what is held for guards that have ended."""
+        for ref, ward in list(self.wards()):
+            if not ward.ended:
+                continue
+            left = []
+            locate = parse(ward.capability)
+            assert isinstance(locate, VerifyCapability)
+            for item in ward.held:
+                try:
+                    await self._reach.delete(item.node, locate.locate)
+                    await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+                except NotAllowed:
+                    continue
+                except XscError:
+                    left.append(item)
+            change = ward.model_copy(update={"held": tuple(left)}).to_bytes() if left else None
+            if change is None:
+                self._counts()[ward.owner] -= 1
+            await self._commit([(WARDS + ref, change)])

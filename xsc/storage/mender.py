@@ -1,0 +1,826 @@
+"""Keeps objects whole: looks after each, and moves columns that are lost or must leave.
+
+Touches hosts through `Reach`. What it is given of an object is a `Charge`: a
+*verify* capability and a key to sign placements with. It cannot read what it
+mends. Plans are made anew from what the hosts say (`mending`) and are kept
+nowhere, so that a restart loses at most the object that was being worked on:
+whom it sends to is written down first, and what lies there without a placement
+is deleted before the next try. DESIGN section 5; docs/design/storage-repair.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from xsc.base.errors import LeaseExhausted, LimitError, NoOffers, NotAllowed, XscError
+from xsc.base.ids import short
+from xsc.base.limits import (
+    LEFTOVERS_KEPT_MS,
+    MENDS_A_ROUND_MAX,
+    MENDS_AT_ONCE,
+    SURVEYS_AT_ONCE,
+)
+from xsc.base.merkle import root_of
+from xsc.identity.keys import KeyPair
+from xsc.storage.capability import VerifyCapability
+from xsc.storage.delegation import (
+    Placed,
+    move_by_delegate,
+    move_by_owner,
+    open_placement,
+)
+from xsc.storage.erasure import Buffer, StorageShard
+from xsc.storage.held import HeldObject, Wanted
+from xsc.storage.manifest import Manifest, code_of, expected_digest, hash_of, segments_of
+from xsc.storage.mending import (
+    Watch,
+    is_gone,
+    is_steady,
+    lost_columns,
+    margin,
+    next_want,
+    surplus,
+    watched,
+)
+from xsc.storage.messages import ObjectRecord
+from xsc.storage.pipeline import Held
+from xsc.storage.placement import State, column_states
+from xsc.storage.ports import OWN_LEASE, HostLease
+from xsc.storage.reach import Reach, Source, in_order, race, requests_of, together
+from xsc.storage.reading import Located, roots_of
+from xsc.storage.repair import rebuild
+
+
+@dataclass(frozen=True, slots=True)
+class MendSettings:
+    """What the operator decides."""
+
+    grace_ms: int
+    """How long a node must be silent before what it holds counts as lost."""
+    bytes_a_second: int
+    """Most that is fetched and sent; 0: no bound."""
+    check_ms: int
+    """How often every host of every object is asked, also where nothing happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An object to look after, and by what right."""
+
+    ref: bytes
+    """The manifest hash."""
+    capability: VerifyCapability
+    owner: KeyPair | None
+    """The owner's key, at the owner alone; others sign as the delegate."""
+    placement: bytes
+    held: tuple[Held, ...]
+    """What this node pays for, by host and lease; also what it was about to send."""
+    only_clean: bool = False
+    """Nothing is to be mended by this node: only what it pays for in vain is deleted."""
+
+
+class Keeper(Protocol):
+    """Holds charges on the disk."""
+
+    def refs(self) -> list[tuple[bytes, bytes]]:
+        """Return the charges to be looked after at this moment: reference and placement."""
+
+    def load(self, ref: bytes) -> Charge | None:
+        """Return a charge; None where it is gone."""
+
+    async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+        """Keep placement and what is held, synced; False where the charge is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoneLease:
+    """Room at a host that is held under a lease known before."""
+
+    node: bytes
+    lease_id: bytes
+    price: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A column that has a new home."""
+
+    column: int
+    source: bytes
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What one look at an object came to."""
+
+    margin: int
+    """Before."""
+    moved: tuple[Moved, ...]
+    left: tuple[int, ...]
+    """Columns that are lost or must leave, and have no new home yet."""
+    reason: str
+    """Why some are left; empty where none are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the hosts of an object say."""
+
+    charge: Charge
+    located: Located
+    placed: Placed
+    states: tuple[State, ...]
+    answers: dict[bytes, HeldObject | None]
+    homeless: frozenset[int]
+    """Columns that are lost, or on nodes that leave."""
+    foreign: frozenset[int]
+    """At the owner: columns that others pay for since they repaired them."""
+
+    @property
+    def columns(self) -> tuple[bytes, ...]:
+        """The node of each column."""
+        return self.placed.placement.columns
+
+    @property
+    def doubled(self) -> bool:
+        """Whether some node holds several columns."""
+        return len(set(self.columns)) < len(self.columns)
+
+    @property
+    def margin(self) -> int:
+        """How many more columns may be lost."""
+        return margin(self.states, self.placed.placement.k)
+
+
+Progress = Callable[[int, int], None]
+"""Hears how many segments of how many are done."""
+
+
+class Mender:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        reach: Reach,
+        keeper: Keeper,
+        settings: MendSettings,
+        locate: Callable[[VerifyCapability], Awaitable[Located]],
+        ask: Callable[[bytes, VerifyCapability], Awaitable[Located | None]],
+        stat: Callable[[bytes, VerifyCapability, int], Coroutine[Any, Any, HeldObject | None]],
+        leaving: Callable[[], Collection[bytes]],
+    ) -> None:
+        self._reach = reach
+        self._keeper = keeper
+        self._settings = settings
+        self._locate = locate
+        self._ask = ask
+        self._stat = stat
+        self._leaving = leaving
+        self._watches: dict[bytes, Watch] = {}
+        self._locks: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._moved_ms: dict[bytes, int] = {}
+        self._again: set[bytes] = set()
+        self._woken = asyncio.Event()
+        self._free_ms = 0
+        self.lately: deque[tuple[bytes, Mended]] = deque(maxlen=MENDS_A_ROUND_MAX)
+        """What was mended in this run, by reference, the oldest first."""
+
+    # When to look
+
+    def look(self) -> None:
+        """Note which nodes are up."""
+        now_ms = self._reach.clock.monotonic_ms()
+        hosts = self._reach.hosts
+        for node in {*hosts.peers(), *self._watches}:
+            self._watches[node] = watched(
+                self._watches.get(node),
+                up=hosts.is_up(node),
+                now_ms=now_ms,
+                grace_ms=self._settings.grace_ms,
+            )
+
+    def node_changed(self) -> None:
+        """Look at once: a peer came up or went down."""
+        self.look()
+        self._woken.set()
+
+    def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:
+        """Return those of some nodes that were silent for longer than the grace."""
+        now_ms = self._reach.clock.monotonic_ms()
+        for node in nodes:
+            if node != self._reach.own and node not in self._watches:
+                # Not even a peer any more: its time runs from now on.
+                self._watches[node] = Watch(None if self._reach.is_up(node) else now_ms, now_ms)
+        return frozenset(
+            node
+            for node in nodes
+            if is_gone(self._watches.get(node), now_ms, self._settings.grace_ms)
+        )
+
+    def silent_ms(self, node: bytes) -> int:
+        """Return for how long a node has been silent; 0 while it is up."""
+        self.gone([node])
+        watch = self._watches.get(node)
+        if watch is None or watch.down_since_ms is None:
+            return 0
+        return self._reach.clock.monotonic_ms() - watch.down_since_ms
+
+    def available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
+        """Return the nodes that may be given columns."""
+        now_ms = self._reach.clock.monotonic_ms()
+        up = {node for node in self._reach.hosts.peers() if self._reach.is_up(node)}
+        if not also_unsteady:
+            grace_ms = self._settings.grace_ms
+            up = {node for node in up if is_steady(self._watches.get(node), now_ms, grace_ms)}
+        return frozenset((up | {self._reach.own}) - set(self._leaving()))
+
+    async def run(self) -> None:
+        """Look after all charges until cancelled."""
+        tick_ms = max(1_000, min(30_000, self._settings.grace_ms // 4))
+        seen: object = None
+        full_ms = 0
+        while True:
+            self.look()
+            now_ms = self._reach.clock.monotonic_ms()
+            everything = now_ms >= full_ms
+            if everything:
+                full_ms = now_ms + self._settings.check_ms
+            listed = self._keeper.refs()
+            situation = (
+                self.gone({*self._watches}),
+                self.available(),
+                frozenset(self._leaving()),
+                frozenset(ref for ref, _ in listed) if len(listed) < MENDS_A_ROUND_MAX else 0,
+            )
+            cleanable = {
+                ref
+                for ref, moved_ms in self._moved_ms.items()
+                if now_ms - moved_ms >= LEFTOVERS_KEPT_MS
+            }
+            if everything or situation != seen or self._again or cleanable:
+                seen = situation
+                await self.round(listed, everything=everything, also=cleanable)
+            await self._rest(tick_ms)
+
+    async def adopt(self, charge: Charge, placement: bytes) -> None:
+        """Take a later placement for an object that was checked, and look at it soon."""
+        async with self._locks[charge.ref]:
+            await self._keeper.save(charge.ref, placement, charge.held)
+        self._again.add(charge.ref)
+        self._woken.set()
+
+    async def _rest(self, duration_ms: int) -> None:
+        sleep = asyncio.ensure_future(self._reach.clock.sleep_ms(duration_ms))
+        wake = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            wake.cancel()
+        self._woken.clear()
+
+    def _concerned(self, raw: bytes) -> bool:
+        try:
+            columns = open_placement(raw, self._reach.network).placement.columns
+        except XscError:
+            return True
+        nodes = set(columns)
+        if len(nodes) < len(columns):
+            return True
+        return bool(self.gone(nodes) or nodes & set(self._leaving()))
+
+    async def round(
+        self,
+        listed: Sequence[tuple[bytes, bytes]],
+        *,
+        everything: bool,
+        also: Collection[bytes] = (),
+    ) -> None:
+        """Look at every charge that may need something; mend the weakest first."""
+        again, self._again = self._again, set()
+        refs = [
+            ref
+            for ref, raw in listed
+            if everything or ref in again or ref in also or self._concerned(raw)
+        ]
+        places = asyncio.Semaphore(SURVEYS_AT_ONCE)
+
+        async def look(ref: bytes) -> tuple[int, bytes] | None:
+            async with places:
+                charge = self._keeper.load(ref)
+                if charge is None:
+                    return None
+                try:
+                    survey = await self.survey(charge)
+                except XscError as fault:
+                    self._fault(ref, fault)
+                    return None
+                return (survey.margin, ref) if self._needs(survey) else None
+
+        found = await together(look(ref) for ref in refs)
+        order = sorted(item for item in found if item is not None)
+        self._again.update(ref for _, ref in order[MENDS_A_ROUND_MAX:])
+        queue = [ref for _, ref in order[:MENDS_A_ROUND_MAX]]
+
+        async def work() -> None:
+            while queue:
+                ref = queue.pop(0)
+                try:
+                    await self.mend(ref)
+                except XscError as fault:
+                    self._fault(ref, fault)
+
+        await together(work() for _ in range(MENDS_AT_ONCE))
+
+    def _fault(self, ref: bytes, fault: XscError) -> None:
+        self._reach.log.warning("storage_mend_failed", object=short(ref), reason=fault.message)
+
+    # What an object needs
+
+    async def survey(self, charge: Charge) -> Survey:
+        """Ask all hosts of an object, under the latest placement that one of them knows.
+
+        Raises:
+            XscError: the object cannot be found.
+        """
+        located = await self._locate(charge.capability)
+        while True:
+            manifest, columns = located.manifest, located.placement.columns
+            nodes = sorted(set(columns))
+            said = await together(
+                self._stat(node, charge.capability, manifest.generation) for node in nodes
+            )
+            answers = dict(zip(nodes, said, strict=True))
+            newer = await self._newer(charge, located, answers)
+            if newer is None:
+                break
+            located = newer
+        if located.placement_raw != charge.placement:
+            charge = replace(charge, placement=located.placement_raw)
+            await self._keeper.save(charge.ref, charge.placement, charge.held)
+        placed = open_placement(located.placement_raw, self._reach.network)
+        states = await self._reach.executor.run(column_states, manifest, columns, answers)
+        leaving = {column for column, node in enumerate(columns) if node in self._leaving()}
+        lost = lost_columns(columns, states, self.gone(set(columns)))
+        foreign: frozenset[int] = frozenset()
+        if charge.owner is not None and placed.repairs:
+            foreign = self._not_mine(manifest, columns, states, answers) - lost - leaving
+        return Survey(charge, located, placed, tuple(states), answers, lost | leaving, foreign)
+
+    def _not_mine(
+        self,
+        manifest: Manifest,
+        columns: Sequence[bytes],
+        states: Sequence[State],
+        answers: dict[bytes, HeldObject | None],
+    ) -> frozenset[int]:
+        found = set()
+        for column, (node, state) in enumerate(zip(columns, states, strict=True)):
+            held = answers[node]
+            if state != "ok" or held is None or manifest.inline is not None:
+                continue
+            digest = expected_digest(manifest, column)
+            mine = [
+                row
+                for row in held.columns
+                if (row.customer, row.column, row.digest) == (self._reach.own, column, digest)
+            ]
+            if not mine:
+                found.add(column)
+        return frozenset(found)
+
+    async def _newer(
+        self, charge: Charge, located: Located, answers: dict[bytes, HeldObject | None]
+    ) -> Located | None:
+        """Return what a host knows that claims a later placement, where it can show one."""
+        claims = sorted(
+            (
+                (-held.rank, node)
+                for node, held in answers.items()
+                if held is not None and held.rank > located.rank
+            ),
+        )
+        for _, node in claims:
+            try:
+                found = await self._ask(node, charge.capability)
+            except XscError as fault:
+                self._fault(charge.ref, fault)
+                continue
+            if found is not None and found.rank > located.rank:
+                return found
+        return None
+
+    def _stale(self, survey: Survey) -> list[bytes]:
+        """Return the hosts that answer and do not have the latest placement."""
+        return [
+            node
+            for node, held in survey.answers.items()
+            if held is not None
+            and (held.rank < survey.located.rank or held.record != "ok")
+            and node not in self._leaving()
+        ]
+
+    def _leftovers(self, survey: Survey) -> set[bytes]:
+        """Return the nodes at which this node pays for what counts no more."""
+        charge, own = survey.charge, self._reach.own
+        if charge.owner is None and not survey.placed.repairs:
+            # The owner has placed it anew: nothing that was repaired for it is needed.
+            nodes = {item.node for item in charge.held}
+        else:
+            nodes = {item.node for item in charge.held} - set(survey.columns)
+        return {node for node in nodes if node == own or self._reach.is_up(node)}
+
+    def _surplus(self, survey: Survey) -> dict[bytes, frozenset[int]]:
+        found = {}
+        for node, held in survey.answers.items():
+            if held is None:
+                continue
+            mine = [row.column for row in held.columns if row.customer == self._reach.own]
+            columns = len(survey.columns)
+            extra = surplus(survey.columns, node, [column for column in mine if column < columns])
+            if extra:
+                found[node] = extra
+        return found
+
+    def _needs(self, survey: Survey) -> bool:
+        if survey.charge.only_clean:
+            return bool(self._leftovers(survey))
+        wanted = survey.homeless or survey.foreign or self._stale(survey)
+        if wanted or self._leftovers(survey) or self._surplus(survey):
+            return True
+        own = self._reach.own
+        return (
+            next_want(survey.columns, (), self.available(), own=own, doubled=survey.doubled)
+            is not None
+        )
+
+    # Mending
+
+    async def mend(self, ref: bytes, progress: Progress | None = None) -> Mended | None:
+        """Give an object what it needs; None where this node does not look after it.
+
+        Raises:
+            XscError: the object cannot be found.
+        """
+        async with self._locks[ref]:
+            charge = self._keeper.load(ref)
+            if charge is None:
+                return None
+            survey = await self.survey(charge)
+            charge = await self._clean(survey)
+            survey = replace(survey, charge=charge)
+            if charge.only_clean or (
+                charge.owner is None and not survey.placed.repairs and not survey.homeless
+            ):
+                return Mended(survey.margin, (), (), "")
+            chosen, reason = await self._choose(survey)
+            moved: tuple[Moved, ...] = ()
+            if chosen:
+                moved, fault = await self._move(survey, chosen, progress)
+                reason = fault or reason
+            elif stale := self._stale(survey):
+                await self._spread(charge, survey, survey.placed, stale)
+            done = {item.column for item in moved}
+            left = tuple(sorted(survey.homeless - done))
+            if left and not reason:
+                reason = "no node that is up and holds none of it has room"
+            if left:
+                self._reach.log.warning(
+                    "storage_not_healed", object=short(ref), columns=list(left), reason=reason
+                )
+            mended = Mended(survey.margin, moved, left, reason if left else "")
+            if moved:
+                self.lately.append((ref, mended))
+            return mended
+
+    async def _clean(self, survey: Survey) -> Charge:
+        """Delete what counts no more, once nobody can still be reading by the last placement."""
+        charge, now_ms = survey.charge, self._reach.clock.monotonic_ms()
+        moved_ms = self._moved_ms.get(charge.ref)
+        if moved_ms is not None and now_ms - moved_ms < LEFTOVERS_KEPT_MS:
+            return charge
+        self._moved_ms.pop(charge.ref, None)
+        held = list(charge.held)
+        locate = charge.capability.locate
+        for node in sorted(self._leftovers(survey)):
+            try:
+                await self._reach.delete(node, locate)
+            except NotAllowed:
+                pass
+            except XscError as fault:
+                self._fault(charge.ref, fault)
+                continue
+            for item in [item for item in held if item.node == node]:
+                await self._reach.note_freed(node, item.lease_id, item.size_bytes)
+                held.remove(item)
+        for node, columns in sorted(self._surplus(survey).items()):
+            try:
+                freed = await self._reach.trim(node, locate, columns)
+            except XscError as fault:
+                self._fault(charge.ref, fault)
+                continue
+            held = without(held, node, freed)
+        if tuple(held) != charge.held:
+            charge = replace(charge, held=tuple(held))
+            await self._keeper.save(charge.ref, charge.placement, charge.held)
+        return charge
+
+    def _column_bytes(self, manifest: Manifest) -> int:
+        code = code_of(manifest)
+        full, tail = divmod(manifest.size_bytes, manifest.segment_bytes)
+        if manifest.inline is not None:
+            return 0
+        return full * code.shard_bytes(manifest.segment_bytes) + code.shard_bytes(tail)
+
+    async def _choose(self, survey: Survey) -> tuple[dict[int, HostLease], str]:
+        """Return room for each column that moves, and what failed."""
+        reach = self._reach
+        homes = list(survey.columns)
+        homeless = set(survey.homeless)
+        silent = {node for node, held in survey.answers.items() if held is None}
+        available = self.available(also_unsteady=survey.margin <= 0) - silent
+        located = survey.located
+        record = 2 * len(located.placement_raw) + 1024 + len(located.sealed)
+        size = self._column_bytes(located.manifest) + record
+        chosen: dict[int, HostLease] = {}
+        reason = ""
+        for column in sorted(survey.foreign):
+            lease, fault = await self._lease(frozenset({homes[column]}), size)
+            if lease is not None:
+                chosen[column] = lease
+            reason = reason or fault
+        readable = survey.margin >= 0 or located.manifest.inline is not None
+        while readable and (
+            want := next_want(homes, homeless, available, own=reach.own, doubled=survey.doubled)
+        ):
+            lease, fault = await self._lease(want.targets, size)
+            if lease is None:
+                reason = reason or fault
+                available -= want.targets
+                continue
+            homes[want.column] = lease.node
+            homeless.discard(want.column)
+            chosen[want.column] = lease
+        if not readable:
+            reason = "fewer columns are left than the object needs"
+        return chosen, reason
+
+    async def _lease(self, targets: frozenset[bytes], size: int) -> tuple[HostLease | None, str]:
+        """Return room at one of these nodes, or why there is none."""
+        known = {self._reach.own, *self._reach.hosts.peers()}
+        try:
+            leases = await self._reach.hosts.lease_hosts(
+                size_bytes=size, count=1, exclude=frozenset(known - targets)
+            )
+        except (NoOffers, LimitError) as fault:
+            return None, fault.message
+        if not leases or leases[0].node not in targets:
+            return None, "no node that may take it has room"
+        return leases[0], ""
+
+    async def _move(
+        self,
+        survey: Survey,
+        chosen: dict[int, HostLease],
+        progress: Progress | None,
+    ) -> tuple[tuple[Moved, ...], str]:
+        """Build or copy the chosen columns at their new hosts, then say where they are."""
+        charge, located = survey.charge, survey.located
+        # First on the disk: after a crash it is known where something may lie.
+        held = merged(charge.held, [Held(at.node, at.lease_id, 0) for at in chosen.values()])
+        if not await self._keeper.save(charge.ref, charge.placement, held):
+            return (), "it is being deleted"
+        sent: list[Held] = []
+        alive = dict(chosen)
+        fault = ""
+        try:
+            for column, lease in chosen.items():
+                if survey.columns[column] == lease.node and column in survey.homeless:
+                    # What lies there is not what it should be.
+                    await self._reach.trim(lease.node, located.locate, {column})
+            count = segments_of(located.manifest)
+            for index in range(count):
+                shards = await self._build(survey, index, sorted(alive))
+                answers = await together(
+                    self._send(alive[shard.column], located, index, shard) for shard in shards
+                )
+                for shard, (size, why) in zip(shards, answers, strict=True):
+                    lease = alive[shard.column]
+                    sent.append(Held(lease.node, lease.lease_id, size))
+                    if why:
+                        fault = why
+                        del alive[shard.column]
+                if not alive:
+                    break
+                if progress is not None:
+                    progress(index + 1, count)
+        except XscError as broken:
+            fault, alive = broken.message, {}
+        held = merged(held, sent)
+        moved = tuple(
+            Moved(column, survey.columns[column], lease.node)
+            for column, lease in sorted(alive.items())
+        )
+        if fault:
+            self._again.add(charge.ref)
+        if not moved:
+            await self._keeper.save(charge.ref, charge.placement, held)
+            return (), fault
+        columns = list(survey.columns)
+        for item in moved:
+            columns[item.column] = item.target
+        raw = self._sign(charge, survey.placed, columns)
+        # The own word first; hosts that miss it are told again whenever they are asked.
+        if not await self._keeper.save(charge.ref, raw, held):
+            await together(self._drop(node, located.locate) for node in {i.target for i in moved})
+            return (), "it is being deleted"
+        self._moved_ms[charge.ref] = self._reach.clock.monotonic_ms()
+        charge = replace(charge, placement=raw, held=held)
+        placed = open_placement(raw, self._reach.network)
+        silent = {node for node, held_there in survey.answers.items() if held_there is None}
+        nodes = [node for node in dict.fromkeys(columns) if node not in silent]
+        await self._spread(charge, survey, placed, nodes)
+        for item in moved:
+            self._reach.log.info(
+                "storage_column_moved",
+                object=short(charge.ref),
+                column=item.column,
+                source=short(item.source),
+                target=short(item.target),
+            )
+        return moved, fault
+
+    def _sign(self, charge: Charge, placed: Placed, columns: Sequence[bytes]) -> bytes:
+        delegate = charge.capability.delegate
+        if charge.owner is not None:
+            return move_by_owner(
+                placed, columns, charge.owner, delegate.node_id, self._reach.network
+            )
+        return move_by_delegate(placed, columns, delegate, self._reach.network)
+
+    async def _build(
+        self, survey: Survey, index: int, columns: Sequence[int]
+    ) -> list[StorageShard]:
+        """Return the wanted shards of a segment: copied where they still lie, else rebuilt."""
+        located, manifest = survey.located, survey.located.manifest
+        roots = roots_of(manifest, index)
+        code = code_of(manifest)
+        length = min(manifest.segment_bytes, manifest.size_bytes - index * manifest.segment_bytes)
+        await self._pace(code.shard_bytes(length) * (len(columns) + manifest.k))
+        if all(survey.states[column] == "ok" for column in columns):
+            try:
+                return await together(self._copy(survey, index, column) for column in columns)
+            except XscError as fault:
+                self._fault(survey.charge.ref, fault)
+        good = [
+            Source(column, node)
+            for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True))
+            if state == "ok"
+        ]
+        got = await race(
+            self._reach,
+            locate=located.locate,
+            generation=manifest.generation,
+            segment=index,
+            roots=roots,
+            sources=in_order(self._reach, good, manifest.k),
+            k=manifest.k,
+        )
+        return await self._reach.executor.run(rebuild, got, code, length, columns)
+
+    async def _copy(self, survey: Survey, index: int, column: int) -> StorageShard:
+        manifest = survey.located.manifest
+        root = roots_of(manifest, index)[column]
+        data: Buffer = await self._reach.fetch(
+            survey.columns[column],
+            survey.located.locate,
+            manifest.generation,
+            Wanted(index, column, root),
+        )
+        return StorageShard(column, data, root)
+
+    async def _send(
+        self, lease: HostLease, located: Located, index: int, shard: StorageShard
+    ) -> tuple[int, str]:
+        """Store a shard; return the bytes confirmed, or why there are none."""
+        try:
+            size = await self._reach.store(
+                lease,
+                located.locate,
+                located.manifest.generation,
+                shards=[(index, shard)],
+                record=None,
+            )
+        except XscError as fault:
+            return 0, fault.message
+        return size, ""
+
+    async def _drop(self, node: bytes, locate: bytes) -> None:
+        try:
+            await self._reach.delete(node, locate)
+        except XscError as fault:
+            self._reach.log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
+
+    async def _pace(self, size_bytes: int) -> None:
+        """Wait for the turn of so many bytes."""
+        rate = self._settings.bytes_a_second
+        if not rate:
+            return
+        now_ms = self._reach.clock.monotonic_ms()
+        start_ms = max(now_ms, self._free_ms)
+        self._free_ms = start_ms + size_bytes * 1000 // rate
+        if start_ms > now_ms:
+            await self._reach.clock.sleep_ms(start_ms - now_ms)
+
+    # Saying where it is
+
+    async def _spread(
+        self, charge: Charge, survey: Survey, placed: Placed, nodes: Sequence[bytes]
+    ) -> None:
+        """Give hosts the latest placement; who misses it now gets it at the next look."""
+        located = survey.located
+        record = ObjectRecord(
+            sealed=located.sealed,
+            sealed_root=root_of(located.sealed),
+            manifest_hash=hash_of(located.sealed),
+            placement=placed.raw,
+            placement_id=placed.id,
+            placement_generation=placed.rank,
+        )
+        # Where this node's record lies already, the new one takes its place.
+        before = {item.node for item in survey.charge.held if item.size_bytes}
+        mine = survey.placed.base if charge.owner is not None else survey.placed.raw
+        replaced = len(located.sealed) + len(mine)
+        added = await together(
+            self._tell(charge, located, record, node, replaced if node in before else 0)
+            for node in nodes
+        )
+        new = [item for item in added if item is not None]
+        if new:
+            await self._keeper.save(charge.ref, charge.placement, merged(charge.held, new))
+
+    async def _tell(
+        self,
+        charge: Charge,
+        located: Located,
+        record: ObjectRecord,
+        node: bytes,
+        replaced_bytes: int,
+    ) -> Held | None:
+        """Store the record at one host; return what it counts for where it is new there."""
+        known = [item.lease_id for item in charge.held if item.node == node]
+        leases: list[HostLease] = [LoneLease(node, lease_id) for lease_id in known]
+        if node == self._reach.own:
+            leases = [LoneLease(node, OWN_LEASE)]
+        size = len(record.sealed) + len(record.placement)
+        for lease in leases:
+            try:
+                await self._record(lease, located, record)
+            except LeaseExhausted:
+                continue
+            except XscError as fault:
+                self._fault(charge.ref, fault)
+                return None
+            if not known:
+                return Held(lease.node, lease.lease_id, size)
+            await self._reach.note_freed(node, lease.lease_id, replaced_bytes)
+            return Held(lease.node, lease.lease_id, size - replaced_bytes)
+        fresh, _ = await self._lease(frozenset({node}), size)
+        if fresh is None:
+            return None
+        try:
+            await self._record(fresh, located, record)
+        except XscError as fault:
+            self._fault(charge.ref, fault)
+            return None
+        return Held(fresh.node, fresh.lease_id, size)
+
+    async def _record(self, lease: HostLease, located: Located, record: ObjectRecord) -> None:
+        generation = located.manifest.generation
+        for batch, carried in requests_of([], record):
+            await self._reach.store(lease, located.locate, generation, shards=batch, record=carried)
+
+
+def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:
+    """Return what is held by host and lease, summed."""
+    sizes: dict[tuple[bytes, bytes], int] = {}
+    for item in (*held, *more):
+        place = (item.node, item.lease_id)
+        sizes[place] = sizes.get(place, 0) + item.size_bytes
+    return tuple(Held(node, lease_id, max(0, size)) for (node, lease_id), size in sizes.items())
+
+
+def without(held: Sequence[Held], node: bytes, freed: dict[bytes, int]) -> list[Held]:
+    """Return what is held after a host freed so many bytes under each lease."""
+    return [
+        replace(item, size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
+        if item.node == node
+        else item
+        for item in held
+    ]
