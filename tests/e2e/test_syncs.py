@@ -203,8 +203,7 @@ def traces(tmp_path_factory):
         assert added.code == 0, added.err
         wait_for(lambda: owner("peer ls --json").json["peers"][0]["state"] == "up")
         assert owner("peer recognise host 10%").code == 0
-        for size in SIZES:
-            owner.put(os.urandom(size))
+        stored = [owner.put(os.urandom(size)) for size in SIZES]
         calls = Calls(Core(owner.home))
         with ThreadPoolExecutor(LARGE_AT_ONCE) as pool:
             list(pool.map(calls.put, [BytesIO(os.urandom(2**21)) for _ in range(LARGE_AT_ONCE)]))
@@ -217,6 +216,8 @@ def traces(tmp_path_factory):
         assert owner("ledger settle").code == 0
         owner.put(os.urandom(9_000_000))
         assert owner("ledger settle").code == 0
+        for capability in stored:
+            assert owner("store rm -", stdin=capability.encode()).code == 0
     return (
         Trace((folder / "host.trace").read_text()),
         Trace((folder / "owner.trace").read_text()),
@@ -249,6 +250,14 @@ def test_a_capability_follows_the_syncs_of_all_that_it_needs(traces):
         # Half of the columns lie on the owner itself; its entry in the list comes last.
         assert owner.synced("bodies", put.asked, put.answered)
         assert owner.synced("state", min(receipts), put.answered)
+
+
+def test_a_deletion_receipt_follows_its_sync(traces):
+    host, _ = traces
+    deleted = peers(host.answered, "storage.delete")
+    assert [item.status for item in deleted] == [200] * len(SIZES)
+    for item in deleted:
+        assert host.synced("bodies", item.whole, item.answered)
 
 
 def test_a_lease_follows_its_sync(traces):
