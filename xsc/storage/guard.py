@@ -38,6 +38,7 @@ from xsc.base.limits import (
     WARDS_A_PEER_MAX,
 )
 from xsc.base.merkle import Part
+from xsc.base.peering import Caller
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.capability import VerifyCapability, parse
 from xsc.storage.delegation import open_placement
@@ -45,7 +46,7 @@ from xsc.storage.erasure import Buffer
 from xsc.storage.held import HeldAt
 from xsc.storage.mender import Charge, Mender
 from xsc.storage.pipeline import Held
-from xsc.storage.ports import Caller, Commit
+from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach
 
 GUARD: Final = "storage.guard"

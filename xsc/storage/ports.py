@@ -1,7 +1,7 @@
-"""What storage needs of others: peers to call, leases on both sides, one synced write.
+"""What storage needs of others beside peers: leases on both sides, one synced write.
 
-`xsc.node.build` puts `xsc.net` behind `Caller`, `xsc.market` behind `Hosts` and
-`Leases`, and `xsc.db` behind `Commit`; storage knows none of them.
+`xsc.node.build` puts `xsc.market` behind `Hosts` and `Leases`, and `xsc.db`
+behind `Commit`; storage knows neither. Peers are behind `xsc.base.peering`.
 """
 
 from __future__ import annotations
@@ -9,45 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
-from xsc.base.encoding import Value
 from xsc.base.keyvalue import Change
-from xsc.base.merkle import Part
 
 OWN_LEASE = b"\0" * 32
 """The lease id under which a node's own objects lie on itself: nothing is settled."""
-
-
-class Reply(Protocol):
-    """What a peer answered. Its parts are not verified yet."""
-
-    @property
-    def header(self) -> dict[str, Value]:
-        """The fields of the answer."""
-
-    @property
-    def parts(self) -> Sequence[bytes | memoryview]:
-        """The bodies, in order."""
-
-
-class Caller(Protocol):
-    """Calls a method of a peer."""
-
-    async def call(
-        self,
-        peer: bytes,
-        method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part] = (),
-        *,
-        timeout_ms: int | None = None,
-    ) -> Reply:
-        """Return the peer's answer.
-
-        Raises:
-            PeerSilent: no connection, or no answer in time.
-            PeerUnknown: no such peer.
-            XscError: what the peer answered with.
-        """
 
 
 class HostLease(Protocol):
@@ -117,9 +82,3 @@ class Leases(Protocol):
 
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
 """Applies all changes or none to one store and returns once they are synced to the disk."""
-
-Handler: TypeAlias = Callable[
-    [bytes, dict[str, Value], Sequence[Part]],
-    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
-]
-"""Answers a peer: (its node id, header, verified parts) to (header, parts)."""

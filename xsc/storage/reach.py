@@ -31,6 +31,7 @@ from xsc.base.limits import (
     STORE_REQUEST_BYTES_MAX,
 )
 from xsc.base.log import Log
+from xsc.base.peering import Caller
 from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.storage import messages, pace
@@ -40,7 +41,7 @@ from xsc.storage.held import FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
-from xsc.storage.ports import OWN_LEASE, Caller, HostLease, Hosts, Leases
+from xsc.storage.ports import OWN_LEASE, HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt, receipt_fault
 from xsc.storage.shards import StorageNode
 from xsc.terms.deletion_receipt import DeletionReceipt

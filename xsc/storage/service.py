@@ -41,6 +41,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler
 from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import deletions, messages
@@ -65,7 +66,7 @@ from xsc.storage.placement import (
     columns_of,
     condition,
 )
-from xsc.storage.ports import Caller, Commit, Handler, Hosts, Leases
+from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.reach import Reach, bodies_of, stop_all, together
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
