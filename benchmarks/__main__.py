@@ -58,9 +58,8 @@ def xsc(*words: str, home: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-def anonymous_mib(pid: int, peak: bool = False) -> int:
+def anonymous_mib(pid: int) -> int:
     """Return RssAnon of a process now; mapped LevelDB tables do not count."""
-    del peak
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) // 1024
