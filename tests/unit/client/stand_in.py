@@ -110,14 +110,15 @@ class Answerer(BaseHTTPRequestHandler):
         pass
 
     def raw(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        keeps = self.owner.keeps  # once: the test may change it as soon as the answer is sent
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if not self.owner.keeps:
+        if not keeps:
             self.send_header("Connection", "close")
+        self.close_connection = not keeps
         self.end_headers()
         self.wfile.write(body)
-        self.close_connection = not self.owner.keeps
 
     def document(self, document: object, status: int = 200) -> None:
         body = json.dumps(document).encode()
