@@ -192,16 +192,40 @@ class _Host:
         return fuel <= left
 
 
+class _World:
+    """What the host calls of a linked module reach: the state of the one run that is on."""
+
+    def __init__(self) -> None:
+        self._run: tuple[_Host, wasi.Wasi] | None = None
+
+    def enter(self, host: _Host, state: wasi.Wasi) -> None:
+        """Begin a run."""
+        assert self._run is None
+        self._run = (host, state)
+
+    def leave(self) -> None:
+        """End it: what it was given and did is reachable no more."""
+        self._run = None
+
+    def call(self, caller: wasmtime.Caller, name: str, arguments: tuple[int, ...]) -> int:
+        """Answer a host call."""
+        assert self._run is not None
+        host, state = self._run
+        host.meet(caller)
+        return state.call(name, arguments)
+
+
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     """A module that is ready to run."""
 
     program: Program
-    module: wasmtime.Module
     memory: str | None
     start: str | None
-    ready: wasmtime.InstancePre | None
-    """Linked once, where the module imports nothing."""
+    ready: wasmtime.InstancePre
+    """Linked once, for all runs."""
+    world: _World
+    """Where the host calls of the run that is on find its state."""
     source_bytes: int
 
 
@@ -293,7 +317,6 @@ class Machine:
         self._engine = new_engine()
         self._watchdog = Watchdog(self._engine)
         self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
-        self._plain = wasmtime.Linker(self._engine)
         # A FuncType belongs to the first engine that it is used with: another one aborts.
         self._types = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
         self._lock = threading.Lock()
@@ -386,9 +409,14 @@ class Machine:
         return self._keep(job.module_hash, *_translate(self._engine, job.module_hash, job.module))
 
     def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
-        ready = None if about.program.imports else self._plain.instantiate_pre(module)
+        world = _World()
+        linker = self._link(about.program, world)
+        try:
+            ready = linker.instantiate_pre(module)
+        finally:
+            linker.close()
         self._modules[module_hash] = compiled = _Compiled(
-            about.program, module, about.memory, about.start, ready, about.source_bytes
+            about.program, about.memory, about.start, ready, world, about.source_bytes
         )
         return compiled
 
@@ -412,7 +440,6 @@ class Machine:
             return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
 
         store = wasmtime.Store(self._engine)
-        linker: wasmtime.Linker | None = None
         try:
             store.set_limits(
                 memory_size=job.limits.memory_bytes,
@@ -434,9 +461,8 @@ class Machine:
                 seed=job.seed,
                 clock_ms=job.clock_ms,
             )
-            if compiled.ready is None:
-                linker = self._link(compiled.program, host, state)
-            run = _Run(store, compiled, linker, state, job)
+            compiled.world.enter(host, state)
+            run = _Run(store, compiled, state, job)
             self._watchdog.arm(job.limits.timeout_ms)
             try:
                 results = run.go()
@@ -445,9 +471,8 @@ class Machine:
             left = store.get_fuel()
             peak = run.memory_bytes()
         finally:
+            compiled.world.leave()
             store.close()
-            if linker is not None:
-                linker.close()
 
         trap = run.trap
         if trap is not None and trap.startswith("module_trapped"):
@@ -469,13 +494,12 @@ class Machine:
             wall_ms=int((time.monotonic() - began) * 1000),
         )
 
-    def _link(self, program: Program, host: _Host, state: wasi.Wasi) -> wasmtime.Linker:
+    def _link(self, program: Program, world: _World) -> wasmtime.Linker:
         linker = wasmtime.Linker(self._engine)
 
         def define(name: str) -> None:
             def called(caller: wasmtime.Caller, *arguments: int) -> int:
-                host.meet(caller)
-                return state.call(name, arguments)
+                return world.call(caller, name, arguments)
 
             linker.define_func(wasi.MODULE, name, self._types[name], called, access_caller=True)
 
@@ -491,13 +515,11 @@ class _Run:
         self,
         store: wasmtime.Store,
         compiled: _Compiled,
-        linker: wasmtime.Linker | None,
         state: wasi.Wasi,
         job: Job,
     ) -> None:
         self._store = store
         self._compiled = compiled
-        self._linker = linker
         self._state = state
         self._job = job
         self._memory: wasmtime.Memory | None = None
@@ -539,11 +561,7 @@ class _Run:
 
     def _go(self) -> tuple[Bits, ...]:
         compiled = self._compiled
-        if compiled.ready is not None:
-            instance = compiled.ready.instantiate(self._store)
-        else:
-            assert self._linker is not None
-            instance = self._linker.instantiate(self._store, compiled.module)
+        instance = compiled.ready.instantiate(self._store)
         exports = instance.exports(self._store)
         if compiled.memory is not None:
             memory = exports[compiled.memory]
