@@ -9,7 +9,6 @@ data) a second. The limits are measured in the same run on the same machine.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import os
 import shutil
@@ -22,10 +21,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import limit, space
+from benchmarks import invoke, limit, space
 from xsc.base.limits import KIB, MIB
-from xsc.client import connect
-from xsc.client.calls import Calls, Limits
+from xsc.client.calls import Calls
 from xsc.client.core import Core
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
@@ -141,57 +139,7 @@ def small(net: Network, quick: bool) -> None:
 
 
 def compute(net: Network, quick: bool) -> None:
-    print("\ncompute: add(1, 2) through the API, receipts signed and checked")
-    module = (WASM / "add.wasm").read_bytes()
-    name = "node-3"
-
-    def call(on: str | None, local: bool) -> float:
-        return seconds(
-            lambda: net.calls[0].invoke(module, "add", ["1", "2"], Limits(), on=on, local=local)
-        )
-
-    cold = call(name, False)
-    print(f"  cold, with a new lease on a remote node   {cold * 1e3:.1f} ms")
-    count = 100 if quick else 300
-    for label, on, local in (("own node", None, True), ("remote", name, False)):
-        warm = [call(on, local) for _ in range(count)]
-        rates = []
-        for _ in range(3):
-            with ThreadPoolExecutor(16) as pool:
-                begun = time.perf_counter()
-                list(pool.map(lambda _: call(on, local), range(count)))  # noqa: B023
-                rates.append(count / (time.perf_counter() - begun))
-        print(
-            f"  {label:9s} warm p50 {median(warm) * 1e3:.2f} ms  "
-            f"p99 {percentile(warm, 0.99) * 1e3:.2f} ms   16 in flight {median(rates):.0f}/s"
-        )
-
-    many(net, module, name, 5_000 if quick else 20_000)
-
-
-def many(net: Network, module: bytes, name: str, count: int) -> None:
-    """Print the rate of many calls under one order, as a batch and as they come."""
-    calls = [[str(number), "2"] for number in range(count)]
-    lines = "".join(f"{' '.join(call)}\n" for call in calls).encode()
-    limits = Limits(timeout_ms=120_000)
-
-    async def pipelined(on: str | None, local: bool) -> None:
-        async with connect(net.homes[0]) as node:
-            items = node.invoke_many(module, "add", calls, timeout_ms=120_000, on=on, local=local)
-            assert [item.results[0] async for item in items] == [str(n + 2) for n in range(count)]
-
-    for label, on, local in (("own node", None, True), ("remote", name, False)):
-        batch = [
-            seconds(
-                lambda: net.calls[0].batch(module, "add", lines, limits, on=on, local=local)  # noqa: B023
-            )
-            for _ in range(3)
-        ]
-        flow = [seconds(lambda: asyncio.run(pipelined(on, local))) for _ in range(3)]  # noqa: B023
-        print(
-            f"  {label:9s} batch of {count}: {count / median(batch):.0f}/s   "
-            f"invoke_many {count / median(flow):.0f}/s"
-        )
+    invoke.run(net.homes, net.calls, net.pids(), quick)
 
 
 def start(net: Network, quick: bool) -> None:

@@ -1,0 +1,113 @@
+"""A load generator: the same request over some connections at once, in one thread.
+
+Python's own HTTP clients take longer for a request than what is measured here,
+and threads more still. This one sends bytes that were made before, reads up to
+the announced length, and leaves all looking at answers until after the clock
+has stopped.
+"""
+
+from __future__ import annotations
+
+import re
+import selectors
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of one round."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of the watched processes and this one, together."""
+    delays: list[float]
+    answers: list[bytes] = field(repr=False)
+    """The bodies. Answers other than 200 end the round with an error."""
+
+
+@dataclass(slots=True)
+class _Line:
+    sock: socket.socket
+    begun: float = 0.0
+    got: bytes = b""
+    wanted: int = 0
+
+
+def request(host: str, path: str, body: bytes, token: str = "") -> bytes:
+    """Return the bytes of a POST."""
+    proof = f"Authorization: Bearer {token}\r\n" if token else ""
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{proof}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += family(int(child))
+    return found
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Return the processor time that these processes have used so far."""
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def drive(place: tuple[str, int], raw: bytes, count: int, flight: int, pids: list[int]) -> Run:
+    """Send a request `count` times, `flight` of them at once; return what came of it."""
+    lines = []
+    with selectors.DefaultSelector() as selector:
+        for _ in range(min(flight, count)):
+            sock = socket.create_connection(place)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            line = _Line(sock)
+            lines.append(line)
+            selector.register(sock, selectors.EVENT_READ, line)
+        delays: list[float] = []
+        answers: list[bytes] = []
+        cpu, own, begun = cpu_seconds(pids), time.process_time(), time.perf_counter()
+        sent = 0
+        for line in lines:
+            line.begun = time.perf_counter()
+            line.sock.sendall(raw)
+            sent += 1
+        while len(answers) < count:
+            for key, _ in selector.select(60):
+                line = key.data
+                chunk = line.sock.recv(65536)
+                if not chunk:
+                    raise RuntimeError(f"it hung up after {line.got[:200]!r}")
+                line.got += chunk
+                if not line.wanted:
+                    end = line.got.find(b"\r\n\r\n")
+                    length = _LENGTH.search(line.got, 0, end + 2) if end >= 0 else None
+                    if length is None:
+                        continue
+                    if not line.got.startswith(b"HTTP/1.1 200"):
+                        raise RuntimeError(f"it answered {line.got[:600]!r}")
+                    line.wanted = end + 4 + int(length[1])
+                if len(line.got) < line.wanted:
+                    continue
+                now = time.perf_counter()
+                delays.append(now - line.begun)
+                answers.append(line.got)
+                line.got, line.wanted = b"", 0
+                if sent < count:
+                    line.begun = now
+                    line.sock.sendall(raw)
+                    sent += 1
+        took = time.perf_counter() - begun
+        spent = cpu_seconds(pids) - cpu + time.process_time() - own
+    for line in lines:
+        line.sock.close()
+    return Run(took, spent, delays, [answer.partition(b"\r\n\r\n")[2] for answer in answers])
