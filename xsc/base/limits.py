@@ -41,6 +41,8 @@ LEDGER_TRAIL_BYTES_MAX = 256 * KIB
 """Own halves that nobody else has, told sealed with the next entry."""
 STORE_REQUEST_BYTES_MAX = 16 * MIB
 """Shards of one put request; more columns at one host go in several."""
+ENDED_MAX = 16_384
+"""Deleted objects of which a host takes nothing that was under way meanwhile."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
 SWEEP_INTERVAL_MS = 3_600_000

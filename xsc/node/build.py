@@ -94,7 +94,9 @@ class Capacity:
 
     def storage_free_bytes(self) -> int:
         """Return the bytes neither held nor reserved, at most what the disk has left."""
-        return max(0, min(self._shards.free_bytes, self._disk_free_bytes()))
+        # What is being written takes from the disk, too, and may not be there yet.
+        on_disk = self._disk_free_bytes() - self._shards.reserved_bytes
+        return max(0, min(self._shards.free_bytes, on_disk))
 
     def compute_capacity_steps(self) -> int:
         """Return the fuel steps offered at any one time."""

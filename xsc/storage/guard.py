@@ -353,7 +353,7 @@ class Guards:
             assert isinstance(locate, VerifyCapability)
             for item in ward.held:
                 try:
-                    await self._reach.delete(item.node, locate.locate)
+                    await self._reach.delete(item.node, locate.locate, final=False)
                     await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
                 except NotAllowed:
                     continue

@@ -510,7 +510,7 @@ class Mender:
         locate = charge.capability.locate
         for node in sorted(self._leftovers(survey)):
             try:
-                await self._reach.delete(node, locate)
+                await self._reach.delete(node, locate, final=False)
             except NotAllowed:
                 pass
             except XscError as fault:
@@ -723,7 +723,7 @@ class Mender:
 
     async def _drop(self, node: bytes, locate: bytes) -> None:
         try:
-            await self._reach.delete(node, locate)
+            await self._reach.delete(node, locate, final=True)
         except XscError as fault:
             self._reach.log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
 

@@ -7,7 +7,7 @@ Header; parts -> answer; its parts:
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest -> record, rank, columns
     storage.find    locate, manifest -> placements; sealed manifest
-    storage.delete  locate -> receipt
+    storage.delete  locate, final -> receipt
     storage.trim    locate, columns -> freed, by lease
 
 A put that carries a placement ends with the sealed manifest as its last part. A
@@ -24,7 +24,7 @@ from typing import cast
 
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, TooLarge
-from xsc.base.fields import take_bytes, take_int, take_list, take_opt_bytes, take_str
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
 from xsc.base.ids import ID_BYTES
 from xsc.base.limits import FRAME_PARTS_MAX, MANIFEST_BYTES_MAX, RECORD_BYTES_MAX, SEGMENT_BYTES
 from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
@@ -316,6 +316,22 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
             )
         )
     return HeldObject(tuple(columns), cast(HeldState, record), take_int(header, "rank"))
+
+
+def delete_message(locate: bytes, *, final: bool) -> dict[str, Value]:
+    """Return the header of a `storage.delete`."""
+    return {"locate": locate, "final": final}
+
+
+def read_delete(header: Mapping[str, Value]) -> tuple[bytes, bool]:
+    """Return the locate id, and whether nothing of the object may come afterwards.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    # Releases before this field never say so.
+    final = "final" in header and take_bool(header, "final")
+    return take_bytes(header, "locate", size=ID_BYTES), final
 
 
 def trim_message(locate: bytes, columns: Collection[int]) -> dict[str, Value]:

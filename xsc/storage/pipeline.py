@@ -690,7 +690,7 @@ class Upload:
     async def _forget(self, node: bytes) -> bytes | None:
         """Delete at one host; return it where it did not confirm."""
         try:
-            await self._reach.delete(node, self._locate)
+            await self._reach.delete(node, self._locate, final=True)
         except XscError:
             return node
         for (holder, lease_id), size in self._held.items():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from xsc.base.clock import Clock, Executor
-from xsc.base.encoding import Value
 from xsc.base.errors import (
     LeaseExhausted,
     ReceiptInvalid,
@@ -345,8 +344,15 @@ class Reach:
         )
         return messages.read_found(reply.header, reply.parts)
 
-    async def delete(self, node: bytes, locate: bytes) -> Signed[DeletionReceipt] | None:
+    async def delete(
+        self, node: bytes, locate: bytes, *, final: bool
+    ) -> Signed[DeletionReceipt] | None:
         """Have a host delete all that this node stored of an object there.
+
+        Args:
+            node: the host.
+            locate: of the object.
+            final: for good: a put that is still under way to the host is refused there.
 
         Returns:
             The host's verified receipt; None for the own node, which owes none to itself.
@@ -356,9 +362,9 @@ class Reach:
             XscError: what the host answered, or that it is silent.
         """
         if node == self.own:
-            await self._node.delete(locate, self.own)
+            await self._node.delete(locate, self.own, final=final)
             return None
-        header: dict[str, Value] = {"locate": locate}
+        header = messages.delete_message(locate, final=final)
         reply = await self._caller.call(
             node, messages.DELETE, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
         )

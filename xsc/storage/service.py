@@ -9,7 +9,7 @@ by leases (`Leases`) and room (`StorageNode`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, cast
@@ -28,8 +28,7 @@ from xsc.base.errors import (
     UnavailableError,
     XscError,
 )
-from xsc.base.fields import take_bytes
-from xsc.base.ids import ID_BYTES, short, to_text
+from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     FIND_GRACE_MS,
@@ -863,7 +862,7 @@ class StorageService:
     ) -> tuple[bool, Signed[DeletionReceipt] | None]:
         """Return whether nothing of this node is left at a host, and the host's word for it."""
         try:
-            return True, await self._reach.delete(node, locate)
+            return True, await self._reach.delete(node, locate, final=True)
         except NotAllowed:
             # Others have something there, this node has nothing (left).
             return True, None
@@ -985,9 +984,10 @@ class StorageService:
     async def _on_delete(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate = take_bytes(header, "locate", size=ID_BYTES)
+        locate, final = messages.read_delete(header)
         # A caller that gives up must not keep the lease from learning what was freed.
-        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, caller)))
+        work = self._node.delete(locate, caller, final=final)
+        freed = await asyncio.shield(asyncio.create_task(self._drop(work)))
         receipt = DeletionReceipt(
             host=self._key.node_id,
             customer=caller,
@@ -1005,16 +1005,12 @@ class StorageService:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate, columns = messages.read_trim(header)
         # A caller that gives up must not keep the lease from learning what was freed.
-        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, caller, columns)))
+        work = self._node.trim(locate, caller, columns)
+        freed = await asyncio.shield(asyncio.create_task(self._drop(work)))
         return messages.trim_answer(freed), []
 
-    async def _drop(
-        self, locate: bytes, customer: bytes, columns: frozenset[int] | None = None
-    ) -> dict[bytes, int]:
-        if columns is None:
-            freed = await self._node.delete(locate, customer)
-        else:
-            freed = await self._node.trim(locate, customer, columns)
+    async def _drop(self, work: Coroutine[Any, Any, dict[bytes, int]]) -> dict[bytes, int]:
+        freed = await work
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
         return freed

@@ -38,6 +38,7 @@ from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
+from xsc.storage.ended import Ended
 from xsc.storage.fsck import Audit, Damage, compare, scan_bodies
 from xsc.storage.held import (
     Found,
@@ -117,6 +118,7 @@ class StorageNode:
         self._writers: dict[tuple[bytes, bytes], int] = {}
         self._deleting: set[tuple[bytes, bytes]] = set()
         self._freed = asyncio.Event()
+        self._ended = Ended()
         self._settling: list[_Settling] = []
         self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -415,7 +417,8 @@ class StorageNode:
 
         Raises:
             ShardMismatch: another shard or manifest is held in that place.
-            NotAllowed: the placement is older than the one that is held.
+            NotAllowed: the placement is older than the one that is held, or the customer has
+                deleted the object for good.
             SpaceExhausted: no room; nothing was written.
         """
         keys = [body.index_key for body in bodies]
@@ -423,17 +426,28 @@ class StorageNode:
         assert len(set(keys)) == len(keys)
         assert len(owners) == 1
         owner = owners.pop()
-        await self._turn(
-            lambda: (
-                not self._pausing and owner not in self._deleting and self._writing.isdisjoint(keys)
+        # Before anything is awaited: what is free is never shown to two writers.
+        claim = min(self.free_bytes, sum(body.size_bytes for body in bodies))
+        self._reserved += claim
+        try:
+            await self._turn(
+                lambda: (
+                    not self._pausing
+                    and owner not in self._deleting
+                    and self._writing.isdisjoint(keys)
+                )
             )
-        )
+            if self._ended.has(*owner):
+                raise NotAllowed("that object was deleted here meanwhile")
+        except BaseException:
+            self._reserved -= claim
+            raise
         self._writing.update(keys)
         self._writers[owner] = self._writers.get(owner, 0) + 1
 
         async def run() -> int:
             try:
-                return await self._store(bodies)
+                return await self._store(bodies, claim)
             finally:
                 self._writing.difference_update(keys)
                 self._writers[owner] -= 1
@@ -448,30 +462,33 @@ class StorageNode:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _store(self, bodies: Sequence[Body]) -> int:
+    async def _store(self, bodies: Sequence[Body], claim: int) -> int:
         size = sum(body.size_bytes for body in bodies)
         keys = [body.index_key for body in bodies]
-        await self._catch_up()
-        held = await run_sized(self._executor, size, self._entries, keys)
-        fresh: list[Body] = []
-        replaced: list[Entry] = []
-        for body in bodies:
-            old = held.get(body.index_key)
-            if old is not None:
-                if not self._replaces(body, old):
-                    continue
-                replaced.append(old)
-            fresh.append(body)
-        if not fresh:
-            return 0
-        growth = sum(body.size_bytes for body in fresh) - sum(old.size_bytes for old in replaced)
-        if growth > self.free_bytes:
-            raise SpaceExhausted(
-                f"no room for {growth} bytes: {self.free_bytes} of {self.capacity_bytes} are free"
-            )
-        reserved = max(0, growth)
-        self._reserved += reserved
+        reserved = claim
         try:
+            await self._catch_up()
+            held = await run_sized(self._executor, size, self._entries, keys)
+            fresh: list[Body] = []
+            replaced: list[Entry] = []
+            for body in bodies:
+                old = held.get(body.index_key)
+                if old is not None:
+                    if not self._replaces(body, old):
+                        continue
+                    replaced.append(old)
+                fresh.append(body)
+            if not fresh:
+                return 0
+            growth = sum(body.size_bytes for body in fresh)
+            growth -= sum(old.size_bytes for old in replaced)
+            free = self.free_bytes + claim
+            if growth > free:
+                raise SpaceExhausted(
+                    f"no room for {growth} bytes: {free} of {self.capacity_bytes} are free"
+                )
+            reserved = max(0, growth)
+            self._reserved += reserved - claim
             sequences = self._take_sequences(len(fresh))
             changes = await run_sized(
                 self._executor, size, self._changes, fresh, sequences, replaced
@@ -636,14 +653,23 @@ class StorageNode:
 
     # Deleting
 
-    async def delete(self, locate: bytes, customer: bytes) -> dict[bytes, int]:
+    async def delete(
+        self, locate: bytes, customer: bytes, *, final: bool = False
+    ) -> dict[bytes, int]:
         """Delete all that a customer has of an object; return the bytes freed under each lease.
 
         Nothing to delete is no error: deleting twice is once.
 
+        Args:
+            locate: of the object.
+            customer: whose part of it.
+            final: what was under way when this came is not stored afterwards, either.
+
         Raises:
             NotAllowed: only other customers have something there.
         """
+        if final:
+            self._ended.note(locate, customer)
         return await self._alone(locate, customer, lambda: self._delete(locate, customer))
 
     async def trim(

@@ -134,7 +134,7 @@ class Uploads:
         left = dict(held)
         for node in sorted({node for node, _ in held}):
             try:
-                await self._reach.delete(node, locate)
+                await self._reach.delete(node, locate, final=True)
             except XscError as fault:
                 self._reach.log.info("storage_upload_left", peer=short(node), code=fault.code)
                 continue
