@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.e2e.conftest import NODES, PROGRAMS
+from tests.e2e.conftest import NODES, PROGRAMS, call
 
 ID = re.compile(r"[a-z2-7]{52}")
 URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
@@ -103,6 +103,13 @@ def test_verify(net, tmp_path):
     assert "add(1, 2)" in proved
     assert net[0](["verify", receipt, "--json"]).json == {"ok": True, "text": proved}
     assert net[0](["verify", receipt, "--module", PROGRAMS / "add.wasm"]).code == 0
+    lease = re.search(r", under lease (\w+)", proved)[1]
+    assert net[0](["market", "lease", lease, "-o", tmp_path / "lease"]).code == 0
+    agreed = net[0](["verify", receipt, "--lease", tmp_path / "lease"]).line
+    assert f", as agreed in lease {lease}" in agreed
+    again = call(["compute", "verify", receipt, "--module", PROGRAMS / "add.wasm"])
+    assert (again.line, again.err) == ("agrees", "")
+    net[0](["market", "lease", "zzzz", "-o", tmp_path / "none"]).fails(2, "not_found")
 
 
 PEER = {

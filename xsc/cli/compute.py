@@ -31,6 +31,7 @@ from xsc.cli.options import (
     pass_settings,
 )
 from xsc.cli.output import say, short, show, show_json
+from xsc.cli.replay import verify
 from xsc.client.calls import Program, read_bounded, read_file, read_module
 from xsc.client.core import Document
 from xsc.client.files import check_target, place_in, write_whole
@@ -273,3 +274,6 @@ def _tell(settings: Settings, done: Document) -> None:
             f"ran on {short(done['provider'])} in {done['wall_ms']}ms: {done['fuel_used']} fuel, "
             f"{done['memory_peak_bytes']} bytes of memory"
         )
+
+
+compute.add_command(verify)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from xsc.base.limits import FUEL_QUANTUM
 from xsc.base.units import format_credits, format_size
-from xsc.cli.options import Group, Settings, pass_settings
+from xsc.cli.options import PATH, Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show_json, show_table
+from xsc.client.files import check_target, write_whole
 
 KINDS = ("storage", "compute")
 
@@ -79,3 +82,19 @@ def leases(settings: Settings) -> None:
         ],
         "this node has no leases",
     )
+
+
+@market.command()
+@click.argument("lease_id", metavar="LEASE")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
+@pass_settings
+def lease(settings: Settings, lease_id: str, output: Path) -> None:
+    """Write a signed lease to a file, for `xsc verify --lease`.
+
+    LEASE is its id, or the beginning of it.
+    """
+    check_target(output)
+    with settings.calls().lease(lease_id) as download:
+        size = write_whole(output, download.blocks())
+    if settings.json:
+        show_json({"file": str(output), "size_bytes": size})

@@ -19,8 +19,11 @@ from xsc.client.calls import read_bounded, read_file, read_module
 @click.option(
     "--module", type=PATH, metavar="FILE", help="Check that the run was of this very module, too."
 )
+@click.option(
+    "--lease", type=PATH, metavar="FILE", help="Check that the run was billed by this lease, too."
+)
 @pass_settings
-def verify(settings: Settings, file: Path, module: Path | None) -> None:
+def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Check a receipt, voucher, lease or ledger entry, and say what it proves.
 
     Needs neither a node nor the network. Exits with 6, and the first thing
@@ -29,12 +32,13 @@ def verify(settings: Settings, file: Path, module: Path | None) -> None:
     from xsc.node.verify import verify_file
 
     code = None if module is None else read_module(module)
+    agreed = None if lease is None else read_file(lease, "lease", PEER_BODY_BYTES_MAX)
     try:
         if file == Path("-"):
             raw = read_bounded(sys.stdin.buffer, "file", PEER_BODY_BYTES_MAX)
         else:
             raw = read_file(file, "file", PEER_BODY_BYTES_MAX)
-        proved = verify_file(raw, code)
+        proved = verify_file(raw, code, agreed)
     except (PeerError, LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
         raise ProofInvalid(fault.message, hint=fault.hint) from None

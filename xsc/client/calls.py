@@ -394,6 +394,14 @@ class Calls:
         """Return the leases of this node, in both roles."""
         return self.core.call("GET", "/v1/market/leases")
 
+    def lease(self, lease_id: str) -> Download:
+        """Return one signed lease as a file for `xsc verify`, to be used in a `with`."""
+        if not re.fullmatch(r"[a-z0-9]{1,64}", lease_id):
+            raise ArgumentInvalid(
+                f"'{lease_id}' is no lease id", hint="`xsc market leases` shows them"
+            )
+        return self.core.download(f"/v1/market/leases/{lease_id}", {})
+
     def settle(self) -> Document:
         """Settle now what is owed by leases."""
         return self.core.call("POST", "/v1/ledger/settle", {})

@@ -32,6 +32,7 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import root_of
 from xsc.compute.signature import Signature
+from xsc.compute.values import parse_arguments, parse_bits
 from xsc.terms.execution import WIDTHS
 
 Bits = tuple[str, bytes]
@@ -102,6 +103,25 @@ def check_size(count: int, signature: Signature) -> None:
     taken = count * row_bytes(signature.results) + BATCH_TRAPS_BYTES_MAX
     if given > STDIN_BYTES_MAX or taken > OUTPUT_BYTES_MAX:
         raise TooLarge("the arguments or results of this batch are over their bound")
+
+
+def table_of(calls: Sequence[Sequence[str]], function: str, signature: Signature) -> bytes:
+    """Return the table of arguments, read by the function's signature.
+
+    Raises:
+        SignatureMismatch: the first call whose arguments do not fit.
+    """
+    parts: list[bytes] = []
+    params = signature.params
+    for index, texts in enumerate(calls, 1):
+        row = [parse_bits(text, kind) for text, kind in zip(texts, params, strict=False)]
+        if len(texts) != len(params) or None in row:
+            try:
+                parse_arguments(texts, function, signature)
+            except SignatureMismatch as fault:
+                raise SignatureMismatch(f"call {index} of the batch: {fault.message}") from None
+        parts += [raw for raw in row if raw is not None]
+    return b"".join(parts)
 
 
 def split_arguments(table: bytes, count: int, params: Sequence[str]) -> Iterator[tuple[Bits, ...]]:

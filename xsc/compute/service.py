@@ -31,7 +31,6 @@ from xsc.base.errors import (
     RecordInvalid,
     ReplayRefused,
     SandboxFailed,
-    SignatureMismatch,
     TooLarge,
     XscError,
 )
@@ -69,8 +68,7 @@ from xsc.compute.ports import (
 from xsc.compute.program import Program, read
 from xsc.compute.receipts import check_price, check_receipt, given_hash, job_of, make_receipt
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
-from xsc.compute.signature import Signature
-from xsc.compute.values import format_bits, format_number, parse_arguments, parse_bits
+from xsc.compute.values import format_bits, format_number, parse_arguments
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Number, Order
@@ -325,7 +323,7 @@ class ComputeService:
         if item_fuel is not None and not 1 <= item_fuel <= limits.fuel:
             raise ArgumentInvalid(f"the fuel of one call must be from 1 to {limits.fuel}")
         shape = batches.Shape(len(calls), limits.fuel if item_fuel is None else item_fuel)
-        table = await self._executor.run(_table, calls, function, signature)
+        table = await self._executor.run(batches.table_of, calls, function, signature)
         given = RunInput(args=shape.texts(), stdin=table)
         task = _Task(module, digest, "batch", function, (), (), given, limits, signature.results)
         done = await self._execute(task, on=on, local=local)
@@ -664,20 +662,6 @@ class ComputeService:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _table(calls: Sequence[Sequence[str]], function: str, signature: Signature) -> bytes:
-    parts: list[bytes] = []
-    params = signature.params
-    for index, texts in enumerate(calls, 1):
-        row = [parse_bits(text, kind) for text, kind in zip(texts, params, strict=False)]
-        if len(texts) != len(params) or None in row:
-            try:
-                parse_arguments(texts, function, signature)
-            except SignatureMismatch as fault:
-                raise SignatureMismatch(f"call {index} of the batch: {fault.message}") from None
-        parts += [raw for raw in row if raw is not None]
-    return b"".join(parts)
 
 
 def _rows(task: _Task, done: _Delivered) -> tuple[list[batches.Row], int]:

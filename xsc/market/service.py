@@ -28,6 +28,7 @@ from xsc.base.errors import (
     LeaseExhausted,
     NoOffers,
     NotAllowed,
+    NotFound,
     RateLimited,
     RecordInvalid,
     SpaceExhausted,
@@ -288,6 +289,18 @@ class MarketService:
         now_ms = self._clock.now_ms()
         roles: tuple[Role, ...] = ("customer", "provider")
         return [self._view(entry, now_ms) for role in roles for entry in self._book.all(role)]
+
+    def lease_record(self, lease_id: bytes) -> bytes:
+        """Return the signed lease of that id, in either role, for `xsc verify`.
+
+        Raises:
+            NotFound: this node knows no such lease.
+        """
+        roles: tuple[Role, ...] = ("customer", "provider")
+        for role in roles:
+            if (entry := self._book.get(role, lease_id)) is not None:
+                return entry.raw
+        raise NotFound("this node has no such lease", hint="`xsc market leases` lists them")
 
     def _view(self, entry: Entry, now_ms: int) -> LeaseView:
         terms = entry.terms

@@ -10,6 +10,7 @@ from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.base.units import format_credits, format_size
+from xsc.compute.ports import OWN_LEASE
 from xsc.compute.receipts import check_receipt
 from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
@@ -109,7 +110,27 @@ def _deletion_receipt(raw: bytes) -> str:
     )
 
 
-def _execution_receipt(raw: bytes, module: bytes | None) -> str:
+def open_execution(
+    raw: bytes, lease: bytes | None = None
+) -> tuple[Signed[Order], Signed[ExecutionReceipt]]:
+    """Return order and receipt of an execution receipt, once all that it says of itself holds.
+
+    Args:
+        raw: the receipt's bytes.
+        lease: the lease under which it was run, for the price.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    try:
+        return _open_execution(raw, lease)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+
+
+def _open_execution(
+    raw: bytes, lease: bytes | None
+) -> tuple[Signed[Order], Signed[ExecutionReceipt]]:
     signed = _open(raw, ExecutionReceipt)
     receipt, outcome = signed.record, signed.record.outcome
     order = _open(receipt.order, Order)
@@ -117,12 +138,45 @@ def _execution_receipt(raw: bytes, module: bytes | None) -> str:
     _same_network(order, signed)
     _require(order.author == asked.customer, "the order is not signed by its customer")
     _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
-    # The price is the lease's, which is not here: everything else is checked at
-    # price 0, and the amount against a price that could have given it.
-    fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
+    price = _price_of(asked, signed, lease)
+    if price is not None:
+        fault = check_receipt(order, receipt, price)
+    else:
+        # The price is the lease's, which is not here: everything else is checked at
+        # price 0, and the amount against a price that could have given it.
+        fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
     _require(fault is None, str(fault))
     steps = fuel_steps(outcome.fuel_used, asked.memory_bytes_max)
     _require(receipt.amount_micro == 0 or steps > 0, "it bills an amount for no fuel")
+    return order, signed
+
+
+def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | None) -> int | None:
+    """Return the price that an order was run at, where it is known."""
+    if asked.lease_id == OWN_LEASE:
+        _require(
+            asked.customer == asked.provider, "between two nodes there is no run without lease"
+        )
+        _require(lease is None, "it was run without a lease, by the customer's own node")
+        return 0
+    if lease is None:
+        return None
+    _lease(lease)
+    granted = _open(lease, Lease)
+    _same_network(granted, receipt)
+    terms = _open(granted.record.request, LeaseRequest).record
+    _require(terms.lease_id == asked.lease_id, "it was run under another lease than the one given")
+    _require(
+        (terms.customer, terms.provider, terms.kind) == (asked.customer, asked.provider, "compute"),
+        "the lease is between others, or not for compute",
+    )
+    _require(asked.created_ms < terms.end_ms, "the order was made when the lease was over")
+    return terms.price
+
+
+def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
+    order, signed = open_execution(raw, lease)
+    receipt, outcome, asked = signed.record, signed.record.outcome, order.record
     if module is not None:
         _require(
             hashlib.sha256(module).digest() == outcome.module,
@@ -139,26 +193,30 @@ def _execution_receipt(raw: bytes, module: bytes | None) -> str:
         ended = f"gave results of hash {outcome.output.hex()[:16]}"
     else:
         ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
+    priced = ""
+    if asked.lease_id != OWN_LEASE:
+        priced = f", {'under' if lease is None else 'as agreed in'} lease {short(asked.lease_id)}"
     return (
         f"execution receipt: {short(signed.author)} ran {call} of module "
         f"{outcome.module.hex()[:16]} for {short(asked.customer)}: it {ended}, "
-        f"{outcome.fuel_used} fuel, {format_credits(receipt.amount_micro)} credits"
+        f"{outcome.fuel_used} fuel, {format_credits(receipt.amount_micro)} credits{priced}"
     )
 
 
-def verify_file(raw: bytes, module: bytes | None = None) -> str:
+def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
         raw: the bytes of an execution receipt, storage or deletion receipt, lease,
             quote, voucher or exported ledger entry.
         module: a module that an execution receipt must be about.
+        lease: the lease that an execution receipt must be under, and billed by.
 
     Raises:
         ProofInvalid: the first thing that is wrong.
     """
     checks: dict[str, Callable[[bytes], str]] = {
-        ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module),
+        ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module, lease),
         StorageReceipt.KIND: _storage_receipt,
         DeletionReceipt.KIND: _deletion_receipt,
         Lease.KIND: _lease,
@@ -170,6 +228,10 @@ def verify_file(raw: bytes, module: bytes | None = None) -> str:
         kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
         if kind not in checks:
             raise ProofInvalid(f"a record of kind '{kind[:40]}' is nothing that can be verified")
+        _require(
+            lease is None or kind == ExecutionReceipt.KIND,
+            "a lease goes with an execution receipt alone",
+        )
         return checks[kind](raw)
     except (PeerError, LimitError) as fault:
         raise ProofInvalid(fault.message, hint=fault.hint) from None

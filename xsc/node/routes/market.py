@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.node.build import Node
 from xsc.node.http import reply
@@ -60,4 +61,20 @@ def routes(node: Node) -> list[web.RouteDef]:
         ]
         return reply({"leases": rows})
 
-    return [web.get("/v1/market/offers", offers), web.get("/v1/market/leases", leases)]
+    async def lease(request: web.Request) -> web.Response:
+        text = request.match_info["id"]
+        found = {row.lease_id for row in node.market.leases()}
+        ids = [lease_id for lease_id in found if to_text(lease_id).startswith(text)]
+        if len(ids) != 1:
+            raise NotFound(
+                f"{'no' if not ids else 'more than one'} lease has an id that begins with '{text}'",
+                hint="`xsc market leases` lists them",
+            )
+        raw = node.market.lease_record(ids[0])
+        return web.Response(body=raw, content_type="application/cbor")
+
+    return [
+        web.get("/v1/market/offers", offers),
+        web.get("/v1/market/leases", leases),
+        web.get("/v1/market/leases/{id}", lease),
+    ]

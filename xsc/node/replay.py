@@ -1,0 +1,116 @@
+"""Runs the order of a receipt again: `xsc compute verify`, without any node.
+
+The sandbox is the node's own, in worker processes, and so are the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleInvalid, SignatureMismatch
+from xsc.base.log import SilentLog
+from xsc.compute import batch
+from xsc.compute.inputs import RunInput, check_input, input_hash
+from xsc.compute.limits import Limits
+from xsc.compute.pool import PoolSandbox
+from xsc.compute.program import read
+from xsc.compute.replay import Judgement, judge, replay_job, why_not
+from xsc.compute.sandbox import Job, JobResult
+from xsc.node.batch import read_lines
+from xsc.node.system import SystemClock
+from xsc.node.verify import open_execution
+from xsc.terms.execution import Order, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the run was given, as the command line says it."""
+
+    arguments: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes = b""
+    """Of a batch: its lines."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    item_fuel: int | None = None
+
+
+def _input_of(order: Order, module: bytes, given: Given) -> RunInput:
+    """Return the input that an order names.
+
+    Raises:
+        ArgumentInvalid: what was given is another one.
+    """
+    if order.mode == "batch":
+        calls = read_lines(given.stdin)
+        shape = batch.Shape(len(calls), given.item_fuel or order.fuel_max)
+        signature = read(module).signature(order.function)
+        found = RunInput(shape.texts(), stdin=batch.table_of(calls, order.function, signature))
+    else:
+        found = RunInput(
+            tuple(given.arguments),
+            tuple(sorted(given.env.items())),
+            given.stdin,
+            tuple(sorted(given.files.items())),
+        )
+        check_input(found)
+    if input_hash(found, Limits().output_bytes) != order.input:
+        what = {
+            "invoke": "an invocation has none beside its arguments, which the receipt holds",
+            "run": "give the same arguments, --env, --stdin and files as the run had",
+            "batch": "give the same lines with --batch, and --item-fuel if there was one",
+        }
+        raise ArgumentInvalid(
+            "what is given is not the input that the order names", hint=what[order.mode]
+        )
+    return found
+
+
+async def _again(job: Job, order: Order, told: Outcome) -> JobResult | str:
+    """Return what a second run gives, or why none could say anything."""
+    sandbox = PoolSandbox(1, SystemClock(), SilentLog())
+    try:
+        await sandbox.start()
+        about = sandbox.describe()
+        engine, config = str(about["engine"]), bytes.fromhex(str(about["engine_config"]))
+        refusal = why_not(order, told, engine, config)
+        return refusal if refusal is not None else await sandbox.run(job)
+    finally:
+        await sandbox.stop()
+
+
+def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
+    """Run the order of an execution receipt again; return the verdict as a document.
+
+    Raises:
+        ProofInvalid: it is no receipt that holds by itself.
+        ArgumentInvalid: module or input are not those of the order.
+    """
+    order, receipt = open_execution(raw)
+    asked, told = order.record, receipt.record.outcome
+    if hashlib.sha256(module).digest() != asked.module:
+        raise ArgumentInvalid(
+            "the receipt is for another module than the one given",
+            hint=f"it is for the module with the SHA-256 {asked.module.hex()}",
+        )
+    try:
+        results = read(module).signature(asked.function).results
+        found = _input_of(asked, module, given)
+        job = replay_job(asked, module, found, Limits().output_bytes)
+        again = asyncio.run(_again(job, asked, told))
+        if isinstance(again, str):
+            verdict = Judgement("cannot_tell", (again,))
+        else:
+            verdict = judge(asked, told, again, found, results)
+    except (ModuleInvalid, ExportUnknown, SignatureMismatch) as fault:
+        verdict = Judgement("differs", (f"such a run cannot be: {fault.message}",))
+    return {
+        "verdict": verdict.verdict,
+        "reasons": list(verdict.reasons),
+        "fuel_used": told.fuel_used,
+        "memory_peak_bytes": told.memory_peak_bytes,
+        "output": told.output.hex(),
+        "engine": told.engine,
+    }
