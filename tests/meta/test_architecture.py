@@ -40,6 +40,7 @@ SHELL = {
     "xsc.health.service": "probes peers",
     "xsc.identity.keyfile": "reads and writes the key file",
     "xsc.ledger.service": "proposes, accepts and keeps entries",
+    "xsc.market.renewing": "asks for renewals, and grants them",
     "xsc.market.service": "asks, leases and settles",
     "xsc.net.http": "HTTP between peers",
     "xsc.net.lanes": "lets small calls wait for each other",

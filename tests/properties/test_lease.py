@@ -22,7 +22,9 @@ from xsc.market.lease import (
     tolerance,
     with_voucher,
 )
+from xsc.market.renewal import check_renewal, make_request, renewed
 from xsc.terms.pricing import compute_amount, storage_amount
+from xsc.terms.quote import Quote
 
 EPOCHS = 20
 STORAGE = LeaseTerms(
@@ -158,3 +160,53 @@ def test_what_is_left_to_settle_is_never_negative_and_exposure_covers_it(events,
         assert 0 <= owed <= due_micro(STORAGE, later)
         assert exposure_micro(STORAGE, later, now + wait) >= owed
         assert (status(STORAGE, later, now + wait) == "open") == (now + wait < STORAGE.end_ms)
+
+
+def quoted(price):
+    return Quote(
+        provider=b"p" * 32,
+        customer=b"c" * 32,
+        kind="storage",
+        tier="open",
+        price_mutual=price,
+        price_one_way=price,
+        reserve=price,
+        price=price,
+        available=1,
+        valid_from_ms=0,
+        valid_until_ms=1,
+        nonce=bytes(16),
+    )
+
+
+@given(st.lists(st.tuples(events, st.integers(0, 40)), min_size=1, max_size=5))
+def test_over_all_renewals_each_epoch_is_owed_once_and_at_the_price_of_its_term(terms_played):
+    """Two sides see the same; the bill is the sum of the terms' bills, each rounded by itself."""
+    terms, mine, theirs = STORAGE, FRESH, FRESH
+    now, bill, base, last_due = STORAGE.start_ms, 0, 0, 0
+    for played_events, price in terms_played:
+        for wait, wanted in played_events:
+            now += wait
+            delta = min(wanted, room(terms, mine))
+            mine = hold(terms, mine, delta, now)
+            theirs = hold(terms, theirs, delta, now)
+            assert due_micro(terms, mine) >= last_due
+            last_due = due_micro(terms, mine)
+        now = max(now, terms.end_ms)
+        mine, theirs = hold(terms, mine, 1, now), hold(terms, theirs, 1, now)
+        bill += storage_amount(terms.price, mine.used - base)
+        assert due_micro(terms, mine) == bill
+        voucher = next_voucher(terms, mine, now)
+        if voucher is not None:
+            assert check_voucher(terms, theirs, voucher) is None
+            mine, theirs = with_voucher(mine, voucher), with_voucher(theirs, voucher)
+        base, last_due = mine.used, bill
+        request = make_request(terms, mine, quoted(price), b"q", now)
+        assert check_renewal(terms, theirs, request, quoted(price), now) is None
+        after, theirs = renewed(terms, theirs, request, terms.quantity, now)
+        same, mine = renewed(terms, mine, request, terms.quantity, now)
+        assert after == same
+        assert mine == theirs
+        assert due_micro(after, mine) == bill
+        assert check_renewal(after, theirs, request, quoted(price), now) is not None
+        terms = after

@@ -196,6 +196,15 @@ STORAGE_LEASE_BYTES = 256 * MIB
 """Asked for at least, so that many small objects share one lease."""
 STORAGE_LEASE_IDLE_MS = 600_000
 """A provider takes a lease back that held nothing for so long; customers stop at half of it."""
+RENEWAL_FIRST_MS = 60_000
+"""After its start a node lets so much pass before it renews: its peers must be seen first."""
+RENEWAL_INTERVAL_MS = 3_600_000
+"""How often leases are looked through for what is due."""
+RENEWAL_RETRY_MS = 6 * 3_600_000
+"""After a refusal; silent hosts are asked at the first look at which they are up."""
+RENEWALS_A_CALL_MAX = 64
+LEASE_WARNING_MS = 30 * 24 * 3_600_000
+"""So long before its end a lease that was not renewed is spoken of."""
 COMPUTE_LEASE_RUNS = 20
 """Runs that a compute lease is asked for: at the limits of the run that needs it."""
 COMPUTE_LEASE_MICRO_MAX = 1_000_000
@@ -247,6 +256,7 @@ assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert MISSES_TO_DOWN < PROBES_KEPT
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
+assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert FUEL_MAX * (MEMORY_BYTES_MAX // MEMORY_STEP_BYTES) < 2**63

@@ -2,6 +2,7 @@
 
     market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
     market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
+    market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
 at this moment are in memory only: after a restart nothing runs.
@@ -10,7 +11,7 @@ at this moment are in memory only: after a restart nothing runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.encoding import Value, decode, encode
@@ -20,12 +21,15 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import PROMISE_MS
 from xsc.identity.envelope import open_signed
 from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
+from xsc.market.renewal import restored
 from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.renewal import Renewal, RenewalRequest
 
 Role: TypeAlias = Literal["customer", "provider"]
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
+_RENEWAL: Final = b"market/renewal/"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
 
 
@@ -54,6 +58,8 @@ class Entry:
     """The signed lease, with request and quote inside."""
     request_id: bytes
     domain: bytes = b""
+    renewal: bytes | None = None
+    """The newest signed renewal, with its request inside."""
     voucher: bytes | None = None
     """The newest signed voucher."""
     booking: Booking | None = None
@@ -173,7 +179,11 @@ class LeaseBook:
             for key, value in self._state.scan(prefix, prefix_end(prefix)):
                 lease_id = key.removeprefix(prefix)
                 try:
-                    entry = self._read(role, value, self._state.get(_USE + letter + lease_id))
+                    tail = letter + lease_id
+                    entry = self._read(role, value, self._state.get(_USE + tail))
+                    entry.renewal = self._state.get(_RENEWAL + tail)
+                    if entry.renewal is not None:
+                        entry.terms = self.renewed_terms(entry, entry.renewal)
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
                 self._entries[role][lease_id] = entry
@@ -205,6 +215,16 @@ class LeaseBook:
             domain,
         )
 
+    def renewed_terms(self, entry: Entry, raw: bytes) -> LeaseTerms:
+        """Return the terms of a lease after a signed renewal.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is none.
+        """
+        renewal = open_signed(raw, Renewal, network=self._network)
+        request = open_signed(renewal.record.request, RenewalRequest, network=self._network)
+        return restored(entry.terms, request.record, renewal.record.quantity)
+
     def get(self, role: Role, lease_id: bytes) -> Entry | None:
         """Return a lease, or None."""
         return self._entries[role].get(lease_id)
@@ -234,6 +254,17 @@ class LeaseBook:
         key = _USE + _LETTERS[entry.role] + entry.terms.lease_id
         self._state.write([(key, encode(_use_value(entry)))], sync=sync)
 
+    def renew(self, renewed: list[tuple[Entry, LeaseTerms, LeaseUse, bytes]]) -> None:
+        """Keep renewals and the use as of then, all or none; on the disk on return."""
+        changes: list[Change] = []
+        for entry, _, use, raw in renewed:
+            tail = _LETTERS[entry.role] + entry.terms.lease_id
+            changes.append((_RENEWAL + tail, raw))
+            changes.append((_USE + tail, encode(_use_value(replace(entry, use=use)))))
+        self._state.write(changes, sync=True)
+        for entry, terms, use, raw in renewed:
+            entry.terms, entry.use, entry.renewal = terms, use, raw
+
     def touch(self, entry: Entry) -> bool:
         """Note that a change of bytes held is to be kept; return whether it is the first.
 
@@ -256,5 +287,6 @@ class LeaseBook:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
         self._touched.pop(tail, None)
-        self._state.write([(_LEASE + tail, None), (_USE + tail, None)], sync=False)
+        keys = (_LEASE + tail, _USE + tail, _RENEWAL + tail)
+        self._state.write([(key, None) for key in keys], sync=False)
         del self._entries[entry.role][entry.terms.lease_id]

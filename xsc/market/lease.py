@@ -53,6 +53,19 @@ class LeaseTerms:
     """Storage: bytes held at any one time. Compute: fuel steps in all."""
     start_ms: int
     end_ms: int
+    renewals: int = 0
+    """How often it was renewed; what stands here is as of the last time."""
+    renewed_ms: int = 0
+    """When that was; 0: never."""
+    base_quantity: int = 0
+    """Byte-epochs that were used before, at other prices."""
+    base_micro: int = 0
+    """What those cost, as both signed."""
+
+    @property
+    def term_ms(self) -> int:
+        """When the present term began."""
+        return self.renewed_ms or self.start_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +170,16 @@ def spend(terms: LeaseTerms, use: LeaseUse, steps: int, amount_micro: int) -> Le
     return replace(use, used=use.used + steps, billed_micro=use.billed_micro + amount_micro)
 
 
+def storage_due(terms: LeaseTerms, byte_epochs: int) -> int:
+    """Return what so many byte-epochs cost in all, those of former terms as was signed."""
+    more = max(0, byte_epochs - terms.base_quantity)
+    return terms.base_micro + storage_amount(terms.price, more)
+
+
 def due_micro(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return what is owed in all for the use so far, settled or not."""
     if terms.kind == "storage":
-        return storage_amount(terms.price, use.used)
+        return storage_due(terms, use.used)
     return use.billed_micro
 
 
@@ -196,7 +215,12 @@ def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
         return now_ms + LEASE_TIMEOUT_MS < terms.end_ms
     if use.held_bytes == 0 and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS // 2:
         return False
-    return now_ms - terms.start_ms < (terms.end_ms - terms.start_ms) // 2
+    return now_ms < half_ms(terms)
+
+
+def half_ms(terms: LeaseTerms) -> int:
+    """Return when the second half of the present term begins."""
+    return terms.term_ms + (terms.end_ms - terms.term_ms) // 2
 
 
 def tolerance(terms: LeaseTerms) -> int:
@@ -287,7 +311,11 @@ def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | N
     if voucher.amount_micro < use.voucher_micro or voucher.quantity < use.voucher_quantity:
         return "the voucher falls behind the last one"
     if terms.kind == "storage":
-        if voucher.amount_micro != storage_amount(terms.price, voucher.quantity):
+        if voucher.quantity < terms.base_quantity:
+            # Signed before the renewal and late: it pays a part.
+            if voucher.amount_micro > terms.base_micro:
+                return "the voucher's amount is above the price of its quantity"
+        elif voucher.amount_micro != storage_due(terms, voucher.quantity):
             return "the voucher's amount is not the price of its quantity"
         if voucher.quantity > use.used + tolerance(terms):
             return "the voucher is over more than was held"

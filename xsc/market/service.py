@@ -44,12 +44,14 @@ from xsc.base.limits import (
     LEASE_KEPT_MS,
     LEASE_REQUESTS_WAITING_MAX,
     LEASE_TIMEOUT_MS,
+    LEASE_WARNING_MS,
     LEASES_A_CUSTOMER_MAX,
     NONCE_BYTES,
     QUOTE_TIMEOUT_MS,
     REPORT_KEPT_MS,
     SETTLE_TIMEOUT_MS,
     STORAGE_LEASE_BYTES,
+    STORAGE_LEASE_MS,
     TIDY_MS,
 )
 from xsc.base.log import Log
@@ -64,6 +66,7 @@ from xsc.market.clearing import Ask, affordable, clear, within_credit
 from xsc.market.ports import OWN_LEASE, Capacity, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
+from xsc.market.renewing import RENEW, Renewals
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Kind, Quote
@@ -85,6 +88,8 @@ class MarketSettings:
     settle_interval_ms: int
     site: str = ""
     owner: str = ""
+    lease_warning_ms: int = LEASE_WARNING_MS
+    """So long before its end a lease that was not renewed is spoken of."""
 
     def price_max(self, kind: Kind) -> int:
         """Return the buyer's reserve of a kind."""
@@ -198,6 +203,20 @@ class MarketService:
         self._settling: defaultdict[tuple[Role, bytes], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: dict[Kind, dict[bytes, _Waiting]] = {kind: {} for kind in KINDS}
         self._windows: set[asyncio.Task[None]] = set()
+        self.renewals = Renewals(
+            key=key,
+            network=network,
+            clock=clock,
+            caller=caller,
+            credit=credit,
+            quality=quality,
+            book=self._book,
+            locks=self._settling,
+            desk=self,
+            log=log,
+            price_max=settings.storage_price_max,
+            warning_ms=settings.lease_warning_ms,
+        )
 
     # Life
 
@@ -262,6 +281,7 @@ class MarketService:
             "market.quote": self._on_quote,
             "market.lease": self._on_lease,
             "market.settle": self._on_settle,
+            RENEW: self.renewals.on_renew,
         }
 
     def tidy(self) -> None:
@@ -276,7 +296,10 @@ class MarketService:
                     self._book.save(entry, sync=False)
                 done = rules.status(terms, entry.use, now_ms) in ("settled", "expired")
                 ended_ms = use.touched_ms if use.given_back else terms.end_ms
-                if done and use.held_bytes == 0 and now_ms - ended_ms >= LEASE_KEPT_MS:
+                # What is still held under it by then, its host has dropped.
+                gone = role == "customer" and now_ms - ended_ms >= STORAGE_LEASE_MS
+                kept = use.held_bytes > 0 and not gone
+                if done and not kept and now_ms - ended_ms >= LEASE_KEPT_MS:
                     self._book.forget(entry)
                     self._settling.pop((role, terms.lease_id), None)
         for peer in [peer for peer in self._reports if not self._recent_reports(peer)]:
@@ -490,7 +513,7 @@ class MarketService:
         asks = [self._ask_of(item.request.record) for item in waiting]
         customers = {ask.customer for ask in asks}
         credit = {
-            customer: self._credit.credit_left(customer) - self._exposure(customer, now_ms)
+            customer: self._credit.credit_left(customer) - self.exposure(customer)
             for customer in customers
         }
         affordable_asks, without_credit = within_credit(kind, asks, credit)
@@ -545,7 +568,9 @@ class MarketService:
             request.price,
         )
 
-    def _exposure(self, customer: bytes, now_ms: int) -> int:
+    def exposure(self, customer: bytes) -> int:
+        """Return what this node may come to lose to a customer as things stand."""
+        now_ms = self._clock.now_ms()
         return sum(
             rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
             for entry in self._book.all("provider")
@@ -747,6 +772,10 @@ class MarketService:
                 quotes[peer] = self._quotes[kind, peer] = answer
                 self._labels[peer] = (answer.record.site, answer.record.owner)
         return quotes, faults
+
+    async def fresh_quote(self, peer: bytes) -> Signed[Quote] | XscError:
+        """Return a peer's quote for storage as of now, or why there is none."""
+        return await self._fetch("storage", peer)
 
     async def _fetch(self, kind: Kind, peer: bytes) -> Signed[Quote] | XscError:
         try:

@@ -132,6 +132,7 @@ def market_settings(config: Config) -> MarketSettings:
         settle_interval_ms=config.settle_interval_ms,
         site=config.site,
         owner=config.owner,
+        lease_warning_ms=config.lease_warning_ms,
     )
 
 
@@ -373,6 +374,7 @@ class Node:
         self.tasks.start("health", self.health.run)
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
+        self.tasks.start("renewal", self.market.renewals.run)
         self.tasks.start("ledger", self.ledger.run)
         self.tasks.start("directory", self.directory.run)
         self.tasks.start("repair", self.storage.mender.run)

@@ -57,6 +57,7 @@ class Config:
     probe_interval_ms: int
     settle_interval_ms: int
     lease_grace_ms: int
+    lease_warning_ms: int
     leftover_after_ms: int
     node_life_ms: int
     repair_time_ms: int
@@ -236,6 +237,12 @@ KEYS: Final[dict[str, Key]] = {
         "30d",
         _between(86_400_000, 3650 * 86_400_000, parse_duration_ms),
         "how long shards are kept after the end of their lease",
+    ),
+    "lease_warning": Key(
+        "lease_warning_ms",
+        "30d",
+        _between(0, limits.STORAGE_LEASE_MS, parse_duration_ms),
+        "how long before the end of a lease that was not renewed the node says so",
     ),
     "leftover_after": Key(
         "leftover_after_ms",

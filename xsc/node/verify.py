@@ -21,6 +21,7 @@ from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import fuel_steps
 from xsc.terms.quote import Quote
+from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
 
@@ -72,6 +73,31 @@ def _lease(raw: bytes) -> str:
         f"lease: {short(asked.provider)} grants {short(asked.customer)} "
         f"{signed.record.quantity} of {asked.kind} at {format_credits(asked.price)} "
         "credits a quantum"
+    )
+
+
+def _renewal(raw: bytes) -> str:
+    signed = _open(raw, Renewal)
+    request = _open(signed.record.request, RenewalRequest)
+    asked = request.record
+    _same_network(request, signed)
+    _require(signed.author == asked.provider, "the renewal is not signed by its provider")
+    _require(request.author == asked.customer, "the request is not signed by its customer")
+    quote = _open(asked.quote, Quote, asked.provider)
+    _same_network(quote, signed)
+    _require(
+        (quote.record.customer, quote.record.kind) == (asked.customer, "storage"),
+        "the quote is for another customer or kind",
+    )
+    _require(asked.price >= quote.record.price, "the price is below the quote")
+    _require(
+        asked.quantity_min <= signed.record.quantity <= asked.quantity,
+        "the grant is outside of what was asked for",
+    )
+    return (
+        f"renewal {asked.number} of lease {short(asked.lease_id)}: {short(asked.provider)} keeps "
+        f"{format_size(signed.record.quantity)} for {short(asked.customer)} at "
+        f"{format_credits(asked.price)} credits a quantum"
     )
 
 
@@ -220,6 +246,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         StorageReceipt.KIND: _storage_receipt,
         DeletionReceipt.KIND: _deletion_receipt,
         Lease.KIND: _lease,
+        Renewal.KIND: _renewal,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,
         SettledEntry.KIND: verify_settled,

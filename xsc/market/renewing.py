@@ -1,0 +1,432 @@
+"""Renews the leases of storage that this node took, and those that it gave.
+
+As a customer it asks at half-life, each lease at a moment of its own, and takes
+along whatever else can be renewed at the same host: one call, one sync on either
+side. What is refused is asked for again; why it was is kept for whoever asks.
+As a provider it answers a request that it granted already with what it signed
+then. The rules are in `renewal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    CreditExceeded,
+    LeaseExhausted,
+    RecordInvalid,
+    SpaceExhausted,
+    XscError,
+)
+from xsc.base.fields import take_bytes, take_int, take_list, take_str
+from xsc.base.ids import short
+from xsc.base.limits import (
+    LEASE_TIMEOUT_MS,
+    RENEWAL_FIRST_MS,
+    RENEWAL_INTERVAL_MS,
+    RENEWAL_RETRY_MS,
+    RENEWALS_A_CALL_MAX,
+)
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.base.peering import Caller
+from xsc.base.units import format_credits, format_duration
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.market import lease as leases
+from xsc.market import renewal as rules
+from xsc.market.book import Entry, LeaseBook, Role
+from xsc.market.clearing import affordable
+from xsc.market.ports import Credit, Quality
+from xsc.market.quote import open_quote
+from xsc.terms.pricing import storage_amount
+from xsc.terms.quote import Kind, Quote
+from xsc.terms.renewal import Renewal, RenewalRequest
+
+RENEW = "market.renew"
+DAY_MS = 86_400_000
+SILENT = "the host is silent"
+
+
+class Desk(Protocol):
+    """What renewal asks of the rest of the market."""
+
+    async def fresh_quote(self, peer: bytes) -> Signed[Quote] | XscError:
+        """Return a peer's quote for storage as of now, or why there is none."""
+
+    def exposure(self, customer: bytes) -> int:
+        """Return what this node may come to lose to a customer as things stand."""
+
+    def free(self, kind: Kind) -> int:
+        """Return what is neither used nor promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnd:
+    """When a lease that this node took ends as things stand."""
+
+    node: bytes
+    end_ms: int
+    reason: str
+    """Why it was not renewed although it is time to; empty while all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    reason: str
+    at_ms: int
+
+
+class Renewals:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        caller: Caller,
+        credit: Credit,
+        quality: Quality,
+        book: LeaseBook,
+        locks: Mapping[tuple[Role, bytes], asyncio.Lock],
+        desk: Desk,
+        log: Log,
+        price_max: int,
+        warning_ms: int,
+    ) -> None:
+        self._key = key
+        self._own = key.node_id
+        self._network = network
+        self._clock = clock
+        self._caller = caller
+        self._credit = credit
+        self._quality = quality
+        self._book = book
+        self._locks = locks
+        self._desk = desk
+        self._log = log
+        self._price_max = price_max
+        self.warning_ms = warning_ms
+        """So long before its end a lease that was not renewed is spoken of."""
+        self._tried: dict[bytes, _Tried] = {}
+        self._warned: dict[bytes, int] = {}
+
+    # The customer's side
+
+    async def run(self) -> None:
+        """Renew what is due, until cancelled."""
+        await self._clock.sleep_ms(RENEWAL_FIRST_MS)
+        while True:
+            await self.round()
+            await self._clock.sleep_ms(RENEWAL_INTERVAL_MS)
+
+    async def round(self) -> None:
+        """Ask once for all that is due, and warn of what ends soon."""
+        now_ms = self._clock.now_ms()
+        by_host: defaultdict[bytes, list[Entry]] = defaultdict(list)
+        due: set[bytes] = set()
+        known: set[bytes] = set()
+        for entry in self._book.all("customer"):
+            known.add(entry.terms.lease_id)
+            if rules.is_renewable(entry.terms, entry.use, now_ms):
+                by_host[entry.peer].append(entry)
+                if self._is_due(entry, now_ms):
+                    due.add(entry.peer)
+        for gone in [lease_id for lease_id in self._tried if lease_id not in known]:
+            del self._tried[gone]
+        await asyncio.gather(*(self._renew_at(peer, by_host[peer]) for peer in sorted(due)))
+        self._warn(now_ms)
+
+    def _is_due(self, entry: Entry, now_ms: int) -> bool:
+        if now_ms < rules.due_ms(entry.terms):
+            return False
+        tried = self._tried.get(entry.terms.lease_id)
+        # A silent host costs no call: it is looked at each time.
+        return tried is None or tried.reason == SILENT or now_ms - tried.at_ms >= RENEWAL_RETRY_MS
+
+    async def _renew_at(self, peer: bytes, entries: Sequence[Entry]) -> None:
+        """Renew leases at one host, in as few calls as may be."""
+        if not self._quality.is_up(peer):
+            self._failed(entries, SILENT)
+            return
+        quote = await self._desk.fresh_quote(peer)
+        if isinstance(quote, XscError):
+            self._failed(entries, quote.message)
+            return
+        if quote.record.price > self._price_max:
+            self._failed(
+                entries,
+                f"its price of {format_credits(quote.record.price)} is above storage_price_max",
+            )
+            return
+        for start in range(0, len(entries), RENEWALS_A_CALL_MAX):
+            await self._ask(peer, entries[start : start + RENEWALS_A_CALL_MAX], quote)
+
+    def _failed(self, entries: Sequence[Entry], reason: str) -> None:
+        now_ms = self._clock.now_ms()
+        for entry in entries:
+            lease_id = entry.terms.lease_id
+            before = self._tried.get(lease_id)
+            self._tried[lease_id] = _Tried(reason, now_ms)
+            if before is None or before.reason != reason:
+                self._log.warning(
+                    "lease_not_renewed",
+                    peer=short(entry.peer),
+                    lease=short(lease_id),
+                    reason=reason,
+                )
+
+    async def _ask(self, peer: bytes, entries: Sequence[Entry], quote: Signed[Quote]) -> None:
+        async with AsyncExitStack() as held:
+            # No voucher may be on its way under the terms that this changes.
+            for lease_id in sorted(entry.terms.lease_id for entry in entries):
+                await held.enter_async_context(self._locks["customer", lease_id])
+            now_ms = self._clock.now_ms()
+            requests: list[Value] = []
+            for entry in entries:
+                use = leases.advance(entry.terms, entry.use, now_ms)
+                request = rules.make_request(entry.terms, use, quote.record, quote.raw, now_ms)
+                requests.append(sign(request, self._key, self._network).raw)
+            try:
+                reply = await self._caller.call(
+                    peer, RENEW, {"requests": requests}, timeout_ms=LEASE_TIMEOUT_MS
+                )
+                answers = take_list(reply.header, "answers", most=len(entries))
+                if len(answers) != len(entries):
+                    raise RecordInvalid("the host did not answer each request")
+            except XscError as fault:
+                self._failed(entries, fault.message)
+                return
+            renewed = []
+            for entry, answer in zip(entries, answers, strict=True):
+                try:
+                    renewed.append(self._adopted(entry, answer, now_ms))
+                except XscError as fault:
+                    self._failed([entry], fault.message)
+            if renewed:
+                self._book.renew(renewed)
+        for entry, terms, _, _ in renewed:
+            self._tried.pop(terms.lease_id, None)
+            self._log.info(
+                "lease_renewed",
+                peer=short(entry.peer),
+                lease=short(terms.lease_id),
+                number=terms.renewals,
+                price=terms.price,
+                days=(terms.end_ms - now_ms) // DAY_MS,
+            )
+
+    def _adopted(
+        self, entry: Entry, answer: Value, now_ms: int
+    ) -> tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]:
+        """Return what a lease is after a host's answer.
+
+        Raises:
+            XscError: the host refused, or the answer is not what it must be.
+        """
+        if not isinstance(answer, dict):
+            raise RecordInvalid("the host's answer is of no known form")
+        if "renewal" not in answer:
+            if "used" in answer:
+                self.reconcile(entry, take_int(answer, "held_bytes"), take_int(answer, "used"))
+            raise LeaseExhausted(take_str(answer, "reason"))
+        raw = take_bytes(answer, "renewal")
+        renewal = open_signed(raw, Renewal, network=self._network, author=entry.peer)
+        # Its own signature is enough: the answer to an earlier request can have been lost.
+        request = open_signed(
+            renewal.record.request, RenewalRequest, network=self._network, author=self._own
+        ).record
+        refusal = rules.check_answer(entry.terms, request, renewal.record)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        terms, use = rules.renewed(entry.terms, entry.use, request, renewal.record.quantity, now_ms)
+        return entry, terms, use, raw
+
+    def reconcile(self, entry: Entry, held_bytes: int, used: int) -> None:
+        """Take over what a host counts under a lease where that is less than is counted here."""
+        now_ms = self._clock.now_ms()
+        before = leases.advance(entry.terms, entry.use, now_ms)
+        use = rules.reconciled(entry.terms, before, held_bytes, used, now_ms)
+        if use == before:
+            return
+        self._log.warning(
+            "lease_count_lowered",
+            peer=short(entry.peer),
+            lease=short(entry.terms.lease_id),
+            held_bytes=before.held_bytes - use.held_bytes,
+            used=before.used - use.used,
+        )
+        entry.use = use
+        self._book.save(entry, sync=False)
+
+    def end_of(self, lease_id: bytes) -> LeaseEnd | None:
+        """Return when a lease that this node took ends, and why it was not renewed."""
+        entry = self._book.get("customer", lease_id)
+        if entry is None:
+            return None
+        tried = self._tried.get(lease_id)
+        reason = "" if tried is None else tried.reason
+        if entry.use.given_back:
+            reason = "the host does not know the lease"
+        return LeaseEnd(entry.peer, entry.terms.end_ms, reason)
+
+    def ending(self, within_ms: int) -> list[LeaseEnd]:
+        """Return the leases with something under them that end so soon, the first one first."""
+        until_ms = self._clock.now_ms() + within_ms
+        found = [
+            self.end_of(entry.terms.lease_id)
+            for entry in self._book.all("customer")
+            if entry.terms.kind == "storage"
+            and entry.use.held_bytes
+            and entry.terms.end_ms <= until_ms
+        ]
+        return sorted(
+            (item for item in found if item is not None), key=lambda item: (item.end_ms, item.node)
+        )
+
+    def _warn(self, now_ms: int) -> None:
+        """Log once a day what ends soon."""
+        by_host: defaultdict[bytes, list[LeaseEnd]] = defaultdict(list)
+        for item in self.ending(self.warning_ms):
+            by_host[item.node].append(item)
+        self._warned = {node: at for node, at in self._warned.items() if node in by_host}
+        for node, items in sorted(by_host.items()):
+            if now_ms - self._warned.get(node, -DAY_MS) < DAY_MS:
+                continue
+            self._warned[node] = now_ms
+            left_ms = items[0].end_ms - now_ms
+            self._log.warning(
+                "leases_end_soon",
+                peer=short(node),
+                leases=len(items),
+                first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
+                reason=items[0].reason or "not asked yet",
+            )
+
+    # The provider's side
+
+    async def on_renew(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Renew leases of the caller; each request has its own answer, all share one sync."""
+        now_ms = self._clock.now_ms()
+        answers: list[Value] = []
+        granted: dict[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]] = {}
+        for raw in take_list(header, "requests", most=RENEWALS_A_CALL_MAX):
+            try:
+                if not isinstance(raw, bytes):
+                    raise RecordInvalid("a request is no signed record")
+                answers.append({"renewal": self._granted(caller, raw, granted, now_ms)})
+            except XscError as fault:
+                answers.append({"reason": fault.message, **self._count_of(caller, raw)})
+        if granted:
+            # Before it is said.
+            self._book.renew(list(granted.values()))
+        for entry, terms, _, _ in granted.values():
+            self._log.info(
+                "lease_extended",
+                customer=short(entry.peer),
+                lease=short(terms.lease_id),
+                number=terms.renewals,
+                price=terms.price,
+            )
+        return {"answers": answers}, ()
+
+    def _count_of(self, caller: bytes, raw: Value) -> dict[str, Value]:
+        """Return what this node counts under the lease of a request that it refused."""
+        try:
+            assert isinstance(raw, bytes)
+            request = open_signed(raw, RenewalRequest, network=self._network, author=caller)
+        except (AssertionError, XscError):
+            return {}
+        entry = self._book.get("provider", request.record.lease_id)
+        if entry is None or entry.terms.customer != caller:
+            return {}
+        use = leases.advance(entry.terms, entry.use, self._clock.now_ms())
+        return {"held_bytes": use.held_bytes, "used": use.used}
+
+    def _granted(
+        self,
+        caller: bytes,
+        raw: bytes,
+        granted: dict[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]],
+        now_ms: int,
+    ) -> bytes:
+        """Return the signed renewal for a request, and add it to `granted` where it is new.
+
+        Raises:
+            XscError: why it is refused.
+        """
+        request = open_signed(raw, RenewalRequest, network=self._network, author=caller).record
+        entry = self._book.get("provider", request.lease_id)
+        if entry is None or entry.terms.customer != caller:
+            raise LeaseExhausted("this customer has no such lease here")
+        if entry.renewal is not None and request.number <= entry.terms.renewals:
+            return entry.renewal
+        if request.lease_id in granted:
+            raise RecordInvalid("the lease is named twice")
+        quote = open_quote(
+            request.quote,
+            network=self._network,
+            provider=self._own,
+            customer=caller,
+            kind="storage",
+            now_ms=now_ms,
+        )
+        use = leases.advance(entry.terms, entry.use, now_ms)
+        refusal = rules.check_renewal(entry.terms, use, request, quote.record, now_ms)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        quantity = self._quantity(entry, use, request, granted, now_ms)
+        renewal = Renewal(request=raw, quantity=quantity, renewed_ms=now_ms)
+        signed = sign(renewal, self._key, self._network).raw
+        terms, use = rules.renewed(entry.terms, entry.use, request, quantity, now_ms)
+        granted[request.lease_id] = (entry, terms, use, signed)
+        return signed
+
+    def _quantity(
+        self,
+        entry: Entry,
+        use: leases.LeaseUse,
+        request: RenewalRequest,
+        granted: Mapping[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]],
+        now_ms: int,
+    ) -> int:
+        """Return what is granted: what credit allows, and room where the lease was over.
+
+        Raises:
+            CreditExceeded, SpaceExhausted: less than is of use.
+        """
+        ahead = _ahead(entry.terms, entry.use, now_ms)
+        left = self._credit.credit_left(entry.peer) - self._desk.exposure(entry.peer) + ahead
+        free = self._desk.free("storage")
+        for other, terms, _, _ in granted.values():
+            left -= storage_amount(terms.price, terms.quantity)
+            left += _ahead(other.terms, other.use, now_ms)
+            if leases.is_over(other.terms, other.use, now_ms):
+                free -= terms.quantity - other.use.held_bytes
+        least = max(request.quantity_min, use.held_bytes)
+        most = affordable("storage", request.price, left)
+        quantity = request.quantity if most is None else min(request.quantity, most)
+        if quantity < least:
+            raise CreditExceeded("the renewal would pass the debt limit between these nodes")
+        if leases.is_over(entry.terms, use, now_ms):
+            quantity = min(quantity, use.held_bytes + max(0, free))
+            if quantity < least:
+                raise SpaceExhausted("too little room is left for this lease")
+        return quantity
+
+
+def _ahead(terms: leases.LeaseTerms, use: leases.LeaseUse, now_ms: int) -> int:
+    """Return the part of a lease's exposure that is not owed yet."""
+    use = leases.advance(terms, use, now_ms)
+    return leases.exposure_micro(terms, use, now_ms) - leases.owed_micro(terms, use, now_ms)
