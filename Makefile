@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 CODE := $(wildcard xsc tests benchmarks scripts)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check static bench format lock clean
+.PHONY: help install demo test check static bench spec wasi format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,12 @@ check: static test  ## Run everything that CI runs
 
 bench: install  ## Measure this machine
 	@$(PYTHON) -m benchmarks
+
+spec: install  ## Run WebAssembly's own tests: make spec TESTSUITE=DIR
+	@$(PYTHON) scripts/spec.py $(TESTSUITE)
+
+wasi: install  ## Run WASI's own tests: make wasi WASI_TESTSUITE=DIR
+	@$(PYTHON) scripts/wasi.py $(WASI_TESTSUITE)
 
 format: install  ## Format the code and mend what can be mended
 	@$(PYTHON) -m ruff format --quiet $(CODE)

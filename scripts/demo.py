@@ -6,8 +6,6 @@ compared. Every command is printed as one would type it, with what it answered.
 Everything lives in a temporary directory and is stopped and removed at the end.
 """
 
-# ruff: noqa: INP001 - a script, not a package
-
 from __future__ import annotations
 
 import hashlib

@@ -164,6 +164,7 @@ MODULES_KEPT_BYTES_MAX = 256 * MIB
 FUNCTIONS_MAX = 200_000
 TABLES_MAX = 16
 TABLE_ELEMENTS_MAX = 1_000_000
+SESSION_INSTANCES_MAX = 64
 MILLISECOND_FUEL = 4_000_000
 """What a millisecond costs a run that is ended for its time: what a plain loop burns in one."""
 HOST_CALL_FUEL = 1_000

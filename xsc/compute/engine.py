@@ -1,6 +1,6 @@
 """The wasmtime engine: one job at a time, metered, in a fresh store.
 
-This is the only module that knows wasmtime. `xsc.compute.worker` runs it in a
+Only this module and `xsc.compute.session_worker` know wasmtime. `xsc.compute.worker` runs it in a
 process that can be killed, `xsc.compute.local` in this one. Decisions about a
 module are in `xsc.compute.program`, host calls in `xsc.compute.wasi`.
 
@@ -24,7 +24,7 @@ import platform
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -88,6 +88,7 @@ ENGINE_CONFIG = tagged_sha256(
             "machine": platform.machine(),
             "options": dict(_OPTIONS),
             "host_call_fuel": HOST_CALL_FUEL,
+            "world": wasi.WORLD,
             "table_elements": TABLE_ELEMENTS_MAX,
         }
     ),
@@ -104,6 +105,7 @@ _KINDS = {
     "i64": ffi.WASMTIME_I64.value,
     "f32": ffi.WASMTIME_F32.value,
     "f64": ffi.WASMTIME_F64.value,
+    "v128": ffi.WASMTIME_V128.value,
 }
 _VALUE_TYPES = {"i32": wasmtime.ValType.i32, "i64": wasmtime.ValType.i64}
 _IDLE_S = 3600.0
@@ -236,7 +238,7 @@ def _function_type(signature: Signature) -> wasmtime.FuncType:
     )
 
 
-def _call(
+def call_raw(
     store: wasmtime.Store,
     function: wasmtime.Func,
     arguments: Sequence[Bits],
@@ -246,11 +248,12 @@ def _call(
     given = (ffi.wasmtime_val_t * len(arguments))()
     for slot, (kind, bits) in zip(given, arguments, strict=True):
         slot.kind = _KINDS[kind]
-        value = int.from_bytes(bits, "little")
-        if len(bits) == 4:
-            slot.of.i32 = value
+        if kind == "v128":
+            slot.of.v128[:] = bits
+        elif len(bits) == 4:
+            slot.of.i32 = int.from_bytes(bits, "little")
         else:
-            slot.of.i64 = value
+            slot.of.i64 = int.from_bytes(bits, "little")
     taken = (ffi.wasmtime_val_t * len(results))()
     with enter_wasm(store) as trap:
         error = ffi.wasmtime_func_call(
@@ -264,12 +267,40 @@ def _call(
         )
         if error:  # type: ignore[truthy-bool]
             raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - the same
-    found = []
-    for slot, name in zip(taken, results, strict=True):
-        wide = name.endswith("64")
-        value = slot.of.i64 % 2**64 if wide else slot.of.i32 % 2**32
-        found.append((name, value.to_bytes(8 if wide else 4, "little")))
-    return tuple(found)
+    return tuple((name, _bits_in(slot, name)) for slot, name in zip(taken, results, strict=True))
+
+
+def _bits_in(slot: ffi.wasmtime_val_t, kind: str) -> bytes:
+    if kind == "v128":
+        return bytes(slot.of.v128)
+    if kind.endswith("64"):
+        return int(slot.of.i64 % 2**64).to_bytes(8, "little")
+    return int(slot.of.i32 % 2**32).to_bytes(4, "little")
+
+
+def read_global(store: wasmtime.Store, found: wasmtime.Global) -> Bits:
+    """Return the value of a global as raw bits.
+
+    Its own `type` cannot be asked: the engine aborts where it is a vector.
+
+    Raises:
+        SignatureMismatch: it is a reference.
+    """
+    slot = ffi.wasmtime_val_t()
+    context, place = store._context(), found._global  # noqa: SLF001 - as in `call_raw`
+    ffi.wasmtime_global_get(context, ctypes.byref(place), ctypes.byref(slot))
+    for kind, number in _KINDS.items():
+        if int(slot.kind) == number:
+            return kind, _bits_in(slot, kind)
+    ffi.wasmtime_val_unroot(ctypes.byref(slot))
+    raise SignatureMismatch("the global is a reference")
+
+
+def name_trap(trap: wasmtime.Trap) -> str:
+    """Return a trap of the engine as `JobResult.trap` says it."""
+    code = trap.trap_code
+    assert code is not None
+    return _TRAPS.get(code, f"module_trapped: {code.name.lower().replace('_', ' ')}")
 
 
 def _quiet(_phase: str) -> None:
@@ -284,14 +315,25 @@ def new_engine() -> wasmtime.Engine:
     return wasmtime.Engine(config)
 
 
-def _translate(
-    engine: wasmtime.Engine, module_hash: bytes, source: bytes
+def translate(
+    engine: wasmtime.Engine,
+    module_hash: bytes,
+    source: bytes,
+    linked: Collection[str] = (),
 ) -> tuple[About, wasmtime.Module]:
+    """Compile a module here; `linked` as `xsc.compute.program.read` takes it.
+
+    Raises:
+        ModuleInvalid: it cannot run.
+    """
     if hashlib.sha256(source).digest() != module_hash:
         raise ModuleInvalid("the module is not the one that its hash names")
-    program = programs.read(source)
+    program = programs.read(source, linked)
     prepared = programs.prepare(source, program)
     try:
+        if prepared.start is not None:
+            # An export declares a function for `ref.func`, and a start does not.
+            wasmtime.Module.validate(engine, source)
         module = wasmtime.Module(engine, prepared.module)
     except wasmtime.WasmtimeError as fault:
         lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
@@ -306,14 +348,19 @@ def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -
     Raises:
         ModuleInvalid: it cannot run.
     """
-    about, module = _translate(engine, module_hash, source)
+    about, module = translate(engine, module_hash, source)
     return Code(codes.describe(about), bytes(module.serialize()))
 
 
 class Machine:
-    """Compiles modules, keeps them, and runs jobs one after the other."""
+    """Compiles modules, keeps them, and runs jobs one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        world: makes what a job's program finds around it.
+    """
+
+    def __init__(self, world: Callable[..., wasi.Wasi] = wasi.Wasi) -> None:
+        self._world = world
         self._engine = new_engine()
         self._watchdog = Watchdog(self._engine)
         self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
@@ -406,7 +453,7 @@ class Machine:
 
     def _compile(self, job: Job) -> _Compiled:
         self._make_room(len(job.module))
-        return self._keep(job.module_hash, *_translate(self._engine, job.module_hash, job.module))
+        return self._keep(job.module_hash, *translate(self._engine, job.module_hash, job.module))
 
     def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
         world = _World()
@@ -451,7 +498,7 @@ class Machine:
             store.set_fuel(job.limits.fuel)
             store.set_epoch_deadline(1)
             host = _Host(store, compiled.memory)
-            state = wasi.Wasi(
+            state = self._world(
                 host,
                 args=job.args,
                 environment=job.environment,
@@ -547,10 +594,7 @@ class _Run:
                 self.trap = f"module_trapped: it exited with code {self._state.exit_code}"
             return ()
         except wasmtime.Trap as trap:
-            code = trap.trap_code
-            assert code is not None
-            named = code.name.lower().replace("_", " ")
-            self.trap = _TRAPS.get(code, f"module_trapped: {named}")
+            self.trap = name_trap(trap)
             return ()
         except wasmtime.WasmtimeError as fault:
             # What can be the module's fault was refused before: this is the engine's.
@@ -573,11 +617,11 @@ class _Run:
         for name in before:
             function = exports[name]
             assert isinstance(function, wasmtime.Func)
-            _call(self._store, function, (), ())
+            call_raw(self._store, function, (), ())
         function = exports[self._job.function]
         assert isinstance(function, wasmtime.Func)
         signature = compiled.program.functions[self._job.function]
-        return _call(self._store, function, self._job.arguments, signature.results)
+        return call_raw(self._store, function, self._job.arguments, signature.results)
 
 
 def _is_command(program: Program, name: str) -> bool:

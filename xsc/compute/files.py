@@ -1,9 +1,10 @@
 """The files that a program sees: a tree in memory, with a quota.
 
 /in holds the job's inputs and cannot be written; /out starts empty, and what is
-in it at the end is part of the result. There are no links, owners or devices,
-and no name here stands for anything on a disk. Times are the virtual clock's.
-Every refusal is a WASI error number (`Refused`).
+in it at the end is part of the result. There are no owners or devices, and no
+name here stands for anything on a disk. A symbolic link leads to a path below
+the directory that its path was asked of, or nowhere; it is no part of the result.
+Times are the virtual clock's. Every refusal is a WASI error number (`Refused`).
 
 Source: WASI preview 1, `typenames.witx`.
 """
@@ -18,6 +19,7 @@ from typing import TypeAlias
 from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_FILES_MAX
 
 _PATH_BYTES_MAX = 4096
+_LINKS_MAX = 32
 
 
 class Errno(IntEnum):
@@ -29,15 +31,19 @@ class Errno(IntEnum):
     ILSEQ = 25
     INVAL = 28
     ISDIR = 31
+    LOOP = 32
     MFILE = 33
     NAMETOOLONG = 37
     NOENT = 44
     NOSPC = 51
     NOTDIR = 54
     NOTEMPTY = 55
+    NOTSOCK = 57
     NOTSUP = 58
+    PERM = 63
     ROFS = 69
     SPIPE = 70
+    XDEV = 75
     NOTCAPABLE = 76
 
 
@@ -77,7 +83,8 @@ class File:
     writable: bool
     accessed_ns: int
     modified_ns: int
-    linked: bool = True
+    names: int = 1
+    """How many names it has; the bytes count once for each, as each is given back."""
     opens: int = 0
 
 
@@ -92,15 +99,22 @@ class Directory:
     entries: dict[str, Node] = field(default_factory=dict)
 
 
-Node: TypeAlias = "File | Directory"
+@dataclass(slots=True, eq=False)
+class Link:
+    """A symbolic link."""
+
+    inode: int
+    target: bytes
+    writable: bool
+    accessed_ns: int
+    modified_ns: int
+
+
+Node: TypeAlias = "File | Directory | Link"
 
 
 def split(path: bytes) -> tuple[list[str], bool]:
-    """Return the parts of a path and whether it must be a directory.
-
-    `..` is followed as text: without links that is the same. A path that leaves
-    the directory it starts in is refused.
-    """
+    """Return the parts of a path, `..` among them, and whether it must be a directory."""
     if len(path) > _PATH_BYTES_MAX:
         raise Refused(Errno.NAMETOOLONG)
     if not path:
@@ -109,20 +123,13 @@ def split(path: bytes) -> tuple[list[str], bool]:
         text = path.decode()
     except UnicodeDecodeError:
         raise Refused(Errno.ILSEQ) from None
-    if text.startswith("/") or "\0" in text:
+    if "\0" in text:
+        raise Refused(Errno.INVAL)
+    if text.startswith("/"):
         raise Refused(Errno.NOTCAPABLE)
-    parts: list[str] = []
-    for part in text.split("/"):
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if not parts:
-                raise Refused(Errno.NOTCAPABLE)
-            parts.pop()
-            continue
-        if len(part.encode()) > FILE_NAME_BYTES_MAX:
-            raise Refused(Errno.NAMETOOLONG)
-        parts.append(part)
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if any(len(part.encode()) > FILE_NAME_BYTES_MAX for part in parts):
+        raise Refused(Errno.NAMETOOLONG)
     return parts, text.endswith(("/", "/.", "/..")) or text in (".", "..")
 
 
@@ -143,31 +150,77 @@ class Tree:
         self._inode += 1
         return self._inode
 
-    def find(self, base: Directory, path: bytes) -> Node:
-        """Return what a path names."""
+    def _walk(self, base: Directory, path: bytes, *, follow: bool) -> tuple[Directory, str, bool]:
+        """Return where a path's last part is, that part, and whether it must be a directory.
+
+        Where the path ends with `.` or `..`, there is no last part. A path that leaves the
+        directory it starts in, by `..` or by a link, is refused.
+        """
         parts, directory = split(path)
-        node: Node = base
-        for part in parts:
+        parts.reverse()
+        above = [base]
+        links, left = 0, _PATH_BYTES_MAX
+        while parts:
+            part = parts.pop()
+            if part == "..":
+                if len(above) == 1:
+                    raise Refused(Errno.NOTCAPABLE)
+                above.pop()
+                continue
+            node = above[-1].entries.get(part)
+            if isinstance(node, Link) and (parts or follow):
+                # What a call may cost is bounded: links lead to links.
+                links, left = links + 1, left - len(node.target)
+                if links > _LINKS_MAX or left < 0:
+                    raise Refused(Errno.LOOP)
+                more, also = split(node.target)
+                directory = directory or (also and not parts)
+                parts += reversed(more)
+                continue
+            if not parts:
+                return above[-1], part, directory
+            if node is None:
+                raise Refused(Errno.NOENT)
             if not isinstance(node, Directory):
                 raise Refused(Errno.NOTDIR)
-            if part not in node.entries:
-                raise Refused(Errno.NOENT)
-            node = node.entries[part]
+            above.append(node)
+        return above[-1], "", True
+
+    def find(self, base: Directory, path: bytes, *, follow: bool = True) -> Node:
+        """Return what a path names; the link itself where its last part is not followed."""
+        parent, name, directory = self._walk(base, path, follow=follow)
+        node = parent.entries.get(name) if name else parent
+        if node is None:
+            raise Refused(Errno.NOENT)
         if directory and not isinstance(node, Directory):
             raise Refused(Errno.NOTDIR)
         return node
 
-    def _place(self, base: Directory, path: bytes) -> tuple[Directory, str]:
-        """Return the directory of a path's last part, to be changed, and that part."""
-        parts, _ = split(path)
-        if not parts:
+    def _place(
+        self, base: Directory, path: bytes, *, follow: bool = False
+    ) -> tuple[Directory, str, Node | None]:
+        """Return the directory of a path's last part, to be changed, that part, and what it is."""
+        parent, name, directory = self._walk(base, path, follow=follow)
+        if not name:
             raise Refused(Errno.INVAL)
-        parent = self.find(base, "/".join(parts[:-1]).encode() or b".")
-        if not isinstance(parent, Directory):
-            raise Refused(Errno.NOTDIR)
         if not parent.writable:
             raise Refused(Errno.ROFS)
-        return parent, parts[-1]
+        node = parent.entries.get(name)
+        if directory and node is not None and not isinstance(node, Directory):
+            raise Refused(Errno.NOTDIR)
+        return parent, name, node
+
+    def _found(self, base: Directory, path: bytes) -> tuple[Directory, str, Node]:
+        parent, name, node = self._place(base, path)
+        if node is None:
+            raise Refused(Errno.NOENT)
+        return parent, name, node
+
+    def _free(self, base: Directory, path: bytes) -> tuple[Directory, str]:
+        parent, name, node = self._place(base, path)
+        if node is not None:
+            raise Refused(Errno.EXIST)
+        return parent, name
 
     def _add(self, parent: Directory, name: str, node: Node) -> None:
         if self._created >= OUTPUT_FILES_MAX:
@@ -175,9 +228,9 @@ class Tree:
         self._created += 1
         parent.entries[name] = node
 
-    def create(self, base: Directory, path: bytes, now_ns: int) -> File:
-        """Return a new empty file."""
-        parent, name = self._place(base, path)
+    def create(self, base: Directory, path: bytes, now_ns: int, *, follow: bool = True) -> File:
+        """Return a new empty file, where nothing is; a link that leads nowhere is followed."""
+        parent, name, _ = self._place(base, path, follow=follow)
         if path.endswith(b"/"):
             raise Refused(Errno.ISDIR)
         file = File(self._next_inode(), bytearray(), True, now_ns, now_ns)
@@ -186,14 +239,36 @@ class Tree:
 
     def make_directory(self, base: Directory, path: bytes, now_ns: int) -> None:
         """Make an empty directory."""
-        parent, name = self._place(base, path)
-        if name in parent.entries:
-            raise Refused(Errno.EXIST)
+        parent, name = self._free(base, path)
         self._add(parent, name, Directory(self._next_inode(), True, now_ns, now_ns))
+
+    def link(self, base: Directory, path: bytes, to_base: Directory, to_path: bytes) -> None:
+        """Give a file, or a symbolic link, another name."""
+        node = self.find(base, path, follow=False)
+        if isinstance(node, Directory):
+            raise Refused(Errno.PERM)
+        parent, name = self._free(to_base, to_path)
+        if to_path.endswith(b"/"):
+            raise Refused(Errno.NOENT)
+        if not node.writable:
+            raise Refused(Errno.XDEV)
+        if isinstance(node, File):
+            self._quota.take(len(node.data))
+        self._add(parent, name, node)
+        if isinstance(node, File):
+            node.names += 1
+
+    def make_link(self, target: bytes, base: Directory, path: bytes, now_ns: int) -> None:
+        """Make a symbolic link, which may lead nowhere, but not to what is not below here."""
+        split(target)
+        parent, name = self._free(base, path)
+        if path.endswith(b"/"):
+            raise Refused(Errno.NOENT)
+        self._add(parent, name, Link(self._next_inode(), target, True, now_ns, now_ns))
 
     def resize(self, file: File, size: int) -> None:
         """Cut a file or lengthen it with zeros."""
-        self._quota.take(size - len(file.data))
+        self._quota.take((size - len(file.data)) * max(1, file.names))
         if size < len(file.data):
             del file.data[size:]
         else:
@@ -209,7 +284,7 @@ class Tree:
 
     def release(self, file: File) -> None:
         """Give the bytes of a file back once no name and no descriptor leads to it."""
-        if not file.linked and not file.opens:
+        if not file.names and not file.opens:
             self._quota.take(-len(file.data))
             file.data.clear()
 
@@ -217,20 +292,21 @@ class Tree:
         node = parent.entries.pop(name)
         self._created -= 1
         if isinstance(node, File):
-            node.linked = False
+            node.names -= 1
+            if node.names:
+                self._quota.take(-len(node.data))
             self.release(node)
 
     def remove_file(self, base: Directory, path: bytes) -> None:
-        """Take a file's name away."""
-        parent, name = self._place(base, path)
-        if isinstance(self.find(base, path), Directory):
+        """Take a file's or a link's name away."""
+        parent, name, node = self._found(base, path)
+        if isinstance(node, Directory):
             raise Refused(Errno.ISDIR)
         self._unlink(parent, name)
 
     def remove_directory(self, base: Directory, path: bytes) -> None:
         """Remove an empty directory."""
-        parent, name = self._place(base, path)
-        node = self.find(base, path)
+        parent, name, node = self._found(base, path)
         if not isinstance(node, Directory):
             raise Refused(Errno.NOTDIR)
         if node.entries:
@@ -238,13 +314,11 @@ class Tree:
         self._unlink(parent, name)
 
     def rename(self, base: Directory, path: bytes, to_base: Directory, to_path: bytes) -> None:
-        """Move a file or directory, over a file or an empty directory that stands there."""
-        parent, name = self._place(base, path)
-        node = self.find(base, path)
-        to_parent, to_name = self._place(to_base, to_path)
+        """Move what has a name, over a file or an empty directory that stands there."""
+        parent, name, node = self._found(base, path)
+        to_parent, to_name, over = self._place(to_base, to_path)
         if isinstance(node, Directory) and to_parent in _directories(node):
             raise Refused(Errno.INVAL)
-        over = to_parent.entries.get(to_name)
         if over is node:
             return
         if over is not None:
@@ -256,7 +330,10 @@ class Tree:
         to_parent.entries[to_name] = parent.entries.pop(name)
 
     def result(self) -> list[tuple[str, bytes]]:
-        """Return every file in /out by its path, sorted; empty directories leave no trace."""
+        """Return every file in /out by its path, sorted.
+
+        Empty directories and symbolic links leave no trace.
+        """
         return sorted(_files(self.outputs, ""))
 
 
@@ -275,5 +352,5 @@ def _files(root: Directory, prefix: str) -> Iterator[tuple[str, bytes]]:
         for name, node in directory.entries.items():
             if isinstance(node, Directory):
                 stack.append((f"{path}{name}/", node))
-            else:
+            elif isinstance(node, File):
                 yield f"{path}{name}", bytes(node.data)

@@ -141,7 +141,12 @@ def result_message(result: JobResult) -> dict[str, Value]:
     }
 
 
-def _named_bytes(value: Value) -> tuple[str, bytes]:
+def named_bytes(value: Value) -> tuple[str, bytes]:
+    """Return a name, or a type, and its bytes.
+
+    Raises:
+        RecordInvalid: it is no such pair.
+    """
     match value:
         case [str(name), bytes(data)] if len(name) <= _FILE_PATH_CHARS_MAX:
             return name, data
@@ -156,10 +161,10 @@ def result_of(message: dict[str, Value], job: Job) -> JobResult:
     """
     code = message.get("exit_code")
     trap = message.get("trap")
-    files = tuple(_named_bytes(item) for item in take_list(message, "files"))
+    files = tuple(named_bytes(item) for item in take_list(message, "files"))
     result = JobResult(
         results=tuple(
-            _named_bytes(item) for item in take_list(message, "results", most=ARGUMENTS_MAX)
+            named_bytes(item) for item in take_list(message, "results", most=ARGUMENTS_MAX)
         ),
         exit_code=None if code is None else take_int(message, "exit_code", most=2**32 - 1),
         trap=None if trap is None else take_str(message, "trap"),

@@ -14,7 +14,7 @@ Source: WebAssembly core specification 2.0, chapter 5 (binary format).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -225,8 +225,12 @@ def _sections(module: bytes) -> list[Section]:
     return found
 
 
-def _check_imports(imports: list[tuple[str, str, int, int]], types: list[Signature]) -> None:
+def _check_imports(
+    imports: list[tuple[str, str, int, int]], types: list[Signature], linked: Collection[str]
+) -> None:
     for module, name, kind, index in imports:
+        if module in linked:
+            continue
         if module != WASI or name not in SIGNATURES or kind != _FUNC_KIND:
             raise ModuleInvalid(
                 f"the module imports the {_KINDS[kind]} '{module[:60]}.{name[:60]}',"
@@ -237,8 +241,13 @@ def _check_imports(imports: list[tuple[str, str, int, int]], types: list[Signatu
             raise ModuleInvalid(f"the module imports {name} by a type that it does not have")
 
 
-def read(module: bytes) -> Program:
+def read(module: bytes, linked: Collection[str] = ()) -> Program:
     """Return what a module declares.
+
+    Args:
+        module: the binary.
+        linked: names from which it may import anything: the engine links them
+            (`xsc.compute.session`). A job of a peer has none.
 
     Raises:
         ModuleInvalid: not a core module, damaged, or nothing that can run here.
@@ -262,9 +271,9 @@ def read(module: bytes) -> Program:
 
     types = items(_TYPE, _Reader.function_type)
     imports = items(_IMPORT, _Reader.imported)
-    _check_imports(imports, types)
+    _check_imports(imports, types, linked)
     own = items(_FUNCTION, _Reader.number)
-    indices = [index for *_, index in imports] + own
+    indices = [index for *_, kind, index in imports if kind == _FUNC_KIND] + own
     if len(indices) > FUNCTIONS_MAX:
         raise ModuleInvalid(f"the module has more than {FUNCTIONS_MAX} functions")
     if any(index >= len(types) for index in indices):
@@ -302,7 +311,7 @@ def read(module: bytes) -> Program:
     return Program(
         functions=functions,
         names=names,
-        imports=tuple(dict.fromkeys(name for _, name, *_ in imports)),
+        imports=tuple(dict.fromkeys(name for module, name, *_ in imports if module not in linked)),
         memory=MemoryShape(*memories[0]) if memories else None,
         memory_export=next((name for name, kind, _ in exports if kind == _MEMORY_KIND), None),
         start=start,

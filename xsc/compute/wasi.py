@@ -10,8 +10,8 @@ each virtual millisecond slept. Host calls would otherwise escape the meter
 (DESIGN section 6). A call that ends the run raises `Ended`, and the reason is
 in the state: `exit_code` or `trap`.
 
-Every function of preview 1 is here, so that any program links; links between
-files, sockets and signals answer "not supported".
+Every function of preview 1 is here, so that any program links; signals answer
+"not supported", and no descriptor is a socket.
 
 Source: WASI preview 1, `wasi_snapshot_preview1.witx`.
 """
@@ -21,14 +21,26 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from xsc.base.limits import HOST_CALL_FUEL, OPEN_FILES_MAX
-from xsc.compute.files import Directory, Errno, File, Node, Quota, QuotaExceeded, Refused, Tree
+from xsc.compute.files import (
+    Directory,
+    Errno,
+    File,
+    Link,
+    Node,
+    Quota,
+    QuotaExceeded,
+    Refused,
+    Tree,
+)
 from xsc.compute.signature import Signature
 
 MODULE = "wasi_snapshot_preview1"
+WORLD = 1
+"""Counted up with every change here that a program could notice: receipts compare by it."""
 _SHAPES = {
     "args_get": "ii",
     "args_sizes_get": "ii",
@@ -92,11 +104,14 @@ _IOVECS_MAX = 1024
 _DRAW_BYTES = 1 << 16
 _FIRST_FREE = 5
 _READ, _WRITE = 1 << 1, 1 << 6
-_RIGHTS_ALL = (1 << 30) - 1
-_RIGHTS_STREAM = _READ | _WRITE | 1 << 27
-_DIRECTORY, _REGULAR = 3, 4
+_POLL = 1 << 27
+_RIGHTS_FILE = 0b1_1111_1111 | 0b111 << 21 | _POLL
+_RIGHTS_DIRECTORY = 0b11_1111_1111 << 9 | 0b11 << 20 | 0b1111 << 23
+"""As the engine's own preview 1: to look up and to change names, not to set sizes by path."""
+_DIRECTORY, _REGULAR, _LINK = 3, 4, 7
+_FOLLOW = 1
 _CREATE, _ONLY_DIRECTORY, _EXCLUSIVE, _TRUNCATE = 1, 2, 4, 8
-_APPEND = 1
+_APPEND, _FLAGS = 1, 0b1_1111
 
 
 class Fault(Exception):
@@ -132,14 +147,27 @@ class Host(Protocol):
 class Open:
     """A descriptor: a stream (0 to 2), a file or a directory."""
 
-    node: Node | None
+    node: File | Directory | None
     stream: bytes | bytearray = b""
     """What a stream reads from or is gathered in."""
     readable: bool = False
     writable: bool = False
-    append: bool = False
+    flags: int = 0
     position: int = 0
     preopen: bytes | None = None
+    rights: int = field(init=False)
+    inherits: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        access = (_READ if self.readable else 0) | (_WRITE if self.writable else 0)
+        self.inherits = 0
+        if self.node is None:
+            self.rights = access | _POLL
+        elif isinstance(self.node, Directory):
+            self.rights = _RIGHTS_DIRECTORY
+            self.inherits = _RIGHTS_DIRECTORY | _RIGHTS_FILE
+        else:
+            self.rights = _RIGHTS_FILE & ~(_READ | _WRITE) | access
 
 
 def _packed(items: Sequence[str]) -> list[bytes]:
@@ -377,30 +405,31 @@ class Wasi:
     def _fd_fdstat_get(self, fd: int, out: int) -> None:
         handle = self._open(fd)
         kind = _filetype(handle.node)
-        access = (_READ if handle.readable else 0) | (_WRITE if handle.writable else 0)
-        base = _RIGHTS_ALL
-        if handle.node is None:
-            base = _RIGHTS_STREAM & (access | 1 << 27)
-        elif isinstance(handle.node, File):
-            base = _RIGHTS_ALL & ~(_READ | _WRITE) | access
-        flags = _APPEND if handle.append else 0
-        self._pack(out, "BxHxxxxQQ", kind, flags, base, _RIGHTS_ALL)
+        self._pack(out, "BxHxxxxQQ", kind, handle.flags, handle.rights, handle.inherits)
 
     def _fd_fdstat_set_flags(self, fd: int, flags: int) -> None:
-        self._open(fd).append = bool(flags & _APPEND)
+        if flags & ~_FLAGS:
+            raise Refused(Errno.INVAL)
+        self._open(fd).flags = flags
 
-    def _fd_fdstat_set_rights(self, fd: int, base: int, _inheriting: int) -> None:
+    def _fd_fdstat_set_rights(self, fd: int, base: int, inheriting: int) -> None:
         handle = self._open(fd)
+        if base & ~handle.rights or inheriting & ~handle.inherits:
+            raise Refused(Errno.NOTCAPABLE)
+        handle.rights, handle.inherits = base, inheriting
         handle.readable = handle.readable and bool(base & _READ)
         handle.writable = handle.writable and bool(base & _WRITE)
 
     def _filestat(self, node: Node | None, out: int) -> None:
         inode = node.inode if node else 0
         size = len(node.data) if isinstance(node, File) else 0
+        if isinstance(node, Link):
+            size = len(node.target)
         accessed = node.accessed_ns if node else self._start_ns
         modified = node.modified_ns if node else self._start_ns
         kind = _filetype(node)
-        self._pack(out, "QQB7xQQQQQ", 0, inode, kind, 1, size, accessed, modified, modified)
+        names = node.names if isinstance(node, File) else 1
+        self._pack(out, "QQB7xQQQQQ", 0, inode, kind, names, size, accessed, modified, modified)
 
     def _fd_filestat_get(self, fd: int, out: int) -> None:
         self._filestat(self._open(fd).node, out)
@@ -413,7 +442,7 @@ class Wasi:
         self._tree.resize(file, size)
 
     def _set_times(self, node: Node | None, accessed: int, modified: int, flags: int) -> None:
-        if node is None:
+        if node is None or flags & 3 == 3 or flags & 12 == 12:
             raise Refused(Errno.INVAL)
         if not node.writable:
             raise Refused(Errno.ROFS)
@@ -473,7 +502,7 @@ class Wasi:
             self._quota.take(len(data))
             handle.stream += data
         else:
-            if handle.append:
+            if handle.flags & _APPEND:
                 handle.position = len(handle.node.data)
             self._store(handle.node, handle.position, data)
             handle.position += len(data)
@@ -538,7 +567,7 @@ class Wasi:
     def _path_open(  # noqa: PLR0917 - the shape of the WASI call
         self,
         fd: int,
-        _lookup: int,
+        lookup: int,
         path: int,
         size: int,
         how: int,
@@ -551,18 +580,20 @@ class Wasi:
         if len(self._fds) >= OPEN_FILES_MAX:
             raise Refused(Errno.MFILE)
         writes = bool(rights & _WRITE)
+        follow = bool(lookup & _FOLLOW) and not (how & _CREATE and how & _EXCLUSIVE)
         try:
-            node = self._tree.find(base, name)
+            node = self._tree.find(base, name, follow=follow)
         except Refused as refusal:
             if refusal.errno is not Errno.NOENT or not how & _CREATE or how & _ONLY_DIRECTORY:
                 raise
-            node = self._tree.create(base, name, self._now_ns)
+            node = self._tree.create(base, name, self._now_ns, follow=follow)
         else:
             if how & _CREATE and how & _EXCLUSIVE:
                 raise Refused(Errno.EXIST)
+        if isinstance(node, Link):
+            raise Refused(Errno.NOTDIR if how & _ONLY_DIRECTORY else Errno.LOOP)
         if isinstance(node, Directory):
-            # Rights are inherited: only what asks to change a directory's bytes is refused.
-            if how & _TRUNCATE or (writes and not how & _ONLY_DIRECTORY):
+            if how & _TRUNCATE or writes:
                 raise Refused(Errno.ISDIR)
             handle = Open(node)
         else:
@@ -576,7 +607,7 @@ class Wasi:
                 node,
                 readable=bool(rights & _READ),
                 writable=writes,
-                append=bool(flags & _APPEND),
+                flags=flags,
             )
             node.opens += 1
         number = next(i for i in range(_FIRST_FREE, OPEN_FILES_MAX * 2) if i not in self._fds)
@@ -587,21 +618,37 @@ class Wasi:
         base = self._directory(fd)
         self._tree.make_directory(base, self._read(path, size), self._now_ns)
 
-    def _path_filestat_get(self, fd: int, _lookup: int, path: int, size: int, out: int) -> None:
-        base = self._directory(fd)
-        self._filestat(self._tree.find(base, self._read(path, size)), out)
+    def _path_filestat_get(self, fd: int, lookup: int, path: int, size: int, out: int) -> None:
+        base, name = self._directory(fd), self._read(path, size)
+        self._filestat(self._tree.find(base, name, follow=bool(lookup & _FOLLOW)), out)
 
     def _path_filestat_set_times(  # noqa: PLR0917 - the shape of the WASI call
-        self, fd: int, _lookup: int, path: int, size: int, accessed: int, modified: int, flags: int
+        self, fd: int, lookup: int, path: int, size: int, accessed: int, modified: int, flags: int
     ) -> None:
-        node = self._tree.find(self._directory(fd), self._read(path, size))
+        base, name = self._directory(fd), self._read(path, size)
+        node = self._tree.find(base, name, follow=bool(lookup & _FOLLOW))
         self._set_times(node, accessed, modified, flags)
 
-    def _path_readlink(
-        self, fd: int, path: int, size: int, _buffer: int, _length: int, _out: int
+    def _path_link(  # noqa: PLR0917 - the shape of the WASI call
+        self, fd: int, lookup: int, path: int, size: int, to_fd: int, to_path: int, to_size: int
     ) -> None:
-        self._tree.find(self._directory(fd), self._read(path, size))
-        raise Refused(Errno.INVAL)
+        if lookup & _FOLLOW:
+            raise Refused(Errno.INVAL)
+        base, to_base = self._directory(fd), self._directory(to_fd)
+        self._tree.link(base, self._read(path, size), to_base, self._read(to_path, to_size))
+
+    def _path_symlink(self, target: int, length: int, fd: int, path: int, size: int) -> None:
+        base = self._directory(fd)
+        self._tree.make_link(self._read(target, length), base, self._read(path, size), self._now_ns)
+
+    def _path_readlink(  # noqa: PLR0917 - the shape of the WASI call
+        self, fd: int, path: int, size: int, buffer: int, length: int, out: int
+    ) -> None:
+        node = self._tree.find(self._directory(fd), self._read(path, size), follow=False)
+        if not isinstance(node, Link):
+            raise Refused(Errno.INVAL)
+        self._write(buffer, node.target[:length])
+        self._pack(out, "I", min(length, len(node.target)))
 
     def _path_remove_directory(self, fd: int, path: int, size: int) -> None:
         self._tree.remove_directory(self._directory(fd), self._read(path, size))
@@ -615,6 +662,12 @@ class Wasi:
     def _path_unlink_file(self, fd: int, path: int, size: int) -> None:
         self._tree.remove_file(self._directory(fd), self._read(path, size))
 
+    def _no_socket(self, fd: int, *_arguments: int) -> None:
+        self._open(fd)
+        raise Refused(Errno.NOTSOCK)
+
+    _sock_accept = _sock_recv = _sock_send = _sock_shutdown = _no_socket
+
     def _unsupported(self, *_arguments: int) -> None:
         raise Refused(Errno.NOTSUP)
 
@@ -622,6 +675,8 @@ class Wasi:
 def _filetype(node: Node | None) -> int:
     if node is None:
         return 0
+    if isinstance(node, Link):
+        return _LINK
     return _DIRECTORY if isinstance(node, Directory) else _REGULAR
 
 

@@ -57,8 +57,8 @@ class Program:
         self.machine.write(at, data)
         return at, len(data)
 
-    def open(self, path, base=OUT, how=0, rights=READ, flags=0):
-        errno = self.path_open(base, 0, *self.text(path), how, rights, 0, flags, 0)
+    def open(self, path, base=OUT, how=0, rights=READ, flags=0, *, follow=False):
+        errno = self.path_open(base, int(follow), *self.text(path), how, rights, 0, flags, 0)
         return -errno if errno else self.machine.number(0)
 
     def create(self, path, data=b""):
@@ -268,7 +268,8 @@ def test_inputs_are_there_and_cannot_be_changed(program):
 def test_what_is_written_to_out_is_given_back(program):
     program.create(b"z", b"last")
     assert program.path_create_directory(OUT, *program.text(b"d")) == 0
-    program.create(b"d/./x/../y", b"deep")
+    assert program.open(b"d/./x/../y", how=CREATE, rights=WRITE) == -Errno.NOENT
+    program.create(b"d/./../d/y", b"deep")
     assert program.state.files() == [("d/y", b"deep"), ("z", b"last")]
 
 
@@ -316,14 +317,17 @@ def test_open_keeps_its_flags(program):
     assert program.state.files() == [("f", b"")]
 
 
-@pytest.mark.parametrize("path", [b"/etc/passwd", b"..", b"../in/a", b"d/../../x", b"a\0b"])
+@pytest.mark.parametrize("path", [b"/etc/passwd", b"..", b"../in/a", b"d/../../x", b"d/up/x"])
 def test_no_path_leads_out(program, path):
+    program.path_create_directory(OUT, *program.text(b"d"))
+    symlink(program, b"../..", b"d/up")
     assert program.open(path, how=CREATE, rights=WRITE) == -Errno.NOTCAPABLE
 
 
 def test_odd_paths_are_refused(program):
     assert program.open(b"") == -Errno.NOENT
     assert program.open(b"\xff") == -Errno.ILSEQ
+    assert program.open(b"a\0b", how=CREATE) == -Errno.INVAL
     assert program.open(b"x" * (FILE_NAME_BYTES_MAX + 1)) == -Errno.NAMETOOLONG
     assert program.open(b"x/" * 2100) == -Errno.NAMETOOLONG
 
@@ -442,7 +446,8 @@ def test_rights_can_only_be_given_up(program):
     fd = program.create(b"f", b"data")
     assert program.fd_fdstat_set_rights(fd, READ, 0) == 0
     assert program.write(fd, b"x") == Errno.BADF
-    assert program.fd_fdstat_set_rights(fd, READ | WRITE, 0) == 0
+    assert program.fd_fdstat_set_rights(fd, READ | WRITE, 0) == Errno.NOTCAPABLE
+    assert program.fd_fdstat_set_rights(fd, READ, 1) == Errno.NOTCAPABLE
     assert program.write(fd, b"x") == Errno.BADF
     assert program.fd_fdstat_get(fd, 0) == 0
     assert program.machine.number(8, "<Q") & (READ | WRITE) == READ
@@ -463,10 +468,100 @@ def test_what_does_not_exist_here_says_so(program):
     program.create(b"f")
     assert program.path_readlink(OUT, *program.text(b"f"), 0, 0, 0) == Errno.INVAL
     assert program.sched_yield() == 0
-    for name in ("path_link", "path_symlink", "sock_accept", "sock_recv", "sock_send"):
-        count = len(SIGNATURES[name].params)
-        assert program.state.call(name, [0] * count) == Errno.NOTSUP
-    assert program.proc_raise(9) == program.sock_shutdown(0, 0) == Errno.NOTSUP
+    for name in ("sock_accept", "sock_recv", "sock_send", "sock_shutdown"):
+        rest = [0] * (len(SIGNATURES[name].params) - 1)
+        assert program.state.call(name, [1, *rest]) == Errno.NOTSOCK
+        assert program.state.call(name, [99, *rest]) == Errno.BADF
+    assert program.proc_raise(9) == Errno.NOTSUP
+
+
+def symlink(program, target, path):
+    at, size = program.text(path)
+    program.machine.write(9000, target)
+    return program.path_symlink(9000, len(target), OUT, at, size)
+
+
+def link(program, path, to, *, base=OUT):
+    at, size = program.text(to)
+    program.machine.write(9000, path)
+    return program.path_link(base, 0, 9000, len(path), OUT, at, size)
+
+
+def test_a_symbolic_link_leads_to_what_is_below_and_is_not_given_back(program):
+    program.create(b"f", b"data")
+    program.path_create_directory(OUT, *program.text(b"d"))
+    for target, path in [(b"../f", b"d/l"), (b"d", b"e"), (b"e/l", b"m"), (b"new", b"n")]:
+        assert symlink(program, target, path) == 0
+    for path in (b"d/l", b"e/l", b"m", b"e/../f"):
+        assert program.read(program.open(path, follow=True)) == b"data"
+    assert program.open(b"m") == -Errno.LOOP
+    assert program.open(b"e", how=DIRECTORY) == -Errno.NOTDIR
+    assert program.open(b"e", how=DIRECTORY, follow=True) > 0
+    assert program.open(b"n", follow=True) == -Errno.NOENT
+    assert program.open(b"n", how=CREATE | EXCLUSIVE, follow=True) == -Errno.EXIST
+    program.write(program.open(b"n", how=CREATE, rights=WRITE, follow=True), b"made")
+    at, size = program.text(b"m")
+    assert program.path_readlink(OUT, at, size, 8000, 2, 0) == 0
+    assert (program.machine.number(0), program.machine.read(8000, 2)) == (2, b"e/")
+    assert program.path_unlink_file(OUT, *program.text(b"e")) == 0
+    assert program.state.files() == [("f", b"data"), ("new", b"made")]
+
+
+def test_a_symbolic_link_is_refused_where_it_cannot_be(program):
+    program.create(b"f")
+    assert symlink(program, b"/etc", b"l") == Errno.NOTCAPABLE
+    assert symlink(program, b"", b"l") == Errno.NOENT
+    assert symlink(program, b"f", b"f") == Errno.EXIST
+    assert symlink(program, b"f", b"l/") == Errno.NOENT
+    program.machine.write(9000, b"f")
+    assert program.path_symlink(9000, 1, IN, *program.text(b"l")) == Errno.ROFS
+
+
+def test_links_that_lead_to_links_end(program):
+    symlink(program, b"b", b"a")
+    symlink(program, b"a", b"b")
+    assert program.open(b"a", follow=True) == -Errno.LOOP
+    # Each is followed once, but together they are longer than a path may be.
+    for number in range(20):
+        symlink(program, b"./" * 250 + b"c%d" % (number + 1), b"c%d" % number)
+    program.create(b"c20")
+    assert program.open(b"c14/../c14", follow=True) == -Errno.NOTDIR
+    assert program.open(b"c15", follow=True) > 0
+    assert program.open(b"c0", follow=True) == -Errno.LOOP
+
+
+def test_every_name_of_a_file_counts_as_it_is_given_back(program):
+    left = program.state._quota.left
+    fd = program.create(b"f", b"four")
+    assert link(program, b"f", b"g") == 0
+    assert program.state._quota.left == left - 8
+    assert program.write(fd, b"more") == 0
+    assert program.state.files() == [("f", b"fourmore"), ("g", b"fourmore")]
+    assert program.state._quota.left == left - 16
+    assert program.path_unlink_file(OUT, *program.text(b"f")) == 0
+    assert program.state._quota.left == left - 8
+    assert program.path_unlink_file(OUT, *program.text(b"g")) == 0
+    assert program.fd_close(fd) == 0
+    assert program.state._quota.left == left
+
+
+def test_a_second_name_is_refused_where_it_cannot_be(program):
+    program.create(b"f", b"x")
+    program.path_create_directory(OUT, *program.text(b"d"))
+    assert link(program, b"f", b"f") == link(program, b"f", b"d") == Errno.EXIST
+    assert link(program, b"d", b"e") == Errno.PERM
+    assert link(program, b"f", b"g/") == link(program, b"none", b"g") == Errno.NOENT
+    assert link(program, b"a", b"g", base=IN) == Errno.XDEV
+    program.machine.write(9000, b"f")
+    assert program.path_link(OUT, 1, 9000, 1, OUT, *program.text(b"g")) == Errno.INVAL
+
+
+def test_second_names_cannot_give_back_more_than_is_allowed(program):
+    program.create(b"f", bytes(program.state._quota.left // 2))
+    assert link(program, b"f", b"g") == 0
+    with pytest.raises(Ended):
+        link(program, b"f", b"h")
+    assert program.state.trap == "output_too_large"
 
 
 def test_a_directory_is_no_file_and_a_file_no_directory(program):
