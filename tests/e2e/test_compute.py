@@ -23,6 +23,23 @@ def test_a_batch_runs_elsewhere_under_one_receipt(net, tmp_path):
     assert "a batch of calls of divide" in call(["verify", tmp_path / "r"], home=tmp_path).line
 
 
+def test_three_nodes_run_it_and_agree(net, tmp_path):
+    words = ["compute", "invoke", PROGRAMS / "fib.wasm", "fib", "15", "--verify", "2of3"]
+    answer = net[0]([*words, "--json", "--receipt", tmp_path / "r"]).json
+    assert answer["results"] == ["610"]
+    told = answer["verification"]
+    assert len(set(told["agreeing"])) == len(told["receipts"]) == 3
+    assert told["dissenting"] == told["evidence"] == []
+    assert answer["provider"] == told["agreeing"][0] != net[0].id
+    proved = call(["compute", "verify", tmp_path / "r", "--module", PROGRAMS / "fib.wasm"])
+    assert proved.line == "agrees"
+    assert net[0]("compute evidence").err == "no provider has contradicted another\n"
+    net[0]([*words[:-1], "9of9"]).fails(5, "no_offers")
+    net[0]([*words[:-1], "1of3"]).fails(2, "argument_invalid")
+    net[0]([*words, "--local"]).fails(2, "argument_invalid")
+    call(words, home=tmp_path / "none").fails(5, "node_unreachable")
+
+
 def test_on_a_named_node(net):
     row = net.status()[3]
     for name in (row["name"], row["id"], row["id"][:12]):

@@ -30,6 +30,7 @@ SHELL = {
     "xsc.compute.engine": "runs wasmtime",
     "xsc.compute.jail": "the process that compiles one module",
     "xsc.compute.local": "the sandbox in this process",
+    "xsc.compute.panel": "asks several providers at once",
     "xsc.compute.process": "starts and kills sandbox processes",
     "xsc.compute.pool": "starts, watches and kills worker processes",
     "xsc.compute.runtime": "runs a module for a caller without a node",

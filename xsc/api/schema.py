@@ -138,6 +138,8 @@ class JobRequest(Body):
     """Of a batch: lines of arguments, parted by spaces."""
     item_fuel: int | None = Field(default=None, ge=1, le=FUEL_MAX)
     """Of a batch: most fuel of one call."""
+    verify: str | None = Field(default=None, max_length=16)
+    """How many of how many providers must agree: "2of3"."""
 
 
 class Trap(Body):
@@ -146,6 +148,19 @@ class Trap(Body):
     code: str
     detail: str
     hint: str = ""
+
+
+class Verification(Body):
+    """Of a job that several providers ran: who they were, and what they signed."""
+
+    need: int
+    of: int
+    agreeing: list[str]
+    dissenting: list[str]
+    uncounted: list[str]
+    silent: list[str]
+    receipts: list[str]
+    evidence: list[str]
 
 
 class InvokeResult(Body):

@@ -31,6 +31,7 @@
     │   ├── FrameInvalid               a message breaks its framing
     │   ├── ShardMismatch              a shard does not have the root it should have
     │   ├── ReceiptInvalid             a receipt does not say what was agreed
+    │   ├── NoAgreement                providers contradict each other, too few agree
     │   └── EntryRefused               the peer refused a ledger entry
     ├── LimitError                 4    413,402,429,507   a budget is used up
     │   ├── TooLarge                   longer than the bound of its place
@@ -260,6 +261,10 @@ class ReceiptInvalid(PeerError):
     """A receipt does not say what was agreed."""
 
     http_status = 422
+
+
+class NoAgreement(PeerError):
+    """Providers signed different outcomes of the same order, and too few agree."""
 
 
 class EntryRefused(PeerError):

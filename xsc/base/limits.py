@@ -177,6 +177,10 @@ ORDERS_REMEMBERED_MAX = 65_536
 ANSWERS_KEPT_BYTES_MAX = 64 * MIB
 """Answers to orders that are kept to be given again."""
 PROVIDERS_TRIED_MAX = 3
+PROVIDERS_VERIFYING_MAX = 9
+"""Providers that one order can be run by at once."""
+DISSENTS_KEPT_MAX = 1024
+"""Evidence against providers; the oldest goes first."""
 BATCH_ITEMS_MAX = 65_536
 """Calls of one batch."""
 BATCH_TRAPS_MAX = 256

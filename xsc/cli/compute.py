@@ -18,6 +18,7 @@ import click
 
 from xsc.base.errors import ArgumentInvalid, from_code
 from xsc.base.limits import STDIN_BYTES_MAX
+from xsc.cli.evidence import evidence
 from xsc.cli.options import (
     INPUT,
     PAIR,
@@ -30,7 +31,7 @@ from xsc.cli.options import (
     limits_of,
     pass_settings,
 )
-from xsc.cli.output import say, short, show, show_json
+from xsc.cli.output import say, short, show, show_json, warn
 from xsc.cli.replay import verify
 from xsc.client.calls import Program, read_bounded, read_file, read_module
 from xsc.client.core import Document
@@ -38,6 +39,12 @@ from xsc.client.files import check_target, place_in, write_whole
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
+VERIFY = click.option(
+    "--verify",
+    "quorum",
+    metavar="KofN",
+    help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
+)
 
 
 @click.group(cls=Group)
@@ -60,6 +67,7 @@ def compute() -> None:
     help="Call it for each line of arguments in FILE, or of -.",
 )
 @click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
+@VERIFY
 @job_options
 @click.pass_context
 def invoke(
@@ -76,6 +84,7 @@ def invoke(
     on: str | None,
     receipt: Path | None,
     local: bool,
+    quorum: str | None,
 ) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
@@ -92,6 +101,8 @@ def invoke(
     if batch is not None:
         if arguments:
             raise ArgumentInvalid("with --batch the arguments come from its lines alone")
+        if quorum is not None:
+            raise ArgumentInvalid("a batch is run by one provider", hint="leave --verify out")
         lines = _read_stdin(batch)
         if _runs_here(settings, on=on, local=local):
             from xsc.node.local import batch_local
@@ -104,12 +115,14 @@ def invoke(
         return _show_batch(settings, many, receipt)
     if item_fuel is not None:
         raise ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
-    if _runs_here(settings, on=on, local=local):
+    if _runs_here(settings, on=on, local=local, quorum=quorum):
         from xsc.node.local import invoke_local
 
         done: Document = invoke_local(code, function, arguments, limits)
     else:
-        done = settings.calls().invoke(code, function, arguments, limits, on=on, local=local)
+        done = settings.calls().invoke(
+            code, function, arguments, limits, on=on, local=local, verify=quorum
+        )
     _save_receipt(done, receipt)
     if settings.json:
         show_json(done)
@@ -134,6 +147,7 @@ def invoke(
     help="Let it read a stored object as a file of that name.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
+@VERIFY
 @job_options
 @pass_settings
 def run(
@@ -151,6 +165,7 @@ def run(
     on: str | None,
     receipt: Path | None,
     local: bool,
+    quorum: str | None,
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
@@ -166,12 +181,14 @@ def run(
         arguments, _table(env, "variable"), _read_stdin(stdin), _table(inputs, "input")
     )
     limits = limits_of(fuel, memory, timeout)
-    if _runs_here(settings, on=on, local=local, inputs=bool(inputs)):
+    if _runs_here(settings, on=on, local=local, quorum=quorum, inputs=bool(inputs)):
         from xsc.node.local import run_local
 
         done: Document = run_local(code, program, limits)
     else:
-        done = settings.calls().run(code, program, limits, on=on, local=local, out=out is not None)
+        done = settings.calls().run(
+            code, program, limits, on=on, local=local, out=out is not None, verify=quorum
+        )
     _save_receipt(done, receipt)
     if out is not None:
         for name, data in done["files"].items():
@@ -217,7 +234,14 @@ def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
             raise click.NoSuchOption(word, possibilities=close, ctx=ctx)
 
 
-def _runs_here(settings: Settings, *, on: str | None, local: bool, inputs: bool = False) -> bool:
+def _runs_here(
+    settings: Settings,
+    *,
+    on: str | None,
+    local: bool,
+    quorum: str | None = None,
+    inputs: bool = False,
+) -> bool:
     """Say whether this process runs the job itself.
 
     Raises:
@@ -225,7 +249,9 @@ def _runs_here(settings: Settings, *, on: str | None, local: bool, inputs: bool 
     """
     if on is not None and local:
         raise ArgumentInvalid("--on and --local contradict each other")
-    if on is not None or inputs or settings.calls().core.alive():
+    if quorum is not None and (local or on is not None):
+        raise ArgumentInvalid("--verify asks several providers, and not one that is named")
+    if on is not None or quorum is not None or inputs or settings.calls().core.alive():
         return False
     if not local:
         say(f"no node runs at {settings.home}: running here, in the same sandbox")
@@ -269,6 +295,9 @@ def _raise_trap(done: Document) -> None:
 
 
 def _tell(settings: Settings, done: Document) -> None:
+    verification = done.get("verification")
+    if verification is not None:
+        _tell_who(settings, verification)
     if settings.verbose:
         say(
             f"ran on {short(done['provider'])} in {done['wall_ms']}ms: {done['fuel_used']} fuel, "
@@ -276,4 +305,17 @@ def _tell(settings: Settings, done: Document) -> None:
         )
 
 
+def _tell_who(settings: Settings, verification: Document) -> None:
+    """Say who did not agree; and who did, where that is asked for."""
+    for node in verification["dissenting"]:
+        warn(f"{short(node)} signed another outcome, and is not paid: see `xsc compute evidence`")
+    for node in verification["uncounted"]:
+        warn(f"{short(node)} could not be compared, and is not paid")
+    for node in verification["silent"]:
+        warn(f"{short(node)} gave no receipt")
+    if settings.verbose:
+        say(f"agree: {', '.join(short(node) for node in verification['agreeing'])}")
+
+
 compute.add_command(verify)
+compute.add_command(evidence)

@@ -9,10 +9,11 @@ import click
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
 from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings, pass_settings
-from xsc.cli.output import say, show, show_json
+from xsc.cli.output import say, short, show, show_json
 from xsc.client.calls import read_file, read_module
+from xsc.client.core import Document
 
-EXITS = {"agrees": 0, "differs": 6, "cannot_tell": 7}
+EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
 
 
 @click.command(cls=Command)
@@ -48,7 +49,8 @@ def verify(
 
     Needs neither a node nor the network. Exits with 0 if the receipt agrees,
     with 6 if it differs, and with 7 if nothing can be told: another engine, or a
-    run that was ended for its time.
+    run that was ended for its time. Of `xsc compute evidence`, both receipts are
+    compared, and 0 means that at least one is false.
     """
     if batch is not None and (arguments or stdin or env or inputs):
         raise ArgumentInvalid("with --batch there is no other input than its lines")
@@ -59,14 +61,13 @@ def verify(
     files = {name: read_file(Path(path), "input", INPUT_BYTES_MAX) for name, path in inputs}
     from xsc.node.replay import Given, replay_file
 
-    answer = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
+    answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
     if settings.json:
         show_json(answer)
     else:
-        verdict = str(answer["verdict"])
-        show(verdict.replace("_", " "))
-        reasons = answer["reasons"]
-        assert isinstance(reasons, list)
-        for reason in reasons:
-            say(str(reason))
-    return EXITS[str(answer["verdict"])]
+        for row in answer.get("providers", [answer]):
+            who = f"{short(row['provider'])} " if "provider" in row else ""
+            show(who + row["verdict"].replace("_", " "))
+            for reason in row["reasons"]:
+                say(reason)
+    return EXITS[answer["verdict"]]

@@ -266,14 +266,20 @@ class Calls:
         *,
         on: str | None = None,
         local: bool = False,
+        verify: str | None = None,
     ) -> Document:
-        """Call one export of a module; a trap is part of the answer."""
+        """Call one export of a module; a trap is part of the answer.
+
+        With `verify`, for example "2of3", several providers run it, and those that agree are
+        believed and paid; the answer has `verification` then.
+        """
         order: Document = {
             "mode": "invoke",
             "function": function,
             "arguments": list(arguments),
             "on": on,
             "local": local,
+            "verify": verify,
         }
         return self._job(order, module, b"", limits)
 
@@ -307,8 +313,9 @@ class Calls:
         on: str | None = None,
         local: bool = False,
         out: bool = False,
+        verify: str | None = None,
     ) -> Document:
-        """Run a WASI program; a trap is part of the answer."""
+        """Run a WASI program; a trap is part of the answer. `verify` is as for `invoke`."""
         order: Document = {
             "mode": "run",
             "arguments": list(program.arguments),
@@ -317,6 +324,7 @@ class Calls:
             "on": on,
             "local": local,
             "out": out,
+            "verify": verify,
         }
         return self._job(order, module, program.stdin, limits)
 
@@ -337,6 +345,18 @@ class Calls:
             [len(head).to_bytes(4, "big"), head, module, stdin],
             timeout_s=job_ms / 1000 + JOB_GRACE_S,
         )
+
+    def evidence(self) -> Document:
+        """Return what providers signed that cannot be true."""
+        return self.core.call("GET", "/v1/compute/evidence")
+
+    def evidence_record(self, evidence_id: str) -> Download:
+        """Return one signed record of it as a file for `xsc verify`, to be used in a `with`."""
+        if not re.fullmatch(r"[a-z0-9]{1,64}", evidence_id):
+            raise ArgumentInvalid(
+                f"'{evidence_id}' is no evidence id", hint="`xsc compute evidence` shows them"
+            )
+        return self.core.download(f"/v1/compute/evidence/{evidence_id}", {})
 
     # Peers
 

@@ -6,6 +6,7 @@ Peers are reached through `net`, leases and the book are kept by `market`;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from xsc.base.peering import Caller, Handler, Reply
@@ -49,6 +50,20 @@ class ComputeLeases(Protocol):
         Raises:
             NoOffers: nobody offers it.
         """
+
+    async def lease_providers(
+        self, *, fuel_steps: int, count: int, exclude: frozenset[bytes]
+    ) -> Sequence[ComputeLease]:
+        """Return a lease at each of `count` other nodes, fewer where fewer offer it.
+
+        Nodes of different sites and owners come first: who verifies should not be one's other self.
+
+        Raises:
+            NoOffers: nobody offers it.
+        """
+
+    def report(self, node: bytes, what: str) -> None:
+        """Take note that a peer did wrong, for example "dissent"."""
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
         """Take note of what a verified receipt bills, and extend the voucher."""

@@ -28,6 +28,9 @@ from xsc.identity.envelope import Signed
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.pricing import compute_amount, fuel_steps
 
+TIME_TRAPS = frozenset({"time_exceeded", "compile_limit"})
+"""Ends that say something about the provider's machine: a second run need not repeat them."""
+
 
 def given_hash(
     mode: Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]

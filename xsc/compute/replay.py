@@ -20,7 +20,7 @@ from xsc.base.limits import TIMEOUT_MS_MAX
 from xsc.compute import batch
 from xsc.compute.batch import Row, Rows, Shape
 from xsc.compute.inputs import RunInput
-from xsc.compute.receipts import given_hash, job_of, time_fuel
+from xsc.compute.receipts import TIME_TRAPS, given_hash, job_of
 from xsc.compute.sandbox import Job, JobResult, is_trap
 from xsc.terms.execution import Order, Outcome
 
@@ -41,7 +41,7 @@ class Judgement:
 AGREES = Judgement("agrees")
 
 
-def why_not(order: Order, told: Outcome, engine: str, engine_config: bytes) -> str | None:
+def why_not(told: Outcome, engine: str, engine_config: bytes) -> str | None:
     """Return why a second run on that engine could say nothing, or None."""
     if told.engine != engine:
         return f"it was run by {told.engine[:60]}, and this is {engine}"
@@ -50,7 +50,7 @@ def why_not(order: Order, told: Outcome, engine: str, engine_config: bytes) -> s
             f"the engine was configured otherwise ({told.engine_config.hex()[:16]}, "
             f"here {engine_config.hex()[:16]})"
         )
-    if time_fuel(order, told.trap) is not None:
+    if told.trap in TIME_TRAPS:
         return f"it was ended for its time ({told.trap}), which no second run need repeat"
     return None
 
@@ -73,7 +73,7 @@ def judge(
         given: what both runs were given.
         results: the result types of the function of a batch.
     """
-    if time_fuel(order, again.trap) is not None:
+    if again.trap in TIME_TRAPS:
         return Judgement("cannot_tell", (f"the second run was ended for its time ({again.trap})",))
     numbers = tuple((number.type, number.bits) for number in told.results)
     output = given_hash(order.mode, again.stdout, again.stderr, again.files)

@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
@@ -54,8 +54,10 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.compute import batch as batches
+from xsc.compute.evidence import EvidenceBook
 from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash
 from xsc.compute.limits import Limits
+from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
     OWN_LEASE,
     Caller,
@@ -66,6 +68,7 @@ from xsc.compute.ports import (
     Reply,
 )
 from xsc.compute.program import Program, read
+from xsc.compute.quorum import Quorum
 from xsc.compute.receipts import check_price, check_receipt, given_hash, job_of, make_receipt
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.values import format_bits, format_number, parse_arguments
@@ -96,6 +99,8 @@ class Execution:
     """The error to raise, where the run did not come to its end."""
     receipt: bytes
     """The signed execution receipt."""
+    verified: Verified | None = None
+    """Who else ran it, where several were asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class RunExecution:
     amount_micro: int
     trap: XscError | None
     receipt: bytes
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,7 @@ class _Delivered:
     stdout: bytes
     stderr: bytes
     files: tuple[tuple[str, bytes], ...]
+    verified: Verified | None = None
 
 
 @dataclass(slots=True)
@@ -203,6 +210,7 @@ class ComputeService:
         leases: ComputeLeases,
         book: ComputeBook,
         sandbox: Sandbox,
+        evidence: EvidenceBook,
         log: Log,
     ) -> None:
         self._key = key
@@ -215,6 +223,9 @@ class ComputeService:
         self._book = book
         self._sandbox = sandbox
         self._log = log
+        self._panel = Panel(
+            key=key, network=network, clock=clock, leases=leases, evidence=evidence, log=log
+        )
         self._started_ms = clock.now_ms()
         self._modules: OrderedDict[bytes, bytes] = OrderedDict()
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
@@ -253,6 +264,7 @@ class ComputeService:
         *,
         on: bytes | None = None,
         local: bool = False,
+        quorum: Quorum | None = None,
     ) -> Execution:
         """Call an exported function with numbers.
 
@@ -263,11 +275,13 @@ class ComputeService:
             limits: what the run may use, and hence cost.
             on: the provider; None lets the market choose.
             local: run it here, ask nobody and pay nothing.
+            quorum: have several providers run it, and believe and pay those that agree.
 
         Raises:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
             NoOffers, PeerSilent, SandboxFailed: nobody ran it.
             ReceiptInvalid: the provider's receipt breaks a rule.
+            NoAgreement: providers contradict each other.
         """
         program, digest = await self._inspect(module)
         signature = program.signature(function)
@@ -275,7 +289,7 @@ class ComputeService:
         task = _Task(
             module, digest, "invoke", function, numbers, signature.results, RunInput(), limits
         )
-        done = await self._execute(task, on=on, local=local)
+        done = await self._execute(task, on=on, local=local, quorum=quorum)
         outcome = done.receipt.record.outcome
         return Execution(
             results=[format_number(number) for number in outcome.results],
@@ -289,6 +303,7 @@ class ComputeService:
             amount_micro=done.receipt.record.amount_micro,
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
+            verified=done.verified,
         )
 
     async def invoke_batch(
@@ -351,6 +366,7 @@ class ComputeService:
         *,
         on: bytes | None = None,
         local: bool = False,
+        quorum: Quorum | None = None,
     ) -> RunExecution:
         """Run a WASI command. Input files are found at /in/NAME; errors as for `invoke`.
 
@@ -364,7 +380,7 @@ class ComputeService:
         program, digest = await self._inspect(module)
         program.signature("_start")
         task = _Task(module, digest, "run", "_start", (), (), given, limits)
-        done = await self._execute(task, on=on, local=local)
+        done = await self._execute(task, on=on, local=local, quorum=quorum)
         outcome = done.receipt.record.outcome
         return RunExecution(
             exit_code=outcome.exit_code,
@@ -378,6 +394,7 @@ class ComputeService:
             amount_micro=done.receipt.record.amount_micro,
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
+            verified=done.verified,
         )
 
     async def _inspect(self, module: bytes) -> tuple[Program, bytes]:
@@ -392,7 +409,13 @@ class ComputeService:
             self._programs.move_to_end(digest)
         return known, digest
 
-    async def _execute(self, task: _Task, *, on: bytes | None, local: bool) -> _Delivered:
+    async def _execute(
+        self, task: _Task, *, on: bytes | None, local: bool, quorum: Quorum | None = None
+    ) -> _Delivered:
+        if quorum is not None:
+            if local or on is not None:
+                raise ArgumentInvalid("several providers cannot be one that is named")
+            return await self._verify(task, quorum)
         own = self._key.node_id
         if local or on == own:
             return await self._run_here(task)
@@ -414,6 +437,22 @@ class ComputeService:
                 last = fault
         assert last is not None
         raise last
+
+    async def _verify(self, task: _Task, quorum: Quorum) -> _Delivered:
+        """Have several providers run it."""
+
+        async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
+            if like is None:
+                return await self._order(task, lease.node, lease.lease_id)
+            made = like.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
+            return sign(made, self._key, self._network)
+
+        async def ask(lease: ComputeLease, signed: Signed[Order]) -> _Delivered:
+            return await self._ask(task, lease, signed)
+
+        errand = Errand(task.limits.steps, task.limits.memory_bytes, order, ask)
+        done, verified = await self._panel.run(errand, quorum)
+        return replace(done, verified=verified)
 
     async def _order(self, task: _Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
         digest = await run_sized(
@@ -446,6 +485,14 @@ class ComputeService:
         return await self._fulfil(order, granted)
 
     async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
+        done = await self._ask(task, lease, order)
+        outcome = done.receipt.record.outcome
+        steps = fuel_steps(outcome.fuel_used, task.limits.memory_bytes)
+        await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
+        return done
+
+    async def _ask(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
+        """Return what a provider delivers, checked; nothing is paid."""
         header: dict[str, Value] = {
             "order": order.raw,
             "args": list(task.given.args),
@@ -476,13 +523,9 @@ class ComputeService:
                 timeout_ms=timeout_ms,
             )
         size_bytes = sum(len(part) for part in reply.parts)
-        done = await run_sized(
+        return await run_sized(
             self._executor, size_bytes, self._check_reply, task, lease, order, reply
         )
-        outcome = done.receipt.record.outcome
-        steps = fuel_steps(outcome.fuel_used, task.limits.memory_bytes)
-        await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
-        return done
 
     def _check_reply(
         self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply

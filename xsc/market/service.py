@@ -952,26 +952,7 @@ class MarketService:
                 for peer in self._peers.peers()
                 if peer not in exclude and self._quality.is_up(peer)
             ]
-            chosen: list[Entry] = []
-            faults: list[XscError] = []
-            for by_domain in (True, False):
-                taken = {entry.terms.provider for entry in chosen}
-                domains = {entry.domain for entry in chosen}
-                for entry in self._usable("storage", size_bytes, set(nodes) - taken):
-                    if len(chosen) < count and not (by_domain and entry.domain in domains):
-                        chosen.append(entry)
-                        domains.add(entry.domain)
-                if len(chosen) < count:
-                    taken = {entry.terms.provider for entry in chosen}
-                    found, refused = await self._auction(
-                        "storage",
-                        self._without_lease(nodes, size_bytes, taken),
-                        quantity=size_bytes,
-                        count=count - len(chosen),
-                        avoid=frozenset(domains) if by_domain else None,
-                    )
-                    chosen += found
-                    faults += refused
+            chosen, faults = await self._choose("storage", nodes, size_bytes, count)
             hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
         if len(hosts) < count and self._own not in exclude:
             if self.free("storage") >= size_bytes:
@@ -982,11 +963,41 @@ class MarketService:
             raise _why(faults, "room", "storage")
         return hosts
 
+    async def _choose(
+        self, kind: Kind, nodes: Sequence[bytes], quantity: int, count: int
+    ) -> tuple[list[Entry], list[XscError]]:
+        """Return leases with that room at up to `count` distinct nodes, and what was refused.
+
+        Distinct failure domains come first: leases at hand, then new ones by auction; then
+        the same without regard to domains.
+        """
+        chosen: list[Entry] = []
+        faults: list[XscError] = []
+        for by_domain in (True, False):
+            taken = {entry.terms.provider for entry in chosen}
+            domains = {entry.domain for entry in chosen}
+            for entry in self._usable(kind, quantity, set(nodes) - taken):
+                if len(chosen) < count and not (by_domain and entry.domain in domains):
+                    chosen.append(entry)
+                    domains.add(entry.domain)
+            if len(chosen) < count:
+                taken = {entry.terms.provider for entry in chosen}
+                found, refused = await self._auction(
+                    kind,
+                    self._without_lease(kind, nodes, quantity, taken),
+                    quantity=quantity,
+                    count=count - len(chosen),
+                    avoid=frozenset(domains) if by_domain else None,
+                )
+                chosen += found
+                faults += refused
+        return chosen, faults
+
     def _without_lease(
-        self, nodes: Iterable[bytes], size_bytes: int, taken: set[bytes]
+        self, kind: Kind, nodes: Iterable[bytes], quantity: int, taken: set[bytes]
     ) -> list[bytes]:
         """Return the nodes that would have to be asked for a new lease."""
-        leased = {e.terms.provider for e in self._usable("storage", size_bytes, nodes)}
+        leased = {e.terms.provider for e in self._usable(kind, quantity, nodes)}
         return [node for node in nodes if node not in leased and node not in taken]
 
     async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> Granted:
@@ -1018,6 +1029,27 @@ class MarketService:
         if on == self._own:
             raise SpaceExhausted("this node has no fuel left that is not promised")
         raise _why(faults, "fuel", "compute")
+
+    async def lease_providers(
+        self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> list[Granted]:
+        """Return leases for that many fuel steps at `count` peers, fewer where fewer exist.
+
+        Distinct failure domains come first, as for `lease_hosts`; this node is none of them.
+
+        Raises:
+            NoOffers: nobody offers it at a price within the reserve, or does not answer.
+            CreditExceeded, SpaceExhausted: it was this that kept everybody from granting it.
+        """
+        if not 0 < fuel_steps <= _QUANTITY_MAX:
+            raise ArgumentInvalid("the fuel to lease is out of range")
+        async with self._leasing["compute"]:
+            up = [peer for peer in self._peers.peers() if self._quality.is_up(peer)]
+            nodes = [peer for peer in up if peer not in exclude]
+            chosen, faults = await self._choose("compute", nodes, fuel_steps, count)
+            if not chosen:
+                raise _why(faults, "fuel", "compute")
+            return [self._hand_out(entry, fuel_steps) for entry in chosen]
 
     # The customer's side: use and settlement
 

@@ -20,6 +20,7 @@ from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS, SWEEP_INTERVAL_MS
 from xsc.base.log import Log
+from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Sandbox
 from xsc.compute.service import ComputeService
@@ -279,6 +280,7 @@ class Node:
             log=log,
         )
         self.directory.on_old_copy = self._is_old_copy
+        self.evidence = EvidenceBook(net, parts.state)
         self.compute = ComputeService(
             key=key,
             network=net,
@@ -289,6 +291,7 @@ class Node:
             leases=self.market,
             book=self.market,
             sandbox=parts.sandbox,
+            evidence=self.evidence,
             log=log,
         )
 

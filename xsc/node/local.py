@@ -15,10 +15,12 @@ from xsc.base.errors import NoOffers
 from xsc.base.limits import FUEL_DEFAULT, MEMORY_BYTES_DEFAULT, TIMEOUT_MS_DEFAULT
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
+from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.ports import ComputeLease, Reply
 from xsc.compute.service import ComputeService
+from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
 from xsc.node.batch import read_lines
 from xsc.node.results import batch_document, invoke_document, run_document
@@ -50,6 +52,18 @@ class _Nobody:
     async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> ComputeLease:
         """Refuse."""
         del fuel_steps, on
+        self._refuse()
+
+    async def lease_providers(
+        self, *, fuel_steps: int, count: int, exclude: frozenset[bytes]
+    ) -> Sequence[ComputeLease]:
+        """Refuse."""
+        del fuel_steps, count, exclude
+        self._refuse()
+
+    def report(self, node: bytes, what: str) -> None:
+        """Refuse."""
+        del node, what
         self._refuse()
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
@@ -128,6 +142,7 @@ def _alone(work: Callable[[ComputeService], Awaitable[T]]) -> T:
             leases=nobody,
             book=nobody,
             sandbox=PoolSandbox(1, clock, log),
+            evidence=EvidenceBook(network_id(NETWORK_DEFAULT), MemoryKeyValue()),
             log=log,
         )
         try:

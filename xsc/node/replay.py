@@ -10,7 +10,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleInvalid, SignatureMismatch
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ExportUnknown,
+    LimitError,
+    ModuleInvalid,
+    PeerError,
+    SignatureMismatch,
+)
+from xsc.base.ids import to_text
+from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.base.log import SilentLog
 from xsc.compute import batch
 from xsc.compute.inputs import RunInput, check_input, input_hash
@@ -19,9 +28,11 @@ from xsc.compute.pool import PoolSandbox
 from xsc.compute.program import read
 from xsc.compute.replay import Judgement, judge, replay_job, why_not
 from xsc.compute.sandbox import Job, JobResult
+from xsc.identity.envelope import kind_of
 from xsc.node.batch import read_lines
 from xsc.node.system import SystemClock
-from xsc.node.verify import open_execution
+from xsc.node.verify import open_dissent, open_execution
+from xsc.terms.dissent import Dissent
 from xsc.terms.execution import Order, Outcome
 
 
@@ -68,49 +79,78 @@ def _input_of(order: Order, module: bytes, given: Given) -> RunInput:
     return found
 
 
-async def _again(job: Job, order: Order, told: Outcome) -> JobResult | str:
+async def _again(job: Job, told: Sequence[Outcome]) -> JobResult | str:
     """Return what a second run gives, or why none could say anything."""
     sandbox = PoolSandbox(1, SystemClock(), SilentLog())
     try:
         await sandbox.start()
         about = sandbox.describe()
         engine, config = str(about["engine"]), bytes.fromhex(str(about["engine_config"]))
-        refusal = why_not(order, told, engine, config)
-        return refusal if refusal is not None else await sandbox.run(job)
+        refusals = [why_not(each, engine, config) for each in told]
+        return refusals[0] if refusals[0] is not None else await sandbox.run(job)
     finally:
         await sandbox.stop()
 
 
-def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
-    """Run the order of an execution receipt again; return the verdict as a document.
-
-    Raises:
-        ProofInvalid: it is no receipt that holds by itself.
-        ArgumentInvalid: module or input are not those of the order.
-    """
-    order, receipt = open_execution(raw)
-    asked, told = order.record, receipt.record.outcome
-    if hashlib.sha256(module).digest() != asked.module:
+def _judge_all(
+    order: Order, told: Sequence[Outcome], module: bytes, given: Given
+) -> list[Judgement]:
+    """Run an order again, once, and return what that says of each outcome."""
+    if hashlib.sha256(module).digest() != order.module:
         raise ArgumentInvalid(
             "the receipt is for another module than the one given",
-            hint=f"it is for the module with the SHA-256 {asked.module.hex()}",
+            hint=f"it is for the module with the SHA-256 {order.module.hex()}",
         )
     try:
-        results = read(module).signature(asked.function).results
-        found = _input_of(asked, module, given)
-        job = replay_job(asked, module, found, Limits().output_bytes)
-        again = asyncio.run(_again(job, asked, told))
-        if isinstance(again, str):
-            verdict = Judgement("cannot_tell", (again,))
-        else:
-            verdict = judge(asked, told, again, found, results)
+        results = read(module).signature(order.function).results
+        found = _input_of(order, module, given)
+        job = replay_job(order, module, found, Limits().output_bytes)
+        again = asyncio.run(_again(job, told))
     except (ModuleInvalid, ExportUnknown, SignatureMismatch) as fault:
-        verdict = Judgement("differs", (f"such a run cannot be: {fault.message}",))
+        return [Judgement("differs", (f"such a run cannot be: {fault.message}",))] * len(told)
+    if isinstance(again, str):
+        return [Judgement("cannot_tell", (again,))] * len(told)
+    return [judge(order, each, again, found, results) for each in told]
+
+
+def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
+    """Run the order of a receipt, or of evidence, again; return the verdict as a document.
+
+    Raises:
+        ProofInvalid: it is neither, or does not hold by itself.
+        ArgumentInvalid: module or input are not those of the order.
+    """
+    if _is_evidence(raw):
+        (order, first), (_, second) = open_dissent(raw)
+        outcomes = [first.record.outcome, second.record.outcome]
+        verdicts = _judge_all(order.record, outcomes, module, given)
+        told = any(verdict.verdict == "differs" for verdict in verdicts)
+        return {
+            "verdict": "convicts" if told else "cannot_tell",
+            "providers": [
+                {
+                    "provider": to_text(receipt.author),
+                    "verdict": verdict.verdict,
+                    "reasons": list(verdict.reasons),
+                }
+                for receipt, verdict in zip((first, second), verdicts, strict=True)
+            ],
+        }
+    order, receipt = open_execution(raw)
+    outcome = receipt.record.outcome
+    (verdict,) = _judge_all(order.record, [outcome], module, given)
     return {
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),
-        "fuel_used": told.fuel_used,
-        "memory_peak_bytes": told.memory_peak_bytes,
-        "output": told.output.hex(),
-        "engine": told.engine,
+        "fuel_used": outcome.fuel_used,
+        "memory_peak_bytes": outcome.memory_peak_bytes,
+        "output": outcome.output.hex(),
+        "engine": outcome.engine,
     }
+
+
+def _is_evidence(raw: bytes) -> bool:
+    try:
+        return kind_of(raw, size_max=PEER_BODY_BYTES_MAX) == Dissent.KIND
+    except (PeerError, LimitError):
+        return False

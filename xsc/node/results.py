@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 
-from xsc.api.schema import BatchResult, InvokeResult, RunResult, Trap
+from xsc.api.schema import BatchResult, InvokeResult, RunResult, Trap, Verification
 from xsc.base.errors import XscError
 from xsc.base.ids import to_text
+from xsc.compute.panel import Verified
 from xsc.compute.service import BatchExecution, Execution, RunExecution
 
 
@@ -18,9 +19,26 @@ def _blob(raw: bytes) -> str:
     return b64encode(raw).decode()
 
 
+def _verification(verified: Verified | None) -> dict[str, object]:
+    """Return what is said only of a job that several providers ran."""
+    if verified is None:
+        return {}
+    told = Verification(
+        need=verified.quorum.need,
+        of=verified.quorum.of,
+        agreeing=[to_text(node) for node in verified.agreeing],
+        dissenting=[to_text(node) for node in verified.dissenting],
+        uncounted=[to_text(node) for node in verified.uncounted],
+        silent=[to_text(node) for node in verified.silent],
+        receipts=[_blob(receipt) for receipt in verified.receipts],
+        evidence=[to_text(each) for each in verified.evidence],
+    )
+    return {"verification": told.model_dump()}
+
+
 def invoke_document(done: Execution) -> dict[str, object]:
     """Return the document of an invocation."""
-    return InvokeResult(
+    document = InvokeResult(
         results=list(done.results),
         fuel_used=done.fuel_used,
         memory_peak_bytes=done.memory_peak_bytes,
@@ -29,11 +47,12 @@ def invoke_document(done: Execution) -> dict[str, object]:
         trap=_trap(done.trap),
         receipt=_blob(done.receipt),
     ).model_dump()
+    return document | _verification(done.verified)
 
 
 def run_document(done: RunExecution) -> dict[str, object]:
     """Return the document of a program's run."""
-    return RunResult(
+    document = RunResult(
         exit_code=done.exit_code,
         stdout=_blob(done.stdout),
         stderr=_blob(done.stderr),
@@ -45,6 +64,7 @@ def run_document(done: RunExecution) -> dict[str, object]:
         trap=_trap(done.trap),
         receipt=_blob(done.receipt),
     ).model_dump()
+    return document | _verification(done.verified)
 
 
 def batch_document(done: BatchExecution) -> dict[str, object]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.base.units import format_credits, format_size
+from xsc.compute.evidence import differing
 from xsc.compute.ports import OWN_LEASE
+from xsc.compute.quorum import contradict, same_content
 from xsc.compute.receipts import check_receipt
 from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
 from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import fuel_steps
@@ -26,6 +29,7 @@ from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
 
 S = TypeVar("S", bound=Record)
+Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
 
 
 def _open(raw: bytes, kind: type[R], author: bytes | None = None) -> Signed[R]:
@@ -136,9 +140,7 @@ def _deletion_receipt(raw: bytes) -> str:
     )
 
 
-def open_execution(
-    raw: bytes, lease: bytes | None = None
-) -> tuple[Signed[Order], Signed[ExecutionReceipt]]:
+def open_execution(raw: bytes, lease: bytes | None = None) -> Execution:
     """Return order and receipt of an execution receipt, once all that it says of itself holds.
 
     Args:
@@ -154,9 +156,7 @@ def open_execution(
         raise ProofInvalid(fault.message, hint=fault.hint) from None
 
 
-def _open_execution(
-    raw: bytes, lease: bytes | None
-) -> tuple[Signed[Order], Signed[ExecutionReceipt]]:
+def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
     signed = _open(raw, ExecutionReceipt)
     receipt, outcome = signed.record, signed.record.outcome
     order = _open(receipt.order, Order)
@@ -229,11 +229,50 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     )
 
 
+def open_dissent(raw: bytes) -> tuple[Execution, Execution]:
+    """Return both orders and receipts of evidence, once it is certain that one is false.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    try:
+        signed = _open(raw, Dissent)
+        dissent = signed.record
+        first, second = _open_execution(dissent.first, None), _open_execution(dissent.second, None)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    _same_network(first[1], signed)
+    _require(
+        same_content(first[0].record, second[0].record),
+        "the two receipts are not of two providers for the same order",
+    )
+    customers = (signed.author, dissent.customer)
+    _require(
+        customers == (first[0].author, first[0].author),
+        "the evidence is not signed by the customer of the orders",
+    )
+    _require(
+        contradict(first[1].record.outcome, second[1].record.outcome),
+        "the two receipts do not contradict each other",
+    )
+    return first, second
+
+
+def _dissent(raw: bytes) -> str:
+    (order, first), (_, second) = open_dissent(raw)
+    fields = ", ".join(differing(first.record, second.record))
+    return (
+        f"dissent: {short(first.author)} and {short(second.author)} ran the same order of "
+        f"{short(order.author)} for module {order.record.module.hex()[:16]} and signed different "
+        f"outcomes ({fields}): at least one of the receipts is false"
+    )
+
+
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
-        raw: the bytes of an execution receipt, storage or deletion receipt, lease,
+        raw: the bytes of an execution receipt, dissent, storage or deletion receipt, lease,
             quote, voucher or exported ledger entry.
         module: a module that an execution receipt must be about.
         lease: the lease that an execution receipt must be under, and billed by.
@@ -243,6 +282,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
     """
     checks: dict[str, Callable[[bytes], str]] = {
         ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module, lease),
+        Dissent.KIND: _dissent,
         StorageReceipt.KIND: _storage_receipt,
         DeletionReceipt.KIND: _deletion_receipt,
         Lease.KIND: _lease,

@@ -9,12 +9,15 @@ import pytest
 from tests.unit.compute.programs import FOLDER, job
 from tests.unit.compute.test_receipts import an_order
 from xsc.base.errors import ProofInvalid
+from xsc.base.ids import to_text
 from xsc.compute.engine import Machine
 from xsc.compute.inputs import RunInput, input_hash
 from xsc.compute.limits import Limits
-from xsc.compute.receipts import make_receipt
+from xsc.compute.receipts import amount_of, make_receipt
 from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
 from xsc.node.verify import verify_file
+from xsc.terms.dissent import Dissent
 from xsc.terms.execution import Number
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
@@ -151,3 +154,85 @@ def test_a_lease_is_saved(xsc, stand_in, tmp_path):
     assert xsc("market", "lease", "l1", "-o", tmp_path / "l").code == 0
     assert (tmp_path / "l").read_bytes() == b"lease"
     assert xsc("market", "lease", "../x", "-o", tmp_path / "m").code == 2
+
+
+@pytest.fixture
+def dissent(made, alice, bob, network):
+    """Evidence against bob, who bills one fuel more than the other provider."""
+    carol = KeyPair(b"\xca" * 32)
+    orders = [made[0].record]
+    orders.append(orders[0].model_copy(update={"provider": carol.node_id, "lease_id": b"O" * 32}))
+    receipts = []
+    for order, key, more in zip(orders, (bob, carol), (1, 0), strict=True):
+        outcome = made[1].outcome
+        outcome = outcome.model_copy(update={"fuel_used": outcome.fuel_used + more})
+        changed = {
+            "order": sign(order, alice, network).raw,
+            "outcome": outcome,
+            "amount_micro": amount_of(PRICE, outcome.fuel_used, order.memory_bytes_max),
+        }
+        receipts.append(sign(made[1].model_copy(update=changed), key, network).raw)
+    record = Dissent(customer=alice.node_id, first=receipts[1], second=receipts[0], found_ms=80)
+    return sign(record, alice, network).raw, to_text(carol.node_id), to_text(bob.node_id)
+
+
+def test_evidence_convicts_the_one_whose_receipt_is_false(xsc, dissent, tmp_path):
+    raw, honest, liar = dissent
+    (tmp_path / "d").write_bytes(raw)
+    assert "signed different outcomes (fuel_used)" in xsc("verify", tmp_path / "d").text
+    words = ("compute", "verify", tmp_path / "d", "--module", FOLDER / "fib.wasm")
+    done = xsc(*words)
+    assert done.code == 0
+    assert done.text == f"{honest[:10]} agrees\n{liar[:10]} differs\n"
+    answer = xsc(*words, "--json").json
+    assert answer["verdict"] == "convicts"
+    assert [row["verdict"] for row in answer["providers"]] == ["agrees", "differs"]
+
+
+def test_evidence_is_listed_and_saved(xsc, stand_in, tmp_path):
+    row = {
+        "id": "e" * 52,
+        "found_ms": 0,
+        "module": "ab" * 32,
+        "function": "fib",
+        "first": "a" * 52,
+        "first_name": "ann",
+        "second": "b" * 52,
+        "second_name": "ben",
+        "differs": ["fuel_used", "results"],
+    }
+    stand_in.answers("GET", "/v1/compute/evidence", {"evidence": [row]})
+    text = xsc("compute", "evidence").text
+    assert all(word in text for word in ("eeeeeeeeee", "ann", "ben", "fuel_used, results"))
+    assert xsc("compute", "evidence", "--json").json == {"evidence": [row]}
+    stand_in.streams("/v1/compute/evidence/eee", b"record")
+    assert xsc("compute", "evidence", "eee", "-o", tmp_path / "e").code == 0
+    assert (tmp_path / "e").read_bytes() == b"record"
+    assert xsc("compute", "evidence", "eee").code == 2
+    assert xsc("compute", "evidence", "../e", "-o", tmp_path / "f").code == 2
+
+
+def test_who_does_not_agree_is_named(xsc, stand_in):
+    told = {"need": 2, "of": 5, "agreeing": ["a" * 52, "e" * 52], "dissenting": ["b" * 52]}
+    told |= {"uncounted": ["c" * 52], "silent": ["d" * 52], "receipts": [], "evidence": ["f" * 52]}
+    answer = {
+        "results": ["5"],
+        "fuel_used": 4,
+        "memory_peak_bytes": 0,
+        "wall_ms": 1,
+        "provider": "a" * 52,
+        "trap": None,
+        "receipt": "",
+        "verification": told,
+    }
+    stand_in.answers("POST", "/v1/jobs", answer)
+    words = ("compute", "invoke", FOLDER / "add.wasm", "add", "2", "3", "--verify", "3of5")
+    done = xsc(*words)
+    assert (done.code, done.text) == (0, "5\n")
+    lines = done.err.splitlines()
+    assert [line.split()[1] for line in lines] == ["bbbbbbbbbb", "cccccccccc", "dddddddddd"]
+    assert all(line.startswith("warning: ") for line in lines)
+    assert "agree: aaaaaaaaaa, eeeeeeeeee" in xsc(*words, "-v").err
+    assert xsc(*words, "--on", "bob").code == 2
+    batch = ("compute", "invoke", FOLDER / "add.wasm", "add", "--batch", FOLDER / "add.wasm")
+    assert xsc(*batch, "--verify", "2of3").code == 2

@@ -34,9 +34,11 @@ from xsc.base.limits import MIB, REQUEST_WINDOW_MS
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.compute import service as services
+from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.local import LocalSandbox
 from xsc.compute.service import ComputeService
+from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Order
@@ -61,6 +63,7 @@ class Market:
     room: int = 10**12
     reserved: int = 0
     used: list[int] = field(default_factory=list)
+    reports: list[tuple[bytes, str]] = field(default_factory=list)
 
     async def lease_compute(self, *, fuel_steps, on):
         found = [lease for lease in self.leases if on in (None, lease.node)]
@@ -69,6 +72,15 @@ class Market:
         if len(found) > 1:
             self.leases.append(self.leases.pop(self.leases.index(found[0])))
         return found[0]
+
+    async def lease_providers(self, *, fuel_steps, count, exclude):
+        found = [lease for lease in self.leases if lease.node not in exclude]
+        if not found:
+            raise NoOffers("nobody offers compute")
+        return found[:count]
+
+    def report(self, node, what):
+        self.reports.append((node, what))
 
     async def spent(self, lease_id, fuel_steps, amount_micro):
         self.spending.append((lease_id, fuel_steps, amount_micro))
@@ -124,6 +136,7 @@ class Node:
         self.key = KeyPair(name * 32)
         self.market = Market()
         self.sandbox = LocalSandbox(InlineExecutor())
+        self.evidence = EvidenceBook(network, MemoryKeyValue())
         self.service = ComputeService(
             key=self.key,
             network=network,
@@ -134,6 +147,7 @@ class Node:
             leases=self.market,
             book=self.market,
             sandbox=self.sandbox,
+            evidence=self.evidence,
             log=SilentLog(),
         )
         wire.services[self.key.node_id] = self.service

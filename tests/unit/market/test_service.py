@@ -56,6 +56,42 @@ async def computing(world, node, steps=STEPS, on=None):
     return await world.drive(node.market.lease_compute(fuel_steps=steps, on=on))
 
 
+async def several(world, node, count, exclude=frozenset(), steps=STEPS):
+    wish = node.market.lease_providers(fuel_steps=steps, count=count, exclude=exclude)
+    return [granted.node for granted in await world.drive(wish)]
+
+
+async def test_compute_is_leased_at_distinct_peers_and_never_here(world):
+    customer = world.node(1)
+    with pytest.raises(NoOffers):
+        await several(world, customer, 1)
+    peers = [world.node(number) for number in (2, 3, 4)]
+    ids = {peer.id for peer in peers}
+    for count in (1, 2, 3, 4):
+        found = await several(world, customer, count)
+        assert len(set(found)) == len(found) == min(count, 3)
+        assert set(found) <= ids
+    left = frozenset({peers[0].id})
+    assert set(await several(world, customer, 3, left)) == ids - left
+    with pytest.raises(NoOffers):
+        await several(world, customer, 1, frozenset(ids))
+    world.wire.down.add(peers[1].id)
+    assert set(await several(world, customer, 3)) == ids - {peers[1].id}
+    with pytest.raises(ArgumentInvalid):
+        await several(world, customer, 1, steps=0)
+
+
+async def test_who_verifies_is_of_another_owner_where_there_is_one(world):
+    customer = world.node(1)
+    for number, owner in ((2, "ann"), (3, "ann"), (4, "ben")):
+        node = world.node(number)
+        node.settings["owner"] = owner
+        node.market = node.make()
+    found = set(await several(world, customer, 2))
+    assert world.nodes[4].id in found
+    assert len(await several(world, customer, 3)) == 3
+
+
 # Quotes
 
 

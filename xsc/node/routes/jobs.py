@@ -11,6 +11,7 @@ from aiohttp import web
 from xsc.api.schema import JobRequest
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.limits import INPUT_BYTES_MAX
+from xsc.compute.quorum import read_quorum
 from xsc.node.batch import read_lines
 from xsc.node.build import Node
 from xsc.node.http import JSON_BYTES_MAX, parse, reply
@@ -54,12 +55,21 @@ def routes(node: Node) -> list[web.RouteDef]:
             raise ArgumentInvalid("the request goes on after its end")
         limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
         on = None if asked.on is None else node.find(asked.on)
+        quorum = None if asked.verify is None else read_quorum(asked.verify)
         if asked.mode == "invoke":
             done = await node.compute.invoke(
-                module, asked.function, asked.arguments, limits, on=on, local=asked.local
+                module,
+                asked.function,
+                asked.arguments,
+                limits,
+                on=on,
+                local=asked.local,
+                quorum=quorum,
             )
             return reply(invoke_document(done))
         if asked.mode == "batch":
+            if quorum is not None:
+                raise ArgumentInvalid("a batch is run by one provider")
             batch = await node.compute.invoke_batch(
                 module,
                 asked.function,
@@ -79,6 +89,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             limits,
             on=on,
             local=asked.local,
+            quorum=quorum,
         )
         return reply(run_document(ran))
 

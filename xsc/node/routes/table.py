@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc.node.build import Node
-from xsc.node.routes import jobs, ledger, market, objects, peers, status, store
+from xsc.node.routes import evidence, jobs, ledger, market, objects, peers, status, store
 
 
 def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
@@ -18,6 +18,7 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *objects.routes(node),
         *store.routes(node),
         *jobs.routes(node),
+        *evidence.routes(node),
         *market.routes(node),
         *ledger.routes(node),
     ]

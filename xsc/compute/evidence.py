@@ -1,0 +1,98 @@
+"""Keeps what providers signed that cannot be true: evidence for whoever asks.
+
+    compute/dissent/<found ms, 8 bytes><id>    a signed `Dissent`
+
+It is on the disk before anybody hears of it. The oldest goes where
+DISSENTS_KEPT_MAX are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xsc.base.errors import NotFound
+from xsc.base.ids import to_text
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import DISSENTS_KEPT_MAX
+from xsc.identity.envelope import Signed, open_signed
+from xsc.terms.dissent import Dissent
+from xsc.terms.execution import ExecutionReceipt
+
+_ROOT = b"compute/dissent/"
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """A kept dissent, opened."""
+
+    id: bytes
+    found_ms: int
+    module: bytes
+    function: str
+    first: bytes
+    """The provider that was believed, where one was."""
+    second: bytes
+    differs: tuple[str, ...]
+    """The fields of the outcome in which the two differ."""
+
+
+def differing(first: ExecutionReceipt, second: ExecutionReceipt) -> tuple[str, ...]:
+    """Return the names of the fields in which two outcomes differ."""
+    one, other = first.outcome, second.outcome
+    return tuple(
+        name for name in type(one).model_fields if getattr(one, name) != getattr(other, name)
+    )
+
+
+class EvidenceBook:
+    """See the module."""
+
+    def __init__(self, network: bytes, state: KeyValue) -> None:
+        self._network = network
+        self._state = state
+
+    def keep(self, dissent: Signed[Dissent]) -> None:
+        """Keep evidence, synced."""
+        key = _ROOT + dissent.record.found_ms.to_bytes(8, "big") + dissent.id
+        keys = [kept for kept, _ in self._state.scan(_ROOT, prefix_end(_ROOT))]
+        over = max(0, len(keys) + 1 - DISSENTS_KEPT_MAX)
+        old: list[Change] = [(kept, None) for kept in keys[:over]]
+        self._state.write([(key, dissent.raw), *old], sync=True)
+
+    def list(self) -> list[Contradiction]:
+        """Return all that is kept, the oldest first."""
+        return [self._opened(raw) for _, raw in self._state.scan(_ROOT, prefix_end(_ROOT))]
+
+    def get(self, beginning: str) -> bytes:
+        """Return the signed record whose id, as text, begins so.
+
+        Raises:
+            NotFound: none does, or more than one.
+        """
+        found = [
+            raw
+            for key, raw in self._state.scan(_ROOT, prefix_end(_ROOT))
+            if to_text(key[len(_ROOT) + 8 :]).startswith(beginning)
+        ]
+        if len(found) != 1:
+            raise NotFound(
+                f"{'no' if not found else 'more than one'} evidence has that id",
+                hint="`xsc compute evidence` lists it",
+            )
+        return found[0]
+
+    def _opened(self, raw: bytes) -> Contradiction:
+        dissent = open_signed(raw, Dissent, network=self._network)
+        first, second = (
+            open_signed(receipt, ExecutionReceipt, network=self._network)
+            for receipt in (dissent.record.first, dissent.record.second)
+        )
+        return Contradiction(
+            dissent.id,
+            dissent.record.found_ms,
+            first.record.outcome.module,
+            first.record.outcome.function,
+            first.author,
+            second.author,
+            differing(first.record, second.record),
+        )
