@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_devnet_status(net):
 def test_node_status(net):
     status = net[0]("node status --json").json
     assert {
-        *("id", "api_url", "peer_url", "uptime_s", "peers", "storage", "compute"),
+        *("id", "api_url", "peer_url", "uptime_s", "peers", "storage", "compute", "leases"),
         *("name", "version", "network", "addresses", "home", "state"),
     } == set(status)
     assert ID.fullmatch(status["id"])
@@ -62,7 +63,11 @@ def test_put_json(net):
 
 def test_stat(net, stored):
     stat = net[1](["store", "stat", stored, "--json"]).json
-    assert {"size_bytes", "code", "hosts", "readable", "margin", "healable"} == set(stat)
+    assert {
+        *("size_bytes", "code", "hosts", "readable", "margin", "healable", "ends_ms", "ending")
+    } == set(stat)
+    assert stat["ends_ms"] > time.time() * 1000 + 80 * 86_400_000
+    assert stat["ending"] == []
     assert stat["size_bytes"] == 100_000
     assert stat["code"] == {"k": 4, "m": 2}
     assert [row["shard"] for row in stat["hosts"]] == list(range(6))

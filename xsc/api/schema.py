@@ -54,6 +54,17 @@ class ComputeStatus(Body):
     queued: int
 
 
+class LeasesStatus(Body):
+    """Leases that this node took, were not renewed, and end within `lease_warning`."""
+
+    ending: int
+    objects: int
+    """Own objects with something under them."""
+    first_end_ms: int | None
+    reasons: list[str]
+    """Why, each once."""
+
+
 class Status(Body):
     """`GET /v1/status`."""
 
@@ -70,6 +81,7 @@ class Status(Body):
     peers: PeersStatus
     storage: StorageStatus
     compute: ComputeStatus
+    leases: LeasesStatus
 
 
 class InvitationRequest(Body):

@@ -11,7 +11,7 @@ import click
 from xsc.base.errors import ArgumentInvalid, StoreDamaged
 from xsc.base.units import format_duration, format_size
 from xsc.cli.options import INVITATION, PATH, Command, Group, Settings, pass_settings
-from xsc.cli.output import say, short, show, show_json, show_pairs, warn
+from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
 from xsc.client.calls import read_file
 from xsc.client.files import check_target
 
@@ -183,6 +183,13 @@ def status(settings: Settings) -> None:
             ),
         ]
     )
+    leases = answer["leases"]
+    if leases["ending"]:
+        why = "; ".join(leases["reasons"]) or "not asked yet"
+        warn(
+            f"{leases['ending']} leases under {leases['objects']} objects end soon, the first "
+            f"{moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
+        )
 
 
 @node.command()

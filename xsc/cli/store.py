@@ -173,11 +173,23 @@ def get(
 @store.command("ls")
 @click.argument("prefix", required=False, default="")
 @click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
+@click.option(
+    "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
+)
 @pass_settings
-def listing(settings: Settings, prefix: str, *, versions: bool) -> None:
+def listing(settings: Settings, prefix: str, *, versions: bool, ending: bool) -> None:
     """List the objects that this node has stored, those whose names begin with PREFIX."""
-    answer = settings.calls().objects(prefix, versions=versions)
+    answer = settings.calls().objects(prefix, versions=versions or ending)
+    soon = [row for row in answer["objects"] if row.get("ending")]
+    if ending:
+        _show_ending(settings, soon)
+        return
+    if soon:
+        warn(f"{_count(len(soon), 'object')} may end soon; see: xsc store ls --ending")
     if settings.json:
+        for row in answer["objects"]:
+            row.pop("ends_ms", None)
+            row.pop("ending", None)
         if not versions:
             # What scripts hold on to has these keys and no others.
             for row in answer["objects"]:
@@ -199,6 +211,39 @@ def listing(settings: Settings, prefix: str, *, versions: bool) -> None:
         ],
         "this node has stored nothing",
     )
+
+
+def _show_ending(settings: Settings, rows: Sequence[Document]) -> None:
+    if settings.json:
+        show_json({"objects": rows})
+        return
+    show_table(
+        ["name", "<version", "host", "kept until", "why"],
+        [
+            [
+                row["name"] or "-",
+                str(row["version"]) if row["name"] else "-",
+                short(end["node"]),
+                _until(end["ends_ms"]),
+                end["reason"] or "not asked yet",
+            ]
+            for row in rows
+            for end in row["ending"]
+        ],
+        "nothing ends soon",
+    )
+
+
+def _until(ends_ms: int | None) -> str:
+    return "-" if ends_ms is None else moment(ends_ms)
+
+
+def _warn_of_end(answer: Document) -> None:
+    """Say on standard error which hosts keep their part not much longer, and why."""
+    for end in answer.get("ending", []):
+        until = "not known" if end["ends_ms"] is None else moment(end["ends_ms"])
+        reason = f": {end['reason']}" if end["reason"] else ""
+        warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
 
 
 def _margin(margin: int) -> str:
@@ -229,8 +274,10 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
             ("readable", "yes" if answer["readable"] else "no"),
             ("margin", _margin(answer["margin"])),
             ("healable", "yes" if answer["healable"] else "no"),
+            ("leases until", _until(answer.get("ends_ms"))),
         ]
     )
+    _warn_of_end(answer)
     show_table(
         ["<shard", "node", "state"],
         [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
@@ -264,8 +311,10 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
                 ("survives", f"the loss of {answer['survives']}"),
                 ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
                 *([("read", format_size(answer["read_bytes"]))] if deep else []),
+                ("leases until", _until(answer.get("ends_ms"))),
             ]
         )
+        _warn_of_end(answer)
         if answer["bad"]:
             show_table(
                 ["<segment", "<shard", "node", "reason"],

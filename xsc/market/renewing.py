@@ -273,11 +273,11 @@ class Renewals:
         entry = self._book.get("customer", lease_id)
         if entry is None:
             return None
-        tried = self._tried.get(lease_id)
-        reason = "" if tried is None else tried.reason
         if entry.use.given_back:
-            reason = "the host does not know the lease"
-        return LeaseEnd(entry.peer, entry.terms.end_ms, reason)
+            # From then on nothing there is owed, nor promised.
+            return LeaseEnd(entry.peer, entry.use.touched_ms, "the host does not know the lease")
+        tried = self._tried.get(lease_id)
+        return LeaseEnd(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
 
     def ending(self, within_ms: int) -> list[LeaseEnd]:
         """Return the leases with something under them that end so soon, the first one first."""

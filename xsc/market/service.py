@@ -66,7 +66,7 @@ from xsc.market.clearing import Ask, affordable, clear, within_credit
 from xsc.market.ports import OWN_LEASE, Capacity, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
-from xsc.market.renewing import RENEW, Renewals
+from xsc.market.renewing import RENEW, LeaseEnd, Renewals
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Kind, Quote
@@ -615,6 +615,10 @@ class MarketService:
         """Return when a lease that this node granted ends; None where it is not known."""
         entry = self._book.get("provider", lease_id)
         return None if entry is None else entry.terms.end_ms
+
+    def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
+        """Return when a lease that this node took ends; None where it is not known."""
+        return self.renewals.end_of(lease_id)
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Change the bytes held: back (-) where a write failed or a shard was deleted."""

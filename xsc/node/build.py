@@ -255,6 +255,7 @@ class Node:
                 config.repair_grace_ms, config.repair_bytes_a_second, config.repair_interval_ms
             ),
             weight_ppm=self.allocation.weight_ppm,
+            lease_warning_ms=config.lease_warning_ms,
         )
         self.sweeper = Sweeper(
             node=self.shards,

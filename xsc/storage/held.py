@@ -88,6 +88,21 @@ class HeldColumn:
     digest: bytes
     damaged: int
     """How many of the segments are known not to have their root any more."""
+    ends_ms: int | None = None
+    """When the first lease under it ends; None: never, or it is not said."""
+    leases: frozenset[bytes] = frozenset()
+    """Known at the host alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRecord:
+    """The record of an object as a host keeps it for one customer."""
+
+    customer: bytes
+    rank: int
+    ends_ms: int | None = None
+    lease_id: bytes = b""
+    """Known at the host alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,18 @@ class HeldObject:
     record: HeldState
     rank: int = 0
     """The highest rank among the placements kept; 0 without one."""
+    records: tuple[HeldRecord, ...] = ()
+    """By customer."""
+
+    @property
+    def ends_ms(self) -> int | None:
+        """When the first of it is over that nobody keeps longer; None: never, or unknown."""
+        last: dict[int, int | None] = {}
+        whole = [(item.column, item.ends_ms) for item in self.columns]
+        for place, end in whole or [(-1, item.ends_ms) for item in self.records]:
+            before = last.get(place, 0)
+            last[place] = None if end is None or before is None else max(before, end)
+        return min((end for end in last.values() if end is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Header; parts -> answer; its parts:
     storage.put     lease, locate, generation, shards, placement; shards, sealed manifest
                     -> receipt
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
-    storage.stat    locate, generation, manifest -> record, rank, columns
+    storage.stat    locate, generation, manifest -> record, rank, columns, records
     storage.find    locate, manifest -> placements; sealed manifest
     storage.delete  locate, final -> receipt
     storage.trim    locate, columns -> freed, by lease
@@ -30,7 +30,16 @@ from xsc.base.limits import FRAME_PARTS_MAX, MANIFEST_BYTES_MAX, RECORD_BYTES_MA
 from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
 from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.erasure import Buffer, StorageShard
-from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, HeldState, Span, Wanted
+from xsc.storage.held import (
+    Found,
+    FoundRecord,
+    HeldColumn,
+    HeldObject,
+    HeldRecord,
+    HeldState,
+    Span,
+    Wanted,
+)
 
 PUT = "storage.put"
 GET = "storage.get"
@@ -288,10 +297,20 @@ def stat_answer(held: HeldObject) -> dict[str, Value]:
             "segments": item.segments,
             "digest": item.digest,
             "damaged": item.damaged,
+            "ends_ms": item.ends_ms,
         }
         for item in held.columns[:COLUMNS_MAX]
     ]
-    return {"record": held.record, "rank": held.rank, "columns": columns}
+    records: list[Value] = [
+        {"customer": item.customer, "rank": item.rank, "ends_ms": item.ends_ms}
+        for item in held.records[:COLUMNS_MAX]
+    ]
+    return {"record": held.record, "rank": held.rank, "columns": columns, "records": records}
+
+
+def _end(fields: Mapping[str, Value]) -> int | None:
+    """Return when a lease ends; releases before this field never say so."""
+    return None if fields.get("ends_ms") is None else take_int(fields, "ends_ms")
 
 
 def read_stated(header: Mapping[str, Value]) -> HeldObject:
@@ -313,9 +332,17 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
                 take_int(fields, "segments"),
                 take_bytes(fields, "digest", size=ID_BYTES),
                 take_int(fields, "damaged"),
+                _end(fields),
             )
         )
-    return HeldObject(tuple(columns), cast(HeldState, record), take_int(header, "rank"))
+    records = []
+    for item in take_list(header, "records", most=COLUMNS_MAX) if "records" in header else []:
+        fields = _map(item)
+        customer = take_bytes(fields, "customer", size=ID_BYTES)
+        records.append(HeldRecord(customer, take_int(fields, "rank"), _end(fields)))
+    return HeldObject(
+        tuple(columns), cast(HeldState, record), take_int(header, "rank"), tuple(records)
+    )
 
 
 def delete_message(locate: bytes, *, final: bool) -> dict[str, Value]:

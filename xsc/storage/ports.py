@@ -31,6 +31,18 @@ class HostLease(Protocol):
         """Micro-credits a quantum."""
 
 
+class LeaseEnd(Protocol):
+    """What is known of the end of a lease that this node took."""
+
+    @property
+    def end_ms(self) -> int:
+        """When it ends as things stand."""
+
+    @property
+    def reason(self) -> str:
+        """Why it was not renewed although it is time to; empty while all is well."""
+
+
 class Hosts(Protocol):
     """The customer's side of storage leases, and what is known of hosts."""
 
@@ -45,6 +57,9 @@ class Hosts(Protocol):
 
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
+
+    def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
+        """Return when a lease that this node took ends; None where it is not known."""
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a peer answered its last probes."""

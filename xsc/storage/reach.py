@@ -36,6 +36,7 @@ from xsc.identity.keys import KeyPair
 from xsc.storage import messages, pace
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
+from xsc.storage.expiry import with_ends
 from xsc.storage.held import FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
@@ -327,7 +328,8 @@ class Reach:
     ) -> HeldObject:
         """Return what a host says that it holds of an object."""
         if node == self.own:
-            return await self._node.stat(locate, generation, manifest_hash)
+            held = await self._node.stat(locate, generation, manifest_hash)
+            return with_ends(held, self._leases.end_ms)
         header = messages.stat_message(locate, generation, manifest_hash)
         reply = await self._caller.call(
             node, messages.STAT, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS

@@ -32,6 +32,7 @@ from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     FIND_GRACE_MS,
+    LEASE_WARNING_MS,
     MANIFEST_BYTES_MAX,
     REPAIR_BYTES_A_SECOND,
     REPAIR_CHECK_MS,
@@ -50,6 +51,7 @@ from xsc.storage.delegation import Placed, open_placement, open_sent
 from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
 from xsc.storage.erasure import Buffer, Code
+from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends, with_ends
 from xsc.storage.guard import GUARD, HEALED, UNGUARD, Guards
 from xsc.storage.held import FoundRecord, HeldAt, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
@@ -121,6 +123,13 @@ class HostState:
     state: State
 
 
+def ending_json(ends: Sequence[HostEnd]) -> list[dict[str, Any]]:
+    """Return the hosts whose lease ends soon, for a document."""
+    return [
+        {"node": to_text(end.node), "ends_ms": end.ends_ms, "reason": end.reason} for end in ends
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
     """What the hosts say of an object."""
@@ -130,6 +139,10 @@ class ObjectStat:
     m: int
     hosts: tuple[HostState, ...]
     condition: Condition
+    ends: tuple[HostEnd, ...] = ()
+    """Until when each host keeps its part: by the own leases, else by what the host says."""
+    ending: tuple[HostEnd, ...] = ()
+    """Those of them that end soon."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `xsc store stat --json` (DESIGN section 11)."""
@@ -143,6 +156,8 @@ class ObjectStat:
             "readable": self.condition.readable,
             "margin": self.condition.margin,
             "healable": self.condition.healable,
+            "ends_ms": first_end(self.ends),
+            "ending": ending_json(self.ending),
         }
 
 
@@ -189,6 +204,10 @@ class ObjectRow:
     margin: int
     """By which hosts are up; `stat` asks them."""
     version: int = 1
+    ends_ms: int | None = None
+    """When the first of its leases ends as things stand; None: never."""
+    ending: tuple[HostEnd, ...] = ()
+    """The hosts whose leases end soon."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the row of `xsc store ls --json` (DESIGN section 11)."""
@@ -199,6 +218,8 @@ class ObjectRow:
             "size_bytes": self.size_bytes,
             "created_ms": self.created_ms,
             "margin": self.margin,
+            "ends_ms": self.ends_ms,
+            "ending": ending_json(self.ending),
         }
 
 
@@ -264,6 +285,7 @@ class StorageService:
         segments_in_flight: int = SEGMENTS_IN_FLIGHT,
         mending: MendSettings = MEND_DEFAULTS,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
+        lease_warning_ms: int = LEASE_WARNING_MS,
     ) -> None:
         self._key = key
         self._network = network
@@ -277,6 +299,7 @@ class StorageService:
         self._commit = commit
         self._log = log
         self._segments_in_flight = segments_in_flight
+        self._lease_warning_ms = lease_warning_ms
         self._versions = Versions(state)
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object came or went."""
@@ -689,6 +712,8 @@ class StorageService:
         states = await self._executor.run(column_states, manifest, columns, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
+        entry = self._entry(verify.manifest_hash)
+        ends = told_ends(answers) if entry is None else self._own_ends(entry)
         # What was asked just now is known better than by the last probes.
         up -= {node for node, held in answers.items() if held is None}
         up |= {self._key.node_id} | {node for node, held in answers.items() if held is not None}
@@ -703,7 +728,16 @@ class StorageService:
             condition=condition(
                 states, manifest.k, len(up - holding), inline=manifest.inline is not None
             ),
+            ends=tuple(ends),
+            ending=self._ending(ends),
         )
+
+    def _own_ends(self, entry: ObjectEntry) -> list[HostEnd]:
+        held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
+        return own_ends(held, self._key.node_id, self._hosts.lease_end)
+
+    def _ending(self, ends: Sequence[HostEnd]) -> tuple[HostEnd, ...]:
+        return tuple(ending(ends, self._clock.now_ms() + self._lease_warning_ms))
 
     async def check(
         self, capability: str, *, deep: bool, node_life_ms: int, repair_ms: int
@@ -800,6 +834,7 @@ class StorageService:
                 continue
             placement = open_placement(entry.placement, self._network, self._key.node_id).placement
             up = sum(self._reach.is_up(node) for node in placement.columns)
+            ends = self._own_ends(entry)
             rows.append(
                 ObjectRow(
                     entry.name,
@@ -808,6 +843,8 @@ class StorageService:
                     entry.created_ms,
                     up - placement.k,
                     entry.version,
+                    first_end(ends),
+                    self._ending(ends),
                 )
             )
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
@@ -973,7 +1010,8 @@ class StorageService:
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate, generation, manifest_hash = messages.read_stat(header)
-        return messages.stat_answer(await self._node.stat(locate, generation, manifest_hash)), []
+        held = await self._node.stat(locate, generation, manifest_hash)
+        return messages.stat_answer(with_ends(held, self._leases.end_ms)), []
 
     async def _on_find(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

@@ -45,6 +45,7 @@ from xsc.storage.held import (
     FoundRecord,
     HeldColumn,
     HeldObject,
+    HeldRecord,
     HeldState,
     Span,
     Wanted,
@@ -623,6 +624,7 @@ class StorageNode:
     def _stat(self, locate: bytes, generation: int, manifest_hash: bytes) -> HeldObject:
         roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
         damaged: dict[tuple[bytes, int], int] = {}
+        leases: dict[tuple[bytes, int], set[bytes]] = {}
         budget = STAT_READ_BYTES_MAX
         prefix = formats.generation_prefix(locate, generation)
         for key, raw in self._index.scan(prefix, prefix_end(prefix)):
@@ -630,26 +632,37 @@ class StorageNode:
             entry = formats.decode_entry(raw)
             group = (customer, column)
             roots.setdefault(group, []).append((segment, entry.proof))
+            leases.setdefault(group, set()).add(entry.lease_id)
             if entry.sequence not in self._damaged and entry.size_bytes <= budget:
                 budget -= entry.size_bytes
                 self._read_shard(key, entry)
             if entry.sequence in self._damaged:
                 damaged[group] = damaged.get(group, 0) + 1
         columns = tuple(
-            HeldColumn(customer, column, len(held), column_digest(held), damaged.get(group, 0))
+            HeldColumn(
+                customer,
+                column,
+                len(held),
+                column_digest(held),
+                damaged.get(group, 0),
+                leases=frozenset(leases[group]),
+            )
             for group, held in sorted(roots.items())
             for customer, column in [group]
         )
         state: HeldState = "missing"
         rank = 0
+        records = []
         for key, entry in self._records(locate):
             if not entry.proof.startswith(manifest_hash):
                 continue
             if self._read_record(key, entry) is not None:
                 state, rank = "ok", max(rank, entry.rank)
+                customer = key[-ID_BYTES:]
+                records.append(HeldRecord(customer, entry.rank, lease_id=entry.lease_id))
             elif state == "missing":
                 state = "corrupt"
-        return HeldObject(columns, state, rank)
+        return HeldObject(columns, state, rank, tuple(records))
 
     # Deleting
 

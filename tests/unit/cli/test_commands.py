@@ -539,6 +539,7 @@ def test_status(xsc, stand_in):
         "peers": {"known": 6, "healthy": 5},
         "storage": {"capacity_bytes": 2048, "used_bytes": 1024, "reserved_bytes": 0},
         "compute": {"workers": 2, "running": 1, "queued": 0},
+        "leases": {"ending": 0, "objects": 0, "first_end_ms": None, "reasons": []},
         "state": "running",
     }
     stand_in.answers("GET", "/v1/status", answer)
@@ -546,6 +547,63 @@ def test_status(xsc, stand_in):
     text = xsc("node", "status").text
     assert "5 of 6 answer" in text
     assert "1.0 KiB used and 0 B reserved of 2.0 KiB" in text
+    assert xsc("node", "status").err == ""
+    soon = {"ending": 2, "objects": 7, "first_end_ms": 0, "reasons": ["the host is silent"]}
+    stand_in.answers("GET", "/v1/status", answer | {"leases": soon})
+    told = xsc("node", "status").err
+    assert "2 leases under 7 objects end soon" in told
+    assert "the host is silent" in told
+
+
+ENDING = {"node": NODE, "ends_ms": 1_700_000_000_000, "reason": "the host is silent"}
+
+
+def test_what_ends_soon_is_said(xsc, stand_in):
+    row = {"name": "f", "version": 1, "capability": "c", "size_bytes": 1, "created_ms": 0}
+    rows = [
+        row | {"margin": 2, "ends_ms": 1_700_000_000_000, "ending": [ENDING]},
+        row | {"name": "g", "margin": 2, "ends_ms": None, "ending": []},
+    ]
+    stand_in.answers("GET", "/v1/objects", {"objects": rows})
+    listed = xsc("store", "ls")
+    assert listed.err.count("1 object may end soon; see: xsc store ls --ending") == 1
+    assert set(xsc("store", "ls", "--json").json["objects"][0]) == {
+        *("name", "capability", "size_bytes", "created_ms", "margin")
+    }
+    shown = xsc("store", "ls", "--ending").text.splitlines()
+    assert len(shown) == 2
+    assert "the host is silent" in shown[1]
+    assert "2023-11" in shown[1]
+    assert xsc("store", "ls", "--ending", "--json").json == {"objects": rows[:1]}
+    stand_in.answers("GET", "/v1/objects", {"objects": rows[1:]})
+    assert xsc("store", "ls").err == ""
+    assert "nothing ends soon" in xsc("store", "ls", "--ending").err
+
+
+@pytest.mark.parametrize("command", ["stat", "check"])
+def test_stat_and_check_warn_of_leases_that_end(xsc, stand_in, command):
+    answer = {
+        "size_bytes": 5,
+        "code": {"k": 4, "m": 2},
+        "hosts": [{"shard": 0, "node": NODE, "state": "ok"}],
+        "readable": True,
+        "margin": 1,
+        "healable": False,
+        "survives": "1nodes",
+        "yearly_loss_ppb": 5,
+        "read_bytes": 0,
+        "bad": [],
+        "ends_ms": 1_700_000_000_000,
+        "ending": [ENDING, ENDING | {"ends_ms": None, "reason": ""}],
+    }
+    stand_in.answers("GET", f"/v1/object/{command}", answer)
+    stand_in.answers("GET", f"/v1/object/{command}?deep=0", answer)
+    told = xsc("store", command, "xsc:r:c")
+    assert told.code == 0
+    assert "leases until  2023-11" in told.text
+    assert "was not renewed, its end is 2023-11" in told.err
+    assert "the host is silent" in told.err
+    assert "its end is not known" in told.err
 
 
 def test_a_name_is_looked_up_first(xsc, stand_in):

@@ -4,7 +4,16 @@ from xsc.base.errors import RecordInvalid, TooLarge
 from xsc.base.limits import LEAF_BYTES, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.storage.erasure import Code, StorageShard, cut
-from xsc.storage.held import Found, FoundRecord, HeldColumn, HeldObject, Span, Wanted, cut_found
+from xsc.storage.held import (
+    Found,
+    FoundRecord,
+    HeldColumn,
+    HeldObject,
+    HeldRecord,
+    Span,
+    Wanted,
+    cut_found,
+)
 from xsc.storage.messages import (
     ObjectRecord,
     find_answer,
@@ -187,7 +196,12 @@ def test_a_get_is_bounded():
 
 def test_a_stat_comes_back():
     assert read_stat(stat_message(LOCATE, 5, HASH)) == (LOCATE, 5, HASH)
-    held = HeldObject((HeldColumn(LEASE, 3, 7, HASH, 1),), "corrupt")
+    held = HeldObject(
+        (HeldColumn(LEASE, 3, 7, HASH, 1), HeldColumn(LEASE, 4, 7, HASH, 0, 1_000)),
+        "corrupt",
+        5,
+        (HeldRecord(LEASE, 5, 2_000), HeldRecord(HASH, 4)),
+    )
     assert read_stated(stat_answer(held)) == held
 
 

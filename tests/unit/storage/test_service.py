@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.storage.world import NETWORK, Answer, World, content, get, put
+from tests.unit.storage.world import FAR, NETWORK, Answer, World, content, get, put
 from xsc.base.errors import (
     ArgumentInvalid,
     LeaseExhausted,
@@ -64,6 +64,8 @@ async def test_stat_is_the_document_that_scripts_hold_on_to():
         "readable": True,
         "margin": 1,
         "healable": True,
+        "ends_ms": None,
+        "ending": [],
     }
 
 
@@ -214,6 +216,8 @@ async def test_ls_shows_what_was_put_in_order():
             "size_bytes": 10,
             "created_ms": world.clock.now_ms() - 5,
             "margin": 1,
+            "ends_ms": FAR.end_ms,
+            "ending": [],
         },
         {
             "name": "second",
@@ -222,6 +226,8 @@ async def test_ls_shows_what_was_put_in_order():
             "size_bytes": 5000,
             "created_ms": world.clock.now_ms(),
             "margin": 1,
+            "ends_ms": FAR.end_ms,
+            "ending": [],
         },
     ]
     assert world[1].service.ls() == []

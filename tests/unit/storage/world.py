@@ -35,6 +35,15 @@ class Lease:
     price: int = 0
 
 
+@dataclass(frozen=True)
+class End:
+    end_ms: int
+    reason: str = ""
+
+
+FAR = End(2**50)
+
+
 @dataclass
 class Book:
     """A host's leases: everybody has one, with room without end unless it is limited."""
@@ -70,6 +79,7 @@ class Host:
         self.state = MemoryKeyValue()
         self.book = Book()
         self.customer_used: dict[bytes, int] = {}
+        self.ends: dict[bytes, End | None] = {}
         self.reports: list[tuple[bytes, str]] = []
         self.up = True
         self.calls: list[tuple[bytes, str]] = []
@@ -170,6 +180,9 @@ class Host:
         assert lease_id != OWN_LEASE
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
+
+    def lease_end(self, lease_id):
+        return self.ends.get(lease_id, FAR)
 
     def is_up(self, node):
         return self.world.by_id[node].up

@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc import __version__
-from xsc.api.schema import ComputeStatus, PeersStatus, Status, StorageStatus
+from xsc.api.schema import ComputeStatus, LeasesStatus, PeersStatus, Status, StorageStatus
 from xsc.base.ids import to_text
 from xsc.node.build import Node
 from xsc.node.http import reply
@@ -37,6 +37,18 @@ def status_of(node: Node, home: Path) -> Status:
         compute=ComputeStatus.model_validate(
             {name: sandbox[name] for name in ComputeStatus.model_fields}
         ),
+        leases=_leases(node),
+    )
+
+
+def _leases(node: Node) -> LeasesStatus:
+    soon = node.market.renewals.ending(node.config.lease_warning_ms)
+    return LeasesStatus(
+        ending=len(soon),
+        # The list of objects is gone through only where there is something to find.
+        objects=sum(bool(row.ending) for row in node.storage.ls()) if soon else 0,
+        first_end_ms=soon[0].end_ms if soon else None,
+        reasons=sorted({item.reason for item in soon if item.reason}),
     )
 
 

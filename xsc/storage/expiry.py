@@ -1,0 +1,95 @@
+"""When what lies at hosts ends, as leases stand: rules over what is held and what hosts say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from xsc.storage.held import HeldColumn, HeldObject, HeldRecord
+from xsc.storage.ports import LeaseEnd
+
+UNKNOWN: Final = "this node does not know the lease"
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnd:
+    """Until when a host keeps its part of an object."""
+
+    node: bytes
+    ends_ms: int | None
+    """None: no lease bounds it, or nothing is known of its lease."""
+    reason: str = ""
+    """Why the lease was not renewed although it is time to."""
+
+
+def own_ends(
+    held: Iterable[tuple[bytes, bytes]],
+    own: bytes,
+    end_of: Callable[[bytes], LeaseEnd | None],
+) -> list[HostEnd]:
+    """Return for each host when the first of the own leases there ends.
+
+    Args:
+        held: host and lease of all that this node pays for.
+        own: this node, which needs no lease with itself.
+        end_of: what the market knows of a lease.
+    """
+    found: dict[bytes, HostEnd] = {}
+    for node, lease_id in held:
+        if node == own:
+            continue
+        known = end_of(lease_id)
+        end = (
+            HostEnd(node, None, UNKNOWN)
+            if known is None
+            else HostEnd(node, known.end_ms, known.reason)
+        )
+        before = found.get(node)
+        if before is None or _earlier(end, before):
+            found[node] = end
+    return [found[node] for node in sorted(found)]
+
+
+def _earlier(one: HostEnd, other: HostEnd) -> bool:
+    if one.ends_ms is None or other.ends_ms is None:
+        return one.ends_ms is None
+    return one.ends_ms < other.ends_ms
+
+
+def ending(ends: Iterable[HostEnd], until_ms: int) -> list[HostEnd]:
+    """Return the hosts that keep their part no longer than that, as things stand."""
+    return [
+        end
+        for end in ends
+        if (end.ends_ms is None and end.reason)
+        or (end.ends_ms is not None and end.ends_ms <= until_ms)
+    ]
+
+
+def first_end(ends: Iterable[HostEnd]) -> int | None:
+    """Return when the first host stops; None where none is known to."""
+    return min((end.ends_ms for end in ends if end.ends_ms is not None), default=None)
+
+
+def told_ends(answers: Mapping[bytes, HeldObject | None]) -> list[HostEnd]:
+    """Return until when each host that answered says that it keeps its part."""
+    return [
+        HostEnd(node, held.ends_ms)
+        for node, held in sorted(answers.items())
+        if held is not None and (held.columns or held.records)
+    ]
+
+
+def with_ends(held: HeldObject, end_of: Callable[[bytes], int | None]) -> HeldObject:
+    """Return what a host holds with the end of each lease that it lies under."""
+
+    def until(leases: Iterable[bytes]) -> int | None:
+        known = [end for end in map(end_of, sorted(leases)) if end is not None]
+        return min(known, default=None)
+
+    columns: list[HeldColumn] = [replace(item, ends_ms=until(item.leases)) for item in held.columns]
+    records: list[HeldRecord] = [
+        replace(item, ends_ms=until([item.lease_id])) for item in held.records
+    ]
+    return replace(held, columns=tuple(columns), records=tuple(records))
