@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cbor2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +104,22 @@ def test_depth_is_counted_alike_in_both_directions(depth, maps):
             assert depth <= RECORD_DEPTH_MAX
         except RecordInvalid:
             assert depth > RECORD_DEPTH_MAX
+
+
+def links() -> st.SearchStrategy[bytes]:
+    """Return byte strings that are content identifiers of IPLD, or nearly."""
+    digests = st.binary(min_size=32, max_size=32)
+    return st.one_of(
+        digests.map(lambda digest: b"\x12\x20" + digest),
+        digests.map(lambda digest: b"\x01\x71\x12\x20" + digest),
+        digests.map(lambda digest: b"\x01\x55\x1e\x20" + digest[:31]),
+        st.integers(0, 2**16).map(lambda number: number.to_bytes(4, "little")),
+        st.binary(max_size=6).map(lambda rest: b"\xd8\x2a" + rest),
+    )
+
+
+@given(values(), st.lists(links(), max_size=4))
+def test_bytes_are_those_of_the_reference_also_where_they_look_like_links(value, found):
+    whole: Value = {"value": value, "found": list(found)}
+    assert encode(whole) == cbor2.dumps(whole, canonical=True)
+    assert same(decode(encode(whole)), whole)

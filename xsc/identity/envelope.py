@@ -49,9 +49,7 @@ class Record(BaseModel):
 
     def to_value(self) -> dict[str, Value]:
         """Return the record as plain values, in lists where it has tuples."""
-        value = _plain(self.model_dump())
-        assert isinstance(value, dict)
-        return value
+        return {name: _plain(item) for name, item in self}
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes of the record."""
@@ -95,20 +93,25 @@ class Record(BaseModel):
 
 
 def _plain(value: object) -> Value:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bytes, int, str)):
+        return value
+    if isinstance(value, Record):
+        return value.to_value()
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    assert value is None or isinstance(value, (bool, int, str, bytes))
-    return value
+    assert isinstance(value, dict)
+    return {str(key): _plain(item) for key, item in value.items()}
 
 
 def _tupled(value: object) -> object:
     """Turn lists to tuples: records are frozen, and strict models take no list for a tuple."""
     if isinstance(value, dict):
-        return {key: _tupled(item) for key, item in value.items()}
+        return {
+            key: _tupled(item) if isinstance(item, (list, dict)) else item
+            for key, item in value.items()
+        }
     if isinstance(value, list):
-        return tuple(_tupled(item) for item in value)
+        return tuple(map(_tupled, value))
     return value
 
 
