@@ -45,6 +45,7 @@ SHELL = {
     "xsc.ledger.service": "proposes, accepts and keeps entries",
     "xsc.market.renewing": "asks for renewals, and grants them",
     "xsc.market.service": "asks, leases and settles",
+    "xsc.net.front": "answers small requests on a server's connections",
     "xsc.net.http": "HTTP between peers",
     "xsc.net.lanes": "lets small calls wait for each other",
     "xsc.net.memory": "a network inside one process",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -26,7 +26,6 @@ from xsc.base.limits import (
     BODY_BYTES_A_SECOND_MIN,
     CONNECTIONS_MAX,
     CONNECTIONS_TO_A_PEER_MAX,
-    KIB,
     NO_PROGRESS_MS,
     PEER_BODY_BYTES_MAX,
     PEER_CONNECT_TIMEOUT_MS,
@@ -34,11 +33,12 @@ from xsc.base.limits import (
     PEERS_MAX,
 )
 from xsc.identity.keys import KeyPair
+from xsc.net import plain
+from xsc.net.front import Fronts
+from xsc.net.plain import PIECE_BYTES, Plain, pieces
 from xsc.net.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse
 from xsc.net.tls import certificate_of, server_context
 
-PIECE_BYTES = 256 * KIB
-"""Written at once: the event loop copies what the socket does not take."""
 KEEP_ALIVE_MS = 20_000
 """How long the server keeps an idle connection; clients give theirs up a little earlier."""
 LINGER_MS = 2_000
@@ -69,17 +69,6 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """Yield the buffers in pieces of PIECE_BYTES at most; small bodies as one."""
-    if sum(len(buffer) for buffer in buffers) <= PIECE_BYTES:
-        yield b"".join(buffers)
-        return
-    for buffer in buffers:
-        view = memoryview(buffer)
-        for start in range(0, len(view), PIECE_BYTES):
-            yield view[start : start + PIECE_BYTES]
-
-
 class _Body(Payload):
     """A request's body, sent without joining its buffers."""
 
@@ -94,7 +83,7 @@ class _Body(Payload):
         return b"".join(self._value).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        for piece in _pieces(self._value):
+        for piece in pieces(self._value):
             await writer.write(piece)
 
 
@@ -233,6 +222,7 @@ class HttpTransport:
         self._stop_ms = stop_ms
         self._listening: asyncio.Server | None = None
         self._server: _Server | None = None
+        self._fronts: Fronts | None = None
         self._session: aiohttp.ClientSession | None = None
         self._pins: dict[bytes, aiohttp.Fingerprint] = {}
         self._handler: Handler | None = None
@@ -357,10 +347,18 @@ class HttpTransport:
             max_field_size=PEER_HEADER_BYTES_MAX // 2,
             read_bufsize=PIECE_BYTES,
         )
+        self._fronts = Fronts(
+            self._server,
+            self._answer_plain,
+            idle_ms=self._idle_ms,
+            progress_ms=self._progress_ms,
+            taken=self._server.busy,
+            given_up=self._server.quiet,
+        )
         secure = None if self._certificate is None else server_context(self._certificate)
         try:
             self._listening = await loop.create_server(
-                self._server,
+                self._fronts,
                 self._host.strip("[]"),
                 self._port,
                 ssl=secure,
@@ -371,6 +369,18 @@ class HttpTransport:
                 f"{self._host}:{self._port} cannot be listened on: {fault.strerror}",
                 hint="another program may use that port",
             ) from None
+
+    async def _answer_plain(self, request: Plain) -> Sequence[Buffer]:
+        assert self._handler is not None
+
+        async def read() -> memoryview:
+            return memoryview(request.body)
+
+        answer = await self._handler(
+            Arrival("POST", request.path, request.headers, len(request.body), read)
+        )
+        size = sum(len(buffer) for buffer in answer.body)
+        return [plain.head_of(answer.status, answer.headers, size), *answer.body]
 
     async def _serve_one(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._server is not None
@@ -405,7 +415,7 @@ class HttpTransport:
         response.content_length = sum(len(buffer) for buffer in answer.body)
         await response.prepare(request)
         try:
-            for piece in () if request.method == hdrs.METH_HEAD else _pieces(answer.body):
+            for piece in () if request.method == hdrs.METH_HEAD else pieces(answer.body):
                 async with _progress(self._progress_ms):
                     await response.write(piece)
             await response.write_eof()
@@ -420,6 +430,9 @@ class HttpTransport:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        if self._fronts is not None:
+            await self._fronts.ended(self._stop_ms / 1000)
+            self._fronts = None
         if self._server is not None:
             self._server.stop_sweep()
             # Without this, connections that only wait for a request are waited for as well.

@@ -25,14 +25,16 @@ from xsc.base.limits import GIB, MIB, PPM
 from xsc.base.units import format_credits, format_size
 from xsc.compute.cache import CodeCache
 from xsc.compute.pool import PoolSandbox
+from xsc.net.front import Fronts
 from xsc.net.http import HttpTransport
 from xsc.net.invitation import SCHEME, from_string
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
-from xsc.node.http import Reports, Running, application
+from xsc.node.http import KEEP_ALIVE_MS, Reports, Running, application, plain_answers
 from xsc.node.logging import JsonLog
 from xsc.node.recovery import Recovered, recover
+from xsc.node.routes.jobs import PATH, plain_handlers
 from xsc.node.routes.table import all_routes
 from xsc.node.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor, keep_freed_memory
@@ -138,6 +140,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     await node.start()
     token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
     running = Running()
+    fronts: Fronts | None = None
+    listening: asyncio.Server | None = None
     runner = web.AppRunner(
         application(all_routes(node, home.path), token, log, running),
         access_log=None,
@@ -147,15 +151,21 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     try:
         await runner.setup()
         host, port = _split(config.api_listen)
-        site = web.TCPSite(runner, host, port)
+        assert runner.server is not None
+        fronts = Fronts(
+            runner.server,
+            plain_answers(plain_handlers(node), token, log, running),
+            idle_ms=KEEP_ALIVE_MS,
+            paths=[PATH],
+        )
         try:
-            await site.start()
+            listening = await loop.create_server(fronts, host, port, reuse_address=True)
         except OSError as fault:
             raise ConfigInvalid(
                 f"the API cannot listen on {config.api_listen}: {fault.strerror}",
                 hint="set api_listen to a free port, or to port 0",
             ) from None
-        api_url = f"http://{host}:{runner.addresses[0][1]}"
+        api_url = f"http://{host}:{listening.sockets[0].getsockname()[1]}"
         peer_url = node.peer_url
         node.api_url = api_url
         homes.remember_port(home.path, peer_url)
@@ -171,10 +181,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
             raise node.failed.result()
     finally:
         homes.unpublish(home.path)
-        for listening in list(runner.sites):
-            await listening.stop()
+        if listening is not None:
+            listening.close()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await running.ended(SHUTDOWN_TIMEOUT_S)
+        if fronts is not None:
+            await fronts.ended(CANCEL_TIMEOUT_S)
         await runner.cleanup()
         await node.stop()
 

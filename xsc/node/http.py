@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -30,11 +30,20 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import MIB
 from xsc.base.log import Log
+from xsc.net import plain
+from xsc.net.front import Answer
+from xsc.net.plain import Plain
+from xsc.net.port import Buffer
 
 JSON_BYTES_MAX = 1 * MIB
 """Bound of a JSON request; streams and modules have their own."""
 
+KEEP_ALIVE_MS = 75_000
+"""How long a connection may be idle."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PlainHandler = Callable[[bytes], Awaitable[dict[str, object]]]
+"""Answers the body of a request with a document."""
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -124,11 +133,11 @@ def parse(raw: bytes, kind: type[B]) -> B:
 def reply(value: BaseModel | dict[str, object], *, status: int = 200) -> web.Response:
     """Return a JSON response."""
     document = value.model_dump() if isinstance(value, BaseModel) else value
-    return web.Response(
-        text=json.dumps(document, ensure_ascii=False) + "\n",
-        status=status,
-        content_type="application/json",
-    )
+    return web.Response(text=_text(document), status=status, content_type="application/json")
+
+
+def _text(document: dict[str, object]) -> str:
+    return json.dumps(document, ensure_ascii=False) + "\n"
 
 
 async def _alive(_: web.Request) -> web.Response:
@@ -136,11 +145,56 @@ async def _alive(_: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
+def _check_token(given: str, expected: bytes) -> None:
+    # Bytes that are no text are compared as they came.
+    if not hmac.compare_digest(given.encode(errors="surrogateescape"), expected):
+        raise Unauthorized(
+            "the API needs the token of the node's home",
+            hint="it is in api.token; send it as `Authorization: Bearer …`",
+        )
+
+
+def _expected(token: str) -> bytes:
+    return f"Bearer {token}".encode()
+
+
+def _note(error: XscError, path: str, log: Log) -> None:
+    if error.exit_code == 1:
+        log.error("request_failed", path=path, fault=error.message)
+
+
+def plain_answers(
+    handlers: Mapping[str, PlainHandler], token: str, log: Log, running: Running
+) -> Answer:
+    """Return what answers plain requests of these paths, as the application would."""
+    expected = _expected(token)
+
+    def packed(status: int, kind: str, document: dict[str, object]) -> Sequence[Buffer]:
+        body = _text(document).encode()
+        headers = {"content-type": f"{kind}; charset=utf-8"}
+        return [plain.head_of(status, headers, len(body)), body]
+
+    async def answer(request: Plain) -> Sequence[Buffer]:
+        with running.one():
+            try:
+                _check_token(request.headers.get("authorization", ""), expected)
+                document = await handlers[request.path](request.body)
+                return packed(200, "application/json", document)
+            except XscError as error:
+                _note(error, request.path, log)
+                return packed(error.http_status, CONTENT_TYPE, problem(error))
+            except Exception:  # noqa: BLE001 - as the application's guard
+                log.error("request_bug", path=request.path, trace=traceback.format_exc())
+                return packed(500, CONTENT_TYPE, bug())
+
+    return answer
+
+
 def application(
     routes: list[web.RouteDef], token: str, log: Log, running: Running
 ) -> web.Application:
     """Return the API's application; `running` counts its requests."""
-    expected = f"Bearer {token}".encode()
+    expected = _expected(token)
 
     @web.middleware
     async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -151,17 +205,10 @@ def application(
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.path != "/health":
-                # Bytes that are no text are compared as they came.
-                given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-                if not hmac.compare_digest(given, expected):
-                    raise Unauthorized(
-                        "the API needs the token of the node's home",
-                        hint="it is in api.token; send it as `Authorization: Bearer …`",
-                    )
+                _check_token(request.headers.get("Authorization", ""), expected)
             return await handler(request)
         except XscError as error:
-            if error.exit_code == 1:
-                log.error("request_failed", path=request.path, fault=error.message)
+            _note(error, request.path, log)
             return problem_response(error)
         except web.HTTPException as fault:
             if fault.status in (404, 405):

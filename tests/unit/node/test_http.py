@@ -10,7 +10,10 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from xsc.node.http import Reports, Running, application
+from xsc.api.problems import bug
+from xsc.base.errors import TooLarge
+from xsc.net.plain import Plain
+from xsc.node.http import Reports, Running, application, plain_answers
 
 TOKEN = "a" * 52
 
@@ -115,3 +118,48 @@ async def test_running_requests_are_waited_for_but_not_for_ever():
         done, _ = await asyncio.wait([waiting], timeout=0)
         assert not done
     await asyncio.wait_for(waiting, 5)
+
+
+async def plainly(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str, object]]:
+    """Return what a plain request is answered, by a handler of one path."""
+    answer = plain_answers({"/v1/body": handler}, TOKEN, api.log, api.running)
+    asked = Plain("/v1/body", {"authorization": f"Bearer {token}"}, b"asked")
+    head, body = await answer(asked)
+    return int(head.split(b" ")[1]), json.loads(bytes(body))
+
+
+async def test_a_plain_request_is_answered_and_counted(api):
+    async def handler(raw: bytes) -> dict[str, object]:
+        ending = asyncio.create_task(api.running.ended(10))
+        done, _ = await asyncio.wait([ending], timeout=0)
+        assert not done
+        return {"raw": raw.decode(), "text": "ä"}
+
+    assert await plainly(api, handler) == (200, {"raw": "asked", "text": "ä"})
+    await api.running.ended(10)
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "a" * 51, "a" * 53])
+async def test_a_plain_request_needs_the_token_like_any_other(api, token):
+    async def handler(raw: bytes) -> dict[str, object]:
+        raise AssertionError(raw)
+
+    status, told = await plainly(api, handler, token)
+    other = await api.raw(request(token=token.encode()))
+    assert status == 401
+    assert told == json.loads(other.partition(b"\r\n\r\n")[2])
+
+
+async def test_faults_of_plain_requests_are_told_and_noted_like_any_other(api):
+    async def refuses(raw: bytes) -> dict[str, object]:
+        raise TooLarge("too much", hint="less")
+
+    async def slips(raw: bytes) -> dict[str, object]:
+        raise KeyError("slip")
+
+    status, told = await plainly(api, refuses)
+    assert (status, told["code"], told["hint"]) == (TooLarge.http_status, "too_large", "less")
+    assert not api.log.events
+    status, told = await plainly(api, slips)
+    assert (status, told) == (500, bug())
+    assert [event for event, _ in api.log.events] == ["request_bug"]

@@ -6,6 +6,8 @@ the module, and for a run its standard input; for a batch the lines of arguments
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 from xsc.api.schema import JobRequest
@@ -14,8 +16,16 @@ from xsc.base.limits import INPUT_BYTES_MAX
 from xsc.compute.quorum import read_quorum
 from xsc.node.batch import read_lines
 from xsc.node.build import Node
-from xsc.node.http import JSON_BYTES_MAX, parse, reply
+from xsc.node.http import JSON_BYTES_MAX, PlainHandler, parse, reply
 from xsc.node.results import batch_document, invoke_document, run_document
+
+
+def _short(what: str) -> ArgumentInvalid:
+    return ArgumentInvalid(f"the request ends within {what}")
+
+
+def _long() -> ArgumentInvalid:
+    return ArgumentInvalid("the request goes on after its end")
 
 
 async def _exactly(request: web.Request, size: int, what: str) -> bytes:
@@ -24,14 +34,44 @@ async def _exactly(request: web.Request, size: int, what: str) -> bytes:
     while left:
         chunk = await request.content.read(left)
         if not chunk:
-            raise ArgumentInvalid(f"the request ends within {what}")
+            raise _short(what)
         parts.append(chunk)
         left -= len(chunk)
     return b"".join(parts)
 
 
-def routes(node: Node) -> list[web.RouteDef]:
-    """Return the compute endpoint of a node."""
+PATH = "/v1/jobs"
+_LENGTH_BYTES = 4
+
+
+def _check_head(size: int) -> None:
+    if size > JSON_BYTES_MAX:
+        raise TooLarge(f"the JSON of a job is bounded to {JSON_BYTES_MAX} bytes")
+
+
+def _split(raw: bytes) -> tuple[JobRequest, bytes, bytes]:
+    """Return the request, the module and the standard input of a whole body."""
+    view = memoryview(raw)
+
+    def take(size: int, what: str) -> memoryview:
+        nonlocal view
+        if len(view) < size:
+            raise _short(what)
+        taken, view = view[:size], view[size:]
+        return taken
+
+    size = int.from_bytes(take(_LENGTH_BYTES, "its length"), "big")
+    _check_head(size)
+    asked = parse(bytes(take(size, "its JSON")), JobRequest)
+    module = bytes(take(asked.module_bytes, "the module"))
+    stdin = bytes(take(asked.stdin_bytes, "the standard input"))
+    if view:
+        raise _long()
+    return asked, module, stdin
+
+
+def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str, object]]]:
+    """Return what carries a job out: request, module and standard input to its document."""
 
     async def inputs_of(asked: JobRequest) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
@@ -44,15 +84,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             files[name] = b"".join([chunk async for chunk in reader.stream()])
         return files
 
-    async def job(request: web.Request) -> web.Response:
-        head_bytes = int.from_bytes(await _exactly(request, 4, "its length"), "big")
-        if head_bytes > JSON_BYTES_MAX:
-            raise TooLarge(f"the JSON of a job is bounded to {JSON_BYTES_MAX} bytes")
-        asked = parse(await _exactly(request, head_bytes, "its JSON"), JobRequest)
-        module = await _exactly(request, asked.module_bytes, "the module")
-        stdin = await _exactly(request, asked.stdin_bytes, "the standard input")
-        if await request.content.read(1):
-            raise ArgumentInvalid("the request goes on after its end")
+    async def job(asked: JobRequest, module: bytes, stdin: bytes) -> dict[str, object]:
         limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
         on = None if asked.on is None else node.find(asked.on)
         quorum = None if asked.verify is None else read_quorum(asked.verify)
@@ -66,7 +98,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 local=asked.local,
                 quorum=quorum,
             )
-            return reply(invoke_document(done))
+            return invoke_document(done)
         if asked.mode == "batch":
             if quorum is not None:
                 raise ArgumentInvalid("a batch is run by one provider")
@@ -79,7 +111,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 on=on,
                 local=asked.local,
             )
-            return reply(batch_document(batch))
+            return batch_document(batch)
         ran = await node.compute.run(
             module,
             asked.arguments,
@@ -91,6 +123,33 @@ def routes(node: Node) -> list[web.RouteDef]:
             local=asked.local,
             quorum=quorum,
         )
-        return reply(run_document(ran))
+        return run_document(ran)
 
-    return [web.post("/v1/jobs", job)]
+    return job
+
+
+def plain_handlers(node: Node) -> dict[str, PlainHandler]:
+    """Return what answers jobs that came in a plain request."""
+    job = jobs(node)
+
+    async def handle(raw: bytes) -> dict[str, object]:
+        return await job(*_split(raw))
+
+    return {PATH: handle}
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the compute endpoint of a node."""
+    job = jobs(node)
+
+    async def handle(request: web.Request) -> web.Response:
+        size = int.from_bytes(await _exactly(request, _LENGTH_BYTES, "its length"), "big")
+        _check_head(size)
+        asked = parse(await _exactly(request, size, "its JSON"), JobRequest)
+        module = await _exactly(request, asked.module_bytes, "the module")
+        stdin = await _exactly(request, asked.stdin_bytes, "the standard input")
+        if await request.content.read(1):
+            raise _long()
+        return reply(await job(asked, module, stdin))
+
+    return [web.post(PATH, handle)]

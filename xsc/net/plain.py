@@ -1,0 +1,121 @@
+"""Small requests in their plainest form, read and answered without a general HTTP parser.
+
+A call of a small function takes less than a general HTTP server takes for its
+request. What a client of ours sends has one form: a POST of HTTP/1.1 with a
+length, whole in one or two segments. That form is read here, strictly; whatever
+differs from it in anything (another method, a field given twice, a chunked or
+larger body, a request right behind another) is not judged here but left to the
+general parser, whose word then stands. Nothing is accepted here that it refuses.
+
+`xsc.net.front` reads connections by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from xsc.base.limits import KIB, PLAIN_BYTES_MAX, PLAIN_HEAD_BYTES_MAX
+from xsc.net.port import Buffer
+
+PIECE_BYTES = 256 * KIB
+"""Written at once: the event loop copies what the socket does not take."""
+_END = b"\r\n\r\n"
+_METHOD = b"POST "
+_FIELDS = re.compile(r"(?:[A-Za-z0-9-]{1,64}:[ \t]?[\x20-\x7e]*(?:\r\n|\Z)){1,32}")
+_LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
+_NOT_PLAIN = frozenset(
+    {"connection", "content-encoding", "expect", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""Fields that change how a request is read or its connection goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A whole request. Names of fields are lower case."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def may_begin(data: bytes) -> bool:
+    """Say whether a plain request may begin with these bytes, as far as they go."""
+    return data[: len(_METHOD)] == _METHOD[: len(data)]
+
+
+def _head(raw: bytes) -> tuple[str, dict[str, str]] | None:
+    """Return path and fields of a head, or None where it is not plain."""
+    try:
+        line, _, rest = raw.decode("ascii").partition("\r\n")
+    except UnicodeDecodeError:
+        return None
+    parts = line.split(" ")
+    if (
+        len(parts) != 3
+        or not parts[1].startswith("/")
+        or parts[2] != "HTTP/1.1"
+        or not _FIELDS.fullmatch(rest)
+    ):
+        return None
+    headers: dict[str, str] = {}
+    for field in rest.split("\r\n"):
+        name, _, value = field.partition(":")
+        name = name.lower()
+        if name in headers or name in _NOT_PLAIN:
+            return None
+        headers[name] = value.strip(" \t")
+    return parts[1], headers
+
+
+def read(data: bytes, paths: Collection[str] | None) -> Plain | int | None:
+    """Return the request that the bytes are.
+
+    Args:
+        data: all that a connection has brought since its last request.
+        paths: which are answered in the plain form; None for all.
+
+    Returns:
+        The request; or how many bytes it has at least, more than there are; or None
+        where the general parser must read it.
+    """
+    if not may_begin(data):
+        return None
+    end = data.find(_END, 0, PLAIN_HEAD_BYTES_MAX)
+    if end < 0:
+        return len(data) + 1 if len(data) < PLAIN_HEAD_BYTES_MAX else None
+    found = _head(data[:end])
+    if found is None:
+        return None
+    path, headers = found
+    length = headers.get("content-length", "")
+    if "host" not in headers or not _LENGTH.fullmatch(length):
+        return None
+    if paths is not None and path not in paths:
+        return None
+    start = end + len(_END)
+    whole = start + int(length)
+    if whole > PLAIN_BYTES_MAX or len(data) > whole:
+        return None
+    return whole if len(data) < whole else Plain(path, headers, data[start:])
+
+
+def head_of(status: int, headers: Mapping[str, str], size_bytes: int) -> bytes:
+    """Return the head of an answer; its fields must be of this node's making."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    reason = "OK" if status == 200 else "Refused"
+    return (
+        f"HTTP/1.1 {status} {reason}\r\n{fields}content-length: {size_bytes}\r\nserver: xsc\r\n\r\n"
+    ).encode("ascii")
+
+
+def pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Yield the buffers in pieces of PIECE_BYTES at most; small bodies as one."""
+    if sum(len(buffer) for buffer in buffers) <= PIECE_BYTES:
+        yield b"".join(buffers)
+        return
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
