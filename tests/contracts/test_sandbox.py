@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ from xsc.base.limits import FUEL_MAX, MIB
 from xsc.base.log import SilentLog
 from xsc.compute.local import LocalSandbox
 from xsc.compute.pool import PoolSandbox
+from xsc.compute.sandbox import CLOCK_START_MS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -197,6 +199,26 @@ async def test_memory_is_given_up_to_the_limit_and_not_a_page_more(sandbox):
 async def test_nothing_of_a_job_is_left_for_the_next(sandbox):
     results = [await sandbox.run(job("start_counts", "next")) for _ in range(4)]
     assert {result.results for result in results} == {(i32(42),)}
+
+
+async def test_what_is_granted_is_real_and_nothing_else_is(sandbox):
+    """Time and chance of the machine are seen where the job says so, each by itself."""
+
+    async def seen(*grants):
+        result = await sandbox.run(command("chance", grants=grants, fuel=100_000_000))
+        second, slept, chance = result.stdout.split()
+        assert int(slept) >= 3600
+        return int(second), chance
+
+    plain = [await seen() for _ in range(2)]
+    clocks = [await seen("clock") for _ in range(2)]
+    draws = [await seen("random") for _ in range(2)]
+    both = await seen("clock", "random")
+    assert plain[0] == plain[1] == (CLOCK_START_MS // 1000, plain[0][1])
+    assert [chance for _, chance in clocks] == [plain[0][1]] * 2
+    assert all(abs(second - time.time()) < 3600 for second, _ in [*clocks, both])
+    assert [second for second, _ in draws] == [plain[0][0]] * 2
+    assert len({plain[0][1], draws[0][1], draws[1][1], both[1]}) == 4
 
 
 async def test_seed_and_clock_are_all_that_chance_and_time_follow_from(sandbox):

@@ -152,6 +152,8 @@ class JobRequest(Body):
     """Of a batch: most fuel of one call."""
     verify: str | None = Field(default=None, max_length=16)
     """How many of how many providers must agree: "2of3"."""
+    grants: list[Literal["clock", "random"]] = Field(default_factory=list, max_length=2)
+    """What the program may see of the provider's world."""
 
 
 class Trap(Body):

@@ -13,6 +13,7 @@ import sys
 from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,6 +40,13 @@ from xsc.client.files import check_target, place_in, write_whole
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
+GRANT = click.option(
+    "--grant",
+    "grants",
+    type=click.Choice(("clock", "random")),
+    multiple=True,
+    help="Let it see the real time, or real chance; nobody can verify it then.",
+)
 VERIFY = click.option(
     "--verify",
     "quorum",
@@ -67,6 +75,7 @@ def compute() -> None:
     help="Call it for each line of arguments in FILE, or of -.",
 )
 @click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
+@GRANT
 @VERIFY
 @job_options
 @click.pass_context
@@ -85,6 +94,7 @@ def invoke(
     receipt: Path | None,
     local: bool,
     quorum: str | None,
+    grants: tuple[Any, ...],
 ) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
@@ -107,10 +117,19 @@ def invoke(
         if _runs_here(settings, on=on, local=local):
             from xsc.node.local import batch_local
 
-            many: Document = batch_local(code, function, lines, limits, item_fuel)
+            many: Document = batch_local(
+                code, function, lines, limits, item_fuel=item_fuel, grants=grants
+            )
         else:
             many = settings.calls().batch(
-                code, function, lines, limits, item_fuel=item_fuel, on=on, local=local
+                code,
+                function,
+                lines,
+                limits,
+                item_fuel=item_fuel,
+                on=on,
+                local=local,
+                grants=grants,
             )
         return _show_batch(settings, many, receipt)
     if item_fuel is not None:
@@ -118,10 +137,10 @@ def invoke(
     if _runs_here(settings, on=on, local=local, quorum=quorum):
         from xsc.node.local import invoke_local
 
-        done: Document = invoke_local(code, function, arguments, limits)
+        done: Document = invoke_local(code, function, arguments, limits, grants)
     else:
         done = settings.calls().invoke(
-            code, function, arguments, limits, on=on, local=local, verify=quorum
+            code, function, arguments, limits, on=on, local=local, grants=grants, verify=quorum
         )
     _save_receipt(done, receipt)
     if settings.json:
@@ -147,6 +166,7 @@ def invoke(
     help="Let it read a stored object as a file of that name.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
+@GRANT
 @VERIFY
 @job_options
 @pass_settings
@@ -166,6 +186,7 @@ def run(
     receipt: Path | None,
     local: bool,
     quorum: str | None,
+    grants: tuple[Any, ...],
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
@@ -184,10 +205,17 @@ def run(
     if _runs_here(settings, on=on, local=local, quorum=quorum, inputs=bool(inputs)):
         from xsc.node.local import run_local
 
-        done: Document = run_local(code, program, limits)
+        done: Document = run_local(code, program, limits, grants)
     else:
         done = settings.calls().run(
-            code, program, limits, on=on, local=local, out=out is not None, verify=quorum
+            code,
+            program,
+            limits,
+            on=on,
+            local=local,
+            out=out is not None,
+            grants=grants,
+            verify=quorum,
         )
     _save_receipt(done, receipt)
     if out is not None:

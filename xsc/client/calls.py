@@ -266,6 +266,7 @@ class Calls:
         *,
         on: str | None = None,
         local: bool = False,
+        grants: Sequence[str] = (),
         verify: str | None = None,
     ) -> Document:
         """Call one export of a module; a trap is part of the answer.
@@ -279,6 +280,7 @@ class Calls:
             "arguments": list(arguments),
             "on": on,
             "local": local,
+            "grants": list(grants),
             "verify": verify,
         }
         return self._job(order, module, b"", limits)
@@ -293,6 +295,7 @@ class Calls:
         item_fuel: int | None = None,
         on: str | None = None,
         local: bool = False,
+        grants: Sequence[str] = (),
     ) -> Document:
         """Call one export for each line of arguments, under one order and receipt."""
         order: Document = {
@@ -301,6 +304,7 @@ class Calls:
             "item_fuel": item_fuel,
             "on": on,
             "local": local,
+            "grants": list(grants),
         }
         return self._job(order, module, lines, limits)
 
@@ -312,6 +316,7 @@ class Calls:
         *,
         on: str | None = None,
         local: bool = False,
+        grants: Sequence[str] = (),
         out: bool = False,
         verify: str | None = None,
     ) -> Document:
@@ -323,6 +328,7 @@ class Calls:
             "inputs": dict(program.inputs),
             "on": on,
             "local": local,
+            "grants": list(grants),
             "out": out,
             "verify": verify,
         }

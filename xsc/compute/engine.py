@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import threading
 import time
@@ -109,6 +110,7 @@ _KINDS = {
 }
 _VALUE_TYPES = {"i32": wasmtime.ValType.i32, "i64": wasmtime.ValType.i64}
 _IDLE_S = 3600.0
+_SEED_BYTES = 32
 
 
 class Watchdog:
@@ -486,6 +488,7 @@ class Machine:
             declared = memory.pages_min * PAGE_BYTES
             return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
 
+        wall = "clock" in job.grants
         store = wasmtime.Store(self._engine)
         try:
             store.set_limits(
@@ -505,8 +508,9 @@ class Machine:
                 stdin=job.stdin,
                 files=dict(job.files),
                 output_bytes=job.limits.output_bytes,
-                seed=job.seed,
-                clock_ms=job.clock_ms,
+                seed=os.urandom(_SEED_BYTES) if "random" in job.grants else job.seed,
+                clock_ms=time.time_ns() // 1_000_000 if wall else job.clock_ms,
+                wall_ns=time.monotonic_ns if wall else None,
             )
             compiled.world.enter(host, state)
             run = _Run(store, compiled, state, job)

@@ -24,6 +24,7 @@ from xsc.base.limits import (
 )
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Bits, Job, JobResult, Mode
+from xsc.terms.execution import Grant
 
 PREFIX_BYTES = 4
 _FILE_PATH_CHARS_MAX = 8192
@@ -95,6 +96,7 @@ def job_message(job: Job) -> dict[str, Value]:
         "limits": [limits.fuel, limits.memory_bytes, limits.timeout_ms, limits.output_bytes],
         "seed": job.seed,
         "clock": job.clock_ms,
+        "grants": list(job.grants),
     }
 
 
@@ -120,6 +122,7 @@ def job_of(message: dict[str, Value]) -> Job:
         limits=Limits(fuel, memory_bytes, timeout_ms, output_bytes),
         seed=cast("bytes", fields["seed"]),
         clock_ms=cast("int", fields["clock"]),
+        grants=tuple(cast("list[Grant]", fields["grants"])),
     )
 
 

@@ -90,9 +90,14 @@ def contradict(first: Outcome, second: Outcome) -> bool:
 
 
 def same_content(first: Order, second: Order) -> bool:
-    """Say whether two orders ask for the same run: of other providers, under other leases."""
+    """Say whether two orders ask for the same run, of other providers and under other leases.
+
+    A run that is granted the real time or chance is no other's same.
+    """
+    if first.provider == second.provider or first.grants:
+        return False
     parties = {"provider": first.provider, "lease_id": first.lease_id}
-    return first.provider != second.provider and first == second.model_copy(update=parties)
+    return first == second.model_copy(update=parties)
 
 
 def decide(told: Mapping[bytes, Outcome], need: int) -> Tally:

@@ -61,6 +61,7 @@ def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> J
         limits=Limits(order.fuel_max, order.memory_bytes_max, order.timeout_ms, output_bytes),
         seed=seed_of(order),
         clock_ms=order.created_ms,
+        grants=order.grants,
         customer=order.customer,
     )
 

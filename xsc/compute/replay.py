@@ -41,8 +41,10 @@ class Judgement:
 AGREES = Judgement("agrees")
 
 
-def why_not(told: Outcome, engine: str, engine_config: bytes) -> str | None:
+def why_not(order: Order, told: Outcome, engine: str, engine_config: bytes) -> str | None:
     """Return why a second run on that engine could say nothing, or None."""
+    if order.grants:
+        return f"the program saw what no second run sees again: {' and '.join(order.grants)}"
     if told.engine != engine:
         return f"it was run by {told.engine[:60]}, and this is {engine}"
     if told.engine_config != engine_config:

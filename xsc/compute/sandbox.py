@@ -29,6 +29,7 @@ from xsc.base.errors import (
     from_code,
 )
 from xsc.compute.limits import Limits
+from xsc.terms.execution import Grant
 
 Mode = Literal["invoke", "run", "batch"]
 Bits = tuple[str, bytes]
@@ -86,6 +87,8 @@ class Job:
     """What the program's random bytes follow from."""
     clock_ms: int = CLOCK_START_MS
     """Where the program's virtual clock starts."""
+    grants: tuple[Grant, ...] = ()
+    """What it sees of this machine, instead of what follows from seed and clock."""
     customer: bytes = b""
     """Who asked: the queue is bounded for each customer as well."""
 

@@ -74,7 +74,7 @@ from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.values import format_bits, format_number, parse_arguments
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.terms.execution import ExecutionReceipt, Number, Order
+from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order
 from xsc.terms.pricing import fuel_steps
 
 _NONCE_BYTES = 16
@@ -161,6 +161,7 @@ class _Task:
     limits: Limits
     row: tuple[str, ...] = ()
     """The result types of each call of a batch."""
+    grants: tuple[Grant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,7 @@ class ComputeService:
         *,
         on: bytes | None = None,
         local: bool = False,
+        grants: Sequence[Grant] = (),
         quorum: Quorum | None = None,
     ) -> Execution:
         """Call an exported function with numbers.
@@ -275,6 +277,7 @@ class ComputeService:
             limits: what the run may use, and hence cost.
             on: the provider; None lets the market choose.
             local: run it here, ask nobody and pay nothing.
+            grants: what the program may see of the provider's world; nobody can verify it then.
             quorum: have several providers run it, and believe and pay those that agree.
 
         Raises:
@@ -289,7 +292,7 @@ class ComputeService:
         task = _Task(
             module, digest, "invoke", function, numbers, signature.results, RunInput(), limits
         )
-        done = await self._execute(task, on=on, local=local, quorum=quorum)
+        done = await self._execute(_granting(task, grants), on=on, local=local, quorum=quorum)
         outcome = done.receipt.record.outcome
         return Execution(
             results=[format_number(number) for number in outcome.results],
@@ -316,13 +319,14 @@ class ComputeService:
         item_fuel: int | None = None,
         on: bytes | None = None,
         local: bool = False,
+        grants: Sequence[Grant] = (),
     ) -> BatchExecution:
         """Call an exported function for each of many sets of arguments, under one order.
 
         Every call has an instance of its own; one that traps does not stop the others.
 
         Args:
-            module, function, on, local: as for `invoke`.
+            module, function, on, local, grants: as for `invoke`.
             calls: the arguments of each.
             limits: fuel and time are those of all calls together, memory that of each.
             item_fuel: most fuel of one call; all of the fuel where None.
@@ -341,7 +345,7 @@ class ComputeService:
         table = await self._executor.run(batches.table_of, calls, function, signature)
         given = RunInput(args=shape.texts(), stdin=table)
         task = _Task(module, digest, "batch", function, (), (), given, limits, signature.results)
-        done = await self._execute(task, on=on, local=local)
+        done = await self._execute(_granting(task, grants), on=on, local=local)
         outcome = done.receipt.record.outcome
         items = [] if outcome.trap else await self._executor.run(_items, task, done)
         return BatchExecution(
@@ -366,6 +370,7 @@ class ComputeService:
         *,
         on: bytes | None = None,
         local: bool = False,
+        grants: Sequence[Grant] = (),
         quorum: Quorum | None = None,
     ) -> RunExecution:
         """Run a WASI command. Input files are found at /in/NAME; errors as for `invoke`.
@@ -380,7 +385,7 @@ class ComputeService:
         program, digest = await self._inspect(module)
         program.signature("_start")
         task = _Task(module, digest, "run", "_start", (), (), given, limits)
-        done = await self._execute(task, on=on, local=local, quorum=quorum)
+        done = await self._execute(_granting(task, grants), on=on, local=local, quorum=quorum)
         outcome = done.receipt.record.outcome
         return RunExecution(
             exit_code=outcome.exit_code,
@@ -415,6 +420,8 @@ class ComputeService:
         if quorum is not None:
             if local or on is not None:
                 raise ArgumentInvalid("several providers cannot be one that is named")
+            if task.grants:
+                raise ArgumentInvalid("what is granted the real time or chance cannot be verified")
             return await self._verify(task, quorum)
         own = self._key.node_id
         if local or on == own:
@@ -477,6 +484,8 @@ class ComputeService:
             timeout_ms=task.limits.timeout_ms,
             created_ms=self._clock.now_ms(),
         )
+        if task.grants:
+            order = order.model_copy(update={"grants": task.grants})
         return sign(order, self._key, self._network)
 
     async def _run_here(self, task: _Task) -> _Delivered:
@@ -701,6 +710,10 @@ class ComputeService:
             del self._orders[slot]
         if len(self._orders) >= ORDERS_REMEMBERED_MAX:
             raise RateLimited("too many orders within the request window")
+
+
+def _granting(task: _Task, grants: Sequence[Grant]) -> _Task:
+    return replace(task, grants=tuple(sorted(set(grants)))) if grants else task
 
 
 def _sha256(data: bytes) -> bytes:

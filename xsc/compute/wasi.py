@@ -2,7 +2,8 @@
 
 Nothing here reaches the machine: arguments, environment, input and files are
 given, the clock is virtual, random bytes follow from a seed, and a sleep only
-moves the clock. So a run is a function of its job, and a second run gives the
+moves the clock. (Where the order grants it, the clock is the machine's, and a
+sleep moves it all the same.) So a run is a function of its job, and a second run gives the
 same bytes.
 
 Every call costs fuel: HOST_CALL_FUEL, one unit for each byte moved, and one for
@@ -188,13 +189,16 @@ class Wasi:
         output_bytes: int,
         seed: bytes = b"",
         clock_ms: int,
+        wall_ns: Callable[[], int] | None = None,
     ) -> None:
         self._host = host
         self._args = _packed(["program", *args])
         self._environment = _packed([f"{name}={value}" for name, value in environment])
         self._quota = Quota(output_bytes, output_bytes)
         self._start_ns = clock_ms * 1_000_000
-        self.elapsed_ns = 0
+        self._virtual_ns = 0
+        self._wall_ns = wall_ns
+        self._wall_start_ns = 0 if wall_ns is None else wall_ns()
         self._tree = Tree(files or {}, self._quota, self._start_ns)
         self._seed = seed
         self._draws = 0
@@ -221,7 +225,7 @@ class Wasi:
             Ended: the run is over.
         """
         self._charge(HOST_CALL_FUEL)
-        self.elapsed_ns += _TICK_NS
+        self._virtual_ns += _TICK_NS
         # Wasmtime hands signed integers over; preview 1 has none but seek's offset.
         plain = [
             value % 2**32 if letter == "i" else value % 2**64
@@ -244,6 +248,13 @@ class Wasi:
         if not self._host.spend(fuel):
             self.trap = "fuel_exhausted"
             raise Ended
+
+    @property
+    def elapsed_ns(self) -> int:
+        """How long the program has run by its own clock: virtual, or real where that is granted."""
+        if self._wall_ns is None:
+            return self._virtual_ns
+        return self._virtual_ns + self._wall_ns() - self._wall_start_ns
 
     @property
     def _now_ns(self) -> int:
@@ -377,7 +388,7 @@ class Wasi:
             ready.append(struct.pack("<QHB5xQ8x", userdata, errno, tag, 0 if errno else 1))
         wait = 0 if ready else min(after for after, _ in alarms)
         self._charge(wait // 1_000_000)
-        self.elapsed_ns += wait
+        self._virtual_ns += wait
         ready += [event for after, event in alarms if after <= wait]
         self._write(events, b"".join(ready))
         self._pack(out, "I", len(ready))

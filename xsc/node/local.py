@@ -25,6 +25,7 @@ from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
 from xsc.node.batch import read_lines
 from xsc.node.results import batch_document, invoke_document, run_document
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
+from xsc.terms.execution import Grant
 
 T = TypeVar("T")
 
@@ -156,7 +157,11 @@ def _alone(work: Callable[[ComputeService], Awaitable[T]]) -> T:
 
 
 def invoke_local(
-    module: bytes, function: str, arguments: Sequence[str], limits: Asked
+    module: bytes,
+    function: str,
+    arguments: Sequence[str],
+    limits: Asked,
+    grants: Sequence[Grant] = (),
 ) -> dict[str, object]:
     """Call an exported function here; return the document of `POST /v1/jobs`.
 
@@ -165,11 +170,17 @@ def invoke_local(
     """
     asked = limits_from(limits)
     return invoke_document(
-        _alone(lambda service: service.invoke(module, function, arguments, asked, local=True))
+        _alone(
+            lambda service: service.invoke(
+                module, function, arguments, asked, local=True, grants=grants
+            )
+        )
     )
 
 
-def run_local(module: bytes, command: Command, limits: Asked) -> dict[str, object]:
+def run_local(
+    module: bytes, command: Command, limits: Asked, grants: Sequence[Grant] = ()
+) -> dict[str, object]:
     """Run a WASI command here; return the document of `POST /v1/jobs`.
 
     Raises:
@@ -179,14 +190,27 @@ def run_local(module: bytes, command: Command, limits: Asked) -> dict[str, objec
     return run_document(
         _alone(
             lambda service: service.run(
-                module, command.arguments, command.env, command.stdin, {}, asked, local=True
+                module,
+                command.arguments,
+                command.env,
+                command.stdin,
+                {},
+                asked,
+                local=True,
+                grants=grants,
             )
         )
     )
 
 
 def batch_local(
-    module: bytes, function: str, lines: bytes, limits: Asked, item_fuel: int | None
+    module: bytes,
+    function: str,
+    lines: bytes,
+    limits: Asked,
+    *,
+    item_fuel: int | None = None,
+    grants: Sequence[Grant] = (),
 ) -> dict[str, object]:
     """Call a function for each line here; return the document of `POST /v1/jobs`.
 
@@ -198,7 +222,7 @@ def batch_local(
     return batch_document(
         _alone(
             lambda service: service.invoke_batch(
-                module, function, calls, asked, item_fuel=item_fuel, local=True
+                module, function, calls, asked, item_fuel=item_fuel, local=True, grants=grants
             )
         )
     )

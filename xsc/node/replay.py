@@ -79,14 +79,14 @@ def _input_of(order: Order, module: bytes, given: Given) -> RunInput:
     return found
 
 
-async def _again(job: Job, told: Sequence[Outcome]) -> JobResult | str:
+async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> JobResult | str:
     """Return what a second run gives, or why none could say anything."""
     sandbox = PoolSandbox(1, SystemClock(), SilentLog())
     try:
         await sandbox.start()
         about = sandbox.describe()
         engine, config = str(about["engine"]), bytes.fromhex(str(about["engine_config"]))
-        refusals = [why_not(each, engine, config) for each in told]
+        refusals = [why_not(order, each, engine, config) for each in told]
         return refusals[0] if refusals[0] is not None else await sandbox.run(job)
     finally:
         await sandbox.stop()
@@ -105,7 +105,7 @@ def _judge_all(
         results = read(module).signature(order.function).results
         found = _input_of(order, module, given)
         job = replay_job(order, module, found, Limits().output_bytes)
-        again = asyncio.run(_again(job, told))
+        again = asyncio.run(_again(order, job, told))
     except (ModuleInvalid, ExportUnknown, SignatureMismatch) as fault:
         return [Judgement("differs", (f"such a run cannot be: {fault.message}",))] * len(told)
     if isinstance(again, str):

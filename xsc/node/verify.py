@@ -220,6 +220,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     else:
         ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
     priced = ""
+    if asked.grants:
+        ended += f", seeing the provider's {' and '.join(asked.grants)}"
     if asked.lease_id != OWN_LEASE:
         priced = f", {'under' if lease is None else 'as agreed in'} lease {short(asked.lease_id)}"
     return (

@@ -6,15 +6,17 @@ holds what a second run must reproduce bit for bit, `observed` what it cannot.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MEMORY_BYTES_MAX, TIMEOUT_MS_MAX
 from xsc.identity.envelope import Count, Id32, Record
 
 Text = Annotated[str, Field(max_length=1024)]
 NumberType = Literal["i32", "i64", "f32", "f64"]
+Grant = Literal["clock", "random"]
+"""The real time, or bytes from the system's source of chance."""
 WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
 
 
@@ -56,6 +58,24 @@ class Order(Record):
     memory_bytes_max: Annotated[int, Field(gt=0, le=MEMORY_BYTES_MAX)]
     timeout_ms: Annotated[int, Field(gt=0, le=TIMEOUT_MS_MAX)]
     created_ms: Count
+    grants: tuple[Grant, ...] = ()
+    """What the program may see of the provider's world, in alphabetical order: no second run
+    can repeat it then. Not written where there is none, as in orders from before it was."""
+
+    @model_validator(mode="after")
+    def _granted_once(self) -> Order:
+        if list(self.grants) != sorted(set(self.grants)):
+            raise ValueError("the grants are not in order, or one is there twice")
+        if "grants" in self.model_fields_set and not self.grants:
+            raise ValueError("no grants are written as nothing")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        if not self.grants:
+            del value["grants"]
+        return value
 
 
 class Outcome(Record):

@@ -22,8 +22,9 @@ from xsc.base.ids import to_text
 from xsc.base.limits import DISSENTS_KEPT_MAX
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
-from xsc.compute.quorum import Quorum
+from xsc.compute.quorum import Quorum, same_content
 from xsc.compute.receipts import check_receipt
+from xsc.compute.replay import why_not
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.verify import verify_file
@@ -251,6 +252,18 @@ async def test_one_named_provider_is_not_several(panel):
     for how in ({"local": True}, {"on": panel.nodes[0]}):
         with pytest.raises(ArgumentInvalid):
             await panel.invoke(**how)
+
+
+async def test_what_is_granted_is_in_the_order_and_cannot_be_verified(panel):
+    done = await panel.invoke(quorum=None, grants=["random", "clock", "random"])
+    receipt = open_signed(done.receipt, ExecutionReceipt, network=None).record
+    order = open_signed(receipt.order, Order, network=None).record
+    assert order.grants == ("clock", "random")
+    assert "seeing the provider's clock and random" in verify_file(done.receipt)
+    assert "no second run" in str(why_not(order, receipt.outcome, "", b""))
+    assert not same_content(order, order.model_copy(update={"provider": panel.nodes[4]}))
+    with pytest.raises(ArgumentInvalid, match="cannot be verified"):
+        await panel.invoke(grants=["clock"])
 
 
 def test_the_oldest_evidence_goes_first(alice, bob, network):

@@ -115,12 +115,12 @@ def test_where_nothing_can_be_told_nothing_is(machine, alice, bob, network):
     order, given = ordered(made, alice, bob, network)
     again = run_again(machine, order, made, given)
     told = make_receipt(order, again, price=1, started_ms=0, wall_ms=9).outcome
-    assert why_not(told, ENGINE, ENGINE_CONFIG) is None
-    assert "wasmtime-py/1" in str(why_not(told, "wasmtime-py/1", ENGINE_CONFIG))
-    assert "configured" in str(why_not(told, ENGINE, bytes(32)))
+    assert why_not(order.record, told, ENGINE, ENGINE_CONFIG) is None
+    assert "wasmtime-py/1" in str(why_not(order.record, told, "wasmtime-py/1", ENGINE_CONFIG))
+    assert "configured" in str(why_not(order.record, told, ENGINE, bytes(32)))
     for trap in ("time_exceeded", "compile_limit"):
         late = told.model_copy(update={"trap": trap, "results": ()})
-        assert trap in str(why_not(late, ENGINE, ENGINE_CONFIG))
+        assert trap in str(why_not(order.record, late, ENGINE, ENGINE_CONFIG))
         found = judge(order.record, told, replace(again, results=(), trap=trap), given)
         assert (found.verdict, trap in found.reasons[0]) == ("cannot_tell", True)
 

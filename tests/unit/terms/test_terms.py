@@ -153,3 +153,17 @@ def test_a_storage_receipt_is_bounded():
     assert len(made(StorageReceipt, shards=[shard] * 1024).shards) == 1024
     with pytest.raises(RecordInvalid):
         made(StorageReceipt, shards=[shard] * 1025)
+
+
+def test_grants_are_written_once_in_order_or_not_at_all():
+    plain = made(Order)
+    assert plain.grants == ()
+    assert "grants" not in plain.to_value()
+    for grants in (["clock"], ["random"], ["clock", "random"]):
+        granted = made(Order, grants=grants)
+        assert granted.grants == tuple(grants)
+        assert granted.to_value()["grants"] == grants
+        assert Order.from_bytes(granted.to_bytes()) == granted
+    for wrong in ([], ["random", "clock"], ["clock", "clock"], ["network"], "clock"):
+        with pytest.raises(RecordInvalid):
+            made(Order, grants=wrong)

@@ -96,6 +96,7 @@ def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str,
                 limits,
                 on=on,
                 local=asked.local,
+                grants=asked.grants,
                 quorum=quorum,
             )
             return invoke_document(done)
@@ -110,6 +111,7 @@ def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str,
                 item_fuel=asked.item_fuel,
                 on=on,
                 local=asked.local,
+                grants=asked.grants,
             )
             return batch_document(batch)
         ran = await node.compute.run(
@@ -121,6 +123,7 @@ def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str,
             limits,
             on=on,
             local=asked.local,
+            grants=asked.grants,
             quorum=quorum,
         )
         return run_document(ran)
