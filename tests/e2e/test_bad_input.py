@@ -144,6 +144,14 @@ def test_a_wrong_request_is_a_problem_document(net, case):
     method, path, body, headers, status = case
     seen, problem = talk(net[2], method, path, body, **headers)
     assert seen == status, problem
-    assert set(problem) == {"code", "title", "status", "detail", "hint", "retryable"}
+    assert set(problem) == {
+        "code",
+        "title",
+        "status",
+        "detail",
+        "hint",
+        "retryable",
+        "retry_after_s",
+    }
     assert problem["status"] == status
     assert problem["code"] != "bug"

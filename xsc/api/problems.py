@@ -16,6 +16,7 @@ def problem(error: XscError) -> dict[str, object]:
         "detail": error.message,
         "hint": error.hint,
         "retryable": error.retryable,
+        "retry_after_s": error.retry_after_s,
     }
 
 
@@ -28,4 +29,5 @@ def bug() -> dict[str, object]:
         "detail": "the node met a bug of its own; its log has the trace",
         "hint": "please report it",
         "retryable": False,
+        "retry_after_s": 0,
     }

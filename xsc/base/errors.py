@@ -75,11 +75,15 @@ class XscError(Exception):
     exit_code: ClassVar[int] = EXIT_BUG
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    retry_after_s: int = 0
+    """When trying again makes sense, as HTTP's Retry-After; 0 where nobody can say."""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
     @property
     def code(self) -> str:
@@ -290,6 +294,7 @@ class RateLimited(LimitError):
     """Too many requests in flight or a second."""
 
     retryable = True
+    retry_after_s = 1
 
 
 class SpaceExhausted(LimitError):
@@ -397,7 +402,9 @@ def leaves() -> list[type[XscError]]:
     return found
 
 
-def from_code(code: str, message: str, hint: str = "") -> XscError:
+def from_code(
+    code: str, message: str, hint: str = "", *, retry_after_s: int | None = None
+) -> XscError:
     """Return the error that a code names, as another process reported it.
 
     An unknown code gives a plain `XscError`, which exits as a bug: a node and
@@ -405,5 +412,5 @@ def from_code(code: str, message: str, hint: str = "") -> XscError:
     """
     for kind in leaves():
         if code_of(kind) == code:
-            return kind(message, hint=hint)
+            return kind(message, hint=hint, retry_after_s=retry_after_s)
     return XscError(message, hint=hint)

@@ -147,6 +147,8 @@ STACK_BYTES = 512 * KIB
 KILL_GRACE_MS = 30
 """After the deadline the worker may report by itself; then it is killed."""
 JOBS_QUEUED_MAX = 64
+RETRY_AFTER_S_MAX = 60
+"""Longest time that a caller is told, or lets itself be told, to wait before it tries again."""
 JOBS_QUEUED_A_PEER_MAX = 32
 COMPILE_MS_MAX = 20_000
 COMPILE_ADDRESS_BYTES = 1536 * MIB

@@ -63,6 +63,8 @@ def show_error(error: XscError, *, as_json: bool) -> None:
     say(f"error: {error.message} ({code})")
     if error.hint:
         say(f"hint: {error.hint}")
+    elif error.retry_after_s:
+        say(f"hint: try again in {error.retry_after_s} s")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:

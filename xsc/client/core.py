@@ -393,7 +393,12 @@ def _problem(status: int, body: bytes) -> XscError:
     """Return the error that a problem document stands for."""
     try:
         document = json.loads(body)
-        return from_code(str(document["code"]), str(document["detail"]), str(document["hint"]))
+        return from_code(
+            str(document["code"]),
+            str(document["detail"]),
+            str(document["hint"]),
+            retry_after_s=int(document.get("retry_after_s", 0)),
+        )
     except (ValueError, KeyError, TypeError):
         return NodeUnreachable(
             f"what answers at the node's address is no XSC node (HTTP status {status})"

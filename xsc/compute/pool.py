@@ -25,6 +25,7 @@ from xsc.base.limits import (
     JOBS_QUEUED_MAX,
     KIB,
     KILL_GRACE_MS,
+    RETRY_AFTER_S_MAX,
 )
 from xsc.base.log import Log
 from xsc.compute import code as codes
@@ -69,6 +70,8 @@ class PoolSandbox:
         self._respawns: set[asyncio.Task[None]] = set()
         self._compiler = Compiler(workers, clock, log, cache, command=jail)
         self._hello: dict[str, Value] = {}
+        self._job_ms = 0
+        """How long a job took of late, the last ones counting most."""
 
     async def start(self) -> None:
         """Start the workers.
@@ -104,7 +107,10 @@ class PoolSandbox:
         if not self._started:
             raise SandboxFailed("the sandbox is not running")
         if self._customers[job.customer] >= JOBS_QUEUED_A_PEER_MAX:
-            raise RateLimited(f"{JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already")
+            raise RateLimited(
+                f"{JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already",
+                retry_after_s=self._wait_s(),
+            )
         self._customers[job.customer] += 1
         began_ms = self._clock.monotonic_ms()
         try:
@@ -168,7 +174,7 @@ class PoolSandbox:
             self._idle.remove(worker)
             return worker
         if len(self._waiting) >= JOBS_QUEUED_MAX:
-            raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already")
+            raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already", retry_after_s=self._wait_s())
         future: asyncio.Future[SandboxProcess] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:
@@ -188,11 +194,16 @@ class PoolSandbox:
                 return
         self._idle.append(worker)
 
+    def _wait_s(self) -> int:
+        """Return how long what waits takes, as jobs took of late."""
+        wait_ms = len(self._waiting) * self._job_ms // max(1, len(self._workers))
+        return min(max(1, -(-wait_ms // 1000)), RETRY_AFTER_S_MAX)
+
     def _refuse_waiting(self) -> None:
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(SandboxFailed("no sandbox worker is running"))
+                future.set_exception(SandboxFailed("no sandbox worker is running", retry_after_s=1))
 
     # Jobs
 
@@ -229,6 +240,9 @@ class PoolSandbox:
         except (XscError, CompileBoundMet):
             self._release(worker)
             raise
+        finally:
+            took_ms = self._clock.monotonic_ms() - began_ms
+            self._job_ms = (3 * self._job_ms + took_ms) // 4
         self._release(worker)
         return result
 

@@ -18,6 +18,7 @@ from xsc.base.errors import (
     XscError,
     from_code,
 )
+from xsc.base.limits import RETRY_AFTER_S_MAX
 from xsc.net.port import Buffer, RawResponse
 
 CONTENT_TYPE = "application/problem+json"
@@ -25,17 +26,20 @@ TEXT_CHARS_MAX = 1_000
 PROBLEM_BYTES_MAX = 16 * 1024
 
 
-def _response(status: int, code: str, detail: str, hint: str) -> RawResponse:
+def _response(
+    status: int, code: str, detail: str, hint: str, retry_after_s: int = 0
+) -> RawResponse:
     document = {
         "code": code,
         "title": code.replace("_", " "),
         "status": status,
         "detail": detail[:TEXT_CHARS_MAX],
         "hint": hint[:TEXT_CHARS_MAX],
+        "retry_after_s": retry_after_s,
     }
     headers = {"content-type": CONTENT_TYPE}
-    if status == 429:
-        headers["retry-after"] = "1"
+    if retry_after_s:
+        headers["retry-after"] = str(retry_after_s)
     return RawResponse(status, headers, [json.dumps(document).encode()])
 
 
@@ -43,7 +47,7 @@ def answer_of(error: XscError) -> RawResponse:
     """Return the answer that carries an error to a peer."""
     if isinstance(error, CorruptionError):
         return failed()
-    return _response(error.http_status, error.code, error.message, error.hint)
+    return _response(error.http_status, error.code, error.message, error.hint, error.retry_after_s)
 
 
 def failed() -> RawResponse:
@@ -58,7 +62,7 @@ def nothing() -> RawResponse:
 
 def busy() -> RawResponse:
     """Return the answer for callers that are not known, when there are too many."""
-    return _response(429, "rate_limited", "too many requests", "")
+    return _response(429, "rate_limited", "too many requests", "", 1)
 
 
 def _clean(text: object) -> str:
@@ -83,7 +87,10 @@ def error_of(status: int, body: Buffer, name: str) -> XscError:
     if not isinstance(document, dict):
         return PeerError(f"the peer {name} answered with status {status} and no reason")
     code, detail, hint = (_clean(document.get(key)) for key in ("code", "detail", "hint"))
-    error = from_code(code, detail, hint)
+    wait = document.get("retry_after_s")
+    if not isinstance(wait, int) or not 0 <= wait <= RETRY_AFTER_S_MAX:
+        wait = None  # as if it had said nothing: a peer cannot make this node wait for ever
+    error = from_code(code, detail, hint, retry_after_s=wait)
     if isinstance(error, Unauthorized):
         return Unauthorized(
             f"the peer {name} does not answer this node: it does not know it, or blocked it",

@@ -98,7 +98,10 @@ class Reports(logging.Handler):
 
 def problem_response(error: XscError) -> web.Response:
     """Return the response that carries an error."""
-    return web.json_response(problem(error), status=error.http_status, content_type=CONTENT_TYPE)
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+    return web.json_response(
+        problem(error), status=error.http_status, headers=headers, content_type=CONTENT_TYPE
+    )
 
 
 async def read_body(request: web.Request, kind: type[B]) -> B:
@@ -172,6 +175,8 @@ def plain_answers(
     def packed(status: int, kind: str, document: dict[str, object]) -> Sequence[Buffer]:
         body = _text(document).encode()
         headers = {"content-type": f"{kind}; charset=utf-8"}
+        if document.get("retry_after_s"):
+            headers["retry-after"] = str(document["retry_after_s"])
         return [plain.head_of(status, headers, len(body)), body]
 
     async def answer(request: Plain) -> Sequence[Buffer]:

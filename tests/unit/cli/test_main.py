@@ -187,7 +187,15 @@ def test_a_wrong_call_is_answered_in_json_where_asked(xsc, words):
     done = xsc(*words)
     assert done.out == b""
     problem = json.loads(done.err)
-    assert set(problem) == {"code", "title", "status", "detail", "hint", "retryable"}
+    assert set(problem) == {
+        "code",
+        "title",
+        "status",
+        "detail",
+        "hint",
+        "retryable",
+        "retry_after_s",
+    }
     assert problem["code"] == "argument_invalid"
     assert done.code == (122 if "run" in words else 2)
 

@@ -16,6 +16,7 @@ from xsc.base.log import SilentLog
 from xsc.compute.pool import PoolSandbox
 
 ADD = job("add", "add", i32(1), i32(2))
+SPIN_1 = job("endless", "spin", fuel=1)
 SPIN = job("endless", "spin", fuel=FUEL_MAX, timeout_ms=60_000)
 
 
@@ -38,7 +39,7 @@ def names_in(path):
 async def _known(pool):
     """Have what is run here compiled: then a job waits for a worker and nothing else."""
     await pool.run(ADD)
-    await pool.run(job("endless", "spin", fuel=1))
+    await pool.run(SPIN_1)
 
 
 def pids(pool):
@@ -61,7 +62,7 @@ async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
 
 
 async def test_a_worker_that_does_not_answer_is_killed_at_the_deadline(pool):
-    await pool.run(job("endless", "spin", fuel=1))
+    await pool.run(SPIN_1)
     (worker,) = pool._workers
     os.kill(worker.process.pid, signal.SIGSTOP)
     result = await pool.run(job("endless", "spin", timeout_ms=20))
@@ -160,6 +161,39 @@ async def test_one_customer_cannot_fill_the_queue(pool):
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class WatchedClock(SteadyClock):
+    """Real time, but for what a test adds to it."""
+
+    def __init__(self):
+        self.added_ms = 0
+
+    def monotonic_ms(self):
+        return super().monotonic_ms() + self.added_ms
+
+
+async def test_a_full_queue_says_when_to_come_again():
+    clock = WatchedClock()
+    pool = PoolSandbox(1, clock, SilentLog())
+    await pool.start()
+    try:
+        for took_ms, least_s, most_s in [(0, 1, 9), (2_000, 16, 30), (60_000, 60, 60)]:
+            await pool.run(SPIN_1)  # there is a worker again, and it knows the module
+            running = asyncio.create_task(pool.run(SPIN_1))
+            await asyncio.sleep(0)
+            clock.added_ms += took_ms
+            await running
+            tasks = [asyncio.create_task(pool.run(SPIN)) for _ in range(JOBS_QUEUED_A_PEER_MAX)]
+            await asyncio.sleep(0)
+            with pytest.raises(RateLimited) as refused:
+                await pool.run(SPIN)
+            assert least_s <= refused.value.retry_after_s <= most_s
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        await pool.stop()
 
 
 async def test_a_worker_asks_again_for_a_module_it_forgot(pool):

@@ -37,7 +37,7 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.net.frame import pack_head
 from xsc.net.memory import MemoryNetwork
 from xsc.net.port import RawRequest, RawResponse
-from xsc.net.problems import error_of, nothing
+from xsc.net.problems import answer_of, error_of, nothing
 from xsc.net.quota import Quota
 from xsc.net.signing import sign_request
 
@@ -273,6 +273,21 @@ def test_what_a_peer_writes_is_shown_on_one_line_and_bounded():
     assert error.message.startswith("a [2J b")
     assert len(error.message) == 1000
     assert error.hint == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"), [(7, 7), (60, 60), (61, 1), (-1, 1), ("7", 1), (None, 1), (10**30, 1)]
+)
+def test_a_peer_says_when_to_come_again_within_bounds(said, believed):
+    document = json.dumps({"code": "rate_limited", "detail": "busy", "retry_after_s": said})
+    assert error_of(429, document.encode(), "x").retry_after_s == believed
+
+
+def test_an_answer_says_when_to_come_again():
+    answer = answer_of(RateLimited("busy", retry_after_s=9))
+    assert answer.headers["retry-after"] == "9"
+    assert "retry-after" not in answer_of(NotFound("nothing")).headers
+    assert answer_of(RateLimited("busy")).headers["retry-after"] == "1"
 
 
 # Who is not a peer learns nothing

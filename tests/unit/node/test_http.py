@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from xsc.api.problems import bug
-from xsc.base.errors import TooLarge
+from xsc.base.errors import RateLimited, TooLarge
 from xsc.net.plain import Plain
 from xsc.node.http import Reports, Running, application, plain_answers
 
@@ -37,7 +37,11 @@ class Api:
         self.log = RecordingLog()
         self.running = Running()
         self.began = asyncio.Event()
-        routes = [web.post("/v1/body", self._body), web.post("/v1/bug", self._bug)]
+        routes = [
+            web.post("/v1/body", self._body),
+            web.post("/v1/bug", self._bug),
+            web.post("/v1/busy", self._busy),
+        ]
         app = application(routes, TOKEN, self.log, self.running)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
 
@@ -47,6 +51,9 @@ class Api:
 
     async def _bug(self, request: web.Request) -> web.Response:
         raise KeyError("slip")
+
+    async def _busy(self, request: web.Request) -> web.Response:
+        raise RateLimited("too many", retry_after_s=7)
 
     async def raw(self, sent: bytes, *, hang_up: bool = False) -> bytes:
         host, port = self.runner.addresses[0]
@@ -95,6 +102,23 @@ async def test_what_callers_do_wrong_is_not_logged(api):
     await api.raw(request(size=100) + b"half", hang_up=True)
     await api.running.ended(10)
     assert not api.log.events
+
+
+async def test_who_is_refused_for_now_is_told_when_to_come_again(api):
+    head = f"POST /v1/busy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    answer = await api.raw(f"{head}Connection: close\r\nContent-Length: 0\r\n\r\n".encode())
+    top, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 429 " in top.splitlines()[0]
+    assert b"\r\nRetry-After: 7\r\n" in top
+    assert json.loads(body)["retry_after_s"] == 7
+
+    async def busy(_: bytes) -> dict[str, object]:
+        raise RateLimited("too many", retry_after_s=7)
+
+    plain = plain_answers({"/v1/body": busy}, TOKEN, api.log, api.running)
+    head, told = await plain(Plain("/v1/body", {"authorization": f"Bearer {TOKEN}"}, b""))
+    assert b"\r\nretry-after: 7\r\n" in head
+    assert json.loads(bytes(told)) == json.loads(body)
 
 
 async def test_bugs_and_what_libraries_report_are(api):
