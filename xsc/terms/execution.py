@@ -6,10 +6,11 @@ holds what a second run must reproduce bit for bit, `observed` what it cannot.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
+from xsc.base.encoding import Value
 from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MEMORY_BYTES_MAX, TIMEOUT_MS_MAX
 from xsc.identity.envelope import Count, Id32, Record
 
@@ -70,9 +71,9 @@ class Order(Record):
             raise ValueError("no grants are written as nothing")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        value: dict[str, Any] = handler(self)
+    def to_value(self) -> dict[str, Value]:
+        """Return the order as plain values, without grants where there are none."""
+        value = super().to_value()
         if not self.grants:
             del value["grants"]
         return value
