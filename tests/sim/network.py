@@ -107,6 +107,16 @@ class World:
             assert self.clock.now_ms() < end_ms, "it did not come to hold in time"
             await self.clock.sleep_ms(100)
 
+    async def skip(self, duration_ms: int, step_ms: int, awake_ms: int = 3_000) -> None:
+        """Let a long time pass in jumps, after each of which every loop runs as often as is due.
+
+        To a node it is as if its machine had slept: a year costs as much as some hours.
+        """
+        end_ms = self.clock.now_ms() + duration_ms
+        while self.clock.now_ms() < end_ms:
+            self.clock.advance_to(min(end_ms, self.clock.now_ms() + step_ms))
+            await self.clock.sleep_ms(awake_ms)
+
     async def crash(self, index: int) -> None:
         """Kill a node where it stands; what it had not synced is lost."""
         self.net.kill(self.name(index))

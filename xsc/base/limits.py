@@ -213,6 +213,8 @@ RENEWAL_INTERVAL_MS = 3_600_000
 RENEWAL_RETRY_MS = 6 * 3_600_000
 """After a refusal; silent hosts are asked at the first look at which they are up."""
 RENEWALS_A_CALL_MAX = 64
+HISTORY_LEASES_MAX = 64
+"""Leases in one page of what a host tells a customer that lost its disk."""
 LEASE_WARNING_MS = 30 * 24 * 3_600_000
 """So long before its end a lease that was not renewed is spoken of."""
 COMPUTE_LEASE_RUNS = 20

@@ -245,7 +245,10 @@ class LeaseBook:
                 )
             )
             changes.append((_USE + tail, encode(_use_value(entry))))
-        self._state.write(changes, sync=True)
+            if entry.renewal is not None:
+                changes.append((_RENEWAL + tail, entry.renewal))
+        if changes:
+            self._state.write(changes, sync=True)
         for entry in entries:
             self._entries[entry.role][entry.terms.lease_id] = entry
 

@@ -66,6 +66,7 @@ from xsc.market.clearing import Ask, affordable, clear, within_credit
 from xsc.market.ports import OWN_LEASE, Capacity, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
+from xsc.market.recall import HISTORY, Recall
 from xsc.market.renewing import RENEW, LeaseEnd, Renewals
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
@@ -217,6 +218,16 @@ class MarketService:
             price_max=settings.storage_price_max,
             warning_ms=settings.lease_warning_ms,
         )
+        self.recalls = Recall(
+            own=self._own,
+            network=network,
+            clock=clock,
+            caller=caller,
+            credit=credit,
+            book=self._book,
+            state=state,
+            log=log,
+        )
 
     # Life
 
@@ -282,6 +293,7 @@ class MarketService:
             "market.lease": self._on_lease,
             "market.settle": self._on_settle,
             RENEW: self.renewals.on_renew,
+            HISTORY: self.recalls.on_history,
         }
 
     def tidy(self) -> None:

@@ -443,12 +443,16 @@ class Node:
     async def _tell_standing(self, peer: bytes) -> None:
         await self.allocation.peer_back(peer)
 
+    async def _recall(self, peer: bytes) -> None:
+        await self.market.recalls.recall(peer)
+
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
         if up:
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))
+            self.tasks.once("recall", lambda: self._recall(peer))
 
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""

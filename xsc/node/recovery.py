@@ -164,6 +164,23 @@ async def _adopt(node: Node, listed: Sequence[Listed]) -> list[Listed]:
     return lost
 
 
+async def _leases(node: Node, listed: Sequence[Listed]) -> None:
+    """Learn from each peer which leases this node has there; who is silent is asked later."""
+    held: dict[bytes, dict[bytes, int]] = {peer: {} for peer in node.peers.peers()}
+    for item in listed:
+        for host in item.held:
+            at = held.setdefault(host.node, {})
+            at[host.lease_id] = at.get(host.lease_id, 0) + host.size_bytes
+    held.pop(node.key.node_id, None)
+    await node.market.start()
+    node.market.recalls.begin(held)
+    for peer in node.peers.peers():
+        try:
+            await node.market.recalls.recall(peer)
+        except XscError as fault:
+            node.log.warning("leases_not_recalled", peer=short(peer), code=fault.code)
+
+
 async def recover(node: Node, places: Sequence[str], *, without_silent: bool) -> Recovered:
     """Bring everything back to a node that was built with `recovering` and serves nobody yet.
 
@@ -203,6 +220,7 @@ async def recover(node: Node, places: Sequence[str], *, without_silent: bool) ->
     for peer in body.peers:
         if peer.weight_ppm and peer.node in node.peers.peers():
             await node.allocation.recognise(peer.node, peer.weight_ppm)
+    await _leases(node, listed)
     await node.directory.keep(raw)
     for known in node.peers.peers():
         await node.peers.greet(known)

@@ -1,0 +1,122 @@
+"""Leases over years: who is readable for ever, who is gone and when, and what it costs.
+
+Time passes in jumps (`World.skip`): to a node it is as if its machine had slept.
+"""
+
+from tests.sim.network import content, get, put, run, stream
+from tests.sim.test_recovery import back, place_of, told
+from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
+
+OWNER = 0
+DAY_MS = 86_400_000
+SETTINGS = {"starter_credit": "1000000", "settle_interval": "20h"}
+
+
+def held_by(world, owner):
+    """Return the bytes that every node holds for another, by lease."""
+    return {
+        lease.lease_id: lease.held_bytes
+        for node in world.nodes
+        for lease in node.market.leases()
+        if lease.role == "provider" and lease.peer == owner.key.node_id and lease.held_bytes
+    }
+
+
+def settled_in_full(world, owner):
+    """Hold both sides of all leases of an owner against each other and against the ledgers."""
+    mine = {v.lease_id: v for v in owner.market.leases() if v.role == "customer"}
+    paid = 0
+    for node in world.nodes:
+        if node is owner:
+            continue
+        theirs = [
+            view
+            for view in node.market.leases()
+            if view.role == "provider" and view.peer == owner.key.node_id
+        ]
+        for view in theirs:
+            assert view.lease_id in mine
+            assert view.held_bytes == node.shards.usage.get(view.lease_id, 0)
+            assert view.due_micro == mine[view.lease_id].due_micro
+            assert node.ledger.settled(view.lease_id) == view.due_micro
+            paid += view.due_micro
+        balance = node.ledger.balance(owner.key.node_id)
+        assert balance == -owner.ledger.balance(node.key.node_id)
+    return paid
+
+
+async def settle(world):
+    for node in world.nodes:
+        await node.market.settle_all()
+
+
+def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        kept = {
+            await put(owner, content(size), code=(1, 1)): content(size)
+            for size in (10, 70_000, 2 * MIB)
+        }
+        before = held_by(world, owner)
+        leases = {view.lease_id for view in owner.market.leases()}
+        start_ms = world.clock.now_ms()
+        for number in range(10):
+            await world.skip(40 * DAY_MS, 5 * DAY_MS)
+            assert held_by(world, owner) == before
+            for capability, data in kept.items():
+                assert await get(owner, capability) == data
+            if number % 3 == 2:
+                await world.crash(number % 2)
+                await world.restart(number % 2)
+                owner = world.nodes[OWNER]
+        assert world.clock.now_ms() - start_ms >= 400 * DAY_MS
+        assert {view.lease_id for view in owner.market.leases() if view.held_bytes} <= leases
+        await settle(world)
+        assert settled_in_full(world, owner) > 0
+        for view in owner.market.leases():
+            epochs = (world.clock.now_ms() - view.start_ms) // EPOCH_MS + 1
+            assert view.used <= epochs * max(before.values())
+
+    run(11, 3, play, SETTINGS)
+
+
+def test_a_recovered_owner_goes_on_with_its_leases():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        for name in ("a", "b"):
+            data = content(2 * MIB, seed=len(name))
+            await owner.storage.put(stream(data), name=name, size_hint=len(data), code=(1, 1))
+        await settle(world)
+        await told(world)
+        before = {view.lease_id: view for view in owner.market.leases()}
+        held = held_by(world, owner)
+        assert sum(held.values()) > 4 * MIB
+        await world.lose(OWNER)
+        await back(world, OWNER, place_of(world, 1))
+        owner = world.nodes[OWNER]
+        after = {view.lease_id: view for view in owner.market.leases()}
+        assert {key: view.held_bytes for key, view in after.items() if view.held_bytes} == held
+        assert {key: view.end_ms for key, view in after.items()} == {
+            key: view.end_ms for key, view in before.items() if key in after
+        }
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        await world.skip(60 * DAY_MS, 4 * DAY_MS)
+        now_ms = world.clock.now_ms()
+        live = [view for view in owner.market.leases() if view.held_bytes]
+        assert {view.lease_id for view in live} == set(held), "it renews, and buys nothing anew"
+        assert all(view.end_ms > now_ms + STORAGE_LEASE_MS // 3 for view in live)
+        await settle(world)
+        assert settled_in_full(world, owner) > 0
+        (capability,) = owner.storage.named("a")
+        done = await owner.storage.rm(capability)
+        assert not done.partly
+        (left,) = owner.storage.named("b")
+        assert await get(owner, left) == content(2 * MIB, seed=1)
+        assert sum(held_by(world, owner).values()) * 2 == sum(held.values())
+        await owner.storage.rm(left)
+        assert held_by(world, owner) == {}
+        assert not any(view.held_bytes for view in owner.market.leases())
+        await settle(world)
+        settled_in_full(world, owner)
+
+    run(12, 3, play, SETTINGS)

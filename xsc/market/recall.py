@@ -1,0 +1,218 @@
+"""A customer that lost its disk learns from its hosts which leases it has there.
+
+    market/recall/<peer>     what is known of own bytes there, while the peer is still to be asked
+
+Everything that binds is signed: the lease and its renewal by both, the vouchers by
+the customer itself, so that a host can show too little, never too much. What was
+used since the last voucher follows from what the directory of objects says is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_map, take_opt_bytes
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX, SETTLE_TIMEOUT_MS
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.base.peering import Caller
+from xsc.identity.envelope import open_signed
+from xsc.market import lease as leases
+from xsc.market import renewal
+from xsc.market.book import Entry, LeaseBook
+from xsc.market.ports import Credit
+from xsc.market.quote import domain_of
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Quote
+from xsc.terms.renewal import Renewal, RenewalRequest
+from xsc.terms.voucher import Voucher
+
+HISTORY: Final = "market.history"
+RECALLS: Final = b"market/recall/"
+_VERSION: Final = 1
+
+
+class Recall:
+    """Both sides of it."""
+
+    def __init__(
+        self,
+        *,
+        own: bytes,
+        network: bytes,
+        clock: Clock,
+        caller: Caller,
+        credit: Credit,
+        book: LeaseBook,
+        state: KeyValue,
+        log: Log,
+    ) -> None:
+        self._own = own
+        self._network = network
+        self._clock = clock
+        self._caller = caller
+        self._credit = credit
+        self._book = book
+        self._state = state
+        self._log = log
+
+    # The provider's side
+
+    async def on_history(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Tell a customer its leases of storage here, and nobody else's, a page at a time."""
+        after = take_opt_bytes(header, "after") or b""
+        mine = sorted(
+            (
+                entry
+                for entry in self._book.all("provider")
+                if entry.terms.customer == caller
+                and entry.terms.kind == "storage"
+                and not (entry.use.given_back and not entry.use.held_bytes)
+                and entry.terms.lease_id > after
+            ),
+            key=lambda entry: entry.terms.lease_id,
+        )
+        page: list[Value] = [self._told(entry) for entry in mine[:HISTORY_LEASES_MAX]]
+        return {"leases": page, "more": len(mine) > HISTORY_LEASES_MAX}, ()
+
+    def _told(self, entry: Entry) -> dict[str, Value]:
+        use = leases.advance(entry.terms, entry.use, self._clock.now_ms())
+        return {
+            "lease": entry.raw,
+            "renewal": entry.renewal,
+            "voucher": entry.voucher,
+            "held_bytes": use.held_bytes,
+            "used": use.used,
+        }
+
+    # The customer's side
+
+    def begin(self, held: Mapping[bytes, Mapping[bytes, int]]) -> None:
+        """Note which peers are to be asked, and what the directory knows of bytes there."""
+        changes: list[Change] = []
+        for peer, by_lease in sorted(held.items()):
+            listed: list[Value] = [[lease_id, size] for lease_id, size in sorted(by_lease.items())]
+            changes.append((RECALLS + peer, encode({"v": _VERSION, "held": listed})))
+        if changes:
+            self._state.write(changes, sync=True)
+
+    async def recall(self, peer: bytes) -> int:
+        """Take the leases at a peer back, if it is still to be asked; return how many were new.
+
+        Raises:
+            XscError: the peer is silent, or answers nonsense; it is asked again later.
+        """
+        raw = self._state.get(RECALLS + peer)
+        if raw is None:
+            return 0
+        held = _held(raw)
+        found = 0
+        after: bytes | None = None
+        while True:
+            reply = await self._caller.call(
+                peer, HISTORY, {"after": after}, timeout_ms=SETTLE_TIMEOUT_MS
+            )
+            told = take_list(reply.header, "leases", most=HISTORY_LEASES_MAX)
+            fresh = []
+            for item in told:
+                entry = self._entry(peer, item, held)
+                if after is not None and entry.terms.lease_id <= after:
+                    raise RecordInvalid("the list of leases goes backwards")
+                after = entry.terms.lease_id
+                if self._book.get("customer", entry.terms.lease_id) is None:
+                    fresh.append(entry)
+            self._book.add(fresh)
+            found += len(fresh)
+            if not told or not take_bool(reply.header, "more"):
+                break
+        self._state.write([(RECALLS + peer, None)], sync=False)
+        self._log.info("leases_recalled", peer=short(peer), leases=found)
+        return found
+
+    def _entry(self, peer: bytes, item: Value, held: Mapping[bytes, int]) -> Entry:
+        """Return a lease as it is known to have been, checked.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is not this node's lease at that peer.
+        """
+        if not isinstance(item, dict):
+            raise RecordInvalid("a lease that was told is of no known form")
+        raw = take_bytes(item, "lease")
+        lease = open_signed(raw, Lease, network=self._network, author=peer).record
+        request = open_signed(lease.request, LeaseRequest, network=self._network, author=self._own)
+        if request.record.provider != peer or request.record.kind != "storage":
+            raise RecordInvalid("the lease is at another node, or not of storage")
+        refusal = leases.check_grant(lease.request, request.record, lease)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        quote = open_signed(request.record.quote, Quote, network=self._network, author=peer).record
+        now_ms = self._clock.now_ms()
+        entry = self._book.entry_of("customer", raw, now_ms, domain_of(quote))
+        self._renew(entry, take_opt_bytes(item, "renewal"))
+        self._count(entry, take_opt_bytes(item, "voucher"), held)
+        theirs = take_int(item, "held_bytes"), take_int(item, "used")
+        entry.use = renewal.reconciled(entry.terms, entry.use, *theirs, now_ms)
+        return entry
+
+    def _renew(self, entry: Entry, raw: bytes | None) -> None:
+        """Take over the newest renewal."""
+        if raw is None:
+            return
+        renewed = open_signed(raw, Renewal, network=self._network, author=entry.peer).record
+        request = open_signed(
+            renewed.request, RenewalRequest, network=self._network, author=self._own
+        ).record
+        refusal = renewal.check_answer(entry.terms, request, renewed)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        entry.terms = renewal.restored(entry.terms, request, renewed.quantity)
+        entry.renewal = raw
+
+    def _count(self, entry: Entry, raw: bytes | None, held: Mapping[bytes, int]) -> None:
+        """Count on from the last voucher, by what the directory says is held."""
+        terms = entry.terms
+        size = held.get(terms.lease_id, 0)
+        # The first epoch is due as soon as bytes are held; an account closes with its epoch.
+        since_ms, used = terms.term_ms, terms.base_quantity if terms.renewals else size
+        if raw is not None:
+            voucher = open_signed(raw, Voucher, network=self._network, author=self._own).record
+            if voucher.lease_id != terms.lease_id:
+                raise RecordInvalid("the voucher is for another lease")
+            entry.use = leases.with_voucher(entry.use, voucher)
+            entry.voucher = raw
+            if voucher.quantity >= used:
+                since_ms, used = voucher.until_ms, voucher.quantity
+        last = max(0, -(-(terms.end_ms - terms.start_ms) // EPOCH_MS) - 1)
+        entry.use = replace(
+            entry.use,
+            held_bytes=size,
+            peak_bytes=size,
+            epoch=min(last, max(0, since_ms - terms.start_ms) // EPOCH_MS),
+            used=used,
+            settled_micro=self._credit.settled(terms.lease_id),
+        )
+
+
+def _held(raw: bytes) -> dict[bytes, int]:
+    """Return what the directory knew of bytes at a peer, by lease."""
+    try:
+        value = take_map({"value": decode(raw)}, "value")
+        found: dict[bytes, int] = {}
+        for item in take_list(value, "held", most=2**20):
+            match item:
+                case [bytes(lease_id), int(size)] if len(lease_id) == ID_BYTES and size >= 0:
+                    found[lease_id] = size
+                case _:
+                    raise RecordInvalid("an item is of no known form")
+    except XscError as fault:
+        raise StoreDamaged(f"a note of what to recall is damaged: {fault.message}") from None
+    return found
