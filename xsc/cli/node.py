@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from xsc.base.errors import ArgumentInvalid, StoreDamaged
+from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError
 from xsc.base.units import format_duration, format_size
 from xsc.cli.options import INVITATION, PATH, Command, Group, Settings, pass_settings
 from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
@@ -239,6 +239,31 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if answer["kept"] is not None:
         say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
     return 0 if answer["whole"] else StoreDamaged.exit_code
+
+
+@node.command()
+@pass_settings
+def doctor(settings: Settings) -> int:
+    """Check that this machine and this home can run a node well.
+
+    Looks at clock, disk, modes of files, settings, storage and the sandbox, and
+    at the node if it runs. Changes nothing. Exits with 5 if something does not
+    work.
+    """
+    from dataclasses import asdict
+
+    from xsc.node.doctor import examine
+
+    found = examine(settings.home, settings.calls().status)
+    failed = any(finding.verdict == "fail" for finding in found)
+    if settings.json:
+        show_json({"works": not failed, "findings": [asdict(finding) for finding in found]})
+    else:
+        for finding in found:
+            show(f"{finding.verdict:<4}  {finding.check:<10}  {finding.text}")
+            if finding.hint:
+                show(f"      {'':<10}  hint: {finding.hint}")
+    return UnavailableError.exit_code if failed else 0
 
 
 @node.group(cls=Group)
