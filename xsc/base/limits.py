@@ -78,6 +78,12 @@ WARDS_A_PEER_MAX = 10_000
 """Objects that a node guards for one peer."""
 LEFTOVERS_KEPT_MS = 60_000
 """How long moved columns stay where they were: somebody may be reading by the old placement."""
+DRAIN_PAGE_SEGMENTS = 64
+"""Shards of one column that one receipt of a drain speaks of."""
+DRAIN_LOOK_MS = 2_000
+"""How often a node that leaves counts what it still holds; longer where counting takes long."""
+DRAIN_STUCK_LISTED = 100
+"""Objects of which a node that leaves says one by one why they stay."""
 STORAGE_QUESTION_TIMEOUT_MS = 5_000
 """For find, stat and delete, which carry no shards."""
 

@@ -10,6 +10,7 @@ import click
 
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError
 from xsc.base.units import format_duration, format_size
+from xsc.cli.drain import drain
 from xsc.cli.options import INVITATION, PATH, Command, Group, Settings, pass_settings
 from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
 from xsc.client.calls import read_file
@@ -264,6 +265,9 @@ def doctor(settings: Settings) -> int:
             if finding.hint:
                 show(f"      {'':<10}  hint: {finding.hint}")
     return UnavailableError.exit_code if failed else 0
+
+
+node.add_command(drain)
 
 
 @node.group(cls=Group)

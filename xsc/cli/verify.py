@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -11,7 +15,21 @@ from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.cli.options import PATH, Command, Settings, pass_settings
 from xsc.cli.output import show, show_json
-from xsc.client.calls import read_bounded, read_file, read_module
+from xsc.client.calls import read_bounded, read_file, read_module, unreadable
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """Give a file, or standard input for "-", to be read."""
+    if path == Path("-"):
+        yield BufferedReader(cast(RawIOBase, sys.stdin.buffer))
+        return
+    try:
+        file = path.open("rb")
+    except OSError as fault:
+        raise unreadable(path, "file", fault) from None
+    with file:
+        yield file
 
 
 @click.command(cls=Command)
@@ -24,21 +42,24 @@ from xsc.client.calls import read_bounded, read_file, read_module
 )
 @pass_settings
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
-    """Check a receipt, voucher, lease or ledger entry, and say what it proves.
+    """Check a receipt, voucher, lease, ledger entry or drain proof, and say what it proves.
 
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """
-    from xsc.node.verify import verify_file
+    from xsc.node.verify import verify_drain, verify_file
 
     code = None if module is None else read_module(module)
     agreed = None if lease is None else read_file(lease, "lease", PEER_BODY_BYTES_MAX)
     try:
-        if file == Path("-"):
-            raw = read_bounded(sys.stdin.buffer, "file", PEER_BODY_BYTES_MAX)
-        else:
-            raw = read_file(file, "file", PEER_BODY_BYTES_MAX)
-        proved = verify_file(raw, code, agreed)
+        with _opened(file) as source:
+            # A drain proof may be of any size, and is read piece by piece.
+            if source.peek(1)[:4] == b"XSC ":
+                proved = verify_drain(source.read)
+            else:
+                proved = verify_file(
+                    read_bounded(source, "file", PEER_BODY_BYTES_MAX), code, agreed
+                )
     except (PeerError, LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
         raise ProofInvalid(fault.message, hint=fault.hint) from None

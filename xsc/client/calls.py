@@ -399,6 +399,26 @@ class Calls:
         """Return what the node says of itself."""
         return self.core.call("GET", "/v1/status")
 
+    def leave(self) -> Document:
+        """Have the node begin to move away all that it holds for others."""
+        return self.core.call("POST", "/v1/drain", {})
+
+    def drain(self, wait_ms: int = 0) -> Document:
+        """Return how far the node is with leaving.
+
+        Args:
+            wait_ms: how long to wait for the node's next count at most.
+        """
+        return self.core.call("GET", f"/v1/drain?wait_ms={wait_ms}")
+
+    def stay(self) -> Document:
+        """Have the node stay after all."""
+        return self.core.call("DELETE", "/v1/drain")
+
+    def drain_proof(self) -> Download:
+        """Return what proves where everything lies now, to be used in a `with`."""
+        return self.core.download("/v1/drain/proof", {})
+
     def fsck(self, *, deep: bool) -> Document:
         """Have the node compare its index with all bodies; takes as long as reading them."""
         raw = json.dumps({"deep": deep}).encode()

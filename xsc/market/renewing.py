@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +57,10 @@ SILENT = "the host is silent"
 
 class Desk(Protocol):
     """What renewal asks of the rest of the market."""
+
+    @property
+    def leaving(self) -> Callable[[], Collection[bytes]]:
+        """Returns the nodes that are leaving."""
 
     async def fresh_quote(self, peer: bytes) -> Signed[Quote] | XscError:
         """Return a peer's quote for storage as of now, or why there is none."""
@@ -374,6 +378,8 @@ class Renewals:
             return entry.renewal
         if request.lease_id in granted:
             raise RecordInvalid("the lease is named twice")
+        if self._own in self._desk.leaving():
+            raise LeaseExhausted("this node is leaving the network and renews no lease")
         quote = open_quote(
             request.quote,
             network=self._network,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -228,6 +228,8 @@ class MarketService:
             state=state,
             log=log,
         )
+        self.leaving: Callable[[], Collection[bytes]] = frozenset
+        """Returns the nodes that are leaving: no room is taken there."""
 
     # Life
 
@@ -962,6 +964,7 @@ class MarketService:
         """
         if not 0 < size_bytes <= _QUANTITY_MAX:
             raise ArgumentInvalid("the size to lease is out of range")
+        exclude |= frozenset(self.leaving())
         async with self._leasing["storage"]:
             nodes = [
                 peer

@@ -88,6 +88,8 @@ class Capacity:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
         self._compute_steps = compute_steps
+        self.leaving: Callable[[], bool] = lambda: False
+        """Says whether this node leaves, and has nothing to offer any more."""
 
     def storage_capacity_bytes(self) -> int:
         """Return the bytes offered in all."""
@@ -95,6 +97,8 @@ class Capacity:
 
     def storage_free_bytes(self) -> int:
         """Return the bytes neither held nor reserved, at most what the disk has left."""
+        if self.leaving():
+            return 0
         # What is being written takes from the disk, too, and may not be there yet.
         on_disk = self._disk_free_bytes() - self._shards.reserved_bytes
         return max(0, min(self._shards.free_bytes, on_disk))
@@ -105,7 +109,7 @@ class Capacity:
 
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""
-        return self._compute_steps
+        return 0 if self.leaving() else self._compute_steps
 
 
 def divider(rule: str) -> Divide:
@@ -257,6 +261,9 @@ class Node:
             weight_ppm=self.allocation.weight_ppm,
             lease_warning_ms=config.lease_warning_ms,
         )
+        drain = self.storage.drain
+        self.capacity.leaving = lambda: drain.active
+        self.market.leaving = drain.leaving
         self.sweeper = Sweeper(
             node=self.shards,
             leases=self.market,
@@ -282,6 +289,7 @@ class Node:
         )
         self.directory.on_old_copy = self._is_old_copy
         self.evidence = EvidenceBook(net, parts.state)
+        drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
             key=key,
             network=net,
@@ -384,6 +392,7 @@ class Node:
         self.tasks.start("repair", self.storage.mender.run)
         self.tasks.start("guard", self.storage.guards.run)
         self.tasks.start("repair_for_others", self.storage.ward_mender.run)
+        self.tasks.start("drain", self.storage.drain.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("uploads", self.storage.uploads.run)
@@ -449,6 +458,7 @@ class Node:
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
+        self.storage.drain.wake()
         if up:
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))

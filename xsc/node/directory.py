@@ -172,6 +172,14 @@ class DirectoryKeeper:
         await self._executor.run(lambda: self._state.write(changes, sync=True))
         self.generation, self._digest, self._raw = head.record.generation, digest, raw
 
+    def copies_beside(self, peer: bytes) -> int:
+        """Return how many peers beside that one are known to have the present head."""
+        return sum(
+            generation == self.generation
+            for node, generation in self._told.items()
+            if node != peer and node in self._peers.peers()
+        )
+
     async def tell(self) -> int:
         """Send the head to every peer that does not have it; return how many have it now."""
         if self._raw:

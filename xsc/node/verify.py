@@ -18,6 +18,7 @@ from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
+from xsc.storage.leaving import check_proof
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
@@ -304,3 +305,21 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         return checks[kind](raw)
     except (PeerError, LimitError) as fault:
         raise ProofInvalid(fault.message, hint=fault.hint) from None
+
+
+def verify_drain(read: Callable[[int], bytes]) -> str:
+    """Return, in one line for people, what the proof of a node that left proves.
+
+    Args:
+        read: gives up to so many of the next bytes of the file.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    proof = check_proof(read)
+    said = proof.drained
+    rest = f", and still holds {said.left_objects} objects" if said.left_objects else ""
+    return (
+        f"drain proof: of what {short(proof.node)} held, {said.shards} shards of {said.objects} "
+        f"objects, {format_size(said.shard_bytes)}, lie at {proof.hosts} other nodes{rest}"
+    )

@@ -108,7 +108,9 @@ class Guards:
         own: Callable[[], list[tuple[bytes, bytes]]],
         load: Callable[[bytes], Charge | None],
         grace_ms: int,
+        leaving: Callable[[], frozenset[bytes]],
     ) -> None:
+        self._leaving = leaving
         self._reach = reach
         self._caller = caller
         self._state = state
@@ -135,7 +137,9 @@ class Guards:
 
     async def ask_all(self) -> None:
         """Hand objects that have too few guardians to more of them."""
-        up = [node for node in self._reach.hosts.peers() if self._reach.is_up(node)]
+        leaving = self._leaving()
+        peers = [node for node in self._reach.hosts.peers() if node not in leaving]
+        up = [node for node in peers if self._reach.is_up(node)]
         for ref, placement in self._own():
             told = self._told(ref)
             if len(told) >= min(GUARDIANS, len(up)) and not self._gone(told):
@@ -145,7 +149,8 @@ class Guards:
                 await self._ask(charge, placement, up, told)
 
     def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
-        return frozenset() if self.mender is None else self.mender.gone(nodes)
+        leaving = self._leaving().intersection(nodes)
+        return leaving if self.mender is None else self.mender.gone(nodes) | leaving
 
     def _told(self, ref: bytes) -> tuple[bytes, ...]:
         raw = self._state.get(TOLD + ref)
@@ -209,7 +214,7 @@ class Guards:
 
     def _acts(self, ward: Ward) -> bool:
         """Say whether it is this node's turn: the owner is silent, and so long."""
-        if self.mender is None:
+        if self.mender is None or self._reach.own in self._leaving():
             return False
         return self.mender.silent_ms(ward.owner) >= self._grace_ms * (1 + ward.turn)
 

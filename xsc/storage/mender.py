@@ -50,6 +50,7 @@ from xsc.storage.messages import ObjectRecord
 from xsc.storage.pipeline import Held
 from xsc.storage.placement import State, column_states
 from xsc.storage.ports import OWN_LEASE, HostLease
+from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, together
 from xsc.storage.reading import Located, roots_of
 from xsc.storage.repair import rebuild
@@ -173,7 +174,7 @@ class Mender:
         locate: Callable[[VerifyCapability], Awaitable[Located]],
         ask: Callable[[bytes, VerifyCapability], Awaitable[Located | None]],
         stat: Callable[[bytes, VerifyCapability, int], Coroutine[Any, Any, HeldObject | None]],
-        leaving: Callable[[], Collection[bytes]],
+        prover: Prover,
     ) -> None:
         self._reach = reach
         self._keeper = keeper
@@ -181,7 +182,9 @@ class Mender:
         self._locate = locate
         self._ask = ask
         self._stat = stat
-        self._leaving = leaving
+        self._prover = prover
+        self._proved: dict[bytes, frozenset[bytes]] = {}
+        """By object: the nodes that leave and need nothing more of it."""
         self._watches: dict[bytes, Watch] = {}
         self._locks: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._moved_ms: dict[bytes, int] = {}
@@ -238,7 +241,7 @@ class Mender:
         if not also_unsteady:
             grace_ms = self._settings.grace_ms
             up = {node for node in up if is_steady(self._watches.get(node), now_ms, grace_ms)}
-        return frozenset((up | {self._reach.own}) - set(self._leaving()))
+        return frozenset((up | {self._reach.own}) - self._prover.leaving)
 
     async def run(self) -> None:
         """Look after all charges until cancelled."""
@@ -255,7 +258,7 @@ class Mender:
             situation = (
                 self.gone({*self._watches}),
                 self.available(),
-                frozenset(self._leaving()),
+                self._prover.leaving,
                 frozenset(ref for ref, _ in listed) if len(listed) < MENDS_A_ROUND_MAX else 0,
             )
             cleanable = {
@@ -293,7 +296,7 @@ class Mender:
         nodes = set(columns)
         if len(nodes) < len(columns):
             return True
-        return bool(self.gone(nodes) or nodes & set(self._leaving()))
+        return bool(self.gone(nodes) or nodes & self._prover.leaving)
 
     async def round(
         self,
@@ -366,7 +369,7 @@ class Mender:
             await self._keeper.save(charge.ref, charge.placement, charge.held)
         placed = open_placement(located.placement_raw, self._reach.network)
         states = await self._reach.executor.run(column_states, manifest, columns, answers)
-        leaving = {column for column, node in enumerate(columns) if node in self._leaving()}
+        leaving = {column for column, node in enumerate(columns) if node in self._prover.leaving}
         lost = lost_columns(columns, states, self.gone(set(columns)))
         foreign: frozenset[int] = frozenset()
         if charge.owner is not None and placed.repairs:
@@ -423,7 +426,7 @@ class Mender:
             for node, held in survey.answers.items()
             if held is not None
             and (held.rank < survey.located.rank or held.record != "ok")
-            and node not in self._leaving()
+            and node not in self._prover.leaving
         ]
 
     def _leftovers(self, survey: Survey) -> set[bytes]:
@@ -434,12 +437,13 @@ class Mender:
             nodes = {item.node for item in charge.held}
         else:
             nodes = {item.node for item in charge.held} - set(survey.columns)
+        nodes -= set(self._unproved(survey))
         return {node for node in nodes if node == own or self._reach.is_up(node)}
 
     def _surplus(self, survey: Survey) -> dict[bytes, frozenset[int]]:
         found = {}
         for node, held in survey.answers.items():
-            if held is None:
+            if held is None or node in self._prover.leaving:
                 continue
             mine = [row.column for row in held.columns if row.customer == self._reach.own]
             columns = len(survey.columns)
@@ -452,13 +456,40 @@ class Mender:
         if survey.charge.only_clean:
             return bool(self._leftovers(survey))
         wanted = survey.homeless or survey.foreign or self._stale(survey)
-        if wanted or self._leftovers(survey) or self._surplus(survey):
+        if wanted or self._leftovers(survey) or self._surplus(survey) or self._unproved(survey):
             return True
         own = self._reach.own
         return (
             next_want(survey.columns, (), self.available(), own=own, doubled=survey.doubled)
             is not None
         )
+
+    def _unproved(self, survey: Survey) -> list[bytes]:
+        """Return the nodes that leave, are up, and may hold what lies elsewhere by now."""
+        away = self._prover.leaving - set(survey.columns)
+        done = self._proved.get(survey.charge.ref, frozenset())
+        return sorted(node for node in away - done if self._reach.is_up(node))
+
+    async def _prove(self, survey: Survey) -> None:
+        """Show nodes that leave where the object lies, before anything there is deleted."""
+        if survey.charge.owner is None and not survey.placed.repairs:
+            return
+        ref = survey.charge.ref
+        self._proved[ref] = self._proved.get(ref, frozenset()) - set(survey.columns)
+        for node in self._unproved(survey):
+            if await self._prover.prove(survey.located, node):
+                self._proved[ref] |= {node}
+            else:
+                self._again.add(ref)
+
+    async def _part(self, survey: Survey, mended: Mended) -> None:
+        """Look again at once at what moved from a node that leaves; tell it what could not."""
+        leaving = self._prover.leaving
+        if any(item.source in leaving for item in mended.moved):
+            self._again.add(survey.charge.ref)
+            self._woken.set()
+        for node in sorted({survey.columns[column] for column in mended.left} & leaving):
+            await self._prover.excuse(survey.located, node, mended.reason)
 
     # Mending
 
@@ -473,6 +504,7 @@ class Mender:
             if charge is None:
                 return None
             survey = await self.survey(charge)
+            await self._prove(survey)
             charge = await self._clean(survey)
             survey = replace(survey, charge=charge)
             if charge.only_clean or (
@@ -497,6 +529,7 @@ class Mender:
             mended = Mended(survey.margin, moved, left, reason if left else "")
             if moved:
                 self.lately.append((ref, mended))
+            await self._part(survey, mended)
             return mended
 
     async def _clean(self, survey: Survey) -> Charge:

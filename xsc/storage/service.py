@@ -49,6 +49,7 @@ from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
 from xsc.storage.delegation import Placed, open_placement, open_sent
 from xsc.storage.directory import Listed, ListedHost
+from xsc.storage.drain import Drain
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
 from xsc.storage.erasure import Buffer, Code
 from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends, with_ends
@@ -68,6 +69,7 @@ from xsc.storage.placement import (
     condition,
 )
 from xsc.storage.ports import Commit, Hosts, Leases
+from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, bodies_of, stop_all, together
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
@@ -314,6 +316,21 @@ class StorageService:
             node=node,
             log=log,
         )
+        self.drain = Drain(
+            key=key,
+            network=network,
+            clock=clock,
+            caller=caller,
+            hosts=hosts,
+            node=node,
+            state=state,
+            commit=commit,
+            log=log,
+            grace_ms=mending.grace_ms,
+        )
+        self._prover = Prover(
+            reach=self._reach, caller=caller, node=node, key=key, drain=self.drain
+        )
         owned = _Owned(self, key)
         self.guards = Guards(
             reach=self._reach,
@@ -324,9 +341,12 @@ class StorageService:
             own=owned.refs,
             load=owned.load,
             grace_ms=mending.grace_ms,
+            leaving=self.drain.leaving,
         )
         self.guards.owner = self.mender = self._mender(owned, mending)
         self.guards.mender = self.ward_mender = self._mender(self.guards, mending)
+        self.drain.on_change = self.node_changed
+        self.drain.silent_ms = self.mender.silent_ms
         self.uploads = Uploads(self._reach, state, commit)
 
     def _mender(self, keeper: Keeper, settings: MendSettings) -> Mender:
@@ -337,11 +357,11 @@ class StorageService:
             locate=self._locate,
             ask=self._ask,
             stat=self._stat,
-            leaving=frozenset,
+            prover=self._prover,
         )
 
     def node_changed(self) -> None:
-        """Take note that a peer came up or went down."""
+        """Take note that a peer came up or went down, or is leaving."""
         self.mender.node_changed()
         self.ward_mender.node_changed()
 
@@ -932,6 +952,8 @@ class StorageService:
             GUARD: self.guards.on_guard,
             UNGUARD: self.guards.on_unguard,
             HEALED: self.guards.on_healed,
+            **self.drain.handlers(),
+            **self._prover.handlers(),
         }
 
     def _record_of(self, request: PutRequest, caller: bytes) -> ObjectRecord | None:
@@ -985,6 +1007,8 @@ class StorageService:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         request = messages.read_put(header, parts)
         record = self._record_of(request, caller)
+        if request.shards:
+            self.drain.check_room()
         # A caller that gives up must not keep the lease from learning what was stored.
         await asyncio.shield(asyncio.create_task(self._hold(request, record, caller)))
         receipt = expected_receipt(
@@ -1025,7 +1049,7 @@ class StorageService:
         locate, final = messages.read_delete(header)
         # A caller that gives up must not keep the lease from learning what was freed.
         work = self._node.delete(locate, caller, final=final)
-        freed = await asyncio.shield(asyncio.create_task(self._drop(work)))
+        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, work)))
         receipt = DeletionReceipt(
             host=self._key.node_id,
             customer=caller,
@@ -1044,11 +1068,14 @@ class StorageService:
         locate, columns = messages.read_trim(header)
         # A caller that gives up must not keep the lease from learning what was freed.
         work = self._node.trim(locate, caller, columns)
-        freed = await asyncio.shield(asyncio.create_task(self._drop(work)))
+        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, work)))
         return messages.trim_answer(freed), []
 
-    async def _drop(self, work: Coroutine[Any, Any, dict[bytes, int]]) -> dict[bytes, int]:
+    async def _drop(
+        self, locate: bytes, work: Coroutine[Any, Any, dict[bytes, int]]
+    ) -> dict[bytes, int]:
         freed = await work
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
+        await self.drain.note_deleted(locate, sum(freed.values()))
         return freed

@@ -814,6 +814,13 @@ class StorageNode:
                 found.append((key, formats.decode_entry(raw)))
         return found
 
+    async def between(self, start: bytes, stop: bytes) -> list[tuple[bytes, Entry]]:
+        """Return the entries of the index from one key up to another: few enough for a list."""
+        return await self._executor.run(self._between, start, stop)
+
+    def _between(self, start: bytes, stop: bytes) -> list[tuple[bytes, Entry]]:
+        return [(key, formats.decode_entry(raw)) for key, raw in self._index.scan(start, stop)]
+
     # Damage
 
     @property

@@ -7,6 +7,7 @@ from base64 import b64encode
 
 import pytest
 
+from tests.strategies import vectors
 from xsc.storage.capability import ReadCapability
 
 NODE = "abcdefghijklmnop"
@@ -668,3 +669,152 @@ def test_share_of_a_name_asks_the_node(xsc, stand_in):
     assert done.json == {"capability": read.verify.to_text(), "allows": "verify"}
     headers = stand_in.last.headers
     assert [headers[f"XSC-{what}"] for what in ("Name", "Version")] == ["a", "2"]
+
+
+# repair
+
+REPAIRED = {
+    "margin": 1,
+    "moved": [{"shard": 3, "from": "a" * 52, "to": "b" * 52}],
+    "left": [],
+    "reason": "",
+}
+
+
+def test_repair_of_one_object_says_what_moved(xsc, stand_in):
+    stand_in.answers("POST", "/v1/object/repair", REPAIRED)
+    done = xsc("store", "repair", "xsc:r:abc")
+    assert (done.code, done.text) == (0, "1 shard moved, 0 left\n")
+    assert done.err == f"shard 3 moved from {'a' * 10} to {'b' * 10}\n"
+    assert stand_in.last.headers["XSC-Capability"] == "xsc:r:abc"
+    assert xsc("store", "repair", "xsc:r:abc", "--json").json == REPAIRED
+
+
+def test_repair_of_all_objects_exits_with_7_where_some_shards_have_no_place(xsc, stand_in):
+    rows = [
+        {"name": name, "version": 1, "capability": f"xsc:r:{name}", "size_bytes": 1}
+        for name in ("a", "b")
+    ]
+    stand_in.answers("GET", "/v1/objects", {"objects": rows})
+    left = {"margin": 1, "moved": [], "left": [2, 5], "reason": "no node has room"}
+
+    def answer(request):
+        whole = request.headers["XSC-Capability"] == "xsc:r:a"
+        request.answer.document(REPAIRED if whole else left)
+
+    stand_in.routes["POST", "/v1/object/repair"] = answer
+    done = xsc("store", "repair")
+    assert (done.code, done.text) == (7, "1 shard moved, 2 left\n")
+    assert "object 1 of 2: shard 3 moved" in done.err
+    assert "warning: object 2 of 2: 2 shards left as it was: no node has room" in done.err
+    done = xsc("store", "repair", "--json")
+    assert (done.code, done.json) == (7, {"objects": [REPAIRED, left]})
+
+
+def test_repair_by_name_and_what_the_node_refuses(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects/named", {"capabilities": ["xsc:r:new", "xsc:r:old"]})
+    stand_in.answers("POST", "/v1/object/repair", {**REPAIRED, "moved": []})
+    assert xsc("store", "repair", "film").text == "0 shards moved, 0 left\n"
+    assert stand_in.last.headers["XSC-Capability"] == "xsc:r:new"
+    stand_in.refuses("POST", "/v1/object/repair", "not_allowed", "not looked after here", "why")
+    done = xsc("store", "repair", "xsc:r:abc")
+    assert (done.code, done.text) == (2, "")
+    assert done.err == "error: not looked after here (not_allowed)\nhint: why\n"
+    assert xsc("store", "repair", "xsc:r:abc", "--version", "1").code == 2
+
+
+# drain
+
+DRAINED = {
+    "state": "done",
+    "since_ms": 1,
+    "total_bytes": 4096,
+    "left_bytes": 0,
+    "left_objects": 0,
+    "kept_bytes": 0,
+    "moved_objects": 1,
+    "moved_shards": 4,
+    "released_bytes": 0,
+    "peers_told": 6,
+    "peers": 6,
+    "stuck_objects": 0,
+    "stuck": [],
+    "directories_only_here": [],
+    "guarded_at_own_cost": 0,
+    "owed_micro": 2_000_000,
+}
+STUCK = {
+    **DRAINED,
+    "state": "leaving",
+    "left_objects": 3,
+    "left_bytes": 4096,
+    "stuck_objects": 2,
+    "stuck": [
+        {"object": "ab" * 32, "owner": NODE, "size_bytes": 1024, "reason": "no node\x1b has room"}
+    ],
+    "directories_only_here": [NODE],
+    "guarded_at_own_cost": 1,
+}
+
+
+def test_drain_waits_writes_the_proof_and_says_that_the_node_can_go(xsc, stand_in, tmp_path):
+    going = {**DRAINED, "state": "leaving", "left_bytes": 4096, "left_objects": 1}
+    stand_in.answers("POST", "/v1/drain", going, 202)
+    answers = [going, {**going, "left_bytes": 0, "kept_bytes": 9}, DRAINED]
+    stand_in.routes["GET", "/v1/drain?wait_ms=5000"] = lambda request: request.answer.document(
+        answers.pop(0)
+    )
+    stand_in.streams("/v1/drain/proof", b"XSC drain proof")
+    done = xsc("node", "drain")
+    assert done.code == 0
+    assert "moved          1 object, 4 shards" in done.text
+    assert "owed to it     2.000000 credits" in done.text
+    assert "can be stopped for good" in done.err
+    assert "stay readable" in done.err
+    assert (tmp_path / "home" / "drain.proof").read_bytes() == b"XSC drain proof"
+    stand_in.answers("POST", "/v1/drain", DRAINED, 202)
+    done = xsc("node", "drain", "--json", "--proof", tmp_path / "p")
+    assert (done.code, done.json) == (0, DRAINED)
+    assert (tmp_path / "p").read_bytes() == b"XSC drain proof"
+
+
+def test_drain_says_what_stays_and_why_and_exits_with_7(xsc, stand_in):
+    stand_in.answers("POST", "/v1/drain", STUCK, 202)
+    stand_in.streams("/v1/drain/proof", b"XSC drain proof")
+    done = xsc("node", "drain")
+    assert done.code == 7
+    assert f"object {'ab' * 8} of {NODE[:10]}, 1.0 KiB, stays: no node\\x1b has room" in done.err
+    assert "beside them: 1 object" in done.err
+    assert f"the directory of {NODE[:10]} lies at no other peer" in done.err
+    assert "pays for shards of 1 object of owners" in done.err
+    assert "stopped for good" not in done.err
+
+
+def test_drain_status_and_cancel_begin_nothing(xsc, stand_in, tmp_path):
+    stand_in.answers("GET", "/v1/drain?wait_ms=0", {**DRAINED, "state": "staying"})
+    done = xsc("node", "drain", "--status")
+    assert (done.code, done.text, done.err) == (0, "the node is not leaving\n", "")
+    stand_in.answers("GET", "/v1/drain?wait_ms=0", STUCK)
+    assert xsc("node", "drain", "--status").code == 7
+    assert xsc("node", "drain", "--status", "--json").json == STUCK
+    assert not (tmp_path / "home" / "drain.proof").exists()
+    stand_in.answers("DELETE", "/v1/drain", {**DRAINED, "state": "staying"})
+    assert xsc("node", "drain", "--cancel").text == (
+        "the node stays; what has moved stays where it is\n"
+    )
+    assert {request.method for request in stand_in.requests} == {"GET", "DELETE"}
+    refused = xsc("node", "drain", "--proof", tmp_path / "no" / "p")
+    assert (refused.code, refused.out) == (2, b"")
+    assert {request.method for request in stand_in.requests} == {"GET", "DELETE"}
+
+
+def test_a_drain_proof_is_verified_from_a_file_and_from_a_pipe(xsc, tmp_path):
+    proof = bytes.fromhex(vectors("leaving")["proof"])
+    (tmp_path / "p").write_bytes(proof)
+    done = xsc("verify", tmp_path / "p")
+    assert (done.code, done.err) == (0, "")
+    assert done.text.startswith("drain proof: of what ")
+    assert xsc("verify", "-", stdin=proof).text == done.text
+    for wrong in (proof[:-1], b"XSC drain proof 2\n", b"XSC ", b"XSC"):
+        bad = xsc("verify", "-", stdin=wrong)
+        assert (bad.code, bad.out) == (6, b"")

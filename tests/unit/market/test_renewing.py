@@ -195,6 +195,15 @@ async def test_debt_refuses_a_renewal_until_it_is_paid(world, pair):
     assert why(customer) == ""
 
 
+async def test_a_host_that_is_leaving_renews_nothing(world, pair):
+    customer, provider = pair
+    await stored(world, customer, provider)
+    provider.market.leaving = lambda: {provider.id}
+    await rounds(world, customer, world.clock.now_ms() + LATEST_MS)
+    assert "leaving" in why(customer)
+    assert ends(customer, provider)[1] < world.clock.now_ms() + HALF_MS
+
+
 async def test_little_credit_renews_what_is_held_and_gives_up_the_rest(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)

@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc.node.build import Node
-from xsc.node.routes import evidence, jobs, ledger, market, objects, peers, status, store
+from xsc.node.routes import drain, evidence, jobs, ledger, market, objects, peers, status, store
 
 
 def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
@@ -17,6 +17,7 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *peers.routes(node),
         *objects.routes(node),
         *store.routes(node),
+        *drain.routes(node),
         *jobs.routes(node),
         *evidence.routes(node),
         *market.routes(node),

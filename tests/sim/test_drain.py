@@ -1,0 +1,275 @@
+"""A node that leaves: everything moves, nobody notices, and it can prove it."""
+
+import asyncio
+import io
+
+import pytest
+
+from tests.sim.network import content, get, put, run, stream
+from tests.sim.test_repair import QUICK, agree, guarded, nodes_of, whole
+from xsc.base.errors import NotAllowed
+from xsc.base.limits import MIB
+from xsc.storage.capability import parse_verify
+from xsc.storage.leaving import check_proof
+
+SIZES = (1, 4097, MIB, 4 * MIB + 3)
+
+
+async def drained(world, index, within_ms=900_000):
+    """Wait until a node that leaves has nothing left; return its proof, checked."""
+    drain = world.nodes[index].storage.drain
+    end_ms = world.clock.now_ms() + within_ms
+    while (status := await drain.status(1_000)).phase != "done":
+        assert world.clock.now_ms() < end_ms, status
+    return check_proof(io.BytesIO(b"".join(drain.proof())).read)
+
+
+async def read_on(world, kept, readers, until):
+    """Read every object again and again, from one node after the other; return how often."""
+    done = 0
+    while not until.is_set():
+        for capability, data in kept:
+            reader = world.nodes[readers[done % len(readers)]]
+            assert await get(reader, capability) == data
+            done += 1
+        await world.clock.sleep_ms(1_500)
+    return done
+
+
+def alone(world, index):
+    """Cut a node off from all others, until the network heals."""
+    for other in range(world.count):
+        if other != index:
+            world.net.partition(world.name(index), world.name(other))
+
+
+async def held_by(world, index):
+    return [key for key, _ in await world.nodes[index].shards.entries(b"", 10_000)]
+
+
+def test_all_that_a_node_holds_moves_and_reads_meanwhile_never_fail():
+    async def play(world):
+        kept = []
+        for owner in (0, 3):
+            for size in SIZES:
+                data = content(size, seed=owner)
+                kept.append((await put(world.nodes[owner], data), data))
+        leaver = 3
+        held = [key for key in await held_by(world, leaver) if key.startswith(b"s")]
+        assert held
+        until = asyncio.Event()
+        reading = asyncio.create_task(read_on(world, kept, [0, 3, 4, 5, 6], until))
+        await world.nodes[leaver].storage.drain.begin()
+        proof = await drained(world, leaver)
+        until.set()
+        assert await reading > len(kept) * 30
+        assert await held_by(world, leaver) == []
+        assert world.nodes[leaver].shards.used_bytes == 0
+        assert proof.node == world.nodes[leaver].key.node_id
+        assert proof.drained.shards == len(held)
+        assert (proof.drained.left_objects, proof.drained.released_bytes) == (0, 0)
+        await world.nodes[leaver].stop()
+        for capability, data in kept:
+            await whole(world, capability, without=[leaver])
+            assert await get(world.nodes[7], capability) == data, "its own objects, too"
+
+    run(71, 8, play, QUICK | {"storage_capacity": "4GiB"})
+
+
+def test_what_a_node_was_owed_is_settled_by_the_epochs_begun():
+    async def play(world):
+        capability = await put(world.nodes[0], content(9 * MIB))
+        leaver = next(index for index, _ in await nodes_of(world, capability) if index)
+        await world.nodes[leaver].storage.drain.begin()
+        await drained(world, leaver)
+        await agree(world)
+        for node in world.nodes:
+            await node.market.settle_all()
+        given = [v for v in world.nodes[leaver].market.leases() if v.role == "provider"]
+        storage = [view for view in given if view.kind == "storage"]
+        assert all(view.held_bytes == 0 for view in storage)
+        assert all(view.due_micro == view.settled_micro > 0 for view in storage)
+
+    run(72, 8, play, QUICK | {"storage_price": "1"})
+
+
+def test_a_node_that_leaves_takes_nothing_new():
+    async def play(world):
+        await put(world.nodes[0], content(MIB))
+        await put(world.nodes[2], content(MIB))
+        leaver = world.nodes[1]
+        before = {view.lease_id for view in leaver.market.leases()}
+        # Nobody hears of it: the leases at hand must not help either.
+        alone(world, 1)
+        await leaver.storage.drain.begin()
+        await world.clock.sleep_ms(5_000)
+        world.net.heal()
+        held = await held_by(world, 1)
+        for seed in range(3):
+            data = content(MIB, seed=seed)
+            done = await put(world.nodes[0], data)
+            assert 1 not in {index for index, _ in await nodes_of(world, done)}
+            assert await get(world.nodes[5], done) == data
+        own = await leaver.storage.put(stream(content(MIB)), name="own", size_hint=MIB)
+        assert leaver.key.node_id not in own.hosts, "it still stores elsewhere"
+        assert set(await held_by(world, 1)) <= set(held)
+        assert {view.lease_id for view in leaver.market.leases() if view.role == "provider"} <= (
+            before
+        )
+        assert [quote.available for quote in await world.nodes[0].market.offers("compute")].count(
+            0
+        ) == 1
+
+    run(73, 7, play, QUICK | {"storage_capacity": "4GiB"})
+
+
+@pytest.mark.parametrize("moment_ms", [10, 300, 61_000])
+def test_a_drain_survives_kills_of_both_sides_and_goes_on(moment_ms):
+    async def play(world):
+        kept = []
+        for seed in range(4):
+            data = content(4 * MIB + 9, seed=seed)
+            kept.append((await put(world.nodes[0], data), data))
+        leaver = next(index for index, _ in await nodes_of(world, kept[0][0]) if index)
+        held = [key for key in await held_by(world, leaver) if key.startswith(b"s")]
+        await world.nodes[leaver].storage.drain.begin()
+        for index in (leaver, 0):
+            await world.clock.sleep_ms(moment_ms)
+            await world.crash(index)
+            await world.restart(index)
+        proof = await drained(world, leaver)
+        assert proof.drained.shards == len(held), "each once, whatever was done twice"
+        assert await held_by(world, leaver) == []
+        for capability, data in kept:
+            assert await get(world.nodes[6], capability) == data
+
+    run(74, 8, play, QUICK | {"repair_bandwidth": "16MiB"})
+
+
+def test_with_six_nodes_a_drain_says_why_it_cannot_end_and_goes_on_with_a_seventh():
+    async def play(world):
+        alone(world, 6)
+        data = content(MIB)
+        capability = await put(world.nodes[0], data)
+        drain = world.nodes[2].storage.drain
+        await drain.begin()
+        await world.until(lambda: bool(drain._look and drain._look.stuck))
+        status = await drain.status()
+        (stuck,) = status.look.stuck
+        assert (status.phase, status.look.stuck_objects) == ("leaving", 1)
+        assert "no node" in stuck.reason
+        assert stuck.customer == world.nodes[0].key.node_id
+        assert check_proof(io.BytesIO(b"".join(drain.proof())).read).drained.left_objects == 1
+        world.net.heal()
+        proof = await drained(world, 2)
+        assert proof.drained.left_objects == 0
+        await whole(world, capability, without=[2])
+        assert await get(world.nodes[6], capability) == data
+
+    run(75, 7, play, QUICK)
+
+
+def test_guardians_move_what_an_owner_that_is_away_has_and_prove_it():
+    async def play(world):
+        data = content(MIB)
+        capability = await put(world.nodes[0], data)
+        ((first, second),) = await guarded(world)
+        hosts = {index for index, _ in await nodes_of(world, capability)}
+        leaver = min(hosts - {0, first, second})
+        await world.crash(0)
+        await world.nodes[leaver].storage.drain.begin()
+        proof = await drained(world, leaver)
+        assert proof.drained.shards == 1
+        verify = parse_verify(capability).to_text()
+        await whole(world, verify, without=[0, leaver], reader=first)
+        await world.crash(leaver)
+        assert await get(world.nodes[second], capability) == data
+        # The owner takes over where its columns are now.
+        await world.restart(0)
+        await whole(world, capability, without=[leaver])
+        assert await get(world.nodes[0], capability) == data
+
+    run(76, 10, play, QUICK | {"storage_capacity": "1GiB"})
+
+
+def test_an_owner_that_is_away_without_guardians_is_said():
+    async def play(world):
+        await put(world.nodes[0], content(MIB))
+        leaver = next(index for index in range(1, 7) if world.nodes[index].shards.used_bytes)
+        await world.crash(0)
+        drain = world.nodes[leaver].storage.drain
+        await drain.begin()
+        await world.until(lambda: bool(drain._look and drain._look.stuck), within_ms=400_000)
+        assert "owner is away" in (await drain.status()).look.stuck[0].reason
+
+    run(77, 7, play, QUICK)
+
+
+def test_a_cancelled_drain_is_told_and_the_node_is_trusted_again():
+    async def play(world):
+        capability = await put(world.nodes[0], content(MIB))
+        leaver = world.nodes[4]
+        await leaver.storage.drain.begin()
+        await world.until(
+            lambda: all(leaver.key.node_id in node.storage.drain.leaving() for node in world.nodes)
+        )
+        world.net.partition("node-4", "node-0")
+        await leaver.storage.drain.cancel()
+        assert (await leaver.storage.drain.status()).phase == "staying"
+        with pytest.raises(NotAllowed, match="not leaving"):
+            leaver.storage.drain.proof()
+        await world.crash(4)
+        leaver = await world.restart(4)
+        world.net.heal()
+        await world.until(lambda: not any(node.storage.drain.leaving() for node in world.nodes))
+        hosts = {
+            index
+            for seed in range(4)
+            for index, _ in await nodes_of(world, await put(world.nodes[1], content(1, seed=seed)))
+        }
+        assert await get(world.nodes[4], capability) == content(MIB)
+        assert leaver.market.free("storage") > 0
+        assert hosts
+
+    run(78, 7, play, QUICK | {"storage_capacity": "4GiB"})
+
+
+def test_what_an_owner_deletes_meanwhile_counts_as_released():
+    async def play(world):
+        alone(world, 6)
+        capability = await put(world.nodes[0], content(MIB))
+        drain = world.nodes[2].storage.drain
+        await drain.begin()
+        await world.until(lambda: bool(drain._look and drain._look.stuck))
+        await world.nodes[0].storage.rm(capability)
+        proof = await drained(world, 2)
+        assert proof.drained.shards == 0
+        assert proof.drained.released_bytes > MIB // 4
+
+    run(79, 7, play, QUICK)
+
+
+def test_an_owner_waits_with_deleting_until_the_new_host_has_given_its_word():
+    async def play(world):
+        data = content(MIB)
+        capability = await put(world.nodes[0], data)
+        before = {index for index, _ in await nodes_of(world, capability)}
+        leaver = min(before - {0})
+        asked = []
+
+        def corrupt(source, target, request, response):
+            if "storage.attest" in request.path:
+                asked.append(target)
+                return type(response)(500, {}, [b"{}"])
+            return response
+
+        world.net.corrupt(corrupt)
+        await world.nodes[leaver].storage.drain.begin()
+        await world.until(lambda: len(asked) > 2)
+        await world.clock.sleep_ms(180_000)
+        assert await held_by(world, leaver), "nothing goes before it is proven elsewhere"
+        world.net.corrupt(None)
+        await drained(world, leaver)
+        assert await get(world.nodes[5], capability) == data
+
+    run(80, 8, play, QUICK)

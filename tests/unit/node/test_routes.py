@@ -1,0 +1,119 @@
+"""Endpoints on whole nodes in one process: what they answer, and what they refuse."""
+
+import io
+import json
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from tests.sim.network import content, put, run
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CapabilityInvalid,
+    NotAllowed,
+    ObjectUnknown,
+)
+from xsc.base.ids import to_text
+from xsc.base.limits import MIB
+from xsc.node.routes import drain, objects
+from xsc.storage.capability import ReadCapability
+from xsc.storage.leaving import check_proof
+
+QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
+
+
+class Api:
+    """The endpoints of a node by method and path, without a socket."""
+
+    def __init__(self, node, module):
+        self.routes = {(route.method, route.path): route.handler for route in module.routes(node)}
+
+    async def call(self, method, path, **headers):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = make_mocked_request(method, path, headers=named)
+        answer = await self.routes[method, path.partition("?")[0]](request)
+        assert isinstance(answer, web.Response)
+        return json.loads(answer.text)
+
+
+def test_repair_says_what_moved_and_what_did_not():
+    async def play(world):
+        owner = world.nodes[0]
+        api = Api(owner, objects)
+        capability = await put(owner, content(MIB))
+        answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
+        assert answer == {"margin": 2, "moved": [], "left": [], "reason": ""}
+        hosts = [host.node for host in (await owner.storage.stat(capability)).hosts]
+        own = owner.key.node_id
+        (spare,) = {node.key.node_id for node in world.nodes} - {own, *hosts}
+        victim = world.index_of(hosts[2])
+        await world.crash(victim)
+        for store in (world.disks[victim].bodies, world.disks[victim].index):
+            store.write([(key, None) for key, _ in list(store.scan(b""))], sync=True)
+        await world.restart(victim)
+        await world.until(lambda: owner.health.is_up(hosts[2]))
+        row = {"shard": 2, "from": to_text(hosts[2]), "to": to_text(spare)}
+        answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
+        assert answer == {"margin": 1, "moved": [row], "left": [], "reason": ""}
+        # Two more are lost, and only the owner itself is left to take one of them.
+        for gone in (victim, world.index_of(hosts[4]), world.index_of(hosts[5])):
+            await world.crash(gone)
+        await world.until(
+            lambda: len(owner.storage.mender.gone([hosts[4], hosts[5]])) == 2,
+            within_ms=7_200_000,
+        )
+        answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
+        lately = [item.column for _, done in owner.storage.mender.lately for item in done.moved]
+        assert sorted([*lately, *answer["left"]]) == [2, 4, 5]
+        assert len(answer["left"]) == 1
+        assert "no node that is up" in answer["reason"]
+
+    run(91, 8, play, {"repair_grace": "10min", "repair_interval": "1d", "probe_interval": "1min"})
+
+
+def test_repair_refuses_what_is_no_object_of_this_node():
+    async def play(world):
+        api = Api(world.nodes[1], objects)
+        with pytest.raises(CapabilityInvalid, match="carries no capability"):
+            await api.call("POST", "/v1/object/repair")
+        with pytest.raises(CapabilityInvalid):
+            await api.call("POST", "/v1/object/repair", XSC_Capability="xsc:r:abc")
+        theirs = await put(world.nodes[0], content(1))
+        with pytest.raises(NotAllowed, match="does not look after"):
+            await api.call("POST", "/v1/object/repair", XSC_Capability=theirs)
+        unknown = ReadCapability(b"s" * 32, b"m" * 32).to_text()
+        with pytest.raises((NotAllowed, ObjectUnknown)):
+            await api.call("POST", "/v1/object/repair", XSC_Capability=unknown)
+
+    run(92, 2, play, QUICK)
+
+
+def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
+    async def play(world):
+        capability = await put(world.nodes[0], content(MIB))
+        hosts = [host.node for host in (await world.nodes[0].storage.stat(capability)).hosts]
+        leaver = next(n for n in world.nodes[1:] if n.key.node_id in hosts)
+        api = Api(leaver, drain)
+        held = leaver.shards.used_bytes
+        answer = await api.call("GET", "/v1/drain")
+        assert (answer["state"], answer["total_bytes"], answer["peers"]) == ("staying", 0, 6)
+        with pytest.raises(NotAllowed):
+            await api.call("GET", "/v1/drain/proof")
+        for wrong in ("x", "-1", "30001", "1.5", ""):
+            with pytest.raises(ArgumentInvalid, match="wait_ms"):
+                await api.call("GET", f"/v1/drain?wait_ms={wrong}")
+        answer = await api.call("POST", "/v1/drain")
+        assert answer["state"] == "leaving"
+        assert answer["total_bytes"] >= held > 0
+        while answer["state"] == "leaving":
+            before = world.clock.now_ms()
+            answer = await api.call("GET", "/v1/drain?wait_ms=5000")
+            assert world.clock.now_ms() - before <= 5_000
+        assert (answer["state"], answer["left_bytes"], answer["peers_told"]) == ("done", 0, 6)
+        assert (answer["moved_objects"], answer["moved_shards"], answer["stuck"]) == (1, 1, [])
+        proof = check_proof(io.BytesIO(b"".join(leaver.storage.drain.proof())).read)
+        assert proof.drained.shards == 1
+        assert (await api.call("DELETE", "/v1/drain"))["state"] == "staying"
+
+    run(93, 7, play, QUICK)

@@ -1,0 +1,123 @@
+"""xsc node drain: leave the network without anybody losing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xsc.base.errors import EXIT_PARTLY
+from xsc.base.units import format_credits, format_size
+from xsc.cli.options import PATH, Command, Settings, pass_settings
+from xsc.cli.output import progress_bar, say, short, show, show_json, show_pairs, warn
+from xsc.client.calls import Calls
+from xsc.client.core import Document
+from xsc.client.files import check_target, write_whole
+
+DRAIN_WAIT_MS = 5_000
+"""How long the node may wait for its next count before it answers."""
+
+
+@click.command(cls=Command)
+@click.option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
+@click.option("--cancel", "what", flag_value="cancel", help="Stay after all.")
+@click.option(
+    "--proof", type=PATH, metavar="FILE", help="Where the proof goes.  [drain.proof in the home]"
+)
+@pass_settings
+def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
+    """Move all that the node holds for others to other nodes, so that it can leave.
+
+    Owners move what is theirs, and guardians what owners that are away have
+    here; reads go on meanwhile, and nothing new is taken. The node goes on with
+    it by itself, also after a restart. Writes what proves where every shard
+    lies now, for `xsc verify`. Exits with 7 if something cannot be moved.
+    """
+    calls = settings.calls()
+    target = proof if proof is not None else settings.home / "drain.proof"
+    if what == "cancel":
+        answer = calls.stay()
+        if settings.json:
+            show_json(answer)
+        else:
+            show("the node stays; what has moved stays where it is")
+        return 0
+    if proof is not None:
+        check_target(proof)
+    answer = calls.drain() if what == "status" else _drained(calls)
+    if answer["state"] != "staying" and (what is None or proof is not None):
+        with calls.drain_proof() as download:
+            write_whole(target, download.blocks())
+    if settings.json:
+        show_json(answer)
+    else:
+        _show_drain(answer)
+    if answer["state"] == "staying":
+        return 0
+    for line in _drain_warnings(answer):
+        warn(line)
+    if answer["state"] != "done":
+        return EXIT_PARTLY
+    if what is None:
+        say(f"the proof is {target}; `xsc verify` checks it. The node can be stopped for good:")
+        say("its own objects stay readable by capability, and by its identity (xsc node recover)")
+    return 0
+
+
+def _drained(calls: Calls) -> Document:
+    """Begin to leave and wait until all has moved that can; return how it stands then."""
+    answer = calls.leave()
+    with progress_bar("moving away", answer["total_bytes"]) as progress:
+        shown = 0
+        while answer["state"] == "leaving":
+            moved = answer["total_bytes"] - answer["left_bytes"]
+            progress(moved - shown)
+            shown = moved
+            stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
+            if stuck and stuck >= answer["left_objects"] and not answer["kept_bytes"]:
+                break
+            answer = calls.drain(DRAIN_WAIT_MS)
+    return answer
+
+
+def _objects(count: int) -> str:
+    return f"{count} {'object' if count == 1 else 'objects'}"
+
+
+def _show_drain(answer: Document) -> None:
+    if answer["state"] == "staying":
+        show("the node is not leaving")
+        return
+    left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
+    show_pairs(
+        [
+            ("state", answer["state"]),
+            ("peers told", f"{answer['peers_told']} of {answer['peers']}"),
+            ("moved", f"{_objects(answer['moved_objects'])}, {answer['moved_shards']} shards"),
+            ("left", left),
+            ("to be deleted", format_size(answer["kept_bytes"])),
+            ("released", format_size(answer["released_bytes"])),
+            ("owed to it", f"{format_credits(answer['owed_micro'])} credits"),
+        ]
+    )
+
+
+def _drain_warnings(answer: Document) -> list[str]:
+    lines = [
+        f"object {row['object'][:16]} of {short(row['owner'])}, {format_size(row['size_bytes'])}, "
+        f"stays: {row['reason']}"
+        for row in answer["stuck"]
+    ]
+    more = answer["stuck_objects"] - len(answer["stuck"])
+    if more > 0:
+        lines.append(f"beside them: {_objects(more)}")
+    lines += [
+        f"the directory of {short(owner)} lies at no other peer"
+        for owner in answer["directories_only_here"]
+    ]
+    if answer["guarded_at_own_cost"]:
+        lines.append(
+            f"this node pays for shards of {_objects(answer['guarded_at_own_cost'])} of owners "
+            "that are away; they stay where they are until its leases end"
+        )
+    return lines

@@ -1,0 +1,543 @@
+"""Leaving: who of the peers leaves, and this node's own leave until all it held is elsewhere.
+
+A node that leaves tells every peer, takes nothing new, and waits: owners, and the
+guardians of owners that are away, move its columns as they would mend lost ones
+(`mender`), and hand over what proves it (`proving`). It keeps the proofs on the
+disk, counts what is still here, and says why. Nothing else is kept: after a
+crash the count is made anew from the index. Design: docs/design/storage-drain.md.
+
+    storage/drain                       the own word, and where the drain began
+    storage/leaver/<node>               the last signed word of a peer
+    storage/moved/<locate><generation><column><page>   a proof
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal, TypeAlias
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    NotAllowed,
+    RecordInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+    XscError,
+)
+from xsc.base.fields import take_bytes, take_int, take_str
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import (
+    DRAIN_LOOK_MS,
+    DRAIN_PAGE_SEGMENTS,
+    DRAIN_STUCK_LISTED,
+    STORAGE_QUESTION_TIMEOUT_MS,
+    SWEEP_SLICE,
+)
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler
+from xsc.identity.envelope import Count, Record, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.storage import bodies
+from xsc.storage.bodies import Entry
+from xsc.storage.delegation import open_placement
+from xsc.storage.erasure import Buffer
+from xsc.storage.heads import HEADS
+from xsc.storage.leaving import Leaving, MovedAway, Proven, Rest, check_moved, page_of, proof_of
+from xsc.storage.ports import Commit, Hosts
+from xsc.storage.shards import StorageNode
+
+LEAVING: Final = "storage.leaving"
+MOVED: Final = "storage.moved"
+STAYS: Final = "storage.stays"
+OWN: Final = b"storage/drain"
+LEAVERS: Final = b"storage/leaver/"
+PROVED: Final = b"storage/moved/"
+REASON_CHARS_MAX: Final = 200
+WITHOUT_SHARDS: Final = 255
+"""Stands for the column of an object without shards: columns end at 254."""
+COPIES_MAX: Final = 2**31
+
+DrainPhase: TypeAlias = Literal["staying", "leaving", "done"]
+
+
+class DrainState(Record):
+    """The own word as it is kept."""
+
+    KIND: ClassVar[str] = "drain_state"
+
+    leaving: bool
+    said_ms: Count
+    begun_bytes: Count
+    """What was held when it began."""
+    released_bytes: Count
+    """What customers deleted that had not moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """An object that is still here, and why."""
+
+    locate: bytes
+    customer: bytes
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a count of all that is held came to."""
+
+    left_objects: int = 0
+    left_bytes: int = 0
+    kept_bytes: int = 0
+    """Proven to lie elsewhere; their customers, which are up, have yet to delete them."""
+    stuck_objects: int = 0
+    stuck: tuple[Stuck, ...] = ()
+    """Some of those that nobody is about to move."""
+    only_here: tuple[bytes, ...] = ()
+    """Peers whose directory lies at no other peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStatus:
+    """How far a drain is."""
+
+    phase: DrainPhase
+    since_ms: int
+    total_bytes: int
+    moved_objects: int
+    moved_shards: int
+    released_bytes: int
+    told: int
+    """Peers that know of it."""
+    look: Look
+
+
+class Drain:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        caller: Caller,
+        hosts: Hosts,
+        node: StorageNode,
+        state: KeyValue,
+        commit: Commit,
+        log: Log,
+        grace_ms: int,
+    ) -> None:
+        """Read what was kept.
+
+        Raises:
+            StoreDamaged: it cannot be read.
+        """
+        self._key = key
+        self._own = key.node_id
+        self._network = network
+        self._clock = clock
+        self._caller = caller
+        self._hosts = hosts
+        self._node = node
+        self._state = state
+        self._commit = commit
+        self._log = log
+        self._grace_ms = grace_ms
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a node, this one or a peer, says that it leaves or stays."""
+        self.silent_ms: Callable[[bytes], int] = lambda _: 0
+        """For how long a node has been silent."""
+        self.copies: Callable[[bytes], int] = lambda _: 1
+        """How many peers beside that one have this node's directory."""
+        self._word: DrainState | None = None
+        self._leavers: dict[bytes, Leaving] = {}
+        self._places: dict[bytes, set[tuple[int, int]]] = {}
+        self._objects: set[bytes] = set()
+        self._shards = 0
+        self._told: dict[bytes, int] = {}
+        self._copies: dict[bytes, int] = {}
+        self._stays: dict[bytes, str] = {}
+        self._look: Look | None = None
+        self._looked = asyncio.Event()
+        self._woken = asyncio.Event()
+        try:
+            self._read()
+        except XscError as fault:
+            raise StoreDamaged(f"what is kept about leaving is damaged: {fault.message}") from None
+        self._leaving = self._all_leaving()
+
+    def _read(self) -> None:
+        raw = self._state.get(OWN)
+        if raw is not None:
+            self._word = DrainState.from_bytes(raw)
+        for key, said in self._state.scan(LEAVERS, prefix_end(LEAVERS)):
+            node = key.removeprefix(LEAVERS)
+            signed = open_signed(said, Leaving, network=self._network, author=node)
+            self._leavers[node] = signed.record
+        for _, item in self._state.scan(PROVED, prefix_end(PROVED)):
+            self._enter(self._checked(MovedAway.from_bytes(item)))
+
+    def _checked(self, item: MovedAway) -> Proven:
+        return check_moved(item, leaver=self._own, network=self._network)
+
+    def _enter(self, proven: Proven) -> None:
+        places = self._places.setdefault(_encoding(proven.locate, proven.generation), set())
+        if proven.place is not None and proven.place not in places:
+            places.add(proven.place)
+            self._shards += len(proven.shards)
+        self._objects.add(proven.locate)
+
+    # Who leaves
+
+    @property
+    def active(self) -> bool:
+        """Whether this node leaves."""
+        return self._word is not None and self._word.leaving
+
+    def leaving(self) -> frozenset[bytes]:
+        """Return the nodes that leave, this one included."""
+        return self._leaving
+
+    def _all_leaving(self) -> frozenset[bytes]:
+        found = {node for node, said in self._leavers.items() if said.leaving}
+        return frozenset(found | ({self._own} if self.active else set()))
+
+    def _changed(self) -> None:
+        self._leaving = self._all_leaving()
+        self.wake()
+        self.on_change()
+
+    def wake(self) -> None:
+        """Tell peers at once that may not know yet, and count anew."""
+        self._woken.set()
+
+    def check_room(self) -> None:
+        """Return if this node takes shards.
+
+        Raises:
+            SpaceExhausted: it leaves.
+        """
+        if self.active:
+            raise SpaceExhausted("this node is leaving and takes nothing new")
+
+    # The own leave
+
+    async def begin(self) -> None:
+        """Begin to leave; once begun it goes on, also after a restart."""
+        if not self.active:
+            await self._say(leaving=True)
+            self._log.info("drain_begun", held_bytes=self._node.used_bytes)
+
+    async def cancel(self) -> None:
+        """Stay after all, and tell the peers, also such as heard something else from before.
+
+        What has moved stays where it is.
+        """
+        changes: list[Change] = [
+            (key, None) for key, _ in self._state.scan(PROVED, prefix_end(PROVED))
+        ]
+        await self._say(leaving=False, changes=changes)
+        self._places, self._objects, self._shards = {}, set(), 0
+        self._stays.clear()
+        self._log.info("drain_cancelled")
+
+    async def _say(self, *, leaving: bool, changes: Sequence[Change] = ()) -> None:
+        before = -1 if self._word is None else self._word.said_ms
+        word = DrainState(
+            leaving=leaving,
+            said_ms=max(self._clock.now_ms(), before + 1),
+            begun_bytes=self._node.used_bytes,
+            released_bytes=0,
+        )
+        await self._commit([(OWN, word.to_bytes()), *changes])
+        self._word = word
+        self._look = None
+        self._looked.clear()
+        self._changed()
+
+    async def note_deleted(self, locate: bytes, size_bytes: int) -> None:
+        """Take note that a customer deleted something."""
+        if not self.active or locate in self._objects or not size_bytes:
+            return
+        assert self._word is not None
+        released = self._word.released_bytes + size_bytes
+        self._word = self._word.model_copy(update={"released_bytes": released})
+        await self._commit([(OWN, self._word.to_bytes())])
+
+    async def run(self) -> None:
+        """Tell peers and count, until cancelled."""
+        self.wake()
+        while True:
+            if not self.active and not self._untold():
+                await self._woken.wait()
+            self._woken.clear()
+            begun_ms = self._clock.monotonic_ms()
+            await self.tell()
+            if self.active:
+                await self.count()
+            taken_ms = self._clock.monotonic_ms() - begun_ms
+            await self._rest(max(DRAIN_LOOK_MS, 10 * taken_ms))
+
+    async def _rest(self, duration_ms: int) -> None:
+        sleep = asyncio.ensure_future(self._clock.sleep_ms(duration_ms))
+        wake = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            wake.cancel()
+
+    def _untold(self) -> list[bytes]:
+        """Return the peers that may not know the own word yet, or have no other directory copy."""
+        word = self._word
+        if word is None:
+            return []
+        return [
+            peer
+            for peer in self._hosts.peers()
+            if self._told.get(peer) != word.said_ms
+            or (word.leaving and not self._copies[peer] and self._state.get(HEADS + peer))
+        ]
+
+    async def tell(self) -> None:
+        """Tell every peer that is up and does not know."""
+        word = self._word
+        if word is None:
+            return
+        said = Leaving(leaving=word.leaving, said_ms=word.said_ms)
+        raw = sign(said, self._key, self._network).raw
+        up = [peer for peer in self._untold() if self._hosts.is_up(peer)]
+        await asyncio.gather(*(self._tell(peer, raw, word.said_ms) for peer in up))
+
+    async def _tell(self, peer: bytes, raw: bytes, said_ms: int) -> None:
+        try:
+            reply = await self._caller.call(
+                peer, LEAVING, {"said": raw}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+            )
+            self._copies[peer] = take_int(reply.header, "copies", most=COPIES_MAX)
+        except XscError as fault:
+            self._log.info("drain_not_told", peer=short(peer), reason=fault.message)
+        else:
+            self._told[peer] = said_ms
+
+    # What is still here
+
+    async def count(self) -> Look:
+        """Go through all that is held."""
+        left: dict[tuple[bytes, bytes], int] = {}
+        recorded: set[tuple[bytes, bytes]] = set()
+        kept_bytes = 0
+        after = b""
+        while page := await self._node.entries(after, SWEEP_SLICE):
+            for key, entry in page:
+                locate, customer = key[1 : 1 + ID_BYTES], key[-ID_BYTES:]
+                owned = (locate, customer)
+                if key.startswith(bodies.RECORDS):
+                    recorded.add(owned)
+                if not self._is_proven(key):
+                    left[owned] = left.get(owned, 0) + entry.size_bytes
+                elif self._is_up(customer):
+                    kept_bytes += entry.size_bytes
+            after = page[-1][0]
+        stuck = [
+            Stuck(*owned, size, reason)
+            for owned, size in left.items()
+            if (reason := self._reason(*owned, recorded=owned in recorded))
+        ]
+        stuck.sort(key=lambda item: (-item.size_bytes, item.locate))
+        held = {key.removeprefix(HEADS) for key, _ in self._state.scan(HEADS, prefix_end(HEADS))}
+        only_here = sorted(
+            owner for owner in held if self._copies.get(owner, 1) == 0 and self._is_up(owner)
+        )
+        look = Look(
+            left_objects=len({locate for locate, _ in left}),
+            left_bytes=sum(left.values()),
+            kept_bytes=kept_bytes,
+            stuck_objects=len({item.locate for item in stuck}),
+            stuck=tuple(stuck[:DRAIN_STUCK_LISTED]),
+            only_here=tuple(only_here),
+        )
+        if self._look != look and _is_done(look):
+            self._log.info("drained", objects=len(self._objects), shards=self._shards)
+        self._look = look
+        self._looked.set()
+        return look
+
+    def _is_up(self, node: bytes) -> bool:
+        return node == self._own or self._hosts.is_up(node)
+
+    def _is_proven(self, key: bytes) -> bool:
+        locate = key[1 : 1 + ID_BYTES]
+        if key.startswith(bodies.RECORDS):
+            return locate in self._objects
+        segment, column, _ = bodies.column_of_key(key)
+        places = self._places.get(key[1 : 1 + ID_BYTES + 4], ())
+        return (column, segment // DRAIN_PAGE_SEGMENTS) in places
+
+    def _reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
+        """Return why nobody is about to move something; empty where somebody should be."""
+        if not recorded:
+            return "it belongs to a put that has not ended"
+        if locate in self._stays:
+            return self._stays[locate]
+        if self._is_up(customer):
+            return ""
+        if customer not in self._hosts.peers():
+            return "its owner is no peer of this node any more"
+        if self.silent_ms(customer) < 3 * self._grace_ms:
+            return ""
+        return "its owner is away, and no guardian has moved it"
+
+    async def status(self, wait_ms: int = 0) -> DrainStatus:
+        """Return how far the drain is.
+
+        Args:
+            wait_ms: wait for the next count for so long at most.
+        """
+        if self.active and (wait_ms or self._look is None):
+            if wait_ms:
+                self._looked.clear()
+            wait = asyncio.ensure_future(self._looked.wait())
+            sleep = asyncio.ensure_future(self._clock.sleep_ms(wait_ms or DRAIN_LOOK_MS))
+            try:
+                await asyncio.wait((wait, sleep), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                wait.cancel()
+                sleep.cancel()
+        word, look = self._word, self._look
+        if word is None or not word.leaving:
+            return DrainStatus("staying", 0, 0, 0, 0, 0, 0, Look())
+        done = look is not None and _is_done(look)
+        if look is None:
+            look = Look(left_bytes=self._node.used_bytes)
+        return DrainStatus(
+            phase="done" if done else "leaving",
+            since_ms=word.said_ms,
+            total_bytes=max(word.begun_bytes, look.left_bytes),
+            moved_objects=len(self._objects),
+            moved_shards=self._shards,
+            released_bytes=word.released_bytes,
+            told=sum(self._told.get(peer) == word.said_ms for peer in self._hosts.peers()),
+            look=look,
+        )
+
+    def proof(self) -> Iterator[bytes]:
+        """Yield the proof of what has moved so far, piece by piece.
+
+        Raises:
+            NotAllowed: this node does not leave.
+        """
+        word = self._word
+        if word is None or not word.leaving:
+            raise NotAllowed("this node is not leaving", hint="`xsc node drain` begins it")
+        look = self._look or Look(left_objects=1)
+        return proof_of(
+            (raw for _, raw in self._state.scan(PROVED, prefix_end(PROVED))),
+            Rest(word.released_bytes, look.left_objects, self._clock.now_ms()),
+            key=self._key,
+            network=self._network,
+        )
+
+    # What peers say
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what answers peers, by method."""
+        return {LEAVING: self._on_leaving, MOVED: self._on_moved, STAYS: self._on_stays}
+
+    async def _on_leaving(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        raw = take_bytes(header, "said")
+        said = open_signed(raw, Leaving, network=self._network, author=caller).record
+        known = self._leavers.get(caller)
+        if known is None or said.said_ms > known.said_ms:
+            # Entered before anything is awaited: of two words at once the later stays.
+            self._leavers[caller] = said
+            await self._commit([(LEAVERS + caller, raw)])
+            self._log.info("peer_leaves" if said.leaving else "peer_stays", peer=short(caller))
+            self._changed()
+        return {"copies": self.copies(caller)}, []
+
+    async def _on_moved(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        await self.take_moved(take_bytes(header, "placement"), take_bytes(header, "receipt"))
+        return {}, []
+
+    async def take_moved(self, placement: bytes, receipt: bytes) -> None:
+        """Keep a proof, once it was checked against what is held.
+
+        Raises:
+            NotAllowed: this node does not leave, or holds nothing of that object.
+            RecordInvalid, ReceiptInvalid, SignatureInvalid: it proves nothing about that.
+        """
+        item = MovedAway(placement=placement, receipt=receipt)
+        proven = self._checked(item)
+        await self._check_held(proven)
+        if not self.active:
+            raise NotAllowed("this node is not leaving")
+        column, page = proven.place or (WITHOUT_SHARDS, 0)
+        key = PROVED + _encoding(proven.locate, proven.generation)
+        key += bytes([column]) + page.to_bytes(4, "big")
+        await self._commit([(key, item.to_bytes())])
+        self._enter(proven)
+        self._stays.pop(proven.locate, None)
+
+    async def _check_held(self, proven: Proven) -> None:
+        records = await self._records(proven.locate)
+        if not any(entry.proof.startswith(proven.manifest) for _, entry in records):
+            raise NotAllowed("nothing of that object is held here")
+        found = await self._node.find(proven.locate, proven.manifest)
+        placements = [] if found is None else found.placements
+        known = [open_placement(raw, self._network) for raw in placements]
+        if known and proven.placed.placement.owner not in {
+            placed.placement.owner for placed in known
+        }:
+            raise RecordInvalid("the placement is by another owner than the one known here")
+        if proven.place is None:
+            return
+        column, page = proven.place
+        proved = {shard.segment: (shard.root, shard.size_bytes) for shard in proven.shards}
+        segments = page_of(page, proven.placed.placement.segments)
+        for key, entry in await self._shards_of(proven, segments):
+            segment, held_column, _ = bodies.column_of_key(key)
+            if held_column == column and proved[segment] != (entry.proof, entry.size_bytes):
+                raise RecordInvalid("the receipt is of other shards than those held here")
+
+    async def _records(self, locate: bytes) -> list[tuple[bytes, Entry]]:
+        prefix = bodies.RECORDS + locate
+        return await self._node.between(prefix, prefix + b"\xff" * (ID_BYTES + 1))
+
+    async def _shards_of(self, proven: Proven, segments: range) -> list[tuple[bytes, Entry]]:
+        prefix = bodies.generation_prefix(proven.locate, proven.generation)
+        first, stop = segments.start.to_bytes(4, "big"), segments.stop.to_bytes(4, "big")
+        return await self._node.between(prefix + first, prefix + stop)
+
+    async def _on_stays(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        locate = take_bytes(header, "locate", size=ID_BYTES)
+        reason = take_str(header, "reason", most=REASON_CHARS_MAX)
+        await self.take_stays(locate, reason)
+        return {}, []
+
+    async def take_stays(self, locate: bytes, reason: str) -> None:
+        """Keep in memory why an object cannot be moved; whoever moves it says so again."""
+        if self.active and locate not in self._objects and await self._records(locate):
+            self._stays[locate] = reason
+
+
+def _encoding(locate: bytes, generation: int) -> bytes:
+    return locate + generation.to_bytes(4, "big")
+
+
+def _is_done(look: Look) -> bool:
+    return not (look.left_objects or look.kept_bytes or look.only_here)
