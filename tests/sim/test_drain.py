@@ -32,7 +32,7 @@ async def read_on(world, kept, readers, until):
             reader = world.nodes[readers[done % len(readers)]]
             assert await get(reader, capability) == data
             done += 1
-        await world.clock.sleep_ms(1_500)
+        await world.clock.sleep_ms(3_000)
     return done
 
 
@@ -62,7 +62,7 @@ def test_all_that_a_node_holds_moves_and_reads_meanwhile_never_fail():
         await world.nodes[leaver].storage.drain.begin()
         proof = await drained(world, leaver)
         until.set()
-        assert await reading > len(kept) * 30
+        assert await reading > len(kept) * 15
         assert await held_by(world, leaver) == []
         assert world.nodes[leaver].shards.used_bytes == 0
         assert proof.node == world.nodes[leaver].key.node_id
@@ -123,7 +123,7 @@ def test_a_node_that_leaves_takes_nothing_new():
     run(73, 7, play, QUICK | {"storage_capacity": "4GiB"})
 
 
-@pytest.mark.parametrize("moment_ms", [10, 300, 61_000])
+@pytest.mark.parametrize("moment_ms", [10, 2_000])
 def test_a_drain_survives_kills_of_both_sides_and_goes_on(moment_ms):
     async def play(world):
         kept = []
