@@ -78,10 +78,26 @@ def open_placement(raw: bytes, network: bytes, owner: bytes | None = None) -> Pl
         SignatureInvalid: by neither of them.
     """
     raw = bytes(raw)
-    if kind_of(raw) != RepairedPlacement.KIND:
-        signed = open_signed(raw, Placement, network=network, author=owner)
-        _check_owner(signed.record, signed.author)
-        return Placed(signed.record, raw, signed.id, raw, 0)
+    if kind_of(raw) == RepairedPlacement.KIND:
+        return _open_repaired(raw, network, owner)
+    return _open_owned(raw, network, owner)
+
+
+def open_sent(raw: bytes, network: bytes, sender: bytes) -> Placed:
+    """Return a placement as `open_placement`; what the owner signed must come from the owner."""
+    raw = bytes(raw)
+    if kind_of(raw) == RepairedPlacement.KIND:
+        return _open_repaired(raw, network, None)
+    return _open_owned(raw, network, sender)
+
+
+def _open_owned(raw: bytes, network: bytes, owner: bytes | None) -> Placed:
+    signed = open_signed(raw, Placement, network=network, author=owner)
+    _check_owner(signed.record, signed.author)
+    return Placed(signed.record, raw, signed.id, raw, 0)
+
+
+def _open_repaired(raw: bytes, network: bytes, owner: bytes | None) -> Placed:
     repaired = open_signed(raw, RepairedPlacement, network=network)
     base = open_signed(repaired.record.base, Placement, network=network, author=owner)
     _check_owner(base.record, base.author)
@@ -91,12 +107,6 @@ def open_placement(raw: bytes, network: bytes, owner: bytes | None = None) -> Pl
         raise RecordInvalid("the repaired placement has other columns than its owner's")
     placement = base.record.model_copy(update={"columns": repaired.record.columns})
     return Placed(placement, raw, repaired.id, base.raw, repaired.record.repairs)
-
-
-def open_sent(raw: bytes, network: bytes, sender: bytes) -> Placed:
-    """Return a placement as `open_placement`; what the owner signed must come from the owner."""
-    repaired = kind_of(bytes(raw)) == RepairedPlacement.KIND
-    return open_placement(raw, network, None if repaired else sender)
 
 
 def _check_owner(placement: Placement, author: bytes) -> None:

@@ -304,6 +304,28 @@ def test_a_connection_is_used_again(core, stand_in):
     assert len(set(stand_in.ports)) == 2
 
 
+@pytest.mark.parametrize(("size", "connections"), [(0, 1), (1000, 1), (BLOCK_BYTES, 3)])
+def test_uploads_within_a_block_share_a_connection(core, stand_in, size, connections):
+    stand_in.keeps = True
+    stand_in.answers("POST", "/v1/objects", {})
+    for _ in range(3):
+        core.upload("/v1/objects", io.BytesIO(bytes(size)), {})
+        assert stand_in.last.body == bytes(size)
+    assert len(set(stand_in.ports)) == connections
+
+
+def test_a_pipe_that_brings_little_at_first_is_sent_whole(core, stand_in):
+    stand_in.answers("POST", "/v1/objects", {})
+    pieces = [b"one ", b"two ", b"three", b""]
+
+    class Pipe(io.RawIOBase):
+        def read(self, size=-1):
+            return pieces.pop(0)
+
+    core.upload("/v1/objects", Pipe(), {})
+    assert stand_in.last.body == b"one two three"
+
+
 def test_a_connection_is_not_used_again_after_an_error_or_what_the_node_closed(core, stand_in):
     stand_in.keeps = True
     stand_in.answers("GET", "/v1/status", {})
