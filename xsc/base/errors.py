@@ -19,6 +19,7 @@
     │   ├── IdentityInvalid            the key file is missing, readable by others or damaged
     │   ├── ModuleInvalid              not a WebAssembly module that can run here
     │   ├── ModuleUnknown              the provider does not have the module; send it along
+    │   ├── JobUnfinished              an order still runs; ask for it alone
     │   ├── ExportUnknown              the module has no such function
     │   ├── SignatureMismatch          arguments do not fit the function
     │   ├── ModuleTrapped              the program failed by itself (division by zero, …)
@@ -191,6 +192,12 @@ class ModuleUnknown(CallerError):
     """The provider does not have the module's bytes; the order must bring them."""
 
     http_status = 404
+
+
+class JobUnfinished(CallerError):
+    """An order that came with others still runs, or its answer is too large to go with theirs."""
+
+    http_status = 409
 
 
 class ExportUnknown(CallerError):

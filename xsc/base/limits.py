@@ -192,6 +192,8 @@ PROVIDERS_VERIFYING_MAX = 9
 """Providers that one order can be run by at once."""
 DISSENTS_KEPT_MAX = 1024
 """Evidence against providers; the oldest goes first."""
+FUNCTIONS_REMEMBERED_MAX = 1_024
+"""Functions of which a customer knows that they are quick."""
 BATCH_ITEMS_MAX = 65_536
 """Calls of one batch."""
 BATCH_TRAPS_MAX = 256

@@ -24,6 +24,7 @@ from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
     ClockSkewed,
+    JobUnfinished,
     ModuleUnknown,
     PeerSilent,
     RateLimited,
@@ -38,6 +39,8 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list
 from xsc.base.limits import (
     ANSWERS_KEPT_BYTES_MAX,
     ARGUMENTS_MAX,
+    BATCH_CALL_BYTES_MAX,
+    BATCH_CALL_PARTS_MAX,
     COMPILE_MS_MAX,
     ENVIRONMENT_MAX,
     FRAME_HEADER_BYTES_MAX,
@@ -68,6 +71,7 @@ from xsc.compute.ports import (
     Reply,
 )
 from xsc.compute.program import Program, read
+from xsc.compute.quick import PATIENCE_MS, Quick
 from xsc.compute.quorum import Quorum
 from xsc.compute.receipts import check_price, check_receipt, given_hash, job_of, make_receipt
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
@@ -77,6 +81,9 @@ from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order
 from xsc.terms.pricing import fuel_steps
 
+RUN = "compute.run"
+"""The method by which an order is asked for."""
+SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
 _NONCE_BYTES = 16
 _ROOM_BYTES = FRAME_HEADER_BYTES_MAX + 4096
 
@@ -233,6 +240,7 @@ class ComputeService:
         self._modules_bytes = 0
         self._orders: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
         self._answers_bytes = 0
+        self._quick = Quick()
 
     async def start(self) -> None:
         """Start the sandbox."""
@@ -252,7 +260,7 @@ class ComputeService:
 
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may call."""
-        return {"compute.run": self._serve}
+        return {RUN: self._serve}
 
     # The customer's side
 
@@ -518,23 +526,48 @@ class ComputeService:
             )
         parts = await run_sized(self._executor, sum(map(len, bodies)), _bind, bodies)
         timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
+        function = (task.module_hash, task.function)
         try:
-            reply = await self._caller.call(
-                lease.node, "compute.run", header, parts, timeout_ms=timeout_ms
-            )
+            reply = await self._ask_shared(task, lease, header, parts)
+            if reply is None:
+                reply = await self._caller.call(
+                    lease.node, RUN, header, parts, timeout_ms=timeout_ms
+                )
         except ModuleUnknown:
             parts += await run_sized(self._executor, len(task.module), _bind, [task.module])
             reply = await self._caller.call(
                 lease.node,
-                "compute.run",
+                RUN,
                 {**header, "module": True},
                 parts,
                 timeout_ms=timeout_ms,
             )
         size_bytes = sum(len(part) for part in reply.parts)
-        return await run_sized(
+        done = await run_sized(
             self._executor, size_bytes, self._check_reply, task, lease, order, reply
         )
+        if task.mode == "invoke":
+            receipt = done.receipt.record
+            self._quick.took(function, receipt.outcome.fuel_used, receipt.observed.wall_ms)
+        return done
+
+    async def _ask_shared(
+        self, task: _Task, lease: ComputeLease, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Reply | None:
+        """Return the answer to a quick order, which may share its request; None: ask alone."""
+        function = (task.module_hash, task.function)
+        if task.mode != "invoke" or function not in self._quick:
+            return None
+        try:
+            return await self._caller.call(
+                lease.node, RUN, {**header, "patience_ms": PATIENCE_MS}, parts
+            )
+        except JobUnfinished:
+            self._quick.failed(function)
+            return None
+        except PeerSilent:
+            self._quick.failed(function)
+            raise
 
     def _check_reply(
         self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply
@@ -596,6 +629,8 @@ class ComputeService:
             raise RecordInvalid("the nonce of this order was used for another one")
         if known.task is None:
             raise ReplayRefused("this order was run, and its answer is no longer kept")
+        if header.get("patience_ms") is not None:
+            await _let_share(known.task, take_int(header, "patience_ms", most=PATIENCE_MS))
         # The run goes on when the caller goes away: the same order finds it again.
         done = await asyncio.shield(known.task)
         answer: dict[str, Value] = {
@@ -686,12 +721,7 @@ class ComputeService:
             del self._orders[slot]
             return
         done = task.result()
-        known.size_bytes = (
-            len(done.receipt.raw)
-            + len(done.stdout)
-            + len(done.stderr)
-            + sum(len(data) for _, data in done.files)
-        )
+        known.size_bytes = _delivered_bytes(done)
         self._answers_bytes += known.size_bytes
         for other in self._orders.values():
             if self._answers_bytes <= ANSWERS_KEPT_BYTES_MAX:
@@ -714,6 +744,31 @@ class ComputeService:
 
 def _granting(task: _Task, grants: Sequence[Grant]) -> _Task:
     return replace(task, grants=tuple(sorted(set(grants)))) if grants else task
+
+
+def _delivered_bytes(done: _Delivered) -> int:
+    files = sum(len(path) + len(data) for path, data in done.files)
+    return len(done.receipt.raw) + len(done.stdout) + len(done.stderr) + files
+
+
+async def _let_share(task: asyncio.Task[_Delivered], patience_ms: int) -> None:
+    """Return once an order is done whose answer may go with those of others.
+
+    Raises:
+        JobUnfinished: it takes longer, or its answer is too large for that.
+    """
+    if not task.done():
+        await asyncio.wait([task], timeout=patience_ms / 1000)
+    if not task.done():
+        raise JobUnfinished("the order still runs", hint="ask for it alone")
+    if task.cancelled() or task.exception() is not None:
+        return
+    done = task.result()
+    if (
+        _delivered_bytes(done) > SHARED_ANSWER_BYTES_MAX
+        or len(done.files) > BATCH_CALL_PARTS_MAX - 2
+    ):
+        raise JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
 
 
 def _sha256(data: bytes) -> bytes:

@@ -130,8 +130,7 @@ class PeerNet:
         self._invitations = invitations.Invitations(store)
         self._replay = ReplayGuard(boot_ms=clock.now_ms(), horizons=_read_horizons(store))
         self._handlers: dict[str, Handler] = {HELLO: self._hello, batch.METHOD: self._batch}
-        self._shared: set[str] = set()
-        self._lanes = Lanes(clock, self._call_alone, self._spawn)
+        self._shared: dict[str, Lanes] = {}
         self._listeners: list[OnChange] = []
         self._answered_at: dict[bytes, str] = {}
         self._greeted: set[bytes] = set()
@@ -149,8 +148,12 @@ class PeerNet:
             self._handlers[method] = handler
 
     def share(self, *methods: str) -> None:
-        """Let small calls of these methods share requests; they must be quick and answer little."""
-        self._shared.update(methods)
+        """Let small calls of these methods share requests; they must be quick and answer little.
+
+        What is shared by one call of this does not wait for what is by another.
+        """
+        lanes = Lanes(self._clock, self._call_alone, self._spawn)
+        self._shared.update(dict.fromkeys(methods, lanes))
 
     async def start(self) -> None:
         """Serve, and tell every known peer where this node is now."""
@@ -375,10 +378,11 @@ class PeerNet:
             PeerSilent: no connection, or no answer in time.
             XscError: what the peer answered with.
         """
-        if method in self._shared and timeout_ms is None and not self._lanes.is_full(peer):
+        lanes = self._shared.get(method) if timeout_ms is None else None
+        if lanes is not None and not lanes.is_full(peer):
             call = batch.Call(method, encode(header), parts)
             if batch.may_share(call):
-                return await self._lanes.call(peer, self._callable(peer).name, call, header)
+                return await lanes.call(peer, self._callable(peer).name, call, header)
         return await self._call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
 
     def _callable(self, peer: bytes) -> PeerInfo:

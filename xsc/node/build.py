@@ -23,7 +23,7 @@ from xsc.base.log import Log
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Sandbox
-from xsc.compute.service import ComputeService
+from xsc.compute.service import RUN, ComputeService
 from xsc.db.group import GroupCommit
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
@@ -375,6 +375,7 @@ class Node:
             ):
                 self.peers.register(service.handlers())
             self.peers.share(PUT)
+            self.peers.share(RUN)
             self.peers.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()

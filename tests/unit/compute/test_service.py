@@ -14,6 +14,7 @@ from xsc.base.errors import (
     ClockSkewed,
     ExportUnknown,
     FuelExhausted,
+    JobUnfinished,
     LeaseExhausted,
     ModuleInvalid,
     ModuleTrapped,
@@ -37,7 +38,7 @@ from xsc.compute import service as services
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.local import LocalSandbox
-from xsc.compute.service import ComputeService
+from xsc.compute.service import SHARED_ANSWER_BYTES_MAX, ComputeService
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -310,6 +311,82 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(world):
     with pytest.raises(TooLarge, match="together"):
         await world.run("upper", files=files)
     assert world.wire.sent == []
+
+
+# Orders that may share a request
+
+
+def patient(world):
+    """Say of each order that was sent whether it might share its request."""
+    return [header.get("patience_ms") is not None for _, header, _ in world.wire.sent]
+
+
+class Slow(LocalSandbox):
+    """Runs nothing before it is told to."""
+
+    def __init__(self, executor):
+        super().__init__(executor)
+        self.go_on = asyncio.Event()
+
+    async def run(self, job):
+        await self.go_on.wait()
+        return await super().run(job)
+
+
+async def test_a_function_that_was_quick_may_share_its_request(world):
+    for _ in range(3):
+        assert (await world.invoke(on=world.provider.key.node_id)).results == ["5"]
+    assert patient(world) == [False, False, True, True]  # the second brings the module
+    assert world.provider.market.used == [4, 4, 4]
+
+
+async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world):
+    there = {"on": world.provider.key.node_id}
+    await world.invoke(**there)
+    world.wire.sent.clear()
+    slow = world.provider.service._sandbox = Slow(InlineExecutor())
+    await slow.start()
+    running = asyncio.create_task(world.invoke(**there))
+    while len(world.wire.sent) < 2:
+        await asyncio.wait([running], timeout=0.01)
+    slow.go_on.set()
+    assert (await running).results == ["5"]
+    assert patient(world) == [True, False]
+    assert len({header["order"] for _, header, _ in world.wire.sent}) == 1
+    assert world.provider.market.used == [4, 4]
+    await slow.stop()
+
+
+async def test_a_provider_that_is_silent_to_a_shared_request_is_asked_alone(world):
+    there = {"on": world.provider.key.node_id}
+    await world.invoke(**there)
+    world.wire.sent.clear()
+    world.wire.silent = {world.provider.key.node_id}
+    with pytest.raises(PeerSilent):
+        await world.invoke(**there)
+    assert patient(world) == [True, False, False]
+
+
+async def test_a_large_answer_is_not_shared_and_not_lost(world):
+    await world.run("flood", limits=Limits(fuel=50_000_000, output_bytes=60_000))
+    header, parts = world.wire.sent[-1][1:]
+    header = {**header, "output_bytes": 60_000}
+    with pytest.raises(JobUnfinished, match="too large"):
+        await world.serve({**header, "patience_ms": 100}, parts)
+    answer, bodies = await world.serve(header, parts)
+    assert answer["receipt"]
+    assert sum(map(len, bodies)) > SHARED_ANSWER_BYTES_MAX
+    with pytest.raises(RecordInvalid, match="patience_ms"):
+        await world.serve({**header, "patience_ms": 101}, parts)
+
+
+async def test_errors_of_shared_orders_are_those_of_others(world):
+    there = {"on": world.provider.key.node_id}
+    await world.invoke(**there)
+    world.provider.market.room = 0
+    with pytest.raises(LeaseExhausted):
+        await world.invoke(**there)
+    assert patient(world)[-1]
 
 
 # What a provider may answer
