@@ -10,13 +10,21 @@ import click
 
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError
 from xsc.base.units import format_duration, format_size
+from xsc.cli.backup import backup, restore
 from xsc.cli.drain import drain
-from xsc.cli.options import INVITATION, PATH, Command, Group, Settings, pass_settings
+from xsc.cli.options import (
+    INVITATION,
+    PASSPHRASE,
+    PATH,
+    Command,
+    Group,
+    Settings,
+    key_passphrase,
+    pass_settings,
+)
 from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
 from xsc.client.calls import read_file
 from xsc.client.files import check_target
-
-PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
 @click.group(cls=Group)
@@ -91,7 +99,7 @@ def recover(
         peers,
         network=network,
         name=name,
-        passphrase=_passphrase_of(settings.home),
+        passphrase=key_passphrase(settings.home),
         without_silent=without_silent,
     )
     for lost in done.lost:
@@ -147,7 +155,7 @@ def start(ctx: click.Context, /, **given: str | None) -> int:
 
     settings = ctx.ensure_object(Settings)
     overrides = {name: text for name, text in given.items() if text is not None}
-    return main(settings.home, overrides, _passphrase_of(settings.home))
+    return main(settings.home, overrides, key_passphrase(settings.home))
 
 
 @node.command()
@@ -268,6 +276,8 @@ def doctor(settings: Settings) -> int:
 
 
 node.add_command(drain)
+node.add_command(backup)
+node.add_command(restore)
 
 
 @node.group(cls=Group)
@@ -290,7 +300,7 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     from xsc.node.system import SystemEntropy
 
     check_target(file)
-    opened_by = _passphrase_of(settings.home)
+    opened_by = key_passphrase(settings.home)
     key = read_identity(settings.home, opened_by)
     locked_by = _new_passphrase(ask=True) if passphrase else opened_by
     try:
@@ -317,19 +327,3 @@ def _new_passphrase(*, ask: bool) -> str:
     return str(
         click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str)
     )
-
-
-def _passphrase_of(home: Path) -> str:
-    """Return the passphrase of a home's key file, asked for where it is locked and not set."""
-    given = os.environ.get(PASSPHRASE, "")
-    if given or not sys.stdin.isatty():
-        return given
-    from xsc.identity.keyfile import LOCKED
-
-    try:
-        locked = (home / "identity.key").read_text().startswith(LOCKED)
-    except (OSError, UnicodeDecodeError):
-        return ""  # whoever reads the key next says what is wrong with it
-    if not locked:
-        return ""
-    return str(click.prompt("Passphrase", hide_input=True, err=True, type=str))

@@ -6,6 +6,7 @@ value is read by the functions of `xsc.base.units`; its error names the option.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from xsc.client.core import Core, default_home
 F = TypeVar("F", bound=Callable[..., Any])
 
 CAPABILITY_BYTES_MAX = 4096
+PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (DESIGN section 3)."""
 
@@ -276,6 +278,23 @@ PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
+
+
+def key_passphrase(place: Path) -> str:
+    """Return the passphrase of a home's key, or of a key file, asked for where it is not set."""
+    given = os.environ.get(PASSPHRASE, "")
+    if given or not sys.stdin.isatty():
+        return given
+    from xsc.identity.keyfile import LOCKED
+
+    file = place / "identity.key" if place.is_dir() else place
+    try:
+        locked = file.read_text().startswith(LOCKED)
+    except (OSError, UnicodeDecodeError):
+        return ""  # whoever reads the key next says what is wrong with it
+    if not locked:
+        return ""
+    return str(click.prompt("Passphrase", hide_input=True, err=True, type=str))
 
 
 def job_options(function: F) -> F:

@@ -419,6 +419,12 @@ class Calls:
         """Return what proves where everything lies now, to be used in a `with`."""
         return self.core.download("/v1/drain/proof", {})
 
+    def backup(self, *, identity: bool, bodies: bool) -> Download:
+        """Return a backup of the node as a stream, to be used in a `with`."""
+        return self.core.download(
+            f"/v1/node/backup?identity={int(identity)}&bodies={int(bodies)}", {}
+        )
+
     def fsck(self, *, deep: bool) -> Document:
         """Have the node compare its index with all bodies; takes as long as reading them."""
         raw = json.dumps({"deep": deep}).encode()

@@ -447,23 +447,27 @@ class Download:
             NodeUnreachable: the node broke off and cannot say why.
             XscError: the node broke off, and this is why.
         """
-        received = 0
+        received, whole = 0, True
         while True:
             try:
                 block = self._response.read(BLOCK_BYTES)
             except (OSError, HTTPException):
-                block = b""
+                block, whole = b"", False
             if not block:
                 break
             received += len(block)
             yield block
             progress(len(block))
-        if received != self.size_bytes:
+        # Chunks say by themselves where they end; all else must have told its length.
+        if self.size_bytes is not None or not self._response.chunked:
+            whole = received == self.size_bytes
+        if not whole:
             raise self._why(received)
 
     def _why(self, received: int) -> XscError:
+        total = "" if self.size_bytes is None else f" of {self.size_bytes}"
         lost = NodeUnreachable(
-            f"the node broke off after {received} of {self.size_bytes} bytes",
+            f"the node broke off after {received}{total} bytes",
             hint="see the node's log, and try again",
         )
         if not self._request_id.isalnum():

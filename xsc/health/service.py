@@ -247,6 +247,13 @@ class HealthService:
         self._record(peer, result)
         return result
 
+    async def clock_of(self, peer: bytes) -> int | None:
+        """Return what a peer's clock shows, asked now; None where it does not answer."""
+        self._pongs.pop(peer, None)
+        await self.probe(peer)
+        pong = self._pongs.get(peer)
+        return None if pong is None else pong.now_ms
+
     def _checked(self, peer: bytes, ping: Ping, raw: bytes) -> Pong:
         pong = open_signed(raw, Pong, network=self._network, author=peer).record
         if pong.node != peer:

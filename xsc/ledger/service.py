@@ -33,7 +33,6 @@ from xsc.base.errors import (
     RecordInvalid,
     Recovering,
     TooLarge,
-    UnavailableError,
     XscError,
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
@@ -87,7 +86,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ROOT = b"ledger/"
-_HALF = _ROOT + b"half/"
+HALF = _ROOT + b"half/"
 _OTHER = _ROOT + b"other/"
 _VOUCHER = _ROOT + b"voucher/"
 _CONFLICT = _ROOT + b"conflict/"
@@ -473,7 +472,7 @@ class LedgerService:
             before = seq - len(steps) - 1
             if self._store.get(_key(_OTHER, before)) is not None:
                 break
-            steps.append(Step(self._read(_HALF, before), self._store.get(_key(_VOUCHER, before))))
+            steps.append(Step(self._read(HALF, before), self._store.get(_key(_VOUCHER, before))))
         return seal_trail(steps, self._key, self._entropy.token(TRAIL_NONCE_BYTES))
 
     async def _conclude(
@@ -524,7 +523,7 @@ class LedgerService:
         refusal = check_proposal(book, half, caller, voucher)
         if refusal is not None:
             if refusal.code == "exists":
-                return self._read(_HALF, book.entries[caller, half.record.xid].seq)
+                return self._read(HALF, book.entries[caller, half.record.xid].seq)
             if refusal.code == "conflict":
                 known = book.entries[caller, half.record.xid]
                 await self._keep(self._read(_OTHER, known.seq), half)
@@ -562,7 +561,7 @@ class LedgerService:
                 {
                     "seq": theirs,
                     "half": self._read(_OTHER, seq),
-                    "other": self._read(_HALF, seq),
+                    "other": self._read(HALF, seq),
                     "voucher": self._read(_VOUCHER, seq),
                     "trail": trail,
                 }
@@ -584,7 +583,8 @@ class LedgerService:
         for peer in peers:
             try:
                 shown += await self._history(peer)
-            except UnavailableError:
+            except XscError as fault:
+                self._log.warning("ledger.history_untold", peer=short(peer), code=fault.code)
                 silent.append(peer)
         await self._exclusive(self._restore, shown)
         return silent
@@ -615,7 +615,7 @@ class LedgerService:
             rows = rebuild(self._rows(), shown, me=self._key.node_id, network=self._network)
             changes: list[Change] = []
             for prefix, table in (
-                (_HALF, rows.halves),
+                (HALF, rows.halves),
                 (_OTHER, rows.others),
                 (_VOUCHER, rows.vouchers),
             ):
@@ -768,7 +768,7 @@ class LedgerService:
         if refusal is not None:
             raise _error(refusal)
         seq = own.record.seq
-        changes: list[Change] = [(_key(_HALF, seq), own.raw), (_MARK, mark_bytes(own))]
+        changes: list[Change] = [(_key(HALF, seq), own.raw), (_MARK, mark_bytes(own))]
         if voucher is not None:
             changes.append((_key(_VOUCHER, seq), voucher.raw))
         if initiator is not None:
@@ -845,7 +845,7 @@ class LedgerService:
         return raw
 
     def _own(self, seq: int) -> Signed[Half]:
-        raw = self._read(_HALF, seq)
+        raw = self._read(HALF, seq)
         try:
             return trusted(raw, Half, self._network)
         except (PeerError, LimitError) as fault:
@@ -861,7 +861,7 @@ class LedgerService:
 
         return Rows(
             mark=self._store.get(_MARK),
-            halves=numbered(_HALF),
+            halves=numbered(HALF),
             others=numbered(_OTHER),
             vouchers=numbered(_VOUCHER),
             conflicts=dict(self._table(_CONFLICT)),

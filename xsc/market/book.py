@@ -31,6 +31,8 @@ _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
 _RENEWAL: Final = b"market/renewal/"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/")
+"""Where the leases of a node as the customer begin."""
 
 
 _PROMISE_STEP_MS = PROMISE_MS // 60

@@ -304,6 +304,14 @@ class PeerNet:
         if before is None:
             self._tell(info.node_id, "added")
 
+    def refuse_before(self, peer: bytes, until_ms: int) -> None:
+        """Have the next start of this node refuse what a peer made before a time.
+
+        For a node whose memory of what it has seen was lost.
+        """
+        raw = encode({"v": 1, "horizon_ms": until_ms})
+        self._store.write([(HORIZONS + peer, raw)], sync=True)
+
     async def greet(self, peer: bytes) -> bool:
         """Tell a peer where this node is now; return whether it answered."""
         await self._greet(peer)

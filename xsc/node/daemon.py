@@ -34,6 +34,7 @@ from xsc.node.config import Config, from_environment
 from xsc.node.http import KEEP_ALIVE_MS, Reports, Running, application, plain_answers
 from xsc.node.logging import JsonLog
 from xsc.node.recovery import Recovered, recover
+from xsc.node.restore import CaughtUp, catch_up
 from xsc.node.routes.jobs import PATH, plain_handlers
 from xsc.node.routes.table import all_routes
 from xsc.node.stores import open_stores
@@ -263,6 +264,41 @@ def recover_home(
     return to_text(home.key.node_id), done
 
 
+async def _catch_up(home: homes.Home, config: Config, *, without_silent: bool) -> CaughtUp:
+    clock = SystemClock()
+    parts = _parts(home, config, JsonLog(clock, config.log_level), clock)
+    node = Node(
+        with_capacity(home.path, config, parts.disk_free_bytes()),
+        home.key,
+        home.network,
+        parts,
+        recovering=True,
+    )
+    try:
+        return await catch_up(node, without_silent=without_silent)
+    finally:
+        await node.stop_recovering()
+
+
+def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> CaughtUp:
+    """Finish the restore of a home: ask its peers what its node signed since the backup.
+
+    Raises:
+        HomeInvalid: there is none to finish. XscError: as `xsc.node.restore.catch_up`.
+    """
+    with homes.lock(path):
+        if homes.restore_stage(path) != "written":
+            raise HomeInvalid(
+                f"no restore is to be finished at {path}", hint="give the backup, too"
+            )
+        home = homes.open_home(path, passphrase)
+        config = _remembered(path, from_environment(path, {}))
+        os.umask(0o077)
+        done = asyncio.run(_catch_up(home, config, without_silent=without_silent))
+        homes.end_restore(path)
+    return done
+
+
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     """Run the node at a home in the foreground; return its exit code.
 
@@ -275,14 +311,14 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         XscError: why it cannot start.
     """
     with homes.lock(path):
-        if homes.is_recovering(path):
-            raise HomeInvalid(
-                f"the recovery of {path} is not finished, and its ledger could be forked",
-                hint="finish it: xsc node recover --peer PEER",
-            )
+        homes.check_finished(path)
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
+        if homes.restore_stage(path) is not None:
+            done = asyncio.run(_catch_up(home, _remembered(path, config), without_silent=False))
+            homes.end_restore(path)
+            _say(f"caught up with {done.peers} peers after the restore")
         keep_freed_memory(FREED_BYTES_KEPT)
         asyncio.run(serve(home, _remembered(path, config), _say))
     return 0

@@ -90,6 +90,11 @@ class DirectoryKeeper:
             self._raw = take_bytes(value, "head")
         storage.on_change = self.wake
 
+    @property
+    def head(self) -> bytes:
+        """The signed head that this node wrote last; empty before the first."""
+        return self._raw
+
     def wake(self) -> None:
         """Look soon whether there is something to write or somebody to tell."""
         self._awake.set()

@@ -17,7 +17,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from xsc.base.errors import (
     ConfigInvalid,
@@ -34,6 +34,8 @@ FORMAT = 1
 TOKEN_BYTES = 32
 RECOVERY = "recover.json"
 """Stands in a home whose recovery is not finished: no node may start on it."""
+RESTORE = "restore.json"
+"""Stands in a home that came from a backup, until it knows what was signed since."""
 _OPERATORS = frozenset({"config.toml", "node.log", "lock", RECOVERY})
 """What may stand in a directory before it is a home."""
 _UNFINISHED = frozenset({"format", "network"})
@@ -53,15 +55,19 @@ class Home:
         return self.path / "db"
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_file(path: Path, raw: bytes) -> None:
     """Replace a file by one with mode 0600, whole or not at all."""
     partial = path.with_name(path.name + ".part")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(raw)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
+
+
+def _write_private(path: Path, text: str) -> None:
+    write_file(path, text.encode())
 
 
 def check_format(path: Path) -> None:
@@ -158,6 +164,45 @@ def is_recovering(path: Path) -> bool:
 def end_recovery(path: Path) -> None:
     """Take the mark away: everything is there."""
     (path / RECOVERY).unlink()
+
+
+def mark_restore(path: Path, stage: Literal["writing", "written"]) -> None:
+    """Mark a home as coming from a backup: not whole yet, or whole and of the past."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_private(path / RESTORE, json.dumps({"v": 1, "stage": stage}) + "\n")
+
+
+def restore_stage(path: Path) -> str | None:
+    """Return how far a restore came; None where there was none, or it is finished."""
+    try:
+        stage = json.loads((path / RESTORE).read_text())["stage"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "writing"  # what cannot be read was not written to its end
+    return "written" if stage == "written" else "writing"
+
+
+def end_restore(path: Path) -> None:
+    """Take the mark away: the home knows all that its node has signed."""
+    (path / RESTORE).unlink()
+
+
+def check_finished(path: Path) -> None:
+    """Return if a home is whole.
+
+    Raises:
+        HomeInvalid: a recovery or a restore of it was not finished.
+    """
+    if is_recovering(path):
+        raise HomeInvalid(
+            f"the recovery of {path} is not finished, and its ledger could be forked",
+            hint="finish it: xsc node recover --peer PEER",
+        )
+    if restore_stage(path) == "writing":
+        raise HomeInvalid(
+            f"the restore of {path} was interrupted", hint="begin it again: xsc node restore FILE"
+        )
 
 
 def read_identity(path: Path, passphrase: str = "") -> KeyPair:

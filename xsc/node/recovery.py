@@ -89,16 +89,30 @@ async def _head_of(node: Node, peer: bytes) -> bytes | None:
     return bytes(reply.parts[0]) if reply.parts else None
 
 
-async def find_head(node: Node) -> tuple[bytes, HeadBody, list[bytes]]:
-    """Return the newest head, what it says, and the peers that did not answer.
+@dataclass(frozen=True, slots=True)
+class FoundHead:
+    """The newest head that anybody has."""
 
-    Raises:
-        ObjectUnknown: no peer that answered has one. PeerSilent: nobody answered.
+    raw: bytes
+    generation: int
+    body: HeadBody | None
+    """None where nobody has one."""
+    asked: tuple[bytes, ...]
+    silent: tuple[bytes, ...]
+    """Those that did not answer."""
+
+
+async def find_head(node: Node, own: bytes = b"") -> FoundHead:
+    """Ask all peers, and the peers that these know, for the newest head.
+
+    Args:
+        node: the node whose directory it is.
+        own: a head that this node has itself.
     """
     asked: set[bytes] = set()
     silent: list[bytes] = []
-    heads: list[bytes] = []
-    best = None
+    heads: list[bytes] = [own] if own else []
+    best = newest(heads, node.key, node.peers.network)
     while fresh := [peer for peer in node.peers.peers() if peer not in asked]:
         asked.update(fresh)
         answers = await asyncio.gather(
@@ -125,19 +139,18 @@ async def find_head(node: Node) -> tuple[bytes, HeadBody, list[bytes]]:
                     seq=known.seq,
                 )
             )
-    if best is None:
-        if silent and len(silent) == len(asked):
-            raise PeerSilent(
-                "no peer that was named answers", hint="give others with --peer, or try again"
-            )
-        raise ObjectUnknown(
-            "no peer that answered holds a directory of this identity",
-            hint="name others of its peers with --peer",
-        )
-    return best[0].raw, best[1], silent
+    raw, generation, body = b"", 0, None
+    if best is not None:
+        raw, generation, body = best[0].raw, best[0].record.generation, best[1]
+    return FoundHead(raw, generation, body, tuple(asked), tuple(silent))
 
 
-async def _directory(node: Node, body: HeadBody) -> list[Listed]:
+async def read_directory(node: Node, body: HeadBody) -> list[Listed]:
+    """Return the objects of a directory, fetched where it is an object itself.
+
+    Raises:
+        XscError: as `StorageService.open`.
+    """
     if body.directory is not None:
         return unpack(body.directory)
     assert body.capability is not None
@@ -147,7 +160,7 @@ async def _directory(node: Node, body: HeadBody) -> list[Listed]:
     return unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
 
 
-async def _adopt(node: Node, listed: Sequence[Listed]) -> list[Listed]:
+async def adopt_all(node: Node, listed: Sequence[Listed]) -> list[Listed]:
     """Take all objects back; return those that nobody who answered has."""
     turn = asyncio.Semaphore(RECOVERY_PARALLEL)
     lost: list[Listed] = []
@@ -164,7 +177,7 @@ async def _adopt(node: Node, listed: Sequence[Listed]) -> list[Listed]:
     return lost
 
 
-async def _leases(node: Node, listed: Sequence[Listed]) -> None:
+async def recall_leases(node: Node, listed: Sequence[Listed]) -> None:
     """Learn from each peer which leases this node has there; who is silent is asked later."""
     held: dict[bytes, dict[bytes, int]] = {peer: {} for peer in node.peers.peers()}
     for item in listed:
@@ -200,18 +213,28 @@ async def recover(node: Node, places: Sequence[str], *, without_silent: bool) ->
     await node.allocation.start()
     for place in places:
         await meet(node, place)
-    raw, body, silent = await find_head(node)
+    found = await find_head(node)
+    body, silent = found.body, list(found.silent)
+    if body is None:
+        if silent and len(silent) == len(found.asked):
+            raise PeerSilent(
+                "no peer that was named answers", hint="give others with --peer, or try again"
+            )
+        raise ObjectUnknown(
+            "no peer that answered holds a directory of this identity",
+            hint="name others of its peers with --peer",
+        )
     names = ", ".join(short(peer) for peer in silent)
     if silent and not without_silent:
         raise PeerSilent(
             f"these peers do not answer, and may hold the end of this node's ledger: {names}",
             hint="try again when they are back; --without-silent goes on without them",
         )
-    listed = await _directory(node, body)
+    listed = await read_directory(node, body)
     silent = list({*silent, *await node.ledger.recover(node.peers.peers())})
     if silent and not without_silent:
         raise PeerSilent("a peer fell silent before it told what it holds of this node's ledger")
-    lost = await _adopt(node, listed)
+    lost = await adopt_all(node, listed)
     if lost and not without_silent:
         raise PeerSilent(
             f"{len(lost)} of {len(listed)} objects are at no host that answers",
@@ -220,8 +243,8 @@ async def recover(node: Node, places: Sequence[str], *, without_silent: bool) ->
     for peer in body.peers:
         if peer.weight_ppm and peer.node in node.peers.peers():
             await node.allocation.recognise(peer.node, peer.weight_ppm)
-    await _leases(node, listed)
-    await node.directory.keep(raw)
+    await recall_leases(node, listed)
+    await node.directory.keep(found.raw)
     for known in node.peers.peers():
         await node.peers.greet(known)
     node.ledger.finish_recovery()

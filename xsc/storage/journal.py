@@ -25,10 +25,11 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.erasure import Code
 from xsc.storage.manifest import Nonce, SealedSegment, Tag
 
-HEAD = b"storage/upload/h/"
-SEGMENT = b"storage/upload/s/"
-ACK = b"storage/upload/a/"
-RECORD = b"storage/upload/r/"
+PREFIX = b"storage/upload/"
+HEAD = PREFIX + b"h/"
+SEGMENT = PREFIX + b"s/"
+ACK = PREFIX + b"a/"
+RECORD = PREFIX + b"r/"
 _KINDS = (HEAD, SEGMENT, ACK, RECORD)
 
 

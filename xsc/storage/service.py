@@ -574,6 +574,27 @@ class StorageService:
             changes.extend(self._versions.rows(listed.name, listed.version, manifest_hash))
         await self._commit(changes)
 
+    async def drop_gone(self, ref: bytes) -> bool:
+        """Take an object off the list where no other host has it any more; say whether it did.
+
+        For a list of the past: what a newer one lacks was deleted, if its hosts agree. An
+        object of which this node alone is the host stays.
+        """
+        entry = self._entry(ref)
+        if entry is None or entry.deleting:
+            return False
+        verify = parse_verify(entry.capability)
+        others = {item.node for item in entry.held} - {self._key.node_id}
+        try:
+            for node in others:
+                if await self._reach.find(node, verify.locate, ref) is not None:
+                    return False
+        except XscError:
+            return False
+        if others:
+            await self.rm(entry.capability)
+        return bool(others)
+
     def entry(self, ref: bytes) -> ObjectEntry | None:
         """Return the entry of an object that this node stored, by its manifest hash."""
         return self._entry(ref)

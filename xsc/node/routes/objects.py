@@ -120,9 +120,8 @@ class Faults:
         return self._kept[request_id]
 
 
-def routes(node: Node) -> list[web.RouteDef]:
+def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
     """Return the object endpoints of a node."""
-    faults = Faults()
 
     async def put(request: web.Request) -> web.Response:
         async def body() -> AsyncIterator[bytes]:

@@ -7,15 +7,28 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc.node.build import Node
-from xsc.node.routes import drain, evidence, jobs, ledger, market, objects, peers, status, store
+from xsc.node.routes import (
+    backup,
+    drain,
+    evidence,
+    jobs,
+    ledger,
+    market,
+    objects,
+    peers,
+    status,
+    store,
+)
 
 
 def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
     """Return the endpoints of a node."""
+    faults = objects.Faults()
     return [
         *status.routes(node, home),
         *peers.routes(node),
-        *objects.routes(node),
+        *objects.routes(node, faults),
+        *backup.routes(node, home, faults),
         *store.routes(node),
         *drain.routes(node),
         *jobs.routes(node),

@@ -1,0 +1,242 @@
+"""A node comes back from a backup of the past, and signs nothing twice."""
+
+import pytest
+
+from tests.sim.network import Disk, content, get, put, run, stream
+from xsc.base.errors import LedgerDamaged, PeerSilent, Recovering, ReplayRefused
+from xsc.base.limits import MIB, REQUEST_WINDOW_MS
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import open_signed
+from xsc.net.invitation import PREFIX as INVITATIONS
+from xsc.net.replay import ReplayGuard
+from xsc.net.service import HORIZONS, _read_horizons
+from xsc.node.archive import Head, Reader, frames, seal_of
+from xsc.node.backup import _entries
+from xsc.node.restore import Brought, catch_up, read_into
+from xsc.storage import journal
+from xsc.terms.voucher import Voucher
+
+OWNER = 0
+MONEY = {"starter_credit": "1000", "storage_capacity": "2GiB"}
+
+
+def back_up(world, index=OWNER):
+    """Return the bytes of a backup of a node as it is now."""
+    node = world.nodes[index]
+    head = Head(node.key.node_id, "simulation", 0, True, True, "nothing", bytes(16))
+    disk = world.disks[index]
+    rows = _entries([], disk.state.scan(b""), disk.bodies.scan(b""))
+    return b"".join(frames(head, rows, seal_of(head)))
+
+
+async def lose_and_restore(world, raw, index=OWNER):
+    """Put a backup in the place of what a node had; return what it brought."""
+    await world.lose(index)
+    disk = world.disks[index] = Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue())
+    reader = Reader([raw])
+    found = Brought(reader.head)
+    read_into(reader.entries(seal_of(reader.head)), disk.state, disk.bodies, found)
+    return found
+
+
+async def caught_up(world, index=OWNER, *, without_silent=False):
+    """Do what the daemon does with a restored home: learn what is new, then start."""
+    node = world.make(index, recovering=True)
+    try:
+        done = await catch_up(node, without_silent=without_silent)
+    finally:
+        await node.peers.stop()
+    world.nodes[index] = world.make(index)
+    await world.nodes[index].start()
+    await world.clock.sleep_ms(10)  # here a start takes no time, and no request is newer
+    return done
+
+
+async def put_named(node, name, data):
+    return (await node.storage.put(stream(data), name=name, size_hint=len(data))).capability
+
+
+async def settled(world):
+    for node in world.nodes:
+        await node.market.settle_all()
+
+
+async def told(world, index=OWNER):
+    world.nodes[index].directory.wake()
+    await world.clock.sleep_ms(20_000)
+
+
+async def story(world):
+    owner = world.nodes[OWNER]
+    old = await put_named(owner, "kept", content(9 * MIB + 1))
+    doomed = await put_named(owner, "doomed", content(70_000))
+    await put(world.nodes[1], content(5 * MIB))
+    await settled(world)
+    raw = back_up(world)
+    before = owner.ledger.head()[0]
+
+    new = await put_named(owner, "kept", content(5 * MIB))
+    await owner.storage.rm(doomed)
+    await put(world.nodes[1], content(5 * MIB))
+    await settled(world)
+    await told(world)
+    chain = owner.ledger.head()
+    balances = {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()}
+    assert chain[0] > before, "the backup is older than the end of the ledger"
+
+    found = await lose_and_restore(world, raw)
+    assert (found.peers, found.entries, found.objects) == (6, before, 2)
+    done = await caught_up(world)
+    owner = world.nodes[OWNER]
+    assert (done.objects, done.gone, done.silent, done.lost) == (1, 1, (), ())
+    assert done.entries == chain[0] - before
+    assert owner.ledger.head() == chain, "nothing was signed before the end was known"
+    assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
+    assert [(row.name, row.version) for row in owner.storage.directory()] == [
+        ("kept", 1),
+        ("kept", 2),
+    ]
+    assert await get(owner, old) == content(9 * MIB + 1)
+    assert await get(owner, new) == content(5 * MIB)
+
+    await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+    await put_named(owner, "kept", content(5 * MIB))
+    await settled(world)
+    await settled(world)
+    assert owner.ledger.head()[0] > chain[0], "the chain goes on"
+    for node in world.nodes:
+        await node.ledger.verify()
+        assert not list(node.parts.state.scan(b"ledger/conflict/", b"ledger/conflict0"))
+        assert not node.failed.done()
+
+
+@pytest.mark.parametrize("seed", range(1))
+def test_an_old_backup_goes_on_from_the_newest_end_of_the_ledger(seed):
+    run(seed, 7, story, MONEY)
+
+
+def test_nothing_is_signed_while_a_peer_is_silent():
+    async def play(world):
+        await put_named(world.nodes[OWNER], "a", content(5 * MIB))
+        await settled(world)
+        raw = back_up(world)
+        await put_named(world.nodes[OWNER], "b", content(5 * MIB))
+        await settled(world)
+        await told(world)
+        await lose_and_restore(world, raw)
+        await world.crash(4)
+        node = world.make(OWNER, recovering=True)
+        with pytest.raises(PeerSilent, match="may hold the end"):
+            await catch_up(node, without_silent=False)
+        with pytest.raises(Recovering):
+            await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
+        await node.peers.stop()
+        await world.restart(4)
+        done = await caught_up(world)
+        assert (done.objects, done.entries > 0) == (1, True)
+
+    run(21, 7, play, MONEY)
+
+
+def test_a_backup_of_a_forked_ledger_is_not_gone_on_with():
+    async def play(world):
+        raw = back_up(world)
+        friend = world.nodes[1].key.node_id
+        await put_named(world.nodes[OWNER], "a", content(5 * MIB))
+        await settled(world)
+        await told(world)
+        await lose_and_restore(world, raw)
+        node = world.make(OWNER)  # no daemon does so: it takes the old end for the newest
+        await node.ledger.set_limit(friend, 5)
+        node = world.make(OWNER, recovering=True)
+        with pytest.raises(LedgerDamaged, match="was forked"):
+            await catch_up(node, without_silent=True)
+        await node.peers.stop()
+
+    run(22, 4, play, MONEY)
+
+
+def test_no_voucher_has_the_number_of_another():
+    async def play(world):
+        numbers = {}
+
+        def note(caller, raw):
+            voucher = open_signed(raw, Voucher, network=world.nodes[1].peers.network)
+            key = voucher.author, voucher.record.lease_id, voucher.record.number
+            assert numbers.setdefault(key, raw) == raw, "two vouchers of one number"
+
+        for node in world.nodes:
+            inner = node.market.handlers()["market.settle"]
+
+            async def settle(caller, header, parts, inner=inner):
+                note(caller, header["voucher"])
+                return await inner(caller, header, parts)
+
+            node.peers._handlers["market.settle"] = settle  # the network's own ear
+        await put_named(world.nodes[OWNER], "a", content(5 * MIB))
+        await settled(world)
+        raw = back_up(world)
+        await put_named(world.nodes[OWNER], "b", content(5 * MIB))
+        await settled(world)
+        await told(world)
+        count = len(numbers)
+        await lose_and_restore(world, raw)
+        await caught_up(world)
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        await put_named(world.nodes[OWNER], "c", content(5 * MIB))
+        await settled(world)
+        assert len(numbers) > count > 0
+
+    run(23, 7, play, MONEY)
+
+
+def test_what_may_have_been_seen_before_is_refused():
+    async def play(world):
+        raw = back_up(world)
+        await lose_and_restore(world, raw)
+        await world.crash(3)
+        await caught_up(world, without_silent=True)
+        now_ms = world.clock.now_ms()
+        horizons = _read_horizons(world.disks[OWNER].state)
+        silent = world.nodes[3].key.node_id
+        assert set(horizons) == {node.key.node_id for node in world.nodes[1:]}
+        guard = ReplayGuard(boot_ms=0, horizons=horizons)
+        for peer, floor_ms in horizons.items():
+            # A silent one may have had a clock that is ahead by all that is allowed.
+            most_ms = now_ms + (REQUEST_WINDOW_MS if peer == silent else 0)
+            assert most_ms - 60_000 < floor_ms <= most_ms + 1
+            with pytest.raises(ReplayRefused, match="before this node can tell"):
+                guard.admit(peer, created_ms=floor_ms - 1, nonce=b"n", now_ms=now_ms)
+            guard.admit(peer, created_ms=floor_ms, nonce=b"n", now_ms=now_ms)
+
+    run(24, 4, play)
+
+
+def test_invitations_and_puts_under_way_are_left_out():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        await owner.peers.invite(60_000)
+        state = world.disks[OWNER].state
+        state.write([(journal.HEAD + bytes(32), b"a put under way")], sync=True)
+        assert list(state.scan(INVITATIONS, INVITATIONS + b"\xff"))
+        raw = back_up(world)
+        await lose_and_restore(world, raw)
+        keys = [key for key, _ in world.disks[OWNER].state.scan(b"")]
+        assert not [key for key in keys if key.startswith((INVITATIONS, journal.PREFIX))]
+        assert [key for key in keys if key.startswith((HORIZONS, b"net/peer/"))]
+
+    run(25, 3, play)
+
+
+def test_a_lone_node_comes_back_with_all_that_lies_on_it():
+    async def play(world):
+        capability = await put_named(world.nodes[OWNER], "a", content(5 * MIB))
+        raw = back_up(world)
+        found = await lose_and_restore(world, raw)
+        assert (found.objects, found.peers) == (1, 0)
+        assert found.bodies > 6
+        done = await caught_up(world)
+        assert (done.peers, done.objects, done.gone) == (0, 0, 0)
+        assert await get(world.nodes[OWNER], capability) == content(5 * MIB)
+
+    run(26, 1, play)

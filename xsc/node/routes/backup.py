@@ -1,0 +1,59 @@
+"""`GET /v1/node/backup`: everything that the node knows, as a stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiohttp import web
+
+from xsc.base.errors import ArgumentInvalid, XscError
+from xsc.node.backup import stream
+from xsc.node.build import Node
+from xsc.node.routes.objects import Faults
+
+_SWITCH = {"0": False, "1": True}
+
+
+def _asked(request: web.Request, name: str) -> bool:
+    given = request.query.get(name, "1")
+    if given not in _SWITCH:
+        raise ArgumentInvalid(f"{name} must be 0 or 1")
+    return _SWITCH[given]
+
+
+def routes(node: Node, home: Path, faults: Faults) -> list[web.RouteDef]:
+    """Return the backup endpoint of a node."""
+
+    async def backup(request: web.Request) -> web.StreamResponse:
+        identity, bodies = _asked(request, "identity"), _asked(request, "bodies")
+        parts = node.parts
+        pieces = stream(
+            home,
+            node.network,
+            node.key,
+            parts.state,
+            parts.bodies if bodies else None,
+            identity=identity,
+            now_ms=parts.clock.now_ms(),
+        )
+        request_id = faults.begin()
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/octet-stream", "XSC-Request-Id": request_id}
+        )
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        try:
+            # One frame at a time: reading, hashing and sealing keep nobody else waiting.
+            while piece := await parts.executor.run(next, pieces, b""):
+                await response.write(piece)
+        except XscError as fault:
+            faults.keep(request_id, fault)
+            node.log.warning("backup_broke_off", code=fault.code, fault=fault.message)
+            response.force_close()
+            if request.transport is not None:
+                request.transport.close()
+            return response
+        await response.write_eof()
+        return response
+
+    return [web.get("/v1/node/backup", backup)]
