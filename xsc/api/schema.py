@@ -17,6 +17,8 @@ from xsc.base.limits import (
     MEMORY_BYTES_MAX,
     MODULE_BYTES_MAX,
     PPM,
+    SERVICE_CONCURRENCY_DEFAULT,
+    SERVICE_CONCURRENCY_MAX,
     STDIN_BYTES_MAX,
     TIMEOUT_MS_MAX,
 )
@@ -154,6 +156,68 @@ class JobRequest(Body):
     """How many of how many providers must agree: "2of3"."""
     grants: list[Literal["clock", "random"]] = Field(default_factory=list, max_length=2)
     """What the program may see of the provider's world."""
+
+
+class DeployRequest(Body):
+    """The JSON in front of the module in `POST /v1/services`."""
+
+    name: str = Field(max_length=256)
+    version: str | None = Field(default=None, max_length=256)
+    env: dict[str, Argument] = Field(default_factory=dict, max_length=1024)
+    fuel: int | None = Field(default=None, ge=1, le=FUEL_MAX)
+    memory_bytes: int | None = Field(default=None, ge=1, le=MEMORY_BYTES_MAX)
+    timeout_ms: int | None = Field(default=None, ge=1, le=TIMEOUT_MS_MAX)
+    concurrency: int = Field(default=SERVICE_CONCURRENCY_DEFAULT, ge=1, le=SERVICE_CONCURRENCY_MAX)
+    on: str | None = Field(default=None, max_length=256)
+    module_bytes: int = Field(ge=0, le=MODULE_BYTES_MAX)
+
+
+class RollbackRequest(Body):
+    """`POST /v1/services/{name}/rollback`."""
+
+    to: str | None = Field(default=None, max_length=256)
+
+
+class Service(Body):
+    """One row of `GET /v1/services`; likewise of a deployment or a rollback."""
+
+    name: str
+    owner: str
+    owner_name: str
+    node: str
+    node_name: str
+    version: str
+    versions: list[str]
+    """The active one first, then by when they were last active."""
+    url: str
+    state: Literal["serving", "off", "placed", "unpaid"]
+    fault: str
+    running: int
+    waiting: int
+    requests: int
+    """Since the node started; likewise the others."""
+    failures: int
+    refused: int
+
+
+class ServiceRequest(Body):
+    """One row of `GET /v1/services/{name}/log`."""
+
+    number: int
+    at_ms: int
+    request_id: str
+    version: str
+    method: str
+    path: str
+    status: int
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    amount_micro: int
+    trap: str
+    note: str
+    receipt: str
+    """Empty where nobody pays."""
 
 
 class Trap(Body):

@@ -202,6 +202,49 @@ BATCH_TRAPS_BYTES_MAX = 64 * KIB
 PROGRAMS_REMEMBERED_MAX = 32
 """Modules whose declarations a customer need not read again."""
 
+# Services (DESIGN section 6)
+SERVICES_MAX = 64
+"""Services that a node holds, its own and those of peers."""
+SERVICES_A_PEER_MAX = 8
+SERVICE_VERSIONS_KEPT = 16
+"""Versions of one service that can be gone back to."""
+SERVICE_NAME_CHARS_MAX = 63
+SERVICE_CONCURRENCY_DEFAULT = 4
+SERVICE_CONCURRENCY_MAX = 32
+SERVICE_QUEUE_MAX = 64
+"""Requests that wait for one service."""
+SERVICE_WAIT_MS_MAX = 10_000
+"""How long a request waits for its turn."""
+SERVICE_RECORD_BYTES_MAX = 128 * KIB
+"""One signed deployment: its variables have ARGUMENT_BYTES_MAX."""
+SERVICE_LOG_ROWS_MAX = 4096
+"""Requests of one service that the log keeps."""
+SERVICE_UNPAID_ROWS_MAX = 2048
+"""Receipts that the owner has not fetched; beyond that the service does not run."""
+SERVICE_NOTE_BYTES_MAX = 1 * KIB
+"""Of what a request writes to standard error, the end that the log keeps."""
+SERVICE_PAGE_ROWS_MAX = 256
+SERVICE_PAGE_BYTES_MAX = 512 * KIB
+SERVICE_COLLECT_MS = 1_000
+"""How often an owner fetches receipts of its services at others, and looks after their leases."""
+SERVICE_COLLECT_TIMEOUT_MS = 5_000
+SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000
+"""How long a service is held whose owner says nothing."""
+SERVICE_MODULES_BYTES_MAX = 512 * MIB
+"""Modules of all services on the disk."""
+SERVICE_MODULES_WARM_BYTES_MAX = 64 * MIB
+"""Modules of services in memory."""
+SERVICE_CONNECTIONS_MAX = 512
+SERVICE_HEADER_BYTES_MAX = 16 * KIB
+SERVICE_HEADERS_MAX = 128
+SERVICE_BODIES_BYTES_MAX = 128 * MIB
+"""Bodies of requests and answers that are in memory at once."""
+SERVICE_ANSWER_BYTES_A_SECOND_MIN = 64 * KIB
+"""An answer that is read slower is given up."""
+SERVICE_ANSWER_HEAD_BYTES_MAX = 16 * KIB
+"""What a service may write before the empty line."""
+SERVICE_ANSWER_FIELDS_MAX = 64
+
 # Market and ledger (DESIGN sections 8 and 9)
 EPOCH_MS = 3_600_000
 FUEL_QUANTUM = 1_000_000
@@ -281,3 +324,7 @@ assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert FUEL_MAX * (MEMORY_BYTES_MAX // MEMORY_STEP_BYTES) < 2**63
 assert WORKER_ADDRESS_BYTES >= COMPILE_ADDRESS_BYTES + 2 * MEMORY_BYTES_MAX
+assert SERVICE_UNPAID_ROWS_MAX + SERVICE_PAGE_ROWS_MAX < SERVICE_LOG_ROWS_MAX
+assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+assert SERVICE_BODIES_BYTES_MAX >= STDIN_BYTES_MAX + OUTPUT_BYTES_MAX
+assert SERVICE_COLLECT_TIMEOUT_MS + SERVICE_COLLECT_MS < COMPUTE_LEASE_MS

@@ -19,6 +19,7 @@ import click
 
 from xsc.base.errors import ArgumentInvalid, from_code
 from xsc.base.limits import STDIN_BYTES_MAX
+from xsc.cli import services
 from xsc.cli.evidence import evidence
 from xsc.cli.options import (
     INPUT,
@@ -31,6 +32,7 @@ from xsc.cli.options import (
     job_options,
     limits_of,
     pass_settings,
+    table_of,
 )
 from xsc.cli.output import say, short, show, show_json, warn
 from xsc.cli.replay import verify
@@ -199,7 +201,7 @@ def run(
         _make_directory(out)
     code = read_module(module)
     program = Program(
-        arguments, _table(env, "variable"), _read_stdin(stdin), _table(inputs, "input")
+        arguments, table_of(env, "variable"), _read_stdin(stdin), table_of(inputs, "input")
     )
     limits = limits_of(fuel, memory, timeout)
     if _runs_here(settings, on=on, local=local, quorum=quorum, inputs=bool(inputs)):
@@ -294,15 +296,6 @@ def _read_stdin(path: Path | None) -> bytes:
     return read_file(path, "standard input", STDIN_BYTES_MAX)
 
 
-def _table(pairs: tuple[tuple[str, str], ...], what: str) -> dict[str, str]:
-    table: dict[str, str] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ArgumentInvalid(f"the {what} '{name}' is given twice")
-        table[name] = value
-    return table
-
-
 def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -347,3 +340,5 @@ def _tell_who(settings: Settings, verification: Document) -> None:
 
 compute.add_command(verify)
 compute.add_command(evidence)
+for service_command in services.COMMANDS:
+    compute.add_command(service_command)

@@ -45,7 +45,15 @@ POLL_FIRST_S = 0.05
 POLL_MOST_S = 0.5
 LOG = "node.log"
 _FORMAT = 1
-_EACH_ITS_OWN = ("XSC_HOME", "XSC_NAME", "XSC_PEER_LISTEN", "XSC_API_LISTEN", "XSC_ADVERTISE")
+_EACH_ITS_OWN = (
+    "XSC_HOME",
+    "XSC_NAME",
+    "XSC_PEER_LISTEN",
+    "XSC_API_LISTEN",
+    "XSC_ADVERTISE",
+    "XSC_SERVICES_LISTEN",
+    "XSC_SERVICES_URL",
+)
 """Variables that cannot hold for several nodes; all others hold for each."""
 
 
@@ -316,6 +324,7 @@ def _launch(member: Member) -> Member:
                 f'name = "{member.name}"\n'
                 'peer_listen = "127.0.0.1:0"\n'
                 'api_listen = "127.0.0.1:0"\n'
+                'services_listen = "127.0.0.1:0"\n'
                 "# One machine runs all of them.\n"
                 "compute_workers = 1\n"
                 'probe_interval = "2s"\n'

@@ -316,4 +316,18 @@ def limits_of(fuel: int | None, memory: int | None, timeout: int | None) -> Limi
     return Limits(fuel=fuel, memory_bytes=memory, timeout_ms=timeout)
 
 
+def table_of(pairs: tuple[tuple[str, str], ...], what: str) -> dict[str, str]:
+    """Return pairs as a mapping.
+
+    Raises:
+        ArgumentInvalid: a name is given twice.
+    """
+    table: dict[str, str] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ArgumentInvalid(f"the {what} '{name}' is given twice")
+        table[name] = value
+    return table
+
+
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

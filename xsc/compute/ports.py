@@ -19,6 +19,8 @@ __all__ = [
     "ComputeLeases",
     "Handler",
     "Reply",
+    "ServiceBook",
+    "ServiceLeases",
 ]
 
 OWN_LEASE = b"\0" * 32
@@ -81,3 +83,17 @@ class ComputeBook(Protocol):
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Turn a reservation into what was used of it."""
+
+
+class ServiceLeases(ComputeLeases, Protocol):
+    """The same for an owner of services."""
+
+    def price_of(self, lease_id: bytes, provider: bytes) -> int | None:
+        """Return the price a quantum of a lease taken there; None where it is not known."""
+
+
+class ServiceBook(ComputeBook, Protocol):
+    """The same for a holder of services."""
+
+    def end_ms(self, lease_id: bytes) -> int | None:
+        """Return when a lease that was granted ends; None where it is not known."""

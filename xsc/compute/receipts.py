@@ -16,6 +16,7 @@ well: a second run need not reproduce them. Everything else of an outcome it mus
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
@@ -41,9 +42,9 @@ def given_hash(
     return output_hash(stdout, stderr, files)
 
 
-def seed_of(order: Order) -> bytes:
+def seed_of(nonce: bytes) -> bytes:
     """Return what the program's random bytes follow from: the same for the same nonce."""
-    return tagged_sha256("compute-seed", order.nonce)
+    return tagged_sha256("compute-seed", nonce)
 
 
 def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> Job:
@@ -59,7 +60,7 @@ def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> J
         stdin=given.stdin,
         files=given.files,
         limits=Limits(order.fuel_max, order.memory_bytes_max, order.timeout_ms, output_bytes),
-        seed=seed_of(order),
+        seed=seed_of(order.nonce),
         clock_ms=order.created_ms,
         grants=order.grants,
         customer=order.customer,
@@ -71,7 +72,19 @@ def amount_of(price: int, fuel: int, memory_bytes: int) -> int:
     return compute_amount(price, fuel_steps(fuel, memory_bytes))
 
 
-def time_fuel(order: Order, trap: str | None) -> int | None:
+class Bounded(Protocol):
+    """An order, or a deployment, which stands for one."""
+
+    @property
+    def fuel_max(self) -> int:
+        """Most fuel of a run."""
+
+    @property
+    def timeout_ms(self) -> int:
+        """Most wall time of a run."""
+
+
+def time_fuel(order: Bounded, trap: str | None) -> int | None:
     """Return the fuel that a run is billed for that was ended for its time, else None."""
     allowed_ms = {"time_exceeded": order.timeout_ms, "compile_limit": COMPILE_MS_MAX}
     if trap not in allowed_ms:

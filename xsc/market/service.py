@@ -1104,6 +1104,11 @@ class MarketService:
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, amount_micro)
         self._book.save(entry, sync=False)
 
+    def price_of(self, lease_id: bytes, provider: bytes) -> int | None:
+        """Return the price a quantum of a lease taken there; None where it is not known."""
+        entry = self._book.get("customer", lease_id)
+        return None if entry is None or entry.peer != provider else entry.terms.price
+
     async def settle_all(self) -> None:
         """Send what is owed to providers that are up, and book what customers signed."""
         await asyncio.gather(

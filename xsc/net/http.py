@@ -11,10 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Sequence
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -23,7 +20,6 @@ from aiohttp.payload import Payload
 
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, TooLarge
 from xsc.base.limits import (
-    BODY_BYTES_A_SECOND_MIN,
     CONNECTIONS_MAX,
     CONNECTIONS_TO_A_PEER_MAX,
     NO_PROGRESS_MS,
@@ -35,6 +31,7 @@ from xsc.base.limits import (
 from xsc.identity.keys import KeyPair
 from xsc.net import plain
 from xsc.net.front import Fronts
+from xsc.net.listener import Server, progress, read_body
 from xsc.net.plain import PIECE_BYTES, Plain, pieces
 from xsc.net.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse
 from xsc.net.tls import certificate_of, server_context
@@ -87,113 +84,6 @@ class _Body(Payload):
             await writer.write(piece)
 
 
-@asynccontextmanager
-async def _progress(limit_ms: int) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(limit_ms / 1000):
-            yield
-    except TimeoutError:
-        raise FrameInvalid(f"the body brought nothing for {limit_ms} ms") from None
-
-
-async def _read(stream: aiohttp.StreamReader, size_bytes: int, progress_ms: int) -> memoryview:
-    """Return a body of announced length.
-
-    Raises:
-        FrameInvalid: it ended early or came too slowly.
-    """
-    body, filled = bytearray(size_bytes), 0
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + progress_ms / 1000 + size_bytes / BODY_BYTES_A_SECOND_MIN
-    while filled < size_bytes:
-        try:
-            async with _progress(progress_ms):
-                chunk = await stream.readany()
-        except (ConnectionError, aiohttp.ClientPayloadError):
-            raise FrameInvalid("the body broke off") from None
-        if not chunk or filled + len(chunk) > size_bytes:
-            raise FrameInvalid("the body has another length than announced")
-        if loop.time() > deadline:
-            raise FrameInvalid("the body comes too slowly")
-        body[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-    return memoryview(body).toreadonly()
-
-
-class _Connection(web.RequestHandler):
-    """Says a status to what is not HTTP, and nothing to those who have gone."""
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what could not be handled.
-
-        aiohttp would send back what it could not read, with its version, and write a trace
-        to the log for it: anybody could fill the disk.
-        """
-        if isinstance(exc, ConnectionError):
-            raise exc
-        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            return super().handle_error(request, status, exc, message)
-        response = web.Response(status=status, headers={hdrs.SERVER: "xsc"})
-        response.force_close()
-        return response
-
-
-class _Server(web.Server):
-    """Counts connections, and cuts off those that are idle for too long."""
-
-    def __init__(self, handler: Any, *, idle_ms: int, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(handler, **options)
-        self._options = options
-        self._idle_s = idle_ms / 1000
-        self._quiet_since: dict[object, tuple[float, asyncio.Transport]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __call__(self) -> _Connection:
-        return _Connection(self, loop=self._loop, **self._options)
-
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
-        super().connection_made(handler, transport)
-        if len(self._connections) > CONNECTIONS_MAX:
-            transport.abort()
-            return
-        self.quiet(handler, transport)
-        if self._timer is None:
-            self._sweep()
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:  # noqa: ANN401
-        self._quiet_since.pop(handler, None)
-        super().connection_lost(handler, exc)
-
-    def quiet(self, handler: object, transport: asyncio.Transport | None) -> None:
-        """Note that a connection waits for a request from now on."""
-        if transport is not None and not transport.is_closing():
-            self._quiet_since[handler] = (self._loop.time(), transport)
-
-    def busy(self, handler: object) -> None:
-        """Note that a connection has brought a whole head."""
-        self._quiet_since.pop(handler, None)
-
-    def _sweep(self) -> None:
-        """Cut off what has been quiet for too long: a head that dribbles counts as quiet."""
-        now = self._loop.time()
-        for handler, (since, transport) in list(self._quiet_since.items()):
-            if now - since >= self._idle_s:
-                del self._quiet_since[handler]
-                transport.abort()
-        self._timer = self._loop.call_later(self._idle_s / 4, self._sweep)
-
-    def stop_sweep(self) -> None:
-        """End the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-
 class HttpTransport:
     """One end: a server on one address, and a pool of connections to others.
 
@@ -221,7 +111,7 @@ class HttpTransport:
         self._idle_ms = idle_ms
         self._stop_ms = stop_ms
         self._listening: asyncio.Server | None = None
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._fronts: Fronts | None = None
         self._session: aiohttp.ClientSession | None = None
         self._pins: dict[bytes, aiohttp.Fingerprint] = {}
@@ -322,7 +212,7 @@ class HttpTransport:
             # The rest is not wanted: the connection cannot be used again.
             response.close()
             raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
-        body = await _read(response.content, size, self._progress_ms)
+        body = await read_body(response.content, size, self._progress_ms)
         headers = {name.lower(): value for name, value in response.headers.items()}
         return RawResponse(response.status, headers, [body] if size else [])
 
@@ -336,9 +226,10 @@ class HttpTransport:
         """
         loop = asyncio.get_running_loop()
         self._handler = handler
-        self._server = _Server(
+        self._server = Server(
             self._serve_one,
             idle_ms=self._idle_ms,
+            connections_max=CONNECTIONS_MAX,
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=self._idle_ms / 1000,
@@ -405,7 +296,7 @@ class HttpTransport:
                 headers[low] = f"{headers[low]}, {value}" if low in headers else value
 
             async def read() -> memoryview:
-                return await _read(request.content, size, self._progress_ms)
+                return await read_body(request.content, size, self._progress_ms)
 
             answer = await self._handler(
                 Arrival(request.method, request.raw_path, headers, size, read)
@@ -416,7 +307,7 @@ class HttpTransport:
         await response.prepare(request)
         try:
             for piece in () if request.method == hdrs.METH_HEAD else pieces(answer.body):
-                async with _progress(self._progress_ms):
+                async with progress(self._progress_ms):
                     await response.write(piece)
             await response.write_eof()
         except FrameInvalid:

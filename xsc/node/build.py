@@ -24,6 +24,7 @@ from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Sandbox
 from xsc.compute.service import RUN, ComputeService
+from xsc.compute.services import Services
 from xsc.db.group import GroupCommit
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
@@ -303,6 +304,20 @@ class Node:
             evidence=self.evidence,
             log=log,
         )
+        self.services = Services(
+            key=key,
+            network=net,
+            clock=clock,
+            entropy=entropy,
+            executor=executor,
+            caller=self.peers,
+            leases=self.market,
+            book=self.market,
+            sandbox=parts.sandbox,
+            state=parts.state,
+            log=log,
+            serving=bool(config.services_listen),
+        )
 
     def describe(self) -> NodeInfo:
         """Return what this node tells whoever probes it."""
@@ -362,6 +377,7 @@ class Node:
             await self.allocation.start()
             await self.market.start()
             self.market.reconcile(self.shards.usage)
+            await self.services.start()
             # Nothing is signed before those who answer were asked for this ledger's end.
             await self.ledger.confirm_head(self.peers.peers())
             for service in (
@@ -372,6 +388,7 @@ class Node:
                 self.storage,
                 self.heads,
                 self.compute,
+                self.services,
             ):
                 self.peers.register(service.handlers())
             self.peers.share(PUT)
@@ -394,6 +411,7 @@ class Node:
         self.tasks.start("guard", self.storage.guards.run)
         self.tasks.start("repair_for_others", self.storage.ward_mender.run)
         self.tasks.start("drain", self.storage.drain.run)
+        self.tasks.start("services", self.services.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("uploads", self.storage.uploads.run)
@@ -478,6 +496,7 @@ class Node:
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""
         await self.tasks.stop()
+        await self.services.stop()
         # Closing settles what is owed, which needs the peers.
         await self.market.close()
         await self.peers.stop()

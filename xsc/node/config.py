@@ -34,6 +34,9 @@ class Config:
     name: str
     api_listen: str
     peer_listen: str
+    services_listen: str
+    """Empty where no services are served."""
+    services_url: str
     advertise: tuple[str, ...]
     site: str
     owner: str
@@ -102,6 +105,19 @@ def _loopback(text: str) -> str:
     return text
 
 
+def _listener(text: str) -> str:
+    """Return an address, on this machine alone where only a port is given; empty is off."""
+    if not text:
+        return ""
+    return _address(f"127.0.0.1:{text}" if text.isdecimal() else text)
+
+
+def _url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[!-~]{1,200}", text):
+        raise ArgumentInvalid("expected the beginning of a URL, for example https://fn.example")
+    return text.rstrip("/")
+
+
 def _addresses(text: str) -> tuple[str, ...]:
     return tuple(_address(part.strip()) for part in text.split(",") if part.strip())
 
@@ -147,6 +163,15 @@ KEYS: Final[dict[str, Key]] = {
         "127.0.0.1:0",
         _address,
         "where peers reach the node; port 0 takes a free one and keeps it",
+    ),
+    "services_listen": Key(
+        "services_listen",
+        "",
+        _listener,
+        "where services answer: an address and port, or a port on this machine; off where empty",
+    ),
+    "services_url": Key(
+        "services_url", "", _url, "how that is reached from outside, where it is behind a proxy"
     ),
     "advertise": Key(
         "advertise", "", _addresses, "addresses told to peers, comma-separated, instead of that"

@@ -37,6 +37,7 @@ from xsc.node.recovery import Recovered, recover
 from xsc.node.restore import CaughtUp, catch_up
 from xsc.node.routes.jobs import PATH, plain_handlers
 from xsc.node.routes.table import all_routes
+from xsc.node.services_http import ServiceListener
 from xsc.node.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor, keep_freed_memory
 
@@ -134,6 +135,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     parts = _parts(home, config, log, clock)
     config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts)
+    services = ServiceListener(node)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -167,6 +169,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
                 hint="set api_listen to a free port, or to port 0",
             ) from None
         api_url = f"http://{host}:{listening.sockets[0].getsockname()[1]}"
+        if config.services_listen:
+            node.services.url = await _listen_for_services(services, config)
         peer_url = node.peer_url
         node.api_url = api_url
         homes.remember_port(home.path, peer_url)
@@ -174,6 +178,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         for line in banner(node):
             flags_say(line)
         flags_say(f"API at {api_url}, token in {home.path / 'api.token'}")
+        if node.services.url:
+            flags_say(f"services at {node.services.url}/fn/OWNER/NAME")
         told = asyncio.ensure_future(ended.wait())
         await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
@@ -185,11 +191,19 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         if listening is not None:
             listening.close()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
-        await running.ended(SHUTDOWN_TIMEOUT_S)
+        await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
         if fronts is not None:
             await fronts.ended(CANCEL_TIMEOUT_S)
         await runner.cleanup()
         await node.stop()
+
+
+async def _listen_for_services(services: ServiceListener, config: Config) -> str:
+    """Open the listener of services, and return where it is reached."""
+    host, port = _split(config.services_listen)
+    found = await services.start(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    return config.services_url or f"http://{shown}:{found}"
 
 
 def _say(line: str) -> None:

@@ -7,19 +7,21 @@ from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
-from xsc.base.ids import short
+from xsc.base.ids import short, to_text
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.base.units import format_credits, format_size
 from xsc.compute.evidence import differing
 from xsc.compute.ports import OWN_LEASE
 from xsc.compute.quorum import contradict, same_content
 from xsc.compute.receipts import check_receipt
+from xsc.compute.services_rules import check_receipt as check_service_receipt
 from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
 from xsc.storage.leaving import check_proof
 from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import Lease, LeaseRequest
@@ -188,16 +190,24 @@ def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | No
         return 0
     if lease is None:
         return None
+    parties = (asked.customer, asked.provider)
+    return _lease_price(lease, receipt, asked.lease_id, parties, asked.created_ms)
+
+
+def _lease_price(
+    lease: bytes, receipt: Signed[R], lease_id: bytes, parties: tuple[bytes, bytes], at_ms: int
+) -> int:
+    """Return the price of the lease that a run of that moment was made under."""
     _lease(lease)
     granted = _open(lease, Lease)
     _same_network(granted, receipt)
     terms = _open(granted.record.request, LeaseRequest).record
-    _require(terms.lease_id == asked.lease_id, "it was run under another lease than the one given")
+    _require(terms.lease_id == lease_id, "it was run under another lease than the one given")
     _require(
-        (terms.customer, terms.provider, terms.kind) == (asked.customer, asked.provider, "compute"),
+        (terms.customer, terms.provider, terms.kind) == (*parties, "compute"),
         "the lease is between others, or not for compute",
     )
-    _require(asked.created_ms < terms.end_ms, "the order was made when the lease was over")
+    _require(at_ms < terms.end_ms, "the order was made when the lease was over")
     return terms.price
 
 
@@ -271,14 +281,53 @@ def _dissent(raw: bytes) -> str:
     )
 
 
+def _deployment(raw: bytes) -> str:
+    signed = _open(raw, Deployment)
+    record = signed.record
+    _require(signed.author == record.owner, "the deployment is not signed by its owner")
+    return (
+        f"deployment: {short(record.owner)} has {short(record.provider)} hold version "
+        f"{record.version} of '{record.name}', module {record.module.hex()[:16]}"
+    )
+
+
+def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
+    signed = _open(raw, ServiceReceipt)
+    receipt, outcome = signed.record, signed.record.outcome
+    deployment = _open(receipt.deployment, Deployment)
+    record = deployment.record
+    _same_network(deployment, signed)
+    _require(deployment.author == record.owner, "the deployment is not signed by its owner")
+    _require(
+        signed.author == record.provider, "the receipt is not signed by the deployment's provider"
+    )
+    price = None
+    if lease is not None:
+        parties = (record.owner, record.provider)
+        price = _lease_price(lease, signed, receipt.lease_id, parties, receipt.created_ms)
+    fault = check_service_receipt(record, receipt, price)
+    _require(fault is None, str(fault))
+    if module is not None:
+        _require(
+            hashlib.sha256(module).digest() == outcome.module,
+            "the receipt is for another module than the one given",
+        )
+    return (
+        f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "
+        f"version {record.version} of '{record.name}' of {short(record.owner)} with "
+        f"{receipt.status}, {outcome.fuel_used} fuel, "
+        f"{format_credits(receipt.amount_micro)} credits"
+    )
+
+
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
-        raw: the bytes of an execution receipt, dissent, storage or deletion receipt, lease,
-            quote, voucher or exported ledger entry.
-        module: a module that an execution receipt must be about.
-        lease: the lease that an execution receipt must be under, and billed by.
+        raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
+            lease, quote, voucher or exported ledger entry.
+        module: a module that an execution or service receipt must be about.
+        lease: the lease that such a receipt must be under, and billed by.
 
     Raises:
         ProofInvalid: the first thing that is wrong.
@@ -288,6 +337,8 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         Dissent.KIND: _dissent,
         StorageReceipt.KIND: _storage_receipt,
         DeletionReceipt.KIND: _deletion_receipt,
+        Deployment.KIND: _deployment,
+        ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
         Lease.KIND: _lease,
         Renewal.KIND: _renewal,
         Quote.KIND: _quote,
@@ -299,8 +350,8 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         if kind not in checks:
             raise ProofInvalid(f"a record of kind '{kind[:40]}' is nothing that can be verified")
         _require(
-            lease is None or kind == ExecutionReceipt.KIND,
-            "a lease goes with an execution receipt alone",
+            lease is None or kind in (ExecutionReceipt.KIND, ServiceReceipt.KIND),
+            "a lease goes with a service receipt or an execution receipt alone",
         )
         return checks[kind](raw)
     except (PeerError, LimitError) as fault:

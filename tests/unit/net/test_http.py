@@ -14,7 +14,7 @@ from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
-from xsc.net import http
+from xsc.net import listener
 from xsc.net.book import AddressRecord
 from xsc.net.http import HttpTransport, is_loopback, split
 from xsc.net.memory import MemoryNetwork
@@ -103,7 +103,7 @@ async def test_a_body_that_stops_is_given_up(end):
 
 
 async def test_a_body_that_dribbles_is_given_up(end, monkeypatch):
-    monkeypatch.setattr(http, "BODY_BYTES_A_SECOND_MIN", 1_000)
+    monkeypatch.setattr(listener, "BODY_BYTES_A_SECOND_MIN", 1_000)
     size = 200
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(POST.replace(b"10", b"%d" % size) + b"\r\n")
@@ -233,7 +233,7 @@ async def test_the_end_waits_for_requests_that_run_but_for_no_idle_connection():
 
 
 async def test_connections_are_bounded(end, monkeypatch):
-    monkeypatch.setattr(http, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(end.transport._server, "_connections_max", 2)
     held = [await asyncio.open_connection("127.0.0.1", end.port) for _ in range(2)]
     assert await end.raw(POST + b"Connection: close\r\n\r\n0123456789") == b""
     for _, writer in held:

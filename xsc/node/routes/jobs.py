@@ -16,37 +16,19 @@ from xsc.base.limits import INPUT_BYTES_MAX
 from xsc.compute.quorum import read_quorum
 from xsc.node.batch import read_lines
 from xsc.node.build import Node
-from xsc.node.http import JSON_BYTES_MAX, PlainHandler, parse, reply
+from xsc.node.framing import (
+    LENGTH_BYTES,
+    check_head,
+    cut_short,
+    ended,
+    exactly,
+    head,
+    too_long,
+)
+from xsc.node.http import PlainHandler, parse, reply
 from xsc.node.results import batch_document, invoke_document, run_document
 
-
-def _short(what: str) -> ArgumentInvalid:
-    return ArgumentInvalid(f"the request ends within {what}")
-
-
-def _long() -> ArgumentInvalid:
-    return ArgumentInvalid("the request goes on after its end")
-
-
-async def _exactly(request: web.Request, size: int, what: str) -> bytes:
-    parts: list[bytes] = []
-    left = size
-    while left:
-        chunk = await request.content.read(left)
-        if not chunk:
-            raise _short(what)
-        parts.append(chunk)
-        left -= len(chunk)
-    return b"".join(parts)
-
-
 PATH = "/v1/jobs"
-_LENGTH_BYTES = 4
-
-
-def _check_head(size: int) -> None:
-    if size > JSON_BYTES_MAX:
-        raise TooLarge(f"the JSON of a job is bounded to {JSON_BYTES_MAX} bytes")
 
 
 def _split(raw: bytes) -> tuple[JobRequest, bytes, bytes]:
@@ -56,17 +38,17 @@ def _split(raw: bytes) -> tuple[JobRequest, bytes, bytes]:
     def take(size: int, what: str) -> memoryview:
         nonlocal view
         if len(view) < size:
-            raise _short(what)
+            raise cut_short(what)
         taken, view = view[:size], view[size:]
         return taken
 
-    size = int.from_bytes(take(_LENGTH_BYTES, "its length"), "big")
-    _check_head(size)
+    size = int.from_bytes(take(LENGTH_BYTES, "its length"), "big")
+    check_head(size)
     asked = parse(bytes(take(size, "its JSON")), JobRequest)
     module = bytes(take(asked.module_bytes, "the module"))
     stdin = bytes(take(asked.stdin_bytes, "the standard input"))
     if view:
-        raise _long()
+        raise too_long()
     return asked, module, stdin
 
 
@@ -146,13 +128,10 @@ def routes(node: Node) -> list[web.RouteDef]:
     job = jobs(node)
 
     async def handle(request: web.Request) -> web.Response:
-        size = int.from_bytes(await _exactly(request, _LENGTH_BYTES, "its length"), "big")
-        _check_head(size)
-        asked = parse(await _exactly(request, size, "its JSON"), JobRequest)
-        module = await _exactly(request, asked.module_bytes, "the module")
-        stdin = await _exactly(request, asked.stdin_bytes, "the standard input")
-        if await request.content.read(1):
-            raise _long()
+        asked = await head(request, JobRequest)
+        module = await exactly(request, asked.module_bytes, "the module")
+        stdin = await exactly(request, asked.stdin_bytes, "the standard input")
+        await ended(request)
         return reply(await job(asked, module, stdin))
 
     return [web.post(PATH, handle)]

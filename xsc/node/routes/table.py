@@ -16,6 +16,7 @@ from xsc.node.routes import (
     market,
     objects,
     peers,
+    services,
     status,
     store,
 )
@@ -33,6 +34,7 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *drain.routes(node),
         *jobs.routes(node),
         *evidence.routes(node),
+        *services.routes(node),
         *market.routes(node),
         *ledger.routes(node),
     ]

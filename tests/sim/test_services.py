@@ -1,0 +1,134 @@
+"""Services on whole nodes: held by a peer, paid by their owner, through crashes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.network import run
+from tests.unit.compute.programs import wasm
+from xsc.base.errors import NotAllowed
+from xsc.base.limits import COMPUTE_LEASE_MS
+from xsc.compute.limits import Limits
+from xsc.compute.wagi import Request
+from xsc.node.verify import verify_file
+
+SERVING = {"services_listen": "8080"}
+LIMITS = Limits(fuel=100_000_000)
+
+
+async def deploy(world, greeting="Hello", on=1):
+    return await world.nodes[0].services.deploy(
+        wasm("greet"),
+        "greet",
+        environment={"GREETING": greeting},
+        limits=LIMITS,
+        concurrency=2,
+        on=world.nodes[on].key.node_id,
+    )
+
+
+async def ask(world, at=1):
+    request = Request("GET", "/fn/x/greet", "", "", "", [])
+    served = await world.nodes[at].services.answer(world.nodes[0].key.node_id, "greet", request)
+    return served.answer.response
+
+
+def rows(world):
+    service = world.nodes[0].services._services[world.nodes[0].key.node_id, "greet"]
+    return world.nodes[0].services._store.rows(service.key, most=10_000, size_max=2**40)
+
+
+def leases(world, index, role):
+    return [
+        lease
+        for lease in world.nodes[index].market.leases()
+        if (lease.role, lease.kind) == (role, "compute")
+    ]
+
+
+def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
+    async def play(world):
+        await deploy(world)
+        statuses = set()
+        for _ in range(30):
+            statuses.add((await ask(world)).status)
+            await world.clock.sleep_ms(COMPUTE_LEASE_MS // 4)
+        assert statuses == {200}
+        await world.until(lambda: len(rows(world)) == 30)
+        await world.nodes[0].market.settle_all()
+        billed = sum(row.amount_micro for row in rows(world))
+        assert all(row.fuel_used > 0 for row in rows(world))
+        # Amounts are rounded down for each request: 17 000 fuel are no micro-credit yet.
+        assert sum(lease.due_micro for lease in leases(world, 0, "customer")) == billed
+        assert sum(lease.due_micro for lease in leases(world, 1, "provider")) == billed
+        assert len(leases(world, 0, "customer")) > 5
+        for row in rows(world):
+            assert "greet" in verify_file(row.receipt)
+
+    run(1, 2, play, {**SERVING, "compute_price": "1000", "compute_price_max": "1000"})
+
+
+def test_a_request_that_costs_is_settled_in_both_books():
+    async def play(world):
+        await deploy(world)
+        for _ in range(3):
+            assert (await ask(world)).status == 200
+        await world.until(lambda: len(rows(world)) == 3)
+        await world.nodes[0].market.settle_all()
+        owed = world.nodes[1].ledger.balance(world.nodes[0].key.node_id)
+        assert owed == sum(row.amount_micro for row in rows(world)) > 0
+        assert world.nodes[0].ledger.balance(world.nodes[1].key.node_id) == -owed
+
+    # A request of 17 000 fuel is at this price some 170 micro-credits.
+    run(2, 2, play, {**SERVING, "compute_price": "10000", "compute_price_max": "10000"})
+
+
+def test_without_its_owner_a_service_stops_and_comes_back_with_it():
+    async def play(world):
+        await deploy(world)
+        assert (await ask(world)).status == 200
+        await world.clock.sleep_ms(3_000)
+        await world.crash(0)
+        assert (await ask(world)).status == 200  # the lease goes on
+        await world.clock.sleep_ms(COMPUTE_LEASE_MS)
+        unpaid = await ask(world)
+        assert (unpaid.status, dict(unpaid.headers)["Retry-After"]) == (503, "5")
+        await world.restart(0)
+        await world.until(
+            lambda: world.nodes[0].services.views()[0].fault == "" and len(rows(world)) == 2
+        )
+        assert (await ask(world)).status == 200
+        await world.until(lambda: len(rows(world)) == 3)
+        assert len({row.number for row in rows(world)}) == 3
+
+    run(3, 2, play, SERVING)
+
+
+def test_a_holder_that_crashed_holds_it_again_without_being_asked():
+    async def play(world):
+        await deploy(world, "One")
+        await deploy(world, "Two")
+        await ask(world)
+        await world.crash(1)
+        await world.clock.sleep_ms(20_000)
+        assert world.nodes[0].services.views()[0].fault
+        await world.restart(1)
+        world.nodes[1].services.url = "http://127.0.0.1:8080"
+        await world.until(lambda: world.nodes[0].services.views()[0].fault == "")
+        assert (await ask(world)).body.startswith(b"Two")
+        await world.nodes[0].services.rollback("greet")
+        assert (await ask(world)).body.startswith(b"One")
+
+    run(4, 2, play, SERVING)
+
+
+def test_where_nobody_listens_nothing_of_others_is_held():
+    async def play(world):
+        with pytest.raises(NotAllowed):
+            await deploy(world)
+        # At the own node it can wait for a listener.
+        view = await deploy(world, on=0)
+        assert view.state == "off"
+        assert (await ask(world, at=0)).status == 200
+
+    run(5, 2, play)

@@ -1,0 +1,85 @@
+"""Calls for services: deploy, list, roll back, remove, and the log of requests."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.client.calls import Limits
+from xsc.client.core import Core, Document
+
+WAIT_MS = 20_000
+"""How long one call waits for the next row of a log that is followed."""
+_NAME = re.compile(r"[a-z0-9-]{1,63}")
+
+
+def _path(name: str, rest: str = "") -> str:
+    if not _NAME.fullmatch(name):
+        raise ArgumentInvalid(
+            f"'{name[:80]}' is no name for a service",
+            hint="1 to 63 small letters, digits and dashes, no dash at an end",
+        )
+    return f"/v1/services/{name}{rest}"
+
+
+class ServiceCalls:
+    """The calls of one node."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def deploy(
+        self,
+        module: bytes,
+        name: str,
+        limits: Limits,
+        *,
+        version: str | None = None,
+        env: Mapping[str, str] | None = None,
+        concurrency: int | None = None,
+        on: str | None = None,
+    ) -> Document:
+        """Make a module a service, or the next version of one."""
+        asked: Document = {
+            "name": name,
+            "version": version,
+            "env": dict(env or {}),
+            "fuel": limits.fuel,
+            "memory_bytes": limits.memory_bytes,
+            "timeout_ms": limits.timeout_ms,
+            "on": on,
+            "module_bytes": len(module),
+        }
+        if concurrency is not None:
+            asked["concurrency"] = concurrency
+        head = json.dumps(asked).encode()
+        return self.core.send("POST", "/v1/services", [len(head).to_bytes(4, "big"), head, module])
+
+    def services(self) -> Document:
+        """Return the services that this node owns or holds."""
+        return self.core.call("GET", "/v1/services")
+
+    def rollback(self, name: str, to: str | None = None) -> Document:
+        """Go back to a version, or to what was active before."""
+        return self.core.call("POST", _path(name, "/rollback"), {"to": to})
+
+    def undeploy(self, name: str) -> Document:
+        """Remove a service with its versions and its log."""
+        return self.core.call("DELETE", _path(name))
+
+    def log(self, name: str, newest: int) -> list[Document]:
+        """Return the newest rows of a service's log, in order."""
+        rows: list[Document] = self.core.call("GET", _path(name, f"/log?n={newest}"))["requests"]
+        return rows
+
+    def follow(self, name: str, newest: int) -> Iterator[Document]:
+        """Yield the newest rows, and each one that comes, without end."""
+        rows = self.log(name, newest)
+        after = 0
+        while True:
+            yield from rows
+            after = rows[-1]["number"] if rows else after
+            path = _path(name, f"/log?after={after}&wait_ms={WAIT_MS}")
+            rows = self.core.call("GET", path)["requests"]

@@ -1,0 +1,118 @@
+"""Service endpoints: deploy, list, roll back, remove, and the log of requests.
+
+The body of a deployment is a big-endian 32-bit length, that many bytes of JSON
+(`DeployRequest`) and the module.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+from aiohttp import web
+
+from xsc.api.schema import DeployRequest, RollbackRequest, Service, ServiceRequest
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.ids import to_text
+from xsc.base.limits import SERVICE_LOG_ROWS_MAX
+from xsc.compute.services import WAIT_MS_MAX, View
+from xsc.compute.services_store import Row
+from xsc.node.build import Node
+from xsc.node.framing import ended, exactly, head
+from xsc.node.http import read_body, reply
+
+
+def _number(request: web.Request, name: str, default: int | None, most: int) -> int | None:
+    given = request.query.get(name)
+    if given is None:
+        return default
+    if not given.isdecimal() or int(given) > most:
+        raise ArgumentInvalid(f"{name} must be a whole number up to {most}")
+    return int(given)
+
+
+def _row(row: Row) -> ServiceRequest:
+    return ServiceRequest(
+        number=row.number,
+        at_ms=row.at_ms,
+        request_id=row.request_id,
+        version=row.version,
+        method=row.method,
+        path=row.path,
+        status=row.status,
+        fuel_used=row.fuel_used,
+        memory_peak_bytes=row.memory_peak_bytes,
+        wall_ms=row.wall_ms,
+        amount_micro=row.amount_micro,
+        trap=row.trap,
+        note=row.note,
+        receipt=b64encode(row.receipt).decode(),
+    )
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the service endpoints of a node."""
+
+    def document(view: View) -> Service:
+        return Service.model_validate(
+            {
+                "name": view.name,
+                "owner": to_text(view.owner),
+                "owner_name": node.name_of(view.owner),
+                "node": to_text(view.provider),
+                "node_name": node.name_of(view.provider),
+                "version": view.version,
+                "versions": list(view.versions),
+                "url": view.url,
+                "state": view.state,
+                "fault": view.fault,
+                "running": view.running,
+                "waiting": view.waiting,
+                "requests": view.requests,
+                "failures": view.failures,
+                "refused": view.refused,
+            }
+        )
+
+    async def deploy(request: web.Request) -> web.Response:
+        asked = await head(request, DeployRequest)
+        module = await exactly(request, asked.module_bytes, "the module")
+        await ended(request)
+        view = await node.services.deploy(
+            module,
+            asked.name,
+            version=asked.version,
+            environment=asked.env,
+            limits=node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms),
+            concurrency=asked.concurrency,
+            on=None if asked.on is None else node.find(asked.on),
+        )
+        return reply(document(view), status=201)
+
+    async def listed(_: web.Request) -> web.Response:
+        return reply({"services": [document(view).model_dump() for view in node.services.views()]})
+
+    async def rollback(request: web.Request) -> web.Response:
+        asked = await read_body(request, RollbackRequest)
+        view = await node.services.rollback(request.match_info["name"], asked.to)
+        return reply(document(view))
+
+    async def undeploy(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        return reply({"name": name, "warning": await node.services.undeploy(name)})
+
+    async def log(request: web.Request) -> web.Response:
+        rows = await node.services.log_rows(
+            request.match_info["name"],
+            after=_number(request, "after", None, 2**63 - 1),
+            most=_number(request, "n", 100, SERVICE_LOG_ROWS_MAX) or 0,
+            wait_ms=_number(request, "wait_ms", 0, WAIT_MS_MAX) or 0,
+        )
+        return reply({"requests": [_row(row).model_dump() for row in rows]})
+
+    return [
+        web.post("/v1/services", deploy),
+        web.get("/v1/services", listed),
+        web.post("/v1/services/{name}/rollback", rollback),
+        web.delete("/v1/services/{name}", undeploy),
+        web.get("/v1/services/{name}/log", log),
+    ]
