@@ -1,6 +1,6 @@
 """Runs every benchmark on one fresh devnet of seven nodes, and prints ratios.
 
-    python -m benchmarks [--quick] [storage small compute start memory space]
+    python -m benchmarks [--quick] [storage small compute start memory space hung]
 
 Each figure is the median of at least three; rates are MB (10^6 bytes of user
 data) a second. The limits are measured in the same run on the same machine.
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import invoke, limit, space
+from benchmarks import hung, invoke, limit, space
 from xsc.base.limits import KIB, MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
@@ -29,7 +29,7 @@ from xsc.client.core import Core
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
 PARTS = ("storage", "small", "compute", "start", "memory")
-ALONE = {"space": space.run}
+ALONE = {"space": space.run, "hung": hung.run}
 """Parts that need no network."""
 
 
