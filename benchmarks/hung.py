@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import wasmtime
 
@@ -102,15 +103,15 @@ async def measure(quick: bool) -> None:
         for what, text in [("in a loop", SPIN), ("in a call of the host", HASHING)]:
             given = job(text)
             await pool.run(given)
-            show(what, await lateness(pool, lambda given=given: pool.run(given), times, ALLOWED_MS))
+            show(what, await lateness(pool, partial(pool.run, given), times, ALLOWED_MS))
         given = job(SPIN)
         show(
             "with its process stopped",
-            await lateness(pool, lambda: stopped(pool, given), times // 5, ALLOWED_MS),
+            await lateness(pool, partial(stopped, pool, given), times // 5, ALLOWED_MS),
         )
         if not quick:
             show(
-                "a compile bomb", await lateness(pool, lambda: pool.run(bomb()), 1, COMPILE_MS_MAX)
+                "a compile bomb", await lateness(pool, partial(pool.run, bomb()), 1, COMPILE_MS_MAX)
             )
     finally:
         await pool.stop()

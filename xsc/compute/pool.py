@@ -68,6 +68,7 @@ class PoolSandbox:
         self._waiting: deque[asyncio.Future[SandboxProcess]] = deque()
         self._customers: Counter[bytes] = Counter()
         self._respawns: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[int]] = set()
         self._compiler = Compiler(workers, clock, log, cache, command=jail)
         self._hello: dict[str, Value] = {}
         self._job_ms = 0
@@ -98,7 +99,7 @@ class PoolSandbox:
         for task in self._respawns:
             task.cancel()
         await asyncio.gather(*self._respawns, return_exceptions=True)
-        await asyncio.gather(*(worker.kill() for worker in self._workers))
+        await asyncio.gather(*self._ending, *(worker.kill() for worker in self._workers))
         self._workers.clear()
         self._idle.clear()
 
@@ -161,7 +162,10 @@ class PoolSandbox:
                 self._release(worker)
                 return
 
-    def _replace(self) -> None:
+    def _replace(self, lost: SandboxProcess) -> None:
+        ending = asyncio.create_task(lost.kill())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
         if self._started:
             task = asyncio.create_task(self._respawn())
             self._respawns.add(task)
@@ -225,13 +229,15 @@ class PoolSandbox:
             result = await self._converse(worker, job, code)
         except (ProcessLost, TimeoutError, asyncio.CancelledError) as fault:
             self._workers.discard(worker)
-            # An abort needs no signal of ours; the status tells it from a kill.
-            status = await (worker.end() if isinstance(fault, ProcessLost) else worker.kill())
-            self._replace()
-            if isinstance(fault, asyncio.CancelledError):
-                raise
-            if isinstance(fault, TimeoutError):
+            if not isinstance(fault, ProcessLost):
+                worker.strike()
+                self._replace(worker)  # the caller need not wait until its memory is given back
+                if isinstance(fault, asyncio.CancelledError):
+                    raise
                 return self._ended("time_exceeded", self._clock.monotonic_ms() - began_ms)
+            # An abort needs no signal of ours; the status tells it from a kill.
+            status = await worker.end()
+            self._replace(worker)
             self._log.warning("sandbox worker lost", reason=str(fault), status=status)
             raise SandboxFailed(
                 f"the sandbox worker ended in the middle of the job (status {status})",
