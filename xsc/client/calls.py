@@ -118,6 +118,12 @@ class Named:
     name: str
 
 
+def _wish(grants: Sequence[str], verify: str | None = None) -> Document:
+    """Return what is said of a job only where it is wished: older nodes do not know it."""
+    wish: Document = {"grants": list(grants), "verify": verify}
+    return {name: value for name, value in wish.items() if value}
+
+
 def _quoted(name: str) -> str:
     try:
         return quote(name, safe="")
@@ -280,9 +286,8 @@ class Calls:
             "arguments": list(arguments),
             "on": on,
             "local": local,
-            "grants": list(grants),
-            "verify": verify,
         }
+        order |= _wish(grants, verify)
         return self._job(order, module, b"", limits)
 
     def batch(
@@ -304,8 +309,8 @@ class Calls:
             "item_fuel": item_fuel,
             "on": on,
             "local": local,
-            "grants": list(grants),
         }
+        order |= _wish(grants)
         return self._job(order, module, lines, limits)
 
     def run(
@@ -328,10 +333,9 @@ class Calls:
             "inputs": dict(program.inputs),
             "on": on,
             "local": local,
-            "grants": list(grants),
             "out": out,
-            "verify": verify,
         }
+        order |= _wish(grants, verify)
         return self._job(order, module, program.stdin, limits)
 
     def _job(self, order: Document, module: bytes, stdin: bytes, limits: Limits) -> Document:
