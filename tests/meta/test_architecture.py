@@ -55,6 +55,7 @@ SHELL = {
     "xsc.net.memory": "a network inside one process",
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.tls": "makes certificates and contexts",
+    "xsc.net.turns": "lets large bodies wait for each other",
     "xsc.storage.heads": "keeps the directory heads of peers and answers them",
     "xsc.storage.drain": "tells peers that this node leaves, keeps the proofs",
     "xsc.storage.guard": "asks guardians, and is one",

@@ -57,9 +57,14 @@ def simulate(clock: ManualClock, main: Coroutine[object, object, T]) -> T:
     try:
         return loop.run_until_complete(main)
     finally:
-        pending = asyncio.all_tasks(loop)
-        for task in pending:
-            task.cancel()
-        if pending:
-            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        loop.close()
+        finish(loop)
+
+
+def finish(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel all that is left on a loop, and close it."""
+    pending = asyncio.all_tasks(loop)
+    for task in pending:
+        task.cancel()
+    if pending:
+        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+    loop.close()

@@ -37,9 +37,9 @@ class Disk:
     index: MemoryKeyValue
     state: MemoryKeyValue
 
-    def lose_unsynced(self) -> None:
-        for store in (self.bodies, self.index, self.state):
-            store.crash()
+    def after_crash(self) -> Disk:
+        """Return what the disk has kept; what still runs of the old process writes elsewhere."""
+        return Disk(*(store.after_crash() for store in (self.bodies, self.index, self.state)))
 
 
 class World:
@@ -121,12 +121,25 @@ class World:
         """Kill a node where it stands; what it had not synced is lost."""
         self.net.kill(self.name(index))
         await self.nodes[index].tasks.stop()
-        self.disks[index].lose_unsynced()
+        self.disks[index] = self.disks[index].after_crash()
 
     async def lose(self, index: int) -> None:
         """Kill a node, and its disk with it."""
         await self.crash(index)
         self.disks[index] = Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue())
+
+    async def join(self) -> int:
+        """Add a node that knows all that are up; return its number."""
+        index = self.count
+        self.count += 1
+        self.lives.append(0)
+        self.disks.append(Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue()))
+        self.nodes.append(self.make(index))
+        await self.nodes[index].start()
+        for other in range(index):
+            if self.net.is_up(self.name(other)):
+                await self.nodes[index].peers.join(await self.nodes[other].peers.invite(60_000))
+        return index
 
     async def restart(self, index: int) -> Node:
         self.nodes[index] = self.make(index)

@@ -56,6 +56,8 @@ UPLOAD_KEPT_MS = 24 * 3_600_000
 """How long a put that broke off may still go on; then what it stored is deleted."""
 UPLOADS_INTERVAL_MS = 60_000
 """How often puts that broke off are looked through."""
+PUT_ENDS_MS = 10_000
+"""How long segments may still be on their way whose client has gone."""
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
 TRIAL_FIRST_MS = 10_000

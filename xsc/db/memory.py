@@ -78,6 +78,12 @@ class MemoryKeyValue:
         self._unsynced.clear()
         self._closed = False
 
+    def after_crash(self) -> MemoryKeyValue:
+        """Return another store with what the disk would hold: all up to the last synced write."""
+        kept = MemoryKeyValue()
+        kept.write(list(self._durable.items()), sync=True)
+        return kept
+
     def reopen(self) -> None:
         """Come back after `close`."""
         self._closed = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -35,6 +35,7 @@ from xsc.net.listener import Server, progress, read_body
 from xsc.net.plain import PIECE_BYTES, Plain, pieces
 from xsc.net.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse
 from xsc.net.tls import certificate_of, server_context
+from xsc.net.turns import Turns
 
 KEEP_ALIVE_MS = 20_000
 """How long the server keeps an idle connection; clients give theirs up a little earlier."""
@@ -71,9 +72,10 @@ class _Body(Payload):
 
     _autoclose = True
 
-    def __init__(self, buffers: Sequence[Buffer]) -> None:
+    def __init__(self, buffers: Sequence[Buffer], left: Callable[[], None]) -> None:
         super().__init__(buffers, content_type="application/octet-stream")
         self._size = sum(len(buffer) for buffer in buffers)
+        self._left = left
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text; aiohttp asks for it in error messages only."""
@@ -82,6 +84,7 @@ class _Body(Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         for piece in pieces(self._value):
             await writer.write(piece)
+        self._left()
 
 
 class HttpTransport:
@@ -115,6 +118,7 @@ class HttpTransport:
         self._fronts: Fronts | None = None
         self._session: aiohttp.ClientSession | None = None
         self._pins: dict[bytes, aiohttp.Fingerprint] = {}
+        self._turns = Turns()
         self._handler: Handler | None = None
 
     @property
@@ -173,10 +177,11 @@ class HttpTransport:
         try:
             async with (
                 asyncio.timeout(timeout_ms / 1000),
+                self._turns.turn(address, sum(len(buffer) for buffer in request.body)) as left,
                 self._pool().request(
                     request.method,
                     f"{scheme}://{address}{request.path}",
-                    data=_Body(request.body) if request.body else None,
+                    data=_Body(request.body, left) if request.body else None,
                     headers=dict(request.headers),
                     ssl=self._pin(fingerprint),
                     allow_redirects=False,

@@ -14,6 +14,7 @@ from xsc.base.clock import Clock, SeededEntropy
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX, PPM
 from xsc.net.port import Arrival, Dropped, Handler, RawRequest, RawResponse
+from xsc.net.turns import Turns
 
 _PORT = 1
 
@@ -28,6 +29,8 @@ class Event:
     what: str
     """sent, lost, refused, delivered, stalled, answered or dropped"""
     path: str
+    size_bytes: int = 0
+    """Of the body, where it begins to be sent."""
 
 
 Corrupt = Callable[[str, str, RawRequest, RawResponse], RawResponse]
@@ -62,6 +65,7 @@ class MemoryNetwork:
         self._rates: dict[str, tuple[int, int]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self._up: dict[str, MemoryTransport] = {}
+        self._turns = Turns()
 
     def transport(self, name: str) -> MemoryTransport:
         """Return a new end of the network; it takes the name once it serves."""
@@ -72,6 +76,10 @@ class MemoryNetwork:
         end = self._up.pop(name, None)
         if end is not None:
             end.stop()
+
+    def is_up(self, name: str) -> bool:
+        """Say whether somebody serves under a name."""
+        return name in self._up
 
     def partition(self, one: str, other: str) -> None:
         """Let no message pass between two nodes."""
@@ -111,8 +119,9 @@ class MemoryNetwork:
     def _draw(self, bound: int) -> int:
         return int.from_bytes(self._entropy.token(8), "big") % bound
 
-    def _note(self, source: str, target: str, what: str, path: str) -> None:
-        self.trace.append(Event(self._clock.now_ms(), source, target, what, path))
+    def _note(self, source: str, target: str, what: str, path: str, size_bytes: int = 0) -> None:
+        event = Event(self._clock.now_ms(), source, target, what, path, size_bytes)
+        self.trace.append(event)
 
     async def _travel(self, source: str, target: str, path: str) -> None:
         """Return when a message has come across; never, when it is lost."""
@@ -131,8 +140,10 @@ class MemoryNetwork:
             Dropped: the node went down before it answered.
         """
         path = request.path
-        self._note(source, target, "sent", path)
-        await self._travel(source, target, path)
+        size = sum(len(buffer) for buffer in request.body)
+        async with self._turns.turn(f"{source} {target}", size):
+            self._note(source, target, "sent", path, size)
+            await self._travel(source, target, path)
         end = self._up.get(target)
         if end is None:
             self._note(source, target, "refused", path)
@@ -165,7 +176,9 @@ class MemoryTransport:
         self._network = network
         self._name = name
         self._handler: Handler | None = None
+        self._stopped = False
         self._running: set[asyncio.Task[RawResponse]] = set()
+        self._sending: set[asyncio.Task[RawResponse]] = set()
 
     def addresses(self) -> tuple[str, ...]:
         """Return the one address."""
@@ -179,15 +192,21 @@ class MemoryTransport:
         timeout_ms: int,
     ) -> RawResponse:
         """Return the answer of the node at an address; errors as the port says."""
+        if self._stopped:
+            raise PeerSilent("this end of the network was taken down")
         network = self._network
         work = asyncio.create_task(network.exchange(self._name, address.rsplit(":", 1)[0], request))
+        self._sending.add(work)
         timer = asyncio.create_task(network._clock.sleep_ms(timeout_ms))  # noqa: SLF001 (one module)
         try:
             await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise PeerSilent(f"no answer within {timeout_ms} ms")
+            if self._stopped:
+                raise PeerSilent("this end of the network was taken down")
             response = work.result()
         finally:
+            self._sending.discard(work)
             for task in (work, timer):
                 task.cancel()
             await asyncio.gather(work, timer, return_exceptions=True)
@@ -225,8 +244,9 @@ class MemoryTransport:
         self._network._up[self._name] = self  # noqa: SLF001
 
     def stop(self) -> None:
-        """Stop handlers where they are."""
-        for task in list(self._running):
+        """Stop handlers and messages where they are; nothing leaves from here any more."""
+        self._stopped = True
+        for task in [*self._running, *self._sending]:
             task.cancel()
 
     async def close(self) -> None:

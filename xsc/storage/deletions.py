@@ -1,9 +1,11 @@
-"""The deletion receipts that an owner keeps, in its state database.
+"""What an owner keeps of its deletions, in its state database.
 
     storage/deleted/<ms, 8 bytes><locate><host>    the signed receipt
+    storage/ended/<manifest hash>                  when the object was deleted
 
 Kept as long as a lease can run, because so long its host could still ask for
-money: the receipt shows what it had confirmed to hold no more.
+money: the receipt shows what it had confirmed to hold no more. And so long a
+guardian that did not hear of the deletion can still pay for what it repaired.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.identity.envelope import Signed
 from xsc.terms.deletion_receipt import DeletionReceipt
 
 DELETED: Final = b"storage/deleted/"
+ENDED: Final = b"storage/ended/"
 KEPT_MS: Final = STORAGE_LEASE_MS
+_VERSION: Final = 1
 
 
 def _since(time_ms: int) -> bytes:
@@ -37,11 +43,43 @@ def of_object(state: KeyValue, locate: bytes) -> Iterator[bytes]:
             yield raw
 
 
+def ended_row(manifest_hash: bytes, now_ms: int) -> Change:
+    """Return the change that keeps that an object was deleted."""
+    return ENDED + manifest_hash, encode([_VERSION, now_ms])
+
+
+def ended_ms(raw: bytes) -> int:
+    """Return when an object was deleted, by such a row.
+
+    Raises:
+        StoreDamaged: not a row of that kind.
+    """
+    try:
+        value = decode(raw)
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"a note of a deletion is damaged: {fault.message}") from None
+    match value:
+        case [1, int(time_ms)] if not isinstance(time_ms, bool):
+            return time_ms
+        case _:
+            raise StoreDamaged("a note of a deletion is no time")
+
+
+def was_ended(state: KeyValue, manifest_hash: bytes) -> bool:
+    """Say whether the owner remembers that it deleted an object."""
+    return state.get(ENDED + manifest_hash) is not None
+
+
 def too_old(state: KeyValue, now_ms: int, most: int) -> list[Change]:
-    """Return changes that drop up to so many receipts of leases that are long over."""
+    """Return changes that drop up to so many rows about leases that are long over."""
     changes: list[Change] = []
     for key, _ in state.scan(DELETED, _since(max(0, now_ms - KEPT_MS))):
         if len(changes) == most:
             break
         changes.append((key, None))
+    for key, raw in state.scan(ENDED, prefix_end(ENDED)):
+        if len(changes) >= most:
+            break
+        if ended_ms(raw) < now_ms - KEPT_MS:
+            changes.append((key, None))
     return changes

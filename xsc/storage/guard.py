@@ -28,7 +28,7 @@ from xsc.base.errors import (
     StoreDamaged,
     XscError,
 )
-from xsc.base.fields import take_bytes, take_int, take_str
+from xsc.base.fields import take_bool, take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
@@ -42,6 +42,7 @@ from xsc.base.peering import Caller
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.capability import VerifyCapability, parse
 from xsc.storage.delegation import open_placement
+from xsc.storage.deletions import was_ended
 from xsc.storage.erasure import Buffer
 from xsc.storage.held import HeldAt
 from xsc.storage.mender import Charge, Mender
@@ -318,17 +319,23 @@ class Guards:
                 continue
             header: dict[str, Value] = {"object": ref, "placement": ward.placement}
             try:
-                await self._caller.call(
+                reply = await self._caller.call(
                     ward.owner, HEALED, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
                 )
+                ended = "ended" in reply.header and take_bool(reply.header, "ended")
             except XscError as fault:
                 peer = short(ward.owner)
                 self._reach.log.info("storage_not_reported", peer=peer, reason=fault.message)
+                continue
+            if ended:
+                # It was deleted, and this node did not hear of it.
+                change = ward.model_copy(update={"ended": True}).to_bytes()
+                await self._commit([(WARDS + ref, change)])
 
     async def on_healed(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        """Learn, as the owner, where an object lies since it was repaired.
+        """Learn, as the owner, where an object lies since it was repaired; say if it is deleted.
 
         Raises:
             NotAllowed: no object of this node.
@@ -336,6 +343,8 @@ class Guards:
         """
         ref = take_bytes(header, "object", size=ID_BYTES)
         charge = self._load(ref)
+        if charge is None and was_ended(self._state, ref):
+            return {"ended": True}, []
         if charge is None:
             raise NotAllowed("this node has stored no such object")
         placed = open_placement(
@@ -346,7 +355,7 @@ class Guards:
         known = open_placement(charge.placement, self._reach.network)
         if placed.rank > known.rank and self.owner is not None:
             await self.owner.adopt(charge, placed.raw)
-        return {}, []
+        return {"ended": False}, []
 
     async def end_all(self) -> None:
         """Delete what is held for guards that have ended."""

@@ -28,7 +28,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES
+from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, PUT_ENDS_MS, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
@@ -44,6 +44,8 @@ from xsc.storage.delegation import rank_of
 from xsc.storage.durability import Host, Survival, survival
 from xsc.storage.durability import plan as plan_columns
 from xsc.storage.erasure import Code, StorageShard, cut
+from xsc.storage.having import HAVE_MAX
+from xsc.storage.held import Wanted
 from xsc.storage.journal import Head, Kept, KeptPlace, KeptSegment, KeptSlot, places, sealed_of
 from xsc.storage.manifest import SealedSegment, build, hash_of, open_manifest, seal_manifest
 from xsc.storage.messages import ObjectRecord
@@ -58,7 +60,16 @@ from xsc.storage.placement import (
     warnings_of,
 )
 from xsc.storage.ports import HostLease
-from xsc.storage.reach import Reach, Source, in_order, race, requests_of, stop_all, together
+from xsc.storage.reach import (
+    Reach,
+    Source,
+    in_order,
+    let_end,
+    race,
+    requests_of,
+    stop_all,
+    together,
+)
 from xsc.storage.repair import plan_rebuilds, rebuild
 from xsc.storage.segment import NONCE_BYTES, Place
 from xsc.storage.uploads import Journal
@@ -221,7 +232,7 @@ class Upload:
             if self._kept is None:
                 await self._choose()
             else:
-                self._go_on(self._kept)
+                await self._go_on(self._kept)
         except BaseException:
             await _close(pieces)
             raise
@@ -249,12 +260,13 @@ class Upload:
 
     # Going on
 
-    def _go_on(self, kept: Kept) -> None:
+    async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
         assert kept.code == self._code
         assert self._journal is not None
         self._size_hint = max(self._size_hint, sum(s.length for s in kept.segments.values()))
         self._held = dict(kept.held())
+        await together(self._ask_for_rest(kept, slot) for slot in kept.head.slots)
         whole = kept.whole()
         for slot in kept.head.slots:
             self._slots.append(
@@ -270,6 +282,42 @@ class Upload:
             self._lengths[index] = kept.segments[index].length
         self._journal.moved(self._head())
         self._reach.log.info("storage_put_goes_on", segments=len(whole))
+
+    async def _ask_for_rest(self, kept: Kept, slot: KeptSlot) -> None:
+        """Learn from a host what it stored before its receipt could be kept."""
+        assert self._journal is not None
+        lease = KeptLease(slot.node, slot.lease_id, slot.price)
+        missing = [
+            Wanted(index, column, segment.roots[column])
+            for index, segment in sorted(kept.segments.items())
+            if not kept.has(index, slot)
+            for column in slot.columns
+        ]
+
+        def size_of(want: Wanted) -> int:
+            return self._code.shard_bytes(kept.segments[want.segment].length)
+
+        held: set[tuple[int, int]] = set()
+        for start in range(0, len(missing), HAVE_MAX):
+            asked = missing[start : start + HAVE_MAX]
+            try:
+                held |= await self._reach.have(
+                    lease, self._locate, self._code.generation, asked, size_of
+                )
+            except XscError as fault:
+                # Silent, or of an earlier release: it is sent again.
+                self._reach.log.info(
+                    "storage_host_not_asked", peer=short(slot.node), code=fault.code
+                )
+                break
+        for index in sorted({segment for segment, _ in held}):
+            if all((index, column) in held for column in slot.columns):
+                size = size_of(Wanted(index, slot.columns[0], b"")) * len(slot.columns)
+                place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
+                kept.acks[index, slot.columns[0]] = place
+                self._journal.acked(index, slot.columns, place)
+                known = (slot.node, slot.lease_id)
+                self._held[known] = self._held.get(known, 0) + size
 
     def _head(self) -> Head:
         assert self._journal is not None
@@ -395,6 +443,11 @@ class Upload:
                 self._note_size(size + len(plain))
             if running:
                 await asyncio.gather(*running)
+        except BaseException as fault:
+            if self._journal is not None and not isinstance(fault, XscError):
+                # The client went away: what is on its way need not be sent again.
+                await let_end(running, self._reach.clock, PUT_ENDS_MS)
+            raise
         finally:
             await stop_all(running)
         return await self._end(index, plain, size + len(plain))

@@ -33,7 +33,7 @@ from xsc.base.log import Log
 from xsc.base.peering import Caller
 from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
-from xsc.storage import messages, pace
+from xsc.storage import having, messages, pace
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.expiry import with_ends
@@ -65,6 +65,18 @@ async def stop_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int) -> None:
+    """Wait until tasks are over, however they end, but no longer than that."""
+    waiting = {task for task in tasks if not task.done()}
+    alarm = asyncio.create_task(clock.sleep_ms(most_ms))
+    try:
+        while waiting and not alarm.done():
+            done, _ = await asyncio.wait({*waiting, alarm}, return_when=asyncio.FIRST_COMPLETED)
+            waiting -= done
+    finally:
+        alarm.cancel()
 
 
 def bodies_of(
@@ -286,6 +298,50 @@ class Reach:
         except XscError as fault_error:
             self._blame(lease.node, "receipt_invalid", fault_error.message)
             raise
+
+    async def have(
+        self,
+        lease: HostLease,
+        locate: bytes,
+        generation: int,
+        wanted: Sequence[Wanted],
+        size_of: Callable[[Wanted], int],
+    ) -> set[tuple[int, int]]:
+        """Return segment and column of the shards that a host has under a lease, by its receipt.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        if lease.node == self.own:
+            own = await self._node.have(locate, generation, self.own, OWN_LEASE, wanted)
+            return {(want.segment, want.column) for want, _ in own}
+        header = having.have_message(lease.lease_id, locate, generation, wanted)
+        reply = await self._caller.call(lease.node, having.HAVE, header)
+        try:
+            receipt = open_signed(
+                take_bytes(reply.header, "receipt"),
+                StorageReceipt,
+                network=self.network,
+                author=lease.node,
+            ).record
+            fault = having.having_fault(
+                receipt,
+                host=lease.node,
+                customer=self.own,
+                lease_id=lease.lease_id,
+                locate=locate,
+                generation=generation,
+                wanted=wanted,
+                size_of=size_of,
+            )
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as wrong:
+            self._blame(lease.node, "receipt_invalid", wrong.message)
+            raise
+        await self.hosts.used(lease.lease_id, sum(held.size_bytes for held in receipt.shards))
+        return {(held.segment, held.column) for held in receipt.shards}
 
     async def fetch(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> Buffer:
         """Return one shard from a host, verified against its root.

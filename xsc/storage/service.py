@@ -44,7 +44,7 @@ from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler
 from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage import deletions, messages
+from xsc.storage import deletions, having, messages
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
 from xsc.storage.delegation import Placed, open_placement, open_sent
@@ -76,6 +76,7 @@ from xsc.storage.receipts import expected_receipt
 from xsc.storage.shards import StorageNode
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
@@ -667,6 +668,9 @@ class StorageService:
         """Find an object: in the own state, in the own shard store, or at any peer."""
         manifest_hash = capability.manifest_hash
         entry = self._entry(manifest_hash)
+        if entry is not None and entry.deleting:
+            # Hosts that have not confirmed may hold it still: that makes it no object.
+            raise ObjectUnknown("the object was deleted")
         sealed = self._state.get(MANIFESTS + manifest_hash)
         if entry is not None and sealed is not None:
             return await self._executor.run(
@@ -929,6 +933,7 @@ class StorageService:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]
         changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
+        changes.append(deletions.ended_row(verify.manifest_hash, self._clock.now_ms()))
         await self._commit(changes)
         self.on_change()
         await self.guards.release(verify.manifest_hash)
@@ -966,6 +971,7 @@ class StorageService:
         return {
             messages.PUT: self._on_put,
             messages.GET: self._on_get,
+            having.HAVE: self._on_have,
             messages.STAT: self._on_stat,
             messages.FIND: self._on_find,
             messages.DELETE: self._on_delete,
@@ -1050,6 +1056,27 @@ class StorageService:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate, generation, wanted = messages.read_get(header)
         return messages.get_answer(await self._node.get(locate, generation, wanted))
+
+    async def _on_have(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        lease_id, locate, generation, wanted = having.read_have(header)
+        held = await self._node.have(locate, generation, caller, lease_id, wanted)
+        receipt = StorageReceipt(
+            host=self._key.node_id,
+            customer=caller,
+            lease_id=lease_id,
+            locate=locate,
+            generation=generation,
+            shards=tuple(
+                HeldShard(segment=want.segment, column=want.column, size_bytes=size, root=want.root)
+                for want, size in held
+            ),
+            manifest=None,
+            placement=None,
+            stored_ms=self._clock.now_ms(),
+        )
+        return {"receipt": sign(receipt, self._key, self._network).raw}, []
 
     async def _on_stat(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

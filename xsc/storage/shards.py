@@ -587,6 +587,43 @@ class StorageNode:
         self._note_damage(Damage(key, entry, "unreadable" if body is None else "mismatch"))
         return Found("corrupt")
 
+    async def have(
+        self,
+        locate: bytes,
+        generation: int,
+        customer: bytes,
+        lease_id: bytes,
+        wanted: Sequence[Wanted],
+    ) -> list[tuple[Wanted, int]]:
+        """Return those shards that a customer has under a lease, readable, and their sizes.
+
+        Waits for those that are being written; reads at most STAT_READ_BYTES_MAX, and says
+        nothing of what lies beyond that.
+        """
+        prefixes = [
+            formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
+            for want in wanted
+        ]
+        keys = [prefix + customer for prefix in prefixes]
+        await self._turn(lambda: self._writing.isdisjoint(keys))
+        return await self._executor.run(self._have, keys, lease_id, wanted)
+
+    def _have(
+        self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
+    ) -> list[tuple[Wanted, int]]:
+        found: list[tuple[Wanted, int]] = []
+        budget = STAT_READ_BYTES_MAX
+        for key, want in zip(keys, wanted, strict=True):
+            entry = self._entry(key)
+            if entry is None or (entry.lease_id, entry.proof) != (lease_id, want.root):
+                continue
+            budget -= entry.size_bytes
+            if budget < 0:
+                break
+            if self._read_shard(key, entry).state == "ok":
+                found.append((want, entry.size_bytes))
+        return found
+
     async def find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
         """Return a manifest and its placements, or None where it is not held whole."""
         return await self._executor.run(self._find, locate, manifest_hash)

@@ -232,6 +232,46 @@ async def test_the_end_waits_for_requests_that_run_but_for_no_idle_connection():
     await ours.close()
 
 
+async def test_a_large_body_has_the_line_to_its_peer_for_itself():
+    end = End(stop_ms=60_000)
+    came: list[str] = []
+    began = asyncio.Event()
+    go_on = {path: asyncio.Event() for path in ("/1", "/2", "/small")}
+    go_on["/small"].set()
+
+    async def handler(arrival: Arrival) -> RawResponse:
+        came.append(arrival.path)
+        began.set()
+        await go_on[arrival.path].wait()
+        await arrival.read()
+        return RawResponse(200)
+
+    await end.transport.serve(handler)
+    ours = HttpTransport(listen="127.0.0.1:0", key=OTHER)
+    address = end.transport.addresses()[0]
+    # More than the buffers of both ends take.
+    large = [bytes(PEER_BODY_BYTES_MAX)]
+
+    def send(path: str, body: list[bytes]) -> asyncio.Task[RawResponse]:
+        return asyncio.create_task(
+            ours.send(address, None, RawRequest("POST", path, {}, body), 60_000)
+        )
+
+    async with asyncio.timeout(30):
+        first = send("/1", large)
+        await began.wait()
+        second = send("/2", large)
+        await send("/small", [b"small"])
+        assert came == ["/1", "/small"]
+        go_on["/1"].set()
+        assert (await first).status == 200
+        go_on["/2"].set()
+        assert (await second).status == 200
+    assert came == ["/1", "/small", "/2"]
+    await ours.close()
+    await end.transport.close()
+
+
 async def test_connections_are_bounded(end, monkeypatch):
     monkeypatch.setattr(end.transport._server, "_connections_max", 2)
     held = [await asyncio.open_connection("127.0.0.1", end.port) for _ in range(2)]

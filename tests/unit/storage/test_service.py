@@ -34,7 +34,7 @@ MIB = 2**20
 
 def what_is_left(host):
     """What the state holds beside receipts and the numbers of names, which stay."""
-    stay = (NAMES, deletions.DELETED)
+    stay = (NAMES, deletions.DELETED, deletions.ENDED)
     return [key for key, _ in host.state.scan(b"") if not key.startswith(stay)]
 
 
