@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections import Counter
+from dataclasses import replace
 
+import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.compute.grammar import module_of
 from tests.unit.compute.programs import FOLDER, SteadyClock, job_of
 from xsc.base.errors import CallerError
 from xsc.base.log import SilentLog
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.program import prepare, read
+from xsc.compute.sandbox import is_trap
 from xsc.compute.signature import Signature
 
+CASES = int(os.environ.get("XSC_FUZZ_CASES", "500"))
+"""How many modules each of the long tests runs; 50 000 before a release (CONTRIBUTING.md)."""
 MODULES = [path.read_bytes() for path in sorted(FOLDER.glob("*.wasm"))]
 SMALL = [module for module in MODULES if len(module) < 600]
 
@@ -54,13 +62,13 @@ def test_damaged_modules_are_read_or_refused(module, seed):
     read(prepare(raw, program).module)
 
 
-async def test_five_hundred_damaged_modules_leave_the_worker_as_it_was():
+async def test_damaged_modules_leave_the_worker_as_it_was():
     chance = random.Random(20)
     pool = PoolSandbox(1, SteadyClock(), SilentLog())
     await pool.start()
     (worker,) = pool._workers
     ran = 0
-    for _ in range(500):
+    for _ in range(CASES):
         raw = mutated(chance.choice(SMALL), chance)
         try:
             functions = read(raw).functions
@@ -77,5 +85,28 @@ async def test_five_hundred_damaged_modules_leave_the_worker_as_it_was():
             assert result.fuel_used <= 100_000
             assert result.memory_peak_bytes <= 1 << 24
     assert pool._workers == {worker}
-    assert ran > 50
+    assert ran > CASES // 10
     await pool.stop()
+
+
+async def test_valid_modules_by_chance_stay_in_their_limits_and_do_the_same_again():
+    pool = PoolSandbox(1, SteadyClock(), SilentLog())
+    await pool.start()
+    (worker,) = pool._workers
+    ends = Counter()
+    for seed in range(min(CASES, 150) if CASES <= 500 else CASES):  # each takes ten times as long
+        text = module_of(seed)
+        raw = bytes(wasmtime.wat2wasm(text))
+        chance = random.Random(seed)
+        for name, signature in read(raw).functions.items():
+            bits = [(kind, chance.randbytes(4 if "32" in kind else 8)) for kind in signature.params]
+            given = job_of(raw, name, *bits, fuel=50_000, memory_bytes=1 << 22, timeout_ms=60_000)
+            one, other = await pool.run(given), await pool.run(given)
+            assert replace(one, wall_ms=0) == replace(other, wall_ms=0), seed
+            assert one.fuel_used <= 50_000
+            assert one.memory_peak_bytes <= 1 << 22
+            ends[(one.trap or "done").partition(":")[0]] += 1
+    assert pool._workers == {worker}
+    await pool.stop()
+    assert {"done", "fuel_exhausted", "module_trapped"} <= set(ends)
+    assert all(end == "done" or is_trap(end) for end in ends)
