@@ -1,6 +1,6 @@
 """Runs every benchmark on one fresh devnet of seven nodes, and prints ratios.
 
-    python -m benchmarks [--quick] [storage small compute start memory space hung]
+    python -m benchmarks [--quick] [storage small compute services start memory space hung]
 
 Each figure is the median of at least three; rates are MB (10^6 bytes of user
 data) a second. The limits are measured in the same run on the same machine.
@@ -21,14 +21,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import hung, invoke, limit, space
+from benchmarks import hung, invoke, limit, services, space
 from xsc.base.limits import KIB, MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
-PARTS = ("storage", "small", "compute", "start", "memory")
+PARTS = ("storage", "small", "compute", "services", "start", "memory")
 ALONE = {"space": space.run, "hung": hung.run}
 """Parts that need no network."""
 
@@ -142,6 +142,10 @@ def compute(net: Network, quick: bool) -> None:
     invoke.run(net.homes, net.calls, net.pids(), quick)
 
 
+def served(net: Network, quick: bool) -> None:
+    services.run(net.calls, net.pids(), quick)
+
+
 def start(net: Network, quick: bool) -> None:
     print("\ncommand line: whole processes")
     count = 5 if quick else 11
@@ -221,6 +225,7 @@ def main() -> None:
                 "storage": storage,
                 "small": small,
                 "compute": compute,
+                "services": served,
                 "start": start,
                 "memory": memory,
             }[part](net, asked.quick)

@@ -58,7 +58,6 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         await world.nodes[0].market.settle_all()
         billed = sum(row.amount_micro for row in rows(world))
         assert all(row.fuel_used > 0 for row in rows(world))
-        # Amounts are rounded down for each request: 17 000 fuel are no micro-credit yet.
         assert sum(lease.due_micro for lease in leases(world, 0, "customer")) == billed
         assert sum(lease.due_micro for lease in leases(world, 1, "provider")) == billed
         assert len(leases(world, 0, "customer")) > 5
@@ -79,7 +78,6 @@ def test_a_request_that_costs_is_settled_in_both_books():
         assert owed == sum(row.amount_micro for row in rows(world)) > 0
         assert world.nodes[0].ledger.balance(world.nodes[1].key.node_id) == -owed
 
-    # A request of 17 000 fuel is at this price some 170 micro-credits.
     run(2, 2, play, {**SERVING, "compute_price": "10000", "compute_price_max": "10000"})
 
 

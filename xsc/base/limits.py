@@ -217,6 +217,8 @@ SERVICE_QUEUE_MAX = 64
 """Requests that wait for one service."""
 SERVICE_WAIT_MS_MAX = 10_000
 """How long a request waits for its turn."""
+SERVICE_REQUEST_FUEL = 1_000_000
+"""What taking and answering a request costs beside the program: a quarter of a millisecond."""
 SERVICE_RECORD_BYTES_MAX = 128 * KIB
 """One signed deployment: its variables have ARGUMENT_BYTES_MAX."""
 SERVICE_LOG_ROWS_MAX = 4096

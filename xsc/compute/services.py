@@ -73,7 +73,6 @@ from xsc.compute.services_store import Row, ServiceKey, ServiceStore
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
-from xsc.terms.pricing import fuel_steps
 
 _NONCE_BYTES = 16
 _PATH_CHARS_MAX = 256
@@ -484,7 +483,7 @@ class Services:
         service.fault, service.refuted, service.starved = "", False, False
 
     async def _take_lease(self, service: _Service, record: Deployment) -> None:
-        steps = fuel_steps(record.fuel_max, record.memory_bytes_max) * record.concurrency
+        steps = rules.steps_of(record, record.fuel_max) * record.concurrency
         lease = await self._leases.lease_compute(fuel_steps=steps, on=record.provider)
         if lease.node != record.provider:
             raise NoOffers("the node offers no compute")
@@ -545,7 +544,7 @@ class Services:
                 author=self._own,
                 size_max=SERVICE_RECORD_BYTES_MAX,
             ).record
-            steps = fuel_steps(row.fuel_used, deployment.memory_bytes_max)
+            steps = rules.steps_of(deployment, row.fuel_used)
             await self._leases.spent(receipt.lease_id, steps, row.amount_micro)
         # The next word lets the holder forget them: row and payment must be here for good. The
         # row comes first, so that a power loss in between may lose a payment and never doubles it.
@@ -733,7 +732,7 @@ class Services:
             raise LeaseExhausted("the owner does not fetch its receipts")
         module = await self._module(record.module)
         lease_id = service.lease_id if paid else OWN_LEASE
-        steps = fuel_steps(record.fuel_max, record.memory_bytes_max)
+        steps = rules.steps_of(record, record.fuel_max)
         price = self._book.admit_compute(lease_id, record.owner, steps)
         nonce = self._entropy.token(_NONCE_BYTES)
         created_ms = self._clock.now_ms()
@@ -744,7 +743,7 @@ class Services:
                 record, module, given, nonce=nonce, clock_ms=created_ms, queue=signed.id
             )
             result = await self._sandbox.run(job)
-            used = fuel_steps(rules.fuel_of(record, result), record.memory_bytes_max)
+            used = rules.steps_of(record, rules.fuel_of(record, result))
         finally:
             self._book.used_compute(lease_id, steps, used)
         answer = rules.answer_of(result)
@@ -837,7 +836,7 @@ class Services:
         """Return if the lease has room for one request."""
         if lease_id == OWN_LEASE:
             raise RecordInvalid("the deployment names no lease")
-        steps = fuel_steps(record.fuel_max, record.memory_bytes_max)
+        steps = rules.steps_of(record, record.fuel_max)
         self._book.admit_compute(lease_id, record.owner, steps)
         self._book.used_compute(lease_id, steps, 0)
 

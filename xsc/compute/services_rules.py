@@ -24,17 +24,19 @@ from xsc.base.limits import (
     ENVIRONMENT_MAX,
     MODULE_BYTES_MAX,
     SERVICE_CONCURRENCY_MAX,
+    SERVICE_REQUEST_FUEL,
 )
 from xsc.compute.inputs import RunInput, input_hash, output_hash
 from xsc.compute.limits import Limits
 from xsc.compute.program import Program
-from xsc.compute.receipts import amount_of, seed_of, time_fuel
+from xsc.compute.receipts import seed_of, time_fuel
 from xsc.compute.sandbox import Job, JobResult, is_trap, trap_error
 from xsc.compute.signature import Signature
 from xsc.compute.wagi import Response, is_reserved, read_answer
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.execution import Observed, Outcome
+from xsc.terms.pricing import compute_amount, fuel_steps
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -228,9 +230,17 @@ def answer_of(result: JobResult) -> Answer:
 
 
 def fuel_of(record: Deployment, result: JobResult) -> int:
-    """Return the fuel that a request is billed for."""
+    """Return the fuel of a request's run."""
     by_time = time_fuel(record, result.trap)
     return result.fuel_used if by_time is None else by_time
+
+
+def steps_of(record: Deployment, fuel: int) -> int:
+    """Return the fuel steps that a request is billed for: its run's, and those of taking it.
+
+    Without these a small request would cost less than a micro-credit, which is nothing.
+    """
+    return fuel_steps(fuel + SERVICE_REQUEST_FUEL, record.memory_bytes_max)
 
 
 def make_receipt(
@@ -272,7 +282,7 @@ def make_receipt(
             engine_config=result.engine_config,
         ),
         observed=Observed(started_ms=created_ms, wall_ms=wall_ms),
-        amount_micro=amount_of(price, fuel_used, record.memory_bytes_max),
+        amount_micro=compute_amount(price, steps_of(record, fuel_used)),
     )
 
 
@@ -301,12 +311,9 @@ def check_receipt(deployment: Deployment, receipt: ServiceReceipt, price: int | 
         return "it bills more fuel than the deployment allows"
     if told.memory_peak_bytes > deployment.memory_bytes_max:
         return "it reports more memory than the deployment allows"
-    if price is not None and receipt.amount_micro != amount_of(
-        price, told.fuel_used, deployment.memory_bytes_max
-    ):
+    steps = steps_of(deployment, told.fuel_used)
+    if price is not None and receipt.amount_micro != compute_amount(price, steps):
         return "its amount does not follow from the fuel and the lease's price"
-    if receipt.amount_micro and not told.fuel_used:
-        return "it bills an amount for no fuel"
     return None
 
 

@@ -32,6 +32,7 @@ from xsc.base.limits import (
     SERVICE_NOTE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
     SERVICE_QUEUE_MAX,
+    SERVICE_REQUEST_FUEL,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
     SERVICE_VERSIONS_KEPT,
@@ -252,7 +253,7 @@ async def test_a_flood_ends_by_its_bound(world):
 async def test_time_is_504_and_billed_as_time(world):
     held = Held()
     owner = world.make(b"q", sandbox=held)
-    await owner.deploy(limits=Limits(fuel=10**12, timeout_ms=5))
+    await owner.deploy(limits=Limits(fuel=10**11, timeout_ms=5))
     task = asyncio.create_task(owner.ask())
     await until(lambda: held.jobs)
     held.ends[0].set_result(result(b"", exit_code=None, trap="time_exceeded"))
@@ -574,11 +575,10 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     await world.owner.look_after()
     rows = await world.owner.rows()
     assert [row.request_id for row in rows] == [each.request_id for each in served]
-    assert [row.amount_micro for row in rows] == [row.fuel_used for row in rows]
-    assert world.owner.market.spending == [
-        (b"\1" * 32, row.fuel_used, row.fuel_used) for row in rows
-    ]
-    assert world.holder.market.used == [0, 0, *(row.fuel_used for row in rows)]
+    steps = [row.fuel_used + SERVICE_REQUEST_FUEL for row in rows]
+    assert [row.amount_micro for row in rows] == steps
+    assert world.owner.market.spending == [(b"\1" * 32, each, each) for each in steps]
+    assert world.holder.market.used == [0, 0, *steps]
     assert world.holder.market.reserved == 0
     for row in rows:
         receipt = open_signed(
@@ -820,7 +820,10 @@ RECEIPT_LIES = {
     "a request answered that failed": {"status": 200, "outcome": {"exit_code": 1}},
     "another module": {"outcome": {"module": b"\7" * 32}},
     "another function": {"outcome": {"function": "other"}},
-    "more fuel": {"outcome": {"fuel_used": LIMITS.fuel + 1}, "amount_micro": LIMITS.fuel + 1},
+    "more fuel": {
+        "outcome": {"fuel_used": LIMITS.fuel + 1},
+        "amount_micro": LIMITS.fuel + 1 + SERVICE_REQUEST_FUEL,
+    },
     "more memory": {"outcome": {"memory_peak_bytes": LIMITS.memory_bytes + 1}},
     "no such trap": {"status": 502, "outcome": {"exit_code": None, "trap": "boredom"}},
     "trap and exit code": {"status": 502, "outcome": {"trap": "fuel_exhausted"}},
