@@ -26,8 +26,8 @@ QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15
 class Api:
     """The endpoints of a node by method and path, without a socket."""
 
-    def __init__(self, node, module):
-        self.routes = {(route.method, route.path): route.handler for route in module.routes(node)}
+    def __init__(self, routes):
+        self.routes = {(route.method, route.path): route.handler for route in routes}
 
     async def call(self, method, path, **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -40,7 +40,7 @@ class Api:
 def test_repair_says_what_moved_and_what_did_not():
     async def play(world):
         owner = world.nodes[0]
-        api = Api(owner, objects)
+        api = Api(objects.routes(owner, objects.Faults()))
         capability = await put(owner, content(MIB))
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
         assert answer == {"margin": 2, "moved": [], "left": [], "reason": ""}
@@ -74,7 +74,7 @@ def test_repair_says_what_moved_and_what_did_not():
 
 def test_repair_refuses_what_is_no_object_of_this_node():
     async def play(world):
-        api = Api(world.nodes[1], objects)
+        api = Api(objects.routes(world.nodes[1], objects.Faults()))
         with pytest.raises(CapabilityInvalid, match="carries no capability"):
             await api.call("POST", "/v1/object/repair")
         with pytest.raises(CapabilityInvalid):
@@ -94,7 +94,7 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         capability = await put(world.nodes[0], content(MIB))
         hosts = [host.node for host in (await world.nodes[0].storage.stat(capability)).hosts]
         leaver = next(n for n in world.nodes[1:] if n.key.node_id in hosts)
-        api = Api(leaver, drain)
+        api = Api(drain.routes(leaver))
         held = leaver.shards.used_bytes
         answer = await api.call("GET", "/v1/drain")
         assert (answer["state"], answer["total_bytes"], answer["peers"]) == ("staying", 0, 6)
