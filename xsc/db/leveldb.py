@@ -2,17 +2,22 @@
 
 Every read verifies checksums and every open is paranoid, so that damage is
 reported (`StoreDamaged`) and never returned as a value. Values are ciphertext
-or small records: they are not compressed. After a failed write the store
-refuses further ones until it is opened again: LevelDB would append behind a
-torn record, and the next open would take that for damage.
+or small records: they are not compressed.
+
+After a failed write LevelDB may take nothing more: it would append behind a
+torn record, and the next open would take that for damage. Where the disk was
+full, the database is opened anew as soon as there is room, and what the failed
+write may have left is put back as it was: a write that failed has changed nothing.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,12 @@ else:
     import plyvel
 
 WRITE_BUFFER_BYTES = 16 * MIB
+SPARE_BYTES = 4 * MIB
+"""What an open writes beside the log that it turns into a table, at most."""
+UNDO_BYTES_MAX = 64 * MIB
+"""What is held in memory to put back after a failed write; beyond it, only a restart helps."""
+PATIENCE_S = 1.0
+"""How long a write waits for those who read before the database is opened anew."""
 
 
 def salvage(path: Path) -> Path:
@@ -64,20 +75,54 @@ class LevelDBKeyValue:
 
     def __init__(self, path: Path, *, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
         self._path = path
+        self._buffer_bytes = write_buffer_bytes
         self._failed: XscError | None = None
+        self._undo: list[Change] | None = None
         self._writing = threading.Lock()
+        self._users = 0
+        self._calm = threading.Condition()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_whole(path)
-            self._db: Any = plyvel.DB(
-                str(path),
+        except OSError as fault:
+            raise self.named(fault) from None
+        self._db: Any = self._open()
+
+    def _open(self) -> Any:  # noqa: ANN401 (untyped binding)
+        try:
+            return plyvel.DB(
+                str(self._path),
                 create_if_missing=True,
                 paranoid_checks=True,
                 compression=None,
-                write_buffer_size=write_buffer_bytes,
+                write_buffer_size=self._buffer_bytes,
             )
         except (plyvel.Error, OSError) as fault:
-            raise self._named(fault) from None
+            raise self.named(fault) from None
+
+    def _enter(self) -> Any:  # noqa: ANN401 (untyped binding)
+        """Return the database, which stays open until `_leave`."""
+        with self._calm:
+            if self._db is None:
+                # It was closed to be opened anew, and the room had gone again.
+                self._db = self._open()
+            self._users += 1
+            return self._db
+
+    def leave(self) -> None:
+        """End a use: who wants to open the database anew waits for all."""
+        with self._calm:
+            self._users -= 1
+            if not self._users:
+                self._calm.notify_all()
+
+    @contextmanager
+    def _using(self) -> Iterator[Any]:
+        db = self._enter()
+        try:
+            yield db
+        finally:
+            self.leave()
 
     @staticmethod
     def _check_whole(path: Path) -> None:
@@ -91,7 +136,8 @@ class LevelDBKeyValue:
                 hint="keep a copy of the directory before anything is repaired",
             )
 
-    def _named(self, fault: Exception) -> XscError:
+    def named(self, fault: Exception) -> XscError:
+        """Return the error of this package for one of the binding or the system."""
         text = str(fault)
         if "lock" in text and ("already held" in text or "temporarily unavailable" in text):
             return HomeLocked(
@@ -111,11 +157,12 @@ class LevelDBKeyValue:
         Raises:
             StoreDamaged: a checksum does not fit.
         """
-        try:
-            value: bytes | None = self._db.get(key, verify_checksums=True)
-        except plyvel.Error as fault:
-            raise self._named(fault) from None
-        return value
+        with self._using() as db:
+            try:
+                value: bytes | None = db.get(key, verify_checksums=True)
+            except plyvel.Error as fault:
+                raise self.named(fault) from None
+            return value
 
     def scan(
         self, start: bytes, stop: bytes | None = None, *, reverse: bool = False
@@ -127,9 +174,9 @@ class LevelDBKeyValue:
         """
         # The binding's plain iterator ends without a word at a damaged block; the raw one
         # checks after each step.
-        iterator = self._db.raw_iterator(verify_checksums=True, fill_cache=False)
+        iterator = self._enter().raw_iterator(verify_checksums=True, fill_cache=False)
         walk = self._backward if reverse else self._forward
-        return self._walk(iterator, walk(iterator, start, stop))
+        return _Scan(self, iterator, walk(iterator, start, stop))
 
     @staticmethod
     def _forward(iterator: Any, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:  # noqa: ANN401 (untyped binding)
@@ -156,18 +203,6 @@ class LevelDBKeyValue:
             yield key, iterator.value()
             iterator.prev()
 
-    def _walk(
-        self,
-        iterator: Any,  # noqa: ANN401 (untyped binding)
-        steps: Iterator[tuple[bytes, bytes]],
-    ) -> Iterator[tuple[bytes, bytes]]:
-        try:
-            yield from steps
-        except plyvel.Error as fault:
-            raise self._named(fault) from None
-        finally:
-            iterator.close()
-
     def write(self, changes: list[Change], *, sync: bool) -> None:
         """Apply all changes or none; with `sync` they and all before them are on the disk.
 
@@ -177,8 +212,12 @@ class LevelDBKeyValue:
         """
         with self._writing:
             if self._failed is not None:
-                raise self._failed
-            batch = self._db.write_batch(sync=sync)
+                self._recover(self._failed)
+            self._write(changes, sync=sync)
+
+    def _write(self, changes: list[Change], *, sync: bool) -> None:
+        with self._using() as db:
+            batch = db.write_batch(sync=sync)
             for key, value in changes:
                 if value is None:
                     batch.delete(key)
@@ -187,18 +226,112 @@ class LevelDBKeyValue:
             try:
                 batch.write()
             except plyvel.Error as fault:
-                self._failed = self._named(fault)
+                self._failed = self.named(fault)
+                if self._undo is None and isinstance(self._failed, SpaceExhausted):
+                    self._undo = self._before(changes)
                 raise self._failed from None
+
+    def _before(self, changes: list[Change]) -> list[Change] | None:
+        """Return what puts a failed write back; None where that cannot be held."""
+        found: dict[bytes, bytes | None] = {}
+        size = 0
+        with suppress(XscError):
+            for key, _ in changes:
+                # Readers do not see a write that failed: this is what was there before.
+                found[key] = value = self.get(key)
+                size += 0 if value is None else len(value)
+                if size > UNDO_BYTES_MAX:
+                    return None
+            return list(found.items())
+        return None
+
+    def _recover(self, failed: XscError) -> None:
+        """Open anew after a full disk, if there is room by now.
+
+        Raises:
+            XscError: it has to wait, or nothing helps but a restart.
+        """
+        if self._undo is None or not self._has_room():
+            raise failed
+        with self._calm:
+            if not self._calm.wait_for(lambda: not self._users, PATIENCE_S):
+                raise failed
+            if self._db is not None:
+                self._db.close()
+            self._db = None
+            self._db = self._open()
+        undo = self._undo
+        self._write(undo, sync=True)
+        self._failed = self._undo = None
+
+    def _has_room(self) -> bool:
+        """Say whether an open could write what it has to, by writing as much."""
+        trial = self._path / "room.tmp"
+        size = SPARE_BYTES + sum(log.stat().st_size for log in self._path.glob("*.log"))
+        try:
+            with trial.open("wb") as file:
+                for _ in range(0, size, MIB):
+                    file.write(bytes(MIB))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            return False
+        finally:
+            trial.unlink(missing_ok=True)
+        return True
 
     def compact(self, start: bytes, stop: bytes) -> None:
         """Return the space of deleted keys in that range to the disk; takes long."""
-        self._db.compact_range(start=start, stop=stop)
+        with self._using() as db:
+            db.compact_range(start=start, stop=stop)
 
     def disk_bytes(self, start: bytes, stop: bytes) -> int:
         """Return about how many bytes of the tables a range takes; the log does not count."""
-        size: int = self._db.approximate_size(start, stop)
-        return size
+        with self._using() as db:
+            size: int = db.approximate_size(start, stop)
+            return size
 
     def close(self) -> None:
         """Release the database and its lock."""
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+
+
+class _Scan:
+    """A walk over the database as it was at the call; the database stays open until its end."""
+
+    def __init__(
+        self,
+        store: LevelDBKeyValue,
+        iterator: Any,  # noqa: ANN401 (untyped binding)
+        steps: Iterator[tuple[bytes, bytes]],
+    ) -> None:
+        self._store: LevelDBKeyValue | None = store
+        self._iterator = iterator
+        self._steps = steps
+
+    def __iter__(self) -> _Scan:
+        return self
+
+    def __next__(self) -> tuple[bytes, bytes]:
+        if self._store is None:
+            raise StopIteration
+        try:
+            return next(self._steps)
+        except StopIteration:
+            self.close()
+            raise
+        except plyvel.Error as fault:
+            named = self._store.named(fault)
+            self.close()
+            raise named from None
+
+    def close(self) -> None:
+        """Let go of the database."""
+        store, self._store = self._store, None
+        if store is not None:
+            self._iterator.close()
+            store.leave()
+
+    def __del__(self) -> None:
+        self.close()

@@ -494,7 +494,7 @@ class StorageNode:
             changes = await run_sized(
                 self._executor, size, self._changes, fresh, sequences, replaced
             )
-            await self._commit(changes)
+            await self._committed(sequences, changes)
             puts = [
                 (body.index_key, formats.entry_of(body, sequence))
                 for body, sequence in zip(fresh, sequences, strict=True)
@@ -505,6 +505,14 @@ class StorageNode:
         await self._forget_damage([old.sequence for old in replaced])
         self._bury(replaced)
         return growth
+
+    async def _committed(self, sequences: Sequence[int], changes: list[Change]) -> None:
+        """Commit; a write that failed has changed nothing, and its sequences are of nobody."""
+        try:
+            await self._commit(changes)
+        except XscError:
+            self._open.difference_update(sequences)
+            raise
 
     def _replaces(self, body: Body, old: Entry) -> bool:
         """Say whether a body must be written although there is an entry in its place."""
@@ -805,7 +813,7 @@ class StorageNode:
                 if prefix == formats.BODIES or entry.sequence in self._damaged
             ]
             changes.append((formats.sequenced(formats.GONE, note), formats.encode_gone(drops)))
-            await self._commit(changes)
+            await self._committed([note], changes)
             await self._settle([note], [], drops)
             for _, entry in mine:
                 freed[entry.lease_id] = freed.get(entry.lease_id, 0) + entry.size_bytes

@@ -165,11 +165,113 @@ def test_what_cannot_be_salvaged_is_left_where_it_is(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["db"]
 
 
+BACK = """
+import resource, signal, sys, threading
+from pathlib import Path
+from xsc.base.errors import SpaceExhausted
+from xsc.base.limits import MIB
+from xsc.db.leveldb import LevelDBKeyValue
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = LevelDBKeyValue(Path(sys.argv[1]))
+store.write([(b"kept", b"as it was"), (b"gone", b"not yet")], sync=True)
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def fill():
+    written = 0
+    while True:
+        batch = [(b"%06d" % written, bytes(10_000)), (b"kept", b"%d" % written), (b"gone", None)]
+        try:
+            store.write(batch if written else [batch[0]], sync=True)
+        except SpaceExhausted:
+            return written
+        written += 1
+        store.write([(b"kept", b"as it was"), (b"gone", b"not yet")], sync=True)
+
+for round in range(2):
+    limit(100_000)
+    written = fill()
+    scan = store.scan(b"")
+    next(scan)
+    for size in (100_000, MIB, resource.RLIM_INFINITY):
+        # Neither a part of the room nor a reader that goes on lets it begin too early.
+        limit(size)
+        try:
+            store.write([(b"early", b"")], sync=True)
+            raise SystemExit("it was opened anew under a reader, or without room")
+        except SpaceExhausted:
+            pass
+        assert (store.get(b"kept"), store.get(b"gone")) == (b"as it was", b"not yet")
+    rest = [key for key, _ in scan]
+    limit(100_000)
+    scan = store.scan(b"")
+    del scan
+    limit(resource.RLIM_INFINITY)
+    store.write([(b"late", b"%d" % round)], sync=True)
+    assert (store.get(b"kept"), store.get(b"gone")) == (b"as it was", b"not yet")
+    assert store.get(b"%06d" % written) is None
+    assert store.get(b"early") is None
+    assert b"%06d" % (written - 1) in rest, rest
+store.close()
+store = LevelDBKeyValue(Path(sys.argv[1]))
+assert (store.get(b"kept"), store.get(b"late")) == (b"as it was", b"1")
+assert not list(Path(sys.argv[1]).glob("*.tmp"))
+"""
+
+
+def test_a_full_disk_that_has_room_again_is_written_without_a_restart(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", BACK, str(tmp_path / "db")],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+
+
+def test_what_a_failed_write_left_is_put_back(tmp_path):
+    """Where the sync fails, and not the write, the next open finds what was refused."""
+    store = LevelDBKeyValue(tmp_path / "db")
+    store.write([(b"a", b"1"), (b"c", b"3")], sync=True)
+    refused = [(b"a", b"2"), (b"b", b"2"), (b"c", None)]
+    undo = store._before(refused)
+    store.write(refused, sync=True)
+    store._failed, store._undo = SpaceExhausted("full"), undo
+    store.write([(b"d", b"4")], sync=True)
+    assert list(store.scan(b"")) == [(b"a", b"1"), (b"c", b"3"), (b"d", b"4")]
+    store.close()
+
+
+def test_more_than_can_be_held_in_memory_waits_for_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setattr("xsc.db.leveldb.UNDO_BYTES_MAX", 5)
+    store = LevelDBKeyValue(tmp_path / "db")
+    store.write([(b"a", bytes(3)), (b"b", bytes(3))], sync=True)
+    assert store._before([(b"a", None), (b"c", b"")]) == [(b"a", bytes(3)), (b"c", None)]
+    assert store._before([(b"a", None), (b"b", None)]) is None
+    store.close()
+
+
+def test_a_scan_keeps_its_view_and_lets_go_of_the_database(tmp_path):
+    store = LevelDBKeyValue(tmp_path / "db")
+    store.write([(b"a", b"1"), (b"b", b"2")], sync=True)
+    scans = [store.scan(b"") for _ in range(4)]
+    store.write([(b"a", None), (b"c", b"3")], sync=True)
+    assert store._users == 4
+    assert next(scans[1])[0] == b"a"
+    assert [key for key, _ in scans[2]] == [b"a", b"b"]
+    assert list(scans[2]) == []
+    assert store._users == 3
+    scans.clear()
+    assert store._users == 0
+    store.close()
+
+
 def test_after_a_failed_write_no_other_is_taken(tmp_path):
     store = LevelDBKeyValue(tmp_path / "db")
     store.write([(b"a", b"1")], sync=True)
-    store._failed = store._named(OSError("IO error: No space left on device"))
-    with pytest.raises(SpaceExhausted):
+    store._failed = store.named(OSError("IO error: Input/output error"))
+    with pytest.raises(StoreDamaged):
         store.write([(b"b", b"1")], sync=True)
     assert store.get(b"a") == b"1"
     store.close()

@@ -40,7 +40,7 @@ async def main():
     limit = int(sys.argv[2])
     data = bytes(10_000)
     if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
         try:
             for segment in range(1000):
                 await node.store([shard(segment=segment, data=data)])
@@ -49,6 +49,19 @@ async def main():
         else:
             raise SystemExit("it was never full")
         assert node.reserved_bytes == 0
+    if sys.argv[3] == "room":
+        # The same process goes on, and what was refused is taken now.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, -1))
+        used = node.used_bytes
+        await node.store([shard(segment=3000, data=data)])
+        assert node.used_bytes == used + len(data)
+        audit = await node.audit(deep=True)
+        assert audit.whole, audit
+        await node.delete(LOCATE, shard().customer)
+        assert node.used_bytes == 0
+        assert (await node.audit()).whole
+        await node.store([shard(segment=segment, data=data) for segment in range(7)])
+        assert not node._open
     held = node.used_bytes // len(data)
     found = await node.get(LOCATE, 0, [wanted(data, segment=s) for s in range(held)])
     assert {item.state for item in found} == {"ok"}
@@ -63,9 +76,9 @@ asyncio.run(main())
 """
 
 
-def child(folder, limit):
+def child(folder, limit, then=""):
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), str(limit)],
+        [sys.executable, "-c", CHILD, str(folder), str(limit), then],
         capture_output=True,
         text=True,
         check=False,
@@ -78,6 +91,12 @@ def test_a_full_disk_refuses_serves_and_is_whole_when_there_is_room_again(tmp_pa
     held = child(tmp_path / "db", 200_000)
     assert held > 5
     assert child(tmp_path / "db", 0) >= held
+
+
+@pytest.mark.parametrize("limit", [3_000, 200_000])
+def test_a_full_disk_that_has_room_again_takes_more_without_a_restart(tmp_path, limit):
+    assert child(tmp_path / "db", limit, "room") == 7
+    assert child(tmp_path / "db", 0) == 7
 
 
 class Full(MemoryKeyValue):
