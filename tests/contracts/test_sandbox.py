@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from tests.unit.compute.programs import (
     FOLDER,
+    UNSOUND,
     SteadyClock,
     command,
     f64,
@@ -109,6 +110,32 @@ PROGRAMS = {
         0,
         b".\n..\nsecond\ntext\nhei\n",
         b"",
+    ),
+    "a service": (
+        command(
+            "greet",
+            "name=you",
+            stdin=b"abc",
+            environment=(("GREETING", "Hei"), ("REQUEST_METHOD", "POST")),
+        ),
+        0,
+        b"Content-Type: text/plain; charset=utf-8\n\nHei, you!\nABC",
+        b"",
+    ),
+    "all that it is told": (
+        command("mirror", "x=1", stdin=b"abc", environment=(("HTTP_X_STATUS", "404"),)),
+        0,
+        (
+            b"Status: 404\nContent-Type: text/plain; charset=utf-8\nX-Service: mirror\n\n"
+            b"arg x=1\nenv HTTP_X_STATUS=404\nbody abc"
+        ),
+        b"",
+    ),
+    "a service that breaks off": (
+        command("misbehave", environment=(("PATH_INFO", "/exit"),)),
+        3,
+        b"",
+        b"something is wrong here\n",
     ),
 }
 REFUSED = {
@@ -263,3 +290,13 @@ async def test_it_says_what_it_is(sandbox):
     assert said["running"] == said["queued"] == 0
     assert said["engine"].startswith("wasmtime-py/50.0.")
     assert len(bytes.fromhex(said["engine_config"])) == 32
+
+
+async def test_a_module_is_compiled_before_its_first_job_or_refused(sandbox):
+    wanted = command("greet", environment=(("REQUEST_METHOD", "GET"),))
+    await sandbox.prepare(wanted)
+    await sandbox.prepare(wanted)
+    assert (await sandbox.run(wanted)).stdout.endswith(b"Hello, world!\n")
+    # Two numbers are added that are not there: only the engine sees it.
+    with pytest.raises(ModuleInvalid):
+        await sandbox.prepare(job_of(UNSOUND, "_start"))

@@ -378,6 +378,16 @@ class Machine:
         """Say whether that module is compiled: then a job need not bring it."""
         return module_hash in self._modules
 
+    def prepare(self, job: Job) -> None:
+        """Compile the module of a job, if it is not compiled yet.
+
+        Raises:
+            ModuleInvalid: it cannot run.
+        """
+        with self._lock:
+            if job.module_hash not in self._modules:
+                self._compile(job)
+
     def run(self, job: Job, note: Callable[[str], None] = _quiet) -> JobResult:
         """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
 

@@ -32,6 +32,12 @@ class LocalSandbox:
             self._machine.close()
             self._machine = None
 
+    async def prepare(self, job: Job) -> None:
+        """Compile a module; errors as `Sandbox.prepare` names them."""
+        if self._machine is None:
+            raise SandboxFailed("the sandbox is not running")
+        await self._executor.run(self._machine.prepare, job)
+
     async def run(self, job: Job) -> JobResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if self._machine is None:

@@ -35,7 +35,7 @@ from xsc.compute.code import Code
 from xsc.compute.compiler import COMMAND as JAIL
 from xsc.compute.compiler import CompileBoundMet, Compiler
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
-from xsc.compute.sandbox import Job, JobResult
+from xsc.compute.sandbox import Job, JobResult, trap_error
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
 _RESPAWN_PAUSE_MS = 1_000
@@ -102,6 +102,15 @@ class PoolSandbox:
         await asyncio.gather(*self._ending, *(worker.kill() for worker in self._workers))
         self._workers.clear()
         self._idle.clear()
+
+    async def prepare(self, job: Job) -> None:
+        """Compile a module; errors as `Sandbox.prepare` names them."""
+        if not self._started:
+            raise SandboxFailed("the sandbox is not running")
+        try:
+            await self._code(job)
+        except CompileBoundMet:
+            raise trap_error("compile_limit") from None
 
     async def run(self, job: Job) -> JobResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""

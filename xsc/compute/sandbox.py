@@ -123,6 +123,16 @@ class Sandbox(Protocol):
     async def stop(self) -> None:
         """End every job and release everything."""
 
+    async def prepare(self, job: Job) -> None:
+        """Compile the module of a job that comes later, where it is not compiled yet.
+
+        Raises:
+            ModuleInvalid: it cannot run.
+            CompileLimit: compiling takes more than is allowed.
+            RateLimited: too many modules of this customer wait.
+            SandboxFailed: the jail failed.
+        """
+
     async def run(self, job: Job) -> JobResult:
         """Return what the job gave.
 

@@ -42,7 +42,9 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_map
 from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
+    COMPILE_MS_MAX,
     LEASE_TIMEOUT_MS,
+    PEER_TIMEOUT_MS,
     RECORD_BYTES_MAX,
     SERVICE_COLLECT_MS,
     SERVICE_COLLECT_TIMEOUT_MS,
@@ -78,6 +80,7 @@ _NONCE_BYTES = 16
 _PATH_CHARS_MAX = 256
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5
+_PLACE_TIMEOUT_MS = COMPILE_MS_MAX + PEER_TIMEOUT_MS
 WAIT_MS_MAX = 30_000
 """How long a reader of the log may wait for the next row."""
 
@@ -456,6 +459,8 @@ class Services:
         service = self._services.get(key) or self._new(key)
         if record.provider != self._own:
             await self._place(service, signed, module)
+        else:
+            await self._sandbox.prepare(rules.module_job(record, module))
         await self._keep(service, signed, module)
         self._log.info("service_deployed", service=record.name, version=record.version)
         return self._view(service)
@@ -470,7 +475,9 @@ class Services:
             "module": False,
         }
         try:
-            reply = await self._caller.call(record.provider, "service.deploy", header)
+            reply = await self._caller.call(
+                record.provider, "service.deploy", header, timeout_ms=_PLACE_TIMEOUT_MS
+            )
         except ModuleUnknown:
             root = await run_sized(self._executor, len(module), root_of, module)
             reply = await self._caller.call(
@@ -478,6 +485,7 @@ class Services:
                 "service.deploy",
                 {**header, "module": True},
                 [Part(module, root)],
+                timeout_ms=_PLACE_TIMEOUT_MS,
             )
         service.url = take_str(reply.header, "url")
         service.fault, service.refuted, service.starved = "", False, False
@@ -703,12 +711,10 @@ class Services:
         signed = service.active
         try:
             return await self._served(service, signed, request)
-        except UnavailableError as fault:
+        except (UnavailableError, RateLimited) as fault:
             service.refused += 1
-            return Served(fault_answer(503, fault.message, retry_after_s=_RETRY_S))
-        except RateLimited as fault:
-            service.refused += 1
-            return Served(fault_answer(503, fault.message, retry_after_s=_RETRY_S))
+            retry_after_s = fault.retry_after_s or _RETRY_S
+            return Served(fault_answer(503, fault.message, retry_after_s=retry_after_s))
         except LeaseExhausted:
             service.refused += 1
             service.starved = True
@@ -828,6 +834,7 @@ class Services:
         else:
             self._check_room(key, record.module, 0)
             raise ModuleUnknown("this node does not have the module")
+        await self._sandbox.prepare(rules.module_job(record, module))
         await self._keep(service, signed, module)
         self._log.info("service_held", owner=short(record.owner), name=record.name)
         return service

@@ -191,6 +191,11 @@ def job_of(
     )
 
 
+def module_job(record: Deployment, module: bytes) -> Job:
+    """Return a job that stands for the module alone, to be compiled."""
+    return Job(record.module, module, "run", ENTRY, customer=record.owner)
+
+
 def limits_of(record: Deployment) -> Limits:
     """Return the limits of one request."""
     return Limits(

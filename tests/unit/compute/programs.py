@@ -13,6 +13,11 @@ from xsc.compute.sandbox import Bits, Job
 
 FOLDER = Path(__file__).parents[3] / "fixtures" / "wasm"
 
+UNSOUND = bytes.fromhex(
+    "0061736d0100000001040160000003020100070a01065f737461727400000a050103006a0b"
+)
+"""A command whose code adds two numbers that are not there: only the engine sees it."""
+
 
 def wasm(name: str) -> bytes:
     return (FOLDER / f"{name}.wasm").read_bytes()

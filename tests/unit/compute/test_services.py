@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.unit.compute.programs import wasm
+from tests.unit.compute.programs import UNSOUND, wasm
 from tests.unit.compute.test_service import Lease, Market, Wire
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import (
@@ -86,6 +87,9 @@ class Held:
 
     jobs: list = field(default_factory=list)
     ends: list = field(default_factory=list)
+
+    async def prepare(self, job):
+        assert job.module
 
     async def run(self, job):
         self.jobs.append(job)
@@ -399,6 +403,7 @@ async def test_old_versions_and_their_modules_go(world):
         ({"module": b""}, ModuleInvalid),
         ({"module": b"no module"}, ModuleInvalid),
         ({"module": "add"}, ExportUnknown),
+        ({"module": UNSOUND}, ModuleInvalid),
     ],
 )
 async def test_what_can_be_no_service_is_refused_and_nothing_kept(world, how, kind):
@@ -738,11 +743,15 @@ async def test_two_nodes_that_deploy_at_each_other_do_not_wait_for_each_other(wo
 # What a holder refuses
 
 
-async def place(world, *, key=None, caller=None, lease=b"\1" * 32, module=None, **changed):
+async def place(
+    world, *, key=None, caller=None, lease=b"\1" * 32, module=None, named=None, **changed
+):
     await world.owner.deploy()
     ((_, raw),) = world.owner.disk.scan(b"services/held/", b"services/held0")
     record = open_signed(raw, Deployment, network=None).record
     record = record.model_copy(update={"provider": world.holder.id, **changed})
+    if named is not None:
+        record = record.model_copy(update={"module": named})
     signed = sign(record, key or world.owner.key, world.network)
     parts = [] if module is None else [Part(module, root_of(module))]
     header = {"deployment": signed.raw, "lease_id": lease, "module": module is not None}
@@ -763,9 +772,12 @@ async def place(world, *, key=None, caller=None, lease=b"\1" * 32, module=None, 
         ({"environment": (("A", ""), ("A", ""))}, RecordInvalid),
         ({"environment": (("HTTP_HOST", ""),)}, RecordInvalid),
         ({"module": b"another"}, RecordInvalid),
+        ({"module": UNSOUND, "digest": True}, ModuleInvalid),
     ],
 )
 async def test_a_deployment_that_does_not_fit_is_refused(world, changed, kind):
+    if changed.get("digest"):
+        changed = {"module": UNSOUND, "named": hashlib.sha256(UNSOUND).digest()}
     with pytest.raises(kind):
         await place(world, **changed)
     assert list(world.holder.disk.scan(b"services/")) == []
