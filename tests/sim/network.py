@@ -55,6 +55,8 @@ class World:
             Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue()) for _ in range(count)
         ]
         self.nodes: list[Node] = []
+        self.settings_of: dict[int, dict[str, str]] = {}
+        """What a node has otherwise than the others."""
         self.lives = [0] * count
 
     nowhere = NO_HOME
@@ -63,7 +65,11 @@ class World:
         return f"node-{index}"
 
     def config(self, index: int) -> Config:
-        settings = {**self.settings, "name": self.name(index)}
+        settings = {
+            **self.settings,
+            **self.settings_of.get(index, {}),
+            "name": self.name(index),
+        }
         return load(NO_HOME, {}, settings)
 
     def make(self, index: int, *, recovering: bool = False) -> Node:

@@ -9,7 +9,7 @@ from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
 
 OWNER = 0
 DAY_MS = 86_400_000
-SETTINGS = {"starter_credit": "1000000", "settle_interval": "20h"}
+SETTINGS = {"starter_credit": "1000000", "settle_interval": "20h", "storage_capacity": "2GiB"}
 
 
 def held_by(world, owner):
@@ -61,7 +61,7 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
         leases = {view.lease_id for view in owner.market.leases()}
         start_ms = world.clock.now_ms()
         for number in range(10):
-            await world.skip(40 * DAY_MS, 5 * DAY_MS)
+            await world.skip(40 * DAY_MS, 8 * DAY_MS)
             assert held_by(world, owner) == before
             for capability, data in kept.items():
                 assert await get(owner, capability) == data
@@ -120,3 +120,125 @@ def test_a_recovered_owner_goes_on_with_its_leases():
         settled_in_full(world, owner)
 
     run(12, 3, play, SETTINGS)
+
+
+SIZES = (10, 70_000, 2 * MIB)
+
+
+async def put_all(world):
+    """Return what the owner stored at others, by capability."""
+    owner = world.nodes[OWNER]
+    return {await put(owner, content(size), code=(1, 1)): content(size) for size in SIZES}
+
+
+async def read_all(world, reader, kept):
+    for capability, data in kept.items():
+        assert await get(world.nodes[reader], capability) == data
+
+
+def guarded_by(world, index):
+    return [ward for _, ward in world.nodes[index].storage.guards.wards() if not ward.ended]
+
+
+def counted_exactly(world, nodes):
+    """Hold what the shard stores hold against what the leases say."""
+    for index in nodes:
+        node = world.nodes[index]
+        held = {
+            view.lease_id: view.held_bytes
+            for view in node.market.leases()
+            if view.role == "provider" and view.held_bytes
+        }
+        assert {key: size for key, size in node.shards.usage.items() if any(key)} == held
+        assert sum(node.shards.usage.values()) == node.shards.used_bytes
+
+
+def without_guardians(*but):
+    def prepare(world):
+        for index in range(world.count):
+            if index not in but:
+                world.settings_of[index] = {"guard": "none"}
+
+    return prepare
+
+
+def test_with_the_owner_away_and_nobody_to_guard_it_is_gone_after_end_and_grace():
+    async def play(world):
+        kept = await put_all(world)
+        start_ms = world.clock.now_ms()
+        await world.clock.sleep_ms(120_000)
+        assert not any(guarded_by(world, index) for index in range(1, 4))
+        before = [world.nodes[index].shards.used_bytes for index in range(1, 4)]
+        assert sum(before) > 2 * sum(SIZES)
+        await world.crash(OWNER)
+        await world.skip(119 * DAY_MS, 7 * DAY_MS)
+        assert [world.nodes[index].shards.used_bytes for index in range(1, 4)] == before
+        await read_all(world, 1, kept)
+        counted_exactly(world, range(1, 4))
+        await world.skip(start_ms + 121 * DAY_MS - world.clock.now_ms(), DAY_MS)
+        assert [world.nodes[index].shards.used_bytes for index in range(1, 4)] == [0, 0, 0]
+        counted_exactly(world, range(1, 4))
+
+    run(13, 4, play, SETTINGS, without_guardians())
+
+
+def test_with_the_owner_away_one_guardian_keeps_an_object_for_ever_and_gives_it_back():
+    async def play(world):
+        kept = await put_all(world)
+        owner_id = world.nodes[OWNER].key.node_id
+        await world.until(lambda: len(guarded_by(world, 1)) == len(SIZES))
+        await world.crash(OWNER)
+        for _ in range(8):
+            await world.skip(50 * DAY_MS, 10 * DAY_MS)
+            await read_all(world, 2, kept)
+        counted_exactly(world, range(1, 4))
+        for node in world.nodes[1:]:
+            views = [view for view in node.market.leases() if view.held_bytes]
+            assert all(view.peer != owner_id for view in views), "the owner's part is swept"
+        guardian = world.nodes[1]
+        assert any(view.held_bytes for view in guardian.market.leases())
+
+        owner = await world.restart(OWNER)
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        await world.skip(DAY_MS, DAY_MS // 4, 70_000)
+        assert not any(ward.held for ward in guarded_by(world, 1)), "the owner took all of it over"
+        guards = guardian.key.node_id
+        mine = {view.lease_id for view in owner.market.leases() if view.held_bytes}
+        for node in world.nodes[1:]:
+            for view in node.market.leases():
+                if view.role == "provider" and view.held_bytes:
+                    assert view.peer != guards
+                    assert view.lease_id in mine
+        counted_exactly(world, range(4))
+        await world.skip(70 * DAY_MS, 10 * DAY_MS)
+        await read_all(world, 2, kept)
+        assert not any(row.ending for row in owner.storage.ls())
+        await settle(world)
+        assert settled_in_full(world, owner) > 0
+
+    run(14, 4, play, SETTINGS, without_guardians(1))
+
+
+def test_what_a_host_does_not_renew_moves_before_the_end():
+    async def play(world):
+        kept = await put_all(world)
+        owner = world.nodes[OWNER]
+        ends = {view.lease_id: view.end_ms for view in owner.market.leases()}
+        stingy = next(node for node in world.nodes[1:] if node.shards.used_bytes)
+        await stingy.ledger.set_limit(owner.key.node_id, 0)
+        await world.skip(59 * DAY_MS, 4 * DAY_MS)
+        assert stingy.shards.used_bytes
+        refused = [row.ending[0].reason for row in owner.storage.ls() if row.ending]
+        await world.skip(5 * DAY_MS, DAY_MS, 120_000)
+        assert world.clock.now_ms() < min(ends.values())
+        assert stingy.shards.used_bytes == 0
+        await read_all(world, 2, kept)
+        assert all(row.margin == 1 for row in owner.storage.ls())
+        assert not any(row.ending for row in owner.storage.ls())
+        assert all("debt limit" in reason for reason in refused)
+        await stingy.ledger.set_limit(owner.key.node_id, 10**12)
+        await settle(world)
+        settled_in_full(world, owner)
+        counted_exactly(world, range(1, 4))
+
+    run(15, 4, play, SETTINGS)

@@ -76,6 +76,8 @@ MENDS_A_ROUND_MAX = 256
 SURVEYS_AT_ONCE = 8
 GUARDIANS = 2
 """Peers that are asked to look after an object while its owner is away."""
+GUARD_RETRY_MS = 3_600_000
+"""A node that refused to guard is asked again after that."""
 WARDS_A_PEER_MAX = 10_000
 """Objects that a node guards for one peer."""
 LEFTOVERS_KEPT_MS = 60_000
@@ -270,6 +272,14 @@ RENEWAL_RETRY_MS = 6 * 3_600_000
 RENEWALS_A_CALL_MAX = 64
 HISTORY_LEASES_MAX = 64
 """Leases in one page of what a host tells a customer that lost its disk."""
+LEASE_URGENT_MS = 30 * 24 * 3_600_000
+"""So long before the end of a lease that a host refused to renew, what lies there moves."""
+LEASE_RESCUE_MS = 21 * 24 * 3_600_000
+"""So long before the end the first guardian keeps what an absent owner did not renew."""
+LEASE_TURN_MS = 5 * 24 * 3_600_000
+"""The next guardian comes so much later."""
+LEASE_LAST_MS = 7 * 24 * 3_600_000
+"""Then it moves what it cannot keep where it is."""
 LEASE_WARNING_MS = 30 * 24 * 3_600_000
 """So long before its end a lease that was not renewed is spoken of."""
 COMPUTE_LEASE_RUNS = 20
@@ -323,6 +333,9 @@ assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert MISSES_TO_DOWN < PROBES_KEPT
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
+assert LEASE_URGENT_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
+assert LEASE_LAST_MS < LEASE_RESCUE_MS - (GUARDIANS - 1) * LEASE_TURN_MS
+assert LEASE_RESCUE_MS < LEASE_URGENT_MS
 assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX

@@ -261,6 +261,7 @@ class Node:
             ),
             weight_ppm=self.allocation.weight_ppm,
             lease_warning_ms=config.lease_warning_ms,
+            guards_for=self._guards_for,
         )
         drain = self.storage.drain
         self.capacity.leaving = lambda: drain.active
@@ -318,6 +319,12 @@ class Node:
             log=log,
             serving=bool(config.services_listen),
         )
+
+    def _guards_for(self, peer: bytes) -> bool:
+        """Say whether this node looks after objects of a peer while that is away."""
+        if self.config.guard == "recognised":
+            return self.allocation.weight_ppm(peer) > 0
+        return self.config.guard == "all"
 
     def describe(self) -> NodeInfo:
         """Return what this node tells whoever probes it."""

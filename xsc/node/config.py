@@ -64,6 +64,7 @@ class Config:
     leftover_after_ms: int
     node_life_ms: int
     repair_time_ms: int
+    guard: str
     repair_grace_ms: int
     repair_bytes_a_second: int
     repair_interval_ms: int
@@ -286,6 +287,12 @@ KEYS: Final[dict[str, Key]] = {
         "1d",
         _between(1, 2**53, parse_duration_ms),
         "mean time until a lost shard is replaced, for estimates of loss",
+    ),
+    "guard": Key(
+        "guard",
+        "all",
+        _choice("all", "recognised", "none"),
+        "whose objects are looked after and paid for while their owner is away",
     ),
     "repair_grace": Key(
         "repair_grace_ms",

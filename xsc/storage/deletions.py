@@ -3,9 +3,10 @@
     storage/deleted/<ms, 8 bytes><locate><host>    the signed receipt
     storage/ended/<manifest hash>                  when the object was deleted
 
-Kept as long as a lease can run, because so long its host could still ask for
-money: the receipt shows what it had confirmed to hold no more. And so long a
-guardian that did not hear of the deletion can still pay for what it repaired.
+A receipt is kept as long as a lease can run, because so long its host could still
+ask for money: it shows what that had confirmed to hold no more. That an object was
+deleted is kept for ten years: a guardian that did not hear of it renews its own
+leases, and pays, until it is told.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from xsc.terms.deletion_receipt import DeletionReceipt
 DELETED: Final = b"storage/deleted/"
 ENDED: Final = b"storage/ended/"
 KEPT_MS: Final = STORAGE_LEASE_MS
+ENDED_KEPT_MS: Final = 3650 * 86_400_000
 _VERSION: Final = 1
 
 
@@ -80,6 +82,6 @@ def too_old(state: KeyValue, now_ms: int, most: int) -> list[Change]:
     for key, raw in state.scan(ENDED, prefix_end(ENDED)):
         if len(changes) >= most:
             break
-        if ended_ms(raw) < now_ms - KEPT_MS:
+        if ended_ms(raw) < now_ms - ENDED_KEPT_MS:
             changes.append((key, None))
     return changes

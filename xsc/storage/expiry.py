@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from xsc.base.limits import LEASE_LAST_MS, LEASE_URGENT_MS
 from xsc.storage.held import HeldColumn, HeldObject, HeldRecord
+from xsc.storage.manifest import Manifest, expected_digest
+from xsc.storage.placement import State
 from xsc.storage.ports import LeaseEnd
 
 UNKNOWN: Final = "this node does not know the lease"
@@ -93,3 +96,75 @@ def with_ends(held: HeldObject, end_of: Callable[[bytes], int | None]) -> HeldOb
         replace(item, ends_ms=until([item.lease_id])) for item in held.records
     ]
     return replace(held, columns=tuple(columns), records=tuple(records))
+
+
+def _copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
+    """Return who has a whole column at a host, and until when; of an inline object, the record."""
+    if manifest.inline is not None:
+        return [(item.customer, item.ends_ms) for item in held.records]
+    digest = expected_digest(manifest, column)
+    return [
+        (item.customer, item.ends_ms)
+        for item in held.columns
+        if (item.column, item.digest, item.damaged) == (column, digest, 0)
+    ]
+
+
+def own_expiring(
+    manifest: Manifest,
+    columns: Sequence[bytes],
+    states: Sequence[State],
+    answers: Mapping[bytes, HeldObject | None],
+    *,
+    ends: Iterable[HostEnd],
+    own: bytes,
+    now_ms: int,
+) -> frozenset[int]:
+    """Return the columns that their owner must move, because a lease was refused and ends soon.
+
+    What the host says of the own copy decides where it says more than is known here.
+    """
+    until_ms = now_ms + LEASE_URGENT_MS
+    refused = {end.node for end in ending(ends, until_ms) if end.ends_ms is not None and end.reason}
+    found = set()
+    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
+        held = answers[node]
+        if node not in refused or state != "ok" or held is None:
+            continue
+        told = [end for customer, end in _copies(manifest, column, held) if customer == own]
+        if not any(end is not None and end > until_ms for end in told):
+            found.add(column)
+    return frozenset(found)
+
+
+def ward_expiring(
+    manifest: Manifest,
+    columns: Sequence[bytes],
+    states: Sequence[State],
+    answers: Mapping[bytes, HeldObject | None],
+    *,
+    own: bytes,
+    now_ms: int,
+    rescue_ms: int,
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the columns that a guardian must keep where they are, and those it must move.
+
+    A column is safe while anybody keeps it for longer than `rescue_ms`. It is kept where it
+    is, under a lease of the guardian, unless it has one there already, which was not renewed,
+    or the end is near and the host has not given it one.
+    """
+    here, elsewhere = set(), set()
+    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
+        held = answers[node]
+        if state != "ok" or held is None:
+            continue
+        copies = _copies(manifest, column, held)
+        known = [end for _, end in copies if end is not None]
+        if not copies or len(known) < len(copies) or max(known) > now_ms + rescue_ms:
+            continue
+        mine = any(customer == own for customer, _ in copies)
+        if mine or max(known) <= now_ms + LEASE_LAST_MS:
+            elsewhere.add(column)
+        else:
+            here.add(column)
+    return frozenset(here), frozenset(elsewhere)

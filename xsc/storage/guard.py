@@ -32,7 +32,10 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
+    GUARD_RETRY_MS,
     GUARDIANS,
+    LEASE_RESCUE_MS,
+    LEASE_TURN_MS,
     RECORD_BYTES_MAX,
     STORAGE_QUESTION_TIMEOUT_MS,
     WARDS_A_PEER_MAX,
@@ -53,6 +56,7 @@ from xsc.storage.reach import Reach
 GUARD: Final = "storage.guard"
 UNGUARD: Final = "storage.unguard"
 HEALED: Final = "storage.healed"
+RESIGN: Final = "storage.resign"
 WARDS: Final = b"storage/ward/"
 TOLD: Final = b"storage/told/"
 _WARD_BYTES_MAX: Final = 4 * RECORD_BYTES_MAX
@@ -82,12 +86,11 @@ class Told(Record):
     nodes: tuple[Id32, ...]
 
 
-def choose_guardians(
+def guardians_in_order(
     up: Collection[bytes], hosts: Collection[bytes], weight_ppm: Callable[[bytes], int]
-) -> tuple[bytes, ...]:
+) -> list[bytes]:
     """Return whom to ask: the most recognised first, then nodes that hold none of the object."""
-    ordered = sorted(up, key=lambda node: (-weight_ppm(node), node in hosts, node))
-    return tuple(ordered[:GUARDIANS])
+    return sorted(up, key=lambda node: (-weight_ppm(node), node in hosts, node))
 
 
 def guard_message(capability: VerifyCapability, placement: bytes, turn: int) -> dict[str, Value]:
@@ -110,6 +113,7 @@ class Guards:
         load: Callable[[bytes], Charge | None],
         grace_ms: int,
         leaving: Callable[[], frozenset[bytes]],
+        accepts: Callable[[bytes], bool],
     ) -> None:
         self._leaving = leaving
         self._reach = reach
@@ -120,6 +124,9 @@ class Guards:
         self._own = own
         self._load = load
         self._grace_ms = grace_ms
+        self._accepts = accepts
+        self._refused: dict[bytes, int] = {}
+        """When a node that guards nothing for this one may be asked again."""
         self.mender: Mender | None = None
         """Knows for how long owners have been silent; set once it is made."""
         self.owner: Mender | None = None
@@ -133,14 +140,20 @@ class Guards:
         while True:
             await self._reach.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
             await self.ask_all()
+            await self.resign_all()
             await self.end_all()
             await self.report_all()
 
     async def ask_all(self) -> None:
         """Hand objects that have too few guardians to more of them."""
         leaving = self._leaving()
-        peers = [node for node in self._reach.hosts.peers() if node not in leaving]
-        up = [node for node in peers if self._reach.is_up(node)]
+        now_ms = self._reach.clock.monotonic_ms()
+        self._refused = {node: at for node, at in self._refused.items() if at > now_ms}
+        up = [
+            node
+            for node in self._reach.hosts.peers()
+            if self._reach.is_up(node) and node not in leaving and node not in self._refused
+        ]
         for ref, placement in self._own():
             told = self._told(ref)
             if len(told) >= min(GUARDIANS, len(up)) and not self._gone(told):
@@ -170,15 +183,20 @@ class Guards:
             return
         gone = self._gone(told)
         keep = [node for node in told if node not in gone]
-        fresh = choose_guardians(set(up) - set(keep), placement.columns, self._weight_ppm)
-        nodes = [*keep, *fresh][:GUARDIANS]
+        fresh = guardians_in_order(set(up) - set(keep), placement.columns, self._weight_ppm)
         agreed: list[bytes] = []
-        for node in nodes:
+        for node in [*keep, *fresh]:
+            if len(agreed) == GUARDIANS:
+                break
+            if node in self._refused:
+                continue
             header = guard_message(charge.capability, raw, len(agreed))
             try:
                 await self._caller.call(node, GUARD, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
             except XscError as fault:
                 self._reach.log.info("storage_not_guarded", peer=short(node), reason=fault.message)
+                if isinstance(fault, (NotAllowed, RateLimited)):
+                    self._refused[node] = self._reach.clock.monotonic_ms() + GUARD_RETRY_MS
                 continue
             agreed.append(node)
         if tuple(agreed) != told:
@@ -217,6 +235,8 @@ class Guards:
         """Say whether it is this node's turn: the owner is silent, and so long."""
         if self.mender is None or self._reach.own in self._leaving():
             return False
+        if not self._accepts(ward.owner):
+            return False
         return self.mender.silent_ms(ward.owner) >= self._grace_ms * (1 + ward.turn)
 
     def refs(self) -> list[tuple[bytes, bytes]]:
@@ -236,7 +256,8 @@ class Guards:
         assert isinstance(capability, VerifyCapability)
         held = tuple(Held(item.node, item.lease_id, item.size_bytes) for item in ward.held)
         acts = self._acts(ward)
-        return Charge(ref, capability, None, ward.placement, held, only_clean=not acts)
+        rescue_ms = LEASE_RESCUE_MS - min(ward.turn, GUARDIANS - 1) * LEASE_TURN_MS
+        return Charge(ref, capability, None, ward.placement, held, rescue_ms, only_clean=not acts)
 
     async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
         """Keep what became of a ward."""
@@ -258,8 +279,11 @@ class Guards:
 
         Raises:
             RecordInvalid, SignatureInvalid: not the caller's object, or not delegated.
+            NotAllowed: it does not guard for this caller, by its operator's word.
             RateLimited: it guards enough for this caller.
         """
+        if not self._accepts(caller):
+            raise NotAllowed("this node guards nothing for that peer")
         capability = parse(take_str(header, "capability"))
         if not isinstance(capability, VerifyCapability):
             raise RecordInvalid("a guardian takes no capability that reads")
@@ -308,6 +332,36 @@ class Guards:
         else:
             change = (WARDS + ref, ward.model_copy(update={"ended": True}).to_bytes())
         await self._commit([change])
+        return {}, []
+
+    async def resign_all(self) -> None:
+        """Tell owners of what this node guards no longer; what it pays for they take over first."""
+        for ref, ward in list(self.wards()):
+            if ward.ended or ward.held or self._accepts(ward.owner):
+                continue
+            if not self._reach.is_up(ward.owner):
+                continue
+            try:
+                await self._caller.call(
+                    ward.owner, RESIGN, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                )
+            except XscError as fault:
+                peer = short(ward.owner)
+                self._reach.log.info("storage_not_resigned", peer=peer, reason=fault.message)
+                continue
+            self._counts()[ward.owner] -= 1
+            await self._commit([(WARDS + ref, None)])
+
+    async def on_resign(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        """Learn, as the owner, that a guardian guards an object no longer."""
+        ref = take_bytes(header, "object", size=ID_BYTES)
+        told = self._told(ref)
+        if caller in told:
+            self._refused[caller] = self._reach.clock.monotonic_ms() + GUARD_RETRY_MS
+            left = Told(nodes=tuple(node for node in told if node != caller))
+            await self._commit([(TOLD + ref, left.to_bytes())])
         return {}, []
 
     async def report_all(self) -> None:

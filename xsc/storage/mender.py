@@ -22,6 +22,7 @@ from xsc.base.limits import (
     LEFTOVERS_KEPT_MS,
     MENDS_A_ROUND_MAX,
     MENDS_AT_ONCE,
+    STORE_REQUEST_BYTES_MAX,
     SURVEYS_AT_ONCE,
 )
 from xsc.base.merkle import root_of
@@ -34,6 +35,7 @@ from xsc.storage.delegation import (
     open_placement,
 )
 from xsc.storage.erasure import Buffer, StorageShard
+from xsc.storage.expiry import own_ends, own_expiring, ward_expiring
 from xsc.storage.held import HeldObject, Wanted
 from xsc.storage.manifest import Manifest, code_of, expected_digest, hash_of, segments_of
 from xsc.storage.mending import (
@@ -46,7 +48,7 @@ from xsc.storage.mending import (
     surplus,
     watched,
 )
-from xsc.storage.messages import ObjectRecord
+from xsc.storage.messages import GET_MAX, ObjectRecord
 from xsc.storage.pipeline import Held
 from xsc.storage.placement import State, column_states
 from xsc.storage.ports import OWN_LEASE, HostLease
@@ -54,6 +56,7 @@ from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, together
 from xsc.storage.reading import Located, roots_of
 from xsc.storage.repair import rebuild
+from xsc.terms.storage_receipt import HeldShard
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Charge:
     placement: bytes
     held: tuple[Held, ...]
     """What this node pays for, by host and lease; also what it was about to send."""
+    rescue_ms: int = 0
+    """At a guardian: how long before its end it keeps what the owner did not renew."""
     only_clean: bool = False
     """Nothing is to be mended by this node: only what it pays for in vain is deleted."""
 
@@ -140,7 +145,10 @@ class Survey:
     homeless: frozenset[int]
     """Columns that are lost, or on nodes that leave."""
     foreign: frozenset[int]
-    """At the owner: columns that others pay for since they repaired them."""
+    """Columns that stay where they are, but must come under a lease of this node: at the
+    owner, those that others pay for; at a guardian, those that the owner did not renew."""
+    expiring: frozenset[int] = frozenset()
+    """Columns whose lease ends soon where no other is to be had; part of `homeless`."""
 
     @property
     def columns(self) -> tuple[bytes, ...]:
@@ -371,10 +379,42 @@ class Mender:
         states = await self._reach.executor.run(column_states, manifest, columns, answers)
         leaving = {column for column, node in enumerate(columns) if node in self._prover.leaving}
         lost = lost_columns(columns, states, self.gone(set(columns)))
+        foreign, expiring = self._to_renew(charge, placed, manifest, states, answers)
+        homeless = lost | leaving | expiring
+        return Survey(
+            charge, located, placed, tuple(states), answers, homeless, foreign - homeless, expiring
+        )
+
+    def _to_renew(
+        self,
+        charge: Charge,
+        placed: Placed,
+        manifest: Manifest,
+        states: Sequence[State],
+        answers: dict[bytes, HeldObject | None],
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the columns that need a lease of this node where they are, or elsewhere."""
+        columns, own = placed.placement.columns, self._reach.own
+        now_ms = self._reach.clock.now_ms()
+        if charge.owner is None:
+            if charge.only_clean:
+                return frozenset(), frozenset()
+            return ward_expiring(
+                manifest,
+                columns,
+                states,
+                answers,
+                own=own,
+                now_ms=now_ms,
+                rescue_ms=charge.rescue_ms,
+            )
         foreign: frozenset[int] = frozenset()
-        if charge.owner is not None and placed.repairs:
-            foreign = self._not_mine(manifest, columns, states, answers) - lost - leaving
-        return Survey(charge, located, placed, tuple(states), answers, lost | leaving, foreign)
+        if placed.repairs:
+            foreign = self._not_mine(manifest, columns, states, answers)
+        held = ((item.node, item.lease_id) for item in charge.held if item.size_bytes)
+        ends = own_ends(held, own, self._reach.hosts.lease_end)
+        ending = own_expiring(manifest, columns, states, answers, ends=ends, own=own, now_ms=now_ms)
+        return foreign, ending - foreign
 
     def _not_mine(
         self,
@@ -386,7 +426,11 @@ class Mender:
         found = set()
         for column, (node, state) in enumerate(zip(columns, states, strict=True)):
             held = answers[node]
-            if state != "ok" or held is None or manifest.inline is not None:
+            if state != "ok" or held is None:
+                continue
+            if manifest.inline is not None:
+                if held.records and all(row.customer != self._reach.own for row in held.records):
+                    found.add(column)
                 continue
             digest = expected_digest(manifest, column)
             mine = [
@@ -456,6 +500,8 @@ class Mender:
         if survey.charge.only_clean:
             return bool(self._leftovers(survey))
         wanted = survey.homeless or survey.foreign or self._stale(survey)
+        if survey.charge.owner is not None and survey.placed.repairs:
+            return True
         if wanted or self._leftovers(survey) or self._surplus(survey) or self._unproved(survey):
             return True
         own = self._reach.own
@@ -508,7 +554,8 @@ class Mender:
             charge = await self._clean(survey)
             survey = replace(survey, charge=charge)
             if charge.only_clean or (
-                charge.owner is None and not survey.placed.repairs and not survey.homeless
+                charge.owner is None
+                and not (survey.placed.repairs or survey.homeless or survey.foreign)
             ):
                 return Mended(survey.margin, (), (), "")
             chosen, reason = await self._choose(survey)
@@ -516,6 +563,12 @@ class Mender:
             if chosen:
                 moved, fault = await self._move(survey, chosen, progress)
                 reason = fault or reason
+            elif (
+                charge.owner is not None
+                and survey.placed.repairs
+                and not (survey.foreign or survey.homeless)
+            ):
+                await self._confirm(survey)
             elif stale := self._stale(survey):
                 await self._spread(charge, survey, survey.placed, stale)
             done = {item.column for item in moved}
@@ -578,6 +631,7 @@ class Mender:
         homeless = set(survey.homeless)
         silent = {node for node, held in survey.answers.items() if held is None}
         available = self.available(also_unsteady=survey.margin <= 0) - silent
+        available -= {homes[column] for column in survey.expiring}
         located = survey.located
         record = 2 * len(located.placement_raw) + 1024 + len(located.sealed)
         size = self._column_bytes(located.manifest) + record
@@ -638,8 +692,9 @@ class Mender:
                     # What lies there is not what it should be.
                     await self._reach.trim(lease.node, located.locate, {column})
             count = segments_of(located.manifest)
-            for index in range(count):
-                shards = await self._build(survey, index, sorted(alive))
+            moving = await self._keep_there(survey, alive, sent)
+            for index in range(count if moving else 0):
+                shards = await self._build(survey, index, sorted(moving & set(alive)))
                 answers = await together(
                     self._send(alive[shard.column], located, index, shard) for shard in shards
                 )
@@ -649,13 +704,13 @@ class Mender:
                     if why:
                         fault = why
                         del alive[shard.column]
-                if not alive:
+                if not moving & set(alive):
                     break
                 if progress is not None:
                     progress(index + 1, count)
         except XscError as broken:
             fault, alive = broken.message, {}
-        held = merged(held, sent)
+        held = self._without_ended(merged(held, sent), alive)
         moved = tuple(
             Moved(column, survey.columns[column], lease.node)
             for column, lease in sorted(alive.items())
@@ -668,7 +723,9 @@ class Mender:
         columns = list(survey.columns)
         for item in moved:
             columns[item.column] = item.target
-        raw = self._sign(charge, survey.placed, columns)
+        # While others still pay for a part, the owner's word would have them delete it.
+        whole = survey.foreign <= set(alive)
+        raw = self._sign(charge, survey.placed, columns, by_owner=whole)
         # The own word first; hosts that miss it are told again whenever they are asked.
         if not await self._keeper.save(charge.ref, raw, held):
             await together(self._drop(node, located.locate) for node in {i.target for i in moved})
@@ -689,9 +746,65 @@ class Mender:
             )
         return moved, fault
 
-    def _sign(self, charge: Charge, placed: Placed, columns: Sequence[bytes]) -> bytes:
+    async def _confirm(self, survey: Survey) -> None:
+        """Place an object anew as it lies: all of it is the owner's again, others may delete."""
+        charge = survey.charge
+        raw = self._sign(charge, survey.placed, survey.columns)
+        if await self._keeper.save(charge.ref, raw, charge.held):
+            nodes = [node for node, held in survey.answers.items() if held is not None]
+            placed = open_placement(raw, self._reach.network)
+            await self._spread(replace(charge, placement=raw), survey, placed, nodes)
+
+    async def _keep_there(
+        self, survey: Survey, chosen: dict[int, HostLease], sent: list[Held]
+    ) -> set[int]:
+        """Have hosts keep what stays where it is, without a byte sent; return what must move."""
+        located = survey.located
+        manifest, moving = located.manifest, set(chosen)
+        for column, lease in sorted(chosen.items()):
+            if survey.columns[column] != lease.node or column in survey.homeless:
+                continue
+            shards = shards_of(manifest, column)
+            most = max(1, STORE_REQUEST_BYTES_MAX // max((s.size_bytes for s in shards), default=1))
+            most = min(most, GET_MAX)
+            try:
+                for start in range(0, len(shards), most):
+                    size = await self._reach.keep(
+                        lease, located.locate, manifest.generation, shards[start : start + most]
+                    )
+                    sent.append(Held(lease.node, lease.lease_id, size))
+            except XscError as fault:
+                self._fault(survey.charge.ref, fault)
+                continue
+            moving.discard(column)
+        return moving
+
+    def _without_ended(
+        self, held: tuple[Held, ...], alive: dict[int, HostLease]
+    ) -> tuple[Held, ...]:
+        """Return what is held without what lay under leases that are over, where there are new."""
+        now_ms = self._reach.clock.now_ms()
+        fresh = {(lease.node, lease.lease_id) for lease in alive.values()}
+        nodes = {node for node, _ in fresh}
+
+        def is_over(item: Held) -> bool:
+            end = self._reach.hosts.lease_end(item.lease_id)
+            return end is None or end.end_ms <= now_ms
+
+        return tuple(
+            item
+            for item in held
+            if (item.node, item.lease_id) in fresh
+            or item.node not in nodes
+            or item.node == self._reach.own
+            or not is_over(item)
+        )
+
+    def _sign(
+        self, charge: Charge, placed: Placed, columns: Sequence[bytes], *, by_owner: bool = True
+    ) -> bytes:
         delegate = charge.capability.delegate
-        if charge.owner is not None:
+        if charge.owner is not None and (by_owner or placed.placement.delegate is None):
             return move_by_owner(
                 placed, columns, charge.owner, delegate.node_id, self._reach.network
             )
@@ -787,7 +900,11 @@ class Mender:
             placement_generation=placed.rank,
         )
         # Where this node's record lies already, the new one takes its place.
-        before = {item.node for item in survey.charge.held if item.size_bytes}
+        before = {
+            node
+            for node in {item.node for item in survey.charge.held if item.size_bytes}
+            if self._has_record(survey, node)
+        }
         mine = survey.placed.base if charge.owner is not None else survey.placed.raw
         replaced = len(located.sealed) + len(mine)
         added = await together(
@@ -797,6 +914,13 @@ class Mender:
         new = [item for item in added if item is not None]
         if new:
             await self._keeper.save(charge.ref, charge.placement, merged(charge.held, new))
+
+    def _has_record(self, survey: Survey, node: bytes) -> bool:
+        """Say whether a host that was paid has a record of this node: it may have dropped it."""
+        held = survey.answers.get(node)
+        if held is None or not held.records:
+            return True
+        return any(item.customer == self._reach.own for item in held.records)
 
     async def _tell(
         self,
@@ -838,6 +962,17 @@ class Mender:
         generation = located.manifest.generation
         for batch, carried in requests_of([], record):
             await self._reach.store(lease, located.locate, generation, shards=batch, record=carried)
+
+
+def shards_of(manifest: Manifest, column: int) -> list[HeldShard]:
+    """Return the shards of a column, by segment."""
+    code = code_of(manifest)
+    found = []
+    for index in range(segments_of(manifest)):
+        length = min(manifest.segment_bytes, manifest.size_bytes - index * manifest.segment_bytes)
+        size, root = code.shard_bytes(length), roots_of(manifest, index)[column]
+        found.append(HeldShard(segment=index, column=column, size_bytes=size, root=root))
+    return found
 
 
 def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:

@@ -6,6 +6,7 @@ Header; parts -> answer; its parts:
                     -> receipt
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest -> record, rank, columns, records
+    storage.keep    lease, locate, generation, shards with roots -> receipt
     storage.find    locate, manifest -> placements; sealed manifest
     storage.delete  locate, final -> receipt
     storage.trim    locate, columns -> freed, by lease
@@ -40,11 +41,13 @@ from xsc.storage.held import (
     Span,
     Wanted,
 )
+from xsc.terms.storage_receipt import HeldShard
 
 PUT = "storage.put"
 GET = "storage.get"
 STAT = "storage.stat"
 FIND = "storage.find"
+KEEP = "storage.keep"
 DELETE = "storage.delete"
 TRIM = "storage.trim"
 SHARD_BYTES_MAX = SEGMENT_BYTES
@@ -204,6 +207,28 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
         take_int(header, "generation", most=GENERATION_MAX),
         wanted,
     )
+
+
+def keep_message(
+    lease_id: bytes, locate: bytes, generation: int, shards: Sequence[HeldShard]
+) -> dict[str, Value]:
+    """Return the header of a `storage.keep`: a put of what the host has already."""
+    wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
+    return {"lease": lease_id, **get_message(locate, generation, wanted)}
+
+
+def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Wanted]]:
+    """Return lease, locate id, generation and what is to be kept.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    locate, generation, wanted = read_get(header)
+    if not wanted or any(item.span is not None for item in wanted):
+        raise RecordInvalid("whole shards are kept, one at least")
+    if len({(item.segment, item.column) for item in wanted}) != len(wanted):
+        raise RecordInvalid("a shard is named twice")
+    return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted
 
 
 def get_answer(found: Sequence[Found]) -> tuple[dict[str, Value], list[Buffer]]:

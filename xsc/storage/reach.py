@@ -7,11 +7,12 @@ verified: shards against the root asked for, receipts against what was sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from xsc.base.clock import Clock, Executor
+from xsc.base.encoding import Value
 from xsc.base.errors import (
     LeaseExhausted,
     ReceiptInvalid,
@@ -37,7 +38,7 @@ from xsc.storage import having, messages, pace
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.expiry import with_ends
-from xsc.storage.held import FoundRecord, HeldObject, Span, Wanted
+from xsc.storage.held import Found, FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
@@ -45,7 +46,7 @@ from xsc.storage.ports import OWN_LEASE, HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt, receipt_fault
 from xsc.storage.shards import StorageNode
 from xsc.terms.deletion_receipt import DeletionReceipt
-from xsc.terms.storage_receipt import StorageReceipt
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 T = TypeVar("T")
 
@@ -116,6 +117,22 @@ def bodies_of(
             )
         )
     return bodies
+
+
+def whole_of(wanted: Sequence[Wanted], found: Sequence[Found]) -> list[tuple[int, StorageShard]]:
+    """Return shards that were read from the own store.
+
+    Raises:
+        ShardsInsufficient: one of them is not there, or damaged.
+    """
+    shards = []
+    for want, item in zip(wanted, found, strict=True):
+        if item.data is None:
+            raise ShardsInsufficient(
+                f"segment {want.segment}, column {want.column} is {item.state} here"
+            )
+        shards.append((want.segment, StorageShard(want.column, item.data, want.root)))
+    return shards
 
 
 def requests_of(
@@ -285,18 +302,20 @@ class Reach:
             placement=None if record is None else record.placement_id,
             stored_ms=0,
         )
+        self._check_receipt(lease.node, reply.header, expected)
+
+    def _check_receipt(
+        self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
+    ) -> None:
         try:
             signed = open_signed(
-                take_bytes(reply.header, "receipt"),
-                StorageReceipt,
-                network=self.network,
-                author=lease.node,
+                take_bytes(header, "receipt"), StorageReceipt, network=self.network, author=node
             )
             fault = receipt_fault(signed.record, expected)
             if fault is not None:
                 raise ReceiptInvalid(fault)
         except XscError as fault_error:
-            self._blame(lease.node, "receipt_invalid", fault_error.message)
+            self._blame(node, "receipt_invalid", fault_error.message)
             raise
 
     async def have(
@@ -342,6 +361,40 @@ class Reach:
             raise
         await self.hosts.used(lease.lease_id, sum(held.size_bytes for held in receipt.shards))
         return {(held.segment, held.column) for held in receipt.shards}
+
+    async def keep(
+        self, lease: HostLease, locate: bytes, generation: int, shards: Sequence[HeldShard]
+    ) -> int:
+        """Have a host keep, under a lease of this node too, what it has; return its bytes.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        size = sum(item.size_bytes for item in shards)
+        if lease.node == self.own:
+            wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
+            found = whole_of(wanted, await self._node.get(locate, generation, wanted))
+            return await self.store(lease, locate, generation, shards=found, record=None)
+        reply = await self._caller.call(
+            lease.node,
+            messages.KEEP,
+            messages.keep_message(lease.lease_id, locate, generation, shards),
+        )
+        expected = StorageReceipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=tuple(shards),
+            manifest=None,
+            placement=None,
+            stored_ms=0,
+        )
+        self._check_receipt(lease.node, reply.header, expected)
+        await self.hosts.used(lease.lease_id, size)
+        return size
 
     async def fetch(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> Buffer:
         """Return one shard from a host, verified against its root.

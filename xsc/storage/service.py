@@ -53,7 +53,7 @@ from xsc.storage.drain import Drain
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
 from xsc.storage.erasure import Buffer, Code
 from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends, with_ends
-from xsc.storage.guard import GUARD, HEALED, UNGUARD, Guards
+from xsc.storage.guard import GUARD, HEALED, RESIGN, UNGUARD, Guards
 from xsc.storage.held import FoundRecord, HeldAt, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
 from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
@@ -70,7 +70,7 @@ from xsc.storage.placement import (
 )
 from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.proving import Prover
-from xsc.storage.reach import Reach, bodies_of, stop_all, together
+from xsc.storage.reach import Reach, bodies_of, stop_all, together, whole_of
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.shards import StorageNode
@@ -289,6 +289,7 @@ class StorageService:
         mending: MendSettings = MEND_DEFAULTS,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         lease_warning_ms: int = LEASE_WARNING_MS,
+        guards_for: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
         self._key = key
         self._network = network
@@ -343,6 +344,7 @@ class StorageService:
             load=owned.load,
             grace_ms=mending.grace_ms,
             leaving=self.drain.leaving,
+            accepts=guards_for,
         )
         self.guards.owner = self.mender = self._mender(owned, mending)
         self.guards.mender = self.ward_mender = self._mender(self.guards, mending)
@@ -972,6 +974,7 @@ class StorageService:
             messages.PUT: self._on_put,
             messages.GET: self._on_get,
             having.HAVE: self._on_have,
+            messages.KEEP: self._on_keep,
             messages.STAT: self._on_stat,
             messages.FIND: self._on_find,
             messages.DELETE: self._on_delete,
@@ -981,6 +984,7 @@ class StorageService:
             HEALED: self.guards.on_healed,
             **self.drain.handlers(),
             **self._prover.handlers(),
+            RESIGN: self.guards.on_resign,
         }
 
     def _record_of(self, request: PutRequest, caller: bytes) -> ObjectRecord | None:
@@ -1047,6 +1051,28 @@ class StorageService:
             shards=request.shards,
             manifest=None if record is None else record.manifest_hash,
             placement=None if record is None else record.placement_id,
+            stored_ms=self._clock.now_ms(),
+        )
+        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+
+    async def _on_keep(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        """Store under a lease of the caller what lies here already: a put without its bytes."""
+        lease_id, locate, generation, wanted = messages.read_keep(header)
+        found = await self._node.get(locate, generation, wanted)
+        shards = whole_of(wanted, found)
+        request = PutRequest(lease_id, locate, generation, tuple(shards), None, None)
+        await asyncio.shield(asyncio.create_task(self._hold(request, None, caller)))
+        receipt = expected_receipt(
+            host=self._key.node_id,
+            customer=caller,
+            lease_id=lease_id,
+            locate=locate,
+            generation=generation,
+            shards=shards,
+            manifest=None,
+            placement=None,
             stored_ms=self._clock.now_ms(),
         )
         return {"receipt": sign(receipt, self._key, self._network).raw}, []

@@ -1,9 +1,15 @@
 """Until when an object is kept, by the own leases and by what hosts say."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.storage.world import End, World, content, put
+from tests.unit.storage.world import End, World, content, get, put
+from xsc.base.errors import LeaseExhausted, RecordInvalid, ShardsInsufficient, SignatureInvalid
+from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS
+from xsc.storage import messages
 from xsc.storage.capability import parse_read
 from xsc.storage.expiry import (
     UNKNOWN,
@@ -11,10 +17,16 @@ from xsc.storage.expiry import (
     ending,
     first_end,
     own_ends,
+    own_expiring,
     told_ends,
+    ward_expiring,
     with_ends,
 )
-from xsc.storage.held import HeldColumn, HeldObject, HeldRecord
+from xsc.storage.held import HeldColumn, HeldObject, HeldRecord, Wanted
+from xsc.storage.manifest import expected_digest, open_manifest
+from xsc.storage.mender import shards_of
+from xsc.storage.service import MANIFESTS
+from xsc.terms.storage_receipt import HeldShard
 
 A, B, OWN = b"a" * 32, b"b" * 32, b"o" * 32
 LEASES = [bytes([number]) * 32 for number in range(6)]
@@ -92,3 +104,124 @@ async def test_stat_says_what_ends_to_the_owner_and_to_whoever_may_only_check():
     assert theirs.to_json()["ends_ms"] == soon_ms
     world[0].ends[lease] = None
     assert (await world[0].service.stat(done.capability)).ending[0].reason == UNKNOWN
+
+
+def manifest_of(world, done):
+    sealed = world[0].state.get(MANIFESTS + parse_read(done.capability).manifest_hash)
+    return open_manifest(sealed, parse_read(done.capability).verify)
+
+
+DAY = 86_400_000
+NOW = 1_000 * DAY
+
+
+async def looked_at(size):
+    """Return an object's manifest and columns, and a function that makes what hosts say."""
+    world = await World(7).start()
+    done = await put(world[0], content(size))
+    manifest = manifest_of(world, done)
+
+    def said(column, *copies):
+        if manifest.inline is not None:
+            return HeldObject((), "ok", 1, tuple(HeldRecord(who, 1, end) for who, end in copies))
+        digest = expected_digest(manifest, column)
+        rows = [HeldColumn(who, column, 1, digest, 0, end) for who, end in copies]
+        return HeldObject(tuple(rows), "ok", 1)
+
+    return manifest, done.hosts, said
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+async def test_a_guardian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(size):
+    manifest, columns, said = await looked_at(size)
+    soon, far = NOW + 20 * DAY, NOW + 22 * DAY
+    answers = {
+        columns[0]: said(0, (A, far)),
+        columns[1]: said(1, (A, soon)),
+        columns[2]: said(2, (A, soon), (B, far)),
+        columns[3]: said(3, (A, soon), (OWN, soon)),
+        columns[4]: said(4, (A, NOW + LEASE_LAST_MS)),
+        columns[5]: None,
+    }
+    states = ["ok"] * 5 + ["unreachable"]
+
+    def expiring():
+        return ward_expiring(
+            manifest, columns, states, answers, own=OWN, now_ms=NOW, rescue_ms=LEASE_RESCUE_MS
+        )
+
+    assert expiring() == ({1}, {3, 4})
+    answers[columns[1]] = said(1, (A, None))
+    answers[columns[4]] = said(4)
+    states[3] = "corrupt"
+    assert expiring() == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+async def test_an_owner_moves_what_was_refused_unless_the_host_keeps_it_after_all(size):
+    manifest, columns, said = await looked_at(size)
+    soon, far = NOW + LEASE_URGENT_MS, NOW + LEASE_URGENT_MS + 1
+    answers = {node: said(column, (OWN, soon)) for column, node in enumerate(columns)}
+    answers[columns[1]] = said(1, (OWN, far), (OWN, soon))
+    answers[columns[2]] = said(2, (A, far))
+    answers[columns[5]] = None
+    ends = [HostEnd(node, soon, "debt") for node in columns]
+    ends[3] = HostEnd(columns[3], soon)
+    ends[4] = HostEnd(columns[4], far, "debt")
+    states = ["ok"] * 6
+    found = own_expiring(manifest, columns, states, answers, ends=ends, own=OWN, now_ms=NOW)
+    assert found == {0, 2}, "not what is only due, has time, or is silent"
+
+
+async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
+    world = await World(7).start()
+    done = await put(world[0], content(100_000))
+    manifest = manifest_of(world, done)
+    locate = parse_read(done.capability).verify.locate
+    guardian, host = world[6], world.by_id[done.hosts[2]]
+    (lease,) = await guardian.lease_hosts(
+        size_bytes=1, count=1, exclude=frozenset(other.id for other in world.hosts) - {host.id}
+    )
+    reach = guardian.service._reach
+    before = host.node.used_bytes
+    shards = shards_of(manifest, 2)
+    size = await reach.keep(lease, locate, 0, shards)
+    assert host.node.used_bytes - before == size == sum(item.size_bytes for item in shards)
+    assert guardian.customer_used[lease.lease_id] == host.node.usage[lease.lease_id] == size
+    assert await reach.keep(lease, locate, 0, shards) == size, "again is the same"
+    assert host.node.usage[lease.lease_id] == size
+    await host.node.delete(locate, world[0].id)
+    assert await get(world[0], done.capability) == content(100_000)
+    with pytest.raises(ShardsInsufficient):
+        await reach.keep(lease, locate, 0, shards_of(manifest, 3))
+    host.book.room[lease.lease_id] = size
+    with pytest.raises(LeaseExhausted):
+        await reach.keep(lease, locate, 0, shards)
+    assert host.node.usage[lease.lease_id] == size
+
+    def lies(method, answer):
+        if method != messages.KEEP:
+            return answer
+        raw = answer.header["receipt"]
+        return replace(answer, header={"receipt": raw[:-1] + bytes([raw[-1] ^ 1])})
+
+    other = world.by_id[done.hosts[3]]
+    other.corrupt = lies
+    (lease,) = await guardian.lease_hosts(
+        size_bytes=1, count=1, exclude=frozenset(each.id for each in world.hosts) - {other.id}
+    )
+    with pytest.raises((RecordInvalid, SignatureInvalid)):
+        await reach.keep(lease, locate, 0, shards_of(manifest, 3))
+    assert lease.lease_id not in guardian.customer_used
+
+
+def test_what_is_to_be_kept_is_named_once_and_whole():
+    shard = HeldShard(segment=1, column=2, size_bytes=3, root=B)
+    header = messages.keep_message(A, OWN, 0, [shard])
+    assert messages.read_keep(header) == (A, OWN, 0, [Wanted(1, 2, B)])
+    leaves = {"segment": 1, "column": 2, "root": B, "leaves": [0, 1, 9]}
+    for shards in ([], header["shards"] * 2, [leaves], header["shards"] * 65):
+        with pytest.raises(RecordInvalid):
+            messages.read_keep(header | {"shards": shards})
+    with pytest.raises(RecordInvalid):
+        messages.read_keep(header | {"lease": b"short"})

@@ -6,24 +6,24 @@ from hypothesis import strategies as st
 
 from tests.sim.network import content, put, run
 from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid, SignatureInvalid
-from xsc.base.limits import GUARDIANS, MIB
+from xsc.base.limits import MIB
 from xsc.storage.capability import VerifyCapability, parse_read
 from xsc.storage.delegation import move_by_delegate, open_placement
-from xsc.storage.guard import GUARD, HEALED, UNGUARD, choose_guardians, guard_message
+from xsc.storage.guard import GUARD, HEALED, UNGUARD, guard_message, guardians_in_order
 
 NODES = [bytes([node]) * 32 for node in range(9)]
 
 
 @given(st.sets(st.sampled_from(NODES)), st.sets(st.sampled_from(NODES)))
 def test_the_recognised_come_first_then_those_that_hold_nothing(up, hosts):
-    chosen = choose_guardians(up, hosts, lambda node: 5 if node == NODES[8] else 0)
-    assert len(chosen) == len(set(chosen)) == min(GUARDIANS, len(up))
-    assert set(chosen) <= up
+    chosen = guardians_in_order(up, hosts, lambda node: 5 if node == NODES[8] else 0)
+    assert len(chosen) == len(set(chosen))
+    assert set(chosen) == up
     if NODES[8] in up:
         assert chosen[0] == NODES[8]
     spare = up - hosts - {NODES[8]}
     others = [node for node in chosen if node != NODES[8]]
-    assert all(node in spare for node in others[: len(spare)])
+    assert set(others[: len(spare)]) == spare
 
 
 def test_a_guardian_refuses_what_was_not_delegated_to_it():
@@ -69,3 +69,47 @@ def test_a_guardian_refuses_what_was_not_delegated_to_it():
         assert list(guardian.storage.guards.wards()) == []
 
     run(61, 3, play)
+
+
+def test_who_refuses_to_guard_is_left_out_and_others_are_asked():
+    def prepare(world):
+        world.settings_of = {1: {"guard": "none"}, 2: {"guard": "recognised"}}
+
+    async def play(world):
+        owner = world.nodes[0]
+        for node in world.nodes[1:]:
+            await owner.allocation.recognise(
+                node.key.node_id, 500_000 if node is world.nodes[1] else 1_000
+            )
+        await put(owner, content(MIB))
+        guarding = [node.storage.guards for node in world.nodes]
+        await world.until(lambda: sum(len(list(guards.wards())) for guards in guarding) == 2)
+        assert list(guarding[1].wards()) == list(guarding[2].wards()) == []
+        asked = len(world.net.trace)
+        await world.clock.sleep_ms(120_000)
+        refusals = [item for item in world.net.trace[asked:] if GUARD in repr(item)]
+        assert refusals == [], "nobody is asked again and again"
+
+    run(62, 5, play, prepare=prepare)
+
+
+def test_a_guardian_that_will_guard_no_longer_says_so_and_another_takes_its_place():
+    async def play(world):
+        owner = world.nodes[0]
+        await put(owner, content(MIB))
+
+        def guarding():
+            return [
+                index for index, node in enumerate(world.nodes) if list(node.storage.guards.wards())
+            ]
+
+        await world.until(lambda: len(guarding()) == 2)
+        leaves, stays = guarding()
+        world.settings_of = {leaves: {"guard": "none"}}
+        await world.crash(leaves)
+        await world.restart(leaves)
+        await world.until(lambda: len(guarding()) == 2 and leaves not in guarding())
+        assert stays in guarding()
+        assert list(world.nodes[leaves].storage.guards.wards()) == []
+
+    run(63, 5, play)

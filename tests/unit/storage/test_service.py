@@ -16,6 +16,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short, to_text
+from xsc.base.keyvalue import prefix_end
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.verify import verify_file
@@ -496,4 +497,9 @@ async def test_receipts_of_deletions_are_dropped_once_no_lease_can_be_left():
     late = now_ms + deletions.KEPT_MS + 1
     assert len(deletions.too_old(state, late, 2)) == 2
     state.write(deletions.too_old(state, late, 100), sync=False)
+    assert not list(state.scan(deletions.DELETED, prefix_end(deletions.DELETED)))
+    # A guardian that did not hear of the deletion may come much later.
+    late = now_ms + deletions.ENDED_KEPT_MS
+    assert deletions.too_old(state, late, 100) == []
+    state.write(deletions.too_old(state, late + 1, 100), sync=False)
     assert not [key for key, _ in state.scan(b"") if not key.startswith(NAMES)]
