@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from tests.e2e.conftest import PROGRAMS, call
+from tests.e2e.conftest import PROGRAMS, call, wait_for
+from tests.unit.compute.test_streams import TALKER
 
 ADD = PROGRAMS / "add.wasm"
 
@@ -38,6 +43,28 @@ def test_three_nodes_run_it_and_agree(net, tmp_path):
     net[0]([*words[:-1], "1of3"]).fails(2, "argument_invalid")
     net[0]([*words, "--local"]).fails(2, "argument_invalid")
     call(words, home=tmp_path / "none").fails(5, "node_unreachable")
+
+
+def test_output_comes_while_the_program_runs_and_ctrl_c_ends_it_there(net, tmp_path):
+    (tmp_path / "talker.wasm").write_bytes(TALKER)
+    provider = net.status()[2]
+    words = ["compute", "run", tmp_path / "talker.wasm", "--on", provider["id"]]
+    words += ["--fuel", "2000000000", "--timeout", "60s"]
+    # Whoever is started in the background may find the signal ignored.
+    main = "import signal as s; s.signal(s.SIGINT, s.default_int_handler);"
+    main += "from xsc.cli.main import run; run()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", main, "--home", net[0].home, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert running.stdout.read(3) == b"out"
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate()
+    assert running.returncode == 130
+    assert err.endswith(b"interrupted\n")
+    log = net.folder / provider["name"] / "node.log"
+    wait_for(lambda: '"trap": "cancelled"' in log.read_text())
 
 
 def test_on_a_named_node(net):

@@ -146,7 +146,6 @@ class JobRequest(Body):
     timeout_ms: int | None = Field(default=None, ge=1, le=TIMEOUT_MS_MAX)
     on: str | None = Field(default=None, max_length=256)
     local: bool = False
-    out: bool = False
     module_bytes: int = Field(ge=0, le=MODULE_BYTES_MAX)
     stdin_bytes: int = Field(default=0, ge=0, le=STDIN_BYTES_MAX)
     """Of a batch: lines of arguments, parted by spaces."""

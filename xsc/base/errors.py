@@ -22,6 +22,7 @@
     │   ├── JobUnfinished              an order still runs; ask for it alone
     │   ├── ExportUnknown              the module has no such function
     │   ├── SignatureMismatch          arguments do not fit the function
+    │   ├── Cancelled                  whoever asked for the run ended it
     │   ├── ModuleTrapped              the program failed by itself (division by zero, …)
     │   └── DurabilityUnreachable      the durability asked for cannot be met
     ├── PeerError                  3    502   lower the peer's standing
@@ -210,6 +211,12 @@ class SignatureMismatch(CallerError):
     """The arguments do not fit the function's signature."""
 
     http_status = 422
+
+
+class Cancelled(CallerError):
+    """Whoever asked for the run ended it."""
+
+    http_status = 409
 
 
 class ModuleTrapped(CallerError):

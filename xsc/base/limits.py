@@ -191,6 +191,15 @@ ENVIRONMENT_MAX = 256
 ORDERS_REMEMBERED_MAX = 65_536
 ANSWERS_KEPT_BYTES_MAX = 64 * MIB
 """Answers to orders that are kept to be given again."""
+STREAM_FLUSH_MS = 20
+"""What a program writes within this time is shown together."""
+STREAM_PIECE_BYTES = 256 * KIB
+"""Of each stream in one answer to who watches a run."""
+STREAM_WAIT_MS = 2_000
+"""How long a provider holds a question for more output."""
+STREAM_PAUSE_MS = 50
+"""Before an order is asked about again that has not arrived yet."""
+STREAM_TRIES_MAX = 100
 PROVIDERS_TRIED_MAX = 3
 PROVIDERS_VERIFYING_MAX = 9
 """Providers that one order can be run by at once."""

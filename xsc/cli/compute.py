@@ -204,10 +204,11 @@ def run(
         arguments, table_of(env, "variable"), _read_stdin(stdin), table_of(inputs, "input")
     )
     limits = limits_of(fuel, memory, timeout)
+    shown = None if settings.json else _show_output
     if _runs_here(settings, on=on, local=local, quorum=quorum, inputs=bool(inputs)):
         from xsc.node.local import run_local
 
-        done: Document = run_local(code, program, limits, grants)
+        done: Document = run_local(code, program, limits, grants=grants, show=shown)
     else:
         done = settings.calls().run(
             code,
@@ -215,9 +216,10 @@ def run(
             limits,
             on=on,
             local=local,
-            out=out is not None,
             grants=grants,
             verify=quorum,
+            # Of what several nodes write, nothing can be believed before they agree.
+            show=shown if quorum is None else None,
         )
     _save_receipt(done, receipt)
     if out is not None:
@@ -228,15 +230,20 @@ def run(
     if settings.json:
         show_json(done)
     else:
-        sys.stdout.buffer.write(b64decode(done["stdout"]))
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.write(b64decode(done["stderr"]))
-        sys.stderr.buffer.flush()
+        _show_output(1, b64decode(done["stdout"]))
+        _show_output(2, b64decode(done["stderr"]))
     _raise_trap(done)
     _tell(settings, done)
     exit_code: int = done["exit_code"]
     # A shell sees eight bits: a failure must not become 0 by losing the others.
     return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
+
+
+def _show_output(stream: int, data: bytes) -> None:
+    """Write what a program wrote where it wrote it, at once."""
+    sink = (sys.stdout if stream == 1 else sys.stderr).buffer
+    sink.write(data)
+    sink.flush()
 
 
 def _show_batch(settings: Settings, done: Document, receipt: Path | None) -> int:

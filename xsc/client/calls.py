@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,15 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.limits import MODULE_BYTES_MAX, TIMEOUT_MS_MAX
-from xsc.client.core import ANSWER_TIMEOUT_S, Core, Document, Download, Progress, ignore_progress
+from xsc.client.core import (
+    ANSWER_TIMEOUT_S,
+    Core,
+    Document,
+    Download,
+    Progress,
+    ignore_progress,
+    problem_of,
+)
 from xsc.client.partial import Watch, fetch
 
 DEEP_TIMEOUT_S = 24 * 3600.0
@@ -34,6 +43,8 @@ JOB_GRACE_S = 120.0
 """Beside the job's own time: its place in the queue, the market, the way there and back."""
 FSCK_TIMEOUT_S = 7 * 86_400.0
 """All of a large disk is read."""
+Show = Callable[[int, bytes], None]
+"""Given what a program writes, and to which stream."""
 _CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
 _PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
 
@@ -322,10 +333,15 @@ class Calls:
         on: str | None = None,
         local: bool = False,
         grants: Sequence[str] = (),
-        out: bool = False,
         verify: str | None = None,
+        show: Show | None = None,
     ) -> Document:
-        """Run a WASI program; a trap is part of the answer. `verify` is as for `invoke`."""
+        """Run a WASI program; a trap is part of the answer. `verify` is as for `invoke`.
+
+        Args:
+            show: given what the program writes while it runs, with 1 for standard output or 2
+                for standard error; the answer holds none of it then.
+        """
         order: Document = {
             "mode": "run",
             "arguments": list(program.arguments),
@@ -333,12 +349,18 @@ class Calls:
             "inputs": dict(program.inputs),
             "on": on,
             "local": local,
-            "out": out,
         }
         order |= _wish(grants, verify)
-        return self._job(order, module, program.stdin, limits)
+        return self._job(order, module, program.stdin, limits, show)
 
-    def _job(self, order: Document, module: bytes, stdin: bytes, limits: Limits) -> Document:
+    def _job(
+        self,
+        order: Document,
+        module: bytes,
+        stdin: bytes,
+        limits: Limits,
+        show: Show | None = None,
+    ) -> Document:
         order |= {
             "fuel": limits.fuel,
             "memory_bytes": limits.memory_bytes,
@@ -349,12 +371,18 @@ class Calls:
             order["stdin_bytes"] = len(stdin)
         head = json.dumps(order).encode()
         job_ms = min(limits.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
-        return self.core.send(
-            "POST",
-            "/v1/jobs",
-            [len(head).to_bytes(4, "big"), head, module, stdin],
-            timeout_s=job_ms / 1000 + JOB_GRACE_S,
-        )
+        parts = [len(head).to_bytes(4, "big"), head, module, stdin]
+        timeout_s = job_ms / 1000 + JOB_GRACE_S
+        if show is None:
+            return self.core.send("POST", "/v1/jobs", parts, timeout_s=timeout_s)
+        for line in self.core.lines("POST", "/v1/jobs/stream", parts, timeout_s=timeout_s):
+            if "result" in line:
+                return dict(line["result"])
+            if "problem" in line:
+                raise problem_of(line["problem"])
+            for name, data in line.items():
+                show(2 if name == "stderr" else 1, b64decode(data))
+        raise NodeUnreachable("the node broke off its answer", hint="see the node's log")
 
     def evidence(self) -> Document:
         """Return what providers signed that cannot be true."""

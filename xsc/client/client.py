@@ -403,7 +403,7 @@ class Node:
 
         def work(_: Progress) -> ProgramRun:
             code = module if isinstance(module, bytes) else read_module(Path(module))
-            done = self._calls.run(code, program, limits, on=on, local=local, out=True)
+            done = self._calls.run(code, program, limits, on=on, local=local)
             proof = _finish(done, receipt)
             return ProgramRun(
                 exit_code=done["exit_code"],

@@ -170,6 +170,22 @@ class Core:
                 self._keep(exchange.connection, exchange.place)
             return document
 
+    def lines(
+        self, method: str, path: str, parts: Iterable[bytes], *, timeout_s: float
+    ) -> Iterator[Document]:
+        """Yield the JSON documents of an answer that has one a line, as they arrive.
+
+        Raises:
+            NodeUnreachable, XscError: as `call`; also where the answer breaks off.
+        """
+        body = list(parts)
+        fields = {"Content-Length": str(sum(map(len, body)))}
+        with self._request(method, path, fields, timeout_s) as exchange:
+            for part in body:
+                if part and not exchange.push(part):
+                    break
+            yield from exchange.lines()
+
     def upload(
         self,
         path: str,
@@ -395,8 +411,33 @@ class _Exchange:
             raise NodeUnreachable("what answers at the node's address is no XSC node")
         return document
 
+    def lines(self) -> Iterator[Document]:
+        """Yield the JSON objects that the node answers, one a line.
+
+        Raises:
+            NodeUnreachable, XscError: as `response`.
+        """
+        response = self.response()
+        try:
+            for line in response:
+                document = json.loads(line)
+                if not isinstance(document, dict):
+                    raise TypeError
+                yield document
+        except TimeoutError:
+            raise self._silent() from None
+        except (OSError, HTTPException):
+            raise NodeUnreachable("the node broke off its answer") from None
+        except (ValueError, TypeError):
+            raise NodeUnreachable("what answers at the node's address is no XSC node") from None
+
     def _silent(self) -> NodeUnreachable:
         return NodeUnreachable(f"the node was silent for {int(self._timeout_s)} seconds")
+
+
+def problem_of(document: Document) -> XscError:
+    """Return the error that a problem document stands for."""
+    return _problem(0, json.dumps(document).encode())
 
 
 def _problem(status: int, body: bytes) -> XscError:
@@ -476,4 +517,4 @@ class Download:
             found = self._core.call("GET", f"/v1/requests/{self._request_id}")
         except XscError:
             return lost
-        return _problem(0, json.dumps(found).encode())
+        return problem_of(found)

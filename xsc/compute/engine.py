@@ -388,8 +388,15 @@ class Machine:
             if job.module_hash not in self._modules:
                 self._compile(job)
 
-    def run(self, job: Job, note: Callable[[str], None] = _quiet) -> JobResult:
+    def run(
+        self,
+        job: Job,
+        note: Callable[[str], None] = _quiet,
+        tell: Callable[[int, bytes], None] | None = None,
+    ) -> JobResult:
         """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
+
+        `tell` is given what the program writes, and to which stream.
 
         Raises:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
@@ -405,7 +412,7 @@ class Machine:
                 note("running")
             if job.mode == "batch":
                 return self._run_batch(job, compiled)
-            return self._run(job, compiled)
+            return self._run(job, compiled, tell)
 
     def load(self, module_hash: bytes, code: Code) -> None:
         """Take the code of a module, which must come from this node: nothing can check it.
@@ -489,7 +496,12 @@ class Machine:
             _, dropped = self._modules.popitem(last=False)
             kept -= dropped.source_bytes
 
-    def _run(self, job: Job, compiled: _Compiled) -> JobResult:
+    def _run(
+        self,
+        job: Job,
+        compiled: _Compiled,
+        tell: Callable[[int, bytes], None] | None = None,
+    ) -> JobResult:
         began = time.monotonic()
         check_call(job, compiled.program)
         empty = JobResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
@@ -521,6 +533,7 @@ class Machine:
                 seed=os.urandom(_SEED_BYTES) if "random" in job.grants else job.seed,
                 clock_ms=time.time_ns() // 1_000_000 if wall else job.clock_ms,
                 wall_ns=time.monotonic_ns if wall else None,
+                tell=tell,
             )
             compiled.world.enter(host, state)
             run = _Run(store, compiled, state, job)

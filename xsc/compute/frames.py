@@ -80,7 +80,7 @@ def error_of(message: dict[str, Value]) -> XscError:
     return from_code(str(code), str(text), str(message.get("hint", "")))
 
 
-def job_message(job: Job) -> dict[str, Value]:
+def job_message(job: Job, *, stream: bool = False) -> dict[str, Value]:
     """Return a job as a message; its module stays here."""
     limits = job.limits
     return {
@@ -97,6 +97,7 @@ def job_message(job: Job) -> dict[str, Value]:
         "seed": job.seed,
         "clock": job.clock_ms,
         "grants": list(job.grants),
+        "stream": stream,
     }
 
 
@@ -124,6 +125,23 @@ def job_of(message: dict[str, Value]) -> Job:
         clock_ms=cast("int", fields["clock"]),
         grants=tuple(cast("list[Grant]", fields["grants"])),
     )
+
+
+def output_message(stream: int, data: bytes) -> dict[str, Value]:
+    """Return what a program wrote as a message, before its result."""
+    return {"kind": "output", "stream": stream, "data": data}
+
+
+def output_of(message: dict[str, Value]) -> tuple[int, bytes]:
+    """Return the stream, 1 or 2, and what was written to it.
+
+    Raises:
+        RecordInvalid: malformed.
+    """
+    stream = take_int(message, "stream", most=2)
+    if stream < 1:
+        raise RecordInvalid("a worker reports output on no stream")
+    return stream, take_bytes(message, "data")
 
 
 def result_message(result: JobResult) -> dict[str, Value]:

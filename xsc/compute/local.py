@@ -1,7 +1,8 @@
 """The sandbox in this process: for simulations and tests, where nothing hostile runs.
 
 The same engine and the same results as in the worker processes, but nothing can
-be killed: a module that compiles for minutes holds its thread for minutes.
+be killed: a module that compiles for minutes holds its thread for minutes. Who
+watches a job sees its output when it is over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from xsc.base.clock import Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import SandboxFailed
 from xsc.compute.engine import ENGINE, ENGINE_CONFIG, Machine
-from xsc.compute.sandbox import Job, JobResult
+from xsc.compute.sandbox import Job, JobResult, Watch
 
 
 class LocalSandbox:
@@ -38,13 +39,18 @@ class LocalSandbox:
             raise SandboxFailed("the sandbox is not running")
         await self._executor.run(self._machine.prepare, job)
 
-    async def run(self, job: Job) -> JobResult:
+    async def run(self, job: Job, watch: Watch | None = None) -> JobResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if self._machine is None:
             raise SandboxFailed("the sandbox is not running")
         self._jobs += 1
         try:
-            return await self._executor.run(self._machine.run, job)
+            if watch is None:
+                return await self._executor.run(self._machine.run, job)
+            watch.began()
+            result = await self._executor.run(self._machine.run, job)
+            watch.finish(result.stdout, result.stderr)
+            return result
         finally:
             self._jobs -= 1
 

@@ -35,7 +35,7 @@ from xsc.compute.code import Code
 from xsc.compute.compiler import COMMAND as JAIL
 from xsc.compute.compiler import CompileBoundMet, Compiler
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
-from xsc.compute.sandbox import Job, JobResult, trap_error
+from xsc.compute.sandbox import Job, JobResult, Watch, trap_error
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
 _RESPAWN_PAUSE_MS = 1_000
@@ -112,7 +112,7 @@ class PoolSandbox:
         except CompileBoundMet:
             raise trap_error("compile_limit") from None
 
-    async def run(self, job: Job) -> JobResult:
+    async def run(self, job: Job, watch: Watch | None = None) -> JobResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if not self._started:
             raise SandboxFailed("the sandbox is not running")
@@ -128,7 +128,7 @@ class PoolSandbox:
             if not any(job.module_hash in worker.seen for worker in self._workers):
                 code = await self._code(job)
             worker = await self._acquire(job.module_hash)
-            return await self._run_on(worker, job, code)
+            return await self._run_on(worker, job, code, watch)
         except CompileBoundMet:
             return self._ended("compile_limit", self._clock.monotonic_ms() - began_ms)
         finally:
@@ -232,10 +232,14 @@ class PoolSandbox:
         assert isinstance(config, bytes)
         return await self._compiler.code(job, config)
 
-    async def _run_on(self, worker: SandboxProcess, job: Job, code: Code | None) -> JobResult:
+    async def _run_on(
+        self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
+    ) -> JobResult:
         began_ms = self._clock.monotonic_ms()
         try:
-            result = await self._converse(worker, job, code)
+            if watch is not None:
+                watch.began()
+            result = await self._converse(worker, job, code, watch)
         except (ProcessLost, TimeoutError, asyncio.CancelledError) as fault:
             self._workers.discard(worker)
             if not isinstance(fault, ProcessLost):
@@ -261,14 +265,21 @@ class PoolSandbox:
         self._release(worker)
         return result
 
-    async def _converse(self, worker: SandboxProcess, job: Job, code: Code | None) -> JobResult:
+    async def _converse(
+        self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
+    ) -> JobResult:
         loop = asyncio.get_running_loop()
         allowed_s = (job.limits.timeout_ms + KILL_GRACE_MS) / 1000
         way_s = _given_bytes(job) / _TRANSFER_BYTES_A_MS / 1000
         async with asyncio.timeout(allowed_s + way_s) as deadline:
-            await worker.send(frames.job_message(job))
-            for _ in range(_MESSAGES_MAX):
+            await worker.send(frames.job_message(job, stream=watch is not None))
+            told, left = 0, job.limits.output_bytes
+            while told < _MESSAGES_MAX:
                 message = await worker.receive()
+                if watch is not None and message.get("kind") == "output":
+                    left -= _pass_on(message, watch, left)
+                    continue
+                told += 1
                 match message.get("kind"):
                     case "code_wanted":
                         deadline.reschedule(None)
@@ -280,7 +291,10 @@ class PoolSandbox:
                     case "running":
                         deadline.reschedule(loop.time() + allowed_s)
                     case "result":
-                        return _checked_result(message, job)
+                        result = _checked_result(message, job)
+                        if watch is not None and not watch.finish(result.stdout, result.stderr):
+                            raise ProcessLost("it broke the protocol: it takes back what it wrote")
+                        return result
                     case "error":
                         raise frames.error_of(message)
                     case other:
@@ -290,6 +304,18 @@ class PoolSandbox:
 
 def _given_bytes(job: Job) -> int:
     return len(job.stdin) + sum(len(data) for _, data in job.files)
+
+
+def _pass_on(message: dict[str, Value], watch: Watch, left: int) -> int:
+    """Tell who watches what was written, and return how much, from 1 to what was left."""
+    try:
+        stream, data = frames.output_of(message)
+    except RecordInvalid as fault:
+        raise ProcessLost(f"it broke the protocol: {fault.message}") from None
+    if not 0 < len(data) <= left:
+        raise ProcessLost("it broke the protocol: it wrote nothing, or more than it may")
+    watch.wrote(stream, data)
+    return len(data)
 
 
 def _checked_result(message: dict[str, Value], job: Job) -> JobResult:

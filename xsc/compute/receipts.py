@@ -29,7 +29,7 @@ from xsc.identity.envelope import Signed
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.pricing import compute_amount, fuel_steps
 
-TIME_TRAPS = frozenset({"time_exceeded", "compile_limit"})
+TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "cancelled"})
 """Ends that say something about the provider's machine: a second run need not repeat them."""
 
 
@@ -84,9 +84,16 @@ class Bounded(Protocol):
         """Most wall time of a run."""
 
 
-def time_fuel(order: Bounded, trap: str | None) -> int | None:
-    """Return the fuel that a run is billed for that was ended for its time, else None."""
-    allowed_ms = {"time_exceeded": order.timeout_ms, "compile_limit": COMPILE_MS_MAX}
+def time_fuel(order: Bounded, trap: str | None, wall_ms: int = 0) -> int | None:
+    """Return the fuel that a run is billed for that was ended for its time, else None.
+
+    One that the customer cancelled is billed for the time that it ran, `wall_ms`.
+    """
+    allowed_ms = {
+        "time_exceeded": order.timeout_ms,
+        "compile_limit": COMPILE_MS_MAX,
+        "cancelled": min(wall_ms, order.timeout_ms),
+    }
     if trap not in allowed_ms:
         return None
     return min(order.fuel_max, allowed_ms[trap] * MILLISECOND_FUEL)
@@ -107,7 +114,7 @@ def make_receipt(
 ) -> ExecutionReceipt:
     """Return the receipt for the result of an order, to be signed by the provider."""
     asked = order.record
-    by_time = time_fuel(asked, result.trap)
+    by_time = time_fuel(asked, result.trap, wall_ms)
     fuel_used = result.fuel_used if by_time is None else by_time
     outcome = Outcome(
         module=asked.module,
@@ -169,7 +176,8 @@ def check_receipt(
         return "the results of a batch are in its table alone"
     elif results is not None and tuple(item.type for item in told.results) != tuple(results):
         return "its results are not of the function's types"
-    if told.fuel_used != (time_fuel(asked, told.trap) or told.fuel_used):
+    by_time = time_fuel(asked, told.trap, receipt.observed.wall_ms)
+    if by_time is not None and told.fuel_used != by_time:
         return "it was ended for its time, and bills another fuel than that time costs"
     if told.fuel_used > asked.fuel_max:
         return "it bills more fuel than the order allows"

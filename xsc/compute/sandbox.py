@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
+    Cancelled,
     CompileLimit,
     FuelExhausted,
     MemoryExceeded,
@@ -60,6 +61,7 @@ _TRAPS: dict[str, tuple[type[XscError], str, str]] = {
         "compiling the module takes more time or memory than is allowed",
         "",
     ),
+    "cancelled": (Cancelled, "the run was cancelled", ""),
     "module_trapped": (ModuleTrapped, "the program failed by itself", ""),
 }
 
@@ -114,6 +116,19 @@ class JobResult:
     """Time in the sandbox: not part of what a second run reproduces."""
 
 
+class Watch(Protocol):
+    """Sees a job run."""
+
+    def began(self) -> None:
+        """The job has a worker."""
+
+    def wrote(self, stream: int, data: bytes) -> None:
+        """The program wrote to standard output (1) or standard error (2)."""
+
+    def finish(self, stdout: bytes, stderr: bytes) -> bool:
+        """It is over and wrote this in all; False where that does not begin as was told."""
+
+
 class Sandbox(Protocol):
     """Runs jobs."""
 
@@ -133,8 +148,8 @@ class Sandbox(Protocol):
             SandboxFailed: the jail failed.
         """
 
-    async def run(self, job: Job) -> JobResult:
-        """Return what the job gave.
+    async def run(self, job: Job, watch: Watch | None = None) -> JobResult:
+        """Return what the job gave, and tell `watch` what it writes.
 
         Raises:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.

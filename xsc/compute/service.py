@@ -75,6 +75,8 @@ from xsc.compute.quick import PATIENCE_MS, Quick
 from xsc.compute.quorum import Quorum
 from xsc.compute.receipts import check_price, check_receipt, given_hash, job_of, make_receipt
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
+from xsc.compute.streams import Streams, settle_tape
+from xsc.compute.tape import Tape, run_taped
 from xsc.compute.values import format_bits, format_number, parse_arguments
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -169,6 +171,8 @@ class _Task:
     row: tuple[str, ...] = ()
     """The result types of each call of a batch."""
     grants: tuple[Grant, ...] = ()
+    tape: Tape | None = None
+    """Where to show what it writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,8 @@ class _Known:
     task: asyncio.Task[_Delivered] | None
     """What runs or has run; None where the answer is no longer kept."""
     size_bytes: int = 0
+    tape: Tape | None = None
+    """What it writes, where the customer wants to see it."""
 
 
 class ComputeService:
@@ -241,6 +247,7 @@ class ComputeService:
         self._orders: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
         self._answers_bytes = 0
         self._quick = Quick()
+        self._streams = Streams(caller, clock, self._tape_of)
 
     async def start(self) -> None:
         """Start the sandbox."""
@@ -260,7 +267,7 @@ class ComputeService:
 
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may call."""
-        return {RUN: self._serve}
+        return {RUN: self._serve, **self._streams.handlers()}
 
     # The customer's side
 
@@ -380,8 +387,12 @@ class ComputeService:
         local: bool = False,
         grants: Sequence[Grant] = (),
         quorum: Quorum | None = None,
+        tape: Tape | None = None,
     ) -> RunExecution:
         """Run a WASI command. Input files are found at /in/NAME; errors as for `invoke`.
+
+        What it writes can be read from `tape` while it runs, and the run be cancelled there;
+        not where several providers run it.
 
         Raises:
             ArgumentInvalid, TooLarge: an input is malformed or over a bound.
@@ -392,7 +403,7 @@ class ComputeService:
         check_input(given)
         program, digest = await self._inspect(module)
         program.signature("_start")
-        task = _Task(module, digest, "run", "_start", (), (), given, limits)
+        task = _Task(module, digest, "run", "_start", (), (), given, limits, tape=tape)
         done = await self._execute(_granting(task, grants), on=on, local=local, quorum=quorum)
         outcome = done.receipt.record.outcome
         return RunExecution(
@@ -450,6 +461,8 @@ class ComputeService:
                     "provider did not run the order", provider=lease.node.hex(), reason=fault.code
                 )
                 last = fault
+                if task.tape is not None and task.tape.size_bytes:
+                    break  # another run would not begin with what was shown
         assert last is not None
         raise last
 
@@ -499,7 +512,7 @@ class ComputeService:
     async def _run_here(self, task: _Task) -> _Delivered:
         order = await self._order(task, self._key.node_id, OWN_LEASE)
         granted = _Granted(task.module, task.given, task.limits.output_bytes, 0)
-        return await self._fulfil(order, granted)
+        return await self._fulfil(order, granted, task.tape)
 
     async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
         done = await self._ask(task, lease, order)
@@ -510,6 +523,28 @@ class ComputeService:
 
     async def _ask(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
         """Return what a provider delivers, checked; nothing is paid."""
+        tape = task.tape
+        if tape is None:
+            return await self._ask_quietly(task, lease, order)
+        asked_ms = self._clock.monotonic_ms()
+        attending = asyncio.create_task(
+            self._streams.attend(lease.node, order.record.nonce, tape, task.limits.output_bytes)
+        )
+        try:
+            done = await self._ask_quietly(task, lease, order)
+        finally:
+            attending.cancel()
+            await asyncio.gather(attending, return_exceptions=True)
+        took_ms = self._clock.monotonic_ms() - asked_ms
+        receipt = done.receipt.record
+        if receipt.outcome.trap == "cancelled" and receipt.observed.wall_ms > took_ms:
+            raise ReceiptInvalid("the provider bills more time than has passed")
+        settle_tape(tape, done.stdout, done.stderr)
+        return done
+
+    async def _ask_quietly(
+        self, task: _Task, lease: ComputeLease, order: Signed[Order]
+    ) -> _Delivered:
         header: dict[str, Value] = {
             "order": order.raw,
             "args": list(task.given.args),
@@ -517,6 +552,7 @@ class ComputeService:
             "files": [name for name, _ in task.given.files],
             "output_bytes": task.limits.output_bytes,
             "module": False,
+            "stream": task.tape is not None,
         }
         bodies = [task.given.stdin, *(data for _, data in task.given.files)]
         if sum(map(len, bodies)) + len(task.module) + _ROOM_BYTES > PEER_BODY_BYTES_MAX:
@@ -587,6 +623,9 @@ class ComputeService:
         broken = check_receipt(
             order, done.receipt.record, lease.price, results=task.results, output=output
         )
+        trap = done.receipt.record.outcome.trap
+        if trap == "cancelled" and (task.tape is None or not task.tape.cancelled.is_set()):
+            broken = "nobody has cancelled it"
         if broken is None and sum(map(len, bodies)) > task.limits.output_bytes:
             broken = "more was delivered than the order allows"
         if broken is None and task.mode == "batch" and done.receipt.record.outcome.trap is None:
@@ -599,12 +638,23 @@ class ComputeService:
 
     # The provider's side
 
-    async def _fulfil(self, order: Signed[Order], granted: _Granted) -> _Delivered:
+    def _tape_of(self, customer: bytes, nonce: bytes) -> Tape | None:
+        known = self._orders.get((customer, nonce))
+        return None if known is None else known.tape
+
+    async def _fulfil(
+        self, order: Signed[Order], granted: _Granted, tape: Tape | None = None
+    ) -> _Delivered:
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
-        result = await self._sandbox.run(job)
+        if tape is None:
+            result = await self._sandbox.run(job)
+        else:
+            result = await run_taped(self._sandbox, job, tape)
         wall_ms = self._clock.monotonic_ms() - began_ms
+        if tape is not None and result.trap == "cancelled":
+            wall_ms = result.wall_ms
         receipt = make_receipt(
             order, result, price=granted.price, started_ms=started_ms, wall_ms=wall_ms
         )
@@ -658,9 +708,10 @@ class ComputeService:
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
         self._keep_module(asked.module, module)
         granted = _Granted(module, given, output_bytes, price)
-        task = asyncio.create_task(self._work(order, granted, steps))
+        tape = Tape(self._clock) if header.get("stream") is True else None
+        task = asyncio.create_task(self._work(order, granted, steps, tape))
         forget_ms = asked.created_ms + 2 * REQUEST_WINDOW_MS
-        known = self._orders[slot] = _Known(order.id, forget_ms, task)
+        known = self._orders[slot] = _Known(order.id, forget_ms, task, tape=tape)
         task.add_done_callback(lambda done: self._keep(slot, done))
         return known
 
@@ -692,12 +743,14 @@ class ComputeService:
             _, dropped = self._modules.popitem(last=False)
             self._modules_bytes -= len(dropped)
 
-    async def _work(self, order: Signed[Order], granted: _Granted, steps: int) -> _Delivered:
+    async def _work(
+        self, order: Signed[Order], granted: _Granted, steps: int, tape: Tape | None
+    ) -> _Delivered:
         asked = order.record
         used = 0
         try:
             check_price(asked, granted.price)
-            done = await self._fulfil(order, granted)
+            done = await self._fulfil(order, granted, tape)
             outcome = done.receipt.record.outcome
             used = fuel_steps(outcome.fuel_used, asked.memory_bytes_max)
         finally:
@@ -728,7 +781,7 @@ class ComputeService:
                 break
             if other is not known and other.size_bytes:
                 self._answers_bytes -= other.size_bytes
-                other.size_bytes, other.task = 0, None
+                other.size_bytes, other.task, other.tape = 0, None, None
 
     def _forget_old(self) -> None:
         now_ms = self._clock.now_ms()

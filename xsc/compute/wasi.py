@@ -190,6 +190,7 @@ class Wasi:
         seed: bytes = b"",
         clock_ms: int,
         wall_ns: Callable[[], int] | None = None,
+        tell: Callable[[int, bytes], None] | None = None,
     ) -> None:
         self._host = host
         self._args = _packed(["program", *args])
@@ -198,6 +199,7 @@ class Wasi:
         self._start_ns = clock_ms * 1_000_000
         self._virtual_ns = 0
         self._wall_ns = wall_ns
+        self._tell = tell
         self._wall_start_ns = 0 if wall_ns is None else wall_ns()
         self._tree = Tree(files or {}, self._quota, self._start_ns)
         self._seed = seed
@@ -512,6 +514,8 @@ class Wasi:
             assert isinstance(handle.stream, bytearray)
             self._quota.take(len(data))
             handle.stream += data
+            if self._tell is not None:
+                self._tell(1 if handle.stream is self.stdout else 2, data)
         else:
             if handle.flags & _APPEND:
                 handle.position = len(handle.node.data)

@@ -19,6 +19,7 @@ from xsc.compute.code import Code
 from xsc.compute.confine import confine, no_more_threads
 from xsc.compute.engine import ENGINE, ENGINE_CONFIG, Machine, compile_module, new_engine
 from xsc.compute.sandbox import Job
+from xsc.compute.spout import Spout
 
 WARM_UP = bytes.fromhex("0061736d01000000010401600000030201000707010372756e00000a040102000b")
 """A module that exports `run` and does nothing."""
@@ -43,6 +44,7 @@ class Worker:
         self._machine = machine
         self._source = source
         self._sink = sink
+        self._spout = Spout(self._say)
 
     def serve(self) -> None:
         """Answer each job."""
@@ -58,6 +60,9 @@ class Worker:
     def _send(self, message: dict[str, Value]) -> None:
         self._sink.write(frames.to_frame(message))
         self._sink.flush()
+
+    def _say(self, stream: int, data: bytes) -> None:
+        self._send(frames.output_message(stream, data))
 
     def _load(self, module_hash: bytes) -> None:
         """Ask for the code of a module, and load it."""
@@ -77,7 +82,10 @@ class Worker:
         try:
             if not self._machine.has(job.module_hash):
                 self._load(job.module_hash)
-            return frames.result_message(self._machine.run(job))
+            tell = self._spout.wrote if message["stream"] else None
+            result = self._machine.run(job, tell=tell)
+            self._spout.flush()
+            return frames.result_message(result)
         except XscError as error:
             return frames.error_message(error)
 
@@ -86,12 +94,12 @@ def main() -> None:
     """Be a worker."""
     warm_up()
     report = confine()
-    machine = Machine()
+    worker = Worker(Machine(), sys.stdin.buffer, sys.stdout.buffer)
     no_more_threads()
     hello = frames.hello_message(ENGINE, ENGINE_CONFIG, report)
     sys.stdout.buffer.write(frames.to_frame(hello))
     sys.stdout.buffer.flush()
-    Worker(machine, sys.stdin.buffer, sys.stdout.buffer).serve()
+    worker.serve()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.ports import ComputeLease, Reply
-from xsc.compute.service import ComputeService
+from xsc.compute.service import ComputeService, RunExecution
+from xsc.compute.tape import Tape
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
 from xsc.node.batch import read_lines
@@ -179,17 +180,27 @@ def invoke_local(
 
 
 def run_local(
-    module: bytes, command: Command, limits: Asked, grants: Sequence[Grant] = ()
+    module: bytes,
+    command: Command,
+    limits: Asked,
+    *,
+    grants: Sequence[Grant] = (),
+    show: Callable[[int, bytes], None] | None = None,
 ) -> dict[str, object]:
     """Run a WASI command here; return the document of `POST /v1/jobs`.
+
+    With `show`, that is given what the command writes, and to which stream; the document
+    holds none of it then.
 
     Raises:
         XscError: as `invoke_local`.
     """
     asked = limits_from(limits)
-    return run_document(
-        _alone(
-            lambda service: service.run(
+
+    async def work(service: ComputeService) -> RunExecution:
+        tape = None if show is None else Tape(SystemClock())
+        running = asyncio.ensure_future(
+            service.run(
                 module,
                 command.arguments,
                 command.env,
@@ -198,9 +209,17 @@ def run_local(
                 asked,
                 local=True,
                 grants=grants,
+                tape=tape,
             )
         )
-    )
+        if tape is not None and show is not None:
+            running.add_done_callback(lambda _: tape.close())
+            async for stream, piece in tape.pieces():
+                show(stream, piece)
+        return await running
+
+    document = run_document(_alone(work))
+    return document if show is None else {**document, "stdout": "", "stderr": ""}
 
 
 def batch_local(

@@ -321,7 +321,7 @@ def test_verbose_says_what_it_took(xsc, stand_in, module):
 
 
 def test_a_program_gets_what_it_is_given(xsc, stand_in, module, tmp_path):
-    stand_in.answers("POST", "/v1/jobs", RAN)
+    stand_in.runs(RAN)
     (tmp_path / "cap").write_text("xsc:r:abc")
     done = xsc(
         *["compute", "run", module, "--stdin", "-", "--env", "A=b=c", "--env", "D="],
@@ -334,19 +334,18 @@ def test_a_program_gets_what_it_is_given(xsc, stand_in, module, tmp_path):
     assert order["arguments"] == ["one", "--two", "-3"]
     assert order["env"] == {"A": "b=c", "D": ""}
     assert order["inputs"] == {"data.csv": "xsc:r:abc"}
-    assert order["out"] is False
     assert order["stdin_bytes"] == 5
 
 
 @pytest.mark.parametrize(("given", "seen"), [(0, 0), (3, 3), (255, 255), (256, 255), (2**32, 255)])
 def test_a_program_s_code_is_passed_on_and_never_lost(xsc, stand_in, module, given, seen):
-    stand_in.answers("POST", "/v1/jobs", {**RAN, "exit_code": given})
+    stand_in.runs({**RAN, "exit_code": given})
     assert xsc("compute", "run", module).code == seen
 
 
 def test_a_program_that_hits_a_limit_shows_what_it_wrote(xsc, stand_in, module):
     trap = {"code": "time_exceeded", "detail": "it ran for 1s", "hint": ""}
-    stand_in.answers("POST", "/v1/jobs", {**RAN, "exit_code": None, "trap": trap})
+    stand_in.runs({**RAN, "exit_code": None, "trap": trap})
     done = xsc("compute", "run", module)
     assert done.code == 124
     assert done.out == b"out\xff"
@@ -375,18 +374,30 @@ def test_failures_of_its_own_are_shifted(xsc, module, monkeypatch, words, code):
     assert xsc("compute", "run", *words).code == code
 
 
+def test_a_run_that_breaks_off_is_no_success(xsc, stand_in, module):
+    line = {"stdout": b64encode(b"so far").decode()}
+    problem = {"problem": {"code": "no_offers", "detail": "nobody offers", "hint": ""}}
+    for lines in ([line], [line, problem], [line, [1]], [line, 1]):
+        body = b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+        stand_in.routes["POST", "/v1/jobs/stream"] = lambda request, body=body: request.answer.raw(
+            200, {"Content-Length": str(len(body))}, body
+        )
+        done = xsc("compute", "run", module)
+        assert (done.code, done.out) == (125, b"so far")
+        assert done.err.startswith("error: ")
+
+
 def test_output_files_are_placed(xsc, stand_in, module, tmp_path):
     files = {"a": b64encode(b"1").decode(), "b/c": b64encode(b"2").decode()}
-    stand_in.answers("POST", "/v1/jobs", {**RAN, "files": files})
+    stand_in.runs({**RAN, "files": files})
     assert xsc("compute", "run", module, "--out", tmp_path / "new" / "out").code == 0
-    assert stand_in.last.job()[0]["out"] is True
     assert (tmp_path / "new" / "out" / "a").read_bytes() == b"1"
     assert (tmp_path / "new" / "out" / "b" / "c").read_bytes() == b"2"
 
 
 def test_output_files_cannot_leave_their_directory(xsc, stand_in, module, tmp_path):
     files = {"../evil": b64encode(b"1").decode()}
-    stand_in.answers("POST", "/v1/jobs", {**RAN, "files": files})
+    stand_in.runs({**RAN, "files": files})
     done = xsc("compute", "run", module, "--out", tmp_path / "out")
     assert done.code == 123
     assert not (tmp_path / "evil").exists()

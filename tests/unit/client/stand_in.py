@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,6 +71,19 @@ class StandIn:
 
     def answers(self, method: str, path: str, document: object, status: int = 200) -> None:
         self.routes[method, path] = lambda request: request.answer.document(document, status)
+
+    def runs(self, document: dict) -> None:
+        """Show what a program writes, byte by byte and a line each, and then its document."""
+        shown = [
+            {name: b64encode(bytes([byte])).decode()}
+            for name in ("stdout", "stderr")
+            for byte in b64decode(document[name])
+        ]
+        lines = [*shown, {"result": {**document, "stdout": "", "stderr": ""}}]
+        body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        self.routes["POST", "/v1/jobs/stream"] = lambda request: request.answer.raw(
+            200, {"Content-Length": str(len(body))}, body
+        )
 
     def refuses(self, method: str, path: str, code: str, detail: str, hint: str = "") -> None:
         problem = {"code": code, "detail": detail, "hint": hint}

@@ -148,7 +148,6 @@ async def test_a_program_is_run(there):
     assert rest == b"\0asmin"
     assert order["stdin_bytes"] == 2
     assert order["inputs"] == {"n": "cap"}
-    assert order["out"] is True
 
 
 async def test_peers_and_balances(there):

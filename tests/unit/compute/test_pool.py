@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from xsc.base.errors import ModuleInvalid, RateLimited, SandboxFailed
 from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
 from xsc.base.log import SilentLog
 from xsc.compute.pool import PoolSandbox
+from xsc.compute.tape import Tape
 
 ADD = job("add", "add", i32(1), i32(2))
 SPIN_1 = job("endless", "spin", fuel=1)
@@ -246,6 +248,45 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(answer):
     await pool.start()
     with pytest.raises(SandboxFailed):
         await pool.run(ADD)
+    await pool.stop()
+
+
+SAID = 'frames.to_frame(frames.output_message({stream}, b"{data}"))'
+RESULT = """frames.to_frame({"kind": "result", "results": [], "files": [], "exit_code": 0,
+"fuel": 1, "memory": 0, "stdout": b"ab", "stderr": b"", "engine": "", "config": bytes(32),
+"wall": 0})"""
+
+
+@pytest.mark.parametrize(
+    ("said", "watched", "fine"),
+    [
+        ([(1, "a"), (1, "b")], True, True),
+        ([(1, "a")], True, True),
+        ([], True, True),
+        ([(1, "ab")], False, False),  # nobody asked to see it
+        ([(1, "b")], True, False),  # the result says something else
+        ([(2, "a")], True, False),
+        ([(0, "a")], True, False),
+        ([(3, "a")], True, False),
+        ([(1, "")], True, False),
+        ([(1, "abc")], True, False),  # over what the job may write
+        ([(1, "a")] * 3, True, False),
+    ],
+)
+async def test_what_a_worker_shows_is_the_beginning_of_its_output(said, watched, fine):
+    frames = [SAID.format(stream=stream, data=data) for stream, data in said]
+    source = LIAR.replace("ANSWER", " + ".join([*frames, RESULT]))
+    pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=(sys.executable, "-I", "-c", source))
+    await pool.start()
+    job = replace(ADD, limits=replace(ADD.limits, output_bytes=2))
+    watch = Tape(SteadyClock()) if watched else None
+    if fine:
+        assert (await pool.run(job, watch)).stdout == b"ab"
+        assert watch.done
+        assert watch.written() == (b"ab", b"")
+    else:
+        with pytest.raises(SandboxFailed):
+            await pool.run(job, watch)
     await pool.stop()
 
 

@@ -6,7 +6,7 @@ the module, and for a run its standard input; for a batch the lines of arguments
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from aiohttp import web
 
@@ -14,6 +14,7 @@ from xsc.api.schema import JobRequest
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.limits import INPUT_BYTES_MAX
 from xsc.compute.quorum import read_quorum
+from xsc.compute.tape import Tape
 from xsc.node.batch import read_lines
 from xsc.node.build import Node
 from xsc.node.framing import (
@@ -52,8 +53,26 @@ def _split(raw: bytes) -> tuple[JobRequest, bytes, bytes]:
     return asked, module, stdin
 
 
-def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str, object]]]:
-    """Return what carries a job out: request, module and standard input to its document."""
+class Job(Protocol):
+    """Carries a job out."""
+
+    async def __call__(
+        self, asked: JobRequest, module: bytes, stdin: bytes, tape: Tape | None = None
+    ) -> dict[str, object]:
+        """Return the document of what came of it; a program's output goes to the tape, too."""
+
+
+async def read_job(request: web.Request) -> tuple[JobRequest, bytes, bytes]:
+    """Return the request, the module and the standard input of a body as it arrives."""
+    asked = await head(request, JobRequest)
+    module = await exactly(request, asked.module_bytes, "the module")
+    stdin = await exactly(request, asked.stdin_bytes, "the standard input")
+    await ended(request)
+    return asked, module, stdin
+
+
+def jobs(node: Node) -> Job:
+    """Return what carries out the jobs of a node."""
 
     async def inputs_of(asked: JobRequest) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
@@ -66,7 +85,9 @@ def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str,
             files[name] = b"".join([chunk async for chunk in reader.stream()])
         return files
 
-    async def job(asked: JobRequest, module: bytes, stdin: bytes) -> dict[str, object]:
+    async def job(
+        asked: JobRequest, module: bytes, stdin: bytes, tape: Tape | None = None
+    ) -> dict[str, object]:
         limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
         on = None if asked.on is None else node.find(asked.on)
         quorum = None if asked.verify is None else read_quorum(asked.verify)
@@ -107,6 +128,7 @@ def jobs(node: Node) -> Callable[[JobRequest, bytes, bytes], Awaitable[dict[str,
             local=asked.local,
             grants=asked.grants,
             quorum=quorum,
+            tape=tape,
         )
         return run_document(ran)
 
@@ -128,10 +150,6 @@ def routes(node: Node) -> list[web.RouteDef]:
     job = jobs(node)
 
     async def handle(request: web.Request) -> web.Response:
-        asked = await head(request, JobRequest)
-        module = await exactly(request, asked.module_bytes, "the module")
-        stdin = await exactly(request, asked.stdin_bytes, "the standard input")
-        await ended(request)
-        return reply(await job(asked, module, stdin))
+        return reply(await job(*await read_job(request)))
 
     return [web.post(PATH, handle)]

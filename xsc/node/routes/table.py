@@ -19,6 +19,7 @@ from xsc.node.routes import (
     services,
     status,
     store,
+    streams,
 )
 
 
@@ -33,6 +34,7 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *store.routes(node),
         *drain.routes(node),
         *jobs.routes(node),
+        *streams.routes(node),
         *evidence.routes(node),
         *services.routes(node),
         *market.routes(node),

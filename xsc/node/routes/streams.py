@@ -1,0 +1,70 @@
+"""A program's run, shown while it goes on: `POST /v1/jobs/stream`.
+
+The request is that of `POST /v1/jobs`. The answer is JSON, a document a line:
+`{"stdout"}` and `{"stderr"}` hold what was written (base64), in order of each stream; the last
+line is `{"result"}`, without these two, or `{"problem"}`. Whoever hangs up cancels the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+
+from aiohttp import web
+
+from xsc.api.problems import problem
+from xsc.base.errors import ArgumentInvalid, XscError
+from xsc.compute.tape import Tape
+from xsc.node.build import Node
+from xsc.node.routes.jobs import jobs, read_job
+
+PATH = "/v1/jobs/stream"
+STREAMS = {1: "stdout", 2: "stderr"}
+_LOOK_MS = 200
+"""How often it is looked whether the caller is still there."""
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the streaming endpoint of a node."""
+    job = jobs(node)
+
+    async def watch(request: web.Request, tape: Tape, running: asyncio.Task[object]) -> None:
+        """Cancel the run once nobody listens any more."""
+        while not running.done():
+            await asyncio.wait({running}, timeout=_LOOK_MS / 1000)
+            if request.transport is None or request.transport.is_closing():
+                tape.cancel()
+                return
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked, module, stdin = await read_job(request)
+        if asked.mode != "run" or asked.verify is not None:
+            raise ArgumentInvalid("only a program that one node runs is shown while it runs")
+        tape = Tape(node.clock)
+        running = asyncio.create_task(job(asked, module, stdin, tape))
+        running.add_done_callback(lambda _: tape.close())
+        watching = asyncio.create_task(watch(request, tape, running))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+
+        async def line(document: dict[str, object]) -> None:
+            await response.write(json.dumps(document).encode() + b"\n")
+
+        try:
+            await response.prepare(request)
+            async for stream, piece in tape.pieces():
+                await line({STREAMS[stream]: b64encode(piece).decode()})
+            try:
+                done = await running
+            except XscError as error:
+                await line({"problem": problem(error)})
+            else:
+                await line({"result": {**done, "stdout": "", "stderr": ""}})
+            await response.write_eof()
+        finally:
+            # The run itself goes to its end: what was used is paid, whoever listens.
+            tape.cancel()
+            await asyncio.gather(running, watching, return_exceptions=True)
+        return response
+
+    return [web.post(PATH, handle)]
