@@ -90,7 +90,7 @@ async def stopped(pool: PoolSandbox, given: Job) -> None:
     running = asyncio.create_task(pool.run(given))
     await asyncio.sleep(0.002)
     (busy,) = pool._workers - set(pool._idle)  # noqa: SLF001 - nothing else tells its process
-    os.kill(busy.process.pid, signal.SIGSTOP)
+    os.kill(busy.pid, signal.SIGSTOP)
     await running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cbor2
+import libipld
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +107,10 @@ def test_depth_is_counted_alike_in_both_directions(depth, maps):
             assert depth > RECORD_DEPTH_MAX
 
 
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128, number // 128])
+
+
 def links() -> st.SearchStrategy[bytes]:
     """Return byte strings that are content identifiers of IPLD, or nearly."""
     digests = st.binary(min_size=32, max_size=32)
@@ -115,6 +120,10 @@ def links() -> st.SearchStrategy[bytes]:
         digests.map(lambda digest: b"\x01\x55\x1e\x20" + digest[:31]),
         st.integers(0, 2**16).map(lambda number: number.to_bytes(4, "little")),
         st.binary(max_size=6).map(lambda rest: b"\xd8\x2a" + rest),
+        st.sampled_from([b"\x01\0\0\0", b"\x01\x55\0\xff" + bytes(255)]).map(
+            lambda link: libipld.encode_dag_cbor([link, b"x"])
+        ),
+        st.integers(0, 260).map(lambda size: b"\x01\x55\0" + varint(size) + bytes(size)),
     )
 
 

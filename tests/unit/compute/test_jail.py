@@ -43,7 +43,7 @@ async def pool():
 
 
 def pids(pool):
-    return [worker.process.pid for worker in pool._workers]
+    return [worker.pid for worker in pool._workers]
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -67,7 +67,7 @@ async def test_what_compiles_for_too_long_ends_in_time_and_troubles_no_worker(
 async def test_a_module_that_went_over_is_refused_for_a_while(pool, monkeypatch):
     monkeypatch.setattr(compilers, "COMPILE_MS_MAX", 10)
     (jail,) = pool._compiler._idle
-    os.kill(jail.process.pid, signal.SIGSTOP)
+    os.kill(jail.pid, signal.SIGSTOP)
     assert (await pool.run(ADD)).trap == "compile_limit"
     monkeypatch.undo()
     with pytest.raises(CompileLimit, match="a short while ago"):

@@ -45,7 +45,7 @@ async def _known(pool):
 
 
 def pids(pool):
-    return [worker.process.pid for worker in pool._workers]
+    return [worker.pid for worker in pool._workers]
 
 
 async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
@@ -66,7 +66,7 @@ async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
 async def test_a_worker_that_does_not_answer_is_killed_at_the_deadline(pool):
     await pool.run(SPIN_1)
     (worker,) = pool._workers
-    os.kill(worker.process.pid, signal.SIGSTOP)
+    os.kill(worker.pid, signal.SIGSTOP)
     result = await pool.run(job("endless", "spin", timeout_ms=20))
     assert (result.trap, result.fuel_used) == ("time_exceeded", 0)
     assert (await pool.run(ADD)).results == (i32(3),)

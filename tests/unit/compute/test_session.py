@@ -164,7 +164,7 @@ async def test_time_runs_out_by_name_also_where_the_process_hangs():
         with pytest.raises(TimeExceeded):
             await session.call("spin")
         assert (await session.call("up", i32(2))).results == (i32(42),)
-        os.kill(session._process.process.pid, signal.SIGSTOP)
+        os.kill(session._process.pid, signal.SIGSTOP)
         with pytest.raises(TimeExceeded):
             await session.call("up", i32(2))
         with pytest.raises(ArgumentInvalid, match="no instance"):  # a new process, an empty session
@@ -175,7 +175,7 @@ async def test_a_process_that_is_lost_is_said_and_replaced(session):
     await session.start(build(COUNTER))
     assert session._process.hello["engine"] == ENGINE
     assert session._process.hello["confined"]["no_descriptors"] == 1
-    session._process.process.kill()
+    session._process.transport.kill()
     with pytest.raises(SandboxFailed, match="gone"):
         await session.call("up", i32(2))
     await session.start(build(COUNTER))
