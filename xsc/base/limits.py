@@ -35,6 +35,10 @@ DIRECTORY_INTERVAL_MS = 5_000
 """Least time between two writes of the directory, and between tries to tell peers."""
 RECOVERY_PARALLEL = 16
 """Objects looked for at once by a recovery."""
+TREE_ENTRIES_MAX = 2**17
+"""Files, directories and links of one stored directory."""
+TREE_BYTES_MAX = 64 * MIB
+TREE_DEPTH_MAX = 128
 LEDGER_HISTORY_ITEMS_MAX = 64
 """Entries in one page of a ledger's history."""
 LEDGER_TRAIL_BYTES_MAX = 256 * KIB

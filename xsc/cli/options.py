@@ -212,7 +212,7 @@ def _capability(text: str) -> str:
     return text
 
 
-def _object(text: str) -> str | Named:
+def object_of(text: str) -> str | Named:
     """Return a capability, or else the name of an own object."""
     if text == "-" or text.startswith(("@", "xsc:")):
         return _capability(text)
@@ -263,7 +263,7 @@ def _input(text: str) -> tuple[str, str]:
     return name, _capability(value)
 
 
-OBJECT = Parsed("CAP", _object)
+OBJECT = Parsed("CAP", object_of)
 CAPABILITY = Parsed("CAP", _capability)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)

@@ -10,8 +10,16 @@ from typing import Any
 
 import click
 
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, PeerSilent, ShardsDamaged, UploadChanged
+from xsc.base.errors import (
+    EXIT_PARTLY,
+    ArgumentInvalid,
+    ObjectUnknown,
+    PeerSilent,
+    ShardsDamaged,
+    UploadChanged,
+)
 from xsc.base.units import format_size
+from xsc.cli import tree
 from xsc.cli.options import (
     CODE,
     OBJECT,
@@ -22,6 +30,7 @@ from xsc.cli.options import (
     Group,
     Settings,
     capabilities,
+    object_of,
     one_capability,
     pass_settings,
 )
@@ -70,18 +79,35 @@ version_option = click.option(
     help="Refuse unless so many nodes, sites or owners may be lost.",
 )
 @click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
+@click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
+@click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
 @pass_settings
 def put(
-    settings: Settings, file: Path, name: str | None, survive: str, code: tuple[int, int] | None
-) -> None:
-    """Store FILE, or standard input (-), and print its capability."""
+    settings: Settings,
+    file: Path,
+    name: str | None,
+    survive: str,
+    code: tuple[int, int] | None,
+    *,
+    recursive: bool,
+    reread: bool,
+) -> int:
+    """Store FILE, or standard input (-), and print its capability.
+
+    With -r a whole directory, under NAME/. What has not changed since its last
+    version is not sent again. Exits with 7 if something was left out.
+    """
+    if recursive:
+        return tree.put(settings, file, name=name, survive=survive, code=code, reread=reread)
+    if reread:
+        raise ArgumentInvalid("--reread goes with -r")
     calls = settings.calls()
     stored = _upload(calls, file, name=name, survive=survive, code=code)
     for warning in stored["warnings"]:
         warn(warning)
     if settings.json:
         show_json(stored)
-        return
+        return 0
     hosts = len({row["node"] for row in stored["hosts"]})
     if sys.stderr.isatty() or settings.verbose:
         say(
@@ -89,6 +115,7 @@ def put(
             f"survives the loss of {stored['survives']}"
         )
     show(stored["capability"])
+    return 0
 
 
 def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Document:  # noqa: ANN401
@@ -100,7 +127,7 @@ def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Docume
     except OSError as fault:
         error = unreadable(file, "file", fault)
         if isinstance(fault, IsADirectoryError):
-            error.hint = f"store an archive of it: tar c {file} | xsc store put -"
+            error.hint = f"store all of it: xsc store put -r {file}"
         raise error from None
     with source:
         size = size_of(source)
@@ -134,12 +161,21 @@ def _count(number: int, what: str) -> str:
     metavar="FIRST-LAST",
     help="Only these bytes, like 1000-1999, 1000- or -500.",
 )
+@click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
 @version_option
 @pass_settings
 def get(
-    settings: Settings, cap: str | Named, output: Path, part: str | None, version: int | None
+    settings: Settings,
+    cap: str | Named,
+    output: Path,
+    part: str | None,
+    version: int | None,
+    *,
+    recursive: bool,
 ) -> None:
     """Fetch the object that CAP or NAME stands for.
+
+    NAME/PATH is one file of a stored directory; with -r all of it is fetched.
 
     FILE appears when all of it is there and has been checked; after an
     interruption the same command goes on where it was. With - the content goes
@@ -147,11 +183,19 @@ def get(
     """
     if output == STREAM and settings.json:
         raise ArgumentInvalid("--json and -o - both want standard output")
+    if recursive:
+        if output == STREAM or part is not None:
+            raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
+        tree.get(settings, cap, output, version)
+        return
     if output != STREAM:
         check_target(output)
     calls = settings.calls()
-    capability = one_capability(calls, cap, version)
-    if output != STREAM and part is None:
+    capability = tree.capability_or_file(calls, cap, version)
+    if capability is None:
+        # An empty file of a directory has no object.
+        size = 0 if output == STREAM else write_whole(output, [])
+    elif output != STREAM and part is None:
         size = calls.fetch(capability, output, lambda total: progress_bar("fetching", total))
     else:
         with (
@@ -176,9 +220,29 @@ def get(
 @click.option(
     "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
 )
+@click.option(
+    "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
+)
+@version_option
 @pass_settings
-def listing(settings: Settings, prefix: str, *, versions: bool, ending: bool) -> None:
-    """List the objects that this node has stored, those whose names begin with PREFIX."""
+def listing(
+    settings: Settings,
+    prefix: str,
+    version: int | None,
+    *,
+    versions: bool,
+    ending: bool,
+    recursive: bool,
+) -> None:
+    """List the objects that this node has stored, those whose names begin with PREFIX.
+
+    Names of directories end with a slash.
+    """
+    if recursive:
+        tree.show_tree(settings, object_of(prefix), version)
+        return
+    if version is not None:
+        raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
     answer = settings.calls().objects(prefix, versions=versions or ending)
     soon = [row for row in answer["objects"] if row.get("ending")]
     if ending:
@@ -388,7 +452,17 @@ def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int
         except OSError as fault:
             raise ArgumentInvalid(f"{receipts} cannot be made: {fault.strerror}") from None
     calls = settings.calls()
-    answers = [calls.remove(each) for each in capabilities(calls, cap, version, deleting=True)]
+    try:
+        found = capabilities(calls, cap, version, deleting=True)
+    except ObjectUnknown:
+        if not isinstance(cap, Named) or cap.name.endswith("/"):
+            raise
+        cap = Named(cap.name + "/")
+        found = capabilities(calls, cap, version, deleting=True)
+    folders = _folders(calls, cap)
+    answers = [calls.remove(each) for each in found]
+    for name in folders:
+        tree.clean(calls, name)
     answer = _merged(answers)
     if receipts is not None:
         for number, each in enumerate(answers):
@@ -402,6 +476,39 @@ def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
+
+
+def _folders(calls: Calls, cap: str | Named) -> Sequence[str]:
+    """Return the name of the directory that a capability or a name stands for, if it is one."""
+    if isinstance(cap, Named):
+        return [cap.name] if cap.name.endswith("/") else []
+    rows = calls.objects("", versions=True)["objects"]
+    return [row["name"] for row in rows if row["capability"] == cap and row["name"].endswith("/")]
+
+
+@store.command()
+@click.argument("name")
+@click.option(
+    "--version", type=WHOLE, metavar="N", required=True, help="The version that is wanted."
+)
+@pass_settings
+def restore(settings: Settings, name: str, version: int) -> None:
+    """Make version N of NAME its newest again, under a new number.
+
+    Nothing is copied: number N is free of it. Later versions stay.
+    """
+    calls = settings.calls()
+    try:
+        made = calls.restore(name, version)["version"]
+    except ObjectUnknown:
+        if name.endswith("/"):
+            raise
+        name += "/"
+        made = calls.restore(name, version)["version"]
+    if settings.json:
+        show_json({"name": name, "version": made})
+    else:
+        show(str(made))
 
 
 def _merged(answers: Sequence[Document]) -> Document:

@@ -167,6 +167,7 @@ class Calls:
         survive: str = "",
         code: tuple[int, int] | None = None,
         resume: str | None = None,
+        part: str = "",
         progress: Progress = ignore_progress,
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
@@ -186,6 +187,8 @@ class Calls:
             headers["XSC-Code"] = f"{code[0]},{code[1]}"
         if resume is not None:
             headers["XSC-Resume"] = resume
+        if part:
+            headers["XSC-Part"] = part
         return self.core.upload("/v1/objects", source, headers, progress)
 
     def upload(self, upload_id: str) -> Document:
@@ -228,6 +231,16 @@ class Calls:
         if versions:
             headers["XSC-Versions"] = "1"
         return self.core.call("GET", "/v1/objects", headers=headers)
+
+    def parts(self, tree: str) -> Sequence[Document]:
+        """Return the files that were stored for a directory: `part, capability, created_ms`."""
+        headers = {"XSC-Part": tree}
+        return list(self.core.call("GET", "/v1/objects/parts", headers=headers)["parts"])
+
+    def restore(self, name: str, version: int) -> Document:
+        """Make an older version of a name its newest; return its new `version`."""
+        headers = {"XSC-Name": _quoted(name), "XSC-Version": str(version)}
+        return self.core.call("POST", "/v1/objects/restore", headers=headers)
 
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False

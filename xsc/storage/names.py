@@ -7,7 +7,8 @@ after a deletion gets a new one. Tables in the state database:
     storage/name/<hash of the name>              the last number that was given
     storage/name/<hash of the name><number>      the manifest hash of that version
 
-Names that begin with NUL are the node's own and are not shown.
+Names that begin with NUL are the node's own and are not shown: its directory, and
+the files of stored directories.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 NAMES = b"storage/name/"
 NAME_CHARS_MAX = 1024
 HIDDEN = "\0"
+PART = "\0part/"
+"""Begins the names of files of stored directories: hidden, and in the own directory."""
 
 
 def check_name(name: str) -> None:

@@ -58,7 +58,15 @@ from xsc.storage.held import FoundRecord, HeldAt, HeldObject
 from xsc.storage.manifest import hash_of, open_manifest
 from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
 from xsc.storage.messages import ObjectRecord, PutRequest
-from xsc.storage.names import HIDDEN, NAME_CHARS_MAX, Versions, check_name, last_row, version_row
+from xsc.storage.names import (
+    HIDDEN,
+    NAME_CHARS_MAX,
+    PART,
+    Versions,
+    check_name,
+    last_row,
+    version_row,
+)
 from xsc.storage.pipeline import Held, Upload, Uploaded
 from xsc.storage.placement import (
     Condition,
@@ -519,12 +527,40 @@ class StorageService:
             )
         return found
 
+    async def restore(self, name: str, version: int) -> int:
+        """Make an older version of a name its newest, under a new number; return that.
+
+        Nothing is copied or sent: the old number is free of it.
+
+        Raises:
+            ObjectUnknown: no such version.
+        """
+        verify = parse_verify(self.named(name, version)[0])
+        made = self._versions.begin(name)
+        try:
+            entry = self._entry(verify.manifest_hash)
+            assert entry is not None, "it was named just now"
+            moved = entry.model_copy(update={"version": made})
+            await self._commit(
+                [
+                    (OBJECTS + verify.manifest_hash, moved.to_bytes()),
+                    version_row(name, version, None),
+                    *self._versions.rows(name, made, verify.manifest_hash),
+                ]
+            )
+        finally:
+            self._versions.end(name)
+        self.on_change()
+        return made
+
     def directory(self) -> list[Listed]:
         """Return what the directory holds of the objects stored here, oldest first."""
         rows = []
         for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
             entry = self._parse_entry(raw)
-            if entry.deleting or entry.name.startswith(HIDDEN):
+            if entry.deleting or (
+                entry.name.startswith(HIDDEN) and not entry.name.startswith(PART)
+            ):
                 continue
             held = tuple(ListedHost(at.node, at.lease_id, at.size_bytes) for at in entry.held)
             rows.append(

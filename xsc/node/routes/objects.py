@@ -33,7 +33,7 @@ from xsc.base.limits import (
 from xsc.node.build import Node
 from xsc.node.http import problem_response, reply
 from xsc.storage.durability import parse as parse_survival
-from xsc.storage.names import check_name, listed
+from xsc.storage.names import PART, check_name, listed
 
 VERSION_MAX = 2**63 - 1
 FAULTS_KEPT = 256
@@ -74,6 +74,13 @@ def _code(request: web.Request) -> tuple[int, int]:
             hint="write for example 4,2",
         )
     return int(match[1]), int(match[2])
+
+
+def _part(given: str) -> str:
+    """Return the name of a file of a stored directory; it stands in no list of names."""
+    if not re.fullmatch(r"[0-9a-f]{64}/[0-9a-f]{64}", given):
+        raise ArgumentInvalid("a part is named by two times 64 hexadecimal digits")
+    return PART + given
 
 
 async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:
@@ -128,7 +135,8 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             async for chunk in request.content.iter_chunked(MIB):
                 yield chunk
 
-        name = _name(request, "XSC-Name")
+        part = request.headers.get("XSC-Part")
+        name = _name(request, "XSC-Name") if part is None else _part(part)
         done = await node.storage.put(
             body(),
             name=name,
@@ -204,6 +212,32 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         rows = listed(node.storage.ls(), prefix, versions=versions)
         return reply({"objects": [row.to_json() for row in rows]})
 
+    async def parts(request: web.Request) -> web.Response:
+        tree = request.headers.get("XSC-Part", "")
+        if not re.fullmatch(r"[0-9a-f]{64}", tree):
+            raise ArgumentInvalid("a directory is named by 64 hexadecimal digits")
+        prefix = f"{PART}{tree}/"
+        return reply(
+            {
+                "parts": [
+                    {
+                        "part": entry.name.removeprefix(prefix),
+                        "capability": entry.capability,
+                        "created_ms": entry.created_ms,
+                    }
+                    for _, entry in node.storage.entries()
+                    if entry.name.startswith(prefix) and not entry.deleting
+                ]
+            }
+        )
+
+    async def restore(request: web.Request) -> web.Response:
+        version = _number(request, "XSC-Version", VERSION_MAX)
+        if version is None:
+            raise ArgumentInvalid("the version that is to be restored is not named")
+        made = await node.storage.restore(_name(request, "XSC-Name"), version)
+        return reply({"version": made})
+
     async def named(request: web.Request) -> web.Response:
         version = _number(request, "XSC-Version", VERSION_MAX)
         deleting = _number(request, "XSC-Deleting", 1) == 1
@@ -263,6 +297,8 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         web.post("/v1/objects", put),
         web.get("/v1/objects", listing),
         web.get("/v1/objects/named", named),
+        web.get("/v1/objects/parts", parts),
+        web.post("/v1/objects/restore", restore),
         web.get("/v1/uploads/{id}", upload),
         web.get("/v1/object", get),
         web.get("/v1/object/stat", stat),

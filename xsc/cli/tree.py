@@ -1,0 +1,156 @@
+"""What `xsc store` does with whole directories."""
+
+from __future__ import annotations
+
+import os
+import time
+from base64 import b64encode
+from pathlib import Path
+
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, ObjectUnknown
+from xsc.base.units import format_size
+from xsc.cli.options import Settings, one_capability
+from xsc.cli.output import moment, progress_bar, say, show, show_json, show_table, warn
+from xsc.client.calls import Calls, Named
+from xsc.client.tree import SUFFIX
+
+_LETTERS = {"directory": "d", "file": "-", "link": "l"}
+
+
+def put(
+    settings: Settings,
+    folder: Path,
+    *,
+    name: str | None,
+    survive: str,
+    code: tuple[int, int] | None,
+    reread: bool,
+) -> int:
+    """Store a directory; return the exit code."""
+    from xsc.client.folders import put_tree
+
+    name = (name if name is not None else folder.absolute().name).rstrip("/")
+    if not name:
+        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
+    stored = put_tree(
+        settings.calls(),
+        folder,
+        name,
+        started_ms=time.time_ns() // 1_000_000,
+        warn=warn,
+        survive=survive,
+        code=code,
+        reread=reread,
+        progress=lambda total: progress_bar(f"storing {name}", total),
+    )
+    for warning in stored.document["warnings"]:
+        warn(warning)
+    capability = stored.document["capability"]
+    if settings.json:
+        show_json(
+            {
+                "capability": capability,
+                "name": stored.document["name"],
+                "files": stored.files,
+                "sent_files": stored.sent,
+                "sent_bytes": stored.sent_bytes,
+                "left_out": stored.left_out,
+            }
+        )
+    else:
+        if settings.verbose:
+            say(f"sent {stored.sent} of {stored.files} files, {format_size(stored.sent_bytes)}")
+        show(capability)
+    return EXIT_PARTLY if stored.left_out else 0
+
+
+def capability_of(calls: Calls, target: str | Named, version: int | None) -> str:
+    """Return the capability of a directory that is named with or without its slash."""
+    if isinstance(target, Named):
+        target = Named(target.name.rstrip("/") + SUFFIX)
+    return one_capability(calls, target, version)
+
+
+def get(settings: Settings, target: str | Named, output: Path, version: int | None) -> None:
+    """Fetch a directory."""
+    from xsc.client.folders import get_tree
+
+    calls = settings.calls()
+    tree = get_tree(
+        calls,
+        capability_of(calls, target, version),
+        output,
+        warn=warn,
+        progress=lambda total: progress_bar("fetching", total),
+    )
+    files = sum(node.kind == "file" for node in tree.nodes)
+    size = sum(node.size_bytes for node in tree.nodes)
+    if settings.json:
+        show_json({"directory": str(output), "files": files, "size_bytes": size})
+    elif settings.verbose:
+        say(f"fetched {files} files, {format_size(size)}, to {output}")
+
+
+def show_tree(settings: Settings, target: str | Named, version: int | None) -> None:
+    """List what is in a stored directory."""
+    from xsc.client.folders import read_tree
+
+    calls = settings.calls()
+    tree = read_tree(calls, capability_of(calls, target, version))
+    if settings.json:
+        show_json(
+            {
+                "entries": [
+                    {
+                        "path": node.path.decode("utf-8", "replace"),
+                        "path_base64": b64encode(node.path).decode(),
+                        "kind": node.kind,
+                        "mode": node.mode,
+                        "mtime_ns": node.mtime_ns,
+                        "size_bytes": node.size_bytes,
+                        "capability": node.capability,
+                    }
+                    for node in tree.nodes
+                ]
+            }
+        )
+        return
+    show_table(
+        ["mode", "<size", "changed", "path"],
+        [
+            [
+                _LETTERS[node.kind] + (f"{node.mode:04o}" if node.kind != "link" else ""),
+                format_size(node.size_bytes) if node.kind == "file" else "-",
+                moment(node.mtime_ns // 1_000_000),
+                os.fsdecode(node.path)
+                + (f" -> {os.fsdecode(node.target)}" if node.kind == "link" else ""),
+            ]
+            for node in tree.nodes
+        ],
+        "the directory is empty",
+    )
+
+
+def capability_or_file(calls: Calls, target: str | Named, version: int | None) -> str | None:
+    """Return the capability of an object, or of a file in a stored directory.
+
+    None where that file is empty: nothing is stored for it.
+
+    Raises:
+        ObjectUnknown: neither. ArgumentInvalid: it is a directory.
+    """
+    try:
+        return one_capability(calls, target, version)
+    except ObjectUnknown:
+        if not isinstance(target, Named):
+            raise
+        from xsc.client.folders import find_file
+
+        return find_file(calls, target.name, version).capability
+
+
+def clean(calls: Calls, name: str) -> None:
+    """After a version of a directory was deleted: delete the files that none needs now."""
+    from xsc.client.folders import clean
+
+    clean(calls, name)

@@ -1,0 +1,616 @@
+"""Directories: read from the disk and stored, fetched and written to the disk.
+
+Storing reads names and times first; a file whose size and time are those of the
+version before is not opened, and one whose content is stored already, under
+whatever name, is not sent. Fetching fills `DIR.part`, private to its owner, and
+gives it its name at the end; what is whole in it is not fetched again. Links are
+stored and made as links; nothing is ever read or written through one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged
+from xsc.base.limits import TREE_BYTES_MAX, TREE_DEPTH_MAX
+from xsc.client.calls import Calls
+from xsc.client.core import Document, Progress, ignore_progress
+from xsc.client.files import upload_id
+from xsc.client.partial import object_id
+from xsc.client.tree import (
+    MODE_MAX,
+    SUFFIX,
+    Node,
+    Tree,
+    order,
+    pack,
+    part_id,
+    references,
+    tree_id,
+    unchanged,
+    unpack,
+)
+
+WORKERS = 8
+"""Files under way at once."""
+TRIES = 3
+"""How often a file is read that changes while it is stored."""
+BLOCK_BYTES = 1024 * 1024
+MODE_KEPT = 0o777
+"""Of the mode, what fetching sets: nobody gets set-id bits from somebody else's directory."""
+
+Warn = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class StoredTree:
+    """What became of a directory that was stored."""
+
+    document: Document
+    files: int = 0
+    sent: int = 0
+    """Files whose content was not stored before."""
+    sent_bytes: int = 0
+    left_out: int = 0
+    """Entries that could not be read, or are neither file, directory nor link."""
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path)
+
+
+def read_tree(calls: Calls, capability: str) -> Tree:
+    """Return a stored directory.
+
+    Raises:
+        ArgumentInvalid: it is a file. RecordInvalid, TooLarge: it breaks a rule.
+        XscError: whatever the download meets.
+    """
+    with calls.open(capability) as download:
+        if download.size_bytes is not None and download.size_bytes > TREE_BYTES_MAX:
+            raise ArgumentInvalid("that is a file, not a directory", hint="leave -r out")
+        return unpack(b"".join(download.blocks()))
+
+
+# Storing
+
+
+def scan(top: int, warn: Warn) -> tuple[list[Node], int]:
+    """Return the entries below an open directory, in order, and how many were left out."""
+    found: list[Node] = []
+    left_out = 0
+
+    def failed(fault: OSError) -> None:
+        nonlocal left_out
+        left_out += 1
+        warn(f"{_text(os.fsencode(fault.filename or '?'))} cannot be read: {fault.strerror}")
+
+    def walk(handle: int, prefix: bytes, depth: int) -> None:
+        nonlocal left_out
+        if depth > TREE_DEPTH_MAX:
+            raise ArgumentInvalid(f"directories are nested deeper than {TREE_DEPTH_MAX} levels")
+        # Through a descriptor names come as text; as bytes they are what the disk has.
+        for name in sorted(os.fsencode(text) for text in os.listdir(handle)):
+            path = prefix + name
+            try:
+                status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                node = _node_of(path, status, handle, name)
+                if node is None:
+                    left_out += 1
+                    warn(f"{_text(path)} is no file, directory or link")
+                    continue
+                found.append(node)
+                if node.kind == "directory":
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                    below = os.open(name, flags, dir_fd=handle)
+                    try:
+                        walk(below, path + b"/", depth + 1)
+                    finally:
+                        os.close(below)
+            except OSError as fault:
+                fault.filename = path
+                failed(fault)
+
+    walk(top, b"", 1)
+    found.sort(key=lambda node: order(node.path))
+    return found, left_out
+
+
+def _node_of(path: bytes, status: os.stat_result, handle: int, name: bytes) -> Node | None:
+    mode, mtime_ns = stat.S_IMODE(status.st_mode) & MODE_MAX, status.st_mtime_ns
+    if stat.S_ISDIR(status.st_mode):
+        return Node(path, "directory", mode, mtime_ns)
+    if stat.S_ISREG(status.st_mode):
+        return Node(path, "file", mode, mtime_ns, status.st_size)
+    if stat.S_ISLNK(status.st_mode):
+        return Node(path, "link", 0, mtime_ns, target=os.readlink(name, dir_fd=handle))
+    return None
+
+
+@contextmanager
+def open_below(top: int, path: bytes) -> Iterator[BinaryIO]:
+    """Open a file below an open directory, through directories alone."""
+    handle = os.dup(top)
+    try:
+        *folders, name = path.split(b"/")
+        for folder in folders:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(folder, flags, dir_fd=handle)
+            os.close(handle)
+            handle = below
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with os.fdopen(os.open(name, flags, dir_fd=handle), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is no file any more")
+            yield file
+    finally:
+        os.close(handle)
+
+
+class _Exactly(io.RawIOBase):
+    """So many bytes of a file, hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, size_bytes: int) -> None:
+        self._file = file
+        self._left = size_bytes
+        self.hasher = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return at most so many of them."""
+        block = self._file.read(min(self._left, BLOCK_BYTES if size < 0 else size))
+        self._left -= len(block)
+        self.hasher.update(block)
+        return block
+
+    def fileno(self) -> int:
+        """Return the file's own."""
+        return self._file.fileno()
+
+
+def _hash(file: BinaryIO, size_bytes: int) -> bytes:
+    source = _Exactly(file, size_bytes)
+    while source.read(BLOCK_BYTES):
+        pass
+    return source.hasher.digest()
+
+
+@dataclass(slots=True)
+class _Storing:
+    """One put of a directory."""
+
+    calls: Calls
+    top: int
+    name: str
+    options: str
+    how: dict[str, Any]
+    progress: Progress
+    parts: dict[bytes, Future[str]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    sent: int = 0
+    sent_bytes: int = 0
+
+    def store(self, node: Node) -> Node:
+        """Return a file's entry with where its content is, stored if it was not.
+
+        Raises:
+            OSError: it cannot be read, or changes again and again.
+        """
+        if not node.size_bytes:
+            return node
+        for _ in range(TRIES):
+            with open_below(self.top, node.path) as file:
+                part = part_id(_hash(file, node.size_bytes), self.options)
+                with self.lock:
+                    known = self.parts.get(part)
+                    if known is None:
+                        mine = self.parts[part] = Future[str]()
+                if known is not None:
+                    capability = known.result()
+                    self.progress(node.size_bytes)
+                else:
+                    capability = self._send(node, file, part, mine)
+                if capability:
+                    return replace(node, part=part, capability=capability)
+        raise OSError(errno.EBUSY, "it changes while it is read")
+
+    def _send(self, node: Node, file: BinaryIO, part: bytes, mine: Future[str]) -> str:
+        """Return the capability of the content; empty where it changed meanwhile."""
+        try:
+            capability = self._upload(node, file, part)
+        except BaseException as fault:
+            with self.lock:
+                del self.parts[part]
+            mine.set_exception(fault)
+            raise
+        if not capability:
+            with self.lock:
+                del self.parts[part]
+        mine.set_result(capability)
+        return capability
+
+    def _upload(self, node: Node, file: BinaryIO, part: bytes) -> str:
+        size = node.size_bytes
+        path = Path(os.fsdecode(node.path))
+        resume = upload_id(path, file, tree_id(self.name), part.hex())
+        for attempt in range(2):
+            file.seek(0)
+            source = _Exactly(file, size)
+            try:
+                done = self.calls.put(
+                    source,  # type: ignore[arg-type]
+                    part=f"{tree_id(self.name)}/{part.hex()}",
+                    size_bytes=size,
+                    resume=resume,
+                    progress=self.progress,
+                    **self.how,
+                )
+                break
+            except UploadChanged:
+                if attempt:
+                    raise
+        capability: str = done["capability"]
+        if part_id(source.hasher.digest(), self.options) != part:
+            self.calls.remove(capability)
+            return ""
+        with self.lock:
+            self.sent += 1
+            self.sent_bytes += size
+        return capability
+
+
+def put_tree(
+    calls: Calls,
+    folder: Path,
+    name: str,
+    *,
+    started_ms: int,
+    warn: Warn,
+    survive: str = "",
+    code: tuple[int, int] | None = None,
+    reread: bool = False,
+    progress: Callable[[int], Any] | None = None,
+) -> StoredTree:
+    """Store a directory under a name; what is stored of it already is not sent again.
+
+    A call that was killed is gone on with by the same call.
+
+    Args:
+        calls: the node.
+        folder: the directory; itself it may be a link.
+        name: without the slash at its end.
+        started_ms: the time.
+        warn: told of what is left out.
+        survive: as for a file, as is `code`.
+        code: K data and M parity shards.
+        reread: read also files whose size and time are those of the version before.
+        progress: told how many bytes there are; gives a context for their progress.
+
+    Raises:
+        ArgumentInvalid: it is no directory, or too large for one.
+    """
+    how: dict[str, Any] = {"survive": survive, "code": code}
+    options = f"{survive} {code or ''}"
+    full = name.rstrip("/") + SUFFIX
+    try:
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise ArgumentInvalid(f"{folder} is no directory", hint="leave -r out") from None
+    except OSError as fault:
+        raise ArgumentInvalid(f"{folder} cannot be read: {fault.strerror}") from None
+    try:
+        status = os.fstat(top)
+        nodes, left_out = scan(top, warn)
+        before, before_capability = _newest(calls, full)
+        kept = {} if reread else unchanged(before, options)
+        storing = _Storing(calls, top, full, options, how, ignore_progress)
+        for row in calls.parts(tree_id(full)):
+            done = Future[str]()
+            done.set_result(row["capability"])
+            storing.parts[bytes.fromhex(row["part"])] = done
+        ready: list[Node] = []
+        waiting: list[Node] = []
+        for node in nodes:
+            same = kept.get((node.path, node.size_bytes, node.mtime_ns))
+            if node.kind == "file" and same is not None and _known(storing, same):
+                ready.append(replace(node, part=same.part, capability=same.capability))
+            elif node.kind == "file":
+                waiting.append(node)
+            else:
+                ready.append(node)
+        total = sum(node.size_bytes for node in waiting)
+        with (progress or _no_progress)(total) as moved:
+            storing.progress = _locked(moved)
+            stored, failed = _side_by_side(storing.store, waiting, warn)
+    finally:
+        os.close(top)
+    nodes = sorted([*ready, *stored], key=lambda node: order(node.path))
+    mode = stat.S_IMODE(status.st_mode) & MODE_MAX
+    tree = Tree(started_ms, options, mode, status.st_mtime_ns, tuple(nodes))
+    result = StoredTree(
+        {},
+        files=sum(node.kind == "file" for node in nodes),
+        sent=storing.sent,
+        sent_bytes=storing.sent_bytes,
+        left_out=left_out + failed,
+    )
+    if before is not None and tree.same_content(before):
+        result.document = {"capability": before_capability, "name": full, "warnings": []}
+        return result
+    raw = pack(tree)
+    result.document = calls.put(io.BytesIO(raw), name=full, size_bytes=len(raw), **how)
+    return result
+
+
+def _known(storing: _Storing, node: Node) -> bool:
+    """Say whether this node still lists the content of a file."""
+    return node.part is None or node.part in storing.parts
+
+
+def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
+    try:
+        capability = calls.named(full)[0]
+    except ObjectUnknown:
+        return None, ""
+    try:
+        return read_tree(calls, capability), capability
+    except ArgumentInvalid:
+        return None, ""  # a file was stored under such a name
+
+
+@contextmanager
+def _no_progress(_: int) -> Iterator[Progress]:
+    yield ignore_progress
+
+
+def _locked(progress: Progress) -> Progress:
+    lock = threading.Lock()
+
+    def tell(moved: int) -> None:
+        with lock:
+            progress(moved)
+
+    return tell
+
+
+def _side_by_side(
+    work: Callable[[Node], Node], nodes: Sequence[Node], warn: Warn
+) -> tuple[list[Node], int]:
+    """Do something for several at once; return what came of it, and how many cannot be read.
+
+    Raises:
+        Exception: the first that was met; what has not begun by then is not begun.
+    """
+    done: list[Node] = []
+    failed = 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = [(pool.submit(work, node), node) for node in nodes]
+        try:
+            for future, node in futures:
+                try:
+                    done.append(future.result())
+                except OSError as fault:
+                    failed += 1
+                    warn(f"{_text(node.path)} is left out: {fault.strerror}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return done, failed
+
+
+# Fetching
+
+
+def get_tree(
+    calls: Calls,
+    capability: str,
+    folder: Path,
+    *,
+    warn: Warn,
+    progress: Callable[[int], Any] | None = None,
+) -> Tree:
+    """Write a stored directory to the disk, where nothing may stand yet; return it.
+
+    A call that was killed is gone on with by the same call.
+
+    Raises:
+        ArgumentInvalid: something stands there, or it cannot be written.
+        RecordInvalid: the directory would lead out of its place.
+    """
+    tree = read_tree(calls, capability)
+    if os.path.lexists(folder):
+        raise ArgumentInvalid(f"{folder} exists", hint="name a new directory")
+    parent = folder.absolute().parent
+    if not parent.is_dir():
+        raise ArgumentInvalid(f"there is no directory {parent}")
+    partial = folder.with_name(folder.name + ".part")
+    try:
+        with _workshop(partial, object_id(capability)):
+            root, incoming = partial / "tree", partial / "incoming"
+            _make_directories(root, tree)
+            missing = [node for node in tree.nodes if not _is_there(root, node)]
+            numbers = {node.path: number for number, node in enumerate(tree.nodes)}
+            with (progress or _no_progress)(sum(node.size_bytes for node in missing)) as moved:
+                told = _locked(moved)
+
+                def fetch(node: Node) -> Node:
+                    _fetch(calls, root, incoming / str(numbers[node.path]), node, told)
+                    return node
+
+                _, failed = _side_by_side(fetch, missing, warn)
+            if failed:
+                raise ArgumentInvalid(f"{failed} files of the directory cannot be written")
+            _finish(root, tree)
+            root.rename(folder)
+            # Now: what its owner may not write, it may not move either.
+            os.utime(folder, ns=(tree.mtime_ns, tree.mtime_ns))
+            folder.chmod(tree.mode & MODE_KEPT)
+            shutil.rmtree(partial)
+    except OSError as fault:
+        raise ArgumentInvalid(f"{folder} cannot be written: {fault.strerror}") from None
+    return tree
+
+
+@contextmanager
+def _workshop(partial: Path, made_for: str) -> Iterator[None]:
+    """Make or take up the directory in which another one is made; nobody else's."""
+    marker = partial / "object"
+    try:
+        partial.mkdir(mode=0o700)
+    except FileExistsError:
+        status = os.lstat(partial)
+        whose = marker.read_text() if stat.S_ISDIR(status.st_mode) and marker.exists() else ""
+        if (
+            not stat.S_ISDIR(status.st_mode)
+            or status.st_uid != os.geteuid()
+            or stat.S_IMODE(status.st_mode) & 0o022
+            or whose not in {"", made_for}
+            or (not whose and any(partial.iterdir()))
+        ):
+            raise ArgumentInvalid(
+                f"{partial} is in the way: it is not what an interrupted call of this left",
+                hint="move or delete it",
+            ) from None
+    with marker.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArgumentInvalid(
+                f"another process writes {partial}", hint="wait for it, or name another directory"
+            ) from None
+        marker.write_text(made_for)
+        for name in ("tree", "incoming"):
+            _real_directory(partial / name)
+        yield
+
+
+def _real_directory(path: Path) -> None:
+    """Make a directory, or take one that is there; never what a link leads to."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise ArgumentInvalid(f"{path} is in the way", hint="move or delete it") from None
+        path.chmod(0o700)
+
+
+def _place(root: Path, node: Node) -> Path:
+    return root.joinpath(*(os.fsdecode(part) for part in order(node.path)))
+
+
+def _make_directories(root: Path, tree: Tree) -> None:
+    for node in tree.nodes:
+        if node.kind == "directory":
+            _real_directory(_place(root, node))
+
+
+def _is_there(root: Path, node: Node) -> bool:
+    """Say whether nothing is to be fetched: files get their names only when they are whole."""
+    if node.kind != "file":
+        return True
+    try:
+        status = os.lstat(_place(root, node))
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (
+        node.size_bytes,
+        node.mtime_ns,
+    )
+
+
+def _fetch(calls: Calls, root: Path, coming: Path, node: Node, progress: Progress) -> None:
+    if coming.is_symlink():
+        coming.unlink()
+    if node.capability is None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(coming, flags, 0o600))
+    else:
+        calls.get(node.capability, coming, progress)
+    size = coming.stat().st_size
+    if size != node.size_bytes:
+        coming.unlink()
+        raise OSError(errno.EIO, f"it has {size} bytes instead of {node.size_bytes}")
+    coming.chmod(node.mode & MODE_KEPT)
+    os.utime(coming, ns=(node.mtime_ns, node.mtime_ns))
+    coming.replace(_place(root, node))
+
+
+def _finish(root: Path, tree: Tree) -> None:
+    """Make the links, then give directories their modes and times, the deepest first."""
+    for node in tree.nodes:
+        if node.kind == "link":
+            place = _place(root, node)
+            if place.is_symlink():
+                place.unlink()
+            place.symlink_to(os.fsdecode(node.target))
+            os.utime(place, ns=(node.mtime_ns, node.mtime_ns), follow_symlinks=False)
+    for node in reversed(tree.nodes):
+        if node.kind == "directory":
+            place = _place(root, node)
+            os.utime(place, ns=(node.mtime_ns, node.mtime_ns))
+            place.chmod(node.mode & MODE_KEPT)
+
+
+# Looking after
+
+
+def find_file(calls: Calls, name: str, version: int | None) -> Node:
+    """Return the file that NAME/PATH means in a stored directory.
+
+    Raises:
+        ObjectUnknown: no directory of that name, or nothing of that path in it.
+        ArgumentInvalid: it is a directory or a link.
+    """
+    parts = name.rstrip("/").split("/")
+    for count in range(len(parts), 0, -1):
+        base, path = "/".join(parts[:count]) + SUFFIX, "/".join(parts[count:])
+        try:
+            capability = calls.named(base, version)[0]
+        except ObjectUnknown:
+            continue
+        if not path:
+            raise ArgumentInvalid(f"{base} is a directory", hint="get -r fetches all of it")
+        node = read_tree(calls, capability).find(os.fsencode(path))
+        if node.kind != "file":
+            raise ArgumentInvalid(
+                f"that is a {node.kind} in {base}", hint="get -r fetches all of it"
+            )
+        return node
+    raise ObjectUnknown(
+        "this node has stored no object under that name",
+        hint="`xsc store ls` shows all names",
+    )
+
+
+def clean(calls: Calls, full: str) -> int:
+    """Delete the files that no version of a directory needs any more; return how many.
+
+    Those that are newer than its newest version may belong to a put under way, and stay.
+    """
+    try:
+        versions = calls.named(full)
+    except ObjectUnknown:
+        versions = []
+    needed = references(read_tree(calls, capability) for capability in versions)
+    rows = calls.objects(full, versions=True)["objects"]
+    newest_ms = max((row["created_ms"] for row in rows if row["name"] == full), default=None)
+    count = 0
+    for row in calls.parts(tree_id(full)):
+        if bytes.fromhex(row["part"]) in needed:
+            continue
+        if newest_ms is None or row["created_ms"] < newest_ms:
+            calls.remove(row["capability"])
+            count += 1
+    return count
