@@ -64,7 +64,10 @@ def leases(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["lease", "role", "peer", "kind", "<used", "<of", "<price", "<owed", "<settled", "state"],
+        [
+            *("lease", "role", "peer", "kind", "<used", "<of", "<price", "<owed", "<settled"),
+            *("state", "until"),
+        ],
         [
             [
                 short(row["lease_id"]),
@@ -77,6 +80,7 @@ def leases(settings: Settings) -> None:
                 format_credits(row["due_micro"]),
                 format_credits(row["settled_micro"]),
                 row["state"],
+                moment(row["end_ms"]),
             ]
             for row in answer["leases"]
         ],
@@ -87,14 +91,15 @@ def leases(settings: Settings) -> None:
 @market.command()
 @click.argument("lease_id", metavar="LEASE")
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
+@click.option("--renewal", is_flag=True, help="Its newest renewal, which `xsc verify` reads.")
 @pass_settings
-def lease(settings: Settings, lease_id: str, output: Path) -> None:
+def lease(settings: Settings, lease_id: str, output: Path, *, renewal: bool) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
     LEASE is its id, or the beginning of it.
     """
     check_target(output)
-    with settings.calls().lease(lease_id) as download:
+    with settings.calls().lease(lease_id, renewal=renewal) as download:
         size = write_whole(output, download.blocks())
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})

@@ -196,8 +196,8 @@ def status(settings: Settings) -> None:
     if leases["ending"]:
         why = "; ".join(leases["reasons"]) or "not asked yet"
         warn(
-            f"{leases['ending']} leases under {leases['objects']} objects end soon, the first "
-            f"{moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
+            f"leases that end soon: {leases['ending']}, under objects: {leases['objects']}, "
+            f"the first {moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
         )
 
 

@@ -491,13 +491,17 @@ class Calls:
         """Return the leases of this node, in both roles."""
         return self.core.call("GET", "/v1/market/leases")
 
-    def lease(self, lease_id: str) -> Download:
-        """Return one signed lease as a file for `xsc verify`, to be used in a `with`."""
+    def lease(self, lease_id: str, *, renewal: bool = False) -> Download:
+        """Return one signed lease, or its newest renewal, as a file for `xsc verify`.
+
+        To be used in a `with`.
+        """
         if not re.fullmatch(r"[a-z0-9]{1,64}", lease_id):
             raise ArgumentInvalid(
                 f"'{lease_id}' is no lease id", hint="`xsc market leases` shows them"
             )
-        return self.core.download(f"/v1/market/leases/{lease_id}", {})
+        query = "?renewal=1" if renewal else ""
+        return self.core.download(f"/v1/market/leases/{lease_id}{query}", {})
 
     def settle(self) -> Document:
         """Settle now what is owed by leases."""

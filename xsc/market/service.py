@@ -124,6 +124,8 @@ class LeaseView:
     settled_micro: int
     start_ms: int
     end_ms: int
+    renewals: int = 0
+    """How often it was renewed."""
 
 
 @dataclass(slots=True)
@@ -356,7 +358,21 @@ class MarketService:
             use.settled_micro,
             terms.start_ms,
             terms.end_ms,
+            terms.renewals,
         )
+
+    def renewal_record(self, lease_id: bytes) -> bytes:
+        """Return the newest signed renewal of a lease, as `xsc verify` reads it.
+
+        Raises:
+            NotFound: no such lease, or it was never renewed.
+        """
+        roles: tuple[Role, ...] = ("customer", "provider")
+        for role in roles:
+            entry = self._book.get(role, lease_id)
+            if entry is not None and entry.renewal is not None:
+                return entry.renewal
+        raise NotFound("this lease was not renewed")
 
     def pricing(self) -> MarketPricing:
         """Return this node's prices at its present utilisation."""

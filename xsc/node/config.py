@@ -267,7 +267,8 @@ KEYS: Final[dict[str, Key]] = {
     "lease_warning": Key(
         "lease_warning_ms",
         "30d",
-        _between(0, limits.STORAGE_LEASE_MS, parse_duration_ms),
+        # More than 33 days are left of every lease that is renewed in time.
+        _between(0, 33 * 86_400_000, parse_duration_ms),
         "how long before the end of a lease that was not renewed the node says so",
     ),
     "leftover_after": Key(

@@ -563,7 +563,7 @@ def test_status(xsc, stand_in):
     soon = {"ending": 2, "objects": 7, "first_end_ms": 0, "reasons": ["the host is silent"]}
     stand_in.answers("GET", "/v1/status", answer | {"leases": soon})
     told = xsc("node", "status").err
-    assert "2 leases under 7 objects end soon" in told
+    assert "leases that end soon: 2, under objects: 7, the first" in told
     assert "the host is silent" in told
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET, World
-from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
 from xsc.base.limits import (
     EPOCH_MS,
     MIB,
@@ -18,6 +18,7 @@ from xsc.base.limits import (
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.pricing import PriceList
 from xsc.market.renewal import due_ms
+from xsc.node.verify import verify_file
 from xsc.terms.pricing import storage_amount
 from xsc.terms.renewal import Renewal, RenewalRequest
 
@@ -465,6 +466,38 @@ async def test_an_answer_that_does_not_fit_is_not_taken(world, pair, twist):
 
 def replace_(record, **changes):
     return record.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "outer"),
+    [
+        ({"price": 1}, {}),
+        ({"quantity_min": 2**40, "quantity": 2**40}, {}),
+        ({}, {"quantity": 2**40}),
+        ({"provider": b"\5" * 32}, {}),
+        ({"customer": b"\5" * 32}, {}),
+        ({"quote": b"none"}, {}),
+    ],
+    ids=lambda item: next(iter(item), "-"),
+)
+async def test_a_renewal_proves_itself_and_a_false_one_does_not(world, pair, change, outer):
+    customer, provider = pair
+    lease_id = await stored(world, customer, provider)
+    with pytest.raises(NotFound):
+        customer.market.renewal_record(lease_id)
+    world.later(LATEST_MS)
+    await world.drive(customer.market.renewals.round())
+    raw = customer.market.renewal_record(lease_id)
+    assert provider.market.renewal_record(lease_id) == raw
+    assert "renewal 1 of lease" in verify_file(raw)
+    renewal = open_signed(raw, Renewal, network=NET).record
+    request = open_signed(renewal.request, RenewalRequest, network=NET).record
+    inner = sign(replace_(request, **change), customer.key, NET).raw
+    forged = sign(replace_(renewal, request=inner, **outer), provider.key, NET).raw
+    with pytest.raises(XscError):
+        verify_file(forged)
+    with pytest.raises(XscError):
+        verify_file(sign(renewal, customer.key, NET).raw)
 
 
 # Crashes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from xsc.base.errors import NotFound
+from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
 from xsc.node.build import Node
 from xsc.node.http import reply
@@ -56,6 +56,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "settled_micro": lease.settled_micro,
                 "start_ms": lease.start_ms,
                 "end_ms": lease.end_ms,
+                "renewals": lease.renewals,
             }
             for lease in node.market.leases()
         ]
@@ -70,7 +71,11 @@ def routes(node: Node) -> list[web.RouteDef]:
                 f"{'no' if not ids else 'more than one'} lease has an id that begins with '{text}'",
                 hint="`xsc market leases` lists them",
             )
-        raw = node.market.lease_record(ids[0])
+        asked = request.query.get("renewal", "0")
+        if asked not in ("0", "1"):
+            raise ArgumentInvalid("renewal must be 0 or 1")
+        record = node.market.renewal_record if asked == "1" else node.market.lease_record
+        raw = record(ids[0])
         return web.Response(body=raw, content_type="application/cbor")
 
     return [
