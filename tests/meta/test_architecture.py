@@ -68,6 +68,7 @@ SHELL = {
     "xsc.storage.reach": "calls hosts, and the own shard store without a call",
     "xsc.storage.reading": "fetches segments ahead of who reads them",
     "xsc.storage.deep": "reads every shard of an object, from all hosts",
+    "xsc.storage.seals": "gathers the receipts of one turn of the event loop",
     "xsc.storage.service": "stores, fetches and answers",
     "xsc.storage.uploads": "keeps journals of puts, and ends what nobody goes on with",
     "xsc.storage.shards": "keeps shards on the disk",

@@ -5,18 +5,16 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.storage.world import NETWORK, World, content, put
+from tests.unit.storage.world import World, content, put, receipt_in
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ShardMismatch, SpaceExhausted
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.db.memory import MemoryKeyValue
-from xsc.identity.envelope import open_signed
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import ShardBody
 from xsc.storage.held import Found, Wanted
 from xsc.storage.shards import StorageNode
-from xsc.terms.storage_receipt import StorageReceipt
 
 CAPACITY = 60
 LOCATES = [b"x" * 32, b"y" * 32]
@@ -227,8 +225,7 @@ async def test_whatever_was_receipted_is_there_after_a_power_loss():
 
         def note(method, answer, host=host, receipts=receipts):
             if method == "storage.put":
-                raw = answer.header["receipt"]
-                receipts.append(open_signed(raw, StorageReceipt, network=NETWORK).record)
+                receipts.append(receipt_in(answer.header))
                 snapshots.append(Snapshot(host, receipts))
             return answer
 

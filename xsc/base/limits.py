@@ -109,6 +109,10 @@ PEER_REQUESTS_A_SECOND_MAX = 2_000
 UNKNOWN_REQUESTS_A_SECOND_MAX = 50
 BATCH_CALLS_MAX = 32
 """Small calls that travel in one request."""
+SEALED_RECEIPTS_MAX = BATCH_CALLS_MAX
+"""Storage receipts under one signature."""
+SEALS_KEPT = 64
+"""Verified seals that a customer remembers; each is asked for as often as it has receipts."""
 BATCH_CALL_BYTES_MAX = 64 * KIB
 """Header and parts of a call that may travel with others, and of its answer."""
 BATCH_CALL_PARTS_MAX = FRAME_PARTS_MAX // BATCH_CALLS_MAX

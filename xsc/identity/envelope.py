@@ -204,13 +204,39 @@ def open_signed(
         TooLarge, RecordInvalid: not canonical, of another kind, version or network.
         SignatureInvalid: another author, or the signature does not fit.
     """
+    body, by, net = _verified(raw, kind.KIND, network, author, size_max)
+    record = kind.from_bytes(body, size_max=size_max)
+    return Signed(record, by, net, tagged_sha256(kind.KIND, body), raw)
+
+
+def open_body(
+    raw: bytes,
+    kind: str,
+    *,
+    network: bytes,
+    author: bytes,
+    size_max: int = RECORD_BYTES_MAX,
+) -> bytes:
+    """Return the bytes of a record of an envelope, for who knows what they must be.
+
+    Everything about the envelope was checked, nothing about the record.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`.
+    """
+    return _verified(raw, kind, network, author, size_max)[0]
+
+
+def _verified(
+    raw: bytes, kind: str, network: bytes | None, author: bytes | None, size_max: int
+) -> tuple[bytes, bytes, bytes]:
+    """Return body, author and network of an envelope that was checked."""
     claimed, net, by, body, signature = _fields(raw, size_max)
-    if claimed != kind.KIND:
-        raise RecordInvalid(f"expected a {kind.KIND}, this is a {claimed}")
+    if claimed != kind:
+        raise RecordInvalid(f"expected a {kind}, this is a {claimed}")
     if network is not None and net != network:
         raise RecordInvalid(f"this {claimed} is of another network")
     if author is not None and by != author:
         raise SignatureInvalid(f"this {claimed} is signed by another node than expected")
     verify(by, signature, _message(claimed, net, body))
-    record = kind.from_bytes(body, size_max=size_max)
-    return Signed(record, by, net, tagged_sha256(claimed, body), raw)
+    return body, by, net

@@ -82,6 +82,8 @@ class PutRequest:
     """Segment and shard."""
     sealed: Buffer | None
     placement: bytes | None
+    seal: bool = False
+    """Whether its receipt may stand under a seal with others."""
 
     @property
     def size_bytes(self) -> int:
@@ -118,6 +120,7 @@ def put_message(
         "generation": generation,
         "shards": listed,
         "placement": None if record is None else record.placement,
+        "seal": True,
     }
     return header, parts
 
@@ -157,6 +160,8 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
         tuple(shards),
         sealed,
         placement,
+        # Older releases do not know of seals, and send nothing.
+        seal="seal" in header and take_bool(header, "seal"),
     )
 
 

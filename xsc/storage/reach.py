@@ -43,7 +43,8 @@ from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
 from xsc.storage.ports import OWN_LEASE, HostLease, Hosts, Leases
-from xsc.storage.receipts import deletion_fault, expected_receipt, receipt_fault
+from xsc.storage.receipts import deletion_fault, expected_receipt
+from xsc.storage.seals import Seals
 from xsc.storage.shards import StorageNode
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
@@ -184,6 +185,7 @@ class Reach:
         self._node = node
         self._paces: dict[bytes, Pace] = {}
         self._trials: dict[bytes, asyncio.Task[None]] = {}
+        self._seals = Seals(network)
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
@@ -308,12 +310,7 @@ class Reach:
         self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
     ) -> None:
         try:
-            signed = open_signed(
-                take_bytes(header, "receipt"), StorageReceipt, network=self.network, author=node
-            )
-            fault = receipt_fault(signed.record, expected)
-            if fault is not None:
-                raise ReceiptInvalid(fault)
+            self._seals.check(header, expected)
         except XscError as fault_error:
             self._blame(node, "receipt_invalid", fault_error.message)
             raise

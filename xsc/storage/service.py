@@ -81,6 +81,7 @@ from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, bodies_of, stop_all, together, whole_of
 from xsc.storage.reading import Located, ObjectReader
 from xsc.storage.receipts import expected_receipt
+from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
@@ -313,6 +314,7 @@ class StorageService:
         self._segments_in_flight = segments_in_flight
         self._lease_warning_ms = lease_warning_ms
         self._versions = Versions(state)
+        self._sealer = Sealer(key, network)
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object came or went."""
         self._reach = Reach(
@@ -1089,7 +1091,9 @@ class StorageService:
             placement=None if record is None else record.placement_id,
             stored_ms=self._clock.now_ms(),
         )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+        if not request.seal:
+            return self._sealer.alone(receipt), []
+        return await self._sealer.together(receipt), []
 
     async def _on_keep(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

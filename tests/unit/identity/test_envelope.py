@@ -15,6 +15,7 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
+from xsc.terms.receipt_seal import ReceiptSeal
 from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 from xsc.terms.voucher import Voucher
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Record]] = {
         Order,
         Outcome,
         Quote,
+        ReceiptSeal,
         Renewal,
         RenewalRequest,
         StorageReceipt,

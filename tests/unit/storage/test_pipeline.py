@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.unit.storage.world import NETWORK, Answer, World, content, get, put, stream
+from tests.unit.storage.world import NETWORK, Answer, World, content, get, put, receipt_in, stream
 from xsc.base.errors import (
     DurabilityUnreachable,
     NoOffers,
@@ -23,7 +23,6 @@ from xsc.storage.erasure import StorageShard
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pipeline import cut_stream
 from xsc.storage.reach import requests_of
-from xsc.terms.storage_receipt import StorageReceipt
 
 MIB = 2**20
 FOUR_SEGMENTS = 13 * MIB + 5
@@ -301,10 +300,7 @@ def tampered(host, change):
     def corrupt(method, answer):
         if method != "storage.put":
             return answer
-        from xsc.identity.envelope import open_signed
-
-        receipt = open_signed(answer.header["receipt"], StorageReceipt, network=NETWORK).record
-        raw = change(receipt)
+        raw = change(receipt_in(answer.header))
         return Answer({"receipt": raw}, [])
 
     host.corrupt = corrupt

@@ -13,10 +13,13 @@ from xsc.base.keyvalue import Change
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
 from xsc.storage.ports import OWN_LEASE
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
+from xsc.terms.receipt_seal import ReceiptSeal
+from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
 CAPACITY = 64 * 2**20
@@ -250,3 +253,13 @@ async def finished(world: World, work):
 
 def content(size: int, seed: int = 1) -> bytes:
     return SeededEntropy(seed.to_bytes(4, "big")).token(size)
+
+
+def receipt_in(header) -> StorageReceipt:
+    """Return the receipt that an answer to a put carries, signed alone or under a seal."""
+    if "seal" in header:
+        seal = open_signed(header["seal"], ReceiptSeal, network=NETWORK).record
+        receipt = StorageReceipt.from_bytes(header["receipt_body"])
+        assert receipt.id in seal.receipts
+        return receipt
+    return open_signed(header["receipt"], StorageReceipt, network=NETWORK).record
