@@ -14,11 +14,11 @@ LIFE_MS, REPAIR_MS = 3 * 365 * 86_400_000, 86_400_000
 SITES = ["attic", "attic", "attic", "attic", "barn", "barn", "shed", "shed", "shed"]
 
 
-def at_sites(world):
+def at_sites(world, sites=SITES):
     def config(index):
         settings = {**world.settings, "name": world.name(index)}
-        if index < len(SITES) and SITES[index]:
-            settings["site"] = SITES[index]
+        if index < len(sites) and sites[index]:
+            settings["site"] = sites[index]
         return load(world.nowhere, {}, settings)
 
     world.config = config
@@ -118,3 +118,51 @@ def test_the_estimate_rises_with_every_column_that_is_lost(lost):
         assert (await check(owner, capability)).yearly_loss_ppb > 10 * before
 
     run(45, 7, play)
+
+
+def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_peer_joins():
+    """Columns of the contract 2nodes,1site: two at each of three sites, of which one shrinks."""
+    sites = ["attic", "attic", "attic", "barn", "barn", "shed", "shed", "shed", "attic"]
+
+    def prepare(world):
+        at_sites(world, sites)
+
+    async def play(world):
+        owner = world.nodes[0]
+        for other in range(9):
+            if other != 7:
+                world.net.partition("node-7", world.name(other))
+        await world.until(lambda: not owner.health.is_up(world.nodes[7].key.node_id))
+        capability = await put(owner, content(MIB), survive=Survival(2, 1))
+
+        async def at():
+            stat = await owner.storage.stat(capability)
+            assert all(host.state == "ok" for host in stat.hosts) == (stat.condition.margin == 2)
+            return [world.index_of(host.node) for host in stat.hosts]
+
+        assert sorted(sites[index] for index in await at()) == sorted([*set(sites)] * 2)
+        await world.crash(6)
+        await world.clock.sleep_ms(200_000)
+        healed = await at()
+        assert 6 not in healed
+        assert len(set(healed)) == 6
+        found = await check(owner, capability)
+        assert found.stat.condition.margin == 2, "it heals all the same"
+        assert (found.to_json()["contract"], found.to_json()["contract_kept"]) == (
+            "2nodes,1site",
+            False,
+        )
+        moved = [item for _, done in owner.storage.mender.lately for item in done.moved]
+        assert len(moved) == 1, "what is well moves only where that helps"
+        world.net.heal()
+        await world.clock.sleep_ms(200_000)
+        found = await check(owner, capability)
+        assert found.to_json()["contract_kept"] is True
+        assert 7 in await at()
+        moved = [item for _, done in owner.storage.mender.lately for item in done.moved]
+        assert len(moved) == 2
+        await world.clock.sleep_ms(120_000)
+        assert await get(world.nodes[3], capability) == content(MIB)
+
+    quick = {"repair_grace": "60s", "repair_interval": "30min", "probe_interval": "15s"}
+    run(89, 9, play, quick, prepare)

@@ -354,11 +354,12 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
 @click.option("--deep", is_flag=True, help="Read every shard and verify it.")
 @version_option
 @pass_settings
-def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> None:
+def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
-    Exits with 6 if a shard is damaged or missing, and with 5 if it only cannot
-    be asked for.
+    Exits with 6 if a shard is damaged or missing, with 5 if it only cannot be
+    asked for, and with 7 if all are there but do not survive what `--survive`
+    asked for when it was stored.
     """
     calls = settings.calls()
     answer = calls.check(one_capability(calls, cap, version), deep=deep)
@@ -373,6 +374,7 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
                 ("margin", _margin(answer["margin"])),
                 ("healable", "yes" if answer["healable"] else "no"),
                 ("survives", f"the loss of {answer['survives']}"),
+                *_contract(answer),
                 ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
                 *([("read", format_size(answer["read_bytes"]))] if deep else []),
                 ("leases until", _until(answer.get("ends_ms"))),
@@ -394,6 +396,21 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
         raise ShardsDamaged(f"{_count(lost, 'shard')} of it are damaged or gone")
     if lost:
         raise PeerSilent(f"{_count(lost, 'shard')} of it cannot be asked for")
+    if answer.get("contract_kept") is False:
+        warn(
+            f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
+            "once there are peers for it"
+        )
+        return EXIT_PARTLY
+    return 0
+
+
+def _contract(answer: Document) -> list[tuple[str, str]]:
+    """Return the line about what was asked for when an object was stored, if anything was."""
+    if not answer.get("contract"):
+        return []
+    kept = "kept" if answer["contract_kept"] else "broken"
+    return [("contract", f"the loss of {answer['contract']}: {kept}")]
 
 
 @store.command()

@@ -414,6 +414,12 @@ class MarketService:
             return self._settings.site, self._settings.owner
         return self._labels.get(node, ("", ""))
 
+    async def learn_labels(self, nodes: Collection[bytes]) -> frozenset[bytes]:
+        """Ask nodes that are up for a quote where none said its labels; return whose are known."""
+        peers = [node for node in nodes if node not in self._labels and node != self._own]
+        await self._ask("storage", [node for node in peers if self._quality.is_up(node)], 0)
+        return frozenset(node for node in nodes if node == self._own or node in self._labels)
+
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked."""
         return self._peers.peers()

@@ -170,11 +170,25 @@ class _Network:
         return known.index(name) if name else len(known)
 
     def fill(
-        self, n: int, node_caps: Sequence[int], site_caps: Sequence[int], owner_caps: Sequence[int]
+        self,
+        n: int,
+        node_caps: Sequence[int],
+        site_caps: Sequence[int],
+        owner_caps: Sequence[int],
+        kept: Sequence[int],
     ) -> list[int] | None:
-        """Return columns a host that keep all caps and add up to n, as even as they allow."""
-        flow = _Flow(self, site_caps, owner_caps)
-        total = 0
+        """Return columns a host that keep all caps and add up to n, as even as they allow.
+
+        No host has fewer than it keeps.
+        """
+        if any(held > cap for held, cap in zip(kept, node_caps, strict=True)):
+            return None
+        flow = _Flow(self, site_caps, owner_caps, kept)
+        if not flow.holds:
+            return None
+        total = sum(kept)
+        if total == n:
+            return flow.held
         for level in range(1, min(max(node_caps, default=0), n) + 1):
             caps = [min(cap, level) for cap in node_caps]
             while total < n and flow.push(caps):
@@ -188,13 +202,26 @@ class _Flow:
     """Columns that run from sites over nodes to owners, one more at a time."""
 
     def __init__(
-        self, network: _Network, site_caps: Sequence[int], owner_caps: Sequence[int]
+        self,
+        network: _Network,
+        site_caps: Sequence[int],
+        owner_caps: Sequence[int],
+        kept: Sequence[int],
     ) -> None:
         self._site_of = network.site_of
         self._owner_of = network.owner_of
         self._site_left = list(site_caps)
         self._owner_left = list(owner_caps)
-        self.held = [0] * len(network.hosts)
+        self._kept = kept
+        self.held = list(kept)
+        for host, held in enumerate(kept):
+            self._site_left[self._site_of[host]] -= held
+            self._owner_left[self._owner_of[host]] -= held
+
+    @property
+    def holds(self) -> bool:
+        """Whether what is kept is within the caps."""
+        return min(*self._site_left, *self._owner_left) >= 0
 
     def push(self, caps: Sequence[int]) -> bool:
         """Place one more column, moving others where that makes room; False where none does.
@@ -221,7 +248,9 @@ class _Flow:
                 self._move(i, entered, taker)
                 return True
             for j in range(count):
-                if j == i or self._owner_of[j] != owner or not self.held[j] or taker[j] is not None:
+                if j == i or self._owner_of[j] != owner or taker[j] is not None:
+                    continue
+                if self.held[j] <= self._kept[j]:
                     continue
                 taker[j] = i
                 for other in range(count):
@@ -267,13 +296,29 @@ def _wide_enough(count: int, survive: int, m: int, n: int, *, unknown: bool) -> 
 
 
 @lru_cache(maxsize=1024)
-def _plan(hosts: tuple[Host, ...], n: int, m: int, asked: Survival) -> tuple[int, ...] | None:
+def plan_around(
+    hosts: tuple[Host, ...],
+    bounds: tuple[tuple[int, int], ...],
+    n: int,
+    m: int,
+    asked: Survival,
+) -> tuple[int, ...] | None:
+    """Return how many of n columns each host holds where some stay as they are, as `plan`.
+
+    Args:
+        hosts: distinct nodes, the preferred ones first.
+        bounds: of each host, how many columns stay there, and the most that it may hold.
+        n: columns in all, the kept ones included.
+        m: columns that may be lost.
+        asked: the contract.
+    """
     network = _Network(hosts)
     no_site = any(not host.site for host in hosts)
     no_owner = any(not host.owner for host in hosts)
     by_nodes = [_wide_enough(len(hosts), f, m, n, unknown=False) for f in range(m + 1)]
     by_sites = [_wide_enough(len(network.sites), f, m, n, unknown=no_site) for f in range(m + 1)]
     by_owners = [_wide_enough(len(network.owners), f, m, n, unknown=no_owner) for f in range(m + 1)]
+    kept = [least for least, _ in bounds]
     effort = 0
     for target in _targets(m, asked):
         for (node_caps, _), (site_caps, site_rest), (owner_caps, owner_rest) in product(
@@ -282,7 +327,8 @@ def _plan(hosts: tuple[Host, ...], n: int, m: int, asked: Survival) -> tuple[int
             effort += 1
             if effort > EFFORT_MAX:
                 return None
-            held = network.fill(n, node_caps, (*site_caps, site_rest), (*owner_caps, owner_rest))
+            capped = [min(cap, most) for cap, (_, most) in zip(node_caps, bounds, strict=True)]
+            held = network.fill(n, capped, (*site_caps, site_rest), (*owner_caps, owner_rest), kept)
             if held is not None:
                 return tuple(held)
     return None
@@ -301,7 +347,7 @@ def plan(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> tuple[bytes,
     below for codes with up to four parity shards; beyond it the answer is None.
     """
     assert hosts
-    held = _plan(tuple(hosts), n, m, asked)
+    held = plan_around(tuple(hosts), ((0, n),) * len(hosts), n, m, asked)
     if held is None:
         return None
     left = list(held)

@@ -34,6 +34,7 @@ from xsc.storage.delegation import (
     move_by_owner,
     open_placement,
 )
+from xsc.storage.durability import Host, survival
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.expiry import own_ends, own_expiring, ward_expiring
 from xsc.storage.held import HeldObject, Wanted
@@ -44,7 +45,6 @@ from xsc.storage.mending import (
     is_steady,
     lost_columns,
     margin,
-    next_want,
     surplus,
     watched,
 )
@@ -55,6 +55,7 @@ from xsc.storage.ports import OWN_LEASE, HostLease
 from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, together
 from xsc.storage.reading import Located, roots_of
+from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.terms.storage_receipt import HeldShard
 
@@ -149,6 +150,8 @@ class Survey:
     owner, those that others pay for; at a guardian, those that the owner did not renew."""
     expiring: frozenset[int] = frozenset()
     """Columns whose lease ends soon where no other is to be had; part of `homeless`."""
+    labelled: frozenset[bytes] = frozenset()
+    """Nodes that said where they are and whose, or that they do not say it."""
 
     @property
     def columns(self) -> tuple[bytes, ...]:
@@ -298,12 +301,17 @@ class Mender:
 
     def _concerned(self, raw: bytes) -> bool:
         try:
-            columns = open_placement(raw, self._reach.network).placement.columns
+            placement = open_placement(raw, self._reach.network).placement
         except XscError:
             return True
+        columns = placement.columns
         nodes = set(columns)
         if len(nodes) < len(columns):
             return True
+        if placement.survive is not None:
+            hosts = self._hosts_of(nodes)
+            if not survival([hosts[n] for n in columns], placement.m).meets(placement.asked):
+                return True
         return bool(self.gone(nodes) or nodes & self._prover.leaving)
 
     async def round(
@@ -381,8 +389,20 @@ class Mender:
         lost = lost_columns(columns, states, self.gone(set(columns)))
         foreign, expiring = self._to_renew(charge, placed, manifest, states, answers)
         homeless = lost | leaving | expiring
+        labelled: frozenset[bytes] = frozenset()
+        if homeless or placed.placement.survive is not None:
+            nodes = sorted({*columns, *self.available(also_unsteady=True)})
+            labelled = await self._reach.hosts.learn_labels(nodes)
         return Survey(
-            charge, located, placed, tuple(states), answers, homeless, foreign - homeless, expiring
+            charge,
+            located,
+            placed,
+            tuple(states),
+            answers,
+            homeless,
+            foreign - homeless,
+            expiring,
+            labelled,
         )
 
     def _to_renew(
@@ -415,6 +435,24 @@ class Mender:
         ends = own_ends(held, own, self._reach.hosts.lease_end)
         ending = own_expiring(manifest, columns, states, answers, ends=ends, own=own, now_ms=now_ms)
         return foreign, ending - foreign
+
+    def _layout(self, survey: Survey) -> Layout:
+        """Return how an object lies, as it is planned with."""
+        placement, columns = survey.placed.placement, survey.columns
+        return Layout(
+            columns=columns,
+            homeless=survey.homeless,
+            m=placement.m,
+            own=self._reach.own,
+            doubled=survey.doubled,
+            labels=self._hosts_of(survey.labelled),
+            asked=placement.asked,
+            # Guardians move what is lost, and nobody moves for labels that were not heard yet.
+            movable=survey.charge.owner is not None and survey.labelled >= set(columns),
+        )
+
+    def _hosts_of(self, nodes: Iterable[bytes]) -> dict[bytes, Host]:
+        return {node: Host(node, *self._reach.hosts.labels(node)) for node in nodes}
 
     def _not_mine(
         self,
@@ -504,11 +542,7 @@ class Mender:
             return True
         if wanted or self._leftovers(survey) or self._surplus(survey) or self._unproved(survey):
             return True
-        own = self._reach.own
-        return (
-            next_want(survey.columns, (), self.available(), own=own, doubled=survey.doubled)
-            is not None
-        )
+        return next_want(self._layout(survey), self.available()) is not None
 
     def _unproved(self, survey: Survey) -> list[bytes]:
         """Return the nodes that leave, are up, and may hold what lies elsewhere by now."""
@@ -627,32 +661,31 @@ class Mender:
     async def _choose(self, survey: Survey) -> tuple[dict[int, HostLease], str]:
         """Return room for each column that moves, and what failed."""
         reach = self._reach
-        homes = list(survey.columns)
-        homeless = set(survey.homeless)
+        layout = self._layout(survey)
         silent = {node for node, held in survey.answers.items() if held is None}
         available = self.available(also_unsteady=survey.margin <= 0) - silent
-        available -= {homes[column] for column in survey.expiring}
+        available -= {survey.columns[column] for column in survey.expiring}
         located = survey.located
         record = 2 * len(located.placement_raw) + 1024 + len(located.sealed)
         size = self._column_bytes(located.manifest) + record
         chosen: dict[int, HostLease] = {}
         reason = ""
         for column in sorted(survey.foreign):
-            lease, fault = await self._lease(frozenset({homes[column]}), size)
+            lease, fault = await self._lease(frozenset({layout.columns[column]}), size)
             if lease is not None:
                 chosen[column] = lease
             reason = reason or fault
         readable = survey.margin >= 0 or located.manifest.inline is not None
-        while readable and (
-            want := next_want(homes, homeless, available, own=reach.own, doubled=survey.doubled)
-        ):
+        while readable:
+            want = await reach.executor.run(next_want, layout, available)
+            if want is None:
+                break
             lease, fault = await self._lease(want.targets, size)
             if lease is None:
                 reason = reason or fault
                 available -= want.targets
                 continue
-            homes[want.column] = lease.node
-            homeless.discard(want.column)
+            layout = layout.placed(want.column, lease.node)
             chosen[want.column] = lease
         if not readable:
             reason = "fewer columns are left than the object needs"

@@ -1,4 +1,4 @@
-"""What an object needs: which columns are lost, and which nodes may take them.
+"""What an object needs: which columns are lost, and which nodes are trusted with more.
 
 Loss that a host admits counts at once. Silence counts once it has lasted for the
 grace, and a node that was given up must stay up for a while, longer each time,
@@ -8,8 +8,7 @@ DESIGN section 5.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -74,63 +73,6 @@ def lost_columns(
 def margin(states: Sequence[State], k: int) -> int:
     """Return how many more columns may be lost; negative where it is too late."""
     return sum(state == "ok" for state in states) - k
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """A column that needs a node, and the nodes that may take it."""
-
-    column: int
-    targets: frozenset[bytes]
-
-
-def next_want(
-    columns: Sequence[bytes],
-    homeless: Collection[int],
-    available: Collection[bytes],
-    *,
-    own: bytes,
-    doubled: bool,
-) -> Want | None:
-    """Return the next column to place; None where nothing can be improved.
-
-    Columns without a home come first: on nodes that hold none, or, where the object lay on
-    fewer nodes than it has columns before, on those that hold the fewest. Then columns that
-    lie doubled up move to nodes that hold at least two fewer.
-
-    Args:
-        columns: the node of each column, as planned so far.
-        homeless: columns that are lost or must leave their node.
-        available: nodes that are up and may be given columns.
-        own: this node; it takes columns only where no other can.
-        doubled: whether some node held several columns before anything was planned.
-    """
-    load = Counter(node for column, node in enumerate(columns) if column not in homeless)
-    if homeless:
-        column = min(homeless)
-        targets = _least(available, load, own)
-        if targets and (doubled or load[min(targets)] == 0):
-            # Where it was lost it may be lost again: only if there is no other place.
-            return Want(column, (targets - {columns[column]}) or targets)
-        return None
-    least = _least(available, load, own)
-    if not least or not load:
-        return None
-    most = max(load.values())
-    if most - load[min(least)] < 2:
-        return None
-    crowded = max(node for node, held in load.items() if held == most)
-    column = max(column for column, node in enumerate(columns) if node == crowded)
-    return Want(column, least)
-
-
-def _least(available: Collection[bytes], load: Mapping[bytes, int], own: bytes) -> frozenset[bytes]:
-    """Return the available nodes that hold the fewest columns, the own one last."""
-    if not available:
-        return frozenset()
-    fewest = min(load.get(node, 0) for node in available)
-    found = frozenset(node for node in available if load.get(node, 0) == fewest)
-    return (found - {own}) or found
 
 
 def surplus(columns: Sequence[bytes], node: bytes, held: Collection[int]) -> frozenset[int]:

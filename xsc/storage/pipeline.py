@@ -55,6 +55,7 @@ from xsc.storage.placement import (
     check_code,
     check_durability,
     columns_of,
+    contract_of,
     host_bytes,
     record_bytes,
     warnings_of,
@@ -535,6 +536,7 @@ class Upload:
                 columns=columns,
                 segments=0 if inline is not None else index + 1,
                 delegate=self._delegate,
+                survive=contract_of(self._survive),
             )
             signed = sign(placement, self._key, self._reach.network)
             self._record = ObjectRecord(

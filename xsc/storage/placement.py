@@ -23,6 +23,7 @@ from xsc.storage.erasure import Code
 from xsc.storage.held import HeldObject
 from xsc.storage.manifest import Manifest, expected_digest, segments_of
 
+Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
 State = Literal["ok", "missing", "corrupt", "unreachable"]
 """A column's state: the worst of its segments."""
 
@@ -44,13 +45,26 @@ class Placement(Record):
     segments: Count
     delegate: Id32 | None = None
     """Whose signature may move columns after this (`xsc.storage.delegation`); None: nobody's."""
+    survive: tuple[Loss, Loss, Loss] | None = None
+    """The contract: nodes, sites and owners that may be lost; None where nothing was asked."""
+
+    @property
+    def asked(self) -> Survival:
+        """The contract."""
+        return Survival(*(self.survive or ()))
 
     def to_value(self) -> dict[str, Value]:
-        """Return the record as plain values; without a delegate as before there were any."""
+        """Return the record as plain values; without what is not said as before there was any."""
         value = super().to_value()
-        if self.delegate is None:
-            del value["delegate"]
+        for name in ("delegate", "survive"):
+            if value[name] is None:
+                del value[name]
         return value
+
+
+def contract_of(asked: Survival) -> tuple[int, int, int] | None:
+    """Return a contract as a placement holds it; None for one that asks nothing."""
+    return (asked.nodes, asked.sites, asked.owners) if asked != Survival() else None
 
 
 def check_placement(placement: Placement, manifest: Manifest, locate: bytes) -> str | None:

@@ -6,7 +6,7 @@ behind `Commit`; storage knows neither. Peers are behind `xsc.base.peering`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol, TypeAlias
 
 from xsc.base.keyvalue import Change
@@ -69,6 +69,9 @@ class Hosts(Protocol):
 
     def labels(self, node: bytes) -> tuple[str, str]:
         """Return the site and the owner that a node names, empty where it names none."""
+
+    async def learn_labels(self, nodes: Collection[bytes]) -> frozenset[bytes]:
+        """Ask nodes that are up for labels not heard yet; return those whose labels are known."""
 
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked."""

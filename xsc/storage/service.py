@@ -155,6 +155,8 @@ class ObjectStat:
     """Until when each host keeps its part: by the own leases, else by what the host says."""
     ending: tuple[HostEnd, ...] = ()
     """Those of them that end soon."""
+    asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
+    """The contract under which it was stored."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `xsc store stat --json` (DESIGN section 11)."""
@@ -191,6 +193,8 @@ class ObjectCheck:
         return {
             **self.stat.to_json(),
             "survives": self.survives.to_text(),
+            "contract": self.stat.asked.to_text() if self.stat.asked != Survival() else None,
+            "contract_kept": self.survives.meets(self.stat.asked),
             "yearly_loss_ppb": self.yearly_loss_ppb,
             "read_bytes": self.read_bytes,
             "bad": [
@@ -815,6 +819,7 @@ class StorageService:
             ),
             ends=tuple(ends),
             ending=self._ending(ends),
+            asked=located.placement.asked,
         )
 
     def _own_ends(self, entry: ObjectEntry) -> list[HostEnd]:
@@ -851,6 +856,7 @@ class StorageService:
             "corrupt" if host.state == "ok" and host.shard in broken else host.state
             for host in found.hosts
         ]
+        await self._hosts.learn_labels({host.node for host in found.hosts})
         live = [
             Host(host.node, *self._hosts.labels(host.node))
             for host, state in zip(found.hosts, states, strict=True)

@@ -829,3 +829,46 @@ def test_a_drain_proof_is_verified_from_a_file_and_from_a_pipe(xsc, tmp_path):
     for wrong in (proof[:-1], b"XSC drain proof 2\n", b"XSC ", b"XSC"):
         bad = xsc("verify", "-", stdin=wrong)
         assert (bad.code, bad.out) == (6, b"")
+
+
+# contract
+
+
+def checked(**change):
+    return {
+        "size_bytes": 9,
+        "code": {"k": 1, "m": 1},
+        "hosts": [{"shard": 0, "node": NODE, "state": "ok"}],
+        "readable": True,
+        "margin": 1,
+        "healable": True,
+        "survives": "1node",
+        "contract": None,
+        "contract_kept": True,
+        "yearly_loss_ppb": 1,
+        "read_bytes": 0,
+        "bad": [],
+        "ends_ms": None,
+        "ending": [],
+    } | change
+
+
+def test_check_says_whether_the_contract_is_kept(xsc, stand_in):
+    stand_in.answers("GET", "/v1/object/check?deep=0", checked())
+    done = xsc("store", "check", "xsc:r:abc")
+    assert (done.code, done.err) == (0, "")
+    assert "contract" not in done.text
+    stand_in.answers("GET", "/v1/object/check?deep=0", checked(contract="1node"))
+    done = xsc("store", "check", "xsc:r:abc")
+    assert done.code == 0
+    assert "contract      the loss of 1node: kept" in done.text
+    broken = checked(contract="1node,1site", contract_kept=False)
+    stand_in.answers("GET", "/v1/object/check?deep=0", broken)
+    done = xsc("store", "check", "xsc:r:abc")
+    assert done.code == 7
+    assert "contract      the loss of 1node,1site: broken" in done.text
+    assert "was to survive the loss of 1node,1site" in done.err
+    assert xsc("store", "check", "xsc:r:abc", "--json").json == broken
+    lost = [{"shard": 0, "node": NODE, "state": "missing"}]
+    stand_in.answers("GET", "/v1/object/check?deep=0", broken | {"hosts": lost})
+    assert xsc("store", "check", "xsc:r:abc").code == 6, "what is damaged comes first"

@@ -196,6 +196,9 @@ class Host:
     def labels(self, node):
         return self.world.labels.get(node, ("", ""))
 
+    async def learn_labels(self, nodes):
+        return frozenset(nodes)
+
     def peers(self):
         return [other.id for other in self.world.hosts if other is not self]
 
