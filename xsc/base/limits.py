@@ -49,6 +49,8 @@ ENDED_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
+DAMAGED_TOLD_MAX = 64
+"""Damaged segments of a column that a stat names one by one; all of them are counted."""
 SWEEP_INTERVAL_MS = 3_600_000
 """Between two rounds in which a host looks for what it need not keep."""
 SWEEP_SLICE = 2_000

@@ -437,6 +437,8 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
             say(
                 f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
             )
+        if answer.get("patched"):
+            say(f"{where}{_count(answer['patched'], 'damaged shard')} stored anew in place")
         if answer["left"]:
             warn(
                 f"{where}{_count(len(answer['left']), 'shard')} left as it was: {answer['reason']}"

@@ -92,6 +92,8 @@ class HeldColumn:
     """When the first lease under it ends; None: never, or it is not said."""
     leases: frozenset[bytes] = frozenset()
     """Known at the host alone."""
+    bad: tuple[int, ...] = ()
+    """Which segments these are: the first DAMAGED_TOLD_MAX of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from xsc.storage.mending import (
     watched,
 )
 from xsc.storage.messages import GET_MAX, ObjectRecord
+from xsc.storage.patching import damaged_segments, good_for
 from xsc.storage.pipeline import Held
 from xsc.storage.placement import State, column_states
 from xsc.storage.ports import OWN_LEASE, HostLease
@@ -57,7 +58,7 @@ from xsc.storage.reach import Reach, Source, in_order, race, requests_of, togeth
 from xsc.storage.reading import Located, roots_of
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
-from xsc.terms.storage_receipt import HeldShard
+from xsc.storage.segment import length_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,8 @@ class Mended:
     """Columns that are lost or must leave, and have no new home yet."""
     reason: str
     """Why some are left; empty where none are."""
+    patched: int = 0
+    """Damaged shards that were stored anew where they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,6 +595,9 @@ class Mender:
                 and not (survey.placed.repairs or survey.homeless or survey.foreign)
             ):
                 return Mended(survey.margin, (), (), "")
+            before = survey.margin
+            if patched := await self._patch(survey):
+                survey = await self.survey(charge)
             chosen, reason = await self._choose(survey)
             moved: tuple[Moved, ...] = ()
             if chosen:
@@ -613,11 +619,65 @@ class Mender:
                 self._reach.log.warning(
                     "storage_not_healed", object=short(ref), columns=list(left), reason=reason
                 )
-            mended = Mended(survey.margin, moved, left, reason if left else "")
+            mended = Mended(before, moved, left, reason if left else "", patched)
             if moved:
                 self.lately.append((ref, mended))
             await self._part(survey, mended)
             return mended
+
+    async def _patch(self, survey: Survey) -> int:
+        """Store damaged shards anew at hosts that have the rest of their columns; return how many.
+
+        What cannot be stored there is left to be moved with its column.
+        """
+        charge, located = survey.charge, survey.located
+        manifest, leaving = located.manifest, self._prover.leaving
+        done = 0
+        for column, segments in damaged_segments(
+            manifest, survey.columns, survey.answers, self._reach.own
+        ).items():
+            node = survey.columns[column]
+            leases = [item.lease_id for item in charge.held if item.node == node]
+            if node in leaving or len(leases) != 1:
+                # Under which of several leases the shard lies is not known here.
+                continue
+            lease = LoneLease(node, leases[0])
+            try:
+                for segment in segments:
+                    shard = await self._patched(survey, segment, column)
+                    size, fault = await self._send(lease, located, segment, shard)
+                    if fault:
+                        self._reach.log.info("storage_not_patched", peer=short(node), reason=fault)
+                        break
+                    # It takes the place of what was counted already.
+                    await self._reach.note_freed(node, lease.lease_id, size)
+                    done += 1
+            except XscError as fault_error:
+                self._fault(charge.ref, fault_error)
+        if done:
+            self._reach.log.info("storage_shards_patched", object=short(charge.ref), shards=done)
+        return done
+
+    async def _patched(self, survey: Survey, segment: int, column: int) -> StorageShard:
+        """Build one damaged shard from columns that are whole in this segment."""
+        located, manifest = survey.located, survey.located.manifest
+        code = code_of(manifest)
+        length = length_of(segment, manifest.size_bytes, manifest.segment_bytes)
+        await self._pace(code.shard_bytes(length) * (1 + manifest.k))
+        good = good_for(manifest, survey.columns, survey.answers, segment)
+        got = await race(
+            self._reach,
+            locate=located.locate,
+            generation=manifest.generation,
+            segment=segment,
+            roots=roots_of(manifest, segment),
+            sources=in_order(
+                self._reach, [Source(each, survey.columns[each]) for each in good], manifest.k
+            ),
+            k=manifest.k,
+        )
+        (shard,) = await self._reach.executor.run(rebuild, got, code, length, [column])
+        return shard
 
     async def _clean(self, survey: Survey) -> Charge:
         """Delete what counts no more, once nobody can still be reading by the last placement."""

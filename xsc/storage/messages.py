@@ -27,7 +27,13 @@ from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, TooLarge
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import FRAME_PARTS_MAX, MANIFEST_BYTES_MAX, RECORD_BYTES_MAX, SEGMENT_BYTES
+from xsc.base.limits import (
+    DAMAGED_TOLD_MAX,
+    FRAME_PARTS_MAX,
+    MANIFEST_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    SEGMENT_BYTES,
+)
 from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
 from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.erasure import Buffer, StorageShard
@@ -328,6 +334,7 @@ def stat_answer(held: HeldObject) -> dict[str, Value]:
             "digest": item.digest,
             "damaged": item.damaged,
             "ends_ms": item.ends_ms,
+            **({"bad": [*item.bad]} if item.bad else {}),
         }
         for item in held.columns[:COLUMNS_MAX]
     ]
@@ -341,6 +348,12 @@ def stat_answer(held: HeldObject) -> dict[str, Value]:
 def _end(fields: Mapping[str, Value]) -> int | None:
     """Return when a lease ends; releases before this field never say so."""
     return None if fields.get("ends_ms") is None else take_int(fields, "ends_ms")
+
+
+def _bad(fields: Mapping[str, Value]) -> tuple[int, ...]:
+    """Return which segments are damaged; releases before this field never say so."""
+    listed = take_list({"bad": []} | dict(fields), "bad", most=DAMAGED_TOLD_MAX)
+    return tuple(take_int({"bad": segment}, "bad", most=SEGMENT_MAX) for segment in listed)
 
 
 def read_stated(header: Mapping[str, Value]) -> HeldObject:
@@ -363,6 +376,7 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
                 take_bytes(fields, "digest", size=ID_BYTES),
                 take_int(fields, "damaged"),
                 _end(fields),
+                bad=_bad(fields),
             )
         )
     records = []

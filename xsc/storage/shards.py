@@ -34,7 +34,7 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
+from xsc.base.limits import DAMAGED_TOLD_MAX, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
@@ -698,7 +698,7 @@ class StorageNode:
 
     def _stat(self, locate: bytes, generation: int, manifest_hash: bytes) -> HeldObject:
         roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
-        damaged: dict[tuple[bytes, int], int] = {}
+        damaged: dict[tuple[bytes, int], list[int]] = {}
         leases: dict[tuple[bytes, int], set[bytes]] = {}
         budget = STAT_READ_BYTES_MAX
         prefix = formats.generation_prefix(locate, generation)
@@ -712,15 +712,16 @@ class StorageNode:
                 budget -= entry.size_bytes
                 self._read_shard(key, entry)
             if entry.sequence in self._damaged:
-                damaged[group] = damaged.get(group, 0) + 1
+                damaged.setdefault(group, []).append(segment)
         columns = tuple(
             HeldColumn(
                 customer,
                 column,
                 len(held),
                 column_digest(held),
-                damaged.get(group, 0),
+                len(damaged.get(group, ())),
                 leases=frozenset(leases[group]),
+                bad=tuple(damaged.get(group, ())[:DAMAGED_TOLD_MAX]),
             )
             for group, held in sorted(roots.items())
             for customer, column in [group]

@@ -726,6 +726,8 @@ def test_repair_by_name_and_what_the_node_refuses(xsc, stand_in):
     stand_in.answers("GET", "/v1/objects/named", {"capabilities": ["xsc:r:new", "xsc:r:old"]})
     stand_in.answers("POST", "/v1/object/repair", {**REPAIRED, "moved": []})
     assert xsc("store", "repair", "film").text == "0 shards moved, 0 left\n"
+    stand_in.answers("POST", "/v1/object/repair", {**REPAIRED, "moved": [], "patched": 2})
+    assert xsc("store", "repair", "film").err == "2 damaged shards stored anew in place\n"
     assert stand_in.last.headers["XSC-Capability"] == "xsc:r:new"
     stand_in.refuses("POST", "/v1/object/repair", "not_allowed", "not looked after here", "why")
     done = xsc("store", "repair", "xsc:r:abc")

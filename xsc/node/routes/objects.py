@@ -262,6 +262,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
                 ],
                 "left": list(done.left),
                 "reason": done.reason,
+                "patched": done.patched,
             }
         )
 
