@@ -56,6 +56,7 @@ from xsc.storage.ports import OWN_LEASE, HostLease
 from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, together
 from xsc.storage.reading import Located, roots_of
+from xsc.storage.receipts import shards_of
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.storage.segment import length_of
@@ -1055,17 +1056,6 @@ class Mender:
         generation = located.manifest.generation
         for batch, carried in requests_of([], record):
             await self._reach.store(lease, located.locate, generation, shards=batch, record=carried)
-
-
-def shards_of(manifest: Manifest, column: int) -> list[HeldShard]:
-    """Return the shards of a column, by segment."""
-    code = code_of(manifest)
-    found = []
-    for index in range(segments_of(manifest)):
-        length = min(manifest.segment_bytes, manifest.size_bytes - index * manifest.segment_bytes)
-        size, root = code.shard_bytes(length), roots_of(manifest, index)[column]
-        found.append(HeldShard(segment=index, column=column, size_bytes=size, root=root))
-    return found
 
 
 def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:

@@ -33,11 +33,10 @@ from xsc.storage.drain import MOVED, REASON_CHARS_MAX, STAYS, Drain
 from xsc.storage.erasure import Buffer
 from xsc.storage.held import Wanted
 from xsc.storage.leaving import page_of
-from xsc.storage.manifest import code_of, hash_of, root_at, segments_of
+from xsc.storage.manifest import hash_of, segments_of
 from xsc.storage.reach import Reach
 from xsc.storage.reading import Located
-from xsc.storage.receipts import receipt_fault
-from xsc.storage.segment import length_of
+from xsc.storage.receipts import receipt_fault, shards_of
 from xsc.storage.shards import StorageNode
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
@@ -147,18 +146,7 @@ class Prover:
         """
         manifest = located.manifest
         host = located.placement.columns[column]
-        code = code_of(manifest)
-        expected = tuple(
-            HeldShard(
-                segment=segment,
-                column=column,
-                size_bytes=code.shard_bytes(
-                    length_of(segment, manifest.size_bytes, manifest.segment_bytes)
-                ),
-                root=root_at(manifest, segment, column),
-            )
-            for segment in segments
-        )
+        expected = shards_of(manifest, column, segments)
         wanted = [Wanted(shard.segment, column, shard.root) for shard in expected]
         if host == self._reach.own:
             raw = await self.attest(host, located.locate, manifest.generation, ref, wanted)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from xsc.base.limits import REQUEST_WINDOW_MS
 from xsc.storage.erasure import StorageShard
+from xsc.storage.manifest import Manifest, code_of, root_at, segments_of
+from xsc.storage.segment import length_of
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
@@ -77,3 +79,21 @@ def deletion_fault(
     if abs(receipt.deleted_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the deletion receipt is of another time"
     return None
+
+
+def shards_of(
+    manifest: Manifest, column: int, segments: range | None = None
+) -> tuple[HeldShard, ...]:
+    """Return the shards of a column, by segment: of some, or of all segments."""
+    code = code_of(manifest)
+    return tuple(
+        HeldShard(
+            segment=index,
+            column=column,
+            size_bytes=code.shard_bytes(
+                length_of(index, manifest.size_bytes, manifest.segment_bytes)
+            ),
+            root=root_at(manifest, index, column),
+        )
+        for index in (range(segments_of(manifest)) if segments is None else segments)
+    )
