@@ -769,7 +769,11 @@ class Services:
         noted = _noted(request, result, raw)
         row = _row_of(receipt, record, noted)
         if self._services.get(service.key) is service:
-            self._add(service, [row], failures=_failures([row]))
+            try:
+                self._add(service, [row], failures=_failures([row]))
+            except XscError as fault:
+                # What was answered is answered, and without its row not billed.
+                self._log.error("service_log_not_written", reason=fault.message)
         return Served(answer, row.request_id)
 
     # What peers ask

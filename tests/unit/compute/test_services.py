@@ -516,6 +516,18 @@ async def test_the_log_keeps_so_many_rows_and_follows(world, monkeypatch):
     assert SERVICE_LOG_ROWS_MAX > SERVICE_UNPAID_ROWS_MAX
 
 
+async def test_an_answer_is_given_also_where_its_row_cannot_be_kept(world, monkeypatch):
+    await world.owner.deploy()
+
+    def full(*_, **__):
+        raise SpaceExhausted("the disk is full")
+
+    monkeypatch.setattr(world.owner.disk, "write", full)
+    assert body(await world.owner.ask()) == b"Hello, world!\n"
+    assert await world.owner.rows() == []
+    assert world.owner.services.views()[0].running == 0
+
+
 async def test_numbers_grow_also_when_the_clock_is_set_back(world):
     await world.owner.deploy()
     await world.owner.ask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import asynccontextmanager
 
 import pytest
@@ -202,6 +203,36 @@ async def test_a_body_in_pieces_is_bounded_too(end, monkeypatch):
     chunked = b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nabcde\r\n" * 3 + b"0\r\n"
     assert status(await end.ask(b"POST /fn/alice/echo", chunked)) == 413
     assert not end.node.requests
+
+
+WHOLE = (
+    b"POST /fn/alice/echo/a?b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n"
+    b"X-Y: z\r\n\r\nabc"
+)
+
+
+async def test_no_bytes_end_the_listener_or_get_more_than_a_status():
+    """Random bytes, and a request with some of its bytes changed, cut or doubled."""
+    chance = random.Random(7)  # a seed: the same bytes each time
+    async with listening(progress_ms=50) as end:
+        for number in range(150):
+            raw = bytearray(WHOLE)
+            for _ in range(chance.randrange(1, 6)):
+                place = chance.randrange(len(raw))
+                match number % 3:
+                    case 0:
+                        raw[place] = chance.randrange(256)
+                    case 1:
+                        del raw[place : place + chance.randrange(20)]
+                    case _:
+                        raw[place:place] = chance.randbytes(chance.randrange(1, 20))
+            answer = await end.raw(bytes(raw))
+            assert answer == b"" or answer.startswith(b"HTTP/"), raw
+            assert b"Traceback" not in answer
+        for size in (1, 10, 1000, 100_000):
+            await end.raw(chance.randbytes(size))
+        assert status(await end.ask()) == 200
+        assert end.node.requests[-1].body == b""
 
 
 async def test_bodies_have_so_much_room_together():
