@@ -31,10 +31,12 @@ from xsc.base.errors import (
     NoOffers,
     NotAllowed,
     NotFound,
+    PeerError,
     RateLimited,
     ReceiptInvalid,
     RecordInvalid,
     SpaceExhausted,
+    TooLarge,
     UnavailableError,
     XscError,
 )
@@ -541,7 +543,14 @@ class Services:
                 return
 
     async def _pay(self, service: _Service, rows: Sequence[Row]) -> None:
-        checked = await self._executor.run(self._check_rows, service, rows)
+        try:
+            checked = await self._executor.run(self._check_rows, service, rows)
+        except (PeerError, TooLarge) as fault:
+            service.refuted = True
+            raise ReceiptInvalid(
+                f"a receipt of {short(service.active.record.provider)} is refused, "
+                f"and the service no longer paid: {fault.message}"
+            ) from None
         self._add(service, [row for row, _ in checked], failures=_failures(rows))
         service.last = max(service.last, rows[-1].number)
         for row, receipt in checked:
@@ -565,7 +574,7 @@ class Services:
         provider = service.active.record.provider
         refusal = rules.check_numbers(service.last, [row.number for row in rows])
         if refusal is not None:
-            raise self._refuted(service, refusal)
+            raise ReceiptInvalid(refusal)
         found: list[tuple[Row, ServiceReceipt]] = []
         for row in rows:
             signed = open_signed(
@@ -576,7 +585,7 @@ class Services:
                 receipt.deployment, Deployment, network=self._network, author=self._own
             ).record
             if (deployment.name, deployment.provider) != (service.key[1], provider):
-                raise self._refuted(service, "it is over the deployment of another service")
+                raise ReceiptInvalid("it is over the deployment of another service")
             price = self._leases.price_of(receipt.lease_id, provider)
             if price is None:
                 self._log.warning("receipt_of_unknown_lease", service=service.key[1])
@@ -585,16 +594,9 @@ class Services:
             if refusal is None and receipt.number != row.number:
                 refusal = "it bears another number than its row"
             if refusal is not None:
-                raise self._refuted(service, refusal)
+                raise ReceiptInvalid(refusal)
             found.append((_row_of(receipt, deployment, row), receipt))
         return found
-
-    def _refuted(self, service: _Service, reason: str) -> ReceiptInvalid:
-        service.refuted = True
-        return ReceiptInvalid(
-            f"a receipt of {short(service.active.record.provider)} is refused, "
-            f"and the service no longer paid: {reason}"
-        )
 
     # What is held
 
@@ -870,8 +872,10 @@ class Services:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         service = self._held(caller, header)
         lease_id = take_bytes(header, "lease_id", size=32)
-        after = take_int(header, "after")
-        # What the owner has, need not be kept here.
+        after = take_int(header, "after", most=2**62)
+        # What the owner has, need not be kept here; and numbers grow from there on, whatever
+        # the clock says after a restart.
+        service.last = max(service.last, after)
         service.rows -= self._store.cut(service.key, after)
         service.heard_ms = self._clock.monotonic_ms()
         starved, service.starved = service.starved, False

@@ -657,6 +657,21 @@ async def test_receipts_outlive_restarts_of_both_and_are_paid_once(world):
     assert len(owner.market.spending) == 2
 
 
+async def test_numbers_grow_also_where_the_holder_starts_again_with_another_time(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    await world.owner.look_after()
+    holder = await world.again(world.holder, b"h")
+    assert holder.services._services[world.owner.id, "greet"].last == 0
+    world.clock._now_ms -= 1_000_000
+    await world.owner.look_after()
+    await holder.ask(world.owner)
+    await world.owner.look_after()
+    assert world.owner.services.views()[0].fault == ""
+    assert len(await world.owner.rows()) == 2
+
+
 async def test_without_a_lease_nothing_runs(world):
     await world.owner.deploy(on=world.holder.id)
     world.holder.market.room = 0
@@ -857,6 +872,8 @@ RECEIPT_LIES = {
         "outcome": {"exit_code": None, "trap": "time_exceeded"},
     },
     "a number that came before": {"number": 1},
+    "another's signature": {"key": KeyPair(b"x" * 32)},
+    "another's deployment": {"deployment": b"x"},
 }
 
 
@@ -867,9 +884,10 @@ async def test_a_receipt_that_breaks_a_rule_is_not_paid_nor_any_after_it(world, 
     (row,) = world.holder.services._store.rows((world.owner.id, "greet"), most=9, size_max=10**6)
     receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
     changed = dict(RECEIPT_LIES[lie])
+    key = changed.pop("key", world.holder.key)
     if "outcome" in changed:
         changed["outcome"] = receipt.outcome.model_copy(update=changed["outcome"])
-    forged = sign(receipt.model_copy(update=changed), world.holder.key, world.network)
+    forged = sign(receipt.model_copy(update=changed), key, world.network)
     world.holder.services._store.add((world.owner.id, "greet"), [replace(row, receipt=forged.raw)])
     await world.owner.look_after()
     view = world.owner.services.views()[0]
