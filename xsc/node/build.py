@@ -38,6 +38,7 @@ from xsc.net.service import PeerNet
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
 from xsc.node.tasks import Tasks
+from xsc.storage.guard import GUARD
 from xsc.storage.heads import Heads
 from xsc.storage.mender import MendSettings
 from xsc.storage.messages import PUT
@@ -398,7 +399,7 @@ class Node:
                 self.services,
             ):
                 self.peers.register(service.handlers())
-            self.peers.share(PUT)
+            self.peers.share(PUT, GUARD)
             self.peers.share(RUN)
             self.peers.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)

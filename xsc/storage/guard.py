@@ -32,6 +32,7 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
+    BATCH_CALLS_MAX,
     GUARD_RETRY_MS,
     GUARDIANS,
     LEASE_RESCUE_MS,
@@ -51,7 +52,7 @@ from xsc.storage.held import HeldAt
 from xsc.storage.mender import Charge, Mender
 from xsc.storage.pipeline import Held
 from xsc.storage.ports import Commit
-from xsc.storage.reach import Reach
+from xsc.storage.reach import Reach, together
 
 GUARD: Final = "storage.guard"
 UNGUARD: Final = "storage.unguard"
@@ -154,13 +155,19 @@ class Guards:
             for node in self._reach.hosts.peers()
             if self._reach.is_up(node) and node not in leaving and node not in self._refused
         ]
+        asked = []
         for ref, placement in self._own():
             told = self._told(ref)
             if len(told) >= min(GUARDIANS, len(up)) and not self._gone(told):
                 continue
             charge = self._load(ref)
             if charge is not None:
-                await self._ask(charge, placement, up, told)
+                asked.append(self._ask(charge, placement, up, told))
+            if len(asked) == BATCH_CALLS_MAX:
+                # Together their calls share requests, and what was agreed shares syncs.
+                await together(asked)
+                asked = []
+        await together(asked)
 
     def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
         leaving = self._leaving().intersection(nodes)
@@ -192,7 +199,7 @@ class Guards:
                 continue
             header = guard_message(charge.capability, raw, len(agreed))
             try:
-                await self._caller.call(node, GUARD, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+                await self._caller.call(node, GUARD, header)
             except XscError as fault:
                 self._reach.log.info("storage_not_guarded", peer=short(node), reason=fault.message)
                 if isinstance(fault, (NotAllowed, RateLimited)):

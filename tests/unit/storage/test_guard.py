@@ -113,3 +113,18 @@ def test_a_guardian_that_will_guard_no_longer_says_so_and_another_takes_its_plac
         assert list(world.nodes[leaves].storage.guards.wards()) == []
 
     run(63, 5, play)
+
+
+def test_many_objects_are_handed_over_in_few_requests():
+    async def play(world):
+        owner = world.nodes[0]
+        for _ in range(40):
+            await put(owner, content(1_000))
+        begun = len(world.net.trace)
+        await owner.storage.guards.ask_all()
+        for node in world.nodes[1:]:
+            assert len(list(node.storage.guards.wards())) == 40
+        sent = [e for e in world.net.trace[begun:] if e.source == "node-0" and e.what == "sent"]
+        assert len(sent) < 20  # for 80 calls
+
+    run(1, 3, play)
