@@ -1,7 +1,7 @@
 """Every format of version 1: read as it was, and with every byte changed.
 
-tests/vectors/formats_v1.json holds bytes that were made once, without this
-package. Whatever comes later must read them.
+tests/vectors/formats_v1.json and formats_v1_storage.json hold bytes that were made
+once, without this package. Whatever comes later must read them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from xsc.base.encoding import decode
 from xsc.base.errors import XscError
 from xsc.base.limits import MANIFEST_BYTES_MAX
 from xsc.identity.envelope import Record, open_signed
+from xsc.market import book
 from xsc.net import frame, invitation
-from xsc.storage import bodies, capability, manifest
+from xsc.storage import bodies, capability, deletions, manifest, names, sweeping
 from xsc.storage.capability import ReadCapability
 
 GOLDEN = vectors("formats_v1")
-CASES = GOLDEN["formats"]
+KEPT = vectors("formats_v1_storage")
+CASES = [*GOLDEN["formats"], *KEPT["formats"]]
 NETWORK = bytes.fromhex(GOLDEN["network"])
 FLIPS = (0x01, 0x80)
 
@@ -97,6 +99,16 @@ def format_of(case: dict[str, Any]) -> Format:
             return Format(bodies.decode_number, bodies.encode_number)
         case "gone":
             return Format(bodies.decode_gone, bodies.encode_gone)
+        case "sweep":
+            return Format(sweeping.read_number, sweeping.write_number)
+        case "ended":
+            return Format(
+                deletions.ended_ms, lambda time_ms: deletions.ended_row(b"", time_ms)[1] or b""
+            )
+        case "last":
+            return Format(names.read_last, lambda last: names.last_row("", last)[1] or b"")
+        case "use":
+            return Format(book.read_use, book.write_use)
         case "damaged":
             return Format(bodies.decode_damaged, lambda value: bodies.encode_damaged(*value))
         case other:

@@ -55,7 +55,7 @@ NODES_MAX = 10
 DOWN_MAX = 2
 OBJECTS_MAX = 8
 SETTINGS = {
-    "storage_capacity": "1GiB",
+    "storage_capacity": "16GiB",
     "starter_credit": "100000",
     "repair_grace": "60s",
     "repair_interval": "5min",
@@ -522,7 +522,7 @@ class Laws(RuleBasedStateMachine):
             assert not audit.unreadable
             assert audit.bytes_held == audit.bytes_counted == node.shards.used_bytes
             assert sum(node.shards.usage.values()) == node.shards.used_bytes
-            assert node.shards.used_bytes + node.shards.reserved_bytes <= 2**30
+            assert node.shards.used_bytes + node.shards.reserved_bytes <= node.shards.capacity_bytes
 
     @invariant()
     def receipts_exist_only_for_what_can_be_read_back(self):

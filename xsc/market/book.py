@@ -118,25 +118,51 @@ class Entry:
 _USE_FIELDS = [item.name for item in fields(LeaseUse)]
 
 
-def _use_value(entry: Entry) -> Value:
-    use: dict[str, Value] = {name: getattr(entry.use, name) for name in _USE_FIELDS}
-    booking: Value = None
-    if entry.booking is not None:
-        booking = dict(asdict(entry.booking))
-    return {
-        "v": _VERSION,
-        "use": use,
-        "voucher": entry.voucher,
-        "booking": booking,
-        "refusals": entry.refusals,
-    }
+@dataclass(frozen=True, slots=True)
+class KeptUse:
+    """What is kept of a lease's use, beside its terms."""
+
+    use: LeaseUse
+    voucher: bytes | None
+    booking: Booking | None
+    refusals: int
 
 
-def _read_use(entry: Entry, value: Value) -> None:
+def write_use(kept: KeptUse) -> bytes:
+    """Return the bytes of a lease's use."""
+    use: dict[str, Value] = {name: getattr(kept.use, name) for name in _USE_FIELDS}
+    booking: Value = None if kept.booking is None else dict(asdict(kept.booking))
+    return encode(
+        {
+            "v": _VERSION,
+            "use": use,
+            "voucher": kept.voucher,
+            "booking": booking,
+            "refusals": kept.refusals,
+        }
+    )
+
+
+def read_use(raw: bytes) -> KeptUse:
+    """Return a lease's use.
+
+    Raises:
+        RecordInvalid: it is none.
+    """
+    value = decode(raw)
     if not isinstance(value, dict) or value.get("v") != _VERSION:
         raise RecordInvalid("the use of a lease is of an unknown version")
     kept = take_map(value, "use")
-    entry.use = LeaseUse(
+    booking: Booking | None = None
+    if value.get("booking") is not None:
+        under_way = take_map(value, "booking")
+        booking = Booking(
+            take_int(under_way, "number"),
+            take_int(under_way, "attempt"),
+            take_int(under_way, "amount_micro"),
+            take_bytes(under_way, "voucher"),
+        )
+    use = LeaseUse(
         touched_ms=take_int(kept, "touched_ms"),
         held_bytes=take_int(kept, "held_bytes"),
         epoch=take_int(kept, "epoch"),
@@ -149,16 +175,15 @@ def _read_use(entry: Entry, value: Value) -> None:
         settled_micro=take_int(kept, "settled_micro"),
         given_back=take_bool(kept, "given_back"),
     )
-    entry.voucher = take_opt_bytes(value, "voucher")
-    entry.refusals = take_int(value, "refusals")
-    if value.get("booking") is not None:
-        under_way = take_map(value, "booking")
-        entry.booking = Booking(
-            take_int(under_way, "number"),
-            take_int(under_way, "attempt"),
-            take_int(under_way, "amount_micro"),
-            take_bytes(under_way, "voucher"),
-        )
+    found = KeptUse(use, take_opt_bytes(value, "voucher"), booking, take_int(value, "refusals"))
+    if write_use(found) != raw:
+        # A name that is not known hides one that is: a voucher or a booking would be lost.
+        raise RecordInvalid("the use of a lease has a field that is not known")
+    return found
+
+
+def _used(entry: Entry) -> bytes:
+    return write_use(KeptUse(entry.use, entry.voucher, entry.booking, entry.refusals))
 
 
 class LeaseBook:
@@ -197,7 +222,9 @@ class LeaseBook:
         if kept_use is None:
             raise RecordInvalid("a lease has no use")
         entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
-        _read_use(entry, decode(kept_use))
+        kept_state = read_use(kept_use)
+        entry.use, entry.voucher = kept_state.use, kept_state.voucher
+        entry.booking, entry.refusals = kept_state.booking, kept_state.refusals
         return entry
 
     def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> Entry:
@@ -246,7 +273,7 @@ class LeaseBook:
                     encode({"v": _VERSION, "lease": entry.raw, "domain": entry.domain}),
                 )
             )
-            changes.append((_USE + tail, encode(_use_value(entry))))
+            changes.append((_USE + tail, _used(entry)))
             if entry.renewal is not None:
                 changes.append((_RENEWAL + tail, entry.renewal))
         if changes:
@@ -257,7 +284,7 @@ class LeaseBook:
     def save(self, entry: Entry, *, sync: bool) -> None:
         """Keep what became of a lease; synced where something was signed or booked."""
         key = _USE + _LETTERS[entry.role] + entry.terms.lease_id
-        self._state.write([(key, encode(_use_value(entry)))], sync=sync)
+        self._state.write([(key, _used(entry))], sync=sync)
 
     def renew(self, renewed: list[tuple[Entry, LeaseTerms, LeaseUse, bytes]]) -> None:
         """Keep renewals and the use as of then, all or none; on the disk on return."""
@@ -265,7 +292,7 @@ class LeaseBook:
         for entry, _, use, raw in renewed:
             tail = _LETTERS[entry.role] + entry.terms.lease_id
             changes.append((_RENEWAL + tail, raw))
-            changes.append((_USE + tail, encode(_use_value(replace(entry, use=use)))))
+            changes.append((_USE + tail, _used(replace(entry, use=use))))
         self._state.write(changes, sync=True)
         for entry, terms, use, raw in renewed:
             entry.terms, entry.use, entry.renewal = terms, use, raw
@@ -282,7 +309,7 @@ class LeaseBook:
     def flush(self) -> None:
         """Write what was noted since the last time, unsynced."""
         changes: list[Change] = [
-            (_USE + tail, encode(_use_value(entry))) for tail, entry in self._touched.items()
+            (_USE + tail, _used(entry)) for tail, entry in self._touched.items()
         ]
         self._touched.clear()
         if changes:

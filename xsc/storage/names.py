@@ -54,7 +54,12 @@ def last_row(name: str, version: int) -> Change:
     return _key(name), encode({"v": 1, "last": version})
 
 
-def _last(raw: bytes | None) -> int:
+def read_last(raw: bytes | None) -> int:
+    """Return the last number given under a name; 0 where none was.
+
+    Raises:
+        StoreDamaged: not such a row.
+    """
     if raw is None:
         return 0
     try:
@@ -76,7 +81,7 @@ class Versions:
 
     def begin(self, name: str) -> int:
         """Return the next number of a name; `end` must follow once it is on the disk, or not."""
-        version = max(self._given.get(name, 0), _last(self._state.get(_key(name)))) + 1
+        version = max(self._given.get(name, 0), read_last(self._state.get(_key(name)))) + 1
         self._given[name] = version
         self._writing[name] = self._writing.get(name, 0) + 1
         return version
@@ -89,7 +94,7 @@ class Versions:
 
     def rows(self, name: str, version: int, manifest_hash: bytes) -> list[Change]:
         """Return the changes that keep a new version, to be written with its object."""
-        last = max(version, self._given.get(name, 0), _last(self._state.get(_key(name))))
+        last = max(version, self._given.get(name, 0), read_last(self._state.get(_key(name))))
         return [last_row(name, last), version_row(name, version, manifest_hash)]
 
     def of(self, name: str) -> Iterator[tuple[int, bytes]]:

@@ -49,7 +49,12 @@ class Swept:
     """Whether the bound of a round was reached."""
 
 
-def _number(raw: bytes) -> int:
+def read_number(raw: bytes) -> int:
+    """Return what a mark or a note of a missed lease says: a sequence, or a time.
+
+    Raises:
+        StoreDamaged: neither of them.
+    """
     try:
         value = decode(raw)
     except RecordInvalid as fault:
@@ -59,6 +64,11 @@ def _number(raw: bytes) -> int:
             return number
         case _:
             raise StoreDamaged("a note of the sweep is no number")
+
+
+def write_number(number: int) -> bytes:
+    """Return the value of a mark or of a note of a missed lease."""
+    return encode([_VERSION, number])
 
 
 class Sweeper:
@@ -154,14 +164,14 @@ class Sweeper:
     def _mark(self, now_ms: int) -> int:
         """Take note of the present sequence; return below which all bodies may be leftovers."""
         marks = [
-            Mark(int.from_bytes(key[len(MARKS) :], "big"), _number(raw))
+            Mark(int.from_bytes(key[len(MARKS) :], "big"), read_number(raw))
             for key, raw in self._state.scan(MARKS, prefix_end(MARKS))
         ]
         before_ms = now_ms - self._leftover_ms
         # A clock that was ahead left marks in what is the future now: they say nothing.
         stale = [mark for mark in marks if mark.time_ms > now_ms] + needless(marks, before_ms)
         changes: list[Change] = [(_mark_key(mark.time_ms), None) for mark in stale]
-        changes.append((_mark_key(now_ms), encode([_VERSION, self._node.next_sequence])))
+        changes.append((_mark_key(now_ms), write_number(self._node.next_sequence)))
         self._write(changes)
         return older_than(marks, before_ms)
 
@@ -177,9 +187,9 @@ class Sweeper:
                 ends[lease_id] = end_ms
                 continue
             raw = self._state.get(key)
-            since_ms = now_ms if raw is None else _number(raw)
+            since_ms = now_ms if raw is None else read_number(raw)
             if raw is None:
-                changes.append((key, encode([_VERSION, now_ms])))
+                changes.append((key, write_number(now_ms)))
             ends[lease_id] = since_ms + STORAGE_LEASE_MS
         for key, _ in self._state.scan(ORPHANS, prefix_end(ORPHANS)):
             lease_id = key[len(ORPHANS) :]
