@@ -512,6 +512,10 @@ class Node:
         await self.ledger.close()
         await self._commit.settle()
         await self._state_commit.settle()
+        try:
+            await self.shards.close()
+        except XscError as fault:
+            self.log.warning("storage_not_closed", reason=fault.message)
         self.parts.executor.close()
         for store in (self.parts.index, self.parts.bodies, self.parts.state):
             store.close()

@@ -9,7 +9,8 @@ sequence) until it is stored anew or deleted. Everything in the index follows fr
 
 Index keys: `s` ‖ locate ‖ generation ‖ segment ‖ column ‖ customer for shards,
 `o` ‖ locate ‖ customer for object records, `u` ‖ lease for the bytes under a
-lease, and `m` for the high-water mark. The customer stands in the key, so that
+lease, `m` for the high-water mark, and `c` for the mark at which the store was
+closed, until it is opened. The customer stands in the key, so that
 nobody can take the place of another's shard.
 """
 
@@ -32,6 +33,7 @@ SHARDS = b"s"
 RECORDS = b"o"
 USAGE = b"u"
 MARK = b"m"
+CLOSED = b"c"
 SEGMENT_MAX = 2**32 - 1
 GENERATION_MAX = 2**32 - 1
 COLUMN_MAX = 255

@@ -127,6 +127,8 @@ class StorageNode:
         self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead = DeadSpace()
+        self._started = False
+        self._missing = range(0)
 
     @property
     def used_bytes(self) -> int:
@@ -157,6 +159,7 @@ class StorageNode:
             StoreDamaged: the bodies cannot be read, or the index not even be emptied.
         """
         recovery = await self._executor.run(self._load, rebuild)
+        self._started = True
         self._log.info(
             "storage_started",
             rebuilt=recovery.rebuilt,
@@ -173,12 +176,46 @@ class StorageNode:
         mark = found or 0
         replayed, damaged = self._replay(mark)
         # Only once the index is on the disk may the notes of deletions go.
-        self._index.write([(formats.MARK, formats.encode_number(self._next - 1))], sync=True)
+        mark = self._next - 1
+        self._index.write(
+            [(formats.MARK, formats.encode_number(mark)), (formats.CLOSED, None)], sync=True
+        )
+        # The index never knows more than the bodies, unless they have lost the end of a log.
+        last = max(self._last_body(), *self._damaged, 0)
+        self._missing = range(last + 1, self._next)
         gone = readable(self._bodies, formats.GONE, 0, Gaps())
         notes: list[Change] = [(key, None) for _, key, _ in gone]
         if notes:
             self._bodies.write(notes, sync=False)
         return Recovery(found is None, replayed, damaged)
+
+    def _last_body(self) -> int:
+        """Return the highest sequence of a body; where it cannot be read, as if none was lost."""
+        try:
+            for key, _ in self._bodies.scan(
+                formats.BODIES, prefix_end(formats.BODIES), reverse=True
+            ):
+                return formats.sequence_of(key)
+        except StoreDamaged:
+            return self._next - 1
+        return 0
+
+    async def close(self) -> None:
+        """Note that the index is whole: the next start need not go through all of it.
+
+        Raises:
+            SpaceExhausted, StoreDamaged: it cannot be noted.
+        """
+        if not self._started:
+            return
+        async with self._quiet():
+            if not self._unsettled:
+                await self._executor.run(self._note_closed)
+
+    def _note_closed(self) -> None:
+        mark = self._index.get(formats.MARK)
+        if mark is not None:
+            self._index.write([(formats.CLOSED, mark)], sync=True)
 
     def _notes_whole(self) -> bool:
         """Say whether every note of a deletion can be read: else the index may not be trusted."""
@@ -202,7 +239,8 @@ class StorageNode:
                 key[1:]: formats.decode_number(value)
                 for key, value in self._index.scan(formats.USAGE, end)
             }
-            if self._sums() != self._usage:
+            # The last write before the store was closed: where it is there, all of it is.
+            if self._index.get(formats.CLOSED) != raw and self._sums() != self._usage:
                 self._log.warning("storage_index_damaged", reason="it has lost entries")
                 return None
         except StoreDamaged as fault:
@@ -998,13 +1036,19 @@ class StorageNode:
         return self._dead.size_bytes
 
     def _survey(self) -> None:
-        live = live_by_bucket(
-            (entry.sequence, entry.size_bytes)
-            for prefix in (formats.SHARDS, formats.RECORDS)
-            for _, raw in self._index.scan(prefix, prefix_end(prefix))
-            for entry in [formats.decode_entry(raw)]
-        )
-        self._dead.survey(live, self._disk_bytes)
+        lost: list[Damage] = []
+
+        def entries() -> Iterator[tuple[int, int]]:
+            for prefix in (formats.SHARDS, formats.RECORDS):
+                for key, raw in self._index.scan(prefix, prefix_end(prefix)):
+                    entry = formats.decode_entry(raw)
+                    if entry.sequence in self._missing:
+                        lost.append(Damage(key, entry, "gone"))
+                    yield entry.sequence, entry.size_bytes
+
+        self._dead.survey(live_by_bucket(entries()), self._disk_bytes)
+        for damage in self._still_held(lost):
+            self._note_damage(damage)
 
     async def compact(
         self, pause: Callable[[], Awaitable[None]] | None = None, *, everything: bool = False
