@@ -3,6 +3,10 @@
 Time passes in jumps (`World.skip`): to a node it is as if its machine had slept.
 """
 
+import asyncio
+
+import pytest
+
 from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_recovery import back, place_of, told
 from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
@@ -242,3 +246,51 @@ def test_what_a_host_does_not_renew_moves_before_the_end():
         counted_exactly(world, range(1, 4))
 
     run(15, 4, play, SETTINGS)
+
+
+@pytest.mark.parametrize("writes", [4, 7])
+def test_a_guardian_killed_while_it_takes_over_loses_nothing_and_pays_once(writes):
+    async def play(world):
+        kept = await put_all(world)
+        await world.until(lambda: len(guarded_by(world, 1)) == len(SIZES))
+        await world.crash(OWNER)
+        await world.skip(66 * DAY_MS, 11 * DAY_MS)
+        state, write = world.disks[1].state, world.disks[1].state.write
+        left = writes
+        killed = asyncio.Event()
+
+        def counted(changes, *, sync):
+            nonlocal left
+            write(changes, sync=sync)
+            left -= any(b"ward/" in key or b"market/lease" in key for key, _ in changes)
+            if not left:
+                killed.set()
+
+        state.write = counted
+        world.clock.advance_to(world.clock.now_ms() + 5 * DAY_MS)
+        await asyncio.wait_for(killed.wait(), 600)
+        state.write = write
+        await world.crash(1)
+        await world.restart(1)
+        await world.skip(70 * DAY_MS, 10 * DAY_MS, 40_000)
+        await read_all(world, 2, kept)
+        guardian = world.nodes[1]
+        paid = {
+            view.lease_id: view.held_bytes
+            for view in guardian.market.leases()
+            if view.role == "customer" and view.held_bytes
+        }
+        held = held_by(world, guardian)
+        assert held
+        # What the power loss took of the guardian's count is not paid; nothing is paid twice.
+        assert all(paid.get(lease_id, 0) <= size for lease_id, size in held.items())
+        assert set(paid) <= set(held)
+        assert sum(held.values()) < 3 * sum(SIZES), "each column once"
+        counted_exactly(world, range(1, 4))
+        await settle(world)
+        for node in world.nodes[1:]:
+            for view in node.market.leases():
+                if view.role == "provider":
+                    assert node.ledger.settled(view.lease_id) <= view.due_micro
+
+    run(16, 4, play, SETTINGS, without_guardians(1))
