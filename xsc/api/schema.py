@@ -155,6 +155,8 @@ class JobRequest(Body):
     """How many of how many providers must agree: "2of3"."""
     grants: list[Literal["clock", "random"]] = Field(default_factory=list, max_length=2)
     """What the program may see of the provider's world."""
+    store: str | None = Field(default=None, max_length=1024)
+    """Store the files that a run leaves, named so and by their path."""
 
 
 class DeployRequest(Body):
@@ -250,6 +252,16 @@ class InvokeResult(Body):
     provider: str
     trap: Trap | None
     receipt: str
+
+
+class StoredOutput(Body):
+    """A file that a run left, as an object; or why it could not be stored."""
+
+    path: str
+    name: str
+    capability: str
+    size_bytes: int
+    fault: Trap | None
 
 
 class RunResult(Body):

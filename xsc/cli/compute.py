@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from xsc.base.errors import ArgumentInvalid, from_code
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, from_code
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.cli import services
 from xsc.cli.evidence import evidence
@@ -25,6 +25,7 @@ from xsc.cli.options import (
     INPUT,
     PAIR,
     PATH,
+    PROGRAM_EXIT_BASE,
     WHOLE,
     Group,
     ProgramCommand,
@@ -168,6 +169,11 @@ def invoke(
     help="Let it read a stored object as a file of that name.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
+@click.option(
+    "--store",
+    metavar="PREFIX",
+    help="Store the files that it writes as objects, named so and by their path.",
+)
 @GRANT
 @VERIFY
 @job_options
@@ -181,6 +187,7 @@ def run(
     env: tuple[tuple[str, str], ...],
     inputs: tuple[tuple[str, str], ...],
     out: Path | None,
+    store: str | None,
     fuel: int | None,
     memory: int | None,
     timeout: int | None,
@@ -205,7 +212,8 @@ def run(
     )
     limits = limits_of(fuel, memory, timeout)
     shown = None if settings.json else _show_output
-    if _runs_here(settings, on=on, local=local, quorum=quorum, inputs=bool(inputs)):
+    objects = bool(inputs) or store is not None
+    if _runs_here(settings, on=on, local=local, quorum=quorum, objects=objects):
         from xsc.node.local import run_local
 
         done: Document = run_local(code, program, limits, grants=grants, show=shown)
@@ -218,6 +226,7 @@ def run(
             local=local,
             grants=grants,
             verify=quorum,
+            store=store,
             # Of what several nodes write, nothing can be believed before they agree.
             show=shown if quorum is None else None,
         )
@@ -234,9 +243,22 @@ def run(
         _show_output(2, b64decode(done["stderr"]))
     _raise_trap(done)
     _tell(settings, done)
+    if _tell_stored(settings, done):
+        return PROGRAM_EXIT_BASE + EXIT_PARTLY
     exit_code: int = done["exit_code"]
     # A shell sees eight bits: a failure must not become 0 by losing the others.
     return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
+
+
+def _tell_stored(settings: Settings, done: Document) -> int:
+    """List the objects that were made, beside the output; return how many could not be."""
+    rows = done.get("objects", [])
+    for row in rows:
+        if row["fault"] is not None:
+            warn(f"{row['path']} is not stored: {row['fault']['detail']}")
+        elif not settings.json:
+            say(f"{row['path']}  {row['capability']}")
+    return sum(1 for row in rows if row["fault"] is not None)
 
 
 def _show_output(stream: int, data: bytes) -> None:
@@ -277,7 +299,7 @@ def _runs_here(
     on: str | None,
     local: bool,
     quorum: str | None = None,
-    inputs: bool = False,
+    objects: bool = False,
 ) -> bool:
     """Say whether this process runs the job itself.
 
@@ -288,7 +310,7 @@ def _runs_here(
         raise ArgumentInvalid("--on and --local contradict each other")
     if quorum is not None and (local or on is not None):
         raise ArgumentInvalid("--verify asks several providers, and not one that is named")
-    if on is not None or quorum is not None or inputs or settings.calls().core.alive():
+    if on is not None or quorum is not None or objects or settings.calls().core.alive():
         return False
     if not local:
         say(f"no node runs at {settings.home}: running here, in the same sandbox")

@@ -347,11 +347,14 @@ class Calls:
         local: bool = False,
         grants: Sequence[str] = (),
         verify: str | None = None,
+        store: str | None = None,
         show: Show | None = None,
     ) -> Document:
         """Run a WASI program; a trap is part of the answer. `verify` is as for `invoke`.
 
         Args:
+            store: store the files that it leaves, named so and by their path; the answer has
+                `objects` then.
             show: given what the program writes while it runs, with 1 for standard output or 2
                 for standard error; the answer holds none of it then.
         """
@@ -364,6 +367,8 @@ class Calls:
             "local": local,
         }
         order |= _wish(grants, verify)
+        if store is not None:
+            order["store"] = store
         return self._job(order, module, program.stdin, limits, show)
 
     def _job(

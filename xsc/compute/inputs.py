@@ -50,6 +50,9 @@ def check_input(given: RunInput) -> None:
         TooLarge: over a bound.
     """
     texts = [*given.args, *(f"{name}={value}" for name, value in given.environment)]
+    names = [name for name, _ in given.files]
+    if not all(map(_is_unicode, [*texts, *names])):
+        raise ArgumentInvalid("an argument, a variable or a file's name is not Unicode text")
     if any("\0" in text for text in texts):
         raise ArgumentInvalid("an argument or a variable holds a NUL character")
     if len(given.args) > ARGUMENTS_MAX or len(given.environment) > ENVIRONMENT_MAX:
@@ -61,7 +64,6 @@ def check_input(given: RunInput) -> None:
     _check_sorted("variables", [name for name, _ in given.environment])
     if len(given.stdin) > STDIN_BYTES_MAX:
         raise TooLarge(f"the standard input is over {STDIN_BYTES_MAX} bytes")
-    names = [name for name, _ in given.files]
     for name in names:
         size = len(name.encode())
         if "/" in name or "\0" in name or name in ("", ".", "..") or size > FILE_NAME_BYTES_MAX:
@@ -71,6 +73,19 @@ def check_input(given: RunInput) -> None:
         raise TooLarge(f"more than {FILES_MAX} input files")
     if sum(len(data) for _, data in given.files) > INPUT_BYTES_MAX:
         raise TooLarge(f"the input files are over {INPUT_BYTES_MAX} bytes together")
+
+
+def _is_unicode(text: str) -> bool:
+    """Say whether that is text: a shell hands over bytes that are none as lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def is_output_path(path: str) -> bool:
+    """Say whether a program could have left a file there: a path below /out."""
+    parts = path.split("/")
+    return "\0" not in path and all(
+        part not in ("", ".", "..") and len(part.encode()) <= FILE_NAME_BYTES_MAX for part in parts
+    )
 
 
 def _check_sorted(what: str, names: list[str]) -> None:

@@ -58,7 +58,7 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.compute import batch as batches
 from xsc.compute.evidence import EvidenceBook
-from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash
+from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, is_output_path
 from xsc.compute.limits import Limits
 from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
@@ -612,6 +612,8 @@ class ComputeService:
         names = _texts(reply.header, "files", most=OUTPUT_FILES_MAX)
         if len(reply.parts) != 2 + len(names):
             raise ReceiptInvalid("the provider's answer lacks a part")
+        if not all(map(is_output_path, names)) or len(set(names)) != len(names):
+            raise ReceiptInvalid("the provider returned a file that no program can have left")
         bodies = [bytes(part) for part in reply.parts]
         done = _Delivered(
             open_signed(raw, ExecutionReceipt, network=self._network, author=lease.node),

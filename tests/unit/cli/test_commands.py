@@ -365,6 +365,8 @@ def test_a_program_that_hits_a_limit_shows_what_it_wrote(xsc, stand_in, module):
         (["m", "--stdin", "/nowhere"], 122),
         (["m", "--out", "m"], 122),
         (["m", "--in", "a=c"], 125),
+        (["m", "--store", "p"], 125),
+        (["m", "--", "\udcff"], 122),
         (["m", "--on", "bob"], 125),
     ],
 )
@@ -393,6 +395,20 @@ def test_output_files_are_placed(xsc, stand_in, module, tmp_path):
     assert xsc("compute", "run", module, "--out", tmp_path / "new" / "out").code == 0
     assert (tmp_path / "new" / "out" / "a").read_bytes() == b"1"
     assert (tmp_path / "new" / "out" / "b" / "c").read_bytes() == b"2"
+
+
+def test_stored_outputs_are_listed_and_what_is_not_stored_is_said(xsc, stand_in, module):
+    good = {"path": "a", "name": "run/a", "capability": "xsc:r:a", "size_bytes": 1, "fault": None}
+    fault = {"code": "no_offers", "detail": "nobody has room", "hint": ""}
+    bad = {**good, "path": "b", "capability": "", "fault": fault}
+    stand_in.runs({**RAN, "exit_code": 3, "objects": [good]})
+    done = xsc("compute", "run", module, "--store", "run/")
+    assert (done.code, done.err) == (3, "erra  xsc:r:a\n")
+    assert stand_in.last.job()[0]["store"] == "run/"
+    stand_in.runs({**RAN, "objects": [good, bad]})
+    done = xsc("compute", "run", module, "--store", "run/")
+    assert (done.code, done.out) == (127, b"out\xff")
+    assert done.err.endswith("warning: b is not stored: nobody has room\n")
 
 
 def test_output_files_cannot_leave_their_directory(xsc, stand_in, module, tmp_path):

@@ -22,7 +22,14 @@ from xsc.base.limits import (
     MILLISECOND_FUEL,
     STDIN_BYTES_MAX,
 )
-from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, output_hash
+from xsc.compute.inputs import (
+    FILES_MAX,
+    RunInput,
+    check_input,
+    input_hash,
+    is_output_path,
+    output_hash,
+)
 from xsc.compute.receipts import check_price, check_receipt, job_of, make_receipt, seed_of
 from xsc.compute.sandbox import JobResult, is_trap, trap_error
 from xsc.identity.envelope import open_signed, sign
@@ -60,6 +67,32 @@ def order(alice, bob, network):
 @pytest.fixture
 def receipt(order):
     return make_receipt(order, RESULT, price=PRICE, started_ms=78, wall_ms=9)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        RunInput(args=("\udcff",)),
+        RunInput(environment=(("K", "\udcff"),)),
+        RunInput(environment=(("\ud800", "v"),)),
+        RunInput(files=(("\udfff", b""),)),
+        RunInput(files=(("..", b""),)),
+        RunInput(files=(("a/b", b""),)),
+        RunInput(files=(("a\0", b""),)),
+        RunInput(files=(("", b""),)),
+        RunInput(files=(("ä" * 128, b""),)),
+    ],
+)
+def test_hostile_texts_and_names_are_refused(given):
+    with pytest.raises(ArgumentInvalid):
+        check_input(given)
+
+
+def test_paths_that_a_program_can_leave_a_file_at():
+    for path in ("a", "a/b", "..a", "ä", "x" * 255):
+        assert is_output_path(path)
+    for path in ("", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\0", "x" * 256):
+        assert not is_output_path(path)
 
 
 def test_a_receipt_that_was_made_is_accepted(order, receipt):

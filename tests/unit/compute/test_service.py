@@ -441,6 +441,18 @@ async def test_an_answer_without_its_parts_is_refused(world):
         await world.invoke()
 
 
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a//b", "OUT\0", ""])
+async def test_a_file_that_no_program_can_have_left_is_refused(world, name):
+    def rename(answer):
+        answer.header["files"][0] = name
+        return answer
+
+    world.wire.tap = rename
+    with pytest.raises(ReceiptInvalid, match="no program can have left"):
+        await world.run("upper", files={"text": b"hello"}, env={"GREETING": "hei"})
+    assert world.customer.market.spending == []
+
+
 async def test_a_receipt_of_another_node_is_refused(world):
     world.wire.services[world.provider.key.node_id] = world.other.service
     with pytest.raises(RecordInvalid, match="between other nodes"):

@@ -27,6 +27,7 @@ from xsc.node.framing import (
     too_long,
 )
 from xsc.node.http import PlainHandler, parse, reply
+from xsc.node.outputs import store_outputs
 from xsc.node.results import batch_document, invoke_document, run_document
 
 PATH = "/v1/jobs"
@@ -91,6 +92,8 @@ def jobs(node: Node) -> Job:
         limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
         on = None if asked.on is None else node.find(asked.on)
         quorum = None if asked.verify is None else read_quorum(asked.verify)
+        if asked.store is not None and asked.mode != "run":
+            raise ArgumentInvalid("a program leaves files, and a function none")
         if asked.mode == "invoke":
             done = await node.compute.invoke(
                 module,
@@ -130,7 +133,10 @@ def jobs(node: Node) -> Job:
             quorum=quorum,
             tape=tape,
         )
-        return run_document(ran)
+        document = run_document(ran)
+        if asked.store is not None and ran.trap is None:
+            document |= await store_outputs(node, asked.store, ran.files)
+        return document
 
     return job
 
