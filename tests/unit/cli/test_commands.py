@@ -199,6 +199,7 @@ def test_ls(xsc, stand_in):
 
 
 def test_rm_says_what_was_not_confirmed(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects", {"objects": []})  # it is no directory
     stand_in.answers("DELETE", "/v1/object", {"confirmed": [NODE], "unconfirmed": []})
     done = xsc("store", "rm", "xsc:r:c")
     assert (done.code, done.text, done.err) == (0, "deleted at 1 node\n", "")
