@@ -7,12 +7,14 @@ import pytest
 
 from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_repair import QUICK, agree, guarded, nodes_of, whole
-from xsc.base.errors import NotAllowed
+from xsc.base.errors import NotAllowed, SpaceExhausted
 from xsc.base.limits import MIB
+from xsc.storage import bodies, messages
 from xsc.storage.capability import parse_verify
+from xsc.storage.held import Wanted
 from xsc.storage.leaving import check_proof
 
-SIZES = (1, 4097, MIB, 4 * MIB + 3)
+SIZES = (1, MIB, 4 * MIB + 3)
 
 
 async def drained(world, index, within_ms=900_000):
@@ -45,6 +47,20 @@ def alone(world, index):
 
 async def held_by(world, index):
     return [key for key, _ in await world.nodes[index].shards.entries(b"", 10_000)]
+
+
+async def refuses_to_keep(world, leaver):
+    """Not even for another customer does it keep what it has."""
+    key, entry = next(
+        (key, entry)
+        for key, entry in await leaver.shards.entries(b"", 10_000)
+        if key.startswith(bodies.SHARDS)
+    )
+    segment, column, _ = bodies.column_of_key(key)
+    wanted = [Wanted(segment, column, entry.proof)]
+    header = messages.keep_message(b"l" * 32, key[1:33], 0, wanted)
+    with pytest.raises(SpaceExhausted, match="leaving"):
+        await world.nodes[5].peers.call(leaver.key.node_id, messages.KEEP, header)
 
 
 def test_all_that_a_node_holds_moves_and_reads_meanwhile_never_fail():
@@ -113,6 +129,7 @@ def test_a_node_that_leaves_takes_nothing_new():
         own = await leaver.storage.put(stream(content(MIB)), name="own", size_hint=MIB)
         assert leaver.key.node_id not in own.hosts, "it still stores elsewhere"
         assert set(await held_by(world, 1)) <= set(held)
+        await refuses_to_keep(world, leaver)
         assert {view.lease_id for view in leaver.market.leases() if view.role == "provider"} <= (
             before
         )

@@ -369,8 +369,13 @@ def verify_drain(read: Callable[[int], bytes]) -> str:
     """
     proof = check_proof(read)
     said = proof.drained
-    rest = f", and still holds {said.left_objects} objects" if said.left_objects else ""
+    rest = f", and still holds {_count(said.left_objects, 'object')}" if said.left_objects else ""
     return (
-        f"drain proof: of what {short(proof.node)} held, {said.shards} shards of {said.objects} "
-        f"objects, {format_size(said.shard_bytes)}, lie at {proof.hosts} other nodes{rest}"
+        f"drain proof: of what {short(proof.node)} held, {_count(said.shards, 'shard')} of "
+        f"{_count(said.objects, 'object')}, {format_size(said.shard_bytes)}, lie at "
+        f"{_count(proof.hosts, 'other node')}{rest}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

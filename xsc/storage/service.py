@@ -1106,6 +1106,7 @@ class StorageService:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         """Store under a lease of the caller what lies here already: a put without its bytes."""
         lease_id, locate, generation, wanted = messages.read_keep(header)
+        self.drain.check_room()
         found = await self._node.get(locate, generation, wanted)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None, None)
