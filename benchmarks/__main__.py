@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import hung, invoke, limit, services, space
+from benchmarks import hung, inside, invoke, limit, services, space
 from xsc.base.limits import KIB, MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
@@ -29,7 +29,7 @@ from xsc.client.core import Core
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
 PARTS = ("storage", "small", "compute", "services", "start", "memory")
-ALONE = {"space": space.run, "hung": hung.run}
+ALONE = {"space": space.run, "hung": hung.run, "inside": inside.run}
 """Parts that need no network."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 import pytest_asyncio
+from blake3 import blake3
 
 from tests.unit.compute import attacks
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
@@ -177,7 +179,7 @@ async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path)
     assert (await pool.run(ADD)).results == (i32(3),)
     assert pool.describe()["compiled"] == 1
     await pool.stop()
-    assert file.read_bytes()[:11] == b"XSC code 1\n"
+    assert file.read_bytes()[:11] == b"XSC code 2\n"
 
 
 CODE = Code(b"about", b"machine code")
@@ -189,6 +191,19 @@ def test_a_seal_is_for_one_key_one_module_and_one_engine():
     assert from_file(raw, b"K" * 32, b"m" * 32, b"c" * 32) is None
     assert from_file(raw, KEY, b"M" * 32, b"c" * 32) is None
     assert from_file(raw, KEY, b"m" * 32, b"C" * 32) is None
+    assert from_file(raw.replace(b"code 2", b"code 1"), KEY, b"m" * 32, b"c" * 32) is None
+
+
+def test_seals_of_both_versions():
+    module, config = b"m" * 32, b"c" * 32
+    content = len(CODE.about).to_bytes(4, "big") + CODE.about + CODE.machine
+    bound = b"XSC/1/compiled-code\0" + module + config
+    seal = blake3(bound + content, key=KEY).digest()
+    assert to_file(CODE, KEY, module, config) == b"XSC code 2\n" + seal + content
+    first = b"XSC code 1\n" + hmac.digest(KEY, bound + content, "sha256") + content
+    assert from_file(first, KEY, module, config) == CODE
+    assert from_file(first[:-1], KEY, module, config) is None
+    assert from_file(first.replace(b"code 1", b"code 2"), KEY, module, config) is None
 
 
 def test_the_longest_unused_goes_first_also_after_a_restart(tmp_path):
