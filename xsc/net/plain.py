@@ -23,12 +23,27 @@ PIECE_BYTES = 256 * KIB
 """Written at once: the event loop copies what the socket does not take."""
 _END = b"\r\n\r\n"
 _METHOD = b"POST "
+_PATH = re.compile(r"/[A-Za-z0-9._/-]*")
+"""Without queries, escapes and all else that a parser of URLs may have a view on."""
 _FIELDS = re.compile(r"(?:[A-Za-z0-9-]{1,64}:[ \t]?[\x20-\x7e]*(?:\r\n|\Z)){1,32}")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,6}")
-_NOT_PLAIN = frozenset(
-    {"connection", "content-encoding", "expect", "te", "trailer", "transfer-encoding", "upgrade"}
+_NAMES = frozenset(
+    {
+        "accept",
+        "authorization",
+        "content-length",
+        "content-type",
+        "host",
+        "signature",
+        "signature-input",
+        "user-agent",
+        "xsc-head-digest",
+        "xsc-network",
+        "xsc-to",
+    }
 )
-"""Fields that change how a request is read or its connection goes on."""
+"""The fields that our clients send. None changes how a request is read or its connection goes
+on; of any other, the general parser may know more than is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +69,7 @@ def _head(raw: bytes) -> tuple[str, dict[str, str]] | None:
     parts = line.split(" ")
     if (
         len(parts) != 3
-        or not parts[1].startswith("/")
+        or not _PATH.fullmatch(parts[1])
         or parts[2] != "HTTP/1.1"
         or not _FIELDS.fullmatch(rest)
     ):
@@ -63,7 +78,7 @@ def _head(raw: bytes) -> tuple[str, dict[str, str]] | None:
     for field in rest.split("\r\n"):
         name, _, value = field.partition(":")
         name = name.lower()
-        if name in headers or name in _NOT_PLAIN:
+        if name in headers or name not in _NAMES:
             return None
         headers[name] = value.strip(" \t")
     return parts[1], headers

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
-from xsc.base.limits import PLAIN_BYTES_MAX
+from xsc.base.limits import NONCE_BYTES, PLAIN_BYTES_MAX
+from xsc.client.core import Core
+from xsc.identity.keys import KeyPair
 from xsc.net.front import Fronts
+from xsc.net.http import HttpTransport
 from xsc.net.plain import Plain, head_of
+from xsc.net.port import Arrival, RawRequest, RawResponse
+from xsc.net.signing import STAMP_BYTES, sign_request
 
 
 def request(body: bytes, path: str = "/plain") -> bytes:
@@ -248,3 +254,44 @@ async def test_the_end_waits_for_answers_but_not_for_ever(server):
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await reader.readexactly(1)
     writer.close()
+
+
+async def test_what_our_own_peers_send_is_plain():
+    key, to = KeyPair(b"\1" * 32), KeyPair(b"\2" * 32)
+    near = HttpTransport(listen="127.0.0.1:0", key=key)
+    far = HttpTransport(listen="127.0.0.1:0", key=to)
+
+    async def handler(arrival: Arrival) -> RawResponse:
+        return RawResponse(200, {}, [await arrival.read()])
+
+    await far.serve(handler)
+    given_up: list[object] = []
+    far._fronts._given_up = lambda *seen: given_up.append(seen)
+    headers = sign_request(
+        key,
+        network=bytes(32),
+        to=to.node_id,
+        method="POST",
+        path="/peer/v1/a.b_c",
+        head=b"head",
+        created_ms=1,
+        entropy=bytes(NONCE_BYTES - STAMP_BYTES),
+    )
+    try:
+        asked = RawRequest("POST", "/peer/v1/a.b_c", headers, [b"head", b"part"])
+        for _ in range(2):
+            answer = await near.send(far.addresses()[0], None, asked, 10_000)
+            assert bytes(answer.body[0]) == b"headpart"
+    finally:
+        await near.close()
+        await far.close()
+    assert not given_up
+
+
+async def test_what_our_own_client_sends_is_plain(server, tmp_path):
+    host, port = server.listening.sockets[0].getsockname()
+    (tmp_path / "api.json").write_text(json.dumps({"url": f"http://{host}:{port}"}))
+    (tmp_path / "api.token").write_text("a" * 52)
+    told = await asyncio.to_thread(Core(tmp_path).send, "POST", "/plain", [b'{"a": ', b"1}"])
+    assert told == {"a": 1}
+    assert not server.given_up.is_set()
