@@ -80,7 +80,9 @@ class LevelDBKeyValue:
         self._undo: list[Change] | None = None
         self._writing = threading.Lock()
         self._users = 0
-        self._calm = threading.Condition()
+        self._awaited = False
+        self._entering = threading.Lock()
+        self._calm = threading.Condition(self._entering)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_whole(path)
@@ -102,7 +104,7 @@ class LevelDBKeyValue:
 
     def _enter(self) -> Any:  # noqa: ANN401 (untyped binding)
         """Return the database, which stays open until `_leave`."""
-        with self._calm:
+        with self._entering:
             if self._db is None:
                 # It was closed to be opened anew, and the room had gone again.
                 self._db = self._open()
@@ -111,9 +113,9 @@ class LevelDBKeyValue:
 
     def leave(self) -> None:
         """End a use: who wants to open the database anew waits for all."""
-        with self._calm:
+        with self._entering:
             self._users -= 1
-            if not self._users:
+            if self._awaited and not self._users:
                 self._calm.notify_all()
 
     @contextmanager
@@ -157,12 +159,14 @@ class LevelDBKeyValue:
         Raises:
             StoreDamaged: a checksum does not fit.
         """
-        with self._using() as db:
-            try:
-                value: bytes | None = db.get(key, verify_checksums=True)
-            except plyvel.Error as fault:
-                raise self.named(fault) from None
-            return value
+        db = self._enter()
+        try:
+            value: bytes | None = db.get(key, verify_checksums=True)
+        except plyvel.Error as fault:
+            raise self.named(fault) from None
+        finally:
+            self.leave()
+        return value
 
     def scan(
         self, start: bytes, stop: bytes | None = None, *, reverse: bool = False
@@ -254,7 +258,10 @@ class LevelDBKeyValue:
         if self._undo is None or not self._has_room():
             raise failed
         with self._calm:
-            if not self._calm.wait_for(lambda: not self._users, PATIENCE_S):
+            self._awaited = True
+            calm = self._calm.wait_for(lambda: not self._users, PATIENCE_S)
+            self._awaited = False
+            if not calm:
                 raise failed
             if self._db is not None:
                 self._db.close()
