@@ -19,12 +19,15 @@ import click
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
+from xsc.cli.output import warn
 from xsc.client.calls import Calls, Limits, Named, unreadable
 from xsc.client.core import Core, default_home
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 CAPABILITY_BYTES_MAX = 4096
+READS = "xsc:r:"
+"""Begins what lets its holder read an object."""
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (DESIGN section 3)."""
@@ -38,6 +41,8 @@ class Settings:
     json: bool = False
     verbose: bool = False
     exit_base: int = 0
+    warned: bool = False
+    """About a capability on the command line."""
 
     @property
     def home(self) -> Path:
@@ -209,7 +214,23 @@ def _capability(text: str) -> str:
                 return _word(file.read(CAPABILITY_BYTES_MAX + 1), str(path))
         except OSError as fault:
             raise unreadable(path, "file", fault) from None
+    if text.startswith(READS):
+        _warn_of_list()
     return text
+
+
+def _warn_of_list() -> None:
+    """Say once, to a person, that others can read a capability in the list of processes."""
+    ctx = click.get_current_context(silent=True)
+    settings = None if ctx is None else ctx.find_object(Settings)
+    if settings is None or settings.warned:
+        return
+    if sys.stderr.isatty() or settings.verbose:
+        settings.warned = True
+        warn(
+            "a capability on a command line can be read by other users of this machine; "
+            "@FILE or - keep it out of there"
+        )
 
 
 def object_of(text: str) -> str | Named:

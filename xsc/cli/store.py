@@ -478,10 +478,10 @@ def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int
             raise
         cap = Named(cap.name + "/")
         found = capabilities(calls, cap, version, deleting=True)
-    folders = _folders(calls, cap)
     answers = [calls.remove(each) for each in found]
-    for name in folders:
-        tree.clean(calls, name)
+    for name in {answer.pop("name", "") for answer in answers}:
+        if name.endswith("/"):
+            tree.clean(calls, name)
     answer = _merged(answers)
     if receipts is not None:
         for number, each in enumerate(answers):
@@ -495,14 +495,6 @@ def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
-
-
-def _folders(calls: Calls, cap: str | Named) -> Sequence[str]:
-    """Return the name of the directory that a capability or a name stands for, if it is one."""
-    if isinstance(cap, Named):
-        return [cap.name] if cap.name.endswith("/") else []
-    rows = calls.objects("", versions=True)["objects"]
-    return [row["name"] for row in rows if row["capability"] == cap and row["name"].endswith("/")]
 
 
 @store.command()

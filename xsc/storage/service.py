@@ -247,6 +247,8 @@ class RmResult:
     unreachable: tuple[bytes, ...]
     receipts: tuple[Signed[DeletionReceipt], ...] = ()
     """Of the peers that confirmed; the own node gives none to itself."""
+    name: str = ""
+    """What it was listed under here; files of directories and what is the node's own, nothing."""
 
     @property
     def partly(self) -> bool:
@@ -984,7 +986,8 @@ class StorageService:
         self.on_change()
         await self.guards.release(verify.manifest_hash)
         left_at = tuple(node for node in ordered if node not in confirmed)
-        return RmResult(confirmed, left_at, receipts)
+        name = "" if entry is None or entry.name.startswith(HIDDEN) else entry.name
+        return RmResult(confirmed, left_at, receipts, name)
 
     async def _forget(
         self, node: bytes, locate: bytes

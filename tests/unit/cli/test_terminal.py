@@ -96,6 +96,26 @@ def test_progress_shows_on_the_terminal_and_the_result_beside_it(stand_in, tmp_p
     assert "stored 3 B on 1 node, survives the loss of 2nodes,1site" in screen.text
 
 
+def test_who_types_a_capability_is_told_who_can_read_it(stand_in):
+    stand_in.streams("/v1/object", b"abc")
+    get = ["store", "get", "xsc:r:abc", "-o", "-"]
+    with terminal() as (_, theirs, screen):
+        xsc(*get, home=stand_in.home, stdout=subprocess.PIPE, stderr=theirs)
+        assert (
+            xsc(
+                *["store", "get", "-", "-o", "-"],
+                home=stand_in.home,
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                input=b"xsc:r:abc",
+            ).returncode
+            == 0
+        )
+    assert screen.text.count("@FILE or - keep it out of there") == 1
+    done = xsc(*get, home=stand_in.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b""), "scripts are not bothered"
+
+
 def test_a_passphrase_is_asked_for_and_not_shown(tmp_path):
     home = tmp_path / "home"
     with terminal() as (ours, theirs, screen):

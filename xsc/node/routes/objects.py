@@ -284,6 +284,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             {
                 "confirmed": [to_text(host) for host in done.confirmed],
                 "unconfirmed": [to_text(host) for host in done.unreachable],
+                "name": done.name,
                 "receipts": {
                     to_text(receipt.author): b64encode(receipt.raw).decode()
                     for receipt in done.receipts
