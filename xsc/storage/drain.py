@@ -49,6 +49,7 @@ from xsc.storage.erasure import Buffer
 from xsc.storage.heads import HEADS
 from xsc.storage.leaving import Leaving, MovedAway, Proven, Rest, check_moved, page_of, proof_of
 from xsc.storage.ports import Commit, Hosts
+from xsc.storage.reach import rest
 from xsc.storage.shards import StorageNode
 
 LEAVING: Final = "storage.leaving"
@@ -278,22 +279,13 @@ class Drain:
         while True:
             if not self.active and not self._untold():
                 await self._woken.wait()
-            self._woken.clear()
+                self._woken.clear()
             begun_ms = self._clock.monotonic_ms()
             await self.tell()
             if self.active:
                 await self.count()
             taken_ms = self._clock.monotonic_ms() - begun_ms
-            await self._rest(max(DRAIN_LOOK_MS, 10 * taken_ms))
-
-    async def _rest(self, duration_ms: int) -> None:
-        sleep = asyncio.ensure_future(self._clock.sleep_ms(duration_ms))
-        wake = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            wake.cancel()
+            await rest(self._clock, self._woken, max(DRAIN_LOOK_MS, 10 * taken_ms))
 
     def _untold(self) -> list[bytes]:
         """Return the peers that may not know the own word yet, or have no other directory copy."""

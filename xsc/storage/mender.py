@@ -54,7 +54,7 @@ from xsc.storage.pipeline import Held
 from xsc.storage.placement import State, column_states
 from xsc.storage.ports import OWN_LEASE, HostLease
 from xsc.storage.proving import Prover
-from xsc.storage.reach import Reach, Source, in_order, race, requests_of, together
+from xsc.storage.reach import Reach, Source, in_order, race, requests_of, rest, together
 from xsc.storage.reading import Located, roots_of
 from xsc.storage.receipts import shards_of
 from xsc.storage.rehoming import Layout, next_want
@@ -284,7 +284,7 @@ class Mender:
             if everything or situation != seen or self._again or cleanable:
                 seen = situation
                 await self.round(listed, everything=everything, also=cleanable)
-            await self._rest(tick_ms)
+            await rest(self._reach.clock, self._woken, tick_ms)
 
     async def adopt(self, charge: Charge, placement: bytes) -> None:
         """Take a later placement for an object that was checked, and look at it soon."""
@@ -292,16 +292,6 @@ class Mender:
             await self._keeper.save(charge.ref, placement, charge.held)
         self._again.add(charge.ref)
         self._woken.set()
-
-    async def _rest(self, duration_ms: int) -> None:
-        sleep = asyncio.ensure_future(self._reach.clock.sleep_ms(duration_ms))
-        wake = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            wake.cancel()
-        self._woken.clear()
 
     def _concerned(self, raw: bytes) -> bool:
         try:
