@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import hung, inside, invoke, limit, services, space
+from benchmarks import hung, inside, invoke, limit, pipe, services, space
 from xsc.base.limits import KIB, MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
@@ -202,6 +202,12 @@ def memory(net: Network, quick: bool) -> None:
     print(
         f"  put and get of {size // MIB} MiB ({'equal' if same else 'DIFFERENT'}): client "
         f"{client} and {client_get} MiB, nodes at most {max(peaks.values())} MiB"
+    )
+    peaks.update(dict.fromkeys(peaks, 0))
+    size_mib, client, client_get, same = pipe.run(net.homes[0], watch, quick=quick)
+    print(
+        f"  {size_mib} MiB of zeros and chance through pipes ({'equal' if same else 'DIFFERENT'}): "
+        f"client {client} and {client_get} MiB, nodes at most {max(peaks.values())} MiB"
     )
 
 
