@@ -29,16 +29,16 @@ PROBLEM_BYTES_MAX = 16 * 1024
 def _response(
     status: int, code: str, detail: str, hint: str, retry_after_s: int = 0
 ) -> RawResponse:
-    document = {
+    document: dict[str, str | int] = {
         "code": code,
         "title": code.replace("_", " "),
         "status": status,
         "detail": detail[:TEXT_CHARS_MAX],
         "hint": hint[:TEXT_CHARS_MAX],
-        "retry_after_s": retry_after_s,
     }
     headers = {"content-type": CONTENT_TYPE}
     if retry_after_s:
+        document["retry_after_s"] = retry_after_s
         headers["retry-after"] = str(retry_after_s)
     return RawResponse(status, headers, [json.dumps(document).encode()])
 
