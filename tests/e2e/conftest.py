@@ -140,6 +140,25 @@ def wait_for(condition, seconds: float = 30.0):
     return value
 
 
+def told(owner) -> int:
+    """Return the newest generation of the directory that every peer has."""
+    whole, _, _ = (owner.home / "node.log").read_text().rpartition("\n")
+    rows = [json.loads(line) for line in whole.splitlines() if "directory_told" in line]
+    return max((row["generation"] for row in rows), default=0)
+
+
+def have_told(owner) -> None:
+    """Return once every peer has a directory with all that was there before this call.
+
+    What is being told now may have been written before. The one after it was not, and
+    two changes that undo each other see to it that there is one.
+    """
+    for words, given in (("store put - --name passing", b"x"), ("store rm passing", b"")):
+        before = told(owner)
+        assert owner(words, stdin=given).code == 0
+        wait_for(lambda before=before: told(owner) > before, 60)
+
+
 @pytest.fixture(scope="session")
 def net(tmp_path_factory):
     """Seven nodes that see each other, for all tests; who takes one away brings it back."""

@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 
-from tests.e2e.conftest import Member, serves, wait_for
+from tests.e2e.conftest import Member, have_told, serves, wait_for
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 
@@ -60,10 +60,8 @@ def test_a_backup_during_a_storm_holds_all_that_was_acknowledged(small_net, star
     entries = calls.verify_ledger()["entries"]
     assert entries > 0
     # The directory is at the peers, and all that came after the backup with it.
-    log = owner.home / "node.log"
-    seen = log.read_text().count('"told"')
     last = calls.put(io.BytesIO(b"last"), name="last")["capability"]
-    wait_for(lambda: log.read_text().count('"told"') > seen, 60)
+    have_told(owner)
     small_net.kill([row])
 
     refused = owner(["node", "restore", file, "--passphrase-file", passphrase])

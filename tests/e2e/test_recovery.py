@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from tests.e2e.conftest import wait_for
+from tests.e2e.conftest import have_told
 from xsc.base.ids import from_text
 from xsc.db.leveldb import LevelDBKeyValue
 
@@ -27,8 +27,7 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     rows = owner("store ls --versions --json").json["objects"]
     (row,) = [row for row in small_net.status() if row["id"] == node_id]
     invitation = friend("peer invite").line
-    # Its directory is at the peers once it has not changed for a while.
-    wait_for(lambda: '"told"' in (owner.home / "node.log").read_text(), 60)
+    have_told(owner)
     small_net.kill([row])
     shutil.rmtree(owner.home)
 
@@ -58,7 +57,7 @@ def test_hosts_keep_neither_names_nor_capabilities_in_clear(small_net):
     assert small_net.up(3).code == 0
     owner = small_net[0]
     capability = owner("store put - --name unmistakable", stdin=b"x" * 9000).line
-    wait_for(lambda: '"told"' in (owner.home / "node.log").read_text(), 60)
+    have_told(owner)
     assert small_net.down().code == 0
     secret = from_text(capability.removeprefix("xsc:r:"))[1:33]
     found = 0
