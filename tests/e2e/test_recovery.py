@@ -24,10 +24,10 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     assert owner("ledger settle").code == 0
     before = owner("ledger verify --json").json
     assert before["settled"] > 0
+    have_told(owner)
     rows = owner("store ls --versions --json").json["objects"]
     (row,) = [row for row in small_net.status() if row["id"] == node_id]
     invitation = friend("peer invite").line
-    have_told(owner)
     small_net.kill([row])
     shutil.rmtree(owner.home)
 
@@ -36,7 +36,7 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     done = owner(["node", "recover", key, "--peer", "-", "--json"], stdin=invitation.encode())
     assert done.code == 0, done.err
     assert done.json["id"] == node_id
-    assert (done.json["peers"], done.json["objects"]) == (6, 3)
+    assert (done.json["peers"], done.json["objects"]) == (6, 5)
     assert (done.json["silent"], done.json["lost"]) == ([], [])
     assert small_net.up().code == 0
     owner("node recover --peer x").fails(2, "home_locked")
