@@ -22,7 +22,7 @@ from xsc.base.limits import MANIFEST_BYTES_MAX
 from xsc.identity.envelope import Record, open_signed
 from xsc.market import book
 from xsc.net import frame, invitation
-from xsc.storage import bodies, capability, deletions, manifest, names, sweeping
+from xsc.storage import bodies, capability, manifest, names
 from xsc.storage.capability import ReadCapability
 
 GOLDEN = vectors("formats_v1")
@@ -95,16 +95,10 @@ def format_of(case: dict[str, Any]) -> Format:
             return Format(bodies.decode_body, bodies.encode_body)
         case "entry":
             return Format(bodies.decode_entry, bodies.encode_entry)
-        case "number":
+        case "number" | "sweep" | "ended":
             return Format(bodies.decode_number, bodies.encode_number)
         case "gone":
             return Format(bodies.decode_gone, bodies.encode_gone)
-        case "sweep":
-            return Format(sweeping.read_number, sweeping.write_number)
-        case "ended":
-            return Format(
-                deletions.ended_ms, lambda time_ms: deletions.ended_row(b"", time_ms)[1] or b""
-            )
         case "last":
             return Format(names.read_last, lambda last: names.last_row("", last)[1] or b"")
         case "use":

@@ -7,7 +7,7 @@ from xsc.base.errors import ArgumentInvalid, SpaceExhausted
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.storage.erasure import StorageShard
-from xsc.storage.ports import OWN_LEASE
+from xsc.terms.lease import OWN_LEASE
 
 
 def test_nothing_is_left_of_a_put_whose_undoing_overtook_its_bodies():

@@ -12,7 +12,6 @@ from typing import Protocol
 from xsc.base.peering import Caller, Handler, Reply
 
 __all__ = [
-    "OWN_LEASE",
     "Caller",
     "ComputeBook",
     "ComputeLease",
@@ -22,9 +21,6 @@ __all__ = [
     "ServiceBook",
     "ServiceLeases",
 ]
-
-OWN_LEASE = b"\0" * 32
-"""The lease id of work on the own node: nothing is settled under it."""
 
 
 class ComputeLease(Protocol):

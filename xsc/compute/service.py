@@ -62,7 +62,6 @@ from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, is_
 from xsc.compute.limits import Limits
 from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
-    OWN_LEASE,
     Caller,
     ComputeBook,
     ComputeLease,
@@ -81,6 +80,7 @@ from xsc.compute.values import format_bits, format_number, parse_arguments
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order
+from xsc.terms.lease import OWN_LEASE
 from xsc.terms.pricing import fuel_steps
 
 RUN = "compute.run"

@@ -68,7 +68,7 @@ from xsc.base.merkle import Part, root_of
 from xsc.compute import services_rules as rules
 from xsc.compute import wagi
 from xsc.compute.limits import Limits
-from xsc.compute.ports import OWN_LEASE, Caller, Handler, ServiceBook, ServiceLeases
+from xsc.compute.ports import Caller, Handler, ServiceBook, ServiceLeases
 from xsc.compute.program import read
 from xsc.compute.sandbox import JobResult, Sandbox
 from xsc.compute.services_gate import Gate
@@ -77,6 +77,7 @@ from xsc.compute.services_store import Row, ServiceKey, ServiceStore
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
+from xsc.terms.lease import OWN_LEASE
 
 _NONCE_BYTES = 16
 _PATH_CHARS_MAX = 256

@@ -14,9 +14,6 @@ from typing import Protocol
 
 from xsc.terms.quote import Tier
 
-OWN_LEASE = b"\0" * 32
-"""The lease id of the own node's capacity: nothing is settled under it."""
-
 
 class Credit(Protocol):
     """What peers may owe this node, and how their debt is booked."""

@@ -63,12 +63,12 @@ from xsc.market import lease as rules
 from xsc.market.auction import Bid, place, rank_quality
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, clear, within_credit
-from xsc.market.ports import OWN_LEASE, Capacity, Credit, Divide, Quality, Standing
+from xsc.market.ports import Capacity, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
 from xsc.market.recall import HISTORY, Recall
 from xsc.market.renewing import RENEW, LeaseEnd, Renewals
-from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.voucher import Voucher

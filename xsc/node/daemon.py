@@ -13,7 +13,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,24 +212,26 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+@asynccontextmanager
+async def _asking(home: homes.Home, config: Config) -> AsyncIterator[Node]:
+    """Give a node that serves nobody: it asks its peers what it was."""
+    clock = SystemClock()
+    parts = _parts(home, config, JsonLog(clock, config.log_level), clock)
+    config = with_capacity(home.path, config, parts.disk_free_bytes())
+    node = Node(config, home.key, home.network, parts, recovering=True)
+    try:
+        yield node
+    finally:
+        await node.stop_recovering()
+
+
 async def _recover(
     home: homes.Home, config: Config, places: Sequence[str], *, without_silent: bool
 ) -> Recovered:
-    clock = SystemClock()
-    parts = _parts(home, config, JsonLog(clock, config.log_level), clock)
-    node = Node(
-        with_capacity(home.path, config, parts.disk_free_bytes()),
-        home.key,
-        home.network,
-        parts,
-        recovering=True,
-    )
-    try:
+    async with _asking(home, config) as node:
         done = await recover(node, places, without_silent=without_silent)
         homes.remember_port(home.path, node.peer_url)
         return done
-    finally:
-        await node.stop_recovering()
 
 
 def recover_home(
@@ -279,19 +282,8 @@ def recover_home(
 
 
 async def _catch_up(home: homes.Home, config: Config, *, without_silent: bool) -> CaughtUp:
-    clock = SystemClock()
-    parts = _parts(home, config, JsonLog(clock, config.log_level), clock)
-    node = Node(
-        with_capacity(home.path, config, parts.disk_free_bytes()),
-        home.key,
-        home.network,
-        parts,
-        recovering=True,
-    )
-    try:
+    async with _asking(home, config) as node:
         return await catch_up(node, without_silent=without_silent)
-    finally:
-        await node.stop_recovering()
 
 
 def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> CaughtUp:

@@ -11,7 +11,6 @@ from xsc.base.ids import short, to_text
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.base.units import format_credits, format_size
 from xsc.compute.evidence import differing
-from xsc.compute.ports import OWN_LEASE
 from xsc.compute.quorum import contradict, same_content
 from xsc.compute.receipts import check_receipt
 from xsc.compute.services_rules import check_receipt as check_service_receipt
@@ -24,7 +23,7 @@ from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
-from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
 from xsc.terms.pricing import fuel_steps
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
@@ -32,6 +31,8 @@ from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
 
 S = TypeVar("S", bound=Record)
+T = TypeVar("T", Lease, Renewal)
+Q = TypeVar("Q", LeaseRequest, RenewalRequest)
 Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
 
 
@@ -58,27 +59,33 @@ def _quote(raw: bytes) -> str:
     )
 
 
-def _lease(raw: bytes) -> str:
-    signed = _open(raw, Lease)
-    request = _open(signed.record.request, LeaseRequest)
+def _granted(signed: Signed[T], request: Signed[Q], kind: str, quantity: int, *, what: str) -> None:
+    """Check what a provider granted, a lease or a renewal, against what was asked and quoted."""
     asked = request.record
     _same_network(request, signed)
-    _require(signed.author == asked.provider, "the lease is not signed by its provider")
+    _require(signed.author == asked.provider, f"the {what} is not signed by its provider")
     _require(request.author == asked.customer, "the request is not signed by its customer")
     quote = _open(asked.quote, Quote, asked.provider)
     _same_network(quote, signed)
     _require(
-        (quote.record.customer, quote.record.kind) == (asked.customer, asked.kind),
+        (quote.record.customer, quote.record.kind) == (asked.customer, kind),
         "the quote is for another customer or kind",
     )
     _require(asked.price >= quote.record.price, "the price is below the quote")
     _require(
-        asked.quantity_min <= signed.record.quantity <= asked.quantity,
+        asked.quantity_min <= quantity <= asked.quantity,
         "the grant is outside of what was asked for",
     )
+
+
+def _lease(raw: bytes) -> str:
+    signed = _open(raw, Lease)
+    request = _open(signed.record.request, LeaseRequest)
+    asked, quantity = request.record, signed.record.quantity
+    _granted(signed, request, asked.kind, quantity, what="lease")
     return (
         f"lease: {short(asked.provider)} grants {short(asked.customer)} "
-        f"{signed.record.quantity} of {asked.kind} at {format_credits(asked.price)} "
+        f"{quantity} of {asked.kind} at {format_credits(asked.price)} "
         "credits a quantum"
     )
 
@@ -86,24 +93,11 @@ def _lease(raw: bytes) -> str:
 def _renewal(raw: bytes) -> str:
     signed = _open(raw, Renewal)
     request = _open(signed.record.request, RenewalRequest)
-    asked = request.record
-    _same_network(request, signed)
-    _require(signed.author == asked.provider, "the renewal is not signed by its provider")
-    _require(request.author == asked.customer, "the request is not signed by its customer")
-    quote = _open(asked.quote, Quote, asked.provider)
-    _same_network(quote, signed)
-    _require(
-        (quote.record.customer, quote.record.kind) == (asked.customer, "storage"),
-        "the quote is for another customer or kind",
-    )
-    _require(asked.price >= quote.record.price, "the price is below the quote")
-    _require(
-        asked.quantity_min <= signed.record.quantity <= asked.quantity,
-        "the grant is outside of what was asked for",
-    )
+    asked, quantity = request.record, signed.record.quantity
+    _granted(signed, request, "storage", quantity, what="renewal")
     return (
         f"renewal {asked.number} of lease {short(asked.lease_id)}: {short(asked.provider)} keeps "
-        f"{format_size(signed.record.quantity)} for {short(asked.customer)} at "
+        f"{format_size(quantity)} for {short(asked.customer)} at "
         f"{format_credits(asked.price)} credits a quantum"
     )
 
@@ -211,14 +205,17 @@ def _lease_price(
     return terms.price
 
 
+def _is_of(module: bytes | None, expected: bytes) -> None:
+    _require(
+        module is None or hashlib.sha256(module).digest() == expected,
+        "the receipt is for another module than the one given",
+    )
+
+
 def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
     order, signed = open_execution(raw, lease)
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
-    if module is not None:
-        _require(
-            hashlib.sha256(module).digest() == outcome.module,
-            "the receipt is for another module than the one given",
-        )
+    _is_of(module, outcome.module)
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -307,11 +304,7 @@ def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> s
         price = _lease_price(lease, signed, receipt.lease_id, parties, receipt.created_ms)
     fault = check_service_receipt(record, receipt, price)
     _require(fault is None, str(fault))
-    if module is not None:
-        _require(
-            hashlib.sha256(module).digest() == outcome.module,
-            "the receipt is for another module than the one given",
-        )
+    _is_of(module, outcome.module)
     return (
         f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "
         f"version {record.version} of '{record.name}' of {short(record.owner)} with "

@@ -273,12 +273,12 @@ def decode_entry(raw: bytes) -> Entry:
 
 
 def encode_number(number: int) -> bytes:
-    """Return the index value of a size or mark."""
+    """Return the stored value of a size, a sequence or a time."""
     return encode([VERSION, number])
 
 
 def decode_number(raw: bytes) -> int:
-    """Return the number of an index value.
+    """Return the number of a stored value.
 
     Raises:
         StoreDamaged: not a number.
@@ -286,12 +286,12 @@ def decode_number(raw: bytes) -> int:
     try:
         value = decode(raw)
     except RecordInvalid as fault:
-        raise StoreDamaged(f"the index is damaged: {fault.message}") from None
+        raise StoreDamaged(f"a stored number is damaged: {fault.message}") from None
     match value:
-        case [1, int(number)]:
+        case [1, int(number)] if not isinstance(number, bool):
             return number
         case _:
-            raise StoreDamaged("the index holds what is no number")
+            raise StoreDamaged("a stored number is none")
 
 
 def encode_damaged(key: bytes, entry: Entry, reason: str) -> bytes:

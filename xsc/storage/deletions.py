@@ -14,18 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from xsc.base.encoding import decode, encode
-from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.identity.envelope import Signed
+from xsc.storage.bodies import decode_number, encode_number
 from xsc.terms.deletion_receipt import DeletionReceipt
 
 DELETED: Final = b"storage/deleted/"
 ENDED: Final = b"storage/ended/"
 KEPT_MS: Final = STORAGE_LEASE_MS
 ENDED_KEPT_MS: Final = 3650 * 86_400_000
-_VERSION: Final = 1
 
 
 def _since(time_ms: int) -> bytes:
@@ -47,24 +45,7 @@ def of_object(state: KeyValue, locate: bytes) -> Iterator[bytes]:
 
 def ended_row(manifest_hash: bytes, now_ms: int) -> Change:
     """Return the change that keeps that an object was deleted."""
-    return ENDED + manifest_hash, encode([_VERSION, now_ms])
-
-
-def ended_ms(raw: bytes) -> int:
-    """Return when an object was deleted, by such a row.
-
-    Raises:
-        StoreDamaged: not a row of that kind.
-    """
-    try:
-        value = decode(raw)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"a note of a deletion is damaged: {fault.message}") from None
-    match value:
-        case [1, int(time_ms)] if not isinstance(time_ms, bool):
-            return time_ms
-        case _:
-            raise StoreDamaged("a note of a deletion is no time")
+    return ENDED + manifest_hash, encode_number(now_ms)
 
 
 def was_ended(state: KeyValue, manifest_hash: bytes) -> bool:
@@ -82,6 +63,6 @@ def too_old(state: KeyValue, now_ms: int, most: int) -> list[Change]:
     for key, raw in state.scan(ENDED, prefix_end(ENDED)):
         if len(changes) >= most:
             break
-        if ended_ms(raw) < now_ms - ENDED_KEPT_MS:
+        if decode_number(raw) < now_ms - ENDED_KEPT_MS:
             changes.append((key, None))
     return changes

@@ -52,7 +52,7 @@ from xsc.storage.messages import GET_MAX, ObjectRecord
 from xsc.storage.patching import damaged_segments, good_for
 from xsc.storage.pipeline import Held
 from xsc.storage.placement import State, column_states
-from xsc.storage.ports import OWN_LEASE, HostLease
+from xsc.storage.ports import HostLease
 from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, rest, together
 from xsc.storage.reading import Located, roots_of
@@ -60,6 +60,7 @@ from xsc.storage.receipts import shards_of
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.storage.segment import length_of
+from xsc.terms.lease import OWN_LEASE
 
 
 @dataclass(frozen=True, slots=True)

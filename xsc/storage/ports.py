@@ -11,9 +11,6 @@ from typing import Protocol, TypeAlias
 
 from xsc.base.keyvalue import Change
 
-OWN_LEASE = b"\0" * 32
-"""The lease id under which a node's own objects lie on itself: nothing is settled."""
-
 
 class HostLease(Protocol):
     """Room at one host."""

@@ -42,11 +42,12 @@ from xsc.storage.held import Found, FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
-from xsc.storage.ports import OWN_LEASE, HostLease, Hosts, Leases
+from xsc.storage.ports import HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt
 from xsc.storage.seals import Seals
 from xsc.storage.shards import StorageNode
 from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.lease import OWN_LEASE
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 T = TypeVar("T")

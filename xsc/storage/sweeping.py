@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from xsc.base.clock import Clock, Executor
-from xsc.base.encoding import decode, encode
-from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
@@ -26,13 +24,14 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.storage import deletions
-from xsc.storage.ports import OWN_LEASE, Leases
+from xsc.storage.bodies import decode_number, encode_number
+from xsc.storage.ports import Leases
 from xsc.storage.shards import StorageNode
 from xsc.storage.sweep import Mark, Owner, ended, needless, newest_of, older_than, under_ended
+from xsc.terms.lease import OWN_LEASE
 
 MARKS: Final = b"storage/mark/"
 ORPHANS: Final = b"storage/orphan/"
-_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +46,6 @@ class Swept:
     """Parts of objects of which something was dropped."""
     more: bool
     """Whether the bound of a round was reached."""
-
-
-def read_number(raw: bytes) -> int:
-    """Return what a mark or a note of a missed lease says: a sequence, or a time.
-
-    Raises:
-        StoreDamaged: neither of them.
-    """
-    try:
-        value = decode(raw)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"a note of the sweep is damaged: {fault.message}") from None
-    match value:
-        case [1, int(number)]:
-            return number
-        case _:
-            raise StoreDamaged("a note of the sweep is no number")
-
-
-def write_number(number: int) -> bytes:
-    """Return the value of a mark or of a note of a missed lease."""
-    return encode([_VERSION, number])
 
 
 class Sweeper:
@@ -164,14 +141,14 @@ class Sweeper:
     def _mark(self, now_ms: int) -> int:
         """Take note of the present sequence; return below which all bodies may be leftovers."""
         marks = [
-            Mark(int.from_bytes(key[len(MARKS) :], "big"), read_number(raw))
+            Mark(int.from_bytes(key[len(MARKS) :], "big"), decode_number(raw))
             for key, raw in self._state.scan(MARKS, prefix_end(MARKS))
         ]
         before_ms = now_ms - self._leftover_ms
         # A clock that was ahead left marks in what is the future now: they say nothing.
         stale = [mark for mark in marks if mark.time_ms > now_ms] + needless(marks, before_ms)
         changes: list[Change] = [(_mark_key(mark.time_ms), None) for mark in stale]
-        changes.append((_mark_key(now_ms), write_number(self._node.next_sequence)))
+        changes.append((_mark_key(now_ms), encode_number(self._node.next_sequence)))
         self._write(changes)
         return older_than(marks, before_ms)
 
@@ -187,9 +164,9 @@ class Sweeper:
                 ends[lease_id] = end_ms
                 continue
             raw = self._state.get(key)
-            since_ms = now_ms if raw is None else read_number(raw)
+            since_ms = now_ms if raw is None else decode_number(raw)
             if raw is None:
-                changes.append((key, write_number(now_ms)))
+                changes.append((key, encode_number(now_ms)))
             ends[lease_id] = since_ms + STORAGE_LEASE_MS
         for key, _ in self._state.scan(ORPHANS, prefix_end(ORPHANS)):
             lease_id = key[len(ORPHANS) :]

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.quote import Kind
 
+OWN_LEASE = b"\0" * 32
+"""The lease id of what a node holds or runs for itself: nothing is settled under it."""
+
 
 class LeaseRequest(Record):
     """Signed by the customer. The quote inside fixes the terms: later prices cannot touch them."""

@@ -45,7 +45,6 @@ from xsc.base.merkle import Part, root_of
 from xsc.compute import services as services_module
 from xsc.compute.limits import Limits
 from xsc.compute.local import LocalSandbox
-from xsc.compute.ports import OWN_LEASE
 from xsc.compute.sandbox import JobResult
 from xsc.compute.services import Services
 from xsc.compute.services_rules import check_receipt, to_roll_back
@@ -55,6 +54,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
+from xsc.terms.lease import OWN_LEASE
 
 LIMITS = Limits(fuel=50_000_000)
 PRICE = 1_000_000  # a micro-credit a unit of fuel

@@ -26,9 +26,8 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
 )
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.ports import OWN_LEASE
 from xsc.market.quote import open_quote
-from xsc.terms.lease import LeaseRequest
+from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.voucher import Voucher
 
 STEPS = 1_000_000_000

@@ -11,9 +11,9 @@ from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_OBJECTS_MAX
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage import sweeping
-from xsc.storage.ports import OWN_LEASE
 from xsc.storage.sweep import Mark, ended, needless, older_than
 from xsc.storage.sweeping import MARKS, ORPHANS, Sweeper
+from xsc.terms.lease import OWN_LEASE
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
