@@ -8,32 +8,49 @@ XSC_DEBUG is set.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from xsc import __version__
 from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError
-from xsc.cli.compute import compute
-from xsc.cli.devnet import devnet
-from xsc.cli.health import health
-from xsc.cli.ledger import ledger
-from xsc.cli.market import market
-from xsc.cli.node import node
 from xsc.cli.options import Group, Settings
 from xsc.cli.output import say, show_error
-from xsc.cli.peer import peer
-from xsc.cli.store import store
-from xsc.cli.verify import verify
 
 EXIT_PIPE = 141
 """What a shell reports for a program that a closed pipe ended."""
 
 
+class _Commands(Mapping[str, click.Command]):
+    """Commands by name; a command's module is imported when it is used: start-up time."""
+
+    _NAMES = (
+        "node", "peer", "store", "compute", "market", "ledger", "health", "verify", "devnet"
+    )  # fmt: skip
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._NAMES:
+            raise KeyError(name)
+        command: click.Command = getattr(importlib.import_module(f"xsc.cli.{name}"), name)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._NAMES)
+
+    def __len__(self) -> int:
+        return len(self._NAMES)
+
+
 class _Root(Group):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
+        super().__init__(*args, **kwargs)
+        self.commands = _Commands()  # type: ignore[assignment]  # nothing is ever added
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
         try:
             return super().invoke(ctx)
@@ -61,10 +78,6 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-
-
-for _command in (node, peer, store, compute, market, ledger, health, verify, devnet):
-    cli.add_command(_command)
 
 
 def _usage(fault: click.ClickException) -> XscError:

@@ -1,0 +1,29 @@
+"""What a command reads before it runs: of the command groups, its own alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+GROUPS = {"node", "peer", "store", "compute", "market", "ledger", "health", "verify", "devnet"}
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [(["--version"], set()), (["verify", "--help"], {"verify"}), (["--help"], GROUPS)],
+)
+def test_a_call_reads_the_groups_it_needs(words, read):
+    script = (
+        "import json, sys\n"
+        "from xsc.cli.main import main\n"
+        f"assert main({words!r}) == 0\n"
+        "print(json.dumps([name for name in sys.modules if name.startswith('xsc.cli.')]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = {name.split(".")[2] for name in json.loads(run.stdout.splitlines()[-1])}
+    assert loaded & GROUPS == read
