@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from xsc.compute.signature import Signature
 
 CASES = int(os.environ.get("XSC_FUZZ_CASES", "500"))
 """How many modules each of the long tests runs; 50 000 before a release (CONTRIBUTING.md)."""
+LONG = pytest.mark.timeout(0 if CASES > 500 else 300)
+"""The bound of all tests, but for the long run."""
 MODULES = [path.read_bytes() for path in sorted(FOLDER.glob("*.wasm"))]
 SMALL = [module for module in MODULES if len(module) < 600]
 
@@ -62,6 +65,7 @@ def test_damaged_modules_are_read_or_refused(module, seed):
     read(prepare(raw, program).module)
 
 
+@LONG
 async def test_damaged_modules_leave_the_worker_as_it_was():
     chance = random.Random(20)
     pool = PoolSandbox(1, SteadyClock(), SilentLog())
@@ -89,6 +93,7 @@ async def test_damaged_modules_leave_the_worker_as_it_was():
     await pool.stop()
 
 
+@LONG
 async def test_valid_modules_by_chance_stay_in_their_limits_and_do_the_same_again():
     pool = PoolSandbox(1, SteadyClock(), SilentLog())
     await pool.start()

@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -617,4 +618,5 @@ Laws.TestCase.settings = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-test_laws = Laws.TestCase
+# The bound of all tests, but for the long run.
+test_laws = pytest.mark.timeout(0 if EXAMPLES else 300)(Laws.TestCase)
