@@ -106,6 +106,12 @@ def test_everything_else_is_left_to_the_general_parser(raw):
     assert read(raw, None) is None
 
 
+@pytest.mark.timeout(20)
+def test_a_head_with_a_fault_at_its_end_is_read_once_and_not_in_every_way():
+    fields = b"".join(b"A%d: b\r\n" % index for index in range(31))
+    assert read(WHOLE.replace(b"Host: x\r\n", fields + b"Host: \x01\r\n"), None) is None
+
+
 def test_other_paths_are_left_to_the_general_parser():
     assert read(WHOLE, ["/v1/job", "/v1/jobs/"]) is None
 
