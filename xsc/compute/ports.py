@@ -84,8 +84,11 @@ class ComputeBook(Protocol):
 class ServiceLeases(ComputeLeases, Protocol):
     """The same for an owner of services."""
 
-    def price_of(self, lease_id: bytes, provider: bytes) -> int | None:
-        """Return the price a quantum of a lease taken there; None where it is not known."""
+    def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
+        """Return the price a quantum of a compute lease taken there, and the steps left under it.
+
+        None where no such lease is known.
+        """
 
 
 class ServiceBook(ComputeBook, Protocol):

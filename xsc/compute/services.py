@@ -32,6 +32,7 @@ from xsc.base.errors import (
     NotAllowed,
     NotFound,
     PeerError,
+    PeerSilent,
     RateLimited,
     ReceiptInvalid,
     RecordInvalid,
@@ -84,6 +85,8 @@ _PATH_CHARS_MAX = 256
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5
 _PLACE_TIMEOUT_MS = COMPILE_MS_MAX + PEER_TIMEOUT_MS
+_PAGES_A_TURN = 64
+"""A holder that has always more to tell keeps nobody else waiting."""
 WAIT_MS_MAX = 30_000
 """How long a reader of the log may wait for the next row."""
 
@@ -124,6 +127,8 @@ class Served:
 class _Service:
     key: ServiceKey
     versions: dict[str, Signed[Deployment]]
+    since: int = 0
+    """The generation it began with: a service of that name that was removed before is another."""
     rows: int = 0
     last: int = 0
     """The number of the newest row."""
@@ -212,6 +217,8 @@ class Services:
                 rows, last = self._store.numbers(key)
                 service = self._services[key] = self._new(key, rows, last)
             service.versions[signed.record.version] = signed
+        for service in self._services.values():
+            service.since = rules.first_generation(service.versions.values())
         self._sizes = self._store.modules()
 
     async def stop(self) -> None:
@@ -236,7 +243,7 @@ class Services:
             await self._drop_silent()
 
     def _new(self, key: ServiceKey, rows: int = 0, last: int = 0) -> _Service:
-        return _Service(key, {}, rows, last, heard_ms=self._clock.monotonic_ms())
+        return _Service(key, {}, rows=rows, last=last, heard_ms=self._clock.monotonic_ms())
 
     def _changing(self, key: ServiceKey) -> asyncio.Lock:
         """Return the lock of a service: over calls to peers, hence not one lock for all."""
@@ -358,23 +365,34 @@ class Services:
             provider = service.active.record.provider
             warning = ""
             if provider != self._own:
-                try:
-                    await self._collect(service)
-                    await self._caller.call(
-                        provider,
-                        "service.undeploy",
-                        {"name": name},
-                        timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
-                    )
-                except NotFound:
-                    pass  # it is gone there already
-                except XscError as fault:
-                    warning = (
-                        f"{short(provider)} was not told ({fault.message}): it stops within a "
-                        "minute, for nobody pays it, and drops the service after a day"
-                    )
+                warning = await self._part(service, provider)
             await self._drop(service)
             return warning
+
+    async def _part(self, service: _Service, provider: bytes) -> str:
+        """Pay a holder for the last time and tell it to go; return a warning, or nothing."""
+        warning = ""
+        try:
+            if not service.refuted:
+                await self._collect(service)
+        except NotFound:
+            return ""  # it is gone there already
+        except PeerSilent as fault:
+            return _not_told(provider, fault)
+        except XscError as fault:
+            warning = f"{short(provider)} is not paid for the last requests: {fault.message}"
+        try:
+            await self._caller.call(
+                provider,
+                "service.undeploy",
+                {"name": service.key[1]},
+                timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
+            )
+        except NotFound:
+            pass
+        except XscError as fault:
+            return _not_told(provider, fault)
+        return warning
 
     def views(self) -> list[View]:
         """Return all services, own ones first, by name."""
@@ -516,9 +534,10 @@ class Services:
             service.fault = fault.message
 
     async def _collect(self, service: _Service) -> None:
-        """Fetch and check receipts, pay what holds, and see to the lease."""
+        """Fetch and check receipts, pay what holds, and see to the lease; for so long at most."""
         record = service.active.record
-        while True:
+        began_ms = self._clock.monotonic_ms()
+        for _ in range(_PAGES_A_TURN):
             left_ms = service.lease_end_ms - self._clock.monotonic_ms()
             if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
                 await self._take_lease(service, record)
@@ -540,7 +559,12 @@ class Services:
             if rows:
                 await self._pay(service, rows)
             service.fault = ""
-            if not rows or not take_bool(reply.header, "more"):
+            took_ms = self._clock.monotonic_ms() - began_ms
+            if (
+                not rows
+                or not take_bool(reply.header, "more")
+                or took_ms >= SERVICE_COLLECT_TIMEOUT_MS
+            ):
                 return
 
     async def _pay(self, service: _Service, rows: Sequence[Row]) -> None:
@@ -577,6 +601,8 @@ class Services:
         if refusal is not None:
             raise ReceiptInvalid(refusal)
         found: list[tuple[Row, ServiceReceipt]] = []
+        unpaid = 0
+        left: dict[bytes, int] = {}
         for row in rows:
             signed = open_signed(
                 row.receipt, ServiceReceipt, network=self._network, author=provider
@@ -587,16 +613,24 @@ class Services:
             ).record
             if (deployment.name, deployment.provider) != (service.key[1], provider):
                 raise ReceiptInvalid("it is over the deployment of another service")
-            price = self._leases.price_of(receipt.lease_id, provider)
-            if price is None:
-                self._log.warning("receipt_of_unknown_lease", service=service.key[1])
+            terms = self._leases.price_and_room(receipt.lease_id, provider)
+            if terms is None or deployment.generation < service.since:
+                unpaid += 1
                 continue
+            price, room = terms
             refusal = rules.check_receipt(deployment, receipt, price)
             if refusal is None and receipt.number != row.number:
                 refusal = "it bears another number than its row"
             if refusal is not None:
                 raise ReceiptInvalid(refusal)
+            steps = rules.steps_of(deployment, receipt.outcome.fuel_used)
+            if steps > left.setdefault(receipt.lease_id, room):
+                unpaid += 1
+                continue
+            left[receipt.lease_id] -= steps
             found.append((_row_of(receipt, deployment, row), receipt))
+        if unpaid:
+            self._log.warning("receipts_not_paid", service=service.key[1], count=unpaid)
         return found
 
     # What is held
@@ -622,6 +656,7 @@ class Services:
             new = None if record.module in self._sizes else module
             await self._executor.run(self._store.keep, signed, new, dropped)
             self._sizes[record.module] = len(module)
+            service.since = service.since or record.generation
             service.versions = versions
             self._services[service.key] = service
             self._warm_up(record.module, module)
@@ -893,6 +928,13 @@ class Services:
             "lease_left_ms": left_ms,
             "url": self.url,
         }, ()
+
+
+def _not_told(provider: bytes, fault: XscError) -> str:
+    return (
+        f"{short(provider)} was not told ({fault.message}): it stops within a "
+        "minute, for nobody pays it, and drops the service after a day"
+    )
 
 
 def _sha256(data: bytes) -> bytes:

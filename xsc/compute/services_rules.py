@@ -136,6 +136,11 @@ def active_of(versions: Iterable[Signed[Deployment]]) -> Signed[Deployment]:
     return max(versions, key=lambda signed: signed.record.generation)
 
 
+def first_generation(versions: Iterable[Signed[Deployment]]) -> int:
+    """Return the lowest generation of a service."""
+    return min(signed.record.generation for signed in versions)
+
+
 def next_generation(versions: Iterable[Signed[Deployment]], now_ms: int) -> int:
     """Return a generation above all of a service, also of one that was removed before."""
     return max([now_ms, *(signed.record.generation + 1 for signed in versions)])

@@ -1126,10 +1126,15 @@ class MarketService:
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, amount_micro)
         self._book.save(entry, sync=False)
 
-    def price_of(self, lease_id: bytes, provider: bytes) -> int | None:
-        """Return the price a quantum of a lease taken there; None where it is not known."""
+    def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
+        """Return the price a quantum of a compute lease taken there, and the steps left under it.
+
+        None where no such lease is known.
+        """
         entry = self._book.get("customer", lease_id)
-        return None if entry is None or entry.peer != provider else entry.terms.price
+        if entry is None or entry.peer != provider or entry.terms.kind != "compute":
+            return None
+        return entry.terms.price, rules.room(entry.terms, entry.use)
 
     async def settle_all(self) -> None:
         """Send what is owed to providers that are up, and book what customers signed."""

@@ -47,7 +47,7 @@ from xsc.compute.limits import Limits
 from xsc.compute.local import LocalSandbox
 from xsc.compute.sandbox import JobResult
 from xsc.compute.services import Services
-from xsc.compute.services_rules import check_receipt, to_roll_back
+from xsc.compute.services_rules import check_receipt, steps_of, to_roll_back
 from xsc.compute.services_store import Row
 from xsc.compute.wagi import Request
 from xsc.db.memory import MemoryKeyValue
@@ -66,9 +66,10 @@ class ServiceMarket(Market):
 
     end: int | None = None
 
-    def price_of(self, lease_id, provider):
+    def price_and_room(self, lease_id, provider):
         known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
-        return known[0] if known else None
+        spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
+        return (known[0], self.room - spent) if known else None
 
     def end_ms(self, lease_id):
         return self.end
@@ -741,6 +742,81 @@ async def test_undeploying_does_not_wait_for_a_silent_holder(world):
     # The same name can be deployed again, although the holder still has the old one.
     await world.owner.deploy(on=world.holder.id, environment={"GREETING": "New"})
     assert body(await world.holder.ask(world.owner)).startswith(b"New")
+
+
+async def test_what_a_removed_service_was_paid_for_is_not_paid_again_by_its_successor(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    world.wire.silent.add(world.holder.id)
+    await world.owner.services.undeploy("greet")
+    world.wire.silent.clear()
+    world.clock.advance_to(world.clock.now_ms() + 1)
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    owner = await world.again(world.owner, b"o")
+    await owner.look_after()
+    assert len(world.owner.market.spending) == 2
+    assert len(await owner.rows()) == 1
+    assert owner.services.views()[0].fault == ""
+
+
+async def test_a_holder_that_bills_more_than_its_lease_has_room_for_is_paid_for_that_room(world):
+    await world.owner.deploy(on=world.holder.id)
+    for _ in range(3):
+        await world.holder.ask(world.owner)
+    record = world.owner.services._services[world.owner.id, "greet"].active.record
+    world.owner.market.room = 2 * steps_of(record, 100_000)
+    await world.owner.look_after()
+    assert len(world.owner.market.spending) == 2
+    assert len(await world.owner.rows()) == 2
+
+
+async def test_a_holder_with_always_more_to_tell_keeps_no_other_waiting(world):
+    await world.owner.deploy(on=world.holder.id)
+    calls = 0
+    await world.holder.ask(world.owner)
+    (row,) = world.holder.services._store.rows((world.owner.id, "greet"), most=9, size_max=10**6)
+    receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
+    rows = []
+    for more in range(1, 2_000):
+        told = receipt.model_copy(update={"number": row.number + more, "lease_id": b"\7" * 32})
+        signed = sign(told, world.holder.key, world.network)
+        rows.append(replace(row, number=told.number, receipt=signed.raw).to_value())
+
+    def next_row(answer):
+        nonlocal calls
+        calls += 1
+        if "rows" not in answer.header:
+            return answer
+        return replace(answer, header={**answer.header, "rows": [rows[calls]], "more": True})
+
+    world.wire.tap = next_row
+    await world.owner.look_after()
+    assert calls < 100
+    assert world.owner.market.spending == []
+
+
+async def test_a_holder_whose_receipt_was_refused_is_told_to_go_and_paid_no_more(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    key = world.owner.id, "greet"
+    (row,) = world.holder.services._store.rows(key, most=9, size_max=10**6)
+    world.holder.services._store.add(key, [replace(row, receipt=b"x")])
+    await world.owner.look_after()
+    world.holder.services._store.add(key, [row])
+    assert await world.owner.services.undeploy("greet") == ""
+    assert world.holder.services.views() == []
+    assert world.owner.market.spending == []
+
+
+async def test_a_holder_that_cannot_be_paid_is_told_to_go(world):
+    await world.owner.deploy(on=world.holder.id)
+    world.owner.market.leases = []
+    world.owner.services._services[world.owner.id, "greet"].starved = True
+    assert "is not paid for the last requests" in await world.owner.services.undeploy("greet")
+    assert world.holder.services.views() == []
 
 
 async def test_a_silent_holder_is_said_to_be(world):

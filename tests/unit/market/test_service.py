@@ -390,6 +390,18 @@ async def test_a_run_is_reserved_used_and_spent(world, pair):
     assert provider.ledger.owed(customer.id) == 200
 
 
+async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
+    customer, provider = pair
+    lease = await computing(world, customer)
+    leases = customer.market
+    assert leases.price_and_room(lease.lease_id, provider.id) == (40, COMPUTE_LEASE_RUNS * STEPS)
+    await leases.spent(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS + 1, 1)
+    assert leases.price_and_room(lease.lease_id, provider.id) == (40, 0)
+    assert leases.price_and_room(lease.lease_id, customer.id) is None
+    (host,) = await leased(world, customer)
+    assert leases.price_and_room(host.lease_id, provider.id) is None
+
+
 async def test_admission_of_runs_keeps_to_the_lease(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
