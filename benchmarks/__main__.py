@@ -18,11 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import hung, inside, invoke, limit, pipe, services, space
-from xsc.base.limits import KIB, MIB
+from benchmarks import hung, inside, invoke, limit, pipe, services, small, space
+from xsc.base.limits import MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 
@@ -116,26 +115,8 @@ def storage(net: Network, quick: bool) -> None:
         )
 
 
-def small(net: Network, quick: bool) -> None:
-    print("\nsmall objects: 1 KiB, durable on six nodes when acknowledged")
-    count = 50 if quick else 100
-
-    def one(index: int) -> float:
-        return seconds(
-            lambda: net.calls[0].put(io.BytesIO(os.urandom(KIB)), name=f"s{index}", size_bytes=KIB)
-        )
-
-    for flight in (1, 16):
-        rates, delays = [], []
-        for _ in range(3):
-            with ThreadPoolExecutor(flight) as pool:
-                begun = time.perf_counter()
-                delays += list(pool.map(one, range(count)))
-                rates.append(count / (time.perf_counter() - begun))
-        print(
-            f"  {flight:2d} in flight   {median(rates):7.0f} puts/s   "
-            f"p50 {median(delays) * 1e3:.1f} ms  p99 {percentile(delays, 0.99) * 1e3:.1f} ms"
-        )
+def little(net: Network, quick: bool) -> None:
+    small.run(net.homes[0], net.calls[0], net.pids(), quick)
 
 
 def compute(net: Network, quick: bool) -> None:
@@ -229,7 +210,7 @@ def main() -> None:
         for part in wanted:
             {
                 "storage": storage,
-                "small": small,
+                "small": little,
                 "compute": compute,
                 "services": served,
                 "start": start,

@@ -71,7 +71,7 @@ def node_js(path: str, count: int) -> list[load.Run] | None:
         port = int(server.stdout.readline())
         raw = load.request("127.0.0.1", "/", b"[1,2]")
         pids = load.family(server.pid)
-        rounds = [load.drive(("127.0.0.1", port), raw, count, 16, pids) for _ in range(4)]
+        rounds = [load.drive(("127.0.0.1", port), [raw], count, 16, pids) for _ in range(4)]
     finally:
         server.kill()
         server.wait()

@@ -64,7 +64,7 @@ def plain(home: Path, pids: list[int], body: bytes, count: int, flight: int) -> 
     place = find_place(home)
     raw = load.request(HOST, "/v1/jobs", body, place.token)
     rounds = [
-        load.drive((place.host, place.port), raw, count if index else count // 4, flight, pids)
+        load.drive((place.host, place.port), [raw], count if index else count // 4, flight, pids)
         for index in range(4)
     ]
     for answer in rounds[-1].answers:

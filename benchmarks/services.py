@@ -51,10 +51,10 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
         assert place.port is not None
         raw = load.request(f"{place.hostname}:{place.port}", place.path, b"hello")
         where = (place.hostname, place.port)
-        load.drive(where, raw, count // 4, FLIGHT, pids)
-        one = load.drive(where, raw, count, 1, pids)
+        load.drive(where, [raw], count // 4, FLIGHT, pids)
+        one = load.drive(where, [raw], count, 1, pids)
         assert set(one.answers) == {b"Hello, world!\nHELLO"}
-        many = [load.drive(where, raw, count, FLIGHT, pids) for _ in range(3)]
+        many = [load.drive(where, [raw], count, FLIGHT, pids) for _ in range(3)]
         print(
             f"  {label:34s}  p50 {at(one.delays, 0.5) * 1e3:6.2f} ms  "
             f"p99 {at(one.delays, 0.99) * 1e3:6.2f} ms one at a time"

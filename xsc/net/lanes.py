@@ -1,10 +1,11 @@
 """When small calls share a request: while one is under way, others gather.
 
 When the request to a peer is answered, the small calls to it that have come
-meanwhile leave together, as one call of `peers.batch`. Nothing waits for
-company: a call to a peer that is not busy leaves at once and as it is. So
-signature, HTTP and the host's synced write are shared exactly when there is
-more to do than one request at a time can carry.
+meanwhile leave together, as one call of `peers.batch`. A call to a peer that is
+not busy waits for no time: only for those that this node is about to make as
+well, some turns of the event loop long; one that stays alone leaves as it is.
+So signature, HTTP and the host's synced write are shared where there is more to
+do than one request at a time can carry.
 
 Each call keeps its own answer or error; only what keeps the whole request from
 being answered is the error of all its calls. docs/design/net.md
@@ -33,21 +34,32 @@ from xsc.net.frame import Reply
 
 Send: TypeAlias = Callable[[bytes, str, dict[str, Value], Sequence[Part], int], Awaitable[Reply]]
 """Calls a peer: (peer, method, header, parts, timeout_ms) to its answer."""
-Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], None]
+Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+
+GATHER_TURNS = 8
+"""Turns of the event loop that the first call waits for others which are on their way to it.
+
+Calls of what was read at the same time come within some turns; where nothing else is to be
+done, so many take a tenth of a millisecond.
+"""
 
 
 @dataclass(slots=True)
 class _Waiting:
     call: batch.Call
+    header: dict[str, Value]
+    """The call's, not encoded."""
+    name: str
+    """Of the peer, for messages."""
     deadline_ms: int
-    done: asyncio.Future[batch.Answer]
+    done: asyncio.Future[Reply]
 
 
 @dataclass(slots=True)
 class _Lane:
     """What is under way to one peer, and what waits for it to come back."""
 
-    busy: bool = False
+    flying: Sequence[_Waiting] = ()
     waiting: deque[_Waiting] = field(default_factory=deque)
 
 
@@ -79,60 +91,76 @@ class Lanes:
         Raises:
             XscError: as PeerNet.call.
         """
-        lane = self._lanes.setdefault(peer, _Lane())
-        if not lane.busy:
-            lane.busy = True
-            try:
-                return await self._send(peer, call.method, header, call.parts, PEER_TIMEOUT_MS)
-            finally:
-                self._go_on(peer, lane)
         deadline_ms = self._clock.monotonic_ms() + PEER_TIMEOUT_MS
-        waiting = _Waiting(call, deadline_ms, asyncio.get_running_loop().create_future())
-        lane.waiting.append(waiting)
-        return batch.reply_of(await waiting.done, name)
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        lane = self._lanes.get(peer)
+        if lane is None:
+            lane = self._lanes[peer] = _Lane()
+            task = self._spawn(self._run(peer, lane))
+            # Not in the task itself: one that is stopped before it began runs nothing.
+            task.add_done_callback(lambda _: self._end(peer, lane))
+        lane.waiting.append(_Waiting(call, header, name, deadline_ms, done))
+        return await done
 
-    def _go_on(self, peer: bytes, lane: _Lane) -> None:
-        """Send off what has gathered, or leave the lane free."""
-        group: list[_Waiting] = []
-        size = 0
-        while lane.waiting and len(group) < BATCH_CALLS_MAX:
-            if lane.waiting[0].done.done():
-                # Its caller has given up.
-                lane.waiting.popleft()
-                continue
-            size += lane.waiting[0].call.size_bytes
-            if group and size > BATCH_BYTES_MAX:
-                break
-            group.append(lane.waiting.popleft())
-        lane.busy = bool(group)
-        if group:
-            self._spawn(self._fly(peer, lane, group))
-        else:
-            self._lanes.pop(peer, None)
+    async def _run(self, peer: bytes, lane: _Lane) -> None:
+        """Send what waits, request after request, until nothing does."""
+        for _ in range(GATHER_TURNS):
+            await asyncio.sleep(0)
+        while group := _next_group(lane):
+            lane.flying = group
+            try:
+                await self._fly(peer, group)
+            except XscError as fault:
+                _fail(group, fault)
+        # Before anything else runs: who comes from now on finds no lane, and opens another.
+        del self._lanes[peer]
 
-    async def _fly(self, peer: bytes, lane: _Lane, group: list[_Waiting]) -> None:
-        fault: XscError = PeerSilent("this node was stopped, or failed at this")
-        over = True
-        try:
-            answers = await self._ask(peer, group)
-            for waiting, answer in zip(group, answers, strict=True):
-                if not waiting.done.done():
-                    waiting.done.set_result(answer)
-            over = False
-        except XscError as error:
-            fault, over = error, False
-        finally:
-            # After a stop nothing more may leave: those that wait end here too.
-            for waiting in [*group, *lane.waiting] if over else group:
-                if not waiting.done.done():
-                    waiting.done.set_exception(type(fault)(fault.message, hint=fault.hint))
-            self._go_on(peer, lane)
+    def _end(self, peer: bytes, lane: _Lane) -> None:
+        """After a stop, or a fault of this node: nothing more may leave, all that wait end here."""
+        if self._lanes.get(peer) is lane:
+            del self._lanes[peer]
+        fault = PeerSilent("this node was stopped, or failed at this")
+        _fail([*lane.flying, *lane.waiting], fault)
 
-    async def _ask(self, peer: bytes, group: list[_Waiting]) -> list[batch.Answer]:
+    async def _fly(self, peer: bytes, group: Sequence[_Waiting]) -> None:
         # The oldest decides: no call may last longer than it would have alone.
-        left_ms = group[0].deadline_ms - self._clock.monotonic_ms()
+        first = group[0]
+        left_ms = first.deadline_ms - self._clock.monotonic_ms()
         if left_ms <= 0:
             raise PeerSilent("the peer was busy for too long")
+        if len(group) == 1:
+            call = first.call
+            reply = await self._send(peer, call.method, first.header, call.parts, left_ms)
+            if not first.done.done():
+                first.done.set_result(reply)
+            return
         header, parts = batch.pack_calls([waiting.call for waiting in group])
-        reply = await self._send(peer, batch.METHOD, header, parts, left_ms)
-        return batch.unpack_answers(reply, len(group))
+        whole = await self._send(peer, batch.METHOD, header, parts, left_ms)
+        for waiting, answer in zip(group, batch.unpack_answers(whole, len(group)), strict=True):
+            if waiting.done.done():
+                continue
+            try:
+                waiting.done.set_result(batch.reply_of(answer, waiting.name))
+            except XscError as fault:
+                waiting.done.set_exception(fault)
+
+
+def _next_group(lane: _Lane) -> list[_Waiting]:
+    """Take out what may leave together; callers that have given up leave with nobody."""
+    group: list[_Waiting] = []
+    size = 0
+    while lane.waiting and len(group) < BATCH_CALLS_MAX:
+        if lane.waiting[0].done.done():
+            lane.waiting.popleft()
+            continue
+        size += lane.waiting[0].call.size_bytes
+        if group and size > BATCH_BYTES_MAX:
+            break
+        group.append(lane.waiting.popleft())
+    return group
+
+
+def _fail(group: Sequence[_Waiting], fault: XscError) -> None:
+    for waiting in group:
+        if not waiting.done.done():
+            waiting.done.set_exception(type(fault)(fault.message, hint=fault.hint))

@@ -179,10 +179,11 @@ class PeerNet:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transport.close()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # Peers
 

@@ -33,6 +33,7 @@ from xsc.base.limits import (
 )
 from xsc.net import batch
 from xsc.net.frame import Reply
+from xsc.net.lanes import GATHER_TURNS
 from xsc.net.memory import MemoryNetwork
 from xsc.net.quota import Quota
 
@@ -111,7 +112,7 @@ async def pair() -> AsyncIterator[Pair]:
     await made.stop()
 
 
-async def test_a_call_to_a_peer_that_is_not_busy_leaves_at_once_and_as_it_is(pair):
+async def test_a_call_that_stays_alone_leaves_at_once_and_as_it_is(pair):
     pair.gate.set()
     for number in range(3):
         assert (await pair.call(number)).header == {"n": number}
@@ -131,6 +132,30 @@ async def test_calls_that_gather_while_one_is_under_way_leave_together(pair):
         [bytes([number])] * (number % 3) for number in range(9)
     ]
     assert pair.requests() == ["test.hold", "batch"]
+
+
+async def test_calls_that_come_within_some_turns_leave_together(pair):
+    pair.gate.set()
+    calls = []
+    for number in range(GATHER_TURNS):
+        calls.append(pair.call(number))
+        await asyncio.sleep(0)
+    replies = await asyncio.gather(*calls)
+    assert [reply.header["n"] for reply in replies] == list(range(GATHER_TURNS))
+    assert pair.requests() == ["batch"]
+    # No time has passed for it: nobody moves this clock.
+    assert (await pair.call(9)).header == {"n": 9}
+    assert pair.requests() == ["test.hold", "batch"]
+
+
+@pytest.mark.parametrize("turns", range(GATHER_TURNS + 4))
+async def test_a_stop_at_any_turn_ends_a_call_that_gathers(pair, turns):
+    call = pair.call(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await pair.anna.net.stop()
+    with pytest.raises(PeerSilent):
+        await call
 
 
 async def test_each_call_keeps_its_own_error(pair):
