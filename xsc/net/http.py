@@ -1,4 +1,4 @@
-"""The transport port on HTTP/1.1: aiohttp on both sides, TLS 1.3 off loopback.
+"""The transport port on HTTP/1.1: kept connections and aiohttp's server, TLS 1.3 off loopback.
 
 Bodies are written buffer by buffer and read into one buffer of their announced
 length; a body without a length is refused. Nothing is ever decompressed or
@@ -11,29 +11,25 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import aiohttp
 from aiohttp import hdrs, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import Payload
 
-from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, TooLarge
+from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent
 from xsc.base.limits import (
     CONNECTIONS_MAX,
-    CONNECTIONS_TO_A_PEER_MAX,
     NO_PROGRESS_MS,
     PEER_BODY_BYTES_MAX,
     PEER_CONNECT_TIMEOUT_MS,
     PEER_HEADER_BYTES_MAX,
-    PEERS_MAX,
 )
 from xsc.identity.keys import KeyPair
-from xsc.net import plain
+from xsc.net import answers, plain
 from xsc.net.front import Fronts
+from xsc.net.lines import Lines
 from xsc.net.listener import Server, progress, read_body
 from xsc.net.plain import PIECE_BYTES, Plain, pieces
-from xsc.net.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse
+from xsc.net.port import Arrival, Buffer, Handler, RawRequest, RawResponse
 from xsc.net.tls import certificate_of, server_context
 from xsc.net.turns import Turns
 
@@ -67,26 +63,6 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-class _Body(Payload):
-    """A request's body, sent without joining its buffers."""
-
-    _autoclose = True
-
-    def __init__(self, buffers: Sequence[Buffer], left: Callable[[], None]) -> None:
-        super().__init__(buffers, content_type="application/octet-stream")
-        self._size = sum(len(buffer) for buffer in buffers)
-        self._left = left
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return the body as text; aiohttp asks for it in error messages only."""
-        return b"".join(self._value).decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        for piece in pieces(self._value):
-            await writer.write(piece)
-        self._left()
-
-
 class HttpTransport:
     """One end: a server on one address, and a pool of connections to others.
 
@@ -116,8 +92,7 @@ class HttpTransport:
         self._listening: asyncio.Server | None = None
         self._server: Server | None = None
         self._fronts: Fronts | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._pins: dict[bytes, aiohttp.Fingerprint] = {}
+        self._lines = Lines(idle_ms=KEEP_ALIVE_MS // 2, progress_ms=progress_ms)
         self._turns = Turns()
         self._handler: Handler | None = None
 
@@ -137,89 +112,25 @@ class HttpTransport:
 
     # Asking
 
-    def _pool(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    limit_per_host=CONNECTIONS_TO_A_PEER_MAX,
-                    keepalive_timeout=KEEP_ALIVE_MS / 2000,
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=PEER_CONNECT_TIMEOUT_MS / 1000
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                read_bufsize=PIECE_BYTES,
-                skip_auto_headers=[hdrs.USER_AGENT, hdrs.ACCEPT_ENCODING, hdrs.ACCEPT],
-                max_line_size=PEER_HEADER_BYTES_MAX,
-                max_field_size=PEER_HEADER_BYTES_MAX,
-            )
-        return self._session
-
-    def _pin(self, fingerprint: bytes | None) -> aiohttp.Fingerprint | bool:
-        """Return one object for one pin: the pool keeps connections apart by its identity."""
-        if fingerprint is None:
-            return True
-        if len(self._pins) > PEERS_MAX:
-            self._pins.clear()
-        return self._pins.setdefault(fingerprint, aiohttp.Fingerprint(fingerprint))
-
     async def send(
         self, address: str, fingerprint: bytes | None, request: RawRequest, timeout_ms: int
     ) -> RawResponse:
         """Return the answer of the node at an address; errors as the port says."""
-        host, _ = split(address)
-        if fingerprint is None and not is_loopback(host):
+        place = split(address)
+        if fingerprint is None and not is_loopback(place[0]):
             raise PeerSilent(f"{address} is not on this machine and has told no certificate")
-        scheme = "http" if fingerprint is None else "https"
-        answered = False
+        size = sum(len(buffer) for buffer in request.body)
+        head = answers.request_head(request.method, request.path, address, request.headers, size)
         try:
             async with (
                 asyncio.timeout(timeout_ms / 1000),
-                self._turns.turn(address, sum(len(buffer) for buffer in request.body)) as left,
-                self._pool().request(
-                    request.method,
-                    f"{scheme}://{address}{request.path}",
-                    data=_Body(request.body, left) if request.body else None,
-                    headers=dict(request.headers),
-                    ssl=self._pin(fingerprint),
-                    allow_redirects=False,
-                ) as response,
+                self._turns.turn(address, size) as left,
             ):
-                answered = True
-                return await self._received(response)
+                return await self._lines.ask(place, fingerprint, head, request.body, left)
         except TimeoutError:
             raise PeerSilent(f"no answer from {address} within {timeout_ms} ms") from None
-        except aiohttp.ServerFingerprintMismatch:
-            raise PeerSilent(
-                f"{address} shows another certificate than the peer's",
-                hint="it may have moved, or somebody stands between",
-            ) from None
-        except aiohttp.ClientConnectorError as fault:
-            raise PeerSilent(f"{address} cannot be reached: {fault.strerror or fault}") from None
         except FrameInvalid as fault:
-            raise PeerSilent(f"the answer of {address} broke off: {fault.message}") from None
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if answered:
-                raise PeerSilent(f"the answer of {address} broke off") from None
-            raise Dropped from None
-        except (aiohttp.ClientError, ValueError) as fault:
-            raise PeerSilent(
-                f"{address} does not answer as a peer: {type(fault).__name__}"
-            ) from None
-
-    async def _received(self, response: aiohttp.ClientResponse) -> RawResponse:
-        size = response.content_length
-        if size is None:
-            raise FrameInvalid("it announces no length")
-        if size > PEER_BODY_BYTES_MAX:
-            # The rest is not wanted: the connection cannot be used again.
-            response.close()
-            raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
-        body = await read_body(response.content, size, self._progress_ms)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return RawResponse(response.status, headers, [body] if size else [])
+            raise PeerSilent(f"{address} does not answer as a peer: {fault.message}") from None
 
     # Answering
 
@@ -335,9 +246,7 @@ class HttpTransport:
             self._server.pre_shutdown()
             await self._server.shutdown(self._stop_ms / 1000)
             self._server = None
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._lines.close()
 
 
 def _own_host() -> str:
