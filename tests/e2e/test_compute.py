@@ -80,6 +80,20 @@ def test_outputs_become_objects_and_objects_inputs(net):
     assert {row["fault"] for row in again["objects"]} == {None}
 
 
+def test_a_job_runs_near_its_input_and_its_receipt_says_what_that_saved(net, tmp_path):
+    capability = net[0].put(bytes(300_000))
+    words = ["compute", "run", PROGRAMS / "upper.wasm", "--env", "GREETING=hei"]
+    words += ["--in", f"text={capability}", "--receipt", tmp_path / "r"]
+    answer = net[0]([*words, "--json"]).json
+    assert answer["provider"] in {
+        row["node"] for row in net[0](f"store stat {capability} --json").json["hosts"]
+    }
+    assert answer["saved_bytes"] >= 300_000 // 4
+    assert "KiB were there already" in call(["verify", tmp_path / "r"], home=tmp_path).line
+    again = net[0]([*words, "--verbose"])
+    assert "of module and input were there already" in again.err
+
+
 def test_on_a_named_node(net):
     row = net.status()[3]
     for name in (row["name"], row["id"], row["id"][:12]):

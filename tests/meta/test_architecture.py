@@ -28,6 +28,7 @@ SHELL = {
     "xsc.compute.compiler": "starts, watches and kills jails",
     "xsc.compute.confine": "takes rights from the worker's process",
     "xsc.compute.engine": "runs wasmtime",
+    "xsc.compute.fetching": "reads inputs, in time",
     "xsc.compute.jail": "the process that compiles one module",
     "xsc.compute.local": "the sandbox in this process",
     "xsc.compute.panel": "asks several providers at once",

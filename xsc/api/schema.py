@@ -252,6 +252,8 @@ class InvokeResult(Body):
     provider: str
     trap: Trap | None
     receipt: str
+    saved_bytes: int = 0
+    """How much of module and input the provider did not have to receive."""
 
 
 class StoredOutput(Body):
@@ -277,6 +279,7 @@ class RunResult(Body):
     provider: str
     trap: Trap | None
     receipt: str
+    saved_bytes: int = 0
 
 
 class BatchResult(Body):
@@ -290,3 +293,4 @@ class BatchResult(Body):
     provider: str
     trap: Trap | None
     receipt: str
+    saved_bytes: int = 0

@@ -19,6 +19,7 @@
     │   ├── IdentityInvalid            the key file is missing, readable by others or damaged
     │   ├── ModuleInvalid              not a WebAssembly module that can run here
     │   ├── ModuleUnknown              the provider does not have the module; send it along
+    │   ├── InputUnavailable           the provider cannot read an input; send it along
     │   ├── JobUnfinished              an order still runs; ask for it alone
     │   ├── ExportUnknown              the module has no such function
     │   ├── SignatureMismatch          arguments do not fit the function
@@ -191,6 +192,12 @@ class ModuleInvalid(CallerError):
 
 class ModuleUnknown(CallerError):
     """The provider does not have the module's bytes; the order must bring them."""
+
+    http_status = 404
+
+
+class InputUnavailable(CallerError):
+    """The provider cannot read an object from where it is; the order must bring its content."""
 
     http_status = 404
 

@@ -184,6 +184,16 @@ WORKER_FRAME_BYTES_MAX = MODULE_BYTES_MAX + INPUT_BYTES_MAX + STDIN_BYTES_MAX + 
 MODULES_COMPILED_MAX = 32
 MODULES_COMPILED_BYTES_MAX = 64 * MIB
 """Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
+NEAR_BYTES_LEAST = 64 * KIB
+"""A node that saves less of a job's module and input than this counts as saving nothing."""
+NEAR_PRICE_PPM = 1_250_000
+"""How far above the best price for quality a provider may stand that saves more bytes."""
+MODULES_REMEMBERED_MAX = 1024
+"""Modules of which a customer knows which nodes have them."""
+INPUT_HASHES_REMEMBERED_MAX = 4096
+"""Objects whose size and SHA-256 a customer knows without reading them again."""
+OBJECTS_READ_BYTES_MAX = 256 * MIB
+"""Inputs that a provider reads itself, of all its jobs at once."""
 MODULES_KEPT_BYTES_MAX = 256 * MIB
 """Modules of customers that a provider keeps, so that each is sent once."""
 FUNCTIONS_MAX = 200_000
@@ -364,3 +374,4 @@ assert SERVICE_UNPAID_ROWS_MAX + SERVICE_PAGE_ROWS_MAX < SERVICE_LOG_ROWS_MAX
 assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MAX
 assert SERVICE_BODIES_BYTES_MAX >= STDIN_BYTES_MAX + OUTPUT_BYTES_MAX
 assert SERVICE_COLLECT_TIMEOUT_MS + SERVICE_COLLECT_MS < COMPUTE_LEASE_MS
+assert INPUT_BYTES_MAX <= OBJECTS_READ_BYTES_MAX

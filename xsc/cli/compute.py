@@ -19,6 +19,7 @@ import click
 
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, from_code
 from xsc.base.limits import STDIN_BYTES_MAX
+from xsc.base.units import format_size
 from xsc.cli import services
 from xsc.cli.evidence import evidence
 from xsc.cli.options import (
@@ -351,8 +352,14 @@ def _tell(settings: Settings, done: Document) -> None:
     if settings.verbose:
         say(
             f"ran on {short(done['provider'])} in {done['wall_ms']}ms: {done['fuel_used']} fuel, "
-            f"{done['memory_peak_bytes']} bytes of memory"
+            f"{done['memory_peak_bytes']} bytes of memory{_tell_saved(done)}"
         )
+
+
+def _tell_saved(done: Document) -> str:
+    """Return how much of module and input was there already, where any was."""
+    saved: int = done.get("saved_bytes", 0)
+    return f"; {format_size(saved)} of module and input were there already" if saved else ""
 
 
 def _tell_who(settings: Settings, verification: Document) -> None:

@@ -97,14 +97,20 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def input_hash(given: RunInput, output_bytes: int) -> bytes:
-    """Return the hash that an order names: of the input and of the bound of the output."""
+def input_hash(
+    given: RunInput, output_bytes: int, objects: Iterable[tuple[str, bytes]] = ()
+) -> bytes:
+    """Return the hash that an order names: of the input and of the bound of the output.
+
+    `objects` are files of which only name and SHA-256 are at hand: the hash is the same.
+    """
+    files = sorted([*objects, *((name, _digest(data)) for name, data in given.files)])
     value = encode(
         {
             "args": list(given.args),
             "environment": [[name, text] for name, text in given.environment],
             "stdin": _digest(given.stdin),
-            "files": [[name, _digest(data)] for name, data in given.files],
+            "files": [[name, digest] for name, digest in files],
             "output_bytes": output_bytes,
         }
     )

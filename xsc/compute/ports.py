@@ -6,7 +6,7 @@ Peers are reached through `net`, leases and the book are kept by `market`;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from xsc.base.peering import Caller, Handler, Reply
@@ -17,6 +17,8 @@ __all__ = [
     "ComputeLease",
     "ComputeLeases",
     "Handler",
+    "InputObject",
+    "InputReader",
     "Reply",
     "ServiceBook",
     "ServiceLeases",
@@ -42,8 +44,13 @@ class ComputeLease(Protocol):
 class ComputeLeases(Protocol):
     """The customer's side of the market."""
 
-    async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> ComputeLease:
+    async def lease_compute(
+        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+    ) -> ComputeLease:
         """Return a lease with room for that many fuel steps, on that node or on the best.
+
+        `saved` says how many bytes of the job need not be sent to a node: at about the same
+        price such a one is better.
 
         Raises:
             NoOffers: nobody offers it.
@@ -79,6 +86,45 @@ class ComputeBook(Protocol):
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Turn a reservation into what was used of it."""
+
+
+class InputObject(Protocol):
+    """A stored object that a job reads as a file."""
+
+    @property
+    def name(self) -> str:
+        """The file's name, without a slash."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of its content."""
+
+    @property
+    def reference(self) -> bytes:
+        """What lets another node read it, and nothing else."""
+
+    @property
+    def spared(self) -> Mapping[bytes, int]:
+        """How many of its bytes a node need not receive that holds shards of it."""
+
+    async def read(self) -> bytes:
+        """Return its content."""
+
+
+class InputReader(Protocol):
+    """Reads objects for the jobs of others."""
+
+    async def read_reference(self, raw: bytes, size_max: int) -> tuple[bytes, int]:
+        """Return an object's content, and how many bytes came from other nodes for it.
+
+        Raises:
+            TooLarge: it has more bytes than that; nothing was fetched.
+            XscError: it cannot be read from here.
+        """
 
 
 class ServiceLeases(ComputeLeases, Protocol):

@@ -110,10 +110,23 @@ def check_price(order: Order, price: int) -> None:
 
 
 def make_receipt(
-    order: Signed[Order], result: JobResult, *, price: int, started_ms: int, wall_ms: int
+    order: Signed[Order],
+    result: JobResult,
+    *,
+    price: int,
+    started_ms: int,
+    wall_ms: int,
+    saved_bytes: int = 0,
 ) -> ExecutionReceipt:
-    """Return the receipt for the result of an order, to be signed by the provider."""
+    """Return the receipt for the result of an order, to be signed by the provider.
+
+    `saved_bytes` is what it did not have to receive; it is said of an order alone that says
+    how much there is.
+    """
     asked = order.record
+    observed = Observed(started_ms=started_ms, wall_ms=wall_ms)
+    if saved := min(saved_bytes, asked.given_bytes):
+        observed = observed.model_copy(update={"saved_bytes": saved})
     by_time = time_fuel(asked, result.trap, wall_ms)
     fuel_used = result.fuel_used if by_time is None else by_time
     outcome = Outcome(
@@ -134,7 +147,7 @@ def make_receipt(
     return ExecutionReceipt(
         order=order.raw,
         outcome=outcome,
-        observed=Observed(started_ms=started_ms, wall_ms=wall_ms),
+        observed=observed,
         amount_micro=amount_of(price, fuel_used, asked.memory_bytes_max),
     )
 
@@ -181,6 +194,8 @@ def check_receipt(
         return "it was ended for its time, and bills another fuel than that time costs"
     if told.fuel_used > asked.fuel_max:
         return "it bills more fuel than the order allows"
+    if receipt.observed.saved_bytes > asked.given_bytes:
+        return "it says that more bytes were saved than the job has"
     if told.memory_peak_bytes > asked.memory_bytes_max:
         return "it reports more memory than the order allows"
     if receipt.amount_micro != amount_of(price, told.fuel_used, asked.memory_bytes_max):

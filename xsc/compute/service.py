@@ -24,6 +24,7 @@ from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
     ClockSkewed,
+    InputUnavailable,
     JobUnfinished,
     ModuleUnknown,
     PeerSilent,
@@ -44,7 +45,9 @@ from xsc.base.limits import (
     COMPILE_MS_MAX,
     ENVIRONMENT_MAX,
     FRAME_HEADER_BYTES_MAX,
+    INPUT_BYTES_MAX,
     MODULES_KEPT_BYTES_MAX,
+    NEAR_BYTES_LEAST,
     ORDERS_REMEMBERED_MAX,
     OUTPUT_BYTES_MAX,
     OUTPUT_FILES_MAX,
@@ -58,8 +61,10 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.compute import batch as batches
 from xsc.compute.evidence import EvidenceBook
+from xsc.compute.fetching import Fetching
 from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, is_output_path
 from xsc.compute.limits import Limits
+from xsc.compute.near import Holders, check_objects, referred_to, saved_max, spared
 from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
     Caller,
@@ -67,6 +72,8 @@ from xsc.compute.ports import (
     ComputeLease,
     ComputeLeases,
     Handler,
+    InputObject,
+    InputReader,
     Reply,
 )
 from xsc.compute.program import Program, read
@@ -110,6 +117,8 @@ class Execution:
     """The signed execution receipt."""
     verified: Verified | None = None
     """Who else ran it, where several were asked."""
+    saved_bytes: int = 0
+    """How much of module and input the provider did not have to receive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,7 @@ class RunExecution:
     trap: XscError | None
     receipt: bytes
     verified: Verified | None = None
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +164,7 @@ class BatchExecution:
     trap: XscError | None
     """The error to raise, where the batch as a whole was ended; then there are no items."""
     receipt: bytes
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +184,14 @@ class _Task:
     grants: tuple[Grant, ...] = ()
     tape: Tape | None = None
     """Where to show what it writes."""
+    objects: tuple[InputObject, ...] = ()
+    """What it reads beside the files that are at hand."""
+
+    @property
+    def given_bytes(self) -> int:
+        """Module and input together."""
+        objects = sum(item.size_bytes for item in self.objects)
+        return len(self.module) + self.given.size_bytes + objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +202,8 @@ class _Granted:
     given: RunInput
     output_bytes: int
     price: int
+    saved_bytes: int = 0
+    """What was here already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +246,7 @@ class ComputeService:
         book: ComputeBook,
         sandbox: Sandbox,
         evidence: EvidenceBook,
+        inputs: InputReader,
         log: Log,
     ) -> None:
         self._key = key
@@ -236,6 +258,8 @@ class ComputeService:
         self._leases = leases
         self._book = book
         self._sandbox = sandbox
+        self._fetching = Fetching(inputs, clock)
+        self._holders = Holders()
         self._log = log
         self._panel = Panel(
             key=key, network=network, clock=clock, leases=leases, evidence=evidence, log=log
@@ -321,6 +345,7 @@ class ComputeService:
             amount_micro=done.receipt.record.amount_micro,
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
+            saved_bytes=done.receipt.record.observed.saved_bytes,
             verified=done.verified,
         )
 
@@ -372,6 +397,7 @@ class ComputeService:
             amount_micro=done.receipt.record.amount_micro,
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
+            saved_bytes=done.receipt.record.observed.saved_bytes,
         )
 
     async def run(  # noqa: PLR0917 - a command has that many inputs
@@ -388,8 +414,11 @@ class ComputeService:
         grants: Sequence[Grant] = (),
         quorum: Quorum | None = None,
         tape: Tape | None = None,
+        objects: Sequence[InputObject] = (),
     ) -> RunExecution:
         """Run a WASI command. Input files are found at /in/NAME; errors as for `invoke`.
+
+        So are objects; a provider that holds shards of one reads it itself.
 
         What it writes can be read from `tape` while it runs, and the run be cancelled there;
         not where several providers run it.
@@ -400,10 +429,12 @@ class ComputeService:
         given = RunInput(
             tuple(args), tuple(sorted(env.items())), stdin, tuple(sorted(files.items()))
         )
-        check_input(given)
+        check_objects(given, objects)
         program, digest = await self._inspect(module)
         program.signature("_start")
         task = _Task(module, digest, "run", "_start", (), (), given, limits, tape=tape)
+        if objects:
+            task = replace(task, objects=tuple(objects))
         done = await self._execute(_granting(task, grants), on=on, local=local, quorum=quorum)
         outcome = done.receipt.record.outcome
         return RunExecution(
@@ -418,6 +449,7 @@ class ComputeService:
             amount_micro=done.receipt.record.amount_micro,
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
+            saved_bytes=done.receipt.record.observed.saved_bytes,
             verified=done.verified,
         )
 
@@ -448,7 +480,9 @@ class ComputeService:
         ordered: dict[bytes, Signed[Order]] = {}
         last: XscError | None = None
         for _ in range(PROVIDERS_TRIED_MAX):
-            lease = await self._leases.lease_compute(fuel_steps=task.limits.steps, on=on)
+            lease = await self._leases.lease_compute(
+                fuel_steps=task.limits.steps, on=on, saved=self._spared(task)
+            )
             if lease.node == own:
                 return await self._run_here(task)
             # Under the same lease the same order is asked for again: it is run once.
@@ -465,6 +499,12 @@ class ComputeService:
                     break  # another run would not begin with what was shown
         assert last is not None
         raise last
+
+    def _spared(self, task: _Task) -> Mapping[bytes, int]:
+        """Return how much of a job each node has that has enough of it to matter."""
+        if task.given_bytes < NEAR_BYTES_LEAST:
+            return {}
+        return spared(task.objects, len(task.module), self._holders.of(task.module_hash))
 
     async def _verify(self, task: _Task, quorum: Quorum) -> _Delivered:
         """Have several providers run it."""
@@ -489,6 +529,7 @@ class ComputeService:
             input_hash,
             task.given,
             task.limits.output_bytes,
+            [(item.name, item.digest) for item in task.objects],
         )
         order = Order(
             nonce=self._entropy.token(_NONCE_BYTES),
@@ -507,9 +548,12 @@ class ComputeService:
         )
         if task.grants:
             order = order.model_copy(update={"grants": task.grants})
+        if lease_id != OWN_LEASE:
+            order = order.model_copy(update={"given_bytes": task.given_bytes})
         return sign(order, self._key, self._network)
 
     async def _run_here(self, task: _Task) -> _Delivered:
+        task = await _brought(task, task.objects)
         order = await self._order(task, self._key.node_id, OWN_LEASE)
         granted = _Granted(task.module, task.given, task.limits.output_bytes, 0)
         return await self._fulfil(order, granted, task.tape)
@@ -545,47 +589,75 @@ class ComputeService:
     async def _ask_quietly(
         self, task: _Task, lease: ComputeLease, order: Signed[Order]
     ) -> _Delivered:
+        timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
+        function = (task.module_hash, task.function)
+        referred = referred_to(lease.node, task.objects)
+        with_module = False
+        reply: Reply | None = None
+        while reply is None:
+            header, parts = await self._pack(task, order, referred, with_module=with_module)
+            try:
+                if not with_module:
+                    reply = await self._ask_shared(task, lease, header, parts)
+                if reply is None:
+                    reply = await self._caller.call(
+                        lease.node, RUN, header, parts, timeout_ms=timeout_ms
+                    )
+            except ModuleUnknown:
+                self._holders.forget(task.module_hash, lease.node)
+                if with_module:
+                    raise
+                with_module = True
+            except InputUnavailable:
+                if not referred:
+                    raise
+                referred = []
+        size_bytes = sum(len(part) for part in reply.parts)
+        most = saved_max(lease.node, referred, 0 if with_module else len(task.module))
+        done = await run_sized(
+            self._executor, size_bytes, self._check_reply, task, lease, order, reply, most
+        )
+        self._holders.note(task.module_hash, lease.node)
+        if task.mode == "invoke":
+            receipt = done.receipt.record
+            self._quick.took(function, receipt.outcome.fuel_used, receipt.observed.wall_ms)
+        return done
+
+    async def _pack(
+        self,
+        task: _Task,
+        order: Signed[Order],
+        referred: Sequence[InputObject],
+        *,
+        with_module: bool,
+    ) -> tuple[dict[str, Value], list[Part]]:
+        """Return the message that asks for an order, with all that the provider does not have.
+
+        Raises:
+            TooLarge: no message can hold it.
+        """
+        task = await _brought(task, [item for item in task.objects if item not in referred])
         header: dict[str, Value] = {
             "order": order.raw,
             "args": list(task.given.args),
             "environment": [[name, text] for name, text in task.given.environment],
             "files": [name for name, _ in task.given.files],
             "output_bytes": task.limits.output_bytes,
-            "module": False,
+            "module": with_module,
             "stream": task.tape is not None,
         }
         bodies = [task.given.stdin, *(data for _, data in task.given.files)]
+        if referred:
+            header["objects"] = [item.name for item in referred]
+            bodies += [item.reference for item in referred]
         if sum(map(len, bodies)) + len(task.module) + _ROOM_BYTES > PEER_BODY_BYTES_MAX:
             raise TooLarge(
                 f"module and input are over {PEER_BODY_BYTES_MAX - _ROOM_BYTES} bytes together",
                 hint="run it on this node with --local",
             )
-        parts = await run_sized(self._executor, sum(map(len, bodies)), _bind, bodies)
-        timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
-        function = (task.module_hash, task.function)
-        try:
-            reply = await self._ask_shared(task, lease, header, parts)
-            if reply is None:
-                reply = await self._caller.call(
-                    lease.node, RUN, header, parts, timeout_ms=timeout_ms
-                )
-        except ModuleUnknown:
-            parts += await run_sized(self._executor, len(task.module), _bind, [task.module])
-            reply = await self._caller.call(
-                lease.node,
-                RUN,
-                {**header, "module": True},
-                parts,
-                timeout_ms=timeout_ms,
-            )
-        size_bytes = sum(len(part) for part in reply.parts)
-        done = await run_sized(
-            self._executor, size_bytes, self._check_reply, task, lease, order, reply
-        )
-        if task.mode == "invoke":
-            receipt = done.receipt.record
-            self._quick.took(function, receipt.outcome.fuel_used, receipt.observed.wall_ms)
-        return done
+        if with_module:
+            bodies.append(task.module)
+        return header, await run_sized(self._executor, sum(map(len, bodies)), _bind, bodies)
 
     async def _ask_shared(
         self, task: _Task, lease: ComputeLease, header: dict[str, Value], parts: Sequence[Part]
@@ -606,7 +678,7 @@ class ComputeService:
             raise
 
     def _check_reply(
-        self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply
+        self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply, saved_most: int
     ) -> _Delivered:
         raw = take_bytes(reply.header, "receipt")
         names = _texts(reply.header, "files", most=OUTPUT_FILES_MAX)
@@ -628,6 +700,8 @@ class ComputeService:
         trap = done.receipt.record.outcome.trap
         if trap == "cancelled" and (task.tape is None or not task.tape.cancelled.is_set()):
             broken = "nobody has cancelled it"
+        if broken is None and done.receipt.record.observed.saved_bytes > saved_most:
+            broken = "it says that bytes were saved which were sent, or which it cannot have had"
         if broken is None and sum(map(len, bodies)) > task.limits.output_bytes:
             broken = "more was delivered than the order allows"
         if broken is None and task.mode == "batch" and done.receipt.record.outcome.trap is None:
@@ -658,7 +732,12 @@ class ComputeService:
         if tape is not None and result.trap == "cancelled":
             wall_ms = result.wall_ms
         receipt = make_receipt(
-            order, result, price=granted.price, started_ms=started_ms, wall_ms=wall_ms
+            order,
+            result,
+            price=granted.price,
+            started_ms=started_ms,
+            wall_ms=wall_ms,
+            saved_bytes=granted.saved_bytes,
         )
         signed = sign(receipt, self._key, self._network)
         return _Delivered(signed, result.stdout, result.stderr, result.files)
@@ -694,11 +773,43 @@ class ComputeService:
     async def _accept(
         self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
     ) -> _Known:
+        self._check_fresh(order.record)
+        given, references, brought = _received(header, parts)
+        if not references:
+            return await self._accept_with(order, header, given, (), brought)
+        held_bytes = min(order.record.given_bytes, INPUT_BYTES_MAX)
+        self._fetching.hold(held_bytes)
+        known: _Known | None = None
+        try:
+            known = await self._accept_with(order, header, given, references, brought)
+            return known
+        finally:
+            if known is None or known.task is None:
+                self._fetching.free(held_bytes)
+            else:
+                known.task.add_done_callback(lambda _: self._fetching.free(held_bytes))
+
+    async def _accept_with(
+        self,
+        order: Signed[Order],
+        header: dict[str, Value],
+        given: RunInput,
+        references: Sequence[tuple[str, bytes]],
+        brought: bytes | None,
+    ) -> _Known:
         asked = order.record
-        self._check_fresh(asked)
-        given, brought = _received(header, parts)
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
         module = await self._module(asked.module, brought)
+        steps = fuel_steps(asked.fuel_max, asked.memory_bytes_max)
+        saved_bytes = len(module) if brought is None else 0
+        if references:
+            # Nobody without a lease has objects fetched.
+            self._book.admit_compute(asked.lease_id, asked.customer, steps)
+            try:
+                given, here = await self._fetching.read(given, references, asked.given_bytes)
+            finally:
+                self._book.used_compute(asked.lease_id, steps, 0)
+            saved_bytes += here
         digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
         if digest != asked.input:
             raise RecordInvalid("the input is not the one that the order names")
@@ -706,10 +817,9 @@ class ComputeService:
         if slot in self._orders:  # the same order came twice at once
             return self._orders[slot]
         self._forget_old()
-        steps = fuel_steps(asked.fuel_max, asked.memory_bytes_max)
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
         self._keep_module(asked.module, module)
-        granted = _Granted(module, given, output_bytes, price)
+        granted = _Granted(module, given, output_bytes, price, saved_bytes)
         tape = Tape(self._clock) if header.get("stream") is True else None
         task = asyncio.create_task(self._work(order, granted, steps, tape))
         forget_ms = asked.created_ms + 2 * REQUEST_WINDOW_MS
@@ -857,6 +967,17 @@ def _items(task: _Task, done: _Delivered) -> list[Item]:
     ]
 
 
+async def _brought(task: _Task, objects: Sequence[InputObject]) -> _Task:
+    """Return a task with these objects as files that are at hand."""
+    if not objects:
+        return task
+    files = [*task.given.files, *[(item.name, await item.read()) for item in objects]]
+    given = replace(task.given, files=tuple(sorted(files)))
+    return replace(
+        task, given=given, objects=tuple(item for item in task.objects if item not in objects)
+    )
+
+
 def _bind(bodies: Sequence[bytes]) -> list[Part]:
     return [Part(body, root_of(body)) for body in bodies]
 
@@ -870,8 +991,10 @@ def _texts(header: Mapping[str, Value], name: str, *, most: int) -> list[str]:
     return found
 
 
-def _received(header: dict[str, Value], parts: Sequence[Part]) -> tuple[RunInput, bytes | None]:
-    """Return the input and the module, if it is there, of a request."""
+def _received(
+    header: dict[str, Value], parts: Sequence[Part]
+) -> tuple[RunInput, list[tuple[str, bytes]], bytes | None]:
+    """Return the input, references to more of it, and the module, if it is there, of a request."""
     environment: list[tuple[str, str]] = []
     for item in take_list(header, "environment", most=ENVIRONMENT_MAX):
         match item:
@@ -880,9 +1003,10 @@ def _received(header: dict[str, Value], parts: Sequence[Part]) -> tuple[RunInput
             case _:
                 raise RecordInvalid("the field 'environment' must hold pairs of texts")
     names = _texts(header, "files", most=FILES_MAX)
+    referred = _texts(header, "objects", most=FILES_MAX) if "objects" in header else []
     with_module = take_bool(header, "module")
     bodies = [bytes(part.data) for part in parts]
-    if len(bodies) != 1 + len(names) + with_module:
+    if len(bodies) != 1 + len(names) + len(referred) + with_module:
         raise RecordInvalid("the request lacks a part or has one too many")
     given = RunInput(
         tuple(_texts(header, "args", most=ARGUMENTS_MAX)),
@@ -894,4 +1018,6 @@ def _received(header: dict[str, Value], parts: Sequence[Part]) -> tuple[RunInput
         check_input(given)
     except ArgumentInvalid as fault:
         raise RecordInvalid(fault.message) from None
-    return given, bodies[-1] if with_module else None
+    first = 1 + len(names)
+    references = list(zip(referred, bodies[first : first + len(referred)], strict=True))
+    return given, references, bodies[-1] if with_module else None

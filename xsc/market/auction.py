@@ -61,7 +61,7 @@ def rank_quality(quality_ppm: int, reports: int) -> int:
     return max(QUALITY_PPM_LEAST, quality_ppm >> min(reports, 32))
 
 
-def _order(bid: Bid, seed: bytes) -> tuple[Fraction, bytes]:
+def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, bytes]:
     """Sort by score; equal scores by the node's id, or by its hash where a seed is given."""
     return bid.score, tagged_sha256("auction", seed, bid.node) if seed else bid.node
 
@@ -79,7 +79,7 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"
     ranked = sorted(
-        (bid for bid in bids if bid.price <= price_max), key=lambda bid: _order(bid, seed)
+        (bid for bid in bids if bid.price <= price_max), key=lambda bid: order_of(bid, seed)
     )
     # In a domain the best bid stands for it; the second best limits what that may be paid.
     seconds: dict[bytes, Bid] = {}

@@ -60,6 +60,7 @@ from xsc.base.peering import Caller, Handler, Peers
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
+from xsc.market import near
 from xsc.market.auction import Bid, place, rank_quality
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, clear, within_credit
@@ -1041,8 +1042,55 @@ class MarketService:
         leased = {e.terms.provider for e in self._usable(kind, quantity, nodes)}
         return [node for node in nodes if node not in leased and node not in taken]
 
-    async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> Granted:
+    async def _nearest(
+        self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
+    ) -> tuple[list[Entry], list[XscError]]:
+        """Return the lease that saves most bytes at about the best price, and what was refused.
+
+        Beside leases at hand only nodes are asked that save more than any of those.
+        """
+        faults: list[XscError] = []
+        refused: set[bytes] = set()
+        while True:
+            rest = [node for node in nodes if node not in refused]
+            leases = {
+                entry.terms.provider: entry for entry in self._usable("compute", fuel_steps, rest)
+            }
+            most = max((saved.get(node, 0) for node in leases), default=-1)
+            wanted = [node for node in rest if node not in leases and saved.get(node, 0) > most]
+            quotes, unquoted = await self._ask("compute", wanted, fuel_steps)
+            faults += unquoted
+            refused.update(node for node in wanted if node not in quotes)
+            bids = [
+                Bid(node, entry.terms.price, self._rank(node), node)
+                for node, entry in leases.items()
+            ]
+            bids += [
+                Bid(node, quote.record.price, self._rank(node), node)
+                for node, quote in quotes.items()
+                if quote.record.available >= fuel_steps
+            ]
+            price_max = self._settings.price_max("compute")
+            chosen = near.choose(bids, saved, price_max, seed=self._entropy.token(NONCE_BYTES))
+            if chosen is None:
+                return [], faults
+            if chosen.node in leases:
+                return [leases[chosen.node]], faults
+            quote = quotes[chosen.node]
+            quantity = self._quantity(quote.record, chosen.price, fuel_steps)
+            answer = await self._lease(quote, chosen.price, quantity, fuel_steps)
+            if not isinstance(answer, XscError):
+                return [answer], faults
+            faults.append(answer)
+            refused.add(chosen.node)
+
+    async def lease_compute(
+        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+    ) -> Granted:
         """Return a lease with room for that many fuel steps, on that node or on the best.
+
+        Where nodes are named that need not be sent so many bytes, such a one is the best that
+        saves most of them at about the best price (`xsc.market.near`).
 
         Raises:
             NoOffers: nobody offers it at a price within the reserve, or does not answer.
@@ -1058,7 +1106,10 @@ class MarketService:
                     if on is not None
                     else [peer for peer in self._peers.peers() if self._quality.is_up(peer)]
                 )
-                taken = self._usable("compute", fuel_steps, nodes)
+                taken: list[Entry] = []
+                if saved and on is None:
+                    taken, faults = await self._nearest(nodes, fuel_steps, saved)
+                taken = taken or self._usable("compute", fuel_steps, nodes)
                 if not taken:
                     taken, faults = await self._auction(
                         "compute", nodes, quantity=fuel_steps, count=1, avoid=None

@@ -37,6 +37,7 @@ from xsc.net.port import Transport
 from xsc.net.service import PeerNet
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
+from xsc.node.inputs import JobInputs
 from xsc.node.tasks import Tasks
 from xsc.storage.guard import GUARD
 from xsc.storage.heads import Heads
@@ -304,8 +305,10 @@ class Node:
             book=self.market,
             sandbox=parts.sandbox,
             evidence=self.evidence,
+            inputs=self.storage,
             log=log,
         )
+        self.job_inputs = JobInputs(self.storage, executor)
         self.services = Services(
             key=key,
             network=net,

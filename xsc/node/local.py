@@ -51,9 +51,16 @@ class _Nobody:
         del peer, method, header, parts, timeout_ms
         self._refuse()
 
-    async def lease_compute(self, *, fuel_steps: int, on: bytes | None) -> ComputeLease:
+    async def read_reference(self, raw: bytes, size_max: int) -> tuple[bytes, int]:
         """Refuse."""
-        del fuel_steps, on
+        del raw, size_max
+        self._refuse()
+
+    async def lease_compute(
+        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+    ) -> ComputeLease:
+        """Refuse."""
+        del fuel_steps, on, saved
         self._refuse()
 
     async def lease_providers(
@@ -145,6 +152,7 @@ def _alone(work: Callable[[ComputeService], Awaitable[T]]) -> T:
             book=nobody,
             sandbox=PoolSandbox(1, clock, log),
             evidence=EvidenceBook(network_id(NETWORK_DEFAULT), MemoryKeyValue()),
+            inputs=nobody,
             log=log,
         )
         try:

@@ -52,6 +52,7 @@ def invoke_document(done: Execution) -> dict[str, object]:
         "provider": _node(done.provider),
         "trap": None if trap is None else trap.model_dump(),
         "receipt": _blob(done.receipt),
+        "saved_bytes": done.saved_bytes,
     }
     return document | _verification(done.verified)
 
@@ -69,6 +70,7 @@ def run_document(done: RunExecution) -> dict[str, object]:
         provider=to_text(done.provider),
         trap=_trap(done.trap),
         receipt=_blob(done.receipt),
+        saved_bytes=done.saved_bytes,
     ).model_dump()
     return document | _verification(done.verified)
 
@@ -91,6 +93,7 @@ def batch_document(done: BatchExecution) -> dict[str, object]:
         provider=to_text(done.provider),
         trap=_trap(done.trap),
         receipt=_blob(done.receipt),
+        saved_bytes=done.saved_bytes,
     ).model_dump()
     # Put in unchecked: to validate and copy them takes as long as to run them.
     return {**whole, "items": items}

@@ -228,6 +228,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     else:
         ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
     priced = ""
+    if saved := receipt.observed.saved_bytes:
+        ended += f", {format_size(saved)} of {format_size(asked.given_bytes)} were there already"
     if asked.grants:
         ended += f", seeing the provider's {' and '.join(asked.grants)}"
     if asked.lease_id != OWN_LEASE:

@@ -181,23 +181,68 @@ class ObjectReader:
 
     async def _segment(self, index: int) -> Buffer:
         located, manifest = self._located, self._located.manifest
-        place = place_of(manifest, located.locate, index)
-        nonce, tag = manifest.nonces[index], manifest.tags[index]
         if manifest.inline is not None:
+            nonce, tag = manifest.nonces[index], manifest.tags[index]
+            place = place_of(manifest, located.locate, index)
             return segments.open_sealed(self._content_key, nonce, tag, place, manifest.inline)
-        assert index < segments_of(manifest)
-        sources = [Source(column, node) for column, node in enumerate(located.placement.columns)]
-        size = code_of(manifest).shard_bytes(place.length)
-        shards = await race(
-            self._reach,
-            locate=located.locate,
-            generation=manifest.generation,
-            segment=index,
-            roots=roots_of(manifest, index),
-            sources=in_order(self._reach, sources, manifest.k, size),
-            k=manifest.k,
-            size_bytes=size,
-        )
-        return await self._reach.executor.run(
-            _join, shards, code_of(manifest), self._content_key, (nonce, tag), place
-        )
+        data, _ = await read_segment(self._reach, located, self._content_key, index)
+        return data
+
+
+async def read_segment(
+    reach: Reach, located: Located, content_key: bytes, index: int, *, own_first: bool = False
+) -> tuple[Buffer, int]:
+    """Return one segment that lies as shards, and how many bytes of them came from others.
+
+    With `own_first`, shards of this node are taken also where they are parity.
+    """
+    manifest = located.manifest
+    assert index < segments_of(manifest)
+    columns = located.placement.columns
+    code = code_of(manifest)
+    place = place_of(manifest, located.locate, index)
+    size = code.shard_bytes(place.length)
+    listed = [Source(column, node) for column, node in enumerate(columns)]
+    sources = in_order(reach, listed, manifest.k, size)
+    if own_first:
+        sources.sort(key=lambda source: source.node != reach.own)
+    shards = await race(
+        reach,
+        locate=located.locate,
+        generation=manifest.generation,
+        segment=index,
+        roots=roots_of(manifest, index),
+        sources=sources,
+        k=manifest.k,
+        size_bytes=size,
+    )
+    received = sum(len(data) for column, data in shards.items() if columns[column] != reach.own)
+    seal = manifest.nonces[index], manifest.tags[index]
+    data = await reach.executor.run(_join, shards, code, content_key, seal, place)
+    return data, received
+
+
+async def read_whole(
+    reach: Reach, located: Located, content_key: bytes, segments_in_flight: int
+) -> tuple[bytes, int]:
+    """Return an object that lies as shards, its own first, and how many bytes came from others.
+
+    Raises:
+        ShardsInsufficient, RecordInvalid: as `ObjectReader.stream`.
+    """
+    ahead: deque[asyncio.Task[tuple[Buffer, int]]] = deque()
+    found: list[Buffer] = []
+    received = following = 0
+    try:
+        while following < segments_of(located.manifest) or ahead:
+            while following < segments_of(located.manifest) and len(ahead) < segments_in_flight:
+                reading = read_segment(reach, located, content_key, following, own_first=True)
+                ahead.append(asyncio.create_task(reading))
+                following += 1
+            data, fetched = await ahead[0]
+            ahead.popleft()
+            found.append(data)
+            received += fetched
+    finally:
+        await stop_all(ahead)
+    return b"".join(found), received

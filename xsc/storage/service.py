@@ -25,6 +25,7 @@ from xsc.base.errors import (
     PeerUnknown,
     RecordInvalid,
     StoreDamaged,
+    TooLarge,
     UnavailableError,
     XscError,
 )
@@ -67,6 +68,7 @@ from xsc.storage.names import (
     last_row,
     version_row,
 )
+from xsc.storage.near import Referred, open_reference, refer, spared_bytes
 from xsc.storage.pipeline import Held, Upload, Uploaded
 from xsc.storage.placement import (
     Condition,
@@ -79,7 +81,7 @@ from xsc.storage.placement import (
 from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, bodies_of, stop_all, together, whole_of
-from xsc.storage.reading import Located, ObjectReader
+from xsc.storage.reading import Located, ObjectReader, read_whole
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode
@@ -684,6 +686,37 @@ class StorageService:
             name=None if entry is None else entry.name,
             segments_in_flight=self._segments_in_flight,
         )
+
+    async def refer(self, capability: str) -> Referred:
+        """Return what lets others read an object, and whom of them it spares bytes.
+
+        Raises:
+            CapabilityInvalid, ObjectUnknown: as `open`.
+        """
+        read = parse_read(capability)
+        located = await self._locate(read.verify)
+        columns = located.placement.columns
+        return Referred(
+            read.manifest_hash,
+            located.manifest.size_bytes,
+            refer(located, read.content_key),
+            spared_bytes(located.manifest, columns),
+        )
+
+    async def read_reference(self, raw: bytes, size_max: int) -> tuple[bytes, int]:
+        """Read an object that another node refers to, own shards first.
+
+        Return it, and how many bytes of it came from others.
+
+        Raises:
+            TooLarge: it has more than `size_max` bytes; nothing was fetched.
+            RecordInvalid, SignatureInvalid: the reference is wrong.
+            ShardsInsufficient: too few shards can be fetched from here.
+        """
+        located, content_key = open_reference(raw, self._network)
+        if located.manifest.size_bytes > size_max:
+            raise TooLarge(f"the object is over {size_max} bytes")
+        return await read_whole(self._reach, located, content_key, self._segments_in_flight)
 
     def _verified(self, capability: VerifyCapability, found: FoundRecord) -> Located:
         """Return what was found with its highest valid placement.

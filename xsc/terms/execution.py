@@ -12,13 +12,20 @@ from pydantic import Field, model_validator
 
 from xsc.base.encoding import Value
 from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MEMORY_BYTES_MAX, TIMEOUT_MS_MAX
-from xsc.identity.envelope import Count, Id32, Record
+from xsc.identity.envelope import Count, Id32, R, Record
 
 Text = Annotated[str, Field(max_length=1024)]
 NumberType = Literal["i32", "i64", "f32", "f64"]
 Grant = Literal["clock", "random"]
 """The real time, or bytes from the system's source of chance."""
 WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
+
+
+def _not_zero(record: R, name: str) -> R:
+    """Return the record: there is one way to write that nothing is said."""
+    if name in record.model_fields_set and not getattr(record, name):
+        raise ValueError(f"no {name} is written as nothing")
+    return record
 
 
 class Number(Record):
@@ -62,6 +69,9 @@ class Order(Record):
     grants: tuple[Grant, ...] = ()
     """What the program may see of the provider's world, in alphabetical order: no second run
     can repeat it then. Not written where there is none, as in orders from before it was."""
+    given_bytes: Count = 0
+    """Module and input together, in bytes: what the provider would receive that has none of it.
+    Not written where it is 0, as in orders to the own node, and from before it was."""
 
     @model_validator(mode="after")
     def _granted_once(self) -> Order:
@@ -71,11 +81,16 @@ class Order(Record):
             raise ValueError("no grants are written as nothing")
         return self
 
+    @model_validator(mode="after")
+    def _given_or_not_said(self) -> Order:
+        return _not_zero(self, "given_bytes")
+
     def to_value(self) -> dict[str, Value]:
-        """Return the order as plain values, without grants where there are none."""
+        """Return the order as plain values, without what is not said."""
         value = super().to_value()
-        if not self.grants:
-            del value["grants"]
+        for name in ("grants", "given_bytes"):
+            if not value[name]:
+                del value[name]
         return value
 
 
@@ -112,6 +127,20 @@ class Observed(Record):
 
     started_ms: Count
     wall_ms: Count
+    saved_bytes: Count = 0
+    """How much of the order's `given_bytes` the provider did not have to receive, from anybody.
+    Not written where it is 0, as in receipts from before it was."""
+
+    @model_validator(mode="after")
+    def _saved_or_not_said(self) -> Observed:
+        return _not_zero(self, "saved_bytes")
+
+    def to_value(self) -> dict[str, Value]:
+        """Return it as plain values, without what is not said."""
+        value = super().to_value()
+        if not self.saved_bytes:
+            del value["saved_bytes"]
+        return value
 
 
 class ExecutionReceipt(Record):

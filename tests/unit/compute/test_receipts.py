@@ -136,6 +136,22 @@ def test_each_rule_is_named_when_it_is_broken(order, receipt, changed, rule):
     assert rule in broken
 
 
+@pytest.mark.parametrize("given_bytes", [0, 1, 1000])
+def test_more_saved_than_the_job_has_breaks_a_rule(alice, bob, network, given_bytes):
+    said = {"given_bytes": given_bytes} if given_bytes else {}
+    order = sign(an_order(alice, bob, **said), alice, network)
+    for claimed in (0, 1, 999, 1000, 2**40):
+        receipt = make_receipt(
+            order, RESULT, price=PRICE, started_ms=78, wall_ms=9, saved_bytes=claimed
+        )
+        assert receipt.observed.saved_bytes == min(claimed, given_bytes)
+        assert ExecutionReceipt.from_bytes(receipt.to_bytes()) == receipt
+        assert check_receipt(order, receipt, PRICE) is None
+        more = receipt.observed.model_copy(update={"saved_bytes": given_bytes + 1})
+        broken = check_receipt(order, receipt.model_copy(update={"observed": more}), PRICE)
+        assert broken == "it says that more bytes were saved than the job has"
+
+
 def test_a_receipt_for_another_order_is_refused(alice, bob, network, receipt):
     other = sign(an_order(alice, bob, nonce=b"n" * 16), alice, network)
     assert check_receipt(other, receipt, PRICE) == "it is for another order"

@@ -25,6 +25,7 @@ from xsc.base.errors import (
     RecordInvalid,
     ReplayRefused,
     SandboxFailed,
+    ShardsInsufficient,
     SignatureInvalid,
     SignatureMismatch,
     TooLarge,
@@ -65,8 +66,10 @@ class Market:
     reserved: int = 0
     used: list[int] = field(default_factory=list)
     reports: list[tuple[bytes, str]] = field(default_factory=list)
+    saved: list[dict[bytes, int]] = field(default_factory=list)
 
-    async def lease_compute(self, *, fuel_steps, on):
+    async def lease_compute(self, *, fuel_steps, on, saved=None):
+        self.saved.append(saved)
         found = [lease for lease in self.leases if on in (None, lease.node)]
         if not found:
             raise NoOffers("nobody offers compute")
@@ -132,10 +135,29 @@ class Wire:
         return Caller()
 
 
+class Objects:
+    """Objects as another node can read them: a reference is found here, and how much is there."""
+
+    def __init__(self):
+        self.known = {}
+        self.asked = []
+
+    async def read_reference(self, raw, size_max):
+        self.asked.append((raw, size_max))
+        found = self.known.get(raw)
+        if found is None:
+            raise ShardsInsufficient("too few shards can be fetched")
+        data, received = found
+        if len(data) > size_max:
+            raise TooLarge("the object is too large")
+        return data, received
+
+
 class Node:
     def __init__(self, wire, clock, network, name):
         self.key = KeyPair(name * 32)
         self.market = Market()
+        self.objects = Objects()
         self.sandbox = LocalSandbox(InlineExecutor())
         self.evidence = EvidenceBook(network, MemoryKeyValue())
         self.service = ComputeService(
@@ -149,6 +171,7 @@ class Node:
             book=self.market,
             sandbox=self.sandbox,
             evidence=self.evidence,
+            inputs=self.objects,
             log=SilentLog(),
         )
         wire.services[self.key.node_id] = self.service

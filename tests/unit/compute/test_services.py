@@ -54,6 +54,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
+from xsc.terms.execution import Observed
 from xsc.terms.lease import OWN_LEASE
 
 LIMITS = Limits(fuel=50_000_000)
@@ -947,6 +948,7 @@ RECEIPT_LIES = {
         "status": 504,
         "outcome": {"exit_code": None, "trap": "time_exceeded"},
     },
+    "bytes saved": {"observed": Observed(started_ms=1, wall_ms=1, saved_bytes=1)},
     "a number that came before": {"number": 1},
     "another's signature": {"key": KeyPair(b"x" * 32)},
     "another's deployment": {"deployment": b"x"},

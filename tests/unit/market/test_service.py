@@ -462,6 +462,63 @@ async def test_own_compute_comes_last_and_is_free(world):
         customer.market.admit_compute(OWN_LEASE, world.nodes[2].id, 1)
 
 
+# Near the data
+
+
+def priced(world, number, price):
+    node = world.node(number)
+    node.standing.weights = {}
+    node.settings["prices"] = type(node.settings["prices"])(price, price)
+    node.market = node.make()
+    return node
+
+
+async def near(world, node, saved, on=None):
+    wish = node.market.lease_compute(fuel_steps=STEPS, on=on, saved=saved)
+    return await world.drive(wish)
+
+
+async def test_compute_goes_where_bytes_are_saved_at_about_the_best_price(world):
+    customer = world.node(1)
+    customer.room.steps = 0
+    ids = {price: priced(world, number, price).id for number, price in ((2, 8), (3, 10), (4, 11))}
+    saved = {ids[10]: 100, ids[11]: 10**9}
+    lease = await near(world, customer, saved)
+    assert (lease.node, lease.price) == (ids[10], 10), "11 is over a quarter above 8"
+    # There is a lease at hand, and nobody at about that price saves more: nobody is asked.
+    world.wire.calls.clear()
+    assert (await near(world, customer, {ids[10]: 100})).lease_id == lease.lease_id
+    assert world.wire.calls == []
+    # Who would save more is asked, and by now there is no better offer than the lease at hand.
+    assert (await near(world, customer, {ids[10]: 1, ids[11]: 2})).node == ids[11]
+    assert (await near(world, customer, {ids[8]: 1, ids[11]: 2, ids[10]: 3})).node == ids[10]
+    assert (await near(world, customer, {ids[10]: 3}, on=ids[8])).node == ids[8]
+
+
+async def test_nobody_above_the_reserve_is_chosen_for_its_bytes(world):
+    customer = world.node(1)
+    customer.room.steps = 0
+    dear = priced(world, 2, 41)
+    with pytest.raises(NoOffers):
+        await near(world, customer, {dear.id: 10**9})
+    free = priced(world, 3, 0)
+    assert (await near(world, customer, {dear.id: 10**9, b"x" * 32: 5})).node == free.id
+
+
+async def test_the_next_nearest_is_taken_where_one_refuses_or_is_down(world):
+    customer = world.node(1)
+    customer.room.steps = 0
+    nodes = [priced(world, number, 10) for number in (2, 3, 4)]
+    saved = {node.id: 100 - number for number, node in enumerate(nodes)}
+    nodes[0].ledger.limit = 0
+    assert (await near(world, customer, saved)).node == nodes[1].id
+    world.wire.down.add(nodes[1].id)
+    assert (await near(world, customer, saved)).node == nodes[2].id
+    world.wire.down.update({nodes[0].id, nodes[2].id})
+    with pytest.raises(NoOffers):
+        await near(world, customer, saved)
+
+
 # Credit
 
 

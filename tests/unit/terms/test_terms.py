@@ -8,7 +8,7 @@ from tests.strategies import vectors
 from xsc.base import limits
 from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid
-from xsc.terms.execution import ExecutionReceipt, Number, Order, Outcome
+from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
@@ -167,3 +167,23 @@ def test_grants_are_written_once_in_order_or_not_at_all():
     for wrong in ([], ["random", "clock"], ["clock", "clock"], ["network"], "clock"):
         with pytest.raises(RecordInvalid):
             made(Order, grants=wrong)
+
+
+@pytest.mark.parametrize("case", vectors("near")["orders"] + vectors("near")["observed"])
+def test_golden_bytes_of_what_a_job_brings_and_what_it_saves(case):
+    record = Order if "nonce" in case["fields"] else Observed
+    made = record.from_bytes(bytes.fromhex(case["bytes"]))
+    assert made.to_bytes().hex() == case["bytes"]
+    told = made.given_bytes if record is Order else made.saved_bytes
+    assert told == case["fields"]["given_bytes" if record is Order else "saved_bytes"]
+
+
+def test_what_a_job_brings_and_saves_is_written_only_where_it_is_something():
+    order = made(Order)
+    seen = Observed(started_ms=1, wall_ms=2)
+    assert "given_bytes" not in order.to_value()
+    assert "saved_bytes" not in seen.to_value()
+    with pytest.raises(RecordInvalid, match="written as nothing"):
+        Order.from_value({**order.to_value(), "given_bytes": 0})
+    with pytest.raises(RecordInvalid, match="written as nothing"):
+        Observed.from_value({**seen.to_value(), "saved_bytes": 0})

@@ -11,8 +11,7 @@ from typing import Protocol
 from aiohttp import web
 
 from xsc.api.schema import JobRequest
-from xsc.base.errors import ArgumentInvalid, TooLarge
-from xsc.base.limits import INPUT_BYTES_MAX
+from xsc.base.errors import ArgumentInvalid
 from xsc.compute.quorum import read_quorum
 from xsc.compute.tape import Tape
 from xsc.node.batch import read_lines
@@ -75,17 +74,6 @@ async def read_job(request: web.Request) -> tuple[JobRequest, bytes, bytes]:
 def jobs(node: Node) -> Job:
     """Return what carries out the jobs of a node."""
 
-    async def inputs_of(asked: JobRequest) -> dict[str, bytes]:
-        files: dict[str, bytes] = {}
-        total = 0
-        for name, capability in asked.inputs.items():
-            reader = await node.storage.open(capability)
-            total += reader.size_bytes
-            if total > INPUT_BYTES_MAX:
-                raise TooLarge(f"the inputs of one job are bounded to {INPUT_BYTES_MAX} bytes")
-            files[name] = b"".join([chunk async for chunk in reader.stream()])
-        return files
-
     async def job(
         asked: JobRequest, module: bytes, stdin: bytes, tape: Tape | None = None
     ) -> dict[str, object]:
@@ -125,13 +113,14 @@ def jobs(node: Node) -> Job:
             asked.arguments,
             asked.env,
             stdin,
-            await inputs_of(asked),
+            {},
             limits,
             on=on,
             local=asked.local,
             grants=asked.grants,
             quorum=quorum,
             tape=tape,
+            objects=await node.job_inputs.find(asked.inputs),
         )
         document = run_document(ran)
         if asked.store is not None and ran.trap is None:

@@ -1,0 +1,56 @@
+"""Near the data: among offers of about one price, the one that spares most bytes.
+
+A provider that holds shards of a job's inputs, or its module, need not be sent
+them. That is worth a little money, never a provider: offers above the buyer's
+reserve, or over NEAR_PRICE_PPM of the best price for quality, are not looked at.
+Of the others the one that saves most bytes wins, then the best price for quality,
+then as in any auction (`xsc.market.auction`). The winner is paid as there: the
+most that it could have asked and still won. Choosing never turns against who asks
+less, so that price is found by halving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from xsc.base.limits import NEAR_PRICE_PPM, PPM
+from xsc.market.auction import Bid, Winner, order_of
+
+
+def _best(
+    bids: Sequence[Bid], saved: Mapping[bytes, int], price_max: int, seed: bytes
+) -> Bid | None:
+    open_bids = [bid for bid in bids if bid.price <= price_max]
+    if not open_bids:
+        return None
+    least = min(bid.score for bid in open_bids)
+    near = [bid for bid in open_bids if bid.score * PPM <= least * NEAR_PRICE_PPM]
+    return min(near, key=lambda bid: (-saved.get(bid.node, 0), order_of(bid, seed)))
+
+
+def choose(
+    bids: Sequence[Bid], saved: Mapping[bytes, int], price_max: int, *, seed: bytes = b""
+) -> Winner | None:
+    """Return who runs a job and what it is paid; None where nobody offers within the reserve.
+
+    Args:
+        bids: at most one a node, in any order; a lease at hand bids its agreed price.
+        saved: bytes that need not be sent to a node, 0 where it is not named.
+        price_max: the buyer's reserve, micro-credits a quantum.
+        seed: as for `auction.place`.
+    """
+    assert len({bid.node for bid in bids}) == len(bids), "one bid a node"
+    chosen = _best(bids, saved, price_max, seed)
+    if chosen is None:
+        return None
+    others = [bid for bid in bids if bid.node != chosen.node]
+    low, high = chosen.price, price_max
+    while low < high:
+        middle = (low + high + 1) // 2
+        dearer = replace(chosen, price=middle)
+        if _best([*others, dearer], saved, price_max, seed) == dearer:
+            low = middle
+        else:
+            high = middle - 1
+    return Winner(chosen.node, low)

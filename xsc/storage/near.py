@@ -1,0 +1,104 @@
+"""Reading an object for its holder, near its shards: the reference, and what is spared.
+
+Whoever may read an object can have it read by a node that holds shards of it. The
+reference gives that node what it takes to read this one object and no more: the
+content key, the manifest in clear, and the placement. Neither the read secret nor
+the verify key follows from it, so the node can neither sign where shards lie nor
+pass a capability on. DESIGN sections 5 and 6; vectors: tests/vectors/near.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from xsc.base.errors import RecordInvalid
+from xsc.base.limits import INPUT_BYTES_MAX, KIB
+from xsc.identity.envelope import Id32, Record
+from xsc.storage.delegation import open_placement
+from xsc.storage.erasure import Code
+from xsc.storage.manifest import Manifest, check_manifest, code_of, place_of, segments_of
+from xsc.storage.placement import check_placement, columns_of
+from xsc.storage.reading import Located
+
+REFERENCE_BYTES_MAX = 512 * KIB
+"""The manifest of INPUT_BYTES_MAX in SHARDS_MAX columns, and its placement, are half of that."""
+
+
+class Reference(Record):
+    """One object, for a node that shall read it."""
+
+    KIND: ClassVar[str] = "object_reference"
+
+    locate: Id32
+    content_key: Annotated[bytes, Field(min_length=32, max_length=32, repr=False)]
+    manifest: bytes
+    """In clear, canonical."""
+    placement: bytes
+    """Signed by the owner, or by its delegate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """An object that another node may be asked to read."""
+
+    manifest_hash: bytes
+    size_bytes: int
+    reference: bytes
+    spared: Mapping[bytes, int]
+    """How many of its bytes a node need not receive in order to read it."""
+
+
+def received_of(length: int, code: Code, own: int) -> int:
+    """Return what a node fetches of a segment of which it holds that many columns."""
+    return (code.k - min(own, code.k)) * code.shard_bytes(length)
+
+
+def spared_bytes(manifest: Manifest, columns: Sequence[bytes]) -> Mapping[bytes, int]:
+    """Return how much of an object each of its hosts need not receive in order to read it.
+
+    Against the object's size: shards are padded, so that this is never more than the share.
+    """
+    code = code_of(manifest)
+    lengths = [place_of(manifest, b"", index).length for index in range(segments_of(manifest))]
+    found = {}
+    for node in dict.fromkeys(columns):
+        own = len(columns_of(columns, node))
+        found[node] = sum(max(0, size - received_of(size, code, own)) for size in lengths)
+    return {node: spared for node, spared in found.items() if spared}
+
+
+def refer(located: Located, content_key: bytes) -> bytes:
+    """Return the reference of an object, canonical."""
+    return Reference(
+        locate=located.locate,
+        content_key=content_key,
+        manifest=located.manifest.to_bytes(),
+        placement=located.placement_raw,
+    ).to_bytes()
+
+
+def open_reference(raw: bytes, network: bytes) -> tuple[Located, bytes]:
+    """Return what a reference says, checked, and the content key.
+
+    Raises:
+        RecordInvalid, SignatureInvalid, TooLarge: it is no reference to an object that can be
+            read for a job.
+    """
+    reference = Reference.from_bytes(raw, size_max=REFERENCE_BYTES_MAX)
+    manifest = Manifest.from_bytes(reference.manifest, size_max=REFERENCE_BYTES_MAX)
+    placed = open_placement(reference.placement, network, manifest.owner)
+    fault = check_manifest(manifest) or check_placement(
+        placed.placement, manifest, reference.locate
+    )
+    if fault is None and manifest.inline is not None:
+        fault = "an object this small is sent itself"
+    if fault is None and manifest.size_bytes > INPUT_BYTES_MAX:
+        fault = f"an input has at most {INPUT_BYTES_MAX} bytes"
+    if fault is not None:
+        raise RecordInvalid(f"the reference is wrong: {fault}")
+    located = Located(reference.locate, manifest, b"", placed.placement, placed.raw, placed.rank)
+    return located, reference.content_key
