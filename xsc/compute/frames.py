@@ -1,6 +1,7 @@
 """What the pool and its workers say to each other: length-prefixed canonical CBOR.
 
-    pool → worker   job; code where the worker has not got it, and its bytes after that
+    pool → worker   job; code where the worker has not got it, and its bytes after that, or
+                    that there is none
     worker → pool   hello once; then code wanted, "running" when the code is loaded,
                     and at last result or error, for each job
     pool → jail     module;  jail → pool   hello, then code or error

@@ -283,7 +283,14 @@ class PoolSandbox:
                 match message.get("kind"):
                     case "code_wanted":
                         deadline.reschedule(None)
-                        brought = code if code is not None else await self._code(job)
+                        try:
+                            brought = code if code is not None else await self._code(job)
+                        except (XscError, CompileBoundMet):
+                            # Else it would take the next job for the code that it waits for.
+                            deadline.reschedule(loop.time() + allowed_s)
+                            await worker.send({"kind": "no_code"})
+                            await worker.receive()
+                            raise
                         way_s = len(brought.machine) / _TRANSFER_BYTES_A_MS / 1000
                         deadline.reschedule(loop.time() + allowed_s + way_s)
                         await worker.send(codes.message_of(brought), brought.machine)

@@ -113,7 +113,8 @@ class Streams:
                 tape.wrote(index + 1, part)
             if done:
                 return
-            if not known:
+            if not known or not any(map(len, reply.parts)):
+                # One that has waited loses nothing by it; one that does not wait is slowed.
                 await self._clock.sleep_ms(STREAM_PAUSE_MS)
 
     async def _cancel_on_wish(self, node: bytes, nonce: bytes, tape: Tape) -> None:

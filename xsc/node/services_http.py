@@ -274,7 +274,7 @@ class ServiceListener:
         if served.request_id:
             response.headers["XSC-Request-Id"] = served.request_id
         if told.status == 405:
-            response.headers[hdrs.ALLOW] = ", ".join(METHODS)
+            response.headers.setdefault(hdrs.ALLOW, ", ".join(METHODS))
         if closing:
             response.force_close()
         if told.status not in (204, 304):

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
-from xsc.base.errors import ModuleInvalid, RateLimited, SandboxFailed
+from xsc.base.errors import CompileLimit, ModuleInvalid, RateLimited, SandboxFailed
 from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
 from xsc.base.log import SilentLog
 from xsc.compute.pool import PoolSandbox
@@ -205,6 +205,23 @@ async def test_a_worker_asks_again_for_a_module_it_forgot(pool):
         assert (await pool.run(job_of(base + tail, "add", i32(1), i32(2)))).trap is None
     again = base + b"\x00\x02\x01\x00"
     assert (await pool.run(job_of(again, "add", i32(1), i32(2)))).results == (i32(3),)
+
+
+async def test_a_worker_whose_module_cannot_be_brought_again_takes_the_next_job(pool):
+    many = [
+        job_of(wasm("add") + b"\0\2\1" + bytes([i]), "add", i32(1), i32(2))
+        for i in range(MODULES_COMPILED_MAX + 1)
+    ]
+    for each in many:
+        await pool.run(each)
+    first = many[0]
+    pool._compiler._kept.clear()
+    pool._compiler._bombs[first.module_hash] = 2**62
+    with pytest.raises(CompileLimit):
+        await pool.run(first)
+    before = pids(pool)
+    assert (await pool.run(many[-1])).results == (i32(3),)
+    assert pids(pool) == before
 
 
 async def test_the_same_worker_goes_on_after_a_refusal(pool):

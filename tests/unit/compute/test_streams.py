@@ -311,6 +311,30 @@ async def test_a_provider_that_shows_nothing_still_answers(world):
     assert done.stdout == tape.written()[0] == b"1 2 8\n"
 
 
+async def test_a_provider_that_waits_for_nothing_is_not_asked_without_end(world):
+    sandbox = stuck(world, world.provider)
+    handlers = world.provider.service.handlers()
+    asked = 0
+
+    async def hasty(*_):
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return {"known": True, "done": False}, (b"", b"")
+
+    world.provider.service.handlers = lambda: {**handlers, OUTPUT: hasty}
+    tape = Tape(world.clock)
+    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    await until(world, sandbox.runs.is_set)
+    before, now_ms = asked, world.clock.now_ms()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert asked <= before + 1
+    assert world.clock.now_ms() == now_ms
+    tape.cancel()
+    await until(world, running.done)
+
+
 async def test_nobody_sees_or_cancels_the_runs_of_others(world):
     sandbox = stuck(world, world.provider)
     tape = Tape(world.clock)

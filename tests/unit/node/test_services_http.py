@@ -105,6 +105,12 @@ async def test_a_request_is_handed_on_and_answered(end):
     assert ("X-Y", "z") in asked.headers
 
 
+async def test_a_program_says_itself_what_it_allows(end):
+    end.node.response = Response(405, (("Allow", "GET"), ("Content-Type", "a/b")), b"")
+    head = (await end.ask(b"POST /fn/alice/echo")).partition(b"\r\n\r\n")[0]
+    assert [line for line in head.split(b"\r\n") if line.startswith(b"Allow")] == [b"Allow: GET"]
+
+
 async def test_an_owner_may_be_percent_encoded(end):
     assert status(await end.ask(b"GET /fn/%C3%A4lice/echo")) == 200
 
