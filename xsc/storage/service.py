@@ -85,6 +85,7 @@ from xsc.storage.reading import Located, ObjectReader, read_whole
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode
+from xsc.storage.turns import Turns
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
@@ -322,6 +323,8 @@ class StorageService:
         self._segments_in_flight = segments_in_flight
         self._lease_warning_ms = lease_warning_ms
         self._versions = Versions(state)
+        self._turns = Turns()
+        """By manifest hash: held from the reading of an entry until it is written."""
         self._sealer = Sealer(key, network)
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object came or went."""
@@ -545,21 +548,24 @@ class StorageService:
         Raises:
             ObjectUnknown: no such version.
         """
-        verify = parse_verify(self.named(name, version)[0])
-        made = self._versions.begin(name)
-        try:
-            entry = self._entry(verify.manifest_hash)
-            assert entry is not None, "it was named just now"
-            moved = entry.model_copy(update={"version": made})
-            await self._commit(
-                [
-                    (OBJECTS + verify.manifest_hash, moved.to_bytes()),
-                    version_row(name, version, None),
-                    *self._versions.rows(name, made, verify.manifest_hash),
-                ]
-            )
-        finally:
-            self._versions.end(name)
+        ref = parse_verify(self.named(name, version)[0]).manifest_hash
+        async with self._turns.of(ref):
+            # What was waited for may have deleted it, or given it another number.
+            self.named(name, version)
+            made = self._versions.begin(name)
+            try:
+                entry = self._entry(ref)
+                assert entry is not None, "it was named just now"
+                moved = entry.model_copy(update={"version": made})
+                await self._commit(
+                    [
+                        (OBJECTS + ref, moved.to_bytes()),
+                        version_row(name, version, None),
+                        *self._versions.rows(name, made, ref),
+                    ]
+                )
+            finally:
+                self._versions.end(name)
         self.on_change()
         return made
 
@@ -655,20 +661,21 @@ class StorageService:
 
     async def note_placement(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
         """Keep where an object lies by now; False where it is deleted or being deleted."""
-        entry = self._entry(ref)
-        if entry is None or entry.deleting:
-            return False
-        kept = entry.model_copy(
-            update={
-                "placement": placement,
-                "held": tuple(
-                    HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
-                    for item in held
-                ),
-            }
-        )
-        await self._commit([(OBJECTS + ref, kept.to_bytes())])
-        return True
+        async with self._turns.of(ref):
+            entry = self._entry(ref)
+            if entry is None or entry.deleting:
+                return False
+            kept = entry.model_copy(
+                update={
+                    "placement": placement,
+                    "held": tuple(
+                        HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
+                        for item in held
+                    ),
+                }
+            )
+            await self._commit([(OBJECTS + ref, kept.to_bytes())])
+            return True
 
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.
@@ -983,6 +990,10 @@ class StorageService:
             NotAllowed: another node stored it.
         """
         verify = parse_verify(capability)
+        async with self._turns.of(verify.manifest_hash):
+            return await self._rm(verify)
+
+    async def _rm(self, verify: VerifyCapability) -> RmResult:
         entry = self._entry(verify.manifest_hash)
         if entry is None:
             located = await self._locate(verify)
@@ -1038,12 +1049,14 @@ class StorageService:
     async def retry_deletions(self) -> tuple[int, int]:
         """Ask again where a deletion was not confirmed; return objects done, and still open."""
         done = left = 0
-        for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
-            entry = self._parse_entry(raw)
-            if entry.deleting:
-                result = await self.rm(entry.capability)
-                done += not result.partly
-                left += result.partly
+        for ref in [ref for ref, entry in self.entries() if entry.deleting]:
+            async with self._turns.of(ref):
+                entry = self._entry(ref)
+                if entry is None:
+                    continue  # Somebody else has finished it meanwhile.
+                result = await self._rm(parse_verify(entry.capability))
+            done += not result.partly
+            left += result.partly
         return done, left
 
     # Host

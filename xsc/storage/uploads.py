@@ -6,7 +6,6 @@ a sync: a kill loses none, and a power failure some, whose shards are sent again
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -21,6 +20,7 @@ from xsc.storage.journal import Head, Kept, KeptPlace, KeptRecord
 from xsc.storage.manifest import SealedSegment
 from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach
+from xsc.storage.turns import Turns
 
 
 class Journal:
@@ -80,20 +80,13 @@ class Uploads:
         self._reach = reach
         self._state = state
         self._commit = commit
-        self._turns: dict[bytes, asyncio.Lock] = {}
-        self._users: dict[bytes, int] = {}
+        self._turns = Turns()
 
     @asynccontextmanager
     async def turn(self, upload: bytes) -> AsyncIterator[Journal]:
         """Give the journal of an upload, once no other put of that id runs."""
-        self._users[upload] = self._users.get(upload, 0) + 1
-        try:
-            async with self._turns.setdefault(upload, asyncio.Lock()):
-                yield Journal(upload, self._state, self._commit, self._reach.clock)
-        finally:
-            self._users[upload] -= 1
-            if not self._users[upload]:
-                del self._users[upload], self._turns[upload]
+        async with self._turns.of(upload):
+            yield Journal(upload, self._state, self._commit, self._reach.clock)
 
     def stored_bytes(self, upload: bytes) -> int:
         """Return how much of an upload's content need not be sent again."""
@@ -110,7 +103,7 @@ class Uploads:
         """Delete what puts have stored that broke off too long ago, and their journals."""
         now_ms = self._reach.clock.now_ms()
         for upload in list(journal.ids(self._state)):
-            if upload in self._users:
+            if upload in self._turns:
                 continue
             async with self.turn(upload):
                 try:
