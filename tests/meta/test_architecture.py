@@ -72,6 +72,7 @@ SHELL = {
     "xsc.storage.deep": "reads every shard of an object, from all hosts",
     "xsc.storage.seals": "gathers the receipts of one turn of the event loop",
     "xsc.storage.service": "stores, fetches and answers",
+    "xsc.storage.turns": "lets one task after the other at a row",
     "xsc.storage.uploads": "keeps journals of puts, and ends what nobody goes on with",
     "xsc.storage.shards": "keeps shards on the disk",
     "xsc.storage.sweeping": "drops what need not be kept, in time",

@@ -413,9 +413,8 @@ class Guards:
         )
         if placed.placement.locate != charge.capability.locate:
             raise RecordInvalid("the placement is of another object")
-        known = open_placement(charge.placement, self._reach.network)
-        if placed.rank > known.rank and self.owner is not None:
-            await self.owner.adopt(charge, placed.raw)
+        if self.owner is not None:
+            await self.owner.adopt(ref, placed)
         return {"ended": False}, []
 
     async def end_all(self) -> None:

@@ -11,7 +11,7 @@ is deleted before the next try. DESIGN section 5; docs/design/storage-repair.md.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -60,6 +60,7 @@ from xsc.storage.receipts import shards_of
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.storage.segment import length_of
+from xsc.storage.turns import Turns
 from xsc.terms.lease import OWN_LEASE
 
 
@@ -202,7 +203,8 @@ class Mender:
         self._proved: dict[bytes, frozenset[bytes]] = {}
         """By object: the nodes that leave and need nothing more of it."""
         self._watches: dict[bytes, Watch] = {}
-        self._locks: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns = Turns()
+        """By object: held while a charge is looked at, mended or changed."""
         self._moved_ms: dict[bytes, int] = {}
         self._again: set[bytes] = set()
         self._woken = asyncio.Event()
@@ -282,16 +284,26 @@ class Mender:
                 for ref, moved_ms in self._moved_ms.items()
                 if now_ms - moved_ms >= LEFTOVERS_KEPT_MS
             }
+            for ref in cleanable.difference(ref for ref, _ in listed):
+                # It was deleted meanwhile, or is looked after no more.
+                del self._moved_ms[ref]
+            cleanable &= self._moved_ms.keys()
             if everything or situation != seen or self._again or cleanable:
                 seen = situation
                 await self.round(listed, everything=everything, also=cleanable)
             await rest(self._reach.clock, self._woken, tick_ms)
 
-    async def adopt(self, charge: Charge, placement: bytes) -> None:
-        """Take a later placement for an object that was checked, and look at it soon."""
-        async with self._locks[charge.ref]:
-            await self._keeper.save(charge.ref, placement, charge.held)
-        self._again.add(charge.ref)
+    async def adopt(self, ref: bytes, placed: Placed) -> None:
+        """Take a checked placement for an object, if it is a later one, and look at it soon."""
+        async with self._turns.of(ref):
+            # Only now: it may have been mended, or deleted, while this waited.
+            charge = self._keeper.load(ref)
+            if charge is None:
+                return
+            if placed.rank <= open_placement(charge.placement, self._reach.network).rank:
+                return
+            await self._keeper.save(ref, placed.raw, charge.held)
+        self._again.add(ref)
         self._woken.set()
 
     def _concerned(self, raw: bytes) -> bool:
@@ -326,7 +338,8 @@ class Mender:
         places = asyncio.Semaphore(SURVEYS_AT_ONCE)
 
         async def look(ref: bytes) -> tuple[int, bytes] | None:
-            async with places:
+            # What is found anew is kept: nobody else may be changing the charge meanwhile.
+            async with places, self._turns.of(ref):
                 charge = self._keeper.load(ref)
                 if charge is None:
                     return None
@@ -550,10 +563,13 @@ class Mender:
         if survey.charge.owner is None and not survey.placed.repairs:
             return
         ref = survey.charge.ref
-        self._proved[ref] = self._proved.get(ref, frozenset()) - set(survey.columns)
+        done = self._proved.pop(ref, frozenset()) - set(survey.columns)
+        if done:
+            self._proved[ref] = done
         for node in self._unproved(survey):
             if await self._prover.prove(survey.located, node):
-                self._proved[ref] |= {node}
+                done |= {node}
+                self._proved[ref] = done
             else:
                 self._again.add(ref)
 
@@ -574,7 +590,7 @@ class Mender:
         Raises:
             XscError: the object cannot be found.
         """
-        async with self._locks[ref]:
+        async with self._turns.of(ref):
             charge = self._keeper.load(ref)
             if charge is None:
                 return None

@@ -2,8 +2,11 @@
 
 import asyncio
 
-from tests.unit.storage.world import World, content, put
+from tests.unit.storage.world import NETWORK, World, content, finished, put
+from xsc.base.limits import LEFTOVERS_KEPT_MS
+from xsc.storage import messages
 from xsc.storage.capability import parse_verify
+from xsc.storage.delegation import move_by_delegate, open_placement
 from xsc.storage.pipeline import Held
 
 
@@ -20,10 +23,14 @@ def test_two_deletions_at_once_free_what_is_held_once():
         owner = world[0]
         kept = await put(owner, content(50_000), name="kept")
         gone = await put(owner, content(50_000), name="gone")
-        before = dict(owner.customer_used)
-        await asyncio.gather(*(owner.service.rm(gone.capability) for _ in range(2)), return_exceptions=True)
+        await asyncio.gather(
+            *(owner.service.rm(gone.capability) for _ in range(2)), return_exceptions=True
+        )
         for other in world.hosts[1:]:
-            assert owner.customer_used[owner.lease_id(other.id)] == other.book.used[owner.lease_id(other.id)]
+            assert (
+                owner.customer_used[owner.lease_id(other.id)]
+                == other.book.used[owner.lease_id(other.id)]
+            )
         assert kept
 
     play(story)
@@ -35,7 +42,10 @@ def test_a_host_that_is_added_while_an_object_is_deleted_is_asked_too():
         done = await put(owner, content(50_000), code=(1, 1))
         ref = parse_verify(done.capability).manifest_hash
         entry = owner.service.entry(ref)
-        more = (Held(world[3].id, bytes(32), 0), *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held))
+        more = (
+            Held(world[3].id, bytes(32), 0),
+            *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held),
+        )
         kept, result = await asyncio.gather(
             owner.service.note_placement(ref, entry.placement, more),
             owner.service.rm(done.capability),
@@ -52,7 +62,10 @@ def test_a_version_restored_while_its_columns_move_loses_neither():
         await put(owner, content(50_000), code=(1, 1))
         ref = parse_verify(first.capability).manifest_hash
         entry = owner.service.entry(ref)
-        more = (Held(world[3].id, bytes(32), 0), *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held))
+        more = (
+            Held(world[3].id, bytes(32), 0),
+            *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held),
+        )
         await asyncio.gather(
             owner.service.note_placement(ref, entry.placement, more),
             owner.service.restore("object", 1),
@@ -66,9 +79,9 @@ def test_a_version_restored_while_its_columns_move_loses_neither():
             owner.service.restore("object", 3),
             return_exceptions=True,
         )
-        assert owner.service.named("object") [0] == first.capability
+        assert owner.service.named("object")[0] == first.capability
         await owner.service.rm(first.capability)
-        assert list(owner.service._versions.of("object")) and len(list(owner.service._versions.of("object"))) == 1
+        assert len(list(owner.service._versions.of("object"))) == 1
 
     play(story, 4)
 
@@ -94,3 +107,74 @@ def test_deletions_that_somebody_else_finishes_do_not_end_the_others():
         assert list(owner.service.entries()) == []
 
     play(story)
+
+
+async def broken(world):
+    """Return the owner and an object of which one host has lost its column."""
+    owner = world[0]
+    done = await put(owner, content(50_000), code=(1, 1))
+    verify = parse_verify(done.capability)
+    await world.by_id[done.hosts[1]].node.delete(verify.locate, owner.id)
+    owner.service.mender.look()
+    return owner, verify
+
+
+def pays_where_it_lies(owner, ref):
+    """Say whether an entry has the owner's second placement, and all bytes that lie so."""
+    entry = owner.service.entry(ref)
+    placed = open_placement(entry.placement, NETWORK)
+    paying = {item.node for item in entry.held if item.size_bytes}
+    number = placed.placement.generation, placed.repairs
+    return number == (2, 0) and set(placed.placement.columns) <= paying
+
+
+def test_what_a_guardian_reports_does_not_undo_what_was_mended_meanwhile():
+    async def story(world):
+        owner, verify = await broken(world)
+        ref = verify.manifest_hash
+        placed = open_placement(owner.service.entry(ref).placement, NETWORK)
+        columns = [world[3].id, *placed.placement.columns[1:]]
+        healed = move_by_delegate(placed, columns, verify.delegate, NETWORK)
+        mending = asyncio.ensure_future(owner.service.mender.mend(ref))
+        await asyncio.sleep(0)
+        await owner.service.guards.on_healed(world[3].id, {"object": ref, "placement": healed}, [])
+        assert (await mending).moved
+        assert pays_where_it_lies(owner, ref)
+
+    play(story, 5)
+
+
+def test_a_look_at_an_object_does_not_undo_what_was_mended_meanwhile():
+    async def story(world):
+        owner, verify = await broken(world)
+        ref, mender = verify.manifest_hash, owner.service.mender
+        listed = [(ref, owner.service.entry(ref).placement)]
+        sent = asyncio.Event()
+        for host in world.hosts[1:]:
+            host.before = lambda method, _: sent.set() if method == messages.PUT else None
+        mending = asyncio.ensure_future(mender.mend(ref))
+        await sent.wait()
+        # It has been asked about; who looks from now on hears of it only when it is mended.
+        for host in world.hosts[1:]:
+            host.delay = lambda method: 5 * (method == messages.STAT)
+        looking = asyncio.ensure_future(mender.round(listed, everything=True))
+        assert (await mending).moved
+        await finished(world, looking)
+        assert pays_where_it_lies(owner, ref)
+
+    play(story, 5)
+
+
+def test_of_an_object_that_is_deleted_after_it_was_mended_nothing_is_remembered():
+    async def story(world):
+        owner, verify = await broken(world)
+        mender = owner.service.mender
+        assert (await mender.mend(verify.manifest_hash)).moved
+        assert mender._moved_ms
+        await owner.service.rm(verify.to_text())
+        running = asyncio.ensure_future(mender.run())
+        await finished(world, world.clock.sleep_ms(2 * LEFTOVERS_KEPT_MS))
+        running.cancel()
+        assert (mender._moved_ms, mender._proved, len(mender._turns)) == ({}, {}, 0)
+
+    play(story, 5)
