@@ -30,6 +30,7 @@ SHELL = {
     "xsc.compute.engine": "runs wasmtime",
     "xsc.compute.fetching": "reads inputs, in time",
     "xsc.compute.jail": "the process that compiles one module",
+    "xsc.compute.line": "gives quick calls to a worker and watches the time",
     "xsc.compute.local": "the sandbox in this process",
     "xsc.compute.panel": "asks several providers at once",
     "xsc.compute.process": "starts and kills sandbox processes",

@@ -167,6 +167,8 @@ STACK_BYTES = 512 * KIB
 KILL_GRACE_MS = 30
 """After the deadline the worker may report by itself; then it is killed."""
 JOBS_QUEUED_MAX = 64
+LINE_CALLS_MAX = 16
+"""Quick calls that a worker is given at once."""
 RETRY_AFTER_S_MAX = 60
 """Longest time that a caller is told, or lets itself be told, to wait before it tries again."""
 JOBS_QUEUED_A_PEER_MAX = 32

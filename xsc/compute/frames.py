@@ -4,6 +4,8 @@
                     that there is none
     worker → pool   hello once; then code wanted, "running" when the code is loaded,
                     and at last result or error, for each job
+    pool → worker   calls, several in one message; worker → pool   for each an answer (a
+                    result where there is more to tell), an error, or code wanted
     pool → jail     module;  jail → pool   hello, then code or error
 
 The pool believes a worker's frames no more than a peer's: they are decoded
@@ -12,7 +14,7 @@ strictly, because a program that breaks out of the engine could write them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from xsc.base.encoding import Value, decode, encode
@@ -126,6 +128,102 @@ def job_of(message: dict[str, Value]) -> Job:
         clock_ms=cast("int", fields["clock"]),
         grants=tuple(cast("list[Grant]", fields["grants"])),
     )
+
+
+def may_call(job: Job) -> bool:
+    """Say whether a job is no more than a call with numbers, which `calls_message` carries."""
+    return job.mode == "invoke" and not (job.stdin or job.files or job.args or job.environment)
+
+
+def calls_message(jobs: Sequence[Job]) -> dict[str, Value]:
+    """Return several calls as one message."""
+    return {
+        "kind": "calls",
+        "calls": [
+            [
+                job.module_hash,
+                job.function,
+                _pairs(job.arguments),
+                job.limits.fuel,
+                job.limits.memory_bytes,
+                job.limits.timeout_ms,
+                job.limits.output_bytes,
+                job.seed,
+                job.clock_ms,
+                list(job.grants),
+            ]
+            for job in jobs
+        ],
+    }
+
+
+def calls_of(message: dict[str, Value]) -> list[Job]:
+    """Return the jobs of the pool's own message, as `job_of` does."""
+    jobs = []
+    for item in cast("list[list[object]]", message["calls"]):
+        module_hash, function, arguments, *limits, seed, clock_ms, grants = item
+        jobs.append(
+            Job(
+                module_hash=cast("bytes", module_hash),
+                module=b"",
+                function=cast("str", function),
+                arguments=tuple((kind, bits) for kind, bits in cast("list[Bits]", arguments)),
+                limits=Limits(*cast("list[int]", limits)),
+                seed=cast("bytes", seed),
+                clock_ms=cast("int", clock_ms),
+                grants=tuple(cast("list[Grant]", grants)),
+            )
+        )
+    return jobs
+
+
+def answer_message(result: JobResult) -> dict[str, Value]:
+    """Return the result of a call as a message: a short one, where nothing was written."""
+    if result.stdout or result.stderr or result.files or result.exit_code is not None:
+        return result_message(result)
+    return {
+        "kind": "answer",
+        "told": [
+            _pairs(result.results),
+            result.trap,
+            result.fuel_used,
+            result.memory_peak_bytes,
+            result.wall_ms,
+        ],
+    }
+
+
+def result_of_answer(
+    message: dict[str, Value], job: Job, engine: str, engine_config: bytes
+) -> JobResult:
+    """Return the result that a short answer tells, held against the job's limits.
+
+    Raises:
+        RecordInvalid: it is malformed, or says that a limit was passed.
+    """
+    match message.get("told"):
+        case [list(results), str() | None as trap, int(fuel), int(memory), int(wall_ms)]:
+            if (
+                len(results) > ARGUMENTS_MAX
+                or not 0 <= fuel <= job.limits.fuel
+                or not 0 <= memory <= job.limits.memory_bytes
+                or wall_ms < 0
+            ):
+                raise RecordInvalid("a worker reports more than the job allows")
+            return JobResult(
+                tuple(map(named_bytes, results)),
+                None,
+                trap,
+                fuel,
+                memory,
+                b"",
+                b"",
+                (),
+                engine,
+                engine_config,
+                wall_ms,
+            )
+    raise RecordInvalid("a worker's answer is malformed")
 
 
 def output_message(stream: int, data: bytes) -> dict[str, Value]:

@@ -8,6 +8,12 @@ does, in a jail, before a worker is taken, so that no job waits for another's mo
 
 Jobs wait in order, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one
 customer; a worker that has the module compiled already is taken first.
+
+Calls that are known to be quick need no worker to be free: they stand in a worker's
+line (`xsc.compute.line`). A line whose first call turns out not to be quick takes no
+more, and what waits in it is given to other workers, where there are any. What waited
+behind a call that had to be killed is run by another worker; a run has no effect but
+its result.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import asyncio
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import Any
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
@@ -34,7 +41,9 @@ from xsc.compute.cache import CodeCache
 from xsc.compute.code import Code
 from xsc.compute.compiler import COMMAND as JAIL
 from xsc.compute.compiler import CompileBoundMet, Compiler
+from xsc.compute.line import Call, Line
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
+from xsc.compute.quick import Quick
 from xsc.compute.sandbox import Job, JobResult, Watch, trap_error
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
@@ -65,7 +74,9 @@ class PoolSandbox:
         self._started = False
         self._workers: set[SandboxProcess] = set()
         self._idle: list[SandboxProcess] = []
-        self._waiting: deque[asyncio.Future[SandboxProcess]] = deque()
+        self._waiting: deque[asyncio.Future[SandboxProcess] | Call] = deque()
+        self._lines: dict[SandboxProcess, Line] = {}
+        self._quick = Quick()
         self._customers: Counter[bytes] = Counter()
         self._respawns: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[int]] = set()
@@ -95,12 +106,15 @@ class PoolSandbox:
         """Kill every worker; what waits is refused."""
         self._started = False
         self._refuse_waiting()
+        for line in self._lines.values():
+            _refuse(line.clear(), "the sandbox was stopped")
         await self._compiler.stop()
         for task in self._respawns:
             task.cancel()
         await asyncio.gather(*self._respawns, return_exceptions=True)
         await asyncio.gather(*self._ending, *(worker.kill() for worker in self._workers))
         self._workers.clear()
+        self._lines.clear()
         self._idle.clear()
 
     async def prepare(self, job: Job) -> None:
@@ -124,17 +138,26 @@ class PoolSandbox:
         self._customers[job.customer] += 1
         began_ms = self._clock.monotonic_ms()
         try:
-            code = None
-            if not any(job.module_hash in worker.seen for worker in self._workers):
-                code = await self._code(job)
-            worker = await self._acquire(job.module_hash)
-            return await self._run_on(worker, job, code, watch)
+            return await self._run(job, watch)
         except CompileBoundMet:
             return self._ended("compile_limit", self._clock.monotonic_ms() - began_ms)
         finally:
             self._customers[job.customer] -= 1
             if not self._customers[job.customer]:
                 del self._customers[job.customer]
+
+    async def _run(self, job: Job, watch: Watch | None) -> JobResult:
+        given: JobResult | SandboxProcess | None = None
+        function = (job.module_hash, job.function)
+        if watch is None and function in self._quick and frames.may_call(job):
+            given = await self._in_line(job)
+        if not isinstance(given, JobResult):
+            given = await self._alone(job, given, watch)
+        if given.trap is None:
+            self._quick.took(function, given.fuel_used, given.wall_ms)
+        else:
+            self._quick.failed(function)  # how long it would have run is not known
+        return given
 
     def describe(self) -> dict[str, Value]:
         """Return workers, jobs, engine and what confines the workers."""
@@ -143,7 +166,7 @@ class PoolSandbox:
         return {
             "workers": len(self._workers),
             "running": len(self._workers) - len(self._idle),
-            "queued": len(self._waiting),
+            "queued": self._queued(),
             "engine": self._hello.get("engine", ""),
             "engine_config": config.hex(),
             "confined": self._hello.get("confined", {}),
@@ -155,6 +178,7 @@ class PoolSandbox:
     async def _spawn(self) -> SandboxProcess:
         worker = await spawn(self._command, "worker")
         self._workers.add(worker)
+        self._lines[worker] = Line(worker, self)
         self._hello = worker.hello
         return worker
 
@@ -172,6 +196,7 @@ class PoolSandbox:
                 return
 
     def _replace(self, lost: SandboxProcess) -> None:
+        del self._lines[lost]
         ending = asyncio.create_task(lost.kill())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -186,8 +211,7 @@ class PoolSandbox:
             worker = known[-1] if known else self._idle[-1]
             self._idle.remove(worker)
             return worker
-        if len(self._waiting) >= JOBS_QUEUED_MAX:
-            raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already", retry_after_s=self._wait_s())
+        self._check_queue()
         future: asyncio.Future[SandboxProcess] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         try:
@@ -200,23 +224,130 @@ class PoolSandbox:
             raise
 
     def _release(self, worker: SandboxProcess) -> None:
+        """Give a worker that is free to what waits first: to a job, or to a line of calls."""
+        line = self._lines[worker]
         while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(worker)
+            turn = self._waiting[0]
+            if not isinstance(turn, Call):
+                if line:
+                    return
+                self._waiting.popleft()
+                if not turn.done():
+                    turn.set_result(worker)
+                    return
+            elif turn.done.done():
+                self._waiting.popleft()
+            elif line.takes(turn.job.module_hash):
+                self._waiting.popleft()
+                line.give(turn)
+            elif line:
                 return
-        self._idle.append(worker)
+            else:
+                self._waiting.popleft()
+                turn.done.set_result(worker)  # it has not got the code
+                return
+        if not line:
+            self._idle.append(worker)
+
+    def _queued(self) -> int:
+        return len(self._waiting) + sum(len(line) - 1 for line in self._lines.values() if line)
+
+    def _check_queue(self) -> None:
+        if self._queued() >= JOBS_QUEUED_MAX:
+            raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already", retry_after_s=self._wait_s())
 
     def _wait_s(self) -> int:
         """Return how long what waits takes, as jobs took of late."""
-        wait_ms = len(self._waiting) * self._job_ms // max(1, len(self._workers))
+        wait_ms = self._queued() * self._job_ms // max(1, len(self._workers))
         return min(max(1, -(-wait_ms // 1000)), RETRY_AFTER_S_MAX)
 
     def _refuse_waiting(self) -> None:
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(SandboxFailed("no sandbox worker is running", retry_after_s=1))
+        waiting = [*self._waiting]
+        self._waiting.clear()
+        _refuse(waiting, "no sandbox worker is running")
+
+    # Lines
+
+    async def _in_line(self, job: Job) -> JobResult | SandboxProcess | None:
+        """Return what a quick call gave; or the worker to run it on alone, None for any."""
+        call = Call(job, asyncio.get_running_loop().create_future())
+        line = None if self._waiting else self._line_for(job.module_hash)
+        if line is None and (self._idle or not self._lines):
+            return None
+        self._check_queue()
+        if line is None:
+            self._waiting.append(call)
+        else:
+            line.give(call)
+        try:
+            given = await call.done
+        except asyncio.CancelledError:
+            self._abandon(call)
+            raise
+        if isinstance(given, JobResult):
+            self._job_ms = (3 * self._job_ms + given.wall_ms) // 4
+        return given
+
+    def _line_for(self, module_hash: bytes) -> Line | None:
+        """Return the line of a worker that is free, or the shortest, where the code is."""
+        for worker in reversed(self._idle):
+            if module_hash in worker.seen:
+                self._idle.remove(worker)
+                return self._lines[worker]
+        lines = [line for line in self._lines.values() if line and line.takes(module_hash)]
+        return min(lines, key=len, default=None)
+
+    def _abandon(self, call: Call) -> None:
+        """Have a call not run for whose result nobody waits any more."""
+        if call in self._waiting:
+            self._waiting.remove(call)
+        elif call.line is not None and call.line and call.line.first is call:
+            self.overdue(call.line)
+        elif call.done.done() and not call.done.cancelled() and call.done.exception() is None:
+            given = call.done.result()
+            if isinstance(given, SandboxProcess):
+                self._release(given)  # it was given a worker in the same moment
+
+    def emptied(self, line: Line) -> None:
+        """Let the worker do what waits."""
+        self._release(line.worker)
+
+    def stalled(self, line: Line) -> None:
+        """Give what is behind a call that takes longer to other workers."""
+        if line.first.done.done():
+            self.overdue(line)
+        elif len(self._workers) > 1:
+            self._give_again(line.shorten())
+
+    def overdue(self, line: Line) -> None:
+        """Kill a worker whose call has run for too long, or is not wanted any more."""
+        first, *others = line.clear()
+        line.worker.strike()
+        self._workers.discard(line.worker)
+        self._replace(line.worker)
+        if not first.done.done():
+            first.done.set_result(self._ended("time_exceeded", first.job.limits.timeout_ms))
+        self._give_again(others)
+
+    def broken(self, line: Line, reason: str) -> None:
+        """Replace a worker that is gone; the call that it was at fails, and no other."""
+        calls = line.clear()
+        self._workers.discard(line.worker)
+        task = asyncio.create_task(self._bury(line.worker, calls[:1], reason))
+        self._respawns.add(task)
+        task.add_done_callback(self._respawns.discard)
+        self._give_again(calls[1:])
+
+    async def _bury(self, worker: SandboxProcess, at: Sequence[Call], reason: str) -> None:
+        fault = await self._lost(worker, reason)
+        for call in at:
+            if not call.done.done():
+                call.done.set_exception(fault)
+
+    def _give_again(self, calls: Sequence[Call]) -> None:
+        self._waiting.extendleft(reversed([call for call in calls if not call.done.done()]))
+        while self._waiting and self._idle:
+            self._release(self._idle.pop())
 
     # Jobs
 
@@ -231,6 +362,28 @@ class PoolSandbox:
         config = self._hello["config"]
         assert isinstance(config, bytes)
         return await self._compiler.code(job, config)
+
+    async def _alone(
+        self, job: Job, worker: SandboxProcess | None, watch: Watch | None
+    ) -> JobResult:
+        """Return what a job gave that has a worker for itself, the one that is given or any."""
+        code = None
+        if worker is None:
+            if not any(job.module_hash in each.seen for each in self._workers):
+                code = await self._code(job)
+            worker = await self._acquire(job.module_hash)
+        return await self._run_on(worker, job, code, watch)
+
+    async def _lost(self, worker: SandboxProcess, reason: str) -> SandboxFailed:
+        """Replace a worker that is gone, and return what to say of its job."""
+        # An abort needs no signal of ours; the status tells it from a kill.
+        status = await worker.end()
+        self._replace(worker)
+        self._log.warning("sandbox worker lost", reason=reason, status=status)
+        return SandboxFailed(
+            f"the sandbox worker ended in the middle of the job (status {status})",
+            hint="the job may be given again; nothing was billed",
+        )
 
     async def _run_on(
         self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
@@ -248,14 +401,7 @@ class PoolSandbox:
                 if isinstance(fault, asyncio.CancelledError):
                     raise
                 return self._ended("time_exceeded", self._clock.monotonic_ms() - began_ms)
-            # An abort needs no signal of ours; the status tells it from a kill.
-            status = await worker.end()
-            self._replace(worker)
-            self._log.warning("sandbox worker lost", reason=str(fault), status=status)
-            raise SandboxFailed(
-                f"the sandbox worker ended in the middle of the job (status {status})",
-                hint="the job may be given again; nothing was billed",
-            ) from None
+            raise await self._lost(worker, str(fault)) from None
         except (XscError, CompileBoundMet):
             self._release(worker)
             raise
@@ -307,6 +453,13 @@ class PoolSandbox:
                     case other:
                         raise ProcessLost(f"it broke the protocol: it said {other!r}")
             raise ProcessLost("it broke the protocol: it talks without end")
+
+
+def _refuse(waiting: Sequence[asyncio.Future[SandboxProcess] | Call], why: str) -> None:
+    for turn in waiting:
+        done: asyncio.Future[Any] = turn.done if isinstance(turn, Call) else turn
+        if not done.done():
+            done.set_exception(SandboxFailed(why, retry_after_s=1))
 
 
 def _given_bytes(job: Job) -> int:

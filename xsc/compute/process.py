@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -38,11 +38,13 @@ class _Pipes(asyncio.SubprocessProtocol):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.said = bytearray()
+        self.hear: Callable[[], None] | None = None
+        """Called for whatever comes, and for the end, instead of waking who waits in `fill`."""
+        self.ended = False
         self.exited: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.SubprocessTransport | None = None
         self._wanted = 0
         self._waiting: asyncio.Future[None] | None = None
-        self._ended = False
         self._paused = False
         self._deaf = False
         self._takes = asyncio.Event()
@@ -56,7 +58,9 @@ class _Pipes(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 (there is one)
         """Keep what it says, until that is more than somebody waits for."""
         self.said += data
-        if len(self.said) >= self._wanted:
+        if self.hear is not None:
+            self.hear()
+        elif len(self.said) >= self._wanted:
             self._wake()
             if len(self.said) > self._wanted + HELD_BYTES and not self._paused:
                 self._paused = True
@@ -65,7 +69,9 @@ class _Pipes(asyncio.SubprocessProtocol):
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
         """Note which of its ends it has closed."""
         if fd == _STDOUT:
-            self._ended = True
+            self.ended = True
+            if self.hear is not None:
+                self.hear()
             self._wake()
         else:
             self._deaf = True
@@ -101,7 +107,7 @@ class _Pipes(asyncio.SubprocessProtocol):
             ProcessLost: it ended before.
         """
         while len(self.said) < size:
-            if self._ended:
+            if self.ended:
                 raise ProcessLost("it ended")
             self._wanted = size
             self._waiting = asyncio.get_running_loop().create_future()
@@ -113,20 +119,27 @@ class _Pipes(asyncio.SubprocessProtocol):
             finally:
                 self._wanted, self._waiting = 0, None
 
+    def _writing(self) -> asyncio.WriteTransport:
+        assert self._transport is not None
+        pipe = self._transport.get_pipe_transport(_STDIN)
+        assert isinstance(pipe, asyncio.WriteTransport)
+        return pipe
+
+    def write(self, data: bytes) -> None:
+        """Tell it a little, and do not wait until it takes it."""
+        if not self._deaf:
+            self._writing().write(data)
+
     async def tell(self, data: bytes) -> None:
         """Return once it has been told, but for a rest that the system holds.
 
         Raises:
             ProcessLost: it takes no more.
         """
-        assert self._transport is not None
-        pipe = self._transport.get_pipe_transport(_STDIN)
-        assert isinstance(pipe, asyncio.WriteTransport)
-        if not self._deaf:
-            pipe.write(data)
+        self.write(data)
         if not self._takes.is_set():
             await self._takes.wait()
-        if self._deaf or pipe.is_closing():
+        if self._deaf or self._writing().is_closing():
             raise ProcessLost("it ended")
 
     def close(self) -> None:
@@ -145,6 +158,32 @@ class SandboxProcess:
     hello: dict[str, Value] = field(default_factory=dict)
     seen: set[bytes] = field(default_factory=set)
     """Modules that it was given; it may have forgotten some, and asks then."""
+
+    @property
+    def engine(self) -> str:
+        """What it said that it is."""
+        return take_str(self.hello, "engine")
+
+    @property
+    def config(self) -> bytes:
+        """The hash of its engine's configuration."""
+        return take_bytes(self.hello, "config", size=32)
+
+    def heard(self) -> dict[str, Value] | None:
+        """Return its next message if it has come whole.
+
+        Raises:
+            RecordInvalid: it is none.
+        """
+        said = self.pipes.said
+        if len(said) < frames.PREFIX_BYTES:
+            return None
+        end = frames.PREFIX_BYTES + frames.length_of(bytes(said[: frames.PREFIX_BYTES]))
+        if len(said) < end:
+            return None
+        message = frames.from_frame(bytes(said[frames.PREFIX_BYTES : end]))
+        del said[:end]
+        return message
 
     async def receive(self) -> dict[str, Value]:
         """Return its next message."""

@@ -34,6 +34,8 @@ def warm_up() -> None:
     raw = frames.to_frame(frames.result_message(result))[frames.PREFIX_BYTES :]
     frames.result_of(frames.from_frame(raw), job)
     frames.job_of(frames.job_message(job))
+    frames.calls_of(frames.calls_message([job]))
+    frames.to_frame(frames.answer_message(result))
     machine.close()
 
 
@@ -49,7 +51,11 @@ class Worker:
     def serve(self) -> None:
         """Answer each job."""
         while (message := self._receive()) is not None:
-            self._send(self._answer(message))
+            if message["kind"] == "calls":
+                for call in frames.calls_of(message):
+                    self._send(self._answer_call(call))
+            else:
+                self._send(self._answer(message))
 
     def _receive(self) -> dict[str, Value] | None:
         prefix = self._source.read(frames.PREFIX_BYTES)
@@ -76,6 +82,14 @@ class Worker:
             raise SystemExit
         self._machine.load(module_hash, Code(about, machine_code))
         self._send({"kind": "running"})
+
+    def _answer_call(self, call: Job) -> dict[str, Value]:
+        if not self._machine.has(call.module_hash):
+            return {"kind": "code_wanted"}  # it is not waited for: others are behind this one
+        try:
+            return frames.answer_message(self._machine.run(call))
+        except XscError as error:
+            return frames.error_message(error)
 
     def _answer(self, message: dict[str, Value]) -> dict[str, Value]:
         job = frames.job_of(message)
