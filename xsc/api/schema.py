@@ -146,6 +146,8 @@ class JobRequest(Body):
     timeout_ms: int | None = Field(default=None, ge=1, le=TIMEOUT_MS_MAX)
     on: str | None = Field(default=None, max_length=256)
     local: bool = False
+    module: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of a module that came lately, instead of its bytes; `module_bytes` is 0 then."""
     module_bytes: int = Field(ge=0, le=MODULE_BYTES_MAX)
     stdin_bytes: int = Field(default=0, ge=0, le=STDIN_BYTES_MAX)
     """Of a batch: lines of arguments, parted by spaces."""

@@ -196,6 +196,10 @@ INPUT_HASHES_REMEMBERED_MAX = 4096
 """Objects whose size and SHA-256 a customer knows without reading them again."""
 OBJECTS_READ_BYTES_MAX = 256 * MIB
 """Inputs that a provider reads itself, of all its jobs at once."""
+MODULE_NAMED_BYTES_LEAST = 64 * KIB
+"""A module of at least this size is first named by its hash to the own node, and then sent."""
+MODULES_NAMED_BYTES_MAX = 128 * MIB
+"""Modules that a node keeps because jobs at its API brought them."""
 MODULES_KEPT_BYTES_MAX = 256 * MIB
 """Modules of customers that a provider keeps, so that each is sent once."""
 FUNCTIONS_MAX = 200_000
@@ -377,3 +381,4 @@ assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MA
 assert SERVICE_BODIES_BYTES_MAX >= STDIN_BYTES_MAX + OUTPUT_BYTES_MAX
 assert SERVICE_COLLECT_TIMEOUT_MS + SERVICE_COLLECT_MS < COMPUTE_LEASE_MS
 assert INPUT_BYTES_MAX <= OBJECTS_READ_BYTES_MAX
+assert MODULE_BYTES_MAX <= MODULES_NAMED_BYTES_MAX

@@ -7,6 +7,7 @@ to judge, so that there is one opinion.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from base64 import b64decode
@@ -21,11 +22,12 @@ from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
+    ModuleUnknown,
     NodeUnreachable,
     PeerUnknown,
     TooLarge,
 )
-from xsc.base.limits import MODULE_BYTES_MAX, TIMEOUT_MS_MAX
+from xsc.base.limits import MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, TIMEOUT_MS_MAX
 from xsc.client.core import (
     ANSWER_TIMEOUT_S,
     Core,
@@ -383,10 +385,25 @@ class Calls:
             "fuel": limits.fuel,
             "memory_bytes": limits.memory_bytes,
             "timeout_ms": limits.timeout_ms,
-            "module_bytes": len(module),
         }
         if order["mode"] != "invoke":
             order["stdin_bytes"] = len(stdin)
+        if len(module) >= MODULE_NAMED_BYTES_LEAST:
+            named = {"module": hashlib.sha256(module).hexdigest(), "module_bytes": 0}
+            try:
+                return self._send_job(order | named, b"", stdin, limits, show)
+            except ModuleUnknown:
+                pass  # nothing was run
+        return self._send_job(order | {"module_bytes": len(module)}, module, stdin, limits, show)
+
+    def _send_job(
+        self,
+        order: Document,
+        module: bytes,
+        stdin: bytes,
+        limits: Limits,
+        show: Show | None,
+    ) -> Document:
         head = json.dumps(order).encode()
         job_ms = min(limits.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
         parts = [len(head).to_bytes(4, "big"), head, module, stdin]

@@ -74,6 +74,8 @@ class Execution:
     """The node id of who ran it."""
     receipt: bytes
     """What `xsc verify` checks."""
+    saved_bytes: int = 0
+    """How much of module and input was there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class ProgramRun:
     """The node id of who ran it."""
     receipt: bytes
     """What `xsc verify` checks."""
+    saved_bytes: int = 0
+    """How much of module and input was there already."""
 
 
 class _Cancelled(Exception):
@@ -301,6 +305,7 @@ class Node:
                 wall_ms=done["wall_ms"],
                 provider=done["provider"],
                 receipt=proof,
+                saved_bytes=done.get("saved_bytes", 0),
             )
 
         return await _in_thread(work)
@@ -415,6 +420,7 @@ class Node:
                 wall_ms=done["wall_ms"],
                 provider=done["provider"],
                 receipt=proof,
+                saved_bytes=done.get("saved_bytes", 0),
             )
 
         return await _in_thread(work)

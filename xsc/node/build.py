@@ -38,6 +38,7 @@ from xsc.net.service import PeerNet
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
 from xsc.node.inputs import JobInputs
+from xsc.node.modules import Modules
 from xsc.node.tasks import Tasks
 from xsc.storage.guard import GUARD
 from xsc.storage.heads import Heads
@@ -308,6 +309,7 @@ class Node:
             inputs=self.storage,
             log=log,
         )
+        self.modules = Modules()
         self.job_inputs = JobInputs(self.storage, executor)
         self.services = Services(
             key=key,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import threading
 from base64 import b64encode
 
@@ -8,6 +10,9 @@ import pytest
 
 from xsc import client
 from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, FuelExhausted, NodeUnreachable
+from xsc.base.limits import MODULE_NAMED_BYTES_LEAST
+from xsc.client.calls import Calls, Limits, Program
+from xsc.client.core import Core
 
 STORED = {
     "capability": "xsc:r:abc",
@@ -119,6 +124,41 @@ async def test_a_function_is_invoked(there, tmp_path):
         "local": False,
         "module_bytes": 4,
     }
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_large_module_is_named_first_and_sent_once(there, streamed):
+    module = b"\0asm" + bytes(MODULE_NAMED_BYTES_LEAST)
+    path = "/v1/jobs/stream" if streamed else "/v1/jobs"
+    known, ran, shown = set(), {**DONE, "exit_code": 0, "stdout": "", "stderr": ""}, []
+
+    def route(request):
+        order, rest = request.job()
+        digest = order.get("module") or hashlib.sha256(rest).hexdigest()
+        problem = {"code": "module_unknown", "detail": "not here", "hint": ""}
+        if order["module_bytes"]:
+            assert rest == module
+            known.add(digest)
+        elif streamed and digest not in known:
+            body = json.dumps({"problem": problem}).encode() + b"\n"
+            return request.answer.raw(200, {"Content-Length": str(len(body))}, body)
+        elif digest not in known:
+            return request.answer.document(problem, 404)
+        if streamed:
+            body = json.dumps({"result": ran}).encode() + b"\n"
+            return request.answer.raw(200, {"Content-Length": str(len(body))}, body)
+        return request.answer.document(ran)
+
+    there.routes["POST", path] = route
+    calls = Calls(Core(there.home))
+    for _ in range(3):
+        if streamed:
+            calls.run(module, Program(), Limits(), show=lambda *each: shown.append(each))
+        else:
+            calls.invoke(module, "add", ["1", "2"], Limits())
+    sizes = [request.job()[0]["module_bytes"] for request in there.requests]
+    assert sizes == [0, len(module), 0, 0]
+    assert shown == []
 
 
 async def test_a_trap_is_raised_and_its_receipt_kept(there, tmp_path):

@@ -1,16 +1,20 @@
 """Compute endpoint: one job a request.
 
 The body is a big-endian 32-bit length, that many bytes of JSON (`JobRequest`),
-the module, and for a run its standard input; for a batch the lines of arguments.
+the module, and for a run its standard input; for a batch the lines of arguments. Instead
+of bringing the module a request may name one that came before (`JobRequest.module`); where
+it is not kept any more, the answer is `module_unknown`, and nothing was run.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 from aiohttp import web
 
 from xsc.api.schema import JobRequest
+from xsc.base.clock import run_sized
 from xsc.base.errors import ArgumentInvalid
 from xsc.compute.quorum import read_quorum
 from xsc.compute.tape import Tape
@@ -74,9 +78,20 @@ async def read_job(request: web.Request) -> tuple[JobRequest, bytes, bytes]:
 def jobs(node: Node) -> Job:
     """Return what carries out the jobs of a node."""
 
+    async def module_of(asked: JobRequest, brought: bytes) -> bytes:
+        if asked.module is not None:
+            if brought:
+                raise ArgumentInvalid("a job either names its module or brings it")
+            return node.modules.get(bytes.fromhex(asked.module))
+        if node.modules.wants(brought):
+            executor = node.parts.executor
+            node.modules.keep(await run_sized(executor, len(brought), _sha256, brought), brought)
+        return brought
+
     async def job(
         asked: JobRequest, module: bytes, stdin: bytes, tape: Tape | None = None
     ) -> dict[str, object]:
+        module = await module_of(asked, module)
         limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
         on = None if asked.on is None else node.find(asked.on)
         quorum = None if asked.verify is None else read_quorum(asked.verify)
@@ -128,6 +143,10 @@ def jobs(node: Node) -> Job:
         return document
 
     return job
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def plain_handlers(node: Node) -> dict[str, PlainHandler]:

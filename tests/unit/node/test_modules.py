@@ -1,0 +1,74 @@
+"""Modules that jobs name instead of bringing them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from tests.sim.network import run
+from tests.unit.compute.programs import wasm
+from xsc.base.errors import ArgumentInvalid, ModuleUnknown
+from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
+from xsc.node.modules import Modules
+from xsc.node.routes.jobs import PATH, plain_handlers
+
+LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
+
+
+def test_a_node_keeps_the_modules_that_came_last():
+    modules = Modules()
+    count = MODULES_NAMED_BYTES_MAX // MODULE_BYTES_MAX
+    large = bytes(MODULE_BYTES_MAX)
+    for number in range(count):
+        modules.keep(bytes([number]), large)
+    assert modules.get(b"\0") is large
+    modules.keep(b"\0", large)
+    modules.keep(b"new", bytes(MIB))
+    assert modules._kept_bytes == sum(map(len, modules._kept.values()))
+    assert modules._kept_bytes <= MODULES_NAMED_BYTES_MAX
+    assert modules.get(b"\0") is large
+    with pytest.raises(ModuleUnknown):
+        modules.get(b"\1")
+    assert not Modules.wants(bytes(MODULE_NAMED_BYTES_LEAST - 1))
+
+
+def body(brought=b"", named=None):
+    order = {"mode": "invoke", "function": "add", "arguments": ["2", "3"], "local": True}
+    raw = json.dumps({**order, "module": named, "module_bytes": len(brought)}).encode()
+    return len(raw).to_bytes(4, "big") + raw + brought
+
+
+def test_a_job_names_a_module_that_came_before():
+    small, digest = wasm("add"), hashlib.sha256(LARGE).hexdigest()
+
+    async def play(world):
+        job = plain_handlers(world.nodes[0])[PATH]
+        with pytest.raises(ModuleUnknown):
+            await job(body(named=digest))
+        assert (await job(body(LARGE)))["results"] == ["5"]
+        for _ in range(2):
+            assert (await job(body(named=digest)))["results"] == ["5"]
+        assert (await job(body(small)))["results"] == ["5"]
+        with pytest.raises(ModuleUnknown):
+            await job(body(named=hashlib.sha256(small).hexdigest()))
+
+    run(1, 1, play)
+
+
+@pytest.mark.parametrize("digest", ["", "x" * 64, "A" * 64, "0" * 63, "0" * 65, 7])
+def test_what_is_no_hash_is_refused(digest):
+    async def play(world):
+        with pytest.raises(ArgumentInvalid):
+            await plain_handlers(world.nodes[0])[PATH](body(named=digest))
+
+    run(2, 1, play)
+
+
+def test_a_module_is_not_both_named_and_brought():
+    async def play(world):
+        with pytest.raises(ArgumentInvalid, match="either"):
+            await plain_handlers(world.nodes[0])[PATH](body(LARGE, "0" * 64))
+
+    run(3, 1, play)

@@ -1,0 +1,43 @@
+"""Modules that came with jobs, so that the next job may name one instead of bringing it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from xsc.base.errors import ModuleUnknown
+from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
+
+
+class Modules:
+    """The modules that came last, by their SHA-256; small ones are quicker sent than named."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        self._kept_bytes = 0
+
+    @staticmethod
+    def wants(module: bytes) -> bool:
+        """Say whether a module is large enough to be kept."""
+        return len(module) >= MODULE_NAMED_BYTES_LEAST
+
+    def keep(self, digest: bytes, module: bytes) -> None:
+        """Keep a module; those that were not used longest go."""
+        if digest not in self._kept:
+            self._kept[digest] = module
+            self._kept_bytes += len(module)
+        self._kept.move_to_end(digest)
+        while self._kept_bytes > MODULES_NAMED_BYTES_MAX:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= len(dropped)
+
+    def get(self, digest: bytes) -> bytes:
+        """Return a module.
+
+        Raises:
+            ModuleUnknown: it is not here, or no more.
+        """
+        module = self._kept.get(digest)
+        if module is None:
+            raise ModuleUnknown("this node does not have the module", hint="send its bytes along")
+        self._kept.move_to_end(digest)
+        return module
