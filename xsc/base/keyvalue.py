@@ -22,8 +22,13 @@ class KeyValue(Protocol):
     sees the state at its start.
     """
 
-    def get(self, key: bytes) -> bytes | None:
+    def get(self, key: bytes, *, verify: bool = True) -> bytes | None:
         """Return the value of a key, or None.
+
+        Args:
+            key: of the value.
+            verify: hold it against the store's own checksums. Without it a damaged store may
+                give any bytes, or None: for who checks them by a hash anyway.
 
         Raises:
             StoreDamaged: the store fails its own checksums.

@@ -66,7 +66,7 @@ PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
-TRIAL_FIRST_MS = 10_000
+TRIAL_FIRST_MS = 1_000
 """After that long a slow host is asked for a shard beside the others; then twice as late."""
 TRIAL_LAST_MS = 160_000
 FIND_GRACE_MS = 100

@@ -34,10 +34,14 @@ class Part:
 def leaf_hashes(data: bytes | memoryview) -> list[bytes]:
     """Return the hash of each leaf, in order; empty data has one empty leaf."""
     view = memoryview(data)
-    return [
-        blake3(view[start : start + LEAF_BYTES], derive_key_context=_LEAF).digest()
-        for start in range(0, max(len(view), 1), LEAF_BYTES)
-    ]
+    # One hasher for all: to derive the key of a context anew takes a sixth of the time.
+    hasher = blake3(derive_key_context=_LEAF)
+    hashes = []
+    for start in range(0, max(len(view), 1), LEAF_BYTES):
+        hasher.update(view[start : start + LEAF_BYTES])
+        hashes.append(hasher.digest())
+        hasher.reset()
+    return hashes
 
 
 def _pair(left: bytes, right: bytes) -> bytes:

@@ -22,7 +22,7 @@ class MemoryKeyValue:
         self._unsynced: list[Change] = []
         self._closed = False
 
-    def get(self, key: bytes) -> bytes | None:
+    def get(self, key: bytes, *, verify: bool = True) -> bytes | None:  # noqa: ARG002 (no sums)
         """Return the value of a key, or None."""
         assert not self._closed, "the store is closed"
         return self._values.get(key)

@@ -57,6 +57,8 @@ class _History:
     run_misses: int | None = None
     """Misses in a row in this run; None before its first probe."""
     up: bool = False
+    stats: AvailabilityStats | None = None
+    """Of the probes, until the next one: readers ask for it several times a segment."""
 
 
 def state_after(misses_in_row: int | None) -> State:
@@ -84,6 +86,7 @@ class AvailabilityTester:
         """
         history = self._histories.setdefault(node_id, _History())
         history.probes.append(Probe(at_ms, available, response_ms if available else 0))
+        history.stats = None
         if available:
             history.misses_in_row = history.run_misses = 0
             history.last_seen_ms = at_ms
@@ -99,9 +102,11 @@ class AvailabilityTester:
     def get_stats(self, node_id: bytes) -> AvailabilityStats:
         """Return what is known of a peer; zeros where nothing is."""
         history = self._histories.get(node_id, _History())
+        if history.stats is not None:
+            return history.stats
         times = [probe.response_ms for probe in history.probes if probe.available]
         probes = len(history.probes)
-        return AvailabilityStats(
+        history.stats = AvailabilityStats(
             availability=len(times) * PPM // probes if probes else 0,
             avg_response_ms=sum(times) // len(times) if times else 0,
             probes=probes,
@@ -109,6 +114,7 @@ class AvailabilityTester:
             misses_in_row=history.misses_in_row,
             last_seen_ms=history.last_seen_ms,
         )
+        return history.stats
 
     def state(self, node_id: bytes) -> State:
         """Return the peer's state; unknown before the first probe of this run."""

@@ -45,10 +45,10 @@ class Torn(MemoryKeyValue):
         super().__init__()
         self.torn = set(torn)
 
-    def get(self, key):
+    def get(self, key, *, verify=True):
         if key in self.torn:
             raise StoreDamaged("a block fails its checksum")
-        return super().get(key)
+        return super().get(key, verify=verify)
 
     def scan(self, start, stop=None, *, reverse=False):
         found = super().scan(start, stop, reverse=reverse)
@@ -300,7 +300,8 @@ async def survive(folder):
             for item in node.damaged
             if item.key.startswith(formats.SHARDS)
         }
-        assert lost == listed
+        # A read is for the right bytes; harm beside them is found by the scan alone.
+        assert lost <= listed
         with contextlib.suppress(StoreDamaged):
             await node.store([shard(0, segment=99)])
         await node.compact(everything=True)

@@ -208,7 +208,7 @@ async def test_a_store_that_fails_its_checksum_is_corrupt(disk):
     node = await disk.node()
     await node.store([shard()])
 
-    def fail(_key):
+    def fail(_key, *, verify):
         raise StoreDamaged("a block fails its checksum")
 
     disk.bodies.get = fail
