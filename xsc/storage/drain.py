@@ -167,6 +167,10 @@ class Drain:
         self._copies: dict[bytes, int] = {}
         self._stays: dict[bytes, str] = {}
         self._look: Look | None = None
+        self._turn = asyncio.Lock()
+        """Held while a word is said or a proof is taken: a proof is of one leave."""
+        self._saying = False
+        self._hearing = asyncio.Lock()
         self._looked = asyncio.Event()
         self._woken = asyncio.Event()
         try:
@@ -233,22 +237,24 @@ class Drain:
 
     async def begin(self) -> None:
         """Begin to leave; once begun it goes on, also after a restart."""
-        if not self.active:
-            await self._say(leaving=True)
-            self._log.info("drain_begun", held_bytes=self._node.used_bytes)
+        async with self._turn:
+            if not self.active:
+                await self._say(leaving=True)
+                self._log.info("drain_begun", held_bytes=self._node.used_bytes)
 
     async def cancel(self) -> None:
         """Stay after all, and tell the peers, also such as heard something else from before.
 
         What has moved stays where it is.
         """
-        changes: list[Change] = [
-            (key, None) for key, _ in self._state.scan(PROVED, prefix_end(PROVED))
-        ]
-        await self._say(leaving=False, changes=changes)
-        self._places, self._objects, self._shards = {}, set(), 0
-        self._stays.clear()
-        self._log.info("drain_cancelled")
+        async with self._turn:
+            changes: list[Change] = [
+                (key, None) for key, _ in self._state.scan(PROVED, prefix_end(PROVED))
+            ]
+            await self._say(leaving=False, changes=changes)
+            self._places, self._objects, self._shards = {}, set(), 0
+            self._stays.clear()
+            self._log.info("drain_cancelled")
 
     async def _say(self, *, leaving: bool, changes: Sequence[Change] = ()) -> None:
         before = -1 if self._word is None else self._word.said_ms
@@ -258,7 +264,11 @@ class Drain:
             begun_bytes=self._node.used_bytes,
             released_bytes=0,
         )
-        await self._commit([(OWN, word.to_bytes()), *changes])
+        self._saying = True
+        try:
+            await self._commit([(OWN, word.to_bytes()), *changes])
+        finally:
+            self._saying = False
         self._word = word
         self._look = None
         self._looked.clear()
@@ -267,6 +277,9 @@ class Drain:
     async def note_deleted(self, locate: bytes, size_bytes: int) -> None:
         """Take note that a customer deleted something."""
         if not self.active or locate in self._objects or not size_bytes:
+            return
+        if self._saying:
+            # The next word begins its own count; the last one must not be written after it.
             return
         assert self._word is not None
         released = self._word.released_bytes + size_bytes
@@ -449,13 +462,14 @@ class Drain:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         raw = take_bytes(header, "said")
         said = open_signed(raw, Leaving, network=self._network, author=caller).record
-        known = self._leavers.get(caller)
-        if known is None or said.said_ms > known.said_ms:
-            # Entered before anything is awaited: of two words at once the later stays.
-            self._leavers[caller] = said
-            await self._commit([(LEAVERS + caller, raw)])
-            self._log.info("peer_leaves" if said.leaving else "peer_stays", peer=short(caller))
-            self._changed()
+        async with self._hearing:
+            known = self._leavers.get(caller)
+            if known is None or said.said_ms > known.said_ms:
+                # Not entered before it is kept: where that fails it is said, and heard, again.
+                await self._commit([(LEAVERS + caller, raw)])
+                self._leavers[caller] = said
+                self._log.info("peer_leaves" if said.leaving else "peer_stays", peer=short(caller))
+                self._changed()
         return {"copies": self.copies(caller)}, []
 
     async def _on_moved(
@@ -474,25 +488,25 @@ class Drain:
         item = MovedAway(placement=placement, receipt=receipt)
         proven = self._checked(item)
         await self._check_held(proven)
-        if not self.active:
-            raise NotAllowed("this node is not leaving")
         column, page = proven.place or (WITHOUT_SHARDS, 0)
         key = PROVED + _encoding(proven.locate, proven.generation)
         key += bytes([column]) + page.to_bytes(4, "big")
-        await self._commit([(key, item.to_bytes())])
-        self._enter(proven)
-        self._stays.pop(proven.locate, None)
+        async with self._turn:
+            if not self.active:
+                raise NotAllowed("this node is not leaving")
+            await self._commit([(key, item.to_bytes())])
+            self._enter(proven)
+            self._stays.pop(proven.locate, None)
 
     async def _check_held(self, proven: Proven) -> None:
         records = await self._records(proven.locate)
         if not any(entry.proof.startswith(proven.manifest) for _, entry in records):
             raise NotAllowed("nothing of that object is held here")
         found = await self._node.find(proven.locate, proven.manifest)
-        placements = [] if found is None else found.placements
-        known = [open_placement(raw, self._network) for raw in placements]
-        if known and proven.placed.placement.owner not in {
-            placed.placement.owner for placed in known
-        }:
+        if found is None:
+            raise RecordInvalid("the record here is damaged: nothing shows whose object it is")
+        known = [open_placement(raw, self._network) for raw in found.placements]
+        if proven.placed.placement.owner not in {placed.placement.owner for placed in known}:
             raise RecordInvalid("the placement is by another owner than the one known here")
         if proven.place is None:
             return

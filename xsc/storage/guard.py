@@ -30,7 +30,7 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     BATCH_CALLS_MAX,
     GUARD_RETRY_MS,
@@ -53,6 +53,7 @@ from xsc.storage.mender import Charge, Mender
 from xsc.storage.pipeline import Held
 from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach, together
+from xsc.storage.turns import Turns
 
 GUARD: Final = "storage.guard"
 UNGUARD: Final = "storage.unguard"
@@ -133,6 +134,10 @@ class Guards:
         self.owner: Mender | None = None
         """Looks after the own objects; set once it is made."""
         self._counted: Counter[bytes] | None = None
+        self._asking = Turns()
+        """By object of this node: held while others are asked to guard it, or told to stop."""
+        self._turns = Turns()
+        """By ward: held from its reading until it is written, and while it is ended."""
 
     # The owner's side
 
@@ -156,13 +161,11 @@ class Guards:
             if self._reach.is_up(node) and node not in leaving and node not in self._refused
         ]
         asked = []
-        for ref, placement in self._own():
+        for ref, _ in self._own():
             told = self._told(ref)
             if len(told) >= min(GUARDIANS, len(up)) and not self._gone(told):
                 continue
-            charge = self._load(ref)
-            if charge is not None:
-                asked.append(self._ask(charge, placement, up, told))
+            asked.append(self._ask(ref, up))
             if len(asked) == BATCH_CALLS_MAX:
                 # Together their calls share requests, and what was agreed shares syncs.
                 await together(asked)
@@ -182,12 +185,23 @@ class Guards:
         except RecordInvalid as fault:
             raise StoreDamaged(f"a list of guardians is damaged: {fault.message}") from None
 
-    async def _ask(
-        self, charge: Charge, raw: bytes, up: Sequence[bytes], told: tuple[bytes, ...]
-    ) -> None:
-        placement = open_placement(raw, self._reach.network).placement
+    async def _ask(self, ref: bytes, up: Sequence[bytes]) -> None:
+        async with self._asking.of(ref):
+            # Only now: who waited for the turn may have deleted it.
+            charge, told = self._load(ref), self._told(ref)
+            if charge is None:
+                return
+            agreed = await self._agreed(charge, up, told)
+            if agreed != told:
+                await self._commit([(TOLD + ref, Told(nodes=agreed).to_bytes())])
+
+    async def _agreed(
+        self, charge: Charge, up: Sequence[bytes], told: tuple[bytes, ...]
+    ) -> tuple[bytes, ...]:
+        """Return who guards an object once those that should have been asked."""
+        placement = open_placement(charge.placement, self._reach.network).placement
         if placement.delegate != charge.capability.delegate.node_id:
-            return
+            return told
         gone = self._gone(told)
         keep = [node for node in told if node not in gone]
         fresh = guardians_in_order(set(up) - set(keep), placement.columns, self._weight_ppm)
@@ -197,7 +211,7 @@ class Guards:
                 break
             if node in self._refused:
                 continue
-            header = guard_message(charge.capability, raw, len(agreed))
+            header = guard_message(charge.capability, charge.placement, len(agreed))
             try:
                 await self._caller.call(node, GUARD, header)
             except XscError as fault:
@@ -206,19 +220,21 @@ class Guards:
                     self._refused[node] = self._reach.clock.monotonic_ms() + GUARD_RETRY_MS
                 continue
             agreed.append(node)
-        if tuple(agreed) != told:
-            await self._commit([(TOLD + charge.ref, Told(nodes=tuple(agreed)).to_bytes())])
+        return tuple(agreed)
 
     async def release(self, ref: bytes) -> None:
         """Tell the guardians of an object that is deleted; who misses it finds nothing to mend."""
-        for node in self._told(ref):
-            try:
-                await self._caller.call(
-                    node, UNGUARD, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-                )
-            except XscError as fault:
-                self._reach.log.info("storage_not_released", peer=short(node), reason=fault.message)
-        await self._commit([(TOLD + ref, None)])
+        async with self._asking.of(ref):
+            for node in self._told(ref):
+                try:
+                    await self._caller.call(
+                        node, UNGUARD, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                    )
+                except XscError as fault:
+                    self._reach.log.info(
+                        "storage_not_released", peer=short(node), reason=fault.message
+                    )
+            await self._commit([(TOLD + ref, None)])
 
     # The guardian's side
 
@@ -268,15 +284,16 @@ class Guards:
 
     async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
         """Keep what became of a ward."""
-        ward = self._ward(ref)
-        if ward is None or ward.ended:
-            return False
         kept = tuple(
             HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
             for item in held
         )
-        change = ward.model_copy(update={"placement": placement, "held": kept})
-        await self._commit([(WARDS + ref, change.to_bytes())])
+        async with self._turns.of(ref):
+            ward = self._ward(ref)
+            if ward is None or ward.ended:
+                return False
+            change = ward.model_copy(update={"placement": placement, "held": kept})
+            await self._commit([(WARDS + ref, change.to_bytes())])
         return True
 
     async def on_guard(
@@ -301,23 +318,34 @@ class Guards:
         if placement.delegate != capability.delegate.node_id:
             raise RecordInvalid("the owner's placement does not delegate to this capability")
         ref = capability.manifest_hash
-        known = self._ward(ref)
-        if known is not None and known.owner != caller:
-            raise NotAllowed("another node has that object guarded here")
-        if known is None and self._counts()[caller] >= WARDS_A_PEER_MAX:
-            raise RateLimited(f"this node guards {WARDS_A_PEER_MAX} objects for one peer")
-        ward = Ward(
-            capability=capability.to_text(),
-            owner=caller,
-            turn=take_int(header, "turn", most=255),
-            placement=raw if known is None else known.placement,
-            held=() if known is None else known.held,
-            ended=False,
-        )
-        if known is None:
-            self._counts()[caller] += 1
-        await self._commit([(WARDS + ref, ward.to_bytes())])
+        turn = take_int(header, "turn", most=255)
+        async with self._turns.of(ref):
+            known = self._ward(ref)
+            if known is not None and known.owner != caller:
+                raise NotAllowed("another node has that object guarded here")
+            if known is None and self._counts()[caller] >= WARDS_A_PEER_MAX:
+                raise RateLimited(f"this node guards {WARDS_A_PEER_MAX} objects for one peer")
+            ward = Ward(
+                capability=capability.to_text(),
+                owner=caller,
+                turn=turn,
+                placement=raw if known is None else known.placement,
+                held=() if known is None else known.held,
+                ended=False,
+            )
+            await self._put(ref, caller, known, ward)
         return {}, []
+
+    async def _put(self, ref: bytes, owner: bytes, known: Ward | None, ward: Ward | None) -> None:
+        """Keep a ward in the place of what is known, or nothing, and count it."""
+        more = (ward is not None) - (known is not None)
+        # Before it is written: of many at once none passes the bound.
+        self._counts()[owner] += more
+        try:
+            await self._commit([(WARDS + ref, None if ward is None else ward.to_bytes())])
+        except XscError:
+            self._counts()[owner] -= more
+            raise
 
     def _counts(self) -> Counter[bytes]:
         """Return how many wards there are by owner; counted once, then kept up."""
@@ -330,15 +358,12 @@ class Guards:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         """End a guard; what is held for it is deleted in the background."""
         ref = take_bytes(header, "object", size=ID_BYTES)
-        ward = self._ward(ref)
-        if ward is None or ward.owner != caller:
-            raise NotAllowed("nothing is guarded here for that node")
-        change: Change = (WARDS + ref, None)
-        if not ward.held:
-            self._counts()[caller] -= 1
-        else:
-            change = (WARDS + ref, ward.model_copy(update={"ended": True}).to_bytes())
-        await self._commit([change])
+        async with self._turns.of(ref):
+            ward = self._ward(ref)
+            if ward is None or ward.owner != caller:
+                raise NotAllowed("nothing is guarded here for that node")
+            ended = ward.model_copy(update={"ended": True}) if ward.held else None
+            await self._put(ref, caller, ward, ended)
         return {}, []
 
     async def resign_all(self) -> None:
@@ -356,19 +381,23 @@ class Guards:
                 peer = short(ward.owner)
                 self._reach.log.info("storage_not_resigned", peer=peer, reason=fault.message)
                 continue
-            self._counts()[ward.owner] -= 1
-            await self._commit([(WARDS + ref, None)])
+            async with self._turns.of(ref):
+                # The call took its time: it may have ended, or be paid for by now.
+                now = self._ward(ref)
+                if now is not None and not now.held:
+                    await self._put(ref, now.owner, now, None)
 
     async def on_resign(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         """Learn, as the owner, that a guardian guards an object no longer."""
         ref = take_bytes(header, "object", size=ID_BYTES)
-        told = self._told(ref)
-        if caller in told:
-            self._refused[caller] = self._reach.clock.monotonic_ms() + GUARD_RETRY_MS
-            left = Told(nodes=tuple(node for node in told if node != caller))
-            await self._commit([(TOLD + ref, left.to_bytes())])
+        async with self._asking.of(ref):
+            told = self._told(ref)
+            if caller in told:
+                self._refused[caller] = self._reach.clock.monotonic_ms() + GUARD_RETRY_MS
+                left = Told(nodes=tuple(node for node in told if node != caller))
+                await self._commit([(TOLD + ref, left.to_bytes())])
         return {}, []
 
     async def report_all(self) -> None:
@@ -390,8 +419,11 @@ class Guards:
                 continue
             if ended:
                 # It was deleted, and this node did not hear of it.
-                change = ward.model_copy(update={"ended": True}).to_bytes()
-                await self._commit([(WARDS + ref, change)])
+                async with self._turns.of(ref):
+                    now = self._ward(ref)
+                    if now is not None:
+                        ended_now = now.model_copy(update={"ended": True})
+                        await self._put(ref, now.owner, now, ended_now)
 
     async def on_healed(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -419,21 +451,29 @@ class Guards:
 
     async def end_all(self) -> None:
         """Delete what is held for guards that have ended."""
-        for ref, ward in list(self.wards()):
-            if not ward.ended:
-                continue
-            left = []
-            locate = parse(ward.capability)
-            assert isinstance(locate, VerifyCapability)
-            for item in ward.held:
-                try:
-                    await self._reach.delete(item.node, locate.locate, final=False)
-                    await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
-                except NotAllowed:
+        for ref in [ref for ref, ward in self.wards() if ward.ended]:
+            async with self._turns.of(ref):
+                ward = self._ward(ref)
+                if ward is None or not ward.ended:
                     continue
-                except XscError:
-                    left.append(item)
-            change = ward.model_copy(update={"held": tuple(left)}).to_bytes() if left else None
-            if change is None:
-                self._counts()[ward.owner] -= 1
-            await self._commit([(WARDS + ref, change)])
+                left = await self._give_back(ward)
+                rest = ward.model_copy(update={"held": left}) if left else None
+                await self._put(ref, ward.owner, ward, rest)
+
+    async def _give_back(self, ward: Ward) -> tuple[HeldAt, ...]:
+        """Delete what is held for a ward; return what lies at hosts that did not confirm it."""
+        capability = parse(ward.capability)
+        assert isinstance(capability, VerifyCapability)
+        left: list[HeldAt] = []
+        for node in dict.fromkeys(item.node for item in ward.held):
+            items = [item for item in ward.held if item.node == node]
+            try:
+                await self._reach.delete(node, capability.locate, final=False)
+            except NotAllowed:
+                pass  # Others have something there, this node has nothing (left).
+            except XscError:
+                left += items
+                continue
+            for item in items:
+                await self._reach.note_freed(node, item.lease_id, item.size_bytes)
+        return tuple(left)

@@ -1,0 +1,117 @@
+"""What a guardian counts, keeps and pays for, whatever comes while it waits for somebody."""
+
+import asyncio
+
+from tests.unit.storage.test_races import play
+from tests.unit.storage.world import NETWORK, content, finished, put
+from xsc.storage.capability import parse_verify
+from xsc.storage.delegation import move_by_delegate, open_placement
+from xsc.storage.guard import GUARD, HEALED, TOLD, WARDS, guard_message
+from xsc.storage.pipeline import Held
+
+LEASES = (b"a" * 32, b"b" * 32)
+
+
+async def warded(world, *, held=()):
+    """Return the owner, node 1 as the guardian of its object, and the object's capability."""
+    owner, guardian = world[0], world[1]
+    verify = parse_verify((await put(owner, content(50_000), code=(1, 1))).capability)
+    ref = verify.manifest_hash
+    placement = owner.service.entry(ref).placement
+    placed = open_placement(placement, NETWORK)
+    moved = move_by_delegate(placed, placed.placement.columns, verify.delegate, NETWORK)
+    await owner.call(guardian.id, GUARD, guard_message(verify, placement, 0))
+    if held:
+        assert await guardian.service.guards.save(ref, moved, held)
+    return owner, guardian, verify
+
+
+def ward_of(host, ref):
+    return dict(host.service.guards.wards()).get(ref)
+
+
+def test_what_is_given_back_is_freed_under_each_lease_that_it_lay_under():
+    async def story(world):
+        sizes = dict(zip(LEASES, (100, 50), strict=True))
+        # The owner has something at that node, the guardian has nothing any more.
+        held = tuple(Held(world[2].id, lease, size) for lease, size in sizes.items())
+        owner, guardian, verify = await warded(world, held=held)
+        assert world[2].id in {at.node for at in owner.service.entry(verify.manifest_hash).held}
+        guardian.customer_used = sizes
+        await guardian.service.guards.on_unguard(owner.id, {"object": verify.manifest_hash}, [])
+        await guardian.service.guards.end_all()
+        assert ward_of(guardian, verify.manifest_hash) is None
+        assert guardian.customer_used == dict.fromkeys(LEASES, 0)
+
+    play(story)
+
+
+def test_an_owner_that_says_it_is_deleted_does_not_undo_what_was_paid_for_meanwhile():
+    async def story(world):
+        more = (Held(world[2].id, LEASES[0], 100), Held(world[3].id, LEASES[1], 50))
+        owner, guardian, verify = await warded(world, held=more[:1])
+        ref = verify.manifest_hash
+        await owner.service.rm(verify.to_text())
+        await guardian.service.guards.save(ref, ward_of(guardian, ref).placement, more[:1])
+        owner.delay = lambda method: 5 * (method == HEALED)
+        reporting = asyncio.ensure_future(guardian.service.guards.report_all())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert await guardian.service.guards.save(ref, ward_of(guardian, ref).placement, more)
+        await finished(world, reporting)
+        ward = ward_of(guardian, ref)
+        assert ward.ended
+        assert [item.node for item in ward.held] == [item.node for item in more]
+
+    play(story, 4)
+
+
+def test_an_owner_that_asks_again_does_not_undo_what_was_paid_for_meanwhile():
+    async def story(world):
+        more = (Held(world[2].id, LEASES[0], 100),)
+        owner, guardian, verify = await warded(world)
+        ref = verify.manifest_hash
+        placement = owner.service.entry(ref).placement
+        guards = guardian.service.guards
+        await asyncio.gather(
+            guards.save(ref, placement, more),
+            guards.on_guard(owner.id, guard_message(verify, placement, 1), []),
+        )
+        assert ward_of(guardian, ref).held
+        assert ward_of(guardian, ref).turn == 1
+
+    play(story)
+
+
+def test_a_ward_is_counted_once_however_often_at_once_it_is_handed_over_or_ended():
+    async def story(world):
+        owner, guardian, verify = await warded(world)
+        ref, guards = verify.manifest_hash, guardian.service.guards
+        await guards.on_unguard(owner.id, {"object": ref}, [])
+        message = guard_message(verify, owner.service.entry(ref).placement, 0)
+        await asyncio.gather(*(guards.on_guard(owner.id, message, []) for _ in range(3)))
+        assert guards._counts()[owner.id] == 1
+        await asyncio.gather(
+            *(guards.on_unguard(owner.id, {"object": ref}, []) for _ in range(3)),
+            return_exceptions=True,
+        )
+        assert guards._counts()[owner.id] == 0
+
+    play(story)
+
+
+def test_an_object_that_is_deleted_while_it_is_handed_over_is_guarded_by_nobody():
+    async def story(world):
+        owner = world[0]
+        done = await put(owner, content(50_000), code=(1, 1))
+        for host in world.hosts[1:]:
+            host.delay = lambda method: 5 * (method == GUARD)
+        asking = asyncio.ensure_future(owner.service.guards.ask_all())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await finished(world, asyncio.gather(asking, owner.service.rm(done.capability)))
+        for host in world.hosts:
+            assert not list(host.state.scan(WARDS, WARDS + b"\xff"))
+            assert not list(host.state.scan(TOLD, TOLD + b"\xff"))
+
+    play(story, 5)
