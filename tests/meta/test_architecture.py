@@ -70,6 +70,7 @@ SHELL = {
     "xsc.storage.proving": "asks new hosts for receipts, hands them to who leaves",
     "xsc.storage.reach": "calls hosts, and the own shard store without a call",
     "xsc.storage.reading": "fetches segments ahead of who reads them",
+    "xsc.storage.rolling": "lets shards wait for room, opens them in any thread",
     "xsc.storage.deep": "reads every shard of an object, from all hosts",
     "xsc.storage.seals": "gathers the receipts of one turn of the event loop",
     "xsc.storage.service": "stores, fetches and answers",

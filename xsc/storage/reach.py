@@ -7,9 +7,10 @@ verified: shards against the root asked for, receipts against what was sent.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from xsc.base.clock import Clock, Executor
 from xsc.base.encoding import Value
@@ -31,7 +32,7 @@ from xsc.base.limits import (
     STORE_REQUEST_BYTES_MAX,
 )
 from xsc.base.log import Log
-from xsc.base.peering import Caller
+from xsc.base.peering import Caller, Reply
 from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.storage import having, messages, pace
@@ -44,6 +45,7 @@ from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
 from xsc.storage.ports import HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt
+from xsc.storage.rolling import Intake
 from xsc.storage.seals import Seals
 from xsc.storage.shards import StorageNode
 from xsc.terms.deletion_receipt import DeletionReceipt
@@ -51,6 +53,11 @@ from xsc.terms.lease import OWN_LEASE
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 T = TypeVar("T")
+VERIFIED_AT_ONCE_BYTES = MIB
+"""Up to here a shard is verified where it arrives. A thread would give up and take the interpreter
+lock for each leaf beside a busy event loop: half a millisecond of work took three."""
+Take: TypeAlias = Callable[[int, Buffer], None]
+"""Takes a column's shard that was verified, in whatever thread."""
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -131,6 +138,14 @@ def bodies_of(
             )
         )
     return bodies
+
+
+def _read_one(reply: Reply, want: Wanted, take: Take | None) -> Found:
+    """Return what a peer answered to a question about one shard."""
+    (found,) = messages.read_got(reply.header, reply.parts, [want])
+    if take is not None and found.data is not None:
+        take(want.column, found.data)
+    return found
 
 
 def whole_of(wanted: Sequence[Wanted], found: Sequence[Found]) -> list[tuple[int, StorageShard]]:
@@ -406,8 +421,17 @@ class Reach:
         await self.hosts.used(lease.lease_id, size)
         return size
 
-    async def fetch(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> Buffer:
+    async def fetch(
+        self,
+        node: bytes,
+        locate: bytes,
+        generation: int,
+        want: Wanted,
+        take: Take | None = None,
+    ) -> Buffer:
         """Return one shard from a host, verified against its root.
+
+        `take` is given it at once, in the thread that has verified it.
 
         Raises:
             ShardMismatch: the host gave other bytes, and is reported.
@@ -417,6 +441,8 @@ class Reach:
         if node == self.own:
             (found,) = await self._node.get(locate, generation, [want])
             blame = False
+            if take is not None and found.data is not None:
+                take(want.column, found.data)
         else:
             begun_ms = self.clock.monotonic_ms()
             header = messages.get_message(locate, generation, [want])
@@ -425,9 +451,10 @@ class Reach:
             size = sum(len(part) for part in reply.parts)
             self._paces[node] = pace.answered(self._pace(node), size, taken_ms)
             try:
-                (found,) = await self.executor.run(
-                    messages.read_got, reply.header, reply.parts, [want]
-                )
+                if size > VERIFIED_AT_ONCE_BYTES:
+                    found = await self.executor.run(_read_one, reply, want, take)
+                else:
+                    found = _read_one(reply, want, take)
             except RecordInvalid as fault:
                 self._blame(node, "record_invalid", fault.message)
                 raise
@@ -615,10 +642,13 @@ async def race(
     k: int,
     span: Span | None = None,
     size_bytes: int = MIB,
+    intake: Intake | None = None,
+    arrived: Callable[[], None] | None = None,
 ) -> dict[int, Buffer]:
     """Return k verified shards of a segment, from the first k sources that give theirs.
 
-    With a span it is the same leaves of each.
+    With a span it is the same leaves of each. An intake is given each shard by itself,
+    which `arrived` is told then, and says by its tickets how many may be asked for.
 
     The next source is asked at once where one fails, and beside it where one takes
     longer than 1.5 times what was expected of an answer of `size_bytes`.
@@ -633,11 +663,13 @@ async def race(
     alarms: dict[asyncio.Task[Any], asyncio.Task[Any]] = {}
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, XscError]] = []
+    take = None if intake is None else intake.take
+    tickets = deque(() if intake is None else intake.tickets)
 
     def ask_next() -> None:
         source = waiting.pop(0)
         want = Wanted(segment, source.column, roots[source.column], span)
-        task = asyncio.create_task(reach.fetch(source.node, locate, generation, want))
+        task = asyncio.create_task(reach.fetch(source.node, locate, generation, want, take))
         running[task] = source
         begun[task] = reach.clock.monotonic_ms()
         alarm = reach.clock.sleep_ms(reach.late_ms(source.node, size))
@@ -649,19 +681,25 @@ async def race(
 
     try:
         while len(got) < k:
-            while waiting and len(got) + len(running) < k:
+            while tickets and tickets[0].done():
+                tickets.popleft()
+            while waiting and len(got) + len(running) < k - len(tickets):
                 ask_next()
-            if not running:
+            if not running and not tickets:
                 raise insufficient(segment, k, len(got), failed)
-            done, _ = await asyncio.wait([*running, *alarms], return_when=asyncio.FIRST_COMPLETED)
-            for task in done.intersection(running):
+            awaited: list[asyncio.Future[Any]] = [*running, *alarms, *list(tickets)[:1]]
+            over, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in running if task in over]:
                 source = running.pop(task)
                 try:
                     got[source.column] = task.result()
                 except XscError as fault:
                     failed.append((source, fault))
+                else:
+                    if arrived is not None:
+                        arrived()
             # Answers first: where this node itself was slow, they come with their alarm.
-            for task in done.intersection(alarms):
+            for task in [task for task in alarms if task in over]:
                 late = alarms.pop(task)
                 if late in running:
                     is_late(late)

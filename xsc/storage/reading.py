@@ -1,16 +1,17 @@
 """Reads an object: k verified shards a segment, decoded and decrypted in order.
 
 Touches hosts through `Reach`. A wrong shard never reaches the decoder, and a
-segment that does not open never reaches the reader. Of a segment that is read in
+segment that does not open never reaches the reader whole. Of a segment that is read in
 part, only the leaves that hold it are fetched, each held against the roots of the
-manifest. Memory is bounded by the segments that are fetched ahead.
+manifest. What is fetched and not yet delivered is a segment at most, which bounds memory
+and what a reader that is killed fetches again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
@@ -22,7 +23,11 @@ from xsc.storage.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.placement import Placement
 from xsc.storage.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.reach import Reach, Source, first_of, in_order, race, stop_all, together
-from xsc.storage.segment import Place
+from xsc.storage.rolling import Intake, Room
+from xsc.storage.segment import Opener, Place
+
+SEGMENTS_BEGUN = 2
+"""The one that is read, and the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,12 @@ def _join(
     content_key: bytes,
     seal: tuple[bytes, bytes],
     place: Place,
-) -> Buffer:
+) -> bytes:
     nonce, tag = seal
-    pieces = decode_rows(shards, code, place.length)
-    return segments.open_pieces(content_key, nonce, tag, place, pieces)
+    opener = Opener(content_key, nonce, tag, place)
+    plain = b"".join([opener.update(row) for row in decode_rows(shards, code, place.length)])
+    opener.finish()
+    return plain
 
 
 def _decipher(
@@ -71,6 +78,39 @@ def _decipher(
     return b"".join(plain)
 
 
+class _Coming:
+    """The plaintext of one segment, in pieces, as they can be read."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[tuple[Buffer, int] | None] = asyncio.Queue()
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        """Do what gives the pieces."""
+        self.task = asyncio.create_task(work)
+        self.task.add_done_callback(lambda _: self._pieces.put_nowait(None))
+
+    def give(self, piece: Buffer, held_bytes: int) -> None:
+        """Give the next piece, and say how much room was taken for it."""
+        self._pieces.put_nowait((piece, held_bytes))
+
+    async def whole(self) -> None:
+        """Return once all pieces are given; raises what kept them from it."""
+        await asyncio.wait([self.task])
+        self.task.result()
+
+    async def next(self) -> tuple[Buffer, int] | None:
+        """Return the next piece and its room, or None behind the last.
+
+        Raises what kept it from coming.
+        """
+        given = await self._pieces.get()
+        if given is None:
+            self.task.result()
+        return given
+
+
 class ObjectReader:
     """An object that can be read, from the start or from anywhere in it."""
 
@@ -81,7 +121,6 @@ class ObjectReader:
         capability: ReadCapability,
         *,
         name: str | None,
-        segments_in_flight: int,
     ) -> None:
         self.name = name
         """The name that this node stored it under; None where another node did."""
@@ -89,12 +128,14 @@ class ObjectReader:
         self._reach = reach
         self._located = located
         self._content_key = capability.content_key
-        self._segments_in_flight = segments_in_flight
 
     async def stream(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Buffer]:
         """Yield the bytes from `start` up to `stop`, or to the end, in order.
 
-        What is yielded is not used again here: views may be kept.
+        What is yielded is not used again here: views may be kept. The first piece comes when
+        all of its segment is there, so that most faults show before it; from then on
+        each column comes as soon as it is there, and is not asked for before all but a
+        segment of what stands before it was taken.
 
         Raises:
             ArgumentInvalid: not a range within the object.
@@ -108,38 +149,61 @@ class ObjectReader:
             )
         if start == end:
             return
-        manifest = self._located.manifest
-        size = manifest.segment_bytes
-        last = (end - 1) // size
+        size = self._located.manifest.segment_bytes
+        room = Room(size)
         following = start // size
-        ahead: deque[asyncio.Task[Buffer]] = deque()
+        ahead: deque[_Coming] = deque()
         try:
-            while following <= last or ahead:
-                while following <= last and len(ahead) < self._segments_in_flight:
+            while following * size < end or ahead:
+                while following * size < end and len(ahead) < SEGMENTS_BEGUN:
                     low = max(0, start - following * size)
                     high = min(size, end - following * size)
-                    ahead.append(asyncio.create_task(self._part(following, low, high)))
+                    ahead.append(self._begin(following, low, high, room))
                     following += 1
-                data = await ahead[0]
+                if following - len(ahead) == start // size:
+                    await ahead[0].whole()
+                while (given := await ahead[0].next()) is not None:
+                    piece, held_bytes = given
+                    if len(piece):
+                        yield piece
+                    room.free(held_bytes)
                 ahead.popleft()
-                yield data
         finally:
-            await stop_all(ahead)
+            await stop_all([coming.task for coming in ahead])
 
-    async def _part(self, index: int, low: int, high: int) -> Buffer:
-        """Return bytes of one segment: of the whole of it where all its leaves are needed."""
+    def _begin(self, index: int, low: int, high: int, room: Room) -> _Coming:
+        """Begin to fetch bytes of one segment, as there is room for them."""
         manifest = self._located.manifest
         code = code_of(manifest)
+        place = place_of(manifest, self._located.locate, index)
+        coming = _Coming()
+        if manifest.inline is None and is_whole(low, high, place.length, code):
+            opener = Opener(self._content_key, manifest.nonces[index], manifest.tags[index], place)
+            intake = Intake(opener, place, code, room)
+            coming.start(self._segment(index, (low, high), intake, coming))
+        else:
+            ticket = room.ticket(high - low)
+            coming.start(self._part(index, low, high, ticket, coming))
+        return coming
+
+    async def _part(
+        self, index: int, low: int, high: int, ticket: asyncio.Future[None], coming: _Coming
+    ) -> None:
+        """Fetch bytes of one segment, by the leaves that hold them."""
+        await ticket
+        manifest = self._located.manifest
+        if manifest.inline is not None:
+            coming.give(self._inline()[low:high], high - low)
+            return
+        code = code_of(manifest)
         length = place_of(manifest, self._located.locate, index).length
-        if manifest.inline is not None or is_whole(low, high, length, code):
-            data = await self._segment(index)
-            return data if (low, high) == (0, len(data)) else data[low:high]
         pieces = pieces_of(low, high, length, code)
         leaves = await together(self._leaves(index, piece, code) for piece in pieces)
         nonce = manifest.nonces[index]
-        return await self._reach.executor.run(
+        plain = await self._reach.executor.run(
             _decipher, self._content_key, nonce, low, pieces, leaves
         )
+        coming.give(plain, high - low)
 
     async def _leaves(self, index: int, piece: Piece, code: Code) -> Buffer:
         """Return the verified leaves of a piece: from its host, or rebuilt where that fails.
@@ -179,22 +243,58 @@ class ObjectReader:
             lambda elapsed_ms: reach.note_late(host, size, elapsed_ms) if direct else None,
         )
 
-    async def _segment(self, index: int) -> Buffer:
+    def _inline(self) -> bytes:
+        manifest = self._located.manifest
+        assert manifest.inline is not None
+        place = place_of(manifest, self._located.locate, 0)
+        nonce, tag = manifest.nonces[0], manifest.tags[0]
+        return segments.open_sealed(self._content_key, nonce, tag, place, manifest.inline)
+
+    async def _segment(
+        self, index: int, wanted: tuple[int, int], intake: Intake, coming: _Coming
+    ) -> None:
+        """Fetch all of a segment, and give each of its columns once those before it are given."""
+        low, high = wanted
+        begin = 0
         located, manifest = self._located, self._located.manifest
-        if manifest.inline is not None:
-            nonce, tag = manifest.nonces[index], manifest.tags[index]
-            place = place_of(manifest, located.locate, index)
-            return segments.open_sealed(self._content_key, nonce, tag, place, manifest.inline)
-        data, _ = await read_segment(self._reach, located, self._content_key, index)
-        return data
+        code = code_of(manifest)
+        length = place_of(manifest, located.locate, index).length
+        sources = [Source(column, node) for column, node in enumerate(located.placement.columns)]
+        size = code.shard_bytes(length)
+        ranked = in_order(self._reach, sources, code.k, size)
+        # Of those that are asked, the one whose bytes are read first comes first.
+        chosen = sorted(ranked[: code.k], key=lambda source: source.column)
+
+        def arrived() -> None:
+            nonlocal begin
+            for piece in intake.opened():
+                view = memoryview(piece)[max(0, low - begin) : max(0, high - begin)]
+                coming.give(view, len(piece))
+                begin += len(piece)
+
+        shards = await race(
+            self._reach,
+            locate=located.locate,
+            generation=manifest.generation,
+            segment=index,
+            roots=roots_of(manifest, index),
+            sources=[*chosen, *ranked[code.k :]],
+            k=code.k,
+            size_bytes=size,
+            intake=intake,
+            arrived=arrived,
+        )
+        if not intake.is_open:
+            await self._reach.executor.run(intake.complete, shards)
+        arrived()
 
 
 async def read_segment(
-    reach: Reach, located: Located, content_key: bytes, index: int, *, own_first: bool = False
+    reach: Reach, located: Located, content_key: bytes, index: int
 ) -> tuple[Buffer, int]:
     """Return one segment that lies as shards, and how many bytes of them came from others.
 
-    With `own_first`, shards of this node are taken also where they are parity.
+    Shards of this node are taken also where they are parity.
     """
     manifest = located.manifest
     assert index < segments_of(manifest)
@@ -204,8 +304,7 @@ async def read_segment(
     size = code.shard_bytes(place.length)
     listed = [Source(column, node) for column, node in enumerate(columns)]
     sources = in_order(reach, listed, manifest.k, size)
-    if own_first:
-        sources.sort(key=lambda source: source.node != reach.own)
+    sources.sort(key=lambda source: source.node != reach.own)
     shards = await race(
         reach,
         locate=located.locate,
@@ -236,7 +335,7 @@ async def read_whole(
     try:
         while following < segments_of(located.manifest) or ahead:
             while following < segments_of(located.manifest) and len(ahead) < segments_in_flight:
-                reading = read_segment(reach, located, content_key, following, own_first=True)
+                reading = read_segment(reach, located, content_key, following)
                 ahead.append(asyncio.create_task(reading))
                 following += 1
             data, fetched = await ahead[0]

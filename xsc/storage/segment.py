@@ -11,7 +11,6 @@ whether it is the last one. DESIGN section 5; vectors: tests/vectors/segment.jso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -77,30 +76,37 @@ def open_sealed(
         ) from None
 
 
-def open_pieces(
-    content_key: bytes, nonce: bytes, tag: bytes, place: Place, pieces: Sequence[Buffer]
-) -> memoryview:
-    """Return the plaintext of a ciphertext that lies in pieces; they are not joined.
+class Opener:
+    """Deciphers a segment in pieces, in order.
 
-    Raises:
-        RecordInvalid: as `open_sealed`.
+    Until `finish` has returned, nothing but who gave the pieces says that they are right.
     """
-    if sum(len(piece) for piece in pieces) != place.length:
-        raise RecordInvalid(f"segment {place.index} is not as long as it should be")
-    decryptor = Cipher(algorithms.AES(content_key), modes.GCM(nonce, tag)).decryptor()
-    decryptor.authenticate_additional_data(_place_bytes(place))
-    # Block modes may write up to a block more than they were given.
-    plain = memoryview(bytearray(place.length + _BLOCK_BYTES))
-    filled = 0
-    for piece in pieces:
-        filled += decryptor.update_into(piece, plain[filled:])
-    try:
-        decryptor.finalize()
-    except InvalidTag:
-        raise RecordInvalid(
-            f"segment {place.index} does not open: it was sealed otherwise"
-        ) from None
-    return plain[:filled].toreadonly()
+
+    def __init__(self, content_key: bytes, nonce: bytes, tag: bytes, place: Place) -> None:
+        self._place = place
+        self._left = place.length
+        self._cipher = Cipher(algorithms.AES(content_key), modes.GCM(nonce, tag)).decryptor()
+        self._cipher.authenticate_additional_data(_place_bytes(place))
+
+    def update(self, piece: Buffer) -> bytes:
+        """Return the plaintext of the next piece."""
+        self._left -= len(piece)
+        return self._cipher.update(piece)
+
+    def finish(self) -> None:
+        """Return if all pieces together are what was sealed.
+
+        Raises:
+            RecordInvalid: another key, nonce, tag, place or ciphertext.
+        """
+        if self._left:
+            raise RecordInvalid(f"segment {self._place.index} is not as long as it should be")
+        try:
+            self._cipher.finalize()
+        except InvalidTag:
+            raise RecordInvalid(
+                f"segment {self._place.index} does not open: it was sealed otherwise"
+            ) from None
 
 
 def decipher_at(content_key: bytes, nonce: bytes, offset: int, ciphertext: Buffer) -> bytes:

@@ -691,7 +691,6 @@ class StorageService:
             await self._locate(read.verify),
             read,
             name=None if entry is None else entry.name,
-            segments_in_flight=self._segments_in_flight,
         )
 
     async def refer(self, capability: str) -> Referred:

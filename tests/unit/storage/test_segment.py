@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid
-from xsc.storage.segment import Place, count, length_of, open_pieces, open_sealed, seal
+from xsc.storage.segment import Opener, Place, count, length_of, open_sealed, seal
 
 KEY, NONCE, PLACE = b"k" * 32, b"n" * 12, Place(b"l" * 32, 3, 20, False)
 PLAIN = bytes(range(20))
@@ -67,6 +67,13 @@ def test_ciphertext_is_as_long_as_plaintext():
 def test_only_the_last_segment_is_shorter(size, lengths):
     assert count(size, 8) == len(lengths)
     assert [length_of(index, size, 8) for index in range(len(lengths))] == lengths
+
+
+def open_pieces(key, nonce, tag, place, pieces):
+    opener = Opener(key, nonce, tag, place)
+    plain = b"".join(opener.update(piece) for piece in pieces)
+    opener.finish()
+    return plain
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200)))
