@@ -466,13 +466,19 @@ class LedgerService:
         await self._extend(sign(void, self._key, self._network))
 
     def _trail(self, seq: int) -> bytes | None:
-        """Return, sealed for this node itself, the own halves before one that nobody else has."""
+        """Return, sealed for this node itself, the own halves before one that nobody else has.
+
+        However many there are, no more are read than can be told.
+        """
         steps: list[Step] = []
-        while seq > len(steps):
+        size = 0
+        while seq > len(steps) and size <= LEDGER_TRAIL_BYTES_MAX:
             before = seq - len(steps) - 1
             if self._store.get(_key(_OTHER, before)) is not None:
                 break
-            steps.append(Step(self._read(HALF, before), self._store.get(_key(_VOUCHER, before))))
+            step = Step(self._read(HALF, before), self._store.get(_key(_VOUCHER, before)))
+            size += len(step.half) + len(step.voucher or b"")
+            steps.append(step)
         return seal_trail(steps, self._key, self._entropy.token(TRAIL_NONCE_BYTES))
 
     async def _conclude(
@@ -591,7 +597,7 @@ class LedgerService:
 
     async def _history(self, peer: bytes) -> list[Shown]:
         shown: list[Shown] = []
-        start, more = 0, True
+        start, wrong, more = 0, 0, True
         while more:
             reply = await self._caller.call(peer, HISTORY, {"v": 1, "start": start})
             items = take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
@@ -603,10 +609,14 @@ class LedgerService:
                     raise RecordInvalid("a history goes backwards")
                 start = seq + 1
                 found = check_shown(item, peer=peer, key=self._key, network=self._network)
-                if found is None:
+                if found is None or found.half.record.seq != seq:
                     self._log.warning("ledger.history_wrong", peer=short(peer), entry=seq)
+                    wrong += 1
                 else:
                     shown.append(found)
+            if wrong > LEDGER_HISTORY_ITEMS_MAX:
+                # What is right comes to an end, what is wrong need not.
+                raise RecordInvalid("a history shows too much that does not hold")
             more = take_bool(reply.header, "more") and bool(items)
         return shown
 

@@ -76,9 +76,9 @@ from xsc.storage.segment import NONCE_BYTES, Place
 from xsc.storage.uploads import Journal
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
+"""Room asked for at first for a stream of unknown length; it grows as the stream does."""
 PLAN_HOSTS_MAX = 32
 """Over how many nodes a placement is planned where the cheapest do not do."""
-"""Room asked for at first for a stream of unknown length; it grows as the stream does."""
 
 MANIFEST_SEGMENT_BYTES = 250
 """What a segment adds to a manifest, about."""
@@ -232,14 +232,17 @@ class Upload:
             self._note_size(len(first))
             if self._kept is None:
                 await self._choose()
-            else:
+            elif self._kept.code == self._code:
                 await self._go_on(self._kept)
+            else:
+                # The id was given again with other options: what was stored is deleted.
+                self._held = self._kept.held()
         except BaseException:
             await _close(pieces)
             raise
         whole = False
         try:
-            if final and self._kept is not None:
+            if self._kept is not None and (final or self._kept.code != self._code):
                 raise changed()
             uploaded = await self._send(first, final, pieces)
             whole = True
@@ -263,7 +266,6 @@ class Upload:
 
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
-        assert kept.code == self._code
         assert self._journal is not None
         self._size_hint = max(self._size_hint, sum(s.length for s in kept.segments.values()))
         self._held = dict(kept.held())

@@ -1,5 +1,6 @@
 """Putting: what is sent, what happens when hosts fail on the way, what is left behind."""
 
+import asyncio
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ from xsc.base.errors import (
     ReceiptInvalid,
     SpaceExhausted,
     TooLarge,
+    UploadChanged,
     XscError,
 )
 from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX
@@ -435,3 +437,28 @@ async def test_a_stream_needs_no_size():
     data = content(9 * MIB + 1)
     done = await world[0].service.put(stream(data, 77_777), name="x")
     assert await get(world[5], done.capability) == data
+
+
+async def test_an_id_that_is_given_again_with_another_code_begins_anew_and_leaves_nothing():
+    world = await World(6).start()
+    data = content(FOUR_SEGMENTS)
+
+    async def broken():
+        async for chunk in stream(data[: 9 * MIB]):
+            yield chunk
+        for _ in range(200):
+            await asyncio.sleep(0)
+        raise PeerSilent("the client went away")
+
+    async def put_with(source, code):
+        return await world[0].service.put(source, name="x", code=code, resume=b"i" * 32)
+
+    with pytest.raises(PeerSilent):
+        await put_with(broken(), (4, 2))
+    assert sum(used(world))
+    with pytest.raises(UploadChanged):
+        await put_with(stream(data), (2, 1))
+    assert not sum(used(world))
+    assert not sum(world[0].customer_used.values())
+    done = await put_with(stream(data), (2, 1))
+    assert await get(world[1], done.capability) == data
