@@ -22,7 +22,7 @@ from xsc.market.lease import (
     tolerance,
     with_voucher,
 )
-from xsc.market.renewal import check_renewal, make_request, renewed
+from xsc.market.renewal import check_renewal, make_request, reconciled, renewed
 from xsc.terms.pricing import compute_amount, storage_amount
 from xsc.terms.quote import Quote
 
@@ -210,3 +210,20 @@ def test_over_all_renewals_each_epoch_is_owed_once_and_at_the_price_of_its_term(
         assert due_micro(after, mine) == bill
         assert check_renewal(after, theirs, request, quoted(price), now) is not None
         terms = after
+
+
+mebibytes = st.integers(0, 16 * MIB)
+
+
+@given(mebibytes, mebibytes, mebibytes, st.integers(0, 9), st.integers(0, 9))
+def test_who_missed_a_deletion_counts_like_its_provider_once_that_has_said_so(
+    first, freed, again, deleted, told
+):
+    """Whatever epoch it was deleted and told in; also of bytes that come again in that epoch."""
+    at = [STORAGE.start_ms + epoch * EPOCH_MS + 1 for epoch in (0, deleted, deleted + told)]
+    both = hold(STORAGE, FRESH, first, at[0])
+    provider = advance(STORAGE, hold(STORAGE, both, -min(first, freed), at[1]), at[2])
+    customer = reconciled(STORAGE, both, provider.held_bytes, provider.used, at[2])
+    assert customer.held_bytes == provider.held_bytes
+    mine, theirs = (hold(STORAGE, use, again, at[2]) for use in (customer, provider))
+    assert (mine.used, mine.peak_bytes) == (theirs.used, theirs.peak_bytes)

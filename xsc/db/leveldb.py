@@ -81,7 +81,8 @@ class LevelDBKeyValue:
         self._writing = threading.Lock()
         self._users = 0
         self._awaited = False
-        self._entering = threading.Lock()
+        # Reentrant: a scan that nobody holds any more may be collected by who has it already.
+        self._entering = threading.RLock()
         self._calm = threading.Condition(self._entering)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)

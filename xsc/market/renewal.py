@@ -163,10 +163,10 @@ def reconciled(
     use = advance(terms, use, now_ms)
     if used + tolerance(terms) >= use.used and held_bytes >= use.held_bytes:
         return use
-    held = min(use.held_bytes, held_bytes)
-    use = replace(
-        use, held_bytes=held, peak_bytes=min(use.peak_bytes, held), used=min(use.used, used)
-    )
+    held, lower = min(use.held_bytes, held_bytes), min(use.used, used)
+    # What stays counted of this epoch is not counted a second time when bytes come again.
+    peak = max(held, use.peak_bytes - (use.used - lower))
+    use = replace(use, held_bytes=held, peak_bytes=peak, used=lower)
     # A voucher that said more was refused; the next one says what is right.
     return replace(
         use,

@@ -1109,9 +1109,9 @@ class StorageService:
     async def _hold(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> None:
         size = request.size_bytes
         self._leases.admit(request.lease_id, caller, size)
-        held = 0
+        held: dict[bytes, int] = {}
         try:
-            held = await self._node.store(
+            held = await self._node.store_by_lease(
                 bodies_of(
                     customer=caller,
                     lease_id=request.lease_id,
@@ -1122,8 +1122,11 @@ class StorageService:
                 )
             )
         finally:
-            if held != size:
-                self._leases.settle_use(request.lease_id, held - size)
+            # A record or a damaged shard may have lain under another lease before.
+            for lease_id in dict.fromkeys((request.lease_id, *held)):
+                counted = size if lease_id == request.lease_id else 0
+                if delta := held.get(lease_id, 0) - counted:
+                    self._leases.settle_use(lease_id, delta)
 
     async def _on_put(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]

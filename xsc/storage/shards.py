@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -479,9 +480,14 @@ class StorageNode:
     # Storing
 
     async def store(self, bodies: Sequence[Body]) -> int:
+        """Store as `store_by_lease`; return how many bytes more are held in all."""
+        return sum((await self.store_by_lease(bodies)).values())
+
+    async def store_by_lease(self, bodies: Sequence[Body]) -> dict[bytes, int]:
         """Store bodies of one object and customer, all or none.
 
-        Returns how many bytes more are held: what was held already counts nothing.
+        Returns how many bytes more are held under each lease: what was held already counts
+        nothing, and what takes the place of another leaves less under the lease of that.
         Once begun, a cancelled call goes on.
 
         Raises:
@@ -514,7 +520,7 @@ class StorageNode:
         self._writing.update(keys)
         self._writers[owner] = self._writers.get(owner, 0) + 1
 
-        async def run() -> int:
+        async def run() -> dict[bytes, int]:
             try:
                 return await self._store(bodies, claim)
             finally:
@@ -531,7 +537,7 @@ class StorageNode:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _store(self, bodies: Sequence[Body], claim: int) -> int:
+    async def _store(self, bodies: Sequence[Body], claim: int) -> dict[bytes, int]:
         size = sum(body.size_bytes for body in bodies)
         keys = [body.index_key for body in bodies]
         reserved = claim
@@ -547,10 +553,14 @@ class StorageNode:
                         continue
                     replaced.append(old)
                 fresh.append(body)
+            more: Counter[bytes] = Counter()
+            for body in fresh:
+                more[body.lease_id] += body.size_bytes
+            for old in replaced:
+                more[old.lease_id] -= old.size_bytes
             if not fresh:
-                return 0
-            growth = sum(body.size_bytes for body in fresh)
-            growth -= sum(old.size_bytes for old in replaced)
+                return more
+            growth = more.total()
             free = self.free_bytes + claim
             if growth > free:
                 raise SpaceExhausted(
@@ -572,7 +582,7 @@ class StorageNode:
             self._reserved -= reserved
         await self._forget_damage([old.sequence for old in replaced])
         self._bury(replaced)
-        return growth
+        return more
 
     async def _committed(self, sequences: Sequence[int], changes: list[Change]) -> None:
         """Commit; a write that failed has changed nothing, and its sequences are of nobody."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import pytest
@@ -268,6 +270,25 @@ def test_a_scan_keeps_its_view_and_lets_go_of_the_database(tmp_path):
     assert list(scans[2]) == []
     assert store._users == 3
     scans.clear()
+    assert store._users == 0
+    store.close()
+
+
+def test_a_scan_may_be_collected_at_any_moment(tmp_path):
+    """Also while the same thread opens the database anew: the collector asks nobody."""
+    store = LevelDBKeyValue(tmp_path / "db")
+    ring = [store.scan(b"")]
+    ring.append(ring)
+    del ring
+
+    def collect():
+        with store._entering:
+            gc.collect()
+
+    collecting = threading.Thread(target=collect, daemon=True)
+    collecting.start()
+    collecting.join(20)
+    assert not collecting.is_alive(), "it waits for itself"
     assert store._users == 0
     store.close()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.storage.world import FAR, NETWORK, Answer, World, content, get, put
+from tests.unit.storage.world import FAR, NETWORK, Answer, Lease, World, content, get, put
 from xsc.base.errors import (
     ArgumentInvalid,
     LeaseExhausted,
@@ -21,7 +21,8 @@ from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.verify import verify_file
 from xsc.storage import deletions, messages
-from xsc.storage.capability import parse_read
+from xsc.storage.capability import parse_read, parse_verify
+from xsc.storage.delegation import move_by_owner, open_placement
 from xsc.storage.erasure import Code, cut
 from xsc.storage.messages import ObjectRecord, put_message
 from xsc.storage.names import NAMES
@@ -503,3 +504,29 @@ async def test_receipts_of_deletions_are_dropped_once_no_lease_can_be_left():
     assert deletions.too_old(state, late, 100) == []
     state.write(deletions.too_old(state, late + 1, 100), sync=False)
     assert not [key for key, _ in state.scan(b"") if not key.startswith(NAMES)]
+
+
+async def test_what_takes_the_place_of_another_is_counted_under_the_lease_that_it_lies_under():
+    world = await World(3).start()
+    owner = world[0]
+    done = await put(owner, content(50_000), code=(1, 1))
+    verify = parse_verify(done.capability)
+    host = world.by_id[next(node for node in done.hosts if node != owner.id)]
+    located = await owner.service.open(done.capability)
+    sealed = located._located.sealed
+    placement = open_placement(located._located.placement_raw, NETWORK)
+    raw = move_by_owner(placement, done.hosts, owner.key, verify.delegate.node_id, NETWORK)
+    record = ObjectRecord(
+        sealed=sealed,
+        sealed_root=root_of(sealed),
+        manifest_hash=verify.manifest_hash,
+        placement=raw,
+        placement_id=open_placement(raw, NETWORK).id,
+        placement_generation=open_placement(raw, NETWORK).rank,
+    )
+    other = Lease(host.id, b"other" + bytes(27))
+    await owner.service._reach.store(other, verify.locate, 0, shards=[], record=record)
+    assert host.book.used[other.lease_id] == len(sealed) + len(raw)
+    assert host.book.used == host.node.usage
+    await owner.service.rm(done.capability)
+    assert set(host.book.used.values()) == {0}
