@@ -300,3 +300,9 @@ async def test_a_module_is_compiled_before_its_first_job_or_refused(sandbox):
     # Two numbers are added that are not there: only the engine sees it.
     with pytest.raises(ModuleInvalid):
         await sandbox.prepare(job_of(UNSOUND, "_start"))
+
+
+async def test_a_module_is_compiled_for_the_first_job_that_needs_it(sandbox):
+    module = wasm("add") + bytes([0, 9, 8]) + b"contract"  # a section of its own: nobody has it
+    first = job_of(module, "add", i32(2), i32(3))
+    assert [(await sandbox.run(first)).compiled for _ in range(3)] == [True, False, False]

@@ -256,6 +256,8 @@ class InvokeResult(Body):
     receipt: str
     saved_bytes: int = 0
     """How much of module and input the provider did not have to receive."""
+    compiled_bytes: int = 0
+    """The module's size, where compiling it is billed as well."""
 
 
 class StoredOutput(Body):
@@ -282,6 +284,7 @@ class RunResult(Body):
     trap: Trap | None
     receipt: str
     saved_bytes: int = 0
+    compiled_bytes: int = 0
 
 
 class BatchResult(Body):
@@ -296,3 +299,4 @@ class BatchResult(Body):
     trap: Trap | None
     receipt: str
     saved_bytes: int = 0
+    compiled_bytes: int = 0

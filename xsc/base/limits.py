@@ -173,6 +173,9 @@ RETRY_AFTER_S_MAX = 60
 """Longest time that a caller is told, or lets itself be told, to wait before it tries again."""
 JOBS_QUEUED_A_PEER_MAX = 32
 COMPILE_MS_MAX = 20_000
+COMPILE_BYTE_FUEL = 1_000
+"""What a byte of a module costs that an order brings and that has to be compiled: 1 MB takes
+about as long as that much fuel at MILLISECOND_FUEL."""
 COMPILE_ADDRESS_BYTES = 1536 * MIB
 """Address space of a jail, its own 300 MiB included."""
 COMPILES_QUEUED_A_PEER_MAX = 8

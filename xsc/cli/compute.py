@@ -359,7 +359,9 @@ def _tell(settings: Settings, done: Document) -> None:
 def _tell_saved(done: Document) -> str:
     """Return how much of module and input was there already, where any was."""
     saved: int = done.get("saved_bytes", 0)
-    return f"; {format_size(saved)} of module and input were there already" if saved else ""
+    compiled: int = done.get("compiled_bytes", 0)
+    told = f"; {format_size(saved)} of module and input were there already" if saved else ""
+    return told + (f"; compiling {format_size(compiled)} is billed" if compiled else "")
 
 
 def _tell_who(settings: Settings, verification: Document) -> None:

@@ -86,8 +86,10 @@ class Compiler:
         """Return how many modules were compiled, and how many are under way."""
         return {"compiled": self._compiled, "compiling": len(self._under_way)}
 
-    async def code(self, job: Job, config: bytes) -> Code:
+    async def code(self, job: Job, config: bytes) -> tuple[Code, bool]:
         """Return the code of a job's module for the engine of that configuration.
+
+        And whether it was compiled for this job: not where it was there, or under way.
 
         Raises:
             CompileBoundMet: compiling went over its bound.
@@ -99,9 +101,10 @@ class Compiler:
         slot = (job.module_hash, config)
         found = await self._found(slot)
         if found is not None:
-            return found
+            return found, False
         self._refuse_bomb(job.module_hash)
         task = self._under_way.get(slot)
+        first = task is None
         if task is None:
             if self._queued[job.customer] >= COMPILES_QUEUED_A_PEER_MAX:
                 raise RateLimited(
@@ -111,7 +114,7 @@ class Compiler:
             task = asyncio.create_task(self._compile(job, slot))
             self._under_way[slot] = task
             task.add_done_callback(lambda done: self._done(done, slot, job.customer))
-        return await asyncio.shield(task)
+        return await asyncio.shield(task), first
 
     def _done(self, task: asyncio.Task[Code], slot: tuple[bytes, bytes], customer: bytes) -> None:
         if not task.cancelled():

@@ -7,6 +7,8 @@ watches a job sees its output when it is over.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import SandboxFailed
@@ -44,13 +46,14 @@ class LocalSandbox:
         if self._machine is None:
             raise SandboxFailed("the sandbox is not running")
         self._jobs += 1
+        compiled = not self._machine.has(job.module_hash)
         try:
-            if watch is None:
-                return await self._executor.run(self._machine.run, job)
-            watch.began()
+            if watch is not None:
+                watch.began()
             result = await self._executor.run(self._machine.run, job)
-            watch.finish(result.stdout, result.stderr)
-            return result
+            if watch is not None:
+                watch.finish(result.stdout, result.stderr)
+            return replace(result, compiled=True) if compiled else result
         finally:
             self._jobs -= 1
 

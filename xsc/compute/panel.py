@@ -21,6 +21,7 @@ from xsc.base.log import Log
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.ports import ComputeLease, ComputeLeases
 from xsc.compute.quorum import Quorum, Tally, decide
+from xsc.compute.receipts import billed_fuel
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.dissent import Dissent
@@ -62,8 +63,6 @@ class Errand(Generic[D]):
 
     steps: int
     """Most fuel steps of one run."""
-    memory_bytes: int
-    """The memory limit, which the bill follows from."""
     order: Callable[[ComputeLease, Order | None], Awaitable[Signed[Order]]]
     """Makes the order for a lease, like another one where that is given."""
     ask: Callable[[ComputeLease, Signed[Order]], Awaitable[D]]
@@ -141,8 +140,10 @@ class Panel:
                 break
         kept = self._keep(tally, answers)
         self._report(tally, faults)
+        assert first is not None
         for node, done in answers.items():
-            await self._settle(leases[node], done, errand.memory_bytes, paid=node in tally.agreeing)
+            # All orders have the same limits.
+            await self._settle(leases[node], done, first, paid=node in tally.agreeing)
         if not tally.agreeing:
             raise _why(quorum, tally, list(answers), list(faults.values()))
         verified = Verified(
@@ -178,10 +179,11 @@ class Panel:
             if isinstance(fault, PeerError):
                 self._leases.report(node, fault.code)
 
-    async def _settle(self, lease: ComputeLease, done: D, memory_bytes: int, *, paid: bool) -> None:
+    async def _settle(self, lease: ComputeLease, done: D, order: Order, *, paid: bool) -> None:
         """Count what was used of the lease, and owe for it where it is paid."""
+        memory_bytes, fuel_max = order.memory_bytes_max, order.fuel_max
         record = done.receipt.record
-        steps = fuel_steps(record.outcome.fuel_used, memory_bytes)
+        steps = fuel_steps(billed_fuel(fuel_max, record.outcome, record.observed), memory_bytes)
         await self._leases.spent(lease.lease_id, steps, record.amount_micro if paid else 0)
 
 

@@ -22,6 +22,7 @@ import asyncio
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from xsc.base.clock import Clock
@@ -358,7 +359,7 @@ class PoolSandbox:
         assert isinstance(config, bytes)
         return JobResult((), None, trap, 0, 0, b"", b"", (), engine, config, wall_ms)
 
-    async def _code(self, job: Job) -> Code:
+    async def _code(self, job: Job) -> tuple[Code, bool]:
         config = self._hello["config"]
         assert isinstance(config, bytes)
         return await self._compiler.code(job, config)
@@ -367,12 +368,13 @@ class PoolSandbox:
         self, job: Job, worker: SandboxProcess | None, watch: Watch | None
     ) -> JobResult:
         """Return what a job gave that has a worker for itself, the one that is given or any."""
-        code = None
+        code, compiled = None, False
         if worker is None:
             if not any(job.module_hash in each.seen for each in self._workers):
-                code = await self._code(job)
+                code, compiled = await self._code(job)
             worker = await self._acquire(job.module_hash)
-        return await self._run_on(worker, job, code, watch)
+        result = await self._run_on(worker, job, code, watch)
+        return replace(result, compiled=True) if compiled else result
 
     async def _lost(self, worker: SandboxProcess, reason: str) -> SandboxFailed:
         """Replace a worker that is gone, and return what to say of its job."""
@@ -419,7 +421,7 @@ class PoolSandbox:
         way_s = _given_bytes(job) / _TRANSFER_BYTES_A_MS / 1000
         async with asyncio.timeout(allowed_s + way_s) as deadline:
             await worker.send(frames.job_message(job, stream=watch is not None))
-            told, left = 0, job.limits.output_bytes
+            told, left, compiled = 0, job.limits.output_bytes, False
             while told < _MESSAGES_MAX:
                 message = await worker.receive()
                 if watch is not None and message.get("kind") == "output":
@@ -430,16 +432,17 @@ class PoolSandbox:
                     case "code_wanted":
                         deadline.reschedule(None)
                         try:
-                            brought = code if code is not None else await self._code(job)
+                            if code is None:
+                                code, compiled = await self._code(job)
                         except (XscError, CompileBoundMet):
                             # Else it would take the next job for the code that it waits for.
                             deadline.reschedule(loop.time() + allowed_s)
                             await worker.send({"kind": "no_code"})
                             await worker.receive()
                             raise
-                        way_s = len(brought.machine) / _TRANSFER_BYTES_A_MS / 1000
+                        way_s = len(code.machine) / _TRANSFER_BYTES_A_MS / 1000
                         deadline.reschedule(loop.time() + allowed_s + way_s)
-                        await worker.send(codes.message_of(brought), brought.machine)
+                        await worker.send(codes.message_of(code), code.machine)
                         worker.seen.add(job.module_hash)
                     case "running":
                         deadline.reschedule(loop.time() + allowed_s)
@@ -447,7 +450,7 @@ class PoolSandbox:
                         result = _checked_result(message, job)
                         if watch is not None and not watch.finish(result.stdout, result.stderr):
                             raise ProcessLost("it broke the protocol: it takes back what it wrote")
-                        return result
+                        return replace(result, compiled=True) if compiled else result
                     case "error":
                         raise frames.error_of(message)
                     case other:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
-from xsc.base.limits import AMOUNT_MAX, COMPILE_MS_MAX, MILLISECOND_FUEL
+from xsc.base.limits import AMOUNT_MAX, COMPILE_BYTE_FUEL, COMPILE_MS_MAX, MILLISECOND_FUEL
 from xsc.compute.batch import batch_output
 from xsc.compute.inputs import RunInput, output_hash
 from xsc.compute.limits import Limits
@@ -99,6 +99,27 @@ def time_fuel(order: Bounded, trap: str | None, wall_ms: int = 0) -> int | None:
     return min(order.fuel_max, allowed_ms[trap] * MILLISECOND_FUEL)
 
 
+def billed_fuel(fuel_max: int, outcome: Outcome, observed: Observed) -> int:
+    """Return the fuel that a run is billed for: what it used, and compiling what it brought.
+
+    Never more than the customer signed.
+    """
+    compiling = observed.compiled_bytes * COMPILE_BYTE_FUEL
+    return min(fuel_max, outcome.fuel_used + compiling)
+
+
+def bill(order: Order, outcome: Outcome, observed: Observed, price: int) -> int:
+    """Return the micro-credits of a run at a price a quantum."""
+    return amount_of(price, billed_fuel(order.fuel_max, outcome, observed), order.memory_bytes_max)
+
+
+def check_compiled(receipt: ExecutionReceipt, module_bytes: int) -> str | None:
+    """Return what is wrong with what a receipt bills for compiling a module of that size."""
+    if receipt.observed.compiled_bytes not in (0, module_bytes):
+        return "it bills for compiling another module than it ran"
+    return None
+
+
 def check_price(order: Order, price: int) -> None:
     """Return if the most that the order can cost is an amount.
 
@@ -117,16 +138,19 @@ def make_receipt(
     started_ms: int,
     wall_ms: int,
     saved_bytes: int = 0,
+    compiled_bytes: int = 0,
 ) -> ExecutionReceipt:
     """Return the receipt for the result of an order, to be signed by the provider.
 
-    `saved_bytes` is what it did not have to receive; it is said of an order alone that says
-    how much there is.
+    `saved_bytes` is what it did not have to receive, `compiled_bytes` what it received and had
+    to compile; both are said of an order alone that says how much there is.
     """
     asked = order.record
     observed = Observed(started_ms=started_ms, wall_ms=wall_ms)
     if saved := min(saved_bytes, asked.given_bytes):
         observed = observed.model_copy(update={"saved_bytes": saved})
+    if compiled_bytes and asked.given_bytes:
+        observed = observed.model_copy(update={"compiled_bytes": compiled_bytes})
     by_time = time_fuel(asked, result.trap, wall_ms)
     fuel_used = result.fuel_used if by_time is None else by_time
     outcome = Outcome(
@@ -148,7 +172,7 @@ def make_receipt(
         order=order.raw,
         outcome=outcome,
         observed=observed,
-        amount_micro=amount_of(price, fuel_used, asked.memory_bytes_max),
+        amount_micro=bill(asked, outcome, observed, price),
     )
 
 
@@ -194,11 +218,14 @@ def check_receipt(
         return "it was ended for its time, and bills another fuel than that time costs"
     if told.fuel_used > asked.fuel_max:
         return "it bills more fuel than the order allows"
-    if receipt.observed.saved_bytes > asked.given_bytes:
+    seen = receipt.observed
+    if seen.saved_bytes > asked.given_bytes:
         return "it says that more bytes were saved than the job has"
+    if seen.compiled_bytes and seen.saved_bytes + seen.compiled_bytes > asked.given_bytes:
+        return "it bills for compiling more than the job can have brought"
     if told.memory_peak_bytes > asked.memory_bytes_max:
         return "it reports more memory than the order allows"
-    if receipt.amount_micro != amount_of(price, told.fuel_used, asked.memory_bytes_max):
+    if receipt.amount_micro != bill(asked, told, seen, price):
         return "its amount does not follow from the fuel and the lease's price"
     if output is not None and told.output != output:
         return "what was delivered is not what it names"

@@ -114,6 +114,8 @@ class JobResult:
     engine_config: bytes
     wall_ms: int
     """Time in the sandbox: not part of what a second run reproduces."""
+    compiled: bool = field(default=False, compare=False)
+    """Whether the module had to be compiled for this job; no part of what it gave either."""
 
 
 class Watch(Protocol):

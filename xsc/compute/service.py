@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
@@ -79,7 +79,15 @@ from xsc.compute.ports import (
 from xsc.compute.program import Program, read
 from xsc.compute.quick import PATIENCE_MS, Quick
 from xsc.compute.quorum import Quorum
-from xsc.compute.receipts import check_price, check_receipt, given_hash, job_of, make_receipt
+from xsc.compute.receipts import (
+    billed_fuel,
+    check_compiled,
+    check_price,
+    check_receipt,
+    given_hash,
+    job_of,
+    make_receipt,
+)
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.streams import Streams, settle_tape
 from xsc.compute.tape import Tape, run_taped
@@ -119,6 +127,8 @@ class Execution:
     """Who else ran it, where several were asked."""
     saved_bytes: int = 0
     """How much of module and input the provider did not have to receive."""
+    compiled_bytes: int = 0
+    """The module's size, where compiling it is billed as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,7 @@ class RunExecution:
     receipt: bytes
     verified: Verified | None = None
     saved_bytes: int = 0
+    compiled_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +176,7 @@ class BatchExecution:
     """The error to raise, where the batch as a whole was ended; then there are no items."""
     receipt: bytes
     saved_bytes: int = 0
+    compiled_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +198,8 @@ class _Task:
     """Where to show what it writes."""
     objects: tuple[InputObject, ...] = ()
     """What it reads beside the files that are at hand."""
+    brought_to: set[bytes] = field(default_factory=set)
+    """The nodes to which the module was sent."""
 
     @property
     def given_bytes(self) -> int:
@@ -204,6 +218,8 @@ class _Granted:
     price: int
     saved_bytes: int = 0
     """What was here already."""
+    brought: bool = False
+    """Whether the order brought the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +362,7 @@ class ComputeService:
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
             saved_bytes=done.receipt.record.observed.saved_bytes,
+            compiled_bytes=done.receipt.record.observed.compiled_bytes,
             verified=done.verified,
         )
 
@@ -398,6 +415,7 @@ class ComputeService:
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
             saved_bytes=done.receipt.record.observed.saved_bytes,
+            compiled_bytes=done.receipt.record.observed.compiled_bytes,
         )
 
     async def run(  # noqa: PLR0917 - a command has that many inputs
@@ -450,6 +468,7 @@ class ComputeService:
             trap=trap_error(outcome.trap) if outcome.trap is not None else None,
             receipt=done.receipt.raw,
             saved_bytes=done.receipt.record.observed.saved_bytes,
+            compiled_bytes=done.receipt.record.observed.compiled_bytes,
             verified=done.verified,
         )
 
@@ -518,7 +537,7 @@ class ComputeService:
         async def ask(lease: ComputeLease, signed: Signed[Order]) -> _Delivered:
             return await self._ask(task, lease, signed)
 
-        errand = Errand(task.limits.steps, task.limits.memory_bytes, order, ask)
+        errand = Errand(task.limits.steps, order, ask)
         done, verified = await self._panel.run(errand, quorum)
         return replace(done, verified=verified)
 
@@ -561,7 +580,8 @@ class ComputeService:
     async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
         done = await self._ask(task, lease, order)
         outcome = done.receipt.record.outcome
-        steps = fuel_steps(outcome.fuel_used, task.limits.memory_bytes)
+        billed = billed_fuel(task.limits.fuel, outcome, done.receipt.record.observed)
+        steps = fuel_steps(billed, task.limits.memory_bytes)
         await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
         return done
 
@@ -608,6 +628,7 @@ class ComputeService:
                 if with_module:
                     raise
                 with_module = True
+                task.brought_to.add(lease.node)
             except InputUnavailable:
                 if not referred:
                     raise
@@ -700,6 +721,9 @@ class ComputeService:
         trap = done.receipt.record.outcome.trap
         if trap == "cancelled" and (task.tape is None or not task.tape.cancelled.is_set()):
             broken = "nobody has cancelled it"
+        if broken is None:
+            sent = lease.node in task.brought_to
+            broken = check_compiled(done.receipt.record, len(task.module) if sent else 0)
         if broken is None and done.receipt.record.observed.saved_bytes > saved_most:
             broken = "it says that bytes were saved which were sent, or which it cannot have had"
         if broken is None and sum(map(len, bodies)) > task.limits.output_bytes:
@@ -738,6 +762,7 @@ class ComputeService:
             started_ms=started_ms,
             wall_ms=wall_ms,
             saved_bytes=granted.saved_bytes,
+            compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
         )
         signed = sign(receipt, self._key, self._network)
         return _Delivered(signed, result.stdout, result.stderr, result.files)
@@ -819,7 +844,9 @@ class ComputeService:
         self._forget_old()
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
         self._keep_module(asked.module, module)
-        granted = _Granted(module, given, output_bytes, price, saved_bytes)
+        granted = _Granted(
+            module, given, output_bytes, price, saved_bytes, brought=brought is not None
+        )
         tape = Tape(self._clock) if header.get("stream") is True else None
         task = asyncio.create_task(self._work(order, granted, steps, tape))
         forget_ms = asked.created_ms + 2 * REQUEST_WINDOW_MS
@@ -864,7 +891,8 @@ class ComputeService:
             check_price(asked, granted.price)
             done = await self._fulfil(order, granted, tape)
             outcome = done.receipt.record.outcome
-            used = fuel_steps(outcome.fuel_used, asked.memory_bytes_max)
+            billed = billed_fuel(asked.fuel_max, outcome, done.receipt.record.observed)
+            used = fuel_steps(billed, asked.memory_bytes_max)
         finally:
             self._book.used_compute(asked.lease_id, steps, used)
         self._log.info(

@@ -317,8 +317,8 @@ def check_receipt(deployment: Deployment, receipt: ServiceReceipt, price: int | 
         return "it says that a request was answered which failed"
     if told.fuel_used != (time_fuel(deployment, told.trap) or told.fuel_used):
         return "it was ended for its time, and bills another fuel than that time costs"
-    if receipt.observed.saved_bytes:
-        return "it says that bytes were saved, and a request brings no others"
+    if receipt.observed.saved_bytes or receipt.observed.compiled_bytes:
+        return "it says that bytes were saved or compiled, and a request brings none"
     if told.fuel_used > deployment.fuel_max:
         return "it bills more fuel than the deployment allows"
     if told.memory_peak_bytes > deployment.memory_bytes_max:

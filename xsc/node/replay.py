@@ -27,6 +27,7 @@ from xsc.compute.inputs import RunInput, check_input, input_hash
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.program import Program, read
+from xsc.compute.receipts import check_compiled
 from xsc.compute.replay import Judgement, Verdict, judge, replay_job, why_not
 from xsc.compute.sandbox import Job, JobResult
 from xsc.identity.envelope import kind_of
@@ -34,7 +35,7 @@ from xsc.node.batch import read_lines
 from xsc.node.system import SystemClock
 from xsc.node.verify import open_dissent, open_execution
 from xsc.terms.dissent import Dissent
-from xsc.terms.execution import Order, Outcome
+from xsc.terms.execution import ExecutionReceipt, Order, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,8 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
     """
     if _is_evidence(raw):
         (order, first), (_, second) = open_dissent(raw)
+        for each in (first, second):
+            _check_bill(each.record, module)
         outcomes = [first.record.outcome, second.record.outcome]
         verdicts = _judge_all(order.record, outcomes, module, given)
         told = any(verdict.verdict == "differs" for verdict in verdicts)
@@ -178,6 +181,7 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
             ],
         }
     order, receipt = open_execution(raw)
+    _check_bill(receipt.record, module)
     outcome = receipt.record.outcome
     (verdict,) = _judge_all(order.record, [outcome], module, given)
     return {
@@ -188,6 +192,16 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
         "output": outcome.output.hex(),
         "engine": outcome.engine,
     }
+
+
+def _check_bill(receipt: ExecutionReceipt, module: bytes) -> None:
+    fault = check_compiled(receipt, len(module)) if _is_of(receipt, module) else None
+    if fault is not None:
+        raise ProofInvalid(fault)
+
+
+def _is_of(receipt: ExecutionReceipt, module: bytes) -> bool:
+    return hashlib.sha256(module).digest() == receipt.outcome.module
 
 
 def _is_evidence(raw: bytes) -> bool:

@@ -53,6 +53,7 @@ def invoke_document(done: Execution) -> dict[str, object]:
         "trap": None if trap is None else trap.model_dump(),
         "receipt": _blob(done.receipt),
         "saved_bytes": done.saved_bytes,
+        "compiled_bytes": done.compiled_bytes,
     }
     return document | _verification(done.verified)
 
@@ -71,6 +72,7 @@ def run_document(done: RunExecution) -> dict[str, object]:
         trap=_trap(done.trap),
         receipt=_blob(done.receipt),
         saved_bytes=done.saved_bytes,
+        compiled_bytes=done.compiled_bytes,
     ).model_dump()
     return document | _verification(done.verified)
 
@@ -94,6 +96,7 @@ def batch_document(done: BatchExecution) -> dict[str, object]:
         trap=_trap(done.trap),
         receipt=_blob(done.receipt),
         saved_bytes=done.saved_bytes,
+        compiled_bytes=done.compiled_bytes,
     ).model_dump()
     # Put in unchecked: to validate and copy them takes as long as to run them.
     return {**whole, "items": items}

@@ -8,11 +8,11 @@ from typing import TypeAlias, TypeVar
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.base.limits import COMPILE_BYTE_FUEL, PEER_BODY_BYTES_MAX
 from xsc.base.units import format_credits, format_size
 from xsc.compute.evidence import differing
 from xsc.compute.quorum import contradict, same_content
-from xsc.compute.receipts import check_receipt
+from xsc.compute.receipts import billed_fuel, check_compiled, check_receipt
 from xsc.compute.services_rules import check_receipt as check_service_receipt
 from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
@@ -169,7 +169,8 @@ def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
         # price 0, and the amount against a price that could have given it.
         fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
     _require(fault is None, str(fault))
-    steps = fuel_steps(outcome.fuel_used, asked.memory_bytes_max)
+    billed = billed_fuel(asked.fuel_max, outcome, receipt.observed)
+    steps = fuel_steps(billed, asked.memory_bytes_max)
     _require(receipt.amount_micro == 0 or steps > 0, "it bills an amount for no fuel")
     return order, signed
 
@@ -216,6 +217,9 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     order, signed = open_execution(raw, lease)
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
     _is_of(module, outcome.module)
+    if module is not None:
+        fault = check_compiled(receipt, len(module))
+        _require(fault is None, str(fault))
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -230,6 +234,9 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     priced = ""
     if saved := receipt.observed.saved_bytes:
         ended += f", {format_size(saved)} of {format_size(asked.given_bytes)} were there already"
+    compiling = ""
+    if compiled := receipt.observed.compiled_bytes:
+        compiling = f" and {compiled * COMPILE_BYTE_FUEL} to compile"
     if asked.grants:
         ended += f", seeing the provider's {' and '.join(asked.grants)}"
     if asked.lease_id != OWN_LEASE:
@@ -237,7 +244,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     return (
         f"execution receipt: {short(signed.author)} ran {call} of module "
         f"{outcome.module.hex()[:16]} for {short(asked.customer)}: it {ended}, "
-        f"{outcome.fuel_used} fuel, {format_credits(receipt.amount_micro)} credits{priced}"
+        f"{outcome.fuel_used} fuel{compiling}, "
+        f"{format_credits(receipt.amount_micro)} credits{priced}"
     )
 
 

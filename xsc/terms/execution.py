@@ -131,15 +131,20 @@ class Observed(Record):
     """How much of the order's `given_bytes` the provider did not have to receive, from anybody.
     Not written where it is 0, as in receipts from before it was."""
 
+    compiled_bytes: Count = 0
+    """The module's size, where this order brought it and it had to be compiled: that is billed.
+    Not written where it is 0."""
+
     @model_validator(mode="after")
-    def _saved_or_not_said(self) -> Observed:
-        return _not_zero(self, "saved_bytes")
+    def _something_or_not_said(self) -> Observed:
+        return _not_zero(_not_zero(self, "saved_bytes"), "compiled_bytes")
 
     def to_value(self) -> dict[str, Value]:
         """Return it as plain values, without what is not said."""
         value = super().to_value()
-        if not self.saved_bytes:
-            del value["saved_bytes"]
+        for name in ("saved_bytes", "compiled_bytes"):
+            if not value[name]:
+                del value[name]
         return value
 
 

@@ -1,0 +1,163 @@
+"""Compiling what an order brings is billed: once, within what the customer signed, checked."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.compute.programs import wasm
+from tests.unit.compute.test_receipts import PRICE, RESULT, an_order
+from tests.unit.compute.test_service import FIRST, World, forged
+from xsc.base.errors import PeerSilent, ProofInvalid, ReceiptInvalid
+from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_MAX, MEMORY_BYTES_MAX, MODULE_BYTES_MAX
+from xsc.compute.limits import Limits
+from xsc.compute.receipts import amount_of, bill, billed_fuel, check_receipt, make_receipt
+from xsc.identity.envelope import open_signed, sign
+from xsc.node.replay import Given, replay_file
+from xsc.node.verify import verify_file
+from xsc.terms.execution import ExecutionReceipt, Observed, Order
+
+ADD = wasm("add")
+
+
+class _Id:
+    node_id = bytes(32)
+
+
+_ORDER = an_order(_Id, _Id)
+_OUTCOME = make_receipt(
+    type("Signed", (), {"record": _ORDER, "raw": b""})(), RESULT, price=1, started_ms=0, wall_ms=0
+).outcome
+
+
+@pytest.fixture
+async def world(network):
+    made = World(network)
+    for node in (made.customer, made.provider, made.other):
+        await node.service.start()
+    yield made
+    for node in (made.customer, made.provider, made.other):
+        await node.service.stop()
+
+
+def there(world):
+    return {"on": world.provider.key.node_id}
+
+
+def receipt_of(done):
+    return open_signed(done.receipt, ExecutionReceipt, network=None).record
+
+
+async def test_only_the_order_that_brings_an_uncompiled_module_pays_for_compiling(world):
+    first = await world.invoke(**there(world))
+    again = await world.invoke(**there(world))
+    assert (first.compiled_bytes, first.amount_micro) == (len(ADD), FIRST)
+    assert (again.compiled_bytes, again.amount_micro) == (0, 4)
+    # The module is brought again, and its code is still there.
+    world.provider.service._modules.clear()
+    third = await world.invoke(**there(world))
+    assert world.wire.sent[-1][1]["module"] is True
+    assert (third.compiled_bytes, third.amount_micro) == (0, 4)
+    # The code is gone, and the module still there.
+    await world.provider.sandbox.stop()
+    await world.provider.sandbox.start()
+    fourth = await world.invoke(**there(world))
+    assert world.wire.sent[-1][1]["module"] is False
+    assert (fourth.compiled_bytes, fourth.amount_micro) == (0, 4)
+    assert world.provider.market.used == [FIRST, 4, 4, 4]
+    assert (await world.invoke(local=True)).compiled_bytes == 0
+
+
+async def test_compiling_and_running_are_billed_within_what_was_signed(world):
+    limits = Limits(fuel=COMPILE_BYTE_FUEL)
+    done = await world.invoke(limits=limits, **there(world))
+    assert (done.results, done.fuel_used, done.trap) == (["5"], 4, None)
+    assert done.amount_micro == COMPILE_BYTE_FUEL
+    assert world.provider.market.used == [COMPILE_BYTE_FUEL]
+    assert world.provider.market.reserved == 0
+    assert world.customer.market.spending[0][1] == COMPILE_BYTE_FUEL
+
+
+async def test_compiling_is_billed_also_where_the_answer_was_lost_and_asked_for_again(world):
+    lost = []
+
+    def tap(answer):
+        if not lost:
+            lost.append(answer)
+            raise PeerSilent("the answer is lost")
+        return answer
+
+    world.wire.tap = tap
+    done = await world.invoke(**there(world))
+    assert done.compiled_bytes == len(ADD)
+    assert world.provider.market.used == [FIRST]
+
+
+@pytest.mark.parametrize("claimed", [1, len(ADD) - 1, len(ADD) + 1, len(ADD)])
+async def test_a_bill_for_compiling_that_was_not_due_is_not_paid(world, claimed):
+    if claimed == len(ADD):
+        await world.invoke(**there(world))  # from now on the module is not sent
+
+    def claim(receipt):
+        observed = Observed(started_ms=1, wall_ms=1, compiled_bytes=claimed)
+        order = open_signed(receipt.order, Order, network=None).record
+        amount = bill(order, receipt.outcome, observed, 1_000_000)
+        return receipt.model_copy(update={"observed": observed, "amount_micro": amount})
+
+    forged(world, claim)
+    before = list(world.customer.market.spending)
+    with pytest.raises(ReceiptInvalid, match="compiling"):
+        await world.invoke(**there(world))
+    assert world.customer.market.spending == before
+
+
+async def test_offline_it_is_held_against_the_module(world):
+    done = await world.invoke(**there(world))
+    assert "4 fuel and 41000 to compile, " in verify_file(done.receipt, ADD)
+    again = await asyncio.to_thread(replay_file, done.receipt, ADD, Given())
+    assert again["verdict"] == "agrees"
+    receipt = receipt_of(done)
+    order = open_signed(receipt.order, Order, network=None)
+    short = Observed(started_ms=1, wall_ms=1, compiled_bytes=len(ADD) - 1)
+    amount = bill(order.record, receipt.outcome, short, 1_000_000)
+    lie = receipt.model_copy(update={"observed": short, "amount_micro": amount})
+    raw = sign(lie, world.provider.key, world.network).raw
+    verify_file(raw)  # without the module it cannot be told
+    for check in (verify_file, lambda lie, module: replay_file(lie, module, Given())):
+        with pytest.raises(ProofInvalid, match="compiling another module"):
+            await asyncio.to_thread(check, raw, ADD)
+    more = short.model_copy(update={"compiled_bytes": len(ADD) + 1})
+    raw = sign(lie.model_copy(update={"observed": more}), world.provider.key, world.network).raw
+    with pytest.raises(ProofInvalid, match="more than the job can have brought"):
+        verify_file(raw)
+
+
+@given(
+    st.integers(1, FUEL_MAX),
+    st.integers(1, MEMORY_BYTES_MAX),
+    st.integers(0, FUEL_MAX),
+    st.integers(0, MODULE_BYTES_MAX),
+    st.integers(0, 10**9),
+)
+def test_no_bill_is_above_what_the_customer_signed(fuel_max, memory_bytes, used, compiled, price):
+    observed = Observed(started_ms=0, wall_ms=0).model_copy(update={"compiled_bytes": compiled})
+    outcome = _OUTCOME.model_copy(update={"fuel_used": min(used, fuel_max)})
+    billed = billed_fuel(fuel_max, outcome, observed)
+    assert outcome.fuel_used <= billed <= fuel_max
+    assert billed in (fuel_max, outcome.fuel_used + compiled * COMPILE_BYTE_FUEL)
+    order = _ORDER.model_copy(update={"fuel_max": fuel_max, "memory_bytes_max": memory_bytes})
+    most = amount_of(price, fuel_max, memory_bytes)
+    assert 0 <= bill(order, outcome, observed, price) <= most
+
+
+@pytest.mark.parametrize("compiled", [0, 1, 10])
+def test_an_order_of_before_is_not_billed_for_compiling(alice, bob, network, compiled):
+    order = sign(an_order(alice, bob), alice, network)
+    made = make_receipt(
+        order, RESULT, price=PRICE, started_ms=1, wall_ms=1, compiled_bytes=compiled
+    )
+    assert made.observed.compiled_bytes == 0
+    assert check_receipt(order, made, PRICE) is None
