@@ -62,7 +62,11 @@ def write_whole(path: Path, blocks: Iterable[bytes], *, mode: int = 0o666) -> in
         path = path.resolve()
         special = path.exists() and not stat.S_ISREG(path.stat().st_mode)
         partial = path if special else path.with_name(path.name + ".part")
-        flags = os.O_WRONLY if special else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        flags = os.O_WRONLY
+        if not special:
+            # What a killed call left has that call's mode, and may be open elsewhere.
+            partial.unlink(missing_ok=True)
+            flags |= os.O_CREAT | os.O_EXCL
         handle = os.open(partial, flags, mode)
         try:
             return _fill(handle, partial, path, blocks)

@@ -93,3 +93,18 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
 @pytest.mark.parametrize("name", ["a", "a/b", "...", "a b"])
 def test_plain_names_are_placed(tmp_path, name):
     assert place_in(tmp_path, name) == tmp_path / name
+
+
+def test_what_stands_beside_the_place_is_neither_followed_nor_taken_over(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "a.part").symlink_to(victim)
+    write_whole(tmp_path / "a", [b"new"])
+    assert victim.read_bytes() == b"mine"
+    assert not (tmp_path / "a").is_symlink()
+    (tmp_path / "b.part").write_bytes(b"left by a call that was killed")
+    (tmp_path / "b.part").chmod(0o644)
+    with (tmp_path / "b.part").open("rb") as open_to_others:
+        write_whole(tmp_path / "b", [b"secret"], mode=0o600)
+        assert b"secret" not in open_to_others.read()
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
