@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -50,6 +51,12 @@ class _Root(Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
         super().__init__(*args, **kwargs)
         self.commands = _Commands()  # type: ignore[assignment]  # nothing is ever added
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:  # help and version are printed here
+            raise click.exceptions.Exit(EXIT_PIPE) from None
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
         try:
@@ -149,6 +156,11 @@ def _fail(error: XscError, settings: Settings) -> int:
 
 def run() -> None:
     """Carry out the command line of this process, and exit."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It was closed: nothing else may get its number, and be written to in its place.
+            stand_in = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - to the end
+            setattr(sys, name, stand_in)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape instead of a crash.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

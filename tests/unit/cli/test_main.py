@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -230,6 +231,28 @@ def test_a_closed_pipe_is_no_error(stand_in):
     _, err = process.communicate()
     assert process.returncode == 141
     assert err == b""
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_into_a_closed_pipe_is_no_error(tmp_path, word):
+    nobody, end = os.pipe()
+    os.close(nobody)
+    try:
+        process = start(word, home=tmp_path, stdout=end)
+    finally:
+        os.close(end)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (141, b"")
+
+
+def test_closed_streams_are_empty_and_silent(tmp_path):
+    words = [sys.executable, "-m", "xsc", "--home", str(tmp_path)]
+    for closed, code in [("0<&- verify -", 6), ("1>&- --version", 0), ("1>&- 2>&- peer ls", 5)]:
+        line = shlex.join(words) + " " + closed
+        done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, check=False)
+        assert done.returncode == code
+        assert b"bug" not in done.stderr
+        assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")  # noqa: PTH110
