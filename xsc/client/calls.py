@@ -8,7 +8,6 @@ to judge, so that there is one opinion.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from xsc.client.core import (
     Progress,
     ignore_progress,
     problem_of,
+    to_json,
 )
 from xsc.client.partial import Watch, fetch
 
@@ -404,7 +404,7 @@ class Calls:
         limits: Limits,
         show: Show | None,
     ) -> Document:
-        head = json.dumps(order).encode()
+        head = to_json(order)
         job_ms = min(limits.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
         parts = [len(head).to_bytes(4, "big"), head, module, stdin]
         timeout_s = job_ms / 1000 + JOB_GRACE_S
@@ -494,7 +494,7 @@ class Calls:
 
     def fsck(self, *, deep: bool) -> Document:
         """Have the node compare its index with all bodies; takes as long as reading them."""
-        raw = json.dumps({"deep": deep}).encode()
+        raw = to_json({"deep": deep})
         return self.core.send("POST", "/v1/storage/fsck", [raw], timeout_s=FSCK_TIMEOUT_S)
 
     def collect_garbage(self) -> Document:
@@ -547,9 +547,9 @@ class Calls:
 
     def entry(self, entry_id: str) -> Download:
         """Return one settled entry as a file for `xsc verify`, to be used in a `with`."""
-        if not re.fullmatch(r"[a-z0-9]{1,64}", entry_id):
+        if not re.fullmatch(r"[a-z2-7]{52}", entry_id):
             raise ArgumentInvalid(
-                f"'{entry_id}' is no entry id", hint="`xsc ledger log --json` shows them"
+                f"'{entry_id[:80]}' is no entry id", hint="`xsc ledger log --json` shows them"
             )
         return self.core.download(f"/v1/ledger/entry/{entry_id}", {})
 

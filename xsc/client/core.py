@@ -48,6 +48,18 @@ def ignore_progress(_: int) -> None:
     """Take note of nothing."""
 
 
+def to_json(document: Document) -> bytes:
+    """Return a document as the node takes it.
+
+    Raises:
+        ArgumentInvalid: a text in it is none: a shell hands over whatever bytes it is given.
+    """
+    try:
+        return json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ArgumentInvalid("what is given is not Unicode text") from None
+
+
 def default_home() -> Path:
     """Return the home that is meant where none is named: XSC_HOME, or the user's data directory."""
     if named := os.environ.get("XSC_HOME"):
@@ -141,7 +153,7 @@ class Core:
             NodeUnreachable: no node, or no whole answer from it.
             XscError: what the node raised.
         """
-        body = b"" if document is None else json.dumps(document).encode()
+        body = b"" if document is None else to_json(document)
         return self.send(method, path, [body], headers, timeout_s=timeout_s)
 
     def send(

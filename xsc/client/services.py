@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.client.calls import Limits
-from xsc.client.core import Core, Document
+from xsc.client.core import Core, Document, to_json
 
 WAIT_MS = 20_000
 """How long one call waits for the next row of a log that is followed."""
@@ -54,7 +53,7 @@ class ServiceCalls:
         }
         if concurrency is not None:
             asked["concurrency"] = concurrency
-        head = json.dumps(asked).encode()
+        head = to_json(asked)
         return self.core.send("POST", "/v1/services", [len(head).to_bytes(4, "big"), head, module])
 
     def services(self) -> Document:

@@ -333,6 +333,15 @@ def _read(key: Key, text: str, where: str) -> object:
         raise ConfigInvalid(f"{where}: {fault.message}", hint=fault.hint) from None
 
 
+def check(name: str, text: str, where: str) -> None:
+    """Return if a setting may have that value.
+
+    Raises:
+        ConfigInvalid: it may not; `where` says whose words these are.
+    """
+    _read(_known(name, where), text, where)
+
+
 def _line_of(text: str, key: str) -> int:
     for number, line in enumerate(text.splitlines(), 1):
         if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*(=|\])", line) or re.match(

@@ -28,6 +28,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.identity import keyfile
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
+from xsc.node.config import check
 from xsc.node.system import SystemEntropy
 
 FORMAT = 1
@@ -121,7 +122,14 @@ def init_home(
     Raises:
         HomeInvalid: the directory holds something else, or a finished home.
         IdentityInvalid: `recover` is no key file.
+        ConfigInvalid: the name or the network's is none.
     """
+    if name is not None:
+        check("name", name, "the name")
+    if network is not None and not (
+        0 < len(network) <= 64 and network.isprintable() and network == network.strip()
+    ):
+        raise ConfigInvalid("a network's name has 1 to 64 characters, none of them at an end blank")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         there = {entry.name for entry in path.iterdir()}
@@ -134,8 +142,6 @@ def init_home(
         raise HomeInvalid(
             f"{path} is not empty and no XSC home", hint="give an empty or a new directory"
         )
-    if network is not None and not 0 < len(network) <= 64:
-        raise ConfigInvalid("a network's name has 1 to 64 characters")
     entropy = SystemEntropy()
     key = KeyPair(entropy.token(32)) if recover is None else keyfile.from_line(recover, passphrase)
     _write_private(path / "format", f"{FORMAT}\n")

@@ -549,8 +549,9 @@ def test_settle(xsc, stand_in):
 
 
 def test_an_entry_is_saved(xsc, stand_in, tmp_path):
-    stand_in.streams("/v1/ledger/entry/e1", b"entry")
-    assert xsc("ledger", "entry", "e1", "-o", tmp_path / "e").code == 0
+    entry = "e2" * 26
+    stand_in.streams(f"/v1/ledger/entry/{entry}", b"entry")
+    assert xsc("ledger", "entry", entry, "-o", tmp_path / "e").code == 0
     assert (tmp_path / "e").read_bytes() == b"entry"
 
 

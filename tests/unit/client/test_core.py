@@ -51,6 +51,12 @@ def test_a_document_is_sent_as_json(core, stand_in):
     assert stand_in.last.json() == {"invitation": "xsc1é"}
 
 
+def test_what_is_no_text_is_refused_before_it_is_sent(core, stand_in):
+    with pytest.raises(ArgumentInvalid, match="not Unicode text"):
+        core.call("POST", "/v1/x", {"function": "a\udcff"})
+    assert not stand_in.requests
+
+
 def test_a_refusal_is_the_error_that_the_node_raised(core, stand_in):
     stand_in.refuses("GET", "/v1/status", "space_exhausted", "no room", "make some")
     with pytest.raises(SpaceExhausted, match="no room") as caught:

@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from xsc.base.errors import HomeInvalid, HomeLocked, IdentityInvalid
+from xsc.base.errors import ConfigInvalid, HomeInvalid, HomeLocked, IdentityInvalid
 from xsc.node import home as homes
 
 
@@ -15,6 +15,15 @@ def test_a_home_is_made_whole_and_private(tmp_path):
     assert made["id"] == homes.to_text(opened.key.node_id)
     assert stat.S_IMODE((tmp_path / "h").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "h" / "identity.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "how", [{"name": "bad name!"}, {"name": ""}, {"network": " "}, {"network": "a\nb"}]
+)
+def test_a_name_that_no_node_starts_with_makes_no_home(tmp_path, how):
+    with pytest.raises(ConfigInvalid):
+        homes.init_home(tmp_path / "h", **how)
+    assert not (tmp_path / "h").exists()
 
 
 def test_starting_without_a_home_makes_one_and_finds_it_again(tmp_path):
