@@ -31,6 +31,7 @@ from importlib.metadata import version
 
 import wasmtime
 from wasmtime import _ffi as ffi
+from wasmtime._extern import wrap_extern
 from wasmtime._func import enter_wasm
 
 from xsc.base.encoding import encode, tagged_sha256
@@ -510,7 +511,6 @@ class Machine:
             declared = memory.pages_min * PAGE_BYTES
             return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
 
-        wall = "clock" in job.grants
         store = wasmtime.Store(self._engine)
         try:
             store.set_limits(
@@ -522,20 +522,11 @@ class Machine:
             )
             store.set_fuel(job.limits.fuel)
             store.set_epoch_deadline(1)
-            host = _Host(store, compiled.memory)
-            state = self._world(
-                host,
-                args=job.args,
-                environment=job.environment,
-                stdin=job.stdin,
-                files=dict(job.files),
-                output_bytes=job.limits.output_bytes,
-                seed=os.urandom(_SEED_BYTES) if "random" in job.grants else job.seed,
-                clock_ms=time.time_ns() // 1_000_000 if wall else job.clock_ms,
-                wall_ns=time.monotonic_ns if wall else None,
-                tell=tell,
-            )
-            compiled.world.enter(host, state)
+            state = None
+            if compiled.program.imports:
+                host = _Host(store, compiled.memory)
+                state = self._state(job, host, tell)
+                compiled.world.enter(host, state)
             run = _Run(store, compiled, state, job)
             self._watchdog.arm(job.limits.timeout_ms)
             try:
@@ -562,10 +553,26 @@ class Machine:
             trap=trap,
             fuel_used=spent,
             memory_peak_bytes=peak,
-            stdout=bytes(state.stdout),
-            stderr=bytes(state.stderr),
-            files=tuple(state.files()),
+            stdout=b"" if state is None else bytes(state.stdout),
+            stderr=b"" if state is None else bytes(state.stderr),
+            files=() if state is None else tuple(state.files()),
             wall_ms=int((time.monotonic() - began) * 1000),
+        )
+
+    def _state(self, job: Job, host: _Host, tell: Callable[[int, bytes], None] | None) -> wasi.Wasi:
+        """Return what the program finds around it; one without imports finds nothing."""
+        wall = "clock" in job.grants
+        return self._world(
+            host,
+            args=job.args,
+            environment=job.environment,
+            stdin=job.stdin,
+            files=dict(job.files),
+            output_bytes=job.limits.output_bytes,
+            seed=os.urandom(_SEED_BYTES) if "random" in job.grants else job.seed,
+            clock_ms=time.time_ns() // 1_000_000 if wall else job.clock_ms,
+            wall_ns=time.monotonic_ns if wall else None,
+            tell=tell,
         )
 
     def _link(self, program: Program, world: _World) -> wasmtime.Linker:
@@ -589,7 +596,7 @@ class _Run:
         self,
         store: wasmtime.Store,
         compiled: _Compiled,
-        state: wasi.Wasi,
+        state: wasi.Wasi | None,
         job: Job,
     ) -> None:
         self._store = store
@@ -613,6 +620,7 @@ class _Run:
         try:
             results = self._go()
         except wasi.Ended:
+            assert self._state is not None
             if self._state.trap is not None:
                 self.trap = self._state.trap
             elif self._job.mode == "run":
@@ -633,22 +641,36 @@ class _Run:
     def _go(self) -> tuple[Bits, ...]:
         compiled = self._compiled
         instance = compiled.ready.instantiate(self._store)
-        exports = instance.exports(self._store)
         if compiled.memory is not None:
-            memory = exports[compiled.memory]
+            memory = _export(self._store, instance, compiled.memory)
             assert isinstance(memory, wasmtime.Memory)
             self._memory = memory
         before = [compiled.start] if compiled.start is not None else []
         if self._job.mode == "invoke" and self._job.function != "_initialize":
             before += ["_initialize"] if _is_command(compiled.program, "_initialize") else []
         for name in before:
-            function = exports[name]
+            function = _export(self._store, instance, name)
             assert isinstance(function, wasmtime.Func)
             call_raw(self._store, function, (), ())
-        function = exports[self._job.function]
+        function = _export(self._store, instance, self._job.function)
         assert isinstance(function, wasmtime.Func)
         signature = compiled.program.functions[self._job.function]
         return call_raw(self._store, function, self._job.arguments, signature.results)
+
+
+def _export(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> object:
+    """Return one export that must be there: `Instance.exports` wraps all of them for each run."""
+    item = ffi.wasmtime_extern_t()
+    raw = name.encode()
+    there = ffi.wasmtime_instance_export_get(
+        store._context(),  # noqa: SLF001 - as in `call_raw`
+        ctypes.byref(instance._instance),  # noqa: SLF001 - the same
+        ctypes.create_string_buffer(raw),
+        len(raw),
+        ctypes.byref(item),
+    )
+    assert there
+    return wrap_extern(item)
 
 
 def _is_command(program: Program, name: str) -> bool:

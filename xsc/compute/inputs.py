@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from xsc.base.encoding import encode, tagged_sha256
@@ -104,12 +105,24 @@ def input_hash(
 
     `objects` are files of which only name and SHA-256 are at hand: the hash is the same.
     """
+    if not (objects or given.files or given.stdin or given.args or given.environment):
+        return _nothing_given(output_bytes)
     files = sorted([*objects, *((name, _digest(data)) for name, data in given.files)])
+    return _given(given.args, given.environment, _digest(given.stdin), files, output_bytes)
+
+
+def _given(
+    args: Iterable[str],
+    environment: Iterable[tuple[str, str]],
+    stdin: bytes,
+    files: Iterable[tuple[str, bytes]],
+    output_bytes: int,
+) -> bytes:
     value = encode(
         {
-            "args": list(given.args),
-            "environment": [[name, text] for name, text in given.environment],
-            "stdin": _digest(given.stdin),
+            "args": list(args),
+            "environment": [[name, text] for name, text in environment],
+            "stdin": stdin,
             "files": [[name, digest] for name, digest in files],
             "output_bytes": output_bytes,
         }
@@ -117,8 +130,20 @@ def input_hash(
     return tagged_sha256("compute-input", value)
 
 
+@lru_cache(maxsize=64)
+def _nothing_given(output_bytes: int) -> bytes:
+    """Return the hash of every invocation with that bound, which is given nothing."""
+    return _given((), (), _digest(b""), (), output_bytes)
+
+
 def output_hash(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]) -> bytes:
     """Return the hash that an outcome names: of all that a run gave back."""
+    if not (stdout or stderr or files):
+        return _NOTHING_LEFT
+    return _left(stdout, stderr, files)
+
+
+def _left(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]) -> bytes:
     value = encode(
         {
             "stdout": _digest(stdout),
@@ -127,3 +152,6 @@ def output_hash(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]
         }
     )
     return tagged_sha256("compute-output", value)
+
+
+_NOTHING_LEFT = _left(b"", b"", ())

@@ -6,7 +6,7 @@ in `xsc.compute.receipts`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import (
@@ -46,10 +46,10 @@ class Limits:
     """Standard output, standard error and output files, together."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, most = getattr(self, field.name), _MOST[field.name]
-            if not 1 <= value <= most:
-                raise ArgumentInvalid(f"{field.name} must be from 1 to {most}, not {value}")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                value = getattr(self, name)
+                raise ArgumentInvalid(f"{name} must be from 1 to {most}, not {value}")
 
     @property
     def steps(self) -> int:

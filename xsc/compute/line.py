@@ -97,10 +97,9 @@ class Line:
         if len(self._calls) == 1:
             self.worker.pipes.hear = self._heard
             self._begin()
-            self._send()
             if self.worker.pipes.ended:
                 self._loop.call_soon(self._heard)
-        elif not self._sending:
+        if not self._sending:
             self._sending = True
             self._loop.call_soon(self._send)
 

@@ -7,6 +7,7 @@ record models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 NUMBERS = frozenset({"i32", "i64", "f32", "f64"})
 
@@ -29,4 +30,9 @@ class Signature:
     @property
     def numeric(self) -> bool:
         """Whether every value is a number: only those can be given and shown."""
-        return all(item in NUMBERS for item in (*self.params, *self.results))
+        return _numeric(self.params, self.results)
+
+
+@lru_cache(maxsize=1024)
+def _numeric(params: tuple[str, ...], results: tuple[str, ...]) -> bool:
+    return all(item in NUMBERS for item in (*params, *results))

@@ -138,20 +138,21 @@ def parse_arguments(texts: Sequence[str], name: str, signature: Signature) -> tu
         SignatureMismatch: wrong in number, or one does not fit its type; the message
             shows the signature.
     """
-    shown = signature.show(name)
     if not signature.numeric:
-        raise SignatureMismatch(f"{shown} cannot be called with numbers alone")
+        raise SignatureMismatch(f"{signature.show(name)} cannot be called with numbers alone")
     if len(texts) != len(signature.params):
         count = len(signature.params)
         raise SignatureMismatch(
-            f"{shown} takes {count} argument{'' if count == 1 else 's'}, {len(texts)} given"
+            f"{signature.show(name)} takes {count} argument{'' if count == 1 else 's'}, "
+            f"{len(texts)} given"
         )
     numbers = []
     for position, (text, kind) in enumerate(zip(texts, signature.params, strict=True), 1):
         number = parse_number(text, kind)
         if number is None:
             raise SignatureMismatch(
-                f"argument {position} of {shown} must be an {kind}, not '{text[:40]}'"
+                f"argument {position} of {signature.show(name)} must be an {kind}, "
+                f"not '{text[:40]}'"
             )
         numbers.append(number)
     return tuple(numbers)

@@ -49,7 +49,8 @@ class Record(BaseModel):
 
     def to_value(self) -> dict[str, Value]:
         """Return the record as plain values, in lists where it has tuples."""
-        return {name: _plain(item) for name, item in self}
+        # Not by way of `iter(self)`, which takes as long as to encode it.
+        return {name: _plain(item) for name, item in self.__dict__.items()}
 
     def to_bytes(self) -> bytes:
         """Return the canonical bytes of the record."""
@@ -92,8 +93,11 @@ class Record(BaseModel):
         return cls.from_value(decode(raw, size_max=size_max))
 
 
+_PLAIN = (bytes, int, str, type(None))
+
+
 def _plain(value: object) -> Value:
-    if value is None or isinstance(value, (bytes, int, str)):
+    if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Record):
         return value.to_value()

@@ -187,7 +187,7 @@ def _used(entry: Entry) -> bytes:
 
 
 class LeaseBook:
-    """All leases by role and id; what changes is written at once, bytes held by `flush`."""
+    """All leases by role and id; what changes is written at once, counts of use by `flush`."""
 
     def __init__(self, state: KeyValue, network: bytes) -> None:
         self._state = state

@@ -617,7 +617,7 @@ class MarketService:
     # The provider's side: use
 
     def _keep(self, entry: Entry) -> None:
-        """Keep a change of bytes held, unsynced, at the end of this turn of the event loop."""
+        """Keep a change of use, unsynced, at the end of this turn of the event loop."""
         if self._book.touch(entry):
             asyncio.get_running_loop().call_soon(self._book.flush)
 
@@ -695,7 +695,7 @@ class MarketService:
         entry.reserved = max(0, entry.reserved - reserved_steps)
         amount = compute_amount(entry.terms.price, used_steps)
         entry.use = rules.spend(entry.terms, entry.use, used_steps, amount)
-        self._book.save(entry, sync=False)
+        self._keep(entry)
 
     # The provider's side: settlement
 
@@ -1175,7 +1175,8 @@ class MarketService:
         entry = self._theirs(lease_id)
         entry.end_promise(fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, amount_micro)
-        self._book.save(entry, sync=False)
+        self._keep(entry)
+        await asyncio.sleep(0)  # it is kept before anybody hears of the result
 
     def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
         """Return the price a quantum of a compute lease taken there, and the steps left under it.

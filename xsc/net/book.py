@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -41,6 +42,9 @@ Addresses = Annotated[tuple[Address, ...], Field(max_length=PEER_ADDRESSES_MAX)]
 Name = Annotated[str, Field(max_length=PEER_NAME_CHARS_MAX)]
 Fingerprint = Id32 | None
 """SHA-256 of a TLS certificate; None of a node that serves on loopback without TLS."""
+
+
+_text = lru_cache(maxsize=PEERS_MAX)(to_text)
 
 
 class AddressRecord(Record):
@@ -126,10 +130,10 @@ class PeerBook:
             info
             for info in self.all()
             if info.name == text
-            or (len(text) >= PREFIX_CHARS_MIN and to_text(info.node_id).startswith(text))
+            or (len(text) >= PREFIX_CHARS_MIN and _text(info.node_id).startswith(text))
         ]
         if len(text) == TEXT_CHARS:
-            found = [info for info in found if to_text(info.node_id) == text] or found
+            found = [info for info in found if _text(info.node_id) == text] or found
         if not found:
             raise PeerUnknown("no such peer is known here", hint="`xsc peer ls` lists them")
         if len(found) > 1:

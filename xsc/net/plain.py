@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from xsc.base.limits import KIB, PLAIN_BYTES_MAX, PLAIN_HEAD_BYTES_MAX
 from xsc.net.port import Buffer
@@ -62,6 +64,13 @@ def may_begin(data: bytes) -> bool:
     return data[: len(_METHOD)] == _METHOD[: len(data)]
 
 
+@lru_cache(maxsize=64)
+def _known_head(raw: bytes) -> tuple[str, Mapping[str, str]] | None:
+    """Return the same as `_head`: a client that calls again sends the same head again."""
+    found = _head(raw)
+    return None if found is None else (found[0], MappingProxyType(found[1]))
+
+
 def _head(raw: bytes) -> tuple[str, dict[str, str]] | None:
     """Return path and fields of a head, or None where it is not plain."""
     try:
@@ -102,7 +111,9 @@ def read(data: bytes, paths: Collection[str] | None) -> Plain | int | None:
     end = data.find(_END, 0, PLAIN_HEAD_BYTES_MAX)
     if end < 0:
         return len(data) + 1 if len(data) < PLAIN_HEAD_BYTES_MAX else None
-    found = _head(data[:end])
+    head = data[:end]
+    # A signed head is never the same; one that is refused is not seen again either.
+    found = _head(head) if b"ignature" in head else _known_head(head)
     if found is None:
         return None
     path, headers = found

@@ -162,6 +162,7 @@ class Node:
         clock, entropy, executor, log = parts.clock, parts.entropy, parts.executor, parts.log
         self.config = config
         self.key = key
+        self._own_text = to_text(key.node_id)
         self.network = network
         self.clock = clock
         self.log = log
@@ -348,7 +349,7 @@ class Node:
         Raises:
             PeerUnknown: none, or more than one.
         """
-        own = to_text(self.key.node_id)
+        own = self._own_text
         if text == self.config.name or (len(text) >= 4 and own.startswith(text)):
             return self.key.node_id
         return self.peers.find(text)
