@@ -227,7 +227,7 @@ class Core:
         fields = {**headers, "Transfer-Encoding": "chunked"}
         with self._request("POST", path, fields, ANSWER_TIMEOUT_S) as exchange:
             while block := blocks.pop(0) if blocks else _read_block(source):
-                if not exchange.push(b"%x\r\n%b\r\n" % (len(block), block)):
+                if not exchange.push(b"%x\r\n" % len(block), block, b"\r\n"):
                     break
                 progress(len(block))
             else:
@@ -363,10 +363,10 @@ class _Exchange:
             self.close()
             raise NodeUnreachable("the node takes no requests") from None
 
-    def push(self, data: bytes) -> bool:
+    def push(self, *parts: bytes) -> bool:
         """Send bytes; return False, with some unsent, once the node has answered or hung up."""
         sock: socket.socket = self.connection.sock
-        rest = memoryview(data)
+        rest = [memoryview(part) for part in parts]
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
             while rest:
@@ -376,9 +376,13 @@ class _Exchange:
                 if ready[0][1] & selectors.EVENT_READ:
                     return False
                 try:
-                    rest = rest[sock.send(rest) :]
+                    sent = sock.sendmsg(rest)
                 except ConnectionError:
                     return False
+                while rest and sent >= len(rest[0]):
+                    sent -= len(rest.pop(0))
+                if rest:
+                    rest[0] = rest[0][sent:]
         return True
 
     def response(self) -> HTTPResponse:

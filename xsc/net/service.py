@@ -33,7 +33,7 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import JOIN_BYTES_MAX, KIB, NONCE_BYTES, PEER_TIMEOUT_MS
+from xsc.base.limits import JOIN_BYTES_MAX, KIB, MIB, NONCE_BYTES, PEER_TIMEOUT_MS
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import Signed, open_signed, sign
@@ -62,8 +62,9 @@ JOIN = "peers.join"
 HELLO = "peers.hello"
 HORIZONS = b"net/replay/"
 OWN = b"net/self"
-HASH_INLINE_BYTES = 256 * KIB
-"""Parts up to this size together are hashed where they stand; it takes 50 µs."""
+HASH_INLINE_BYTES = MIB + 4 * KIB
+"""Bodies up to this size, a shard and its head, are hashed where they stand: it takes 0.3 ms. A
+thread would give up and take the interpreter lock for each 16 KiB of it."""
 _METHOD = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
 
 

@@ -140,23 +140,22 @@ async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes,
     Raises:
         TooLarge: longer than any object can be.
     """
-    chunks: list[bytes] = []
+    pieces: list[memoryview] = []
     size = total = 0
     async for chunk in source:
         total += len(chunk)
         if total > OBJECT_BYTES_MAX:
             raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes")
-        chunks.append(chunk)
-        size += len(chunk)
+        rest = memoryview(chunk)
         # Strictly more: the last segment is known only when something follows it, or nothing.
-        if size > SEGMENT_BYTES:
-            data = memoryview(b"".join(chunks))
-            full = (size - 1) // SEGMENT_BYTES
-            for index in range(full):
-                yield bytes(data[index * SEGMENT_BYTES : (index + 1) * SEGMENT_BYTES]), False
-            rest = bytes(data[full * SEGMENT_BYTES :])
-            chunks, size = [rest], len(rest)
-    yield b"".join(chunks), True
+        while size + len(rest) > SEGMENT_BYTES:
+            fits = SEGMENT_BYTES - size
+            yield b"".join((*pieces, rest[:fits])), False
+            rest = rest[fits:]
+            pieces, size = [], 0
+        pieces.append(rest)
+        size += len(rest)
+    yield b"".join(pieces), True
 
 
 def _cut_segment(

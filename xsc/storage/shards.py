@@ -35,7 +35,7 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import DAMAGED_TOLD_MAX, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
+from xsc.base.limits import DAMAGED_TOLD_MAX, KIB, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
@@ -543,7 +543,8 @@ class StorageNode:
         reserved = claim
         try:
             await self._catch_up()
-            held = await run_sized(self._executor, size, self._entries, keys)
+            # By what is read, not by what is stored: an entry has some 100 bytes.
+            held = await run_sized(self._executor, len(keys) * KIB, self._entries, keys)
             fresh: list[Body] = []
             replaced: list[Entry] = []
             for body in bodies:
