@@ -108,6 +108,32 @@ def test_tests_named_in_pages_exist(path):
     assert set(re.findall(r"`(test_\w+)`", path.read_text())) <= TESTS
 
 
+OVERSHOOT = {
+    *("fuel", "fuel of host calls", "wall time", "wall time in host calls", "time to compile"),
+    *("memory from the start", "memory that grows", "several memories", "tables", "globals"),
+    *("instances", "stack", "output", "arguments"),
+    *("jobs of one peer", "jobs in all", "queue"),
+}
+
+
+def test_every_row_of_the_overshoot_table_is_tested():
+    """Each limit of a job, how far past it one can run, and who tries: tests that exist."""
+    page = (DOCS / "design" / "compute.md").read_text()
+    table = page.split("### How far past each limit a job can run")[1].split("| --- |", 1)[1]
+    found = {}
+    for line in table.splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        limit, past, *tests = (cell.strip() for cell in line.strip("|").split("|"))
+        found[limit] = [set(re.findall(r"`(test_\w+)`", cell)) for cell in tests]
+        assert past
+    assert set(found) == OVERSHOOT
+    for limit, (met, attacked) in found.items():
+        assert met, limit
+        assert attacked, limit
+        assert met | attacked <= TESTS, limit
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_of_tests_named_in_pages_exist(path):
     for pattern in re.findall(r"`(tests/[\w/.*{},]+)`", path.read_text()):
