@@ -97,11 +97,11 @@ class Worker:
             if not self._machine.has(job.module_hash):
                 self._load(job.module_hash)
             tell = self._spout.wrote if message["stream"] else None
-            result = self._machine.run(job, tell=tell)
-            self._spout.flush()
-            return frames.result_message(result)
+            return frames.result_message(self._machine.run(job, tell=tell))
         except XscError as error:
             return frames.error_message(error)
+        finally:
+            self._spout.flush()  # nothing of this job is told during the next
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,18 @@ def parse(raw: bytes, kind: type[B]) -> B:
         first = fault.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the body"
         raise ArgumentInvalid(f"the request is wrong at {place}: {first['msg']}") from None
+
+
+def whole_number(given: str, what: str, most: int, *, least: int = 0) -> int:
+    """Return the number that a caller wrote in a query or a header.
+
+    Raises:
+        ArgumentInvalid: it is none from `least` to `most`; names `what` it is.
+    """
+    if not re.fullmatch(r"[0-9]{1,20}", given) or not least <= int(given) <= most:
+        bounds = f"from {least} to {most}" if least else f"up to {most}"
+        raise ArgumentInvalid(f"{what} must be a whole number {bounds}")
+    return int(given)
 
 
 def reply(value: BaseModel | dict[str, object], *, status: int = 200) -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import ReceiptInvalid, SandboxFailed
 from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, STREAM_PIECE_BYTES
 from xsc.base.log import SilentLog
+from xsc.compute import frames
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.receipts import amount_of, time_fuel
@@ -22,6 +24,7 @@ from xsc.compute.sandbox import JobResult
 from xsc.compute.spout import Spout
 from xsc.compute.streams import CANCEL, OUTPUT
 from xsc.compute.tape import Tape, run_taped
+from xsc.compute.worker import Worker
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt, Order
@@ -135,6 +138,31 @@ def test_what_comes_soon_after_is_told_together_and_nothing_waits_for_ever():
     size = STREAM_PIECE_BYTES
     spout.wrote(1, bytes(size))
     assert told[-1] == (1, bytes(size))
+
+
+class Broken:
+    """An engine that fails after the program wrote."""
+
+    def has(self, module_hash):
+        return True
+
+    def run(self, job, tell):
+        tell(1, b"at once")
+        tell(1, b"soon")
+        raise SandboxFailed("the engine failed")
+
+
+def test_what_was_written_before_a_failure_is_told_before_it():
+    given = frames.job_message(job_of(TALKER, "_start", mode="run"), stream=True)
+    sink = io.BytesIO()
+    Worker(Broken(), io.BytesIO(frames.to_frame(given)), sink).serve()
+    said, kinds = sink.getvalue(), []
+    while said:
+        end = frames.PREFIX_BYTES + frames.length_of(said[: frames.PREFIX_BYTES])
+        kinds.append(frames.from_frame(said[frames.PREFIX_BYTES : end]))
+        said = said[end:]
+    assert b"".join(each["data"] for each in kinds[:-1]) == b"at oncesoon"
+    assert kinds[-1]["kind"] == "error"
 
 
 class Stuck:

@@ -16,7 +16,7 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
-from xsc.node.routes import drain, objects
+from xsc.node.routes import drain, ledger, objects
 from xsc.storage.capability import ReadCapability
 from xsc.storage.leaving import check_proof
 
@@ -35,6 +35,12 @@ class Api:
         answer = await self.routes[method, path.partition("?")[0]](request)
         assert isinstance(answer, web.Response)
         return json.loads(answer.text)
+
+
+@pytest.mark.parametrize("text", ["²", "9" * 5_000, "-1", "1.0", "x", ""])
+async def test_a_number_that_is_none_is_no_bug(text):
+    with pytest.raises(ArgumentInvalid, match="must be a whole number from 1 to"):
+        await Api(ledger.routes(None)).call("GET", f"/v1/ledger/log?limit={text}")
 
 
 def test_repair_says_what_moved_and_what_did_not():

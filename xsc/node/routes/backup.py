@@ -47,12 +47,8 @@ def routes(node: Node, home: Path, faults: Faults) -> list[web.RouteDef]:
             while piece := await parts.executor.run(next, pieces, b""):
                 await response.write(piece)
         except XscError as fault:
-            faults.keep(request_id, fault)
             node.log.warning("backup_broke_off", code=fault.code, fault=fault.message)
-            response.force_close()
-            if request.transport is not None:
-                request.transport.close()
-            return response
+            return faults.break_off(request, response, request_id, fault)
         await response.write_eof()
         return response
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
 from aiohttp import web
 
-from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.node.build import Node
-from xsc.node.http import reply
+from xsc.node.http import reply, whole_number
 
 WAIT_MS_MAX = 30_000
 
 
 def _wait_ms(request: web.Request) -> int:
-    given = request.query.get("wait_ms", "0")
-    if not re.fullmatch(r"[0-9]{1,6}", given) or int(given) > WAIT_MS_MAX:
-        raise ArgumentInvalid(f"wait_ms must be a whole number up to {WAIT_MS_MAX}")
-    return int(given)
+    return whole_number(request.query.get("wait_ms", "0"), "wait_ms", WAIT_MS_MAX)
 
 
 def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from xsc.api.schema import LimitRequest
-from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import from_text, to_text
 from xsc.node.build import Node
-from xsc.node.http import read_body, reply
+from xsc.node.http import read_body, reply, whole_number
 
 ENTRIES_MAX = 10_000
 
@@ -33,8 +32,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def log(request: web.Request) -> web.Response:
         given = request.query.get("limit", "50")
-        if not given.isdigit() or not 0 < int(given) <= ENTRIES_MAX:
-            raise ArgumentInvalid(f"limit must be a whole number from 1 to {ENTRIES_MAX}")
+        limit = whole_number(given, "limit", ENTRIES_MAX, least=1)
         who = request.query.get("peer")
         peer = None if who is None else node.find(who)
         rows = [
@@ -50,7 +48,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "entry_id": to_text(row.entry_id),
                 "state": row.state,
             }
-            for row in node.ledger.entries(limit=int(given), peer=peer)
+            for row in node.ledger.entries(limit=limit, peer=peer)
         ]
         return reply({"entries": rows})
 

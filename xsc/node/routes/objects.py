@@ -31,7 +31,7 @@ from xsc.base.limits import (
     SHARDS_MAX,
 )
 from xsc.node.build import Node
-from xsc.node.http import problem_response, reply
+from xsc.node.http import problem_response, reply, whole_number
 from xsc.storage.durability import parse as parse_survival
 from xsc.storage.names import PART, check_name, listed
 
@@ -56,11 +56,7 @@ def _name(request: web.Request, header: str) -> str:
 
 def _number(request: web.Request, header: str, most: int) -> int | None:
     given = request.headers.get(header)
-    if given is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,20}", given) or int(given) > most:
-        raise ArgumentInvalid(f"the header {header} must be a whole number up to {most}")
-    return int(given)
+    return None if given is None else whole_number(given, f"the header {header}", most)
 
 
 def _code(request: web.Request) -> tuple[int, int]:
@@ -115,6 +111,20 @@ class Faults:
         self._kept[request_id] = problem(fault)
         while len(self._kept) > FAULTS_KEPT:
             del self._kept[next(iter(self._kept))]
+
+    def break_off(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        request_id: str,
+        fault: XscError,
+    ) -> web.StreamResponse:
+        """End a response that has begun with its connection, and remember why."""
+        self.keep(request_id, fault)
+        response.force_close()
+        if request.transport is not None:
+            request.transport.close()
+        return response
 
     def find(self, request_id: str) -> dict[str, object]:
         """Return the problem document of a request.
@@ -193,12 +203,8 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             async for chunk in stream:
                 await _write(response, chunk)
         except XscError as fault:
-            faults.keep(request_id, fault)
             node.log.warning("get_broke_off", code=fault.code, fault=fault.message)
-            response.force_close()
-            if request.transport is not None:
-                request.transport.close()
-            return response
+            return faults.break_off(request, response, request_id, fault)
         await response.write_eof()
         return response
 

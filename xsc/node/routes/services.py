@@ -11,23 +11,18 @@ from base64 import b64encode
 from aiohttp import web
 
 from xsc.api.schema import DeployRequest, RollbackRequest, Service, ServiceRequest
-from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import SERVICE_LOG_ROWS_MAX
 from xsc.compute.services import WAIT_MS_MAX, View
 from xsc.compute.services_store import Row
 from xsc.node.build import Node
 from xsc.node.framing import ended, exactly, head
-from xsc.node.http import read_body, reply
+from xsc.node.http import read_body, reply, whole_number
 
 
 def _number(request: web.Request, name: str, default: int | None, most: int) -> int | None:
     given = request.query.get(name)
-    if given is None:
-        return default
-    if not given.isdecimal() or int(given) > most:
-        raise ArgumentInvalid(f"{name} must be a whole number up to {most}")
-    return int(given)
+    return default if given is None else whole_number(given, name, most)
 
 
 def _row(row: Row) -> ServiceRequest:
