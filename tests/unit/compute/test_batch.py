@@ -20,7 +20,13 @@ from xsc.base.errors import (
     SignatureMismatch,
     TooLarge,
 )
-from xsc.base.limits import BATCH_ITEMS_MAX, BATCH_TRAPS_MAX, FUEL_MAX, MILLISECOND_FUEL
+from xsc.base.limits import (
+    BATCH_ITEMS_MAX,
+    BATCH_TRAPS_MAX,
+    COMPILE_BYTE_FUEL,
+    FUEL_MAX,
+    MILLISECOND_FUEL,
+)
 from xsc.compute import batch
 from xsc.compute.batch import Row, Shape, read_rows, run_all
 from xsc.compute.inputs import RunInput, input_hash
@@ -205,7 +211,8 @@ async def test_a_batch_is_run_under_one_order_and_receipt(world, local):  # noqa
     done = await many(world, "add", "add", calls, local=local)
     assert [item.results for item in done.items] == [[str(n + 16)] for n in range(300)]
     assert done.fuel_used == sum(item.fuel_used for item in done.items) == 1200
-    assert done.amount_micro == (0 if local else 1200)
+    compiling = len(wasm("add")) * COMPILE_BYTE_FUEL
+    assert done.amount_micro == (0 if local else 1200 + compiling)
     assert len(world.wire.sent) == (0 if local else 2)  # asked, and again with the module
     assert "a batch of calls of add" in verify_file(done.receipt, wasm("add"))
     for place in range(0, len(done.receipt), 7):
