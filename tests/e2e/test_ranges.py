@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e.conftest import wait_for
+from xsc.client.partial import BLOCK_BYTES
 
 MIB = 1024 * 1024
 SEGMENT = 4 * MIB
@@ -102,12 +103,12 @@ def test_a_get_goes_on_after_its_client_and_its_node_were_killed(net, tmp_path):
     process.wait()
     kept = len(sums.read_text().splitlines()) - 1
     assert kept >= 1, "what came is kept"
-    assert part.stat().st_size - kept * SEGMENT <= SEGMENT
+    assert part.stat().st_size - kept * BLOCK_BYTES <= BLOCK_BYTES
     assert not target.exists()
 
     row = next(row for row in net.status() if row["name"] == "node-4")
     process = download(reader, capability, target)
-    wait_for(at_least(part, (kept + 2) * SEGMENT))
+    wait_for(at_least(part, kept * BLOCK_BYTES + 2 * SEGMENT))
     try:
         net.kill([row])
         assert process.wait() == 5

@@ -30,6 +30,8 @@ from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscEr
 
 BLOCK_BYTES = 1024 * 1024
 """Unit of uploads and downloads, and all that they keep in memory."""
+SOCKET_BYTES = 512 * 1024
+"""Held by the system for a download: what a client that is killed has not read is lost."""
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
 """Without a byte in either direction. A put or a settlement waits for several peers in turn."""
@@ -241,6 +243,8 @@ class Core:
             NodeUnreachable, XscError: as `call`.
         """
         exchange = self._request("GET", path, headers, ANSWER_TIMEOUT_S)
+        sock: socket.socket = exchange.connection.sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         try:
             return Download(self, exchange, exchange.response())
         except BaseException:

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 import pytest
 
 from xsc.base.errors import ArgumentInvalid, NodeUnreachable
+from xsc.base.limits import MIB
+from xsc.base.merkle import root_of
 from xsc.client.partial import BLOCK_BYTES, Partial, fetch, object_id
 
 CAP, OTHER = "xsc:r:one", "xsc:r:two"
@@ -175,6 +177,23 @@ def test_every_cut_of_the_sums_and_of_the_part_is_recovered_from(tmp_path):
         get(Source(), path)
         assert path.read_bytes() == CONTENT
         assert names(tmp_path) == ["f"]
+
+
+def test_a_part_of_an_earlier_release_is_gone_on_with(tmp_path):
+    """Its blocks were of 4 MiB, and stay so until it is whole."""
+    path, block = tmp_path / "f", 4 * MIB
+    content = CONTENT * 5
+    content = content[: 2 * block + 5]
+    sums = f"xsc part 1 {object_id(CAP)} {len(content)}\n{root_of(content[:block]).hex()}\n"
+    (tmp_path / "f.part").write_bytes(content[: block + 3 * MIB])
+    (tmp_path / "f.part.sums").write_text(sums)
+    first = Source(content, breaks_after=block)
+    with pytest.raises(NodeUnreachable):
+        get(first, path)
+    last = Source(content)
+    assert get(last, path) == len(content)
+    assert (first.asked, last.asked) == ([f"{block}-"], [f"{2 * block}-"])
+    assert path.read_bytes() == content
 
 
 def test_a_whole_part_needs_nothing_more(tmp_path):

@@ -7,6 +7,7 @@ requests holds one.
 from __future__ import annotations
 
 import re
+import socket
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from urllib.parse import unquote
@@ -39,6 +40,8 @@ VERSION_MAX = 2**63 - 1
 FAULTS_KEPT = 256
 PIECE_BYTES = 256 * KIB
 """Written at once of an object."""
+SOCKET_BYTES = 512 * KIB
+"""Held by the system of what was written and not read."""
 
 
 def _capability(request: web.Request) -> str:
@@ -84,6 +87,13 @@ async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None
     view = memoryview(data)
     for start in range(0, len(view), PIECE_BYTES):
         await response.write(view[start : start + PIECE_BYTES])
+
+
+def _hold_little(request: web.Request) -> None:
+    """Have the system hold little of an answer: what a client that goes has not read is lost."""
+    held = None if request.transport is None else request.transport.get_extra_info("socket")
+    if held is not None:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
 
 
 def _upload_id(given: str | None) -> bytes | None:
@@ -198,6 +208,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         if asked is not None:
             response.headers["Content-Range"] = ranges.content_range(start, stop, reader.size_bytes)
         await response.prepare(request)
+        _hold_little(request)
         try:
             await _write(response, first)
             async for chunk in stream:
