@@ -15,7 +15,7 @@ what it pays for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
@@ -53,7 +53,7 @@ from xsc.storage.mender import Charge, Mender
 from xsc.storage.pipeline import Held
 from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach, together
-from xsc.storage.turns import Turns
+from xsc.storage.turns import Turns, sliced
 
 GUARD: Final = "storage.guard"
 UNGUARD: Final = "storage.unguard"
@@ -111,7 +111,7 @@ class Guards:
         state: KeyValue,
         commit: Commit,
         weight_ppm: Callable[[bytes], int],
-        own: Callable[[], list[tuple[bytes, bytes]]],
+        own: Callable[[], Iterable[tuple[bytes, bytes]]],
         load: Callable[[bytes], Charge | None],
         grace_ms: int,
         leaving: Callable[[], frozenset[bytes]],
@@ -161,7 +161,7 @@ class Guards:
             if self._reach.is_up(node) and node not in leaving and node not in self._refused
         ]
         asked = []
-        for ref, _ in self._own():
+        async for ref, _ in sliced(self._own()):
             told = self._told(ref)
             if len(told) >= min(GUARDIANS, len(up)) and not self._gone(told):
                 continue
@@ -262,13 +262,13 @@ class Guards:
             return False
         return self.mender.silent_ms(ward.owner) >= self._grace_ms * (1 + ward.turn)
 
-    def refs(self) -> list[tuple[bytes, bytes]]:
-        """Return the wards to look at: of owners that are away, or with something to give back."""
-        return [
+    def refs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the wards to look at: of owners that are away, or with something to give back."""
+        return (
             (ref, ward.placement)
             for ref, ward in self.wards()
             if not ward.ended and (ward.held or self._acts(ward))
-        ]
+        )
 
     def load(self, ref: bytes) -> Charge | None:
         """Return a ward as a charge."""
@@ -368,7 +368,7 @@ class Guards:
 
     async def resign_all(self) -> None:
         """Tell owners of what this node guards no longer; what it pays for they take over first."""
-        for ref, ward in list(self.wards()):
+        for ref, ward in [item async for item in sliced(self.wards())]:
             if ward.ended or ward.held or self._accepts(ward.owner):
                 continue
             if not self._reach.is_up(ward.owner):
@@ -402,7 +402,7 @@ class Guards:
 
     async def report_all(self) -> None:
         """Tell owners that are back what was repaired for them, until they take it over."""
-        for ref, ward in list(self.wards()):
+        for ref, ward in [item async for item in sliced(self.wards())]:
             if ward.ended or not ward.held or not self._reach.is_up(ward.owner):
                 continue
             if not open_placement(ward.placement, self._reach.network).repairs:
@@ -451,7 +451,7 @@ class Guards:
 
     async def end_all(self) -> None:
         """Delete what is held for guards that have ended."""
-        for ref in [ref for ref, ward in self.wards() if ward.ended]:
+        for ref in [ref async for ref, ward in sliced(self.wards()) if ward.ended]:
             async with self._turns.of(ref):
                 ward = self._ward(ref)
                 if ward is None or not ward.ended:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ from xsc.storage.receipts import shards_of
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.storage.segment import length_of
-from xsc.storage.turns import Turns
+from xsc.storage.turns import Turns, sliced
 from xsc.terms.lease import OWN_LEASE
 
 
@@ -97,8 +97,8 @@ class Charge:
 class Keeper(Protocol):
     """Holds charges on the disk."""
 
-    def refs(self) -> list[tuple[bytes, bytes]]:
-        """Return the charges to be looked after at this moment: reference and placement."""
+    def refs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the charges to be looked after at this moment: reference and placement."""
 
     def load(self, ref: bytes) -> Charge | None:
         """Return a charge; None where it is gone."""
@@ -272,7 +272,7 @@ class Mender:
             everything = now_ms >= full_ms
             if everything:
                 full_ms = now_ms + self._settings.check_ms
-            listed = self._keeper.refs()
+            listed = [item async for item in sliced(self._keeper.refs())]
             situation = (
                 self.gone({*self._watches}),
                 self.available(),
@@ -332,7 +332,7 @@ class Mender:
         again, self._again = self._again, set()
         refs = [
             ref
-            for ref, raw in listed
+            async for ref, raw in sliced(listed)
             if everything or ref in again or ref in also or self._concerned(raw)
         ]
         places = asyncio.Semaphore(SURVEYS_AT_ONCE)

@@ -85,7 +85,7 @@ from xsc.storage.reading import Located, ObjectReader, read_whole
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode
-from xsc.storage.turns import Turns
+from xsc.storage.turns import Turns, sliced
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
@@ -266,11 +266,11 @@ class _Owned:
         self._service = service
         self._key = key
 
-    def refs(self) -> list[tuple[bytes, bytes]]:
-        """Return manifest hash and placement of each."""
-        return [
+    def refs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield manifest hash and placement of each."""
+        return (
             (ref, entry.placement) for ref, entry in self._service.entries() if not entry.deleting
-        ]
+        )
 
     def load(self, ref: bytes) -> Charge | None:
         """Return what the mender may know: not how to read."""
@@ -1048,7 +1048,7 @@ class StorageService:
     async def retry_deletions(self) -> tuple[int, int]:
         """Ask again where a deletion was not confirmed; return objects done, and still open."""
         done = left = 0
-        for ref in [ref for ref, entry in self.entries() if entry.deleting]:
+        for ref in [ref async for ref, entry in sliced(self.entries()) if entry.deleting]:
             async with self._turns.of(ref):
                 entry = self._entry(ref)
                 if entry is None:

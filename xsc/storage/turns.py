@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+SLICE: Final = 64
+"""Rows of a list that are gone through before others have their turn."""
+
+
+async def sliced(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yield items; after each slice of them whatever else waits goes first.
+
+    A list that grows with what the node keeps would else hold up all its answers.
+    """
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
 
 
 class Turns:
-    """Locks by key, in the order in which they were asked for; an unused one is forgotten."""
+    """Locks by key: what reads a row, awaits, and writes it, loses nothing so.
+
+    They are given in the order in which they were asked for; an unused one is forgotten.
+    """
 
     def __init__(self) -> None:
         self._locks: dict[bytes, asyncio.Lock] = {}

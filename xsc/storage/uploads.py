@@ -114,12 +114,17 @@ class Uploads:
                     continue
                 if kept is None or now_ms - kept.head.touched_ms < UPLOAD_KEPT_MS:
                     continue
-                await self._end(upload, kept, now_ms - kept.head.touched_ms)
+                await self._end(upload, kept, now_ms)
 
-    async def _end(self, upload: bytes, kept: Kept, age_ms: int) -> None:
-        held = kept.held()
+    async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
+        held, touched_ms = kept.held(), kept.head.touched_ms
+        if kept.head.slots:
+            # Silent hosts are asked from now on, however long this node itself was away.
+            touched_ms = now_ms - UPLOAD_KEPT_MS
         # From here on nothing can go on with it: hosts lose its shards one by one.
-        head = kept.head.model_copy(update={"slots": (), "places": journal.places(held)})
+        head = kept.head.model_copy(
+            update={"slots": (), "places": journal.places(held), "touched_ms": touched_ms}
+        )
         await self._commit(
             [*journal.forget(self._state, upload), (journal.HEAD + upload, head.to_bytes())]
         )
@@ -133,7 +138,7 @@ class Uploads:
                 continue
             for place in [place for place in left if place[0] == node]:
                 await self._reach.note_freed(*place, left.pop(place))
-        if left and age_ms < 2 * UPLOAD_KEPT_MS:
+        if left and now_ms - touched_ms < 2 * UPLOAD_KEPT_MS:
             rest = head.model_copy(update={"places": journal.places(left)})
             await self._commit([(journal.HEAD + upload, rest.to_bytes())])
         else:

@@ -17,11 +17,12 @@ from xsc.base.errors import (
     UploadChanged,
     XscError,
 )
-from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX
+from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX, UPLOAD_KEPT_MS
 from xsc.identity.envelope import sign
 from xsc.storage import pipeline
 from xsc.storage.durability import Survival
 from xsc.storage.erasure import StorageShard
+from xsc.storage.journal import PREFIX
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pipeline import cut_stream
 from xsc.storage.reach import requests_of
@@ -439,9 +440,8 @@ async def test_a_stream_needs_no_size():
     assert await get(world[5], done.capability) == data
 
 
-async def test_an_id_that_is_given_again_with_another_code_begins_anew_and_leaves_nothing():
-    world = await World(6).start()
-    data = content(FOUR_SEGMENTS)
+async def broken_put(world, data):
+    """Begin a put that keeps what it stored when its client goes away."""
 
     async def broken():
         async for chunk in stream(data[: 9 * MIB]):
@@ -450,15 +450,51 @@ async def test_an_id_that_is_given_again_with_another_code_begins_anew_and_leave
             await asyncio.sleep(0)
         raise PeerSilent("the client went away")
 
-    async def put_with(source, code):
-        return await world[0].service.put(source, name="x", code=code, resume=b"i" * 32)
-
     with pytest.raises(PeerSilent):
-        await put_with(broken(), (4, 2))
+        await world[0].service.put(broken(), name="x", resume=b"i" * 32)
     assert sum(used(world))
+
+
+async def test_an_id_that_is_given_again_with_another_code_begins_anew_and_leaves_nothing():
+    world = await World(6).start()
+    data = content(FOUR_SEGMENTS)
+    await broken_put(world, data)
+
+    async def put_again():
+        again = {"name": "x", "code": (2, 1), "resume": b"i" * 32}
+        return await world[0].service.put(stream(data), **again)
+
     with pytest.raises(UploadChanged):
-        await put_with(stream(data), (2, 1))
+        await put_again()
     assert not sum(used(world))
     assert not sum(world[0].customer_used.values())
-    done = await put_with(stream(data), (2, 1))
-    assert await get(world[1], done.capability) == data
+    assert await get(world[1], (await put_again()).capability) == data
+
+
+async def test_a_host_that_is_silent_when_a_put_is_given_up_is_asked_again_for_a_day():
+    """Also where this node was away itself for longer than that."""
+    world = await World(6).start()
+    await broken_put(world, content(FOUR_SEGMENTS))
+    uploads, silent = world[0].service.uploads, world[3]
+    world.clock.advance_to(world.clock.now_ms() + 5 * UPLOAD_KEPT_MS)
+    silent.up = False
+    for later_ms in (0, UPLOAD_KEPT_MS - 1):
+        world.clock.advance_to(world.clock.now_ms() + later_ms)
+        await uploads.expire()
+        assert [host for host in world.hosts if host.node.used_bytes] == [silent]
+    silent.up = True
+    await uploads.expire()
+    assert not sum(used(world))
+    assert not sum(world[0].customer_used.values())
+    assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
+
+
+async def test_a_host_that_stays_silent_is_not_asked_for_ever():
+    world = await World(6).start()
+    await broken_put(world, content(FOUR_SEGMENTS))
+    world[3].up = False
+    for _ in range(2):
+        assert list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
+        world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
+        await world[0].service.uploads.expire()
+    assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))

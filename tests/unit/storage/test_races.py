@@ -1,6 +1,7 @@
 """What two tasks do to one object at once ends as if one had come after the other."""
 
 import asyncio
+import itertools
 
 from tests.unit.storage.world import NETWORK, World, content, finished, put
 from xsc.base.limits import LEFTOVERS_KEPT_MS
@@ -8,6 +9,7 @@ from xsc.storage import messages
 from xsc.storage.capability import parse_verify
 from xsc.storage.delegation import move_by_delegate, open_placement
 from xsc.storage.pipeline import Held
+from xsc.storage.service import OBJECTS
 
 
 def play(story, count=3):
@@ -178,3 +180,34 @@ def test_of_an_object_that_is_deleted_after_it_was_mended_nothing_is_remembered(
         assert (mender._moved_ms, mender._proved, len(mender._turns)) == ({}, {}, 0)
 
     play(story, 5)
+
+
+async def turns_of_others(work):
+    """Return how often another task has its turn while some work is done."""
+    task = asyncio.ensure_future(work)
+    for turns in itertools.count():
+        if task.done():
+            await task
+            return turns
+        await asyncio.sleep(0)
+    raise AssertionError
+
+
+def test_others_have_their_turns_while_long_lists_are_gone_through():
+    async def story(world):
+        owner = world[0]
+        done = await put(owner, content(100), code=(1, 1))
+        ref = parse_verify(done.capability).manifest_hash
+        raw = owner.state.get(OBJECTS + ref)
+        many = [(OBJECTS + number.to_bytes(32, "big"), raw) for number in range(640)]
+        owner.state.write(many, sync=True)
+        guards, mender = owner.service.guards, owner.service.mender
+        mender.look()
+        guards._refused = dict.fromkeys(owner.peers(), 2**62)
+        placement = owner.service.entry(ref).placement
+        listed = [(ref, placement)] * 640
+        assert await turns_of_others(mender.round(listed, everything=False)) > 10
+        assert await turns_of_others(guards.ask_all()) > 10
+        assert await turns_of_others(owner.service.retry_deletions()) > 10
+
+    play(story)
