@@ -154,8 +154,8 @@ def ids(state: KeyValue) -> Iterator[bytes]:
         yield key.removeprefix(HEAD)
 
 
-def read(state: KeyValue, upload: bytes) -> Kept | None:
-    """Return what is kept of an upload, or None.
+def read_head(state: KeyValue, upload: bytes) -> Head | None:
+    """Return what is kept of an upload as a whole, or None.
 
     Raises:
         StoreDamaged: what is kept is not what was written.
@@ -164,7 +164,22 @@ def read(state: KeyValue, upload: bytes) -> Kept | None:
     if raw is None:
         return None
     try:
-        kept = Kept(Head.from_bytes(raw, size_max=MIB))
+        return Head.from_bytes(raw, size_max=MIB)
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
+
+
+def read(state: KeyValue, upload: bytes) -> Kept | None:
+    """Return what is kept of an upload, or None.
+
+    Raises:
+        StoreDamaged: what is kept is not what was written.
+    """
+    head = read_head(state, upload)
+    if head is None:
+        return None
+    kept = Kept(head)
+    try:
         for tail, value in _tails(state, SEGMENT + upload):
             segment = KeptSegment.from_bytes(value)
             kept.segments[int.from_bytes(tail, "big")] = segment

@@ -281,7 +281,7 @@ class _Owned:
         return Charge(ref, parse_verify(entry.capability), self._key, entry.placement, held)
 
     async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
-        """Keep placement and what is held; where it is being deleted, only what is held."""
+        """Keep placement and what is held, unless it is being deleted."""
         return await self._service.note_placement(ref, placement, held)
 
 

@@ -107,14 +107,21 @@ class Uploads:
                 continue
             async with self.turn(upload):
                 try:
-                    kept = journal.read(self._state, upload)
+                    kept = await self._over(upload, now_ms)
                 except StoreDamaged as fault:
                     self._reach.log.error("storage_journal_damaged", reason=fault.message)
                     await self._commit(journal.forget(self._state, upload))
                     continue
-                if kept is None or now_ms - kept.head.touched_ms < UPLOAD_KEPT_MS:
-                    continue
-                await self._end(upload, kept, now_ms)
+                if kept is not None:
+                    await self._end(upload, kept, now_ms)
+
+    async def _over(self, upload: bytes, now_ms: int) -> Kept | None:
+        """Return what is kept of an upload that nobody went on with for too long, else None."""
+        head = journal.read_head(self._state, upload)
+        if head is None or now_ms - head.touched_ms < UPLOAD_KEPT_MS:
+            return None
+        # Rows by the 100 000 where much was stored: others are answered meanwhile.
+        return await self._reach.executor.run(journal.read, self._state, upload)
 
     async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
         held, touched_ms = kept.held(), kept.head.touched_ms

@@ -22,7 +22,7 @@ from xsc.identity.envelope import sign
 from xsc.storage import pipeline
 from xsc.storage.durability import Survival
 from xsc.storage.erasure import StorageShard
-from xsc.storage.journal import PREFIX
+from xsc.storage.journal import HEAD, PREFIX
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pipeline import cut_stream
 from xsc.storage.reach import requests_of
@@ -498,3 +498,12 @@ async def test_a_host_that_stays_silent_is_not_asked_for_ever():
         world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
         await world[0].service.uploads.expire()
     assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
+
+
+async def test_a_put_that_may_still_go_on_is_looked_at_without_reading_all_that_it_stored():
+    world = await World(6).start()
+    await broken_put(world, content(FOUR_SEGMENTS))
+    scan, scanned = world[0].state.scan, []
+    world[0].state.scan = lambda start, stop: scanned.append(start) or scan(start, stop)
+    await world[0].service.uploads.expire()
+    assert scanned == [HEAD]
