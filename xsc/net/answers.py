@@ -14,7 +14,8 @@ from xsc.base.errors import FrameInvalid
 
 END = b"\r\n\r\n"
 _LINE = re.compile(r"HTTP/1\.1 ([2-5][0-9]{2})(?: [\x20-\x7e]{0,64})?")
-_FIELD = re.compile(r"([A-Za-z0-9-]{1,64}):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?|)[ \t]*")
+_FIELD = re.compile(r"([A-Za-z0-9-]{1,64}):([\t\x20-\x7e]*)")
+"""Each field matches in one way at most; what is blank around the value is taken off afterwards."""
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,15}")
 FIELDS_MAX = 32
 
@@ -56,10 +57,10 @@ def read_head(raw: bytes) -> Head:
     headers: dict[str, str] = {}
     for field in fields:
         found = _FIELD.fullmatch(field)
-        name = "" if found is None else found[1].lower()
-        if found is None or name in headers:
+        value = "" if found is None else found[2].strip(" \t")
+        if found is None or "\t" in value or found[1].lower() in headers:
             raise FrameInvalid("a field of its head is malformed, or there twice")
-        headers[name] = found[2]
+        headers[found[1].lower()] = value
     length = headers.get("content-length")
     if length is None or "transfer-encoding" in headers:
         raise FrameInvalid("it announces no length")

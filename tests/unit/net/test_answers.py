@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import FrameInvalid
+from xsc.base.limits import PEER_HEADER_BYTES_MAX
 from xsc.net.answers import FIELDS_MAX, Head, read_head, request_head
 from xsc.net.plain import Plain, head_of, read
 
@@ -80,6 +81,14 @@ def test_who_says_so_closes_the_connection(field, keeps):
 def test_everything_else_is_no_answer(raw):
     with pytest.raises(FrameInvalid):
         read_head(raw)
+
+
+@pytest.mark.timeout(20)
+def test_blanks_before_a_fault_are_read_once_and_not_in_every_way():
+    raw = PLAIN + b"\r\nA:" + b" " * (PEER_HEADER_BYTES_MAX - 200) + b"\x01"
+    for _ in range(50):
+        with pytest.raises(FrameInvalid):
+            read_head(raw)
 
 
 def general(raw: bytes) -> tuple[int, dict[str, str]] | None:
