@@ -23,6 +23,7 @@ from pydantic import Field
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     NotAllowed,
+    PeerUnknown,
     RateLimited,
     RecordInvalid,
     StoreDamaged,
@@ -146,6 +147,7 @@ class Guards:
         while True:
             await self._reach.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
             await self.ask_all()
+            await self.release_all()
             await self.resign_all()
             await self.end_all()
             await self.report_all()
@@ -223,18 +225,38 @@ class Guards:
         return tuple(agreed)
 
     async def release(self, ref: bytes) -> None:
-        """Tell the guardians of an object that is deleted; who misses it finds nothing to mend."""
+        """Tell the guardians of an object that is deleted; the silent are told when they are up."""
         async with self._asking.of(ref):
-            for node in self._told(ref):
-                try:
-                    await self._caller.call(
-                        node, UNGUARD, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-                    )
-                except XscError as fault:
-                    self._reach.log.info(
-                        "storage_not_released", peer=short(node), reason=fault.message
-                    )
-            await self._commit([(TOLD + ref, None)])
+            told = self._told(ref)
+            left = tuple([node for node in told if not await self._released(ref, node)])
+            if left != told:
+                row = Told(nodes=left).to_bytes() if left else None
+                await self._commit([(TOLD + ref, row)])
+
+    async def _released(self, ref: bytes, node: bytes) -> bool:
+        """Tell a guardian; say whether it need not be told again."""
+        try:
+            await self._caller.call(
+                node, UNGUARD, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+            )
+        except XscError as fault:
+            self._reach.log.info("storage_not_released", peer=short(node), reason=fault.message)
+            # Else it guards nothing of this node, or cannot be asked any more.
+            return isinstance(fault, (NotAllowed, PeerUnknown))
+        return True
+
+    async def release_all(self) -> None:
+        """Tell guardians that are up again of what was deleted meanwhile."""
+        rows = self._state.scan(TOLD, prefix_end(TOLD))
+        ended = [
+            ref
+            async for ref in sliced(key.removeprefix(TOLD) for key, _ in rows)
+            if was_ended(self._state, ref)
+        ]
+        peers = set(self._reach.hosts.peers())
+        for ref in ended:
+            if any(node not in peers or self._reach.is_up(node) for node in self._told(ref)):
+                await self.release(ref)
 
     # The guardian's side
 

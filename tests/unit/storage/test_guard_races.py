@@ -115,3 +115,41 @@ def test_an_object_that_is_deleted_while_it_is_handed_over_is_guarded_by_nobody(
             assert not list(host.state.scan(TOLD, TOLD + b"\xff"))
 
     play(story, 5)
+
+
+async def guarding(owner, guardian):
+    """Do once what both do again and again; return how many objects are guarded."""
+    for host in (owner, guardian):
+        guards = host.service.guards
+        for work in (guards.ask_all, guards.release_all, guards.end_all, guards.report_all):
+            await work()
+    return len(list(guardian.service.guards.wards()))
+
+
+def test_a_guardian_that_missed_a_deletion_is_told_when_it_is_back():
+    async def story(world):
+        owner, guardian = world[0], world[1]
+        done = await put(owner, content(100), code=(1, 1))
+        await put(owner, content(200), code=(1, 1))
+        assert await guarding(owner, guardian) == 2
+        guardian.up = False
+        assert (await owner.service.rm(done.capability)).partly
+        assert await guarding(owner, guardian) == 2
+        guardian.up = True
+        assert await guarding(owner, guardian) == 1
+        assert len(list(owner.state.scan(TOLD, TOLD + b"\xff"))) == 1
+
+    play(story)
+
+
+def test_a_guardian_that_is_no_peer_any_more_is_not_told_for_ever():
+    async def story(world):
+        owner, guardian = world[0], world[1]
+        done = await put(owner, content(100), code=(1, 1))
+        assert await guarding(owner, guardian) == 1
+        del world.by_id[guardian.id]
+        world.hosts.remove(guardian)
+        await owner.service.guards.release(parse_verify(done.capability).manifest_hash)
+        assert not list(owner.state.scan(TOLD, TOLD + b"\xff"))
+
+    play(story)
