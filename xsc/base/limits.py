@@ -167,6 +167,8 @@ STACK_BYTES = 512 * KIB
 KILL_GRACE_MS = 30
 """After the deadline the worker may report by itself; then it is killed."""
 JOBS_QUEUED_MAX = 64
+JOINT_RECORDS_MAX = 64
+"""Records under one signature."""
 LINE_CALLS_MAX = 16
 """Quick calls that a worker is given at once."""
 RETRY_AFTER_S_MAX = 60

@@ -65,6 +65,7 @@ from xsc.compute.fetching import Fetching
 from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, is_output_path
 from xsc.compute.limits import Limits
 from xsc.compute.near import Holders, check_objects, referred_to, saved_max, spared
+from xsc.compute.notary import Notary
 from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
     Caller,
@@ -220,6 +221,8 @@ class _Granted:
     """What was here already."""
     brought: bool = False
     """Whether the order brought the module."""
+    jointly: bool = False
+    """Whether who asked can read a receipt that was signed with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +290,9 @@ class ComputeService:
         self._orders: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
         self._answers_bytes = 0
         self._quick = Quick()
+        self._notary = Notary(key, network)
+        self._reads_joint: set[bytes] = set()
+        """Providers that can read an order that was signed with others."""
         self._streams = Streams(caller, clock, self._tape_of)
 
     async def start(self) -> None:
@@ -569,12 +575,13 @@ class ComputeService:
             order = order.model_copy(update={"grants": task.grants})
         if lease_id != OWN_LEASE:
             order = order.model_copy(update={"given_bytes": task.given_bytes})
-        return sign(order, self._key, self._network)
+        jointly = provider == self._key.node_id or provider in self._reads_joint
+        return await self._notary.sign(order, jointly=jointly)
 
     async def _run_here(self, task: _Task) -> _Delivered:
         task = await _brought(task, task.objects)
         order = await self._order(task, self._key.node_id, OWN_LEASE)
-        granted = _Granted(task.module, task.given, task.limits.output_bytes, 0)
+        granted = _Granted(task.module, task.given, task.limits.output_bytes, 0, jointly=True)
         return await self._fulfil(order, granted, task.tape)
 
     async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
@@ -633,12 +640,17 @@ class ComputeService:
                 if not referred:
                     raise
                 referred = []
+            except RecordInvalid:
+                self._reads_joint.discard(lease.node)  # it may be of an older release by now
+                raise
         size_bytes = sum(len(part) for part in reply.parts)
         most = saved_max(lease.node, referred, 0 if with_module else len(task.module))
         done = await run_sized(
             self._executor, size_bytes, self._check_reply, task, lease, order, reply, most
         )
         self._holders.note(task.module_hash, lease.node)
+        if reply.header.get("joint") is True:
+            self._reads_joint.add(lease.node)
         if task.mode == "invoke":
             receipt = done.receipt.record
             self._quick.took(function, receipt.outcome.fuel_used, receipt.observed.wall_ms)
@@ -666,6 +678,7 @@ class ComputeService:
             "output_bytes": task.limits.output_bytes,
             "module": with_module,
             "stream": task.tape is not None,
+            "joint": True,
         }
         bodies = [task.given.stdin, *(data for _, data in task.given.files)]
         if referred:
@@ -764,7 +777,7 @@ class ComputeService:
             saved_bytes=granted.saved_bytes,
             compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
         )
-        signed = sign(receipt, self._key, self._network)
+        signed = await self._notary.sign(receipt, jointly=granted.jointly)
         return _Delivered(signed, result.stdout, result.stderr, result.files)
 
     async def _serve(
@@ -793,6 +806,8 @@ class ComputeService:
             "receipt": done.receipt.raw,
             "files": [path for path, _ in done.files],
         }
+        if header.get("joint") is True:
+            answer["joint"] = True
         return answer, [done.stdout, done.stderr, *(data for _, data in done.files)]
 
     async def _accept(
@@ -845,7 +860,13 @@ class ComputeService:
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
         self._keep_module(asked.module, module)
         granted = _Granted(
-            module, given, output_bytes, price, saved_bytes, brought=brought is not None
+            module,
+            given,
+            output_bytes,
+            price,
+            saved_bytes,
+            brought=brought is not None,
+            jointly=header.get("joint") is True,
         )
         tape = Tape(self._clock) if header.get("stream") is True else None
         task = asyncio.create_task(self._work(order, granted, steps, tape))

@@ -8,22 +8,31 @@ A record is a frozen model with a kind and a version. Its envelope is
 and the signature covers `"XSC/1/sig/<kind>\\0" ‖ net ‖ SHA-256(body)`, so that
 no signature passes for another kind of record or in another network. The
 record's id is the tagged hash of its body. DESIGN section 3.
+
+In version 2 the signature is over several records (`xsc.identity.joint`), and the
+envelope of each has `place` and `path` beside. What is signed alone has version 1.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Generic, Self, TypeVar
+from functools import lru_cache
+from typing import Annotated, ClassVar, Generic, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
 from xsc.base.limits import RECORD_BYTES_MAX
+from xsc.identity import joint
 from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
 
 ENVELOPE_VERSION = 1
+JOINT_VERSION = 2
+_ALONE = {"v", "kind", "net", "by", "body", "sig"}
+_JOINT = _ALONE | {"place", "path"}
 
 Id32 = Annotated[bytes, Field(min_length=32, max_length=32)]
 """A node id, hash, root or lease id."""
@@ -153,13 +162,64 @@ def sign(record: R, key: KeyPair, network: bytes) -> Signed[R]:
     return Signed(record, key.node_id, network, tagged_sha256(record.KIND, body), raw)
 
 
-def _fields(raw: bytes, size_max: int) -> tuple[str, bytes, bytes, bytes, bytes]:
+def sign_jointly(records: Sequence[R], key: KeyPair, network: bytes) -> list[Signed[R]]:
+    """Return records signed by a key for a network, all with one signature.
+
+    Each can be shown and opened without the others. One alone is signed as by `sign`.
+    There may be up to JOINT_RECORDS_MAX.
+    """
+    if len(records) == 1:
+        return [sign(records[0], key, network)]
+    bodies = [record.to_bytes() for record in records]
+    root, paths = joint.plant(
+        [_message(record.KIND, network, body) for record, body in zip(records, bodies, strict=True)]
+    )
+    signature = key.sign(joint.message_of(network, root))
+    signed = []
+    for place, (record, body, path) in enumerate(zip(records, bodies, paths, strict=True)):
+        raw = encode(
+            {
+                "v": JOINT_VERSION,
+                "kind": record.KIND,
+                "net": network,
+                "by": key.node_id,
+                "body": body,
+                "sig": signature,
+                "place": place,
+                "path": [*path],
+            }
+        )
+        signed.append(Signed(record, key.node_id, network, tagged_sha256(record.KIND, body), raw))
+    return signed
+
+
+def _way(value: dict[str, Value]) -> tuple[int, list[bytes]]:
+    """Return place and path of a record that was signed with others."""
+    place, path = value["place"], value["path"]
+    found = [item for item in path if isinstance(item, bytes)] if isinstance(path, list) else []
+    if (
+        not isinstance(place, int)
+        or isinstance(place, bool)
+        or found != path
+        or not 1 <= len(found) <= joint.PATH_MAX
+        or any(len(item) != joint.HASH_BYTES for item in found)
+        or not 0 <= place < 1 << len(found)
+    ):
+        raise RecordInvalid("not a signed record: its way to the signature is malformed")
+    return place, found
+
+
+_Fields: TypeAlias = "tuple[str, bytes, bytes, bytes, bytes, tuple[int, list[bytes]] | None]"
+
+
+def _fields(raw: bytes, size_max: int) -> _Fields:
     value = decode(raw, size_max=size_max)
-    if not isinstance(value, dict) or set(value) != {"v", "kind", "net", "by", "body", "sig"}:
+    if not isinstance(value, dict) or set(value) not in (_ALONE, _JOINT):
         raise RecordInvalid("not a signed record")
-    if value["v"] != ENVELOPE_VERSION or isinstance(value["v"], bool):
+    expected = JOINT_VERSION if "path" in value else ENVELOPE_VERSION
+    if value["v"] != expected or isinstance(value["v"], bool):
         raise RecordInvalid(
-            f"this envelope is of version {value['v']!r}, known here is {ENVELOPE_VERSION}",
+            f"this envelope is of version {value['v']!r}, known here is {expected}",
             hint="a newer xsc may read it",
         )
     kind, network, author = value["kind"], value["net"], value["by"]
@@ -175,7 +235,7 @@ def _fields(raw: bytes, size_max: int) -> tuple[str, bytes, bytes, bytes, bytes]
         or len(signature) != SIGNATURE_BYTES
     ):
         raise RecordInvalid("not a signed record: a field is of the wrong type or length")
-    return kind, network, author, body, signature
+    return kind, network, author, body, signature, _way(value) if "path" in value else None
 
 
 def kind_of(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> str:
@@ -235,12 +295,22 @@ def _verified(
     raw: bytes, kind: str, network: bytes | None, author: bytes | None, size_max: int
 ) -> tuple[bytes, bytes, bytes]:
     """Return body, author and network of an envelope that was checked."""
-    claimed, net, by, body, signature = _fields(raw, size_max)
+    claimed, net, by, body, signature, way = _fields(raw, size_max)
     if claimed != kind:
         raise RecordInvalid(f"expected a {kind}, this is a {claimed}")
     if network is not None and net != network:
         raise RecordInvalid(f"this {claimed} is of another network")
     if author is not None and by != author:
         raise SignatureInvalid(f"this {claimed} is signed by another node than expected")
-    verify(by, signature, _message(claimed, net, body))
+    message = _message(claimed, net, body)
+    if way is None:
+        verify(by, signature, message)
+    else:
+        _verify_once(by, signature, joint.message_of(net, joint.root_of(message, *way)))
     return body, by, net
+
+
+@lru_cache(maxsize=256)
+def _verify_once(by: bytes, signature: bytes, message: bytes) -> None:
+    """As `verify`, but what fits is not computed again for the other records under it."""
+    verify(by, signature, message)
