@@ -36,7 +36,7 @@ from xsc.compute.values import parse_arguments, parse_bits
 from xsc.terms.execution import WIDTHS
 
 Bits = tuple[str, bytes]
-_HEAD_BYTES = 10
+HEAD_BYTES = 10
 OTHER_TRAP = "module_trapped: for one reason more than a batch can name"
 
 
@@ -82,7 +82,7 @@ def shape_of(texts: Sequence[str]) -> Shape:
 
 def row_bytes(results: Sequence[str]) -> int:
     """Return the width of a result row."""
-    return _HEAD_BYTES + sum(WIDTHS[kind] for kind in results)
+    return HEAD_BYTES + sum(WIDTHS[kind] for kind in results)
 
 
 def check_size(count: int, signature: Signature) -> None:
@@ -243,11 +243,21 @@ def seed_at(seed: bytes, index: int) -> bytes:
 
 def batch_output(table: bytes, traps: bytes) -> bytes:
     """Return what a receipt names: it binds the root over the rows, and the traps."""
-    value: dict[str, Value] = {"rows": root_of(table), "traps": hashlib.sha256(traps).digest()}
+    return output_from(root_of(table), traps)
+
+
+def output_from(root: bytes, traps: bytes) -> bytes:
+    """Return the same where only the root of the table is at hand."""
+    value: dict[str, Value] = {"rows": root, "traps": hashlib.sha256(traps).digest()}
     return tagged_sha256("compute-batch-output", encode(value))
 
 
-def _read_traps(raw: bytes, known: Callable[[str], bool]) -> list[str]:
+def read_traps(raw: bytes, known: Callable[[str], bool]) -> list[str]:
+    """Return the list of a batch's traps.
+
+    Raises:
+        RecordInvalid: it is none, or names a trap that is not known.
+    """
     try:
         value = decode(raw, size_max=BATCH_TRAPS_BYTES_MAX)
     except TooLarge:
@@ -277,7 +287,7 @@ def read_rows(
     Raises:
         RecordInvalid: the first rule that is broken.
     """
-    traps = _read_traps(traps_raw, is_trap)
+    traps = read_traps(traps_raw, is_trap)
     width = row_bytes(results)
     if len(table) != shape.count * width:
         raise RecordInvalid("the table of results has not a row for each call")
@@ -285,7 +295,7 @@ def read_rows(
     spent, met, late = 0, 0, False
     for start in range(0, len(table), width):
         number = int.from_bytes(table[start : start + 2], "little")
-        used = int.from_bytes(table[start + 2 : start + _HEAD_BYTES], "little")
+        used = int.from_bytes(table[start + 2 : start + HEAD_BYTES], "little")
         allowed = min(shape.fuel, fuel - spent)
         if used > allowed:
             raise RecordInvalid("a call bills more fuel than it was allowed")
@@ -297,9 +307,9 @@ def read_rows(
         if (late and trap != "time_exceeded") or (trap == "time_exceeded" and used != due):
             raise RecordInvalid("a call that was ended for its time bills another fuel")
         late = late or trap == "time_exceeded"
-        if trap is not None and any(table[start + _HEAD_BYTES : start + width]):
+        if trap is not None and any(table[start + HEAD_BYTES : start + width]):
             raise RecordInvalid("a call has results although it was trapped")
-        given = () if trap is not None else _split(table, start + _HEAD_BYTES, results)
+        given = () if trap is not None else _split(table, start + HEAD_BYTES, results)
         rows.append(Row(given, trap, used))
         spent += used
     if met != len(traps):

@@ -54,7 +54,7 @@ class Given:
     """Which ones, counted from 1."""
 
 
-def _input_of(order: Order, module: bytes, given: Given) -> RunInput:
+def input_of(order: Order, module: bytes, given: Given) -> RunInput:
     """Return the input that an order names.
 
     Raises:
@@ -143,7 +143,7 @@ def _judge_all(
         )
     try:
         results = read(module).signature(order.function).results
-        found = _input_of(order, module, given)
+        found = input_of(order, module, given)
         job = replay_job(order, module, found, Limits().output_bytes)
         if given.results is not None:
             return [asyncio.run(_spot(order, job, told[0], given, read(module)))]
