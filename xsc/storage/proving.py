@@ -207,8 +207,14 @@ class Prover:
         found = await self._node.find(locate, ref)
         if found is None:
             raise ShardsInsufficient("the record of that object is damaged here")
+        mine = records[0].proof[ID_BYTES:]
+        known = {hash_of(raw): open_placement(raw, self._reach.network) for raw in found.placements}
+        if mine not in known:
+            raise ShardsInsufficient("the record of that object is damaged here")
+        # Others may have stored placements of their own under that id.
+        owner = known[mine].placement.owner
         placed = max(
-            (open_placement(raw, self._reach.network) for raw in found.placements),
+            (item for item in known.values() if item.placement.owner == owner),
             key=lambda placed: placed.rank,
         )
         held = []

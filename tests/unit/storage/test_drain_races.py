@@ -5,13 +5,16 @@ import asyncio
 import pytest
 
 from tests.unit.storage.test_races import play
-from tests.unit.storage.world import NETWORK, content, finished, put
+from tests.unit.storage.world import NETWORK, Lease, content, finished, put
 from xsc.base.errors import RecordInvalid, SpaceExhausted
+from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
 from xsc.storage import bodies
 from xsc.storage.capability import parse_verify
+from xsc.storage.delegation import open_placement, rank_of
 from xsc.storage.drain import LEAVING, MOVED, OWN, PROVED, DrainState
 from xsc.storage.leaving import Leaving
+from xsc.storage.messages import ObjectRecord
 from xsc.storage.placement import Placement
 from xsc.terms.storage_receipt import StorageReceipt
 
@@ -119,3 +122,37 @@ def test_a_proof_that_nothing_here_can_be_held_against_is_refused():
         assert (await leaver.service.drain.count()).left_objects == 1
 
     play(story)
+
+
+def test_what_another_customer_placed_under_that_id_keeps_nobody_from_proving():
+    """Whoever has a lease can store a placement of its own beside the record that it found."""
+
+    async def story(world):
+        owner, leaver, thief = world[0], world[1], world[5]
+        done = await put(owner, content(50_000), code=(1, 1))
+        verify = parse_verify(done.capability)
+        owner.service.mender.look()
+        await leaver.service.drain.begin()
+        await leaver.service.drain.tell()
+        assert (await owner.service.mender.mend(verify.manifest_hash)).moved
+        placed = open_placement(owner.service.entry(verify.manifest_hash).placement, NETWORK)
+        for node in set(placed.placement.columns):
+            found = await world.by_id[node].node.find(verify.locate, verify.manifest_hash)
+            own = placed.placement.model_copy(update={"owner": thief.id, "generation": 2**40})
+            raw = sign(own, thief.key, NETWORK)
+            record = ObjectRecord(
+                sealed=bytes(found.sealed),
+                sealed_root=root_of(found.sealed),
+                manifest_hash=verify.manifest_hash,
+                placement=raw.raw,
+                placement_id=raw.id,
+                placement_generation=rank_of(2**40),
+            )
+            lease = Lease(node, thief.lease_id(node))
+            await thief.service._reach.store(lease, verify.locate, 0, shards=[], record=record)
+        await finished(world, world.clock.sleep_ms(61_000))
+        await owner.service.mender.mend(verify.manifest_hash)
+        look = await leaver.service.drain.count()
+        assert look.left_objects == 0
+
+    play(story, 6)
