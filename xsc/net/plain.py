@@ -41,8 +41,14 @@ _NAMES = frozenset(
         "signature",
         "signature-input",
         "user-agent",
+        "xsc-code",
         "xsc-head-digest",
+        "xsc-name",
         "xsc-network",
+        "xsc-part",
+        "xsc-resume",
+        "xsc-size",
+        "xsc-survive",
         "xsc-to",
     }
 )
@@ -132,7 +138,7 @@ def read(data: bytes, paths: Collection[str] | None) -> Plain | int | None:
 def head_of(status: int, headers: Mapping[str, str], size_bytes: int) -> bytes:
     """Return the head of an answer; its fields must be of this node's making."""
     fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    reason = "OK" if status == 200 else "Refused"
+    reason = "OK" if status < 300 else "Refused"
     return (
         f"HTTP/1.1 {status} {reason}\r\n{fields}content-length: {size_bytes}\r\nserver: xsc\r\n\r\n"
     ).encode("ascii")

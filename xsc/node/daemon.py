@@ -8,6 +8,7 @@ no new requests, running ones finish, databases close.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -36,7 +37,7 @@ from xsc.node.http import KEEP_ALIVE_MS, Reports, Running, application, plain_an
 from xsc.node.logging import JsonLog
 from xsc.node.recovery import Recovered, recover
 from xsc.node.restore import CaughtUp, catch_up
-from xsc.node.routes.jobs import PATH, plain_handlers
+from xsc.node.routes import jobs, objects
 from xsc.node.routes.table import all_routes
 from xsc.node.services_http import ServiceListener
 from xsc.node.stores import open_stores
@@ -47,6 +48,8 @@ SHUTDOWN_TIMEOUT_S = 10.0
 """How long running requests of the API may take to end."""
 CANCEL_TIMEOUT_S = 1.0
 WORK_THREADS = 8
+GARBAGE_THRESHOLD = 10_000
+"""Containers made and not freed, after which Python looks for cycles among the newest."""
 FREED_BYTES_KEPT = 64 * MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
 
@@ -142,6 +145,10 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     await node.start()
+    # What a start leaves stays to the end: it need not be looked through for garbage again
+    # and again, nor what requests make as often as for a small program.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
     token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
     running = Running()
     fronts: Fronts | None = None
@@ -156,11 +163,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         await runner.setup()
         host, port = _split(config.api_listen)
         assert runner.server is not None
+        plain = {**jobs.plain_handlers(node), **objects.plain_handlers(node)}
         fronts = Fronts(
             runner.server,
-            plain_answers(plain_handlers(node), token, log, running),
+            plain_answers(plain, token, log, running),
             idle_ms=KEEP_ALIVE_MS,
-            paths=[PATH],
+            paths=plain,
         )
         try:
             listening = await loop.create_server(fronts, host, port, reuse_address=True)

@@ -43,8 +43,8 @@ KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PlainHandler = Callable[[bytes], Awaitable[dict[str, object]]]
-"""Answers the body of a request with a document."""
+PlainHandler = Callable[[Plain], Awaitable[tuple[int, dict[str, object]]]]
+"""Answers a plain request with a status and a document."""
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -196,8 +196,8 @@ def plain_answers(
         with running.one():
             try:
                 _check_token(request.headers.get("authorization", ""), expected)
-                document = await handlers[request.path](request.body)
-                return packed(200, "application/json", document)
+                status, document = await handlers[request.path](request)
+                return packed(status, "application/json", document)
             except XscError as error:
                 _note(error, request.path, log)
                 return packed(error.http_status, CONTENT_TYPE, problem(error))

@@ -112,7 +112,7 @@ async def test_who_is_refused_for_now_is_told_when_to_come_again(api):
     assert b"\r\nRetry-After: 7\r\n" in top
     assert json.loads(body)["retry_after_s"] == 7
 
-    async def busy(_: bytes) -> dict[str, object]:
+    async def busy(_: Plain) -> tuple[int, dict[str, object]]:
         raise RateLimited("too many", retry_after_s=7)
 
     plain = plain_answers({"/v1/body": busy}, TOKEN, api.log, api.running)
@@ -153,20 +153,20 @@ async def plainly(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str,
 
 
 async def test_a_plain_request_is_answered_and_counted(api):
-    async def handler(raw: bytes) -> dict[str, object]:
+    async def handler(asked: Plain) -> tuple[int, dict[str, object]]:
         ending = asyncio.create_task(api.running.ended(10))
         done, _ = await asyncio.wait([ending], timeout=0)
         assert not done
-        return {"raw": raw.decode(), "text": "ä"}
+        return 201, {"raw": asked.body.decode(), "text": "ä"}
 
-    assert await plainly(api, handler) == (200, {"raw": "asked", "text": "ä"})
+    assert await plainly(api, handler) == (201, {"raw": "asked", "text": "ä"})
     await api.running.ended(10)
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "a" * 51, "a" * 53])
 async def test_a_plain_request_needs_the_token_like_any_other(api, token):
-    async def handler(raw: bytes) -> dict[str, object]:
-        raise AssertionError(raw)
+    async def handler(asked: Plain) -> tuple[int, dict[str, object]]:
+        raise AssertionError(asked)
 
     status, told = await plainly(api, handler, token)
     other = await api.raw(request(token=token.encode()))
@@ -175,10 +175,10 @@ async def test_a_plain_request_needs_the_token_like_any_other(api, token):
 
 
 async def test_faults_of_plain_requests_are_told_and_noted_like_any_other(api):
-    async def refuses(raw: bytes) -> dict[str, object]:
+    async def refuses(asked: Plain) -> tuple[int, dict[str, object]]:
         raise TooLarge("too much", hint="less")
 
-    async def slips(raw: bytes) -> dict[str, object]:
+    async def slips(asked: Plain) -> tuple[int, dict[str, object]]:
         raise KeyError("slip")
 
     status, told = await plainly(api, refuses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.sim.network import run
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import ArgumentInvalid, ModuleUnknown
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
+from xsc.net.plain import Plain
 from xsc.node.modules import Modules
 from xsc.node.routes.jobs import PATH, plain_handlers
 
@@ -40,11 +42,18 @@ def body(brought=b"", named=None):
     return len(raw).to_bytes(4, "big") + raw + brought
 
 
+async def answer(node, raw: bytes) -> dict[str, object]:
+    """Return what a job in the plain form is answered."""
+    status, document = await plain_handlers(node)[PATH](Plain(PATH, {}, raw))
+    assert status == 200
+    return document
+
+
 def test_a_job_names_a_module_that_came_before():
     small, digest = wasm("add"), hashlib.sha256(LARGE).hexdigest()
 
     async def play(world):
-        job = plain_handlers(world.nodes[0])[PATH]
+        job = partial(answer, world.nodes[0])
         with pytest.raises(ModuleUnknown):
             await job(body(named=digest))
         assert (await job(body(LARGE)))["results"] == ["5"]
@@ -61,7 +70,7 @@ def test_a_job_names_a_module_that_came_before():
 def test_what_is_no_hash_is_refused(digest):
     async def play(world):
         with pytest.raises(ArgumentInvalid):
-            await plain_handlers(world.nodes[0])[PATH](body(named=digest))
+            await answer(world.nodes[0], body(named=digest))
 
     run(2, 1, play)
 
@@ -69,6 +78,6 @@ def test_what_is_no_hash_is_refused(digest):
 def test_a_module_is_not_both_named_and_brought():
     async def play(world):
         with pytest.raises(ArgumentInvalid, match="either"):
-            await plain_handlers(world.nodes[0])[PATH](body(LARGE, "0" * 64))
+            await answer(world.nodes[0], body(LARGE, "0" * 64))
 
     run(3, 1, play)

@@ -1,10 +1,12 @@
 """Endpoints on whole nodes in one process: what they answer, and what they refuse."""
 
+import asyncio
 import io
 import json
 
 import pytest
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
@@ -13,9 +15,11 @@ from xsc.base.errors import (
     CapabilityInvalid,
     NotAllowed,
     ObjectUnknown,
+    XscError,
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
+from xsc.net.plain import Plain
 from xsc.node.routes import drain, ledger, objects
 from xsc.storage.capability import ReadCapability
 from xsc.storage.leaving import check_proof
@@ -41,6 +45,74 @@ class Api:
 async def test_a_number_that_is_none_is_no_bug(text):
     with pytest.raises(ArgumentInvalid, match="must be a whole number from 1 to"):
         await Api(ledger.routes(None)).call("GET", f"/v1/ledger/log?limit={text}")
+
+
+class Nothing(BaseProtocol):
+    """Of a request in a test: its body is there already."""
+
+
+async def answers(node, fields, body):
+    """Return what a put is answered by the general route and in the plain form, or refused."""
+    request = Plain("/v1/objects", {name.lower(): value for name, value in fields.items()}, body)
+    stream = StreamReader(Nothing(asyncio.get_running_loop()), 2**16)
+    stream.feed_data(body)
+    stream.feed_eof()
+    general = {
+        (route.method, route.path): route.handler
+        for route in objects.routes(node, objects.Faults())
+    }["POST", "/v1/objects"]
+    told = []
+    for call in (
+        general(make_mocked_request("POST", "/v1/objects", headers=fields, payload=stream)),
+        objects.plain_handlers(node)["/v1/objects"](request),
+    ):
+        try:
+            answer = await call
+        except XscError as refusal:
+            told.append((type(refusal), refusal.message))
+            continue
+        if isinstance(answer, web.Response):
+            answer = (answer.status, json.loads(answer.text))
+        told.append(answer)
+    return told
+
+
+def test_a_small_put_is_answered_alike_in_the_plain_form_and_by_the_general_route():
+    tree = "ab" * 32
+
+    async def play(world):
+        owner = world.nodes[0]
+        for fields in (
+            {},
+            {"XSC-Name": "a%20b", "XSC-Size": "5"},
+            {"XSC-Name": "a%20b", "XSC-Survive": "2nodes", "XSC-Code": "2,2"},
+            {"XSC-Part": f"{tree}/{tree}", "XSC-Resume": tree},
+        ):
+            (status, one), (also, other) = await answers(owner, fields, b"hello")
+            assert (status, also) == (201, 201)
+            for document in (one, other):
+                reader = await owner.storage.open(document.pop("capability"))
+                assert b"".join([bytes(piece) async for piece in reader.stream(0, 5)]) == b"hello"
+            named = bool(fields)
+            assert other.pop("version") == one.pop("version") + named
+            assert len(one.pop("hosts")) == len(other.pop("hosts")) > 0
+            assert one == other
+        for fields in (
+            {"XSC-Name": "%00"},
+            {"XSC-Size": "-1"},
+            {"XSC-Size": str(2**63)},
+            {"XSC-Survive": "9lives"},
+            {"XSC-Survive": "7nodes"},
+            {"XSC-Code": "0,1"},
+            {"XSC-Code": "4,9999"},
+            {"XSC-Part": "x"},
+            {"XSC-Resume": "y"},
+        ):
+            one, other = await answers(owner, fields, b"hello")
+            assert one == other
+            assert issubclass(one[0], XscError)
+
+    run(90, 7, play, QUICK)
 
 
 def test_repair_says_what_moved_and_what_did_not():

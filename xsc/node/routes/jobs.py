@@ -18,6 +18,7 @@ from xsc.base.clock import run_sized
 from xsc.base.errors import ArgumentInvalid
 from xsc.compute.quorum import read_quorum
 from xsc.compute.tape import Tape
+from xsc.net.plain import Plain
 from xsc.node.batch import read_lines
 from xsc.node.build import Node
 from xsc.node.framing import (
@@ -153,8 +154,8 @@ def plain_handlers(node: Node) -> dict[str, PlainHandler]:
     """Return what answers jobs that came in a plain request."""
     job = jobs(node)
 
-    async def handle(raw: bytes) -> dict[str, object]:
-        return await job(*_split(raw))
+    async def handle(request: Plain) -> tuple[int, dict[str, object]]:
+        return 200, await job(*_split(request.body))
 
     return {PATH: handle}
 

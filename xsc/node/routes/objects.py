@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import socket
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -29,19 +30,24 @@ from xsc.base.limits import (
     KIB,
     MIB,
     PARITY_SHARDS_DEFAULT,
+    PEERS_MAX,
     SHARDS_MAX,
 )
+from xsc.net.plain import Plain
 from xsc.node.build import Node
-from xsc.node.http import problem_response, reply, whole_number
+from xsc.node.http import PlainHandler, problem_response, reply, whole_number
 from xsc.storage.durability import parse as parse_survival
 from xsc.storage.names import PART, check_name, listed
 
+PATH = "/v1/objects"
 VERSION_MAX = 2**63 - 1
 FAULTS_KEPT = 256
 PIECE_BYTES = 256 * KIB
 """Written at once of an object."""
 SOCKET_BYTES = 512 * KIB
 """Held by the system of what was written and not read."""
+_node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
+"""Base32 is slow, and hosts are always the same."""
 
 
 def _capability(request: web.Request) -> str:
@@ -51,19 +57,18 @@ def _capability(request: web.Request) -> str:
     return given
 
 
-def _name(request: web.Request, header: str) -> str:
-    name = unquote(request.headers.get(header, ""))
+def _name(headers: Mapping[str, str], header: str) -> str:
+    name = unquote(headers.get(header.lower(), ""))
     check_name(name)
     return name
 
 
-def _number(request: web.Request, header: str, most: int) -> int | None:
-    given = request.headers.get(header)
+def _number(headers: Mapping[str, str], header: str, most: int) -> int | None:
+    given = headers.get(header.lower())
     return None if given is None else whole_number(given, f"the header {header}", most)
 
 
-def _code(request: web.Request) -> tuple[int, int]:
-    given = request.headers.get("XSC-Code")
+def _code(given: str | None) -> tuple[int, int]:
     if given is None:
         return DATA_SHARDS_DEFAULT, PARITY_SHARDS_DEFAULT
     match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", given)
@@ -147,6 +152,46 @@ class Faults:
         return self._kept[request_id]
 
 
+async def _stored(
+    node: Node, headers: Mapping[str, str], body: AsyncIterator[bytes]
+) -> dict[str, object]:
+    """Store a body as the fields of its request say; names of fields may be in lower case only."""
+    part = headers.get("xsc-part")
+    name = _name(headers, "XSC-Name") if part is None else _part(part)
+    done = await node.storage.put(
+        body,
+        name=name,
+        size_hint=_number(headers, "XSC-Size", 2**62),
+        survive=parse_survival(headers.get("xsc-survive", "0nodes")),
+        code=_code(headers.get("xsc-code")),
+        resume=_upload_id(headers.get("xsc-resume")),
+    )
+    return {
+        "capability": done.capability,
+        "size_bytes": done.size_bytes,
+        "name": name,
+        "version": done.version,
+        "hosts": [
+            {"shard": shard, "node": _node_text(host)} for shard, host in enumerate(done.hosts)
+        ],
+        "survives_nodes": done.survives.nodes,
+        "survives": done.survives.to_text(),
+        "warnings": list(done.warnings),
+    }
+
+
+def plain_handlers(node: Node) -> dict[str, PlainHandler]:
+    """Return what stores small objects that came in a plain request."""
+
+    async def handle(request: Plain) -> tuple[int, dict[str, object]]:
+        async def body() -> AsyncIterator[bytes]:
+            yield request.body
+
+        return 201, await _stored(node, request.headers, body())
+
+    return {PATH: handle}
+
+
 def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
     """Return the object endpoints of a node."""
 
@@ -155,31 +200,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             async for chunk in request.content.iter_chunked(MIB):
                 yield chunk
 
-        part = request.headers.get("XSC-Part")
-        name = _name(request, "XSC-Name") if part is None else _part(part)
-        done = await node.storage.put(
-            body(),
-            name=name,
-            size_hint=_number(request, "XSC-Size", 2**62),
-            survive=parse_survival(request.headers.get("XSC-Survive", "0nodes")),
-            code=_code(request),
-            resume=_upload_id(request.headers.get("XSC-Resume")),
-        )
-        return reply(
-            {
-                "capability": done.capability,
-                "size_bytes": done.size_bytes,
-                "name": name,
-                "version": done.version,
-                "hosts": [
-                    {"shard": shard, "node": to_text(host)} for shard, host in enumerate(done.hosts)
-                ],
-                "survives_nodes": done.survives.nodes,
-                "survives": done.survives.to_text(),
-                "warnings": list(done.warnings),
-            },
-            status=201,
-        )
+        return reply(await _stored(node, request.headers, body()), status=201)
 
     async def get(request: web.Request) -> web.StreamResponse:
         reader = await node.storage.open(_capability(request))
@@ -224,8 +245,8 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         return reply({"stored_bytes": node.storage.uploads.stored_bytes(asked)})
 
     async def listing(request: web.Request) -> web.Response:
-        prefix = _name(request, "XSC-Prefix")
-        versions = _number(request, "XSC-Versions", 1) == 1
+        prefix = _name(request.headers, "XSC-Prefix")
+        versions = _number(request.headers, "XSC-Versions", 1) == 1
         rows = listed(node.storage.ls(), prefix, versions=versions)
         return reply({"objects": [row.to_json() for row in rows]})
 
@@ -249,16 +270,16 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         )
 
     async def restore(request: web.Request) -> web.Response:
-        version = _number(request, "XSC-Version", VERSION_MAX)
+        version = _number(request.headers, "XSC-Version", VERSION_MAX)
         if version is None:
             raise ArgumentInvalid("the version that is to be restored is not named")
-        made = await node.storage.restore(_name(request, "XSC-Name"), version)
+        made = await node.storage.restore(_name(request.headers, "XSC-Name"), version)
         return reply({"version": made})
 
     async def named(request: web.Request) -> web.Response:
-        version = _number(request, "XSC-Version", VERSION_MAX)
-        deleting = _number(request, "XSC-Deleting", 1) == 1
-        found = node.storage.named(_name(request, "XSC-Name"), version, deleting=deleting)
+        version = _number(request.headers, "XSC-Version", VERSION_MAX)
+        deleting = _number(request.headers, "XSC-Deleting", 1) == 1
+        found = node.storage.named(_name(request.headers, "XSC-Name"), version, deleting=deleting)
         return reply({"capabilities": found})
 
     async def stat(request: web.Request) -> web.Response:
@@ -313,8 +334,8 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         return reply(faults.find(request.match_info["id"]))
 
     return [
-        web.post("/v1/objects", put),
-        web.get("/v1/objects", listing),
+        web.post(PATH, put),
+        web.get(PATH, listing),
         web.get("/v1/objects/named", named),
         web.get("/v1/objects/parts", parts),
         web.post("/v1/objects/restore", restore),
