@@ -68,6 +68,7 @@ SHELL = {
     "xsc.storage.guard": "asks guardians, and is one",
     "xsc.storage.mender": "asks hosts, and moves columns between them",
     "xsc.storage.pipeline": "moves segments between a stream and hosts",
+    "xsc.storage.placement_seal": "gathers the placements of some turns of the event loop",
     "xsc.storage.proving": "asks new hosts for receipts, hands them to who leaves",
     "xsc.storage.reach": "calls hosts, and the own shard store without a call",
     "xsc.storage.reading": "fetches segments ahead of who reads them",

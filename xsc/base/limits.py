@@ -113,8 +113,13 @@ BATCH_CALLS_MAX = 32
 """Small calls that travel in one request."""
 SEALED_RECEIPTS_MAX = BATCH_CALLS_MAX
 """Storage receipts under one signature."""
+SEALED_PLACEMENTS_MAX = BATCH_CALLS_MAX
+"""Placements under one signature."""
+SIGNATURES_KEPT = 8_192
+"""Verified signatures of records that a process remembers: a node looks at the records of its
+objects again and again."""
 SEALS_KEPT = 64
-"""Verified seals that a customer remembers; each is asked for as often as it has receipts."""
+"""Verified seals that a node remembers; each is asked for as often as it covers something."""
 BATCH_CALL_BYTES_MAX = 64 * KIB
 """Header and parts of a call that may travel with others, and of its answer."""
 BATCH_CALL_PARTS_MAX = FRAME_PARTS_MAX // BATCH_CALLS_MAX

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
-from xsc.base.limits import RECORD_BYTES_MAX
+from xsc.base.limits import RECORD_BYTES_MAX, SIGNATURES_KEPT
 from xsc.identity import joint
 from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
 
@@ -273,6 +273,27 @@ def open_signed(
     return Signed(record, by, net, tagged_sha256(kind.KIND, body), raw)
 
 
+def read_claimed(
+    raw: bytes,
+    kind: type[R],
+    *,
+    network: bytes,
+    author: bytes,
+    size_max: int = RECORD_BYTES_MAX,
+) -> Signed[R]:
+    """Return the record of an envelope whose signature is not verified.
+
+    For who has the author's word for the record's id in another way; all else was checked.
+
+    Raises:
+        TooLarge, RecordInvalid: as `open_signed`.
+        SignatureInvalid: it claims to be by another author.
+    """
+    body, by, net, _, _ = _claimed(raw, kind.KIND, network, author, size_max)
+    record = kind.from_bytes(body, size_max=size_max)
+    return Signed(record, by, net, tagged_sha256(kind.KIND, body), raw)
+
+
 def open_body(
     raw: bytes,
     kind: str,
@@ -295,6 +316,21 @@ def _verified(
     raw: bytes, kind: str, network: bytes | None, author: bytes | None, size_max: int
 ) -> tuple[bytes, bytes, bytes]:
     """Return body, author and network of an envelope that was checked."""
+    body, by, net, signature, message = _claimed(raw, kind, network, author, size_max)
+    _verify_once(by, signature, message)
+    return body, by, net
+
+
+@lru_cache(maxsize=SIGNATURES_KEPT)
+def _verify_once(by: bytes, signature: bytes, message: bytes) -> None:
+    """Verify a signature, or know that these very bytes were; what fails is never remembered."""
+    verify(by, signature, message)
+
+
+def _claimed(
+    raw: bytes, kind: str, network: bytes | None, author: bytes | None, size_max: int
+) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """Return body, author, network, signature and what that must be over, not verified."""
     claimed, net, by, body, signature, way = _fields(raw, size_max)
     if claimed != kind:
         raise RecordInvalid(f"expected a {kind}, this is a {claimed}")
@@ -303,14 +339,6 @@ def _verified(
     if author is not None and by != author:
         raise SignatureInvalid(f"this {claimed} is signed by another node than expected")
     message = _message(claimed, net, body)
-    if way is None:
-        verify(by, signature, message)
-    else:
-        _verify_once(by, signature, joint.message_of(net, joint.root_of(message, *way)))
-    return body, by, net
-
-
-@lru_cache(maxsize=256)
-def _verify_once(by: bytes, signature: bytes, message: bytes) -> None:
-    """As `verify`, but what fits is not computed again for the other records under it."""
-    verify(by, signature, message)
+    if way is not None:
+        message = joint.message_of(net, joint.root_of(message, *way))
+    return body, by, net, signature, message

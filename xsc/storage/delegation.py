@@ -13,15 +13,23 @@ Vectors: tests/vectors/delegation.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from xsc.base.errors import RecordInvalid, SignatureInvalid
+from xsc.base.errors import RecordInvalid, SignatureInvalid, XscError
 from xsc.base.limits import SHARDS_MAX
-from xsc.identity.envelope import Id32, Record, kind_of, open_signed, sign
+from xsc.identity.envelope import (
+    Id32,
+    Record,
+    Signed,
+    kind_of,
+    open_signed,
+    read_claimed,
+    sign,
+)
 from xsc.identity.keys import KeyPair
 from xsc.storage.placement import Placement
 
@@ -83,18 +91,44 @@ def open_placement(raw: bytes, network: bytes, owner: bytes | None = None) -> Pl
     return _open_owned(raw, network, owner)
 
 
-def open_sent(raw: bytes, network: bytes, sender: bytes) -> Placed:
-    """Return a placement as `open_placement`; what the owner signed must come from the owner."""
+def open_sent(raw: bytes, network: bytes, sender: bytes, sealed: Collection[bytes] = ()) -> Placed:
+    """Return a placement as `open_placement`; what the owner signed must come from the owner.
+
+    Args:
+        raw: by the owner or by the delegate that the owner named.
+        network: the network that it must be of.
+        sender: who sent it.
+        sealed: the ids of placements for which the sender's word was verified already
+            (`xsc.storage.placement_seal`): the signature of those is not verified again.
+    """
     raw = bytes(raw)
     if kind_of(raw) == RepairedPlacement.KIND:
         return _open_repaired(raw, network, None)
+    if sealed:
+        claimed = read_claimed(raw, Placement, network=network, author=sender)
+        if claimed.id in sealed:
+            return _placed(claimed)
     return _open_owned(raw, network, sender)
 
 
+def valid_placements(raws: Iterable[bytes], network: bytes) -> list[Placed]:
+    """Return those of some kept placements that hold; what a customer had sealed may not."""
+    valid = []
+    for raw in raws:
+        try:
+            valid.append(open_placement(raw, network))
+        except XscError:
+            continue
+    return valid
+
+
 def _open_owned(raw: bytes, network: bytes, owner: bytes | None) -> Placed:
-    signed = open_signed(raw, Placement, network=network, author=owner)
+    return _placed(open_signed(raw, Placement, network=network, author=owner))
+
+
+def _placed(signed: Signed[Placement]) -> Placed:
     _check_owner(signed.record, signed.author)
-    return Placed(signed.record, raw, signed.id, raw, 0)
+    return Placed(signed.record, signed.raw, signed.id, signed.raw, 0)
 
 
 def _open_repaired(raw: bytes, network: bytes, owner: bytes | None) -> Placed:

@@ -44,7 +44,7 @@ from xsc.identity.envelope import Count, Record, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import bodies
 from xsc.storage.bodies import Entry
-from xsc.storage.delegation import open_placement
+from xsc.storage.delegation import valid_placements
 from xsc.storage.erasure import Buffer
 from xsc.storage.heads import HEADS
 from xsc.storage.leaving import Leaving, MovedAway, Proven, Rest, check_moved, page_of, proof_of
@@ -505,7 +505,7 @@ class Drain:
         found = await self._node.find(proven.locate, proven.manifest)
         if found is None:
             raise RecordInvalid("the record here is damaged: nothing shows whose object it is")
-        known = [open_placement(raw, self._network) for raw in found.placements]
+        known = valid_placements(found.placements, self._network)
         if proven.placed.placement.owner not in {placed.placement.owner for placed in known}:
             raise RecordInvalid("the placement is by another owner than the one known here")
         if proven.place is None:

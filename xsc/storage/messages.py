@@ -2,7 +2,8 @@
 
 Header; parts -> answer; its parts:
 
-    storage.put     lease, locate, generation, shards, placement; shards, sealed manifest
+    storage.put     lease, locate, generation, shards, placement, placement_seal;
+                    shards, sealed manifest
                     -> receipt
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest -> record, rank, columns, records
@@ -75,6 +76,8 @@ class ObjectRecord:
     placement: bytes
     placement_id: bytes
     placement_generation: int
+    seal: bytes | None = None
+    """The owner's signed seal over this placement and others, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class PutRequest:
     placement: bytes | None
     seal: bool = False
     """Whether its receipt may stand under a seal with others."""
+    placement_seal: bytes | None = None
+    """The owner's signed seal over the placement and others."""
 
     @property
     def size_bytes(self) -> int:
@@ -128,6 +133,8 @@ def put_message(
         "placement": None if record is None else record.placement,
         "seal": True,
     }
+    if record is not None and record.seal is not None:
+        header["placement_seal"] = record.seal
     return header, parts
 
 
@@ -168,6 +175,7 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
         placement,
         # Older releases do not know of seals, and send nothing.
         seal="seal" in header and take_bool(header, "seal"),
+        placement_seal=take_opt_bytes({"placement_seal": None} | dict(header), "placement_seal"),
     )
 
 

@@ -547,6 +547,7 @@ class Upload:
                 placement=signed.raw,
                 placement_id=signed.id,
                 placement_generation=rank_of(generation),
+                seal=await self._reach.sealer.seal(signed.id),
             )
             self._named = frozenset(columns)
             # After the first round only the record is sent again, to every host.

@@ -28,7 +28,7 @@ from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import bodies, messages
-from xsc.storage.delegation import open_placement
+from xsc.storage.delegation import open_placement, valid_placements
 from xsc.storage.drain import MOVED, REASON_CHARS_MAX, STAYS, Drain
 from xsc.storage.erasure import Buffer
 from xsc.storage.held import Wanted
@@ -208,7 +208,8 @@ class Prover:
         if found is None:
             raise ShardsInsufficient("the record of that object is damaged here")
         mine = records[0].proof[ID_BYTES:]
-        known = {hash_of(raw): open_placement(raw, self._reach.network) for raw in found.placements}
+        valid = valid_placements(found.placements, self._reach.network)
+        known = {hash_of(placed.raw): placed for placed in valid}
         if mine not in known:
             raise ShardsInsufficient("the record of that object is damaged here")
         # Others may have stored placements of their own under that id.

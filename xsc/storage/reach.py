@@ -43,6 +43,7 @@ from xsc.storage.held import Found, FoundRecord, HeldObject, Span, Wanted
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
+from xsc.storage.placement_seal import PlacementSealer
 from xsc.storage.ports import HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt
 from xsc.storage.rolling import Intake
@@ -214,6 +215,7 @@ class Reach:
         self._paces: dict[bytes, Pace] = {}
         self._trials: dict[bytes, asyncio.Task[None]] = {}
         self._seals = Seals(network)
+        self.sealer = PlacementSealer(key, network)
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""

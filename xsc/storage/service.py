@@ -9,7 +9,7 @@ by leases (`Leases`) and room (`StorageNode`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, cast
@@ -75,9 +75,9 @@ from xsc.storage.placement import (
     State,
     check_placement,
     column_states,
-    columns_of,
     condition,
 )
+from xsc.storage.placement_seal import PlacementSeals
 from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, bodies_of, stop_all, together, whole_of
@@ -326,6 +326,7 @@ class StorageService:
         self._turns = Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
         self._sealer = Sealer(key, network)
+        self._placement_seals = PlacementSeals(network)
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object came or went."""
         self._reach = Reach(
@@ -1088,13 +1089,16 @@ class StorageService:
         """
         if request.placement is None or request.sealed is None:
             return None
-        placed = open_sent(request.placement, self._network, caller)
+        covered: Collection[bytes] = ()
+        if request.placement_seal is not None:
+            covered = self._placement_seals.covered(request.placement_seal, caller)
+        placed = open_sent(request.placement, self._network, caller, covered)
         placement = placed.placement
         if placement.locate != request.locate:
             raise RecordInvalid("the placement is of another object")
         if placement.code_generation != request.generation:
             raise RecordInvalid("the placement is of another encoding generation")
-        if not columns_of(placement.columns, self._key.node_id):
+        if self._key.node_id not in placement.columns:
             raise RecordInvalid("the placement does not name this host")
         sealed = bytes(request.sealed)
         return ObjectRecord(

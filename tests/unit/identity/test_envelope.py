@@ -10,8 +10,11 @@ from pydantic import Field, ValidationError
 from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge
+from xsc.base.limits import SIGNATURES_KEPT
+from xsc.identity import envelope as envelopes
 from xsc.identity.envelope import Count, Id32, Record, kind_of, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.storage.placement_seal import PlacementSeal
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
@@ -32,6 +35,7 @@ KINDS: dict[str, type[Record]] = {
         Observed,
         Order,
         Outcome,
+        PlacementSeal,
         Quote,
         ReceiptSeal,
         Renewal,
@@ -98,13 +102,30 @@ def test_what_was_signed_is_opened(alice, network):
     assert kind_of(signed.raw) == "note"
 
 
-def test_every_changed_bit_is_refused(alice, network):
+def test_every_changed_bit_is_refused_also_where_the_record_was_verified(alice, network):
     raw = sign(NOTE, alice, network).raw
+    open_signed(raw, Note, network=network)
     for bit in range(len(raw) * 8):
         changed = bytearray(raw)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises((RecordInvalid, SignatureInvalid)):
             open_signed(bytes(changed), Note, network=None)
+    assert open_signed(raw, Note, network=network).record == NOTE
+
+
+def test_a_signature_that_does_not_hold_is_refused_each_time(alice, network):
+    value = decode(sign(NOTE, alice, network).raw)
+    assert isinstance(value, dict)
+    raw = encode({**value, "sig": bytes(64)})
+    for _ in range(3):
+        with pytest.raises(SignatureInvalid):
+            open_signed(raw, Note, network=network)
+
+
+def test_few_verified_signatures_are_remembered(alice, network):
+    open_signed(sign(NOTE, alice, network).raw, Note, network=network)
+    info = envelopes._verify_once.cache_info()
+    assert 0 < info.currsize <= info.maxsize == SIGNATURES_KEPT
 
 
 def test_every_shortened_or_lengthened_envelope_is_refused(alice, network):
