@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
@@ -729,19 +729,36 @@ class Services:
         service = self._services.get((owner, name))
         return service is not None and service.active.record.provider == self._own
 
-    async def answer(self, owner: bytes, name: str, request: wagi.Request) -> Served:
-        """Return what a service answers; whatever goes wrong is an answer, too."""
-        service = self._services.get((owner, name))
-        if service is None or not self.holds(owner, name):
-            return Served(fault_answer(404, "there is no such service here"))
+    async def answer(
+        self,
+        owner: bytes,
+        name: str,
+        request: wagi.Request,
+        *,
+        done: Callable[[], None] = lambda: None,
+    ) -> Served:
+        """Return what a service answers; whatever goes wrong is an answer, too.
+
+        `done` is called once nothing needs the request any more, before this returns; where
+        the caller goes away, when what runs has come to its end.
+        """
+        task: asyncio.Task[Served] | None = None
         try:
-            await service.gate.enter(service.active.record.concurrency)
-        except RateLimited as fault:
-            service.refused += 1
-            return Served(fault_answer(429, fault.message, retry_after_s=_RETRY_S))
-        task = asyncio.create_task(self._work(service, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            service = self._services.get((owner, name))
+            if service is None or not self.holds(owner, name):
+                return Served(fault_answer(404, "there is no such service here"))
+            try:
+                await service.gate.enter(service.active.record.concurrency)
+            except RateLimited as fault:
+                service.refused += 1
+                return Served(fault_answer(429, fault.message, retry_after_s=_RETRY_S))
+            task = asyncio.create_task(self._work(service, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: done())
+        finally:
+            if task is None:
+                done()
         # It goes on where the caller goes away.
         return await asyncio.shield(task)
 

@@ -165,9 +165,10 @@ class ServiceListener:
             except FrameInvalid as fault:
                 answer = fault_answer(408, f"the request was given up: {fault.message}")
                 return await self._write(request, Served(answer), closing=True)
-            served = await self._node.services.answer(owner, name, replace(asked, body=body))
-            self._room.give(held)
-            held = 0
+            taken, held = held, 0
+            served = await self._node.services.answer(
+                owner, name, replace(asked, body=body), done=lambda: self._room.give(taken)
+            )
             size = len(served.answer.response.body)
             if not self._room.take(size):
                 served = Served(fault_answer(503, _BUSY, retry_after_s=1), served.request_id)

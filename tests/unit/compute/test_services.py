@@ -136,7 +136,8 @@ class Node:
         return await self.services.deploy(code, name, **how)
 
     async def ask(self, owner=None, name="greet", **how):
-        return await self.services.answer((owner or self).id, name, asked(**how))
+        told = {"done": how.pop("done")} if "done" in how else {}
+        return await self.services.answer((owner or self).id, name, asked(**how), **told)
 
     async def look_after(self):
         for service in self.services._placed():
@@ -453,15 +454,23 @@ async def test_a_request_runs_to_its_end_where_its_caller_goes_away(world):
     held = Held()
     owner = world.make(b"q", sandbox=held)
     await owner.deploy(concurrency=1)
-    gone = asyncio.create_task(owner.ask())
+    done = asyncio.Event()
+    gone = asyncio.create_task(owner.ask(done=done.set))
     await until(lambda: held.jobs)
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
+    assert not done.is_set()
     waits = asyncio.create_task(owner.ask())
     await until(lambda: owner.services.views()[0].waiting == 1)
     assert len(held.jobs) == 1
+    left = asyncio.Event()
+    leaves = asyncio.create_task(owner.ask(done=left.set))
+    await until(lambda: owner.services.views()[0].waiting == 2)
+    leaves.cancel()
+    await left.wait()
     held.ends[0].set_result(result())
     await until(lambda: len(held.jobs) == 2)
+    assert done.is_set()
     held.ends[1].set_result(result())
     await waits
     assert len(await owner.rows()) == 2

@@ -26,6 +26,7 @@ class Node:
         self.services = self
         self.requests: list[Request] = []
         self.arrived = asyncio.Event()
+        self.left = asyncio.Event()
         self.goes_on = asyncio.Event()
         self.goes_on.set()
         self.response = Response(200, (("Content-Type", "a/b"), ("X-A", "1"), ("X-A", "2")), b"hi")
@@ -38,10 +39,16 @@ class Node:
     def holds(self, owner: bytes, name: str) -> bool:
         return (owner, name) == (OWNER, "echo")
 
-    async def answer(self, owner: bytes, name: str, request: Request) -> Served:
+    async def answer(self, owner: bytes, name: str, request: Request, *, done) -> Served:
         self.requests.append(request)
         self.arrived.set()
-        await self.goes_on.wait()
+        # As in a node, it goes on where the caller goes away.
+        work = asyncio.ensure_future(self.goes_on.wait())
+        work.add_done_callback(lambda _: done())
+        try:
+            await asyncio.shield(work)
+        finally:
+            self.left.set()
         return Served(Answer(self.response), "id")
 
 
@@ -264,6 +271,21 @@ async def test_bodies_have_so_much_room_together():
         assert status(await end.ask()) == 200
 
 
+async def test_a_body_keeps_its_room_while_its_request_runs_for_nobody():
+    async with listening(bodies_bytes=5) as end:
+        end.node.goes_on.clear()
+        _, writer = await asyncio.open_connection("127.0.0.1", end.port)
+        head = b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+        writer.write(head + b"abcd")
+        await end.node.arrived.wait()
+        writer.transport.abort()
+        await end.node.left.wait()
+        rest = b"Content-Length: 2\r\n\r\nab"
+        assert status(await end.ask(b"POST /fn/alice/echo", rest)) == 503
+        end.node.goes_on.set()
+        assert status(await end.ask(b"POST /fn/alice/echo", rest)) == 200
+
+
 async def test_a_head_that_dribbles_is_cut_off():
     async with listening(progress_ms=100) as end:
         reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
@@ -355,19 +377,9 @@ async def test_who_goes_away_while_it_waits_gives_up_its_place(end):
     end.node.goes_on.clear()
     _, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(b"GET /fn/alice/echo HTTP/1.1\r\nHost: x\r\n\r\n")
-    cancelled = asyncio.Event()
-
-    async def answer(*_):
-        end.node.arrived.set()
-        try:
-            await end.node.goes_on.wait()
-        finally:
-            cancelled.set()
-
-    end.node.answer = answer
     await end.node.arrived.wait()
     writer.transport.abort()
-    await cancelled.wait()
+    await end.node.left.wait()
 
 
 async def test_a_port_that_is_taken_is_named(end):
