@@ -20,8 +20,11 @@ from xsc.base.limits import BATCH_ITEMS_MAX
 from xsc.client.calls import Calls, Limits, Program, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
+from xsc.client.services import ServiceCalls
 
 T = TypeVar("T")
+_FOLLOW_MS = 1_000
+"""How long one call waits for a row of a log: who cancels does not wait longer for its thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,7 @@ class Node:
 
     def __init__(self, core: Core) -> None:
         self._calls = Calls(core)
+        self._services = ServiceCalls(core)
         self.id = ""
 
     async def __aenter__(self) -> Self:
@@ -424,6 +428,67 @@ class Node:
             )
 
         return await _in_thread(work)
+
+    async def deploy(
+        self,
+        module: Path | str | bytes,
+        name: str,
+        *,
+        version: str | None = None,
+        env: Mapping[str, str] | None = None,
+        fuel: int | None = None,
+        memory_bytes: int | None = None,
+        timeout_ms: int | None = None,
+        concurrency: int | None = None,
+        on: str | None = None,
+    ) -> dict[str, Any]:
+        """Make a module a service, or the next version of one; return it as `services` does.
+
+        Args:
+            module: path of the module, or its bytes.
+            name: of the service.
+            version: named so; a number that rises where None.
+            env: the environment of each request.
+            fuel, memory_bytes, timeout_ms: what a request may use.
+            concurrency: requests at once.
+            on: the node that serves it; this one where None.
+        """
+        limits = Limits(fuel, memory_bytes, timeout_ms)
+
+        def work(_: Progress) -> dict[str, Any]:
+            code = module if isinstance(module, bytes) else read_module(Path(module))
+            return self._services.deploy(
+                code, name, limits, version=version, env=env, concurrency=concurrency, on=on
+            )
+
+        return await _in_thread(work)
+
+    async def services(self) -> list[dict[str, Any]]:
+        """Return the services that this node owns or holds, as `xsc compute ls --json` does."""
+        return list((await asyncio.to_thread(self._services.services))["services"])
+
+    async def rollback(self, name: str, to: str | None = None) -> dict[str, Any]:
+        """Go back to a version of a service, or to what was active before."""
+        return await asyncio.to_thread(self._services.rollback, name, to)
+
+    async def undeploy(self, name: str) -> None:
+        """Remove a service with its versions and its log."""
+        await asyncio.to_thread(self._services.undeploy, name)
+
+    async def requests(self, name: str, newest: int = 100) -> list[dict[str, Any]]:
+        """Return the newest rows of a service's log, in order."""
+        return await asyncio.to_thread(self._services.log, name, newest)
+
+    async def follow(self, name: str, newest: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """Yield the newest rows of a service's log, and each one that comes, without end."""
+        last = await self.requests(name, max(newest, 1))
+        number = last[-1]["number"] if last else 0
+        for row in last if newest else ():
+            yield row
+        while True:
+            for row in await asyncio.to_thread(self._services.after, name, number, _FOLLOW_MS):
+                number = row["number"]
+                yield row
 
     async def status(self) -> dict[str, Any]:
         """Return what `xsc node status --json` prints."""

@@ -80,5 +80,10 @@ class ServiceCalls:
         while True:
             yield from rows
             after = rows[-1]["number"] if rows else after
-            path = _path(name, f"/log?after={after}&wait_ms={WAIT_MS}")
-            rows = self.core.call("GET", path)["requests"]
+            rows = self.after(name, after, WAIT_MS)
+
+    def after(self, name: str, number: int, wait_ms: int) -> list[Document]:
+        """Return the rows of a log after one; where there is none, wait so long for it."""
+        path = _path(name, f"/log?after={number}&wait_ms={wait_ms}")
+        rows: list[Document] = self.core.call("GET", path)["requests"]
+        return rows

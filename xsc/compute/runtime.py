@@ -2,6 +2,7 @@
 
     with ComputeRuntime() as runtime:
         runtime.execute(Path("add.wasm").read_bytes(), "add", [1, 2])    # 3
+        await runtime.execute_async(module, "add", [1, 2])               # the same
 
 The program runs in a sandbox worker process, under the same limits and the same
 virtual world as a job of a peer, so that it gives the same results.
@@ -46,7 +47,7 @@ class _SystemClock:
 
 
 class ComputeRuntime:
-    """Calls functions and runs commands; blocks until they are done.
+    """Calls functions and runs commands; what does not end in `_async` blocks until they are done.
 
     May be used from several threads. The worker starts with the first call and
     ends with `close`.
@@ -88,27 +89,24 @@ class ComputeRuntime:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
             FuelExhausted, TimeExceeded, ModuleTrapped and the like: how it ended.
         """
-        signature = read(module).signature(function)
-        texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
-        numbers = parse_arguments(texts, function, signature)
-        result = self._run(
-            Job(
-                hashlib.sha256(module).digest(),
-                module,
-                "invoke",
-                function,
-                tuple((number.type, number.bits) for number in numbers),
-                limits=limits or self._limits,
-                seed=seed,
-            )
-        )
-        values = [
-            to_python(Number.model_validate({"type": kind, "bits": bits}))
-            for kind, bits in result.results
-        ]
-        if not values:
-            return None
-        return values[0] if len(values) == 1 else values
+        return _value(self._run(_call_job(module, function, args, limits or self._limits, seed)))
+
+    async def execute_async(
+        self,
+        module: bytes,
+        function: str,
+        args: Sequence[int | float | str] = (),
+        *,
+        limits: Limits | None = None,
+        seed: bytes = _SEED,
+    ) -> int | float | list[int | float] | None:
+        """Call an exported function as `execute` does, without blocking the event loop.
+
+        Whoever cancels it ends the program, too.
+        """
+        made = limits or self._limits
+        job = await asyncio.to_thread(_call_job, module, function, args, made, seed)
+        return _value(await self._run_async(job))
 
     def run(
         self,
@@ -128,28 +126,29 @@ class ComputeRuntime:
             ModuleInvalid, ExportUnknown: it cannot run.
             FuelExhausted, OutputTooLarge and the like: a limit ended it.
         """
-        given = RunInput(
-            tuple(args),
-            tuple(sorted((env or {}).items())),
-            stdin,
-            tuple(sorted((files or {}).items())),
-        )
-        check_input(given)
-        read(module).signature("_start")
-        return self._run(
-            Job(
-                hashlib.sha256(module).digest(),
-                module,
-                "run",
-                args=given.args,
-                environment=given.environment,
-                stdin=given.stdin,
-                files=given.files,
-                limits=limits or self._limits,
-                seed=seed,
-                clock_ms=clock_ms,
-            )
-        )
+        given = _input(args, env, stdin, files)
+        return self._run(_run_job(module, given, limits or self._limits, seed, clock_ms))
+
+    async def run_async(
+        self,
+        module: bytes,
+        args: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        limits: Limits | None = None,
+        seed: bytes = _SEED,
+        clock_ms: int = CLOCK_START_MS,
+    ) -> JobResult:
+        """Run a WASI command as `run` does, without blocking the event loop.
+
+        Whoever cancels it ends the program, too.
+        """
+        given = _input(args, env, stdin, files)
+        made = limits or self._limits
+        job = await asyncio.to_thread(_run_job, module, given, made, seed, clock_ms)
+        return await self._run_async(job)
 
     def close(self) -> None:
         """End the workers; a later call starts new ones."""
@@ -187,7 +186,74 @@ class ComputeRuntime:
 
     def _run(self, job: Job) -> JobResult:
         running = asyncio.run_coroutine_threadsafe(self._sandbox.run(job), self._started())
-        result = running.result()
-        if result.trap is not None:
-            raise trap_error(result.trap)
-        return result
+        return _ended(running.result())
+
+    async def _run_async(self, job: Job) -> JobResult:
+        loop = await asyncio.to_thread(self._started)
+        running = asyncio.run_coroutine_threadsafe(self._sandbox.run(job), loop)
+        return _ended(await asyncio.wrap_future(running))
+
+
+def _ended(result: JobResult) -> JobResult:
+    if result.trap is not None:
+        raise trap_error(result.trap)
+    return result
+
+
+def _call_job(
+    module: bytes, function: str, args: Sequence[int | float | str], limits: Limits, seed: bytes
+) -> Job:
+    signature = read(module).signature(function)
+    texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
+    numbers = parse_arguments(texts, function, signature)
+    return Job(
+        hashlib.sha256(module).digest(),
+        module,
+        "invoke",
+        function,
+        tuple((number.type, number.bits) for number in numbers),
+        limits=limits,
+        seed=seed,
+    )
+
+
+def _value(result: JobResult) -> int | float | list[int | float] | None:
+    values = [
+        to_python(Number.model_validate({"type": kind, "bits": bits}))
+        for kind, bits in result.results
+    ]
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else values
+
+
+def _input(
+    args: Sequence[str],
+    env: Mapping[str, str] | None,
+    stdin: bytes,
+    files: Mapping[str, bytes] | None,
+) -> RunInput:
+    given = RunInput(
+        tuple(args),
+        tuple(sorted((env or {}).items())),
+        stdin,
+        tuple(sorted((files or {}).items())),
+    )
+    check_input(given)
+    return given
+
+
+def _run_job(module: bytes, given: RunInput, limits: Limits, seed: bytes, clock_ms: int) -> Job:
+    read(module).signature("_start")
+    return Job(
+        hashlib.sha256(module).digest(),
+        module,
+        "run",
+        args=given.args,
+        environment=given.environment,
+        stdin=given.stdin,
+        files=given.files,
+        limits=limits,
+        seed=seed,
+        clock_ms=clock_ms,
+    )

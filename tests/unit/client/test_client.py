@@ -305,3 +305,51 @@ async def test_what_is_wrong_about_many_calls_is_said(there):
         there.refuses("POST", "/v1/jobs", "fuel_exhausted", "no")
         with pytest.raises(FuelExhausted):
             [item async for item in node.invoke_many(b"", "f", [["1"]] * 9, batch=2)]
+
+
+async def test_a_service_is_deployed_listed_rolled_back_and_removed(there, tmp_path):
+    view = {"name": "greet", "version": "2"}
+    there.answers("POST", "/v1/services", view, 201)
+    there.answers("GET", "/v1/services", {"services": [view]})
+    there.answers("POST", "/v1/services/greet/rollback", {"name": "greet", "version": "1"})
+    there.answers("DELETE", "/v1/services/greet", {"name": "greet", "warning": ""})
+    (tmp_path / "greet.wasm").write_bytes(b"\0asm")
+    async with client.connect(there.home) as node:
+        assert (
+            await node.deploy(
+                tmp_path / "greet.wasm", "greet", env={"A": "b"}, fuel=9, concurrency=2
+            )
+            == view
+        )
+        asked, module = there.last.job()
+        assert (asked["env"], asked["fuel"], asked["concurrency"]) == ({"A": "b"}, 9, 2)
+        assert module == b"\0asm"
+        assert await node.services() == [view]
+        assert (await node.rollback("greet", "1"))["version"] == "1"
+        assert there.last.json() == {"to": "1"}
+        await node.undeploy("greet")
+        with pytest.raises(ArgumentInvalid, match="no name for a service"):
+            await node.undeploy("../x")
+    assert there.last.method == "DELETE"
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2])
+async def test_a_log_is_followed_from_its_end(there, newest):
+    rows = [{"number": number} for number in (1, 2)]
+    coming = iter([[], [{"number": 3}, {"number": 4}], [{"number": 5}]])
+    there.routes["GET", f"/v1/services/greet/log?n={max(newest, 1)}"] = lambda request: (
+        request.answer.document({"requests": rows[-max(newest, 1) :]})
+    )
+
+    def more(request):
+        request.answer.document({"requests": next(coming)})
+
+    for after in (2, 4):
+        there.routes["GET", f"/v1/services/greet/log?after={after}&wait_ms=1000"] = more
+    async with client.connect(there.home) as node:
+        seen = []
+        async for row in node.follow("greet", newest):
+            seen.append(row["number"])
+            if seen[-1] == 5:
+                break
+    assert seen == [*range(3 - newest, 3), 3, 4, 5]

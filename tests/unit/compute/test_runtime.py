@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
 
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import ExportUnknown, FuelExhausted, ModuleTrapped, SignatureMismatch
+from xsc.base.limits import FUEL_MAX
 from xsc.compute.limits import Limits
 from xsc.compute.runtime import ComputeRuntime
 
@@ -53,6 +55,30 @@ def test_failures_are_raised_by_name(runtime):
 
 async def test_it_works_inside_of_an_event_loop(runtime):
     assert runtime.execute(wasm("add"), "add", [1, 2]) == 3
+
+
+async def test_without_blocking_it_is_the_same(runtime):
+    calls = [runtime.execute_async(wasm("add"), "add", [n, 2]) for n in range(20)]
+    assert await asyncio.gather(*calls) == [n + 2 for n in range(20)]
+    done = await runtime.run_async(wasm("wordcount"), ["/in/a"], files={"a": b"x y\n"})
+    again = runtime.run(wasm("wordcount"), ["/in/a"], files={"a": b"x y\n"})
+    assert (done.stdout, done.fuel_used) == (again.stdout, again.fuel_used)
+    with pytest.raises(SignatureMismatch):
+        await runtime.execute_async(wasm("add"), "add", [1])
+    with pytest.raises(ModuleTrapped, match="division by zero"):
+        await runtime.execute_async(wasm("trap"), "divide", [1, 0])
+
+
+async def test_the_loop_goes_on_and_who_cancels_ends_the_program(runtime):
+    limits = Limits(fuel=FUEL_MAX, timeout_ms=600_000)
+    running = asyncio.create_task(runtime.execute_async(wasm("endless"), "spin", limits=limits))
+    while not runtime._sandbox.describe()["running"]:
+        await asyncio.wait([running], timeout=0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert running.cancelled()
+    # There is one worker: this waits for another one, and not for the ten minutes.
+    assert await runtime.execute_async(wasm("add"), "add", [1, 2]) == 3
 
 
 def test_it_starts_again_after_it_was_closed():
