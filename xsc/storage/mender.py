@@ -338,17 +338,22 @@ class Mender:
         places = asyncio.Semaphore(SURVEYS_AT_ONCE)
 
         async def look(ref: bytes) -> tuple[int, bytes] | None:
-            # What is found anew is kept: nobody else may be changing the charge meanwhile.
-            async with places, self._turns.of(ref):
-                charge = self._keeper.load(ref)
-                if charge is None:
+            async with places:
+                if ref in self._turns:
+                    # It is being mended; that can take long, and others wait.
+                    self._again.add(ref)
                     return None
-                try:
-                    survey = await self.survey(charge)
-                except XscError as fault:
-                    self._fault(ref, fault)
-                    return None
-                return (survey.margin, ref) if self._needs(survey) else None
+                # What is found anew is kept: nobody else may be changing the charge meanwhile.
+                async with self._turns.of(ref):
+                    charge = self._keeper.load(ref)
+                    if charge is None:
+                        return None
+                    try:
+                        survey = await self.survey(charge)
+                    except XscError as fault:
+                        self._fault(ref, fault)
+                        return None
+                    return (survey.margin, ref) if self._needs(survey) else None
 
         found = await together(look(ref) for ref in refs)
         order = sorted(item for item in found if item is not None)

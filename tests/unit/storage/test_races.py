@@ -167,6 +167,20 @@ def test_a_look_at_an_object_does_not_undo_what_was_mended_meanwhile():
     play(story, 5)
 
 
+def test_an_object_that_takes_long_to_mend_holds_up_no_other():
+    async def story(world):
+        owner, verify = await broken(world)
+        ref, mender = verify.manifest_hash, owner.service.mender
+        other = parse_verify((await put(owner, content(100), code=(1, 1))).capability)
+        async with mender._turns.of(other.manifest_hash):
+            listed = [(key, entry.placement) for key, entry in owner.service.entries()]
+            assert len(listed) == 2
+            await asyncio.wait_for(mender.round(listed, everything=True), 20)
+        assert [key for key, _ in mender.lately] == [ref]
+
+    play(story, 5)
+
+
 def test_of_an_object_that_is_deleted_after_it_was_mended_nothing_is_remembered():
     async def story(world):
         owner, verify = await broken(world)
