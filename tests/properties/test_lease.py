@@ -14,6 +14,7 @@ from xsc.market.lease import (
     due_micro,
     exposure_micro,
     hold,
+    hold_since,
     next_voucher,
     owed_micro,
     room,
@@ -227,3 +228,15 @@ def test_who_missed_a_deletion_counts_like_its_provider_once_that_has_said_so(
     assert customer.held_bytes == provider.held_bytes
     mine, theirs = (hold(STORAGE, use, again, at[2]) for use in (customer, provider))
     assert (mine.used, mine.peak_bytes) == (theirs.used, theirs.peak_bytes)
+
+
+@given(st.integers(0, 8 * MIB), st.integers(1, 8 * MIB), st.integers(0, 15), st.integers(0, 15))
+def test_what_is_counted_late_since_its_epoch_is_owed_as_if_counted_in_time(held, more, at, wait):
+    now = STORAGE.start_ms + at * EPOCH_MS
+    late = now + wait * EPOCH_MS
+    use = hold(STORAGE, FRESH, held, STORAGE.start_ms)
+    in_time = advance(STORAGE, hold(STORAGE, use, more, now), late)
+    found = hold_since(STORAGE, advance(STORAGE, use, late), more, at, late)
+    assert (found.held_bytes, found.used) == (in_time.held_bytes, in_time.used)
+    gone = hold_since(STORAGE, in_time, -more, at, late)
+    assert (gone.held_bytes, gone.used) == (held, in_time.used), "what is owed never falls"

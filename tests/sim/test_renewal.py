@@ -4,6 +4,7 @@ Time passes in jumps (`World.skip`): to a node it is as if its machine had slept
 """
 
 import asyncio
+import os
 
 import pytest
 
@@ -248,49 +249,96 @@ def test_what_a_host_does_not_renew_moves_before_the_end():
     run(15, 4, play, SETTINGS)
 
 
-@pytest.mark.parametrize("writes", [4, 7])
-def test_a_guardian_killed_while_it_takes_over_loses_nothing_and_pays_once(writes):
-    async def play(world):
-        kept = await put_all(world)
-        await world.until(lambda: len(guarded_by(world, 1)) == len(SIZES))
-        await world.crash(OWNER)
-        await world.skip(66 * DAY_MS, 11 * DAY_MS)
-        state, write = world.disks[1].state, world.disks[1].state.write
-        left = writes
-        killed = asyncio.Event()
+def lose_power_at(world, index, sync, *, before):
+    """Take a node's power away at a synced write of its state, just before or after it.
 
-        def counted(changes, *, sync):
-            nonlocal left
+    Returns what is set by then, and the disk as it is left. Before it, most was sent that
+    is not on the disk; after it, least.
+    """
+    state, write = world.disks[index].state, world.disks[index].state.write
+    lost = asyncio.Event()
+    left, kept = sync, []
+
+    def counted(changes, *, sync):
+        nonlocal left
+        left -= sync
+        if not left and sync and not lost.is_set():
+            if not before:
+                write(changes, sync=sync)
+            world.net.kill(world.name(index))
+            kept.append(world.disks[index].after_crash())
+            lost.set()
+        else:
             write(changes, sync=sync)
-            left -= any(b"ward/" in key or b"market/lease" in key for key, _ in changes)
-            if not left:
-                killed.set()
 
-        state.write = counted
+    state.write = counted
+    return lost, kept
+
+
+POWER = {**SETTINGS, "repair_grace": "60s", "repair_interval": "60s", "probe_interval": "20s"}
+EVERYWHERE = "XSC_LAWS_EXAMPLES" in os.environ
+TAKING = [(n, before) for n in range(1, 7) for before in (True, False)]
+"""The synced writes of a guardian that takes two objects over, and whether it is made."""
+BACK = range(1, 13)
+"""The same of an owner that takes them back, from its start."""
+
+
+async def power_is_lost(world, index, lost, kept):
+    """Lose the power, stay down for two days, which are due as well, and come back."""
+    await asyncio.wait_for(lost.wait(), 600)
+    world.clock.advance_to(world.clock.now_ms() + 2 * DAY_MS)
+    await world.crash(index)
+    world.disks[index] = kept[0]
+    return await world.restart(index)
+
+
+async def pays_for_all(world, payer):
+    """Hold what a node counts against what hosts hold for it, and what it paid."""
+    await world.until(lambda: bool(held_by(world, payer)), 300_000)
+    await world.clock.sleep_ms(90_000)
+    await settle(world)
+    counted_exactly(world, range(1, 4))
+    assert settled_in_full(world, payer) > 0
+    assert held_by(world, payer) == {
+        view.lease_id: view.held_bytes
+        for view in payer.market.leases()
+        if view.role == "customer" and view.held_bytes
+    }
+
+
+@pytest.mark.parametrize(
+    ("sync", "before"), TAKING if EVERYWHERE else [(3, False), (4, True), (5, True), (6, True)]
+)
+def test_a_guardian_that_loses_its_power_while_it_takes_over_pays_for_all_that_it_keeps(
+    sync, before
+):
+    async def play(world):
+        for size in SIZES[1:]:
+            await put(world.nodes[OWNER], content(size), code=(1, 1))
+        await world.until(lambda: len(guarded_by(world, 1)) == 2)
+        await world.crash(OWNER)
+        await world.skip(66 * DAY_MS, 33 * DAY_MS)
+        lost, kept = lose_power_at(world, 1, sync, before=before)
         world.clock.advance_to(world.clock.now_ms() + 5 * DAY_MS)
-        await asyncio.wait_for(killed.wait(), 600)
-        state.write = write
-        await world.crash(1)
-        await world.restart(1)
-        await world.skip(70 * DAY_MS, 10 * DAY_MS, 40_000)
-        await read_all(world, 2, kept)
-        guardian = world.nodes[1]
-        paid = {
-            view.lease_id: view.held_bytes
-            for view in guardian.market.leases()
-            if view.role == "customer" and view.held_bytes
-        }
-        held = held_by(world, guardian)
-        assert held
-        # What the power loss took of the guardian's count is not paid; nothing is paid twice.
-        assert all(paid.get(lease_id, 0) <= size for lease_id, size in held.items())
-        assert set(paid) <= set(held)
-        assert sum(held.values()) < 3 * sum(SIZES), "each column once"
-        counted_exactly(world, range(1, 4))
-        await settle(world)
-        for node in world.nodes[1:]:
-            for view in node.market.leases():
-                if view.role == "provider":
-                    assert node.ledger.settled(view.lease_id) <= view.due_micro
+        await pays_for_all(world, await power_is_lost(world, 1, lost, kept))
 
-    run(16, 4, play, SETTINGS, without_guardians(1))
+    run(16, 4, play, POWER, without_guardians(1))
+
+
+@pytest.mark.parametrize("sync", BACK if EVERYWHERE else (5, 6, 7))
+def test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_keeps(sync):
+    async def play(world):
+        for size in SIZES[1:]:
+            await put(world.nodes[OWNER], content(size), code=(1, 1))
+        await world.until(lambda: len(guarded_by(world, 1)) == 2)
+        await world.crash(OWNER)
+        await world.skip(66 * DAY_MS, 33 * DAY_MS)
+        await world.skip(64 * DAY_MS, 16 * DAY_MS, 20_000)
+        assert all(ward.held for ward in guarded_by(world, 1))
+        await world.restart(OWNER)
+        lost, kept = lose_power_at(world, OWNER, sync, before=True)
+        owner = await power_is_lost(world, OWNER, lost, kept)
+        await pays_for_all(world, owner)
+        assert not held_by(world, world.nodes[1]), "the guardian gave all of it back"
+
+    run(17, 4, play, POWER, without_guardians(1))

@@ -3,6 +3,7 @@
     market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
     market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
     market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
+    market/closed                    there while the node is stopped, where it stopped in order
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
 at this moment are in memory only: after a restart nothing runs.
@@ -30,6 +31,7 @@ _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
 _RENEWAL: Final = b"market/renewal/"
+_CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
 CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/")
 """Where the leases of a node as the customer begin."""
@@ -69,6 +71,10 @@ class Entry:
     """How many bookings the ledger refused for good; each needs an id of its own."""
     reserved: int = 0
     """Provider of compute: steps of runs under way."""
+    kept_epoch: int = 0
+    """Customer: the epoch up to which the use was kept when this process began."""
+    doubts: int = 0
+    """Customer: how often a power loss may have taken something held out of the use."""
     promised: list[tuple[int, int]] = field(default_factory=list)
     """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
 
@@ -194,6 +200,8 @@ class LeaseBook:
         self._network = network
         self._entries: dict[Role, dict[bytes, Entry]] = {"customer": {}, "provider": {}}
         self._touched: dict[bytes, Entry] = {}
+        self.complete = False
+        """Whether what was loaded is all that there was: the node before stopped in order."""
 
     def load(self) -> None:
         """Read what was kept.
@@ -201,6 +209,10 @@ class LeaseBook:
         Raises:
             StoreDamaged: something kept is not what was written.
         """
+        self.complete = self._state.get(_CLOSED) is not None
+        if self.complete:
+            # Before anything else is written: a power loss must never leave it there.
+            self._state.write([(_CLOSED, None)], sync=True)
         for role, letter in _LETTERS.items():
             prefix = _LEASE + letter
             for key, value in self._state.scan(prefix, prefix_end(prefix)):
@@ -224,6 +236,7 @@ class LeaseBook:
         entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
         kept_state = read_use(kept_use)
         entry.use, entry.voucher = kept_state.use, kept_state.voucher
+        entry.kept_epoch = entry.use.epoch
         entry.booking, entry.refusals = kept_state.booking, kept_state.refusals
         return entry
 
@@ -314,6 +327,11 @@ class LeaseBook:
         self._touched.clear()
         if changes:
             self._state.write(changes, sync=False)
+
+    def close(self) -> None:
+        """Write what is left, and that nothing was left out."""
+        self.flush()
+        self._state.write([(_CLOSED, b"")], sync=False)
 
     def forget(self, entry: Entry) -> None:
         """Drop a lease that is over and settled."""

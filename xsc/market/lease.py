@@ -164,6 +164,19 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     )
 
 
+def hold_since(
+    terms: LeaseTerms, use: LeaseUse, delta_bytes: int, epoch: int, now_ms: int
+) -> LeaseUse:
+    """Return the use once it turned out that more (+) or less (-) is held, since an epoch.
+
+    For what was held and not counted the epochs since are due as well. What was counted
+    too high stays owed: when it went is not known.
+    """
+    use = hold(terms, use, delta_bytes, now_ms)
+    missed = max(0, delta_bytes) * max(0, use.epoch - epoch)
+    return replace(use, used=use.used + missed)
+
+
 def spend(terms: LeaseTerms, use: LeaseUse, steps: int, amount_micro: int) -> LeaseUse:
     """Return the use after a run that was billed."""
     assert terms.kind == "compute", "only compute is spent"

@@ -41,6 +41,7 @@ from xsc.base.limits import (
     CLEARING_WINDOW_MS,
     COMPUTE_LEASE_MICRO_MAX,
     COMPUTE_LEASE_RUNS,
+    EPOCH_MS,
     LEASE_KEPT_MS,
     LEASE_REQUESTS_WAITING_MAX,
     LEASE_TIMEOUT_MS,
@@ -266,6 +267,37 @@ class MarketService:
                 entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
                 self._book.save(entry, sync=False)
 
+    @property
+    def counts_are_complete(self) -> bool:
+        """Whether nothing of what was counted can be lost: the last process stopped in order."""
+        return self._book.complete
+
+    def reconcile_orders(self, held: Mapping[bytes, int], doubts: Mapping[bytes, int]) -> None:
+        """Take over what the own records name under each lease of others, after a power loss.
+
+        Uses are kept unsynced, the records are synced. They decide where something was on
+        its way: the host tells it at the next look (`recounted`). Else they only raise a
+        count, because it can hold what has no record yet.
+
+        Args:
+            held: bytes by lease.
+            doubts: by lease, how many transfers were under way.
+        """
+        now_ms = self._clock.now_ms()
+        for entry in self._book.all("customer"):
+            terms, use = entry.terms, entry.use
+            if terms.kind != "storage" or use.given_back:
+                continue
+            entry.doubts = doubts.get(terms.lease_id, 0)
+            delta = held.get(terms.lease_id, 0) - use.held_bytes
+            if not delta or (delta < 0 and not entry.doubts):
+                continue
+            self._log.warning("lease_count_restored", lease=short(terms.lease_id), delta=delta)
+            # It was held since then, and is due for the time that the node was down.
+            use = rules.hold(terms, use, delta, terms.start_ms + use.epoch * EPOCH_MS)
+            entry.use = replace(use, touched_ms=now_ms)
+            self._book.save(entry, sync=False)
+
     def _labels_in(self, entry: Entry) -> tuple[str, str]:
         """Return the labels of the quote that a kept lease carries."""
         lease = open_signed(entry.raw, Lease, network=self._network).record
@@ -286,7 +318,7 @@ class MarketService:
     async def close(self) -> None:
         """Settle what can be settled, and end the windows that are open."""
         await self.settle_all()
-        self._book.flush()
+        self._book.close()
         for task in self._windows:
             task.cancel()
         await asyncio.gather(*self._windows, return_exceptions=True)
@@ -970,7 +1002,13 @@ class MarketService:
         return taken, faults
 
     def _hand_out(self, entry: Entry, quantity: int) -> Granted:
-        entry.promise(quantity, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        entry.promise(quantity, now_ms)
+        use = rules.advance(entry.terms, entry.use, now_ms)
+        if use is not entry.use:
+            # What a power loss takes of the count was held from here on, and not before.
+            entry.use = use
+            self._book.save(entry, sync=False)
         return Granted(entry.terms.provider, entry.terms.lease_id, entry.terms.price)
 
     async def lease_hosts(
@@ -1162,6 +1200,21 @@ class MarketService:
         entry = self._theirs(lease_id)
         entry.keep_promise(delta_bytes)
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+        self._keep(entry)
+
+    async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Take note that a host has held more (+) or less (-) than was counted.
+
+        Raises:
+            LeaseExhausted: no such lease.
+        """
+        entry, now_ms = self._theirs(lease_id), self._clock.now_ms()
+        if delta_bytes > 0 and entry.doubts:
+            entry.doubts -= 1
+            since = entry.kept_epoch
+            entry.use = rules.hold_since(entry.terms, entry.use, delta_bytes, since, now_ms)
+        else:
+            entry.use = rules.hold(entry.terms, entry.use, delta_bytes, now_ms)
         self._keep(entry)
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:

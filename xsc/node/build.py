@@ -391,6 +391,8 @@ class Node:
             await self.allocation.start()
             await self.market.start()
             self.market.reconcile(self.shards.usage)
+            if not self.market.counts_are_complete:
+                self.market.reconcile_orders(*self.storage.orders())
             await self.services.start()
             # Nothing is signed before those who answer were asked for this ledger's end.
             await self.ledger.confirm_head(self.peers.peers())

@@ -117,6 +117,14 @@ class HeldObject:
     """The highest rank among the placements kept; 0 without one."""
     records: tuple[HeldRecord, ...] = ()
     """By customer."""
+    sizes: tuple[tuple[bytes, bytes, int], ...] = ()
+    """Customer, lease, and the bytes that lie under it. Known at the host alone."""
+    mine: tuple[tuple[bytes, int], ...] | None = None
+    """The same for the one who asks: lease and bytes; None: the host does not say it."""
+
+    def sizes_of(self, customer: bytes) -> tuple[tuple[bytes, int], ...]:
+        """Return the leases of a customer, and the bytes that lie under each."""
+        return tuple((lease, size) for who, lease, size in self.sizes if who == customer)
 
     @property
     def ends_ms(self) -> int | None:

@@ -57,6 +57,7 @@ from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, rest, together
 from xsc.storage.reading import Located, roots_of
 from xsc.storage.receipts import shards_of
+from xsc.storage.recount import differences, most_held, recounted
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.storage.segment import length_of
@@ -547,7 +548,39 @@ class Mender:
                 found[node] = extra
         return found
 
+    def _recounted(self, survey: Survey) -> tuple[Held, ...]:
+        """Return what is held, by what hosts say lies there under leases of this node."""
+        manifest = survey.located.manifest
+        column_bytes = self._column_bytes(manifest)
+        record_bytes = self._record_bytes(survey.located)
+        held = survey.charge.held
+        for node, answer in survey.answers.items():
+            if node != self._reach.own and answer is not None:
+                most = most_held(answer, self._reach.own, column_bytes, record_bytes)
+                held = recounted(held, node, answer.mine, most)
+        return held
+
+    async def _recount(self, survey: Survey) -> Survey:
+        """Count what hosts hold for this node as they say it, where a crash lost the count."""
+        charge, held = survey.charge, self._recounted(survey)
+        if held == charge.held:
+            return survey
+        for node, lease_id, more_bytes in differences(charge.held, held):
+            await self._reach.note_recounted(node, lease_id, more_bytes)
+            self._reach.log.info(
+                "storage_recounted",
+                object=short(charge.ref),
+                peer=short(node),
+                lease=short(lease_id),
+                more_bytes=more_bytes,
+            )
+        if not await self._keeper.save(charge.ref, charge.placement, held):
+            return survey
+        return replace(survey, charge=replace(charge, held=held))
+
     def _needs(self, survey: Survey) -> bool:
+        if self._recounted(survey) != survey.charge.held:
+            return True
         if survey.charge.only_clean:
             return bool(self._leftovers(survey))
         wanted = survey.homeless or survey.foreign or self._stale(survey)
@@ -600,6 +633,7 @@ class Mender:
             if charge is None:
                 return None
             survey = await self.survey(charge)
+            survey = await self._recount(survey)
             await self._prove(survey)
             charge = await self._clean(survey)
             survey = replace(survey, charge=charge)
@@ -650,7 +684,7 @@ class Mender:
             manifest, survey.columns, survey.answers, self._reach.own
         ).items():
             node = survey.columns[column]
-            leases = [item.lease_id for item in charge.held if item.node == node]
+            leases = list({item.lease_id for item in charge.held if item.node == node})
             if node in leaving or len(leases) != 1:
                 # Under which of several leases the shard lies is not known here.
                 continue
@@ -731,6 +765,11 @@ class Mender:
             return 0
         return full * code.shard_bytes(manifest.segment_bytes) + code.shard_bytes(tail)
 
+    @staticmethod
+    def _record_bytes(located: Located) -> int:
+        """Return the most that the object record takes at a host, after some moves."""
+        return 2 * len(located.placement_raw) + 1024 + len(located.sealed)
+
     async def _choose(self, survey: Survey) -> tuple[dict[int, HostLease], str]:
         """Return room for each column that moves, and what failed."""
         reach = self._reach
@@ -739,8 +778,7 @@ class Mender:
         available = self.available(also_unsteady=survey.margin <= 0) - silent
         available -= {survey.columns[column] for column in survey.expiring}
         located = survey.located
-        record = 2 * len(located.placement_raw) + 1024 + len(located.sealed)
-        size = self._column_bytes(located.manifest) + record
+        size = self._column_bytes(located.manifest) + self._record_bytes(located)
         chosen: dict[int, HostLease] = {}
         reason = ""
         for column in sorted(survey.foreign):
@@ -786,7 +824,8 @@ class Mender:
         """Build or copy the chosen columns at their new hosts, then say where they are."""
         charge, located = survey.charge, survey.located
         # First on the disk: after a crash it is known where something may lie.
-        held = merged(charge.held, [Held(at.node, at.lease_id, 0) for at in chosen.values()])
+        # It stands apart from what was confirmed: so it is known that more may lie there.
+        held = (*charge.held, *marks(chosen.values()))
         if not await self._keeper.save(charge.ref, charge.placement, held):
             return (), "it is being deleted"
         sent: list[Held] = []
@@ -816,7 +855,7 @@ class Mender:
                     progress(index + 1, count)
         except XscError as broken:
             fault, alive = broken.message, {}
-        held = self._without_ended(merged(held, sent), alive)
+        held = self._without_ended(merged(charge.held, sent), alive)
         moved = tuple(
             Moved(column, survey.columns[column], lease.node)
             for column, lease in sorted(alive.items())
@@ -832,6 +871,8 @@ class Mender:
         # While others still pay for a part, the owner's word would have them delete it.
         whole = survey.foreign <= set(alive)
         raw = self._sign(charge, survey.placed, columns, by_owner=whole)
+        # The record goes there, too.
+        held = (*held, *marks(alive.values()))
         # The own word first; hosts that miss it are told again whenever they are asked.
         if not await self._keeper.save(charge.ref, raw, held):
             await together(self._drop(node, located.locate) for node in {i.target for i in moved})
@@ -1013,13 +1054,40 @@ class Mender:
         }
         mine = survey.placed.base if charge.owner is not None else survey.placed.raw
         replaced = len(located.sealed) + len(mine)
+        rooms = await self._rooms_for(charge, record, nodes)
+        if rooms and not await self._keeper.save(
+            charge.ref, charge.placement, (*charge.held, *marks(rooms.values()))
+        ):
+            return
         added = await together(
-            self._tell(charge, located, record, node, replaced if node in before else 0)
+            self._tell(
+                charge,
+                located,
+                record,
+                node,
+                room=rooms.get(node),
+                replaced_bytes=replaced if node in before else 0,
+            )
             for node in nodes
         )
         new = [item for item in added if item is not None]
-        if new:
-            await self._keeper.save(charge.ref, charge.placement, merged(charge.held, new))
+        held = merged(charge.held, new)
+        if new or held != charge.held:
+            await self._keeper.save(charge.ref, charge.placement, held)
+
+    async def _rooms_for(
+        self, charge: Charge, record: ObjectRecord, nodes: Collection[bytes]
+    ) -> dict[bytes, HostLease]:
+        """Return room for the record at nodes where this node pays for nothing of the object."""
+        known = {item.node for item in charge.held} | {self._reach.own}
+        unknown = [node for node in nodes if node not in known]
+        size = len(record.sealed) + len(record.placement)
+        found = await together(self._lease(frozenset({node}), size) for node in unknown)
+        return {
+            node: lease
+            for node, (lease, _) in zip(unknown, found, strict=True)
+            if lease is not None
+        }
 
     def _has_record(self, survey: Survey, node: bytes) -> bool:
         """Say whether a host that was paid has a record of this node: it may have dropped it."""
@@ -1034,6 +1102,8 @@ class Mender:
         located: Located,
         record: ObjectRecord,
         node: bytes,
+        *,
+        room: HostLease | None,
         replaced_bytes: int,
     ) -> Held | None:
         """Store the record at one host; return what it counts for where it is new there."""
@@ -1041,6 +1111,10 @@ class Mender:
         leases: list[HostLease] = [LoneLease(node, lease_id) for lease_id in known]
         if node == self._reach.own:
             leases = [LoneLease(node, OWN_LEASE)]
+        elif not known:
+            if room is None:
+                return None
+            leases = [room]
         size = len(record.sealed) + len(record.placement)
         for lease in leases:
             try:
@@ -1068,6 +1142,11 @@ class Mender:
         generation = located.manifest.generation
         for batch, carried in requests_of([], record):
             await self._reach.store(lease, located.locate, generation, shards=batch, record=carried)
+
+
+def marks(leases: Iterable[HostLease]) -> list[Held]:
+    """Return the mark that more may lie under leases than was counted."""
+    return [Held(lease.node, lease.lease_id, 0) for lease in leases]
 
 
 def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:

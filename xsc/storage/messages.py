@@ -6,7 +6,7 @@ Header; parts -> answer; its parts:
                     shards, sealed manifest
                     -> receipt
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
-    storage.stat    locate, generation, manifest -> record, rank, columns, records
+    storage.stat    locate, generation, manifest -> record, rank, columns, records, mine
     storage.keep    lease, locate, generation, shards with roots -> receipt
     storage.find    locate, manifest -> placements; sealed manifest
     storage.delete  locate, final -> receipt
@@ -64,6 +64,7 @@ PATH_MAX = 64
 """Hashes that prove leaves of one shard: two a level, more than any shard has."""
 PLACEMENTS_MAX = 16
 COLUMNS_MAX = 4096
+LEASES_TOLD_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +333,8 @@ def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes]:
     )
 
 
-def stat_answer(held: HeldObject) -> dict[str, Value]:
-    """Return the answer to a `storage.stat`."""
+def stat_answer(held: HeldObject, caller: bytes) -> dict[str, Value]:
+    """Return the answer to a `storage.stat` of that caller."""
     columns: list[Value] = [
         {
             "customer": item.customer,
@@ -350,7 +351,15 @@ def stat_answer(held: HeldObject) -> dict[str, Value]:
         {"customer": item.customer, "rank": item.rank, "ends_ms": item.ends_ms}
         for item in held.records[:COLUMNS_MAX]
     ]
-    return {"record": held.record, "rank": held.rank, "columns": columns, "records": records}
+    mine: list[Value] = [[lease, size] for lease, size in held.sizes_of(caller)]
+    return {
+        "record": held.record,
+        "rank": held.rank,
+        "columns": columns,
+        "records": records,
+        # A part of them would say that nothing lies under the others.
+        **({"mine": mine} if len(mine) <= LEASES_TOLD_MAX else {}),
+    }
 
 
 def _end(fields: Mapping[str, Value]) -> int | None:
@@ -362,6 +371,20 @@ def _bad(fields: Mapping[str, Value]) -> tuple[int, ...]:
     """Return which segments are damaged; releases before this field never say so."""
     listed = take_list({"bad": []} | dict(fields), "bad", most=DAMAGED_TOLD_MAX)
     return tuple(take_int({"bad": segment}, "bad", most=SEGMENT_MAX) for segment in listed)
+
+
+def _mine(header: Mapping[str, Value]) -> tuple[tuple[bytes, int], ...] | None:
+    """Return what lies there for the caller by lease; releases before this field never say so."""
+    if "mine" not in header:
+        return None
+    found: dict[bytes, int] = {}
+    for item in take_list(header, "mine", most=LEASES_TOLD_MAX):
+        match item:
+            case [bytes(lease), int(size)] if len(lease) == ID_BYTES and 0 <= size < 2**63:
+                found[lease] = size
+            case _:
+                raise RecordInvalid("an item is not a lease and the bytes under it")
+    return tuple(found.items())
 
 
 def read_stated(header: Mapping[str, Value]) -> HeldObject:
@@ -393,7 +416,11 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
         customer = take_bytes(fields, "customer", size=ID_BYTES)
         records.append(HeldRecord(customer, take_int(fields, "rank"), _end(fields)))
     return HeldObject(
-        tuple(columns), cast(HeldState, record), take_int(header, "rank"), tuple(records)
+        tuple(columns),
+        cast(HeldState, record),
+        take_int(header, "rank"),
+        tuple(records),
+        mine=_mine(header),
     )
 
 

@@ -55,6 +55,9 @@ class Hosts(Protocol):
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
 
+    async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Take note that a host has held more (+) or less (-) than was counted, since a crash."""
+
     def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends; None where it is not known."""
 

@@ -554,6 +554,13 @@ class Reach:
             await self.note_freed(node, lease_id, size)
         return freed
 
+    async def note_recounted(self, node: bytes, lease_id: bytes, more_bytes: int) -> None:
+        """Take note that a host has held so much more, or less, than was counted."""
+        try:
+            await self.hosts.recounted(lease_id, more_bytes)
+        except LeaseExhausted:
+            self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
+
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""
         if node == self.own or not size_bytes:

@@ -9,6 +9,7 @@ by leases (`Leases`) and room (`StorageNode`).
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -660,6 +661,22 @@ class StorageService:
         for key, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
             yield key.removeprefix(OBJECTS), self._parse_entry(raw)
 
+    def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
+        """Return what the own records name under each lease, and how much was on its way there.
+
+        The first are bytes of objects, wards and puts under way; the second counts the
+        transfers that a crash may have cut off.
+        """
+        held: Counter[bytes] = Counter()
+        doubts: Counter[bytes] = Counter()
+        for records in (self.entries(), self.guards.wards()):
+            for _, record in records:
+                for item in record.held:
+                    held[item.lease_id] += item.size_bytes
+                    doubts[item.lease_id] += not item.size_bytes
+        held.update(self.uploads.orders())
+        return held, +doubts
+
     async def note_placement(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
         """Keep where an object lies by now; False where it is deleted or being deleted."""
         async with self._turns.of(ref):
@@ -1207,11 +1224,11 @@ class StorageService:
         return {"receipt": sign(receipt, self._key, self._network).raw}, []
 
     async def _on_stat(
-        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate, generation, manifest_hash = messages.read_stat(header)
         held = await self._node.stat(locate, generation, manifest_hash)
-        return messages.stat_answer(with_ends(held, self._leases.end_ms)), []
+        return messages.stat_answer(with_ends(held, self._leases.end_ms), caller), []
 
     async def _on_find(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

@@ -751,6 +751,7 @@ class StorageNode:
         roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
         damaged: dict[tuple[bytes, int], list[int]] = {}
         leases: dict[tuple[bytes, int], set[bytes]] = {}
+        sizes: Counter[tuple[bytes, bytes]] = Counter()
         budget = STAT_READ_BYTES_MAX
         prefix = formats.generation_prefix(locate, generation)
         for key, raw in self._index.scan(prefix, prefix_end(prefix)):
@@ -759,6 +760,7 @@ class StorageNode:
             group = (customer, column)
             roots.setdefault(group, []).append((segment, entry.proof))
             leases.setdefault(group, set()).add(entry.lease_id)
+            sizes[customer, entry.lease_id] += entry.size_bytes
             if entry.sequence not in self._damaged and entry.size_bytes <= budget:
                 budget -= entry.size_bytes
                 self._read_shard(key, entry)
@@ -783,13 +785,15 @@ class StorageNode:
         for key, entry in self._records(locate):
             if not entry.proof.startswith(manifest_hash):
                 continue
+            customer = key[-ID_BYTES:]
+            sizes[customer, entry.lease_id] += entry.size_bytes
             if self._read_record(key, entry) is not None:
                 state, rank = "ok", max(rank, entry.rank)
-                customer = key[-ID_BYTES:]
                 records.append(HeldRecord(customer, entry.rank, lease_id=entry.lease_id))
             elif state == "missing":
                 state = "corrupt"
-        return HeldObject(columns, state, rank, tuple(records))
+        by_lease = tuple((*place, size) for place, size in sorted(sizes.items()))
+        return HeldObject(columns, state, rank, tuple(records), by_lease)
 
     # Deleting
 

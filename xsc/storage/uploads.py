@@ -6,6 +6,7 @@ a sync: a kill loses none, and a power failure some, whose shards are sent again
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -92,6 +93,18 @@ class Uploads:
         """Return how much of an upload's content need not be sent again."""
         kept = journal.read(self._state, upload)
         return 0 if kept is None else kept.stored_bytes()
+
+    def orders(self) -> Counter[bytes]:
+        """Return the bytes under each lease that uploads which have not ended have stored."""
+        held: Counter[bytes] = Counter()
+        for upload in journal.ids(self._state):
+            try:
+                kept = journal.read(self._state, upload)
+            except StoreDamaged:
+                continue  # `expire` tells it, and drops the journal.
+            for (_, lease_id), size in ({} if kept is None else kept.held()).items():
+                held[lease_id] += size
+        return held
 
     async def run(self) -> None:
         """End what nobody goes on with, again and again, until cancelled."""

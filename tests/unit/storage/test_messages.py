@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from xsc.base.errors import RecordInvalid, TooLarge
@@ -15,6 +17,7 @@ from xsc.storage.held import (
     cut_found,
 )
 from xsc.storage.messages import (
+    LEASES_TOLD_MAX,
     ObjectRecord,
     find_answer,
     find_message,
@@ -201,8 +204,23 @@ def test_a_stat_comes_back():
         "corrupt",
         5,
         (HeldRecord(LEASE, 5, 2_000), HeldRecord(HASH, 4)),
+        sizes=((HASH, LEASE, 5), (LEASE, HASH, 7), (LEASE, LEASE, 9)),
     )
-    assert read_stated(stat_answer(held)) == held
+    told = replace(held, sizes=(), mine=((HASH, 7), (LEASE, 9)))
+    assert read_stated(stat_answer(held, LEASE)) == told, "others' leases are not told"
+    assert read_stated(stat_answer(held, LOCATE)) == replace(told, mine=())
+
+
+def test_a_stat_of_more_leases_than_can_be_told_tells_none():
+    sizes = tuple((HASH, n.to_bytes(32, "big"), 1) for n in range(LEASES_TOLD_MAX + 1))
+    assert read_stated(stat_answer(HeldObject((), "ok", sizes=sizes), HASH)).mine is None
+    assert len(read_stated(stat_answer(HeldObject((), "ok", sizes=sizes[1:]), HASH)).mine) == 4096
+
+
+def test_a_stat_of_a_release_that_told_no_leases_is_read():
+    answer = stat_answer(HeldObject((), "ok"), HASH)
+    del answer["mine"]
+    assert read_stated(answer).mine is None
 
 
 @pytest.mark.parametrize(
@@ -213,11 +231,18 @@ def test_a_stat_comes_back():
         {"columns": [1]},
         {"columns": [{"column": 1}]},
         {"columns": None},
+        {"mine": None},
+        {"mine": [1]},
+        {"mine": [[b"short", 1]]},
+        {"mine": [[bytes(32), -1]]},
+        {"mine": [[bytes(32), 2**63]]},
+        {"mine": [[bytes(32)]]},
+        {"mine": [[bytes(32), 1]] * 4097},
     ],
 )
 def test_a_bad_stat_is_refused(change):
     with pytest.raises(RecordInvalid):
-        read_stated(stat_answer(HeldObject((), "ok")) | change)
+        read_stated(stat_answer(HeldObject((), "ok"), LEASE) | change)
     for name in ("locate", "generation", "manifest"):
         with pytest.raises(RecordInvalid):
             read_stat(stat_message(LOCATE, 5, HASH) | {name: None})

@@ -83,7 +83,7 @@ def test_a_stat_names_damaged_segments_and_reads_what_names_none():
     manifest = manifest_of(8)
     for bad in ((), (3,), tuple(range(DAMAGED_TOLD_MAX))):
         told = held(manifest, 2, bad)
-        answer = messages.stat_answer(told)
+        answer = messages.stat_answer(told, bytes(32))
         assert ("bad" in answer["columns"][0]) == bool(bad)
         assert messages.read_stated(answer).columns == told.columns
     answer["columns"][0]["bad"].append(5)

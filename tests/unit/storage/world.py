@@ -184,6 +184,9 @@ class Host:
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 
+    async def recounted(self, lease_id, delta_bytes):
+        await self.used(lease_id, delta_bytes)
+
     def lease_end(self, lease_id):
         return self.ends.get(lease_id, FAR)
 
