@@ -85,6 +85,7 @@ def test_gc_says_what_it_freed(start, tmp_path):
         "objects",
         "deletions_confirmed",
         "deletions_open",
+        "deletions_given_up",
         "reclaimed_bytes",
     }
     assert (done["expired_bytes"], done["leftover_bytes"], done["deletions_open"]) == (0, 0, 0)

@@ -20,7 +20,7 @@ def test_an_object_that_is_being_deleted_is_no_object_to_its_owner():
             await get(node, capability)
         with pytest.raises(ObjectUnknown):
             await node.storage.stat(capability)
-        assert await node.storage.retry_deletions() == (1, 0)
+        assert await node.storage.retry_deletions() == (1, 0, 0)
         assert [other.shards.used_bytes for other in world.nodes] == [0] * 7
 
     run(95, 7, play)

@@ -15,6 +15,7 @@ from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
 OWNER = 0
 DAY_MS = 86_400_000
 SETTINGS = {"starter_credit": "1000000", "settle_interval": "20h", "storage_capacity": "2GiB"}
+POWER = {**SETTINGS, "repair_grace": "60s", "repair_interval": "60s", "probe_interval": "20s"}
 
 
 def held_by(world, owner):
@@ -249,6 +250,61 @@ def test_what_a_host_does_not_renew_moves_before_the_end():
     run(15, 4, play, SETTINGS)
 
 
+def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_grace():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        kept = {await put(owner, content(size), code=(1, 1)): content(size) for size in SIZES[:2]}
+        doomed = await put(owner, content(70_000, seed=1), code=(1, 1))
+        held = {node.node for _, entry in owner.storage.entries() for node in entry.held}
+        gone = next(i for i in range(1, 4) if world.nodes[i].key.node_id in held)
+        there = world.nodes[gone].key.node_id
+        await world.lose(gone)
+        assert (await owner.storage.rm(doomed)).partly
+        (end_ms,) = {v.end_ms for v in owner.market.leases() if v.peer == there and v.held_bytes}
+
+        def named():
+            return [i for _, e in owner.storage.entries() for i in e.held if i.node == there]
+
+        await world.skip(end_ms + 29 * DAY_MS - world.clock.now_ms(), 20 * DAY_MS)
+        assert named(), "until then it could come back and has it still"
+        assert (await owner.collect_garbage()).deletions_open == 1
+        world.clock.advance_to(world.clock.now_ms() + 2 * DAY_MS)
+        done = await owner.collect_garbage()
+        assert (done.deletions_open, done.deletions_given_up) == (0, 1)
+        await world.clock.sleep_ms(60_000)
+        await world.skip(280 * DAY_MS, 40 * DAY_MS)
+        assert not named(), "objects that moved away name it no more either"
+        assert [entry.deleting for _, entry in owner.storage.entries()] == [False] * 2
+        assert not any(view.held_bytes for view in owner.market.leases() if view.peer == there)
+        await read_all(world, OWNER, kept)
+        for other in set(range(1, 4)) - {gone}:
+            counted_exactly(world, [other])
+        held = held_by(world, owner)
+        paid = {v.lease_id: v.held_bytes for v in owner.market.leases() if v.held_bytes}
+        assert paid.items() <= held.items()
+        assert sum(paid.values()) == sum(
+            node.shards.used_bytes for i, node in enumerate(world.nodes) if i not in (OWNER, gone)
+        )
+
+    run(18, 4, play, POWER)
+
+
+def test_a_deletion_ends_with_the_lease_where_the_host_is_no_peer_any_more():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        doomed = await put(owner, content(70_000), code=(1, 1))
+        gone = next(i for i in range(1, 3) if world.nodes[i].shards.used_bytes)
+        await world.lose(gone)
+        await owner.peers.remove(world.nodes[gone].key.node_id)
+        assert (await owner.storage.rm(doomed)).partly
+        await world.skip(89 * DAY_MS, 30 * DAY_MS)
+        assert len(list(owner.storage.entries())) == 1
+        await world.skip(2 * DAY_MS, DAY_MS)
+        assert not list(owner.storage.entries())
+
+    run(19, 3, play, POWER)
+
+
 def lose_power_at(world, index, sync, *, before):
     """Take a node's power away at a synced write of its state, just before or after it.
 
@@ -275,7 +331,6 @@ def lose_power_at(world, index, sync, *, before):
     return lost, kept
 
 
-POWER = {**SETTINGS, "repair_grace": "60s", "repair_interval": "60s", "probe_interval": "20s"}
 EVERYWHERE = "XSC_LAWS_EXAMPLES" in os.environ
 TAKING = [(n, before) for n in range(1, 7) for before in (True, False)]
 """The synced writes of a guardian that takes two objects over, and whether it is made."""

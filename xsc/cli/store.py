@@ -584,6 +584,9 @@ def gc(settings: Settings) -> int:
                 ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
             ]
         )
+        if answer["deletions_given_up"]:
+            ended = _count(answer["deletions_given_up"], "deletion")
+            show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
     if answer["deletions_open"]:
         warn(f"{_count(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
         return EXIT_PARTLY

@@ -79,6 +79,8 @@ class Collected:
     """Objects of this node's own list whose deletion is complete now."""
     deletions_open: int
     """Those for which some host has still to be asked."""
+    deletions_given_up: int
+    """Those whose last hosts stayed silent until their leases and the grace were over."""
     reclaimed_bytes: int
     """About what deleted bodies had still taken on the disk."""
 
@@ -260,6 +262,7 @@ class Node:
             state=parts.state,
             commit=self._state_commit.commit,
             log=log,
+            lease_grace_ms=config.lease_grace_ms,
             mending=MendSettings(
                 config.repair_grace_ms, config.repair_bytes_a_second, config.repair_interval_ms
             ),
@@ -454,10 +457,10 @@ class Node:
             StoreDamaged, SpaceExhausted: the databases cannot be read or written.
         """
         swept = await self.sweeper.round(everything=True)
-        confirmed, open_ = await self.storage.retry_deletions()
+        retried = await self.storage.retry_deletions()
         dead = await self.shards.survey()
         await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True)
-        return Collected(swept, confirmed, open_, dead)
+        return Collected(swept, *retried, dead)
 
     def _is_old_copy(self) -> None:
         """End the node where a peer holds a newer directory than this home."""

@@ -48,6 +48,31 @@ def ended_row(manifest_hash: bytes, now_ms: int) -> Change:
     return ENDED + manifest_hash, encode_number(now_ms)
 
 
+def ended_since(state: KeyValue, manifest_hash: bytes) -> int | None:
+    """Return when the deletion of an object began; None where it did not.
+
+    Raises:
+        StoreDamaged: what is kept of it is no time.
+    """
+    raw = state.get(ENDED + manifest_hash)
+    return None if raw is None else decode_number(raw)
+
+
+def dropped_ms(end_ms: int | None, deleted_ms: int | None, grace_ms: int) -> int | None:
+    """Return when a silent host has dropped what was deleted; None where it is not known.
+
+    A silent host renews nothing, so that its lease ends, and its grace after that.
+
+    Args:
+        end_ms: of the lease; None where it is not known (any more).
+        deleted_ms: when the deletion began: then no lease can have been longer than the longest.
+        grace_ms: how long hosts keep what lies under a lease that is over.
+    """
+    if end_ms is None and deleted_ms is not None:
+        end_ms = deleted_ms + STORAGE_LEASE_MS
+    return None if end_ms is None else end_ms + grace_ms
+
+
 def was_ended(state: KeyValue, manifest_hash: bytes) -> bool:
     """Say whether the owner remembers that it deleted an object."""
     return state.get(ENDED + manifest_hash) is not None

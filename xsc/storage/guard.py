@@ -494,8 +494,9 @@ class Guards:
             except NotAllowed:
                 pass  # Others have something there, this node has nothing (left).
             except XscError:
-                left += items
-                continue
+                over = [i for i in items if self._reach.has_dropped(node, i.lease_id)]
+                left += [item for item in items if item not in over]
+                items = over
             for item in items:
                 await self._reach.note_freed(node, item.lease_id, item.size_bytes)
         return tuple(left)

@@ -536,6 +536,16 @@ class Mender:
         nodes -= set(self._unproved(survey))
         return {node for node in nodes if node == own or self._reach.is_up(node)}
 
+    def _long_gone(self, survey: Survey, held: Iterable[Held]) -> list[Held]:
+        """Return what lay at nodes that are silent and have dropped it by themselves since."""
+        return [
+            item
+            for item in held
+            if item.node not in survey.columns
+            and not self._reach.is_up(item.node)
+            and self._reach.has_dropped(item.node, item.lease_id)
+        ]
+
     def _surplus(self, survey: Survey) -> dict[bytes, frozenset[int]]:
         found = {}
         for node, held in survey.answers.items():
@@ -587,6 +597,8 @@ class Mender:
         if survey.charge.owner is not None and survey.placed.repairs:
             return True
         if wanted or self._leftovers(survey) or self._surplus(survey) or self._unproved(survey):
+            return True
+        if self._long_gone(survey, survey.charge.held):
             return True
         return next_want(self._layout(survey), self.available()) is not None
 
@@ -746,6 +758,9 @@ class Mender:
             for item in [item for item in held if item.node == node]:
                 await self._reach.note_freed(node, item.lease_id, item.size_bytes)
                 held.remove(item)
+        for item in self._long_gone(survey, held):
+            await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+            held.remove(item)
         for node, columns in sorted(self._surplus(survey).items()):
             try:
                 freed = await self._reach.trim(node, locate, columns)

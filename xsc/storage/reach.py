@@ -37,6 +37,7 @@ from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.storage import having, messages, pace
 from xsc.storage.bodies import Body, RecordBody, ShardBody
+from xsc.storage.deletions import dropped_ms
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.expiry import with_ends
 from xsc.storage.held import Found, FoundRecord, HeldObject, Span, Wanted
@@ -202,6 +203,7 @@ class Reach:
         leases: Leases,
         node: StorageNode,
         log: Log,
+        lease_grace_ms: int,
     ) -> None:
         self.own = key.node_id
         self.network = network
@@ -212,6 +214,9 @@ class Reach:
         self._caller = caller
         self._leases = leases
         self._node = node
+        self.lease_grace_ms = lease_grace_ms
+        self.leaving: Callable[[], Collection[bytes]] = frozenset
+        """Returns the nodes that leave."""
         self._paces: dict[bytes, Pace] = {}
         self._trials: dict[bytes, asyncio.Task[None]] = {}
         self._seals = Seals(network)
@@ -220,6 +225,20 @@ class Reach:
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
         return node == self.own or self.hosts.is_up(node)
+
+    def has_dropped(self, node: bytes, lease_id: bytes, deleted_ms: int | None = None) -> bool:
+        """Say whether a host must have dropped by itself what lay there under a lease.
+
+        One that is no peer any more, or that leaves, is given no grace: nobody asks it again.
+        """
+        if node == self.own:
+            return False
+        end = self.hosts.lease_end(lease_id)
+        stays = node in self.hosts.peers() and node not in self.leaving()
+        at_ms = dropped_ms(
+            None if end is None else end.end_ms, deleted_ms, self.lease_grace_ms if stays else 0
+        )
+        return at_ms is not None and self.clock.now_ms() > at_ms
 
     def _pace(self, node: bytes) -> Pace:
         return self._paces.get(node) or Pace(self.hosts.response_ms(node))

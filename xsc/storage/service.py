@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 from pydantic import Field
 
@@ -253,11 +253,22 @@ class RmResult:
     """Of the peers that confirmed; the own node gives none to itself."""
     name: str = ""
     """What it was listed under here; files of directories and what is the node's own, nothing."""
+    given_up: bool = False
+    """Whether a silent host is not asked any more: what it had it has dropped by itself."""
 
     @property
     def partly(self) -> bool:
         """Whether some host has still to be asked: the same `rm` again does it."""
         return bool(self.unreachable)
+
+
+class Retried(NamedTuple):
+    """Objects of which a deletion was asked for again."""
+
+    confirmed: int
+    open: int
+    given_up: int
+    """Their last hosts stayed silent until what they had was gone by itself."""
 
 
 class _Owned:
@@ -304,6 +315,7 @@ class StorageService:
         state: KeyValue,
         commit: Commit,
         log: Log,
+        lease_grace_ms: int,
         segments_in_flight: int = SEGMENTS_IN_FLIGHT,
         mending: MendSettings = MEND_DEFAULTS,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
@@ -340,6 +352,7 @@ class StorageService:
             leases=leases,
             node=node,
             log=log,
+            lease_grace_ms=lease_grace_ms,
         )
         self.drain = Drain(
             key=key,
@@ -372,6 +385,7 @@ class StorageService:
         self.guards.owner = self.mender = self._mender(owned, mending)
         self.guards.mender = self.ward_mender = self._mender(self.guards, mending)
         self.drain.on_change = self.node_changed
+        self._reach.leaving = self.drain.leaving
         self.drain.silent_ms = self.mender.silent_ms
         self.uploads = Uploads(self._reach, state, commit)
 
@@ -1011,7 +1025,8 @@ class StorageService:
             return await self._rm(verify)
 
     async def _rm(self, verify: VerifyCapability) -> RmResult:
-        entry = self._entry(verify.manifest_hash)
+        ref = verify.manifest_hash
+        entry = self._entry(ref)
         if entry is None:
             located = await self._locate(verify)
             if located.manifest.owner != self._key.node_id:
@@ -1023,7 +1038,7 @@ class StorageService:
             nodes = {item.node for item in held}
             if not entry.deleting:
                 going = entry.model_copy(update={"deleting": True}).to_bytes()
-                await self._commit([(OBJECTS + verify.manifest_hash, going)])
+                await self._commit([(OBJECTS + ref, going)])
         ordered = sorted(nodes)
         answers = await together(self._forget(node, verify.locate) for node in ordered)
         confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
@@ -1031,24 +1046,35 @@ class StorageService:
         for item in held:
             if item.node in confirmed:
                 await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
-        left = tuple(item for item in held if item.node not in confirmed)
+        began_ms = deletions.ended_since(self._state, ref)
+        over = tuple(
+            item
+            for item in held
+            if item.node not in confirmed
+            and self._reach.has_dropped(item.node, item.lease_id, began_ms)
+        )
+        for item in over:
+            await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+            self._log.info("storage_deletion_over", peer=short(item.node), object=short(ref))
+        left = tuple(item for item in held if item.node not in confirmed and item not in over)
         changes: list[tuple[bytes, bytes | None]] = [
-            (OBJECTS + verify.manifest_hash, None),
-            (MANIFESTS + verify.manifest_hash, None),
+            (OBJECTS + ref, None),
+            (MANIFESTS + ref, None),
         ]
         if entry is not None and entry.name:
             changes.append(version_row(entry.name, entry.version, None))
         if entry is not None and left:
             rest = entry.model_copy(update={"deleting": True, "held": left})
-            changes = [(OBJECTS + verify.manifest_hash, rest.to_bytes())]
+            changes = [(OBJECTS + ref, rest.to_bytes())]
         changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
-        changes.append(deletions.ended_row(verify.manifest_hash, self._clock.now_ms()))
+        if began_ms is None:
+            changes.append(deletions.ended_row(ref, self._clock.now_ms()))
         await self._commit(changes)
         self.on_change()
-        await self.guards.release(verify.manifest_hash)
-        left_at = tuple(node for node in ordered if node not in confirmed)
+        await self.guards.release(ref)
+        asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
         name = "" if entry is None or entry.name.startswith(HIDDEN) else entry.name
-        return RmResult(confirmed, left_at, receipts, name)
+        return RmResult(confirmed, tuple(sorted(asked)), receipts, name, bool(over))
 
     async def _forget(
         self, node: bytes, locate: bytes
@@ -1063,18 +1089,19 @@ class StorageService:
             self._log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
             return False, None
 
-    async def retry_deletions(self) -> tuple[int, int]:
-        """Ask again where a deletion was not confirmed; return objects done, and still open."""
-        done = left = 0
+    async def retry_deletions(self) -> Retried:
+        """Ask again where a deletion was not confirmed."""
+        done = left = given_up = 0
         for ref in [ref async for ref, entry in sliced(self.entries()) if entry.deleting]:
             async with self._turns.of(ref):
                 entry = self._entry(ref)
                 if entry is None:
                     continue  # Somebody else has finished it meanwhile.
                 result = await self._rm(parse_verify(entry.capability))
-            done += not result.partly
+            given_up += result.given_up and not result.partly
+            done += not (result.given_up or result.partly)
             left += result.partly
-        return done, left
+        return Retried(done, left, given_up)
 
     # Host
 

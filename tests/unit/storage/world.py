@@ -104,6 +104,7 @@ class Host:
             state=self.state,
             commit=self.commit_state,
             log=SilentLog(),
+            lease_grace_ms=30 * 86_400_000,
         )
 
     def make_node(self, capacity_bytes: int) -> StorageNode:

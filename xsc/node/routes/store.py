@@ -47,6 +47,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "objects": done.swept.objects,
                 "deletions_confirmed": done.deletions_confirmed,
                 "deletions_open": done.deletions_open,
+                "deletions_given_up": done.deletions_given_up,
                 "reclaimed_bytes": done.reclaimed_bytes,
             }
         )
