@@ -599,6 +599,7 @@ class Laws(RuleBasedStateMachine):
         """Customers and hosts count the same bytes under every lease."""
         ids = {node.key.node_id: index for index, node in enumerate(self.world.nodes)}
         for index in self.up():
+            named, _ = self.world.nodes[index].storage.orders()
             for lease in self.world.nodes[index].market.leases():
                 host = ids.get(lease.peer)
                 if lease.role != "customer" or host is None or not self.is_up(host):
@@ -607,6 +608,10 @@ class Laws(RuleBasedStateMachine):
                 held = self.world.nodes[host].shards.usage.get(lease.lease_id, 0)
                 theirs = views[lease.lease_id].held_bytes if lease.lease_id in views else 0
                 assert theirs == held, "a host bills what it does not hold"
+                # What a put that was killed left behind no record names.
+                low, high = named[lease.lease_id], max(held, named[lease.lease_id])
+                assert named[lease.lease_id] <= held, "a record names what is not there"
+                assert low <= lease.held_bytes <= high, "a host is not paid, or paid too much"
 
 
 Laws.TestCase.settings = settings(

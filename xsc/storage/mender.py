@@ -845,12 +845,14 @@ class Mender:
             return (), "it is being deleted"
         sent: list[Held] = []
         alive = dict(chosen)
+        before = list(charge.held)
         fault = ""
         try:
             for column, lease in chosen.items():
                 if survey.columns[column] == lease.node and column in survey.homeless:
                     # What lies there is not what it should be.
-                    await self._reach.trim(lease.node, located.locate, {column})
+                    freed = await self._reach.trim(lease.node, located.locate, {column})
+                    before = without(before, lease.node, freed)
             count = segments_of(located.manifest)
             moving = await self._keep_there(survey, alive, sent)
             for index in range(count if moving else 0):
@@ -870,7 +872,7 @@ class Mender:
                     progress(index + 1, count)
         except XscError as broken:
             fault, alive = broken.message, {}
-        held = self._without_ended(merged(charge.held, sent), alive)
+        held = self._without_ended(merged(before, sent), alive)
         moved = tuple(
             Moved(column, survey.columns[column], lease.node)
             for column, lease in sorted(alive.items())
