@@ -5,6 +5,7 @@ Time passes in jumps (`World.skip`): to a node it is as if its machine had slept
 
 import asyncio
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -340,10 +341,13 @@ BACK = range(1, 13)
 
 async def power_is_lost(world, index, lost, kept):
     """Lose the power, stay down for two days, which are due as well, and come back."""
-    await asyncio.wait_for(lost.wait(), 600)
+    with suppress(TimeoutError):
+        # Where that is the last of all, there was no such write.
+        await asyncio.wait_for(lost.wait(), 600)
     world.clock.advance_to(world.clock.now_ms() + 2 * DAY_MS)
     await world.crash(index)
-    world.disks[index] = kept[0]
+    if kept:
+        world.disks[index] = kept[0]
     return await world.restart(index)
 
 
@@ -375,7 +379,9 @@ def test_a_guardian_that_loses_its_power_while_it_takes_over_pays_for_all_that_i
         await world.skip(66 * DAY_MS, 33 * DAY_MS)
         lost, kept = lose_power_at(world, 1, sync, before=before)
         world.clock.advance_to(world.clock.now_ms() + 5 * DAY_MS)
-        await pays_for_all(world, await power_is_lost(world, 1, lost, kept))
+        guardian = await power_is_lost(world, 1, lost, kept)
+        assert kept or sync > 4
+        await pays_for_all(world, guardian)
 
     run(16, 4, play, POWER, without_guardians(1))
 
@@ -393,6 +399,7 @@ def test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_
         await world.restart(OWNER)
         lost, kept = lose_power_at(world, OWNER, sync, before=True)
         owner = await power_is_lost(world, OWNER, lost, kept)
+        assert kept or sync > 7
         await pays_for_all(world, owner)
         assert not held_by(world, world.nodes[1]), "the guardian gave all of it back"
 

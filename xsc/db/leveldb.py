@@ -8,6 +8,10 @@ After a failed write LevelDB may take nothing more: it would append behind a
 torn record, and the next open would take that for damage. Where the disk was
 full, the database is opened anew as soon as there is room, and what the failed
 write may have left is put back as it was: a write that failed has changed nothing.
+
+It takes nothing more, either, after a compaction met a damaged block: what can be
+read and written beside that block would be lost to all. The database is opened anew
+then, and the compaction is not.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +40,8 @@ SPARE_BYTES = 4 * MIB
 """What an open writes beside the log that it turns into a table, at most."""
 UNDO_BYTES_MAX = 64 * MIB
 """What is held in memory to put back after a failed write; beyond it, only a restart helps."""
+REOPEN_S = 10.0
+"""A database that damage keeps from taking writes is opened anew no more often than this."""
 PATIENCE_S = 1.0
 """How long a write waits for those who read before the database is opened anew."""
 
@@ -78,6 +85,9 @@ class LevelDBKeyValue:
         self._buffer_bytes = write_buffer_bytes
         self._failed: XscError | None = None
         self._undo: list[Change] | None = None
+        self._refusing = False
+        """Whether damage, met behind the scenes, keeps it from taking writes."""
+        self._reopened_s = -REOPEN_S
         self._writing = threading.Lock()
         self._users = 0
         self._awaited = False
@@ -222,7 +232,13 @@ class LevelDBKeyValue:
         with self._writing:
             if self._failed is not None:
                 self._recover(self._failed)
-            self._write(changes, sync=sync)
+            try:
+                self._write(changes, sync=sync)
+            except StoreDamaged as fault:
+                if not self._refusing:
+                    raise
+                self._recover(fault)
+                self._write(changes, sync=sync)
 
     def _write(self, changes: list[Change], *, sync: bool) -> None:
         with self._using() as db:
@@ -236,6 +252,8 @@ class LevelDBKeyValue:
                 batch.write()
             except plyvel.Error as fault:
                 self._failed = self.named(fault)
+                # Said before anything of the write was begun.
+                self._refusing = "Corruption" in str(fault)
                 if self._undo is None and isinstance(self._failed, SpaceExhausted):
                     self._undo = self._before(changes)
                 raise self._failed from None
@@ -255,13 +273,29 @@ class LevelDBKeyValue:
         return None
 
     def _recover(self, failed: XscError) -> None:
-        """Open anew after a full disk, if there is room by now.
+        """Open anew after a full disk, if there is room by now, or after damage.
 
         Raises:
             XscError: it has to wait, or nothing helps but a restart.
         """
-        if self._undo is None or not self._has_room():
+        if self._refusing:
+            if time.monotonic() - self._reopened_s < REOPEN_S:
+                raise failed
+            self._reopened_s = time.monotonic()
+        elif self._undo is None or not self._has_room():
             raise failed
+        self._reopen(failed)
+        undo = self._undo
+        if undo is not None:
+            self._write(undo, sync=True)
+        self._failed = self._undo = None
+
+    def _reopen(self, failed: XscError) -> None:
+        """Close and open, once nobody reads.
+
+        Raises:
+            XscError: somebody goes on reading, or it cannot be opened.
+        """
         with self._calm:
             self._awaited = True
             calm = self._calm.wait_for(lambda: not self._users, PATIENCE_S)
@@ -272,9 +306,6 @@ class LevelDBKeyValue:
                 self._db.close()
             self._db = None
             self._db = self._open()
-        undo = self._undo
-        self._write(undo, sync=True)
-        self._failed = self._undo = None
 
     def _has_room(self) -> bool:
         """Say whether an open could write what it has to, by writing as much."""
@@ -293,9 +324,17 @@ class LevelDBKeyValue:
         return True
 
     def compact(self, start: bytes, stop: bytes) -> None:
-        """Return the space of deleted keys in that range to the disk; takes long."""
+        """Return the space of deleted keys in that range to the disk; takes long.
+
+        Raises:
+            StoreDamaged: it met a damaged block, and changed nothing.
+        """
         with self._using() as db:
             db.compact_range(start=start, stop=stop)
+        # The binding does not say that it failed; a write does, and one of nothing as well.
+        with self._writing:
+            if self._failed is None:
+                self._write([], sync=False)
 
     def disk_bytes(self, start: bytes, stop: bytes) -> int:
         """Return about how many bytes of the tables a range takes; the log does not count."""

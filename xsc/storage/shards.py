@@ -1082,11 +1082,15 @@ class StorageNode:
                 await pause()
             # What is deleted in there from now on is for the next round.
             self._dead.done(piece)
-            await self._executor.run(
-                self._bodies.compact,
-                formats.sequenced(formats.BODIES, piece.low),
-                formats.sequenced(formats.BODIES, piece.high),
-            )
+            try:
+                await self._executor.run(
+                    self._bodies.compact,
+                    formats.sequenced(formats.BODIES, piece.low),
+                    formats.sequenced(formats.BODIES, piece.high),
+                )
+            except (StoreDamaged, SpaceExhausted) as fault:
+                # As where a block in there cannot be read: what is dead beside it keeps its room.
+                self._log.error("storage_not_reclaimed", low=piece.low, reason=fault.message)
         return len(planned)
 
     def _plan(self, everything: bool) -> list[Slice]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from xsc.base.errors import HomeLocked, SpaceExhausted, StoreDamaged
-from xsc.db.leveldb import LevelDBKeyValue, salvage
+from xsc.db.leveldb import REOPEN_S, LevelDBKeyValue, salvage
 
 CHILD = """
 import sys
@@ -129,6 +129,32 @@ def test_a_flipped_bit_is_damage_and_never_another_value(tmp_path, compacted):
     assert outcomes.count("damaged") > 0.95 * len(outcomes)
     assert compacted or "harmless" not in outcomes
     assert not compacted or "cut short" not in outcomes
+
+
+def test_a_block_that_a_compaction_cannot_read_costs_no_write(tmp_path):
+    path = tmp_path / "db"
+    file = damaged_file(path, compacted=True)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    file.write_bytes(bytes(raw))
+    store = LevelDBKeyValue(path)
+    store.write([(key, None) for key, _ in PAIRS[:10]], sync=True)
+    with pytest.raises(StoreDamaged, match="checksum"):
+        store.compact(b"", b"\xff")
+    # The database takes nothing more, and is opened anew for the next write.
+    store.write([(b"new", b"value")], sync=True)
+    assert store.get(b"new") == b"value"
+    # No more often than now and then: where that does not help, it would cost all else.
+    with pytest.raises(StoreDamaged, match="checksum"):
+        store.compact(b"", b"\xff")
+    with pytest.raises(StoreDamaged, match="checksum"):
+        store.write([(b"newer", b"value")], sync=True)
+    store._reopened_s -= REOPEN_S
+    store.write([(b"newer", b"value")], sync=True)
+    store.close()
+    again = LevelDBKeyValue(path)
+    assert (again.get(b"new"), again.get(b"newer")) == (b"value", b"value")
+    again.close()
 
 
 def test_a_log_cut_short_keeps_the_writes_before_the_cut(tmp_path):
