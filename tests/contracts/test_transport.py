@@ -14,6 +14,7 @@ from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.http import HttpTransport
 from xsc.net.memory import MemoryNetwork
+from xsc.net.metered import Metered
 from xsc.net.port import Arrival, RawRequest, RawResponse, Transport
 
 
@@ -41,11 +42,13 @@ class Pair:
         )
 
 
-@pytest.fixture(params=["memory", "http", "tls"])
+@pytest.fixture(params=["memory", "metered", "http", "tls"])
 async def pair(request) -> AsyncIterator[Pair]:
-    if request.param == "memory":
+    if request.param in ("memory", "metered"):
         network = MemoryNetwork(RunningClock())
         pair = Pair(network.transport("here"), network.transport("there"))
+        if request.param == "metered":
+            pair = Pair(Metered(pair.here), Metered(pair.there))
     else:
         there = HttpTransport(listen="127.0.0.1:0", key=KeyPair(b"\1" * 32), stop_ms=20)
         if request.param == "tls":

@@ -34,7 +34,17 @@ def test_devnet_status(net):
 def test_node_status(net):
     status = net[0]("node status --json").json
     assert {
-        *("id", "api_url", "peer_url", "uptime_s", "peers", "storage", "compute", "leases"),
+        *(
+            "id",
+            "api_url",
+            "peer_url",
+            "uptime_s",
+            "peers",
+            "storage",
+            "compute",
+            "leases",
+            "traffic",
+        ),
         *("name", "version", "network", "addresses", "home", "state"),
     } == set(status)
     assert ID.fullmatch(status["id"])

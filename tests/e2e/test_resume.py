@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Net, wait_for
-from xsc.base.limits import MIB
+from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.cli.options import SURVIVE
 from xsc.client.calls import Calls
 from xsc.client.core import Core
@@ -118,6 +119,58 @@ def test_a_put_with_a_host_killed_goes_on_and_a_changed_file_begins_anew(net, fi
     assert err.startswith("going on: ")
     assert whole(net, film, capability)
     assert net.up().code == 0
+    assert net[0](["store", "rm", capability]).code == 0
+
+
+REEL = 64 * MIB + 4321
+CODED = SEGMENT_BYTES * 6 // 4
+"""What one segment takes at all its hosts."""
+CHATTER = 2 * MIB
+"""Probes, vouchers, and the list of objects that peers keep, in a test of some seconds."""
+
+
+@pytest.fixture
+def reel(tmp_path):
+    path = tmp_path / "reel.raw"
+    path.write_bytes(random.Random(REEL).randbytes(REEL))
+    yield path
+    path.unlink()
+
+
+def received(net: Net, index: int) -> int:
+    return Calls(Core(net[index].home)).status()["traffic"]["received_bytes"]
+
+
+@pytest.mark.parametrize("victim", ["client", "node", "host"])
+def test_a_kill_in_a_put_sends_at_most_a_segment_again(net, reel, victim):
+    """Hosts count what they are sent, until the put is done."""
+    dice = random.Random(victim)
+    struck = dice.randrange(1, 7)
+    hosts = [index for index in range(1, 7) if victim != "host" or index != struck]
+    before = {index: received(net, index) for index in hosts}
+    name = "node-0" if victim == "node" else f"node-{struck}"
+    doomed = [row for row in net.status() if row["name"] == name]
+    putting = Putting(net, reel)
+    putting.wait_for(int(dice.uniform(0.1, 0.5) * REEL))
+    if victim == "client":
+        putting.process.kill()
+    else:
+        net.kill(doomed)
+    if victim != "host":
+        out, _ = putting.process.communicate(timeout=60)
+        assert not out, "it was killed in time"
+        if victim == "node":
+            assert net.up().code == 0
+        putting = Putting(net, reel)
+    capability, _ = putting.done()
+    got = {index: received(net, index) - size for index, size in before.items()}
+    # Each host has a column, and of the segment that was sent again one shard more.
+    column = REEL // 4
+    assert max(got.values()) <= column + SEGMENT_BYTES // 4 + CHATTER, got
+    assert sum(got.values()) <= len(hosts) * column + CODED + CHATTER, got
+    if victim == "host":
+        assert net.up().code == 0
+    assert whole(net, reel, capability)
     assert net[0](["store", "rm", capability]).code == 0
 
 

@@ -48,6 +48,13 @@ class StorageStatus(Body):
     reserved_bytes: int
 
 
+class TrafficStatus(Body):
+    """Bodies of requests and answers between this node and its peers, since it was started."""
+
+    sent_bytes: int
+    received_bytes: int
+
+
 class ComputeStatus(Body):
     """What the node's sandbox does."""
 
@@ -84,6 +91,7 @@ class Status(Body):
     storage: StorageStatus
     compute: ComputeStatus
     leases: LeasesStatus
+    traffic: TrafficStatus
 
 
 class InvitationRequest(Body):

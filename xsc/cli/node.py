@@ -170,6 +170,9 @@ def status(settings: Settings) -> None:
     used, reserved, capacity = (
         format_size(storage[f"{what}_bytes"]) for what in ("used", "reserved", "capacity")
     )
+    sent, received = (
+        format_size(answer["traffic"][f"{what}_bytes"]) for what in ("sent", "received")
+    )
     running, queued, workers = compute["running"], compute["queued"], compute["workers"]
     show_pairs(
         [
@@ -186,6 +189,7 @@ def status(settings: Settings) -> None:
                 "storage",
                 f"{used} used and {reserved} reserved of {capacity}",
             ),
+            ("traffic", f"{sent} sent to peers and {received} received, since the start"),
             (
                 "compute",
                 f"{running} running and {queued} queued on {workers} workers",

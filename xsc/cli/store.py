@@ -273,7 +273,9 @@ def listing(
             ]
             for row in answer["objects"]
         ],
-        "this node has stored nothing",
+        "this node has stored nothing under such names"
+        if prefix
+        else "this node has stored nothing",
     )
 
 
@@ -538,26 +540,31 @@ def _merged(answers: Sequence[Document]) -> Document:
 
 @store.command()
 @click.argument("cap", metavar="CAP|NAME", type=OBJECT)
-@click.option("--read", "what", flag_value="read", help="Whoever has it may read the object.")
-@click.option("--verify", "what", flag_value="verify", help="It may be checked, not read.")
+@click.option("--read", is_flag=True, help="Whoever has it may read the object.")
+@click.option("--verify", is_flag=True, help="It may be checked, not read.")
 @version_option
 @pass_settings
-def share(settings: Settings, cap: str | Named, what: str | None, version: int | None) -> None:
+def share(
+    settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
+) -> None:
     """Print the capability of an object to give to somebody: to read it, or to check it.
 
     What only checks finds the object and says which shards its hosts hold; it
     opens nothing. What was given cannot be taken back.
     """
-    if what is None:
+    if read == verify:
         raise ArgumentInvalid(
-            "it must be said what the capability is for", hint="use --read or --verify"
+            "a capability is to read, or only to check"
+            if read
+            else "it must be said what the capability is for",
+            hint="use --read or --verify",
         )
     from xsc.storage.capability import parse_read, parse_verify
 
     given = one_capability(settings.calls(), cap, version)
-    shared = parse_read(given) if what == "read" else parse_verify(given)
+    shared = parse_read(given) if read else parse_verify(given)
     if settings.json:
-        show_json({"capability": shared.to_text(), "allows": what})
+        show_json({"capability": shared.to_text(), "allows": "read" if read else "verify"})
     else:
         show(shared.to_text())
 

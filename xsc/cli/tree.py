@@ -65,10 +65,23 @@ def put(
 
 
 def capability_of(calls: Calls, target: str | Named, version: int | None) -> str:
-    """Return the capability of a directory that is named with or without its slash."""
-    if isinstance(target, Named):
-        target = Named(target.name.rstrip("/") + SUFFIX)
-    return one_capability(calls, target, version)
+    """Return the capability of a directory that is named with or without its slash.
+
+    Raises:
+        ArgumentInvalid: a file has that name, and no directory.
+        ObjectUnknown: neither.
+    """
+    if not isinstance(target, Named):
+        return one_capability(calls, target, version)
+    name = target.name.rstrip("/")
+    try:
+        return one_capability(calls, Named(name + SUFFIX), version)
+    except ObjectUnknown as fault:
+        try:
+            calls.named(name)
+        except ObjectUnknown:
+            raise fault from None
+    raise ArgumentInvalid(f"{name} is a file, not a directory", hint="leave -r out")
 
 
 def get(settings: Settings, target: str | Named, output: Path, version: int | None) -> None:
@@ -141,12 +154,17 @@ def capability_or_file(calls: Calls, target: str | Named, version: int | None) -
     """
     try:
         return one_capability(calls, target, version)
-    except ObjectUnknown:
+    except ObjectUnknown as fault:
         if not isinstance(target, Named):
             raise
         from xsc.client.folders import find_file
 
-        return find_file(calls, target.name, version).capability
+        try:
+            return find_file(calls, target.name, version).capability
+        except ObjectUnknown:
+            if "/" in target.name:
+                raise
+            raise fault from None
 
 
 def clean(calls: Calls, name: str) -> None:

@@ -33,6 +33,7 @@ from xsc.ledger.service import LedgerService
 from xsc.market.ports import Divide, Need
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService, MarketSettings
+from xsc.net.metered import Metered
 from xsc.net.port import Transport
 from xsc.net.service import PeerNet
 from xsc.node.config import Config
@@ -176,13 +177,14 @@ class Node:
         """Set once the node may not go on, and why."""
         self._commit = GroupCommit(parts.bodies, executor)
         self._state_commit = GroupCommit(parts.state, executor)
+        self.traffic = Metered(parts.transport)
         self.peers = PeerNet(
             key=key,
             network_name=network,
             clock=clock,
             entropy=entropy,
             executor=executor,
-            transport=parts.transport,
+            transport=self.traffic,
             store=parts.state,
             log=log,
             name=config.name,

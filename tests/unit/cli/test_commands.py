@@ -570,6 +570,7 @@ def test_status(xsc, stand_in):
         "storage": {"capacity_bytes": 2048, "used_bytes": 1024, "reserved_bytes": 0},
         "compute": {"workers": 2, "running": 1, "queued": 0},
         "leases": {"ending": 0, "objects": 0, "first_end_ms": None, "reasons": []},
+        "traffic": {"sent_bytes": 3 << 20, "received_bytes": 1 << 30},
         "state": "running",
     }
     stand_in.answers("GET", "/v1/status", answer)
@@ -577,6 +578,7 @@ def test_status(xsc, stand_in):
     text = xsc("node", "status").text
     assert "5 of 6 answer" in text
     assert "1.0 KiB used and 0 B reserved of 2.0 KiB" in text
+    assert "3.0 MiB sent to peers and 1.0 GiB received" in text
     assert xsc("node", "status").err == ""
     soon = {"ending": 2, "objects": 7, "first_end_ms": 0, "reasons": ["the host is silent"]}
     stand_in.answers("GET", "/v1/status", answer | {"leases": soon})
@@ -688,6 +690,8 @@ def test_share_says_what_for_and_needs_no_node_for_a_capability(xsc, stand_in):
     assert (refused.code, refused.out) == (2, b"")
     assert "not read it" in refused.err
     assert xsc("store", "share", read.to_text()).code == 2
+    both = xsc("store", "share", read.to_text(), "--read", "--verify")
+    assert (both.code, both.out) == (2, b""), "what was meant is not guessed"
     assert stand_in.requests == []
 
 
@@ -698,6 +702,45 @@ def test_share_of_a_name_asks_the_node(xsc, stand_in):
     assert done.json == {"capability": read.verify.to_text(), "allows": "verify"}
     headers = stand_in.last.headers
     assert [headers[f"XSC-{what}"] for what in ("Name", "Version")] == ["a", "2"]
+
+
+def knows(stand_in, *names):
+    """Have the node know these names, and no others."""
+
+    def named(request):
+        name = request.headers["XSC-Name"]
+        version = request.headers.get("XSC-Version")
+        if name in names and version is None:
+            return request.answer.document({"capabilities": ["xsc:r:c"]})
+        what = "object" if version is None else f"version {version} of an object"
+        detail = f"this node has stored no {what} under that name"
+        problem = {"code": "object_unknown", "detail": detail, "hint": ""}
+        return request.answer.document(problem, 404)
+
+    stand_in.routes["GET", "/v1/objects/named"] = named
+
+
+def test_a_file_is_not_fetched_or_listed_as_a_directory(xsc, stand_in, tmp_path):
+    knows(stand_in, "photo.jpg")
+    for words in (["get", "-r", "photo.jpg", "-o", str(tmp_path / "d")], ["ls", "-r", "photo.jpg"]):
+        done = xsc("store", *words)
+        assert done.code == 2
+        assert "photo.jpg is a file, not a directory" in done.err
+        assert "leave -r out" in done.err
+    assert "no object under that name" in xsc("store", "ls", "-r", "nothing").err
+
+
+def test_a_version_that_there_is_not_is_named(xsc, stand_in):
+    knows(stand_in, "photo.jpg")
+    done = xsc("store", "get", "photo.jpg", "--version", "9", "-o", "-")
+    assert done.code == 2
+    assert "no version 9 of an object under that name" in done.err
+
+
+def test_a_list_of_names_that_there_are_not_says_so(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects", {"objects": []})
+    assert "this node has stored nothing\n" in xsc("store", "ls").err
+    assert "nothing under such names" in xsc("store", "ls", "no").err
 
 
 # repair

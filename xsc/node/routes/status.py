@@ -7,7 +7,14 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc import __version__
-from xsc.api.schema import ComputeStatus, LeasesStatus, PeersStatus, Status, StorageStatus
+from xsc.api.schema import (
+    ComputeStatus,
+    LeasesStatus,
+    PeersStatus,
+    Status,
+    StorageStatus,
+    TrafficStatus,
+)
 from xsc.base.ids import to_text
 from xsc.node.build import Node
 from xsc.node.http import reply
@@ -38,6 +45,9 @@ def status_of(node: Node, home: Path) -> Status:
             {name: sandbox[name] for name in ComputeStatus.model_fields}
         ),
         leases=_leases(node),
+        traffic=TrafficStatus(
+            sent_bytes=node.traffic.sent_bytes, received_bytes=node.traffic.received_bytes
+        ),
     )
 
 
