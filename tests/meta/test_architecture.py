@@ -59,6 +59,7 @@ SHELL = {
     "xsc.net.listener": "the HTTP server that strangers may reach",
     "xsc.net.lanes": "lets small calls wait for each other",
     "xsc.net.lines": "keeps connections to peers",
+    "xsc.net.metered": "passes on what a transport carries",
     "xsc.net.memory": "a network inside one process",
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.tls": "makes certificates and contexts",
