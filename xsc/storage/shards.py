@@ -130,6 +130,8 @@ class StorageNode:
         self._dead = DeadSpace()
         self._started = False
         self._missing = range(0)
+        self._replaced: list[int] | None = None
+        """While an index is made anew: bodies of which a later one takes the place."""
 
     @property
     def used_bytes(self) -> int:
@@ -174,8 +176,10 @@ class StorageNode:
         found = None if rebuild or not self._notes_whole() else self._read_index()
         if found is None:
             self._empty_index()
+            self._replaced = []
         mark = found or 0
         replayed, damaged = self._replay(mark)
+        replaced, self._replaced = self._replaced or [], None
         # Only once the index is on the disk may the notes of deletions go.
         mark = self._next - 1
         self._index.write(
@@ -186,6 +190,8 @@ class StorageNode:
         self._missing = range(last + 1, self._next)
         gone = readable(self._bodies, formats.GONE, 0, Gaps())
         notes: list[Change] = [(key, None) for _, key, _ in gone]
+        # Salvage brings back what was deleted: it has no entry, and never would have one.
+        notes += [(formats.sequenced(formats.BODIES, number), None) for number in replaced]
         if notes:
             self._bodies.write(notes, sync=False)
         return Recovery(found is None, replayed, damaged)
@@ -363,6 +369,8 @@ class StorageNode:
                 continue
             if old is not None:
                 count(old.lease_id, -old.size_bytes)
+                if self._replaced is not None:
+                    self._replaced.append(old.sequence)
             count(entry.lease_id, entry.size_bytes)
             known[key] = entry
         for key, sequence in drops:

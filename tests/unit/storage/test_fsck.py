@@ -182,6 +182,20 @@ async def test_a_damaged_body_leaves_the_list_when_it_is_stored_anew_or_deleted(
     assert (await disk.node()).damaged == ()
 
 
+async def test_what_salvage_brings_back_beside_what_took_its_place_goes_again(disk):
+    node = await disk.node()
+    await node.store([record(1)])
+    old = disk.bodies.get(body_key(1))
+    await node.store([record(2)])
+    assert disk.bodies.get(body_key(1)) is None
+    before, used = index_of(disk), node.used_bytes
+    disk.bodies.write([(body_key(1), old)], sync=True)
+    node = await disk.node(rebuild=True)
+    assert (index_of(disk), node.used_bytes) == (before, used)
+    assert disk.bodies.get(body_key(1)) is None
+    assert (await node.audit(deep=True)).whole
+
+
 async def test_a_check_beside_writers_finds_no_fault(disk):
     node = await disk.node()
     stop = False
