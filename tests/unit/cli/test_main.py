@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import click
 import pytest
@@ -272,7 +273,10 @@ def test_a_full_disk_is_told(stand_in, words):
 
 
 def test_ctrl_c_ends_a_transfer_and_leaves_nothing(stand_in, tmp_path):
+    started = Future()
+
     def route(request):
+        process = started.result(60)  # it may ask before `start` has returned here
         request.answer.send_response(200)
         request.answer.send_header("Content-Length", "100")
         request.answer.end_headers()
@@ -284,6 +288,7 @@ def test_ctrl_c_ends_a_transfer_and_leaves_nothing(stand_in, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     process = start("store", "get", "xsc:r:c", "-o", str(folder / "f"), home=stand_in.home)
+    started.set_result(process)
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.split() == [b"interrupted"]
