@@ -102,6 +102,7 @@ def test_invoke(net):
     answer = net[0]([*words, "--json"]).json
     assert set(answer) == {
         *("results", "fuel_used", "memory_peak_bytes", "wall_ms", "provider", "trap", "receipt"),
+        *("compiled_bytes", "saved_bytes"),
     }
     assert answer["results"] == ["3"]
     assert answer["trap"] is None

@@ -224,9 +224,13 @@ OPEN_FILES_MAX = 256
 OUTPUT_FILES_MAX = 1024
 FILE_NAME_BYTES_MAX = 255
 ENVIRONMENT_MAX = 256
-ORDERS_REMEMBERED_MAX = 65_536
+ORDERS_REMEMBERED_A_PEER_MAX = PEER_REQUESTS_A_SECOND_MAX * (REQUEST_WINDOW_MS // 1000 + 2)
+"""As many as its quota lets a customer bring, so that only orders dated ahead are refused by it."""
+ORDERS_REMEMBERED_MAX = 2 * ORDERS_REMEMBERED_A_PEER_MAX
 ANSWERS_KEPT_BYTES_MAX = 64 * MIB
 """Answers to orders that are kept to be given again."""
+ANSWER_COST_BYTES = 2 * KIB
+"""What an answer counts beside its bytes: objects take more than what they say."""
 STREAM_FLUSH_MS = 20
 """What a program writes within this time is shown together."""
 STREAM_PIECE_BYTES = 256 * KIB

@@ -38,7 +38,6 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list
 from xsc.base.limits import (
-    ANSWERS_KEPT_BYTES_MAX,
     ARGUMENTS_MAX,
     BATCH_CALL_BYTES_MAX,
     BATCH_CALL_PARTS_MAX,
@@ -48,7 +47,6 @@ from xsc.base.limits import (
     INPUT_BYTES_MAX,
     MODULES_KEPT_BYTES_MAX,
     NEAR_BYTES_LEAST,
-    ORDERS_REMEMBERED_MAX,
     OUTPUT_BYTES_MAX,
     OUTPUT_FILES_MAX,
     PEER_BODY_BYTES_MAX,
@@ -66,6 +64,7 @@ from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, is_
 from xsc.compute.limits import Limits
 from xsc.compute.near import Holders, check_objects, referred_to, saved_max, spared
 from xsc.compute.notary import Notary
+from xsc.compute.orders import Known, Orders
 from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
     Caller,
@@ -236,16 +235,27 @@ class _Delivered:
     verified: Verified | None = None
 
 
-@dataclass(slots=True)
-class _Known:
-    """An order that was accepted."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a customer is told of its run, as it is kept: bytes, and nothing made of them."""
 
-    order_id: bytes
-    forget_ms: int
-    task: asyncio.Task[_Delivered] | None
-    """What runs or has run; None where the answer is no longer kept."""
-    size_bytes: int = 0
-    tape: Tape | None = None
+    receipt: bytes
+    stdout: bytes
+    stderr: bytes
+    files: tuple[tuple[str, bytes], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        files = sum(len(path) + len(data) for path, data in self.files)
+        return len(self.receipt) + len(self.stdout) + len(self.stderr) + files
+
+
+@dataclass(slots=True)
+class _Run:
+    """The run of an order."""
+
+    task: asyncio.Task[_Answer]
+    tape: Tape | None
     """What it writes, where the customer wants to see it."""
 
 
@@ -287,8 +297,7 @@ class ComputeService:
         self._modules: OrderedDict[bytes, bytes] = OrderedDict()
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
         self._modules_bytes = 0
-        self._orders: OrderedDict[tuple[bytes, bytes], _Known] = OrderedDict()
-        self._answers_bytes = 0
+        self._orders: Orders[_Run] = Orders()
         self._quick = Quick()
         self._notary = Notary(key, network)
         self._reads_joint: set[bytes] = set()
@@ -301,7 +310,7 @@ class ComputeService:
 
     async def stop(self) -> None:
         """Stop the sandbox; orders that run are not answered."""
-        tasks = [known.task for known in self._orders.values() if known.task is not None]
+        tasks = [run.task for run in self._orders.runs()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -752,8 +761,8 @@ class ComputeService:
     # The provider's side
 
     def _tape_of(self, customer: bytes, nonce: bytes) -> Tape | None:
-        known = self._orders.get((customer, nonce))
-        return None if known is None else known.tape
+        known = self._orders.find((customer, nonce))
+        return None if known is None or known.run is None else known.run.tape
 
     async def _fulfil(
         self, order: Signed[Order], granted: _Granted, tape: Tape | None = None
@@ -791,19 +800,20 @@ class ComputeService:
             raise RecordInvalid("the order is between other nodes")
         if asked.lease_id == OWN_LEASE:
             raise RecordInvalid("the order names no lease")
-        known = self._orders.get((caller, asked.nonce))
+        known = self._orders.find((caller, asked.nonce))
         if known is None:
             known = await self._accept(order, header, parts)
         if known.order_id != order.id:
             raise RecordInvalid("the nonce of this order was used for another one")
-        if known.task is None:
+        run = known.run
+        if run is None:
             raise ReplayRefused("this order was run, and its answer is no longer kept")
         if header.get("patience_ms") is not None:
-            await _let_share(known.task, take_int(header, "patience_ms", most=PATIENCE_MS))
+            await _let_share(run.task, take_int(header, "patience_ms", most=PATIENCE_MS))
         # The run goes on when the caller goes away: the same order finds it again.
-        done = await asyncio.shield(known.task)
+        done = await asyncio.shield(run.task)
         answer: dict[str, Value] = {
-            "receipt": done.receipt.raw,
+            "receipt": done.receipt,
             "files": [path for path, _ in done.files],
         }
         if header.get("joint") is True:
@@ -812,22 +822,22 @@ class ComputeService:
 
     async def _accept(
         self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
-    ) -> _Known:
+    ) -> Known[_Run]:
         self._check_fresh(order.record)
         given, references, brought = _received(header, parts)
         if not references:
             return await self._accept_with(order, header, given, (), brought)
         held_bytes = min(order.record.given_bytes, INPUT_BYTES_MAX)
         self._fetching.hold(held_bytes)
-        known: _Known | None = None
+        known: Known[_Run] | None = None
         try:
             known = await self._accept_with(order, header, given, references, brought)
             return known
         finally:
-            if known is None or known.task is None:
+            if known is None or known.run is None:
                 self._fetching.free(held_bytes)
             else:
-                known.task.add_done_callback(lambda _: self._fetching.free(held_bytes))
+                known.run.task.add_done_callback(lambda _: self._fetching.free(held_bytes))
 
     async def _accept_with(
         self,
@@ -836,7 +846,7 @@ class ComputeService:
         given: RunInput,
         references: Sequence[tuple[str, bytes]],
         brought: bytes | None,
-    ) -> _Known:
+    ) -> Known[_Run]:
         asked = order.record
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
         module = await self._module(asked.module, brought)
@@ -854,9 +864,10 @@ class ComputeService:
         if digest != asked.input:
             raise RecordInvalid("the input is not the one that the order names")
         slot = (asked.customer, asked.nonce)
-        if slot in self._orders:  # the same order came twice at once
-            return self._orders[slot]
-        self._forget_old()
+        found = self._orders.find(slot)
+        if found is not None:  # the same order came twice at once
+            return found
+        self._orders.check_room(asked.customer, self._clock.now_ms())
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
         self._keep_module(asked.module, module)
         granted = _Granted(
@@ -870,8 +881,7 @@ class ComputeService:
         )
         tape = Tape(self._clock) if header.get("stream") is True else None
         task = asyncio.create_task(self._work(order, granted, steps, tape))
-        forget_ms = asked.created_ms + 2 * REQUEST_WINDOW_MS
-        known = self._orders[slot] = _Known(order.id, forget_ms, task, tape=tape)
+        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, tape))
         task.add_done_callback(lambda done: self._keep(slot, done))
         return known
 
@@ -905,7 +915,7 @@ class ComputeService:
 
     async def _work(
         self, order: Signed[Order], granted: _Granted, steps: int, tape: Tape | None
-    ) -> _Delivered:
+    ) -> _Answer:
         asked = order.record
         used = 0
         try:
@@ -924,48 +934,21 @@ class ComputeService:
             fuel=outcome.fuel_used,
             trap=outcome.trap or "",
         )
-        return done
+        return _Answer(done.receipt.raw, done.stdout, done.stderr, done.files)
 
-    def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Delivered]) -> None:
+    def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Answer]) -> None:
         """Keep an answer to be given again; forget what failed, for nothing was billed."""
-        known = self._orders.get(slot)
-        if known is None:
-            return
         if task.cancelled() or task.exception() is not None:
-            del self._orders[slot]
+            self._orders.drop(slot)
             return
-        done = task.result()
-        known.size_bytes = _delivered_bytes(done)
-        self._answers_bytes += known.size_bytes
-        for other in self._orders.values():
-            if self._answers_bytes <= ANSWERS_KEPT_BYTES_MAX:
-                break
-            if other is not known and other.size_bytes:
-                self._answers_bytes -= other.size_bytes
-                other.size_bytes, other.task, other.tape = 0, None, None
-
-    def _forget_old(self) -> None:
-        now_ms = self._clock.now_ms()
-        while self._orders:
-            slot, known = next(iter(self._orders.items()))
-            if known.forget_ms > now_ms or (known.task is not None and not known.task.done()):
-                break
-            self._answers_bytes -= known.size_bytes
-            del self._orders[slot]
-        if len(self._orders) >= ORDERS_REMEMBERED_MAX:
-            raise RateLimited("too many orders within the request window")
+        self._orders.ended(slot, task.result().size_bytes, self._clock.now_ms())
 
 
 def _granting(task: _Task, grants: Sequence[Grant]) -> _Task:
     return replace(task, grants=tuple(sorted(set(grants)))) if grants else task
 
 
-def _delivered_bytes(done: _Delivered) -> int:
-    files = sum(len(path) + len(data) for path, data in done.files)
-    return len(done.receipt.raw) + len(done.stdout) + len(done.stderr) + files
-
-
-async def _let_share(task: asyncio.Task[_Delivered], patience_ms: int) -> None:
+async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
     """Return once an order is done whose answer may go with those of others.
 
     Raises:
@@ -978,10 +961,7 @@ async def _let_share(task: asyncio.Task[_Delivered], patience_ms: int) -> None:
     if task.cancelled() or task.exception() is not None:
         return
     done = task.result()
-    if (
-        _delivered_bytes(done) > SHARED_ANSWER_BYTES_MAX
-        or len(done.files) > BATCH_CALL_PARTS_MAX - 2
-    ):
+    if done.size_bytes > SHARED_ANSWER_BYTES_MAX or len(done.files) > BATCH_CALL_PARTS_MAX - 2:
         raise JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
 
 

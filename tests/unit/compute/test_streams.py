@@ -289,8 +289,8 @@ async def test_what_nobody_cancelled_is_not_paid_as_cancelled(world):
     tape = Tape(world.clock)
     running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
-    (known,) = world.provider.service._orders.values()
-    known.tape.cancel()
+    (run,) = world.provider.service._orders.runs()
+    run.tape.cancel()
     await until(world, running.done)
     with pytest.raises(ReceiptInvalid, match="nobody has cancelled it"):
         await running

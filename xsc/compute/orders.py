@@ -1,0 +1,110 @@
+"""Orders that a provider accepted: none is carried out twice, and an answer can be given again.
+
+An order is remembered for as long as its date lets it in, and as long as it runs. Its
+answer is kept for a while longer, as far as there is room; the oldest go first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+from xsc.base.errors import RateLimited
+from xsc.base.limits import (
+    ANSWER_COST_BYTES,
+    ANSWERS_KEPT_BYTES_MAX,
+    ORDERS_REMEMBERED_A_PEER_MAX,
+    ORDERS_REMEMBERED_MAX,
+    REQUEST_WINDOW_MS,
+)
+
+R = TypeVar("R")
+Slot: TypeAlias = tuple[bytes, bytes]
+"""Customer and nonce."""
+
+
+@dataclass(slots=True)
+class Known(Generic[R]):
+    """An order that was accepted."""
+
+    order_id: bytes
+    created_ms: int
+    run: R | None
+    """What runs or has run; None where the answer is no longer kept."""
+
+
+class Orders(Generic[R]):
+    """See the module. Times are the provider's own wall time."""
+
+    def __init__(self) -> None:
+        self._known: dict[Slot, Known[R]] = {}
+        self._of_customer: Counter[bytes] = Counter()
+        self._due: list[tuple[int, Slot]] = []
+        """When what has ended may be forgotten, as a heap."""
+        self._answers: OrderedDict[Slot, int] = OrderedDict()
+        """What the kept answers take, in bytes, the oldest first."""
+        self._answers_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def runs(self) -> Iterator[R]:
+        """Yield what runs or has run, where it is still kept."""
+        return (known.run for known in self._known.values() if known.run is not None)
+
+    def find(self, slot: Slot) -> Known[R] | None:
+        """Return the order of that customer and nonce, if it is remembered."""
+        return self._known.get(slot)
+
+    def check_room(self, customer: bytes, now_ms: int) -> None:
+        """Forget what is over.
+
+        Raises:
+            RateLimited: more orders are remembered than may be, of this customer or in all.
+        """
+        while self._due and self._due[0][0] <= now_ms:
+            self.drop(heapq.heappop(self._due)[1])
+        if (
+            self._of_customer[customer] >= ORDERS_REMEMBERED_A_PEER_MAX
+            or len(self._known) >= ORDERS_REMEMBERED_MAX
+        ):
+            raise RateLimited("too many orders within the request window")
+
+    def add(self, slot: Slot, order_id: bytes, created_ms: int, run: R) -> Known[R]:
+        """Remember an order that begins to run now."""
+        known = self._known[slot] = Known(order_id, created_ms, run)
+        self._of_customer[slot[0]] += 1
+        return known
+
+    def drop(self, slot: Slot) -> None:
+        """Forget an order: one that failed may be given again, for nothing was billed."""
+        if self._known.pop(slot, None) is None:
+            return
+        self._of_customer[slot[0]] -= 1
+        if not self._of_customer[slot[0]]:
+            del self._of_customer[slot[0]]
+        self._answers_bytes -= self._answers.pop(slot, 0)
+
+    def ended(self, slot: Slot, size_bytes: int, now_ms: int) -> None:
+        """Keep the answer to an order that has ended, and let go the oldest that are too many.
+
+        Args:
+            slot: the order; one that was dropped meanwhile stays so.
+            size_bytes: of the answer.
+            now_ms: it is remembered for a request window from now, so that who was waiting can
+                ask again, and at least until its date would be refused.
+        """
+        known = self._known.get(slot)
+        if known is None:
+            return
+        last_ms = max(now_ms, known.created_ms) + REQUEST_WINDOW_MS
+        heapq.heappush(self._due, (last_ms + 1, slot))
+        self._answers[slot] = size_bytes + ANSWER_COST_BYTES
+        self._answers_bytes += size_bytes + ANSWER_COST_BYTES
+        while self._answers_bytes > ANSWERS_KEPT_BYTES_MAX and len(self._answers) > 1:
+            oldest, taken = self._answers.popitem(last=False)
+            self._answers_bytes -= taken
+            self._known[oldest].run = None
