@@ -97,7 +97,13 @@ class PoolSandbox:
         self._started = True
         try:
             await self._compiler.start()
-            for worker in await asyncio.gather(*(self._spawn() for _ in range(self._size))):
+            # All of them, before any fault: none may be left that starts after the stop.
+            started = await asyncio.gather(
+                *(self._spawn() for _ in range(self._size)), return_exceptions=True
+            )
+            for worker in started:
+                if isinstance(worker, BaseException):
+                    raise worker
                 self._release(worker)
         except SandboxFailed:
             await self.stop()

@@ -20,6 +20,7 @@ from typing import TypeVar
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from xsc.api.problems import CONTENT_TYPE, bug, problem
 from xsc.base.errors import (
@@ -46,6 +47,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PlainHandler = Callable[[Plain], Awaitable[tuple[int, dict[str, object]]]]
 """Answers a plain request with a status and a document."""
 B = TypeVar("B", bound=BaseModel)
+
+_BOUNDS = {
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+}
+"""Of what pydantic complains: the bound's name, and our words."""
 
 
 class Running:
@@ -129,9 +138,16 @@ def parse(raw: bytes, kind: type[B]) -> B:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as fault:
-        first = fault.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise ArgumentInvalid(f"the request is wrong at {place}: {first['msg']}") from None
+        raise ArgumentInvalid(_complaint(fault.errors()[0])) from None
+
+
+def _complaint(first: ErrorDetails) -> str:
+    """Return what is wrong with a field: a bound in the words that a node without API uses."""
+    place = ".".join(str(part) for part in first["loc"]) or "the body"
+    if first["type"] in _BOUNDS:
+        name, words = _BOUNDS[first["type"]]
+        return f"{place} must be {words} {first['ctx'][name]}, not {str(first['input'])[:40]}"
+    return f"the request is wrong at {place}: {first['msg']}"
 
 
 def whole_number(given: str, what: str, most: int, *, least: int = 0) -> int:

@@ -313,3 +313,23 @@ async def test_a_sandbox_that_cannot_start_says_so():
         await pool.start()
     with pytest.raises(SandboxFailed, match="not running"):
         await pool.run(ADD)
+
+
+ONE_FAILS = """
+import os, runpy, sys
+try:
+    os.mkdir(sys.argv[1])
+except FileExistsError:
+    runpy.run_module("xsc.compute.worker", run_name="__main__", alter_sys=True)
+else:
+    sys.exit(9)
+"""
+
+
+async def test_where_one_worker_does_not_start_no_other_is_left(tmp_path):
+    command = (sys.executable, "-I", "-c", ONE_FAILS, str(tmp_path / "first"))
+    pool = PoolSandbox(3, SteadyClock(), SilentLog(), command=command)
+    with pytest.raises(SandboxFailed, match="does not start"):
+        await pool.start()
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+    assert pool._workers == set()

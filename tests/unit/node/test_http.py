@@ -6,14 +6,16 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 import pytest
 from aiohttp import web
+from pydantic import BaseModel, Field
 
 from xsc.api.problems import bug
-from xsc.base.errors import RateLimited, TooLarge
+from xsc.base.errors import ArgumentInvalid, RateLimited, TooLarge
 from xsc.net.plain import Plain
-from xsc.node.http import Reports, Running, application, plain_answers
+from xsc.node.http import Reports, Running, application, parse, plain_answers
 
 TOKEN = "a" * 52
 
@@ -187,3 +189,28 @@ async def test_faults_of_plain_requests_are_told_and_noted_like_any_other(api):
     status, told = await plainly(api, slips)
     assert (status, told) == (500, bug())
     assert [event for event, _ in api.log.events] == ["request_bug"]
+
+
+class Bounded(BaseModel):
+    size: Annotated[int, Field(ge=1, le=32)] = 1
+    part: Annotated[int, Field(gt=0, lt=5)] = 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"size": 33}', "size must be at most 32, not 33"),
+        (b'{"size": 0}', "size must be at least 1, not 0"),
+        (b'{"part": 5}', "part must be less than 5, not 5"),
+        (b'{"part": 0}', "part must be more than 0, not 0"),
+        (b'{"size": %s}' % (b"9" * 4300), f"size must be at most 32, not {'9' * 40}"),
+        (b'{"size": %s}' % (b"9" * 5000), "the request is wrong at the body: "),
+        (b'{"size": "x"}', "the request is wrong at size: "),
+        (b"[]", "the request is wrong at the body: "),
+        (b"{", "the request is wrong at the body: "),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_in_one_sentence(raw, said):
+    with pytest.raises(ArgumentInvalid) as refused:
+        parse(raw, Bounded)
+    assert refused.value.message.startswith(said)
