@@ -8,7 +8,7 @@ import pytest
 
 from tests.strategies import vectors
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import LIMITS, World, world  # noqa: F401 - a fixture
+from tests.unit.compute.test_service import LIMITS
 from xsc.base.encoding import encode
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -200,13 +200,13 @@ def test_a_call_ended_for_its_time_is_billed_the_time_of_all():
     assert [row.fuel_used for row in rows] == [spent, 0, 0]
 
 
-async def many(world, name, function, calls, **how):  # noqa: F811
+async def many(world, name, function, calls, **how):
     limits = how.pop("limits", LIMITS)
     return await world.customer.service.invoke_batch(wasm(name), function, calls, limits, **how)
 
 
 @pytest.mark.parametrize("local", [False, True])
-async def test_a_batch_is_run_under_one_order_and_receipt(world, local):  # noqa: F811
+async def test_a_batch_is_run_under_one_order_and_receipt(world, local):
     calls = [[str(n), "0x10"] for n in range(300)]
     done = await many(world, "add", "add", calls, local=local)
     assert [item.results for item in done.items] == [[str(n + 16)] for n in range(300)]
@@ -222,14 +222,14 @@ async def test_a_batch_is_run_under_one_order_and_receipt(world, local):  # noqa
             verify_file(bytes(damaged))
 
 
-async def test_a_call_that_traps_stands_in_its_line_alone(world):  # noqa: F811
+async def test_a_call_that_traps_stands_in_its_line_alone(world):
     done = await many(world, "trap", "divide", [["6", "3"], ["1", "0"], ["8", "2"]])
     assert [item.results for item in done.items] == [["2"], [], ["4"]]
     assert isinstance(done.items[1].trap, ModuleTrapped)
     assert done.trap is None
 
 
-async def test_each_call_has_an_instance_and_a_limit_of_its_own(world):  # noqa: F811
+async def test_each_call_has_an_instance_and_a_limit_of_its_own(world):
     spun = await many(world, "endless", "spin", [[], [], []], item_fuel=1000)
     assert all(isinstance(item.trap, FuelExhausted) for item in spun.items)
     assert spun.fuel_used == 3000
@@ -241,14 +241,14 @@ async def test_each_call_has_an_instance_and_a_limit_of_its_own(world):  # noqa:
         await many(world, "add", "add", [["1", "2"]], item_fuel=LIMITS.fuel + 1)
 
 
-async def test_time_for_all_ends_the_batch(world):  # noqa: F811
+async def test_time_for_all_ends_the_batch(world):
     limits = Limits(fuel=10**12, timeout_ms=20)
     done = await many(world, "endless", "spin", [[], []], limits=limits)
     assert [item.trap.code for item in done.items] == ["time_exceeded"] * 2
     assert [item.fuel_used for item in done.items] == [20 * MILLISECOND_FUEL, 0]
 
 
-async def test_wrong_arguments_name_their_call_and_nothing_is_run(world):  # noqa: F811
+async def test_wrong_arguments_name_their_call_and_nothing_is_run(world):
     for calls in ([["1", "2"], ["1"]], [["1", "2"], ["1", "x"]], [["1", "2"], ["1", "2", "3"]]):
         with pytest.raises(SignatureMismatch, match="call 2 of the batch"):
             await many(world, "add", "add", calls)
@@ -257,7 +257,7 @@ async def test_wrong_arguments_name_their_call_and_nothing_is_run(world):  # noq
     assert world.wire.sent == []
 
 
-async def test_results_that_do_not_hold_are_not_paid(world, network):  # noqa: F811
+async def test_results_that_do_not_hold_are_not_paid(world, network):
     """A provider signs what it likes: each change is refused, whatever the receipt says."""
 
     def with_tables(answer, change, fuel=0):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.compute.programs import wasm
 from tests.unit.compute.test_receipts import PRICE, RESULT, an_order
-from tests.unit.compute.test_service import FIRST, World, forged
+from tests.unit.compute.test_service import FIRST, forged
 from xsc.base.errors import PeerSilent, ProofInvalid, ReceiptInvalid
 from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_MAX, MEMORY_BYTES_MAX, MODULE_BYTES_MAX
 from xsc.compute.limits import Limits
@@ -31,16 +31,6 @@ _ORDER = an_order(_Id, _Id)
 _OUTCOME = make_receipt(
     type("Signed", (), {"record": _ORDER, "raw": b""})(), RESULT, price=1, started_ms=0, wall_ms=0
 ).outcome
-
-
-@pytest.fixture
-async def world(network):
-    made = World(network)
-    for node in (made.customer, made.provider, made.other):
-        await node.service.start()
-    yield made
-    for node in (made.customer, made.provider, made.other):
-        await node.service.stop()
 
 
 def there(world):

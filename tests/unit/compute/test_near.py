@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import World, forged
+from tests.unit.compute.test_service import forged
 from xsc.base.errors import (
     ArgumentInvalid,
     InputUnavailable,
@@ -64,16 +64,6 @@ class Stored:
     async def read(self):
         self.reads += 1
         return self.data
-
-
-@pytest.fixture
-async def world(network):
-    made = World(network)
-    for node in (made.customer, made.provider, made.other):
-        await node.service.start()
-    yield made
-    for node in (made.customer, made.provider, made.other):
-        await node.service.stop()
 
 
 @pytest.fixture

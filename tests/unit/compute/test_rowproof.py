@@ -10,7 +10,6 @@ import pytest
 from tests.strategies import vectors
 from tests.unit.compute.programs import wasm
 from tests.unit.compute.test_batch import many
-from tests.unit.compute.test_service import world  # noqa: F401 - a fixture
 from xsc.base.encoding import encode
 from xsc.base.errors import ArgumentInvalid, ProofInvalid, RecordInvalid
 from xsc.base.limits import LEAF_BYTES
@@ -147,7 +146,7 @@ def test_what_is_no_proof_is_refused(raw):
         verify_line(raw)
 
 
-async def a_proof(world):  # noqa: F811
+async def a_proof(world):
     done = await many(world, "trap", "divide", [["6", "3"], ["1", "0"], ["8", "2"]])
     rows = [
         {
@@ -162,7 +161,7 @@ async def a_proof(world):  # noqa: F811
     return done, rows
 
 
-async def test_no_flipped_bit_of_a_proof_passes(world):  # noqa: F811
+async def test_no_flipped_bit_of_a_proof_passes(world):
     done, rows = await a_proof(world)
     printed = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     given = Given(stdin=b"6 3\n1 0\n8 2\n", results=printed)

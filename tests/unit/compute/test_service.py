@@ -217,16 +217,6 @@ class World:
         return await handler(caller or self.customer.key.node_id, header, parts)
 
 
-@pytest.fixture
-async def world(network):
-    made = World(network)
-    for node in (made.customer, made.provider, made.other):
-        await node.service.start()
-    yield made
-    for node in (made.customer, made.provider, made.other):
-        await node.service.stop()
-
-
 async def test_a_function_is_run_by_a_peer_and_paid(world):
     done = await world.invoke()
     assert done.results == ["5"]

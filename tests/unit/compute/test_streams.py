@@ -11,7 +11,7 @@ import pytest
 import wasmtime
 
 from tests.unit.compute.programs import SteadyClock, job_of
-from tests.unit.compute.test_service import LIMITS, PRICE, World
+from tests.unit.compute.test_service import LIMITS, PRICE
 from xsc.base.clock import ManualClock
 from xsc.base.errors import ReceiptInvalid, SandboxFailed
 from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, STREAM_PIECE_BYTES
@@ -187,16 +187,6 @@ class Stuck:
         watch.wrote(1, b"so far")
         self.runs.set()
         return await asyncio.get_running_loop().create_future()
-
-
-@pytest.fixture
-async def world(network):
-    made = World(network)
-    for node in (made.customer, made.provider, made.other):
-        await node.service.start()
-    yield made
-    for node in (made.customer, made.provider, made.other):
-        await node.service.stop()
 
 
 def stuck(world, node):

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET, World
+from tests.unit.market.fakes import NET
 from tests.unit.market.test_renewing import LATEST_MS, stored
 from xsc.base.errors import PeerSilent, RecordInvalid, SignatureInvalid, StoreDamaged
 from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX, MIB, STORAGE_LEASE_BYTES
@@ -12,18 +12,6 @@ from xsc.market.recall import RECALLS
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.renewal import Renewal
 from xsc.terms.voucher import Voucher
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def pair(world):
-    customer, provider = world.node(1), world.node(2)
-    customer.room.storage = 0
-    return customer, provider
 
 
 async def lost(customer, provider, held):

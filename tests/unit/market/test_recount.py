@@ -2,23 +2,11 @@
 
 import pytest
 
-from tests.unit.market.fakes import NET, World
+from tests.unit.market.fakes import NET
 from tests.unit.market.test_renewing import stored
 from xsc.base.errors import LeaseExhausted
 from xsc.base.limits import EPOCH_MS, MIB
 from xsc.market.book import LeaseBook
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def pair(world):
-    customer, provider = world.node(1), world.node(2)
-    customer.room.storage = 0
-    return customer, provider
 
 
 async def forgotten(world, customer, provider, more):

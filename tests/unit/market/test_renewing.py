@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET, World
+from tests.unit.market.fakes import NET
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
 from xsc.base.limits import (
     EPOCH_MS,
@@ -25,18 +25,6 @@ from xsc.terms.renewal import Renewal, RenewalRequest
 DAY_MS = 86_400_000
 HALF_MS = STORAGE_LEASE_MS // 2
 LATEST_MS = HALF_MS + STORAGE_LEASE_MS // 8
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def pair(world):
-    customer, provider = world.node(1), world.node(2)
-    customer.room.storage = 0
-    return customer, provider
 
 
 async def stored(world, customer, provider, size=10 * MIB):

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET, World
+from tests.unit.market.fakes import NET
 from xsc.base.errors import (
     ArgumentInvalid,
     CreditExceeded,
@@ -31,20 +31,6 @@ from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.voucher import Voucher
 
 STEPS = 1_000_000_000
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def pair(world):
-    """A customer without room and a provider."""
-    customer, provider = world.node(1), world.node(2)
-    customer.room.storage = 0
-    customer.room.steps = 0
-    return customer, provider
 
 
 async def leased(world, node, **wish):

@@ -196,28 +196,8 @@ def test_a_seal_over_its_id_does_not_save_a_placement_of_another_network_or_kind
         open_sent(other.raw, NETWORK, OWNER.node_id, [other.id])
 
 
-async def test_puts_that_come_together_carry_seals_and_their_placements_hold_alone():
-    world = await World(8).start()
-    seen = []
-    for host in world.hosts[1:]:
-        take = host.service.handlers()[messages.PUT]
-
-        async def note(caller, header, parts, take=take):
-            seen.append(header)
-            return await take(caller, header, parts)
-
-        handlers = {**host.service.handlers(), messages.PUT: note}
-        host.service.handlers = lambda handlers=handlers: handlers
-    done = await asyncio.gather(*(put(world[0], content(1_000 + n)) for n in range(8)))
-    assert len({header["placement_seal"] for header in seen}) == 1
-    for header in seen:
-        open_signed(header["placement"], Placement, network=NETWORK, author=world[0].id)
-    for number, one in enumerate(done):
-        assert await get(world[7], one.capability) == content(1_000 + number)
-
-
-async def test_a_put_alone_says_nothing_that_releases_before_seals_did_not():
-    world = await World(8).start()
+def noted(world):
+    """Return what the headers of puts will be added to as hosts get them."""
     headers = []
     for host in world.hosts[1:]:
         take = host.service.handlers()[messages.PUT]
@@ -228,6 +208,23 @@ async def test_a_put_alone_says_nothing_that_releases_before_seals_did_not():
 
         handlers = {**host.service.handlers(), messages.PUT: note}
         host.service.handlers = lambda handlers=handlers: handlers
+    return headers
+
+
+async def test_puts_that_come_together_carry_seals_and_their_placements_hold_alone():
+    world = await World(8).start()
+    seen = noted(world)
+    done = await asyncio.gather(*(put(world[0], content(1_000 + n)) for n in range(8)))
+    assert len({header["placement_seal"] for header in seen}) == 1
+    for header in seen:
+        open_signed(header["placement"], Placement, network=NETWORK, author=world[0].id)
+    for number, one in enumerate(done):
+        assert await get(world[7], one.capability) == content(1_000 + number)
+
+
+async def test_a_put_alone_says_nothing_that_releases_before_seals_did_not():
+    world = await World(8).start()
+    headers = noted(world)
     await put(world[0], content(1_000))
     assert headers
     for header in headers:
