@@ -16,7 +16,7 @@ PASSPHRASE = b"unmistakable-passphrase-5417"
 
 
 LOOKS = 5
-"""At one process: it shows what it was started with, for as long as it runs."""
+"""At one command line of a process: it shows what it was started with while it runs."""
 
 
 class Watcher:
@@ -25,19 +25,22 @@ class Watcher:
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
         self.rounds = 0
-        self._looks: dict[str, int] = {}
+        self._looks: dict[tuple[str, bytes], int] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def look(self) -> None:
         for process in Path("/proc").iterdir():
-            count = self._looks.get(process.name, 0)
-            if not process.name.isdigit() or count == LOOKS:
+            if not process.name.isdigit():
                 continue
-            self._looks[process.name] = count + 1
-            for file in ("cmdline", "environ"):
-                with contextlib.suppress(OSError):  # it is gone, or another user's
-                    self.seen.add((process / file).read_bytes())
+            with contextlib.suppress(OSError):  # it is gone, or another user's
+                # A process that starts shows its parent's line, then none, then its own.
+                line = (process / "cmdline").read_bytes()
+                count = self._looks.get((process.name, line), 0)
+                if count < LOOKS:
+                    self._looks[process.name, line] = count + 1
+                    self.seen.add(line)
+                    self.seen.add((process / "environ").read_bytes())
         self.rounds += 1
 
     def _run(self) -> None:
@@ -108,8 +111,13 @@ def test_no_secret_shows_in_processes_logs_or_errors(net, tmp_path):
         # The watcher sees what stands there: a secret that is put there is found.
         bait = "unmistakable-bait-2206"
         with subprocess.Popen(
-            [sys.executable, "-c", "input()", bait], stdin=subprocess.PIPE, env={"BAIT": bait[::-1]}
+            [sys.executable, "-c", "print(flush=True); input()", bait],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"BAIT": bait[::-1]},
         ) as process:
+            # A start returns before the kernel shows the new command line: wait for its words.
+            assert process.stdout.readline() == b"\n"
             watcher.look()
             process.communicate(b"\n")
         assert watcher.saw(bait.encode())
