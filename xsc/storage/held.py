@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -114,7 +115,7 @@ class HeldObject:
     columns: tuple[HeldColumn, ...]
     record: HeldState
     rank: int = 0
-    """The highest rank among the placements kept; 0 without one."""
+    """The highest rank among the placements kept, whoever they are by; 0 without one."""
     records: tuple[HeldRecord, ...] = ()
     """By customer."""
     sizes: tuple[tuple[bytes, bytes, int], ...] = ()
@@ -125,6 +126,10 @@ class HeldObject:
     def sizes_of(self, customer: bytes) -> tuple[tuple[bytes, int], ...]:
         """Return the leases of a customer, and the bytes that lie under each."""
         return tuple((lease, size) for who, lease, size in self.sizes if who == customer)
+
+    def has(self, rank: int, customers: Container[bytes]) -> bool:
+        """Say whether a placement of that rank is kept for one of these."""
+        return any(item.customer in customers and item.rank == rank for item in self.records)
 
     @property
     def ends_ms(self) -> int | None:

@@ -497,13 +497,20 @@ class Mender:
     async def _newer(
         self, charge: Charge, located: Located, answers: dict[bytes, HeldObject | None]
     ) -> Located | None:
-        """Return what a host knows that claims a later placement, where it can show one."""
+        """Return what a host knows that claims a later placement, where it can show one.
+
+        A host cannot tell whose placements count. One that can show none as high as it
+        claims counts, in the answers, as what it can show.
+        """
+        trusted = {self._reach.own, located.manifest.owner}
         claims = sorted(
-            (
-                (-held.rank, node)
-                for node, held in answers.items()
-                if held is not None and held.rank > located.rank
-            ),
+            (-held.rank, node)
+            for node, held in answers.items()
+            if held is not None
+            and (
+                held.rank > located.rank
+                or (held.rank == located.rank and not held.has(located.rank, trusted))
+            )
         )
         for _, node in claims:
             try:
@@ -513,6 +520,9 @@ class Mender:
                 continue
             if found is not None and found.rank > located.rank:
                 return found
+            held = answers[node]
+            assert held is not None
+            answers[node] = replace(held, rank=0 if found is None else found.rank)
         return None
 
     def _stale(self, survey: Survey) -> list[bytes]:

@@ -760,15 +760,18 @@ class StorageService:
         """Return what was found with its highest valid placement.
 
         Raises:
-            XscError: the manifest is not the capability's, or no placement is valid.
+            XscError: the manifest is not the capability's, or a placement is not valid.
+            ObjectUnknown: there are none but those of strangers, which no host can tell apart.
         """
         locate = capability.locate
         manifest = open_manifest(found.sealed, capability)
         best: Placed | None = None
-        fault: XscError = RecordInvalid("there is no placement")
+        fault: XscError = ObjectUnknown("only nodes that it is not of have placed it there")
         for raw in found.placements:
             try:
-                placed = open_placement(raw, self._network, manifest.owner)
+                placed = open_placement(raw, self._network)
+                if placed.placement.owner != manifest.owner:
+                    continue
                 reason = check_placement(placed.placement, manifest, locate)
                 if reason is not None:
                     raise RecordInvalid(reason)
@@ -801,6 +804,8 @@ class StorageService:
             return None
         try:
             return await self._executor.run(self._verified, capability, found)
+        except ObjectUnknown:
+            return None
         except XscError as fault:
             if node == self._key.node_id:
                 raise
