@@ -41,7 +41,8 @@ SPARE_BYTES = 4 * MIB
 UNDO_BYTES_MAX = 64 * MIB
 """What is held in memory to put back after a failed write; beyond it, only a restart helps."""
 REOPEN_S = 10.0
-"""A database that damage keeps from taking writes is opened anew no more often than this."""
+"""A database that damage keeps from taking writes is opened anew no more often than this, and
+after a trial that found no room the next one waits as long."""
 PATIENCE_S = 1.0
 """How long a write waits for those who read before the database is opened anew."""
 
@@ -88,6 +89,8 @@ class LevelDBKeyValue:
         self._refusing = False
         """Whether damage, met behind the scenes, keeps it from taking writes."""
         self._reopened_s = -REOPEN_S
+        self._full_s = -REOPEN_S
+        """When a trial found no room last."""
         self._writing = threading.Lock()
         self._users = 0
         self._awaited = False
@@ -308,7 +311,12 @@ class LevelDBKeyValue:
             self._db = self._open()
 
     def _has_room(self) -> bool:
-        """Say whether an open could write what it has to, by writing as much."""
+        """Say whether an open could write what it has to, by writing as much.
+
+        While it is tried others may find no room, so that not every refused write tries it.
+        """
+        if time.monotonic() - self._full_s < REOPEN_S:
+            return False
         trial = self._path / "room.tmp"
         size = SPARE_BYTES + sum(log.stat().st_size for log in self._path.glob("*.log"))
         try:
@@ -318,6 +326,7 @@ class LevelDBKeyValue:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
+            self._full_s = time.monotonic()
             return False
         finally:
             trial.unlink(missing_ok=True)

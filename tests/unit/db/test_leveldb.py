@@ -13,6 +13,7 @@ from contextlib import suppress
 import pytest
 
 from xsc.base.errors import HomeLocked, SpaceExhausted, StoreDamaged
+from xsc.base.limits import MIB
 from xsc.db.leveldb import REOPEN_S, LevelDBKeyValue, salvage
 
 CHILD = """
@@ -203,7 +204,7 @@ import resource, signal, sys, threading
 from pathlib import Path
 from xsc.base.errors import SpaceExhausted
 from xsc.base.limits import MIB
-from xsc.db.leveldb import LevelDBKeyValue
+from xsc.db.leveldb import REOPEN_S, LevelDBKeyValue
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = LevelDBKeyValue(Path(sys.argv[1]))
 store.write([(b"kept", b"as it was"), (b"gone", b"not yet")], sync=True)
@@ -230,6 +231,7 @@ for round in range(2):
     for size in (100_000, MIB, resource.RLIM_INFINITY):
         # Neither a part of the room nor a reader that goes on lets it begin too early.
         limit(size)
+        store._full_s -= REOPEN_S
         try:
             store.write([(b"early", b"")], sync=True)
             raise SystemExit("it was opened anew under a reader, or without room")
@@ -241,6 +243,7 @@ for round in range(2):
     scan = store.scan(b"")
     del scan
     limit(resource.RLIM_INFINITY)
+    store._full_s -= REOPEN_S
     store.write([(b"late", b"%d" % round)], sync=True)
     assert (store.get(b"kept"), store.get(b"gone")) == (b"as it was", b"not yet")
     assert store.get(b"%06d" % written) is None
@@ -261,6 +264,59 @@ def test_a_full_disk_that_has_room_again_is_written_without_a_restart(tmp_path):
         text=True,
     )
     assert child.returncode == 0, child.stderr
+
+
+REFUSED = """
+import resource, signal, sys
+from pathlib import Path
+from xsc.base.errors import SpaceExhausted
+from xsc.base.limits import MIB
+from xsc.db.leveldb import REOPEN_S, LevelDBKeyValue
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = LevelDBKeyValue(Path(sys.argv[1]))
+store.write([(b"kept", b"value")], sync=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, resource.RLIM_INFINITY))
+
+def refused(key):
+    try:
+        store.write([(key, bytes(2 * MIB))], sync=True)
+        raise SystemExit("there was room")
+    except SpaceExhausted as fault:
+        assert "\\n" not in fault.message
+
+def written():
+    return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+refused(b"first")
+before = written()
+for number in range(100):
+    refused(b"%d" % number)
+    assert store.get(b"kept") == b"value"
+assert len(list(store.scan(b""))) == 1
+tried = written() - before
+store._full_s -= REOPEN_S
+refused(b"after a while")
+again = written() - before - tried
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, -1))
+store._full_s -= REOPEN_S
+store.write([(b"late", b"")], sync=True)
+print(tried, again)
+"""
+
+
+def test_writes_that_a_full_disk_refuses_cost_no_trial_each(tmp_path):
+    """A trial writes megabytes, and takes the last room from others while it lasts."""
+    child = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(tmp_path / "db")],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    tried, again = map(int, child.stdout.split())
+    # Each writes a megabyte before it fails; a slow machine may come to a few of them.
+    assert tried < 10 * MIB
+    assert again >= MIB
 
 
 def test_what_a_failed_write_left_is_put_back(tmp_path):
