@@ -32,6 +32,7 @@ SHELL = {
     "xsc.compute.jail": "the process that compiles one module",
     "xsc.compute.line": "gives quick calls to a worker and watches the time",
     "xsc.compute.local": "the sandbox in this process",
+    "xsc.compute.mailbox": "memory that a worker reads code from",
     "xsc.compute.notary": "lets records of one moment wait for each other",
     "xsc.compute.panel": "asks several providers at once",
     "xsc.compute.process": "starts and kills sandbox processes",

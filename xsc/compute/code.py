@@ -32,7 +32,7 @@ class Code:
     """A compiled module: `about` is a canonical description, `machine` the processor's code."""
 
     about: bytes
-    machine: bytes
+    machine: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,12 @@ def read(about: bytes) -> About:
 
 
 def message_of(code: Code) -> dict[str, Value]:
-    """Return the message that announces code; its machine code follows it, as it is."""
+    """Return the message that announces code; its machine code goes another way."""
     return {"kind": "code", "about": code.about, "size": len(code.machine)}
 
 
 def announced(message: dict[str, Value]) -> tuple[bytes, int]:
-    """Return the description and how many bytes of machine code follow.
+    """Return the description and how many bytes of machine code there are.
 
     Raises:
         RecordInvalid: it announces nothing, or too much.
@@ -159,4 +159,4 @@ def from_file(raw: bytes, key: bytes, module_hash: bytes, config: bytes) -> Code
     if not hmac.compare_digest(raw[len(MAGIC) : at], seal):
         return None
     split = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "big")
-    return Code(bytes(content[_LENGTH_BYTES:split]), bytes(content[split:]))
+    return Code(bytes(content[_LENGTH_BYTES:split]), content[split:])

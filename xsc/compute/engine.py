@@ -355,6 +355,19 @@ def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -
     return Code(codes.describe(about), bytes(module.serialize()))
 
 
+def _deserialize(
+    engine: wasmtime.Engine, machine_code: ctypes.Array[ctypes.c_uint8]
+) -> wasmtime.Module:
+    """Return the module of code: `Module.deserialize` would copy it once more."""
+    made = ctypes.POINTER(ffi.wasmtime_module_t)()
+    error = ffi.wasmtime_module_deserialize(
+        engine.ptr(), machine_code, len(machine_code), ctypes.byref(made)
+    )
+    if error:  # type: ignore[truthy-bool]
+        raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - as in `call_raw`
+    return wasmtime.Module._from_ptr(made)  # noqa: SLF001 - the same
+
+
 class Machine:
     """Compiles modules, keeps them, and runs jobs one after the other.
 
@@ -415,17 +428,19 @@ class Machine:
                 return self._run_batch(job, compiled)
             return self._run(job, compiled, tell)
 
-    def load(self, module_hash: bytes, code: Code) -> None:
+    def load(
+        self, module_hash: bytes, description: bytes, machine_code: ctypes.Array[ctypes.c_uint8]
+    ) -> None:
         """Take the code of a module, which must come from this node: nothing can check it.
 
         Raises:
             SandboxFailed: it is no code of this engine.
         """
-        about = codes.read(code.about)
+        about = codes.read(description)
         with self._lock:
             self._make_room(about.source_bytes)
             try:
-                module = wasmtime.Module.deserialize(self._engine, code.machine)
+                module = _deserialize(self._engine, machine_code)
             except wasmtime.WasmtimeError as fault:
                 raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
             self._keep(module_hash, about, module)

@@ -1,9 +1,9 @@
 """What the pool and its workers say to each other: length-prefixed canonical CBOR.
 
-    pool → worker   job; code where the worker has not got it, and its bytes after that, or
-                    that there is none
-    worker → pool   hello once; then code wanted, "running" when the code is loaded,
-                    and at last result or error, for each job
+    pool → worker   job, with code where the worker has not got it; code where it asks for
+                    it, or that there is none. Its bytes lie in the worker's mailbox
+    worker → pool   hello once; then code wanted where it has forgotten it, "running" when
+                    it is loaded, and at last result or error, for each job
     pool → worker   calls, several in one message; worker → pool   for each an answer (a
                     result where there is more to tell), an error, or code wanted
     pool → jail     module;  jail → pool   hello, then code or error
@@ -83,8 +83,14 @@ def error_of(message: dict[str, Value]) -> XscError:
     return from_code(str(code), str(text), str(message.get("hint", "")))
 
 
-def job_message(job: Job, *, stream: bool = False) -> dict[str, Value]:
-    """Return a job as a message; its module stays here."""
+def job_message(
+    job: Job, *, stream: bool = False, code: dict[str, Value] | None = None
+) -> dict[str, Value]:
+    """Return a job as a message; its module stays here.
+
+    Args:
+        code: what announces its code, which the worker has not got and finds in its mailbox.
+    """
     limits = job.limits
     return {
         "kind": "job",
@@ -101,6 +107,7 @@ def job_message(job: Job, *, stream: bool = False) -> dict[str, Value]:
         "clock": job.clock_ms,
         "grants": list(job.grants),
         "stream": stream,
+        "code": code,
     }
 
 

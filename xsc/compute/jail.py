@@ -84,7 +84,7 @@ class Jail:
         finally:
             os._exit(status)  # whatever went wrong, the child never goes on as the parent
 
-    def _answer(self, message: dict[str, Value]) -> tuple[dict[str, Value], bytes]:
+    def _answer(self, message: dict[str, Value]) -> tuple[dict[str, Value], bytes | memoryview]:
         module_hash, module = take_bytes(message, "hash"), take_bytes(message, "module")
         try:
             code = compile_module(self._engine, module_hash, module)

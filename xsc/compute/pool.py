@@ -43,6 +43,7 @@ from xsc.compute.code import Code
 from xsc.compute.compiler import COMMAND as JAIL
 from xsc.compute.compiler import CompileBoundMet, Compiler
 from xsc.compute.line import Call, Line
+from xsc.compute.mailbox import Mailbox, MailboxClosed
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.quick import Quick
 from xsc.compute.sandbox import Job, JobResult, Watch, trap_error
@@ -183,7 +184,11 @@ class PoolSandbox:
     # Workers
 
     async def _spawn(self) -> SandboxProcess:
-        worker = await spawn(self._command, "worker")
+        try:
+            mailbox = Mailbox()
+        except OSError as fault:
+            raise SandboxFailed(f"no memory for a sandbox worker: {fault.strerror}") from None
+        worker = await spawn(self._command, "worker", mailbox)
         self._workers.add(worker)
         self._lines[worker] = Line(worker, self)
         self._hello = worker.hello
@@ -379,6 +384,14 @@ class PoolSandbox:
             if not any(job.module_hash in each.seen for each in self._workers):
                 code, compiled = await self._code(job)
             worker = await self._acquire(job.module_hash)
+        if job.module_hash in worker.seen:
+            code = None
+        elif code is None:
+            try:
+                code, compiled = await self._code(job)
+            except BaseException:
+                self._release(worker)
+                raise
         result = await self._run_on(worker, job, code, watch)
         return replace(result, compiled=True) if compiled else result
 
@@ -424,9 +437,11 @@ class PoolSandbox:
     ) -> JobResult:
         loop = asyncio.get_running_loop()
         allowed_s = (job.limits.timeout_ms + KILL_GRACE_MS) / 1000
-        way_s = _given_bytes(job) / _TRANSFER_BYTES_A_MS / 1000
+        announced = None if code is None else await _bring(worker, job, code)
+        size = _given_bytes(job) + (0 if code is None else len(code.machine))
+        way_s = size / _TRANSFER_BYTES_A_MS / 1000
         async with asyncio.timeout(allowed_s + way_s) as deadline:
-            await worker.send(frames.job_message(job, stream=watch is not None))
+            await worker.send(frames.job_message(job, stream=watch is not None, code=announced))
             told, left, compiled = 0, job.limits.output_bytes, False
             while told < _MESSAGES_MAX:
                 message = await worker.receive()
@@ -438,8 +453,7 @@ class PoolSandbox:
                     case "code_wanted":
                         deadline.reschedule(None)
                         try:
-                            if code is None:
-                                code, compiled = await self._code(job)
+                            code, compiled = await self._code(job)
                         except (XscError, CompileBoundMet):
                             # Else it would take the next job for the code that it waits for.
                             deadline.reschedule(loop.time() + allowed_s)
@@ -448,9 +462,9 @@ class PoolSandbox:
                             raise
                         way_s = len(code.machine) / _TRANSFER_BYTES_A_MS / 1000
                         deadline.reschedule(loop.time() + allowed_s + way_s)
-                        await worker.send(codes.message_of(code), code.machine)
-                        worker.seen.add(job.module_hash)
+                        await worker.send(await _bring(worker, job, code))
                     case "running":
+                        _taken(worker)
                         deadline.reschedule(loop.time() + allowed_s)
                     case "result":
                         result = _checked_result(message, job)
@@ -469,6 +483,23 @@ def _refuse(waiting: Sequence[asyncio.Future[SandboxProcess] | Call], why: str) 
         done: asyncio.Future[Any] = turn.done if isinstance(turn, Call) else turn
         if not done.done():
             done.set_exception(SandboxFailed(why, retry_after_s=1))
+
+
+async def _bring(worker: SandboxProcess, job: Job, code: Code) -> dict[str, Value]:
+    """Lay code in a worker's mailbox, and return the message that announces it."""
+    assert worker.mailbox is not None
+    try:
+        await worker.mailbox.put(code.machine)
+    except MailboxClosed as fault:
+        raise ProcessLost(str(fault)) from None
+    worker.seen.add(job.module_hash)
+    return codes.message_of(code)
+
+
+def _taken(worker: SandboxProcess) -> None:
+    """Give back the memory of code that a worker has loaded."""
+    assert worker.mailbox is not None
+    worker.mailbox.empty()
 
 
 def _given_bytes(job: Job) -> int:

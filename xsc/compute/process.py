@@ -13,6 +13,7 @@ from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, SandboxFailed
 from xsc.base.fields import take_bytes, take_map, take_str
 from xsc.compute import frames
+from xsc.compute.mailbox import Mailbox
 
 _STDIN, _STDOUT = 0, 1
 HELD_BYTES = 64 * 1024
@@ -158,6 +159,8 @@ class SandboxProcess:
     hello: dict[str, Value] = field(default_factory=dict)
     seen: set[bytes] = field(default_factory=set)
     """Modules that it was given; it may have forgotten some, and asks then."""
+    mailbox: Mailbox | None = None
+    """Where it finds code."""
 
     @property
     def engine(self) -> str:
@@ -203,11 +206,9 @@ class SandboxProcess:
         del said[:size]
         return taken
 
-    async def send(self, message: dict[str, Value], after: bytes = b"") -> None:
-        """Send it a message, and bytes as they are after it."""
+    async def send(self, message: dict[str, Value]) -> None:
+        """Send it a message."""
         await self.pipes.tell(frames.to_frame(message))
-        if after:
-            await self.pipes.tell(after)
 
     def strike(self) -> None:
         """End it with its process group, at once: nothing of it runs any more."""
@@ -219,6 +220,8 @@ class SandboxProcess:
         self.strike()
         await asyncio.shield(self.pipes.exited)
         self.pipes.close()
+        if self.mailbox is not None:
+            self.mailbox.close()
         status = self.transport.get_returncode()
         assert status is not None
         return status
@@ -231,23 +234,38 @@ class SandboxProcess:
         return await self.kill()
 
 
-async def spawn(command: Sequence[str], what: str) -> SandboxProcess:
+async def spawn(
+    command: Sequence[str], what: str, mailbox: Mailbox | None = None
+) -> SandboxProcess:
     """Start a process with an empty environment, and return it when it said what it is.
+
+    Args:
+        mailbox: for the process, and closed with it; the descriptor that it may read is
+            put after the command.
 
     Raises:
         SandboxFailed: it does not start.
     """
-    transport, pipes = await asyncio.get_running_loop().subprocess_exec(
-        _Pipes,
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={},
-        cwd="/",
-        start_new_session=True,
-    )
-    made = SandboxProcess(transport.get_pid(), pipes, transport)
+    try:
+        transport, pipes = await asyncio.get_running_loop().subprocess_exec(
+            _Pipes,
+            *command,
+            *([] if mailbox is None else [str(mailbox.reader)]),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            start_new_session=True,
+            pass_fds=() if mailbox is None else (mailbox.reader,),
+        )
+    except BaseException:
+        if mailbox is not None:
+            mailbox.close()
+        raise
+    if mailbox is not None:
+        mailbox.close_reader()
+    made = SandboxProcess(transport.get_pid(), pipes, transport, mailbox=mailbox)
     try:
         async with asyncio.timeout(START_MS_MAX / 1000):
             made.hello = await made.receive()

@@ -7,6 +7,7 @@ does not (`xsc.compute.confine`), and only then meets a module.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import sys
 from typing import BinaryIO
@@ -15,9 +16,9 @@ from xsc.base.encoding import Value
 from xsc.base.errors import XscError
 from xsc.compute import code as codes
 from xsc.compute import frames
-from xsc.compute.code import Code
 from xsc.compute.confine import confine, no_more_threads
 from xsc.compute.engine import ENGINE, ENGINE_CONFIG, Machine, compile_module, new_engine
+from xsc.compute.mailbox import Inbox
 from xsc.compute.sandbox import Job
 from xsc.compute.spout import Spout
 
@@ -29,7 +30,9 @@ def warm_up() -> None:
     """Run once everything that a job runs: later, nothing more can be loaded from the disk."""
     machine = Machine()
     job = Job(hashlib.sha256(WARM_UP).digest(), WARM_UP, function="run")
-    machine.load(job.module_hash, compile_module(new_engine(), job.module_hash, WARM_UP))
+    code = compile_module(new_engine(), job.module_hash, WARM_UP)
+    machine_code = (ctypes.c_uint8 * len(code.machine)).from_buffer_copy(code.machine)
+    machine.load(job.module_hash, code.about, machine_code)
     result = machine.run(job)
     raw = frames.to_frame(frames.result_message(result))[frames.PREFIX_BYTES :]
     frames.result_of(frames.from_frame(raw), job)
@@ -42,8 +45,9 @@ def warm_up() -> None:
 class Worker:
     """Answers jobs until its input ends."""
 
-    def __init__(self, machine: Machine, source: BinaryIO, sink: BinaryIO) -> None:
+    def __init__(self, machine: Machine, inbox: Inbox, source: BinaryIO, sink: BinaryIO) -> None:
         self._machine = machine
+        self._inbox = inbox
         self._source = source
         self._sink = sink
         self._spout = Spout(self._say)
@@ -70,17 +74,15 @@ class Worker:
     def _say(self, stream: int, data: bytes) -> None:
         self._send(frames.output_message(stream, data))
 
-    def _load(self, module_hash: bytes) -> None:
-        """Ask for the code of a module, and load it."""
-        self._send({"kind": "code_wanted"})
-        brought = self._receive()
-        if brought is None:
-            raise SystemExit
+    def _load(self, module_hash: bytes, brought: Value) -> None:
+        """Load the code of a module that the job brought, or ask for it."""
+        if not isinstance(brought, dict):
+            self._send({"kind": "code_wanted"})
+            brought = self._receive()
+            if brought is None:
+                raise SystemExit
         about, size = codes.announced(brought)
-        machine_code = self._source.read(size)
-        if len(machine_code) < size:
-            raise SystemExit
-        self._machine.load(module_hash, Code(about, machine_code))
+        self._machine.load(module_hash, about, self._inbox.read(size))
         self._send({"kind": "running"})
 
     def _answer_call(self, call: Job) -> dict[str, Value]:
@@ -95,7 +97,7 @@ class Worker:
         job = frames.job_of(message)
         try:
             if not self._machine.has(job.module_hash):
-                self._load(job.module_hash)
+                self._load(job.module_hash, message["code"])
             tell = self._spout.wrote if message["stream"] else None
             return frames.result_message(self._machine.run(job, tell=tell))
         except XscError as error:
@@ -106,9 +108,10 @@ class Worker:
 
 def main() -> None:
     """Be a worker."""
+    inbox = Inbox(int(sys.argv[-1]))
     warm_up()
     report = confine()
-    worker = Worker(Machine(), sys.stdin.buffer, sys.stdout.buffer)
+    worker = Worker(Machine(), inbox, sys.stdin.buffer, sys.stdout.buffer)
     no_more_threads()
     hello = frames.hello_message(ENGINE, ENGINE_CONFIG, report)
     sys.stdout.buffer.write(frames.to_frame(hello))

@@ -14,6 +14,7 @@ from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import CompileLimit, ModuleInvalid, RateLimited, SandboxFailed
 from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
 from xsc.base.log import SilentLog
+from xsc.compute.cache import CodeCache
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.tape import Tape
 
@@ -80,6 +81,8 @@ async def test_what_a_worker_gave_up(pool):
     assert limits["Max file size"] == limits["Max core file size"] == ["0", "0"]
     assert limits["Max processes"] == ["0", "0"]
     assert names_in(folder / "fd") == {"0", "1", "2"}
+    (mailbox,) = [line for line in read_lines(folder / "maps") if "memfd" in line]
+    assert mailbox.split()[1] == "r--s"
     status = dict(line.split(":\t", 1) for line in read_lines(folder / "status"))
     assert status["NoNewPrivs"] == "1"
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
@@ -222,6 +225,66 @@ async def test_a_worker_whose_module_cannot_be_brought_again_takes_the_next_job(
     before = pids(pool)
     assert (await pool.run(many[-1])).results == (i32(3),)
     assert pids(pool) == before
+
+
+ASKS_NOT = """
+import sys
+from xsc.compute import worker
+def asked(self, module_hash, brought, load=worker.Worker._load):
+    assert brought is not None, "it had to ask"
+    load(self, module_hash, brought)
+worker.Worker._load = asked
+worker.main()
+"""
+
+
+async def test_code_comes_with_the_job_and_leaves_nothing_behind(tmp_path):
+    """Each worker is brought what it has not got, and not again what it has."""
+    cache = CodeCache(tmp_path / "cache", b"k" * 32)
+    command = (sys.executable, "-I", "-c", ASKS_NOT)
+    pool = PoolSandbox(2, SteadyClock(), SilentLog(), cache, command=command)
+    await pool.start()
+    before = pids(pool)
+    for _ in range(4):
+        busy = pool._idle.pop(0)  # so that it is the other one's turn
+        assert (await pool.run(ADD)).results == (i32(3),)
+        pool._release(busy)
+    assert sorted(len(worker.seen) for worker in pool._workers) == [1, 1]
+    assert [os.fstat(worker.mailbox._handle).st_blocks for worker in pool._workers] == [0, 0]
+    assert pids(pool) == before
+    assert pool.describe()["compiled"] == 1
+    await pool.stop()
+
+
+async def test_a_worker_whose_code_cannot_be_brought_takes_the_next_job():
+    pool = PoolSandbox(2, SteadyClock(), SilentLog())
+    await pool.start()
+    before = pids(pool)
+    await pool.run(SPIN_1)
+    await pool.run(ADD)  # by the same worker, which both are known to
+    held = asyncio.create_task(pool.run(SPIN))
+    await asyncio.sleep(0)
+    pool._compiler._kept.clear()
+    pool._compiler._bombs[ADD.module_hash] = 2**62
+    for _ in range(3):
+        with pytest.raises(CompileLimit):
+            await pool.run(ADD)
+    pool._compiler._bombs.clear()
+    assert (await pool.run(ADD)).results == (i32(3),)
+    assert pids(pool) == before
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    await pool.stop()
+
+
+async def test_a_worker_for_whose_code_there_is_no_memory_is_replaced(pool):
+    before = pids(pool)
+    (worker,) = pool._workers
+    worker.mailbox.close()
+    with pytest.raises(SandboxFailed, match="ended in the middle"):
+        await pool.run(ADD)
+    assert (await pool.run(ADD)).results == (i32(3),)
+    assert pids(pool) != before
 
 
 async def test_the_same_worker_goes_on_after_a_refusal(pool):

@@ -66,12 +66,12 @@ import signal; signal.pause()
 """)
     await process.receive()
     with pytest.raises(ProcessLost):
-        await process.send({}, bytes(2**24))
+        await process.send({"much": bytes(2**24)})
     with pytest.raises(ProcessLost):
         await process.send({})
     assert await process.kill() < 0
     process = await started("say(hello); import signal; signal.pause()")
-    telling = asyncio.create_task(process.send({}, bytes(2**24)))
+    telling = asyncio.create_task(process.send({"much": bytes(2**24)}))
     await asyncio.wait([telling], timeout=0.1)
     assert not telling.done()
     await process.kill()

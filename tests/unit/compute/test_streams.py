@@ -155,7 +155,7 @@ class Broken:
 def test_what_was_written_before_a_failure_is_told_before_it():
     given = frames.job_message(job_of(TALKER, "_start", mode="run"), stream=True)
     sink = io.BytesIO()
-    Worker(Broken(), io.BytesIO(frames.to_frame(given)), sink).serve()
+    Worker(Broken(), None, io.BytesIO(frames.to_frame(given)), sink).serve()
     said, kinds = sink.getvalue(), []
     while said:
         end = frames.PREFIX_BYTES + frames.length_of(said[: frames.PREFIX_BYTES])
