@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import wasmtime
 from blake3 import blake3
 
 from tests.unit.compute import attacks
@@ -23,6 +26,7 @@ from xsc.compute.code import Code, from_file, to_file
 from xsc.compute.pool import PoolSandbox
 
 KEY = b"k" * 32
+PROC = Path("/proc")
 ADD = job("add", "add", i32(1), i32(2))
 LITTLE_TIME_MS = 250
 LATE_MS_MAX = 500
@@ -243,3 +247,37 @@ def test_directory_that_others_can_read_is_closed(tmp_path):
     (tmp_path / "cache").mkdir(mode=0o755)
     CodeCache(tmp_path / "cache", KEY).put(bytes(32), bytes(32), CODE)
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def memory_of(pid):
+    """Return what a process has in memory that it can write to."""
+    found = []
+    with (PROC / str(pid) / "mem").open("rb", buffering=0) as memory:
+        for line in (PROC / str(pid) / "maps").read_text().splitlines():
+            place, rights, *_ = line.split()
+            if rights.startswith("rw"):
+                begin, end = (int(number, 16) for number in place.split("-"))
+                memory.seek(begin)
+                found.append(memory.read(end - begin))
+    return found
+
+
+async def test_nothing_of_a_module_is_in_the_jail_for_the_next(pool):
+    # The next module is compiled by a copy of that process: what is there, a fault of the
+    # compiler would lay open to another customer.
+    secret = hashlib.sha256(b"what only one customer knows").digest() * 2
+    (jail,) = pool._compiler._idle
+    known = pool._hello["config"]  # what the node says to it, and it to the node, is not secret
+    assert any(known in each for each in memory_of(jail.pid))
+    for size in (100, 50_000, 3_000_000):
+        text = "".join(f"\\{byte:02x}" for byte in secret)
+        module = bytes(
+            wasmtime.wat2wasm(
+                f'(module (memory (export "memory") 60) (data (i32.const {size}) "{text}")'
+                f' (data (i32.const 0) "{"x" * size}") (func (export "go")))'
+            )
+        )
+        assert secret in module
+        assert (await pool.run(job_of(module, "go"))).trap is None
+    assert pool._compiler._idle == [jail]
+    assert not any(secret in each or secret[:32] in each for each in memory_of(jail.pid))
