@@ -1,4 +1,4 @@
-"""Parts of an object, and downloads that are killed, on a real network."""
+"""Parts of an object, on a real network."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import contextlib
 import http.client
 import json
 import os
-import signal
-import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import pytest
-
-from tests.e2e.conftest import wait_for
-from xsc.client.partial import BLOCK_BYTES
 
 MIB = 1024 * 1024
 SEGMENT = 4 * MIB
@@ -79,46 +73,3 @@ def test_a_range_behind_the_end_and_a_malformed_one_are_refused(net, stored):
         assert (status, json.loads(body)["code"]) == (400, "argument_invalid")
     done = net[5](["store", "get", capability, "--range", f"{SIZE}-", "-o", "-"])
     done.fails(2, "range_unsatisfiable")
-
-
-def download(member, capability, target):
-    words = ["--home", str(member.home), "store", "get", capability, "-o", str(target)]
-    return subprocess.Popen([sys.executable, "-m", "xsc", *words], stderr=subprocess.DEVNULL)
-
-
-def at_least(path, size):
-    return lambda: path.exists() and path.stat().st_size >= size
-
-
-def test_a_get_goes_on_after_its_client_and_its_node_were_killed(net, tmp_path):
-    size = 64 * SEGMENT + 9
-    content = os.urandom(size)
-    capability = net[0].put(content)
-    reader, target = net[4], tmp_path / "copy"
-    part, sums = tmp_path / "copy.part", tmp_path / "copy.part.sums"
-
-    process = download(reader, capability, target)
-    wait_for(at_least(part, 2 * SEGMENT))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = len(sums.read_text().splitlines()) - 1
-    assert kept >= 1, "what came is kept"
-    assert part.stat().st_size - kept * BLOCK_BYTES <= BLOCK_BYTES
-    assert not target.exists()
-
-    row = next(row for row in net.status() if row["name"] == "node-4")
-    process = download(reader, capability, target)
-    wait_for(at_least(part, kept * BLOCK_BYTES + 2 * SEGMENT))
-    try:
-        net.kill([row])
-        assert process.wait() == 5
-    finally:
-        assert net.up().code == 0
-    after = len(sums.read_text().splitlines()) - 1
-    assert after >= kept
-
-    done = reader(["store", "get", capability, "-o", target, "--json"])
-    assert done.json == {"file": str(target), "size_bytes": size}
-    assert target.read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-    assert net[0](["store", "rm", capability]).code == 0

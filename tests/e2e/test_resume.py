@@ -1,4 +1,4 @@
-"""`store put FILE`, killed and typed again: it goes on, and the object is whole."""
+"""`store put FILE` and `store get`, killed and typed again: they go on, and all is whole."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Net, wait_for
+from tests.e2e.conftest import Member, Net, wait_for
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.cli.options import SURVIVE
 from xsc.client.calls import Calls
@@ -127,6 +129,8 @@ CODED = SEGMENT_BYTES * 6 // 4
 """What one segment takes at all its hosts."""
 CHATTER = 2 * MIB
 """Probes, vouchers, and the list of objects that peers keep, in a test of some seconds."""
+KILLS_OF_A_GET = 4
+"""The last one is of the own node."""
 
 
 @pytest.fixture
@@ -137,8 +141,8 @@ def reel(tmp_path):
     path.unlink()
 
 
-def received(net: Net, index: int) -> int:
-    return Calls(Core(net[index].home)).status()["traffic"]["received_bytes"]
+def traffic(net: Net, index: int, direction: str) -> int:
+    return Calls(Core(net[index].home)).status()["traffic"][f"{direction}_bytes"]
 
 
 @pytest.mark.parametrize("victim", ["client", "node", "host"])
@@ -147,7 +151,7 @@ def test_a_kill_in_a_put_sends_at_most_a_segment_again(net, reel, victim):
     dice = random.Random(victim)
     struck = dice.randrange(1, 7)
     hosts = [index for index in range(1, 7) if victim != "host" or index != struck]
-    before = {index: received(net, index) for index in hosts}
+    before = {index: traffic(net, index, "received") for index in hosts}
     name = "node-0" if victim == "node" else f"node-{struck}"
     doomed = [row for row in net.status() if row["name"] == name]
     putting = Putting(net, reel)
@@ -163,7 +167,7 @@ def test_a_kill_in_a_put_sends_at_most_a_segment_again(net, reel, victim):
             assert net.up().code == 0
         putting = Putting(net, reel)
     capability, _ = putting.done()
-    got = {index: received(net, index) - size for index, size in before.items()}
+    got = {index: traffic(net, index, "received") - size for index, size in before.items()}
     # Each host has a column, and of the segment that was sent again one shard more.
     column = REEL // 4
     assert max(got.values()) <= column + SEGMENT_BYTES // 4 + CHATTER, got
@@ -172,6 +176,91 @@ def test_a_kill_in_a_put_sends_at_most_a_segment_again(net, reel, victim):
         assert net.up().code == 0
     assert whole(net, reel, capability)
     assert net[0](["store", "rm", capability]).code == 0
+
+
+class Getting:
+    """A `store get` into a file, stopped once so much of it has come."""
+
+    def __init__(self, reader: Member, capability: str, target: Path, size_bytes: int) -> None:
+        words = ["--home", str(reader.home), "store", "get", capability, "-o", str(target)]
+        part = target.with_name(target.name + ".part")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "xsc", *words], stderr=subprocess.DEVNULL
+        )
+        while self.process.poll() is None:
+            with suppress(FileNotFoundError):
+                if part.stat().st_size >= size_bytes:
+                    break
+            os.sched_yield()
+        self.process.send_signal(signal.SIGSTOP)
+        self.stopped = self.process.poll() is None
+        """False where it came to its end before this process had its turn."""
+
+
+def settled(sent: Callable[[], int]) -> None:
+    """Return once the node has sent what fits into sockets, and nothing more is fetched."""
+    seen = [-1]
+
+    def still() -> bool:
+        seen.append(sent())
+        return seen[-1] == seen[-2]
+
+    wait_for(still)
+
+
+def test_a_kill_in_a_get_fetches_at_most_a_segment_again(net, reel, tmp_path):
+    """Hosts count what they send. Without parity nobody is asked beside a host that is late."""
+    stored = net[0](["store", "put", reel, "--code", "4,0", "--json"]).json
+    rows = net.status()
+    hosts = {host["node"] for host in stored["hosts"]}
+    assert len(hosts) == 4
+    away = next(index for index, row in enumerate(rows) if index and row["id"] not in hosts)
+    target, reader = tmp_path / "copy", net[away]
+
+    def sent() -> int:
+        return sum(
+            traffic(net, index, "sent") for index, row in enumerate(rows) if row["id"] in hosts
+        )
+
+    def killed_often() -> bool:
+        """Kill the client, and at last the own node; False where one was not killed in time."""
+        for kill in range(1, KILLS_OF_A_GET + 1):
+            get = Getting(reader, stored["capability"], target, kill * REEL // 8)
+            if not get.stopped:
+                target.unlink()
+                return False
+            settled(sent)
+            if kill < KILLS_OF_A_GET:
+                get.process.kill()
+                get.process.wait()
+        net.kill([rows[away]])
+        get.process.send_signal(signal.SIGCONT)
+        assert get.process.wait(60) == 5
+        return True
+
+    before = sent()
+    while not killed_often():
+        before = sent()
+    assert net.up().code == 0
+    assert reader(["store", "get", stored["capability"], "-o", target]).code == 0
+    assert target.read_bytes() == reel.read_bytes()
+    assert sent() - before <= REEL + KILLS_OF_A_GET * SEGMENT_BYTES + CHATTER
+    assert [path.name for path in tmp_path.iterdir() if path != reel] == [target.name]
+    assert net[0](["store", "rm", stored["capability"]]).code == 0
+
+
+def test_a_host_killed_in_a_get_is_not_noticed(net, reel, tmp_path):
+    stored = net[0](["store", "put", reel, "--json"]).json
+    target = tmp_path / "copy"
+    while not (get := Getting(net[0], stored["capability"], target, REEL // 8)).stopped:
+        target.unlink()
+    # It gives data, not parity, so that it is asked.
+    net.kill([row for row in net.status() if row["id"] == stored["hosts"][1]["node"]])
+    get.process.send_signal(signal.SIGCONT)
+    assert get.process.wait(60) == 0
+    assert target.read_bytes() == reel.read_bytes()
+    assert net.up().code == 0
+    assert net[0](["store", "rm", stored["capability"]]).code == 0
 
 
 def anonymous_bytes(pid: int) -> int:

@@ -178,14 +178,48 @@ def test_a_get_that_is_killed_fetches_one_segment_again_at_most(seed):
             await back(world, 0)
         assert bytes(got) == data
         assert kills
-        asked = sum(
-            event.what == "sent" and event.path.endswith("storage.get")
-            for event in world.net.trace[before:]
-        )
         # Every request is for one shard, a quarter of a segment.
-        assert asked <= 4 * (4 + kills)
+        assert asked_for(world, before) <= 4 * (4 + kills)
 
     run(760 + seed, 7, play, ROOM)
+
+
+def asked_for(world, before):
+    """Return how many shards hosts were asked for: in these reads one a request."""
+    return sum(
+        event.what == "sent" and event.path.endswith("storage.get")
+        for event in world.net.trace[before:]
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_host_that_is_killed_in_a_get_costs_what_it_was_asked_for(seed):
+    async def play(world):
+        draw = random.Random(seed)
+        world.net.set_delay(1, 20)
+        data = content(6 * SEGMENT_BYTES, seed=seed)
+        capability = (await begin(world, data)).capability
+        hosts = {host.node for host in (await world.nodes[0].storage.stat(capability)).hosts}
+        victim = next(
+            index
+            for index in draw.sample(range(1, 7), 6)
+            if world.nodes[index].key.node_id in hosts
+        )
+        before = len(world.net.trace)
+        got = bytearray()
+        kill_at = draw.randrange(len(data))
+        reader = await world.nodes[0].storage.open(capability)
+        async for chunk in reader.stream():
+            got.extend(chunk)
+            await world.clock.sleep_ms(5)
+            if len(got) >= kill_at and world.net.is_up(f"node-{victim}"):
+                await world.crash(victim)
+        assert bytes(got) == data
+        # Beside those of the object only such as it had been asked for, of two segments at most.
+        assert asked_for(world, before) <= 4 * 6 + 2
+        await back(world, victim)
+
+    run(770 + seed, 7, play, ROOM)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -64,6 +64,13 @@ UPLOADS_INTERVAL_MS = 60_000
 """How often puts that broke off are looked through."""
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
+TAIL_BYTES = 5 * MIB
+"""What a node gave last to a client that went away: more than sockets and the client hold."""
+TAILS_BYTES_MAX = 32 * MIB
+"""The same, of all reads; who began first loses it first."""
+TAILS_MAX = 64
+"""Readers that went away of which something is kept."""
+TAIL_KEPT_MS = 10 * 60_000
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
 TRIAL_FIRST_MS = 1_000

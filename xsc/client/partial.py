@@ -4,7 +4,8 @@ Beside FILE stand, until it is whole, FILE.part with what has come and FILE.part
 with the Merkle root of each whole block of it. All that came was verified by the node,
 and each byte that is kept was summed when it came; what does not fit its sum any more,
 as after a power loss, is fetched again, and so is what belongs to another capability.
-A kill at any moment costs the block that was not whole.
+A kill at any moment costs the block that was not whole; where the node breaks off, that has
+a sum as well: the last one may be of a shorter block, up to the end of what has come.
 
     xsc part 2 <id of the object> <its size in bytes>
     <sum of block 0>
@@ -70,6 +71,7 @@ class Partial:
         self._block = bytearray()
         self._block_bytes = BLOCK_BYTES
         self._kept = 0
+        """In whole blocks."""
         self.size_bytes: int | None = None
         """How many bytes the object has, where an earlier download has learned it."""
 
@@ -102,19 +104,23 @@ class Partial:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._kept and kind is not None:
-            self._part.unlink(missing_ok=True)
-            self._sums.unlink(missing_ok=True)
-        os.close(self._log)
-        os.close(self._file)
+        try:
+            if kind is not None and not self.kept_bytes:
+                self._part.unlink(missing_ok=True)
+                self._sums.unlink(missing_ok=True)
+            elif kind is not None and self._block:
+                self._sum_up()
+        finally:
+            os.close(self._log)
+            os.close(self._file)
 
     @property
     def kept_bytes(self) -> int:
-        """How much is there, every byte of it as it came; whole blocks."""
-        return self._kept
+        """How much is there, every byte of it as it came."""
+        return self._kept + len(self._block)
 
     def _load(self) -> None:
-        """Keep the blocks that fit their sums, up to the first that does not."""
+        """Keep the blocks that fit their sums, up to the first that does not or is not whole."""
         with os.fdopen(os.dup(self._log), "r", encoding="ascii", errors="replace") as log:
             head = _HEAD.fullmatch(log.readline())
             sums = log.read().split("\n")[:-1]
@@ -123,13 +129,16 @@ class Partial:
             return
         self.size_bytes = int(head[3])
         size = self._block_bytes = _BLOCKS[head[1]]
-        for number, expected in enumerate(sums[: self.size_bytes // size]):
+        for number, expected in enumerate(sums):
             block = os.pread(self._file, size, number * size)
-            if len(block) != size or _sum_of(block) != expected:
+            if not block or self._kept + len(block) > self.size_bytes or _sum_of(block) != expected:
+                break
+            if len(block) < size:
+                self._block += block
                 break
             self._kept += size
-        os.truncate(self._file, self._kept)
-        os.lseek(self._file, self._kept, os.SEEK_SET)
+        os.truncate(self._file, self.kept_bytes)
+        os.lseek(self._file, self.kept_bytes, os.SEEK_SET)
         end = head.end() + self._kept // size * (_SUM_CHARS + 1)
         os.truncate(self._log, end)
         os.lseek(self._log, end, os.SEEK_SET)
@@ -156,9 +165,12 @@ class Partial:
                 self._block += taken
                 view = view[len(taken) :]
                 if len(self._block) == self._block_bytes:
-                    _write_all(self._log, _sum_of(self._block).encode() + b"\n")
+                    self._sum_up()
                     self._kept += self._block_bytes
                     self._block.clear()
+
+    def _sum_up(self) -> None:
+        _write_all(self._log, _sum_of(self._block).encode() + b"\n")
 
     def finish(self) -> int:
         """Put the file in its place, synced; return its size in bytes."""

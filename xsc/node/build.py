@@ -436,6 +436,7 @@ class Node:
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("uploads", self.storage.uploads.run)
+        self.tasks.start("tails", self.storage.run_tails)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self) -> None:

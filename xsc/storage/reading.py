@@ -4,14 +4,15 @@ Touches hosts through `Reach`. A wrong shard never reaches the decoder, and a
 segment that does not open never reaches the reader whole. Of a segment that is read in
 part, only the leaves that hold it are fetched, each held against the roots of the
 manifest. What is fetched and not yet delivered is a segment at most, which bounds memory
-and what a reader that is killed fetches again.
+and what a reader that is killed fetches again: what it was given last is kept (`tails`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
@@ -25,6 +26,7 @@ from xsc.storage.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.reach import Reach, Source, first_of, in_order, race, stop_all, together
 from xsc.storage.rolling import Intake, Room
 from xsc.storage.segment import Opener, Place
+from xsc.storage.tails import Tails
 
 SEGMENTS_BEGUN = 2
 """The one that is read, and the next."""
@@ -119,6 +121,7 @@ class ObjectReader:
         reach: Reach,
         located: Located,
         capability: ReadCapability,
+        tails: Tails,
         *,
         name: str | None,
     ) -> None:
@@ -128,14 +131,17 @@ class ObjectReader:
         self._reach = reach
         self._located = located
         self._content_key = capability.content_key
+        self._tails = tails
+        self._key = (located.locate, capability.manifest_hash)
 
-    async def stream(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Buffer]:
+    async def stream(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[Buffer]:
         """Yield the bytes from `start` up to `stop`, or to the end, in order.
 
         What is yielded is not used again here: views may be kept. The first piece comes when
         all of its segment is there, so that most faults show before it; from then on
         each column comes as soon as it is there, and is not asked for before all but a
-        segment of what stands before it was taken.
+        segment of what stands before it was taken. What a reader that went away was given
+        last comes first, without asking hosts.
 
         Raises:
             ArgumentInvalid: not a range within the object.
@@ -149,6 +155,27 @@ class ObjectReader:
             )
         if start == end:
             return
+        clock = self._reach.clock
+        kept = self._tails.take(self._key, start, clock.monotonic_ms())
+        tail = self._tails.begin(self._key, start)
+        taken = False
+        try:
+            for piece in kept:
+                view = memoryview(piece)[: end - tail.stop]
+                if len(view):
+                    self._tails.give(tail, view)
+                    yield view
+            if tail.stop < end:
+                async with aclosing(self._fetched(tail.stop, end)) as fetched:
+                    async for piece in fetched:
+                        self._tails.give(tail, piece)
+                        yield piece
+            taken = True
+        finally:
+            self._tails.end(tail, clock.monotonic_ms(), taken=taken)
+
+    async def _fetched(self, start: int, end: int) -> AsyncGenerator[Buffer]:
+        """Yield bytes that come from hosts."""
         size = self._located.manifest.segment_bytes
         room = Room(size)
         following = start // size

@@ -40,6 +40,7 @@ from xsc.base.limits import (
     REPAIR_CHECK_MS,
     REPAIR_GRACE_MS,
     SEGMENTS_IN_FLIGHT,
+    TAIL_KEPT_MS,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
@@ -86,6 +87,7 @@ from xsc.storage.reading import Located, ObjectReader, read_whole
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode
+from xsc.storage.tails import Tails
 from xsc.storage.turns import Turns, sliced
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
@@ -388,6 +390,7 @@ class StorageService:
         self._reach.leaving = self.drain.leaving
         self.drain.silent_ms = self.mender.silent_ms
         self.uploads = Uploads(self._reach, state, commit)
+        self.tails = Tails()
 
     def _mender(self, keeper: Keeper, settings: MendSettings) -> Mender:
         return Mender(
@@ -722,8 +725,15 @@ class StorageService:
             self._reach,
             await self._locate(read.verify),
             read,
+            self.tails,
             name=None if entry is None else entry.name,
         )
+
+    async def run_tails(self) -> None:
+        """Forget what readers that went away did not come back for, until cancelled."""
+        while True:
+            await self._clock.sleep_ms(TAIL_KEPT_MS // 2)
+            self.tails.expire(self._clock.monotonic_ms())
 
     async def refer(self, capability: str) -> Referred:
         """Return what lets others read an object, and whom of them it spares bytes.

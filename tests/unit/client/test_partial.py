@@ -92,26 +92,56 @@ def test_every_length_comes_whole(tmp_path, size):
 
 
 @pytest.mark.parametrize("after", [0, BLOCK_BYTES - 1, BLOCK_BYTES + 500_000, SIZE - 1])
-def test_at_most_one_block_comes_twice(tmp_path, after):
+def test_nothing_comes_twice_where_the_node_breaks_off(tmp_path, after):
     path = tmp_path / "f"
     first = interrupted(path, after)
-    kept = first.sent // BLOCK_BYTES * BLOCK_BYTES
     again = Source(chunk=300_001)
     assert get(again, path) == SIZE
     assert path.read_bytes() == CONTENT
     assert names(tmp_path) == ["f"]
+    assert again.asked == [f"{first.sent}-" if first.sent else None]
+    assert first.sent + again.sent == SIZE
+
+
+@pytest.mark.parametrize("after", [0, 5, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 5, SIZE - 1])
+def test_at_most_one_block_comes_twice_where_the_client_is_killed(tmp_path, after):
+    path = tmp_path / "f"
+    left = {}
+    with Partial(path, object_id(CAP)) as partial:
+        partial.restart(SIZE)
+        partial.fill([CONTENT[:after]])
+        left = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for file, data in left.items():
+        file.write_bytes(data)
+    again = Source()
+    assert get(again, path) == SIZE
+    kept = after // BLOCK_BYTES * BLOCK_BYTES
     assert again.asked == [f"{kept}-" if kept else None]
-    assert first.sent + again.sent - SIZE < BLOCK_BYTES
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_block_that_was_gone_on_with_is_kept_as_a_whole(tmp_path):
+    path = tmp_path / "f"
+    source = Source(breaks_after=700_000)
+    for step in range(1, 4):
+        source.sent, source.asked = 0, []
+        with pytest.raises(NodeUnreachable):
+            get(source, path)
+        assert (tmp_path / "f.part").stat().st_size == step * 2 * 2**18
+    assert len((tmp_path / "f.part.sums").read_text().splitlines()) == 3
+    get(source := Source(), path)
+    assert source.asked == [f"{6 * 2**18}-"]
+    assert path.read_bytes() == CONTENT
 
 
 def test_many_interruptions_come_to_an_end(tmp_path):
     path, sent = tmp_path / "f", 0
-    for after in (BLOCK_BYTES + 700_000, 700_000, BLOCK_BYTES + 900):
+    for after in (BLOCK_BYTES + 700_000, 300_000, 100_000):
         sent += interrupted(path, after).sent
     last = Source()
     get(last, path)
     assert path.read_bytes() == CONTENT
-    assert sent + last.sent <= SIZE + 3 * BLOCK_BYTES
+    assert sent + last.sent == SIZE
 
 
 def test_nothing_stays_where_no_block_came(tmp_path):

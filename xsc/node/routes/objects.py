@@ -10,6 +10,7 @@ import re
 import socket
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -95,8 +96,14 @@ async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None
 
 
 def _hold_little(request: web.Request) -> None:
-    """Have the system hold little of an answer: what a client that goes has not read is lost."""
-    held = None if request.transport is None else request.transport.get_extra_info("socket")
+    """Have little of an answer held between us and a client that may go before it has read it.
+
+    What was written is with the system, none of it in this process: it outlives us.
+    """
+    if request.transport is None:
+        return
+    request.transport.set_write_buffer_limits(high=0)
+    held = request.transport.get_extra_info("socket")
     if held is not None:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
 
@@ -213,32 +220,34 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
                 answer = problem_response(fault)
                 answer.headers["Content-Range"] = f"bytes */{reader.size_bytes}"
                 return answer
-        stream = reader.stream(start, stop)
-        # The first bytes are fetched before the head is sent: most faults show here.
-        first = await anext(stream, b"")
-        request_id = faults.begin()
-        response = web.StreamResponse(
-            status=200 if asked is None else 206,
-            headers={
-                "Accept-Ranges": "bytes",
-                "Content-Length": str(stop - start),
-                "Content-Type": "application/octet-stream",
-                "XSC-Request-Id": request_id,
-            },
-        )
-        if asked is not None:
-            response.headers["Content-Range"] = ranges.content_range(start, stop, reader.size_bytes)
-        await response.prepare(request)
-        _hold_little(request)
-        try:
-            await _write(response, first)
-            async for chunk in stream:
-                await _write(response, chunk)
-        except XscError as fault:
-            node.log.warning("get_broke_off", code=fault.code, fault=fault.message)
-            return faults.break_off(request, response, request_id, fault)
-        await response.write_eof()
-        return response
+        # Closed in time: what a client that goes was given last is kept for its return.
+        async with aclosing(reader.stream(start, stop)) as stream:
+            # The first bytes are fetched before the head is sent: most faults show here.
+            first = await anext(stream, b"")
+            request_id = faults.begin()
+            response = web.StreamResponse(
+                status=200 if asked is None else 206,
+                headers={
+                    "Accept-Ranges": "bytes",
+                    "Content-Length": str(stop - start),
+                    "Content-Type": "application/octet-stream",
+                    "XSC-Request-Id": request_id,
+                },
+            )
+            if asked is not None:
+                part = ranges.content_range(start, stop, reader.size_bytes)
+                response.headers["Content-Range"] = part
+            await response.prepare(request)
+            _hold_little(request)
+            try:
+                await _write(response, first)
+                async for chunk in stream:
+                    await _write(response, chunk)
+            except XscError as fault:
+                node.log.warning("get_broke_off", code=fault.code, fault=fault.message)
+                return faults.break_off(request, response, request_id, fault)
+            await response.write_eof()
+            return response
 
     async def upload(request: web.Request) -> web.Response:
         asked = _upload_id(request.match_info["id"]) or b""
