@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
@@ -305,18 +306,18 @@ class Guards:
         return Charge(ref, capability, None, ward.placement, held, rescue_ms, only_clean=not acts)
 
     async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
-        """Keep what became of a ward."""
+        """Keep what became of a ward; of one that has ended, what is to be given back."""
         kept = tuple(
             HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
             for item in held
         )
         async with self._turns.of(ref):
             ward = self._ward(ref)
-            if ward is None or ward.ended:
+            if ward is None:
                 return False
             change = ward.model_copy(update={"placement": placement, "held": kept})
             await self._commit([(WARDS + ref, change.to_bytes())])
-        return True
+        return not ward.ended
 
     async def on_guard(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -474,13 +475,17 @@ class Guards:
     async def end_all(self) -> None:
         """Delete what is held for guards that have ended."""
         for ref in [ref async for ref, ward in sliced(self.wards()) if ward.ended]:
-            async with self._turns.of(ref):
+            # Who mends it stops, and says what lies where by then.
+            async with self._apart(ref), self._turns.of(ref):
                 ward = self._ward(ref)
                 if ward is None or not ward.ended:
                     continue
                 left = await self._give_back(ward)
                 rest = ward.model_copy(update={"held": left}) if left else None
                 await self._put(ref, ward.owner, ward, rest)
+
+    def _apart(self, ref: bytes) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self.mender is None else self.mender.apart(ref)
 
     async def _give_back(self, ward: Ward) -> tuple[HeldAt, ...]:
         """Delete what is held for a ward; return what lies at hosts that did not confirm it."""

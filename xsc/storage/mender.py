@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -105,7 +106,10 @@ class Keeper(Protocol):
         """Return a charge; None where it is gone."""
 
     async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
-        """Keep placement and what is held, synced; False where the charge is gone."""
+        """Keep placement and what is held, synced; False where the charge is gone.
+
+        Of one that is being deleted what is held is kept still: all of that is deleted.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,13 @@ class Mender:
             await self._keeper.save(ref, placed.raw, charge.held)
         self._again.add(ref)
         self._woken.set()
+
+    def apart(self, ref: bytes) -> AbstractAsyncContextManager[None]:
+        """Hold an object's turn: nothing of it is looked at, moved or counted meanwhile.
+
+        What is under way ends first; of a charge that is gone by then, at the next segment.
+        """
+        return self._turns.of(ref)
 
     def _concerned(self, raw: bytes) -> bool:
         try:
@@ -594,8 +605,7 @@ class Mender:
                 lease=short(lease_id),
                 more_bytes=more_bytes,
             )
-        if not await self._keeper.save(charge.ref, charge.placement, held):
-            return survey
+        await self._keeper.save(charge.ref, charge.placement, held)
         return replace(survey, charge=replace(charge, held=held))
 
     def _needs(self, survey: Survey) -> bool:
@@ -866,6 +876,9 @@ class Mender:
             count = segments_of(located.manifest)
             moving = await self._keep_there(survey, alive, sent)
             for index in range(count if moving else 0):
+                if self._keeper.load(charge.ref) is None:
+                    fault, alive = "it is being deleted", {}
+                    break
                 shards = await self._build(survey, index, sorted(moving & set(alive)))
                 answers = await together(
                     self._send(alive[shard.column], located, index, shard) for shard in shards
@@ -902,7 +915,6 @@ class Mender:
         held = (*held, *marks(alive.values()))
         # The own word first; hosts that miss it are told again whenever they are asked.
         if not await self._keeper.save(charge.ref, raw, held):
-            await together(self._drop(node, located.locate) for node in {i.target for i in moved})
             return (), "it is being deleted"
         self._moved_ms[charge.ref] = self._reach.clock.monotonic_ms()
         charge = replace(charge, placement=raw, held=held)
@@ -1040,12 +1052,6 @@ class Mender:
         except XscError as fault:
             return 0, fault.message
         return size, ""
-
-    async def _drop(self, node: bytes, locate: bytes) -> None:
-        try:
-            await self._reach.delete(node, locate, final=True)
-        except XscError as fault:
-            self._reach.log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
 
     async def _pace(self, size_bytes: int) -> None:
         """Wait for the turn of so many bytes."""

@@ -211,6 +211,8 @@ class Upload:
         self._lengths: dict[int, int] = {}
         self._held: dict[tuple[bytes, bytes], int] = {}
         self._record: ObjectRecord | None = None
+        self._recorded: dict[bytes, tuple[bytes, ObjectRecord]] = {}
+        """By host: under which lease it keeps which record."""
         self._named: frozenset[bytes] = frozenset()
         self._last = -1
         self._size_hint = 0
@@ -580,6 +582,21 @@ class Upload:
                 lease, self._locate, self._code.generation, shards=batch, record=carried
             )
             self._held[place] += stored
+            if carried is not None:
+                await self._count_once(lease, carried)
+
+    async def _count_once(self, lease: HostLease, record: ObjectRecord) -> None:
+        """Take off the count what a host no longer keeps beside the record that it has now."""
+        lease_id, gone = self._recorded.get(lease.node, (lease.lease_id, None))
+        if gone is not None and gone.placement_id == record.placement_id:
+            # It had that one: the second costs nothing there.
+            lease_id, gone = lease.lease_id, record
+        else:
+            self._recorded[lease.node] = (lease.lease_id, record)
+        if gone is not None:
+            size = len(gone.sealed) + len(gone.placement)
+            self._held[lease.node, lease_id] -= size
+            await self._reach.note_freed(lease.node, lease_id, size)
 
     async def _store(self, slot: _Slot, index: int, *, again: bool = False) -> None:
         """Store a slot's columns of a segment, at whatever host it has by then."""

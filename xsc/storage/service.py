@@ -695,14 +695,17 @@ class StorageService:
         return held, +doubts
 
     async def note_placement(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
-        """Keep where an object lies by now; False where it is deleted or being deleted."""
+        """Keep where an object lies by now; False where it is deleted or being deleted.
+
+        Of one that is being deleted only what is held is kept: all of that is to be deleted.
+        """
         async with self._turns.of(ref):
             entry = self._entry(ref)
-            if entry is None or entry.deleting:
+            if entry is None:
                 return False
             kept = entry.model_copy(
                 update={
-                    "placement": placement,
+                    "placement": entry.placement if entry.deleting else placement,
                     "held": tuple(
                         HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
                         for item in held
@@ -710,7 +713,7 @@ class StorageService:
                 }
             )
             await self._commit([(OBJECTS + ref, kept.to_bytes())])
-            return True
+            return not entry.deleting
 
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.
@@ -1036,7 +1039,14 @@ class StorageService:
             NotAllowed: another node stored it.
         """
         verify = parse_verify(capability)
-        async with self._turns.of(verify.manifest_hash):
+        ref = verify.manifest_hash
+        async with self._turns.of(ref):
+            entry = self._entry(ref)
+            if entry is not None and not entry.deleting:
+                going = entry.model_copy(update={"deleting": True}).to_bytes()
+                await self._commit([(OBJECTS + ref, going)])
+        # Who mends it stops, and says what lies where by then.
+        async with self.mender.apart(ref), self._turns.of(ref):
             return await self._rm(verify)
 
     async def _rm(self, verify: VerifyCapability) -> RmResult:
@@ -1051,9 +1061,6 @@ class StorageService:
         else:
             held = entry.held
             nodes = {item.node for item in held}
-            if not entry.deleting:
-                going = entry.model_copy(update={"deleting": True}).to_bytes()
-                await self._commit([(OBJECTS + ref, going)])
         ordered = sorted(nodes)
         answers = await together(self._forget(node, verify.locate) for node in ordered)
         confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
@@ -1108,7 +1115,7 @@ class StorageService:
         """Ask again where a deletion was not confirmed."""
         done = left = given_up = 0
         for ref in [ref async for ref, entry in sliced(self.entries()) if entry.deleting]:
-            async with self._turns.of(ref):
+            async with self.mender.apart(ref), self._turns.of(ref):
                 entry = self._entry(ref)
                 if entry is None:
                     continue  # Somebody else has finished it meanwhile.

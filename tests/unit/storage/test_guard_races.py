@@ -2,8 +2,11 @@
 
 import asyncio
 
-from tests.unit.storage.test_races import play
+import pytest
+
+from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import NETWORK, content, finished, put
+from xsc.base.limits import REPAIR_GRACE_MS
 from xsc.storage.capability import parse_verify
 from xsc.storage.delegation import move_by_delegate, open_placement
 from xsc.storage.guard import GUARD, HEALED, TOLD, WARDS, guard_message
@@ -153,3 +156,34 @@ def test_a_guardian_that_is_no_peer_any_more_is_not_told_for_ever():
         assert not list(owner.state.scan(TOLD, TOLD + b"\xff"))
 
     play(story)
+
+
+@pytest.mark.parametrize("turns", range(0, 120, 4))
+def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
+    """After so many turns of the event loop: some of what it mends is there by then."""
+
+    async def story(world):
+        owner, verify = await broken(world)
+        guardian, ref = world[4], verify.manifest_hash
+        message = guard_message(verify, owner.service.entry(ref).placement, 0)
+        await owner.call(guardian.id, GUARD, message)
+        mender = guardian.service.ward_mender
+        mender.look()
+        owner.up = False
+        mender.look()
+        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        mender.look()
+        mending = asyncio.ensure_future(mender.mend(ref))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await guardian.service.guards.on_unguard(owner.id, {"object": ref}, [])
+        await guardian.service.guards.end_all()
+        await asyncio.gather(mending, return_exceptions=True)
+        await guardian.service.guards.end_all()
+        assert ward_of(guardian, ref) is None
+        for host in world.hosts[:4]:
+            lease = guardian.lease_id(host.id)
+            counts = (host.node.usage, guardian.customer_used, host.book.used)
+            assert [count.get(lease, 0) for count in counts] == [0, 0, 0]
+
+    play(story, 5)

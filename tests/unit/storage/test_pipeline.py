@@ -20,6 +20,7 @@ from xsc.base.errors import (
 from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX, UPLOAD_KEPT_MS
 from xsc.identity.envelope import sign
 from xsc.storage import pipeline
+from xsc.storage.capability import parse_verify
 from xsc.storage.durability import Survival
 from xsc.storage.erasure import StorageShard
 from xsc.storage.journal import HEAD, PREFIX
@@ -37,6 +38,20 @@ async def states(host, capability):
 
 def used(world):
     return [host.node.used_bytes for host in world.hosts]
+
+
+def accounts_agree(world, done):
+    """Say whether hosts that are up and their customer count the same, lease by lease."""
+    owner = world[0]
+    entry = owner.service.entry(parse_verify(done.capability).manifest_hash)
+    leases = [(owner.lease_id(host.id), host) for host in world.hosts[1:] if host.up]
+    named = {
+        lease: sum(a.size_bytes for a in entry.held if a.lease_id == lease) for lease, _ in leases
+    }
+    counted = {lease: owner.customer_used.get(lease, 0) for lease, _ in leases}
+    billed = {lease: host.book.used.get(lease, 0) for lease, host in leases}
+    held = {lease: host.node.used_bytes for lease, host in leases}
+    return named == counted == billed == held
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096])
@@ -141,6 +156,7 @@ async def test_a_host_that_dies_on_the_way_is_replaced(number, victims):
     kept = {host.id for host in world[1:7]} - {world[victim].id for victim in victims}
     assert set(done.hosts) == kept | set(spare)
     assert done.warnings == []
+    assert accounts_agree(world, done)
     assert await states(world[0], done.capability) == ["ok"] * 6
     assert await get(world[3], done.capability) == data
     # Any two more may go: what was rebuilt is as good as what was sent.
@@ -177,6 +193,7 @@ async def test_a_replacement_that_dies_too_is_replaced():
     data = content(FOUR_SEGMENTS)
     done = await put(world[0], data)
     assert world[8].id in done.hosts
+    assert accounts_agree(world, done)
     assert await states(world[0], done.capability) == ["ok"] * 6
 
 
@@ -197,6 +214,7 @@ async def test_where_no_node_is_left_columns_double_up_with_a_warning(number):
     data = content(FOUR_SEGMENTS)
     done = await put(world[0], data)
     assert len(set(done.hosts)) == 5
+    assert accounts_agree(world, done)
     assert "5 nodes" in done.warnings[0]
     assert done.survives.nodes == 1
     assert await states(world[0], done.capability) == ["ok"] * 6
@@ -421,6 +439,7 @@ async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
     world[0].node.capacity_bytes = 0
     data = content(5 * MIB)
     done = await put(world[0], data, code=(2, 8))
+    assert accounts_agree(world, done)
     assert await get(world[1], done.capability) == data
 
 

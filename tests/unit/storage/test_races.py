@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 
+import pytest
+
 from tests.unit.storage.world import NETWORK, World, content, finished, put
 from xsc.base.limits import LEFTOVERS_KEPT_MS
 from xsc.storage import messages
@@ -116,7 +118,9 @@ async def broken(world):
     owner = world[0]
     done = await put(owner, content(50_000), code=(1, 1))
     verify = parse_verify(done.capability)
-    await world.by_id[done.hosts[1]].node.delete(verify.locate, owner.id)
+    host = world.by_id[done.hosts[1]]
+    for lease, size in (await host.node.delete(verify.locate, owner.id)).items():
+        host.book.settle_use(lease, -size)
     owner.service.mender.look()
     return owner, verify
 
@@ -225,3 +229,25 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
         assert await turns_of_others(owner.service.retry_deletions()) > 10
 
     play(story)
+
+
+@pytest.mark.parametrize("turns", range(0, 120, 3))
+def test_an_object_that_is_deleted_while_it_is_mended_is_paid_for_no_more(turns):
+    """After so many turns of the event loop: some of what moves is there by then, some comes."""
+
+    async def story(world):
+        owner, verify = await broken(world)
+        await put(owner, content(70_000), name="another", code=(1, 1))
+        mending = asyncio.ensure_future(owner.service.mender.mend(verify.manifest_hash))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert not (await owner.service.rm(verify.to_text())).partly
+        await asyncio.gather(mending, return_exceptions=True)
+        await owner.service.retry_deletions()
+        assert owner.service.entry(verify.manifest_hash) is None
+        for host in world.hosts[1:]:
+            lease = owner.lease_id(host.id)
+            held = host.node.usage.get(lease, 0)
+            assert (owner.customer_used.get(lease, 0), host.book.used.get(lease, 0)) == (held, held)
+
+    play(story, 5)
