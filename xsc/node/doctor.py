@@ -19,10 +19,9 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node import config as configs
 from xsc.node import home as homes
 from xsc.node.system import SystemClock
+from xsc.node.trials import DATABASE, SYNCED, trial_in
 from xsc.storage.erasure import Code, decode, encode
 from xsc.storage.segment import Place, open_sealed, seal
 
@@ -208,17 +208,12 @@ def _settings(home: Path) -> Iterator[Finding]:
 # The disk and what is stored on it
 
 
-@contextmanager
-def _beside(home: Path) -> Iterator[Path]:
+def _beside(home: Path) -> AbstractContextManager[Path]:
     """Make a directory on the home's disk, and remove it again."""
     place = home
     while not place.is_dir():
         place = place.parent
-    folder = Path(tempfile.mkdtemp(prefix=".xsc-doctor-", dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return trial_in(place)
 
 
 def _disk(home: Path) -> Iterator[Finding]:
@@ -227,7 +222,7 @@ def _disk(home: Path) -> Iterator[Finding]:
         usage = shutil.disk_usage(folder)
         yield judge_space(usage.free, usage.total, reserve_ppm)
         yield judge_filesystem(_filesystem_of(folder, Path("/proc/self/mounts").read_text()))
-        yield judge_syncs(_sync_times_us(folder / "sync"))
+        yield judge_syncs(_sync_times_us(folder / SYNCED))
 
 
 def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
@@ -297,10 +292,10 @@ def _storage(home: Path) -> Iterator[Finding]:
     if open_sealed(key, nonce, tag, place, bytes(sealed)) != data:
         yield fail("storage", "the cipher does not give back what it sealed")
     with _beside(home) as folder:
-        database = LevelDBKeyValue(folder / "db")
+        database = LevelDBKeyValue(folder / DATABASE)
         database.write([(b"key", data)], sync=True)
         database.close()
-        database = LevelDBKeyValue(folder / "db")
+        database = LevelDBKeyValue(folder / DATABASE)
         kept = database.get(b"key")
         database.close()
     if kept is None or root_of(kept) != root_of(data):

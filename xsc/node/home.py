@@ -30,6 +30,7 @@ from xsc.identity import keyfile
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
 from xsc.node.config import check
 from xsc.node.system import SystemEntropy
+from xsc.node.trials import drop_left
 
 FORMAT = 1
 TOKEN_BYTES = 32
@@ -132,6 +133,7 @@ def init_home(
         raise ConfigInvalid("a network's name has 1 to 64 characters, none of them at an end blank")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        drop_left(path)
         there = {entry.name for entry in path.iterdir()}
     except OSError as fault:
         raise HomeInvalid(f"the home {path} cannot be made: {fault.strerror}") from None
@@ -253,6 +255,7 @@ def lock(path: Path) -> IO[str]:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        drop_left(path)
         if not is_home(path) and {entry.name for entry in path.iterdir()} - _OPERATORS:
             check_format(path)
         file = (path / "lock").open("a+")

@@ -30,6 +30,7 @@ from xsc.node.backup import FILES, KEY_FILE
 from xsc.node.build import Node
 from xsc.node.recovery import adopt_all, find_head, read_directory, recall_leases
 from xsc.node.stores import open_stores
+from xsc.node.trials import drop_left
 from xsc.storage import journal
 from xsc.storage.capability import parse_read
 from xsc.storage.directory import Listed
@@ -131,6 +132,8 @@ def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -
 
 def _check_empty(path: Path) -> None:
     try:
+        if path.exists():
+            drop_left(path)
         there = {entry.name for entry in path.iterdir()} - {"lock"} if path.exists() else set()
     except OSError as fault:
         raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
