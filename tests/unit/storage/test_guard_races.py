@@ -158,7 +158,7 @@ def test_a_guardian_that_is_no_peer_any_more_is_not_told_for_ever():
     play(story)
 
 
-@pytest.mark.parametrize("turns", range(0, 120, 4))
+@pytest.mark.parametrize("turns", range(0, 60, 4))
 def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
     """After so many turns of the event loop: some of what it mends is there by then."""
 

@@ -231,7 +231,7 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
     play(story)
 
 
-@pytest.mark.parametrize("turns", range(0, 120, 3))
+@pytest.mark.parametrize("turns", range(0, 60, 3))
 def test_an_object_that_is_deleted_while_it_is_mended_is_paid_for_no_more(turns):
     """After so many turns of the event loop: some of what moves is there by then, some comes."""
 
