@@ -7,6 +7,10 @@ well, some turns of the event loop long; one that stays alone leaves as it is.
 So signature, HTTP and the host's synced write are shared where there is more to
 do than one request at a time can carry.
 
+Where all that is about leaves as one request, one node works and the other waits.
+Calls that cost both about the same (`halves`) therefore leave half at a time: while
+the peer works on one half, this node takes in the answers of the other.
+
 Each call keeps its own answer or error; only what keeps the whole request from
 being answered is the error of all its calls. docs/design/net.md
 """
@@ -42,6 +46,8 @@ GATHER_TURNS = 8
 Calls of what was read at the same time come within some turns; where nothing else is to be
 done, so many take a tenth of a millisecond.
 """
+HALVED_LEAST = 2
+"""So many calls leave together where more could."""
 
 
 @dataclass(slots=True)
@@ -64,10 +70,18 @@ class _Lane:
 
 
 class Lanes:
-    """Small calls to all peers: one request at a time to each, carrying what has gathered."""
+    """Small calls to all peers: one request at a time to each, carrying what has gathered.
 
-    def __init__(self, clock: Clock, send: Send, spawn: Spawn) -> None:
+    Args:
+        clock: the node's.
+        send: calls a peer.
+        spawn: has something done that the node stops when it ends.
+        halves: whether only half of what is about leaves at a time.
+    """
+
+    def __init__(self, clock: Clock, send: Send, spawn: Spawn, *, halves: bool) -> None:
         self._clock = clock
+        self._most = half_of if halves else all_of
         self._send = send
         self._spawn = spawn
         self._lanes: dict[bytes, _Lane] = {}
@@ -106,7 +120,7 @@ class Lanes:
         """Send what waits, request after request, until nothing does."""
         for _ in range(GATHER_TURNS):
             await asyncio.sleep(0)
-        while group := _next_group(lane):
+        while group := _next_group(lane, self._most(len(lane.waiting), len(lane.flying))):
             lane.flying = group
             try:
                 await self._fly(peer, group)
@@ -145,11 +159,26 @@ class Lanes:
                 waiting.done.set_exception(fault)
 
 
-def _next_group(lane: _Lane) -> list[_Waiting]:
+def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)
+    """Return how many calls may leave as one request."""
+    return BATCH_CALLS_MAX
+
+
+def half_of(waiting: int, answered: int) -> int:
+    """Return how many calls may leave as one request: half of those that are about.
+
+    Args:
+        waiting: that could leave.
+        answered: whose request has just come back; as many are likely to follow them.
+    """
+    return min(BATCH_CALLS_MAX, max(HALVED_LEAST, (waiting + answered + 1) // 2))
+
+
+def _next_group(lane: _Lane, most: int) -> list[_Waiting]:
     """Take out what may leave together; callers that have given up leave with nobody."""
     group: list[_Waiting] = []
     size = 0
-    while lane.waiting and len(group) < BATCH_CALLS_MAX:
+    while lane.waiting and len(group) < most:
         if lane.waiting[0].done.done():
             lane.waiting.popleft()
             continue

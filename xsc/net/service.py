@@ -148,12 +148,16 @@ class PeerNet:
             assert method != JOIN
             self._handlers[method] = handler
 
-    def share(self, *methods: str) -> None:
+    def share(self, *methods: str, halves: bool = False) -> None:
         """Let small calls of these methods share requests; they must be quick and answer little.
 
         What is shared by one call of this does not wait for what is by another.
+
+        Args:
+            methods: whose calls.
+            halves: have only half of what is about leave at a time (`xsc.net.lanes`).
         """
-        lanes = Lanes(self._clock, self._call_alone, self._spawn)
+        lanes = Lanes(self._clock, self._call_alone, self._spawn, halves=halves)
         self._shared.update(dict.fromkeys(methods, lanes))
 
     async def start(self) -> None:

@@ -413,7 +413,7 @@ class Node:
             ):
                 self.peers.register(service.handlers())
             self.peers.share(PUT, GUARD)
-            self.peers.share(RUN)
+            self.peers.share(RUN, halves=True)
             self.peers.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()

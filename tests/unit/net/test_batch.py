@@ -33,7 +33,7 @@ from xsc.base.limits import (
 )
 from xsc.net import batch
 from xsc.net.frame import Reply
-from xsc.net.lanes import GATHER_TURNS
+from xsc.net.lanes import GATHER_TURNS, HALVED_LEAST, half_of
 from xsc.net.memory import MemoryNetwork
 from xsc.net.quota import Quota
 
@@ -67,12 +67,19 @@ class Pair:
             return {}, [bytes(BATCH_CALL_BYTES_MAX + 1)]
 
         self.bert.net.register(
-            {"test.hold": hold, "test.refuse": refuse, "test.fail": fail, "test.large": large}
+            {
+                "test.hold": hold,
+                "test.half": hold,
+                "test.refuse": refuse,
+                "test.fail": fail,
+                "test.large": large,
+            }
         )
         self.anna.net.share(
             "test.hold", "test.refuse", "test.fail", "test.echo", "test.large", "test.nothing",
             "peers.batch", "peers.join",
         )  # fmt: skip
+        self.anna.net.share("test.half", halves=True)
 
     @staticmethod
     async def echo(caller, header, parts):
@@ -146,6 +153,40 @@ async def test_calls_that_come_within_some_turns_leave_together(pair):
     # No time has passed for it: nobody moves this clock.
     assert (await pair.call(9)).header == {"n": 9}
     assert pair.requests() == ["test.hold", "batch"]
+
+
+async def test_where_halves_leave_one_is_under_way_while_the_other_is_prepared(pair):
+    count = 16
+    calls = [pair.call(number, "test.half") for number in range(count)]
+    for later in range(count, 6 * count, count // 2):
+        await pair.settle()
+        # One half is with Bert, one request at a time; the other waits here.
+        assert len(pair.seen) == later - count // 2
+        gate, pair.gate = pair.gate, asyncio.Event()
+        gate.set()
+        # Each that was answered is followed by another.
+        await asyncio.gather(*calls[later - count : later - count // 2])
+        calls += [pair.call(number, "test.half") for number in range(later, later + count // 2)]
+    pair.gate.set()
+    replies = await asyncio.gather(*calls)
+    assert [reply.header["n"] for reply in replies] == list(range(len(calls)))
+    assert set(pair.requests()) == {"batch"}
+    assert len(pair.requests()) <= 2 * len(calls) // count + 2
+
+
+async def test_where_halves_leave_one_call_leaves_as_it_is_and_two_leave_together(pair):
+    pair.gate.set()
+    await pair.call(0, "test.half")
+    await asyncio.gather(pair.call(1, "test.half"), pair.call(2, "test.half"))
+    assert pair.requests() == ["test.half", "batch"]
+
+
+@given(st.integers(1, 2 * BATCH_WAITING_MAX), st.integers(0, BATCH_CALLS_MAX))
+def test_half_of_what_is_about_leaves_but_no_fewer_than_two_and_no_more_than_a_batch(wait, come):
+    most = half_of(wait, come)
+    assert HALVED_LEAST <= most <= BATCH_CALLS_MAX
+    if HALVED_LEAST < most < BATCH_CALLS_MAX:
+        assert 2 * most - (wait + come) in (0, 1)
 
 
 @pytest.mark.parametrize("turns", range(GATHER_TURNS + 4))
