@@ -93,6 +93,8 @@ GUARD_RETRY_MS = 3_600_000
 """A node that refused to guard is asked again after that."""
 WARDS_A_PEER_MAX = 10_000
 """Objects that a node guards for one peer."""
+WARD_BYTES_A_PEER_MAX = 16 * MIB
+"""What it keeps on its disk of those: the placement of one can have from 450 to 18 000 bytes."""
 LEFTOVERS_KEPT_MS = 60_000
 """How long moved columns stay where they were: somebody may be reading by the old placement."""
 DRAIN_PAGE_SEGMENTS = 64

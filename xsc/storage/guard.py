@@ -41,10 +41,12 @@ from xsc.base.limits import (
     LEASE_TURN_MS,
     RECORD_BYTES_MAX,
     STORAGE_QUESTION_TIMEOUT_MS,
+    WARD_BYTES_A_PEER_MAX,
     WARDS_A_PEER_MAX,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller
+from xsc.base.units import format_size
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.capability import VerifyCapability, parse
 from xsc.storage.delegation import open_placement
@@ -135,7 +137,7 @@ class Guards:
         """Knows for how long owners have been silent; set once it is made."""
         self.owner: Mender | None = None
         """Looks after the own objects; set once it is made."""
-        self._counted: Counter[bytes] | None = None
+        self._counted: tuple[Counter[bytes], Counter[bytes]] | None = None
         self._asking = Turns()
         """By object of this node: held while others are asked to guard it, or told to stop."""
         self._turns = Turns()
@@ -316,7 +318,7 @@ class Guards:
             if ward is None:
                 return False
             change = ward.model_copy(update={"placement": placement, "held": kept})
-            await self._commit([(WARDS + ref, change.to_bytes())])
+            await self._put(ref, ward.owner, ward, change)
         return not ward.ended
 
     async def on_guard(
@@ -346,8 +348,6 @@ class Guards:
             known = self._ward(ref)
             if known is not None and known.owner != caller:
                 raise NotAllowed("another node has that object guarded here")
-            if known is None and self._counts()[caller] >= WARDS_A_PEER_MAX:
-                raise RateLimited(f"this node guards {WARDS_A_PEER_MAX} objects for one peer")
             ward = Ward(
                 capability=capability.to_text(),
                 owner=caller,
@@ -356,24 +356,48 @@ class Guards:
                 held=() if known is None else known.held,
                 ended=False,
             )
+            if known is None:
+                self._check_room(ward)
             await self._put(ref, caller, known, ward)
         return {}, []
 
+    def _check_room(self, ward: Ward) -> None:
+        """Return if one more ward may be kept for its owner.
+
+        Raises:
+            RateLimited: this node guards enough for it.
+        """
+        wards, size = self._counts()
+        if wards[ward.owner] >= WARDS_A_PEER_MAX:
+            raise RateLimited(f"this node guards {WARDS_A_PEER_MAX} objects for one peer")
+        if size[ward.owner] + len(ward.to_bytes()) > WARD_BYTES_A_PEER_MAX:
+            most = format_size(WARD_BYTES_A_PEER_MAX)
+            raise RateLimited(f"this node keeps {most} of placements that it guards for one peer")
+
     async def _put(self, ref: bytes, owner: bytes, known: Ward | None, ward: Ward | None) -> None:
         """Keep a ward in the place of what is known, or nothing, and count it."""
+        row = None if ward is None else ward.to_bytes()
         more = (ward is not None) - (known is not None)
+        more_bytes = len(row or b"") - (0 if known is None else len(known.to_bytes()))
         # Before it is written: of many at once none passes the bound.
-        self._counts()[owner] += more
+        wards, size = self._counts()
+        wards[owner] += more
+        size[owner] += more_bytes
         try:
-            await self._commit([(WARDS + ref, None if ward is None else ward.to_bytes())])
+            await self._commit([(WARDS + ref, row)])
         except XscError:
-            self._counts()[owner] -= more
+            wards[owner] -= more
+            size[owner] -= more_bytes
             raise
 
-    def _counts(self) -> Counter[bytes]:
-        """Return how many wards there are by owner; counted once, then kept up."""
+    def _counts(self) -> tuple[Counter[bytes], Counter[bytes]]:
+        """Return wards and the bytes of their rows by owner; counted once, then kept up."""
         if self._counted is None:
-            self._counted = Counter(ward.owner for _, ward in self.wards())
+            wards, size = Counter[bytes](), Counter[bytes]()
+            for _, ward in self.wards():
+                wards[ward.owner] += 1
+                size[ward.owner] += len(ward.to_bytes())
+            self._counted = wards, size
         return self._counted
 
     async def on_unguard(

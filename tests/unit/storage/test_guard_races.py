@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import NETWORK, content, finished, put
+from xsc.base.errors import RateLimited
 from xsc.base.limits import REPAIR_GRACE_MS
 from xsc.storage.capability import parse_verify
 from xsc.storage.delegation import move_by_delegate, open_placement
@@ -93,14 +94,59 @@ def test_a_ward_is_counted_once_however_often_at_once_it_is_handed_over_or_ended
         await guards.on_unguard(owner.id, {"object": ref}, [])
         message = guard_message(verify, owner.service.entry(ref).placement, 0)
         await asyncio.gather(*(guards.on_guard(owner.id, message, []) for _ in range(3)))
-        assert guards._counts()[owner.id] == 1
+        assert guards._counts()[0][owner.id] == 1
         await asyncio.gather(
             *(guards.on_unguard(owner.id, {"object": ref}, []) for _ in range(3)),
             return_exceptions=True,
         )
-        assert guards._counts()[owner.id] == 0
+        assert [count[owner.id] for count in guards._counts()] == [0, 0]
 
     play(story)
+
+
+@pytest.mark.parametrize("bound", ["number", "bytes"])
+def test_what_is_guarded_for_one_peer_is_bounded(monkeypatch, bound):
+    """However many come at once; what is ended makes room, and each peer has its own."""
+
+    async def story(world):
+        owner, guardian, other = world[0], world[1], world[2]
+        guards = guardian.service.guards
+
+        async def message(host):
+            verify = parse_verify((await put(host, content(5_000), code=(1, 1))).capability)
+            placement = host.service.entry(verify.manifest_hash).placement
+            return verify.manifest_hash, guard_message(verify, placement, 0)
+
+        mine = [await message(owner) for _ in range(6)]
+        await guards.on_guard(owner.id, mine[0][1], [])
+        ((_, row),) = guardian.state.scan(WARDS, WARDS + b"\xff")
+        if bound == "number":
+            monkeypatch.setattr("xsc.storage.guard.WARDS_A_PEER_MAX", 3)
+        else:
+            monkeypatch.setattr("xsc.storage.guard.WARD_BYTES_A_PEER_MAX", 4 * len(row) - 1)
+        done = await asyncio.gather(
+            *(guards.on_guard(owner.id, header, []) for _, header in mine[1:]),
+            return_exceptions=True,
+        )
+        refused = [isinstance(fault, RateLimited) for fault in done]
+        assert refused == [False, False, True, True, True]
+        # What is guarded already may be handed over again, and others have room of their own.
+        await guards.on_guard(owner.id, mine[0][1], [])
+        await guards.on_guard(other.id, (await message(other))[1], [])
+        await guards.on_unguard(owner.id, {"object": mine[0][0]}, [])
+        await guards.on_guard(owner.id, mine[5][1], [])
+        with pytest.raises(RateLimited):
+            await guards.on_guard(owner.id, mine[4][1], [])
+        # The next start counts the same, what this node itself has added as well.
+        more = (Held(world[3].id, LEASES[0], 100),)
+        assert await guards.save(mine[1][0], mine[1][1]["placement"], more)
+        counted, guards._counted = guards._counts(), None
+        assert guards._counts() == counted
+        assert counted[1].total() == sum(
+            len(row) for _, row in guardian.state.scan(WARDS, WARDS + b"\xff")
+        )
+
+    play(story, 4)
 
 
 def test_an_object_that_is_deleted_while_it_is_handed_over_is_guarded_by_nobody():
