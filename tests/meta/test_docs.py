@@ -112,7 +112,7 @@ OVERSHOOT = {
     *("fuel", "fuel of host calls", "wall time", "wall time in host calls", "time to compile"),
     *("memory from the start", "memory that grows", "several memories", "tables", "globals"),
     *("instances", "stack", "output", "arguments"),
-    *("jobs of one peer", "jobs in all", "queue"),
+    *("jobs of one peer", "jobs in all", "workers that one peer loses", "queue"),
 }
 
 

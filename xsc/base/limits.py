@@ -188,6 +188,9 @@ LINE_CALLS_MAX = 16
 RETRY_AFTER_S_MAX = 60
 """Longest time that a caller is told, or lets itself be told, to wait before it tries again."""
 JOBS_QUEUED_A_PEER_MAX = 32
+WORKERS_LOST_A_PEER_MAX = 20
+"""Runs of one customer, within WORKERS_LOST_MS, that may end with their worker."""
+WORKERS_LOST_MS = 60_000
 COMPILE_MS_MAX = 20_000
 COMPILE_BYTE_FUEL = 1_000
 """What a byte of a module costs that an order brings and that has to be compiled: 1 MB takes

@@ -7,7 +7,8 @@ group, and another takes its place. What the killed one had used is not known:
 does, in a jail, before a worker is taken, so that no job waits for another's module.
 
 Jobs wait in order, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one
-customer; a worker that has the module compiled already is taken first.
+customer; a worker that has the module compiled already is taken first. Who loses many
+workers is refused for a while (`xsc.compute.losses`).
 
 Calls that are known to be quick need no worker to be free: they stand in a worker's
 line (`xsc.compute.line`). A line whose first call turns out not to be quick takes no
@@ -34,6 +35,8 @@ from xsc.base.limits import (
     KIB,
     KILL_GRACE_MS,
     RETRY_AFTER_S_MAX,
+    WORKERS_LOST_A_PEER_MAX,
+    WORKERS_LOST_MS,
 )
 from xsc.base.log import Log
 from xsc.compute import code as codes
@@ -43,6 +46,7 @@ from xsc.compute.code import Code
 from xsc.compute.compiler import COMMAND as JAIL
 from xsc.compute.compiler import CompileBoundMet, Compiler
 from xsc.compute.line import Call, Line
+from xsc.compute.losses import Losses
 from xsc.compute.mailbox import Mailbox, MailboxClosed
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.quick import Quick
@@ -66,9 +70,11 @@ class PoolSandbox:
         log: Log,
         cache: CodeCache | None = None,
         *,
+        own: bytes = b"",
         command: Sequence[str] = COMMAND,
         jail: Sequence[str] = JAIL,
     ) -> None:
+        """Put it together; `own` is the customer that may lose any number of workers."""
         self._size = workers
         self._clock = clock
         self._log = log
@@ -80,6 +86,7 @@ class PoolSandbox:
         self._lines: dict[SandboxProcess, Line] = {}
         self._quick = Quick()
         self._customers: Counter[bytes] = Counter()
+        self._losses = Losses(own)
         self._respawns: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[int]] = set()
         self._compiler = Compiler(workers, clock, log, cache, command=jail)
@@ -143,8 +150,15 @@ class PoolSandbox:
                 f"{JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already",
                 retry_after_s=self._wait_s(),
             )
-        self._customers[job.customer] += 1
         began_ms = self._clock.monotonic_ms()
+        wait_ms = self._losses.wait_ms(job.customer, began_ms)
+        if wait_ms:
+            raise RateLimited(
+                f"{WORKERS_LOST_A_PEER_MAX} runs of this customer ended with their worker "
+                f"within {WORKERS_LOST_MS // 1000} s: they were cancelled, or had to be killed",
+                retry_after_s=-(-wait_ms // 1000),
+            )
+        self._customers[job.customer] += 1
         try:
             return await self._run(job, watch)
         except CompileBoundMet:
@@ -334,6 +348,7 @@ class PoolSandbox:
     def overdue(self, line: Line) -> None:
         """Kill a worker whose call has run for too long, or is not wanted any more."""
         first, *others = line.clear()
+        self._losses.note(first.job.customer, self._clock.monotonic_ms())
         line.worker.strike()
         self._workers.discard(line.worker)
         self._replace(line.worker)
@@ -344,6 +359,8 @@ class PoolSandbox:
     def broken(self, line: Line, reason: str) -> None:
         """Replace a worker that is gone; the call that it was at fails, and no other."""
         calls = line.clear()
+        for call in calls[:1]:
+            self._losses.note(call.job.customer, self._clock.monotonic_ms())
         self._workers.discard(line.worker)
         task = asyncio.create_task(self._bury(line.worker, calls[:1], reason))
         self._respawns.add(task)
@@ -416,6 +433,7 @@ class PoolSandbox:
             result = await self._converse(worker, job, code, watch)
         except (ProcessLost, TimeoutError, asyncio.CancelledError) as fault:
             self._workers.discard(worker)
+            self._losses.note(job.customer, self._clock.monotonic_ms())
             if not isinstance(fault, ProcessLost):
                 worker.strike()
                 self._replace(worker)  # the caller need not wait until its memory is given back

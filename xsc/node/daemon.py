@@ -109,6 +109,7 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
             clock,
             log,
             CodeCache(home.path / "cache", home.key.derive("compiled-code")),
+            own=home.key.node_id,
         ),
         log=log,
         disk_free_bytes=disk_free(home.path, config.disk_reserve_ppm),
