@@ -180,6 +180,8 @@ class DeployRequest(Body):
     timeout_ms: int | None = Field(default=None, ge=1, le=TIMEOUT_MS_MAX)
     concurrency: int = Field(default=SERVICE_CONCURRENCY_DEFAULT, ge=1, le=SERVICE_CONCURRENCY_MAX)
     on: str | None = Field(default=None, max_length=256)
+    module: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of a module that a service has or that came lately, as in `JobRequest`."""
     module_bytes: int = Field(ge=0, le=MODULE_BYTES_MAX)
 
 

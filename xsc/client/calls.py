@@ -115,6 +115,21 @@ def read_module(path: Path) -> bytes:
     return read_file(path, "module", MODULE_BYTES_MAX)
 
 
+def named_first(module: bytes, send: Callable[[Document, bytes], Document]) -> Document:
+    """Return what the node answers to a request that names a large module, or brings it.
+
+    Args:
+        module: sent where it is small, or where the node does not have it.
+        send: given what the request says of its module, and the bytes to send.
+    """
+    if len(module) >= MODULE_NAMED_BYTES_LEAST:
+        try:
+            return send({"module": hashlib.sha256(module).hexdigest(), "module_bytes": 0}, b"")
+        except ModuleUnknown:
+            pass  # nothing was done
+    return send({"module_bytes": len(module)}, module)
+
+
 def _capability(text: str) -> dict[str, str]:
     if not _CAPABILITY.fullmatch(text):
         raise CapabilityInvalid(
@@ -388,13 +403,11 @@ class Calls:
         }
         if order["mode"] != "invoke":
             order["stdin_bytes"] = len(stdin)
-        if len(module) >= MODULE_NAMED_BYTES_LEAST:
-            named = {"module": hashlib.sha256(module).hexdigest(), "module_bytes": 0}
-            try:
-                return self._send_job(order | named, b"", stdin, limits, show)
-            except ModuleUnknown:
-                pass  # nothing was run
-        return self._send_job(order | {"module_bytes": len(module)}, module, stdin, limits, show)
+
+        def send(about: Document, brought: bytes) -> Document:
+            return self._send_job(order | about, brought, stdin, limits, show)
+
+        return named_first(module, send)
 
     def _send_job(
         self,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.client.calls import Limits
+from xsc.client.calls import Limits, named_first
 from xsc.client.core import Core, Document, to_json
 
 WAIT_MS = 20_000
@@ -49,12 +49,16 @@ class ServiceCalls:
             "memory_bytes": limits.memory_bytes,
             "timeout_ms": limits.timeout_ms,
             "on": on,
-            "module_bytes": len(module),
         }
         if concurrency is not None:
             asked["concurrency"] = concurrency
-        head = to_json(asked)
-        return self.core.send("POST", "/v1/services", [len(head).to_bytes(4, "big"), head, module])
+
+        def send(about: Document, brought: bytes) -> Document:
+            head = to_json(asked | about)
+            parts = [len(head).to_bytes(4, "big"), head, brought]
+            return self.core.send("POST", "/v1/services", parts)
+
+        return named_first(module, send)
 
     def services(self) -> Document:
         """Return the services that this node owns or holds."""

@@ -329,6 +329,10 @@ class Services:
                 )
             return await self._activate(key, record, module)
 
+    async def module(self, digest: bytes) -> bytes | None:
+        """Return the module of that SHA-256 where a service that is held here has it."""
+        return await self._module(digest) if digest in self._sizes else None
+
     async def rollback(self, name: str, to: str | None = None) -> View:
         """Go back to a version: requests that run end with the one that they began with.
 

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from xsc.base.errors import ModuleUnknown
+from xsc.base.errors import ArgumentInvalid, ModuleUnknown
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
+
+
+def name_of(named: str | None, brought: bytes) -> bytes | None:
+    """Return the SHA-256 of the module that a request names, None where it brings one.
+
+    Raises:
+        ArgumentInvalid: it does both.
+    """
+    if named is None:
+        return None
+    if brought:
+        raise ArgumentInvalid("a request either names its module or brings it")
+    return bytes.fromhex(named)
 
 
 class Modules:

@@ -13,6 +13,7 @@ from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, FuelExhausted, N
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST
 from xsc.client.calls import Calls, Limits, Program
 from xsc.client.core import Core
+from xsc.client.services import ServiceCalls
 
 STORED = {
     "capability": "xsc:r:abc",
@@ -159,6 +160,28 @@ async def test_a_large_module_is_named_first_and_sent_once(there, streamed):
     sizes = [request.job()[0]["module_bytes"] for request in there.requests]
     assert sizes == [0, len(module), 0, 0]
     assert shown == []
+
+
+async def test_a_service_is_deployed_by_the_name_of_its_module(there):
+    module, known = b"\0asm" + bytes(MODULE_NAMED_BYTES_LEAST), set()
+
+    def route(request):
+        order, rest = request.job()
+        if order["module_bytes"]:
+            known.add(hashlib.sha256(rest).hexdigest())
+        elif order["module"] not in known:
+            return request.answer.document(
+                {"code": "module_unknown", "detail": "", "hint": ""}, 404
+            )
+        return request.answer.document({"name": order["name"], "version": order["version"]}, 201)
+
+    there.routes["POST", "/v1/services"] = route
+    calls = ServiceCalls(Core(there.home))
+    for version in ("1", "2"):
+        assert calls.deploy(module, "web", Limits(), version=version)["version"] == version
+    calls.deploy(b"\0asm", "web", Limits())
+    sizes = [request.job()[0]["module_bytes"] for request in there.requests]
+    assert sizes == [0, len(module), 0, 4]
 
 
 async def test_a_trap_is_raised_and_its_receipt_kept(there, tmp_path):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from functools import partial
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
-from xsc.base.errors import ArgumentInvalid, ModuleUnknown
+from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleUnknown
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
 from xsc.net.plain import Plain
 from xsc.node.modules import Modules
+from xsc.node.routes import services
 from xsc.node.routes.jobs import PATH, plain_handlers
 
 LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
@@ -81,3 +86,40 @@ def test_a_module_is_not_both_named_and_brought():
             await answer(world.nodes[0], body(LARGE, "0" * 64))
 
     run(3, 1, play)
+
+
+async def deployed(node, name, brought=b"", named=None):
+    """Return what a deployment at the API is answered."""
+    head = json.dumps({"name": name, "module": named, "module_bytes": len(brought)}).encode()
+    stream = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+    stream.feed_data(len(head).to_bytes(4, "big") + head + brought)
+    stream.feed_eof()
+    request = make_mocked_request("POST", "/v1/services", payload=stream)
+    (deploy,) = [each.handler for each in services.routes(node) if each.method == "POST"][:1]
+    return json.loads((await deploy(request)).text)
+
+
+def test_a_deployment_names_a_module_that_a_service_has_or_that_a_job_brought():
+    greet, digest = wasm("greet"), hashlib.sha256(wasm("greet")).hexdigest()
+
+    async def play(world):
+        node = world.nodes[0]
+        with pytest.raises(ModuleUnknown):
+            await deployed(node, "one", named=digest)
+        assert node.services.views() == []
+        with pytest.raises(ArgumentInvalid, match="either"):
+            await deployed(node, "one", greet, "0" * 64)
+        await deployed(node, "one", greet)
+        assert (await deployed(node, "one", named=digest))["versions"] == ["2", "1"]
+        assert (await deployed(node, "two", named=digest))["version"] == "1"
+        for name in ("one", "two"):
+            await node.services.undeploy(name)
+        with pytest.raises(ModuleUnknown):
+            await deployed(node, "one", named=digest)
+        # What a job brought is no program, but found.
+        large = hashlib.sha256(LARGE).hexdigest()
+        await answer(node, body(LARGE))
+        with pytest.raises(ExportUnknown):
+            await deployed(node, "one", named=large)
+
+    run(4, 1, play)

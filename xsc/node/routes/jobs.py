@@ -31,6 +31,7 @@ from xsc.node.framing import (
     too_long,
 )
 from xsc.node.http import PlainHandler, parse, reply
+from xsc.node.modules import name_of
 from xsc.node.outputs import store_outputs
 from xsc.node.results import batch_document, invoke_document, run_document
 
@@ -80,10 +81,9 @@ def jobs(node: Node) -> Job:
     """Return what carries out the jobs of a node."""
 
     async def module_of(asked: JobRequest, brought: bytes) -> bytes:
-        if asked.module is not None:
-            if brought:
-                raise ArgumentInvalid("a job either names its module or brings it")
-            return node.modules.get(bytes.fromhex(asked.module))
+        named = name_of(asked.module, brought)
+        if named is not None:
+            return node.modules.get(named)
         if node.modules.wants(brought):
             executor = node.parts.executor
             node.modules.keep(await run_sized(executor, len(brought), _sha256, brought), brought)

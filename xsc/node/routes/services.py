@@ -1,7 +1,7 @@
 """Service endpoints: deploy, list, roll back, remove, and the log of requests.
 
 The body of a deployment is a big-endian 32-bit length, that many bytes of JSON
-(`DeployRequest`) and the module.
+(`DeployRequest`) and the module, or nothing more where it names one that is there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from xsc.compute.services_store import Row
 from xsc.node.build import Node
 from xsc.node.framing import ended, exactly, head
 from xsc.node.http import read_body, reply, whole_number
+from xsc.node.modules import name_of
 
 
 def _number(request: web.Request, name: str, default: int | None, most: int) -> int | None:
@@ -68,12 +69,17 @@ def routes(node: Node) -> list[web.RouteDef]:
             }
         )
 
+    async def module_of(named: bytes | None, brought: bytes) -> bytes:
+        if named is None:
+            return brought
+        return await node.services.module(named) or node.modules.get(named)
+
     async def deploy(request: web.Request) -> web.Response:
         asked = await head(request, DeployRequest)
         module = await exactly(request, asked.module_bytes, "the module")
         await ended(request)
         view = await node.services.deploy(
-            module,
+            await module_of(name_of(asked.module, module), module),
             asked.name,
             version=asked.version,
             environment=asked.env,
