@@ -13,7 +13,7 @@ ends with every column stored, or is deleted again. DESIGN section 5.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xsc.base.clock import Entropy, run_sized
@@ -189,6 +189,7 @@ class Upload:
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal
+        self._trail: Journal | None = None
         self._kept = None if journal is None else journal.going_on()
         self._reach = reach
         self._key = key
@@ -218,8 +219,15 @@ class Upload:
         self._size_hint = 0
         self._abandoned = False
 
-    async def run(self, source: AsyncIterator[bytes], size_hint: int | None) -> Uploaded:
+    async def run(
+        self, source: AsyncIterator[bytes], size_hint: int | None, trail: Journal
+    ) -> Uploaded:
         """Store the stream.
+
+        Args:
+            source: the bytes, in chunks of any size.
+            size_hint: the length where it is known.
+            trail: keeps where something lies that must be deleted should this not end.
 
         Raises:
             DurabilityUnreachable: too few nodes for what must be survived; nothing was sent.
@@ -227,6 +235,7 @@ class Upload:
             XscError: what the last host to try failed with.
         """
         pieces = cut_stream(source)
+        self._trail = trail
         try:
             first, final = await anext(pieces)
             self._size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
@@ -256,12 +265,12 @@ class Upload:
         finally:
             await _close(pieces)
             if not whole and (self._journal is None or self._abandoned):
-                await self._undo()
+                await self._undo(trail)
 
     @property
-    def abandoned(self) -> bool:
-        """Whether it failed for good, and its journal is worth nothing."""
-        return self._abandoned
+    def locate(self) -> bytes:
+        """What hosts file the object under."""
+        return self._locate
 
     # Going on
 
@@ -324,12 +333,15 @@ class Upload:
                 self._held[known] = self._held.get(known, 0) + size
 
     def _head(self) -> Head:
-        assert self._journal is not None
+        return self._head_of(self._held)
+
+    def _head_of(self, held: Mapping[tuple[bytes, bytes], int]) -> Head:
+        assert self._trail is not None
         return Head(
             secret=self._secret,
             k=self._code.k,
             m=self._code.m,
-            touched_ms=self._journal.now_ms(),
+            touched_ms=self._trail.now_ms(),
             slots=tuple(
                 KeptSlot(
                     columns=slot.columns,
@@ -339,7 +351,7 @@ class Upload:
                 )
                 for slot in self._slots
             ),
-            places=places(self._held),
+            places=places(held),
         )
 
     async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
@@ -574,7 +586,10 @@ class Upload:
         record = self._record if named else None
         place = (lease.node, lease.lease_id)
         # Whatever comes of it, something may lie there: an undo must ask this host.
-        self._held.setdefault(place, 0)
+        if place not in self._held:
+            self._held[place] = 0
+            if self._trail is not None and self._journal is None and self._last != 0:
+                self._trail.lies_at(self._head_of(dict.fromkeys(self._held, 0)))
         for batch, carried in requests_of([(index, shard) for shard in shards], record):
             if not batch and carried is None:
                 continue
@@ -754,12 +769,16 @@ class Upload:
 
     # Undoing
 
-    async def _undo(self) -> None:
-        """Delete what was stored, as far as hosts can be reached; the rest ends with its lease."""
+    async def _undo(self, trail: Journal) -> None:
+        """Delete what was stored, as far as hosts can be reached; the rest is asked for again."""
         nodes = {node for node, _ in self._held}
         confirmed = await together(self._forget(node) for node in sorted(nodes))
-        left = [short(node) for node in confirmed if node is not None]
-        self._reach.log.warning("storage_put_undone", hosts=len(nodes), left_at=left)
+        silent = {node for node in confirmed if node is not None}
+        self._reach.log.warning(
+            "storage_put_undone", hosts=len(nodes), left_at=[short(node) for node in silent]
+        )
+        left = {place: size for place, size in self._held.items() if place[0] in silent}
+        await trail.undone(self._head_of(left))
 
     async def _forget(self, node: bytes) -> bytes | None:
         """Delete at one host; return it where it did not confirm."""

@@ -449,8 +449,10 @@ class StorageService:
             segments_in_flight=self._segments_in_flight,
         )
         if resume is None:
-            done = await upload().run(source, size_hint)
-            version = await self._remember(done, name)
+            begun = upload()
+            async with self.uploads.turn(begun.locate) as trail:
+                done = await begun.run(source, size_hint, trail)
+                version = await self._remember(done, name, trail.forget() if trail.begun else ())
         else:
             done, version = await self._put_on(resume, upload, source, size_hint, name)
         for warning in done.warnings:
@@ -474,13 +476,7 @@ class StorageService:
     ) -> tuple[Uploaded, int]:
         """Put with a journal, going on where there is one; return the version, too."""
         async with self.uploads.turn(resume) as journal:
-            upload = make(journal=journal)
-            try:
-                done = await upload.run(source, size_hint)
-            except XscError:
-                if upload.abandoned:
-                    await self._commit(journal.forget())
-                raise
+            done = await make(journal=journal).run(source, size_hint, journal)
             return done, await self._remember(done, name, journal.forget())
 
     async def _remember(self, done: Uploaded, name: str, also: Sequence[Change] = ()) -> int:
@@ -691,7 +687,8 @@ class StorageService:
                 for item in record.held:
                     held[item.lease_id] += item.size_bytes
                     doubts[item.lease_id] += not item.size_bytes
-        held.update(self.uploads.orders())
+        for counted, more in zip((held, doubts), self.uploads.orders(), strict=True):
+            counted.update(more)
         return held, +doubts
 
     async def note_placement(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:

@@ -59,6 +59,32 @@ class Journal:
         """Keep a receipt for the columns of a slot."""
         self._state.write([journal.ack_change(self.upload, index, columns[0], place)], sync=False)
 
+    def lies_at(self, head: Head) -> None:
+        """Keep where something is about to lie of a put that nothing goes on with.
+
+        Without a sync: what is counted afterwards is on the disk only where this is.
+        """
+        self._begun = True
+        self._state.write([(journal.HEAD + self.upload, self._over(head).to_bytes())], sync=False)
+
+    async def undone(self, head: Head) -> None:
+        """Keep of a put that has failed only where something of it may lie still."""
+        changes = self.forget()
+        if head.places:
+            changes.append((journal.HEAD + self.upload, self._over(head).to_bytes()))
+        if changes:
+            await self._commit(changes)
+
+    def _over(self, head: Head) -> Head:
+        """Return the head of a put that is over, and whose hosts are asked for a day."""
+        touched_ms = max(0, self.now_ms() - UPLOAD_KEPT_MS)
+        return head.model_copy(update={"slots": (), "touched_ms": touched_ms})
+
+    @property
+    def begun(self) -> bool:
+        """Whether something of this run of the put is kept."""
+        return self._begun
+
     def moved(self, head: Head) -> None:
         """Keep where columns go from now on."""
         self._begun = True
@@ -94,17 +120,25 @@ class Uploads:
         kept = journal.read(self._state, upload)
         return 0 if kept is None else kept.stored_bytes()
 
-    def orders(self) -> Counter[bytes]:
-        """Return the bytes under each lease that uploads which have not ended have stored."""
+    def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
+        """Return the bytes under each lease that uploads which have not ended have stored.
+
+        And how many transfers may have been under way there: each has some at any time.
+        """
         held: Counter[bytes] = Counter()
+        doubts: Counter[bytes] = Counter()
         for upload in journal.ids(self._state):
             try:
                 kept = journal.read(self._state, upload)
             except StoreDamaged:
                 continue  # `expire` tells it, and drops the journal.
-            for (_, lease_id), size in ({} if kept is None else kept.held()).items():
+            if kept is None:
+                continue
+            doubts.update({slot.lease_id for slot in kept.head.slots})
+            for (_, lease_id), size in kept.held().items():
                 held[lease_id] += size
-        return held
+                doubts[lease_id] += 1
+        return held, doubts
 
     async def run(self) -> None:
         """End what nobody goes on with, again and again, until cancelled."""
@@ -132,6 +166,9 @@ class Uploads:
         """Return what is kept of an upload that nobody went on with for too long, else None."""
         head = journal.read_head(self._state, upload)
         if head is None or now_ms - head.touched_ms < UPLOAD_KEPT_MS:
+            return None
+        asked_for_good = not head.slots and now_ms - head.touched_ms < 2 * UPLOAD_KEPT_MS
+        if asked_for_good and not any(self._reach.is_up(place.node) for place in head.places):
             return None
         # Rows by the 100 000 where much was stored: others are answered meanwhile.
         return await self._reach.executor.run(journal.read, self._state, upload)

@@ -1,0 +1,78 @@
+"""What is left of a put that cannot go on: it goes, and both sides count what is there."""
+
+import asyncio
+
+import pytest
+
+from tests.sim.network import content, get, put, run
+from tests.sim.test_repair import agree
+from xsc.base.errors import XscError
+from xsc.base.limits import MIB, UPLOADS_INTERVAL_MS
+from xsc.storage.journal import PREFIX
+
+
+def lies(world):
+    return [node.shards.used_bytes for node in world.nodes]
+
+
+def rows(world):
+    return [key for key, _ in world.disks[0].state.scan(PREFIX, PREFIX + b"\xff")]
+
+
+async def begun(world, moment_ms):
+    """Put an object whole and break off another; return the first, and what lies then."""
+    world.net.set_delay(20, 40)
+    kept = await put(world.nodes[0], content(300_000, seed=1))
+    before = lies(world)
+    putting = asyncio.ensure_future(put(world.nodes[0], content(9 * MIB, seed=2)))
+    await world.clock.sleep_ms(moment_ms)
+    return kept, before, putting
+
+
+@pytest.mark.parametrize(("moment_ms", "power"), [(90, False), (130, False), (90, True)])
+def test_what_a_killed_stream_has_sent_is_deleted_once_its_owner_is_back(moment_ms, power):
+    """After a kill the owner's counts are there still, after a power loss they are not."""
+
+    async def play(world):
+        kept, before, putting = await begun(world, moment_ms)
+        if not power:
+            world.disks[0].state.write([], sync=True)
+        await world.crash(0)
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        assert putting.cancelled(), "it had ended before the crash"
+        await world.restart(0)
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        if power:
+            # Nothing names it any more: hosts drop what has no record.
+            for node in world.nodes:
+                await node.sweeper.round()
+            await world.skip(26 * 3_600_000, 13 * 3_600_000)
+            for node in world.nodes:
+                await node.sweeper.round(everything=True)
+        else:
+            await world.until(lambda: lies(world) == before, 2 * UPLOADS_INTERVAL_MS)
+        assert lies(world) == before
+        assert rows(world) == []
+        await agree(world)
+        assert await get(world.nodes[3], kept) == content(300_000, seed=1)
+
+    run(41, 7, play)
+
+
+def test_what_a_failed_stream_has_left_at_a_silent_host_is_deleted_once_that_is_back():
+    async def play(world):
+        _, before, putting = await begun(world, 90)
+        # It takes the place of nobody: too few are left.
+        for index in range(1, 7):
+            await world.crash(index)
+        with pytest.raises(XscError):
+            await putting
+        for index in range(1, 7):
+            await world.restart(index)
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        await world.until(lambda: lies(world) == before, 3 * UPLOADS_INTERVAL_MS)
+        assert rows(world) == []
+        await agree(world)
+
+    run(42, 7, play)
