@@ -191,6 +191,9 @@ JOBS_QUEUED_A_PEER_MAX = 32
 WORKERS_LOST_A_PEER_MAX = 20
 """Runs of one customer, within WORKERS_LOST_MS, that may end with their worker."""
 WORKERS_LOST_MS = 60_000
+MODULES_DEPLOYED_A_PEER_MAX = 30
+"""Modules that one peer may bring with deployments within MODULES_DEPLOYED_MS: each is compiled."""
+MODULES_DEPLOYED_MS = 3_600_000
 COMPILE_MS_MAX = 20_000
 COMPILE_BYTE_FUEL = 1_000
 """What a byte of a module costs that an order brings and that has to be compiled: 1 MB takes

@@ -8,7 +8,8 @@ does, in a jail, before a worker is taken, so that no job waits for another's mo
 
 Jobs wait in order, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one
 customer; a worker that has the module compiled already is taken first. Who loses many
-workers is refused for a while (`xsc.compute.losses`).
+workers is refused for a while: a run that is cancelled or killed pays for its time, which
+may be a millisecond, and starting another worker takes 200.
 
 Calls that are known to be quick need no worker to be free: they stand in a worker's
 line (`xsc.compute.line`). A line whose first call turns out not to be quick takes no
@@ -46,11 +47,11 @@ from xsc.compute.code import Code
 from xsc.compute.compiler import COMMAND as JAIL
 from xsc.compute.compiler import CompileBoundMet, Compiler
 from xsc.compute.line import Call, Line
-from xsc.compute.losses import Losses
 from xsc.compute.mailbox import Mailbox, MailboxClosed
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.quick import Quick
 from xsc.compute.sandbox import Job, JobResult, Watch, trap_error
+from xsc.compute.tally import Tally
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
 _RESPAWN_PAUSE_MS = 1_000
@@ -86,7 +87,7 @@ class PoolSandbox:
         self._lines: dict[SandboxProcess, Line] = {}
         self._quick = Quick()
         self._customers: Counter[bytes] = Counter()
-        self._losses = Losses(own)
+        self._losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS, own)
         self._respawns: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[int]] = set()
         self._compiler = Compiler(workers, clock, log, cache, command=jail)

@@ -47,8 +47,11 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     COMPILE_MS_MAX,
     LEASE_TIMEOUT_MS,
+    MODULES_DEPLOYED_A_PEER_MAX,
+    MODULES_DEPLOYED_MS,
     PEER_TIMEOUT_MS,
     RECORD_BYTES_MAX,
+    RETRY_AFTER_S_MAX,
     SERVICE_COLLECT_MS,
     SERVICE_COLLECT_TIMEOUT_MS,
     SERVICE_LOG_ROWS_MAX,
@@ -75,6 +78,7 @@ from xsc.compute.sandbox import JobResult, Sandbox
 from xsc.compute.services_gate import Gate
 from xsc.compute.services_rules import Answer, fault_answer
 from xsc.compute.services_store import Row, ServiceKey, ServiceStore
+from xsc.compute.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -203,6 +207,8 @@ class Services:
         self._writing = asyncio.Lock()
         """Held while it is decided which modules are written and dropped; never over a call."""
         self._tasks: set[asyncio.Task[Served]] = set()
+        self._brought = Tally(MODULES_DEPLOYED_A_PEER_MAX, MODULES_DEPLOYED_MS)
+        """Modules that came with deployments: compiling one is in no receipt."""
 
     async def start(self) -> None:
         """Read what was kept.
@@ -890,17 +896,31 @@ class Services:
         elif parts:
             module = bytes(parts[0].data)
             self._check_room(key, record.module, len(module))
+            self._check_brought(record.owner)
             if await run_sized(self._executor, len(module), _sha256, module) != record.module:
                 raise RecordInvalid("the module is not the one that the deployment names")
             rules.check_module_size(len(module))
             rules.check_program(await self._executor.run(read, module))
+            self._brought.note(record.owner, self._clock.monotonic_ms())
         else:
             self._check_room(key, record.module, 0)
+            self._check_brought(record.owner)
             raise ModuleUnknown("this node does not have the module")
         await self._sandbox.prepare(rules.module_job(record, module))
         await self._keep(service, signed, module)
         self._log.info("service_held", owner=short(record.owner), name=record.name)
         return service
+
+    def _check_brought(self, owner: bytes) -> None:
+        """Return if an owner may bring one more module."""
+        wait_ms = self._brought.wait_ms(owner, self._clock.monotonic_ms())
+        if wait_ms:
+            raise RateLimited(
+                f"{MODULES_DEPLOYED_A_PEER_MAX} modules of yours came with deployments "
+                f"within {MODULES_DEPLOYED_MS // 60_000} minutes",
+                hint="a module that is held already can be deployed all the same",
+                retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
+            )
 
     def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
         """Return if the lease has room for one request."""

@@ -1,4 +1,4 @@
-"""Whose runs end with their worker too often is refused for a while, and nobody else is."""
+"""Who does too often what is not billed is refused for a while, and nobody else is."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from tests.unit.compute.programs import SteadyClock, i32, job
 from xsc.base.errors import RateLimited, SandboxFailed
 from xsc.base.limits import FUEL_MAX, WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS
 from xsc.base.log import SilentLog
-from xsc.compute import losses as rules
-from xsc.compute.losses import Losses
+from xsc.compute import pool as pools
 from xsc.compute.pool import PoolSandbox
+from xsc.compute.tally import Tally
 
 SPIN = job("endless", "spin", fuel=FUEL_MAX, timeout_ms=60_000)
 ADD = job("add", "add", i32(1), i32(2))
 
 
 def test_within_any_minute_a_customer_loses_so_many_and_no_more():
-    losses, steady = Losses(own=b"own"), Losses()
+    losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS, b"own")
+    steady = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS)
     now_ms, times, refused = 0, deque(), 0
     for step in range(2_000):
         now_ms += (step * step) % 4_000
@@ -45,7 +46,7 @@ def test_within_any_minute_a_customer_loses_so_many_and_no_more():
     assert steady.wait_ms(b"other", now_ms) > 0
     # What is over is forgotten.
     losses.note(b"late", now_ms + WORKERS_LOST_MS + 1)
-    assert set(losses._lost) == {b"late"}
+    assert set(losses._times) == {b"late"}
 
 
 class WatchedClock(SteadyClock):
@@ -76,7 +77,7 @@ class Began:
 
 @pytest_asyncio.fixture
 async def pool(monkeypatch):
-    monkeypatch.setattr(rules, "WORKERS_LOST_A_PEER_MAX", 1)
+    monkeypatch.setattr(pools, "WORKERS_LOST_A_PEER_MAX", 1)
     made = PoolSandbox(1, WatchedClock(), SilentLog(), own=b"own")
     await made.start()
     yield made
