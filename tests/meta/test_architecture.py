@@ -24,6 +24,7 @@ PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
 SHELL = {
     "xsc.allocation.service": "sends recognitions to peers, keeps weights",
     "xsc.base.clock": "declares the ports of time, chance and work",
+    "xsc.base.turns": "lets one task after the other at what has a key",
     "xsc.compute.cache": "keeps compiled code in files",
     "xsc.compute.compiler": "starts, watches and kills jails",
     "xsc.compute.confine": "takes rights from the worker's process",
@@ -78,7 +79,6 @@ SHELL = {
     "xsc.storage.deep": "reads every shard of an object, from all hosts",
     "xsc.storage.seals": "gathers the receipts of one turn of the event loop",
     "xsc.storage.service": "stores, fetches and answers",
-    "xsc.storage.turns": "lets one task after the other at a row",
     "xsc.storage.uploads": "keeps journals of puts, and ends what nobody goes on with",
     "xsc.storage.shards": "keeps shards on the disk",
     "xsc.storage.sweeping": "drops what need not be kept, in time",

@@ -23,6 +23,7 @@ from xsc.base.limits import (
     PEER_CONNECT_TIMEOUT_MS,
     PEER_HEADER_BYTES_MAX,
 )
+from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
 from xsc.net import answers, plain
 from xsc.net.front import Fronts
@@ -31,7 +32,7 @@ from xsc.net.listener import Server, progress, read_body
 from xsc.net.plain import PIECE_BYTES, Plain, pieces
 from xsc.net.port import Arrival, Buffer, Handler, RawRequest, RawResponse
 from xsc.net.tls import certificate_of, server_context
-from xsc.net.turns import Turns
+from xsc.net.turns import turn_to_send
 
 KEEP_ALIVE_MS = 20_000
 """How long the server keeps an idle connection; clients give theirs up a little earlier."""
@@ -93,7 +94,7 @@ class HttpTransport:
         self._server: Server | None = None
         self._fronts: Fronts | None = None
         self._lines = Lines(idle_ms=KEEP_ALIVE_MS // 2, progress_ms=progress_ms)
-        self._turns = Turns()
+        self._turns: Turns[str] = Turns()
         self._handler: Handler | None = None
 
     @property
@@ -124,7 +125,7 @@ class HttpTransport:
         try:
             async with (
                 asyncio.timeout(timeout_ms / 1000),
-                self._turns.turn(address, size) as left,
+                turn_to_send(self._turns, address, size) as left,
             ):
                 return await self._lines.ask(place, fingerprint, head, request.body, left)
         except TimeoutError:

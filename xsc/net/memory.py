@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from xsc.base.clock import Clock, SeededEntropy
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX, PPM
+from xsc.base.turns import Turns
 from xsc.net.port import Arrival, Dropped, Handler, RawRequest, RawResponse
-from xsc.net.turns import Turns
+from xsc.net.turns import turn_to_send
 
 _PORT = 1
 
@@ -65,7 +66,7 @@ class MemoryNetwork:
         self._rates: dict[str, tuple[int, int]] = {}
         self._stalled: set[tuple[str, str]] = set()
         self._up: dict[str, MemoryTransport] = {}
-        self._turns = Turns()
+        self._turns: Turns[str] = Turns()
 
     def transport(self, name: str) -> MemoryTransport:
         """Return a new end of the network; it takes the name once it serves."""
@@ -141,7 +142,7 @@ class MemoryNetwork:
         """
         path = request.path
         size = sum(len(buffer) for buffer in request.body)
-        async with self._turns.turn(f"{source} {target}", size):
+        async with turn_to_send(self._turns, f"{source} {target}", size):
             self._note(source, target, "sent", path, size)
             await self._travel(source, target, path)
         end = self._up.get(target)

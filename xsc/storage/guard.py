@@ -46,6 +46,7 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller
+from xsc.base.turns import Turns, sliced
 from xsc.base.units import format_size
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.capability import VerifyCapability, parse
@@ -57,7 +58,6 @@ from xsc.storage.mender import Charge, Mender
 from xsc.storage.pipeline import Held
 from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach, together
-from xsc.storage.turns import Turns, sliced
 
 GUARD: Final = "storage.guard"
 UNGUARD: Final = "storage.unguard"
@@ -138,9 +138,9 @@ class Guards:
         self.owner: Mender | None = None
         """Looks after the own objects; set once it is made."""
         self._counted: tuple[Counter[bytes], Counter[bytes]] | None = None
-        self._asking = Turns()
+        self._asking: Turns[bytes] = Turns()
         """By object of this node: held while others are asked to guard it, or told to stop."""
-        self._turns = Turns()
+        self._turns: Turns[bytes] = Turns()
         """By ward: held from its reading until it is written, and while it is ended."""
 
     # The owner's side
@@ -508,7 +508,7 @@ class Guards:
                 rest = ward.model_copy(update={"held": left}) if left else None
                 await self._put(ref, ward.owner, ward, rest)
 
-    def _apart(self, ref: bytes) -> AbstractAsyncContextManager[None]:
+    def _apart(self, ref: bytes) -> AbstractAsyncContextManager[object]:
         return nullcontext() if self.mender is None else self.mender.apart(ref)
 
     async def _give_back(self, ward: Ward) -> tuple[HeldAt, ...]:

@@ -27,6 +27,7 @@ from xsc.base.limits import (
     SURVEYS_AT_ONCE,
 )
 from xsc.base.merkle import root_of
+from xsc.base.turns import Turns, sliced
 from xsc.identity.keys import KeyPair
 from xsc.storage.capability import VerifyCapability
 from xsc.storage.delegation import (
@@ -62,7 +63,6 @@ from xsc.storage.recount import differences, most_held, recounted
 from xsc.storage.rehoming import Layout, next_want
 from xsc.storage.repair import rebuild
 from xsc.storage.segment import length_of
-from xsc.storage.turns import Turns, sliced
 from xsc.terms.lease import OWN_LEASE
 
 
@@ -208,7 +208,7 @@ class Mender:
         self._proved: dict[bytes, frozenset[bytes]] = {}
         """By object: the nodes that leave and need nothing more of it."""
         self._watches: dict[bytes, Watch] = {}
-        self._turns = Turns()
+        self._turns: Turns[bytes] = Turns()
         """By object: held while a charge is looked at, mended or changed."""
         self._moved_ms: dict[bytes, int] = {}
         self._again: set[bytes] = set()
@@ -311,7 +311,7 @@ class Mender:
         self._again.add(ref)
         self._woken.set()
 
-    def apart(self, ref: bytes) -> AbstractAsyncContextManager[None]:
+    def apart(self, ref: bytes) -> AbstractAsyncContextManager[object]:
         """Hold an object's turn: nothing of it is looked at, moved or counted meanwhile.
 
         What is under way ends first; of a charge that is gone by then, at the next segment.

@@ -45,6 +45,7 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler
+from xsc.base.turns import Turns, sliced
 from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import deletions, having, messages
@@ -88,7 +89,6 @@ from xsc.storage.receipts import expected_receipt
 from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode
 from xsc.storage.tails import Tails
-from xsc.storage.turns import Turns, sliced
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
@@ -338,7 +338,7 @@ class StorageService:
         self._segments_in_flight = segments_in_flight
         self._lease_warning_ms = lease_warning_ms
         self._versions = Versions(state)
-        self._turns = Turns()
+        self._turns: Turns[bytes] = Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
         self._sealer = Sealer(key, network)
         self._placement_seals = PlacementSeals(network)

@@ -15,13 +15,13 @@ from xsc.base.errors import StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue
 from xsc.base.limits import UPLOAD_KEPT_MS, UPLOADS_INTERVAL_MS
+from xsc.base.turns import Turns
 from xsc.storage import journal
 from xsc.storage.capability import VerifyCapability, verify_key
 from xsc.storage.journal import Head, Kept, KeptPlace, KeptRecord
 from xsc.storage.manifest import SealedSegment
 from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach
-from xsc.storage.turns import Turns
 
 
 class Journal:
@@ -107,7 +107,7 @@ class Uploads:
         self._reach = reach
         self._state = state
         self._commit = commit
-        self._turns = Turns()
+        self._turns: Turns[bytes] = Turns()
 
     @asynccontextmanager
     async def turn(self, upload: bytes) -> AsyncIterator[Journal]:

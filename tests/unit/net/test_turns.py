@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from xsc.base.limits import BATCH_CALL_BYTES_MAX
-from xsc.net.turns import Turns
+from xsc.base.turns import Turns
+from xsc.net.turns import turn_to_send
 
 LARGE = BATCH_CALL_BYTES_MAX + 1
 
@@ -23,7 +24,7 @@ class Sender:
         self.task = asyncio.ensure_future(self.run(turns, peer, size_bytes))
 
     async def run(self, turns, peer, size_bytes):
-        async with turns.turn(peer, size_bytes) as left:
+        async with turn_to_send(turns, peer, size_bytes) as left:
             self.begun.set()
             await self.sent.wait()
             left()

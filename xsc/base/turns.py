@@ -1,12 +1,13 @@
-"""One task at a time for each key: what reads a row, awaits, and writes it loses nothing so."""
+"""One task at a time for each key; and long lists, gone through so that others have their turn."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 SLICE: Final = 64
@@ -24,30 +25,44 @@ async def sliced(items: Iterable[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
-class Turns:
+class Turns(Generic[K]):
     """Locks by key: what reads a row, awaits, and writes it, loses nothing so.
 
     They are given in the order in which they were asked for; an unused one is forgotten.
     """
 
     def __init__(self) -> None:
-        self._locks: dict[bytes, asyncio.Lock] = {}
-        self._users: dict[bytes, int] = {}
+        self._locks: dict[K, asyncio.Lock] = {}
+        self._users: dict[K, int] = {}
 
-    def __contains__(self, key: bytes) -> bool:
+    def __contains__(self, key: K) -> bool:
         return key in self._users
 
     def __len__(self) -> int:
         return len(self._users)
 
     @asynccontextmanager
-    async def of(self, key: bytes) -> AsyncIterator[None]:
-        """Hold the turn of a key; not to be asked for again by who has it."""
+    async def of(self, key: K) -> AsyncIterator[Callable[[], None]]:
+        """Hold the turn of a key; not to be asked for again by who has it.
+
+        What is given lets the next one in before the context is left.
+        """
+        lock = self._locks.setdefault(key, asyncio.Lock())
         self._users[key] = self._users.get(key, 0) + 1
+        holding = False
+
+        def leave() -> None:
+            nonlocal holding
+            if holding:
+                holding = False
+                lock.release()
+
         try:
-            async with self._locks.setdefault(key, asyncio.Lock()):
-                yield
+            await lock.acquire()
+            holding = True
+            yield leave
         finally:
+            leave()
             self._users[key] -= 1
             if not self._users[key]:
                 del self._users[key], self._locks[key]
