@@ -92,6 +92,24 @@ def test_all_that_a_node_holds_moves_and_reads_meanwhile_never_fail():
     run(71, 8, play, QUICK | {"storage_capacity": "4GiB"})
 
 
+@pytest.mark.parametrize(("moved_kept", "kept_ms"), [("2s", 2_000), ("40s", 40_000)])
+def test_what_moved_stays_for_as_long_as_the_operator_says(moved_kept, kept_ms):
+    async def play(world):
+        capability = await put(world.nodes[0], content(100_000))
+        leaver = next(index for index, _ in await nodes_of(world, capability) if index)
+        drain, shards = world.nodes[leaver].storage.drain, world.nodes[leaver].shards
+        await drain.begin()
+        while (await drain.count()).left_bytes:
+            await world.clock.sleep_ms(100)
+        moved_ms = world.clock.now_ms()
+        while shards.used_bytes:
+            await world.clock.sleep_ms(500)
+        waited_ms = world.clock.now_ms() - moved_ms
+        assert kept_ms - 1_000 <= waited_ms <= kept_ms + 5_000
+
+    run(84, 8, play, QUICK | {"moved_kept": moved_kept})
+
+
 def test_what_a_node_was_owed_is_settled_by_the_epochs_begun():
     async def play(world):
         capability = await put(world.nodes[0], content(9 * MIB))

@@ -96,7 +96,7 @@ WARDS_A_PEER_MAX = 10_000
 WARD_BYTES_A_PEER_MAX = 16 * MIB
 """What it keeps on its disk of those: the placement of one can have from 450 to 18 000 bytes."""
 LEFTOVERS_KEPT_MS = 60_000
-"""How long moved columns stay where they were: somebody may be reading by the old placement."""
+"""How long moved columns stay where they were, unless the operator says otherwise."""
 DRAIN_PAGE_SEGMENTS = 64
 """Shards of one column that one receipt of a drain speaks of."""
 DRAIN_LOOK_MS = 2_000

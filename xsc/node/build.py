@@ -266,7 +266,10 @@ class Node:
             log=log,
             lease_grace_ms=config.lease_grace_ms,
             mending=MendSettings(
-                config.repair_grace_ms, config.repair_bytes_a_second, config.repair_interval_ms
+                config.repair_grace_ms,
+                config.repair_bytes_a_second,
+                config.repair_interval_ms,
+                config.moved_kept_ms,
             ),
             weight_ppm=self.allocation.weight_ppm,
             lease_warning_ms=config.lease_warning_ms,

@@ -68,6 +68,7 @@ class Config:
     repair_grace_ms: int
     repair_bytes_a_second: int
     repair_interval_ms: int
+    moved_kept_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,12 @@ KEYS: Final[dict[str, Key]] = {
         "10min",
         _between(1_000, 30 * 86_400_000, parse_duration_ms),
         "time between two looks at every object, also where nothing happened",
+    ),
+    "moved_kept": Key(
+        "moved_kept_ms",
+        "60s",
+        _between(1_000, 30 * 86_400_000, parse_duration_ms),
+        "how long shards of own objects that moved stay where they were, for reads that run",
     ),
 }
 

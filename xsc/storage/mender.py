@@ -20,7 +20,6 @@ from typing import Any, Protocol
 from xsc.base.errors import LeaseExhausted, LimitError, NoOffers, NotAllowed, XscError
 from xsc.base.ids import short
 from xsc.base.limits import (
-    LEFTOVERS_KEPT_MS,
     MENDS_A_ROUND_MAX,
     MENDS_AT_ONCE,
     STORE_REQUEST_BYTES_MAX,
@@ -76,6 +75,8 @@ class MendSettings:
     """Most that is fetched and sent; 0: no bound."""
     check_ms: int
     """How often every host of every object is asked, also where nothing happened."""
+    kept_ms: int
+    """How long moved columns stay where they were: somebody may be reading by the old placement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +269,6 @@ class Mender:
 
     async def run(self) -> None:
         """Look after all charges until cancelled."""
-        tick_ms = max(1_000, min(30_000, self._settings.grace_ms // 4))
         seen: object = None
         full_ms = 0
         while True:
@@ -287,7 +287,7 @@ class Mender:
             cleanable = {
                 ref
                 for ref, moved_ms in self._moved_ms.items()
-                if now_ms - moved_ms >= LEFTOVERS_KEPT_MS
+                if now_ms - moved_ms >= self._settings.kept_ms
             }
             for ref in cleanable.difference(ref for ref, _ in listed):
                 # It was deleted meanwhile, or is looked after no more.
@@ -296,7 +296,15 @@ class Mender:
             if everything or situation != seen or self._again or cleanable:
                 seen = situation
                 await self.round(listed, everything=everything, also=cleanable)
-            await rest(self._reach.clock, self._woken, tick_ms)
+            await rest(self._reach.clock, self._woken, self._tick_ms())
+
+    def _tick_ms(self) -> int:
+        """Return when to look again: at once where something that moved may be deleted."""
+        most_ms = min(30_000, self._settings.grace_ms // 4)
+        if self._moved_ms:
+            first_ms = min(self._moved_ms.values()) + self._settings.kept_ms
+            most_ms = min(most_ms, first_ms - self._reach.clock.monotonic_ms())
+        return max(1_000, most_ms)
 
     async def adopt(self, ref: bytes, placed: Placed) -> None:
         """Take a checked placement for an object, if it is a later one, and look at it soon."""
@@ -762,7 +770,7 @@ class Mender:
         """Delete what counts no more, once nobody can still be reading by the last placement."""
         charge, now_ms = survey.charge, self._reach.clock.monotonic_ms()
         moved_ms = self._moved_ms.get(charge.ref)
-        if moved_ms is not None and now_ms - moved_ms < LEFTOVERS_KEPT_MS:
+        if moved_ms is not None and now_ms - moved_ms < self._settings.kept_ms:
             return charge
         self._moved_ms.pop(charge.ref, None)
         held = list(charge.held)

@@ -35,6 +35,7 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     FIND_GRACE_MS,
     LEASE_WARNING_MS,
+    LEFTOVERS_KEPT_MS,
     MANIFEST_BYTES_MAX,
     REPAIR_BYTES_A_SECOND,
     REPAIR_CHECK_MS,
@@ -95,7 +96,9 @@ from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
-MEND_DEFAULTS = MendSettings(REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS)
+MEND_DEFAULTS = MendSettings(
+    REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
+)
 
 
 class ObjectEntry(Record):
