@@ -47,7 +47,7 @@ async def kill(task):
 
 async def reaches(world, uploads, size_bytes):
     """Return once so much is stored, before anything else happens."""
-    while uploads.stored_bytes(UPLOAD) < size_bytes:
+    while await uploads.stored_bytes(UPLOAD) < size_bytes:
         await world.clock.sleep_ms(1)
 
 
@@ -254,11 +254,11 @@ def test_what_is_said_to_be_stored_is_not_sent_again():
         sent = Counter(world)
         data = content(SIZE)
         uploads = world.nodes[0].storage.uploads
-        assert uploads.stored_bytes(UPLOAD) == 0
+        assert await uploads.stored_bytes(UPLOAD) == 0
         putting = begin(world, data)
         await reaches(world, uploads, 2 * SEGMENT_BYTES)
         await kill(putting)
-        stored = uploads.stored_bytes(UPLOAD)
+        stored = await uploads.stored_bytes(UPLOAD)
         sent.take()
         await begin(world, data)
         assert sent.take() <= (SIZE - stored) * 6 // 4 + 256 * 1024
@@ -323,7 +323,7 @@ def test_no_nonce_ever_protects_two_contents():
         for seed in range(3):
             for stop in (1, 2, 3):
                 putting = begin(world, content(SIZE, seed=seed))
-                while uploads.stored_bytes(UPLOAD) < stop * SEGMENT_BYTES:
+                while await uploads.stored_bytes(UPLOAD) < stop * SEGMENT_BYTES:
                     note()
                     await world.clock.sleep_ms(1)
                 note()
@@ -389,7 +389,7 @@ def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
         kept = journal.read(world.disks[0].state, UPLOAD)
         assert {item.node for item in kept.head.places} == {place.node}
         # What is being deleted can no more be gone on with.
-        assert uploads.stored_bytes(UPLOAD) == 0
+        assert await uploads.stored_bytes(UPLOAD) == 0
         await back(world, silent)
         await uploads.expire()
         assert not left_of(world)

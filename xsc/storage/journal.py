@@ -14,6 +14,7 @@ docs/design/storage.md, "Going on".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -191,6 +192,29 @@ def read(state: KeyValue, upload: bytes) -> Kept | None:
             kept.record = KeptRecord.from_bytes(raw, size_max=MANIFEST_BYTES_MAX + MIB)
     except RecordInvalid as fault:
         raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
+    return kept
+
+
+def read_rest(state: KeyValue, upload: bytes) -> Kept | None:
+    """Return what can be read of a journal that is damaged: enough to delete what it speaks of.
+
+    None where the head cannot be read, without which nobody knows the object.
+    """
+    try:
+        head = read_head(state, upload)
+    except StoreDamaged:
+        return None
+    if head is None:
+        return None
+    kept = Kept(head)
+    with suppress(StoreDamaged):
+        for tail, value in _tails(state, ACK + upload):
+            with suppress(RecordInvalid):
+                place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
+                kept.acks[place] = KeptPlace.from_bytes(value)
+    # A host whose receipts cannot be read may hold something all the same.
+    known = {**{(slot.node, slot.lease_id): 0 for slot in head.slots}, **kept.held()}
+    kept.head = head.model_copy(update={"places": places(known)})
     return kept
 
 

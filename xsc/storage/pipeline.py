@@ -187,10 +187,11 @@ class Upload:
         survive: Survival,
         segments_in_flight: int,
         journal: Journal | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._journal = journal
         self._trail: Journal | None = None
-        self._kept = None if journal is None else journal.going_on()
+        self._kept = kept
         self._reach = reach
         self._key = key
         self._entropy = entropy

@@ -455,7 +455,8 @@ class StorageService:
             begun = upload()
             async with self.uploads.turn(begun.locate) as trail:
                 done = await begun.run(source, size_hint, trail)
-                version = await self._remember(done, name, trail.forget() if trail.begun else ())
+                rows = await trail.forget() if trail.begun else ()
+                version = await self._remember(done, name, rows)
         else:
             done, version = await self._put_on(resume, upload, source, size_hint, name)
         for warning in done.warnings:
@@ -479,8 +480,13 @@ class StorageService:
     ) -> tuple[Uploaded, int]:
         """Put with a journal, going on where there is one; return the version, too."""
         async with self.uploads.turn(resume) as journal:
-            done = await make(journal=journal).run(source, size_hint, journal)
-            return done, await self._remember(done, name, journal.forget())
+            try:
+                kept = await journal.going_on()
+            except StoreDamaged as fault:
+                await self.uploads.give_up(resume, fault)
+                kept = None
+            done = await make(journal=journal, kept=kept).run(source, size_hint, journal)
+            return done, await self._remember(done, name, await journal.forget())
 
     async def _remember(self, done: Uploaded, name: str, also: Sequence[Change] = ()) -> int:
         """Keep an object, in one write with what else must change; return its version."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from xsc.base.clock import Clock
+from xsc.base.clock import Clock, Executor
 from xsc.base.errors import StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue
@@ -27,20 +27,23 @@ from xsc.storage.reach import Reach
 class Journal:
     """The journal of one upload."""
 
-    def __init__(self, upload: bytes, state: KeyValue, commit: Commit, clock: Clock) -> None:
+    def __init__(
+        self, upload: bytes, state: KeyValue, commit: Commit, clock: Clock, executor: Executor
+    ) -> None:
         self.upload = upload
         self._state = state
         self._commit = commit
         self._clock = clock
+        self._executor = executor
         self._begun = False
 
-    def going_on(self) -> Kept | None:
+    async def going_on(self) -> Kept | None:
         """Return what a put can go on with.
 
         Raises:
             StoreDamaged: it cannot be read.
         """
-        kept = journal.read(self._state, self.upload)
+        kept = await self._executor.run(journal.read, self._state, self.upload)
         return kept if kept is not None and kept.head.slots else None
 
     def now_ms(self) -> int:
@@ -69,7 +72,7 @@ class Journal:
 
     async def undone(self, head: Head) -> None:
         """Keep of a put that has failed only where something of it may lie still."""
-        changes = self.forget()
+        changes = await self.forget()
         if head.places:
             changes.append((journal.HEAD + self.upload, self._over(head).to_bytes()))
         if changes:
@@ -95,13 +98,17 @@ class Journal:
         kept = KeptRecord(sealed=sealed, generation=generation)
         await self._commit([(journal.RECORD + self.upload, kept.to_bytes())])
 
-    def forget(self) -> list[Change]:
+    async def forget(self) -> list[Change]:
         """Return the writes that drop the journal."""
-        return journal.forget(self._state, self.upload)
+        return await self._executor.run(journal.forget, self._state, self.upload)
 
 
 class Uploads:
-    """All puts that can go on: one at a time for each id, and none for ever."""
+    """All puts that can go on: one at a time for each id, and none for ever.
+
+    Journals have rows by the 100 000 where much was stored: they are gone through in
+    threads, so that others are answered meanwhile.
+    """
 
     def __init__(self, reach: Reach, state: KeyValue, commit: Commit) -> None:
         self._reach = reach
@@ -113,12 +120,23 @@ class Uploads:
     async def turn(self, upload: bytes) -> AsyncIterator[Journal]:
         """Give the journal of an upload, once no other put of that id runs."""
         async with self._turns.of(upload):
-            yield Journal(upload, self._state, self._commit, self._reach.clock)
+            yield self._journal(upload)
 
-    def stored_bytes(self, upload: bytes) -> int:
+    def _journal(self, upload: bytes) -> Journal:
+        reach = self._reach
+        return Journal(upload, self._state, self._commit, reach.clock, reach.executor)
+
+    async def stored_bytes(self, upload: bytes) -> int:
         """Return how much of an upload's content need not be sent again."""
-        kept = journal.read(self._state, upload)
-        return 0 if kept is None else kept.stored_bytes()
+
+        def count() -> int:
+            try:
+                kept = journal.read(self._state, upload)
+            except StoreDamaged:
+                return 0  # It will begin anew.
+            return 0 if kept is None else kept.stored_bytes()
+
+        return await self._reach.executor.run(count)
 
     def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
         """Return the bytes under each lease that uploads which have not ended have stored.
@@ -156,11 +174,23 @@ class Uploads:
                 try:
                     kept = await self._over(upload, now_ms)
                 except StoreDamaged as fault:
-                    self._reach.log.error("storage_journal_damaged", reason=fault.message)
-                    await self._commit(journal.forget(self._state, upload))
+                    await self.give_up(upload, fault)
                     continue
                 if kept is not None:
                     await self._end(upload, kept, now_ms)
+
+    async def give_up(self, upload: bytes, fault: StoreDamaged) -> None:
+        """End a put whose journal is damaged; to be called in its turn.
+
+        The hosts that can still be read of are asked to delete what it stored. Where not even
+        the head can be read, hosts drop it by themselves.
+        """
+        self._reach.log.error("storage_journal_damaged", reason=fault.message)
+        kept = await self._reach.executor.run(journal.read_rest, self._state, upload)
+        if kept is None:
+            await self._commit(await self._journal(upload).forget())
+        else:
+            await self._end(upload, kept, self._reach.clock.now_ms())
 
     async def _over(self, upload: bytes, now_ms: int) -> Kept | None:
         """Return what is kept of an upload that nobody went on with for too long, else None."""
@@ -170,7 +200,6 @@ class Uploads:
         asked_for_good = not head.slots and now_ms - head.touched_ms < 2 * UPLOAD_KEPT_MS
         if asked_for_good and not any(self._reach.is_up(place.node) for place in head.places):
             return None
-        # Rows by the 100 000 where much was stored: others are answered meanwhile.
         return await self._reach.executor.run(journal.read, self._state, upload)
 
     async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
@@ -182,9 +211,8 @@ class Uploads:
         head = kept.head.model_copy(
             update={"slots": (), "places": journal.places(held), "touched_ms": touched_ms}
         )
-        await self._commit(
-            [*journal.forget(self._state, upload), (journal.HEAD + upload, head.to_bytes())]
-        )
+        rows = await self._journal(upload).forget()
+        await self._commit([*rows, (journal.HEAD + upload, head.to_bytes())])
         locate = VerifyCapability(verify_key(kept.head.secret), bytes(32)).locate
         left = dict(held)
         for node in sorted({node for node, _ in held}):
@@ -199,5 +227,5 @@ class Uploads:
             rest = head.model_copy(update={"places": journal.places(left)})
             await self._commit([(journal.HEAD + upload, rest.to_bytes())])
         else:
-            await self._commit(journal.forget(self._state, upload))
+            await self._commit([(journal.HEAD + upload, None)])
         self._reach.log.info("storage_upload_ended", hosts=len(held), left_at=len(left))

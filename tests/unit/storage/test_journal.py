@@ -60,6 +60,32 @@ def test_a_segment_is_stored_once_every_present_host_gave_its_receipt(state):
     assert kept.stored_bytes() == 4 * 2**20
 
 
+@pytest.mark.parametrize("what", ROWS)
+@pytest.mark.parametrize("harm", ["flipped", "cut", "empty"])
+def test_of_a_damaged_journal_every_host_is_known_as_long_as_its_head_is(state, what, harm):
+    key, value = ROWS[what]
+    flipped = bytes([value[0] ^ 1]) + value[1:]
+    state.write([(key, {"flipped": flipped, "cut": value[:-1], "empty": b""}[harm])], sync=True)
+    with pytest.raises(StoreDamaged):
+        journal.read(state, UPLOAD)
+    rest = journal.read_rest(state, UPLOAD)
+    if what == "head":
+        assert rest is None
+    else:
+        assert rest.head.secret == b"\x44" * 32
+        assert rest.held().keys() == {(ONE, LEASE), (OTHER, LEASE)}
+
+
+def test_of_a_damaged_journal_the_hosts_without_receipts_are_known_too(state):
+    head = journal.read_head(state, UPLOAD).model_copy(update={"places": ()})
+    segment, _ = ROWS["segment"]
+    changes = [(journal.HEAD + UPLOAD, head.to_bytes()), (ROWS["ack"][0], None), (segment, b"")]
+    state.write(changes, sync=True)
+    rest = journal.read_rest(state, UPLOAD)
+    assert rest.held() == {(ONE, LEASE): 0, (OTHER, LEASE): 0}
+    assert journal.read_rest(state, bytes(32)) is None
+
+
 def test_forgetting_one_upload_leaves_the_others(state):
     other = bytes(32)
     state.write([(key.replace(UPLOAD, other), value) for key, value in ROWS.values()], sync=True)

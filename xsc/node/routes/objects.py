@@ -251,7 +251,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
 
     async def upload(request: web.Request) -> web.Response:
         asked = _upload_id(request.match_info["id"]) or b""
-        return reply({"stored_bytes": node.storage.uploads.stored_bytes(asked)})
+        return reply({"stored_bytes": await node.storage.uploads.stored_bytes(asked)})
 
     async def listing(request: web.Request) -> web.Response:
         prefix = _name(request.headers, "XSC-Prefix")
