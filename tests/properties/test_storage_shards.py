@@ -1,20 +1,21 @@
 """The shard store against a dictionary, with kills and power losses between any two writes."""
 
 import asyncio
+from itertools import permutations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.storage.world import World, content, put, receipt_in
 from xsc.base.clock import InlineExecutor
-from xsc.base.errors import ShardMismatch, SpaceExhausted
+from xsc.base.errors import ShardMismatch, SpaceExhausted, XscError
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import ShardBody
 from xsc.storage.held import Found, Wanted
-from xsc.storage.shards import StorageNode
+from xsc.storage.shards import StorageNode, Write
 
 CAPACITY = 60
 LOCATES = [b"x" * 32, b"y" * 32]
@@ -48,7 +49,7 @@ class Disk:
         self.bodies.write(changes, sync=True)
         self.spend()
 
-    async def node(self):
+    async def node(self, capacity=CAPACITY):
         write = self.index.write
 
         def counted(changes, *, sync):
@@ -57,7 +58,7 @@ class Disk:
 
         self.index.write = counted
         node = StorageNode(
-            capacity_bytes=CAPACITY,
+            capacity_bytes=capacity,
             bodies=self.bodies,
             index=self.index,
             commit=self.commit,
@@ -187,6 +188,104 @@ async def check(node, model):
     for (locate, _, column), data in model.items():
         (found,) = await node.get(LOCATES[locate], 0, [Wanted(0, column, root_of(data))])
         assert found == Found("ok", data)
+
+
+def shards(locate, customer, columns):
+    return [
+        ShardBody(
+            LOCATES[locate],
+            0,
+            0,
+            column,
+            CUSTOMERS[customer],
+            CUSTOMERS[customer],
+            root_of(bytes([column]) * size),
+            bytes([column]) * size,
+        )
+        for column, size in sorted(dict(columns).items())
+    ]
+
+
+writes = st.tuples(
+    st.integers(0, 1),
+    st.integers(0, 1),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2)), min_size=1, max_size=2),
+)
+
+
+@given(st.lists(writes, max_size=2), st.lists(writes, min_size=1, max_size=4))
+def test_writes_that_come_together_are_as_if_one_by_one(before, group):
+    async def outcome(rounds):
+        """Return what came of each write, and what lies there afterwards."""
+        node = await Disk().node(10**6)
+        told = []
+        given = []
+        for one in rounds:
+            items = [
+                Write(shards(*item), lambda held, item=item: told.append((item, dict(held))))
+                for item in one
+            ]
+            for item, held in zip(one, await node.store_together(items), strict=True):
+                given.append((item, type(held) if isinstance(held, XscError) else dict(held)))
+        heard = [(item, {} if isinstance(held, type) else held) for item, held in given]
+        assert sorted(told, key=repr) == sorted(heard, key=repr)
+        assert node.reserved_bytes == 0
+        audit = await node.audit(deep=True)
+        assert audit.whole
+        assert audit.bytes_held == audit.bytes_counted == node.used_bytes
+        held = [bytes(body) for body in map(key_and_proof, node._index.scan(b"s", b"t"))]
+        return sorted(given, key=repr), dict(node.usage), held
+
+    def key_and_proof(item):
+        return item[0] + formats.decode_entry(item[1]).proof
+
+    async def compare():
+        first = [[item] for item in before]
+        at_once = await outcome([*first, group])
+        assert at_once in [
+            await outcome([*first, *([item] for item in order)]) for order in permutations(group)
+        ]
+
+    asyncio.run(compare())
+
+
+@given(st.lists(writes, min_size=1, max_size=4), st.integers(0, 4))
+def test_of_writes_that_come_together_each_is_wholly_there_after_a_power_loss(group, left):
+    async def play():
+        disk = Disk()
+        node = await disk.node(10**6)
+        disk.writes_left = left
+        outcomes = []
+        try:
+            outcomes = await node.store_together([Write(shards(*item)) for item in group])
+        except PowerLost:
+            disk.plain_index()
+            disk.crash()
+            node = await disk.node(10**6)
+        disk.writes_left = None
+        there = dict.fromkeys(await stored(node))
+        wholly = []
+        for locate, customer, columns in group:
+            wanted = shards(locate, customer, columns)
+            found = [
+                await node.get(LOCATES[locate], 0, [Wanted(0, body.column, body.root)])
+                for body in wanted
+            ]
+            wholly.append(found == [[Found("ok", body.data)] for body in wanted])
+        for number, held in enumerate(outcomes):
+            # What was answered is as it was answered.
+            assert wholly[number] or isinstance(held, ShardMismatch)
+        # Nothing lies there but what is wholly there.
+        whole = {
+            (locate, customer, column)
+            for (locate, customer, columns), there_too in zip(group, wholly, strict=True)
+            if there_too
+            for column in dict(columns)
+        }
+        assert set(there) <= whole
+        await node.audit(deep=True)
+
+    asyncio.run(play())
 
 
 class Snapshot:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -34,32 +35,45 @@ Value: TypeAlias = "bool | int | str | bytes | list[Value] | dict[str, Value] | 
 _TAG_42 = b"\xd8\x2a"
 _LINK = re.compile(rb"\xd8\x2a([\x41-\x57]|\x58[\x18-\xff])\x00", re.DOTALL)
 """The beginning of a link: tag 42, the head of up to 255 bytes, and the first of them, 0."""
-_LEAVES = frozenset({str, bytes, bool, type(None)})
-"""Types whose every value can be encoded, or is refused by who encodes it."""
+_LEAVES = frozenset({str, bytes, bool, int, type(None)})
+"""Types of what holds no other value, and is encoded or refused by libipld as it must be."""
 
 
 def _check(value: object, depth: int) -> None:
-    """Refuse what cannot be encoded; called for each value of a container that is no leaf."""
-    if isinstance(value, int):
-        if not -(2**64) <= value < 2**64:
-            raise RecordInvalid("an integer is outside of 64 bits")
+    """Refuse what libipld would encode: floats, and what is nested too deep.
+
+    Integers, keys and texts are its own to refuse; why, says `_fault_of`.
+    """
+    if isinstance(value, dict):
+        items: Collection[object] = value.values()
+    elif isinstance(value, list):
+        items = value
+    elif isinstance(value, float):
+        raise RecordInvalid("float cannot be encoded")
+    else:
         return
-    if isinstance(value, (list, dict)):
-        if value and depth >= RECORD_DEPTH_MAX:
-            raise RecordInvalid(f"nested deeper than {RECORD_DEPTH_MAX} levels")
-        if isinstance(value, dict):
-            for key in value:
-                if not isinstance(key, str):
-                    raise RecordInvalid("a key is not text")
-            value = value.values()
-        for item in value:
-            kind = type(item)
-            if kind not in _LEAVES and not (kind is int and 0 <= item < 2**64):
+    if value and depth >= RECORD_DEPTH_MAX:
+        raise RecordInvalid(f"nested deeper than {RECORD_DEPTH_MAX} levels")
+    # Most containers hold leaves alone, and this asks for all of them without a turn of Python.
+    if not _LEAVES.issuperset(map(type, items)):
+        for item in items:
+            if type(item) not in _LEAVES:
                 _check(item, depth + 1)
-        return
+
+
+def _fault_of(value: object) -> str | None:
+    """Return why libipld refused a value that passed `_check`; None for a text."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            return "a key is not text"
+        value = list(value.values())
+    if isinstance(value, list):
+        return next(filter(None, map(_fault_of, value)), None)
+    if isinstance(value, int):
+        return None if -(2**64) <= value < 2**64 else "an integer is outside of 64 bits"
     if value is None or isinstance(value, (str, bytes)):
-        return
-    raise RecordInvalid(f"{type(value).__name__} cannot be encoded")
+        return None
+    return f"{type(value).__name__} cannot be encoded"
 
 
 def _bytes_head(found: re.Match[bytes]) -> bytes:
@@ -96,7 +110,8 @@ def encode(value: Value) -> bytes:
     try:
         return _canonical(value)
     except ValueError:
-        raise RecordInvalid("a text holds half a surrogate pair, which is no Unicode") from None
+        surrogate = "a text holds half a surrogate pair, which is no Unicode"
+        raise RecordInvalid(_fault_of(value) or surrogate) from None
 
 
 def decode(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> Value:

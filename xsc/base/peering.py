@@ -10,13 +10,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from xsc.base.encoding import Value
+from xsc.base.errors import XscError
 from xsc.base.merkle import Part
 
-Handler: TypeAlias = Callable[
-    [bytes, dict[str, Value], Sequence[Part]],
-    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
-]
-"""Takes the authenticated caller's id, the header and verified parts; gives header and bodies."""
+Answered: TypeAlias = "tuple[dict[str, Value], Sequence[bytes | memoryview]]"
+"""Header and bodies of an answer."""
+Handler: TypeAlias = Callable[[bytes, dict[str, Value], Sequence[Part]], Awaitable[Answered]]
+"""Takes the authenticated caller's id, the header and verified parts."""
+Asked: TypeAlias = "tuple[dict[str, Value], Sequence[Part]]"
+"""Header and verified parts of a call."""
+Outcome: TypeAlias = "Answered | XscError"
+"""What came of one call of several."""
+GroupHandler: TypeAlias = Callable[[bytes, Sequence[Asked]], Awaitable[Sequence[Outcome]]]
+"""Takes calls of one caller and method that came together; gives what came of each, in order."""
 
 
 class Reply(Protocol):

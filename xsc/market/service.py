@@ -1054,6 +1054,8 @@ class MarketService:
         chosen: list[Entry] = []
         faults: list[XscError] = []
         for by_domain in (True, False):
+            if len(chosen) == count:
+                break
             taken = {entry.terms.provider for entry in chosen}
             domains = {entry.domain for entry in chosen}
             for entry in self._usable(kind, quantity, set(nodes) - taken):

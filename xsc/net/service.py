@@ -13,7 +13,7 @@ import asyncio
 import json
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TypeAlias
 
 from xsc.base.clock import Clock, Entropy, Executor
@@ -36,6 +36,7 @@ from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOIN_BYTES_MAX, KIB, MIB, NONCE_BYTES, PEER_TIMEOUT_MS
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
+from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net import batch, problems, signing
@@ -46,12 +47,6 @@ from xsc.net.lanes import Lanes
 from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, Transport
 from xsc.net.quota import UNKNOWN, Quota
 from xsc.net.replay import ReplayGuard
-
-Handler: TypeAlias = Callable[
-    [bytes, dict[str, Value], Sequence[Part]],
-    Awaitable[tuple[dict[str, Value], Sequence[bytes | memoryview]]],
-]
-"""Answers a peer: (its node id, header, verified parts) to (header, parts)."""
 
 OnChange: TypeAlias = Callable[[bytes, str], None]
 """Hears of a peer that was "added", "removed" or "blocked"."""
@@ -131,6 +126,7 @@ class PeerNet:
         self._invitations = invitations.Invitations(store)
         self._replay = ReplayGuard(boot_ms=clock.now_ms(), horizons=_read_horizons(store))
         self._handlers: dict[str, Handler] = {HELLO: self._hello, batch.METHOD: self._batch}
+        self._groups: dict[str, GroupHandler] = {}
         self._shared: dict[str, Lanes] = {}
         self._listeners: list[OnChange] = []
         self._answered_at: dict[bytes, str] = {}
@@ -147,6 +143,11 @@ class PeerNet:
             assert method not in self._handlers, method
             assert method != JOIN
             self._handlers[method] = handler
+
+    def register_groups(self, handlers: Mapping[str, GroupHandler]) -> None:
+        """Answer calls of these methods, which are registered, so where several come together."""
+        assert self._handlers.keys() >= handlers.keys()
+        self._groups.update(handlers)
 
     def share(self, *methods: str, halves: bool = False) -> None:
         """Let small calls of these methods share requests; they must be quick and answer little.
@@ -641,36 +642,77 @@ class PeerNet:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Carry out several calls at once, each with an answer and a count of its own."""
         calls = batch.unpack_calls(header, parts)
-        first = self._one_of(caller, calls[0])
-        others = (self._counted(caller, call) for call in calls[1:])
-        return batch.pack_answers(await asyncio.gather(first, *others))
-
-    async def _counted(self, caller: bytes, call: batch.Call) -> batch.Answer:
+        answers: dict[int, batch.Answer] = {}
+        # The first is counted as the request.
+        counted = 0
+        together: dict[str, list[int]] = {}
         try:
-            self._quota.enter(caller, 0, self._clock.monotonic_ms())
-        except RateLimited as fault:
-            return batch.refused(problems.answer_of(fault))
-        try:
-            return await self._one_of(caller, call)
+            for number, call in enumerate(calls):
+                if number:
+                    try:
+                        self._quota.enter(caller, 0, self._clock.monotonic_ms())
+                    except RateLimited as fault:
+                        answers[number] = batch.refused(problems.answer_of(fault))
+                        continue
+                    counted += 1
+                # Where they are answered one by one, each is a group of its own.
+                group = call.method if call.method in self._groups else str(number)
+                together.setdefault(group, []).append(number)
+            found = await asyncio.gather(
+                *(
+                    self._some_of(caller, [calls[number] for number in numbers])
+                    for numbers in together.values()
+                )
+            )
+            for numbers, some in zip(together.values(), found, strict=True):
+                answers.update(zip(numbers, some, strict=True))
         finally:
-            self._quota.leave(caller, 0)
+            for _ in range(counted):
+                self._quota.leave(caller, 0)
+        return batch.pack_answers([answers[number] for number in range(len(calls))])
 
-    async def _one_of(self, caller: bytes, call: batch.Call) -> batch.Answer:
+    async def _some_of(self, caller: bytes, calls: Sequence[batch.Call]) -> list[batch.Answer]:
+        """Answer calls of one method, each for itself."""
+        answers: dict[int, batch.Answer] = {}
+        asked: dict[int, Asked] = {}
+        for number, call in enumerate(calls):
+            try:
+                asked[number] = (self._header_of(call), call.parts)
+            except XscError as fault:
+                answers[number] = batch.refused(problems.answer_of(fault))
         try:
-            handler = None if call.method == batch.METHOD else self._handlers.get(call.method)
-            if handler is None:
-                raise NotFound("this node has no such method", hint="it may be of an older release")
-            header = decode(call.header)
-            if not isinstance(header, dict):
-                raise FrameInvalid("the header of a call holds no map")
-            return batch.answered(*await handler(caller, header, call.parts))
-        except XscError as fault:
-            return batch.refused(problems.answer_of(fault))
+            found = await self._found(caller, calls[0].method, list(asked.values()))
         except Exception:  # noqa: BLE001 (as the request middleware: one call must not end others)
             self._log.error(
-                "peer_request_failed", path=call.method[:80], trace=traceback.format_exc()
+                "peer_request_failed", path=calls[0].method[:80], trace=traceback.format_exc()
             )
-            return batch.refused(problems.failed())
+            answers.update(dict.fromkeys(asked, batch.refused(problems.failed())))
+        else:
+            for number, one in zip(asked, found, strict=True):
+                if isinstance(one, XscError):
+                    answers[number] = batch.refused(problems.answer_of(one))
+                else:
+                    answers[number] = batch.answered(*one)
+        return [answers[number] for number in range(len(calls))]
+
+    def _header_of(self, call: batch.Call) -> dict[str, Value]:
+        if call.method == batch.METHOD or call.method not in self._handlers:
+            raise NotFound("this node has no such method", hint="it may be of an older release")
+        header = decode(call.header)
+        if not isinstance(header, dict):
+            raise FrameInvalid("the header of a call holds no map")
+        return header
+
+    async def _found(self, caller: bytes, method: str, asked: Sequence[Asked]) -> Sequence[Outcome]:
+        if not asked:
+            return []
+        try:
+            if method in self._groups:
+                return await self._groups[method](caller, asked)
+            ((header, parts),) = asked
+            return [await self._handlers[method](caller, header, parts)]
+        except XscError as fault:
+            return [fault] * len(asked)
 
     async def _hello(
         self,

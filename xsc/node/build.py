@@ -415,6 +415,7 @@ class Node:
                 self.services,
             ):
                 self.peers.register(service.handlers())
+            self.peers.register_groups(self.storage.group_handlers())
             self.peers.share(PUT, GUARD)
             self.peers.share(RUN, halves=True)
             self.peers.on_change(self._peer_changed)

@@ -85,10 +85,15 @@ async def rest(clock: Clock, woken: asyncio.Event, duration_ms: int) -> None:
 
 async def stop_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they are over."""
-    waiting = list(tasks)
+    all_of_them = list(tasks)
+    waiting = [task for task in all_of_them if not task.done()]
     for task in waiting:
         task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    if waiting:
+        await asyncio.wait(waiting)
+    for task in all_of_them:
+        if not task.cancelled():
+            task.exception()  # asked for: asyncio reports what nobody has
 
 
 async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int) -> None:

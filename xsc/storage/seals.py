@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from xsc.base.encoding import Value, decode, tagged_sha256
+from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import ReceiptInvalid, SignatureInvalid
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.limits import SEALED_RECEIPTS_MAX, SEALS_KEPT
@@ -29,23 +29,23 @@ class Sealer:
     def __init__(self, key: KeyPair, network: bytes) -> None:
         self._key = key
         self._network = network
-        self._waiting: dict[bytes, list[tuple[StorageReceipt, asyncio.Future[Value]]]] = {}
+        self._waiting: dict[
+            bytes, list[tuple[StorageReceipt, asyncio.Future[dict[str, Value]]]]
+        ] = {}
 
     def alone(self, receipt: StorageReceipt) -> dict[str, Value]:
         """Return the answer that carries a receipt by itself."""
         return {"receipt": sign(receipt, self._key, self._network).raw}
 
-    async def together(self, receipt: StorageReceipt) -> dict[str, Value]:
-        """Return the answer that carries a receipt, under one seal with those beside it."""
+    def together(self, receipt: StorageReceipt) -> asyncio.Future[dict[str, Value]]:
+        """Return what gives the answer that carries a receipt, under one seal with those beside."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting.setdefault(receipt.customer, [])
         if not waiting:
             loop.call_soon(self._seal, receipt.customer)
-        done: asyncio.Future[Value] = loop.create_future()
+        done: asyncio.Future[dict[str, Value]] = loop.create_future()
         waiting.append((receipt, done))
-        answer = await done
-        assert isinstance(answer, dict)
-        return answer
+        return done
 
     def _seal(self, customer: bytes) -> None:
         waiting = self._waiting.pop(customer)
@@ -103,7 +103,7 @@ class Seals:
         """Return the only bytes that the receipt can have, by the time that it names."""
         value = decode(body)
         stored_ms = take_int(value if isinstance(value, dict) else {}, "stored_ms")
-        return expected.model_copy(update={"stored_ms": stored_ms}).to_bytes()
+        return encode({**expected.to_value(), "stored_ms": stored_ms})
 
     def _opened(self, raw: bytes, host: bytes) -> ReceiptSeal:
         seal = self._known.get((host, raw))

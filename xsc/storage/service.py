@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple, cast
@@ -45,7 +53,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Handler
+from xsc.base.peering import Asked, Caller, GroupHandler, Handler, Outcome
 from xsc.base.turns import Turns, sliced
 from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.identity.keys import KeyPair
@@ -88,7 +96,7 @@ from xsc.storage.reach import Reach, bodies_of, stop_all, together, whole_of
 from xsc.storage.reading import Located, ObjectReader, read_whole
 from xsc.storage.receipts import expected_receipt
 from xsc.storage.seals import Sealer
-from xsc.storage.shards import StorageNode
+from xsc.storage.shards import StorageNode, Write
 from xsc.storage.tails import Tails
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
@@ -1182,51 +1190,89 @@ class StorageService:
             placement_generation=placed.rank,
         )
 
-    async def _hold(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> None:
+    def _taken(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> Write:
+        """Return what is to be written for a put, once its lease has room for that.
+
+        Raises:
+            LeaseExhausted, SpaceExhausted: it has none.
+        """
         size = request.size_bytes
-        self._leases.admit(request.lease_id, caller, size)
-        held: dict[bytes, int] = {}
-        try:
-            held = await self._node.store_by_lease(
-                bodies_of(
-                    customer=caller,
-                    lease_id=request.lease_id,
-                    locate=request.locate,
-                    generation=request.generation,
-                    shards=request.shards,
-                    record=record,
-                )
-            )
-        finally:
+        bodies = bodies_of(
+            customer=caller,
+            lease_id=request.lease_id,
+            locate=request.locate,
+            generation=request.generation,
+            shards=request.shards,
+            record=record,
+        )
+
+        # Told also where the caller has given up: the lease must learn what was stored.
+        def settle(held: Mapping[bytes, int]) -> None:
             # A record or a damaged shard may have lain under another lease before.
             for lease_id in dict.fromkeys((request.lease_id, *held)):
                 counted = size if lease_id == request.lease_id else 0
                 if delta := held.get(lease_id, 0) - counted:
                     self._leases.settle_use(lease_id, delta)
 
+        write = Write(bodies, settle)
+        self._leases.admit(request.lease_id, caller, size)
+        return write
+
+    def group_handlers(self) -> dict[str, GroupHandler]:
+        """Return what answers several calls that came together."""
+        return {messages.PUT: self._on_puts}
+
     async def _on_put(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        request = messages.read_put(header, parts)
-        record = self._record_of(request, caller)
-        if request.shards:
-            self.drain.check_room()
-        # A caller that gives up must not keep the lease from learning what was stored.
-        await asyncio.shield(asyncio.create_task(self._hold(request, record, caller)))
-        receipt = expected_receipt(
-            host=self._key.node_id,
-            customer=caller,
-            lease_id=request.lease_id,
-            locate=request.locate,
-            generation=request.generation,
-            shards=request.shards,
-            manifest=None if record is None else record.manifest_hash,
-            placement=None if record is None else record.placement_id,
-            stored_ms=self._clock.now_ms(),
-        )
-        if not request.seal:
-            return self._sealer.alone(receipt), []
-        return await self._sealer.together(receipt), []
+        (answer,) = await self._on_puts(caller, [(header, parts)])
+        if isinstance(answer, XscError):
+            raise answer
+        return answer
+
+    async def _on_puts(self, caller: bytes, calls: Sequence[Asked]) -> list[Outcome]:
+        """Store what several puts bring: each is checked, stored and confirmed for itself."""
+        outcomes: dict[int, dict[str, Value] | asyncio.Future[dict[str, Value]] | XscError] = {}
+        asked: dict[int, tuple[PutRequest, ObjectRecord | None]] = {}
+        writes: list[Write] = []
+        for number, (header, parts) in enumerate(calls):
+            try:
+                request = messages.read_put(header, parts)
+                record = self._record_of(request, caller)
+                if request.shards:
+                    self.drain.check_room()
+                writes.append(self._taken(request, record, caller))
+            except XscError as fault:
+                outcomes[number] = fault
+            else:
+                asked[number] = request, record
+        stored = await self._node.store_together(writes)
+        for (number, (request, record)), held in zip(asked.items(), stored, strict=True):
+            if isinstance(held, XscError):
+                outcomes[number] = held
+                continue
+            receipt = expected_receipt(
+                host=self._key.node_id,
+                customer=caller,
+                lease_id=request.lease_id,
+                locate=request.locate,
+                generation=request.generation,
+                shards=request.shards,
+                manifest=None if record is None else record.manifest_hash,
+                placement=None if record is None else record.placement_id,
+                stored_ms=self._clock.now_ms(),
+            )
+            if request.seal:
+                outcomes[number] = self._sealer.together(receipt)
+            else:
+                outcomes[number] = self._sealer.alone(receipt)
+        answers: list[Outcome] = []
+        for number in range(len(calls)):
+            outcome = outcomes[number]
+            if isinstance(outcome, asyncio.Future):
+                outcome = await outcome
+            answers.append(outcome if isinstance(outcome, XscError) else (outcome, []))
+        return answers
 
     async def _on_keep(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -1237,7 +1283,9 @@ class StorageService:
         found = await self._node.get(locate, generation, wanted)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None, None)
-        await asyncio.shield(asyncio.create_task(self._hold(request, None, caller)))
+        (held,) = await self._node.store_together([self._taken(request, None, caller)])
+        if isinstance(held, XscError):
+            raise held
         receipt = expected_receipt(
             host=self._key.node_id,
             customer=caller,

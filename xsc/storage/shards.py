@@ -20,7 +20,7 @@ import heapq
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
@@ -86,6 +86,32 @@ class _Settling:
     drops: Sequence[tuple[bytes, int]]
     done: asyncio.Future[bool]
     """True once it is entered, False where it must enter all that wait."""
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """Bodies of one object and customer that are to be stored, all or none."""
+
+    bodies: Sequence[Body]
+    told: Callable[[Mapping[bytes, int]], None] = lambda _: None
+    """Hears once what was stored, also where the call was cancelled; where nothing was, nothing."""
+    keys: list[bytes] = field(init=False)
+    owner: tuple[bytes, bytes] = field(init=False)
+    reserved: int = 0
+    fresh: list[Body] = field(default_factory=list)
+    """What must be written, for there is none of it."""
+    replaced: list[Entry] = field(default_factory=list)
+    held: Counter[bytes] = field(default_factory=Counter)
+    fault: XscError | None = None
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        """Look at what there is."""
+        self.keys = [body.index_key for body in self.bodies]
+        owners = {(body.locate, body.customer) for body in self.bodies}
+        assert len(set(self.keys)) == len(self.keys)
+        assert len(owners) == 1
+        self.owner = owners.pop()
 
 
 class StorageNode:
@@ -488,96 +514,103 @@ class StorageNode:
     # Storing
 
     async def store(self, bodies: Sequence[Body]) -> int:
-        """Store as `store_by_lease`; return how many bytes more are held in all."""
-        return sum((await self.store_by_lease(bodies)).values())
+        """Store as `store_together`; return how many bytes more are held in all."""
+        (held,) = await self.store_together([Write(bodies)])
+        if isinstance(held, XscError):
+            raise held
+        return sum(held.values())
 
-    async def store_by_lease(self, bodies: Sequence[Body]) -> dict[bytes, int]:
-        """Store bodies of one object and customer, all or none.
+    async def store_together(self, writes: Sequence[Write]) -> list[Mapping[bytes, int] | XscError]:
+        """Store several writes, each all or none, in one write to the disk.
 
-        Returns how many bytes more are held under each lease: what was held already counts
-        nothing, and what takes the place of another leaves less under the lease of that.
-        Once begun, a cancelled call goes on.
+        Returns for each, in order, how many bytes more are held under each lease: what was
+        held already counts nothing, and what takes the place of another leaves less under the
+        lease of that. Or why it was not stored, as one of these errors. Once begun, a cancelled
+        call goes on.
 
-        Raises:
             ShardMismatch: another shard or manifest is held in that place.
             NotAllowed: the placement is older than the one that is held, or the customer has
                 deleted the object for good.
-            SpaceExhausted: no room; nothing was written.
+            SpaceExhausted: no room; nothing of it was written.
+            StoreDamaged: the disk does not take it.
         """
-        keys = [body.index_key for body in bodies]
-        owners = {(body.locate, body.customer) for body in bodies}
-        assert len(set(keys)) == len(keys)
-        assert len(owners) == 1
-        owner = owners.pop()
-        # Before anything is awaited: what is free is never shown to two writers.
-        claim = min(self.free_bytes, sum(body.size_bytes for body in bodies))
-        self._reserved += claim
+        ready: list[Write] = []
+        later: list[Write] = []
+        for write in writes:
+            # Before anything is awaited: what is free is never shown to two writers.
+            write.reserved = min(self.free_bytes, sum(body.size_bytes for body in write.bodies))
+            self._reserved += write.reserved
+            if self._may_begin(write):
+                self._begin(write)
+                ready.append(write)
+            else:
+                later.append(write)
+        begun = asyncio.create_task(self._written(ready))
+        if later:
+            await asyncio.gather(self._finish(begun), *map(self._later, later))
+        else:
+            await self._finish(begun)
+        return [write.held if write.fault is None else write.fault for write in writes]
+
+    def _may_begin(self, write: Write) -> bool:
+        return (
+            not self._pausing
+            and write.owner not in self._deleting
+            and self._writing.isdisjoint(write.keys)
+        )
+
+    def _begin(self, write: Write) -> None:
+        self._writing.update(write.keys)
+        self._writers[write.owner] = self._writers.get(write.owner, 0) + 1
+        if self._ended.has(*write.owner):
+            write.fault = NotAllowed("that object was deleted here meanwhile")
+
+    async def _later(self, write: Write) -> None:
+        """Store one that must wait for others to end."""
         try:
-            await self._turn(
-                lambda: (
-                    not self._pausing
-                    and owner not in self._deleting
-                    and self._writing.isdisjoint(keys)
-                )
-            )
-            if self._ended.has(*owner):
-                raise NotAllowed("that object was deleted here meanwhile")
+            await self._turn(lambda: self._may_begin(write))
         except BaseException:
-            self._reserved -= claim
+            self._reserved -= write.reserved
+            write.told({})
             raise
-        self._writing.update(keys)
-        self._writers[owner] = self._writers.get(owner, 0) + 1
-
-        async def run() -> dict[bytes, int]:
-            try:
-                return await self._store(bodies, claim)
-            finally:
-                self._writing.difference_update(keys)
-                self._writers[owner] -= 1
-                if not self._writers[owner]:
-                    del self._writers[owner]
-                self._release()
-
-        return await self._finish(asyncio.create_task(run()))
+        self._begin(write)
+        await self._finish(asyncio.create_task(self._written([write])))
 
     async def _finish(self, task: asyncio.Task[T]) -> T:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _store(self, bodies: Sequence[Body], claim: int) -> dict[bytes, int]:
-        size = sum(body.size_bytes for body in bodies)
-        keys = [body.index_key for body in bodies]
-        reserved = claim
+    async def _written(self, writes: Sequence[Write]) -> None:
+        """Store what has begun; afterwards its places are free and its customers told."""
+        try:
+            await self._store([write for write in writes if write.fault is None])
+        finally:
+            for write in writes:
+                self._reserved -= write.reserved
+                self._writing.difference_update(write.keys)
+                self._writers[write.owner] -= 1
+                if not self._writers[write.owner]:
+                    del self._writers[write.owner]
+            self._release()
+            for write in writes:
+                write.told(write.held if write.done else {})
+
+    async def _store(self, writes: Sequence[Write]) -> None:
         try:
             await self._catch_up()
             # By what is read, not by what is stored: an entry has some 100 bytes.
+            keys = [key for write in writes for key in write.keys]
             held = await run_sized(self._executor, len(keys) * KIB, self._entries, keys)
-            fresh: list[Body] = []
-            replaced: list[Entry] = []
-            for body in bodies:
-                old = held.get(body.index_key)
-                if old is not None:
-                    if not self._replaces(body, old):
-                        continue
-                    replaced.append(old)
-                fresh.append(body)
-            more: Counter[bytes] = Counter()
-            for body in fresh:
-                more[body.lease_id] += body.size_bytes
-            for old in replaced:
-                more[old.lease_id] -= old.size_bytes
-            if not fresh:
-                return more
-            growth = more.total()
-            free = self.free_bytes + claim
-            if growth > free:
-                raise SpaceExhausted(
-                    f"no room for {growth} bytes: {free} of {self.capacity_bytes} are free"
-                )
-            reserved = max(0, growth)
-            self._reserved += reserved - claim
+            for write in writes:
+                self._weigh(write, held)
+            writes = [write for write in writes if write.fresh and write.fault is None]
+            if not writes:
+                return
+            fresh = [body for write in writes for body in write.fresh]
+            replaced = [old for write in writes for old in write.replaced]
             sequences = self._take_sequences(len(fresh))
+            size = sum(body.size_bytes for body in fresh)
             changes = await run_sized(
                 self._executor, size, self._changes, fresh, sequences, replaced
             )
@@ -587,11 +620,43 @@ class StorageNode:
                 for body, sequence in zip(fresh, sequences, strict=True)
             ]
             await self._settle(sequences, puts, [])
-        finally:
-            self._reserved -= reserved
+            for write in writes:
+                write.done = True
+        except XscError as fault:
+            for write in writes:
+                write.fault = write.fault or type(fault)(fault.message, hint=fault.hint)
+            return
         await self._forget_damage([old.sequence for old in replaced])
         self._bury(replaced)
-        return more
+
+    def _weigh(self, write: Write, held: Mapping[bytes, Entry]) -> None:
+        """Find out what must be written, and take the room for it."""
+        free = self.free_bytes + write.reserved
+        self._reserved -= write.reserved
+        write.reserved = 0
+        try:
+            for body in write.bodies:
+                old = held.get(body.index_key)
+                if old is not None:
+                    if not self._replaces(body, old):
+                        continue
+                    write.replaced.append(old)
+                write.fresh.append(body)
+        except XscError as fault:
+            write.fault = fault
+            return
+        for body in write.fresh:
+            write.held[body.lease_id] += body.size_bytes
+        for old in write.replaced:
+            write.held[old.lease_id] -= old.size_bytes
+        growth = write.held.total()
+        if growth > free:
+            write.fault = SpaceExhausted(
+                f"no room for {growth} bytes: {free} of {self.capacity_bytes} are free"
+            )
+            return
+        write.reserved = max(0, growth)
+        self._reserved += write.reserved
 
     async def _committed(self, sequences: Sequence[int], changes: list[Change]) -> None:
         """Commit; a write that failed has changed nothing, and its sequences are of nobody."""

@@ -219,6 +219,87 @@ async def test_each_call_keeps_its_own_error(pair):
     assert pair.requests().count("batch") == 1
 
 
+async def test_calls_of_a_method_that_is_answered_together_keep_their_own_answers(pair):
+    groups = []
+
+    async def one(caller, header, parts):
+        raise AssertionError("a call that is alone")
+
+    async def together(caller, calls):
+        groups.append((caller, [header["n"] for header, _ in calls]))
+        return [
+            CreditExceeded(f"no credit for {header['n']}")
+            if header["n"] == 3
+            else (header, [item.data for item in parts])
+            for header, parts in calls
+        ]
+
+    pair.bert.net.register({"test.many": one})
+    pair.bert.net.register_groups({"test.many": together})
+    pair.anna.net.share("test.many")
+    calls = [pair.call(number, "test.many", [bytes([number])]) for number in range(5)]
+    got = await asyncio.gather(*calls, return_exceptions=True)
+    assert str(got.pop(3)) == "no credit for 3"
+    assert [reply.header["n"] for reply in got] == [0, 1, 2, 4]
+    assert [[bytes(item) for item in reply.parts] for reply in got] == [
+        [bytes([number])] for number in (0, 1, 2, 4)
+    ]
+    assert groups == [(pair.anna.id, [0, 1, 2, 3, 4])]
+
+
+async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(pair):
+    faults = [ValueError("secret"), NotFound("nothing of that")]
+
+    async def one(caller, header, parts):
+        raise AssertionError("a call that is alone")
+
+    async def together(caller, calls):
+        raise faults.pop(0)
+
+    pair.gate.set()
+    pair.bert.net.register({"test.many": one})
+    pair.bert.net.register_groups({"test.many": together})
+    for expected in (PeerError, NotFound):
+        header, parts = batch.pack_calls(
+            [
+                batch.Call("test.many", encode({"n": 1}), []),
+                batch.Call("test.hold", encode({"n": 2}), []),
+                batch.Call("test.many", encode([]), []),
+                batch.Call("test.many", encode({"n": 4}), []),
+            ]
+        )
+        reply = await pair.anna.net.call(pair.bert.id, "peers.batch", header, parts, timeout_ms=100)
+        answers = batch.unpack_answers(reply, 4)
+        assert answers[1].status == batch.OK
+        for number, error in ((0, expected), (2, FrameInvalid), (3, expected)):
+            with pytest.raises(error):
+                batch.reply_of(answers[number], "bert")
+    assert pair.bert.log.names().count("peer_request_failed") == 1
+
+
+async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
+    pair = Pair(Quota(in_flight_max=3))
+    await pair.start()
+    seen = []
+
+    async def one(caller, header, parts):
+        raise AssertionError("a call that is alone")
+
+    async def together(caller, calls):
+        seen.append([header["n"] for header, _ in calls])
+        return [(header, []) for header, _ in calls]
+
+    pair.bert.net.register({"test.many": one})
+    pair.bert.net.register_groups({"test.many": together})
+    pair.anna.net.share("test.many")
+    for _ in range(2):  # what the first time took of the quota was given back
+        calls = [pair.call(number, "test.many") for number in range(5)]
+        got = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(one) for one in got] == [Reply, Reply, Reply, RateLimited, RateLimited]
+    assert seen == [[0, 1, 2]] * 2
+    await pair.stop()
+
+
 async def test_every_call_of_a_batch_counts_against_the_quota():
     pair = Pair(Quota(rate=6))
     await pair.start()

@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -13,7 +14,7 @@ from xsc.storage.bodies import RecordBody, ShardBody
 from xsc.storage.held import Found, Wanted
 from xsc.storage.manifest import column_digest, hash_of
 from xsc.storage.reclaim import BUCKET
-from xsc.storage.shards import DELETE_BATCH, StorageNode
+from xsc.storage.shards import DELETE_BATCH, StorageNode, Write
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 LEASE, OTHER = b"1" * 32, b"2" * 32
@@ -183,6 +184,53 @@ async def test_a_cancelled_store_is_finished_and_counted(disk):
     # The same shard again waits for the write that goes on.
     assert await node.store([shard()]) == 0
     assert (node.used_bytes, node.reserved_bytes) == (4, 0)
+
+
+async def test_a_cancelled_store_tells_once_what_was_stored_and_one_that_waits_tells_nothing(disk):
+    node = await disk.node()
+    told = []
+    first = Write([shard()], lambda held: told.append(dict(held)))
+    second = Write([shard(data=b"other")], lambda held: told.append(dict(held)))
+    task = asyncio.create_task(node.store_together([first, second]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await node.store([shard()]) == 0
+    assert sorted(told, key=repr) == [{LEASE: 4}, {}]
+    assert (node.used_bytes, node.reserved_bytes) == (4, 0)
+
+
+async def test_writes_that_come_together_fail_each_for_itself(disk):
+    node = await disk.node(capacity=20)
+    await node.store([shard(data=b"first")])
+    outcomes = await node.store_together(
+        [
+            Write([shard(data=b"other")]),
+            Write([shard(1, data=bytes(8))]),
+            Write([shard(2, data=bytes(30))]),
+            Write([shard(3, data=b"x")]),
+        ]
+    )
+    assert [type(one) for one in outcomes] == [ShardMismatch, Counter, SpaceExhausted, Counter]
+    assert (node.used_bytes, node.reserved_bytes) == (14, 0)
+    # One write to the disk for all of them.
+    assert disk.commits == 2
+
+
+async def test_a_write_that_fails_is_the_error_of_all_that_it_held(disk):
+    node = await disk.node()
+    disk.fail = SpaceExhausted("the disk is full")
+    told = []
+    writes = [Write([shard(n)], lambda held: told.append(dict(held))) for n in range(3)]
+    outcomes = await node.store_together(writes)
+    assert [type(one) for one in outcomes] == [SpaceExhausted] * 3
+    assert len({id(one) for one in outcomes}) == 3
+    assert told == [{}] * 3
+    assert (node.used_bytes, node.reserved_bytes) == (0, 0)
+    disk.fail = None
+    assert await node.store([shard(0)]) == 4
 
 
 async def test_a_damaged_body_is_corrupt_and_never_wrong_bytes(disk):
