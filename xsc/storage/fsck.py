@@ -115,7 +115,7 @@ class Scanned:
 def scan_bodies(store: KeyValue, before: int, *, deep: bool) -> Scanned:
     """Read all bodies of sequences below `before`; with `deep`, check their roots and hashes."""
     found = Scanned()
-    for sequence, _, value in readable(store, formats.BODIES, 0, found.gaps):
+    for sequence, _, value in readable(store, formats.BODIES, 0, found.gaps, before - 1):
         if sequence >= before:
             break
         try:

@@ -200,11 +200,13 @@ class StorageNode:
 
     def _load(self, rebuild: bool) -> Recovery:
         found = None if rebuild or not self._notes_whole() else self._read_index()
+        known = 0
         if found is None:
+            known = self._known()
             self._empty_index()
             self._replaced = []
         mark = found or 0
-        replayed, damaged = self._replay(mark)
+        replayed, damaged = self._replay(mark, known)
         replaced, self._replaced = self._replaced or [], None
         # Only once the index is on the disk may the notes of deletions go.
         mark = self._next - 1
@@ -305,15 +307,23 @@ class StorageNode:
         if batch:
             self._index.write(batch, sync=False)
 
-    def _replay(self, mark: int) -> tuple[int, int]:
+    def _known(self) -> int:
+        """Return up to which sequence the index knows the bodies, where it can be read."""
+        try:
+            raw = self._index.get(formats.MARK)
+            return 0 if raw is None else formats.decode_number(raw)
+        except StoreDamaged:
+            return 0
+
+    def _replay(self, mark: int, known: int) -> tuple[int, int]:
         replayed = damaged = 0
         puts: list[tuple[bytes, Entry]] = []
         drops: list[tuple[bytes, int]] = []
         gaps = Gaps()
         gone: set[int] = set()
         events = heapq.merge(
-            readable(self._bodies, formats.BODIES, mark, gaps),
-            readable(self._bodies, formats.GONE, mark, Gaps()),
+            readable(self._bodies, formats.BODIES, mark, gaps, known),
+            readable(self._bodies, formats.GONE, mark, Gaps(), known),
         )
         for sequence, key, value in events:
             self._next = sequence + 1
@@ -334,15 +344,17 @@ class StorageNode:
                 puts, drops = [], []
         if puts:
             self._apply(puts, drops, self._next - 1)
+        if gaps.ranges:
+            self._next = max(self._next, known + 1)
         for first, last in gaps.ranges:
             damaged += 1
             self._log.error("storage_bodies_unreadable", first=first, last=last)
             if last < SEQUENCE_MAX:
                 self._next = max(self._next, last + 1)
-        self._recall(mark, gone)
+        self._recall(mark, gone, known)
         return replayed, damaged
 
-    def _recall(self, mark: int, gone: set[int]) -> None:
+    def _recall(self, mark: int, gone: set[int], known: int) -> None:
         """Read the notes of damage; what one is about keeps its place and its bytes.
 
         A note can have come to the disk beside the deletion of its body: what was deleted,
@@ -350,7 +362,7 @@ class StorageNode:
         """
         stale: list[Change] = []
         self._damaged = {}
-        for sequence, note, value in readable(self._bodies, formats.DAMAGED, 0, Gaps()):
+        for sequence, note, value in readable(self._bodies, formats.DAMAGED, 0, Gaps(), known):
             self._next = max(self._next, sequence + 1)
             try:
                 key, entry, reason = formats.decode_damaged(value)

@@ -23,7 +23,7 @@ from xsc.base.clock import InlineExecutor
 from xsc.base.errors import StoreDamaged, XscError
 from xsc.base.log import SilentLog
 from xsc.db.group import GroupCommit
-from xsc.db.leveldb import salvage
+from xsc.db.leveldb import LevelDBKeyValue, salvage
 from xsc.db.memory import MemoryKeyValue
 from xsc.node.stores import open_stores
 from xsc.storage import bodies as formats
@@ -87,6 +87,35 @@ def test_a_store_of_which_nothing_can_be_read_ends():
     gaps = Gaps()
     assert list(readable(Dead(), formats.BODIES, 6, gaps)) == []
     assert gaps.ranges == [(7, SEQUENCE_MAX)]
+
+
+class Unscanned(Torn):
+    """One of its newest tables cannot be opened: no scan begins, single reads look elsewhere."""
+
+    def scan(self, start, stop=None, *, reverse=False):
+        if self.torn:
+            raise StoreDamaged("a table cannot be opened")
+        yield from super().scan(start, stop, reverse=reverse)
+
+
+@pytest.mark.parametrize("known", [0, 20, 5000])
+def test_where_no_scan_gets_on_every_body_is_read_by_itself(known):
+    sequences = [1, 2, 3, 7, 8, 20, 21, 5000]
+    for choice in range(1, 2 ** len(sequences), 5):
+        torn = {s for bit, s in enumerate(sequences) if choice >> bit & 1}
+        store = Unscanned(map(body_key, torn))
+        store.write([(body_key(s), b"x") for s in sequences], sync=True)
+        gaps = Gaps()
+        found = [s for s, _, _ in readable(store, formats.BODIES, 0, gaps, known)]
+        # Behind a hole of over 4 096 sequences nothing is looked for that nobody knows of.
+        reached = [s for s in sequences if known == 5000 or s < 5000]
+        assert found == [s for s in reached if s not in torn]
+        assert all(s in gaps for s in torn)
+        assert not any(s in gaps for s in found)
+        assert max([*found, *torn.intersection(reached), known]) + 1 in gaps, "what comes behind"
+        assert sorted(gaps.ranges) == gaps.ranges
+        if known == 5000:
+            assert not any(s in gaps for s in range(1, 5000) if s not in torn)
 
 
 # Comparing
@@ -375,6 +404,54 @@ def test_a_lost_index_costs_nothing(sound, tmp_path):
     shutil.rmtree(tmp_path / "db" / "index")
     (tmp_path / "db" / "index").write_text("no directory")
     assert asyncio.run(survive(tmp_path / "db")) == ["ok"] * len(DATA)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_beside_a_table_that_cannot_be_opened_all_others_are_read(tmp_path, indexed):
+    """Whichever it is: also one of the newest, past which no scan gets."""
+
+    def single(folder):
+        store = LevelDBKeyValue(folder)
+        try:
+            for number in range(1, len(DATA) + 1):
+                try:
+                    yield store.get(body_key(number)) is not None
+                except StoreDamaged:
+                    yield False
+        finally:
+            store.close()
+
+    def scanned(folder):
+        store = LevelDBKeyValue(folder)
+        try:
+            return list(store.scan(formats.BODIES, b"c"))
+        except StoreDamaged:
+            return []
+        finally:
+            store.close()
+
+    sound = tmp_path / "sound"
+    make(sound)
+    for _ in range(2):
+        # Each opening makes a table of the log; notes keep the newest from going deeper.
+        asyncio.run(survive(sound))
+    tables = sorted((sound / "bodies").glob("*.ldb"))
+    hopeless = 0
+    for number, table in enumerate(tables):
+        folder = tmp_path / str(number)
+        shutil.copytree(sound, folder)
+        with (folder / "bodies" / table.name).open("r+b") as file:
+            file.truncate(table.stat().st_size - 40)
+        if not indexed:
+            shutil.rmtree(folder / "index")
+        there = list(single(folder / "bodies"))
+        hopeless += any(there) and not scanned(folder / "bodies")
+        states = asyncio.run(survive(folder))
+        assert [state == "ok" for state in states] == there
+        salvage(folder / "bodies")
+        states = asyncio.run(survive(folder))
+        assert [state == "ok" for state in states] == there, "nor is more lost, or found"
+    assert hopeless
 
 
 @pytest.mark.parametrize("seed", range(10))
