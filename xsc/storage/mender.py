@@ -326,6 +326,9 @@ class Mender:
         """
         return self._turns.of(ref)
 
+    def _is_gone(self, ref: bytes) -> bool:
+        return self._keeper.load(ref) is None
+
     def _concerned(self, raw: bytes) -> bool:
         try:
             placement = open_placement(raw, self._reach.network).placement
@@ -645,7 +648,7 @@ class Mender:
         if done:
             self._proved[ref] = done
         for node in self._unproved(survey):
-            if await self._prover.prove(survey.located, node):
+            if await self._prover.prove(survey.located, node, lambda: self._is_gone(ref)):
                 done |= {node}
                 self._proved[ref] = done
             else:
@@ -884,7 +887,7 @@ class Mender:
             count = segments_of(located.manifest)
             moving = await self._keep_there(survey, alive, sent)
             for index in range(count if moving else 0):
-                if self._keeper.load(charge.ref) is None:
+                if self._is_gone(charge.ref):
                     fault, alive = "it is being deleted", {}
                     break
                 shards = await self._build(survey, index, sorted(moving & set(alive)))

@@ -8,7 +8,7 @@ kept: what a crash interrupts is done again at the next look at the object.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from xsc.base.encoding import Value
@@ -64,10 +64,11 @@ class Prover:
 
     # Who moved it
 
-    async def prove(self, located: Located, leaver: bytes) -> bool:
+    async def prove(self, located: Located, leaver: bytes, is_gone: Callable[[], bool]) -> bool:
         """Hand over what proves that an object lies elsewhere; False where it must be tried again.
 
-        A node that leaves and does not take the proof has had its chance.
+        A node that leaves and does not take the proof has had its chance. Nothing more is read
+        of an object that is gone by then: its deletion waits for this.
         """
         manifest, columns = located.manifest, located.placement.columns
         if leaver in columns or not self._reach.is_up(leaver):
@@ -88,7 +89,11 @@ class Prover:
                     for column in sorted(wanted)
                     for page in range(count if here else 1)
                 ]
-            receipts = [await self._attested(located, ref, *page) for page in pages]
+            receipts = []
+            for page in pages:
+                if is_gone():
+                    return False
+                receipts.append(await self._attested(located, ref, *page))
         except XscError as fault:
             self._note(located, leaver, fault)
             return False

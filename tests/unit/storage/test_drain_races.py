@@ -7,6 +7,7 @@ import pytest
 from tests.unit.storage.test_races import play
 from tests.unit.storage.world import NETWORK, Lease, content, finished, put
 from xsc.base.errors import RecordInvalid, SpaceExhausted
+from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
 from xsc.storage import bodies
@@ -16,6 +17,7 @@ from xsc.storage.drain import LEAVING, MOVED, OWN, PROVED, DrainState
 from xsc.storage.leaving import Leaving
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.placement import Placement
+from xsc.storage.proving import ATTEST
 from xsc.terms.storage_receipt import StorageReceipt
 
 
@@ -156,3 +158,34 @@ def test_what_another_customer_placed_under_that_id_keeps_nobody_from_proving():
         assert look.left_objects == 0
 
     play(story, 6)
+
+
+def test_a_deletion_waits_for_one_page_of_a_proof_and_not_for_all(monkeypatch):
+    """Each page has the new host read megabytes; there can be thousands."""
+    for module in ("leaving", "proving"):
+        monkeypatch.setattr(f"xsc.storage.{module}.DRAIN_PAGE_SEGMENTS", 1)
+
+    async def story(world):
+        owner, leaver = world[0], world[1]
+        done = await put(owner, content(3 * SEGMENT_BYTES), code=(1, 1))
+        owner.service.mender.look()
+        await leaver.service.drain.begin()
+        await leaver.service.drain.tell()
+        ref = parse_verify(done.capability).manifest_hash
+        assert (await finished(world, owner.service.mender.mend(ref))).moved
+        deleting = []
+
+        def attested(method, _):
+            if method == ATTEST and not deleting:
+                deleting.append(asyncio.ensure_future(owner.service.rm(done.capability)))
+
+        for host in world.hosts[2:]:
+            host.before = attested
+            host.delay = lambda method: 5 * (method == ATTEST)
+        await finished(world, owner.service.mender.mend(ref))
+        assert not (await finished(world, deleting[0])).partly
+        asked = [method for _, method in owner.calls].count(ATTEST)
+        assert 1 <= asked < 3
+        assert not any(host.node.used_bytes for host in world.hosts)
+
+    play(story, 4)
