@@ -103,6 +103,8 @@ class Write:
     replaced: list[Entry] = field(default_factory=list)
     held: Counter[bytes] = field(default_factory=Counter)
     fault: XscError | None = None
+    begun: bool = False
+    """It is no longer waiting for others."""
     done: bool = False
 
     def __post_init__(self) -> None:
@@ -557,11 +559,11 @@ class StorageNode:
                 ready.append(write)
             else:
                 later.append(write)
-        begun = asyncio.create_task(self._written(ready))
+        begun = self._finish(asyncio.create_task(self._written(ready)))
         if later:
-            await asyncio.gather(self._finish(begun), *map(self._later, later))
+            await asyncio.gather(begun, *map(self._later, later))
         else:
-            await self._finish(begun)
+            await begun
         return [write.held if write.fault is None else write.fault for write in writes]
 
     def _may_begin(self, write: Write) -> bool:
@@ -572,26 +574,35 @@ class StorageNode:
         )
 
     def _begin(self, write: Write) -> None:
+        write.begun = True
         self._writing.update(write.keys)
         self._writers[write.owner] = self._writers.get(write.owner, 0) + 1
         if self._ended.has(*write.owner):
             write.fault = NotAllowed("that object was deleted here meanwhile")
 
-    async def _later(self, write: Write) -> None:
+    def _later(self, write: Write) -> asyncio.Task[None]:
         """Store one that must wait for others to end."""
-        try:
-            await self._turn(lambda: self._may_begin(write))
-        except BaseException:
-            self._reserved -= write.reserved
-            write.told({})
-            raise
-        self._begin(write)
-        await self._finish(asyncio.create_task(self._written([write])))
 
-    async def _finish(self, task: asyncio.Task[T]) -> T:
+        async def run() -> None:
+            await self._turn(lambda: self._may_begin(write))
+            self._begin(write)
+            await self._finish(asyncio.create_task(self._written([write])))
+
+        def give_up(_: asyncio.Task[None]) -> None:
+            if not write.begun:
+                self._reserved -= write.reserved
+                write.told({})
+
+        task = asyncio.create_task(run())
+        # Not in the task itself: one that is cancelled before its first step runs nothing.
+        task.add_done_callback(give_up)
+        return task
+
+    def _finish(self, task: asyncio.Task[T]) -> asyncio.Future[T]:
+        """Return what waits for a task, which goes on where the waiting is cancelled."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return asyncio.shield(task)
 
     async def _written(self, writes: Sequence[Write]) -> None:
         """Store what has begun; afterwards its places are free and its customers told."""
@@ -1070,7 +1081,11 @@ class StorageNode:
         await self._executor.run(self._drop_notes, notes)
 
     def _drop_notes(self, notes: list[Change]) -> None:
-        self._bodies.write(notes, sync=False)
+        try:
+            self._bodies.write(notes, sync=False)
+        except XscError as fault:
+            # The next start drops them; what was stored or deleted is on the disk.
+            self._log.warning("storage_note_failed", notes=len(notes), reason=fault.message)
 
     async def audit(self, *, deep: bool = False) -> Audit:
         """Compare index and totals with all bodies; what is damaged is noted for its owner.

@@ -186,20 +186,54 @@ async def test_a_cancelled_store_is_finished_and_counted(disk):
     assert (node.used_bytes, node.reserved_bytes) == (4, 0)
 
 
-async def test_a_cancelled_store_tells_once_what_was_stored_and_one_that_waits_tells_nothing(disk):
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_cancelled_store_tells_once_what_was_stored_and_one_that_waits_tells_nothing(
+    disk, turns
+):
     node = await disk.node()
     told = []
     first = Write([shard()], lambda held: told.append(dict(held)))
     second = Write([shard(data=b"other")], lambda held: told.append(dict(held)))
     task = asyncio.create_task(node.store_together([first, second]))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    # After the first turn, what stores the second has not begun itself.
+    for _ in range(turns):
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await node.store([shard()]) == 0
     assert sorted(told, key=repr) == [{LEASE: 4}, {}]
     assert (node.used_bytes, node.reserved_bytes) == (4, 0)
+
+
+async def test_notes_of_damage_that_cannot_be_dropped_fail_nothing_that_is_on_the_disk(disk):
+    async def damaged():
+        node = await disk.node()
+        disk.damage(b"data", b"flip")
+        assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+        return node
+
+    def full(changes, *, sync):
+        if not sync:
+            raise SpaceExhausted("the disk is full")
+        write(changes, sync=sync)
+
+    write = disk.bodies.write
+    await (await disk.node()).store([shard()])
+    node, told = await damaged(), []
+    disk.bodies.write = full
+    again = Write([shard()], lambda held: told.append(dict(held)))
+    assert await node.store_together([again]) == [{LEASE: 0}]
+    assert told == [{LEASE: 0}]
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    disk.bodies.write = write
+    node = await damaged()
+    disk.bodies.write = full
+    assert await node.delete(LOCATE, ALICE) == {LEASE: 4}
+    assert not node.damaged
+    disk.bodies.write = write
+    node = await disk.node(rebuild=True)
+    assert (node.used_bytes, node.damaged) == (0, ())
 
 
 async def test_writes_that_come_together_fail_each_for_itself(disk):
