@@ -508,6 +508,7 @@ class Upload:
             inline = bytes(ciphertext)
             self._sealed[0] = SealedSegment(nonce, tag, ())
             self._live[0] = []
+            self._lengths[0] = 0
         else:
             self._live[index] = await self._cut(index, plain, final=True)
         manifest = build(

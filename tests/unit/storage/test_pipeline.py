@@ -199,6 +199,17 @@ async def test_a_replacement_that_dies_too_is_replaced():
     assert await states(world[0], done.capability) == ["ok"] * 6
 
 
+@pytest.mark.parametrize("size", [0, 4096, 4097])
+async def test_a_host_that_dies_when_the_record_is_sent_again_is_replaced_too(size):
+    world = await World(9).start()
+    dies_at(world[1], 1)
+    dies_at(world[2], 2)
+    done = await put(world[0], content(size))
+    assert set(done.hosts) == {host.id for host in world.hosts[3:9]}
+    assert accounts_agree(world, done)
+    assert await states(world[0], done.capability) == ["ok"] * 6
+
+
 async def test_the_own_node_is_the_last_replacement():
     world = await World(7).start()
     dies_at(world[3], 2)
