@@ -79,7 +79,10 @@ class _Pipes(asyncio.SubprocessProtocol):
             self._takes.set()
 
     def process_exited(self) -> None:
-        """Note that it is gone."""
+        """Note that it is gone, and end what it has left in its group."""
+        assert self._transport is not None
+        with suppress(ProcessLookupError, PermissionError):  # nothing, as a rule
+            os.killpg(self._transport.get_pid(), signal.SIGKILL)
         if not self.exited.done():
             self.exited.set_result(None)
 
@@ -212,7 +215,9 @@ class SandboxProcess:
 
     def strike(self) -> None:
         """End it with its process group, at once: nothing of it runs any more."""
-        with suppress(ProcessLookupError):  # it may have ended by itself
+        if self.pipes.exited.done():
+            return  # its group as well; its number may be another process's by now
+        with suppress(ProcessLookupError):  # it has ended, and was not waited for yet
             os.killpg(self.pid, signal.SIGKILL)
 
     async def kill(self) -> int:

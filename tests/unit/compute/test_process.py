@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import sys
 
 import pytest
@@ -40,6 +42,43 @@ say(one[3:])
     with pytest.raises(ProcessLost, match="it ended"):
         await process.receive()
     assert await process.end() == 0
+
+
+async def test_what_a_process_leaves_in_its_group_ends_with_it():
+    process = await started("""
+say(hello)
+reader, writer = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(1)
+    os.write(writer, b"x")
+    import time
+    time.sleep(600)
+os.read(reader, 1)
+say(frames.to_frame({"child": child}))
+sys.stdin.buffer.raw.read(1)
+os._exit(3)
+""")
+    child = int(str((await process.receive())["child"]))
+    watched = os.pidfd_open(child)
+    await process.send({})
+    await process.pipes.exited
+    # Readable once it has ended.
+    assert await asyncio.to_thread(select.select, [watched], [], [], 10) == ([watched], [], [])
+    os.close(watched)
+    assert await process.kill() == 3
+
+
+async def test_a_process_that_was_waited_for_is_not_signalled_again(monkeypatch):
+    process = await started("say(hello)")
+    await process.pipes.exited
+    # Its number may be another's by now.
+    struck: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda pid, _: struck.append(pid))
+    process.strike()
+    assert await process.kill() == 0
+    assert await process.end() == 0
+    assert struck == []
 
 
 async def test_what_nobody_waits_for_is_not_held_without_bound():
