@@ -581,17 +581,21 @@ class Upload:
             survives=survival(self._hosts_of(columns), self._code.m),
         )
 
+    def _may_lie_at(self, lease: HostLease) -> None:
+        """Note that something may lie there, whatever comes of it: an undo must ask that host."""
+        place = (lease.node, lease.lease_id)
+        if place in self._held:
+            return
+        if self._trail is not None and self._journal is None and self._last != 0:
+            self._trail.lies_at(self._head_of(dict.fromkeys([*self._held, place], 0)))
+        self._held[place] = 0
+
     async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
         """Store shards of a segment at a host, with the record where it is the last segment."""
         # A host that came in after the placement was signed gets its record in the next round.
         named = index == self._last and lease.node in self._named
         record = self._record if named else None
         place = (lease.node, lease.lease_id)
-        # Whatever comes of it, something may lie there: an undo must ask this host.
-        if place not in self._held:
-            self._held[place] = 0
-            if self._trail is not None and self._journal is None and self._last != 0:
-                self._trail.lies_at(self._head_of(dict.fromkeys(self._held, 0)))
         for batch, carried in requests_of([(index, shard) for shard in shards], record):
             if not batch and carried is None:
                 continue
@@ -619,6 +623,8 @@ class Upload:
         """Store a slot's columns of a segment, at whatever host it has by then."""
         while True:
             tries, lease = slot.tries, slot.lease
+            # No host is to blame where the own disk takes no note.
+            self._may_lie_at(lease)
             try:
                 shards = self._live[index]
                 mine = [shards[c] for c in slot.columns if c < len(shards)]
@@ -659,6 +665,7 @@ class Upload:
                 )
                 self._gone.add(slot.lease.node)
                 slot.lease = await self._another(slot, fault)
+                self._may_lie_at(slot.lease)
                 try:
                     await self._refill(slot)
                 except XscError as again:

@@ -84,16 +84,17 @@ async def rest(clock: Clock, woken: asyncio.Event, duration_ms: int) -> None:
 
 
 async def stop_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they are over."""
-    all_of_them = list(tasks)
-    waiting = [task for task in all_of_them if not task.done()]
-    for task in waiting:
-        task.cancel()
-    if waiting:
-        await asyncio.wait(waiting)
-    for task in all_of_them:
-        if not task.cancelled():
+    """Cancel tasks and wait until they are over, also where the waiting is cancelled."""
+    waiting = []
+    for task in tasks:
+        if not task.done():
+            task.cancel()
+            waiting.append(task)
+        elif not task.cancelled():
             task.exception()  # asked for: asyncio reports what nobody has
+    if waiting:
+        # Unlike `asyncio.wait`, this ends after them even so.
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int) -> None:

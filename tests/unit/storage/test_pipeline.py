@@ -290,6 +290,23 @@ async def test_a_source_that_fails_leaves_nothing_behind():
     assert sum(used(world)) == 0
 
 
+async def test_an_own_disk_that_is_full_is_the_fault_of_no_host():
+    world = await World(8).start()
+    owner, write = world[0], world[0].state.write
+
+    def full(changes, *, sync):
+        if not sync:
+            raise SpaceExhausted("the own disk is full")
+        write(changes, sync=sync)
+
+    owner.state.write = full
+    with pytest.raises(SpaceExhausted, match="the own disk is full"):
+        await put(owner, content(FOUR_SEGMENTS))
+    assert not [peer for peer, method in owner.calls if method == "storage.put"]
+    owner.state.write = write
+    await put(owner, content(FOUR_SEGMENTS))
+
+
 async def test_a_stream_of_unknown_length_grows_its_leases():
     world = await World(7).start()
     for host in world.hosts[1:]:
