@@ -73,6 +73,15 @@ def _read_horizons(store: KeyValue) -> dict[bytes, int]:
     return horizons
 
 
+def _answer_of(outcome: Outcome) -> batch.Answer:
+    try:
+        if not isinstance(outcome, XscError):
+            return batch.answered(*outcome)
+    except XscError as fault:
+        outcome = fault
+    return batch.refused(problems.answer_of(outcome))
+
+
 def _check_parts(parts: Sequence[Part]) -> None:
     for index, part in enumerate(parts):
         if root_of(part.data) != part.root:
@@ -682,17 +691,12 @@ class PeerNet:
                 answers[number] = batch.refused(problems.answer_of(fault))
         try:
             found = await self._found(caller, calls[0].method, list(asked.values()))
+            answers.update(zip(asked, map(_answer_of, found), strict=True))
         except Exception:  # noqa: BLE001 (as the request middleware: one call must not end others)
             self._log.error(
                 "peer_request_failed", path=calls[0].method[:80], trace=traceback.format_exc()
             )
             answers.update(dict.fromkeys(asked, batch.refused(problems.failed())))
-        else:
-            for number, one in zip(asked, found, strict=True):
-                if isinstance(one, XscError):
-                    answers[number] = batch.refused(problems.answer_of(one))
-                else:
-                    answers[number] = batch.answered(*one)
         return [answers[number] for number in range(len(calls))]
 
     def _header_of(self, call: batch.Call) -> dict[str, Value]:

@@ -277,6 +277,33 @@ async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(p
     assert pair.bert.log.names().count("peer_request_failed") == 1
 
 
+async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
+    def answer(header):
+        return ({"n": 1.5 if header["n"] == 1 else header["n"]}, [])
+
+    async def one(caller, header, parts):
+        return answer(header)
+
+    async def together(caller, calls):
+        return [answer(header) for header, _ in calls]
+
+    async def too_few(caller, calls):
+        return [answer(header) for header, _ in calls[1:]]
+
+    pair.bert.net.register(dict.fromkeys(("test.one", "test.many", "test.few"), one))
+    pair.bert.net.register_groups({"test.many": together, "test.few": too_few})
+    pair.anna.net.share("test.one", "test.many", "test.few")
+    calls = [
+        pair.call(number, method)
+        for method in ("test.one", "test.many", "test.few")
+        for number in range(3)
+    ]
+    got = await asyncio.gather(*calls, return_exceptions=True)
+    each = [Reply, RecordInvalid, Reply]
+    assert [type(item) for item in got] == [*each, *each, *[PeerError] * 3]
+    assert pair.requests().count("batch") == 1
+
+
 async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
     pair = Pair(Quota(in_flight_max=3))
     await pair.start()
