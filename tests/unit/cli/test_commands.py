@@ -93,15 +93,18 @@ def test_get_streams_to_standard_output(xsc, stand_in):
     assert xsc("store", "get", "xsc:r:abc", "-o", "-").out == b"a\0\xff"
 
 
-def test_get_that_breaks_off_leaves_no_file(xsc, stand_in, tmp_path):
+def test_get_that_breaks_off_leaves_nothing_of_that_name_and_goes_on(xsc, stand_in, tmp_path):
     stand_in.streams("/v1/object", b"abc", cut=2)
     folder = tmp_path / "out"
     folder.mkdir()
     done = xsc("store", "get", "xsc:r:abc", "-o", folder / "f")
     assert done.code == 5
     assert "2 of 3 bytes" in done.err
-    assert list(folder.iterdir()) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["f.part", "f.part.sums"]
     assert xsc("store", "get", "xsc:r:abc", "-o", "-").code == 5
+    stand_in.serves("/v1/object", b"abc")
+    assert xsc("store", "get", "xsc:r:abc", "-o", folder / "f").code == 0
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("f", b"abc")]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_get_goes_on_where_it_was_interrupted(xsc, stand_in, tmp_path):
     stand_in.serves("/v1/object", content)
     done = xsc("store", "get", "xsc:r:c", "-o", target, "--json")
     assert done.json == {"file": str(target), "size_bytes": len(content)}
-    assert stand_in.last.headers["Range"] == f"bytes={6 * 2**20}-"
+    assert stand_in.last.headers["Range"] == f"bytes={6 * 2**20 + 700_000}-"
     assert target.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["f"]
 
