@@ -92,6 +92,30 @@ async def agree(world):
             assert lease.held_bytes == theirs.held_bytes == host.shards.usage.get(lease.lease_id, 0)
 
 
+def test_where_nothing_can_be_deleted_hosts_are_asked_no_more_often_than_ever():
+    """What moved away from a node that stays silent is no reason to ask the others again."""
+
+    async def play(world):
+        capability = await put(world.nodes[0], content(MIB))
+        victim = next(index for index, _ in await nodes_of(world, capability) if index)
+        await world.crash(victim)
+        await whole(world, capability, without=[victim])
+        await world.clock.sleep_ms(120_000)  # by then it may be deleted
+        before = len(world.net.trace)
+        await world.clock.sleep_ms(600_000)
+        asked = sum(
+            event.what == "sent" and event.path.endswith("storage.stat")
+            for event in world.net.trace[before:]
+        )
+        # Full looks alone, each of which asks six hosts; two guardians look with the owner.
+        assert 6 <= asked <= 3 * 3 * 6
+        await world.restart(victim)
+        await world.until(lambda: world.nodes[victim].shards.used_bytes == 0, 900_000)
+        await agree(world)
+
+    run(41, 7, play, QUICK)
+
+
 def test_the_weakest_object_is_mended_first():
     async def play(world):
         owner = world.nodes[0]

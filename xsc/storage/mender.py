@@ -12,7 +12,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -285,24 +294,27 @@ class Mender:
                 frozenset(ref for ref, _ in listed) if len(listed) < MENDS_A_ROUND_MAX else 0,
             )
             cleanable = {
-                ref
+                ref: moved_ms
                 for ref, moved_ms in self._moved_ms.items()
                 if now_ms - moved_ms >= self._settings.kept_ms
             }
-            for ref in cleanable.difference(ref for ref, _ in listed):
+            for ref in cleanable.keys() - {ref for ref, _ in listed}:
                 # It was deleted meanwhile, or is looked after no more.
-                del self._moved_ms[ref]
-            cleanable &= self._moved_ms.keys()
+                del self._moved_ms[ref], cleanable[ref]
             if everything or situation != seen or self._again or cleanable:
                 seen = situation
                 await self.round(listed, everything=everything, also=cleanable)
-            await rest(self._reach.clock, self._woken, self._tick_ms())
+            await rest(self._reach.clock, self._woken, self._tick_ms(cleanable))
 
-    def _tick_ms(self) -> int:
-        """Return when to look again: at once where something that moved may be deleted."""
+    def _tick_ms(self, looked_at: Mapping[bytes, int]) -> int:
+        """Return when to look again: at once where something that moved may be deleted.
+
+        What was just looked at for that is not looked at sooner than anything else.
+        """
         most_ms = min(30_000, self._settings.grace_ms // 4)
-        if self._moved_ms:
-            first_ms = min(self._moved_ms.values()) + self._settings.kept_ms
+        times = [ms for ref, ms in self._moved_ms.items() if looked_at.get(ref) != ms]
+        if times:
+            first_ms = min(times) + self._settings.kept_ms
             most_ms = min(most_ms, first_ms - self._reach.clock.monotonic_ms())
         return max(1_000, most_ms)
 
@@ -376,7 +388,12 @@ class Mender:
                     except XscError as fault:
                         self._fault(ref, fault)
                         return None
-                    return (survey.margin, ref) if self._needs(survey) else None
+                    if self._needs(survey):
+                        return survey.margin, ref
+                    if ref in also:
+                        # Nothing can be deleted: where it was is silent, and a full round asks.
+                        self._moved_ms.pop(ref, None)
+                    return None
 
         found = await together(look(ref) for ref in refs)
         order = sorted(item for item in found if item is not None)
