@@ -1107,14 +1107,7 @@ class Mender:
             placement_id=placed.id,
             placement_generation=placed.rank,
         )
-        # Where this node's record lies already, the new one takes its place.
-        before = {
-            node
-            for node in {item.node for item in survey.charge.held if item.size_bytes}
-            if self._has_record(survey, node)
-        }
-        mine = survey.placed.base if charge.owner is not None else survey.placed.raw
-        replaced = len(located.sealed) + len(mine)
+        paid = {item.node for item in survey.charge.held if item.size_bytes}
         rooms = await self._rooms_for(charge, record, nodes)
         if rooms and not await self._keeper.save(
             charge.ref, charge.placement, (*charge.held, *marks(rooms.values()))
@@ -1127,7 +1120,7 @@ class Mender:
                 record,
                 node,
                 room=rooms.get(node),
-                replaced_bytes=replaced if node in before else 0,
+                replaced_bytes=self._replaced_bytes(survey, node) if node in paid else 0,
             )
             for node in nodes
         )
@@ -1150,12 +1143,22 @@ class Mender:
             if lease is not None
         }
 
-    def _has_record(self, survey: Survey, node: bytes) -> bool:
-        """Say whether a host that was paid has a record of this node: it may have dropped it."""
+    def _replaced_bytes(self, survey: Survey, node: bytes) -> int:
+        """Return the size of this node's record at a host that is paid, which a new one replaces.
+
+        A host tells the rank of the placement in it, so which one it is: the owner signs as
+        the delegate, too, while others pay for a part. It may have dropped the record.
+        """
+        placed = survey.placed
+        mine = placed.base if survey.charge.owner is not None else placed.raw
         held = survey.answers.get(node)
-        if held is None or not held.records:
-            return True
-        return any(item.customer == self._reach.own for item in held.records)
+        if held is not None and held.records:
+            ranks = [item.rank for item in held.records if item.customer == self._reach.own]
+            if not ranks:
+                return 0
+            if placed.rank in ranks:
+                mine = placed.raw
+        return len(survey.located.sealed) + len(mine)
 
     async def _tell(
         self,

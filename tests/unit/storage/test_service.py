@@ -1,5 +1,7 @@
 """Finding, stat, ls, rm, and what a host refuses."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.storage.world import FAR, NETWORK, Answer, Lease, World, content, get, put
@@ -530,3 +532,22 @@ async def test_what_takes_the_place_of_another_is_counted_under_the_lease_that_i
     assert host.book.used == host.node.usage
     await owner.service.rm(done.capability)
     assert set(host.book.used.values()) == {0}
+
+
+@pytest.mark.parametrize("words", [[True, True], [True, False], [False, True], [False, False]])
+async def test_whatever_own_placement_is_replaced_counts_what_lay_there(words):
+    world = await World(8).start()
+    owner = world[0]
+    done = await put(owner, content(50_000))
+    ref = parse_verify(done.capability).manifest_hash
+    mender = owner.service.mender
+    for by_owner in [*words, True]:
+        charge = mender._keeper.load(ref)
+        survey = await mender.survey(charge)
+        # As a delegate it signs where others still pay for a part.
+        raw = mender._sign(charge, survey.placed, survey.columns, by_owner=by_owner)
+        assert await mender._keeper.save(ref, raw, charge.held)
+        charge = replace(charge, placement=raw)
+        await mender._spread(charge, survey, open_placement(raw, NETWORK), survey.columns)
+        for item in mender._keeper.load(ref).held:
+            assert world.by_id[item.node].node.usage[item.lease_id] == item.size_bytes
