@@ -491,6 +491,7 @@ class PoolSandbox:
                             raise ProcessLost("it broke the protocol: it takes back what it wrote")
                         return replace(result, compiled=True) if compiled else result
                     case "error":
+                        _taken(worker)  # it may be the code that it refuses
                         raise frames.error_of(message)
                     case other:
                         raise ProcessLost(f"it broke the protocol: it said {other!r}")

@@ -37,6 +37,7 @@ from xsc.base.errors import (
     ReceiptInvalid,
     RecordInvalid,
     SpaceExhausted,
+    StoreDamaged,
     TooLarge,
     UnavailableError,
     XscError,
@@ -336,8 +337,11 @@ class Services:
             return await self._activate(key, record, module)
 
     async def module(self, digest: bytes) -> bytes | None:
-        """Return the module of that SHA-256 where a service that is held here has it."""
-        return await self._module(digest) if digest in self._sizes else None
+        """Return the module of that SHA-256 where a service that is held here has it whole."""
+        try:
+            return await self._module(digest) if digest in self._sizes else None
+        except (NotFound, StoreDamaged):
+            return None
 
     async def rollback(self, name: str, to: str | None = None) -> View:
         """Go back to a version: requests that run end with the one that they began with.
@@ -703,9 +707,13 @@ class Services:
     async def _module(self, digest: bytes) -> bytes:
         found = self._warm.get(digest)
         if found is None:
-            found = await self._executor.run(self._store.module, digest)
-            if found is None:
-                raise NotFound("the module of the service is gone", hint="deploy it again")
+            try:
+                found = await self._executor.run(self._store.module, digest)
+                if found is None:
+                    raise NotFound("the module of the service is gone", hint="deploy it again")
+            except (NotFound, StoreDamaged):
+                self._sizes.pop(digest, None)  # so the deployment that brings it again writes it
+                raise
             self._warm_up(digest, found)
         else:
             self._warm.move_to_end(digest)

@@ -256,6 +256,35 @@ async def test_code_comes_with_the_job_and_leaves_nothing_behind(tmp_path):
     await pool.stop()
 
 
+REFUSES = """
+from xsc.base.errors import SandboxFailed
+from xsc.compute import worker
+from xsc.compute.engine import Machine
+loads = []
+def refuses(self, *code, load=Machine.load):
+    loads.append(code)
+    if len(loads) == 2:  # the first is to warm up
+        raise SandboxFailed("the engine refuses code")
+    load(self, *code)
+Machine.load = refuses
+worker.main()
+"""
+
+
+async def test_code_that_a_worker_refuses_is_not_left_in_memory():
+    command = (sys.executable, "-I", "-c", REFUSES)
+    pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=command)
+    await pool.start()
+    before = pids(pool)
+    (worker,) = pool._workers
+    with pytest.raises(SandboxFailed, match="refuses code"):
+        await pool.run(ADD)
+    assert os.fstat(worker.mailbox._handle).st_blocks == 0
+    assert (await pool.run(ADD)).results == (i32(3),)
+    assert pids(pool) == before
+    await pool.stop()
+
+
 async def test_a_worker_whose_code_cannot_be_brought_takes_the_next_job():
     pool = PoolSandbox(2, SteadyClock(), SilentLog())
     await pool.start()

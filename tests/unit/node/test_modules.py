@@ -123,3 +123,24 @@ def test_a_deployment_names_a_module_that_a_service_has_or_that_a_job_brought():
             await deployed(node, "one", named=large)
 
     run(4, 1, play)
+
+
+@pytest.mark.parametrize("value", [None, b"other"])
+def test_a_module_that_a_service_has_no_more_is_brought_and_written_again(value):
+    greet, digest = wasm("greet"), hashlib.sha256(wasm("greet")).digest()
+
+    async def play(world):
+        node = world.nodes[0]
+        await deployed(node, "one", greet)
+        state = node.services._store._state
+        ((key, whole),) = [item for item in state.scan(b"") if item[1] == greet]
+        state.write([(key, value)], sync=True)
+        node.services._warm.clear()
+        with pytest.raises(ModuleUnknown):
+            await deployed(node, "one", named=digest.hex())
+        await deployed(node, "one", greet)
+        assert state.get(key) == whole
+        node.services._warm.clear()
+        assert (await deployed(node, "two", named=digest.hex()))["version"] == "1"
+
+    run(5, 1, play)
