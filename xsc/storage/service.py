@@ -60,7 +60,7 @@ from xsc.identity.keys import KeyPair
 from xsc.storage import deletions, having, messages
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
-from xsc.storage.delegation import Placed, open_placement, open_sent
+from xsc.storage.delegation import Placed, open_placement, open_sent, valid_placements
 from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.drain import Drain
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
@@ -1337,7 +1337,14 @@ class StorageService:
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate, manifest_hash = messages.read_find(header)
-        return messages.find_answer(await self._node.find(locate, manifest_hash))
+        found = await self._node.find(locate, manifest_hash)
+        if found is not None:
+            # Of what came under a seal the own signature was not verified (`placement_seal`),
+            # and who is shown one that does not hold would take it for this host's.
+            valid = await self._executor.run(valid_placements, found.placements, self._network)
+            shown = tuple(placed.raw for placed in valid)
+            found = replace(found, placements=shown) if shown else None
+        return messages.find_answer(found)
 
     async def _on_delete(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

@@ -16,6 +16,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.storage import messages
 from xsc.storage.delegation import open_placement, open_sent, valid_placements
+from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord, put_message
 from xsc.storage.placement import Placement
 from xsc.storage.placement_seal import (
@@ -174,6 +175,19 @@ async def test_a_placement_without_a_signature_of_its_own_harms_only_its_owner()
     good = request.placement(generation=2)
     kept = [forged(signed), good.raw, b"", b"no placement"]
     assert [placed.raw for placed in valid_placements(kept, NETWORK)] == [good.raw]
+
+
+async def test_a_host_shows_nobody_a_placement_whose_own_signature_does_not_hold():
+    world = await World(3).start()
+    request = Sealed(world)
+    signed = request.placement()
+    await request.send_sealed(signed, seal_of(signed.id, owner=world[0].key), forged(signed))
+    manifest_hash = hash_of(b"sealed")
+    assert await world[1].node.find(request.locate, manifest_hash) is not None
+    ask = {"locate": request.locate, "manifest": manifest_hash}
+    answer = await world[2].call(world[1].id, messages.FIND, ask)
+    # As if it had none: nothing that its reader could hold against it.
+    assert (answer.header, list(answer.parts)) == ({"placements": []}, [])
 
 
 def test_a_seal_over_its_id_does_not_save_a_placement_of_another_network_or_kind():
