@@ -493,6 +493,8 @@ class StorageService:
             except StoreDamaged as fault:
                 await self.uploads.give_up(resume, fault)
                 kept = None
+            if kept is None:
+                await self.uploads.set_apart(resume)
             done = await make(journal=journal, kept=kept).run(source, size_hint, journal)
             return done, await self._remember(done, name, await journal.forget())
 

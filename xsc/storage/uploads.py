@@ -192,6 +192,16 @@ class Uploads:
         else:
             await self._end(upload, kept, self._reach.clock.now_ms())
 
+    async def set_apart(self, upload: bytes) -> None:
+        """Keep under another id what a put that is over left at silent hosts.
+
+        To be called in the turn of its id, before a put of that id begins anew.
+        """
+        head = journal.read_head(self._state, upload)
+        if head is not None:
+            rows = [(journal.HEAD + upload, None), (journal.HEAD + _locate(head), head.to_bytes())]
+            await self._commit(rows)
+
     async def _over(self, upload: bytes, now_ms: int) -> Kept | None:
         """Return what is kept of an upload that nobody went on with for too long, else None."""
         head = journal.read_head(self._state, upload)
@@ -213,7 +223,7 @@ class Uploads:
         )
         rows = await self._journal(upload).forget()
         await self._commit([*rows, (journal.HEAD + upload, head.to_bytes())])
-        locate = VerifyCapability(verify_key(kept.head.secret), bytes(32)).locate
+        locate = _locate(kept.head)
         left = dict(held)
         for node in sorted({node for node, _ in held}):
             try:
@@ -229,3 +239,8 @@ class Uploads:
         else:
             await self._commit([(journal.HEAD + upload, None)])
         self._reach.log.info("storage_upload_ended", hosts=len(held), left_at=len(left))
+
+
+def _locate(head: Head) -> bytes:
+    """Return what hosts file the object under."""
+    return VerifyCapability(verify_key(head.secret), bytes(32)).locate

@@ -520,6 +520,34 @@ async def test_an_id_that_is_given_again_with_another_code_begins_anew_and_leave
     assert await get(world[1], (await put_again()).capability) == data
 
 
+@pytest.mark.parametrize("why", ["changed", "damaged", "too old"])
+async def test_an_id_that_is_given_again_forgets_no_host_that_was_silent(why):
+    """Whatever ended the put before: its host is asked also where the id is used again."""
+    world = await World(7).start()
+    data = content(FOUR_SEGMENTS)
+    await broken_put(world, data)
+    owner, silent = world[0], world[3]
+    silent.up = False
+    again = {"name": "x", "resume": b"i" * 32}
+    if why == "changed":
+        again["code"] = (2, 1)
+        with pytest.raises(UploadChanged):
+            await owner.service.put(stream(data), **again)
+    elif why == "damaged":
+        harm(world, SEGMENT)
+    else:
+        world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
+        await owner.service.uploads.expire()
+    done = await owner.service.put(stream(data), **again)
+    assert silent.node.used_bytes
+    silent.up = True
+    await owner.service.uploads.expire()
+    assert not silent.node.used_bytes
+    assert await get(world[1], done.capability) == data
+    assert accounts_agree(world, done)
+    assert not list(owner.state.scan(PREFIX, PREFIX + b"\xff"))
+
+
 async def test_a_host_that_is_silent_when_a_put_is_given_up_is_asked_again_for_a_day():
     """Also where this node was away itself for longer than that."""
     world = await World(6).start()
