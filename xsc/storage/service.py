@@ -1,9 +1,6 @@
-"""Objects, for the owner of this node; and shards, for its peers.
+"""Objects, for the owner of this node: put, open, stat, ls, rm, and what looks after them.
 
-Both sides of storage stand here. As a customer: put, open, stat, ls, rm. As a
-host: the handlers of the `storage.*` methods, each of which checks every field,
-and answers a put only once everything is synced. What may lie here is decided
-by leases (`Leases`) and room (`StorageNode`).
+The parts of storage are put together here. The host's side is `xsc.storage.hosting`.
 """
 
 from __future__ import annotations
@@ -13,10 +10,7 @@ from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Callable,
-    Collection,
-    Coroutine,
     Iterator,
-    Mapping,
     Sequence,
 )
 from dataclasses import dataclass, replace
@@ -26,7 +20,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple, cast
 from pydantic import Field
 
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.encoding import Value
 from xsc.base.errors import (
     CorruptionError,
     NotAllowed,
@@ -52,25 +45,24 @@ from xsc.base.limits import (
     TAIL_KEPT_MS,
 )
 from xsc.base.log import Log
-from xsc.base.merkle import Part
-from xsc.base.peering import Asked, Caller, GroupHandler, Handler, Outcome
+from xsc.base.peering import Caller, GroupHandler, Handler
 from xsc.base.turns import Turns, sliced
-from xsc.identity.envelope import Count, Record, Signed, sign
+from xsc.identity.envelope import Count, Record, Signed
 from xsc.identity.keys import KeyPair
-from xsc.storage import deletions, having, messages
+from xsc.storage import deletions
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
-from xsc.storage.delegation import Placed, open_placement, open_sent, valid_placements
+from xsc.storage.delegation import Placed, open_placement
 from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.drain import Drain
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
-from xsc.storage.erasure import Buffer, Code
-from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends, with_ends
+from xsc.storage.erasure import Code
+from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends
 from xsc.storage.guard import GUARD, HEALED, RESIGN, UNGUARD, Guards
 from xsc.storage.held import FoundRecord, HeldAt, HeldObject
-from xsc.storage.manifest import hash_of, open_manifest
+from xsc.storage.hosting import Hosting
+from xsc.storage.manifest import open_manifest
 from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
-from xsc.storage.messages import ObjectRecord, PutRequest
 from xsc.storage.names import (
     HIDDEN,
     NAME_CHARS_MAX,
@@ -89,18 +81,14 @@ from xsc.storage.placement import (
     column_states,
     condition,
 )
-from xsc.storage.placement_seal import PlacementSeals
 from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.proving import Prover
-from xsc.storage.reach import Reach, bodies_of, stop_all, together, whole_of
+from xsc.storage.reach import Reach, stop_all, together
 from xsc.storage.reading import Located, ObjectReader, read_whole
-from xsc.storage.receipts import expected_receipt
-from xsc.storage.seals import Sealer
-from xsc.storage.shards import StorageNode, Write
+from xsc.storage.shards import StorageNode
 from xsc.storage.tails import Tails
 from xsc.storage.uploads import Uploads
-from xsc.terms.deletion_receipt import DeletionReceipt, Freed
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.deletion_receipt import DeletionReceipt
 
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
@@ -341,8 +329,6 @@ class StorageService:
         self._entropy = entropy
         self._executor = executor
         self._hosts = hosts
-        self._leases = leases
-        self._node = node
         self._state = state
         self._commit = commit
         self._log = log
@@ -351,8 +337,6 @@ class StorageService:
         self._versions = Versions(state)
         self._turns: Turns[bytes] = Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
-        self._sealer = Sealer(key, network)
-        self._placement_seals = PlacementSeals(network)
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object came or went."""
         self._reach = Reach(
@@ -378,6 +362,15 @@ class StorageService:
             commit=commit,
             log=log,
             grace_ms=mending.grace_ms,
+        )
+        self._hosting = Hosting(
+            key=key,
+            network=network,
+            clock=clock,
+            executor=executor,
+            leases=leases,
+            node=node,
+            drain=self.drain,
         )
         self._prover = Prover(
             reach=self._reach, caller=caller, node=node, key=key, drain=self.drain
@@ -1146,14 +1139,7 @@ class StorageService:
     def handlers(self) -> dict[str, Handler]:
         """Return what answers peers, by method."""
         return {
-            messages.PUT: self._on_put,
-            messages.GET: self._on_get,
-            having.HAVE: self._on_have,
-            messages.KEEP: self._on_keep,
-            messages.STAT: self._on_stat,
-            messages.FIND: self._on_find,
-            messages.DELETE: self._on_delete,
-            messages.TRIM: self._on_trim,
+            **self._hosting.handlers(),
             GUARD: self.guards.on_guard,
             UNGUARD: self.guards.on_unguard,
             HEALED: self.guards.on_healed,
@@ -1162,225 +1148,6 @@ class StorageService:
             RESIGN: self.guards.on_resign,
         }
 
-    def _record_of(self, request: PutRequest, caller: bytes) -> ObjectRecord | None:
-        """Return the object record of a put, checked as far as a host can.
-
-        Raises:
-            RecordInvalid, SignatureInvalid: the placement is of another object, or by nobody
-                who may place it.
-        """
-        if request.placement is None or request.sealed is None:
-            return None
-        covered: Collection[bytes] = ()
-        if request.placement_seal is not None:
-            covered = self._placement_seals.covered(request.placement_seal, caller)
-        placed = open_sent(request.placement, self._network, caller, covered)
-        placement = placed.placement
-        if placement.locate != request.locate:
-            raise RecordInvalid("the placement is of another object")
-        if placement.code_generation != request.generation:
-            raise RecordInvalid("the placement is of another encoding generation")
-        if self._key.node_id not in placement.columns:
-            raise RecordInvalid("the placement does not name this host")
-        sealed = bytes(request.sealed)
-        return ObjectRecord(
-            sealed=sealed,
-            sealed_root=b"",
-            manifest_hash=hash_of(sealed),
-            placement=request.placement,
-            placement_id=placed.id,
-            placement_generation=placed.rank,
-        )
-
-    def _taken(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> Write:
-        """Return what is to be written for a put, once its lease has room for that.
-
-        Raises:
-            LeaseExhausted, SpaceExhausted: it has none.
-        """
-        size = request.size_bytes
-        bodies = bodies_of(
-            customer=caller,
-            lease_id=request.lease_id,
-            locate=request.locate,
-            generation=request.generation,
-            shards=request.shards,
-            record=record,
-        )
-
-        # Told also where the caller has given up: the lease must learn what was stored.
-        def settle(held: Mapping[bytes, int]) -> None:
-            # A record or a damaged shard may have lain under another lease before.
-            for lease_id in dict.fromkeys((request.lease_id, *held)):
-                counted = size if lease_id == request.lease_id else 0
-                if delta := held.get(lease_id, 0) - counted:
-                    self._leases.settle_use(lease_id, delta)
-
-        write = Write(bodies, settle)
-        self._leases.admit(request.lease_id, caller, size)
-        return write
-
     def group_handlers(self) -> dict[str, GroupHandler]:
         """Return what answers several calls that came together."""
-        return {messages.PUT: self._on_puts}
-
-    async def _on_put(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        (answer,) = await self._on_puts(caller, [(header, parts)])
-        if isinstance(answer, XscError):
-            raise answer
-        return answer
-
-    async def _on_puts(self, caller: bytes, calls: Sequence[Asked]) -> list[Outcome]:
-        """Store what several puts bring: each is checked, stored and confirmed for itself."""
-        outcomes: dict[int, dict[str, Value] | asyncio.Future[dict[str, Value]] | XscError] = {}
-        asked: dict[int, tuple[PutRequest, ObjectRecord | None]] = {}
-        writes: list[Write] = []
-        for number, (header, parts) in enumerate(calls):
-            try:
-                request = messages.read_put(header, parts)
-                record = self._record_of(request, caller)
-                if request.shards:
-                    self.drain.check_room()
-                writes.append(self._taken(request, record, caller))
-            except XscError as fault:
-                outcomes[number] = fault
-            else:
-                asked[number] = request, record
-        stored = await self._node.store_together(writes)
-        for (number, (request, record)), held in zip(asked.items(), stored, strict=True):
-            if isinstance(held, XscError):
-                outcomes[number] = held
-                continue
-            receipt = expected_receipt(
-                host=self._key.node_id,
-                customer=caller,
-                lease_id=request.lease_id,
-                locate=request.locate,
-                generation=request.generation,
-                shards=request.shards,
-                manifest=None if record is None else record.manifest_hash,
-                placement=None if record is None else record.placement_id,
-                stored_ms=self._clock.now_ms(),
-            )
-            if request.seal:
-                outcomes[number] = self._sealer.together(receipt)
-            else:
-                outcomes[number] = self._sealer.alone(receipt)
-        answers: list[Outcome] = []
-        for number in range(len(calls)):
-            outcome = outcomes[number]
-            if isinstance(outcome, asyncio.Future):
-                outcome = await outcome
-            answers.append(outcome if isinstance(outcome, XscError) else (outcome, []))
-        return answers
-
-    async def _on_keep(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        """Store under a lease of the caller what lies here already: a put without its bytes."""
-        lease_id, locate, generation, wanted = messages.read_keep(header)
-        self.drain.check_room()
-        found = await self._node.get(locate, generation, wanted)
-        shards = whole_of(wanted, found)
-        request = PutRequest(lease_id, locate, generation, tuple(shards), None, None)
-        (held,) = await self._node.store_together([self._taken(request, None, caller)])
-        if isinstance(held, XscError):
-            raise held
-        receipt = expected_receipt(
-            host=self._key.node_id,
-            customer=caller,
-            lease_id=lease_id,
-            locate=locate,
-            generation=generation,
-            shards=shards,
-            manifest=None,
-            placement=None,
-            stored_ms=self._clock.now_ms(),
-        )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
-
-    async def _on_get(
-        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, generation, wanted = messages.read_get(header)
-        return messages.get_answer(await self._node.get(locate, generation, wanted))
-
-    async def _on_have(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        lease_id, locate, generation, wanted = having.read_have(header)
-        held = await self._node.have(locate, generation, caller, lease_id, wanted)
-        receipt = StorageReceipt(
-            host=self._key.node_id,
-            customer=caller,
-            lease_id=lease_id,
-            locate=locate,
-            generation=generation,
-            shards=tuple(
-                HeldShard(segment=want.segment, column=want.column, size_bytes=size, root=want.root)
-                for want, size in held
-            ),
-            manifest=None,
-            placement=None,
-            stored_ms=self._clock.now_ms(),
-        )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
-
-    async def _on_stat(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, generation, manifest_hash = messages.read_stat(header)
-        held = await self._node.stat(locate, generation, manifest_hash)
-        return messages.stat_answer(with_ends(held, self._leases.end_ms), caller), []
-
-    async def _on_find(
-        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, manifest_hash = messages.read_find(header)
-        found = await self._node.find(locate, manifest_hash)
-        if found is not None:
-            # Of what came under a seal the own signature was not verified (`placement_seal`),
-            # and who is shown one that does not hold would take it for this host's.
-            valid = await self._executor.run(valid_placements, found.placements, self._network)
-            shown = tuple(placed.raw for placed in valid)
-            found = replace(found, placements=shown) if shown else None
-        return messages.find_answer(found)
-
-    async def _on_delete(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, final = messages.read_delete(header)
-        # A caller that gives up must not keep the lease from learning what was freed.
-        work = self._node.delete(locate, caller, final=final)
-        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, work)))
-        receipt = DeletionReceipt(
-            host=self._key.node_id,
-            customer=caller,
-            locate=locate,
-            freed=tuple(
-                Freed(lease_id=lease_id, size_bytes=size)
-                for lease_id, size in sorted(freed.items())
-            ),
-            deleted_ms=self._clock.now_ms(),
-        )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
-
-    async def _on_trim(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, columns = messages.read_trim(header)
-        # A caller that gives up must not keep the lease from learning what was freed.
-        work = self._node.trim(locate, caller, columns)
-        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, work)))
-        return messages.trim_answer(freed), []
-
-    async def _drop(
-        self, locate: bytes, work: Coroutine[Any, Any, dict[bytes, int]]
-    ) -> dict[bytes, int]:
-        freed = await work
-        for lease_id, size in freed.items():
-            self._leases.settle_use(lease_id, -size)
-        await self.drain.note_deleted(locate, sum(freed.values()))
-        return freed
+        return self._hosting.group_handlers()

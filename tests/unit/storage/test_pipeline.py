@@ -330,7 +330,7 @@ async def test_a_host_that_has_no_more_room_under_its_lease_is_replaced():
             super().admit(lease_id, customer, size_bytes)
 
     world[1].book = Stuck()
-    world[1].service._leases = world[1].book
+    world[1].service._hosting._leases = world[1].book
     lease_hosts = world[0].lease_hosts
 
     async def no_top_up(*, size_bytes, count, exclude=frozenset()):
