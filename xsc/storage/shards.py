@@ -1123,7 +1123,13 @@ class StorageNode:
             self._release()
 
     def _still_held(self, damaged: Sequence[Damage]) -> tuple[Damage, ...]:
-        return tuple(item for item in damaged if self._entry(item.key) == item.entry)
+        # Of what is on the disk and could not be entered yet, the index still says the old.
+        changed = {key for item in self._unsettled for key, _ in (*item.puts, *item.drops)}
+        return tuple(
+            item
+            for item in damaged
+            if item.key not in changed and self._entry(item.key) == item.entry
+        )
 
     def _audit(
         self,

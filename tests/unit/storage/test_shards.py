@@ -621,3 +621,20 @@ async def test_an_index_that_cannot_be_written_fails_every_store_that_waits_for_
     disk.index.write = good
     # The bodies are there; the next start enters them.
     assert (await disk.node()).used_bytes == 3 * len(b"data")
+
+
+async def test_what_was_deleted_and_could_not_be_entered_is_no_damage(disk):
+    node = await disk.node()
+    await node.store([shard(), shard(1), record()])
+
+    def broken(changes, *, sync):
+        raise SpaceExhausted("the disk is full")
+
+    disk.index.write, good = broken, disk.index.write
+    with pytest.raises(SpaceExhausted):
+        await node.delete(LOCATE, ALICE)
+    assert (await node.audit(deep=True)).damaged == ()
+    assert node.damaged == ()
+    disk.index.write = good
+    await node.delete(LOCATE, ALICE)
+    assert node.used_bytes == 0
