@@ -221,6 +221,8 @@ class Mender:
         self._turns: Turns[bytes] = Turns()
         """By object: held while a charge is looked at, mended or changed."""
         self._moved_ms: dict[bytes, int] = {}
+        self._left: set[bytes] = set()
+        """Objects of which something may lie at nodes that are silent and count no more."""
         self._again: set[bytes] = set()
         self._woken = asyncio.Event()
         self._free_ms = 0
@@ -298,12 +300,15 @@ class Mender:
                 for ref, moved_ms in self._moved_ms.items()
                 if now_ms - moved_ms >= self._settings.kept_ms
             }
-            for ref in cleanable.keys() - {ref for ref, _ in listed}:
+            known = {ref for ref, _ in listed}
+            for ref in cleanable.keys() - known:
                 # It was deleted meanwhile, or is looked after no more.
                 del self._moved_ms[ref], cleanable[ref]
+            self._left &= known
+            also = {*cleanable, *(self._left if situation != seen else ())}
             if everything or situation != seen or self._again or cleanable:
                 seen = situation
-                await self.round(listed, everything=everything, also=cleanable)
+                await self.round(listed, everything=everything, also=also)
             await rest(self._reach.clock, self._woken, self._tick_ms(cleanable))
 
     def _tick_ms(self, looked_at: Mapping[bytes, int]) -> int:
@@ -390,9 +395,7 @@ class Mender:
                         return None
                     if self._needs(survey):
                         return survey.margin, ref
-                    if ref in also:
-                        # Nothing can be deleted: where it was is silent, and a full round asks.
-                        self._moved_ms.pop(ref, None)
+                    self._nothing_to_do(survey)
                     return None
 
         found = await together(look(ref) for ref in refs)
@@ -409,6 +412,16 @@ class Mender:
                     self._fault(ref, fault)
 
         await together(work() for _ in range(MENDS_AT_ONCE))
+
+    def _nothing_to_do(self, survey: Survey) -> None:
+        """Forget when an object moved of which nothing can be deleted, until somebody is back."""
+        ref, now_ms = survey.charge.ref, self._reach.clock.monotonic_ms()
+        moved_ms = self._moved_ms.get(ref)
+        if moved_ms is not None and now_ms - moved_ms >= self._settings.kept_ms:
+            del self._moved_ms[ref]
+            self._left.add(ref)
+        if not self._outdated(survey):
+            self._left.discard(ref)
 
     def _fault(self, ref: bytes, fault: XscError) -> None:
         self._reach.log.warning("storage_mend_failed", object=short(ref), reason=fault.message)
@@ -574,15 +587,17 @@ class Mender:
             and node not in self._prover.leaving
         ]
 
-    def _leftovers(self, survey: Survey) -> set[bytes]:
+    def _outdated(self, survey: Survey) -> set[bytes]:
         """Return the nodes at which this node pays for what counts no more."""
-        charge, own = survey.charge, self._reach.own
-        if charge.owner is None and not survey.placed.repairs:
+        nodes = {item.node for item in survey.charge.held}
+        if survey.charge.owner is None and not survey.placed.repairs:
             # The owner has placed it anew: nothing that was repaired for it is needed.
-            nodes = {item.node for item in charge.held}
-        else:
-            nodes = {item.node for item in charge.held} - set(survey.columns)
-        nodes -= set(self._unproved(survey))
+            return nodes
+        return nodes - set(survey.columns)
+
+    def _leftovers(self, survey: Survey) -> set[bytes]:
+        """Return those of them that can be asked to delete it now."""
+        nodes, own = self._outdated(survey) - set(self._unproved(survey)), self._reach.own
         return {node for node in nodes if node == own or self._reach.is_up(node)}
 
     def _long_gone(self, survey: Survey, held: Iterable[Held]) -> list[Held]:
