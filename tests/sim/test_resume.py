@@ -6,6 +6,7 @@ import random
 import pytest
 
 from tests.sim.network import content, get, run, stream
+from tests.sim.test_repair import agree
 from xsc.base.errors import NoOffers, UploadChanged
 from xsc.base.limits import MIB, SEGMENT_BYTES, UPLOAD_KEPT_MS
 from xsc.storage import journal
@@ -96,6 +97,32 @@ def test_an_owner_killed_again_and_again_sends_only_again_what_was_under_way(see
         assert killed
 
     run(700 + seed, 7, play, ROOM)
+
+
+def test_what_a_put_had_counted_when_its_client_was_killed_is_counted_once():
+    async def play(world):
+        world.net.set_delay(1, 30)
+        data = content(SEGMENT_BYTES + 12_345)
+        killed = 0
+        # The records go to the hosts within these moments, with the last segment.
+        for moment_ms in range(0, 60, 4):
+            upload = moment_ms.to_bytes(32, "big")
+            putting = begin(world, data, upload)
+            while await world.nodes[0].storage.uploads.stored_bytes(upload) < SEGMENT_BYTES:
+                await world.clock.sleep_ms(1)
+            await world.clock.sleep_ms(moment_ms)
+            await kill(putting)
+            killed += putting.cancelled()
+            if not putting.cancelled():
+                await world.nodes[0].storage.rm(putting.result().capability)
+            capability = (await begin(world, data, upload)).capability
+            await agree(world)
+            assert (await world.nodes[0].storage.rm(capability)).unreachable == ()
+            await agree(world)
+        assert killed > 5
+        assert on_hosts(world) == 0
+
+    run(720, 7, play, ROOM)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -267,6 +267,8 @@ class Upload:
             await _close(pieces)
             if not whole and (self._journal is None or self._abandoned):
                 await self._undo(trail)
+            elif not whole and self._journal is not None and self._journal.begun:
+                await self._uncount_records()
 
     @property
     def locate(self) -> bytes:
@@ -605,6 +607,15 @@ class Upload:
             self._held[place] += stored
             if carried is not None:
                 await self._count_once(lease, carried)
+
+    async def _uncount_records(self) -> None:
+        """Count no record of a put that may go on: then it is sent, and counted, again."""
+        for node, (lease_id, record) in self._recorded.items():
+            size = len(record.sealed) + len(record.placement)
+            self._held[node, lease_id] -= size
+            await self._reach.note_freed(node, lease_id, size)
+        assert self._journal is not None
+        self._journal.moved(self._head())
 
     async def _count_once(self, lease: HostLease, record: ObjectRecord) -> None:
         """Take off the count what a host no longer keeps beside the record that it has now."""
