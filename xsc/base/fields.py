@@ -61,6 +61,16 @@ def take_list(header: Mapping[str, Value], name: str, *, most: int = 4096) -> li
     return value
 
 
+def take_texts(header: Mapping[str, Value], name: str, *, most: int) -> list[str]:
+    """Return a list of at most `most` texts, of any length."""
+    found: list[str] = []
+    for item in take_list(header, name, most=most):
+        if not isinstance(item, str):
+            raise _missing(name, "a list of texts")
+        found.append(item)
+    return found
+
+
 def take_map(header: Mapping[str, Value], name: str) -> dict[str, Value]:
     """Return a map."""
     value = header.get(name)

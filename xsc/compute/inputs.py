@@ -94,7 +94,8 @@ def _check_sorted(what: str, names: list[str]) -> None:
         raise ArgumentInvalid(f"the {what} are not sorted, or one is there twice")
 
 
-def _digest(data: bytes) -> bytes:
+def digest_of(data: bytes) -> bytes:
+    """Return by what a module, an input or an output is named: its SHA-256, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
@@ -107,8 +108,8 @@ def input_hash(
     """
     if not (objects or given.files or given.stdin or given.args or given.environment):
         return _nothing_given(output_bytes)
-    files = sorted([*objects, *((name, _digest(data)) for name, data in given.files)])
-    return _given(given.args, given.environment, _digest(given.stdin), files, output_bytes)
+    files = sorted([*objects, *((name, digest_of(data)) for name, data in given.files)])
+    return _given(given.args, given.environment, digest_of(given.stdin), files, output_bytes)
 
 
 def batch_input_hash(args: Iterable[str], arguments: bytes, output_bytes: int) -> bytes:
@@ -138,7 +139,7 @@ def _given(
 @lru_cache(maxsize=64)
 def _nothing_given(output_bytes: int) -> bytes:
     """Return the hash of every invocation with that bound, which is given nothing."""
-    return _given((), (), _digest(b""), (), output_bytes)
+    return _given((), (), digest_of(b""), (), output_bytes)
 
 
 def output_hash(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]) -> bytes:
@@ -151,9 +152,9 @@ def output_hash(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]
 def _left(stdout: bytes, stderr: bytes, files: Iterable[tuple[str, bytes]]) -> bytes:
     value = encode(
         {
-            "stdout": _digest(stdout),
-            "stderr": _digest(stderr),
-            "files": [[path, _digest(data)] for path, data in files],
+            "stdout": digest_of(stdout),
+            "stderr": digest_of(stderr),
+            "files": [[path, digest_of(data)] for path, data in files],
         }
     )
     return tagged_sha256("compute-output", value)

@@ -1,20 +1,14 @@
-"""Buys and sells runs of WebAssembly programs.
+"""Buys runs of WebAssembly programs, and puts both sides of a run together.
 
-As customer: reads the module, parses the arguments, has the market choose a
-provider, orders, and believes nothing before the receipt was checked against
-the order, the lease's price and what was delivered. As provider: runs an order
-once, however often it arrives, and signs what came of it.
-
-Idempotence: an order is known by its customer and nonce. While it runs, and as
-long as its answer is kept, the same order gets the same answer. An order whose
-answer is no longer kept, that is older than the request window, or that was
-made before this node started, is refused: none can be run or billed twice.
+Reads the module, parses the arguments, has the market choose a provider,
+orders, and believes nothing before the receipt was checked against the order,
+the lease's price and what was delivered. The provider's side is
+`xsc.compute.providing`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +17,6 @@ from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
-    ClockSkewed,
     InputUnavailable,
     JobUnfinished,
     ModuleUnknown,
@@ -31,40 +24,29 @@ from xsc.base.errors import (
     RateLimited,
     ReceiptInvalid,
     RecordInvalid,
-    ReplayRefused,
     SandboxFailed,
     TooLarge,
     XscError,
 )
-from xsc.base.fields import take_bool, take_bytes, take_int, take_list
+from xsc.base.fields import take_bytes, take_texts
 from xsc.base.limits import (
-    ARGUMENTS_MAX,
-    BATCH_CALL_BYTES_MAX,
-    BATCH_CALL_PARTS_MAX,
     COMPILE_MS_MAX,
-    ENVIRONMENT_MAX,
     FRAME_HEADER_BYTES_MAX,
-    INPUT_BYTES_MAX,
-    MODULES_KEPT_BYTES_MAX,
     NEAR_BYTES_LEAST,
-    OUTPUT_BYTES_MAX,
     OUTPUT_FILES_MAX,
     PEER_BODY_BYTES_MAX,
     PEER_TIMEOUT_MS,
     PROGRAMS_REMEMBERED_MAX,
     PROVIDERS_TRIED_MAX,
-    REQUEST_WINDOW_MS,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.compute import batch as batches
 from xsc.compute.evidence import EvidenceBook
-from xsc.compute.fetching import Fetching
-from xsc.compute.inputs import FILES_MAX, RunInput, check_input, input_hash, is_output_path
+from xsc.compute.inputs import RunInput, digest_of, input_hash, is_output_path
 from xsc.compute.limits import Limits
 from xsc.compute.near import Holders, check_objects, referred_to, saved_max, spared
 from xsc.compute.notary import Notary
-from xsc.compute.orders import Known, Orders
 from xsc.compute.panel import Errand, Panel, Verified
 from xsc.compute.ports import (
     Caller,
@@ -77,20 +59,18 @@ from xsc.compute.ports import (
     Reply,
 )
 from xsc.compute.program import Program, read
+from xsc.compute.providing import RUN, Delivered, Granted, Provider
 from xsc.compute.quick import PATIENCE_MS, Quick
 from xsc.compute.quorum import Quorum
 from xsc.compute.receipts import (
     billed_fuel,
     check_compiled,
-    check_price,
     check_receipt,
     given_hash,
-    job_of,
-    make_receipt,
 )
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.streams import Streams, settle_tape
-from xsc.compute.tape import Tape, run_taped
+from xsc.compute.tape import Tape
 from xsc.compute.values import format_bits, format_number, parse_arguments
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -98,9 +78,6 @@ from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.pricing import fuel_steps
 
-RUN = "compute.run"
-"""The method by which an order is asked for."""
-SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
 _NONCE_BYTES = 16
 _ROOM_BYTES = FRAME_HEADER_BYTES_MAX + 4096
 
@@ -208,57 +185,6 @@ class _Task:
         return len(self.module) + self.given.size_bytes + objects
 
 
-@dataclass(frozen=True, slots=True)
-class _Granted:
-    """What an order is run with, and at which price a quantum."""
-
-    module: bytes
-    given: RunInput
-    output_bytes: int
-    price: int
-    saved_bytes: int = 0
-    """What was here already."""
-    brought: bool = False
-    """Whether the order brought the module."""
-    jointly: bool = False
-    """Whether who asked can read a receipt that was signed with others."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Delivered:
-    """A verified receipt and what came with it."""
-
-    receipt: Signed[ExecutionReceipt]
-    stdout: bytes
-    stderr: bytes
-    files: tuple[tuple[str, bytes], ...]
-    verified: Verified | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a customer is told of its run, as it is kept: bytes, and nothing made of them."""
-
-    receipt: bytes
-    stdout: bytes
-    stderr: bytes
-    files: tuple[tuple[str, bytes], ...]
-
-    @property
-    def size_bytes(self) -> int:
-        files = sum(len(path) + len(data) for path, data in self.files)
-        return len(self.receipt) + len(self.stdout) + len(self.stderr) + files
-
-
-@dataclass(slots=True)
-class _Run:
-    """The run of an order."""
-
-    task: asyncio.Task[_Answer]
-    tape: Tape | None
-    """What it writes, where the customer wants to see it."""
-
-
 class ComputeService:
     """Both sides of a run."""
 
@@ -285,24 +211,29 @@ class ComputeService:
         self._executor = executor
         self._caller = caller
         self._leases = leases
-        self._book = book
         self._sandbox = sandbox
-        self._fetching = Fetching(inputs, clock)
         self._holders = Holders()
         self._log = log
         self._panel = Panel(
             key=key, network=network, clock=clock, leases=leases, evidence=evidence, log=log
         )
-        self._started_ms = clock.now_ms()
-        self._modules: OrderedDict[bytes, bytes] = OrderedDict()
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
-        self._modules_bytes = 0
-        self._orders: Orders[_Run] = Orders()
         self._quick = Quick()
         self._notary = Notary(key, network)
         self._reads_joint: set[bytes] = set()
         """Providers that can read an order that was signed with others."""
-        self._streams = Streams(caller, clock, self._tape_of)
+        self._provider = Provider(
+            key=key,
+            network=network,
+            clock=clock,
+            executor=executor,
+            book=book,
+            sandbox=sandbox,
+            inputs=inputs,
+            notary=self._notary,
+            log=log,
+        )
+        self._streams = Streams(caller, clock, self._provider.tape_of)
 
     async def start(self) -> None:
         """Start the sandbox."""
@@ -310,10 +241,7 @@ class ComputeService:
 
     async def stop(self) -> None:
         """Stop the sandbox; orders that run are not answered."""
-        tasks = [run.task for run in self._orders.runs()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._provider.stop()
         await self._sandbox.stop()
 
     def describe(self) -> dict[str, Value]:
@@ -322,7 +250,7 @@ class ComputeService:
 
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may call."""
-        return {RUN: self._serve, **self._streams.handlers()}
+        return {**self._provider.handlers(), **self._streams.handlers()}
 
     # The customer's side
 
@@ -489,7 +417,7 @@ class ComputeService:
 
     async def _inspect(self, module: bytes) -> tuple[Program, bytes]:
         """Return what a module declares and its hash; one that came lately is not read again."""
-        digest = await run_sized(self._executor, len(module), _sha256, module)
+        digest = await run_sized(self._executor, len(module), digest_of, module)
         known = self._programs.get(digest)
         if known is None:
             known = self._programs[digest] = await self._executor.run(read, module)
@@ -501,7 +429,7 @@ class ComputeService:
 
     async def _execute(
         self, task: _Task, *, on: bytes | None, local: bool, quorum: Quorum | None = None
-    ) -> _Delivered:
+    ) -> Delivered:
         if quorum is not None:
             if local or on is not None:
                 raise ArgumentInvalid("several providers cannot be one that is named")
@@ -540,7 +468,7 @@ class ComputeService:
             return {}
         return spared(task.objects, len(task.module), self._holders.of(task.module_hash))
 
-    async def _verify(self, task: _Task, quorum: Quorum) -> _Delivered:
+    async def _verify(self, task: _Task, quorum: Quorum) -> Delivered:
         """Have several providers run it."""
 
         async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
@@ -549,7 +477,7 @@ class ComputeService:
             made = like.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
             return sign(made, self._key, self._network)
 
-        async def ask(lease: ComputeLease, signed: Signed[Order]) -> _Delivered:
+        async def ask(lease: ComputeLease, signed: Signed[Order]) -> Delivered:
             return await self._ask(task, lease, signed)
 
         errand = Errand(task.limits.steps, order, ask)
@@ -587,13 +515,13 @@ class ComputeService:
         jointly = provider == self._key.node_id or provider in self._reads_joint
         return await self._notary.sign(order, jointly=jointly)
 
-    async def _run_here(self, task: _Task) -> _Delivered:
+    async def _run_here(self, task: _Task) -> Delivered:
         task = await _brought(task, task.objects)
         order = await self._order(task, self._key.node_id, OWN_LEASE)
-        granted = _Granted(task.module, task.given, task.limits.output_bytes, 0, jointly=True)
-        return await self._fulfil(order, granted, task.tape)
+        granted = Granted(task.module, task.given, task.limits.output_bytes, 0, jointly=True)
+        return await self._provider.fulfil(order, granted, task.tape)
 
-    async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
+    async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> Delivered:
         done = await self._ask(task, lease, order)
         outcome = done.receipt.record.outcome
         billed = billed_fuel(task.limits.fuel, outcome, done.receipt.record.observed)
@@ -601,7 +529,7 @@ class ComputeService:
         await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
         return done
 
-    async def _ask(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> _Delivered:
+    async def _ask(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> Delivered:
         """Return what a provider delivers, checked; nothing is paid."""
         tape = task.tape
         if tape is None:
@@ -624,7 +552,7 @@ class ComputeService:
 
     async def _ask_quietly(
         self, task: _Task, lease: ComputeLease, order: Signed[Order]
-    ) -> _Delivered:
+    ) -> Delivered:
         timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
         function = (task.module_hash, task.function)
         referred = referred_to(lease.node, task.objects)
@@ -722,15 +650,15 @@ class ComputeService:
 
     def _check_reply(
         self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply, saved_most: int
-    ) -> _Delivered:
+    ) -> Delivered:
         raw = take_bytes(reply.header, "receipt")
-        names = _texts(reply.header, "files", most=OUTPUT_FILES_MAX)
+        names = take_texts(reply.header, "files", most=OUTPUT_FILES_MAX)
         if len(reply.parts) != 2 + len(names):
             raise ReceiptInvalid("the provider's answer lacks a part")
         if not all(map(is_output_path, names)) or len(set(names)) != len(names):
             raise ReceiptInvalid("the provider returned a file that no program can have left")
         bodies = [bytes(part) for part in reply.parts]
-        done = _Delivered(
+        done = Delivered(
             open_signed(raw, ExecutionReceipt, network=self._network, author=lease.node),
             bodies[0],
             bodies[1],
@@ -758,218 +686,12 @@ class ComputeService:
             raise ReceiptInvalid(f"the provider's receipt is refused: {broken}")
         return done
 
-    # The provider's side
-
-    def _tape_of(self, customer: bytes, nonce: bytes) -> Tape | None:
-        known = self._orders.find((customer, nonce))
-        return None if known is None or known.run is None else known.run.tape
-
-    async def _fulfil(
-        self, order: Signed[Order], granted: _Granted, tape: Tape | None = None
-    ) -> _Delivered:
-        started_ms = self._clock.now_ms()
-        began_ms = self._clock.monotonic_ms()
-        job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
-        if tape is None:
-            result = await self._sandbox.run(job)
-        else:
-            result = await run_taped(self._sandbox, job, tape)
-        wall_ms = self._clock.monotonic_ms() - began_ms
-        if tape is not None and result.trap == "cancelled":
-            wall_ms = result.wall_ms
-        receipt = make_receipt(
-            order,
-            result,
-            price=granted.price,
-            started_ms=started_ms,
-            wall_ms=wall_ms,
-            saved_bytes=granted.saved_bytes,
-            compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
-        )
-        signed = await self._notary.sign(receipt, jointly=granted.jointly)
-        return _Delivered(signed, result.stdout, result.stderr, result.files)
-
-    async def _serve(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        order = open_signed(
-            take_bytes(header, "order"), Order, network=self._network, author=caller
-        )
-        asked = order.record
-        if asked.customer != caller or asked.provider != self._key.node_id:
-            raise RecordInvalid("the order is between other nodes")
-        if asked.lease_id == OWN_LEASE:
-            raise RecordInvalid("the order names no lease")
-        known = self._orders.find((caller, asked.nonce))
-        if known is None:
-            known = await self._accept(order, header, parts)
-        if known.order_id != order.id:
-            raise RecordInvalid("the nonce of this order was used for another one")
-        run = known.run
-        if run is None:
-            raise ReplayRefused("this order was run, and its answer is no longer kept")
-        if header.get("patience_ms") is not None:
-            await _let_share(run.task, take_int(header, "patience_ms", most=PATIENCE_MS))
-        # The run goes on when the caller goes away: the same order finds it again.
-        done = await asyncio.shield(run.task)
-        answer: dict[str, Value] = {
-            "receipt": done.receipt,
-            "files": [path for path, _ in done.files],
-        }
-        if header.get("joint") is True:
-            answer["joint"] = True
-        return answer, [done.stdout, done.stderr, *(data for _, data in done.files)]
-
-    async def _accept(
-        self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
-    ) -> Known[_Run]:
-        self._check_fresh(order.record)
-        given, references, brought = _received(header, parts)
-        if not references:
-            return await self._accept_with(order, header, given, (), brought)
-        held_bytes = min(order.record.given_bytes, INPUT_BYTES_MAX)
-        self._fetching.hold(held_bytes)
-        known: Known[_Run] | None = None
-        try:
-            known = await self._accept_with(order, header, given, references, brought)
-            return known
-        finally:
-            if known is None or known.run is None:
-                self._fetching.free(held_bytes)
-            else:
-                known.run.task.add_done_callback(lambda _: self._fetching.free(held_bytes))
-
-    async def _accept_with(
-        self,
-        order: Signed[Order],
-        header: dict[str, Value],
-        given: RunInput,
-        references: Sequence[tuple[str, bytes]],
-        brought: bytes | None,
-    ) -> Known[_Run]:
-        asked = order.record
-        output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
-        module = await self._module(asked.module, brought)
-        steps = fuel_steps(asked.fuel_max, asked.memory_bytes_max)
-        saved_bytes = len(module) if brought is None else 0
-        if references:
-            # Nobody without a lease has objects fetched.
-            self._book.admit_compute(asked.lease_id, asked.customer, steps)
-            try:
-                given, here = await self._fetching.read(given, references, asked.given_bytes)
-            finally:
-                self._book.used_compute(asked.lease_id, steps, 0)
-            saved_bytes += here
-        digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
-        if digest != asked.input:
-            raise RecordInvalid("the input is not the one that the order names")
-        slot = (asked.customer, asked.nonce)
-        found = self._orders.find(slot)
-        if found is not None:  # the same order came twice at once
-            return found
-        self._orders.check_room(asked.customer, self._clock.now_ms())
-        price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
-        self._keep_module(asked.module, module)
-        granted = _Granted(
-            module,
-            given,
-            output_bytes,
-            price,
-            saved_bytes,
-            brought=brought is not None,
-            jointly=header.get("joint") is True,
-        )
-        tape = Tape(self._clock) if header.get("stream") is True else None
-        task = asyncio.create_task(self._work(order, granted, steps, tape))
-        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, tape))
-        task.add_done_callback(lambda done: self._keep(slot, done))
-        return known
-
-    def _check_fresh(self, asked: Order) -> None:
-        now_ms = self._clock.now_ms()
-        if abs(now_ms - asked.created_ms) > REQUEST_WINDOW_MS:
-            raise ClockSkewed(
-                f"the order was made {now_ms - asked.created_ms} ms ago by this node's clock"
-            )
-        if asked.created_ms < self._started_ms:
-            raise ReplayRefused("the order was made before this node started")
-
-    async def _module(self, digest: bytes, brought: bytes | None) -> bytes:
-        if digest in self._modules:
-            self._modules.move_to_end(digest)
-            return self._modules[digest]
-        if brought is None:
-            raise ModuleUnknown("this provider does not have the module")
-        if await run_sized(self._executor, len(brought), _sha256, brought) != digest:
-            raise RecordInvalid("the module is not the one that the order names")
-        return brought
-
-    def _keep_module(self, digest: bytes, module: bytes) -> None:
-        """Keep a module for later orders; only those of customers with a lease come here."""
-        if digest not in self._modules:
-            self._modules[digest] = module
-            self._modules_bytes += len(module)
-        while self._modules_bytes > MODULES_KEPT_BYTES_MAX:
-            _, dropped = self._modules.popitem(last=False)
-            self._modules_bytes -= len(dropped)
-
-    async def _work(
-        self, order: Signed[Order], granted: _Granted, steps: int, tape: Tape | None
-    ) -> _Answer:
-        asked = order.record
-        used = 0
-        try:
-            check_price(asked, granted.price)
-            done = await self._fulfil(order, granted, tape)
-            outcome = done.receipt.record.outcome
-            billed = billed_fuel(asked.fuel_max, outcome, done.receipt.record.observed)
-            used = fuel_steps(billed, asked.memory_bytes_max)
-        finally:
-            self._book.used_compute(asked.lease_id, steps, used)
-        self._log.info(
-            "job",
-            customer=asked.customer.hex(),
-            function=asked.function,
-            duration_ms=done.receipt.record.observed.wall_ms,
-            fuel=outcome.fuel_used,
-            trap=outcome.trap or "",
-        )
-        return _Answer(done.receipt.raw, done.stdout, done.stderr, done.files)
-
-    def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Answer]) -> None:
-        """Keep an answer to be given again; forget what failed, for nothing was billed."""
-        if task.cancelled() or task.exception() is not None:
-            self._orders.drop(slot)
-            return
-        self._orders.ended(slot, task.result().size_bytes, self._clock.now_ms())
-
 
 def _granting(task: _Task, grants: Sequence[Grant]) -> _Task:
     return replace(task, grants=tuple(sorted(set(grants)))) if grants else task
 
 
-async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
-    """Return once an order is done whose answer may go with those of others.
-
-    Raises:
-        JobUnfinished: it takes longer, or its answer is too large for that.
-    """
-    if not task.done():
-        await asyncio.wait([task], timeout=patience_ms / 1000)
-    if not task.done():
-        raise JobUnfinished("the order still runs", hint="ask for it alone")
-    if task.cancelled() or task.exception() is not None:
-        return
-    done = task.result()
-    if done.size_bytes > SHARED_ANSWER_BYTES_MAX or len(done.files) > BATCH_CALL_PARTS_MAX - 2:
-        raise JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def _rows(task: _Task, done: _Delivered) -> tuple[list[batches.Row], int]:
+def _rows(task: _Task, done: Delivered) -> tuple[list[batches.Row], int]:
     try:
         return batches.read_rows(
             batches.shape_of(task.given.args),
@@ -984,7 +706,7 @@ def _rows(task: _Task, done: _Delivered) -> tuple[list[batches.Row], int]:
         raise ReceiptInvalid(f"the batch's results are refused: {fault.message}") from None
 
 
-def _items(task: _Task, done: _Delivered) -> list[Item]:
+def _items(task: _Task, done: Delivered) -> list[Item]:
     rows, _ = _rows(task, done)
     return [
         Item(
@@ -1009,44 +731,3 @@ async def _brought(task: _Task, objects: Sequence[InputObject]) -> _Task:
 
 def _bind(bodies: Sequence[bytes]) -> list[Part]:
     return [Part(body, root_of(body)) for body in bodies]
-
-
-def _texts(header: Mapping[str, Value], name: str, *, most: int) -> list[str]:
-    found: list[str] = []
-    for item in take_list(header, name, most=most):
-        if not isinstance(item, str):
-            raise RecordInvalid(f"the field '{name}' must hold texts alone")
-        found.append(item)
-    return found
-
-
-def _received(
-    header: dict[str, Value], parts: Sequence[Part]
-) -> tuple[RunInput, list[tuple[str, bytes]], bytes | None]:
-    """Return the input, references to more of it, and the module, if it is there, of a request."""
-    environment: list[tuple[str, str]] = []
-    for item in take_list(header, "environment", most=ENVIRONMENT_MAX):
-        match item:
-            case [str(name), str(text)]:
-                environment.append((name, text))
-            case _:
-                raise RecordInvalid("the field 'environment' must hold pairs of texts")
-    names = _texts(header, "files", most=FILES_MAX)
-    referred = _texts(header, "objects", most=FILES_MAX) if "objects" in header else []
-    with_module = take_bool(header, "module")
-    bodies = [bytes(part.data) for part in parts]
-    if len(bodies) != 1 + len(names) + len(referred) + with_module:
-        raise RecordInvalid("the request lacks a part or has one too many")
-    given = RunInput(
-        tuple(_texts(header, "args", most=ARGUMENTS_MAX)),
-        tuple(environment),
-        bodies[0],
-        tuple(zip(names, bodies[1 : 1 + len(names)], strict=True)),
-    )
-    try:
-        check_input(given)
-    except ArgumentInvalid as fault:
-        raise RecordInvalid(fault.message) from None
-    first = 1 + len(names)
-    references = list(zip(referred, bodies[first : first + len(referred)], strict=True))
-    return given, references, bodies[-1] if with_module else None

@@ -16,7 +16,6 @@ service at a peer come from its receipts.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,6 +71,7 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.compute import services_rules as rules
 from xsc.compute import wagi
+from xsc.compute.inputs import digest_of
 from xsc.compute.limits import Limits
 from xsc.compute.ports import Caller, Handler, ServiceBook, ServiceLeases
 from xsc.compute.program import read
@@ -301,7 +301,7 @@ class Services:
             rules.check_version(version)
         rules.check_module_size(len(module))
         rules.check_program(await self._executor.run(read, module))
-        digest = await run_sized(self._executor, len(module), _sha256, module)
+        digest = await run_sized(self._executor, len(module), digest_of, module)
         key = (self._own, name)
         provider = self._own if on is None else on
         async with self._changing(key):
@@ -905,7 +905,7 @@ class Services:
             module = bytes(parts[0].data)
             self._check_room(key, record.module, len(module))
             self._check_brought(record.owner)
-            if await run_sized(self._executor, len(module), _sha256, module) != record.module:
+            if await run_sized(self._executor, len(module), digest_of, module) != record.module:
                 raise RecordInvalid("the module is not the one that the deployment names")
             rules.check_module_size(len(module))
             rules.check_program(await self._executor.run(read, module))
@@ -984,10 +984,6 @@ def _not_told(provider: bytes, fault: XscError) -> str:
         f"{short(provider)} was not told ({fault.message}): it stops within a "
         "minute, for nobody pays it, and drops the service after a day"
     )
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 def _same(a: Deployment, b: Deployment) -> bool:

@@ -22,8 +22,9 @@ from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS, SWEEP_INTERVAL_MS
 from xsc.base.log import Log
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
+from xsc.compute.providing import RUN
 from xsc.compute.sandbox import Sandbox
-from xsc.compute.service import RUN, ComputeService
+from xsc.compute.service import ComputeService
 from xsc.compute.services import Services
 from xsc.db.group import GroupCommit
 from xsc.health.ports import NodeInfo

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from xsc.base import fields
@@ -14,6 +16,7 @@ HEADER = {
     "str": "abc",
     "bytes": b"abc",
     "list": [1, 2],
+    "texts": ["a", ""],
     "map": {"a": 1},
     "null": None,
     "negative": -1,
@@ -33,6 +36,7 @@ def test_what_fits_is_returned():
     assert fields.take_opt_bytes(HEADER, "null") is None
     assert fields.take_opt_bytes(HEADER, "absent") is None
     assert fields.take_list(HEADER, "list", most=2) == [1, 2]
+    assert fields.take_texts(HEADER, "texts", most=2) == ["a", ""]
     assert fields.take_map(HEADER, "map") == {"a": 1}
 
 
@@ -42,13 +46,14 @@ TAKERS = {
     fields.take_str: {"str"},
     fields.take_bytes: {"bytes"},
     fields.take_opt_bytes: {"bytes", "null", "absent"},
-    fields.take_list: {"list"},
+    fields.take_list: {"list", "texts"},
+    partial(fields.take_texts, most=9): {"texts"},
     fields.take_map: {"map"},
 }
 
 
 @pytest.mark.parametrize("name", [*HEADER, "absent"])
-@pytest.mark.parametrize("take", TAKERS, ids=lambda take: take.__name__)
+@pytest.mark.parametrize("take", TAKERS, ids=lambda take: getattr(take, "func", take).__name__)
 def test_every_other_type_is_refused_by_name(take, name):
     if name in TAKERS[take]:
         take(HEADER, name)
@@ -66,6 +71,7 @@ def test_every_other_type_is_refused_by_name(take, name):
         lambda: fields.take_bytes(HEADER, "bytes", size=0),
         lambda: fields.take_opt_bytes(HEADER, "bytes", size=2),
         lambda: fields.take_list(HEADER, "list", most=1),
+        lambda: fields.take_texts(HEADER, "texts", most=1),
     ],
 )
 def test_bounds_hold(attempt):

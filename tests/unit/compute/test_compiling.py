@@ -47,7 +47,7 @@ async def test_only_the_order_that_brings_an_uncompiled_module_pays_for_compilin
     assert (first.compiled_bytes, first.amount_micro) == (len(ADD), FIRST)
     assert (again.compiled_bytes, again.amount_micro) == (0, 4)
     # The module is brought again, and its code is still there.
-    world.provider.service._modules.clear()
+    world.provider.service._provider._modules.clear()
     third = await world.invoke(**there(world))
     assert world.wire.sent[-1][1]["module"] is True
     assert (third.compiled_bytes, third.amount_micro) == (0, 4)

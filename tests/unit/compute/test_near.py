@@ -216,7 +216,7 @@ async def test_without_a_lease_nothing_is_fetched(world, stored):
 
 async def test_room_for_inputs_is_bounded_and_given_back(world, stored):
     header, parts = await sent(world, stored)
-    fetching = world.provider.service._fetching
+    fetching = world.provider.service._provider._fetching
     assert fetching._held_bytes == 0
     fetching.hold(OBJECTS_READ_BYTES_MAX - len(TEXT))
     with pytest.raises(RateLimited):

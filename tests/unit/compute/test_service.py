@@ -35,12 +35,12 @@ from xsc.base.errors import (
 from xsc.base.limits import COMPILE_BYTE_FUEL, MIB, REQUEST_WINDOW_MS
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
-from xsc.compute import orders
-from xsc.compute import service as services
+from xsc.compute import orders, providing
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
 from xsc.compute.local import LocalSandbox
-from xsc.compute.service import SHARED_ANSWER_BYTES_MAX, ComputeService
+from xsc.compute.providing import SHARED_ANSWER_BYTES_MAX
+from xsc.compute.service import ComputeService
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -360,7 +360,7 @@ async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world)
     there = {"on": world.provider.key.node_id}
     await world.invoke(**there)
     world.wire.sent.clear()
-    slow = world.provider.service._sandbox = Slow(InlineExecutor())
+    slow = world.provider.service._provider._sandbox = Slow(InlineExecutor())
     await slow.start()
     running = asyncio.create_task(world.invoke(**there))
     while len(world.wire.sent) < 2:
@@ -538,7 +538,7 @@ async def test_an_old_order_is_not_run_again_after_it_was_forgotten(world):
     _, header, parts = world.wire.sent[-1]
     world.clock.advance_to(world.clock.now_ms() + REQUEST_WINDOW_MS + 1)
     await world.invoke("fib", "fib", ["5"], on=world.provider.key.node_id)
-    assert len(world.provider.service._orders) == 1
+    assert len(world.provider.service._provider._orders) == 1
     with pytest.raises(ClockSkewed):
         await world.serve(header, parts)
 
@@ -621,11 +621,11 @@ async def test_another_module_than_the_order_names_is_refused(world):
 
 
 async def test_modules_are_kept_within_their_bound(world, monkeypatch):
-    monkeypatch.setattr(services, "MODULES_KEPT_BYTES_MAX", 100)
+    monkeypatch.setattr(providing, "MODULES_KEPT_BYTES_MAX", 100)
     for name, function, arguments in (("add", "add", ["1", "2"]), ("fib", "fib", ["3"])) * 2:
         await world.invoke(name, function, arguments, on=world.provider.key.node_id)
-    kept = world.provider.service._modules
-    assert sum(map(len, kept.values())) == world.provider.service._modules_bytes <= 100
+    kept = world.provider.service._provider._modules
+    assert sum(map(len, kept.values())) == world.provider.service._provider._modules_bytes <= 100
 
 
 async def test_it_says_what_its_sandbox_says(world):
@@ -638,7 +638,7 @@ async def test_a_module_is_kept_only_for_customers_with_a_lease(world):
     with pytest.raises(LeaseExhausted):
         await world.invoke(on=world.provider.key.node_id)
     assert any(header["module"] for _, header, _ in world.wire.sent), "it was sent"
-    assert world.provider.service._modules == {}
+    assert world.provider.service._provider._modules == {}
 
 
 def joint(raw):

@@ -190,8 +190,8 @@ class Stuck:
 
 
 def stuck(world, node):
-    node.service._sandbox = Stuck(node.sandbox, world.clock)
-    return node.service._sandbox
+    node.service._provider._sandbox = Stuck(node.sandbox, world.clock)
+    return node.service._provider._sandbox
 
 
 def watched(world, tape, **how):
@@ -279,7 +279,7 @@ async def test_what_nobody_cancelled_is_not_paid_as_cancelled(world):
     tape = Tape(world.clock)
     running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
-    (run,) = world.provider.service._orders.runs()
+    (run,) = world.provider.service._provider._orders.runs()
     run.tape.cancel()
     await until(world, running.done)
     with pytest.raises(ReceiptInvalid, match="nobody has cancelled it"):
@@ -295,7 +295,7 @@ async def test_output_that_is_taken_back_is_refused(world):
         return answer
 
     world.wire.tap = lie
-    stuck_in = world.provider.service._sandbox
+    stuck_in = world.provider.service._provider._sandbox
     gate = asyncio.Event()
 
     class Slow:
@@ -307,7 +307,7 @@ async def test_output_that_is_taken_back_is_refused(world):
             await gate.wait()
             return await stuck_in.run(job, watch)
 
-    world.provider.service._sandbox = Slow()
+    world.provider.service._provider._sandbox = Slow()
     tape = Tape(world.clock)
     running = watched(world, tape, on=world.provider.key.node_id)
     await until(world, lambda: tape.size_bytes)
@@ -383,7 +383,7 @@ async def test_no_other_provider_is_asked_once_something_was_shown(world):
             await self.gate.wait()
             raise SandboxFailed("the worker is gone")
 
-    world.provider.service._sandbox = Dying()
+    world.provider.service._provider._sandbox = Dying()
     tape = Tape(world.clock)
     running = watched(world, tape)
     await until(world, lambda: tape.size_bytes)
