@@ -41,18 +41,9 @@ from xsc.compute.inputs import FILES_MAX, RunInput, check_input, digest_of, inpu
 from xsc.compute.notary import Notary
 from xsc.compute.orders import Known, Orders
 from xsc.compute.panel import Verified
-from xsc.compute.ports import (
-    ComputeBook,
-    Handler,
-    InputReader,
-)
+from xsc.compute.ports import ComputeBook, Handler, InputReader
 from xsc.compute.quick import PATIENCE_MS
-from xsc.compute.receipts import (
-    billed_fuel,
-    check_price,
-    job_of,
-    make_receipt,
-)
+from xsc.compute.receipts import billed_fuel, check_price, job_of, make_receipt
 from xsc.compute.sandbox import Sandbox
 from xsc.compute.tape import Tape, run_taped
 from xsc.identity.envelope import Signed, open_signed

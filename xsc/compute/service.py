@@ -62,12 +62,7 @@ from xsc.compute.program import Program, read
 from xsc.compute.providing import RUN, Delivered, Granted, Provider
 from xsc.compute.quick import PATIENCE_MS, Quick
 from xsc.compute.quorum import Quorum
-from xsc.compute.receipts import (
-    billed_fuel,
-    check_compiled,
-    check_receipt,
-    given_hash,
-)
+from xsc.compute.receipts import billed_fuel, check_compiled, check_receipt, given_hash
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.streams import Streams, settle_tape
 from xsc.compute.tape import Tape

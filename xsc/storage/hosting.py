@@ -165,17 +165,7 @@ class Hosting:
             if isinstance(held, XscError):
                 outcomes[number] = held
                 continue
-            receipt = expected_receipt(
-                host=self._key.node_id,
-                customer=caller,
-                lease_id=request.lease_id,
-                locate=request.locate,
-                generation=request.generation,
-                shards=request.shards,
-                manifest=None if record is None else record.manifest_hash,
-                placement=None if record is None else record.placement_id,
-                stored_ms=self._clock.now_ms(),
-            )
+            receipt = self._receipt(caller, request, record)
             if request.seal:
                 outcomes[number] = self._sealer.together(receipt)
             else:
@@ -187,6 +177,22 @@ class Hosting:
                 outcome = await outcome
             answers.append(outcome if isinstance(outcome, XscError) else (outcome, []))
         return answers
+
+    def _receipt(
+        self, caller: bytes, request: PutRequest, record: ObjectRecord | None
+    ) -> StorageReceipt:
+        """Return what confirms a put that is on the disk, not signed yet."""
+        return expected_receipt(
+            host=self._key.node_id,
+            customer=caller,
+            lease_id=request.lease_id,
+            locate=request.locate,
+            generation=request.generation,
+            shards=request.shards,
+            manifest=None if record is None else record.manifest_hash,
+            placement=None if record is None else record.placement_id,
+            stored_ms=self._clock.now_ms(),
+        )
 
     async def _on_keep(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -200,18 +206,7 @@ class Hosting:
         (held,) = await self._node.store_together([self._taken(request, None, caller)])
         if isinstance(held, XscError):
             raise held
-        receipt = expected_receipt(
-            host=self._key.node_id,
-            customer=caller,
-            lease_id=lease_id,
-            locate=locate,
-            generation=generation,
-            shards=shards,
-            manifest=None,
-            placement=None,
-            stored_ms=self._clock.now_ms(),
-        )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+        return self._sealer.alone(self._receipt(caller, request, None)), []
 
     async def _on_get(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -238,7 +233,7 @@ class Hosting:
             placement=None,
             stored_ms=self._clock.now_ms(),
         )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+        return self._sealer.alone(receipt), []
 
     async def _on_stat(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
