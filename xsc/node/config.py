@@ -318,7 +318,7 @@ KEYS: Final[dict[str, Key]] = {
         "moved_kept_ms",
         "60s",
         _between(1_000, 30 * 86_400_000, parse_duration_ms),
-        "how long shards of own objects that moved stay where they were, for reads that run",
+        "how long shards that this node moved stay where they were, too, for reads that run",
     ),
 }
 
