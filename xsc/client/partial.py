@@ -22,7 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -109,7 +109,8 @@ class Partial:
                 self._part.unlink(missing_ok=True)
                 self._sums.unlink(missing_ok=True)
             elif kind is not None and self._block:
-                self._sum_up()
+                with suppress(OSError):  # why it ended counts; what has no sum comes again
+                    self._sum_up()
         finally:
             os.close(self._log)
             os.close(self._file)

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -131,6 +132,26 @@ def test_a_block_that_was_gone_on_with_is_kept_as_a_whole(tmp_path):
     assert len((tmp_path / "f.part.sums").read_text().splitlines()) == 3
     get(source := Source(), path)
     assert source.asked == [f"{6 * 2**18}-"]
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_hide_why_it_ended(tmp_path):
+    path = tmp_path / "f"
+
+    def break_off():
+        with Partial(path, object_id(CAP)) as partial:
+            partial.restart(SIZE)
+            partial.fill([CONTENT[:5]])
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, partial._log)
+            os.close(full)
+            raise NodeUnreachable("it is gone")
+
+    with pytest.raises(NodeUnreachable):
+        break_off()
+    # What has no sum comes again.
+    assert get(source := Source(), path) == SIZE
+    assert source.asked == [None]
     assert path.read_bytes() == CONTENT
 
 
