@@ -7,6 +7,7 @@ run it are shared. Hypothesis prints the example that reproduces a failure.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,10 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("xsc"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "xsc"))
+
+# A shell has what it starts in the background ignore this one, and so do all its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

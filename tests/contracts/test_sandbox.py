@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+import wasmtime
 
 from tests.unit.compute.programs import (
     FOLDER,
@@ -22,9 +23,11 @@ from tests.unit.compute.programs import (
     wasm,
 )
 from xsc.base.clock import InlineExecutor
-from xsc.base.errors import ExportUnknown, ModuleInvalid, SignatureMismatch
-from xsc.base.limits import FUEL_MAX, MIB
+from xsc.base.errors import ExportUnknown, ModuleInvalid, SignatureMismatch, TooLarge
+from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MIB
 from xsc.base.log import SilentLog
+from xsc.compute.files import Errno
+from xsc.compute.inputs import is_output_path
 from xsc.compute.local import LocalSandbox
 from xsc.compute.pool import PoolSandbox
 from xsc.compute.sandbox import CLOCK_START_MS
@@ -306,3 +309,76 @@ async def test_a_module_is_compiled_for_the_first_job_that_needs_it(sandbox):
     module = wasm("add") + bytes([0, 9, 8]) + b"contract"  # a section of its own: nobody has it
     first = job_of(module, "add", i32(2), i32(3))
     assert [(await sandbox.run(first)).compiled for _ in range(3)] == [True, False, False]
+
+
+_NESTED = """(module
+    (import "wasi_snapshot_preview1" "path_create_directory"
+        (func $mkdir (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1)
+    (func (export "_start") (local $fd i32) (local $left i32) (local $errno i32)
+        (memory.fill (i32.const 1024) (i32.const 97) (i32.const 250))
+        (local.set $fd (i32.const 4))
+        (local.set $left (i32.const 40))
+        (loop $deeper
+            (local.set $errno
+                (call $mkdir (local.get $fd) (i32.const 1024) (i32.const 250)))
+            (if (i32.eqz (local.get $errno)) (then
+                (drop (call $open (local.get $fd) (i32.const 0) (i32.const 1024) (i32.const 250)
+                    (i32.const 2) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 0)))
+                (local.set $fd (i32.load (i32.const 0)))
+                (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+                (br_if $deeper (local.get $left)))))
+        (drop (call $open (local.get $fd) (i32.const 0) (i32.const 1024) (i32.const 30)
+            (i32.const 1) (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 0)))
+        (call $exit (local.get $errno))))"""
+
+
+async def test_no_program_can_make_a_result_that_cannot_be_told(sandbox):
+    """Nobody would bill it: the worker that reports one is ended."""
+    module = bytes(wasmtime.wat2wasm(_NESTED))
+    result = await sandbox.run(job_of(module, "_start", mode="run"))
+    assert (result.exit_code, result.trap) == (Errno.NAMETOOLONG, None)
+    ((path, data),) = result.files
+    assert (path.split("/")[-1], data) == ("a" * 30, b"")
+    assert is_output_path(path)
+
+
+@pytest.mark.parametrize("count", [ARGUMENTS_MAX, ARGUMENTS_MAX + 1])
+@pytest.mark.parametrize("mode", ["invoke", "batch"])
+async def test_a_function_gives_and_takes_no_more_than_a_receipt_can_hold(sandbox, count, mode):
+    many, consts = " i32" * count, "(i32.const 7)" * count
+    module = bytes(
+        wasmtime.wat2wasm(
+            f'(module (func (export "gives") (result{many}) {consts})'
+            f' (func (export "takes") (param{many})))'
+        )
+    )
+    table = {"mode": mode, "args": ("1", "9999")} if mode == "batch" else {}
+    numbers = (i32(7),) * count
+    bits = b"".join(each for _, each in numbers)
+    asked = [
+        job_of(module, "gives", **table),
+        job_of(module, "takes", stdin=bits, **table)
+        if table
+        else job_of(module, "takes", *numbers),
+    ]
+    for each in asked:
+        if count > ARGUMENTS_MAX:
+            with pytest.raises(SignatureMismatch):
+                await sandbox.run(each)
+        else:
+            result = await sandbox.run(each)
+            assert result.trap is None
+            assert result.results == (numbers if each.function == "gives" and not table else ())
+            assert not table or (bits if each.function == "gives" else b"") in result.stdout
+
+
+async def test_a_batch_whose_results_are_over_the_orders_bound_is_not_begun(sandbox):
+    table = b"".join(bits for _, bits in (i32(1), i32(2)))
+    given = {"mode": "batch", "args": ("1", "9999"), "stdin": table}
+    with pytest.raises(TooLarge, match="over their bound"):
+        await sandbox.run(job("add", "add", output_bytes=1, **given))
+    assert (await sandbox.run(job("add", "add", **given))).trap is None

@@ -15,7 +15,7 @@ from xsc.identity.keys import KeyPair
 from xsc.net.http import HttpTransport
 from xsc.net.memory import MemoryNetwork
 from xsc.net.metered import Metered
-from xsc.net.port import Arrival, RawRequest, RawResponse, Transport
+from xsc.net.port import Arrival, RawRequest, RawResponse, Transport, take_all
 
 
 class RunningClock(ManualClock):
@@ -61,7 +61,7 @@ async def pair(request) -> AsyncIterator[Pair]:
         pair.seen.append(arrival)
         pair.arrived.set()
         if arrival.path == "/echo":
-            return RawResponse(200, {"x-answer": "b"}, [b"<", await arrival.read(), b">"])
+            return RawResponse(200, {"x-answer": "b"}, [b"<", await arrival.read(take_all), b">"])
         if arrival.path == "/unread":
             return RawResponse(401)
         if arrival.path == "/large":

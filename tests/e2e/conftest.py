@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,16 +181,16 @@ def small_net(tmp_path):
     devnet.down()
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start single nodes, each in a home under tmp_path; all are stopped at the end."""
+@contextmanager
+def starting(folder: Path):
+    """Start single nodes, each in a home under a folder; all are stopped at the end."""
     processes: list[subprocess.Popen] = []
 
-    def starter(name: str = "home", options: str = "", *, ready: bool = True, **env):
-        member = Member(tmp_path / name)
+    def starter(name: str = "home", options: str = "", *, ready: bool = True, prefix=(), **env):
+        member = Member(folder / name)
         words = ["--home", str(member.home), "node", "start", *shlex.split(options)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "xsc", *words],
+            [*prefix, sys.executable, "-m", "xsc", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -201,7 +202,16 @@ def start(tmp_path):
             assert process.poll() is None, process.stderr.read().decode()
         return member, process
 
-    yield starter
-    for process in processes:
-        process.kill()
-        process.communicate()
+    try:
+        yield starter
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start single nodes, each in a home under tmp_path; all are stopped at the end."""
+    with starting(tmp_path) as starter:
+        yield starter

@@ -24,9 +24,14 @@ def test_fsck_of_a_running_and_a_stopped_node(start, tmp_path):
         assert found["index"] == "ok"
         assert found["bytes_held"] == found["bytes_counted"] > 2_000_000
     member("node fsck --salvage").fails(2, "argument_invalid")
+    stale = (member.home / "api.json").read_bytes()
     end(process)
     offline = member("node fsck --deep --json").json
     assert offline == found
+    # A node that was killed leaves behind where it was to be reached.
+    (member.home / "api.json").write_bytes(stale)
+    assert member("node fsck --deep --json").json == found
+    (member.home / "api.json").unlink()
 
     # A lost index costs nothing.
     shutil.rmtree(member.home / "db" / "index")

@@ -64,7 +64,8 @@ def test_a_node_leaves_while_others_read_and_its_proof_holds(crowd, tmp_path):
         assert reading.result(60) > 1
     assert done.code == 0, done.err
     assert (done.json["state"], done.json["left_bytes"], done.json["stuck"]) == ("done", 0, [])
-    assert done.json["moved_objects"] >= 2
+    assert done.json["released_objects"] >= 2
+    assert done.json["released_bytes"] > 5 * MIB // 4
     assert crowd[index]("node status --json").json["storage"]["used_bytes"] == 0
     for capability in kept:
         hosts = hosts_of(owner, capability)

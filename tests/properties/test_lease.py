@@ -5,18 +5,20 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import EPOCH_MS, MIB
+from xsc.base.limits import EPOCH_MS, MIB, RESERVED_EPOCHS
 from xsc.market.lease import (
     LeaseTerms,
     LeaseUse,
     advance,
     check_voucher,
+    counted,
     due_micro,
     exposure_micro,
     hold,
     hold_since,
     next_voucher,
     owed_micro,
+    reserved,
     room,
     spend,
     status,
@@ -138,7 +140,9 @@ def test_no_more_than_an_epoch_beyond_the_use_is_taken(events, beyond):
     voucher = next_voucher(STORAGE, more, now)
     if voucher is not None:
         refused = check_voucher(STORAGE, use, voucher) is not None
-        assert refused == (beyond > tolerance(STORAGE))
+        # What is billed at least counts as used, on both sides.
+        ahead = counted(STORAGE, more) - counted(STORAGE, use)
+        assert refused == (ahead > tolerance(STORAGE))
 
 
 @given(st.lists(st.integers(0, 10**10), max_size=20))
@@ -195,13 +199,13 @@ def test_over_all_renewals_each_epoch_is_owed_once_and_at_the_price_of_its_term(
             last_due = due_micro(terms, mine)
         now = max(now, terms.end_ms)
         mine, theirs = hold(terms, mine, 1, now), hold(terms, theirs, 1, now)
-        bill += storage_amount(terms.price, mine.used - base)
+        bill += storage_amount(terms.price, counted(terms, mine) - base)
         assert due_micro(terms, mine) == bill
         voucher = next_voucher(terms, mine, now)
         if voucher is not None:
             assert check_voucher(terms, theirs, voucher) is None
             mine, theirs = with_voucher(mine, voucher), with_voucher(theirs, voucher)
-        base, last_due = mine.used, bill
+        base, last_due = counted(terms, mine), bill
         request = make_request(terms, mine, quoted(price), b"q", now)
         assert check_renewal(terms, theirs, request, quoted(price), now) is None
         after, theirs = renewed(terms, theirs, request, terms.quantity, now)
@@ -240,3 +244,23 @@ def test_what_is_counted_late_since_its_epoch_is_owed_as_if_counted_in_time(held
     assert (found.held_bytes, found.used) == (in_time.held_bytes, in_time.used)
     gone = hold_since(STORAGE, in_time, -more, at, late)
     assert (gone.held_bytes, gone.used) == (held, in_time.used), "what is owed never falls"
+
+
+@given(events, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
+def test_room_that_lapsed_stays_lapsed_whoever_looks_and_when(events, looks):
+    lapsed = False
+    for now, use in played(events):
+        for later in looks:
+            kept = reserved(STORAGE, use, now + later)
+            assert kept in (0, room(STORAGE, use))
+            seen = advance(STORAGE, use, now + later)
+            assert reserved(STORAGE, seen, now + later) == kept
+        assert use.lapsed or not lapsed
+        lapsed = use.lapsed
+
+
+@given(events)
+def test_the_charge_is_for_what_is_reserved_and_falls_away_as_the_lease_is_used(events):
+    for _, use in played(events):
+        least = STORAGE.quantity // RESERVED_EPOCHS if use.used else 0
+        assert counted(STORAGE, use) == max(use.used, least)

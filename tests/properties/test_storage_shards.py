@@ -3,6 +3,7 @@
 import asyncio
 from itertools import permutations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,16 +12,22 @@ from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ShardMismatch, SpaceExhausted, XscError
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
+from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage import bodies as formats
+from xsc.storage import shards as shard_store
 from xsc.storage.bodies import ShardBody
 from xsc.storage.held import Found, Wanted
 from xsc.storage.shards import StorageNode, Write
 
-CAPACITY = 60
+CAPACITY = held_bytes(60, 4)
 LOCATES = [b"x" * 32, b"y" * 32]
 CUSTOMERS = [b"a" * 32, b"b" * 32]
 MIB = 2**20
+
+
+def counted(model):
+    return sum(held_bytes(len(data)) for data in model.values())
 
 
 class PowerLost(BaseException):
@@ -85,13 +92,17 @@ actions = st.one_of(
     st.tuples(st.just("delete"), st.integers(0, 1), st.integers(0, 1)),
     st.tuples(st.just("crash"), st.integers(0, 3)),
     st.tuples(st.just("lose_index")),
+    st.tuples(st.just("compact")),
 )
 
 
 @settings(max_examples=300)
 @given(st.lists(actions, max_size=14))
 def test_receipted_shards_are_there_and_accounts_are_exact_whatever_happens(story):
-    asyncio.run(play(story))
+    with pytest.MonkeyPatch.context() as patch:
+        # Notes of deletions go at the first chance, and not after some megabytes of them.
+        patch.setattr(shard_store, "GONE_BYTES_MAX", -1)
+        asyncio.run(play(story))
 
 
 async def play(story):
@@ -122,14 +133,16 @@ async def play(story):
                         )
                         for (_, _, column), data in wanted.items()
                     ]
-                    fresh = sum(len(d) for place, d in wanted.items() if place not in model)
+                    fresh = sum(
+                        held_bytes(len(d)) for place, d in wanted.items() if place not in model
+                    )
                     clash = any(model.get(place, d) != d for place, d in wanted.items())
                     try:
                         await node.store(bodies)
                     except ShardMismatch:
                         assert clash
                     except SpaceExhausted:
-                        assert sum(map(len, model.values())) + fresh > CAPACITY
+                        assert counted(model) + fresh > CAPACITY
                     else:
                         assert not clash
                         model |= wanted
@@ -148,6 +161,9 @@ async def play(story):
                 case ("lose_index",):
                     disk.replace_index()
                     node = await disk.node()
+                case ("compact",):
+                    await node.compact(everything=True)
+                    assert list(disk.bodies.scan(b"g", b"h")) == []
         except PowerLost:
             disk.plain_index()
             disk.crash()
@@ -179,7 +195,7 @@ async def stored(node):
 
 async def check(node, model):
     assert sorted(await stored(node)) == sorted(model)
-    assert node.used_bytes == sum(map(len, model.values())) <= CAPACITY
+    assert node.used_bytes == counted(model) <= CAPACITY
     assert node.reserved_bytes == 0
     assert sum(node.usage.values()) == node.used_bytes
     audit = await node.audit(deep=True)

@@ -66,6 +66,8 @@ class World:
 
     def config(self, index: int) -> Config:
         settings = {
+            # Nobody recognises anybody here unless a story says so.
+            "guard": "all",
             **self.settings,
             **self.settings_of.get(index, {}),
             "name": self.name(index),
@@ -75,9 +77,21 @@ class World:
     def make(self, index: int, *, recovering: bool = False) -> Node:
         self.lives[index] += 1
         seed = self.seed + bytes([index, self.lives[index]])
+        return Node(
+            self.config(index),
+            self.key(index),
+            "simulation",
+            self.parts(index, seed),
+            recovering=recovering,
+        )
+
+    def key(self, index: int) -> KeyPair:
+        return KeyPair(hashlib.sha256(self.seed + bytes([index])).digest())
+
+    def parts(self, index: int, seed: bytes) -> Parts:
         disk = self.disks[index]
         executor = InlineExecutor()
-        parts = Parts(
+        return Parts(
             clock=self.clock,
             entropy=SeededEntropy(seed),
             executor=executor,
@@ -89,8 +103,6 @@ class World:
             log=SilentLog(),
             disk_free_bytes=lambda: 2**40,
         )
-        key = KeyPair(hashlib.sha256(self.seed + bytes([index])).digest())
-        return Node(self.config(index), key, "simulation", parts, recovering=recovering)
 
     async def start(self) -> None:
         for index in range(self.count):

@@ -4,8 +4,9 @@ import asyncio
 
 from tests.sim.network import content, run
 from xsc.base.errors import ArgumentInvalid, SpaceExhausted
-from xsc.base.limits import MIB, SEGMENT_BYTES
+from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
+from xsc.base.units import held_bytes
 from xsc.storage.erasure import StorageShard
 from xsc.terms.lease import OWN_LEASE
 
@@ -62,7 +63,8 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
         promised = {view.lease_id: view for view in node.market.leases()}[lease.lease_id].quantity
         assert 0 < promised < room
         own = type(lease)(node.key.node_id, OWN_LEASE, 0)
-        data = content(4 * MIB)
+        data = content(4 * MIB - BODY_OVERHEAD_BYTES)
+        each = held_bytes(len(data))
         shard = StorageShard(0, data, root_of(data))
 
         async def store(by, where, number):
@@ -70,14 +72,14 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
                 where, b"l" * 32, 0, shards=[(number, shard)], record=None
             )
 
-        count = room // len(data)
+        count = room // each
         done = await asyncio.gather(
             *(store(node, own, number) for number in range(count)), return_exceptions=True
         )
         assert any(isinstance(item, SpaceExhausted) for item in done)
         assert node.shards.used_bytes == room - promised
         assert node.shards.reserved_bytes == 0
-        for number in range(promised // len(data)):
+        for number in range(promised // each):
             await store(customer, lease, number)
         assert node.shards.free_bytes == 0
 

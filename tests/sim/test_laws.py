@@ -41,11 +41,11 @@ from xsc.net.frame import Reply, unpack
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import RecordBody, ShardBody
 from xsc.storage.capability import parse_verify
-from xsc.storage.delegation import open_placement
-from xsc.storage.manifest import Manifest, open_manifest
+from xsc.storage.manifest import Manifest, hash_of, open_manifest
 from xsc.storage.reach import together
 from xsc.storage.reading import roots_of
 from xsc.storage.service import MANIFESTS
+from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.storage_receipt import StorageReceipt
 
 EXAMPLES = int(os.environ.get("XSC_LAWS_EXAMPLES", "0"))
@@ -228,36 +228,28 @@ class Laws(RuleBasedStateMachine):
                 del wanted[body.segment]
         return not wanted
 
-    def placements(self, reader: int, kept: Kept) -> set[tuple[bytes, ...]]:
-        """Return the columns by every placement that a reader may go by."""
-        found = set()
-        if reader == kept.owner:
-            entry = self.world.nodes[reader].storage.entry(kept.manifest_hash)
-            assert entry is not None
-            return {open_placement(entry.placement, NETWORK).placement.columns}
-        for index in self.up():
-            if not self.reaches(reader, index):
-                continue
-            for body in self.bodies.of(self.world.disks[index]):
-                if isinstance(body, RecordBody) and body.locate == kept.locate:
-                    raw = bytes(body.placement)
-                    found.add(open_placement(raw, NETWORK).placement.columns)
-        return found
-
     def must_read(self, reader: int, kept: Kept) -> bool:
-        """Say whether an object is within what it survives, as a reader sees the network."""
-        placements = self.placements(reader, kept)
+        """Say whether an object is within what it survives, as a reader sees the network.
+
+        Wherever its columns are, and whoever stored them: no placement counts.
+        """
+        near = [index for index in self.up() if self.reaches(reader, index)]
+        records = [
+            body
+            for index in near
+            for body in self.bodies.of(self.world.disks[index])
+            if isinstance(body, RecordBody) and hash_of(body.sealed) == kept.manifest_hash
+        ]
         if kept.manifest.inline is not None:
-            return bool(placements)
-        ids = {node.key.node_id: index for index, node in enumerate(self.world.nodes)}
-        return bool(placements) and all(
-            sum(
-                self.reaches(reader, ids[node]) and self.good(ids[node], kept, column)
-                for column, node in enumerate(columns)
-            )
-            >= kept.manifest.k
-            for columns in placements
-        )
+            return bool(records) or reader == kept.owner
+        code = kept.manifest
+        good = {
+            column
+            for column in range(code.k + code.m)
+            for index in near
+            if self.good(index, kept, column)
+        }
+        return len(good) >= code.k and (bool(records) or reader == kept.owner)
 
     # What the hosts say
 
@@ -274,9 +266,10 @@ class Laws(RuleBasedStateMachine):
         self.world.net.exchange = watched
 
     def _sent(self, target: str, path: str, body: bytes) -> None:
-        if path.endswith(("storage.delete", "storage.trim")):
+        if path.endswith("storage.delete"):
             host = int(target.removeprefix("node-"))
-            locate = unpack(memoryview(body)).header["locate"]
+            raw = unpack(memoryview(body)).header["order"]
+            locate = open_signed(raw, DeletionOrder, network=NETWORK).record.locate
             self.receipts.ended_ms[host, locate] = self.world.clock.now_ms()
             for place in [p for p in self.receipts.held if p[0] == host and p[2] == locate]:
                 del self.receipts.held[place]

@@ -5,14 +5,18 @@ import pytest
 from tests.sim.network import content, get, put, run, stream
 from xsc.base.errors import (
     LedgerDamaged,
+    NotAllowed,
     ObjectUnknown,
     PeerSilent,
+    RateLimited,
     Recovering,
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.node import directory as keeper
 from xsc.node.recovery import recover
+from xsc.storage.directory import HeadBody, make_head
+from xsc.storage.heads import HEAD_PUT, HEADS
 
 OWNER = 0
 
@@ -184,6 +188,71 @@ def test_an_identity_that_nobody_holds_a_directory_of_is_told_so():
         await node.peers.stop()
 
     run(14, 3, play)
+
+
+@pytest.mark.parametrize("lie", ["bare", "old", "forged", "present", "nothing", "busy"])
+def test_a_peer_that_refuses_a_head_without_proof_stops_nobody(lie):
+    """Only a head that the node itself signed shows that its home is an old copy."""
+
+    async def play(world):
+        owner, liar = world.nodes[OWNER], world.nodes[3]
+        await put_named(owner, "a", content(10))
+        await told(world)
+        old = owner.directory.head
+        forged = make_head(
+            HeadBody(0, (), b"", None), 2**40, liar.key, owner.peers.network, b"n" * 12
+        )
+        shown = {"old": [old], "forged": [forged.raw], "nothing": []}
+        asked = 0
+
+        async def refuse(_caller, _header, parts):
+            nonlocal asked
+            asked += 1
+            if lie == "bare":
+                raise NotAllowed("a directory head of generation 9 is held already")
+            if lie == "busy":
+                raise RateLimited("too many", retry_after_s=1)
+            return {"stored": False}, shown.get(lie, [bytes(part.data) for part in parts])
+
+        liar.peers._handlers[HEAD_PUT] = refuse
+        await put_named(owner, "b", content(11))
+        honest = [index for index in range(len(world.nodes)) if index not in (OWNER, 3)]
+        key = HEADS + owner.key.node_id
+        await world.until(
+            lambda: (
+                asked
+                and owner.directory.head != old
+                and all(world.disks[i].state.get(key) == owner.directory.head for i in honest)
+            )
+        )
+        await world.clock.sleep_ms(30_000)
+        assert not owner.failed.done()
+        assert not owner.directory.copies_beside(b"") > len(honest), "a refusal is no copy"
+
+    run(16, 5, play)
+
+
+def test_a_host_that_was_too_busy_for_a_head_gets_it_later():
+    async def play(world):
+        owner, host = world.nodes[OWNER], world.nodes[3]
+        kept = host.peers._handlers[HEAD_PUT]
+        refusals = 3
+
+        async def busy(caller, header, parts):
+            nonlocal refusals
+            if caller == owner.key.node_id and refusals:
+                refusals -= 1
+                raise RateLimited("too many", retry_after_s=1)
+            return await kept(caller, header, parts)
+
+        host.peers._handlers[HEAD_PUT] = busy
+        await put_named(owner, "a", content(10))
+        key = HEADS + owner.key.node_id
+        await world.until(
+            lambda: not refusals and world.disks[3].state.get(key) == owner.directory.head
+        )
+
+    run(17, 5, play)
 
 
 def test_an_old_copy_of_a_home_stops_itself():

@@ -14,7 +14,9 @@ QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15
 
 async def nodes_of(world, capability, reader=0):
     stat = await world.nodes[reader].storage.stat(capability)
-    return [(world.index_of(host.node), host.state) for host in stat.hosts]
+    return [
+        (-1 if host.node is None else world.index_of(host.node), host.state) for host in stat.hosts
+    ]
 
 
 async def whole(world, capability, *, without=(), reader=0, within_ms=600_000):
@@ -263,7 +265,11 @@ def test_the_objects_of_a_once_lone_node_spread_when_peers_join(count):
             assert world.clock.now_ms() < end_ms, found
             await world.clock.sleep_ms(5_000)
         await world.clock.sleep_ms(200_000)
-        assert owner.shards.used_bytes < 6 * MIB // 4 * 6 // distinct + MIB
+        if distinct == 6:
+            assert owner.shards.used_bytes < 6 * MIB // 4 * 6 // distinct + MIB
+        else:
+            # Where others have several columns each, the own copies are worth more than room.
+            assert owner.shards.used_bytes > 5 * MIB // 4 * 6
         assert await get(world.nodes[count - 1], done.capability) == data
         await agree(world)
 
@@ -279,7 +285,7 @@ async def guarded(world, owner=0):
         for index, other in enumerate(world.nodes):
             for ref, ward in other.storage.guards.wards():
                 if ward.owner == node:
-                    found.setdefault(ref, []).append((ward.turn, index))
+                    found.setdefault(ref, []).append((len(ward.before), index))
         return found
 
     count = len(world.nodes[owner].storage.ls())

@@ -75,7 +75,8 @@ async def story(world):
     raw = back_up(world)
     before = owner.ledger.head()[0]
 
-    new = await put_named(owner, "kept", content(5 * MIB))
+    # More than the least that a lease costs, so that something is owed anew.
+    new = await put_named(owner, "kept", content(20 * MIB))
     await owner.storage.rm(doomed)
     await put(world.nodes[1], content(5 * MIB))
     await settled(world)
@@ -97,7 +98,7 @@ async def story(world):
         ("kept", 2),
     ]
     assert await get(owner, old) == content(9 * MIB + 1)
-    assert await get(owner, new) == content(5 * MIB)
+    assert await get(owner, new) == content(20 * MIB)
 
     await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
     await put_named(owner, "kept", content(5 * MIB))
@@ -120,7 +121,7 @@ def test_nothing_is_signed_while_a_peer_is_silent():
         await put_named(world.nodes[OWNER], "a", content(5 * MIB))
         await settled(world)
         raw = back_up(world)
-        await put_named(world.nodes[OWNER], "b", content(5 * MIB))
+        await put_named(world.nodes[OWNER], "b", content(20 * MIB))
         await settled(world)
         await told(world)
         await lose_and_restore(world, raw)
@@ -210,6 +211,27 @@ def test_what_may_have_been_seen_before_is_refused():
             guard.admit(peer, created_ms=floor_ms, nonce=b"n", now_ms=now_ms)
 
     run(24, 4, play)
+
+
+@pytest.mark.parametrize("clock_ms", [0, 2**63 - 1])
+def test_what_a_peer_says_of_its_clock_neither_ends_the_node_nor_bars_for_long(clock_ms):
+    class Wild:
+        def __init__(self, clock):
+            self.monotonic_ms, self.sleep_ms = clock.monotonic_ms, clock.sleep_ms
+
+        def now_ms(self):
+            return clock_ms
+
+    async def play(world):
+        raw = back_up(world)
+        await lose_and_restore(world, raw)
+        world.nodes[2].health._clock = Wild(world.clock)
+        await caught_up(world)
+        now_ms = world.clock.now_ms()
+        floor_ms = _read_horizons(world.disks[OWNER].state)[world.nodes[2].key.node_id]
+        assert now_ms - 60_000 < floor_ms <= now_ms + REQUEST_WINDOW_MS + 1
+
+    run(27, 4, play)
 
 
 def test_invitations_and_puts_under_way_are_left_out():

@@ -20,13 +20,19 @@ from xsc.allocation.recognition import Recognition, mutual_ppm, tier_of, with_we
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import ArgumentInvalid, NotAllowed, RecordInvalid, XscError
-from xsc.base.fields import take_bytes, take_int
-from xsc.base.ids import ID_BYTES, short
+from xsc.base.fields import take_bytes
+from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import PEER_CONNECT_TIMEOUT_MS, RECOGNITION_RESEND_MS
+from xsc.base.limits import (
+    PEER_CONNECT_TIMEOUT_MS,
+    RECOGNITION_RESEND_MS,
+    RECOGNITIONS_A_PEER_MAX,
+    RECOGNITIONS_MS,
+)
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler, Peers
+from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.quote import Tier
@@ -34,6 +40,13 @@ from xsc.terms.quote import Tier
 _OWN: Final = b"allocation/own"
 _TOLD: Final = b"allocation/told/"
 _PEER: Final = b"allocation/peer/"
+
+
+def _is_lost(held: Signed[Recognition], own: Signed[Recognition]) -> bool:
+    """Say whether a record that this node signed came after the one that it has, or beside it."""
+    return held.record.sequence > own.record.sequence or (
+        held.record.sequence == own.record.sequence and held.id != own.id
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,7 @@ class AllocationService:
         self._told: set[bytes] = set()
         self._answered: dict[bytes, int] = {}
         self._setting = asyncio.Lock()
+        self._heard = Tally(RECOGNITIONS_A_PEER_MAX, RECOGNITIONS_MS)
 
     async def start(self) -> None:
         """Read what was kept; the peers are told by `run`, or by `tell`.
@@ -201,30 +215,30 @@ class AllocationService:
                 {"recognition": own.raw},
                 timeout_ms=PEER_CONNECT_TIMEOUT_MS,
             )
-            known = take_int(reply.header, "sequence")
-            known_id = take_bytes(reply.header, "id", size=ID_BYTES)
+            held = self._open(take_bytes(reply.header, "held"), self._key.node_id)
         except XscError as fault:
             # Whatever the peer's reason is, it is asked again after a while.
             self._log.warning("recognition_not_told", peer=short(peer), code=fault.code)
             return
+        known = held.record.sequence
         self._answered[peer] = min(known, own.record.sequence)
-        if known > own.record.sequence or (known == own.record.sequence and known_id != own.id):
-            async with self._setting:
-                if self._own is not None and known >= self._own.record.sequence:
-                    # This node lost its newest record (a restored copy): go on above it.
-                    self._log.warning("recognition_sequence_behind", peer=short(peer), known=known)
-                    self._publish(dict(self._weights), after=known)
+        async with self._setting:
+            if self._own is not None and _is_lost(held, self._own):
+                # This node lost its newest record (a restored copy): go on above it.
+                self._log.warning("recognition_sequence_behind", peer=short(peer), known=known)
+                self._publish(dict(self._weights), after=known)
 
     async def _on_recognise(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         if caller not in self._peers.peers():
             raise NotAllowed("only known peers can tell whom they recognise")
+        self._heard.count(caller, self._clock.monotonic_ms(), "recognitions")
         signed = self._open(take_bytes(header, "recognition"), caller)
         kept = self._theirs.get(caller)
         if kept is not None and signed.record.sequence <= kept.record.sequence:
-            # The first of two under one sequence holds; the answer shows its id.
-            return {"sequence": kept.record.sequence, "id": kept.id}, ()
+            # The first of two under one sequence holds; the answer shows it.
+            return {"held": kept.raw}, ()
         self._state.write([(_PEER + caller, signed.raw)], sync=False)
         self._theirs[caller] = signed
         self._log.info(
@@ -233,4 +247,4 @@ class AllocationService:
             their_weight_ppm=self.their_weight_ppm(caller),
             tier=self.tier(caller),
         )
-        return {"sequence": signed.record.sequence, "id": signed.id}, ()
+        return {"held": signed.raw}, ()

@@ -26,12 +26,13 @@ import cbor2
 import libipld
 
 from xsc.base.errors import RecordInvalid, TooLarge
-from xsc.base.limits import RECORD_BYTES_MAX, RECORD_DEPTH_MAX
+from xsc.base.limits import CONTAINER_BYTES, RECORD_BYTES_MAX, RECORD_DEPTH_MAX
 
 Value: TypeAlias = "bool | int | str | bytes | list[Value] | dict[str, Value] | None"
 """What can be encoded. Integers lie in -2^64 to 2^64 - 1."""
 
 
+_ANY_NUMBER = 2**63
 _TAG_42 = b"\xd8\x2a"
 _LINK = re.compile(rb"\xd8\x2a([\x41-\x57]|\x58[\x18-\xff])\x00", re.DOTALL)
 """The beginning of a link: tag 42, the head of up to 255 bytes, and the first of them, 0."""
@@ -39,10 +40,13 @@ _LEAVES = frozenset({str, bytes, bool, int, type(None)})
 """Types of what holds no other value, and is encoded or refused by libipld as it must be."""
 
 
-def _check(value: object, depth: int) -> None:
-    """Refuse what libipld would encode: floats, and what is nested too deep.
+def _check(value: object, depth: int, most: int) -> int:
+    """Return how many lists and maps a value has, after floats and deep nesting were refused.
 
-    Integers, keys and texts are its own to refuse; why, says `_fault_of`.
+    Integers, keys and texts are libipld's own to refuse; why, says `_fault_of`.
+
+    Raises:
+        RecordInvalid: they are more than `most`, or it is nothing that is encoded.
     """
     if isinstance(value, dict):
         items: Collection[object] = value.values()
@@ -51,14 +55,18 @@ def _check(value: object, depth: int) -> None:
     elif isinstance(value, float):
         raise RecordInvalid("float cannot be encoded")
     else:
-        return
+        return 0
     if value and depth >= RECORD_DEPTH_MAX:
         raise RecordInvalid(f"nested deeper than {RECORD_DEPTH_MAX} levels")
     # Most containers hold leaves alone, and this asks for all of them without a turn of Python.
+    count = 1
     if not _LEAVES.issuperset(map(type, items)):
         for item in items:
             if type(item) not in _LEAVES:
-                _check(item, depth + 1)
+                count += _check(item, depth + 1, most - count)
+                if count > most:
+                    raise RecordInvalid("more lists and maps than its bound has room for")
+    return count
 
 
 def _fault_of(value: object) -> str | None:
@@ -106,7 +114,7 @@ def encode(value: Value) -> bytes:
             not text, text that is not Unicode (half a surrogate pair, as in file
             names that are not UTF-8), or nesting deeper than RECORD_DEPTH_MAX.
     """
-    _check(value, 0)
+    _check(value, 0, _ANY_NUMBER)
     try:
         return _canonical(value)
     except ValueError:
@@ -117,15 +125,18 @@ def encode(value: Value) -> bytes:
 def decode(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> Value:
     """Return the value of canonical bytes.
 
+    Empty lists are a byte each and cost a hundred times as much, in memory and in time: there may
+    be one list or map for CONTAINER_BYTES of `size_max`.
+
     Raises:
         TooLarge: longer than `size_max` bytes.
-        RecordInvalid: not the canonical bytes of any value.
+        RecordInvalid: not the canonical bytes of any value, or of too many lists and maps.
     """
     if len(raw) > size_max:
         raise TooLarge(f"a record of {len(raw)} bytes is over its bound of {size_max}")
     try:
         value = libipld.decode_dag_cbor(raw)
-        _check(value, 0)
+        _check(value, 0, size_max // CONTAINER_BYTES)
     except RecordInvalid:
         raise
     except (ValueError, RecursionError, TypeError, OverflowError) as fault:

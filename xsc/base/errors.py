@@ -43,13 +43,14 @@
     │   ├── CreditExceeded             the debt limit would be passed
     │   ├── LeaseExhausted             the lease is spent
     │   ├── FuelExhausted   ├── MemoryExceeded   ├── TimeExceeded
-    │   ├── StackExhausted  ├── OutputTooLarge   └── CompileLimit
+    │   ├── StackExhausted  ├── OutputTooLarge   ├── CompileLimit
+    │   └── WorkerLost                 the program ended the process that ran it
     ├── UnavailableError           5    503   try again later
     │   ├── NodeUnreachable            the node of this home does not answer
     │   ├── PeerSilent                 a peer does not answer
     │   ├── ShardsInsufficient         fewer than k shards can be fetched
     │   ├── NoOffers                   nobody offers what is needed
-    │   ├── SandboxFailed              the worker process died by no fault of the module
+    │   ├── SandboxFailed              no worker process could take the run
     │   └── Recovering                 recovers what it lost, signs nothing yet
     └── CorruptionError            6    500   our own data fails its check
         ├── ShardsDamaged              shards of an object are damaged or gone
@@ -360,6 +361,10 @@ class CompileLimit(LimitError):
     """Compiling the module took more time or memory than allowed."""
 
 
+class WorkerLost(LimitError):
+    """The process that ran the program ended in the middle of the run."""
+
+
 class UnavailableError(XscError):
     """Something needed does not answer; a later try may work."""
 
@@ -385,7 +390,7 @@ class NoOffers(UnavailableError):
 
 
 class SandboxFailed(UnavailableError):
-    """A sandbox worker died by no fault that can be laid to the module."""
+    """No worker process could take the run, or one that may not be tried again so soon."""
 
 
 class Recovering(UnavailableError):

@@ -16,6 +16,10 @@ ID_BYTES = 32
 TEXT_CHARS = 52
 SHORT_CHARS = 10
 _TEXT = re.compile(r"[a-z2-7]+")
+_FIELD = 2**255 - 19
+_EIGHTH = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+"""The y of two of the four points that have order 8; the others have its opposite."""
+_SMALL_Y = frozenset({0, 1, _FIELD - 1, _EIGHTH, _FIELD - _EIGHTH})
 
 
 def to_text(raw: bytes) -> str:
@@ -48,15 +52,29 @@ def short(raw: bytes) -> str:
     return to_text(raw)[:SHORT_CHARS]
 
 
+def is_strong(node_id: bytes) -> bool:
+    """Say whether 32 bytes can be the public key of somebody.
+
+    Under a point of small order one signature fits every eighth message at least, and under
+    the neutral point all: whoever likes could sign for it. A y that is not below the field's
+    size is the second form of a point, and so would be a second id of one key.
+    """
+    y = int.from_bytes(node_id, "little") & (2**255 - 1)
+    return y < _FIELD and y not in _SMALL_Y
+
+
 def node_id_from_text(text: str) -> bytes:
     """Return the 32 bytes of a node id given as text.
 
     Raises:
-        ArgumentInvalid: not the text of 32 bytes.
+        ArgumentInvalid: not the text of 32 bytes, or of no key that somebody can have.
     """
     if len(text) != TEXT_CHARS:
         raise ArgumentInvalid(
             f"a node id has {TEXT_CHARS} characters, this has {len(text)}",
             hint="`xsc node status` shows a node's id; a peer may also go by its name",
         )
-    return from_text(text)
+    raw = from_text(text)
+    if not is_strong(raw):
+        raise ArgumentInvalid("that is no node's id: everybody could sign for such a key")
+    return raw

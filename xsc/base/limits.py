@@ -16,6 +16,9 @@ SEGMENT_BYTES = 4 * MIB
 LEAF_BYTES = 16 * KIB
 INLINE_BYTES_MAX = 4 * KIB
 """Objects up to this size travel inside the sealed manifest."""
+BODY_OVERHEAD_BYTES = 512
+"""What a stored shard or object record counts for beside its bytes. Header, keys and index entry
+take 354 to 378 bytes of the disk for a shard, 430 to 540 for a record."""
 DATA_SHARDS_DEFAULT = 4
 PARITY_SHARDS_DEFAULT = 2
 SHARDS_MAX = 255
@@ -33,6 +36,10 @@ DIRECTORY_DELAY_MS = 500
 """Changes of the directory within this time are written together."""
 DIRECTORY_INTERVAL_MS = 5_000
 """Least time between two writes of the directory, and between tries to tell peers."""
+HEADS_A_PEER_MAX = 16
+"""New directory heads that a peer may store within HEADS_MS: each is a synced write. One that
+keeps to DIRECTORY_INTERVAL_MS comes to 12, and may be started anew in between."""
+HEADS_MS = 60_000
 RECOVERY_PARALLEL = 16
 """Objects looked for at once by a recovery."""
 TREE_ENTRIES_MAX = 2**17
@@ -45,10 +52,20 @@ LEDGER_TRAIL_BYTES_MAX = 256 * KIB
 """Own halves that nobody else has, told sealed with the next entry."""
 STORE_REQUEST_BYTES_MAX = 16 * MIB
 """Shards of one put request; more columns at one host go in several."""
+GONE_BYTES_MAX = 4 * MIB
+"""Notes of deletions that a shard store keeps until its index is synced: some 110 bytes a body."""
 ENDED_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
+STAT_ROWS_MAX = 1_024
+"""Shards that one answer to a stat speaks of; it takes some 45 ms, and a longer one goes on from
+the place where the last ended."""
+STAT_PAGES_MAX = 1_024
+COLUMNS_MAX = 4_096
+"""Columns of one object, of all customers, that a host tells of."""
+STAT_TIMEOUT_MS = 60_000
+"""For all pages of one stat."""
 DAMAGED_TOLD_MAX = 64
 """Damaged segments of a column that a stat names one by one; all of them are counted."""
 SWEEP_INTERVAL_MS = 3_600_000
@@ -77,7 +94,7 @@ TRIAL_FIRST_MS = 1_000
 """After that long a slow host is asked for a shard beside the others; then twice as late."""
 TRIAL_LAST_MS = 160_000
 FIND_GRACE_MS = 100
-"""How long others may still name a later placement, once somebody knows the object."""
+"""How long others may still say what they hold, once enough is known to read the object."""
 REPAIR_GRACE_MS = 15 * 60_000
 """How long a node must be silent before what it holds counts as lost."""
 REPAIR_BYTES_A_SECOND = 32 * MIB
@@ -87,18 +104,36 @@ MENDS_AT_ONCE = 2
 MENDS_A_ROUND_MAX = 256
 """Objects mended before the order of urgency is made anew."""
 SURVEYS_AT_ONCE = 8
+LOG_LINES_MAX = 120
+"""Log lines a minute of one event about one peer; the next one says how many were dropped."""
+LOG_KINDS_MAX = 4_096
+"""Kinds of lines that are counted apart within a minute."""
+WATCHES_MAX = 4_096
+"""Nodes of which it is remembered since when they are silent: peers, and what placements name."""
 GUARDIANS = 2
 """Peers that are asked to look after an object while its owner is away."""
-GUARD_RETRY_MS = 3_600_000
+GUARD_RETRY_MS = 600_000
 """A node that refused to guard is asked again after that."""
+GUARDIANS_MAX = 16
+"""Of one object, as far as one is told of those before it."""
+GUARD_BYTES = 4 * GIB
+"""What a node stores at hosts, and pays for, in place of one absent owner, unless it says so."""
+REPORTS_AN_OBJECT_MAX = 16
+"""How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
+REPORTS_MS = 24 * 3_600_000
+GUARD_SHARES = 4
+"""What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
 WARDS_A_PEER_MAX = 10_000
 """Objects that a node guards for one peer."""
+WARDS_MS = 3_600_000
+"""Within that time a peer may hand over each of its wards twice: each is a synced write."""
 WARD_BYTES_A_PEER_MAX = 16 * MIB
-"""What it keeps on its disk of those: the placement of one can have from 450 to 18 000 bytes."""
+"""What it keeps on its disk of those: the row of one can have from 400 to 9 000 bytes."""
 LEFTOVERS_KEPT_MS = 60_000
 """How long moved columns stay where they were, unless the operator says otherwise."""
-DRAIN_PAGE_SEGMENTS = 64
-"""Shards of one column that one receipt of a drain speaks of."""
+LEAVING_A_PEER_MAX = 16
+"""How often a peer may say that it leaves, or stays, within LEAVING_MS: each is a synced write."""
+LEAVING_MS = 60_000
 DRAIN_LOOK_MS = 2_000
 """How often a node that leaves counts what it still holds; longer where counting takes long."""
 DRAIN_STUCK_LISTED = 100
@@ -116,14 +151,21 @@ NONCE_BYTES = 16
 PEER_TIMEOUT_MS = 15_000
 PEER_CONNECT_TIMEOUT_MS = 3_000
 PEER_REQUESTS_IN_FLIGHT_MAX = 64
+"""Requests of one peer that are read, answered or written at once."""
+REQUESTS_IN_FLIGHT_MAX = 1_024
+"""The same, of all callers."""
 PEER_REQUESTS_A_SECOND_MAX = 2_000
-UNKNOWN_REQUESTS_A_SECOND_MAX = 50
+UNKNOWN_REQUESTS_A_SECOND_MAX = 100
+"""Of all callers together that are not known."""
+UNKNOWN_AN_ADDRESS_A_SECOND_MAX = 50
+"""The same, of one source: an IPv4 address, or the first 64 bits of one of IPv6."""
+UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX = 8
+UNKNOWN_SOURCES_MAX = 1_024
+"""Sources of callers that are not known whose requests are counted one by one."""
 BATCH_CALLS_MAX = 32
 """Small calls that travel in one request."""
 SEALED_RECEIPTS_MAX = BATCH_CALLS_MAX
 """Storage receipts under one signature."""
-SEALED_PLACEMENTS_MAX = BATCH_CALLS_MAX
-"""Placements under one signature."""
 SIGNATURES_KEPT = 8_192
 """Verified signatures of records that a process remembers: a node looks at the records of its
 objects again and again."""
@@ -136,12 +178,41 @@ BATCH_BYTES_MAX = 512 * KIB
 BATCH_WAITING_MAX = 1_024
 """Calls that wait for one peer; more go by themselves."""
 NONCES_MAX = PEER_REQUESTS_A_SECOND_MAX * 2 * REQUEST_WINDOW_MS // 1000
-REQUEST_BODIES_BYTES_MAX = 256 * MIB
-"""Bodies of requests that a node holds at once, of all callers."""
+REQUEST_BODIES_BYTES_MAX = 288 * MIB
+"""Bodies of requests that a node holds at once, of all callers; counted as they arrive."""
+REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * PEER_BODY_BYTES_MAX
+"""The same, of one peer."""
+SMALL_BODIES_BYTES = 16 * MIB
+"""How much of the room for bodies, and of that for answers, only small ones get."""
+SMALL_BODY_BYTES_MAX = 64 * KIB
+"""A body is small as long as no more of it has come."""
+ANSWERS_BYTES_MAX = 12 * PEER_BODY_BYTES_MAX + SMALL_BODIES_BYTES
+"""Answers to all peers, from before they are made until they are written."""
+ANSWERS_A_PEER_BYTES_MAX = 4 * PEER_BODY_BYTES_MAX
+"""The same, to one peer."""
+REPLIES_BYTES_MAX = 12 * PEER_BODY_BYTES_MAX + SMALL_BODIES_BYTES
+"""Answers of all peers that this node is receiving."""
+REPLIES_A_PEER_BYTES_MAX = 4 * PEER_BODY_BYTES_MAX
+"""The same, of one peer."""
+REPLY_STEP_BYTES = 1 * MIB + 64 * KIB
+"""Of an answer, so much more room is taken than has come: a shard and its head take one step."""
 JOIN_BYTES_MAX = 16 * KIB
 """What a caller that is not known may send."""
 CONNECTIONS_MAX = 512
-"""Connections that a node serves at once."""
+"""Connections that a node serves its peers on at once."""
+CONNECTIONS_AN_ADDRESS_MAX = 256
+"""The same, from one source: an IPv4 address, or the first 64 bits of one of IPv6."""
+CONNECTIONS_OUT_MAX = 512
+"""Connections that a node has to its peers at once."""
+API_CONNECTIONS_MAX = 512
+"""Connections from this machine to the API."""
+DESCRIPTORS_MAX = 65_536
+"""Descriptors that a node asks the system for, if it lets it have so many."""
+DESCRIPTOR_SHARES = 16
+"""Each kind of connection gets one such part of the descriptors at most, and each of the three
+that come in another for those that are accepted at once; the databases have the rest."""
+ACCEPTED_AT_ONCE_MAX = 100
+"""Connections that are taken from the system before the first of them is counted."""
 CONNECTIONS_TO_A_PEER_MAX = PEER_REQUESTS_IN_FLIGHT_MAX
 """One request each: a long job must not keep a probe waiting."""
 PEER_HEADER_BYTES_MAX = 16 * KIB
@@ -150,17 +221,23 @@ PLAIN_BYTES_MAX = 64 * KIB
 """A whole request that is read without the general HTTP parser."""
 PLAIN_HEAD_BYTES_MAX = 8 * KIB
 NO_PROGRESS_MS = 10_000
-"""How long a connection may bring nothing, and a head may take in all."""
+"""The window in which a transfer must bring what is due, or end; a head may take as long."""
 BODY_BYTES_A_SECOND_MIN = 16 * KIB
-"""A body that comes slower is given up."""
+"""What is due in a window, of a body and of an answer: slower ones are given up."""
 PEERS_MAX = 1_000
 PEER_NAME_CHARS_MAX = 64
 PEER_ADDRESSES_MAX = 16
 PEER_ADDRESS_CHARS_MAX = 255
+ADDRESSES_A_PEER_MAX = 16
+"""New records of where it is that a peer is heard with within ADDRESSES_MS: each is a synced
+write, and a start or a move makes one."""
+ADDRESSES_MS = 60_000
 INVITATIONS_OPEN_MAX = 1_000
 INVITATION_TTL_MS = 24 * 3_600_000
 RECORD_BYTES_MAX = 256 * KIB
 RECORD_DEPTH_MAX = 32
+CONTAINER_BYTES = 32
+"""A value has at most one list or map for so many bytes of its bound."""
 
 # Compute (DESIGN section 6)
 MODULE_BYTES_MAX = 32 * MIB
@@ -191,10 +268,23 @@ JOBS_QUEUED_A_PEER_MAX = 32
 WORKERS_LOST_A_PEER_MAX = 20
 """Runs of one customer, within WORKERS_LOST_MS, that may end with their worker."""
 WORKERS_LOST_MS = 60_000
+MODULE_LOST_MS = 3_600_000
+"""How long a provider refuses a module to a customer whose run of it ended with its worker process.
+The customer pays no second loss within half of it: so much its clock may differ."""
 MODULES_DEPLOYED_A_PEER_MAX = 30
 """Modules that one peer may bring with deployments within MODULES_DEPLOYED_MS: each is compiled."""
 MODULES_DEPLOYED_MS = 3_600_000
+DEPLOYMENTS_A_PEER_MAX = 60
+"""Deployments of one peer that a node takes within DEPLOYMENTS_MS: each is a synced write."""
+DEPLOYMENTS_MS = 60_000
+RUN_FUEL = 1_000_000
+"""What taking and answering an order or a request costs beside the program: a quarter of a
+millisecond, and a quantum, so that no run is less than a micro-credit, which would be nothing."""
 COMPILE_MS_MAX = 20_000
+COMPILE_MS_A_PEER_MAX = 300_000
+"""What one customer may have compiled within COMPILE_SHARE_MS, whoever pays: what takes long to
+compile may be small, and a bill goes by size."""
+COMPILE_SHARE_MS = 3_600_000
 COMPILE_BYTE_FUEL = 1_000
 """What a byte of a module costs that an order brings and that has to be compiled: 1 MB takes
 about as long as that much fuel at MILLISECOND_FUEL."""
@@ -219,8 +309,10 @@ MODULES_REMEMBERED_MAX = 1024
 """Modules of which a customer knows which nodes have them."""
 INPUT_HASHES_REMEMBERED_MAX = 4096
 """Objects whose size and SHA-256 a customer knows without reading them again."""
-OBJECTS_READ_BYTES_MAX = 256 * MIB
-"""Inputs that a provider reads itself, of all its jobs at once."""
+INPUTS_HELD_BYTES_MAX = 256 * MIB
+"""Inputs, and modules that orders brought, of all jobs that a provider has taken and not ended."""
+INPUTS_HELD_A_PEER_BYTES_MAX = 128 * MIB
+"""The same of one customer."""
 MODULE_NAMED_BYTES_LEAST = 64 * KIB
 """A module of at least this size is first named by its hash to the own node, and then sent."""
 MODULES_NAMED_BYTES_MAX = 128 * MIB
@@ -236,7 +328,10 @@ MILLISECOND_FUEL = 4_000_000
 HOST_CALL_FUEL = 1_000
 """What one host call costs beside one unit a byte: it takes as long as that many instructions."""
 OPEN_FILES_MAX = 256
-OUTPUT_FILES_MAX = 1024
+OUTPUT_FILES_MAX = FRAME_PARTS_MAX - 2
+"""Files, directories and links in /out: with both streams each file is a part of one answer."""
+OUTPUT_PATH_BYTES_MAX = 2048
+"""Of a path in /out: all of them stand in the header of that answer."""
 FILE_NAME_BYTES_MAX = 255
 ENVIRONMENT_MAX = 256
 ORDERS_REMEMBERED_A_PEER_MAX = PEER_REQUESTS_A_SECOND_MAX * (REQUEST_WINDOW_MS // 1000 + 2)
@@ -264,6 +359,8 @@ FUNCTIONS_REMEMBERED_MAX = 1_024
 """Functions of which a customer knows that they are quick."""
 BATCH_ITEMS_MAX = 65_536
 """Calls of one batch."""
+BATCH_CALL_FUEL = 50_000
+"""What each call of a batch costs beside its fuel: it has an instance of its own."""
 BATCH_TRAPS_MAX = 256
 BATCH_TRAPS_BYTES_MAX = 64 * KIB
 """Different traps that one batch can name."""
@@ -283,14 +380,14 @@ SERVICE_QUEUE_MAX = 64
 """Requests that wait for one service."""
 SERVICE_WAIT_MS_MAX = 10_000
 """How long a request waits for its turn."""
-SERVICE_REQUEST_FUEL = 1_000_000
-"""What taking and answering a request costs beside the program: a quarter of a millisecond."""
 SERVICE_RECORD_BYTES_MAX = 128 * KIB
 """One signed deployment: its variables have ARGUMENT_BYTES_MAX."""
 SERVICE_LOG_ROWS_MAX = 4096
 """Requests of one service that the log keeps."""
 SERVICE_UNPAID_ROWS_MAX = 2048
 """Receipts that the owner has not fetched; beyond that the service does not run."""
+SERVICE_UNPAID_BYTES_MAX = 8 * MIB
+"""The same in bytes: each holds the deployment, whole."""
 SERVICE_NOTE_BYTES_MAX = 1 * KIB
 """Of what a request writes to standard error, the end that the log keeps."""
 SERVICE_PAGE_ROWS_MAX = 256
@@ -302,13 +399,20 @@ SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000
 """How long a service is held whose owner says nothing."""
 SERVICE_MODULES_BYTES_MAX = 512 * MIB
 """Modules of all services on the disk."""
+SERVICE_MODULES_A_PEER_BYTES_MAX = 128 * MIB
+"""The same of one peer's services, all kept versions."""
 SERVICE_MODULES_WARM_BYTES_MAX = 64 * MIB
 """Modules of services in memory."""
 SERVICE_CONNECTIONS_MAX = 512
+SERVICE_CONNECTIONS_AN_ADDRESS_MAX = 256
+SERVICE_REQUESTS_AN_ADDRESS_MAX = 48
+"""Requests from one source that run, or wait for their turn, at once."""
 SERVICE_HEADER_BYTES_MAX = 16 * KIB
 SERVICE_HEADERS_MAX = 128
-SERVICE_BODIES_BYTES_MAX = 128 * MIB
-"""Bodies of requests and answers that are in memory at once."""
+SERVICE_BODIES_BYTES_MAX = 160 * MIB
+"""Bodies of requests and answers that are in memory at once; counted as they arrive."""
+SERVICE_BODIES_AN_ADDRESS_BYTES_MAX = 48 * MIB
+"""The same, of one source."""
 SERVICE_ANSWER_BYTES_A_SECOND_MIN = 64 * KIB
 """An answer that is read slower is given up."""
 SERVICE_ANSWER_HEAD_BYTES_MAX = 16 * KIB
@@ -325,8 +429,22 @@ COMPUTE_LEASE_MS = 60_000
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
 STORAGE_LEASE_BYTES = 256 * MIB
 """Asked for at least, so that many small objects share one lease."""
+SHARE_LEASES = 4
+"""Of what a host still offers it, a customer takes one part in so many, where it needs no more."""
 STORAGE_LEASE_IDLE_MS = 600_000
 """A provider takes a lease back that held nothing for so long; customers stop at half of it."""
+RESERVED_EPOCHS = 16
+"""A lease keeps its unused room while it fills by one part in so many each epoch; as much is the
+least that it is billed for."""
+ROOM_PART_OPEN = 8
+"""What is reserved and not used of one customer is at most one part in so many of what is free."""
+ROOM_PART_ONE_WAY = 4
+ROOM_PART_MUTUAL = 2
+ROOM_PART_STRANGERS = 2
+"""The same of all customers together that are not recognised."""
+ROOM_LEAST_BYTES = 16 * MIB
+"""So much each customer may reserve, where it is free."""
+ROOM_LEAST_STEPS = 4 * FUEL_DEFAULT
 RENEWAL_FIRST_MS = 60_000
 """After its start a node lets so much pass before it renews: its peers must be seen first."""
 RENEWAL_INTERVAL_MS = 3_600_000
@@ -334,6 +452,9 @@ RENEWAL_INTERVAL_MS = 3_600_000
 RENEWAL_RETRY_MS = 6 * 3_600_000
 """After a refusal; silent hosts are asked at the first look at which they are up."""
 RENEWALS_A_CALL_MAX = 64
+RENEWAL_CALLS_A_PEER_MAX = 32
+"""How often a customer may ask for renewals within RENEWAL_CALLS_MS: a whole call takes 40 ms."""
+RENEWAL_CALLS_MS = 60_000
 HISTORY_LEASES_MAX = 64
 """Leases in one page of what a host tells a customer that lost its disk."""
 LEASE_URGENT_MS = 30 * 24 * 3_600_000
@@ -350,16 +471,32 @@ COMPUTE_LEASE_RUNS = 20
 """Runs that a compute lease is asked for: at the limits of the run that needs it."""
 COMPUTE_LEASE_MICRO_MAX = 1_000_000
 """Worth of a compute lease asked for, where one run does not need more."""
+REFUSED_RETRY_MS = 60_000
+"""After the second refusal of a booking by its debtor; each further one doubles it."""
+REFUSED_RETRY_MS_MAX = 24 * 3_600_000
 QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000
 LEASE_REQUESTS_WAITING_MAX = 256
+LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX = 32
 LEASES_A_CUSTOMER_MAX = 256
+"""Leases of one customer that are open, or over and not settled."""
+LEASES_DONE_A_CUSTOMER_MAX = 256
+"""Leases of one customer that are over and settled; the oldest are forgotten."""
+VOUCHERS_A_CUSTOMER_MAX = 256
+"""Vouchers of one customer that are taken within VOUCHERS_MS: each is kept, and booked."""
+VOUCHERS_MS = 30_000
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over and settled is remembered."""
 REPORT_KEPT_MS = 3_600_000
 """How long a wrong answer lowers the rank of its giver in auctions."""
+REPORTS_KEPT_A_PEER_MAX = 16
+"""Each halves the rank, which has a floor."""
 RECOGNITION_RESEND_MS = 10_000
+RECOGNITIONS_A_PEER_MAX = 64
+"""How often a peer may tell whom it recognises within RECOGNITIONS_MS: a record of PEERS_MAX
+weights takes 9 ms to read."""
+RECOGNITIONS_MS = 60_000
 PROMISE_MS = 600_000
 """How long a customer keeps room free for a write or a run that it never hears of again."""
 TIDY_MS = 5_000
@@ -382,17 +519,37 @@ MISSES_TO_DOWN = 2
 RESPONSE_EXPECTED_MS = 50
 """What is assumed of a peer that has not answered yet."""
 
+# What one peer may cost others (docs/security.md)
+OTHERS_GET_MS_MAX = 30_000
+"""Within this a small object is read while k of its columns lie at honest nodes that are up."""
+OTHERS_PUT_MS_MAX = 60_000
+"""Within this a small object is stored while enough honest nodes are up."""
+ROOM_A_PEER_PPM_MAX = 500_000
+"""How much of a node's room one customer may keep from others without using it."""
+STORED_OVERHEAD_BYTES_A_PEER_MAX = 32 * KIB
+"""What a customer's bodies may take on a disk beyond twice what it is billed for."""
+
 assert SEGMENT_BYTES % LEAF_BYTES == 0
 assert INLINE_BYTES_MAX < SEGMENT_BYTES
 assert PEER_BODY_BYTES_MAX > SEGMENT_BYTES + FRAME_HEADER_BYTES_MAX
 assert BATCH_CALL_BYTES_MAX < BATCH_BYTES_MAX
+assert OUTPUT_FILES_MAX * OUTPUT_PATH_BYTES_MAX < FRAME_HEADER_BYTES_MAX // 2
 assert BATCH_BYTES_MAX + BATCH_CALL_BYTES_MAX < FRAME_HEADER_BYTES_MAX
 assert BATCH_CALLS_MAX < PEER_REQUESTS_IN_FLIGHT_MAX
 assert STORE_REQUEST_BYTES_MAX >= SEGMENT_BYTES
 assert 2 * STORE_REQUEST_BYTES_MAX <= PEER_BODY_BYTES_MAX
 assert OBJECT_BYTES_MAX // SEGMENT_BYTES * 250 <= MANIFEST_BYTES_MAX
-assert REQUEST_BODIES_BYTES_MAX >= 4 * PEER_BODY_BYTES_MAX
+assert REQUEST_BODIES_BYTES_MAX >= 4 * REQUEST_BODIES_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
+assert REQUEST_BODIES_A_PEER_BYTES_MAX >= PEER_BODY_BYTES_MAX
+assert ANSWERS_BYTES_MAX >= 3 * ANSWERS_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
+assert REPLIES_BYTES_MAX >= 3 * REPLIES_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
+assert PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
+assert DESCRIPTOR_SHARES >= 2 * (4 + 3)
+assert 128 * KIB <= BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
 assert JOIN_BYTES_MAX < PEER_BODY_BYTES_MAX
+assert RECOGNITIONS_A_PEER_MAX > RECOGNITIONS_MS // RECOGNITION_RESEND_MS
+assert RENEWAL_CALLS_A_PEER_MAX * RENEWALS_A_CALL_MAX > LEASES_A_CUSTOMER_MAX
+assert HEADS_A_PEER_MAX > HEADS_MS // DIRECTORY_INTERVAL_MS
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert MISSES_TO_DOWN < PROBES_KEPT
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
@@ -403,11 +560,16 @@ assert LEASE_RESCUE_MS < LEASE_URGENT_MS
 assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
-assert FUEL_MAX * (MEMORY_BYTES_MAX // MEMORY_STEP_BYTES) < 2**63
+assert RUN_FUEL >= FUEL_QUANTUM
+assert (
+    FUEL_MAX + RUN_FUEL + MODULE_BYTES_MAX * COMPILE_BYTE_FUEL + BATCH_ITEMS_MAX * BATCH_CALL_FUEL
+) * (MEMORY_BYTES_MAX // MEMORY_STEP_BYTES) < 2**63
 assert WORKER_ADDRESS_BYTES >= COMPILE_ADDRESS_BYTES + 2 * MEMORY_BYTES_MAX
 assert SERVICE_UNPAID_ROWS_MAX + SERVICE_PAGE_ROWS_MAX < SERVICE_LOG_ROWS_MAX
 assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MAX
-assert SERVICE_BODIES_BYTES_MAX >= STDIN_BYTES_MAX + OUTPUT_BYTES_MAX
+assert SERVICE_BODIES_AN_ADDRESS_BYTES_MAX >= STDIN_BYTES_MAX + OUTPUT_BYTES_MAX
+assert SERVICE_BODIES_BYTES_MAX >= 3 * SERVICE_BODIES_AN_ADDRESS_BYTES_MAX + SMALL_BODIES_BYTES
 assert SERVICE_COLLECT_TIMEOUT_MS + SERVICE_COLLECT_MS < COMPUTE_LEASE_MS
-assert INPUT_BYTES_MAX <= OBJECTS_READ_BYTES_MAX
+assert INPUT_BYTES_MAX + MODULE_BYTES_MAX <= INPUTS_HELD_A_PEER_BYTES_MAX
+assert INPUTS_HELD_A_PEER_BYTES_MAX < INPUTS_HELD_BYTES_MAX
 assert MODULE_BYTES_MAX <= MODULES_NAMED_BYTES_MAX

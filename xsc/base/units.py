@@ -10,6 +10,7 @@ import re
 from fractions import Fraction
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import BODY_OVERHEAD_BYTES
 
 MICRO = 1_000_000
 _NUMBER = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z%]*)\s*")
@@ -121,6 +122,14 @@ def format_duration(duration_ms: int) -> str:
             parts.append(f"{rest // scale}{unit}")
             rest %= scale
     return " ".join(parts[:2])
+
+
+def held_bytes(size_bytes: int, bodies: int = 1) -> int:
+    """Return what stored bodies count for at a host: their bytes, and what keeping each takes.
+
+    Owner and host count room, leases and bills by it alike.
+    """
+    return size_bytes + bodies * BODY_OVERHEAD_BYTES
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -28,10 +28,10 @@ DRAIN_WAIT_MS = 5_000
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
-    Owners move what is theirs, and guardians what owners that are away have
-    here; reads go on meanwhile, and nothing new is taken. The node goes on with
-    it by itself, also after a restart. Writes what proves where every shard
-    lies now, for `xsc verify`. Exits with 7 if something cannot be moved.
+    Owners move what is theirs and then order its deletion here; reads go on
+    meanwhile, and nothing new is taken. The node goes on with it by itself, also
+    after a restart. Writes the owners' signed orders as a proof for `xsc verify`.
+    Exits with 7 if something cannot be moved.
     """
     calls = settings.calls()
     target = proof if proof is not None else settings.home / "drain.proof"
@@ -74,7 +74,7 @@ def _drained(calls: Calls) -> Document:
             progress(moved - shown)
             shown = moved
             stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
-            if stuck and stuck >= answer["left_objects"] and not answer["kept_bytes"]:
+            if stuck and stuck >= answer["left_objects"]:
                 break
             answer = calls.drain(DRAIN_WAIT_MS)
     return answer
@@ -89,14 +89,13 @@ def _show_drain(answer: Document) -> None:
         show("the node is not leaving")
         return
     left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
+    released = f"{_objects(answer['released_objects'])}, {format_size(answer['released_bytes'])}"
     show_pairs(
         [
             ("state", answer["state"]),
             ("peers told", f"{answer['peers_told']} of {answer['peers']}"),
-            ("moved", f"{_objects(answer['moved_objects'])}, {answer['moved_shards']} shards"),
+            ("released", released),
             ("left", left),
-            ("to be deleted", format_size(answer["kept_bytes"])),
-            ("released", format_size(answer["released_bytes"])),
             ("owed to it", f"{format_credits(answer['owed_micro'])} credits"),
         ]
     )

@@ -24,6 +24,7 @@ from xsc.cli.options import (
 )
 from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
 from xsc.client.calls import read_file
+from xsc.client.core import Core
 from xsc.client.files import check_target
 
 
@@ -221,7 +222,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     something is damaged; what is stays listed until it is stored anew or
     deleted.
     """
-    running = (settings.home / "api.json").exists()
+    running = (settings.home / "api.json").exists() and Core(settings.home).alive()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:

@@ -147,9 +147,9 @@ def progress_bar(what: str, size_bytes: int | None) -> Iterator[Progress]:
         yield lambda moved: bar.advance(task, moved)
 
 
-def short(node: str) -> str:
-    """Return the form of a node id for people."""
-    return node[:10]
+def short(node: str | None) -> str:
+    """Return the form of a node id for people; of a node that is not known, a dash."""
+    return "-" if node is None else node[:10]
 
 
 def named(row: Document, node: str) -> str:

@@ -6,13 +6,15 @@ many threads: each call has a connection to itself, which is kept for the next
 one where the answer was read to its end.
 
 What the node refuses comes back as the error it raised there; a node that is
-absent, silent or breaks off is `NodeUnreachable`.
+absent, silent or breaks off is `NodeUnreachable`. So is whoever listens where it was:
+each connection begins with a proof (`xsc.api.proof`), and the token is shown after it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import shlex
 import socket
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
+from xsc.api import proof
 from xsc.api.ranges import read_content_range
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
 
@@ -38,6 +41,9 @@ ANSWER_TIMEOUT_S = 120.0
 KEPT_CONNECTIONS_MAX = 32
 KEPT_S = 10.0
 """A connection unused for longer is not used again: the node closes it after 75 s."""
+PROOF_BYTES_MAX = 4096
+"""Of an answer to a challenge, its head included."""
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,4})\r\n")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Document = dict[str, Any]
@@ -133,7 +139,7 @@ class Core:
         _close_all(self._kept)
 
     def alive(self) -> bool:
-        """Say whether a node runs at the home: something accepts connections at its place."""
+        """Say whether a node runs at the home: it has proved that it is the one."""
         try:
             self._open(find_place(self.home), CONNECT_TIMEOUT_S).close()
         except NodeUnreachable:
@@ -307,7 +313,49 @@ class Core:
                 hint=f"start it with `{start_command(self.home)}`",
             ) from None
         connection.sock.settimeout(timeout_s)
+        try:
+            self._meet(connection.sock, place)
+        except TimeoutError:
+            connection.close()
+            raise _silent(timeout_s) from None
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _meet(self, sock: socket.socket, place: Place) -> None:
+        """Have the other end prove that it is the node of the home, before it is shown the token.
+
+        Raises:
+            NodeUnreachable: it is somebody else, or silent.
+        """
+        challenge = os.urandom(proof.CHALLENGE_BYTES).hex().encode()
+        head = f"POST {proof.PATH} HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: "
+        try:
+            sock.sendall(b"%b%d\r\n\r\n%b" % (head.encode(), len(challenge), challenge))
+            given = _read_proof(sock)
+        except ConnectionError:
+            given = None
+        if not proof.is_proof(given, place.token, place.port, challenge):
+            raise NodeUnreachable(
+                f"what answers at the address of the node of {self.home} is not that node",
+                hint=f"the node has stopped or was killed: `{start_command(self.home)}`",
+            )
+
+
+def _read_proof(sock: socket.socket) -> object:
+    """Return what was answered to a challenge; None where that is nothing of a node's."""
+    answer = b""
+    while piece := sock.recv(PROOF_BYTES_MAX - len(answer)):
+        answer += piece
+        head, ended, body = answer.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head + b"\r\n")
+        if ended and (length is None or len(body) >= int(length[1])):
+            break
+    try:
+        return json.loads(answer.partition(b"\r\n\r\n")[2])["proof"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _close_all(kept: list[tuple[HTTPConnection, Place, float]]) -> None:
@@ -452,7 +500,11 @@ class _Exchange:
             raise NodeUnreachable("what answers at the node's address is no XSC node") from None
 
     def _silent(self) -> NodeUnreachable:
-        return NodeUnreachable(f"the node was silent for {int(self._timeout_s)} seconds")
+        return _silent(self._timeout_s)
+
+
+def _silent(timeout_s: float) -> NodeUnreachable:
+    return NodeUnreachable(f"the node was silent for {int(timeout_s)} seconds")
 
 
 def problem_of(document: Document) -> XscError:

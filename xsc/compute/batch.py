@@ -27,7 +27,6 @@ from xsc.base.limits import (
     BATCH_TRAPS_MAX,
     FUEL_MAX,
     MILLISECOND_FUEL,
-    OUTPUT_BYTES_MAX,
     STDIN_BYTES_MAX,
 )
 from xsc.base.merkle import root_of
@@ -80,13 +79,22 @@ def shape_of(texts: Sequence[str]) -> Shape:
     return shape
 
 
+def calls_of(mode: str, texts: Sequence[str]) -> int:
+    """Return how many calls a job bills: those of a batch, and 0 of another.
+
+    Raises:
+        ArgumentInvalid: its arguments stand for no batch.
+    """
+    return shape_of(texts).count if mode == "batch" else 0
+
+
 def row_bytes(results: Sequence[str]) -> int:
     """Return the width of a result row."""
     return HEAD_BYTES + sum(WIDTHS[kind] for kind in results)
 
 
-def check_size(count: int, signature: Signature) -> None:
-    """Return if a batch of that many calls fits its tables.
+def check_size(count: int, signature: Signature, output_bytes: int) -> None:
+    """Return if a batch of that many calls fits its tables, those of results the order's bound.
 
     Raises:
         ArgumentInvalid: none at all.
@@ -101,7 +109,7 @@ def check_size(count: int, signature: Signature) -> None:
         )
     given = count * sum(WIDTHS[kind] for kind in signature.params)
     taken = count * row_bytes(signature.results) + BATCH_TRAPS_BYTES_MAX
-    if given > STDIN_BYTES_MAX or taken > OUTPUT_BYTES_MAX:
+    if given > STDIN_BYTES_MAX or taken > output_bytes:
         raise TooLarge("the arguments or results of this batch are over their bound")
 
 

@@ -1,8 +1,8 @@
 """Has modules compiled in jails, and keeps their code.
 
 A customer has one module compiled at a time, so that one with many bombs holds
-one processor and not all. A module that went over a bound of compiling is
-refused by name for a while.
+one processor and not all, and that for a share of the time. A module that went
+over a bound of compiling is refused by name for a while.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import signal
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
@@ -19,12 +19,16 @@ from xsc.base.errors import CompileLimit, RateLimited, RecordInvalid, SandboxFai
 from xsc.base.fields import take_int
 from xsc.base.limits import (
     CODE_KEPT_BYTES_MAX,
+    COMPILE_MS_A_PEER_MAX,
     COMPILE_MS_MAX,
+    COMPILE_SHARE_MS,
     COMPILES_QUEUED_A_PEER_MAX,
     KILL_GRACE_MS,
+    RETRY_AFTER_S_MAX,
     WORKER_FRAME_BYTES_MAX,
 )
 from xsc.base.log import Log
+from xsc.base.tally import TimeShare
 from xsc.compute import code as codes
 from xsc.compute import frames
 from xsc.compute.cache import CodeCache
@@ -52,6 +56,7 @@ class Compiler:
         log: Log,
         cache: CodeCache | None,
         *,
+        own: bytes = b"",
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._clock = clock
@@ -66,6 +71,7 @@ class Compiler:
         self._kept: OrderedDict[tuple[bytes, bytes], Code] = OrderedDict()
         self._idle: list[SandboxProcess] = []
         self._compiled = 0
+        self._taken = TimeShare(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
 
     async def start(self) -> None:
         """Have a jail ready: starting one takes longer than most modules."""
@@ -86,16 +92,20 @@ class Compiler:
         """Return how many modules were compiled, and how many are under way."""
         return {"compiled": self._compiled, "compiling": len(self._under_way)}
 
-    async def code(self, job: Job, config: bytes) -> tuple[Code, bool]:
+    async def code(
+        self, job: Job, config: bytes, begins: Callable[[], None] = lambda: None
+    ) -> tuple[Code, bool]:
         """Return the code of a job's module for the engine of that configuration.
 
         And whether it was compiled for this job: not where it was there, or under way.
+        `begins` is called where it is.
 
         Raises:
             CompileBoundMet: compiling went over its bound.
             CompileLimit: it did so a short while ago.
             ModuleInvalid: it cannot run.
-            RateLimited: too many modules of this customer wait to be compiled.
+            RateLimited: too many modules of this customer wait to be compiled, or compiling
+                has taken its share.
             SandboxFailed: the jail failed.
         """
         slot = (job.module_hash, config)
@@ -110,11 +120,23 @@ class Compiler:
                 raise RateLimited(
                     f"{COMPILES_QUEUED_A_PEER_MAX} modules of this customer wait to be compiled"
                 )
+            self._check_share(job.customer)
             self._queued[job.customer] += 1
+            begins()
             task = asyncio.create_task(self._compile(job, slot))
             self._under_way[slot] = task
             task.add_done_callback(lambda done: self._done(done, slot, job.customer))
         return await asyncio.shield(task), first
+
+    def _check_share(self, customer: bytes) -> None:
+        wait_ms = self._taken.wait_ms(customer, self._clock.monotonic_ms())
+        if wait_ms:
+            raise RateLimited(
+                f"{COMPILE_MS_A_PEER_MAX // 1000} s within {COMPILE_SHARE_MS // 60_000} minutes "
+                "were taken to compile modules of this customer",
+                hint="modules that are compiled already can be run",
+                retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
+            )
 
     def _done(self, task: asyncio.Task[Code], slot: tuple[bytes, bytes], customer: bytes) -> None:
         if not task.cancelled():
@@ -156,11 +178,15 @@ class Compiler:
         turn = self._turns.setdefault(job.customer, asyncio.Lock())
         async with turn, self._jails:
             jail = self._idle.pop() if self._idle else await spawn(self._command, "jail")
+            began_ms = self._clock.monotonic_ms()
             try:
                 raw = await self._in_jail(jail, job)
             except BaseException:
                 await jail.kill()
                 raise
+            finally:
+                ended_ms = self._clock.monotonic_ms()
+                self._taken.note(job.customer, ended_ms - began_ms, ended_ms)
             self._idle.append(jail)
         self._compiled += 1
         code = _code_of(raw)

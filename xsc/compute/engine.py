@@ -448,9 +448,9 @@ class Machine:
     def _run_batch(self, job: Job, compiled: _Compiled) -> JobResult:
         shape = batch.shape_of(job.args)
         signature = compiled.program.signature(job.function)
-        if not signature.numeric:
+        if not signature.callable:
             raise SignatureMismatch(f"{signature.show(job.function)} takes or gives no numbers")
-        batch.check_size(shape.count, signature)
+        batch.check_size(shape.count, signature, job.limits.output_bytes)
         began = time.monotonic()
 
         def call(
@@ -702,6 +702,6 @@ def check_call(job: Job, program: Program) -> None:
     if job.mode == "run" and not _is_command(program, job.function):
         raise ExportUnknown("the module is no WASI command: its _start takes or gives values")
     given = tuple(kind for kind, _ in job.arguments)
-    if given != signature.params or not signature.numeric:
+    if given != signature.params or not signature.callable:
         shown = signature.show(job.function)
         raise SignatureMismatch(f"{shown} cannot be called with ({', '.join(given)})")

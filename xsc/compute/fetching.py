@@ -1,8 +1,8 @@
 """Reads the inputs of others' jobs from where they lie, within bounds of memory and time.
 
 The customer refers to objects of which this node holds shards; what it lacks, it
-fetches. A job holds room for all of its inputs from before the first byte is fetched
-until it is over.
+fetches. Room for them is held from before the first byte is fetched until the job is
+over (`xsc.compute.shares`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from xsc.base.errors import (
     ArgumentInvalid,
     CorruptionError,
     InputUnavailable,
-    RateLimited,
     RecordInvalid,
     UnavailableError,
 )
-from xsc.base.limits import INPUT_BYTES_MAX, OBJECTS_READ_BYTES_MAX, PEER_TIMEOUT_MS
+from xsc.base.limits import INPUT_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.compute.inputs import RunInput, check_input
 from xsc.compute.ports import InputReader
 
@@ -30,21 +29,6 @@ class Fetching:
     def __init__(self, inputs: InputReader, clock: Clock) -> None:
         self._inputs = inputs
         self._clock = clock
-        self._held_bytes = 0
-
-    def hold(self, size_bytes: int) -> None:
-        """Take room for the inputs of one job.
-
-        Raises:
-            RateLimited: too much is held for other jobs.
-        """
-        if self._held_bytes + size_bytes > OBJECTS_READ_BYTES_MAX:
-            raise RateLimited("this node reads the inputs of too many jobs", retry_after_s=1)
-        self._held_bytes += size_bytes
-
-    def free(self, size_bytes: int) -> None:
-        """Give room back."""
-        self._held_bytes -= size_bytes
 
     async def read(
         self, given: RunInput, references: Sequence[tuple[str, bytes]], size_max: int

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
 
-from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_FILES_MAX
+from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_FILES_MAX, OUTPUT_PATH_BYTES_MAX
 
 _PATH_BYTES_MAX = 4096
 _LINKS_MAX = 32
@@ -97,6 +97,8 @@ class Directory:
     accessed_ns: int
     modified_ns: int
     entries: dict[str, Node] = field(default_factory=dict)
+    path_bytes: int = 0
+    """What the path of an entry has before the entry's own name, slashes included."""
 
 
 @dataclass(slots=True, eq=False)
@@ -222,11 +224,15 @@ class Tree:
             raise Refused(Errno.EXIST)
         return parent, name
 
-    def _add(self, parent: Directory, name: str, node: Node) -> None:
+    def _check_room(self, parent: Directory, name: str, node: Node) -> None:
         if self._created >= OUTPUT_FILES_MAX:
             raise Refused(Errno.NOSPC)
+        _check_path(parent, name, node)
+
+    def _add(self, parent: Directory, name: str, node: Node) -> None:
+        self._check_room(parent, name, node)
         self._created += 1
-        parent.entries[name] = node
+        _settle(parent, name, node)
 
     def create(self, base: Directory, path: bytes, now_ns: int, *, follow: bool = True) -> File:
         """Return a new empty file, where nothing is; a link that leads nowhere is followed."""
@@ -252,6 +258,7 @@ class Tree:
             raise Refused(Errno.NOENT)
         if not node.writable:
             raise Refused(Errno.XDEV)
+        self._check_room(parent, name, node)
         if isinstance(node, File):
             self._quota.take(len(node.data))
         self._add(parent, name, node)
@@ -321,13 +328,14 @@ class Tree:
             raise Refused(Errno.INVAL)
         if over is node:
             return
+        _check_path(to_parent, to_name, node)
         if over is not None:
             if isinstance(over, Directory) != isinstance(node, Directory):
                 raise Refused(Errno.ISDIR if isinstance(over, Directory) else Errno.NOTDIR)
             if isinstance(over, Directory) and over.entries:
                 raise Refused(Errno.NOTEMPTY)
             self._unlink(to_parent, to_name)
-        to_parent.entries[to_name] = parent.entries.pop(name)
+        _settle(to_parent, to_name, parent.entries.pop(name))
 
     def result(self) -> list[tuple[str, bytes]]:
         """Return every file in /out by its path, sorted.
@@ -335,6 +343,27 @@ class Tree:
         Empty directories and symbolic links leave no trace.
         """
         return sorted(_files(self.outputs, ""))
+
+
+def _check_path(parent: Directory, name: str, node: Node) -> None:
+    """Return if what has a path there, and below it, has one that an answer can hold."""
+    longest = path_bytes = parent.path_bytes + len(name.encode())
+    if isinstance(node, Directory):
+        longer = path_bytes + 1 - node.path_bytes
+        for directory in _directories(node):
+            for below in directory.entries:
+                longest = max(longest, directory.path_bytes + len(below.encode()) + longer)
+    if longest > OUTPUT_PATH_BYTES_MAX:
+        raise Refused(Errno.NAMETOOLONG)
+
+
+def _settle(parent: Directory, name: str, node: Node) -> None:
+    """Give a node its name there."""
+    parent.entries[name] = node
+    if isinstance(node, Directory):
+        longer = parent.path_bytes + len(name.encode()) + 1 - node.path_bytes
+        for directory in _directories(node):
+            directory.path_bytes += longer
 
 
 def _directories(root: Directory) -> Iterator[Directory]:

@@ -23,14 +23,16 @@ from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     OUTPUT_BYTES_MAX,
+    OUTPUT_FILES_MAX,
+    OUTPUT_PATH_BYTES_MAX,
     WORKER_FRAME_BYTES_MAX,
 )
+from xsc.compute.inputs import is_output_path
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Bits, Job, JobResult, Mode
 from xsc.terms.execution import Grant
 
 PREFIX_BYTES = 4
-_FILE_PATH_CHARS_MAX = 8192
 
 
 def to_frame(value: dict[str, Value]) -> bytes:
@@ -275,7 +277,7 @@ def named_bytes(value: Value) -> tuple[str, bytes]:
         RecordInvalid: it is no such pair.
     """
     match value:
-        case [str(name), bytes(data)] if len(name) <= _FILE_PATH_CHARS_MAX:
+        case [str(name), bytes(data)] if len(name) <= OUTPUT_PATH_BYTES_MAX:
             return name, data
     raise RecordInvalid("a worker reports something that is no named bytes")
 
@@ -288,7 +290,7 @@ def result_of(message: dict[str, Value], job: Job) -> JobResult:
     """
     code = message.get("exit_code")
     trap = message.get("trap")
-    files = tuple(named_bytes(item) for item in take_list(message, "files"))
+    files = tuple(named_bytes(item) for item in take_list(message, "files", most=OUTPUT_FILES_MAX))
     result = JobResult(
         results=tuple(
             named_bytes(item) for item in take_list(message, "results", most=ARGUMENTS_MAX)
@@ -307,4 +309,7 @@ def result_of(message: dict[str, Value], job: Job) -> JobResult:
     output = len(result.stdout) + len(result.stderr) + sum(len(data) for _, data in files)
     if output > min(job.limits.output_bytes, OUTPUT_BYTES_MAX):
         raise RecordInvalid("a worker reports more output than the job allows")
+    names = [name for name, _ in files]
+    if not all(map(is_output_path, names)) or names != sorted(set(names)):
+        raise RecordInvalid("a worker reports a file that no program can have left")
     return result

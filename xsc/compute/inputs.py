@@ -20,6 +20,7 @@ from xsc.base.limits import (
     ENVIRONMENT_MAX,
     FILE_NAME_BYTES_MAX,
     INPUT_BYTES_MAX,
+    OUTPUT_PATH_BYTES_MAX,
     STDIN_BYTES_MAX,
 )
 
@@ -84,7 +85,9 @@ def _is_unicode(text: str) -> bool:
 def is_output_path(path: str) -> bool:
     """Say whether a program could have left a file there: a path below /out."""
     parts = path.split("/")
-    return "\0" not in path and all(
+    if "\0" in path or len(path.encode()) > OUTPUT_PATH_BYTES_MAX:
+        return False
+    return all(
         part not in ("", ".", "..") and len(part.encode()) <= FILE_NAME_BYTES_MAX for part in parts
     )
 

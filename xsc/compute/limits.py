@@ -18,7 +18,7 @@ from xsc.base.limits import (
     TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX,
 )
-from xsc.terms.pricing import fuel_steps
+from xsc.terms.pricing import run_steps
 
 _MOST = {
     "fuel": FUEL_MAX,
@@ -53,5 +53,5 @@ class Limits:
 
     @property
     def steps(self) -> int:
-        """The fuel steps that a lease must have room for."""
-        return fuel_steps(self.fuel, self.memory_bytes)
+        """The fuel steps that a lease must have room for, but for compiling the module."""
+        return run_steps(self.fuel, self.memory_bytes)

@@ -49,6 +49,8 @@ class LocalSandbox:
         compiled = not self._machine.has(job.module_hash)
         try:
             if watch is not None:
+                if compiled:
+                    watch.compiling()
                 watch.began()
             result = await self._executor.run(self._machine.run, job)
             if watch is not None:

@@ -1,7 +1,8 @@
 """Orders that a provider accepted: none is carried out twice, and an answer can be given again.
 
 An order is remembered for as long as its date lets it in, and as long as it runs. Its
-answer is kept for a while longer, as far as there is room; the oldest go first.
+answer is kept for a while longer, as far as there is room; where there is none, the oldest
+of the customer goes that has most.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class Orders(Generic[R]):
         self._of_customer: Counter[bytes] = Counter()
         self._due: list[tuple[int, Slot]] = []
         """When what has ended may be forgotten, as a heap."""
-        self._answers: OrderedDict[Slot, int] = OrderedDict()
-        """What the kept answers take, in bytes, the oldest first."""
-        self._answers_bytes = 0
+        self._answers: dict[bytes, OrderedDict[Slot, int]] = {}
+        """What the kept answers of each customer take, in bytes, the oldest first."""
+        self._answers_bytes: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -86,7 +87,8 @@ class Orders(Generic[R]):
         self._of_customer[slot[0]] -= 1
         if not self._of_customer[slot[0]]:
             del self._of_customer[slot[0]]
-        self._answers_bytes -= self._answers.pop(slot, 0)
+        if slot in self._answers.get(slot[0], ()):
+            self._let_go(slot)
 
     def ended(self, slot: Slot, size_bytes: int, now_ms: int) -> None:
         """Keep the answer to an order that has ended, and let go the oldest that are too many.
@@ -102,9 +104,21 @@ class Orders(Generic[R]):
             return
         last_ms = max(now_ms, known.created_ms) + REQUEST_WINDOW_MS
         heapq.heappush(self._due, (last_ms + 1, slot))
-        self._answers[slot] = size_bytes + ANSWER_COST_BYTES
-        self._answers_bytes += size_bytes + ANSWER_COST_BYTES
-        while self._answers_bytes > ANSWERS_KEPT_BYTES_MAX and len(self._answers) > 1:
-            oldest, taken = self._answers.popitem(last=False)
-            self._answers_bytes -= taken
+        self._answers.setdefault(slot[0], OrderedDict())[slot] = size_bytes + ANSWER_COST_BYTES
+        self._answers_bytes[slot[0]] += size_bytes + ANSWER_COST_BYTES
+        while self._answers_bytes.total() > ANSWERS_KEPT_BYTES_MAX:
+            for customer, _ in self._answers_bytes.most_common():
+                oldest = next(iter(self._answers[customer]))
+                if oldest != slot:
+                    break
+            else:
+                return  # the newest is kept
+            self._let_go(oldest)
             self._known[oldest].run = None
+
+    def _let_go(self, slot: Slot) -> None:
+        """Keep an answer no more."""
+        answers = self._answers[slot[0]]
+        self._answers_bytes[slot[0]] -= answers.pop(slot)
+        if not answers:
+            del self._answers[slot[0]], self._answers_bytes[slot[0]]

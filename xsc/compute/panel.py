@@ -21,12 +21,11 @@ from xsc.base.log import Log
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.ports import ComputeLease, ComputeLeases
 from xsc.compute.quorum import Quorum, Tally, decide
-from xsc.compute.receipts import billed_fuel
+from xsc.compute.receipts import billed_steps
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
-from xsc.terms.pricing import fuel_steps
 
 
 class Delivered(Protocol):
@@ -181,9 +180,8 @@ class Panel:
 
     async def _settle(self, lease: ComputeLease, done: D, order: Order, *, paid: bool) -> None:
         """Count what was used of the lease, and owe for it where it is paid."""
-        memory_bytes, fuel_max = order.memory_bytes_max, order.fuel_max
         record = done.receipt.record
-        steps = fuel_steps(billed_fuel(fuel_max, record.outcome, record.observed), memory_bytes)
+        steps = billed_steps(order, record.outcome, record.observed)
         await self._leases.spent(lease.lease_id, steps, record.amount_micro if paid else 0)
 
 

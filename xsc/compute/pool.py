@@ -2,14 +2,17 @@
 
 Each worker runs one job at a time. The pool keeps the wall deadline itself: a
 worker that has not answered KILL_GRACE_MS after it is killed with its process
-group, and another takes its place. What the killed one had used is not known:
+group, and another takes its place. What the killed one had used is not known, and
+neither is what a run had used that ended its worker process itself:
 `xsc.compute.receipts` bills its time. Workers never compile: `xsc.compute.compiler`
 does, in a jail, before a worker is taken, so that no job waits for another's module.
 
-Jobs wait in order, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one
-customer; a worker that has the module compiled already is taken first. Who loses many
-workers is refused for a while: a run that is cancelled or killed pays for its time, which
-may be a millisecond, and starting another worker takes 200.
+Jobs wait, at most JOBS_QUEUED_MAX, and JOBS_QUEUED_A_PEER_MAX for one customer;
+customers take turns (`xsc.compute.turns`). A worker that has the module compiled
+already is taken first. Who loses many workers is refused for a while: a run that is
+cancelled or killed pays for its time, which may be a millisecond, and starting another
+worker takes 200. A module that ended a worker process is not run again for that
+customer for longer: it would do so again, and the customer pays for one such end.
 
 Calls that are known to be quick need no worker to be free: they stand in a worker's
 line (`xsc.compute.line`). A line whose first call turns out not to be quick takes no
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,11 +38,13 @@ from xsc.base.limits import (
     JOBS_QUEUED_MAX,
     KIB,
     KILL_GRACE_MS,
+    MODULE_LOST_MS,
     RETRY_AFTER_S_MAX,
     WORKERS_LOST_A_PEER_MAX,
     WORKERS_LOST_MS,
 )
 from xsc.base.log import Log
+from xsc.base.tally import Tally
 from xsc.compute import code as codes
 from xsc.compute import frames
 from xsc.compute.cache import CodeCache
@@ -51,7 +56,7 @@ from xsc.compute.mailbox import Mailbox, MailboxClosed
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.quick import Quick
 from xsc.compute.sandbox import Job, JobResult, Watch, trap_error
-from xsc.compute.tally import Tally
+from xsc.compute.turns import Turns
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker")
 _RESPAWN_PAUSE_MS = 1_000
@@ -59,6 +64,10 @@ _MESSAGES_MAX = 3
 """Of one job: code wanted, running, and the result."""
 _TRANSFER_BYTES_A_MS = 100 * KIB
 """A job with much input is given time for the way to the worker."""
+
+
+class _NotBegun(ProcessLost):
+    """The process could not be given the job."""
 
 
 class PoolSandbox:
@@ -83,15 +92,20 @@ class PoolSandbox:
         self._started = False
         self._workers: set[SandboxProcess] = set()
         self._idle: list[SandboxProcess] = []
-        self._waiting: deque[asyncio.Future[SandboxProcess] | Call] = deque()
+        self._waiting: Turns[asyncio.Future[SandboxProcess] | Call] = Turns()
         self._lines: dict[SandboxProcess, Line] = {}
         self._quick = Quick()
         self._customers: Counter[bytes] = Counter()
+        self._own = own
         self._losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS, own)
-        self._respawns: set[asyncio.Task[None]] = set()
+        self._lost_by = Tally(1, MODULE_LOST_MS)
+        """Customers with the modules by which they lost a worker process."""
+        self._respawns: set[asyncio.Task[Any]] = set()
         self._ending: set[asyncio.Task[int]] = set()
-        self._compiler = Compiler(workers, clock, log, cache, command=jail)
+        self._compiler = Compiler(workers, clock, log, cache, own=own, command=jail)
         self._hello: dict[str, Value] = {}
+        self._compiling = 0
+        """Jobs that wait for their code before they wait for a worker."""
         self._job_ms = 0
         """How long a job took of late, the last ones counting most."""
 
@@ -158,6 +172,11 @@ class PoolSandbox:
                 f"{WORKERS_LOST_A_PEER_MAX} runs of this customer ended with their worker "
                 f"within {WORKERS_LOST_MS // 1000} s: they were cancelled, or had to be killed",
                 retry_after_s=-(-wait_ms // 1000),
+            )
+        if not job.service and self._lost_by.wait_ms(job.customer + job.module_hash, began_ms):
+            raise SandboxFailed(
+                "the last run of this module ended with its worker process, a short while ago",
+                hint="run it on another node, or mend it",
             )
         self._customers[job.customer] += 1
         try:
@@ -232,21 +251,19 @@ class PoolSandbox:
             self._respawns.add(task)
             task.add_done_callback(self._respawns.discard)
 
-    async def _acquire(self, module_hash: bytes) -> SandboxProcess:
+    async def _acquire(self, job: Job) -> SandboxProcess:
         if self._idle:
-            known = [worker for worker in self._idle if module_hash in worker.seen]
+            known = [worker for worker in self._idle if job.module_hash in worker.seen]
             worker = known[-1] if known else self._idle[-1]
             self._idle.remove(worker)
             return worker
-        self._check_queue()
         future: asyncio.Future[SandboxProcess] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting.add(job.customer, future)
         try:
             return await future
         except asyncio.CancelledError:
-            if future in self._waiting:
-                self._waiting.remove(future)
-            elif not future.cancelled() and future.exception() is None:
+            waited = self._waiting.drop(job.customer, future)
+            if not waited and not future.cancelled() and future.exception() is None:
                 self._release(future.result())  # it was given a worker in the same moment
             raise
 
@@ -254,30 +271,31 @@ class PoolSandbox:
         """Give a worker that is free to what waits first: to a job, or to a line of calls."""
         line = self._lines[worker]
         while self._waiting:
-            turn = self._waiting[0]
+            turn = self._waiting.first()
             if not isinstance(turn, Call):
                 if line:
                     return
-                self._waiting.popleft()
+                self._waiting.take()
                 if not turn.done():
                     turn.set_result(worker)
                     return
             elif turn.done.done():
-                self._waiting.popleft()
+                self._waiting.take()
             elif line.takes(turn.job.module_hash):
-                self._waiting.popleft()
+                self._waiting.take()
                 line.give(turn)
             elif line:
                 return
             else:
-                self._waiting.popleft()
+                self._waiting.take()
                 turn.done.set_result(worker)  # it has not got the code
                 return
         if not line:
             self._idle.append(worker)
 
     def _queued(self) -> int:
-        return len(self._waiting) + sum(len(line) - 1 for line in self._lines.values() if line)
+        in_line = sum(len(line) - 1 for line in self._lines.values() if line)
+        return len(self._waiting) + in_line + self._compiling
 
     def _check_queue(self) -> None:
         if self._queued() >= JOBS_QUEUED_MAX:
@@ -289,9 +307,7 @@ class PoolSandbox:
         return min(max(1, -(-wait_ms // 1000)), RETRY_AFTER_S_MAX)
 
     def _refuse_waiting(self) -> None:
-        waiting = [*self._waiting]
-        self._waiting.clear()
-        _refuse(waiting, "no sandbox worker is running")
+        _refuse(self._waiting.clear(), "no sandbox worker is running")
 
     # Lines
 
@@ -303,7 +319,7 @@ class PoolSandbox:
             return None
         self._check_queue()
         if line is None:
-            self._waiting.append(call)
+            self._waiting.add(job.customer, call)
         else:
             line.give(call)
         try:
@@ -318,7 +334,7 @@ class PoolSandbox:
     def _line_for(self, module_hash: bytes) -> Line | None:
         """Return the line of a worker that is free, or the shortest, where the code is."""
         for worker in reversed(self._idle):
-            if module_hash in worker.seen:
+            if module_hash in worker.seen and not worker.pipes.ended:
                 self._idle.remove(worker)
                 return self._lines[worker]
         lines = [line for line in self._lines.values() if line and line.takes(module_hash)]
@@ -326,9 +342,9 @@ class PoolSandbox:
 
     def _abandon(self, call: Call) -> None:
         """Have a call not run for whose result nobody waits any more."""
-        if call in self._waiting:
-            self._waiting.remove(call)
-        elif call.line is not None and call.line and call.line.first is call:
+        if self._waiting.drop(call.job.customer, call):
+            return
+        if call.line is not None and call.line and call.line.first is call:
             self.overdue(call.line)
         elif call.done.done() and not call.done.cancelled() and call.done.exception() is None:
             given = call.done.result()
@@ -361,7 +377,7 @@ class PoolSandbox:
         """Replace a worker that is gone; the call that it was at fails, and no other."""
         calls = line.clear()
         for call in calls[:1]:
-            self._losses.note(call.job.customer, self._clock.monotonic_ms())
+            self._note_lost(call.job)
         self._workers.discard(line.worker)
         task = asyncio.create_task(self._bury(line.worker, calls[:1], reason))
         self._respawns.add(task)
@@ -371,11 +387,17 @@ class PoolSandbox:
     async def _bury(self, worker: SandboxProcess, at: Sequence[Call], reason: str) -> None:
         fault = await self._lost(worker, reason)
         for call in at:
-            if not call.done.done():
+            if call.done.done():
+                continue
+            if self._started:
+                call.done.set_result(self._ended("worker_lost", 0))
+            else:
                 call.done.set_exception(fault)
 
     def _give_again(self, calls: Sequence[Call]) -> None:
-        self._waiting.extendleft(reversed([call for call in calls if not call.done.done()]))
+        for call in reversed(calls):
+            if not call.done.done():
+                self._waiting.add_first(call.job.customer, call)
         while self._waiting and self._idle:
             self._release(self._idle.pop())
 
@@ -388,10 +410,12 @@ class PoolSandbox:
         assert isinstance(config, bytes)
         return JobResult((), None, trap, 0, 0, b"", b"", (), engine, config, wall_ms)
 
-    async def _code(self, job: Job) -> tuple[Code, bool]:
+    async def _code(self, job: Job, watch: Watch | None = None) -> tuple[Code, bool]:
         config = self._hello["config"]
         assert isinstance(config, bytes)
-        return await self._compiler.code(job, config)
+        if watch is None:
+            return await self._compiler.code(job, config)
+        return await self._compiler.code(job, config, watch.compiling)
 
     async def _alone(
         self, job: Job, worker: SandboxProcess | None, watch: Watch | None
@@ -399,30 +423,62 @@ class PoolSandbox:
         """Return what a job gave that has a worker for itself, the one that is given or any."""
         code, compiled = None, False
         if worker is None:
+            if not self._idle:
+                self._check_queue()  # before a module is compiled for a job that is refused
             if not any(job.module_hash in each.seen for each in self._workers):
-                code, compiled = await self._code(job)
-            worker = await self._acquire(job.module_hash)
+                code, compiled = await self._compiled_first(job, watch)
+            worker = await self._acquire(job)
+        while worker.pipes.ended:  # while nobody used it: that is not this job's doing
+            self._workers.discard(worker)
+            await self._lost(worker, "it ended while it was idle")
+            worker = await self._acquire(job)
         if job.module_hash in worker.seen:
             code = None
         elif code is None:
             try:
-                code, compiled = await self._code(job)
+                code, compiled = await self._code(job, watch)
             except BaseException:
                 self._release(worker)
                 raise
         result = await self._run_on(worker, job, code, watch)
         return replace(result, compiled=True) if compiled else result
 
+    async def _compiled_first(self, job: Job, watch: Watch | None) -> tuple[Code, bool]:
+        """Return the code for a job that then waits for a worker: its place is kept meanwhile."""
+        self._compiling += 1
+        try:
+            return await self._code(job, watch)
+        finally:
+            self._compiling -= 1
+
     async def _lost(self, worker: SandboxProcess, reason: str) -> SandboxFailed:
-        """Replace a worker that is gone, and return what to say of its job."""
-        # An abort needs no signal of ours; the status tells it from a kill.
-        status = await worker.end()
-        self._replace(worker)
+        """Replace a worker that is gone, and return what to say of a job that it cannot take.
+
+        It is replaced also where nobody waits for that any more.
+        """
+        task = asyncio.create_task(self._end(worker, reason))
+        self._respawns.add(task)
+        task.add_done_callback(self._respawns.discard)
+        return await asyncio.shield(task)
+
+    async def _end(self, worker: SandboxProcess, reason: str) -> SandboxFailed:
+        try:
+            # An abort needs no signal of ours; the status tells it from a kill.
+            status = await worker.end()
+        finally:
+            self._replace(worker)
         self._log.warning("sandbox worker lost", reason=reason, status=status)
         return SandboxFailed(
-            f"the sandbox worker ended in the middle of the job (status {status})",
+            f"the sandbox worker ended before the job began (status {status})",
             hint="the job may be given again; nothing was billed",
         )
+
+    def _note_lost(self, job: Job) -> None:
+        """Take note that a run ended with its worker process."""
+        now_ms = self._clock.monotonic_ms()
+        self._losses.note(job.customer, now_ms)
+        if not job.service and job.customer != self._own:
+            self._lost_by.note(job.customer + job.module_hash, now_ms)
 
     async def _run_on(
         self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
@@ -434,14 +490,19 @@ class PoolSandbox:
             result = await self._converse(worker, job, code, watch)
         except (ProcessLost, TimeoutError, asyncio.CancelledError) as fault:
             self._workers.discard(worker)
-            self._losses.note(job.customer, self._clock.monotonic_ms())
             if not isinstance(fault, ProcessLost):
+                self._losses.note(job.customer, self._clock.monotonic_ms())
                 worker.strike()
                 self._replace(worker)  # the caller need not wait until its memory is given back
                 if isinstance(fault, asyncio.CancelledError):
                     raise
                 return self._ended("time_exceeded", self._clock.monotonic_ms() - began_ms)
-            raise await self._lost(worker, str(fault)) from None
+            ended_ms = self._clock.monotonic_ms()
+            lost = await self._lost(worker, str(fault))
+            if isinstance(fault, _NotBegun) or not self._started:
+                raise lost from None
+            self._note_lost(job)
+            return self._ended("worker_lost", ended_ms - began_ms)
         except (XscError, CompileBoundMet):
             self._release(worker)
             raise
@@ -472,7 +533,7 @@ class PoolSandbox:
                     case "code_wanted":
                         deadline.reschedule(None)
                         try:
-                            code, compiled = await self._code(job)
+                            code, compiled = await self._code(job, watch)
                         except (XscError, CompileBoundMet):
                             # Else it would take the next job for the code that it waits for.
                             deadline.reschedule(loop.time() + allowed_s)
@@ -511,7 +572,7 @@ async def _bring(worker: SandboxProcess, job: Job, code: Code) -> dict[str, Valu
     try:
         await worker.mailbox.put(code.machine)
     except MailboxClosed as fault:
-        raise ProcessLost(str(fault)) from None
+        raise _NotBegun(str(fault)) from None
     worker.seen.add(job.module_hash)
     return codes.message_of(code)
 

@@ -9,7 +9,7 @@ made before this node started, is refused: none can be run or billed twice.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,12 +30,15 @@ from xsc.base.limits import (
     BATCH_CALL_PARTS_MAX,
     ENVIRONMENT_MAX,
     INPUT_BYTES_MAX,
+    INPUTS_HELD_A_PEER_BYTES_MAX,
+    INPUTS_HELD_BYTES_MAX,
     MODULES_KEPT_BYTES_MAX,
     OUTPUT_BYTES_MAX,
     REQUEST_WINDOW_MS,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.compute.batch import calls_of
 from xsc.compute.fetching import Fetching
 from xsc.compute.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
 from xsc.compute.notary import Notary
@@ -43,18 +46,20 @@ from xsc.compute.orders import Known, Orders
 from xsc.compute.panel import Verified
 from xsc.compute.ports import ComputeBook, Handler, InputReader
 from xsc.compute.quick import PATIENCE_MS
-from xsc.compute.receipts import billed_fuel, check_price, job_of, make_receipt
+from xsc.compute.receipts import billed_steps, check_price, job_of, make_receipt
 from xsc.compute.sandbox import Sandbox
+from xsc.compute.shares import Shares
 from xsc.compute.tape import Tape, run_taped
 from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_LEASE
-from xsc.terms.pricing import fuel_steps
+from xsc.terms.pricing import run_steps
 
 RUN = "compute.run"
 """The method by which an order is asked for."""
 SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
+_FUNCTION_CHARS_LOGGED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +136,14 @@ class Provider:
         self._book = book
         self._sandbox = sandbox
         self._fetching = Fetching(inputs, clock)
+        self._inputs = Shares("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
         self._notary = notary
         self._log = log
         self._started_ms = clock.now_ms()
         self._modules: OrderedDict[bytes, bytes] = OrderedDict()
         self._modules_bytes = 0
+        self._brought_by: dict[bytes, bytes] = {}
+        """The customer that each module came from."""
         self._orders: Orders[_Run] = Orders()
 
     async def stop(self) -> None:
@@ -176,6 +184,7 @@ class Provider:
             wall_ms=wall_ms,
             saved_bytes=granted.saved_bytes,
             compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
+            calls=calls_of(order.record.mode, granted.given.args),
         )
         signed = await self._notary.sign(receipt, jointly=granted.jointly)
         return Delivered(signed, result.stdout, result.stderr, result.files)
@@ -214,54 +223,66 @@ class Provider:
     async def _accept(
         self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
     ) -> Known[_Run]:
-        self._check_fresh(order.record)
+        asked = order.record
+        self._check_fresh(asked)
         given, references, brought = _received(header, parts)
-        if not references:
-            return await self._accept_with(order, header, given, (), brought)
-        held_bytes = min(order.record.given_bytes, INPUT_BYTES_MAX)
-        self._fetching.hold(held_bytes)
-        known: Known[_Run] | None = None
+        if brought is None and asked.module not in self._modules:
+            raise ModuleUnknown("this provider does not have the module")
+        brought_bytes = 0 if brought is None else len(brought)
+        held_bytes = brought_bytes + given.size_bytes
+        if references:
+            held_bytes = brought_bytes + min(asked.given_bytes, INPUT_BYTES_MAX)
+        calls = _calls(asked, given)
+        steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
+        # Nobody without a lease has anything hashed, fetched or kept.
+        price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
+        task: asyncio.Task[_Answer] | None = None
         try:
-            known = await self._accept_with(order, header, given, references, brought)
-            return known
+            self._inputs.take(asked.customer, held_bytes)
+            try:
+                granted = await self._grant(asked, header, given, references, brought, price)
+                slot = (asked.customer, asked.nonce)
+                found = self._orders.find(slot)
+                if found is not None:  # the same order came twice at once
+                    return found
+                self._orders.check_room(asked.customer, self._clock.now_ms())
+                self._keep_module(asked.module, granted.module, asked.customer)
+                tape = Tape(self._clock) if header.get("stream") is True else None
+                task = asyncio.create_task(self._work(order, granted, steps, tape))
+            finally:
+                if task is None:
+                    self._inputs.give(asked.customer, held_bytes)
         finally:
-            if known is None or known.run is None:
-                self._fetching.free(held_bytes)
-            else:
-                known.run.task.add_done_callback(lambda _: self._fetching.free(held_bytes))
+            if task is None:
+                self._book.used_compute(asked.lease_id, steps, 0)
+        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, tape))
+        task.add_done_callback(lambda done: self._keep(slot, done))
+        task.add_done_callback(lambda _: self._inputs.give(asked.customer, held_bytes))
+        return known
 
-    async def _accept_with(
+    async def _grant(  # noqa: PLR0917 - what a request brings, and what it is checked against
         self,
-        order: Signed[Order],
+        asked: Order,
         header: dict[str, Value],
         given: RunInput,
         references: Sequence[tuple[str, bytes]],
         brought: bytes | None,
-    ) -> Known[_Run]:
-        asked = order.record
+        price: int,
+    ) -> Granted:
+        """Return what an order is run with; it must be what the order names."""
+        check_price(asked, price)
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
         module = await self._module(asked.module, brought)
-        steps = fuel_steps(asked.fuel_max, asked.memory_bytes_max)
         saved_bytes = len(module) if brought is None else 0
         if references:
-            # Nobody without a lease has objects fetched.
-            self._book.admit_compute(asked.lease_id, asked.customer, steps)
-            try:
-                given, here = await self._fetching.read(given, references, asked.given_bytes)
-            finally:
-                self._book.used_compute(asked.lease_id, steps, 0)
+            given, here = await self._fetching.read(given, references, asked.given_bytes)
             saved_bytes += here
+        if asked.given_bytes != len(module) + given.size_bytes:
+            raise RecordInvalid("module and input are not as long as the order says")
         digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
         if digest != asked.input:
             raise RecordInvalid("the input is not the one that the order names")
-        slot = (asked.customer, asked.nonce)
-        found = self._orders.find(slot)
-        if found is not None:  # the same order came twice at once
-            return found
-        self._orders.check_room(asked.customer, self._clock.now_ms())
-        price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
-        self._keep_module(asked.module, module)
-        granted = Granted(
+        return Granted(
             module,
             given,
             output_bytes,
@@ -270,11 +291,6 @@ class Provider:
             brought=brought is not None,
             jointly=header.get("joint") is True,
         )
-        tape = Tape(self._clock) if header.get("stream") is True else None
-        task = asyncio.create_task(self._work(order, granted, steps, tape))
-        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, tape))
-        task.add_done_callback(lambda done: self._keep(slot, done))
-        return known
 
     def _check_fresh(self, asked: Order) -> None:
         now_ms = self._clock.now_ms()
@@ -290,19 +306,28 @@ class Provider:
             self._modules.move_to_end(digest)
             return self._modules[digest]
         if brought is None:
-            raise ModuleUnknown("this provider does not have the module")
+            raise ModuleUnknown("this provider does not have the module any more")
         if await run_sized(self._executor, len(brought), digest_of, brought) != digest:
             raise RecordInvalid("the module is not the one that the order names")
         return brought
 
-    def _keep_module(self, digest: bytes, module: bytes) -> None:
-        """Keep a module for later orders; only those of customers with a lease come here."""
+    def _keep_module(self, digest: bytes, module: bytes, customer: bytes) -> None:
+        """Keep a module for later orders; only those of customers with a lease come here.
+
+        Where there is no room, the longest unused goes of the customer that brought most.
+        """
         if digest not in self._modules:
             self._modules[digest] = module
             self._modules_bytes += len(module)
+            self._brought_by[digest] = customer
         while self._modules_bytes > MODULES_KEPT_BYTES_MAX:
-            _, dropped = self._modules.popitem(last=False)
-            self._modules_bytes -= len(dropped)
+            held: Counter[bytes] = Counter()
+            for each, kept in self._modules.items():
+                held[self._brought_by[each]] += len(kept)
+            most, _ = held.most_common(1)[0]
+            dropped = next(each for each in self._modules if self._brought_by[each] == most)
+            self._modules_bytes -= len(self._modules.pop(dropped))
+            del self._brought_by[dropped]
 
     async def _work(
         self, order: Signed[Order], granted: Granted, steps: int, tape: Tape | None
@@ -310,17 +335,15 @@ class Provider:
         asked = order.record
         used = 0
         try:
-            check_price(asked, granted.price)
             done = await self.fulfil(order, granted, tape)
             outcome = done.receipt.record.outcome
-            billed = billed_fuel(asked.fuel_max, outcome, done.receipt.record.observed)
-            used = fuel_steps(billed, asked.memory_bytes_max)
+            used = billed_steps(asked, outcome, done.receipt.record.observed)
         finally:
             self._book.used_compute(asked.lease_id, steps, used)
         self._log.info(
             "job",
             customer=asked.customer.hex(),
-            function=asked.function,
+            function=asked.function[:_FUNCTION_CHARS_LOGGED],
             duration_ms=done.receipt.record.observed.wall_ms,
             fuel=outcome.fuel_used,
             trap=outcome.trap or "",
@@ -350,6 +373,13 @@ async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
     done = task.result()
     if done.size_bytes > SHARED_ANSWER_BYTES_MAX or len(done.files) > BATCH_CALL_PARTS_MAX - 2:
         raise JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
+
+
+def _calls(asked: Order, given: RunInput) -> int:
+    try:
+        return calls_of(asked.mode, given.args)
+    except ArgumentInvalid as fault:
+        raise RecordInvalid(fault.message) from None
 
 
 def _received(

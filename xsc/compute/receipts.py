@@ -1,16 +1,18 @@
 """Orders and receipts: how a run is asked for, told, billed and checked.
 
-The bill of a run follows from the lease's price, the fuel used and the memory
-*limit* of the order (`xsc.terms.pricing`); nothing else is billed, and never
-more than the order's limits allow. A run that meets a limit is billed for the
-fuel it used. How much a run had used that was ended for its time is not known,
-and would be another number on every machine: it is billed for the time that it
-was allowed, at MILLISECOND_FUEL, up to the order's fuel (`time_fuel`). Customer and
-`xsc verify` compute that again. Were it free, whoever wants processors for
-nothing would run into the deadline.
+The bill of a run follows from the lease's price, the fuel used, RUN_FUEL for the order
+itself, the size of the module where the order brought it to be compiled, the calls of
+a batch, and the memory *limit* of the order (`xsc.terms.pricing`); nothing else is
+billed, and never more than the order allows. A run that meets a limit is billed for the
+fuel it used. How much a run had used that was ended for its time, or that ended its
+worker process, is not known, and would be another number on every machine: it is
+billed for the time that it was allowed, at MILLISECOND_FUEL, up to the order's fuel
+(`time_fuel`). Customer and `xsc verify` compute that again. Were it free, whoever
+wants processors for nothing would run into the deadline, or crash.
 
-`time_exceeded` and `compile_limit` say something about the provider's machine as
-well: a second run need not reproduce them. Everything else of an outcome it must.
+`time_exceeded`, `compile_limit` and `worker_lost` say something about the provider's
+machine as well: a second run need not reproduce them. Everything else of an outcome it
+must.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from typing import Protocol
 
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
-from xsc.base.limits import AMOUNT_MAX, COMPILE_BYTE_FUEL, COMPILE_MS_MAX, MILLISECOND_FUEL
+from xsc.base.limits import AMOUNT_MAX, BATCH_ITEMS_MAX, COMPILE_MS_MAX, MILLISECOND_FUEL
 from xsc.compute.batch import batch_output
 from xsc.compute.inputs import RunInput, output_hash
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Job, JobResult, Mode, is_trap
 from xsc.identity.envelope import Signed
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
-from xsc.terms.pricing import compute_amount, fuel_steps
+from xsc.terms.pricing import compute_amount, run_steps
 
-TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "cancelled"})
+TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "worker_lost", "cancelled"})
 """Ends that say something about the provider's machine: a second run need not repeat them."""
 
 
@@ -67,11 +69,6 @@ def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> J
     )
 
 
-def amount_of(price: int, fuel: int, memory_bytes: int) -> int:
-    """Return the micro-credits for that much fuel under that memory limit."""
-    return compute_amount(price, fuel_steps(fuel, memory_bytes))
-
-
 class Bounded(Protocol):
     """An order, or a deployment, which stands for one."""
 
@@ -85,13 +82,14 @@ class Bounded(Protocol):
 
 
 def time_fuel(order: Bounded, trap: str | None, wall_ms: int = 0) -> int | None:
-    """Return the fuel that a run is billed for that was ended for its time, else None.
+    """Return the fuel that a run is billed for of which only its time is known, else None.
 
     One that the customer cancelled is billed for the time that it ran, `wall_ms`.
     """
     allowed_ms = {
         "time_exceeded": order.timeout_ms,
         "compile_limit": COMPILE_MS_MAX,
+        "worker_lost": order.timeout_ms,
         "cancelled": min(wall_ms, order.timeout_ms),
     }
     if trap not in allowed_ms:
@@ -99,18 +97,16 @@ def time_fuel(order: Bounded, trap: str | None, wall_ms: int = 0) -> int | None:
     return min(order.fuel_max, allowed_ms[trap] * MILLISECOND_FUEL)
 
 
-def billed_fuel(fuel_max: int, outcome: Outcome, observed: Observed) -> int:
-    """Return the fuel that a run is billed for: what it used, and compiling what it brought.
-
-    Never more than the customer signed.
-    """
-    compiling = observed.compiled_bytes * COMPILE_BYTE_FUEL
-    return min(fuel_max, outcome.fuel_used + compiling)
+def billed_steps(order: Order, outcome: Outcome, observed: Observed) -> int:
+    """Return the fuel steps that a run is billed for."""
+    return run_steps(
+        outcome.fuel_used, order.memory_bytes_max, observed.compiled_bytes, observed.calls
+    )
 
 
 def bill(order: Order, outcome: Outcome, observed: Observed, price: int) -> int:
     """Return the micro-credits of a run at a price a quantum."""
-    return amount_of(price, billed_fuel(order.fuel_max, outcome, observed), order.memory_bytes_max)
+    return compute_amount(price, billed_steps(order, outcome, observed))
 
 
 def check_compiled(receipt: ExecutionReceipt, module_bytes: int) -> str | None:
@@ -126,7 +122,9 @@ def check_price(order: Order, price: int) -> None:
     Raises:
         CreditExceeded: it is not.
     """
-    if amount_of(price, order.fuel_max, order.memory_bytes_max) > AMOUNT_MAX:
+    calls = BATCH_ITEMS_MAX if order.mode == "batch" else 0
+    most = run_steps(order.fuel_max, order.memory_bytes_max, order.given_bytes, calls)
+    if compute_amount(price, most) > AMOUNT_MAX:
         raise CreditExceeded("this run could cost more than can be written down")
 
 
@@ -139,18 +137,22 @@ def make_receipt(
     wall_ms: int,
     saved_bytes: int = 0,
     compiled_bytes: int = 0,
+    calls: int = 0,
 ) -> ExecutionReceipt:
     """Return the receipt for the result of an order, to be signed by the provider.
 
     `saved_bytes` is what it did not have to receive, `compiled_bytes` what it received and had
-    to compile; both are said of an order alone that says how much there is.
+    to compile; both together are at most what the order says that there is. `calls` are those
+    of a batch.
     """
     asked = order.record
     observed = Observed(started_ms=started_ms, wall_ms=wall_ms)
-    if saved := min(saved_bytes, asked.given_bytes):
-        observed = observed.model_copy(update={"saved_bytes": saved})
-    if compiled_bytes and asked.given_bytes:
+    if saved_bytes:
+        observed = observed.model_copy(update={"saved_bytes": saved_bytes})
+    if compiled_bytes:
         observed = observed.model_copy(update={"compiled_bytes": compiled_bytes})
+    if calls:
+        observed = observed.model_copy(update={"calls": calls})
     by_time = time_fuel(asked, result.trap, wall_ms)
     fuel_used = result.fuel_used if by_time is None else by_time
     outcome = Outcome(
@@ -219,6 +221,8 @@ def check_receipt(
     if told.fuel_used > asked.fuel_max:
         return "it bills more fuel than the order allows"
     seen = receipt.observed
+    if bool(seen.calls) != (asked.mode == "batch"):
+        return "it bills the calls of a batch where there is none, or none where there is one"
     if seen.saved_bytes > asked.given_bytes:
         return "it says that more bytes were saved than the job has"
     if seen.compiled_bytes and seen.saved_bytes + seen.compiled_bytes > asked.given_bytes:

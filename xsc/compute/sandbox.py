@@ -26,6 +26,7 @@ from xsc.base.errors import (
     OutputTooLarge,
     StackExhausted,
     TimeExceeded,
+    WorkerLost,
     XscError,
     from_code,
 )
@@ -61,6 +62,11 @@ _TRAPS: dict[str, tuple[type[XscError], str, str]] = {
         "compiling the module takes more time or memory than is allowed",
         "",
     ),
+    "worker_lost": (
+        WorkerLost,
+        "the program ended the process that ran it, or the machine had no memory left for it",
+        "run it on another node: this one refuses the module for a while",
+    ),
     "cancelled": (Cancelled, "the run was cancelled", ""),
     "module_trapped": (ModuleTrapped, "the program failed by itself", ""),
 }
@@ -93,6 +99,8 @@ class Job:
     """What it sees of this machine, instead of what follows from seed and clock."""
     customer: bytes = b""
     """Who asked: the queue is bounded for each customer as well."""
+    service: bool = False
+    """It answers a request of a service, which is run again also after one that lost its worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,9 @@ class JobResult:
 
 class Watch(Protocol):
     """Sees a job run."""
+
+    def compiling(self) -> None:
+        """The job's module is being compiled for it."""
 
     def began(self) -> None:
         """The job has a worker."""
@@ -156,7 +167,8 @@ class Sandbox(Protocol):
         Raises:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
             RateLimited: too many jobs wait.
-            SandboxFailed: the worker died by no fault of the module.
+            SandboxFailed: no worker could take it, or this customer's last run of the module
+                ended its worker a short while ago.
         """
 
     def describe(self) -> dict[str, Value]:

@@ -19,6 +19,7 @@ from xsc.base.errors import (
     ArgumentInvalid,
     InputUnavailable,
     JobUnfinished,
+    LeaseExhausted,
     ModuleUnknown,
     PeerSilent,
     RateLimited,
@@ -32,6 +33,8 @@ from xsc.base.fields import take_bytes, take_texts
 from xsc.base.limits import (
     COMPILE_MS_MAX,
     FRAME_HEADER_BYTES_MAX,
+    MODULE_LOST_MS,
+    MODULES_REMEMBERED_MAX,
     NEAR_BYTES_LEAST,
     OUTPUT_FILES_MAX,
     PEER_BODY_BYTES_MAX,
@@ -62,7 +65,7 @@ from xsc.compute.program import Program, read
 from xsc.compute.providing import RUN, Delivered, Granted, Provider
 from xsc.compute.quick import PATIENCE_MS, Quick
 from xsc.compute.quorum import Quorum
-from xsc.compute.receipts import billed_fuel, check_compiled, check_receipt, given_hash
+from xsc.compute.receipts import billed_steps, check_compiled, check_receipt, given_hash
 from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.streams import Streams, settle_tape
 from xsc.compute.tape import Tape
@@ -71,7 +74,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order
 from xsc.terms.lease import OWN_LEASE
-from xsc.terms.pricing import fuel_steps
+from xsc.terms.pricing import run_steps
 
 _NONCE_BYTES = 16
 _ROOM_BYTES = FRAME_HEADER_BYTES_MAX + 4096
@@ -179,6 +182,16 @@ class _Task:
         objects = sum(item.size_bytes for item in self.objects)
         return len(self.module) + self.given.size_bytes + objects
 
+    def steps(self, *, compiling: bool) -> int:
+        """Return the fuel steps that it costs at most, with or without compiling the module."""
+        compiled_bytes = len(self.module) if compiling else 0
+        return run_steps(self.limits.fuel, self.limits.memory_bytes, compiled_bytes, self.calls)
+
+    @property
+    def calls(self) -> int:
+        """The calls of a batch, and 0 of another job."""
+        return batches.calls_of(self.mode, self.given.args)
+
 
 class ComputeService:
     """Both sides of a run."""
@@ -214,6 +227,8 @@ class ComputeService:
         )
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
         self._quick = Quick()
+        self._lost: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
+        """When this node heard of a worker lost, by provider and module."""
         self._notary = Notary(key, network)
         self._reads_joint: set[bytes] = set()
         """Providers that can read an order that was signed with others."""
@@ -331,9 +346,9 @@ class ComputeService:
         """
         program, digest = await self._inspect(module)
         signature = program.signature(function)
-        if not signature.numeric:
+        if not signature.callable:
             parse_arguments((), function, signature)  # says why
-        batches.check_size(len(calls), signature)
+        batches.check_size(len(calls), signature, limits.output_bytes)
         if item_fuel is not None and not 1 <= item_fuel <= limits.fuel:
             raise ArgumentInvalid(f"the fuel of one call must be from 1 to {limits.fuel}")
         shape = batches.Shape(len(calls), limits.fuel if item_fuel is None else item_fuel)
@@ -436,9 +451,12 @@ class ComputeService:
             return await self._run_here(task)
         ordered: dict[bytes, Signed[Order]] = {}
         last: XscError | None = None
+        # Where somebody has the module, it need not be paid for, as a rule.
+        compiling = not self._holders.of(task.module_hash)
         for _ in range(PROVIDERS_TRIED_MAX):
+            steps = task.steps(compiling=compiling)
             lease = await self._leases.lease_compute(
-                fuel_steps=task.limits.steps, on=on, saved=self._spared(task)
+                fuel_steps=steps, on=on, saved=self._spared(task)
             )
             if lease.node == own:
                 return await self._run_here(task)
@@ -454,6 +472,10 @@ class ComputeService:
                 last = fault
                 if task.tape is not None and task.tape.size_bytes:
                     break  # another run would not begin with what was shown
+            except LeaseExhausted as fault:
+                if compiling or lease.node not in task.brought_to:
+                    raise
+                compiling, last = True, fault
         assert last is not None
         raise last
 
@@ -475,7 +497,7 @@ class ComputeService:
         async def ask(lease: ComputeLease, signed: Signed[Order]) -> Delivered:
             return await self._ask(task, lease, signed)
 
-        errand = Errand(task.limits.steps, order, ask)
+        errand = Errand(task.steps(compiling=True), order, ask)
         done, verified = await self._panel.run(errand, quorum)
         return replace(done, verified=verified)
 
@@ -518,10 +540,9 @@ class ComputeService:
 
     async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> Delivered:
         done = await self._ask(task, lease, order)
-        outcome = done.receipt.record.outcome
-        billed = billed_fuel(task.limits.fuel, outcome, done.receipt.record.observed)
-        steps = fuel_steps(billed, task.limits.memory_bytes)
-        await self._leases.spent(lease.lease_id, steps, done.receipt.record.amount_micro)
+        receipt = done.receipt.record
+        steps = billed_steps(order.record, receipt.outcome, receipt.observed)
+        await self._leases.spent(lease.lease_id, steps, receipt.amount_micro)
         return done
 
     async def _ask(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> Delivered:
@@ -581,6 +602,11 @@ class ComputeService:
             self._executor, size_bytes, self._check_reply, task, lease, order, reply, most
         )
         self._holders.note(task.module_hash, lease.node)
+        if done.receipt.record.outcome.trap == "worker_lost":
+            self._lost[lease.node, task.module_hash] = self._clock.now_ms()
+            self._lost.move_to_end((lease.node, task.module_hash))
+            if len(self._lost) > MODULES_REMEMBERED_MAX:
+                self._lost.popitem(last=False)
         if reply.header.get("joint") is True:
             self._reads_joint.add(lease.node)
         if task.mode == "invoke":
@@ -643,6 +669,13 @@ class ComputeService:
             self._quick.failed(function)
             raise
 
+    def _is_lost_again(self, provider: bytes, order: Order) -> bool:
+        """Say whether an order was made after a worker was lost there by the same module."""
+        heard_ms = self._lost.get((provider, order.module))
+        return heard_ms is not None and (
+            heard_ms < order.created_ms < heard_ms + MODULE_LOST_MS // 2
+        )
+
     def _check_reply(
         self, task: _Task, lease: ComputeLease, order: Signed[Order], reply: Reply, saved_most: int
     ) -> Delivered:
@@ -666,9 +699,13 @@ class ComputeService:
         trap = done.receipt.record.outcome.trap
         if trap == "cancelled" and (task.tape is None or not task.tape.cancelled.is_set()):
             broken = "nobody has cancelled it"
+        if trap == "worker_lost" and self._is_lost_again(lease.node, order.record):
+            broken = "the provider lost a worker by this module before, and ran it all the same"
         if broken is None:
             sent = lease.node in task.brought_to
             broken = check_compiled(done.receipt.record, len(task.module) if sent else 0)
+        if broken is None and done.receipt.record.observed.calls != task.calls:
+            broken = "it bills other calls than the batch has"
         if broken is None and done.receipt.record.observed.saved_bytes > saved_most:
             broken = "it says that bytes were saved which were sent, or which it cannot have had"
         if broken is None and sum(map(len, bodies)) > task.limits.output_bytes:

@@ -16,6 +16,7 @@ service at a peer come from its receipts.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,8 @@ from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     COMPILE_MS_MAX,
+    DEPLOYMENTS_A_PEER_MAX,
+    DEPLOYMENTS_MS,
     LEASE_TIMEOUT_MS,
     MODULES_DEPLOYED_A_PEER_MAX,
     MODULES_DEPLOYED_MS,
@@ -55,12 +58,14 @@ from xsc.base.limits import (
     SERVICE_COLLECT_MS,
     SERVICE_COLLECT_TIMEOUT_MS,
     SERVICE_LOG_ROWS_MAX,
+    SERVICE_MODULES_A_PEER_BYTES_MAX,
     SERVICE_MODULES_BYTES_MAX,
     SERVICE_MODULES_WARM_BYTES_MAX,
     SERVICE_NOTE_BYTES_MAX,
     SERVICE_PAGE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
     SERVICE_RECORD_BYTES_MAX,
+    SERVICE_UNPAID_BYTES_MAX,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
     SERVICE_VERSIONS_KEPT,
@@ -69,6 +74,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
+from xsc.base.tally import Tally
 from xsc.compute import services_rules as rules
 from xsc.compute import wagi
 from xsc.compute.inputs import digest_of
@@ -79,7 +85,6 @@ from xsc.compute.sandbox import JobResult, Sandbox
 from xsc.compute.services_gate import Gate
 from xsc.compute.services_rules import Answer, fault_answer
 from xsc.compute.services_store import Row, ServiceKey, ServiceStore
-from xsc.compute.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -87,6 +92,8 @@ from xsc.terms.lease import OWN_LEASE
 
 _NONCE_BYTES = 16
 _PATH_CHARS_MAX = 256
+_URL_CHARS_MAX = 512
+_URL = re.compile(r"https?://[!-~]+")
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5
 _PLACE_TIMEOUT_MS = COMPILE_MS_MAX + PEER_TIMEOUT_MS
@@ -210,6 +217,7 @@ class Services:
         self._tasks: set[asyncio.Task[Served]] = set()
         self._brought = Tally(MODULES_DEPLOYED_A_PEER_MAX, MODULES_DEPLOYED_MS)
         """Modules that came with deployments: compiling one is in no receipt."""
+        self._deployed = Tally(DEPLOYMENTS_A_PEER_MAX, DEPLOYMENTS_MS)
 
     async def start(self) -> None:
         """Read what was kept.
@@ -522,7 +530,7 @@ class Services:
                 [Part(module, root)],
                 timeout_ms=_PLACE_TIMEOUT_MS,
             )
-        service.url = take_str(reply.header, "url")
+        service.url = _url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False
 
     async def _take_lease(self, service: _Service, record: Deployment) -> None:
@@ -565,7 +573,7 @@ class Services:
             service.lease_end_ms = self._clock.monotonic_ms() + take_int(
                 reply.header, "lease_left_ms"
             )
-            service.url = take_str(reply.header, "url")
+            service.url = _url_in(reply.header)
             rows = [
                 Row.from_value(take_map({"row": item}, "row"))
                 for item in take_list(reply.header, "rows", most=SERVICE_PAGE_ROWS_MAX)
@@ -612,6 +620,8 @@ class Services:
         """Return the rows whose receipts hold, each made from its receipt."""
         provider = service.active.record.provider
         refusal = rules.check_numbers(service.last, [row.number for row in rows])
+        if any(not _is_told(row) for row in rows):
+            refusal = "it says of a request what none can have been"
         if refusal is not None:
             raise ReceiptInvalid(refusal)
         found: list[tuple[Row, ServiceReceipt]] = []
@@ -652,10 +662,26 @@ class Services:
     def _check_room(self, key: ServiceKey, digest: bytes, size_bytes: int) -> None:
         if key not in self._services and len(self._services) >= SERVICES_MAX:
             raise SpaceExhausted(f"this node holds {SERVICES_MAX} services already")
+        if key[0] != self._own:
+            self._check_peer_room(key[0], digest, size_bytes)
         held = sum(self._sizes.values())
         if digest not in self._sizes and held + size_bytes > SERVICE_MODULES_BYTES_MAX:
             raise SpaceExhausted(
                 f"the modules of all services are bounded to {SERVICE_MODULES_BYTES_MAX} bytes"
+            )
+
+    def _check_peer_room(self, owner: bytes, digest: bytes, size_bytes: int) -> None:
+        mine = {
+            signed.record.module
+            for key, service in self._services.items()
+            if key[0] == owner
+            for signed in service.versions.values()
+        }
+        held = sum(self._sizes.get(module, 0) for module in mine - {digest})
+        if held + size_bytes > SERVICE_MODULES_A_PEER_BYTES_MAX:
+            raise SpaceExhausted(
+                f"the modules of your services, all their versions, are bounded to "
+                f"{SERVICE_MODULES_A_PEER_BYTES_MAX} bytes"
             )
 
     async def _keep(self, service: _Service, signed: Signed[Deployment], module: bytes) -> None:
@@ -807,7 +833,10 @@ class Services:
         if given is None:
             return Served(fault_answer(431, "the head of the request is more than a program takes"))
         paid = record.owner != self._own
-        if paid and service.rows >= SERVICE_UNPAID_ROWS_MAX:
+        unpaid_bytes = service.rows * len(signed.raw)
+        if paid and (
+            service.rows >= SERVICE_UNPAID_ROWS_MAX or unpaid_bytes >= SERVICE_UNPAID_BYTES_MAX
+        ):
             raise LeaseExhausted("the owner does not fetch its receipts")
         module = await self._module(record.module)
         lease_id = service.lease_id if paid else OWN_LEASE
@@ -819,7 +848,13 @@ class Services:
         used = 0
         try:
             job = rules.job_of(
-                record, module, given, nonce=nonce, clock_ms=created_ms, queue=signed.id
+                record,
+                module,
+                given,
+                nonce=nonce,
+                clock_ms=created_ms,
+                # One of this node is apart from its own runs; all of a peer have its one share.
+                queue=record.owner if paid else signed.id,
             )
             result = await self._sandbox.run(job)
             used = rules.steps_of(record, rules.fuel_of(record, result))
@@ -899,8 +934,10 @@ class Services:
             service = self._new(key)
         elif record.generation <= service.active.record.generation:
             raise RecordInvalid("a later deployment of this service is held here")
+        self._check_rate(record.owner)
         if record.module in self._sizes:
             module = await self._module(record.module)
+            self._check_room(key, record.module, len(module))
         elif parts:
             module = bytes(parts[0].data)
             self._check_room(key, record.module, len(module))
@@ -915,9 +952,20 @@ class Services:
             self._check_brought(record.owner)
             raise ModuleUnknown("this node does not have the module")
         await self._sandbox.prepare(rules.module_job(record, module))
+        self._deployed.note(record.owner, self._clock.monotonic_ms())
         await self._keep(service, signed, module)
         self._log.info("service_held", owner=short(record.owner), name=record.name)
         return service
+
+    def _check_rate(self, owner: bytes) -> None:
+        """Return if an owner may deploy once more."""
+        wait_ms = self._deployed.wait_ms(owner, self._clock.monotonic_ms())
+        if wait_ms:
+            raise RateLimited(
+                f"{DEPLOYMENTS_A_PEER_MAX} deployments of yours came "
+                f"within {DEPLOYMENTS_MS // 1000} s",
+                retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
+            )
 
     def _check_brought(self, owner: bytes) -> None:
         """Return if an owner may bring one more module."""
@@ -977,6 +1025,23 @@ class Services:
             "lease_left_ms": left_ms,
             "url": self.url,
         }, ()
+
+
+def _url_in(header: Mapping[str, Value]) -> str:
+    """Return where a holder says that requests reach it; it is shown, and written to terminals."""
+    url = take_str(header, "url", most=_URL_CHARS_MAX)
+    if url and not _URL.fullmatch(url):
+        raise RecordInvalid("the holder says that its services are at what is no address")
+    return url
+
+
+def _is_told(row: Row) -> bool:
+    """Say whether what no receipt says of a request is what a holder of this release notes."""
+    return (
+        row.method in wagi.METHODS
+        and len(row.path) <= _PATH_CHARS_MAX
+        and len(row.note) <= SERVICE_NOTE_BYTES_MAX
+    )
 
 
 def _not_told(provider: bytes, fault: XscError) -> str:

@@ -24,7 +24,6 @@ from xsc.base.limits import (
     ENVIRONMENT_MAX,
     MODULE_BYTES_MAX,
     SERVICE_CONCURRENCY_MAX,
-    SERVICE_REQUEST_FUEL,
 )
 from xsc.compute.inputs import RunInput, input_hash, output_hash
 from xsc.compute.limits import Limits
@@ -36,7 +35,7 @@ from xsc.compute.wagi import Response, is_reserved, read_answer
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.execution import Observed, Outcome
-from xsc.terms.pricing import compute_amount, fuel_steps
+from xsc.terms.pricing import compute_amount, run_steps
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -193,6 +192,7 @@ def job_of(
         seed=seed_of(nonce),
         clock_ms=clock_ms,
         customer=queue,
+        service=True,
     )
 
 
@@ -246,11 +246,8 @@ def fuel_of(record: Deployment, result: JobResult) -> int:
 
 
 def steps_of(record: Deployment, fuel: int) -> int:
-    """Return the fuel steps that a request is billed for: its run's, and those of taking it.
-
-    Without these a small request would cost less than a micro-credit, which is nothing.
-    """
-    return fuel_steps(fuel + SERVICE_REQUEST_FUEL, record.memory_bytes_max)
+    """Return the fuel steps that a request is billed for whose run used that much fuel."""
+    return run_steps(fuel, record.memory_bytes_max)
 
 
 def make_receipt(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from xsc.base.limits import ARGUMENTS_MAX
+
 NUMBERS = frozenset({"i32", "i64", "f32", "f64"})
 
 
@@ -28,11 +30,12 @@ class Signature:
         return f"{text} -> {results}" if len(self.results) == 1 else f"{text} -> ({results})"
 
     @property
-    def numeric(self) -> bool:
-        """Whether every value is a number: only those can be given and shown."""
-        return _numeric(self.params, self.results)
+    def callable(self) -> bool:
+        """Whether an order can hold what it takes, and a receipt what it gives."""
+        return _callable(self.params, self.results)
 
 
 @lru_cache(maxsize=1024)
-def _numeric(params: tuple[str, ...], results: tuple[str, ...]) -> bool:
-    return all(item in NUMBERS for item in (*params, *results))
+def _callable(params: tuple[str, ...], results: tuple[str, ...]) -> bool:
+    few = len(params) <= ARGUMENTS_MAX and len(results) <= ARGUMENTS_MAX
+    return few and all(item in NUMBERS for item in (*params, *results))

@@ -106,8 +106,8 @@ class Streams:
                 failed += 1
                 await self._clock.sleep_ms(STREAM_PAUSE_MS)
                 continue
-            if len(reply.parts) != len(at):
-                return
+            if len(reply.parts) != len(at) or max(map(len, reply.parts)) > STREAM_PIECE_BYTES:
+                return  # what it says so is not shown; the answer to the order is checked
             for index, part in enumerate(reply.parts):
                 at[index] += len(part)
                 tape.wrote(index + 1, part)

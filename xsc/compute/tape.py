@@ -26,6 +26,8 @@ class Tape:
         self._streams: list[bytearray | bytes] = [bytearray(), bytearray()]
         self.done = False
         """Nothing more comes."""
+        self.compiled = False
+        """The module had to be compiled for this run."""
         self.cancelled = asyncio.Event()
         """Set by whoever wants the run to end."""
 
@@ -33,6 +35,10 @@ class Tape:
     def size_bytes(self) -> int:
         """Bytes on both streams."""
         return sum(map(len, self._streams))
+
+    def compiling(self) -> None:
+        """Take note that the module is compiled for this run, however that ends."""
+        self.compiled = True
 
     def began(self) -> None:
         """Take note that the run begins now; what it waited for is not billed."""
@@ -140,4 +146,5 @@ def _cancelled(sandbox: Sandbox, tape: Tape, ran_ms: int) -> JobResult:
         engine=str(about["engine"]),
         engine_config=bytes.fromhex(str(about["engine_config"])),
         wall_ms=ran_ms,
+        compiled=tape.compiled,
     )

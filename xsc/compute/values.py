@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import cast
 
 from xsc.base.errors import SignatureMismatch
+from xsc.base.limits import ARGUMENTS_MAX
 from xsc.compute.signature import Signature
 from xsc.terms.execution import WIDTHS, Number, NumberType
 
@@ -138,8 +139,11 @@ def parse_arguments(texts: Sequence[str], name: str, signature: Signature) -> tu
         SignatureMismatch: wrong in number, or one does not fit its type; the message
             shows the signature.
     """
-    if not signature.numeric:
-        raise SignatureMismatch(f"{signature.show(name)} cannot be called with numbers alone")
+    if not signature.callable:
+        raise SignatureMismatch(
+            f"{signature.show(name)} cannot be called with numbers alone, "
+            f"{ARGUMENTS_MAX} in and {ARGUMENTS_MAX} out at most"
+        )
     if len(texts) != len(signature.params):
         count = len(signature.params)
         raise SignatureMismatch(

@@ -4,9 +4,13 @@ A program is told of the request by variables, arguments and standard input, as
 CGI 1.1 (RFC 3875) and WAGI on top of it say, and writes fields, an empty line
 and a body to standard output.
 
-Not handed on: `Authorization` and `Connection` (RFC 3875, 4.1.18), `Proxy`,
-which a program would take for a setting of its own (CVE-2016-5385), and fields
-with an underscore in their name, which would look like another one.
+Not handed on: `Authorization` and `Connection` (RFC 3875, 4.1.18), `Cookie`, which
+may be another service's, `Proxy`, which a program would take for a setting of its own
+(CVE-2016-5385), and fields with an underscore in their name, which would look like
+another one.
+
+All services of a node are one origin to a browser, and their owners are several.
+Of what a program answers, only fields that tell of this answer are passed on.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from xsc.compute.inputs import RunInput
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _SOFTWARE = "WAGI/1"
-_KEPT_BACK = frozenset({"authorization", "connection", "proxy", "content-type", "content-length"})
+_KEPT_BACK = frozenset(
+    {"authorization", "connection", "cookie", "proxy", "content-type", "content-length"}
+)
 _OWN = frozenset(
     {
         "AUTH_TYPE",
@@ -53,23 +59,28 @@ _OWN = frozenset(
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _FIELD_NAME = re.compile(r"[0-9a-z-]{1,256}")
 _STATUS = re.compile(r"([2-5][0-9]{2})(?: [^\x00-\x1f\x7f]*)?")
-_CONNECTION_FIELDS = frozenset(
+_PASSED_ON = frozenset(
     {
-        "connection",
-        "content-length",
-        "date",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-connection",
-        "server",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "xsc-request-id",
+        "accept-ranges",
+        "access-control-allow-origin",
+        "access-control-expose-headers",
+        "allow",
+        "cache-control",
+        "content-disposition",
+        "content-encoding",
+        "content-language",
+        "content-range",
+        "content-security-policy",
+        "content-type",
+        "etag",
+        "expires",
+        "last-modified",
+        "location",
+        "retry-after",
+        "vary",
     }
 )
-"""The server's to say: a program that says them is not listened to."""
+"""What a program may say: fields that tell of this answer, and change nothing beyond it."""
 _ONCE = ("status", "content-type", "location")
 _BODYLESS = (204, 304)
 _END = re.compile(rb"\r?\n\r?\n")
@@ -119,8 +130,7 @@ def _fields(headers: Sequence[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers:
         low = name.lower()
-        joint = "; " if low == "cookie" else ", "
-        found[low] = f"{found[low]}{joint}{value}" if low in found else value
+        found[low] = f"{found[low]}, {value}" if low in found else value
     return found
 
 
@@ -197,7 +207,7 @@ def read_answer(stdout: bytes) -> Response | str:
             if low in told:
                 return f"wrote the field '{name}' twice"
             told[low] = value
-        if low != "status" and low not in _CONNECTION_FIELDS:
+        if low in _PASSED_ON:
             headers.append((name, value))
     return _answer(told, headers, stdout[end.end() :])
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from xsc.base.encoding import domain, tagged_sha256
 from xsc.base.errors import SignatureInvalid
+from xsc.base.ids import is_strong
 
 SEED_BYTES = 32
 KEY_BYTES = 32
@@ -64,6 +65,8 @@ def derive(secret: bytes, tag: str, size: int = KEY_BYTES) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _public(node_id: bytes) -> Ed25519PublicKey:
+    if not is_strong(node_id):
+        raise ValueError("everybody could sign for this key")
     return Ed25519PublicKey.from_public_bytes(node_id)
 
 
@@ -71,7 +74,7 @@ def verify(node_id: bytes, signature: bytes, message: bytes) -> None:
     """Return if the signature is the node's over the message.
 
     Raises:
-        SignatureInvalid: it is not, or the id is no public key.
+        SignatureInvalid: it is not, or the id is no public key that somebody can have.
     """
     try:
         _public(node_id).verify(signature, message)

@@ -11,6 +11,7 @@ at this moment are in memory only: after a restart nothing runs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Final, Literal, TypeAlias
@@ -69,8 +70,14 @@ class Entry:
     booking: Booking | None = None
     refusals: int = 0
     """How many bookings the ledger refused for good; each needs an id of its own."""
+    refused: int = 0
+    """Provider: how many of those came in a row, in this process."""
+    refused_ms: int = 0
+    """When the last of them came, by a steady clock."""
+    denied_ms: int | None = None
+    """Customer: when, by a steady clock, the provider last denied that there is this lease."""
     reserved: int = 0
-    """Provider of compute: steps of runs under way."""
+    """Provider: steps of runs under way, or bytes that are being written."""
     kept_epoch: int = 0
     """Customer: the epoch up to which the use was kept when this process began."""
     doubts: int = 0
@@ -180,6 +187,8 @@ def read_use(raw: bytes) -> KeptUse:
         voucher_quantity=take_int(kept, "voucher_quantity"),
         settled_micro=take_int(kept, "settled_micro"),
         given_back=take_bool(kept, "given_back"),
+        lapsed=take_bool(kept, "lapsed"),
+        edge=take_int(kept, "edge"),
     )
     found = KeptUse(use, take_opt_bytes(value, "voucher"), booking, take_int(value, "refusals"))
     if write_use(found) != raw:
@@ -199,6 +208,7 @@ class LeaseBook:
         self._state = state
         self._network = network
         self._entries: dict[Role, dict[bytes, Entry]] = {"customer": {}, "provider": {}}
+        self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, Entry]] = defaultdict(dict)
         self._touched: dict[bytes, Entry] = {}
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
@@ -225,7 +235,7 @@ class LeaseBook:
                         entry.terms = self.renewed_terms(entry, entry.renewal)
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
-                self._entries[role][lease_id] = entry
+                self._know(entry)
 
     def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> Entry:
         value = decode(kept)
@@ -275,6 +285,14 @@ class LeaseBook:
         """Yield the leases of a role, in the order in which they came to be known."""
         yield from list(self._entries[role].values())
 
+    def of(self, role: Role, peer: bytes) -> Iterator[Entry]:
+        """Yield the leases of a role with one peer, in the order in which they came to be known."""
+        yield from list(self._by_peer.get((role, peer), {}).values())
+
+    def _know(self, entry: Entry) -> None:
+        self._entries[entry.role][entry.terms.lease_id] = entry
+        self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
+
     def add(self, entries: list[Entry]) -> None:
         """Keep new leases: they are on the disk on return, because they are promises."""
         changes: list[Change] = []
@@ -292,12 +310,16 @@ class LeaseBook:
         if changes:
             self._state.write(changes, sync=True)
         for entry in entries:
-            self._entries[entry.role][entry.terms.lease_id] = entry
+            self._know(entry)
 
-    def save(self, entry: Entry, *, sync: bool) -> None:
-        """Keep what became of a lease; synced where something was signed or booked."""
-        key = _USE + _LETTERS[entry.role] + entry.terms.lease_id
-        self._state.write([(key, _used(entry))], sync=sync)
+    def save(self, entry: Entry) -> None:
+        """Keep what became of a lease, unsynced."""
+        self._state.write([self.use_row(entry)], sync=False)
+
+    @staticmethod
+    def use_row(entry: Entry) -> Change:
+        """Return the row that keeps what became of a lease so far."""
+        return _USE + _LETTERS[entry.role] + entry.terms.lease_id, _used(entry)
 
     def renew(self, renewed: list[tuple[Entry, LeaseTerms, LeaseUse, bytes]]) -> None:
         """Keep renewals and the use as of then, all or none; on the disk on return."""
@@ -340,3 +362,7 @@ class LeaseBook:
         keys = (_LEASE + tail, _USE + tail, _RENEWAL + tail)
         self._state.write([(key, None) for key in keys], sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
+        with_peer = self._by_peer[entry.role, entry.peer]
+        del with_peer[entry.terms.lease_id]
+        if not with_peer:
+            del self._by_peer[entry.role, entry.peer]

@@ -5,7 +5,8 @@ customer's cumulative vouchers bring both together. Only these move a lease:
 
 - storage: bytes are *held*. An epoch that has begun counts whole, with the most
   bytes held in it; the first is due as soon as bytes are held. So the use, in
-  byte-epochs, never falls.
+  byte-epochs, never falls. What is leased and not held is *reserved* while the lease
+  fills, and lapses for good where it does not; for that a part is billed at least.
 - compute: fuel steps are *spent*, each run billed as its receipt says.
 
 What a lease is at a moment follows from its use and the time: `open` until its
@@ -25,7 +26,10 @@ from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
     LEASE_TIMEOUT_MS,
+    REFUSED_RETRY_MS,
+    REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
+    RESERVED_EPOCHS,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
@@ -89,6 +93,11 @@ class LeaseUse:
     settled_micro: int = 0
     """Of the vouchers, what the ledger has booked."""
     given_back: bool = False
+    lapsed: bool = False
+    """Storage: what is leased and not held is no longer reserved."""
+    edge: int = 0
+    """Storage: byte-epochs of the epoch in which the last bytes went, where it had just begun:
+    another clock may not count it."""
 
 
 def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
@@ -143,7 +152,13 @@ def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
     if epoch <= use.epoch:
         return use
     begun = (epoch - use.epoch) * use.held_bytes
-    return replace(use, epoch=epoch, peak_bytes=use.held_bytes, used=use.used + begun)
+    return replace(
+        use,
+        epoch=epoch,
+        peak_bytes=use.held_bytes,
+        used=use.used + begun,
+        lapsed=use.lapsed or use.held_bytes * RESERVED_EPOCHS < epoch * terms.quantity,
+    )
 
 
 def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> LeaseUse:
@@ -155,13 +170,31 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
     peak = max(use.peak_bytes, held)
+    edge = use.edge
+    if held:
+        edge = 0
+    elif use.held_bytes:
+        begun_ms = terms.start_ms + use.epoch * EPOCH_MS
+        edge = peak if use.epoch and now_ms - begun_ms < REQUEST_WINDOW_MS else 0
     return replace(
         use,
         touched_ms=now_ms,
         held_bytes=held,
         peak_bytes=peak,
         used=use.used + peak - use.peak_bytes,
+        edge=edge,
     )
+
+
+def counted(terms: LeaseTerms, use: LeaseUse) -> int:
+    """Return the byte-epochs or fuel steps that a lease is billed for.
+
+    Of storage a part of what is leased at least, once bytes were held: that the rest is
+    reserved costs something, too. A renewal reserves nothing.
+    """
+    if terms.kind != "storage" or not use.used or terms.renewals:
+        return use.used
+    return max(use.used, terms.quantity // RESERVED_EPOCHS)
 
 
 def hold_since(
@@ -192,13 +225,24 @@ def storage_due(terms: LeaseTerms, byte_epochs: int) -> int:
 def due_micro(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return what is owed in all for the use so far, settled or not."""
     if terms.kind == "storage":
-        return storage_due(terms, use.used)
+        return storage_due(terms, counted(terms, use))
     return use.billed_micro
 
 
 def room(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return what is left: bytes that can still be held, or steps that can still be spent."""
     return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
+
+
+def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return the part of what is left that the provider keeps free for the customer.
+
+    Of storage nothing, once a lease has filled too slowly: bytes still come under it where
+    there is room.
+    """
+    if is_over(terms, use, now_ms) or use.lapsed or advance(terms, use, now_ms).lapsed:
+        return 0
+    return room(terms, use)
 
 
 def is_over(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
@@ -237,7 +281,7 @@ def half_ms(terms: LeaseTerms) -> int:
 
 
 def tolerance(terms: LeaseTerms) -> int:
-    """Return how far two honest views of the use may differ.
+    """Return how far a customer's view of the use may be ahead of its provider's.
 
     Storage: one epoch of everything leased, for clocks that differ and writes that failed.
     """
@@ -247,14 +291,14 @@ def tolerance(terms: LeaseTerms) -> int:
 def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what the customer has yet to settle.
 
-    Once a lease is over and its last voucher is paid, a difference that two clocks explain
-    is not owed.
+    Once a lease is over and its last voucher is paid, an epoch that began just before the
+    last bytes went is not owed: two clocks explain it.
     """
     if (
         is_over(terms, use, now_ms)
         and use.held_bytes == 0
         and use.settled_micro >= use.voucher_micro > 0
-        and use.used - use.voucher_quantity <= tolerance(terms)
+        and counted(terms, use) - use.voucher_quantity <= use.edge
     ):
         return 0
     return max(0, due_micro(terms, use) - use.settled_micro)
@@ -293,7 +337,7 @@ def next_voucher(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher | Non
         customer=terms.customer,
         number=use.voucher_number + 1,
         amount_micro=amount,
-        quantity=use.used,
+        quantity=counted(terms, use),
         until_ms=now_ms,
     )
 
@@ -306,6 +350,17 @@ def with_voucher(use: LeaseUse, voucher: Voucher) -> LeaseUse:
         voucher_micro=voucher.amount_micro,
         voucher_quantity=voucher.quantity,
     )
+
+
+def retry_ms(refusals: int) -> int:
+    """Return how long after so many refused bookings in a row the next one waits.
+
+    Each try is kept in the ledger for ever, and a refusal costs its debtor nothing. The first
+    can have been for what was settled meanwhile.
+    """
+    if refusals <= 1:
+        return 0
+    return min(REFUSED_RETRY_MS << min(refusals - 2, 16), REFUSED_RETRY_MS_MAX)
 
 
 def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | None:
@@ -330,7 +385,7 @@ def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | N
                 return "the voucher's amount is above the price of its quantity"
         elif voucher.amount_micro != storage_due(terms, voucher.quantity):
             return "the voucher's amount is not the price of its quantity"
-        if voucher.quantity > use.used + tolerance(terms):
+        if voucher.quantity > counted(terms, use) + tolerance(terms):
             return "the voucher is over more than was held"
     else:
         if voucher.amount_micro > compute_amount(terms.price, voucher.quantity):

@@ -8,11 +8,15 @@ gives is declared where it is used: in the ports of `storage` and `compute`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from xsc.base.keyvalue import Change
 from xsc.terms.quote import Tier
+
+Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
+"""Writes changes to the state, all or none, and returns once they are on the disk."""
 
 
 class Credit(Protocol):

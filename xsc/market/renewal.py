@@ -22,6 +22,8 @@ from xsc.market.lease import (
     LeaseTerms,
     LeaseUse,
     advance,
+    counted,
+    due_micro,
     half_ms,
     storage_due,
     tolerance,
@@ -73,8 +75,8 @@ def make_request(
         quantity=max(terms.quantity, use.held_bytes),
         quantity_min=max(1, use.held_bytes),
         price=quote.price,
-        base_quantity=use.used,
-        base_amount_micro=storage_due(terms, use.used),
+        base_quantity=counted(terms, use),
+        base_amount_micro=due_micro(terms, use),
         start_ms=now_ms,
         end_ms=now_ms + LENGTH_MS["storage"],
     )
@@ -104,11 +106,11 @@ def check_renewal(
         return "the lease is in the first half of its term"
     if request.end_ms - request.start_ms > LENGTH_MS["storage"]:
         return "the renewal is longer than any may be"
-    if request.end_ms <= terms.end_ms:
-        return "the renewal extends nothing"
+    if request.end_ms - terms.end_ms < EPOCH_MS:
+        return "the renewal extends the lease by less than an epoch"
     if request.base_quantity < use.voucher_quantity:
         return "the account falls behind the last voucher"
-    if request.base_quantity > use.used + tolerance(terms):
+    if request.base_quantity > counted(terms, use) + tolerance(terms):
         return "the account is over more than was held"
     if request.base_amount_micro != storage_due(terms, request.base_quantity):
         return "the account's amount is not the price of its quantity"
@@ -145,10 +147,10 @@ def renewed(
     """Return terms and use after a renewal, on either side.
 
     Both go on from their own count: a customer may have counted on since it signed, and
-    what a provider counted beyond the account it is still owed.
+    what a provider counted beyond the account it is still owed. No room is reserved again.
     """
     use = advance(terms, use, now_ms)
-    use = replace(use, used=max(use.used, request.base_quantity))
+    use = replace(use, used=max(use.used, request.base_quantity), lapsed=True)
     return restored(terms, request, quantity), use
 
 
@@ -170,8 +172,8 @@ def reconciled(
     # A voucher that said more was refused; the next one says what is right.
     return replace(
         use,
-        voucher_micro=min(use.voucher_micro, max(use.settled_micro, storage_due(terms, use.used))),
-        voucher_quantity=min(use.voucher_quantity, use.used),
+        voucher_micro=min(use.voucher_micro, max(use.settled_micro, due_micro(terms, use))),
+        voucher_quantity=min(use.voucher_quantity, counted(terms, use)),
     )
 
 

@@ -22,13 +22,14 @@ from xsc.base.errors import (
     CreditExceeded,
     LeaseExhausted,
     RecordInvalid,
-    SpaceExhausted,
     XscError,
 )
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
+    RENEWAL_CALLS_A_PEER_MAX,
+    RENEWAL_CALLS_MS,
     RENEWAL_FIRST_MS,
     RENEWAL_INTERVAL_MS,
     RENEWAL_RETRY_MS,
@@ -37,6 +38,7 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller
+from xsc.base.tally import Tally
 from xsc.base.units import format_credits, format_duration
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -47,7 +49,7 @@ from xsc.market.clearing import affordable
 from xsc.market.ports import Credit, Quality
 from xsc.market.quote import open_quote
 from xsc.terms.pricing import storage_amount
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 
 RENEW = "market.renew"
@@ -67,9 +69,6 @@ class Desk(Protocol):
 
     def exposure(self, customer: bytes) -> int:
         """Return what this node may come to lose to a customer as things stand."""
-
-    def free(self, kind: Kind) -> int:
-        """Return what is neither used nor promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +122,7 @@ class Renewals:
         """So long before its end a lease that was not renewed is spoken of."""
         self._tried: dict[bytes, _Tried] = {}
         self._warned: dict[bytes, int] = {}
+        self._asked = Tally(RENEWAL_CALLS_A_PEER_MAX, RENEWAL_CALLS_MS)
 
     # The customer's side
 
@@ -270,16 +270,13 @@ class Renewals:
             used=before.used - use.used,
         )
         entry.use = use
-        self._book.save(entry, sync=False)
+        self._book.save(entry)
 
     def end_of(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends, and why it was not renewed."""
         entry = self._book.get("customer", lease_id)
         if entry is None:
             return None
-        if entry.use.given_back:
-            # From then on nothing there is owed, nor promised.
-            return LeaseEnd(entry.peer, entry.use.touched_ms, "the host does not know the lease")
         tried = self._tried.get(lease_id)
         return LeaseEnd(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
 
@@ -322,6 +319,7 @@ class Renewals:
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Renew leases of the caller; each request has its own answer, all share one sync."""
+        self._asked.count(caller, self._clock.monotonic_ms(), "calls for renewals")
         now_ms = self._clock.now_ms()
         answers: list[Value] = []
         granted: dict[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]] = {}
@@ -407,28 +405,21 @@ class Renewals:
         granted: Mapping[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]],
         now_ms: int,
     ) -> int:
-        """Return what is granted: what credit allows, and room where the lease was over.
+        """Return what is granted: what credit allows.
 
         Raises:
-            CreditExceeded, SpaceExhausted: less than is of use.
+            CreditExceeded: less than is of use.
         """
         ahead = _ahead(entry.terms, entry.use, now_ms)
         left = self._credit.credit_left(entry.peer) - self._desk.exposure(entry.peer) + ahead
-        free = self._desk.free("storage")
         for other, terms, _, _ in granted.values():
             left -= storage_amount(terms.price, terms.quantity)
             left += _ahead(other.terms, other.use, now_ms)
-            if leases.is_over(other.terms, other.use, now_ms):
-                free -= terms.quantity - other.use.held_bytes
         least = max(request.quantity_min, use.held_bytes)
         most = affordable("storage", request.price, left)
         quantity = request.quantity if most is None else min(request.quantity, most)
         if quantity < least:
             raise CreditExceeded("the renewal would pass the debt limit between these nodes")
-        if leases.is_over(entry.terms, use, now_ms):
-            quantity = min(quantity, use.held_bytes + max(0, free))
-            if quantity < least:
-                raise SpaceExhausted("too little room is left for this lease")
         return quantity
 
 

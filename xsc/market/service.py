@@ -14,7 +14,7 @@ The rules are in `auction`, `clearing`, `lease`, `pricing` and `quote`.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -43,29 +43,37 @@ from xsc.base.limits import (
     COMPUTE_LEASE_RUNS,
     EPOCH_MS,
     LEASE_KEPT_MS,
+    LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
     LEASE_REQUESTS_WAITING_MAX,
     LEASE_TIMEOUT_MS,
     LEASE_WARNING_MS,
     LEASES_A_CUSTOMER_MAX,
+    LEASES_DONE_A_CUSTOMER_MAX,
     NONCE_BYTES,
+    PROMISE_MS,
     QUOTE_TIMEOUT_MS,
     REPORT_KEPT_MS,
+    REPORTS_KEPT_A_PEER_MAX,
     SETTLE_TIMEOUT_MS,
+    SHARE_LEASES,
     STORAGE_LEASE_BYTES,
     STORAGE_LEASE_MS,
     TIDY_MS,
+    VOUCHERS_A_CUSTOMER_MAX,
+    VOUCHERS_MS,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler, Peers
+from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
-from xsc.market import near
+from xsc.market import near, room
 from xsc.market.auction import Bid, place, rank_quality
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, clear, within_credit
-from xsc.market.ports import Capacity, Credit, Divide, Quality, Standing
+from xsc.market.ports import Capacity, Commit, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
 from xsc.market.recall import HISTORY, Recall
@@ -183,6 +191,7 @@ class MarketService:
         capacity: Capacity,
         divide: Divide,
         state: KeyValue,
+        commit: Commit,
         log: Log,
         settings: MarketSettings,
     ) -> None:
@@ -198,12 +207,20 @@ class MarketService:
         self._standing = standing
         self._capacity = capacity
         self._divide = divide
+        self._commit = commit
         self._log = log
         self._settings = settings
         self._book = LeaseBook(state, network)
         self._quotes: dict[tuple[Kind, bytes], Signed[Quote]] = {}
         self._labels: dict[bytes, tuple[str, str]] = {}
-        self._reports: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._reports: defaultdict[bytes, deque[int]] = defaultdict(
+            lambda: deque(maxlen=REPORTS_KEPT_A_PEER_MAX)
+        )
+        self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
+        self._refused: dict[bytes, int] = {}
+        """Until when a lease of storage is left alone at whose host a write found no room."""
+        self._in_debt: frozenset[bytes] = frozenset()
+        """Customers whose debt has passed its limit, as of the last `tidy`."""
         self._leasing: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._settling: defaultdict[tuple[Role, bytes], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: dict[Kind, dict[bytes, _Waiting]] = {kind: {} for kind in KINDS}
@@ -265,7 +282,7 @@ class MarketService:
                     "lease_use_reconciled", lease=short(entry.terms.lease_id), delta=delta
                 )
                 entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
-                self._book.save(entry, sync=False)
+                self._book.save(entry)
 
     @property
     def counts_are_complete(self) -> bool:
@@ -296,7 +313,7 @@ class MarketService:
             # It was held since then, and is due for the time that the node was down.
             use = rules.hold(terms, use, delta, terms.start_ms + use.epoch * EPOCH_MS)
             entry.use = replace(use, touched_ms=now_ms)
-            self._book.save(entry, sync=False)
+            self._book.save(entry)
 
     def _labels_in(self, entry: Entry) -> tuple[str, str]:
         """Return the labels of the quote that a kept lease carries."""
@@ -339,20 +356,26 @@ class MarketService:
         roles: tuple[Role, ...] = ("customer", "provider")
         for role in roles:
             for entry in self._book.all(role):
+                if role == "provider":
+                    # What has lapsed is looked at once, not with every put.
+                    entry.use = rules.advance(entry.terms, entry.use, now_ms)
                 terms, use = entry.terms, entry.use
-                if not use.given_back and rules.is_idle(terms, use, now_ms):
+                idle = rules.is_idle(terms, use, now_ms) and not entry.reserved
+                if idle and not use.given_back:
                     entry.use = replace(rules.advance(terms, use, now_ms), given_back=True)
-                    self._book.save(entry, sync=False)
+                    self._book.save(entry)
                 done = rules.status(terms, entry.use, now_ms) in ("settled", "expired")
                 ended_ms = use.touched_ms if use.given_back else terms.end_ms
                 # What is still held under it by then, its host has dropped.
                 gone = role == "customer" and now_ms - ended_ms >= STORAGE_LEASE_MS
                 kept = use.held_bytes > 0 and not gone
                 if done and not kept and now_ms - ended_ms >= LEASE_KEPT_MS:
-                    self._book.forget(entry)
-                    self._settling.pop((role, terms.lease_id), None)
+                    self._forget(entry)
         for peer in [peer for peer in self._reports if not self._recent_reports(peer)]:
             del self._reports[peer]
+        self._refused = {lease: until for lease, until in self._refused.items() if until > now_ms}
+        customers = {entry.peer for entry in self._book.all("provider")}
+        self._in_debt = frozenset(filter(self._is_in_debt, customers))
 
     # What others see
 
@@ -416,19 +439,46 @@ class MarketService:
         )
 
     def free(self, kind: Kind) -> int:
-        """Return what is neither used nor promised: bytes, or fuel steps."""
-        now_ms = self._clock.now_ms()
-        promised = sum(
-            # What still runs outlives its lease.
-            entry.reserved
-            if rules.is_over(entry.terms, entry.use, now_ms)
-            else rules.room(entry.terms, entry.use)
-            for entry in self._book.all("provider")
-            if entry.terms.kind == kind
-        )
+        """Return what is neither used nor reserved: bytes, or fuel steps."""
+        return self._unpromised(kind, sum(self._reserved(kind).values()))
+
+    def _unpromised(self, kind: Kind, reserved: int) -> int:
         if kind == "storage":
-            return max(0, self._capacity.storage_free_bytes() - promised)
-        return max(0, self._capacity.compute_steps_free() - promised)
+            return max(0, self._capacity.storage_free_bytes() - reserved)
+        return max(0, self._capacity.compute_steps_free() - reserved)
+
+    def _reserved(self, kind: Kind) -> dict[bytes, int]:
+        """Return what each customer has reserved and not used."""
+        now_ms = self._clock.now_ms()
+        found: defaultdict[bytes, int] = defaultdict(int)
+        for entry in self._book.all("provider"):
+            # Most leases have lapsed: every put under one of those comes by here.
+            if entry.use.lapsed or entry.terms.kind != kind:
+                continue
+            if kept := self._kept_free(entry, now_ms):
+                found[entry.terms.customer] += kept
+        return found
+
+    def _kept_free(self, entry: Entry, now_ms: int) -> int:
+        """Return what is reserved under a lease; who is in debt keeps nothing free."""
+        terms, use = entry.terms, entry.use
+        if terms.kind == "compute":
+            # What still runs outlives its lease.
+            return max(entry.reserved, rules.reserved(terms, use, now_ms))
+        if terms.customer in self._in_debt:
+            return 0
+        # What is being written has its room from the shard store already.
+        return max(0, rules.reserved(terms, use, now_ms) - entry.reserved)
+
+    def _room(self, kind: Kind) -> room.Room:
+        reserved = self._reserved(kind)
+        tier = self._standing.tier
+        strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
+        return room.Room(kind, self._unpromised(kind, sum(reserved.values())), reserved, strangers)
+
+    def _offered(self, kind: Kind, customer: bytes) -> int:
+        """Return what a customer may still reserve."""
+        return room.left(self._room(kind), customer, self._standing.tier(customer))
 
     async def offers(self, kind: Kind) -> list[Quote]:
         """Return the quotes of all peers that are up as they stand now, cheapest first."""
@@ -489,7 +539,7 @@ class MarketService:
             kind=kind,
             tier=self._standing.tier(caller),
             ladder=self.pricing().ladder(kind),
-            available=self.free(kind),
+            available=self._offered(kind, caller),
             now_ms=self._clock.now_ms(),
             nonce=self._entropy.token(NONCE_BYTES),
             site=self._settings.site,
@@ -538,16 +588,32 @@ class MarketService:
         if used or self._credit.settled(request.lease_id) > 0:
             # What was settled under it before would pay for the new lease as well.
             raise RecordInvalid("the lease id was used before")
-        if len(self._waiting[request.kind]) >= LEASE_REQUESTS_WAITING_MAX:
+        waiting = [
+            item.request.record.customer
+            for by_lease in self._waiting.values()
+            for item in by_lease.values()
+        ]
+        of_customer = waiting.count(request.customer)
+        if (
+            len(self._waiting[request.kind]) >= LEASE_REQUESTS_WAITING_MAX
+            or of_customer >= LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
+        ):
             raise RateLimited("too many leases are asked for at this moment")
-        of_customer = sum(
-            1
-            for entry in self._book.all("provider")
-            if entry.terms.customer == request.customer
-            and not rules.is_over(entry.terms, entry.use, now_ms)
+        of_customer += sum(
+            not self._is_done(entry, now_ms)
+            for entry in self._book.of("provider", request.customer)
         )
         if of_customer >= LEASES_A_CUSTOMER_MAX:
-            raise RateLimited(f"one customer may have {LEASES_A_CUSTOMER_MAX} leases at once")
+            raise RateLimited(
+                f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are not settled",
+                hint="settle what is owed under those that are over: `xsc market leases`",
+            )
+
+    def _is_done(self, entry: Entry, now_ms: int) -> bool:
+        """Say whether a lease is over, and nothing is held or owed under it."""
+        use = rules.advance(entry.terms, entry.use, now_ms)
+        over = rules.status(entry.terms, use, now_ms) in ("settled", "expired")
+        return over and not use.held_bytes and not entry.reserved and entry.booking is None
 
     async def _window(self, kind: Kind) -> None:
         """Wait for the window to pass, then clear what came in."""
@@ -586,7 +652,16 @@ class MarketService:
             for customer in customers
         }
         affordable_asks, without_credit = within_credit(kind, asks, credit)
-        clearing = clear(affordable_asks, self.free(kind), self._divide)
+        space = self._room(kind)
+        shared_asks, beyond_share = room.within_share(space, affordable_asks)
+        # Strangers first divide what there is for them, and then have their part of all.
+        strange = [ask for ask in shared_asks if ask.tier == "open"]
+        for_strangers = min(space.free, max(room.strangers_left(space), room.LEAST[kind]))
+        of_strangers = clear(strange, for_strangers, self._divide)
+        known = [ask for ask in shared_asks if ask.tier != "open"]
+        clearing = clear(
+            [*known, *room.granted(strange, of_strangers.grants)], space.free, self._divide
+        )
         outcome: dict[bytes, bytes | XscError] = {
             lease_id: CreditExceeded(
                 "the lease would pass the debt limit between these nodes",
@@ -594,7 +669,13 @@ class MarketService:
             )
             for lease_id in without_credit
         }
-        for lease_id in clearing.refused:
+        for lease_id in beyond_share:
+            outcome[lease_id] = SpaceExhausted(
+                f"the lease would pass the share of free {kind} that this node may reserve there",
+                hint="use what is reserved, ask for less at a time, or ask the provider's operator "
+                "to recognise this node: `xsc peer recognise`",
+            )
+        for lease_id in clearing.refused | of_strangers.refused:
             outcome[lease_id] = SpaceExhausted(f"too little {kind} is left for this lease")
         made = []
         for item in waiting:
@@ -610,6 +691,8 @@ class MarketService:
             outcome[item.request.record.lease_id] = granted.raw
         if made:
             self._book.add(made)
+        for customer in customers:
+            self._forget_done(customer, now_ms)
         for entry in made:
             self._log.info(
                 "lease_granted",
@@ -619,6 +702,16 @@ class MarketService:
                 price=entry.terms.price,
             )
         return outcome
+
+    def _forget_done(self, customer: bytes, now_ms: int) -> None:
+        """Forget a customer's oldest leases that are done, beyond those that may be remembered."""
+        done = [e for e in self._book.of("provider", customer) if self._is_done(e, now_ms)]
+        for entry in done[: max(0, len(done) - LEASES_DONE_A_CUSTOMER_MAX)]:
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        self._book.forget(entry)
+        self._settling.pop((entry.role, entry.terms.lease_id), None)
 
     def _ask_of(self, request: LeaseRequest) -> Ask:
         tier = self._standing.tier(request.customer)
@@ -642,11 +735,26 @@ class MarketService:
         now_ms = self._clock.now_ms()
         return sum(
             rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-            for entry in self._book.all("provider")
-            if entry.terms.customer == customer
+            for entry in self._book.of("provider", customer)
         )
 
+    def _is_in_debt(self, customer: bytes) -> bool:
+        """Say whether a customer owes more than its limit, settled or not."""
+        now_ms = self._clock.now_ms()
+        owed = sum(
+            rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
+            for entry in self._book.of("provider", customer)
+        )
+        return owed > 0 and owed > self._credit.credit_left(customer)
+
     # The provider's side: use
+
+    async def _sync(self, entry: Entry) -> None:
+        """Keep what became of a lease, on the disk on return."""
+        await self._commit([self._book.use_row(entry)])
+        if self._book.get(entry.role, entry.terms.lease_id) is entry:
+            # What has changed meanwhile can have been written before that row.
+            self._keep(entry)
 
     def _keep(self, entry: Entry) -> None:
         """Keep a change of use, unsynced, at the end of this turn of the event loop."""
@@ -662,10 +770,11 @@ class MarketService:
         return entry
 
     def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
-        """Count bytes as held under a lease, from now on.
+        """Keep room under a lease for bytes that are being written, until `stored` is told.
 
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without that room.
+            CreditExceeded: the customer's debt has passed its limit.
             SpaceExhausted: the own node has promised its room to others.
         """
         if lease_id == OWN_LEASE:
@@ -675,10 +784,27 @@ class MarketService:
                 raise SpaceExhausted("this node has no room left that is not promised")
             return
         entry = self._mine(lease_id, customer, "storage")
-        if size_bytes > rules.room(entry.terms, entry.use):
+        if customer in self._in_debt:
+            raise CreditExceeded(
+                "this node owes more than it may here, and stores nothing more",
+                hint="settle what is owed, or ask the provider for a higher limit",
+            )
+        if size_bytes > rules.room(entry.terms, entry.use) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
-        entry.use = rules.hold(entry.terms, entry.use, size_bytes, self._clock.now_ms())
-        self._keep(entry)
+        reserved = rules.reserved(entry.terms, entry.use, self._clock.now_ms())
+        if not reserved and size_bytes > self.free("storage"):
+            raise LeaseExhausted(
+                "the room of this lease was not used in time and is no longer free",
+                hint="take a further lease, here or at another node",
+            )
+        entry.reserved += size_bytes
+
+    def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:
+        """Count what came of bytes that were admitted: as many are held more from now on."""
+        entry = self._book.get("provider", lease_id)
+        if entry is not None:
+            entry.reserved = max(0, entry.reserved - admitted_bytes)
+        self.settle_use(lease_id, held_bytes)
 
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease that this node granted ends; None where it is not known."""
@@ -690,8 +816,8 @@ class MarketService:
         return self.renewals.end_of(lease_id)
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
-        """Change the bytes held: back (-) where a write failed or a shard was deleted."""
-        if lease_id == OWN_LEASE:
+        """Change the bytes held: more (+) that were stored, fewer (-) that were deleted."""
+        if lease_id == OWN_LEASE or not delta_bytes:
             return
         entry = self._book.get("provider", lease_id)
         if entry is None:
@@ -740,12 +866,12 @@ class MarketService:
         if entry is None or entry.terms.customer != caller:
             raise NotAllowed("this customer has no such lease here")
         async with self._settling["provider", entry.terms.lease_id]:
-            self._take_voucher(entry, voucher)
+            await self._take_voucher(entry, voucher)
             await self._collect(entry)
         return {"settled_micro": entry.use.settled_micro}, ()
 
-    def _take_voucher(self, entry: Entry, voucher: Signed[Voucher]) -> None:
-        """Keep a voucher that follows the last one; an old one changes nothing."""
+    async def _take_voucher(self, entry: Entry, voucher: Signed[Voucher]) -> None:
+        """Keep a voucher that promises more than the last one; any other changes nothing."""
         if voucher.record.number < entry.use.voucher_number:
             return
         if voucher.record.number == entry.use.voucher_number:
@@ -755,9 +881,23 @@ class MarketService:
         use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
         if (refusal := rules.check_voucher(entry.terms, use, voucher.record)) is not None:
             raise RecordInvalid(refusal)
-        entry.use = rules.with_voucher(use, voucher.record)
-        entry.voucher = voucher.raw
-        self._book.save(entry, sync=True)
+        if voucher.record.amount_micro == entry.use.voucher_micro:
+            # It says nothing new: a customer could sign as many of those as it likes.
+            return
+        self._vouchers.count(entry.terms.customer, self._clock.monotonic_ms(), "vouchers")
+        before = entry.use, entry.voucher
+        entry.use, entry.voucher = rules.with_voucher(use, voucher.record), voucher.raw
+        try:
+            await self._sync(entry)
+        except XscError:
+            # It is not on the disk: sent again, it must not pass for known.
+            use, entry.voucher = before
+            entry.use = replace(
+                entry.use,
+                voucher_number=use.voucher_number,
+                voucher_micro=use.voucher_micro,
+            )
+            raise
 
     async def _collect(self, entry: Entry) -> None:
         """Book what the newest voucher says beyond what is booked; under the lease's lock."""
@@ -767,7 +907,9 @@ class MarketService:
                 settled = self._credit.settled(lease_id)
                 if settled != entry.use.settled_micro:
                     entry.use = replace(entry.use, settled_micro=settled)
-                    self._book.save(entry, sync=True)
+                    await self._sync(entry)
+                if self._is_too_early(entry):
+                    return
                 if entry.voucher is None or entry.use.voucher_micro <= settled:
                     return
                 entry.booking = Booking(
@@ -777,7 +919,7 @@ class MarketService:
                     entry.voucher,
                 )
                 # Before it is asked for: the same number must never mean another amount.
-                self._book.save(entry, sync=True)
+                await self._sync(entry)
             booking = entry.booking
             try:
                 settled = await self._credit.collect(
@@ -792,17 +934,23 @@ class MarketService:
                 # ledger what is left and goes under another one.
                 entry.booking = None
                 entry.refusals += 1
-                self._book.save(entry, sync=True)
+                entry.refused, entry.refused_ms = entry.refused + 1, self._clock.monotonic_ms()
+                await self._sync(entry)
                 raise
-            entry.booking = None
+            entry.booking, entry.refused = None, 0
             entry.use = replace(entry.use, settled_micro=settled)
-            self._book.save(entry, sync=True)
+            await self._sync(entry)
             self._log.info(
                 "lease_settled",
                 customer=short(entry.terms.customer),
                 amount_micro=booking.amount_micro,
                 settled_micro=settled,
             )
+
+    def _is_too_early(self, entry: Entry) -> bool:
+        """Say whether a booking was refused so lately that none is tried: each try is kept."""
+        wait_ms = rules.retry_ms(entry.refused)
+        return self._clock.monotonic_ms() < entry.refused_ms + wait_ms
 
     async def _collect_again(self, entry: Entry) -> None:
         async with self._settling["provider", entry.terms.lease_id]:
@@ -914,11 +1062,18 @@ class MarketService:
                 terms.kind == kind
                 and terms.provider in wanted
                 and terms.provider not in found
+                and not self._is_denied(entry)
                 and rules.is_useful(terms, use, now_ms)
+                and self._refused.get(terms.lease_id, 0) <= now_ms
                 and rules.room(terms, use) - entry.promised_at(now_ms) >= quantity
             ):
                 found[terms.provider] = entry
         return sorted(found.values(), key=self._score)
+
+    def _is_denied(self, entry: Entry) -> bool:
+        if entry.denied_ms is None:
+            return False
+        return self._clock.monotonic_ms() < entry.denied_ms + REPORT_KEPT_MS
 
     def _score(self, entry: Entry) -> tuple[int, bytes]:
         node = entry.terms.provider
@@ -927,12 +1082,14 @@ class MarketService:
     def _quantity(self, quote: Quote, price: int, least: int) -> int:
         """Return what to ask for where `least` is needed: modestly more, to be shared."""
         if quote.kind == "storage":
-            wanted = max(least, STORAGE_LEASE_BYTES)
+            wanted = STORAGE_LEASE_BYTES
         else:
             wanted = least * COMPUTE_LEASE_RUNS
             most = affordable("compute", price, COMPUTE_LEASE_MICRO_MAX)
             if most is not None:
-                wanted = max(least, min(wanted, most))
+                wanted = min(wanted, most)
+        # A part of the share, so that a grant that gets lost does not use it up.
+        wanted = max(least, min(wanted, quote.available // SHARE_LEASES))
         return min(wanted, quote.available, _QUANTITY_MAX)
 
     async def _auction(
@@ -958,7 +1115,11 @@ class MarketService:
             if not tried:
                 faults += unquoted
                 faults += [
-                    SpaceExhausted(f"{short(node)} has no room for that")
+                    SpaceExhausted(
+                        f"{short(node)} has no room for that, beyond the share of a node",
+                        hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
+                        "that it recognises have a larger share",
+                    )
                     for node, quote in quotes.items()
                     if quote.record.available < quantity
                 ]
@@ -1008,7 +1169,7 @@ class MarketService:
         if use is not entry.use:
             # What a power loss takes of the count was held from here on, and not before.
             entry.use = use
-            self._book.save(entry, sync=False)
+            self._book.save(entry)
         return Granted(entry.terms.provider, entry.terms.lease_id, entry.terms.price)
 
     async def lease_hosts(
@@ -1204,6 +1365,10 @@ class MarketService:
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
         self._keep(entry)
 
+    def refused(self, lease_id: bytes) -> None:
+        """Take note that a host has no room for more under a lease: others come first for now."""
+        self._refused[lease_id] = self._clock.now_ms() + PROMISE_MS
+
     async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note that a host has held more (+) or less (-) than was counted.
 
@@ -1268,7 +1433,7 @@ class MarketService:
                 entry.use = rules.with_voucher(use, voucher)
                 entry.voucher = sign(voucher, self._key, self._network).raw
                 # Before it is sent: a number must never stand over two amounts.
-                self._book.save(entry, sync=True)
+                await self._sync(entry)
             if entry.voucher is None or entry.use.settled_micro >= entry.use.voucher_micro:
                 return
             try:
@@ -1281,10 +1446,11 @@ class MarketService:
                 settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
             except XscError as fault:
                 self._log.warning("not_settled", peer=short(entry.peer), code=fault.code)
-                if isinstance(fault, NotAllowed) and not entry.use.given_back:
-                    # The provider does not know the lease (any more): nothing new goes there.
-                    entry.use = replace(entry.use, given_back=True)
-                    self._book.save(entry, sync=False)
+                if isinstance(fault, NotAllowed):
+                    # It has signed the lease, which runs on. Nothing new goes there for a while.
+                    entry.denied_ms = self._clock.monotonic_ms()
+                    self.report(entry.peer, "lease_denied")
                 return
+            entry.denied_ms = None
             entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
-            self._book.save(entry, sync=False)
+            self._book.save(entry)

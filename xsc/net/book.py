@@ -192,9 +192,9 @@ class PeerBook:
             }
         )
 
-    def put(self, info: PeerInfo, *also: Change) -> None:
-        """Keep an entry, together with other changes, on the disk."""
-        self._store.write([(PREFIX + info.node_id, info.to_bytes()), *also], sync=True)
+    def put(self, info: PeerInfo, *also: Change, sync: bool = True) -> None:
+        """Keep an entry, together with other changes; on the disk at once where `sync` says so."""
+        self._store.write([(PREFIX + info.node_id, info.to_bytes()), *also], sync=sync)
         self._peers[info.node_id] = info
 
     def remove(self, node_id: bytes) -> None:

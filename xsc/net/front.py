@@ -10,16 +10,20 @@ between two parsers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeAlias
 
-from xsc.base.limits import NO_PROGRESS_MS, PLAIN_BYTES_MAX
+from xsc.base.errors import FrameInvalid
+from xsc.base.limits import BODY_BYTES_A_SECOND_MIN, NO_PROGRESS_MS, PLAIN_BYTES_MAX
 from xsc.net import plain
+from xsc.net.addresses import source_of
+from xsc.net.flow import Flow
+from xsc.net.gate import Gate
 from xsc.net.plain import Plain
-from xsc.net.port import Buffer
+from xsc.net.port import RawResponse
 
-Answer: TypeAlias = Callable[[Plain], Awaitable[Sequence[Buffer]]]
-"""Answers a request with the bytes of a response, in buffers; raises nothing."""
+Answer: TypeAlias = Callable[[Plain], Awaitable[RawResponse]]
+"""Answers a request; raises nothing."""
 
 
 class Fronts:
@@ -29,48 +33,32 @@ class Fronts:
         self,
         server: Callable[[], asyncio.Protocol],
         answer: Answer,
+        gate: Gate,
         *,
-        idle_ms: int,
         progress_ms: int = NO_PROGRESS_MS,
         paths: Collection[str] | None = None,
-        given_up: Callable[[asyncio.Protocol, asyncio.Transport], None] | None = None,
-        taken: Callable[[asyncio.Protocol], None] | None = None,
     ) -> None:
         """Make the fronts of a server.
 
         Args:
             server: makes the protocol of a connection.
             answer: answers plain requests.
-            idle_ms: how long a connection may bring no whole request.
-            progress_ms: how long the reader of a large answer may read nothing, and the
-                rest of a request may take before the server waits for it.
+            gate: lets connections in, and cuts off those that are idle; the server tells it
+                of those that are left to it.
+            progress_ms: the window in which a large answer must be read as far as is due, and
+                how long the rest of a request may take before the server waits for it.
             paths: of plain requests; all where None.
-            given_up: told of a connection that is the server's from now on.
-            taken: told of a new one, which is not.
         """
         self.answer = answer
-        self.idle_s = idle_ms / 1000
-        self.progress_s = progress_ms / 1000
+        self.gate = gate
+        self.progress_ms = progress_ms
         self.paths = paths
         self._server = server
-        self._given_up = given_up
-        self._taken = taken
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self) -> Front:
         """Return the protocol of a new connection."""
         return Front(self, self._server())
-
-    def taken(self, inner: asyncio.Protocol) -> None:
-        """Take note of a new connection."""
-        if self._taken is not None:
-            self._taken(inner)
-
-    def given_up(self, inner: asyncio.Protocol, transport: asyncio.Transport) -> None:
-        """Take note of a connection that is left to the server."""
-        transport.set_protocol(inner)
-        if self._given_up is not None:
-            self._given_up(inner, transport)
 
     def spawn(self, front: Front, request: Plain) -> None:
         """Have a request answered."""
@@ -100,23 +88,30 @@ class Front(asyncio.Protocol):
         self._busy = False
         self._unread = asyncio.Event()
         self._unread.set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._quiet_since = 0.0
+        self._source = ""
+        self._left = False
+        """Whether all that comes is the server's."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection."""
         assert isinstance(transport, asyncio.Transport)
+        if not self._fronts.gate.enter(transport):
+            return
         self._transport = transport
+        peername = transport.get_extra_info("peername")
+        self._source = source_of(str(peername[0])) if peername else ""
+        # An answer is written once the system has all of it, and not before.
+        transport.set_write_buffer_limits(high=1, low=0)
         self._inner.connection_made(transport)
-        self._fronts.taken(self._inner)
-        loop = asyncio.get_running_loop()
-        self._quiet_since = loop.time()
-        self._timer = loop.call_later(self._fronts.idle_s, self._check)
+        if self._held:
+            self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: what is under way goes on, and its answer is thrown away."""
-        self._stop_timer()
+        if self._transport is None:
+            return
         self._stop_patience()
+        self._fronts.gate.leave(self._transport)
         self._transport = None
         self._unread.set()
         self._inner.connection_lost(exc)
@@ -132,85 +127,89 @@ class Front(asyncio.Protocol):
         self._inner.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
+        """Take what came; behind a handshake of TLS, even before the transport is told."""
+        if self._left:
+            self._inner.data_received(data)
+            return
         self._held = self._held + data if self._held else data
+        if self._transport is None:
+            return
         if not self._busy:
             self._go_on()
-        elif len(self._held) > PLAIN_BYTES_MAX and self._transport is not None:
+        elif len(self._held) > PLAIN_BYTES_MAX:
             self._transport.pause_reading()
+
+    def eof_received(self) -> bool | None:
+        """Take the end of what comes."""
+        return self._inner.eof_received() if self._left else None
 
     def _go_on(self) -> None:
         if len(self._held) < self._wanted:
             return
-        found = plain.read(self._held, self._fronts.paths)
+        found = plain.read(self._held, self._fronts.paths, self._source)
         if found is None:
             self._give_up()
         elif isinstance(found, int):
             self._wanted = found
             if self._patience is None:
                 loop = asyncio.get_running_loop()
-                self._patience = loop.call_later(self._fronts.progress_s, self._give_up)
+                self._patience = loop.call_later(self._fronts.progress_ms / 1000, self._give_up)
         else:
             self._stop_patience()
             self._held, self._wanted, self._busy = b"", 1, True
+            assert self._transport is not None
+            self._fronts.gate.busy(self._transport)
             self._fronts.spawn(self, found)
 
     async def serve(self, request: Plain) -> None:
         """Answer one request."""
         whole = False
         try:
-            await self._write(await self._fronts.answer(request))
+            answer = await self._fronts.answer(request)
+            try:
+                await self._write(answer)
+            finally:
+                answer.sent()
             whole = True
         finally:
             self._busy = False
             if self._transport is not None and not self._transport.is_closing():
                 if whole:
-                    self._quiet_since = asyncio.get_running_loop().time()
+                    self._fronts.gate.quiet(self._transport)
                     self._transport.resume_reading()
                     self._go_on()
                 else:
                     self._transport.abort()
 
-    async def _write(self, answer: Sequence[Buffer]) -> None:
+    async def _write(self, answer: RawResponse) -> None:
         """Write an answer, as fast as it is read; a reader that has gone is no fault."""
-        for piece in plain.pieces(answer):
-            if not self._unread.is_set():
-                try:
-                    async with asyncio.timeout(self._fronts.progress_s):
-                        await self._unread.wait()
-                except TimeoutError:
-                    # The reader does not read. Nothing can be told to it any more.
-                    if self._transport is not None:
-                        self._transport.abort()
+        flow: Flow | None = None
+        size = sum(len(buffer) for buffer in answer.body)
+        head = plain.head_of(answer.status, answer.headers, size)
+        for piece in plain.pieces([head, *answer.body]):
             if self._transport is None or self._transport.is_closing():
                 return
             self._transport.write(piece)
+            if not self._unread.is_set():
+                loop = asyncio.get_running_loop()
+                flow = flow or Flow(loop.time(), self._fronts.progress_ms, BODY_BYTES_A_SECOND_MIN)
+                try:
+                    async with flow.step():
+                        await self._unread.wait()
+                except FrameInvalid:
+                    # The reader does not read. Nothing can be told to it any more.
+                    if self._transport is not None:
+                        self._transport.abort()
+                    return
+                flow.moved(loop.time(), len(piece))
 
     def _give_up(self) -> None:
         assert self._transport is not None
-        self._stop_timer()
         self._stop_patience()
-        held, self._held = self._held, b""
-        self._fronts.given_up(self._inner, self._transport)
+        held, self._held, self._left = self._held, b"", True
         self._inner.data_received(held)
-
-    def _check(self) -> None:
-        """Cut the connection off where it has been quiet for too long; a half head is quiet."""
-        assert self._transport is not None
-        loop = asyncio.get_running_loop()
-        left = self._quiet_since + self._fronts.idle_s - loop.time()
-        if self._busy or left > 0:
-            left = self._fronts.idle_s if self._busy else left
-            self._timer = loop.call_later(left, self._check)
-        else:
-            self._transport.abort()
 
     def _stop_patience(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

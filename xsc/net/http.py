@@ -1,37 +1,40 @@
 """The transport port on HTTP/1.1: kept connections and aiohttp's server, TLS 1.3 off loopback.
 
-Bodies are written buffer by buffer and read into one buffer of their announced
-length; a body without a length is refused. Nothing is ever decompressed or
-redirected. A connection that brings nothing for NO_PROGRESS_MS, a head that
-takes longer, and a reader that does not read are cut off.
+Bodies are written buffer by buffer and held as they come; a body without a length is
+refused. Nothing is ever decompressed or redirected. Transfers go on as `xsc.net.flow`
+says, and connections are counted as `xsc.net.gate` does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from aiohttp import hdrs, web
 
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent
 from xsc.base.limits import (
+    BODY_BYTES_A_SECOND_MIN,
+    CONNECTIONS_AN_ADDRESS_MAX,
     CONNECTIONS_MAX,
+    CONNECTIONS_OUT_MAX,
     NO_PROGRESS_MS,
     PEER_BODY_BYTES_MAX,
-    PEER_CONNECT_TIMEOUT_MS,
     PEER_HEADER_BYTES_MAX,
 )
 from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
-from xsc.net import answers, plain
+from xsc.net import answers
+from xsc.net.addresses import is_loopback, source_of, split
+from xsc.net.flow import Flow
 from xsc.net.front import Fronts
+from xsc.net.gate import Gate
 from xsc.net.lines import Lines
-from xsc.net.listener import Server, progress, read_body
+from xsc.net.listener import Server, read_body
 from xsc.net.plain import PIECE_BYTES, Plain, pieces
-from xsc.net.port import Arrival, Buffer, Handler, RawRequest, RawResponse
-from xsc.net.tls import certificate_of, server_context
+from xsc.net.port import Arrival, Handler, RawRequest, RawResponse, Take
+from xsc.net.tls import Door, certificate_of, server_context
 from xsc.net.turns import turn_to_send
 
 KEEP_ALIVE_MS = 20_000
@@ -42,28 +45,6 @@ STOP_MS = 2_000
 """How long handlers may take to end when the transport closes."""
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine by its form alone; names other than localhost are not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def split(address: str) -> tuple[str, int]:
-    """Return host and port of an address; IPv6 keeps its brackets.
-
-    Raises:
-        ConfigInvalid: not of the form host:port.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigInvalid(f"'{address[:80]}' is no address", hint="for example 127.0.0.1:7412")
-    return host, int(port)
-
-
 class HttpTransport:
     """One end: a server on one address, and a pool of connections to others.
 
@@ -71,9 +52,10 @@ class HttpTransport:
         listen: host and port; port 0 takes a free one. Loopback is served without
             TLS, everything else with it.
         key: the identity that the certificate follows from.
-        progress_ms: how long a body may bring nothing.
+        progress_ms: the window in which a body must bring what is due.
         idle_ms: how long a connection may bring no request.
         stop_ms: how long handlers may take to end when it closes.
+        connections_max: how many it has at most, of those that it serves and of its own.
     """
 
     def __init__(
@@ -84,16 +66,25 @@ class HttpTransport:
         progress_ms: int = NO_PROGRESS_MS,
         idle_ms: int = KEEP_ALIVE_MS,
         stop_ms: int = STOP_MS,
+        connections_max: int = max(CONNECTIONS_MAX, CONNECTIONS_OUT_MAX),
     ) -> None:
+        self._where = listen
         self._host, self._port = split(listen)
         self._certificate = None if is_loopback(self._host) else certificate_of(key)
         self._progress_ms = progress_ms
+        most = min(CONNECTIONS_MAX, connections_max)
+        self._gate = Gate(most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms)
         self._idle_ms = idle_ms
         self._stop_ms = stop_ms
         self._listening: asyncio.Server | None = None
         self._server: Server | None = None
         self._fronts: Fronts | None = None
-        self._lines = Lines(idle_ms=KEEP_ALIVE_MS // 2, progress_ms=progress_ms)
+        self._door: Door | None = None
+        self._lines = Lines(
+            idle_ms=KEEP_ALIVE_MS // 2,
+            progress_ms=progress_ms,
+            most=min(CONNECTIONS_OUT_MAX, connections_max),
+        )
         self._turns: Turns[str] = Turns()
         self._handler: Handler | None = None
 
@@ -111,6 +102,10 @@ class HttpTransport:
             return (f"{_own_host()}:{port}",)
         return (f"{self._host}:{port}",)
 
+    def _is_local(self) -> bool:
+        """Say whether others reach this end on loopback alone, so that they may be there too."""
+        return all(is_loopback(split(address)[0]) for address in self.addresses() or (self._where,))
+
     # Asking
 
     async def send(
@@ -127,7 +122,9 @@ class HttpTransport:
                 asyncio.timeout(timeout_ms / 1000),
                 turn_to_send(self._turns, address, size) as left,
             ):
-                return await self._lines.ask(place, fingerprint, head, request.body, left)
+                return await self._lines.ask(
+                    place, fingerprint, head, request.body, left, local=self._is_local
+                )
         except TimeoutError:
             raise PeerSilent(f"no answer from {address} within {timeout_ms} ms") from None
         except FrameInvalid as fault:
@@ -145,8 +142,6 @@ class HttpTransport:
         self._handler = handler
         self._server = Server(
             self._serve_one,
-            idle_ms=self._idle_ms,
-            connections_max=CONNECTIONS_MAX,
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=self._idle_ms / 1000,
@@ -158,19 +153,15 @@ class HttpTransport:
         self._fronts = Fronts(
             self._server,
             self._answer_plain,
-            idle_ms=self._idle_ms,
+            self._gate,
             progress_ms=self._progress_ms,
-            taken=self._server.busy,
-            given_up=self._server.quiet,
         )
-        secure = None if self._certificate is None else server_context(self._certificate)
+        made: Callable[[], asyncio.Protocol] = self._fronts
+        if self._certificate is not None:
+            self._door = made = Door(server_context(self._certificate), self._fronts, self._gate)
         try:
             self._listening = await loop.create_server(
-                self._fronts,
-                self._host.strip("[]"),
-                self._port,
-                ssl=secure,
-                ssl_handshake_timeout=None if secure is None else PEER_CONNECT_TIMEOUT_MS / 1000,
+                made, self._host.strip("[]"), self._port, backlog=self._gate.backlog
             )
         except OSError as fault:
             raise ConfigInvalid(
@@ -178,25 +169,20 @@ class HttpTransport:
                 hint="another program may use that port",
             ) from None
 
-    async def _answer_plain(self, request: Plain) -> Sequence[Buffer]:
+    async def _answer_plain(self, request: Plain) -> RawResponse:
         assert self._handler is not None
 
-        async def read() -> memoryview:
+        async def read(take: Take) -> memoryview:
+            take(len(request.body))
             return memoryview(request.body)
 
-        answer = await self._handler(
-            Arrival("POST", request.path, request.headers, len(request.body), read)
+        return await self._handler(
+            Arrival("POST", request.path, request.headers, len(request.body), read, request.source)
         )
-        size = sum(len(buffer) for buffer in answer.body)
-        return [plain.head_of(answer.status, answer.headers, size), *answer.body]
 
     async def _serve_one(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert self._server is not None
-        self._server.busy(request.protocol)
-        try:
+        with self._gate.serving(request.transport):
             return await self._respond(request)
-        finally:
-            self._server.quiet(request.protocol, request.transport)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._handler is not None
@@ -212,21 +198,35 @@ class HttpTransport:
                 low = name.lower()
                 headers[low] = f"{headers[low]}, {value}" if low in headers else value
 
-            async def read() -> memoryview:
-                return await read_body(request.content, size, self._progress_ms)
+            async def read(take: Take) -> memoryview:
+                return await read_body(request.content, size, self._progress_ms, take)
 
+            source = source_of(request.remote or "")
             answer = await self._handler(
-                Arrival(request.method, request.raw_path, headers, size, read)
+                Arrival(request.method, request.raw_path, headers, size, read, source)
             )
+        try:
+            return await self._write(request, answer)
+        finally:
+            answer.sent()
+
+    async def _write(self, request: web.BaseRequest, answer: RawResponse) -> web.StreamResponse:
+        """Write an answer, until the system has all of it."""
         response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
         response.headers[hdrs.SERVER] = "xsc"
         response.content_length = sum(len(buffer) for buffer in answer.body)
         await response.prepare(request)
+        loop = asyncio.get_running_loop()
+        flow = Flow(loop.time(), self._progress_ms, BODY_BYTES_A_SECOND_MIN)
         try:
             for piece in () if request.method == hdrs.METH_HEAD else pieces(answer.body):
-                async with progress(self._progress_ms):
+                async with flow.step():
                     await response.write(piece)
-            await response.write_eof()
+                    await request.writer.drain()
+                flow.moved(loop.time(), len(piece))
+            async with flow.step():
+                await response.write_eof()
+                await request.writer.drain()
         except FrameInvalid:
             # The reader does not read. Nothing can be told to it any more.
             if request.transport is not None:
@@ -241,8 +241,11 @@ class HttpTransport:
         if self._fronts is not None:
             await self._fronts.ended(self._stop_ms / 1000)
             self._fronts = None
+        if self._door is not None:
+            await self._door.close()
+            self._door = None
+        self._gate.close()
         if self._server is not None:
-            self._server.stop_sweep()
             # Without this, connections that only wait for a request are waited for as well.
             self._server.pre_shutdown()
             await self._server.shutdown(self._stop_ms / 1000)

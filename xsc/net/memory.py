@@ -14,7 +14,7 @@ from xsc.base.clock import Clock, SeededEntropy
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX, PPM
 from xsc.base.turns import Turns
-from xsc.net.port import Arrival, Dropped, Handler, RawRequest, RawResponse
+from xsc.net.port import Arrival, Dropped, Handler, RawRequest, RawResponse, Take
 from xsc.net.turns import turn_to_send
 
 _PORT = 1
@@ -150,10 +150,20 @@ class MemoryNetwork:
             self._note(source, target, "refused", path)
             raise PeerSilent(f"nobody serves at {target}")
         self._note(source, target, "delivered", path)
-        response = await end.answer(request)
+        response = await end.answer(request, source)
         if response is None:
             self._note(target, source, "dropped", path)
             raise Dropped
+        try:
+            return await self._bring(source, target, request, response)
+        finally:
+            response.sent()
+
+    async def _bring(
+        self, source: str, target: str, request: RawRequest, response: RawResponse
+    ) -> RawResponse:
+        """Return an answer once it has come across; not where it is lost."""
+        path = request.path
         if (target, path.rsplit("/", 1)[-1]) in self._stalled:
             self._note(target, source, "stalled", path)
             await asyncio.get_running_loop().create_future()
@@ -166,6 +176,12 @@ class MemoryNetwork:
         if self._corrupt is not None:
             response = self._corrupt(source, target, request, response)
         return response
+
+
+def _unheard(task: asyncio.Task[RawResponse]) -> None:
+    """Drop an answer that nobody waits for any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().sent()
 
 
 class MemoryTransport:
@@ -216,7 +232,7 @@ class MemoryTransport:
             raise TooLarge("the answer is over the bound of a message")
         return RawResponse(response.status, response.headers, [memoryview(body)] if body else [])
 
-    async def answer(self, request: RawRequest) -> RawResponse | None:
+    async def answer(self, request: RawRequest, source: str = "") -> RawResponse | None:
         """Return the handler's answer, or None where this end goes down before."""
         handler = self._handler
         assert handler is not None
@@ -224,18 +240,25 @@ class MemoryTransport:
         if len(body) > PEER_BODY_BYTES_MAX:
             return RawResponse(413)
 
-        async def read() -> memoryview:
+        async def read(take: Take) -> memoryview:
+            take(len(body))
             return body
 
         async def run() -> RawResponse:
             headers = {name.lower(): value for name, value in request.headers.items()}
-            return await handler(Arrival(request.method, request.path, headers, len(body), read))
+            return await handler(
+                Arrival(request.method, request.path, headers, len(body), read, source)
+            )
 
         # The handler belongs to this end: a caller that stops waiting does not stop it.
         task = asyncio.create_task(run())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        await asyncio.wait({task})
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.add_done_callback(_unheard)
+            raise
         return None if task.cancelled() else task.result()
 
     async def serve(self, handler: Handler) -> None:

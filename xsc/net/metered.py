@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from xsc.net.port import Arrival, Buffer, Handler, RawRequest, RawResponse, Transport
+from xsc.net.port import Arrival, Buffer, Handler, RawRequest, RawResponse, Take, Transport
 
 
 def _size(buffers: Iterable[Buffer]) -> int:
@@ -42,8 +42,8 @@ class Metered:
         """Begin to answer requests by the handler, and return."""
 
         async def counted(arrival: Arrival) -> RawResponse:
-            async def read() -> memoryview:
-                body = await arrival.read()
+            async def read(take: Take) -> memoryview:
+                body = await arrival.read(take)
                 self.received_bytes += len(body)
                 return body
 

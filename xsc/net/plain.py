@@ -21,8 +21,9 @@ from types import MappingProxyType
 from xsc.base.limits import KIB, PLAIN_BYTES_MAX, PLAIN_HEAD_BYTES_MAX
 from xsc.net.port import Buffer
 
-PIECE_BYTES = 256 * KIB
-"""Written at once: the event loop copies what the socket does not take."""
+PIECE_BYTES = 128 * KIB
+"""Written at once: the event loop copies what the socket does not take. Less than a body brings
+that is slow, but not too slow, in NO_PROGRESS_MS."""
 _END = b"\r\n\r\n"
 _METHOD = b"POST "
 _PATH = re.compile(r"/[A-Za-z0-9._/-]*")
@@ -63,6 +64,8 @@ class Plain:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    source: str = ""
+    """Whom the connection is counted for."""
 
 
 def may_begin(data: bytes) -> bool:
@@ -101,12 +104,13 @@ def _head(raw: bytes) -> tuple[str, dict[str, str]] | None:
     return parts[1], headers
 
 
-def read(data: bytes, paths: Collection[str] | None) -> Plain | int | None:
+def read(data: bytes, paths: Collection[str] | None, source: str = "") -> Plain | int | None:
     """Return the request that the bytes are.
 
     Args:
         data: all that a connection has brought since its last request.
         paths: which are answered in the plain form; None for all.
+        source: whom the connection is counted for.
 
     Returns:
         The request; or how many bytes it has at least, more than there are; or None
@@ -132,7 +136,7 @@ def read(data: bytes, paths: Collection[str] | None) -> Plain | int | None:
     whole = start + int(length)
     if whole > PLAIN_BYTES_MAX or len(data) > whole:
         return None
-    return whole if len(data) < whole else Plain(path, headers, data[start:])
+    return whole if len(data) < whole else Plain(path, headers, data[start:], source)
 
 
 def head_of(status: int, headers: Mapping[str, str], size_bytes: int) -> bytes:

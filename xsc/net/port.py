@@ -15,6 +15,10 @@ from typing import Protocol, TypeAlias
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawRequest:
     """A request to send. The body is the buffers one after the other; they are not joined."""
@@ -32,6 +36,17 @@ class RawResponse:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Sequence[Buffer] = ()
+    sent: Callable[[], None] = nothing
+    """For who serves: to be called once, when the answer was written or is given up."""
+
+
+def take_all(size_bytes: int) -> None:
+    """Let any body come: for who has bounded it already."""
+    del size_bytes
+
+
+Take: TypeAlias = Callable[[int], None]
+"""Told of that many bytes that have come, before they are kept; raises to refuse them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +58,12 @@ class Arrival:
     """The path as it was sent, with the query if there was one."""
     headers: Mapping[str, str]
     size_bytes: int
-    """Length of the body, at most PEER_BODY_BYTES_MAX."""
-    read: Callable[[], Awaitable[memoryview]]
-    """Reads the whole body, once. Raises FrameInvalid or PeerSilent where it does not come."""
+    """Announced length of the body, at most PEER_BODY_BYTES_MAX: nothing is held for it yet."""
+    read: Callable[[Take], Awaitable[memoryview]]
+    """Reads the whole body, once, and tells of each piece. Raises FrameInvalid or PeerSilent where
+    it does not come, and what the told one raises."""
+    source: str = ""
+    """Whom a connection is counted for whose caller is not known (`xsc.net.addresses`)."""
 
 
 Handler: TypeAlias = Callable[[Arrival], Awaitable[RawResponse]]
@@ -83,7 +101,10 @@ class Transport(Protocol):
         """
 
     async def serve(self, handler: Handler) -> None:
-        """Begin to answer requests by the handler, and return."""
+        """Begin to answer requests by the handler, and return.
+
+        `sent` of each answer is called, also where nobody waits for it any more.
+        """
 
     async def close(self) -> None:
         """Stop serving and drop all connections."""

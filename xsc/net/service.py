@@ -14,6 +14,7 @@ import json
 import re
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from xsc.base.clock import Clock, Entropy, Executor
@@ -33,10 +34,19 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import JOIN_BYTES_MAX, KIB, MIB, NONCE_BYTES, PEER_TIMEOUT_MS
+from xsc.base.limits import (
+    ADDRESSES_A_PEER_MAX,
+    ADDRESSES_MS,
+    JOIN_BYTES_MAX,
+    KIB,
+    MIB,
+    NONCE_BYTES,
+    PEER_TIMEOUT_MS,
+)
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
+from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net import batch, problems, signing
@@ -45,11 +55,13 @@ from xsc.net.book import AddressRecord, PeerBook, PeerInfo
 from xsc.net.frame import Reply, head_of, pack_head, unpack
 from xsc.net.lanes import Lanes
 from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, Transport
-from xsc.net.quota import UNKNOWN, Quota
+from xsc.net.quota import Quota, Ticket
 from xsc.net.replay import ReplayGuard
 
 OnChange: TypeAlias = Callable[[bytes, str], None]
 """Hears of a peer that was "added", "removed" or "blocked"."""
+AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
+"""Says by a call's header how much its answer has at most; raises where that breaks a rule."""
 
 HEALTH = "/health"
 ROOT = "/peer/v1/"
@@ -137,10 +149,12 @@ class PeerNet:
         self._handlers: dict[str, Handler] = {HELLO: self._hello, batch.METHOD: self._batch}
         self._groups: dict[str, GroupHandler] = {}
         self._shared: dict[str, Lanes] = {}
+        self._bounds: dict[str, AnswerBound] = {}
         self._listeners: list[OnChange] = []
         self._answered_at: dict[bytes, str] = {}
         self._greeted: set[bytes] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moves = Tally(ADDRESSES_A_PEER_MAX, ADDRESSES_MS)
         self._seq = 0
 
     # Life
@@ -157,6 +171,11 @@ class PeerNet:
         """Answer calls of these methods, which are registered, so where several come together."""
         assert self._handlers.keys() >= handlers.keys()
         self._groups.update(handlers)
+
+    def bound_answers(self, bounds: Mapping[str, AnswerBound]) -> None:
+        """Begin calls of these methods, which answer much, once there is room for the answer."""
+        assert self._handlers.keys() >= bounds.keys()
+        self._bounds.update(bounds)
 
     def share(self, *methods: str, halves: bool = False) -> None:
         """Let small calls of these methods share requests; they must be quick and answer little.
@@ -369,7 +388,9 @@ class PeerNet:
     ) -> None:
         before = self._book.get(peer)
         met = self._book.met(peer, record, name=name, now_ms=self._clock.now_ms())
-        self._book.put(met, *([] if also is None else [also]))
+        # A peer may show again and again the invitation that it came by: nothing is new then.
+        again = before is not None and also is not None and self._store.get(also[0]) == also[1]
+        self._book.put(met, *([] if also is None else [also]), sync=not again)
         self._greeted.add(peer)
         if before is None or before.blocked:
             self._tell(peer, "added")
@@ -542,18 +563,21 @@ class PeerNet:
             caller = self._verified(arrival)
         except SignatureInvalid:
             # Somebody who only claims to be a peer: no more than any unknown caller.
-            return self._refusal()
-        now_ms = self._clock.monotonic_ms()
-        self._quota.enter(caller.node_id, arrival.size_bytes, now_ms)
+            return self._refusal(arrival)
+        ticket = self._quota.enter(caller.node_id, self._clock.monotonic_ms())
         try:
             self._admit(caller)
-            return await self._handle(arrival, caller)
-        finally:
-            self._quota.leave(caller.node_id, arrival.size_bytes)
+            answer = await self._handle(arrival, caller, ticket)
+            ticket.drop_body()
+            ticket.set_answer(sum(len(buffer) for buffer in answer.body))
+        except BaseException:
+            ticket.close()
+            raise
+        return replace(answer, sent=ticket.close)
 
-    def _refusal(self) -> RawResponse:
+    def _refusal(self, arrival: Arrival) -> RawResponse:
         try:
-            self._quota.count(UNKNOWN, self._clock.monotonic_ms())
+            self._quota.count(arrival.source, self._clock.monotonic_ms())
         except RateLimited:
             return problems.busy()
         return problems.nothing()
@@ -570,14 +594,18 @@ class PeerNet:
             # Not awaited: nothing else of this peer may be accepted before it is on the disk.
             self._store.write([(HORIZONS + caller.node_id, raw)], sync=True)
 
-    async def _handle(self, arrival: Arrival, caller: signing.VerifiedCaller) -> RawResponse:
-        header, parts = await self._read(arrival, caller)
+    async def _handle(
+        self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
+    ) -> RawResponse:
+        header, parts = await self._read(arrival, caller, ticket)
         method = arrival.path.removeprefix(ROOT)
         if method == JOIN:
             return self._join(caller, header)
         handler = self._handlers.get(method)
         if handler is None or arrival.method != "POST" or arrival.path != ROOT + method:
             raise NotFound("this node has no such method", hint="it may be of an older release")
+        if method in self._bounds:
+            await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)
         return self._framed(header, bodies)
 
@@ -587,9 +615,9 @@ class PeerNet:
         return RawResponse(200, {"content-type": "application/octet-stream"}, [head, *bodies])
 
     async def _read(
-        self, arrival: Arrival, caller: signing.VerifiedCaller
+        self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
     ) -> tuple[dict[str, Value], list[Part]]:
-        body = await arrival.read()
+        body = await arrival.read(ticket.take_body)
         if signing.digest_of(head_of(body)) != caller.digest:
             raise SignatureInvalid("the body is not the one that was signed")
         frame = unpack(body)
@@ -604,19 +632,19 @@ class PeerNet:
     async def _answer_unknown(self, arrival: Arrival) -> RawResponse:
         """Let the bearer of an invitation in; tell everybody else nothing."""
         if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
-            return self._refusal()
+            return self._refusal(arrival)
         try:
-            self._quota.enter(UNKNOWN, arrival.size_bytes, self._clock.monotonic_ms())
+            ticket = self._quota.enter(arrival.source, self._clock.monotonic_ms())
         except RateLimited:
             return problems.busy()
         try:
             caller = self._verified(arrival)
-            header, _ = await self._read(arrival, caller)
+            header, _ = await self._read(arrival, caller, ticket)
             secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
         except XscError:
             return problems.nothing()
         finally:
-            self._quota.leave(UNKNOWN, arrival.size_bytes)
+            ticket.close()
         return self._join(caller, header | {"secret": secret})
 
     def _join(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
@@ -635,6 +663,7 @@ class PeerNet:
         record = open_signed(
             take_bytes(header, "record"), AddressRecord, network=self.network, author=caller.node_id
         ).record
+        self._moves.count(caller.node_id, self._clock.monotonic_ms(), "address records")
         self._meet(caller.node_id, record, also=used)
         return self._framed({"record": self._record().raw}, ())
 
@@ -643,7 +672,9 @@ class PeerNet:
         signed = open_signed(raw, AddressRecord, network=self.network, author=peer)
         moved = self._book.moved(peer, signed.record)
         if moved is not None:
-            self._book.put(moved)
+            self._moves.count(peer, self._clock.monotonic_ms(), "address records")
+            # Not synced: a peer may say so as often as its quota allows, and says it again.
+            self._book.put(moved, sync=False)
             self._log.info("peer_moved", peer=short(peer))
 
     async def _batch(
@@ -653,17 +684,16 @@ class PeerNet:
         calls = batch.unpack_calls(header, parts)
         answers: dict[int, batch.Answer] = {}
         # The first is counted as the request.
-        counted = 0
+        tickets: list[Ticket] = []
         together: dict[str, list[int]] = {}
         try:
             for number, call in enumerate(calls):
                 if number:
                     try:
-                        self._quota.enter(caller, 0, self._clock.monotonic_ms())
+                        tickets.append(self._quota.enter(caller, self._clock.monotonic_ms()))
                     except RateLimited as fault:
                         answers[number] = batch.refused(problems.answer_of(fault))
                         continue
-                    counted += 1
                 # Where they are answered one by one, each is a group of its own.
                 group = call.method if call.method in self._groups else str(number)
                 together.setdefault(group, []).append(number)
@@ -676,8 +706,8 @@ class PeerNet:
             for numbers, some in zip(together.values(), found, strict=True):
                 answers.update(zip(numbers, some, strict=True))
         finally:
-            for _ in range(counted):
-                self._quota.leave(caller, 0)
+            for ticket in tickets:
+                ticket.close()
         return batch.pack_answers([answers[number] for number in range(len(calls))])
 
     async def _some_of(self, caller: bytes, calls: Sequence[batch.Call]) -> list[batch.Answer]:
@@ -700,8 +730,10 @@ class PeerNet:
         return [answers[number] for number in range(len(calls))]
 
     def _header_of(self, call: batch.Call) -> dict[str, Value]:
-        if call.method == batch.METHOD or call.method not in self._handlers:
-            raise NotFound("this node has no such method", hint="it may be of an older release")
+        # Others answer too much, or do it too slowly, to be held for all of a batch.
+        may_share = call.method in self._shared and call.method != batch.METHOD
+        if not may_share or call.method not in self._handlers:
+            raise NotFound("this node has no such method for a batch")
         header = decode(call.header)
         if not isinstance(header, dict):
             raise FrameInvalid("the header of a call holds no map")

@@ -45,7 +45,7 @@ from xsc.node.tasks import Tasks
 from xsc.storage.guard import GUARD
 from xsc.storage.heads import Heads
 from xsc.storage.mender import MendSettings
-from xsc.storage.messages import PUT
+from xsc.storage.messages import ANSWER_BOUNDS, PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
 from xsc.storage.sweeping import Sweeper, Swept
@@ -249,6 +249,7 @@ class Node:
             capacity=self.capacity,
             divide=divider(config.division_rule),
             state=parts.state,
+            commit=self._state_commit.commit,
             log=log,
             settings=market_settings(config),
         )
@@ -275,6 +276,7 @@ class Node:
             weight_ppm=self.allocation.weight_ppm,
             lease_warning_ms=config.lease_warning_ms,
             guards_for=self._guards_for,
+            guard_bytes=config.guard_bytes,
         )
         drain = self.storage.drain
         self.capacity.leaving = lambda: drain.active
@@ -289,7 +291,7 @@ class Node:
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
-        self.heads = Heads(net, parts.state)
+        self.heads = Heads(net, parts.state, self._state_commit.commit, executor, clock)
         self.directory = DirectoryKeeper(
             key=key,
             network=net,
@@ -417,6 +419,7 @@ class Node:
             ):
                 self.peers.register(service.handlers())
             self.peers.register_groups(self.storage.group_handlers())
+            self.peers.bound_answers(ANSWER_BOUNDS)
             self.peers.share(PUT, GUARD)
             self.peers.share(RUN, halves=True)
             self.peers.on_change(self._peer_changed)

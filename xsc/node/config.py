@@ -65,6 +65,7 @@ class Config:
     node_life_ms: int
     repair_time_ms: int
     guard: str
+    guard_bytes: int
     repair_grace_ms: int
     repair_bytes_a_second: int
     repair_interval_ms: int
@@ -151,7 +152,7 @@ def _between(
 
 
 def _capacity(text: str) -> int:
-    return 0 if text == "auto" else _between(0, 2**60, parse_size)(text)
+    return 0 if text == "auto" else _between(1, 2**60, parse_size)(text)
 
 
 _PRICE: Final = _between(0, 10**12)
@@ -292,9 +293,15 @@ KEYS: Final[dict[str, Key]] = {
     ),
     "guard": Key(
         "guard",
-        "all",
+        "recognised",
         _choice("all", "recognised", "none"),
         "whose objects are looked after and paid for while their owner is away",
+    ),
+    "guard_bytes": Key(
+        "guard_bytes",
+        "4GiB",
+        _between(0, 2**53, parse_size),
+        "how much is stored at hosts, and paid for, in place of one absent owner",
     ),
     "repair_grace": Key(
         "repair_grace_ms",

@@ -21,19 +21,21 @@ from pathlib import Path
 
 from aiohttp import web
 
+from xsc.api import proof
 from xsc.base.errors import ConfigInvalid, HomeInvalid
 from xsc.base.ids import to_text
-from xsc.base.limits import GIB, MIB, PPM
+from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, PPM, SERVICE_CONNECTIONS_MAX
 from xsc.base.units import format_credits, format_size
 from xsc.compute.cache import CodeCache
 from xsc.compute.pool import PoolSandbox
 from xsc.net.front import Fronts
+from xsc.net.gate import Gate
 from xsc.net.http import HttpTransport
 from xsc.net.invitation import SCHEME, from_string
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
-from xsc.node.http import KEEP_ALIVE_MS, Reports, Running, application, plain_answers
+from xsc.node.http import KEEP_ALIVE_MS, Prover, Reports, Running, application, plain_answers
 from xsc.node.logging import JsonLog
 from xsc.node.recovery import Recovered, recover
 from xsc.node.restore import CaughtUp, catch_up
@@ -41,7 +43,14 @@ from xsc.node.routes import jobs, objects
 from xsc.node.routes.table import all_routes
 from xsc.node.services_http import ServiceListener
 from xsc.node.stores import open_stores
-from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor, keep_freed_memory
+from xsc.node.system import (
+    SystemClock,
+    SystemEntropy,
+    ThreadExecutor,
+    connections_of_a_kind,
+    keep_freed_memory,
+    raise_descriptors,
+)
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_S = 10.0
@@ -100,7 +109,9 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
         clock=clock,
         entropy=SystemEntropy(),
         executor=executor,
-        transport=HttpTransport(listen=config.peer_listen, key=home.key),
+        transport=HttpTransport(
+            listen=config.peer_listen, key=home.key, connections_max=connections_of_a_kind()
+        ),
         bodies=stores.bodies,
         index=stores.index,
         state=stores.state,
@@ -140,7 +151,9 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     parts = _parts(home, config, log, clock)
     config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts)
-    services = ServiceListener(node)
+    services = ServiceListener(
+        node, connections_max=min(SERVICE_CONNECTIONS_MAX, connections_of_a_kind())
+    )
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -151,11 +164,16 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
     token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
-    running = Running()
+    prover = Prover(token)
+    api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
+    gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
+    running = Running(gate)
     fronts: Fronts | None = None
     listening: asyncio.Server | None = None
     runner = web.AppRunner(
-        application(all_routes(node, home.path), token, log, running),
+        application(
+            [*all_routes(node, home.path), web.post(proof.PATH, prover.route)], token, log, running
+        ),
         access_log=None,
         auto_decompress=False,
         shutdown_timeout=CANCEL_TIMEOUT_S,
@@ -164,21 +182,28 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         await runner.setup()
         host, port = _split(config.api_listen)
         assert runner.server is not None
-        plain = {**jobs.plain_handlers(node), **objects.plain_handlers(node)}
+        plain = {
+            **jobs.plain_handlers(node),
+            **objects.plain_handlers(node),
+            proof.PATH: prover.plain,
+        }
         fronts = Fronts(
             runner.server,
             plain_answers(plain, token, log, running),
-            idle_ms=KEEP_ALIVE_MS,
+            gate,
             paths=plain,
         )
         try:
-            listening = await loop.create_server(fronts, host, port, reuse_address=True)
+            listening = await loop.create_server(
+                fronts, host, port, reuse_address=True, backlog=gate.backlog
+            )
         except OSError as fault:
             raise ConfigInvalid(
                 f"the API cannot listen on {config.api_listen}: {fault.strerror}",
                 hint="set api_listen to a free port, or to port 0",
             ) from None
-        api_url = f"http://{host}:{listening.sockets[0].getsockname()[1]}"
+        prover.port = listening.sockets[0].getsockname()[1]
+        api_url = f"http://{host}:{prover.port}"
         if config.services_listen:
             node.services.url = await _listen_for_services(services, config)
         peer_url = node.peer_url
@@ -202,6 +227,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
             listening.close()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
+        gate.close()
         if fronts is not None:
             await fronts.ended(CANCEL_TIMEOUT_S)
         await runner.cleanup()
@@ -335,5 +361,6 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
             homes.end_restore(path)
             _say(f"caught up with {done.peers} peers after the restore")
         keep_freed_memory(FREED_BYTES_KEPT)
+        raise_descriptors()
         asyncio.run(serve(home, _remembered(path, config), _say))
     return 0

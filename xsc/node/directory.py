@@ -15,8 +15,8 @@ from contextlib import suppress
 
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
-from xsc.base.errors import NotAllowed, StoreDamaged, XscError
-from xsc.base.fields import take_bytes, take_int
+from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
+from xsc.base.fields import take_bool, take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
@@ -74,7 +74,7 @@ class DirectoryKeeper:
         self._state = state
         self._log = log
         self.on_old_copy: Callable[[], None] = lambda: None
-        """Called when a peer holds a newer head than this home."""
+        """Called when a peer shows a head that this node signed and this home does not have."""
         self._awake = asyncio.Event()
         self._told: dict[bytes, int] = {}
         self.generation = 0
@@ -198,20 +198,40 @@ class DirectoryKeeper:
 
     async def _tell(self, peer: bytes, raw: bytes, generation: int) -> None:
         try:
-            await self._peers.call(
+            reply = await self._peers.call(
                 peer,
                 HEAD_PUT,
                 {},
                 [Part(raw, root_of(raw))],
                 timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
             )
-        except NotAllowed:
-            # A peer holds a newer one: this home is an old copy, and must not write over it.
-            self._log.error("directory_is_newer_at_peer", peer=short(peer))
-            self.on_old_copy()
+            if not take_bool(reply.header, "stored"):
+                if len(reply.parts) != 1:
+                    raise RecordInvalid("a refusal carries the head that is held")
+                self._refused(peer, bytes(reply.parts[0]))
+                return
+        except RateLimited:
+            # Not before the next interval is over.
+            self.wake()
         except XscError as fault:
             self._log.info("directory_not_told", peer=short(peer), code=fault.code)
         else:
             self._told[peer] = generation
             if all(self._told.get(known) == generation for known in self._peers.peers()):
                 self._log.info("directory_told", generation=generation, state="told")
+
+    def _refused(self, peer: bytes, held: bytes) -> None:
+        """Stop where a peer shows a head that this node signed and does not have.
+
+        Raises:
+            PeerError, TooLarge: what it shows is none.
+        """
+        head = open_signed_head(held, self._key.node_id, self._network).record
+        if head.generation > self.generation or (
+            head.generation == self.generation and held != self._raw
+        ):
+            # This home is an old copy, and must not write over what came after it.
+            self._log.error("directory_is_newer_at_peer", peer=short(peer))
+            self.on_old_copy()
+        elif held != self._raw:
+            self._log.warning("directory_refused_without_reason", peer=short(peer))

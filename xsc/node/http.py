@@ -1,6 +1,6 @@
 """The loopback API: one aiohttp application, its guard and its error mapping.
 
-Every path but `/health` needs the bearer token of the home. Errors leave as
+Every path but `/health` and `/v1/proof` needs the bearer token of the home. Errors leave as
 problem documents (`xsc.api.problems`); a fault that nobody expected is logged
 with its trace and answered without one.
 """
@@ -13,8 +13,8 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from xsc.api import proof
 from xsc.api.problems import CONTENT_TYPE, bug, problem
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -32,16 +33,18 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import MIB
 from xsc.base.log import Log
-from xsc.net import plain
 from xsc.net.front import Answer
+from xsc.net.gate import Gate
 from xsc.net.plain import Plain
-from xsc.net.port import Buffer
+from xsc.net.port import RawResponse
 
 JSON_BYTES_MAX = 1 * MIB
 """Bound of a JSON request; streams and modules have their own."""
 
 KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
+_OPEN = ("/health", proof.PATH)
+"""Paths that need no token: the first says nothing, the second is asked before it is shown."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PlainHandler = Callable[[Plain], Awaitable[tuple[int, dict[str, object]]]]
@@ -58,9 +61,14 @@ _BOUNDS = {
 
 
 class Running:
-    """Counts the requests that run, so that the end of the node can wait for them."""
+    """Counts the requests that run, so that the end of the node can wait for them.
 
-    def __init__(self) -> None:
+    Args:
+        gate: told of the connections that they run on.
+    """
+
+    def __init__(self, gate: Gate | None = None) -> None:
+        self._gate = gate
         self._count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,6 +84,12 @@ class Running:
             self._count -= 1
             if not self._count:
                 self._idle.set()
+
+    @contextmanager
+    def on(self, transport: asyncio.Transport | None) -> Iterator[None]:
+        """Count one request that has come on a connection."""
+        with self.one(), nullcontext() if self._gate is None else self._gate.serving(transport):
+            yield
 
     async def ended(self, timeout_s: float) -> None:
         """Return once no request runs, or when the time is up."""
@@ -172,6 +186,28 @@ def _text(document: dict[str, object]) -> str:
     return json.dumps(document, ensure_ascii=False) + "\n"
 
 
+class Prover:
+    """Proves to clients that this is the node whose token they are about to show.
+
+    Args:
+        token: of the home.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self.port = 0
+        """Where the API listens, once it does."""
+
+    async def plain(self, request: Plain) -> tuple[int, dict[str, object]]:
+        """Answer a challenge."""
+        return 200, {"proof": proof.proof_of(self._token, self.port, request.body)}
+
+    async def route(self, request: web.Request) -> web.Response:
+        """Answer a challenge that came in another form."""
+        challenge = await request.content.read(2 * proof.CHALLENGE_BYTES + 1)
+        return reply({"proof": proof.proof_of(self._token, self.port, challenge)})
+
+
 async def _alive(_: web.Request) -> web.Response:
     """Say that the process runs, and no more: `/health` is open to everybody."""
     return web.json_response({"status": "ok"})
@@ -201,17 +237,18 @@ def plain_answers(
     """Return what answers plain requests of these paths, as the application would."""
     expected = _expected(token)
 
-    def packed(status: int, kind: str, document: dict[str, object]) -> Sequence[Buffer]:
+    def packed(status: int, kind: str, document: dict[str, object]) -> RawResponse:
         body = _text(document).encode()
         headers = {"content-type": f"{kind}; charset=utf-8"}
         if document.get("retry_after_s"):
             headers["retry-after"] = str(document["retry_after_s"])
-        return [plain.head_of(status, headers, len(body)), body]
+        return RawResponse(status, headers, [body])
 
-    async def answer(request: Plain) -> Sequence[Buffer]:
+    async def answer(request: Plain) -> RawResponse:
         with running.one():
             try:
-                _check_token(request.headers.get("authorization", ""), expected)
+                if request.path not in _OPEN:
+                    _check_token(request.headers.get("authorization", ""), expected)
                 status, document = await handlers[request.path](request)
                 return packed(status, "application/json", document)
             except XscError as error:
@@ -232,13 +269,13 @@ def application(
 
     @web.middleware
     async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-        with running.one():
+        with running.on(request.transport):
             return await handler(request)
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if request.path != "/health":
+            if request.path not in _OPEN:
                 _check_token(request.headers.get("Authorization", ""), expected)
             return await handler(request)
         except XscError as error:

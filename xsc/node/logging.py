@@ -14,6 +14,7 @@ from typing import TextIO
 
 from xsc.base.clock import Clock
 from xsc.base.ids import short
+from xsc.base.limits import LOG_KINDS_MAX, LOG_LINES_MAX
 
 LEVELS = ("debug", "info", "warning", "error")
 _SECRET = frozenset({"capability", "secret", "token", "passphrase", "name_of_object", "key"})
@@ -27,6 +28,9 @@ class JsonLog:
         self._least = LEVELS.index(level)
         self._stream = stream or sys.stderr
         self._lock = threading.Lock()
+        self._written: dict[tuple[str, object], int] = {}
+        """Lines of this minute, by event and peer."""
+        self._minute = 0
 
     def info(self, event: str, **fields: object) -> None:
         """Report something that went as it should."""
@@ -40,10 +44,31 @@ class JsonLog:
         """Report something that an operator must look at."""
         self._write("error", event, fields)
 
+    def _count(self, event: str, peer: object, minute: int) -> int | None:
+        """Count a line; return how many like it were dropped before, or None to drop this one.
+
+        A peer causes lines by its requests: it is not to fill the disk with them.
+        """
+        with self._lock:
+            if minute != self._minute or len(self._written) > LOG_KINDS_MAX:
+                self._minute = minute
+                over = {key: n - LOG_LINES_MAX for key, n in self._written.items()}
+                self._written = {key: -n for key, n in over.items() if n > 0}
+            key = (event, peer)
+            count = self._written.get(key, 0)
+            dropped = -count if count < 0 else 0
+            count = max(count, 0) + 1
+            self._written[key] = count
+            return dropped if count <= LOG_LINES_MAX else None
+
     def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
         if LEVELS.index(level) < self._least:
             return
-        moment = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
+        now_ms = self._clock.now_ms()
+        more = self._count(event, fields.get("peer") or fields.get("customer"), now_ms // 60_000)
+        if more is None:
+            return
+        moment = datetime.fromtimestamp(now_ms / 1000, UTC)
         line: dict[str, object] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": level,
@@ -52,6 +77,8 @@ class JsonLog:
         for key, value in fields.items():
             if key not in _SECRET:
                 line[key] = short(value) if isinstance(value, bytes) else value
+        if more:
+            line["dropped"] = more
         text = json.dumps(line, default=str, ensure_ascii=False)
         with self._lock:
             self._stream.write(text + "\n")

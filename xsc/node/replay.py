@@ -184,6 +184,8 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
     _check_bill(receipt.record, module)
     outcome = receipt.record.outcome
     (verdict,) = _judge_all(order.record, [outcome], module, given)
+    if outcome.mode == "batch" and receipt.record.observed.calls != len(read_lines(given.stdin)):
+        raise ProofInvalid("it bills other calls than the batch has")
     return {
         "verdict": verdict.verdict,
         "reasons": list(verdict.reasons),

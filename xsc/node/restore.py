@@ -276,10 +276,13 @@ def _ref(item: Listed) -> bytes:
 async def _raise_floors(node: Node, silent: set[bytes]) -> None:
     """Refuse from now on what peers may have signed before: this home has not seen it all.
 
-    Until now no peer can have signed a request that lies after its own clock.
+    Until now no peer can have signed a request that lies after its own clock. What lies after
+    the window is refused by that anyway, whatever a peer says that its clock shows.
     """
     for peer in node.peers.peers():
         theirs_ms = None if peer in silent else await node.health.clock_of(peer)
         now_ms = node.clock.now_ms()
-        latest_ms = now_ms + REQUEST_WINDOW_MS if theirs_ms is None else max(now_ms, theirs_ms)
+        latest_ms = now_ms + REQUEST_WINDOW_MS
+        if theirs_ms is not None:
+            latest_ms = min(latest_ms, max(now_ms, theirs_ms))
         node.peers.refuse_before(peer, latest_ms + 1)

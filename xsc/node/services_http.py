@@ -10,30 +10,38 @@ bounded together. Slow heads, bodies and readers are cut off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import replace
 from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import hdrs, web
 
-from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerUnknown
+from xsc.base.errors import ArgumentInvalid, ConfigInvalid, FrameInvalid, PeerUnknown
 from xsc.base.limits import (
     BODY_BYTES_A_SECOND_MIN,
     KIB,
     NO_PROGRESS_MS,
     SERVICE_ANSWER_BYTES_A_SECOND_MIN,
+    SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
     SERVICE_BODIES_BYTES_MAX,
+    SERVICE_CONNECTIONS_AN_ADDRESS_MAX,
     SERVICE_CONNECTIONS_MAX,
     SERVICE_HEADER_BYTES_MAX,
     SERVICE_HEADERS_MAX,
+    SERVICE_REQUESTS_AN_ADDRESS_MAX,
+    SMALL_BODIES_BYTES,
+    SMALL_BODY_BYTES_MAX,
     STDIN_BYTES_MAX,
 )
 from xsc.compute.services import Served
 from xsc.compute.services_rules import Answer, fault_answer
 from xsc.compute.wagi import METHODS, Request
-from xsc.net.listener import Server, progress
+from xsc.net.addresses import source_of
+from xsc.net.flow import Flow
+from xsc.net.gate import Gate
+from xsc.net.listener import Server
+from xsc.net.room import Room
 from xsc.node.build import Node
 
 PIECE_BYTES = 64 * KIB
@@ -42,29 +50,15 @@ STOP_MS = 10_000
 """How long requests that run may take to end when the node stops."""
 LINGER_MS = 2_000
 """How long the rest of a refused body is read, so that the refusal can be heard."""
-_BUSY = "the bodies of all requests to this node take up their room already"
-
-
-class Room:
-    """The bytes of bodies that are in memory at once.
-
-    Args:
-        size_bytes: how many there may be.
-    """
-
-    def __init__(self, size_bytes: int) -> None:
-        self._left = size_bytes
-
-    def take(self, size_bytes: int) -> bool:
-        """Take room, if there is enough."""
-        if size_bytes > self._left:
-            return False
-        self._left -= size_bytes
-        return True
-
-    def give(self, size_bytes: int) -> None:
-        """Give it back."""
-        self._left += size_bytes
+_SANDBOX = (
+    "sandbox allow-downloads allow-forms allow-modals allow-popups "
+    "allow-popups-to-escape-sandbox allow-scripts"
+)
+CONTAINED = (("Content-Security-Policy", _SANDBOX), ("X-Content-Type-Options", "nosniff"))
+"""What every answer says: to a browser, each page is an origin of its own, and gets at nothing of
+the pages of other services, nor they at it. Of several policies the strictest of each holds."""
+_BUSY = "the bodies of requests to this node take up their room already"
+_MANY = "too many requests from there are under way already"
 
 
 class _Refused(Exception):
@@ -80,8 +74,9 @@ class ServiceListener:
 
     Args:
         node: whose they are.
-        progress_ms: how long a body may bring nothing, and a head take in all.
-        bodies_bytes: bound of all bodies together.
+        progress_ms: the window in which a body must bring what is due, and how long a head
+            may take in all.
+        room: for all bodies together; that of `limits` where none is given.
         connections_max: bound of connections.
     """
 
@@ -90,13 +85,17 @@ class ServiceListener:
         node: Node,
         *,
         progress_ms: int = NO_PROGRESS_MS,
-        bodies_bytes: int = SERVICE_BODIES_BYTES_MAX,
+        room: Room | None = None,
         connections_max: int = SERVICE_CONNECTIONS_MAX,
     ) -> None:
         self._node = node
         self._progress_ms = progress_ms
-        self._connections_max = connections_max
-        self._room = Room(bodies_bytes)
+        share = min(SERVICE_CONNECTIONS_AN_ADDRESS_MAX, connections_max)
+        self._gate = Gate(most=connections_max, share=share, idle_ms=progress_ms)
+        self._room = room or Room(
+            SERVICE_BODIES_BYTES_MAX, SERVICE_BODIES_AN_ADDRESS_BYTES_MAX, small=SMALL_BODIES_BYTES
+        )
+        self._under_way: Counter[str] = Counter()
         self._server: Server | None = None
         self._listening: asyncio.Server | None = None
 
@@ -108,8 +107,7 @@ class ServiceListener:
         """
         self._server = Server(
             self._serve,
-            idle_ms=self._progress_ms,
-            connections_max=self._connections_max,
+            gate=self._gate,
             access_log=None,
             auto_decompress=False,
             cancel=True,
@@ -122,7 +120,7 @@ class ServiceListener:
         )
         try:
             self._listening = await asyncio.get_running_loop().create_server(
-                self._server, host, port
+                self._server, host, port, backlog=self._gate.backlog
             )
         except OSError as fault:
             raise ConfigInvalid(
@@ -138,45 +136,58 @@ class ServiceListener:
             self._listening.close()
             self._listening = None
         if self._server is not None:
-            self._server.stop_sweep()
+            self._gate.close()
             self._server.pre_shutdown()
             await self._server.shutdown(STOP_MS / 1000)
             self._server = None
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert self._server is not None
-        server = self._server
-        server.busy(request.protocol)
-        try:
-            return await self._respond(request)
-        finally:
-            server.quiet(request.protocol, request.transport)
+        with self._gate.serving(request.transport):
+            return await self._respond(request, source_of(request.remote or ""))
 
-    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        held = 0
+    async def _respond(self, request: web.BaseRequest, source: str) -> web.StreamResponse:
+        held = _Hold(self._room, source)
         try:
             try:
                 owner, name, asked = self._asked(request)
-                with self._holding() as hold:
-                    body = await self._body(request, hold)
-                    held, hold.size_bytes = hold.size_bytes, 0
+                body = await self._body(request, held)
+                served = await self._run(owner, name, replace(asked, body=body), source, held)
+                size = len(served.answer.response.body)
+                held = _Hold(self._room, source)
+                try:
+                    held.take(size)
+                except _Refused as refused:
+                    served = Served(refused.answer, served.request_id)
             except _Refused as refused:
                 return await self._write(request, Served(refused.answer), closing=True)
             except FrameInvalid as fault:
                 answer = fault_answer(408, f"the request was given up: {fault.message}")
                 return await self._write(request, Served(answer), closing=True)
-            taken, held = held, 0
-            served = await self._node.services.answer(
-                owner, name, replace(asked, body=body), done=lambda: self._room.give(taken)
-            )
-            size = len(served.answer.response.body)
-            if not self._room.take(size):
-                served = Served(fault_answer(503, _BUSY, retry_after_s=1), served.request_id)
-            else:
-                held = size
             return await self._write(request, served)
         finally:
-            self._room.give(held)
+            held.give()
+
+    async def _run(
+        self, owner: bytes, name: str, asked: Request, source: str, body: _Hold
+    ) -> Served:
+        """Have a request answered; its body keeps its room, and it its place, until it has ended.
+
+        Raises:
+            _Refused: too many from there are under way.
+        """
+        if self._under_way[source] >= SERVICE_REQUESTS_AN_ADDRESS_MAX:
+            raise _Refused(fault_answer(503, _MANY, retry_after_s=1))
+        self._under_way[source] += 1
+        # It goes on where the caller goes away, and only its end gives this back.
+        taken = body.handed_on()
+
+        def done() -> None:
+            taken.give()
+            self._under_way[source] -= 1
+            if not self._under_way[source]:
+                del self._under_way[source]
+
+        return await self._node.services.answer(owner, name, asked, done=done)
 
     def _asked(self, request: web.BaseRequest) -> tuple[bytes, str, Request]:
         """Return owner, name and request.
@@ -197,6 +208,8 @@ class ServiceListener:
             owner = self._node.find(unquote(parts[2]))
         except PeerUnknown:
             owner = b""
+        except ArgumentInvalid as fault:
+            raise _Refused(fault_answer(404, f"{fault.message}: {fault.hint}")) from None
         name = parts[3]
         if not self._node.services.holds(owner, name):
             raise _Refused(fault_answer(404, "there is no such service here"))
@@ -220,15 +233,6 @@ class ServiceListener:
             ),
         )
 
-    @contextmanager
-    def _holding(self) -> Iterator[_Hold]:
-        """Give back what was taken where the body does not come."""
-        hold = _Hold(self._room)
-        try:
-            yield hold
-        finally:
-            self._room.give(hold.size_bytes)
-
     async def _body(self, request: web.BaseRequest, hold: _Hold) -> bytes:
         """Return the body, whole, whether its length was announced or not.
 
@@ -236,32 +240,27 @@ class ServiceListener:
             _Refused: it is too large, or there is no room for it now.
             FrameInvalid: it comes too slowly, or breaks off.
         """
-        size = request.content_length or 0
-        if size > STDIN_BYTES_MAX:
+        if (request.content_length or 0) > STDIN_BYTES_MAX:
             raise _Refused(fault_answer(413, f"a body is bounded to {STDIN_BYTES_MAX} bytes"))
-        hold.take(size)
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         body = bytearray()
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        flow = Flow(loop.time(), self._progress_ms, BODY_BYTES_A_SECOND_MIN)
         while True:
             try:
-                async with progress(self._progress_ms):
+                async with flow.step():
                     piece = await request.content.readany()
             except (ConnectionError, aiohttp.ClientPayloadError):
                 raise FrameInvalid("the body broke off") from None
             if not piece:
                 return bytes(body)
-            body += piece
-            if len(body) > STDIN_BYTES_MAX:
+            if len(body) + len(piece) > STDIN_BYTES_MAX:
                 raise _Refused(fault_answer(413, f"a body is bounded to {STDIN_BYTES_MAX} bytes"))
-            if len(body) > hold.size_bytes:
-                hold.take(len(body) - hold.size_bytes)
-            allowed_s = self._progress_ms / 1000 + len(body) / BODY_BYTES_A_SECOND_MIN
-            if loop.time() - began > allowed_s:
-                raise FrameInvalid("the body comes too slowly")
+            hold.take(len(piece))
+            flow.moved(loop.time(), len(piece))
+            body += piece
 
     async def _write(
         self, request: web.BaseRequest, served: Served, *, closing: bool = False
@@ -271,7 +270,8 @@ class ServiceListener:
         for name, value in told.headers:
             response.headers.add(name, value)
         response.headers[hdrs.SERVER] = "xsc"
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        for name, value in CONTAINED:
+            response.headers.add(name, value)
         if served.request_id:
             response.headers["XSC-Request-Id"] = served.request_id
         if told.status == 405:
@@ -282,13 +282,18 @@ class ServiceListener:
             response.content_length = len(told.body)
         await response.prepare(request)
         view = memoryview(told.body if request.method != hdrs.METH_HEAD else b"")
-        allowed_s = self._progress_ms / 1000 + len(view) / SERVICE_ANSWER_BYTES_A_SECOND_MIN
+        loop = asyncio.get_running_loop()
+        flow = Flow(loop.time(), self._progress_ms, SERVICE_ANSWER_BYTES_A_SECOND_MIN)
         try:
-            async with progress(int(allowed_s * 1000)):
-                for start in range(0, len(view), PIECE_BYTES):
-                    async with progress(self._progress_ms):
-                        await response.write(view[start : start + PIECE_BYTES])
+            for start in range(0, len(view), PIECE_BYTES):
+                piece = view[start : start + PIECE_BYTES]
+                async with flow.step():
+                    await response.write(piece)
+                    await request.writer.drain()
+                flow.moved(loop.time(), len(piece))
+            async with flow.step():
                 await response.write_eof()
+                await request.writer.drain()
         except FrameInvalid:
             # The reader does not read. Nothing can be told to it any more.
             if request.transport is not None:
@@ -299,9 +304,10 @@ class ServiceListener:
 class _Hold:
     """The room that one body has taken."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, source: str, size_bytes: int = 0) -> None:
         self._room = room
-        self.size_bytes = 0
+        self._source = source
+        self._size = size_bytes
 
     def take(self, size_bytes: int) -> None:
         """Take more of it.
@@ -309,6 +315,17 @@ class _Hold:
         Raises:
             _Refused: there is not so much.
         """
-        if not self._room.take(size_bytes):
+        large = self._size + size_bytes > SMALL_BODY_BYTES_MAX
+        if not self._room.take(self._source, size_bytes, large=large):
             raise _Refused(fault_answer(503, _BUSY, retry_after_s=1))
-        self.size_bytes += size_bytes
+        self._size += size_bytes
+
+    def handed_on(self) -> _Hold:
+        """Return what holds it from now on instead of this."""
+        held, self._size = _Hold(self._room, self._source, self._size), 0
+        return held
+
+    def give(self) -> None:
+        """Give it back."""
+        self._room.give(self._source, self._size)
+        self._size = 0

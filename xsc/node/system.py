@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from xsc.base.limits import MIB
+from xsc.base.limits import DESCRIPTOR_SHARES, DESCRIPTORS_MAX, MIB
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,3 +83,24 @@ def keep_freed_memory(size_bytes: int) -> bool:
         mallopt(_ARENA_MAX, 2),
     ]
     return all(done)
+
+
+def raise_descriptors() -> None:
+    """Let this process have as many descriptors as the system allows, up to DESCRIPTORS_MAX."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # Some systems allow less than they say; what there is stays then, and connections
+        # are counted by it.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connections_of_a_kind() -> int:
+    """Return how many connections of one kind the descriptors of this process allow.
+
+    A connection too many must not keep a database from opening its files.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
+    return max(1, most // DESCRIPTOR_SHARES)

@@ -8,11 +8,11 @@ from typing import TypeAlias, TypeVar
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import COMPILE_BYTE_FUEL, PEER_BODY_BYTES_MAX
-from xsc.base.units import format_credits, format_size
+from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_QUANTUM, PEER_BODY_BYTES_MAX
+from xsc.base.units import ceil_div, format_credits, format_size
 from xsc.compute.evidence import differing
 from xsc.compute.quorum import contradict, same_content
-from xsc.compute.receipts import billed_fuel, check_compiled, check_receipt
+from xsc.compute.receipts import billed_steps, check_compiled, check_receipt
 from xsc.compute.services_rules import check_receipt as check_service_receipt
 from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
@@ -24,7 +24,7 @@ from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
-from xsc.terms.pricing import fuel_steps
+from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.storage_receipt import StorageReceipt
@@ -155,7 +155,7 @@ def open_execution(raw: bytes, lease: bytes | None = None) -> Execution:
 
 def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
     signed = _open(raw, ExecutionReceipt)
-    receipt, outcome = signed.record, signed.record.outcome
+    receipt = signed.record
     order = _open(receipt.order, Order)
     asked = order.record
     _same_network(order, signed)
@@ -169,9 +169,12 @@ def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
         # price 0, and the amount against a price that could have given it.
         fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
     _require(fault is None, str(fault))
-    billed = billed_fuel(asked.fuel_max, outcome, receipt.observed)
-    steps = fuel_steps(billed, asked.memory_bytes_max)
-    _require(receipt.amount_micro == 0 or steps > 0, "it bills an amount for no fuel")
+    if price is None:
+        steps = billed_steps(asked, receipt.outcome, receipt.observed)
+        price = ceil_div(receipt.amount_micro * FUEL_QUANTUM, steps)
+        _require(
+            compute_amount(price, steps) == receipt.amount_micro, "no price gives what it bills"
+        )
     return order, signed
 
 
@@ -374,9 +377,8 @@ def verify_drain(read: Callable[[int], bytes]) -> str:
     said = proof.drained
     rest = f", and still holds {_count(said.left_objects, 'object')}" if said.left_objects else ""
     return (
-        f"drain proof: of what {short(proof.node)} held, {_count(said.shards, 'shard')} of "
-        f"{_count(said.objects, 'object')}, {format_size(said.shard_bytes)}, lie at "
-        f"{_count(proof.hosts, 'other node')}{rest}"
+        f"drain proof: {_count(proof.customers, 'customer')} of {short(proof.node)} ordered the "
+        f"deletion of {_count(said.objects, 'object')}, {format_size(said.released_bytes)}{rest}"
     )
 
 

@@ -1,8 +1,8 @@
 """The two formats of the shard store: bodies, and the index that finds them.
 
 Bodies are appended: key `b` ‖ sequence, value = header length (2 bytes) ‖
-canonical header ‖ data. A body is a *shard* or an *object record* (sealed
-manifest and signed placement). A deletion removes body keys and leaves a *gone*
+canonical header ‖ data. A body is a *shard* or an *object record* (a sealed
+manifest). A deletion removes body keys and leaves a *gone*
 note (key `g` ‖ sequence) in the same write, so that an index that lags behind
 learns of it. A body that was found damaged has a *damaged* note (key `d` ‖ its
 sequence) until it is stored anew or deleted. Everything in the index follows from these.
@@ -23,6 +23,7 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.ids import ID_BYTES
+from xsc.base.units import held_bytes
 from xsc.storage.erasure import Buffer
 
 VERSION = 1
@@ -63,18 +64,18 @@ class ShardBody:
 
     @property
     def size_bytes(self) -> int:
-        """What it counts for."""
+        """The bytes of the shard."""
         return len(self.data)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts for."""
+        return held_bytes(self.size_bytes)
 
     @property
     def proof(self) -> bytes:
         """What must be equal for it to be the same shard."""
         return self.root
-
-    @property
-    def rank(self) -> int:
-        """Shards have no order."""
-        return 0
 
     def pieces(self) -> list[Buffer]:
         """Return the data, to be joined after the header."""
@@ -103,11 +104,8 @@ class RecordBody:
     customer: bytes
     lease_id: bytes
     manifest_hash: bytes
-    placement_hash: bytes
-    """SHA-256 of the signed placement: damage to either half is found."""
-    placement_generation: int
+    """SHA-256 of the sealed manifest."""
     sealed: Buffer
-    placement: Buffer
 
     @property
     def index_key(self) -> bytes:
@@ -116,22 +114,22 @@ class RecordBody:
 
     @property
     def size_bytes(self) -> int:
+        """The bytes of the manifest."""
+        return len(self.sealed)
+
+    @property
+    def held_bytes(self) -> int:
         """What it counts for."""
-        return len(self.sealed) + len(self.placement)
+        return held_bytes(self.size_bytes)
 
     @property
     def proof(self) -> bytes:
         """What must be equal for it to be the same record."""
-        return self.manifest_hash + self.placement_hash
-
-    @property
-    def rank(self) -> int:
-        """A later placement replaces an earlier one."""
-        return self.placement_generation
+        return self.manifest_hash
 
     def pieces(self) -> list[Buffer]:
         """Return the data, to be joined after the header."""
-        return [self.sealed, self.placement]
+        return [self.sealed]
 
     def header(self) -> dict[str, Value]:
         """Return the fields before the data."""
@@ -142,9 +140,6 @@ class RecordBody:
             "customer": self.customer,
             "lease": self.lease_id,
             "manifest": self.manifest_hash,
-            "placement": self.placement_hash,
-            "generation": self.placement_generation,
-            "sealed": len(self.sealed),
         }
 
 
@@ -159,7 +154,11 @@ class Entry:
     size_bytes: int
     lease_id: bytes
     proof: bytes
-    rank: int
+
+    @property
+    def held_bytes(self) -> int:
+        """What the body counts for."""
+        return held_bytes(self.size_bytes)
 
 
 def sequenced(prefix: bytes, sequence: int) -> bytes:
@@ -228,31 +227,20 @@ def decode_body(raw: bytes) -> Body:
             )
         if kind != "object":
             raise RecordInvalid("of an unknown kind")
-        sealed = take_int(header, "sealed", most=len(data))
-        return RecordBody(
-            locate,
-            customer,
-            lease_id,
-            take_bytes(header, "manifest", size=ID_BYTES),
-            take_bytes(header, "placement", size=ID_BYTES),
-            take_int(header, "generation"),
-            data[:sealed],
-            data[sealed:],
-        )
+        manifest = take_bytes(header, "manifest", size=ID_BYTES)
+        return RecordBody(locate, customer, lease_id, manifest, data)
     except RecordInvalid as fault:
         raise StoreDamaged(f"a stored body is damaged: {fault.message}") from None
 
 
 def entry_of(body: Body, sequence: int) -> Entry:
     """Return what the index must know of a body."""
-    return Entry(sequence, body.size_bytes, body.lease_id, body.proof, body.rank)
+    return Entry(sequence, body.size_bytes, body.lease_id, body.proof)
 
 
 def encode_entry(entry: Entry) -> bytes:
     """Return the index value of an entry."""
-    return encode(
-        [VERSION, entry.sequence, entry.size_bytes, entry.lease_id, entry.proof, entry.rank]
-    )
+    return encode([VERSION, entry.sequence, entry.size_bytes, entry.lease_id, entry.proof])
 
 
 def decode_entry(raw: bytes) -> Entry:
@@ -266,8 +254,8 @@ def decode_entry(raw: bytes) -> Entry:
     except RecordInvalid as fault:
         raise StoreDamaged(f"the index is damaged: {fault.message}") from None
     match value:
-        case [1, int(sequence), int(size), bytes(lease), bytes(proof), int(rank)]:
-            return Entry(sequence, size, lease, proof, rank)
+        case [1, int(sequence), int(size), bytes(lease), bytes(proof)]:
+            return Entry(sequence, size, lease, proof)
         case _:
             raise StoreDamaged("the index holds what is no entry")
 

@@ -7,11 +7,11 @@ Everything else follows from the secret, one way only (HKDF-SHA-256):
 
     read secret ──► content key                  opens the segments
          └───────► verify key ──► manifest key   opens the manifest
-                        ├───────► locate id      finds the object at peers
-                        └───────► delegate       signs where rebuilt shards lie
+                        └───────► locate id      finds the object at peers
 
 so a read capability gives a verify capability, which gives the locate id, and
-none of them gives what stands before it. The checksum is there to name typing
+none of them gives what stands before it. No capability carries authority: none
+lets its holder change, move or delete anything. The checksum is there to name typing
 errors; it protects nothing. DESIGN section 5; vectors:
 tests/vectors/capability.json.
 """
@@ -24,7 +24,7 @@ from typing import Final
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import ArgumentInvalid, CapabilityInvalid
 from xsc.base.ids import from_text, to_text
-from xsc.identity.keys import KeyPair, derive
+from xsc.identity.keys import derive
 
 VERSION = 1
 SECRET_BYTES = 32
@@ -39,7 +39,7 @@ _HINT = f"a capability is one word of {TEXT_CHARS} characters that begins with {
 
 @dataclass(frozen=True, slots=True)
 class VerifyCapability:
-    """May find, check and repair the object, not read it."""
+    """May find and check the object, not read it."""
 
     verify_key: bytes = field(repr=False)
     manifest_hash: bytes
@@ -53,11 +53,6 @@ class VerifyCapability:
     def locate(self) -> bytes:
         """The id under which peers keep the object."""
         return derive(self.verify_key, "object/locate")
-
-    @property
-    def delegate(self) -> KeyPair:
-        """Signs where rebuilt shards lie, once the owner's placement names its public key."""
-        return KeyPair(derive(self.verify_key, "object/delegate"))
 
     def to_text(self) -> str:
         """Return the capability string."""

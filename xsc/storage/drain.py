@@ -1,14 +1,14 @@
 """Leaving: who of the peers leaves, and this node's own leave until all it held is elsewhere.
 
-A node that leaves tells every peer, takes nothing new, and waits: owners, and the
-guardians of owners that are away, move its columns as they would mend lost ones
-(`mender`), and hand over what proves it (`proving`). It keeps the proofs on the
-disk, counts what is still here, and says why. Nothing else is kept: after a
-crash the count is made anew from the index. Design: docs/design/storage-drain.md.
+A node that leaves tells every peer, takes nothing new, and waits: owners move its
+columns as they would mend lost ones (`mender`), and then order their deletion. It
+keeps these orders on the disk, counts what is still here, and says why. Nothing else
+is kept: after a crash the count is made anew from the index.
+Design: docs/design/storage-drain.md.
 
     storage/drain                       the own word, and where the drain began
     storage/leaver/<node>               the last signed word of a peer
-    storage/moved/<locate><generation><column><page>   a proof
+    storage/released/<locate><record id>   a deletion order
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     NotAllowed,
-    RecordInvalid,
     SpaceExhausted,
     StoreDamaged,
     XscError,
@@ -32,35 +31,33 @@ from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     DRAIN_LOOK_MS,
-    DRAIN_PAGE_SEGMENTS,
     DRAIN_STUCK_LISTED,
+    LEAVING_A_PEER_MAX,
+    LEAVING_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
     SWEEP_SLICE,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler
-from xsc.identity.envelope import Count, Record, open_signed, sign
+from xsc.base.tally import Tally
+from xsc.identity.envelope import Count, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import bodies
-from xsc.storage.bodies import Entry
-from xsc.storage.delegation import valid_placements
 from xsc.storage.erasure import Buffer
 from xsc.storage.heads import HEADS
-from xsc.storage.leaving import Leaving, MovedAway, Proven, Rest, check_moved, page_of, proof_of
+from xsc.storage.leaving import Leaving, Rest, proof_of
 from xsc.storage.ports import Commit, Hosts
 from xsc.storage.reach import rest
 from xsc.storage.shards import StorageNode
+from xsc.terms.deletion_order import DeletionOrder
 
 LEAVING: Final = "storage.leaving"
-MOVED: Final = "storage.moved"
 STAYS: Final = "storage.stays"
 OWN: Final = b"storage/drain"
 LEAVERS: Final = b"storage/leaver/"
-PROVED: Final = b"storage/moved/"
+RELEASED: Final = b"storage/released/"
 REASON_CHARS_MAX: Final = 200
-WITHOUT_SHARDS: Final = 255
-"""Stands for the column of an object without shards: columns end at 254."""
 COPIES_MAX: Final = 2**31
 
 DrainPhase: TypeAlias = Literal["staying", "leaving", "done"]
@@ -75,8 +72,6 @@ class DrainState(Record):
     said_ms: Count
     begun_bytes: Count
     """What was held when it began."""
-    released_bytes: Count
-    """What customers deleted that had not moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +90,6 @@ class Look:
 
     left_objects: int = 0
     left_bytes: int = 0
-    kept_bytes: int = 0
-    """Proven to lie elsewhere; their customers, which are up, have yet to delete them."""
     stuck_objects: int = 0
     stuck: tuple[Stuck, ...] = ()
     """Some of those that nobody is about to move."""
@@ -111,8 +104,7 @@ class DrainStatus:
     phase: DrainPhase
     since_ms: int
     total_bytes: int
-    moved_objects: int
-    moved_shards: int
+    released_objects: int
     released_bytes: int
     told: int
     """Peers that know of it."""
@@ -160,16 +152,16 @@ class Drain:
         """How many peers beside that one have this node's directory."""
         self._word: DrainState | None = None
         self._leavers: dict[bytes, Leaving] = {}
-        self._places: dict[bytes, set[tuple[int, int]]] = {}
-        self._objects: set[bytes] = set()
-        self._shards = 0
+        self._words = Tally(LEAVING_A_PEER_MAX, LEAVING_MS)
+        self._released: set[bytes] = set()
+        """Objects of which something was released."""
         self._told: dict[bytes, int] = {}
         self._copies: dict[bytes, int] = {}
-        self._stays: dict[bytes, str] = {}
+        self._stays: dict[tuple[bytes, bytes], str] = {}
+        """By object and customer, why that customer cannot move it."""
         self._look: Look | None = None
         self._turn = asyncio.Lock()
-        """Held while a word is said or a proof is taken: a proof is of one leave."""
-        self._saying = False
+        """Held while a word is said or an order is kept: an order is of one leave."""
         self._hearing = asyncio.Lock()
         self._looked = asyncio.Event()
         self._woken = asyncio.Event()
@@ -187,18 +179,8 @@ class Drain:
             node = key.removeprefix(LEAVERS)
             signed = open_signed(said, Leaving, network=self._network, author=node)
             self._leavers[node] = signed.record
-        for _, item in self._state.scan(PROVED, prefix_end(PROVED)):
-            self._enter(self._checked(MovedAway.from_bytes(item)))
-
-    def _checked(self, item: MovedAway) -> Proven:
-        return check_moved(item, leaver=self._own, network=self._network)
-
-    def _enter(self, proven: Proven) -> None:
-        places = self._places.setdefault(_encoding(proven.locate, proven.generation), set())
-        if proven.place is not None and proven.place not in places:
-            places.add(proven.place)
-            self._shards += len(proven.shards)
-        self._objects.add(proven.locate)
+        for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED)):
+            self._released.add(key.removeprefix(RELEASED)[:ID_BYTES])
 
     # Who leaves
 
@@ -249,10 +231,10 @@ class Drain:
         """
         async with self._turn:
             changes: list[Change] = [
-                (key, None) for key, _ in self._state.scan(PROVED, prefix_end(PROVED))
+                (key, None) for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED))
             ]
             await self._say(leaving=False, changes=changes)
-            self._places, self._objects, self._shards = {}, set(), 0
+            self._released.clear()
             self._stays.clear()
             self._log.info("drain_cancelled")
 
@@ -262,29 +244,22 @@ class Drain:
             leaving=leaving,
             said_ms=max(self._clock.now_ms(), before + 1),
             begun_bytes=self._node.used_bytes,
-            released_bytes=0,
         )
-        self._saying = True
-        try:
-            await self._commit([(OWN, word.to_bytes()), *changes])
-        finally:
-            self._saying = False
+        await self._commit([(OWN, word.to_bytes()), *changes])
         self._word = word
         self._look = None
         self._looked.clear()
         self._changed()
 
-    async def note_deleted(self, locate: bytes, size_bytes: int) -> None:
-        """Take note that a customer deleted something."""
-        if not self.active or locate in self._objects or not size_bytes:
-            return
-        if self._saying:
-            # The next word begins its own count; the last one must not be written after it.
-            return
-        assert self._word is not None
-        released = self._word.released_bytes + size_bytes
-        self._word = self._word.model_copy(update={"released_bytes": released})
-        await self._commit([(OWN, self._word.to_bytes())])
+    async def keep(self, order: Signed[DeletionOrder]) -> None:
+        """Keep a customer's checked order to delete what it has here, for the proof."""
+        async with self._turn:
+            if not self.active:
+                return
+            key = RELEASED + order.record.locate + order.id
+            await self._commit([(key, order.raw)])
+            self._released.add(order.record.locate)
+            self._stays.pop((order.record.locate, order.author), None)
 
     async def run(self) -> None:
         """Tell peers and count, until cancelled."""
@@ -339,7 +314,6 @@ class Drain:
         """Go through all that is held."""
         left: dict[tuple[bytes, bytes], int] = {}
         recorded: set[tuple[bytes, bytes]] = set()
-        kept_bytes = 0
         after = b""
         while page := await self._node.entries(after, SWEEP_SLICE):
             for key, entry in page:
@@ -347,10 +321,7 @@ class Drain:
                 owned = (locate, customer)
                 if key.startswith(bodies.RECORDS):
                     recorded.add(owned)
-                if not self._is_proven(key):
-                    left[owned] = left.get(owned, 0) + entry.size_bytes
-                elif self._is_up(customer):
-                    kept_bytes += entry.size_bytes
+                left[owned] = left.get(owned, 0) + entry.held_bytes
             after = page[-1][0]
         stuck = [
             Stuck(*owned, size, reason)
@@ -365,13 +336,12 @@ class Drain:
         look = Look(
             left_objects=len({locate for locate, _ in left}),
             left_bytes=sum(left.values()),
-            kept_bytes=kept_bytes,
             stuck_objects=len({item.locate for item in stuck}),
             stuck=tuple(stuck[:DRAIN_STUCK_LISTED]),
             only_here=tuple(only_here),
         )
         if self._look != look and _is_done(look):
-            self._log.info("drained", objects=len(self._objects), shards=self._shards)
+            self._log.info("drained", objects=len(self._released))
         self._look = look
         self._looked.set()
         return look
@@ -379,27 +349,23 @@ class Drain:
     def _is_up(self, node: bytes) -> bool:
         return node == self._own or self._hosts.is_up(node)
 
-    def _is_proven(self, key: bytes) -> bool:
-        locate = key[1 : 1 + ID_BYTES]
-        if key.startswith(bodies.RECORDS):
-            return locate in self._objects
-        segment, column, _ = bodies.column_of_key(key)
-        places = self._places.get(key[1 : 1 + ID_BYTES + 4], ())
-        return (column, segment // DRAIN_PAGE_SEGMENTS) in places
-
     def _reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
         """Return why nobody is about to move something; empty where somebody should be."""
         if not recorded:
             return "it belongs to a put that has not ended"
-        if locate in self._stays:
-            return self._stays[locate]
+        if (locate, customer) in self._stays:
+            return self._stays[locate, customer]
         if self._is_up(customer):
             return ""
         if customer not in self._hosts.peers():
             return "its owner is no peer of this node any more"
         if self.silent_ms(customer) < 3 * self._grace_ms:
             return ""
-        return "its owner is away, and no guardian has moved it"
+        return "the node that stored it is away, and nobody else can release it"
+
+    def _released_bytes(self, word: DrainState) -> int:
+        """Return what was deleted since it began to leave: nothing new is taken meanwhile."""
+        return max(0, word.begun_bytes - self._node.used_bytes)
 
     async def status(self, wait_ms: int = 0) -> DrainStatus:
         """Return how far the drain is.
@@ -419,7 +385,7 @@ class Drain:
                 sleep.cancel()
         word, look = self._word, self._look
         if word is None or not word.leaving:
-            return DrainStatus("staying", 0, 0, 0, 0, 0, 0, Look())
+            return DrainStatus("staying", 0, 0, 0, 0, 0, Look())
         done = look is not None and _is_done(look)
         if look is None:
             look = Look(left_bytes=self._node.used_bytes)
@@ -427,15 +393,14 @@ class Drain:
             phase="done" if done else "leaving",
             since_ms=word.said_ms,
             total_bytes=max(word.begun_bytes, look.left_bytes),
-            moved_objects=len(self._objects),
-            moved_shards=self._shards,
-            released_bytes=word.released_bytes,
+            released_objects=len(self._released),
+            released_bytes=self._released_bytes(word),
             told=sum(self._told.get(peer) == word.said_ms for peer in self._hosts.peers()),
             look=look,
         )
 
     def proof(self) -> Iterator[bytes]:
-        """Yield the proof of what has moved so far, piece by piece.
+        """Yield the proof of what has been released so far, piece by piece.
 
         Raises:
             NotAllowed: this node does not leave.
@@ -445,8 +410,8 @@ class Drain:
             raise NotAllowed("this node is not leaving", hint="`xsc node drain` begins it")
         look = self._look or Look(left_objects=1)
         return proof_of(
-            (raw for _, raw in self._state.scan(PROVED, prefix_end(PROVED))),
-            Rest(word.released_bytes, look.left_objects, self._clock.now_ms()),
+            (raw for _, raw in self._state.scan(RELEASED, prefix_end(RELEASED))),
+            Rest(self._released_bytes(word), look.left_objects, self._clock.now_ms()),
             key=self._key,
             network=self._network,
         )
@@ -455,7 +420,7 @@ class Drain:
 
     def handlers(self) -> dict[str, Handler]:
         """Return what answers peers, by method."""
-        return {LEAVING: self._on_leaving, MOVED: self._on_moved, STAYS: self._on_stays}
+        return {LEAVING: self._on_leaving, STAYS: self._on_stays}
 
     async def _on_leaving(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -465,6 +430,7 @@ class Drain:
         async with self._hearing:
             known = self._leavers.get(caller)
             if known is None or said.said_ms > known.said_ms:
+                self._words.count(caller, self._clock.monotonic_ms(), "words about leaving")
                 # Not entered before it is kept: where that fails it is said, and heard, again.
                 await self._commit([(LEAVERS + caller, raw)])
                 self._leavers[caller] = said
@@ -472,78 +438,39 @@ class Drain:
                 self._changed()
         return {"copies": self.copies(caller)}, []
 
-    async def _on_moved(
-        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        await self.take_moved(take_bytes(header, "placement"), take_bytes(header, "receipt"))
-        return {}, []
-
-    async def take_moved(self, placement: bytes, receipt: bytes) -> None:
-        """Keep a proof, once it was checked against what is held.
-
-        Raises:
-            NotAllowed: this node does not leave, or holds nothing of that object.
-            RecordInvalid, ReceiptInvalid, SignatureInvalid: it proves nothing about that.
-        """
-        item = MovedAway(placement=placement, receipt=receipt)
-        proven = self._checked(item)
-        await self._check_held(proven)
-        column, page = proven.place or (WITHOUT_SHARDS, 0)
-        key = PROVED + _encoding(proven.locate, proven.generation)
-        key += bytes([column]) + page.to_bytes(4, "big")
-        async with self._turn:
-            if not self.active:
-                raise NotAllowed("this node is not leaving")
-            await self._commit([(key, item.to_bytes())])
-            self._enter(proven)
-            self._stays.pop(proven.locate, None)
-
-    async def _check_held(self, proven: Proven) -> None:
-        records = await self._records(proven.locate)
-        if not any(entry.proof.startswith(proven.manifest) for _, entry in records):
-            raise NotAllowed("nothing of that object is held here")
-        found = await self._node.find(proven.locate, proven.manifest)
-        if found is None:
-            raise RecordInvalid("the record here is damaged: nothing shows whose object it is")
-        known = valid_placements(found.placements, self._network)
-        if proven.placed.placement.owner not in {placed.placement.owner for placed in known}:
-            raise RecordInvalid("the placement is by another owner than the one known here")
-        if proven.place is None:
-            return
-        column, page = proven.place
-        proved = {shard.segment: (shard.root, shard.size_bytes) for shard in proven.shards}
-        segments = page_of(page, proven.placed.placement.segments)
-        for key, entry in await self._shards_of(proven, segments):
-            segment, held_column, _ = bodies.column_of_key(key)
-            if held_column == column and proved[segment] != (entry.proof, entry.size_bytes):
-                raise RecordInvalid("the receipt is of other shards than those held here")
-
-    async def _records(self, locate: bytes) -> list[tuple[bytes, Entry]]:
-        prefix = bodies.RECORDS + locate
-        return await self._node.between(prefix, prefix + b"\xff" * (ID_BYTES + 1))
-
-    async def _shards_of(self, proven: Proven, segments: range) -> list[tuple[bytes, Entry]]:
-        prefix = bodies.generation_prefix(proven.locate, proven.generation)
-        first, stop = segments.start.to_bytes(4, "big"), segments.stop.to_bytes(4, "big")
-        return await self._node.between(prefix + first, prefix + stop)
-
     async def _on_stays(
-        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate = take_bytes(header, "locate", size=ID_BYTES)
         reason = take_str(header, "reason", most=REASON_CHARS_MAX)
-        await self.take_stays(locate, reason)
+        await self.take_stays(locate, caller, reason)
         return {}, []
 
-    async def take_stays(self, locate: bytes, reason: str) -> None:
-        """Keep in memory why an object cannot be moved; whoever moves it says so again."""
-        if self.active and locate not in self._objects and await self._records(locate):
-            self._stays[locate] = reason
+    async def take_stays(self, locate: bytes, customer: bytes, reason: str) -> None:
+        """Keep in memory why a customer cannot move its part; it says so again."""
+        if self.active and await self._has(locate, customer):
+            self._stays[locate, customer] = reason
 
+    async def _has(self, locate: bytes, customer: bytes) -> bool:
+        key = bodies.RECORDS + locate + customer
+        return bool(await self._node.between(key, key + b"\0"))
 
-def _encoding(locate: bytes, generation: int) -> bytes:
-    return locate + generation.to_bytes(4, "big")
+    async def excuse(self, leaver: bytes, locate: bytes, reason: str) -> None:
+        """Tell a node that leaves why an object of this node cannot be moved away from it."""
+        text = reason[:REASON_CHARS_MAX]
+        if leaver == self._own:
+            await self.take_stays(locate, self._own, text)
+            return
+        try:
+            await self._caller.call(
+                leaver,
+                STAYS,
+                {"locate": locate, "reason": text},
+                timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
+            )
+        except XscError as fault:
+            self._log.info("drain_not_excused", peer=short(leaver), reason=fault.message)
 
 
 def _is_done(look: Look) -> bool:
-    return not (look.left_objects or look.kept_bytes or look.only_here)
+    return not (look.left_objects or look.only_here)

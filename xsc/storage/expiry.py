@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -99,7 +99,10 @@ def with_ends(held: HeldObject, end_of: Callable[[bytes], int | None]) -> HeldOb
 
 
 def _copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
-    """Return who has a whole column at a host, and until when; of an inline object, the record."""
+    """Return who has a whole column at a host, and until when; of an inline object, the record.
+
+    Whoever wants can keep a copy for itself and let it go again.
+    """
     if manifest.inline is not None:
         return [(item.customer, item.ends_ms) for item in held.records]
     digest = expected_digest(manifest, column)
@@ -144,12 +147,14 @@ def ward_expiring(
     answers: Mapping[bytes, HeldObject | None],
     *,
     own: bytes,
+    trusted: Collection[bytes],
     now_ms: int,
     rescue_ms: int,
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that a guardian must keep where they are, and those it must move.
 
-    A column is safe while anybody keeps it for longer than `rescue_ms`. It is kept where it
+    A column is safe while one of those trusted, the owner or a guardian before this one, or this
+    node keeps it for longer than `rescue_ms`. It is kept where it
     is, under a lease of the guardian, unless it has one there already, which was not renewed,
     or the end is near and the host has not given it one.
     """
@@ -158,12 +163,16 @@ def ward_expiring(
         held = answers[node]
         if state != "ok" or held is None:
             continue
-        copies = _copies(manifest, column, held)
+        every = _copies(manifest, column, held)
+        copies = [item for item in every if item[0] == own or item[0] in trusted]
         known = [end for _, end in copies if end is not None]
-        if not copies or len(known) < len(copies) or max(known) > now_ms + rescue_ms:
+        if not every or len(known) < len(copies):
+            continue
+        last_ms = max(known, default=now_ms + LEASE_LAST_MS + 1)
+        if known and last_ms > now_ms + rescue_ms:
             continue
         mine = any(customer == own for customer, _ in copies)
-        if mine or max(known) <= now_ms + LEASE_LAST_MS:
+        if mine or last_ms <= now_ms + LEASE_LAST_MS:
             elsewhere.add(column)
         else:
             here.add(column)

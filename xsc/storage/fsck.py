@@ -91,10 +91,7 @@ def is_whole(body: Body) -> bool:
     """Say whether a body has the root or hashes that it names."""
     if isinstance(body, ShardBody):
         return root_of(body.data) == body.root
-    return (
-        hash_of(body.sealed) == body.manifest_hash
-        and hash_of(body.placement) == body.placement_hash
-    )
+    return hash_of(body.sealed) == body.manifest_hash
 
 
 def _print(key: bytes, entry: Entry) -> int:
@@ -139,7 +136,7 @@ def compare(
     sums: dict[bytes, int] = {}
     matched = 0
     for key, entry in entries:
-        sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.size_bytes
+        sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.held_bytes
         sequence = entry.sequence
         place = bisect_left(scanned.sequences, sequence)
         there = place < len(scanned.sequences) and scanned.sequences[place] == sequence

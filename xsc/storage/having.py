@@ -80,7 +80,6 @@ def having_fault(
         "locate": locate,
         "generation": generation,
         "manifest": None,
-        "placement": None,
     }
     for name, value in asked.items():
         if getattr(receipt, name) != value:

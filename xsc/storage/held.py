@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
+from xsc.base.ids import ID_BYTES
 from xsc.base.limits import LEAF_BYTES
 from xsc.base.merkle import leaf_count, leaf_hashes, prove_span, root_from
 from xsc.identity.envelope import Count, Id32, Record
@@ -32,6 +32,10 @@ class Span:
     def is_whole(self) -> bool:
         """Whether these are all leaves of the shard."""
         return self.first == 0 and self.stop >= leaf_count(self.shard_bytes)
+
+
+PLACE_BYTES = 4 + 1 + ID_BYTES
+"""Segment, column and customer of a shard, as hosts order them."""
 
 
 class HeldAt(Record):
@@ -102,7 +106,6 @@ class HeldRecord:
     """The record of an object as a host keeps it for one customer."""
 
     customer: bytes
-    rank: int
     ends_ms: int | None = None
     lease_id: bytes = b""
     """Known at the host alone."""
@@ -114,22 +117,18 @@ class HeldObject:
 
     columns: tuple[HeldColumn, ...]
     record: HeldState
-    rank: int = 0
-    """The highest rank among the placements kept, whoever they are by; 0 without one."""
     records: tuple[HeldRecord, ...] = ()
     """By customer."""
     sizes: tuple[tuple[bytes, bytes, int], ...] = ()
     """Customer, lease, and the bytes that lie under it. Known at the host alone."""
     mine: tuple[tuple[bytes, int], ...] | None = None
     """The same for the one who asks: lease and bytes; None: the host does not say it."""
+    until: bytes = b""
+    """The place of the last shard that this page speaks of; empty where no page follows."""
 
     def sizes_of(self, customer: bytes) -> tuple[tuple[bytes, int], ...]:
         """Return the leases of a customer, and the bytes that lie under each."""
         return tuple((lease, size) for who, lease, size in self.sizes if who == customer)
-
-    def has(self, rank: int, customers: Container[bytes]) -> bool:
-        """Say whether a placement of that rank is kept for one of these."""
-        return any(item.customer in customers and item.rank == rank for item in self.records)
 
     @property
     def ends_ms(self) -> int | None:
@@ -143,8 +142,9 @@ class HeldObject:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundRecord:
-    """The sealed manifest that was asked for, and every placement kept with it."""
+class Holds:
+    """What a host says that it holds of an object, by the roots that it was asked for."""
 
-    sealed: Buffer
-    placements: tuple[bytes, ...]
+    columns: frozenset[int]
+    record: bool
+    """Whether it holds the sealed manifest."""

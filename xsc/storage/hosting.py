@@ -1,38 +1,37 @@
 """The host's side: what customers have this node store, show, count and delete.
 
-Each put is held against its lease and its placement before anything is written,
-and is answered with a signed receipt once it is on the disk. A host knows neither
-key nor name of what it holds, and of placements only that their owner sent them.
+Each put is held against its lease before anything is written, and is answered with
+a signed receipt once it is on the disk. Each deletion is ordered by a record that
+the customer signed. A host knows neither key nor name of what it holds.
 docs/design/storage.md
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from xsc.base.clock import Clock, Executor
+from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
+from xsc.base.fields import take_bytes
 from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
-from xsc.identity.envelope import sign
+from xsc.base.turns import Turns
+from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import having, messages
-from xsc.storage.delegation import open_sent, valid_placements
 from xsc.storage.drain import Drain
 from xsc.storage.erasure import Buffer
 from xsc.storage.expiry import with_ends
 from xsc.storage.manifest import hash_of
 from xsc.storage.messages import ObjectRecord, PutRequest
-from xsc.storage.placement_seal import PlacementSeals
 from xsc.storage.ports import Leases
 from xsc.storage.reach import bodies_of, whole_of
-from xsc.storage.receipts import expected_receipt
+from xsc.storage.receipts import expected_receipt, order_fault
 from xsc.storage.seals import Sealer
 from xsc.storage.shards import StorageNode, Write
+from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
@@ -46,7 +45,6 @@ class Hosting:
         key: KeyPair,
         network: bytes,
         clock: Clock,
-        executor: Executor,
         leases: Leases,
         node: StorageNode,
         drain: Drain,
@@ -54,12 +52,12 @@ class Hosting:
         self._key = key
         self._network = network
         self._clock = clock
-        self._executor = executor
         self._leases = leases
         self._node = node
         self._drain = drain
         self._sealer = Sealer(key, network)
-        self._placement_seals = PlacementSeals(network)
+        self._looks: Turns[bytes] = Turns()
+        """One question at a time for each caller that reads much for some bytes."""
 
     def handlers(self) -> dict[str, Handler]:
         """Return what answers peers, by method."""
@@ -70,43 +68,20 @@ class Hosting:
             messages.KEEP: self._on_keep,
             messages.STAT: self._on_stat,
             messages.FIND: self._on_find,
+            messages.HOLDS: self._on_holds,
             messages.DELETE: self._on_delete,
-            messages.TRIM: self._on_trim,
         }
 
     def group_handlers(self) -> dict[str, GroupHandler]:
         """Return what answers several calls that came together."""
         return {messages.PUT: self._on_puts}
 
-    def _record_of(self, request: PutRequest, caller: bytes) -> ObjectRecord | None:
-        """Return the object record of a put, checked as far as a host can.
-
-        Raises:
-            RecordInvalid, SignatureInvalid: the placement is of another object, or by nobody
-                who may place it.
-        """
-        if request.placement is None or request.sealed is None:
+    @staticmethod
+    def _record_of(request: PutRequest) -> ObjectRecord | None:
+        if request.sealed is None:
             return None
-        covered: Collection[bytes] = ()
-        if request.placement_seal is not None:
-            covered = self._placement_seals.covered(request.placement_seal, caller)
-        placed = open_sent(request.placement, self._network, caller, covered)
-        placement = placed.placement
-        if placement.locate != request.locate:
-            raise RecordInvalid("the placement is of another object")
-        if placement.code_generation != request.generation:
-            raise RecordInvalid("the placement is of another encoding generation")
-        if self._key.node_id not in placement.columns:
-            raise RecordInvalid("the placement does not name this host")
         sealed = bytes(request.sealed)
-        return ObjectRecord(
-            sealed=sealed,
-            sealed_root=b"",
-            manifest_hash=hash_of(sealed),
-            placement=request.placement,
-            placement_id=placed.id,
-            placement_generation=placed.rank,
-        )
+        return ObjectRecord(sealed=sealed, sealed_root=b"", manifest_hash=hash_of(sealed))
 
     def _taken(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> Write:
         """Return what is to be written for a put, once its lease has room for that.
@@ -114,7 +89,7 @@ class Hosting:
         Raises:
             LeaseExhausted, SpaceExhausted: it has none.
         """
-        size = request.size_bytes
+        size = request.held_bytes
         bodies = bodies_of(
             customer=caller,
             lease_id=request.lease_id,
@@ -126,10 +101,10 @@ class Hosting:
 
         # Told also where the caller has given up: the lease must learn what was stored.
         def settle(held: Mapping[bytes, int]) -> None:
+            self._leases.stored(request.lease_id, size, held.get(request.lease_id, 0))
             # A record or a damaged shard may have lain under another lease before.
-            for lease_id in dict.fromkeys((request.lease_id, *held)):
-                counted = size if lease_id == request.lease_id else 0
-                if delta := held.get(lease_id, 0) - counted:
+            for lease_id, delta in held.items():
+                if lease_id != request.lease_id:
                     self._leases.settle_use(lease_id, delta)
 
         write = Write(bodies, settle)
@@ -152,9 +127,8 @@ class Hosting:
         for number, (header, parts) in enumerate(calls):
             try:
                 request = messages.read_put(header, parts)
-                record = self._record_of(request, caller)
-                if request.shards:
-                    self._drain.check_room()
+                record = self._record_of(request)
+                self._drain.check_room()
                 writes.append(self._taken(request, record, caller))
             except XscError as fault:
                 outcomes[number] = fault
@@ -190,7 +164,6 @@ class Hosting:
             generation=request.generation,
             shards=request.shards,
             manifest=None if record is None else record.manifest_hash,
-            placement=None if record is None else record.placement_id,
             stored_ms=self._clock.now_ms(),
         )
 
@@ -202,7 +175,7 @@ class Hosting:
         self._drain.check_room()
         found = await self._node.get(locate, generation, wanted)
         shards = whole_of(wanted, found)
-        request = PutRequest(lease_id, locate, generation, tuple(shards), None, None)
+        request = PutRequest(lease_id, locate, generation, tuple(shards), None)
         (held,) = await self._node.store_together([self._taken(request, None, caller)])
         if isinstance(held, XscError):
             raise held
@@ -218,7 +191,8 @@ class Hosting:
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         lease_id, locate, generation, wanted = having.read_have(header)
-        held = await self._node.have(locate, generation, caller, lease_id, wanted)
+        async with self._looks.of(caller):
+            held = await self._node.have(locate, generation, caller, lease_id, wanted)
         receipt = StorageReceipt(
             host=self._key.node_id,
             customer=caller,
@@ -230,7 +204,6 @@ class Hosting:
                 for want, size in held
             ),
             manifest=None,
-            placement=None,
             stored_ms=self._clock.now_ms(),
         )
         return self._sealer.alone(receipt), []
@@ -238,34 +211,39 @@ class Hosting:
     async def _on_stat(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, generation, manifest_hash = messages.read_stat(header)
-        held = await self._node.stat(locate, generation, manifest_hash)
+        asked = messages.read_stat(header)
+        async with self._looks.of(caller):
+            held = await self._node.stat(*asked)
         return messages.stat_answer(with_ends(held, self._leases.end_ms), caller), []
 
     async def _on_find(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, manifest_hash = messages.read_find(header)
-        found = await self._node.find(locate, manifest_hash)
-        if found is not None:
-            # Of what came under a seal the own signature was not verified (`placement_seal`),
-            # and who is shown one that does not hold would take it for this host's.
-            valid = await self._executor.run(valid_placements, found.placements, self._network)
-            shown = tuple(placed.raw for placed in valid)
-            found = replace(found, placements=shown) if shown else None
-        return messages.find_answer(found)
+        sealed = await self._node.find(*messages.read_find(header))
+        return {}, [] if sealed is None else [sealed]
+
+    async def _on_holds(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        return messages.holds_answer(await self._node.holds(*messages.read_holds(header))), []
 
     async def _on_delete(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, final = messages.read_delete(header)
+        signed = open_signed(
+            take_bytes(header, "order"), DeletionOrder, network=self._network, author=caller
+        )
+        order = signed.record
+        fault = order_fault(order, host=self._key.node_id, customer=caller)
+        if fault is not None:
+            raise RecordInvalid(fault)
         # A caller that gives up must not keep the lease from learning what was freed.
-        work = self._node.delete(locate, caller, final=final)
-        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, work)))
+        freed = await asyncio.shield(asyncio.create_task(self._deleted(signed)))
         receipt = DeletionReceipt(
             host=self._key.node_id,
             customer=caller,
-            locate=locate,
+            locate=order.locate,
+            order=signed.id,
             freed=tuple(
                 Freed(lease_id=lease_id, size_bytes=size)
                 for lease_id, size in sorted(freed.items())
@@ -274,20 +252,17 @@ class Hosting:
         )
         return {"receipt": sign(receipt, self._key, self._network).raw}, []
 
-    async def _on_trim(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, columns = messages.read_trim(header)
-        # A caller that gives up must not keep the lease from learning what was freed.
-        work = self._node.trim(locate, caller, columns)
-        freed = await asyncio.shield(asyncio.create_task(self._drop(locate, work)))
-        return messages.trim_answer(freed), []
-
-    async def _drop(
-        self, locate: bytes, work: Coroutine[Any, Any, dict[bytes, int]]
-    ) -> dict[bytes, int]:
-        freed = await work
+    async def _deleted(self, signed: Signed[DeletionOrder]) -> dict[bytes, int]:
+        order = signed.record
+        # Before anything is deleted: what the proof of a leave lacks cannot be had again.
+        columns = frozenset(order.columns)
+        if self._drain.active and await self._node.has_any(order.locate, order.customer, columns):
+            await self._drain.keep(signed)
+        if columns:
+            async with self._looks.of(order.customer):
+                freed = await self._node.trim(order.locate, order.customer, columns)
+        else:
+            freed = await self._node.delete(order.locate, order.customer, final=order.final)
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
-        await self._drain.note_deleted(locate, sum(freed.values()))
         return freed

@@ -21,10 +21,11 @@ from typing import ClassVar
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import MANIFEST_BYTES_MAX, MIB
+from xsc.base.limits import MIB
 from xsc.identity.envelope import Count, Id32, Record
+from xsc.storage.capability import VerifyCapability, verify_key
 from xsc.storage.erasure import Code
-from xsc.storage.manifest import Nonce, SealedSegment, Tag
+from xsc.storage.manifest import Nonce, SealedSegment, Tag, hash_of, open_manifest
 
 PREFIX = b"storage/upload/"
 HEAD = PREFIX + b"h/"
@@ -80,15 +81,6 @@ class KeptSegment(Record):
     roots: tuple[Id32, ...]
 
 
-class KeptRecord(Record):
-    """The sealed manifest, and the highest placement generation that was sent with it."""
-
-    KIND: ClassVar[str] = "upload_record"
-
-    sealed: bytes
-    generation: Count
-
-
 @dataclass(slots=True)
 class Kept:
     """Everything that is kept of one upload."""
@@ -97,7 +89,8 @@ class Kept:
     segments: dict[int, KeptSegment] = field(default_factory=dict)
     acks: dict[tuple[int, int], KeptPlace] = field(default_factory=dict)
     """By segment and first column of the slot."""
-    record: KeptRecord | None = None
+    sealed: bytes | None = None
+    """The sealed manifest, once there is one."""
 
     @property
     def code(self) -> Code:
@@ -187,9 +180,11 @@ def read(state: KeyValue, upload: bytes) -> Kept | None:
         for tail, value in _tails(state, ACK + upload):
             place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
             kept.acks[place] = KeptPlace.from_bytes(value)
-        raw = state.get(RECORD + upload)
-        if raw is not None:
-            kept.record = KeptRecord.from_bytes(raw, size_max=MANIFEST_BYTES_MAX + MIB)
+        kept.sealed = state.get(RECORD + upload)
+        if kept.sealed is not None:
+            # Whoever goes on sends it as it is: what does not open cannot be sent.
+            verify = VerifyCapability(verify_key(head.secret), hash_of(kept.sealed))
+            open_manifest(kept.sealed, verify)
     except RecordInvalid as fault:
         raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
     return kept

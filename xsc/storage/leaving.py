@@ -1,13 +1,12 @@
-"""What a node says when it leaves, and how it proves that what it held lies elsewhere.
+"""What a node says when it leaves, and how it proves that nobody needs what it held.
 
-A node that leaves says so in a signed `leaving`; the later word counts. For each
-page of a column that it held it then keeps a `moved_away`: the placement that
-its owner (or the owner's delegate) signed, and the receipt of the node that the
-column lies at by now. Its proof is a file of all of them, which ends with its own
-signed count:
+A node that leaves says so in a signed `leaving`; the later word counts. Whoever
+stored something there moves it and then orders its deletion (`DeletionOrder`). The
+node keeps these orders, signed by its customers. Its proof is a file of all of
+them, which ends with its own signed count:
 
-    "XSC drain proof 1\\n", then frames: tag (1 byte), length (4 bytes, big-endian), bytes
-    tag "m": a moved_away; tag "e": the signed drained, which is the last frame
+    "XSC drain proof 1\n", then frames: tag (1 byte), length (4 bytes, big-endian), bytes
+    tag "o": a signed deletion_order; tag "e": the signed drained, which is the last frame
 
 Vectors: tests/vectors/leaving.json. Design: docs/design/storage-drain.md.
 """
@@ -19,15 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from xsc.base.errors import LimitError, PeerError, ProofInvalid, ReceiptInvalid
-from xsc.base.limits import DRAIN_PAGE_SEGMENTS, RECORD_BYTES_MAX
-from xsc.identity.envelope import Count, Id32, Record, open_signed, sign
+from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
+from xsc.base.limits import RECORD_BYTES_MAX
+from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage.delegation import Placed, open_placement
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.deletion_order import DeletionOrder
 
 MAGIC: Final = b"XSC drain proof 1\n"
-ITEM: Final = b"m"
+ORDER: Final = b"o"
 END: Final = b"e"
 
 
@@ -41,17 +39,6 @@ class Leaving(Record):
     """The latest word counts."""
 
 
-class MovedAway(Record):
-    """That one page of a column, or an object without shards, lies at another node."""
-
-    KIND: ClassVar[str] = "moved_away"
-
-    placement: bytes
-    """Signed by the owner, or by the delegate that the owner's names; it is inside."""
-    receipt: bytes
-    """Signed by the node that holds it now."""
-
-
 class Drained(Record):
     """Signed by the node that leaves: the end of its proof, and what is not in it."""
 
@@ -61,113 +48,27 @@ class Drained(Record):
     digest: Id32
     """SHA-256 of all that comes before this in the file."""
     objects: Count
-    shards: Count
-    shard_bytes: Count
     released_bytes: Count
-    """Deleted by its customers before it had moved."""
+    """What was deleted since it began to leave."""
     left_objects: Count
-    """Objects that the node still holds and that are not proven to lie elsewhere."""
+    """Objects of which the node still holds something: nobody ordered their deletion."""
     said_ms: Count
 
 
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """What a `moved_away` proves."""
-
-    placed: Placed
-    network: bytes
-    host: bytes
-    generation: int
-    manifest: bytes
-    shards: tuple[HeldShard, ...]
-    """One page of one column, in order; empty for an object without shards."""
-
-    @property
-    def locate(self) -> bytes:
-        """The object."""
-        return self.placed.placement.locate
-
-    @property
-    def place(self) -> tuple[int, int] | None:
-        """Column and page; None for an object without shards."""
-        if not self.shards:
-            return None
-        return self.shards[0].column, self.shards[0].segment // DRAIN_PAGE_SEGMENTS
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the shards."""
-        return sum(shard.size_bytes for shard in self.shards)
-
-
-def page_of(page: int, segments: int) -> range:
-    """Return the segments of a page."""
-    first = page * DRAIN_PAGE_SEGMENTS
-    return range(first, min(first + DRAIN_PAGE_SEGMENTS, segments))
-
-
-def check_moved(item: MovedAway, *, leaver: bytes, network: bytes | None) -> Proven:
-    """Return what an item proves, once everything about it was checked.
+def open_order(raw: bytes, network: bytes | None) -> Signed[DeletionOrder]:
+    """Return a deletion order, once everything about it was checked.
 
     Args:
-        item: to be checked.
-        leaver: the node that must not be where the shards lie now.
-        network: that both must be of; None takes any, but the same.
+        raw: signed by the customer that it names.
+        network: that it must be of; None takes any.
 
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: placement or receipt is none.
-        ReceiptInvalid: they do not prove it together, and why.
+        TooLarge, RecordInvalid, SignatureInvalid: it is none.
     """
-    signed = open_signed(item.receipt, StorageReceipt, network=network)
-    receipt = signed.record
-    placed = open_placement(item.placement, signed.network)
-    placement = placed.placement
-    if receipt.host != signed.author:
-        raise ReceiptInvalid("the receipt is not signed by its host")
-    if receipt.host == leaver:
-        raise ReceiptInvalid("the receipt is by the node that leaves")
-    if receipt.locate != placement.locate:
-        raise ReceiptInvalid("receipt and placement are of two objects")
-    if receipt.generation != placement.code_generation:
-        raise ReceiptInvalid("receipt and placement are of two encoding generations")
-    if receipt.placement != placed.id or receipt.manifest is None:
-        raise ReceiptInvalid("the host of the receipt does not keep that placement")
-    columns = {shard.column for shard in receipt.shards}
-    if receipt.shards:
-        first = receipt.shards[0]
-        wanted = page_of(first.segment // DRAIN_PAGE_SEGMENTS, placement.segments)
-        if len(columns) != 1 or [shard.segment for shard in receipt.shards] != list(wanted):
-            raise ReceiptInvalid("the receipt is not of one whole page of one column")
-        if (
-            first.column >= len(placement.columns)
-            or placement.columns[first.column] != receipt.host
-        ):
-            raise ReceiptInvalid("the placement names another node for that column")
-    elif placement.segments or receipt.host not in placement.columns:
-        raise ReceiptInvalid("the receipt names no shards of an object that has some")
-    return Proven(
-        placed,
-        signed.network,
-        receipt.host,
-        receipt.generation,
-        receipt.manifest,
-        receipt.shards,
-    )
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the items of a proof come to."""
-
-    items: int = 0
-    shards: int = 0
-    shard_bytes: int = 0
-
-    def add(self, proven: Proven) -> None:
-        """Count one more item."""
-        self.items += 1
-        self.shards += len(proven.shards)
-        self.shard_bytes += proven.size_bytes
+    signed = open_signed(raw, DeletionOrder, network=network)
+    if signed.record.customer != signed.author:
+        raise RecordInvalid("the deletion order is signed by another node than its customer")
+    return signed
 
 
 def _frame(tag: bytes, body: bytes) -> bytes:
@@ -176,7 +77,7 @@ def _frame(tag: bytes, body: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What the end of a proof says beside its items."""
+    """What the end of a proof says beside its orders."""
 
     released_bytes: int
     left_objects: int
@@ -184,32 +85,29 @@ class Rest:
 
 
 def proof_of(
-    items: Iterable[bytes], rest: Rest, *, key: KeyPair, network: bytes
+    orders: Iterable[bytes], rest: Rest, *, key: KeyPair, network: bytes
 ) -> Iterator[bytes]:
     """Yield a proof file piece by piece.
 
     Args:
-        items: the bytes of checked `moved_away` records.
+        orders: checked deletion orders to the node that leaves.
         rest: what else is to be said.
         key: of the node that leaves.
         network: that it is of.
     """
     hashed = hashlib.sha256(MAGIC)
     yield MAGIC
-    tally, objects = Tally(), set()
-    for raw in items:
-        proven = check_moved(MovedAway.from_bytes(raw), leaver=key.node_id, network=network)
-        tally.add(proven)
-        objects.add(proven.locate)
-        framed = _frame(ITEM, raw)
+    items, objects = 0, set()
+    for raw in orders:
+        items += 1
+        objects.add(open_order(raw, network).record.locate)
+        framed = _frame(ORDER, raw)
         hashed.update(framed)
         yield framed
     drained = Drained(
-        items=tally.items,
+        items=items,
         digest=hashed.digest(),
         objects=len(objects),
-        shards=tally.shards,
-        shard_bytes=tally.shard_bytes,
         released_bytes=rest.released_bytes,
         left_objects=rest.left_objects,
         said_ms=rest.said_ms,
@@ -223,8 +121,8 @@ class CheckedProof:
 
     node: bytes
     drained: Drained
-    hosts: int
-    """How many nodes hold it now."""
+    customers: int
+    """How many nodes ordered the deletions."""
 
 
 def check_proof(read: Callable[[int], bytes]) -> CheckedProof:
@@ -253,42 +151,44 @@ def check_proof(read: Callable[[int], bytes]) -> CheckedProof:
                 if read(1):
                     raise ProofInvalid("something follows the end of the proof")
                 return seen.ended(body, hashed.digest())
-            if head[:1] != ITEM:
+            if head[:1] != ORDER:
                 raise ProofInvalid("a part of the proof is of no known kind")
-            seen.add(check_moved(MovedAway.from_bytes(body), leaver=b"", network=None))
+            seen.add(open_order(body, None))
         except (PeerError, LimitError) as fault:
             raise ProofInvalid(fault.message, hint=fault.hint) from None
         hashed.update(head + body)
 
 
 class _Seen:
-    """What the items of a file came to so far."""
+    """What the orders of a file came to so far."""
 
     def __init__(self) -> None:
-        self._tally = Tally()
-        self._places: set[tuple[bytes, int, tuple[int, int] | None]] = set()
+        self._ids: set[bytes] = set()
+        self._items = 0
+        self._objects: set[bytes] = set()
+        self._customers: set[bytes] = set()
         self._hosts: set[bytes] = set()
         self._networks: set[bytes] = set()
 
-    def add(self, proven: Proven) -> None:
-        self._tally.add(proven)
-        self._places.add((proven.locate, proven.generation, proven.place))
-        self._hosts.add(proven.host)
-        self._networks.add(proven.network)
+    def add(self, signed: Signed[DeletionOrder]) -> None:
+        self._items += 1
+        self._ids.add(signed.id)
+        self._objects.add(signed.record.locate)
+        self._customers.add(signed.author)
+        self._hosts.add(signed.record.host)
+        self._networks.add(signed.network)
 
     def ended(self, body: bytes, digest: bytes) -> CheckedProof:
         signed = open_signed(body, Drained, network=None)
-        drained, tally = signed.record, self._tally
+        drained = signed.record
         if drained.digest != digest:
             raise ProofInvalid("the end of the proof was signed for another list")
         if self._networks - {signed.network}:
             raise ProofInvalid("a part of the proof is of another network")
-        if signed.author in self._hosts:
-            raise ProofInvalid("some of it lies at the very node that leaves")
-        if len(self._places) != tally.items:
+        if self._hosts - {signed.author}:
+            raise ProofInvalid("an order of the proof is to another node")
+        if len(self._ids) != self._items:
             raise ProofInvalid("the proof counts something twice")
-        objects = {locate for locate, _, _ in self._places}
-        counted = (tally.items, len(objects), tally.shards, tally.shard_bytes)
-        if counted != (drained.items, drained.objects, drained.shards, drained.shard_bytes):
-            raise ProofInvalid("the proof counts other shards than it lists")
-        return CheckedProof(signed.author, drained, len(self._hosts))
+        if (self._items, len(self._objects)) != (drained.items, drained.objects):
+            raise ProofInvalid("the proof counts other objects than it lists")
+        return CheckedProof(signed.author, drained, len(self._customers))

@@ -2,9 +2,9 @@
 
 The manifest is sealed under the manifest key and kept whole at every host. Its
 hash, over the sealed bytes, stands in the capability, so nobody can change a
-manifest without changing the capability. Where the shards are is in the
-placement, which does change. Objects up to INLINE_BYTES_MAX stand, encrypted as
-segment 0, in the manifest itself and have no shards.
+manifest without changing the capability. Where the shards are is not in it: that
+changes. Objects up to INLINE_BYTES_MAX are in the manifest itself, encrypted as
+segment 0, and have no shards.
 DESIGN section 5; vectors: tests/vectors/manifest.json.
 """
 
@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field
 
-from xsc.base.encoding import domain, tagged_sha256
+from xsc.base.encoding import Value, domain, tagged_sha256
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import (
     INLINE_BYTES_MAX,
@@ -35,6 +35,7 @@ from xsc.storage.erasure import Code
 from xsc.storage.segment import NONCE_BYTES, TAG_BYTES, Place
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
 Tag = Annotated[bytes, Field(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 
 
@@ -44,7 +45,7 @@ class Manifest(Record):
     KIND: ClassVar[str] = "manifest"
 
     owner: Id32
-    """The node that signs placements and alone may delete."""
+    """The node that stored the object."""
     k: Count
     m: Count
     generation: Count
@@ -58,6 +59,15 @@ class Manifest(Record):
     """One a segment."""
     roots: tuple[Id32, ...]
     """n a segment, segment by segment, in order of columns."""
+    survive: tuple[Loss, Loss, Loss] | None = None
+    """The contract: nodes, sites and owners that may be lost; None where nothing was asked."""
+
+    def to_value(self) -> dict[str, Value]:
+        """Return the record as plain values; without a contract where there is none."""
+        value = super().to_value()
+        if value["survive"] is None:
+            del value["survive"]
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,7 @@ def build(
     segments: Sequence[SealedSegment],
     *,
     inline: bytes | None = None,
+    survive: tuple[int, int, int] | None = None,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> Manifest:
     """Return the manifest of segments that were cut in order."""
@@ -90,6 +101,7 @@ def build(
         nonces=tuple(item.nonce for item in segments),
         tags=tuple(item.tag for item in segments),
         roots=tuple(root for item in segments for root in item.roots),
+        survive=survive,
     )
 
 

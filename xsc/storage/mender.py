@@ -1,11 +1,15 @@
 """Keeps objects whole: looks after each, and moves columns that are lost or must leave.
 
 Touches hosts through `Reach`. What it is given of an object is a `Charge`: a
-*verify* capability and a key to sign placements with. It cannot read what it
-mends. Plans are made anew from what the hosts say (`mending`) and are kept
-nowhere, so that a restart loses at most the object that was being worked on:
-whom it sends to is written down first, and what lies there without a placement
-is deleted before the next try. DESIGN section 5; docs/design/storage-repair.md.
+*verify* capability, and where its columns were last. It cannot read what it mends,
+and stores as an ordinary customer, whether it is the owner or a guardian. Plans are
+made anew from what the hosts say (`mending`) and are kept nowhere, so that a restart
+loses at most the object that was being worked on: whom it sends to is written down
+first, and what is there without being in the placement is deleted before the next try.
+
+A good column is deleted only where it is surplus, one at a time, and only after every
+column that remains was read whole from its host just before. No report of a peer
+deletes anything. DESIGN section 5; docs/design/storage-repair.md.
 """
 
 from __future__ import annotations
@@ -26,24 +30,31 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from xsc.base.errors import LeaseExhausted, LimitError, NoOffers, NotAllowed, XscError
+from xsc.base.errors import (
+    LeaseExhausted,
+    LimitError,
+    NoOffers,
+    ObjectUnknown,
+    RecordInvalid,
+    XscError,
+)
 from xsc.base.ids import short
 from xsc.base.limits import (
     MENDS_A_ROUND_MAX,
     MENDS_AT_ONCE,
+    REPORTS_AN_OBJECT_MAX,
+    REPORTS_MS,
     STORE_REQUEST_BYTES_MAX,
     SURVEYS_AT_ONCE,
+    WATCHES_MAX,
 )
 from xsc.base.merkle import root_of
+from xsc.base.tally import Tally
 from xsc.base.turns import Turns, sliced
-from xsc.identity.keys import KeyPair
+from xsc.base.units import held_bytes
 from xsc.storage.capability import VerifyCapability
-from xsc.storage.delegation import (
-    Placed,
-    move_by_delegate,
-    move_by_owner,
-    open_placement,
-)
+from xsc.storage.deep import read_every_shard
+from xsc.storage.drain import Drain
 from xsc.storage.durability import Host, survival
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.expiry import own_ends, own_expiring, ward_expiring
@@ -61,9 +72,16 @@ from xsc.storage.mending import (
 from xsc.storage.messages import GET_MAX, ObjectRecord
 from xsc.storage.patching import damaged_segments, good_for
 from xsc.storage.pipeline import Held
-from xsc.storage.placement import State, column_states
+from xsc.storage.placement import (
+    Placement,
+    State,
+    asked_of,
+    column_bytes,
+    column_state,
+    column_states,
+    placement_of,
+)
 from xsc.storage.ports import HostLease
-from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, Source, in_order, race, requests_of, rest, together
 from xsc.storage.reading import Located, roots_of
 from xsc.storage.receipts import shards_of
@@ -93,13 +111,18 @@ class Charge:
     """An object to look after, and by what right."""
 
     ref: bytes
-    """The manifest hash."""
+    """What the keeper files it under."""
     capability: VerifyCapability
-    owner: KeyPair | None
-    """The owner's key, at the owner alone; others sign as the delegate."""
-    placement: bytes
+    owner: bytes
+    placement: Placement
     held: tuple[Held, ...]
     """What this node pays for, by host and lease; also what it was about to send."""
+    is_own: bool = True
+    """Whether this node is the owner; else it is a guardian."""
+    before: tuple[bytes, ...] = ()
+    """At a guardian: the guardians whose turn comes first."""
+    budget_bytes: int | None = None
+    """At a guardian: how much more it may keep for that owner."""
     rescue_ms: int = 0
     """At a guardian: how long before its end it keeps what the owner did not renew."""
     only_clean: bool = False
@@ -109,13 +132,13 @@ class Charge:
 class Keeper(Protocol):
     """Holds charges on the disk."""
 
-    def refs(self) -> Iterator[tuple[bytes, bytes]]:
+    def refs(self) -> Iterator[tuple[bytes, Placement]]:
         """Yield the charges to be looked after at this moment: reference and placement."""
 
     def load(self, ref: bytes) -> Charge | None:
         """Return a charge; None where it is gone."""
 
-    async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+    async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
         """Keep placement and what is held, synced; False where the charge is gone.
 
         Of one that is being deleted what is held is kept still: all of that is deleted.
@@ -161,7 +184,8 @@ class Survey:
 
     charge: Charge
     located: Located
-    placed: Placed
+    columns: tuple[bytes, ...]
+    """The node of each column: of the placement, or where it was found instead."""
     states: tuple[State, ...]
     answers: dict[bytes, HeldObject | None]
     homeless: frozenset[int]
@@ -175,9 +199,15 @@ class Survey:
     """Nodes that said where they are and whose, or that they do not say it."""
 
     @property
-    def columns(self) -> tuple[bytes, ...]:
-        """The node of each column."""
-        return self.placed.placement.columns
+    def manifest(self) -> Manifest:
+        """What was stored."""
+        return self.located.manifest
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every column is good where it is, and this node pays for what it must."""
+        good = all(state == "ok" for state in self.states)
+        return good and not (self.homeless or self.foreign)
 
     @property
     def doubled(self) -> bool:
@@ -187,7 +217,7 @@ class Survey:
     @property
     def margin(self) -> int:
         """How many more columns may be lost."""
-        return margin(self.states, self.placed.placement.k)
+        return margin(self.states, self.manifest.k)
 
 
 Progress = Callable[[int, int], None]
@@ -203,20 +233,24 @@ class Mender:
         reach: Reach,
         keeper: Keeper,
         settings: MendSettings,
-        locate: Callable[[VerifyCapability], Awaitable[Located]],
-        ask: Callable[[bytes, VerifyCapability], Awaitable[Located | None]],
-        stat: Callable[[bytes, VerifyCapability, int], Coroutine[Any, Any, HeldObject | None]],
-        prover: Prover,
+        find: Callable[[VerifyCapability], Awaitable[Located]],
+        search: Callable[[VerifyCapability, Located], Awaitable[Located]],
+        stat: Callable[[bytes, VerifyCapability, Manifest], Coroutine[Any, Any, HeldObject | None]],
+        drain: Drain,
     ) -> None:
         self._reach = reach
         self._keeper = keeper
         self._settings = settings
-        self._locate = locate
-        self._ask = ask
+        self._find = find
+        self._search = search
         self._stat = stat
-        self._prover = prover
-        self._proved: dict[bytes, frozenset[bytes]] = {}
-        """By object: the nodes that leave and need nothing more of it."""
+        self._drain = drain
+        self._failed: dict[bytes, frozenset[tuple[int, bytes]]] = {}
+        """By object: column and node of what could not be read although its host says that
+        it holds it."""
+        self._reported: dict[bytes, dict[bytes, bool]] = {}
+        """By object, who keeps copies of it, and whether it may give one of them up."""
+        self._reports = Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
         self._watches: dict[bytes, Watch] = {}
         self._turns: Turns[bytes] = Turns()
         """By object: held while a charge is looked at, mended or changed."""
@@ -228,6 +262,11 @@ class Mender:
         self._free_ms = 0
         self.lately: deque[tuple[bytes, Mended]] = deque(maxlen=MENDS_A_ROUND_MAX)
         """What was mended in this run, by reference, the oldest first."""
+
+    @property
+    def _leaving(self) -> frozenset[bytes]:
+        """The nodes that leave, this one included."""
+        return self._drain.leaving()
 
     # When to look
 
@@ -251,14 +290,18 @@ class Mender:
     def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:
         """Return those of some nodes that were silent for longer than the grace."""
         now_ms = self._reach.clock.monotonic_ms()
-        for node in nodes:
-            if node != self._reach.own and node not in self._watches:
+        nodes = list(nodes)
+        unknown = [node for node in nodes if node != self._reach.own and node not in self._watches]
+        for node in unknown:
+            if len(self._watches) < WATCHES_MAX:
                 # Not even a peer any more: its time runs from now on.
                 self._watches[node] = Watch(None if self._reach.is_up(node) else now_ms, now_ms)
+        # Where wards name more nodes than there can be, the rest were never there.
+        over = {node for node in unknown if node not in self._watches}
         return frozenset(
             node
             for node in nodes
-            if is_gone(self._watches.get(node), now_ms, self._settings.grace_ms)
+            if node in over or is_gone(self._watches.get(node), now_ms, self._settings.grace_ms)
         )
 
     def silent_ms(self, node: bytes) -> int:
@@ -276,7 +319,7 @@ class Mender:
         if not also_unsteady:
             grace_ms = self._settings.grace_ms
             up = {node for node in up if is_steady(self._watches.get(node), now_ms, grace_ms)}
-        return frozenset((up | {self._reach.own}) - self._prover.leaving)
+        return frozenset((up | {self._reach.own}) - self._leaving)
 
     async def run(self) -> None:
         """Look after all charges until cancelled."""
@@ -292,7 +335,7 @@ class Mender:
             situation = (
                 self.gone({*self._watches}),
                 self.available(),
-                self._prover.leaving,
+                self._leaving,
                 frozenset(ref for ref, _ in listed) if len(listed) < MENDS_A_ROUND_MAX else 0,
             )
             cleanable = {
@@ -305,6 +348,9 @@ class Mender:
                 # It was deleted meanwhile, or is looked after no more.
                 del self._moved_ms[ref], cleanable[ref]
             self._left &= known
+            for ref in (self._failed.keys() | self._reported.keys()) - known:
+                self._failed.pop(ref, None)
+                self._reported.pop(ref, None)
             also = {*cleanable, *(self._left if situation != seen else ())}
             if everything or situation != seen or self._again or cleanable:
                 seen = situation
@@ -323,18 +369,28 @@ class Mender:
             most_ms = min(most_ms, first_ms - self._reach.clock.monotonic_ms())
         return max(1_000, most_ms)
 
-    async def adopt(self, ref: bytes, placed: Placed) -> None:
-        """Take a checked placement for an object, if it is a later one, and look at it soon."""
-        async with self._turns.of(ref):
-            # Only now: it may have been mended, or deleted, while this waited.
-            charge = self._keeper.load(ref)
-            if charge is None:
-                return
-            if placed.rank <= open_placement(charge.placement, self._reach.network).rank:
-                return
-            await self._keeper.save(ref, placed.raw, charge.held)
-        self._again.add(ref)
-        self._woken.set()
+    def reported(self, ref: bytes, caller: bytes) -> bool:
+        """Hear that somebody keeps copies of an object; say whether it may give one up.
+
+        It may once after each look that found every column good, under leases of this node,
+        and read all of them. The report itself is only a reason to look.
+        """
+        reports = self._reported.setdefault(ref, {})
+        if reports.get(caller):
+            del reports[caller]
+            return True
+        now_ms = self._reach.clock.monotonic_ms()
+        # Each has all of the object read.
+        if caller not in reports and not self._reports.wait_ms(ref + caller, now_ms):
+            self._reports.note(ref + caller, now_ms)
+            reports[caller] = False
+            self._again.add(ref)
+            self._woken.set()
+        return False
+
+    def _is_reported(self, ref: bytes) -> bool:
+        """Say whether somebody waits for a look at what it keeps."""
+        return False in self._reported.get(ref, {}).values()
 
     def apart(self, ref: bytes) -> AbstractAsyncContextManager[object]:
         """Hold an object's turn: nothing of it is looked at, moved or counted meanwhile.
@@ -346,11 +402,7 @@ class Mender:
     def _is_gone(self, ref: bytes) -> bool:
         return self._keeper.load(ref) is None
 
-    def _concerned(self, raw: bytes) -> bool:
-        try:
-            placement = open_placement(raw, self._reach.network).placement
-        except XscError:
-            return True
+    def _concerned(self, placement: Placement) -> bool:
         columns = placement.columns
         nodes = set(columns)
         if len(nodes) < len(columns):
@@ -359,11 +411,11 @@ class Mender:
             hosts = self._hosts_of(nodes)
             if not survival([hosts[n] for n in columns], placement.m).meets(placement.asked):
                 return True
-        return bool(self.gone(nodes) or nodes & self._prover.leaving)
+        return bool(self.gone(nodes) or nodes & self._leaving)
 
     async def round(
         self,
-        listed: Sequence[tuple[bytes, bytes]],
+        listed: Sequence[tuple[bytes, Placement]],
         *,
         everything: bool,
         also: Collection[bytes] = (),
@@ -372,8 +424,8 @@ class Mender:
         again, self._again = self._again, set()
         refs = [
             ref
-            async for ref, raw in sliced(listed)
-            if everything or ref in again or ref in also or self._concerned(raw)
+            async for ref, placement in sliced(listed)
+            if everything or ref in again or ref in also or self._concerned(placement)
         ]
         places = asyncio.Semaphore(SURVEYS_AT_ONCE)
 
@@ -429,40 +481,34 @@ class Mender:
     # What an object needs
 
     async def survey(self, charge: Charge) -> Survey:
-        """Ask all hosts of an object, under the latest placement that one of them knows.
+        """Ask all hosts of an object; what they have lost is looked for at all peers.
 
         Raises:
+            RecordInvalid: the manifest is not of the object that is to be looked after.
             XscError: the object cannot be found.
         """
-        located = await self._locate(charge.capability)
-        while True:
-            manifest, columns = located.manifest, located.placement.columns
-            nodes = sorted(set(columns))
-            said = await together(
-                self._stat(node, charge.capability, manifest.generation) for node in nodes
-            )
-            answers = dict(zip(nodes, said, strict=True))
-            newer = await self._newer(charge, located, answers)
-            if newer is None:
-                break
-            located = newer
-        if located.placement_raw != charge.placement:
-            charge = replace(charge, placement=located.placement_raw)
-            await self._keeper.save(charge.ref, charge.placement, charge.held)
-        placed = open_placement(located.placement_raw, self._reach.network)
+        located = await self._find(charge.capability)
+        manifest, columns = located.manifest, list(charge.placement.columns)
+        if manifest.owner != charge.owner or len(columns) != manifest.k + manifest.m:
+            raise RecordInvalid("the object is another one than its placement is for")
+        answers = await self._ask(charge, manifest, columns)
         states = await self._reach.executor.run(column_states, manifest, columns, answers)
-        leaving = {column for column, node in enumerate(columns) if node in self._prover.leaving}
+        for column, node in self._failed.get(charge.ref, ()):
+            if columns[column] == node:
+                states[column] = "corrupt"
+        await self._found_elsewhere(charge, located, columns, states, answers)
         lost = lost_columns(columns, states, self.gone(set(columns)))
-        foreign, expiring = self._to_renew(charge, placed, manifest, states, answers)
+        leaving = {column for column, node in enumerate(columns) if node in self._leaving}
+        foreign, expiring = self._to_renew(charge, columns, manifest, states, answers)
         homeless = lost | leaving | expiring
         labelled: frozenset[bytes] = frozenset()
-        if homeless or placed.placement.survive is not None:
+        if homeless or manifest.survive is not None:
             nodes = sorted({*columns, *self.available(also_unsteady=True)})
             labelled = await self._reach.hosts.learn_labels(nodes)
         return Survey(
             charge,
             located,
-            placed,
+            tuple(columns),
             tuple(states),
             answers,
             homeless,
@@ -471,18 +517,55 @@ class Mender:
             labelled,
         )
 
+    async def _ask(
+        self, charge: Charge, manifest: Manifest, nodes: Iterable[bytes]
+    ) -> dict[bytes, HeldObject | None]:
+        ordered = sorted(set(nodes))
+        said = await together(self._stat(node, charge.capability, manifest) for node in ordered)
+        return dict(zip(ordered, said, strict=True))
+
+    async def _found_elsewhere(
+        self,
+        charge: Charge,
+        located: Located,
+        columns: list[bytes],
+        states: list[State],
+        answers: dict[bytes, HeldObject | None],
+    ) -> None:
+        """Take lost columns where another host has them: a guardian may have rebuilt them.
+
+        A node that has another column already does not count: one that says that it holds all
+        would get all.
+        """
+        lost = lost_columns(columns, states, self.gone(set(columns)))
+        if not lost:
+            return
+        manifest = located.manifest
+        found = await self._search(charge.capability, located)
+        failed = self._failed.get(charge.ref, frozenset())
+        for column in sorted(lost):
+            before = columns[column]
+            others = set(found.holders[column]) - self._leaving - {before}
+            for node in sorted(others - set(columns)):
+                if (column, node) in failed:
+                    continue
+                if answers.get(node) is None:
+                    answers |= await self._ask(charge, manifest, [node])
+                if column_state(manifest, column, answers[node]) == "ok":
+                    columns[column], states[column] = node, "ok"
+                    break
+
     def _to_renew(
         self,
         charge: Charge,
-        placed: Placed,
+        columns: Sequence[bytes],
         manifest: Manifest,
         states: Sequence[State],
         answers: dict[bytes, HeldObject | None],
     ) -> tuple[frozenset[int], frozenset[int]]:
         """Return the columns that need a lease of this node where they are, or elsewhere."""
-        columns, own = placed.placement.columns, self._reach.own
-        now_ms = self._reach.clock.now_ms()
-        if charge.owner is None:
+        own, now_ms = self._reach.own, self._reach.clock.now_ms()
+        if not charge.is_own:
             if charge.only_clean:
                 return frozenset(), frozenset()
             return ward_expiring(
@@ -491,12 +574,11 @@ class Mender:
                 states,
                 answers,
                 own=own,
+                trusted={charge.owner, *charge.before},
                 now_ms=now_ms,
                 rescue_ms=charge.rescue_ms,
             )
-        foreign: frozenset[int] = frozenset()
-        if placed.repairs:
-            foreign = self._not_mine(manifest, columns, states, answers)
+        foreign = self._not_mine(manifest, columns, states, answers)
         held = ((item.node, item.lease_id) for item in charge.held if item.size_bytes)
         ends = own_ends(held, own, self._reach.hosts.lease_end)
         ending = own_expiring(manifest, columns, states, answers, ends=ends, own=own, now_ms=now_ms)
@@ -504,17 +586,17 @@ class Mender:
 
     def _layout(self, survey: Survey) -> Layout:
         """Return how an object lies, as it is planned with."""
-        placement, columns = survey.placed.placement, survey.columns
+        columns = survey.columns
         return Layout(
             columns=columns,
             homeless=survey.homeless,
-            m=placement.m,
+            m=survey.manifest.m,
             own=self._reach.own,
             doubled=survey.doubled,
             labels=self._hosts_of(survey.labelled),
-            asked=placement.asked,
+            asked=asked_of(survey.manifest.survive),
             # Guardians move what is lost, and nobody moves for labels that were not heard yet.
-            movable=survey.charge.owner is not None and survey.labelled >= set(columns),
+            movable=survey.charge.is_own and survey.labelled >= set(columns),
         )
 
     def _hosts_of(self, nodes: Iterable[bytes]) -> dict[bytes, Host]:
@@ -546,59 +628,25 @@ class Mender:
                 found.add(column)
         return frozenset(found)
 
-    async def _newer(
-        self, charge: Charge, located: Located, answers: dict[bytes, HeldObject | None]
-    ) -> Located | None:
-        """Return what a host knows that claims a later placement, where it can show one.
-
-        A host cannot tell whose placements count. One that can show none as high as it
-        claims counts, in the answers, as what it can show.
-        """
-        trusted = {self._reach.own, located.manifest.owner}
-        claims = sorted(
-            (-held.rank, node)
-            for node, held in answers.items()
-            if held is not None
-            and (
-                held.rank > located.rank
-                or (held.rank == located.rank and not held.has(located.rank, trusted))
-            )
-        )
-        for _, node in claims:
-            try:
-                found = await self._ask(node, charge.capability)
-            except XscError as fault:
-                self._fault(charge.ref, fault)
-                continue
-            if found is not None and found.rank > located.rank:
-                return found
-            held = answers[node]
-            assert held is not None
-            answers[node] = replace(held, rank=0 if found is None else found.rank)
-        return None
-
     def _stale(self, survey: Survey) -> list[bytes]:
-        """Return the hosts that answer and do not have the latest placement."""
+        """Return the hosts that answer and do not have the manifest."""
         return [
             node
             for node, held in survey.answers.items()
             if held is not None
-            and (held.rank < survey.located.rank or held.record != "ok")
-            and node not in self._prover.leaving
+            and held.record != "ok"
+            and node in survey.columns
+            and node not in self._leaving
         ]
 
-    def _outdated(self, survey: Survey) -> set[bytes]:
-        """Return the nodes at which this node pays for what counts no more."""
-        nodes = {item.node for item in survey.charge.held}
-        if survey.charge.owner is None and not survey.placed.repairs:
-            # The owner has placed it anew: nothing that was repaired for it is needed.
-            return nodes
-        return nodes - set(survey.columns)
+    @staticmethod
+    def _outdated(survey: Survey) -> set[bytes]:
+        """Return the nodes of no column at which this node pays."""
+        return {item.node for item in survey.charge.held} - set(survey.columns)
 
     def _leftovers(self, survey: Survey) -> set[bytes]:
         """Return those of them that can be asked to delete it now."""
-        nodes, own = self._outdated(survey) - set(self._unproved(survey)), self._reach.own
-        return {node for node in nodes if node == own or self._reach.is_up(node)}
+        return {node for node in self._outdated(survey) if self._reach.is_up(node)}
 
     def _long_gone(self, survey: Survey, held: Iterable[Held]) -> list[Held]:
         """Return what lay at nodes that are silent and have dropped it by themselves since."""
@@ -613,7 +661,7 @@ class Mender:
     def _surplus(self, survey: Survey) -> dict[bytes, frozenset[int]]:
         found = {}
         for node, held in survey.answers.items():
-            if held is None or node in self._prover.leaving:
+            if held is None or node not in survey.columns:
                 continue
             mine = [row.column for row in held.columns if row.customer == self._reach.own]
             columns = len(survey.columns)
@@ -625,12 +673,12 @@ class Mender:
     def _recounted(self, survey: Survey) -> tuple[Held, ...]:
         """Return what is held, by what hosts say lies there under leases of this node."""
         manifest = survey.located.manifest
-        column_bytes = self._column_bytes(manifest)
-        record_bytes = self._record_bytes(survey.located)
+        a_column = self._column_bytes(manifest)
+        a_record = self._record_bytes(survey.located)
         held = survey.charge.held
         for node, answer in survey.answers.items():
             if node != self._reach.own and answer is not None:
-                most = most_held(answer, self._reach.own, column_bytes, record_bytes)
+                most = most_held(answer, self._reach.own, a_column, a_record)
                 held = recounted(held, node, answer.mine, most)
         return held
 
@@ -656,44 +704,24 @@ class Mender:
             return True
         if survey.charge.only_clean:
             return bool(self._leftovers(survey))
-        wanted = survey.homeless or survey.foreign or self._stale(survey)
-        if survey.charge.owner is not None and survey.placed.repairs:
+        wanted = bool(survey.homeless or survey.foreign)
+        wanted = wanted or (survey.charge.is_own and bool(self._stale(survey)))
+        if wanted or self._leftovers(survey) or self._surplus(survey):
             return True
-        if wanted or self._leftovers(survey) or self._surplus(survey) or self._unproved(survey):
+        if self._is_reported(survey.charge.ref):
             return True
         if self._long_gone(survey, survey.charge.held):
             return True
         return next_want(self._layout(survey), self.available()) is not None
 
-    def _unproved(self, survey: Survey) -> list[bytes]:
-        """Return the nodes that leave, are up, and may hold what lies elsewhere by now."""
-        away = self._prover.leaving - set(survey.columns)
-        done = self._proved.get(survey.charge.ref, frozenset())
-        return sorted(node for node in away - done if self._reach.is_up(node))
-
-    async def _prove(self, survey: Survey) -> None:
-        """Show nodes that leave where the object lies, before anything there is deleted."""
-        if survey.charge.owner is None and not survey.placed.repairs:
-            return
-        ref = survey.charge.ref
-        done = self._proved.pop(ref, frozenset()) - set(survey.columns)
-        if done:
-            self._proved[ref] = done
-        for node in self._unproved(survey):
-            if await self._prover.prove(survey.located, node, lambda: self._is_gone(ref)):
-                done |= {node}
-                self._proved[ref] = done
-            else:
-                self._again.add(ref)
-
     async def _part(self, survey: Survey, mended: Mended) -> None:
         """Look again at once at what moved from a node that leaves; tell it what could not."""
-        leaving = self._prover.leaving
+        leaving = self._leaving
         if any(item.source in leaving for item in mended.moved):
             self._again.add(survey.charge.ref)
             self._woken.set()
         for node in sorted({survey.columns[column] for column in mended.left} & leaving):
-            await self._prover.excuse(survey.located, node, mended.reason)
+            await self._drain.excuse(node, survey.located.locate, mended.reason)
 
     # Mending
 
@@ -707,32 +735,28 @@ class Mender:
             charge = self._keeper.load(ref)
             if charge is None:
                 return None
-            survey = await self.survey(charge)
+            failed = self._failed.get(ref)
+            survey = await self._confirmed(charge)
             survey = await self._recount(survey)
-            await self._prove(survey)
+            survey = await self._moved_by_others(survey)
             charge = await self._clean(survey)
             survey = replace(survey, charge=charge)
-            if charge.only_clean or (
-                charge.owner is None
-                and not (survey.placed.repairs or survey.homeless or survey.foreign)
-            ):
+            if charge.only_clean:
                 return Mended(survey.margin, (), (), "")
             before = survey.margin
             if patched := await self._patch(survey):
-                survey = await self.survey(charge)
+                survey = await self._confirmed(charge)
             chosen, reason = await self._choose(survey)
             moved: tuple[Moved, ...] = ()
             if chosen:
                 moved, fault = await self._move(survey, chosen, progress)
                 reason = fault or reason
-            elif (
-                charge.owner is not None
-                and survey.placed.repairs
-                and not (survey.foreign or survey.homeless)
-            ):
-                await self._confirm(survey)
-            elif stale := self._stale(survey):
-                await self._spread(charge, survey, survey.placed, stale)
+            elif charge.is_own and (stale := self._stale(survey)):
+                await self._spread(charge, survey, stale)
+            if failed is not None and self._failed.get(ref) is failed:
+                # It counted for this look; whether it can be read by now is seen anew.
+                del self._failed[ref]
+                self._again.add(ref)
             done = {item.column for item in moved}
             left = tuple(sorted(survey.homeless - done))
             if left and not reason:
@@ -747,13 +771,42 @@ class Mender:
             await self._part(survey, mended)
             return mended
 
+    async def _confirmed(self, charge: Charge) -> Survey:
+        """Survey an object; what was found elsewhere counts only once it was read whole there."""
+        while True:
+            survey = await self.survey(charge)
+            placed = zip(survey.columns, charge.placement.columns, strict=True)
+            found = [node if node != before else None for node, before in placed]
+            if not any(found):
+                return survey
+            _, bad = await read_every_shard(self._reach, survey.located, found, self._pace)
+            if not bad:
+                return survey
+            wrong = frozenset((fault.column, fault.node) for fault in bad)
+            self._failed[charge.ref] = self._failed.get(charge.ref, frozenset()) | wrong
+
+    async def _moved_by_others(self, survey: Survey) -> Survey:
+        """Keep where columns were found, but for those that are still to be taken over."""
+        charge = survey.charge
+        before = charge.placement.columns
+        foreign = survey.foreign if charge.is_own else ()
+        columns = [
+            before[column] if column in foreign else node
+            for column, node in enumerate(survey.columns)
+        ]
+        if columns == [*before]:
+            return survey
+        charge = replace(charge, placement=placement_of(survey.manifest, columns))
+        await self._keeper.save(charge.ref, charge.placement, charge.held)
+        return replace(survey, charge=charge)
+
     async def _patch(self, survey: Survey) -> int:
         """Store damaged shards anew at hosts that have the rest of their columns; return how many.
 
         What cannot be stored there is left to be moved with its column.
         """
         charge, located = survey.charge, survey.located
-        manifest, leaving = located.manifest, self._prover.leaving
+        manifest, leaving = located.manifest, self._leaving
         done = 0
         for column, segments in damaged_segments(
             manifest, survey.columns, survey.answers, self._reach.own
@@ -802,51 +855,138 @@ class Mender:
         return shard
 
     async def _clean(self, survey: Survey) -> Charge:
-        """Delete what counts no more, once nobody can still be reading by the last placement."""
+        """Delete what counts no more, once nobody can still be reading it there.
+
+        What is no whole column is deleted at once. Of whole columns one is deleted a look, or
+        a guardian may give one up, after all that remain were read.
+        """
         charge, now_ms = survey.charge, self._reach.clock.monotonic_ms()
         moved_ms = self._moved_ms.get(charge.ref)
         if moved_ms is not None and now_ms - moved_ms < self._settings.kept_ms:
             return charge
         self._moved_ms.pop(charge.ref, None)
         held = list(charge.held)
-        locate = charge.capability.locate
-        for node in sorted(self._leftovers(survey)):
-            try:
-                await self._reach.delete(node, locate, final=False)
-            except NotAllowed:
-                pass
-            except XscError as fault:
-                self._fault(charge.ref, fault)
+        good: list[tuple[bytes, frozenset[int]]] = []
+        answers = await self._ask(charge, survey.manifest, sorted(self._leftovers(survey)))
+        for node, said in answers.items():
+            if said is None:
                 continue
-            for item in [item for item in held if item.node == node]:
-                await self._reach.note_freed(node, item.lease_id, item.size_bytes)
-                held.remove(item)
+            whole = self._whole_columns(survey, said)
+            if not whole:
+                held = await self._delete(survey, node, frozenset(), held)
+            elif self._may_go(survey, node, min(whole)):
+                # The last one goes with all that is there beside it.
+                good.append((node, frozenset({min(whole)}) if len(whole) > 1 else frozenset()))
+            else:
+                self._left.add(charge.ref)
+        for node, columns in sorted(self._surplus(survey).items()):
+            whole = self._whole_columns(survey, survey.answers[node]) & columns
+            if broken := columns - whole:
+                held = await self._delete(survey, node, broken, held)
+            good += [
+                (node, frozenset({column}))
+                for column in sorted(whole)
+                if self._may_go(survey, node, column)
+            ]
         for item in self._long_gone(survey, held):
             await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
             held.remove(item)
-        for node, columns in sorted(self._surplus(survey).items()):
-            try:
-                freed = await self._reach.trim(node, locate, columns)
-            except XscError as fault:
-                self._fault(charge.ref, fault)
-                continue
-            held = without(held, node, freed)
+        reported = self._is_reported(charge.ref)
+        if good:
+            # Where it cannot be deleted now, it is looked at again when nodes come or go.
+            self._left.add(charge.ref)
+        if (good or reported) and not charge.only_clean and await self._is_proven(survey):
+            if good:
+                held = await self._delete(survey, *good[0], held)
+                self._again.add(charge.ref)
+            elif reported:
+                self._reported[charge.ref] = dict.fromkeys(self._reported[charge.ref], True)
         if tuple(held) != charge.held:
             charge = replace(charge, held=tuple(held))
             await self._keeper.save(charge.ref, charge.placement, charge.held)
         return charge
 
+    def _may_go(self, survey: Survey, node: bytes, column: int) -> bool:
+        """Say whether a good column may go although it is elsewhere, too.
+
+        Not where it is now with a node that has several: the copy is worth more than that one.
+        """
+        return node in self._leaving or survey.columns.count(survey.columns[column]) == 1
+
+    def _whole_columns(self, survey: Survey, said: HeldObject | None) -> frozenset[int]:
+        """Return the columns that a host says to have whole for this node."""
+        if said is None:
+            return frozenset()
+        own, manifest = self._reach.own, survey.manifest
+        if manifest.inline is not None:
+            return frozenset({0} if any(row.customer == own for row in said.records) else ())
+        return frozenset(
+            row.column
+            for row in said.columns
+            if row.customer == own
+            and row.column < len(survey.columns)
+            and row.digest == expected_digest(manifest, row.column)
+        )
+
+    async def _delete(
+        self, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
+    ) -> list[Held]:
+        """Delete columns at a host, or all where none is named; return what is held then."""
+        locate = survey.located.locate
+        try:
+            freed, _ = await self._reach.delete(node, locate, columns=columns)
+        except XscError as fault:
+            self._fault(survey.charge.ref, fault)
+            return held
+        if columns:
+            for lease_id, size in freed.items():
+                await self._reach.note_freed(node, lease_id, size)
+            return without(held, node, freed)
+        for item in [item for item in held if item.node == node]:
+            await self._reach.note_freed(node, item.lease_id, item.size_bytes)
+        return [item for item in held if item.node != node]
+
+    async def _is_proven(self, survey: Survey) -> bool:
+        """Say whether every column is good where it is: each is read whole, and verified."""
+        if not survey.is_whole:
+            return False
+        ref = survey.charge.ref
+
+        async def pace(size_bytes: int) -> None:
+            if self._is_gone(ref):
+                # Its deletion waits for this.
+                raise ObjectUnknown("it is being deleted")
+            await self._pace(size_bytes)
+
+        try:
+            _, bad = await read_every_shard(self._reach, survey.located, survey.columns, pace)
+        except ObjectUnknown:
+            return False
+        # Silence is no loss before the grace is over: it is asked again later.
+        failed = frozenset((fault.column, fault.node) for fault in bad if not fault.silent)
+        if failed:
+            self._failed[ref] = failed
+        for fault in bad[:1]:
+            self._reach.log.warning(
+                "storage_column_not_proven",
+                object=short(ref),
+                peer=short(fault.node),
+                column=fault.column,
+                reason=fault.reason,
+            )
+        if failed:
+            self._again.add(ref)
+        return not bad
+
     def _column_bytes(self, manifest: Manifest) -> int:
-        code = code_of(manifest)
-        full, tail = divmod(manifest.size_bytes, manifest.segment_bytes)
         if manifest.inline is not None:
             return 0
-        return full * code.shard_bytes(manifest.segment_bytes) + code.shard_bytes(tail)
+        return column_bytes(manifest.size_bytes, code_of(manifest), manifest.segment_bytes)
 
     @staticmethod
     def _record_bytes(located: Located) -> int:
-        """Return the most that the object record takes at a host, after some moves."""
-        return 2 * len(located.placement_raw) + 1024 + len(located.sealed)
+        """Return what the object record counts for at a host."""
+        return held_bytes(len(located.sealed))
 
     async def _choose(self, survey: Survey) -> tuple[dict[int, HostLease], str]:
         """Return room for each column that moves, and what failed."""
@@ -857,15 +997,20 @@ class Mender:
         available -= {survey.columns[column] for column in survey.expiring}
         located = survey.located
         size = self._column_bytes(located.manifest) + self._record_bytes(located)
+        budget_bytes = survey.charge.budget_bytes
+        most = len(layout.columns) if budget_bytes is None else budget_bytes // max(1, size)
         chosen: dict[int, HostLease] = {}
         reason = ""
-        for column in sorted(survey.foreign):
+        for column in sorted(survey.foreign)[:most]:
             lease, fault = await self._lease(frozenset({layout.columns[column]}), size)
             if lease is not None:
                 chosen[column] = lease
             reason = reason or fault
         readable = survey.margin >= 0 or located.manifest.inline is not None
         while readable:
+            if len(chosen) >= most:
+                reason = reason or "what this node may keep for that owner is used up"
+                break
             want = await reach.executor.run(next_want, layout, available)
             if want is None:
                 break
@@ -914,8 +1059,7 @@ class Mender:
             for column, lease in chosen.items():
                 if survey.columns[column] == lease.node and column in survey.homeless:
                     # What lies there is not what it should be.
-                    freed = await self._reach.trim(lease.node, located.locate, {column})
-                    before = without(before, lease.node, freed)
+                    before = await self._delete(survey, lease.node, frozenset({column}), before)
             count = segments_of(located.manifest)
             moving = await self._keep_there(survey, alive, sent)
             for index in range(count if moving else 0):
@@ -951,20 +1095,15 @@ class Mender:
         columns = list(survey.columns)
         for item in moved:
             columns[item.column] = item.target
-        # While others still pay for a part, the owner's word would have them delete it.
-        whole = survey.foreign <= set(alive)
-        raw = self._sign(charge, survey.placed, columns, by_owner=whole)
+        placement = placement_of(located.manifest, columns)
         # The record goes there, too.
         held = (*held, *marks(alive.values()))
-        # The own word first; hosts that miss it are told again whenever they are asked.
-        if not await self._keeper.save(charge.ref, raw, held):
+        if not await self._keeper.save(charge.ref, placement, held):
             return (), "it is being deleted"
         self._moved_ms[charge.ref] = self._reach.clock.monotonic_ms()
-        charge = replace(charge, placement=raw, held=held)
-        placed = open_placement(raw, self._reach.network)
-        silent = {node for node, held_there in survey.answers.items() if held_there is None}
-        nodes = [node for node in dict.fromkeys(columns) if node not in silent]
-        await self._spread(charge, survey, placed, nodes)
+        self._failed.pop(charge.ref, None)
+        charge = replace(charge, placement=placement, held=held)
+        await self._spread(charge, survey, [item.target for item in moved])
         for item in moved:
             self._reach.log.info(
                 "storage_column_moved",
@@ -974,15 +1113,6 @@ class Mender:
                 target=short(item.target),
             )
         return moved, fault
-
-    async def _confirm(self, survey: Survey) -> None:
-        """Place an object anew as it lies: all of it is the owner's again, others may delete."""
-        charge = survey.charge
-        raw = self._sign(charge, survey.placed, survey.columns)
-        if await self._keeper.save(charge.ref, raw, charge.held):
-            nodes = [node for node, held in survey.answers.items() if held is not None]
-            placed = open_placement(raw, self._reach.network)
-            await self._spread(replace(charge, placement=raw), survey, placed, nodes)
 
     async def _keep_there(
         self, survey: Survey, chosen: dict[int, HostLease], sent: list[Held]
@@ -1028,16 +1158,6 @@ class Mender:
             or item.node == self._reach.own
             or not is_over(item)
         )
-
-    def _sign(
-        self, charge: Charge, placed: Placed, columns: Sequence[bytes], *, by_owner: bool = True
-    ) -> bytes:
-        delegate = charge.capability.delegate
-        if charge.owner is not None and (by_owner or placed.placement.delegate is None):
-            return move_by_owner(
-                placed, columns, charge.owner, delegate.node_id, self._reach.network
-            )
-        return move_by_delegate(placed, columns, delegate, self._reach.network)
 
     async def _build(
         self, survey: Survey, index: int, columns: Sequence[int]
@@ -1107,42 +1227,50 @@ class Mender:
         if start_ms > now_ms:
             await self._reach.clock.sleep_ms(start_ms - now_ms)
 
-    # Saying where it is
+    # The manifest
 
-    async def _spread(
-        self, charge: Charge, survey: Survey, placed: Placed, nodes: Sequence[bytes]
-    ) -> None:
-        """Give hosts the latest placement; who misses it now gets it at the next look."""
-        located = survey.located
+    async def _spread(self, charge: Charge, survey: Survey, nodes: Iterable[bytes]) -> None:
+        """Store the manifest at hosts; who misses it now gets it at the next look."""
+        sealed = survey.located.sealed
         record = ObjectRecord(
-            sealed=located.sealed,
-            sealed_root=root_of(located.sealed),
-            manifest_hash=hash_of(located.sealed),
-            placement=placed.raw,
-            placement_id=placed.id,
-            placement_generation=placed.rank,
+            sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
         )
-        paid = {item.node for item in survey.charge.held if item.size_bytes}
-        rooms = await self._rooms_for(charge, record, nodes)
+        # A node that had something of it before may have the manifest still.
+        wanted = list(dict.fromkeys(nodes))
+        new = [node for node in wanted if node not in survey.answers]
+        answers = survey.answers | await self._ask(charge, survey.manifest, new)
+        survey = replace(survey, answers=answers)
+        lacking = [node for node in wanted if not self._has_record(survey, node)]
+        rooms = await self._rooms_for(charge, record, lacking)
         if rooms and not await self._keeper.save(
             charge.ref, charge.placement, (*charge.held, *marks(rooms.values()))
         ):
             return
+        damaged = {node for node in lacking if self._is_damaged(survey, node)}
         added = await together(
-            self._tell(
-                charge,
-                located,
-                record,
-                node,
-                room=rooms.get(node),
-                replaced_bytes=self._replaced_bytes(survey, node) if node in paid else 0,
-            )
-            for node in nodes
+            self._tell(charge, survey.located, record, node, rooms.get(node)) for node in lacking
         )
-        new = [item for item in added if item is not None]
-        held = merged(charge.held, new)
-        if new or held != charge.held:
+        counted: list[Held] = []
+        for item in added:
+            if item is not None and item.node in damaged:
+                # It took the place of what was counted already.
+                await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+            elif item is not None:
+                counted.append(item)
+        held = merged(charge.held, counted)
+        if held != charge.held:
             await self._keeper.save(charge.ref, charge.placement, held)
+
+    @staticmethod
+    def _is_damaged(survey: Survey, node: bytes) -> bool:
+        """Say whether a host has a record of this node that cannot be read any more."""
+        said = survey.answers.get(node)
+        pays = any(item.node == node and item.size_bytes for item in survey.charge.held)
+        return said is not None and said.record == "corrupt" and pays
+
+    def _has_record(self, survey: Survey, node: bytes) -> bool:
+        said = survey.answers.get(node)
+        return said is not None and any(row.customer == self._reach.own for row in said.records)
 
     async def _rooms_for(
         self, charge: Charge, record: ObjectRecord, nodes: Collection[bytes]
@@ -1150,7 +1278,7 @@ class Mender:
         """Return room for the record at nodes where this node pays for nothing of the object."""
         known = {item.node for item in charge.held} | {self._reach.own}
         unknown = [node for node in nodes if node not in known]
-        size = len(record.sealed) + len(record.placement)
+        size = record.held_bytes
         found = await together(self._lease(frozenset({node}), size) for node in unknown)
         return {
             node: lease
@@ -1158,43 +1286,22 @@ class Mender:
             if lease is not None
         }
 
-    def _replaced_bytes(self, survey: Survey, node: bytes) -> int:
-        """Return the size of this node's record at a host that is paid, which a new one replaces.
-
-        A host tells the rank of the placement in it, so which one it is: the owner signs as
-        the delegate, too, while others pay for a part. It may have dropped the record.
-        """
-        placed = survey.placed
-        mine = placed.base if survey.charge.owner is not None else placed.raw
-        held = survey.answers.get(node)
-        if held is not None and held.records:
-            ranks = [item.rank for item in held.records if item.customer == self._reach.own]
-            if not ranks:
-                return 0
-            if placed.rank in ranks:
-                mine = placed.raw
-        return len(survey.located.sealed) + len(mine)
-
     async def _tell(
         self,
         charge: Charge,
         located: Located,
         record: ObjectRecord,
         node: bytes,
-        *,
         room: HostLease | None,
-        replaced_bytes: int,
     ) -> Held | None:
-        """Store the record at one host; return what it counts for where it is new there."""
-        known = [item.lease_id for item in charge.held if item.node == node]
-        leases: list[HostLease] = [LoneLease(node, lease_id) for lease_id in known]
+        """Store the record at one host; return what it counts for there."""
+        # The newest lease first: the others may be full, or over.
+        known = [item.lease_id for item in reversed(charge.held) if item.node == node]
+        leases: list[HostLease] = [LoneLease(node, id_) for id_ in dict.fromkeys(known)]
         if node == self._reach.own:
             leases = [LoneLease(node, OWN_LEASE)]
-        elif not known:
-            if room is None:
-                return None
+        elif room is not None:
             leases = [room]
-        size = len(record.sealed) + len(record.placement)
         for lease in leases:
             try:
                 await self._record(lease, located, record)
@@ -1203,11 +1310,8 @@ class Mender:
             except XscError as fault:
                 self._fault(charge.ref, fault)
                 return None
-            if not known:
-                return Held(lease.node, lease.lease_id, size)
-            await self._reach.note_freed(node, lease.lease_id, replaced_bytes)
-            return Held(lease.node, lease.lease_id, size - replaced_bytes)
-        fresh, _ = await self._lease(frozenset({node}), size)
+            return Held(lease.node, lease.lease_id, record.held_bytes)
+        fresh, _ = await self._lease(frozenset({node}), record.held_bytes)
         if fresh is None:
             return None
         try:
@@ -1215,7 +1319,7 @@ class Mender:
         except XscError as fault:
             self._fault(charge.ref, fault)
             return None
-        return Held(fresh.node, fresh.lease_id, size)
+        return Held(fresh.node, fresh.lease_id, record.held_bytes)
 
     async def _record(self, lease: HostLease, located: Located, record: ObjectRecord) -> None:
         generation = located.manifest.generation

@@ -2,25 +2,26 @@
 
 Header; parts -> answer; its parts:
 
-    storage.put     lease, locate, generation, shards, placement, placement_seal;
-                    shards, sealed manifest
+    storage.put     lease, locate, generation, shards, manifest; shards, sealed manifest
                     -> receipt
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
-    storage.stat    locate, generation, manifest -> record, rank, columns, records, mine
+    storage.stat    locate, generation, manifest, after -> record, columns, records, mine, until
     storage.keep    lease, locate, generation, shards with roots -> receipt
-    storage.find    locate, manifest -> placements; sealed manifest
-    storage.delete  locate, final -> receipt
-    storage.trim    locate, columns -> freed, by lease
+    storage.find    locate, manifest -> ; sealed manifest where it is held
+    storage.holds   locate, generation, manifest, roots -> columns, record
+    storage.delete  order -> receipt
 
-A put that carries a placement ends with the sealed manifest as its last part. A
+A put that says `manifest` ends with the sealed manifest as its last part. A
 get names whole shards, or in `leaves` the first leaf, the one after the last, and
 the size of the shard; `proofs` holds a path for each of those that are given, and
-is there only where leaves were asked for.
+is there only where leaves were asked for. A stat speaks of the shards behind `after`;
+where others come behind those, `until` is the place of the last one, and the next stat
+names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,22 +30,26 @@ from xsc.base.errors import RecordInvalid, TooLarge
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
 from xsc.base.ids import ID_BYTES
 from xsc.base.limits import (
+    COLUMNS_MAX,
     DAMAGED_TOLD_MAX,
     FRAME_PARTS_MAX,
     MANIFEST_BYTES_MAX,
-    RECORD_BYTES_MAX,
+    PEER_BODY_BYTES_MAX,
     SEGMENT_BYTES,
+    SHARDS_MAX,
 )
 from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
+from xsc.base.units import held_bytes
 from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.held import (
+    PLACE_BYTES,
     Found,
-    FoundRecord,
     HeldColumn,
     HeldObject,
     HeldRecord,
     HeldState,
+    Holds,
     Span,
     Wanted,
 )
@@ -55,30 +60,28 @@ GET = "storage.get"
 STAT = "storage.stat"
 FIND = "storage.find"
 KEEP = "storage.keep"
+HOLDS = "storage.holds"
 DELETE = "storage.delete"
-TRIM = "storage.trim"
 SHARD_BYTES_MAX = SEGMENT_BYTES
 GET_MAX = 64
 """Shards in one get."""
 PATH_MAX = 64
 """Hashes that prove leaves of one shard: two a level, more than any shard has."""
-PLACEMENTS_MAX = 16
-COLUMNS_MAX = 4096
 LEASES_TOLD_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """Sealed manifest and signed placement, as hosts keep them."""
+    """A sealed manifest, as hosts keep it."""
 
     sealed: bytes
     sealed_root: bytes
     manifest_hash: bytes
-    placement: bytes
-    placement_id: bytes
-    placement_generation: int
-    seal: bytes | None = None
-    """The owner's signed seal over this placement and others, where there is one."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts for at a host."""
+        return held_bytes(len(self.sealed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,14 @@ class PutRequest:
     shards: tuple[tuple[int, StorageShard], ...]
     """Segment and shard."""
     sealed: Buffer | None
-    placement: bytes | None
     seal: bool = False
     """Whether its receipt may stand under a seal with others."""
-    placement_seal: bytes | None = None
-    """The owner's signed seal over the placement and others."""
 
     @property
-    def size_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """What it counts for where nothing of it is held yet."""
-        size = sum(len(shard.data) for _, shard in self.shards)
-        if self.sealed is not None and self.placement is not None:
-            size += len(self.sealed) + len(self.placement)
-        return size
+        size = held_bytes(sum(len(shard.data) for _, shard in self.shards), len(self.shards))
+        return size if self.sealed is None else size + held_bytes(len(self.sealed))
 
 
 def _map(value: Value) -> Mapping[str, Value]:
@@ -131,11 +129,9 @@ def put_message(
         "locate": locate,
         "generation": generation,
         "shards": listed,
-        "placement": None if record is None else record.placement,
+        "manifest": record is not None,
         "seal": True,
     }
-    if record is not None and record.seal is not None:
-        header["placement_seal"] = record.seal
     return header, parts
 
 
@@ -146,8 +142,7 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
         RecordInvalid, TooLarge: it breaks a rule.
     """
     listed = take_list(header, "shards", most=FRAME_PARTS_MAX)
-    placement = take_opt_bytes(header, "placement")
-    carried = 0 if placement is None else 1
+    carried = take_bool(header, "manifest")
     if len(parts) != len(listed) + carried:
         raise RecordInvalid(f"{len(listed) + carried} parts are announced, {len(parts)} came")
     if not parts:
@@ -164,7 +159,7 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
         shards.append((segment, StorageShard(column, part.data, part.root)))
     if len(places) != len(shards):
         raise RecordInvalid("a shard is named twice")
-    sealed = None if placement is None else parts[-1].data
+    sealed = parts[-1].data if carried else None
     if sealed is not None and len(sealed) > MANIFEST_BYTES_MAX:
         raise TooLarge(f"a sealed manifest has at most {MANIFEST_BYTES_MAX} bytes")
     return PutRequest(
@@ -173,10 +168,7 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
         take_int(header, "generation", most=GENERATION_MAX),
         tuple(shards),
         sealed,
-        placement,
-        # Older releases do not know of seals, and send nothing.
-        seal="seal" in header and take_bool(header, "seal"),
-        placement_seal=take_opt_bytes({"placement_seal": None} | dict(header), "placement_seal"),
+        seal=take_bool(header, "seal"),
     )
 
 
@@ -209,7 +201,7 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
     """Return locate id, generation and what is wanted.
 
     Raises:
-        RecordInvalid: it breaks a rule.
+        RecordInvalid: it breaks a rule, or names a shard twice.
     """
     wanted = []
     for item in take_list(header, "shards", most=GET_MAX):
@@ -222,11 +214,32 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
                 _span(fields),
             )
         )
+    if len({(item.segment, item.column) for item in wanted}) != len(wanted):
+        raise RecordInvalid("a shard is named twice")
     return (
         take_bytes(header, "locate", size=ID_BYTES),
         take_int(header, "generation", most=GENERATION_MAX),
         wanted,
     )
+
+
+def get_bytes_max(header: Mapping[str, Value]) -> int:
+    """Return how many bytes the answer to a `storage.get` holds in memory at most.
+
+    Raises:
+        RecordInvalid: as `read_get`.
+    """
+    _, _, wanted = read_get(header)
+    sizes = (SHARD_BYTES_MAX if it.span is None else it.span.shard_bytes for it in wanted)
+    return min(PEER_BODY_BYTES_MAX, sum(sizes))
+
+
+ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
+    GET: get_bytes_max,
+    KEEP: get_bytes_max,
+    FIND: lambda _: PEER_BODY_BYTES_MAX,
+}
+"""How much the answers of methods have in memory at most that read what is stored."""
 
 
 def keep_message(
@@ -246,8 +259,6 @@ def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Want
     locate, generation, wanted = read_get(header)
     if not wanted or any(item.span is not None for item in wanted):
         raise RecordInvalid("whole shards are kept, one at least")
-    if len({(item.segment, item.column) for item in wanted}) != len(wanted):
-        raise RecordInvalid("a shard is named twice")
     return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted
 
 
@@ -315,13 +326,27 @@ def read_got(
     return found
 
 
-def stat_message(locate: bytes, generation: int, manifest_hash: bytes) -> dict[str, Value]:
+def stat_message(
+    locate: bytes, generation: int, manifest_hash: bytes, after: bytes = b""
+) -> dict[str, Value]:
     """Return the header of a `storage.stat`."""
-    return {"locate": locate, "generation": generation, "manifest": manifest_hash}
+    return {
+        "locate": locate,
+        "generation": generation,
+        "manifest": manifest_hash,
+        "after": after or None,
+    }
 
 
-def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes]:
-    """Return locate id, generation and manifest hash.
+def _place(header: Mapping[str, Value], name: str) -> bytes:
+    place = take_opt_bytes(header, name)
+    if place is not None and len(place) != PLACE_BYTES:
+        raise RecordInvalid(f"the field '{name}' must be a segment, a column and a customer")
+    return place or b""
+
+
+def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, bytes]:
+    """Return locate id, generation, manifest hash, and the place behind which to go on.
 
     Raises:
         RecordInvalid: it breaks a rule.
@@ -330,6 +355,7 @@ def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes]:
         take_bytes(header, "locate", size=ID_BYTES),
         take_int(header, "generation", most=GENERATION_MAX),
         take_bytes(header, "manifest", size=ID_BYTES),
+        _place(header, "after"),
     )
 
 
@@ -348,15 +374,14 @@ def stat_answer(held: HeldObject, caller: bytes) -> dict[str, Value]:
         for item in held.columns[:COLUMNS_MAX]
     ]
     records: list[Value] = [
-        {"customer": item.customer, "rank": item.rank, "ends_ms": item.ends_ms}
-        for item in held.records[:COLUMNS_MAX]
+        {"customer": item.customer, "ends_ms": item.ends_ms} for item in held.records[:COLUMNS_MAX]
     ]
     mine: list[Value] = [[lease, size] for lease, size in held.sizes_of(caller)]
     return {
         "record": held.record,
-        "rank": held.rank,
         "columns": columns,
         "records": records,
+        "until": held.until or None,
         # A part of them would say that nothing lies under the others.
         **({"mine": mine} if len(mine) <= LEASES_TOLD_MAX else {}),
     }
@@ -414,65 +439,14 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
     for item in take_list(header, "records", most=COLUMNS_MAX) if "records" in header else []:
         fields = _map(item)
         customer = take_bytes(fields, "customer", size=ID_BYTES)
-        records.append(HeldRecord(customer, take_int(fields, "rank"), _end(fields)))
+        records.append(HeldRecord(customer, _end(fields)))
     return HeldObject(
         tuple(columns),
         cast(HeldState, record),
-        take_int(header, "rank"),
         tuple(records),
         mine=_mine(header),
+        until=_place(header, "until"),
     )
-
-
-def delete_message(locate: bytes, *, final: bool) -> dict[str, Value]:
-    """Return the header of a `storage.delete`."""
-    return {"locate": locate, "final": final}
-
-
-def read_delete(header: Mapping[str, Value]) -> tuple[bytes, bool]:
-    """Return the locate id, and whether nothing of the object may come afterwards.
-
-    Raises:
-        RecordInvalid: it breaks a rule.
-    """
-    # Releases before this field never say so.
-    final = "final" in header and take_bool(header, "final")
-    return take_bytes(header, "locate", size=ID_BYTES), final
-
-
-def trim_message(locate: bytes, columns: Collection[int]) -> dict[str, Value]:
-    """Return the header of a `storage.trim`."""
-    listed: list[Value] = [*sorted(columns)]
-    return {"locate": locate, "columns": listed}
-
-
-def read_trim(header: Mapping[str, Value]) -> tuple[bytes, frozenset[int]]:
-    """Return locate id, and the columns to be deleted.
-
-    Raises:
-        RecordInvalid: it breaks a rule.
-    """
-    listed = take_list(header, "columns", most=COLUMN_MAX + 1)
-    columns = [take_int({"column": column}, "column", most=COLUMN_MAX) for column in listed]
-    return take_bytes(header, "locate", size=ID_BYTES), frozenset(columns)
-
-
-def trim_answer(freed: Mapping[bytes, int]) -> dict[str, Value]:
-    """Return the answer to a `storage.trim`."""
-    listed: list[Value] = [
-        {"lease": lease_id, "size": size} for lease_id, size in sorted(freed.items())
-    ]
-    return {"freed": listed}
-
-
-def read_trimmed(header: Mapping[str, Value]) -> dict[bytes, int]:
-    """Return the bytes that a host says it freed under each lease.
-
-    Raises:
-        RecordInvalid: the answer breaks a rule.
-    """
-    rows = [_map(item) for item in take_list(header, "freed", most=COLUMNS_MAX)]
-    return {take_bytes(row, "lease", size=ID_BYTES): take_int(row, "size") for row in rows}
 
 
 def find_message(locate: bytes, manifest_hash: bytes) -> dict[str, Value]:
@@ -492,28 +466,55 @@ def read_find(header: Mapping[str, Value]) -> tuple[bytes, bytes]:
     )
 
 
-def find_answer(found: FoundRecord | None) -> tuple[dict[str, Value], list[Buffer]]:
-    """Return the answer to a `storage.find`."""
-    if found is None:
-        return {"placements": []}, []
-    placements: list[Value] = list(found.placements[:PLACEMENTS_MAX])
-    return {"placements": placements}, [found.sealed]
-
-
-def read_found(header: Mapping[str, Value], parts: Sequence[Buffer]) -> FoundRecord | None:
-    """Return what a peer found, unverified.
+def read_found(parts: Sequence[Buffer]) -> Buffer | None:
+    """Return the sealed manifest that a peer found, unverified.
 
     Raises:
         RecordInvalid: the answer breaks a rule.
-        TooLarge: a placement is over its bound.
     """
-    placements = []
-    for item in take_list(header, "placements", most=PLACEMENTS_MAX):
-        if not isinstance(item, bytes):
-            raise RecordInvalid("a placement must be bytes")
-        if len(item) > RECORD_BYTES_MAX:
-            raise TooLarge("a placement is over its bound")
-        placements.append(item)
-    if len(parts) != bool(placements):
-        raise RecordInvalid("the answer must have a manifest exactly where it has placements")
-    return FoundRecord(parts[0], tuple(placements)) if placements else None
+    if len(parts) > 1:
+        raise RecordInvalid("the answer has more than a manifest")
+    return parts[0] if parts else None
+
+
+def holds_message(
+    locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
+) -> dict[str, Value]:
+    """Return the header of a `storage.holds`."""
+    return {
+        "locate": locate,
+        "generation": generation,
+        "manifest": manifest_hash,
+        "roots": [*roots],
+    }
+
+
+def read_holds(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, list[bytes]]:
+    """Return locate id, generation, manifest hash and the roots of the first segment.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    listed = take_list(header, "roots", most=SHARDS_MAX)
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        take_bytes(header, "manifest", size=ID_BYTES),
+        [take_bytes({"root": root}, "root", size=ID_BYTES) for root in listed],
+    )
+
+
+def holds_answer(holds: Holds) -> dict[str, Value]:
+    """Return the answer to a `storage.holds`."""
+    return {"columns": [*sorted(holds.columns)], "record": holds.record}
+
+
+def read_held(header: Mapping[str, Value], n: int) -> Holds:
+    """Return what a peer says that it holds of an object of n columns.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+    """
+    listed = take_list(header, "columns", most=n)
+    columns = [take_int({"column": column}, "column", most=n - 1) for column in listed]
+    return Holds(frozenset(columns), take_bool(header, "record"))

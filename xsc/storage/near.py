@@ -2,9 +2,9 @@
 
 Whoever may read an object can have it read by a node that holds shards of it. The
 reference gives that node what it takes to read this one object and no more: the
-content key, the manifest in clear, and the placement. Neither the read secret nor
-the verify key follows from it, so the node can neither sign where shards lie nor
-pass a capability on. DESIGN sections 5 and 6; vectors: tests/vectors/near.json.
+content key, the manifest in clear, and where the columns are. Neither the read secret
+nor the verify key follows from it, so the node cannot pass a capability on.
+DESIGN sections 5 and 6; vectors: tests/vectors/near.json.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from xsc.base.errors import RecordInvalid
-from xsc.base.limits import INPUT_BYTES_MAX, KIB
+from xsc.base.limits import INPUT_BYTES_MAX, KIB, SHARDS_MAX
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.delegation import open_placement
 from xsc.storage.erasure import Code
 from xsc.storage.manifest import Manifest, check_manifest, code_of, place_of, segments_of
-from xsc.storage.placement import check_placement, columns_of
+from xsc.storage.placement import columns_of
 from xsc.storage.reading import Located
 
 REFERENCE_BYTES_MAX = 512 * KIB
-"""The manifest of INPUT_BYTES_MAX in SHARDS_MAX columns, and its placement, are half of that."""
+"""The manifest of INPUT_BYTES_MAX in SHARDS_MAX columns, and its columns, are half of that."""
 
 
 class Reference(Record):
@@ -37,8 +36,8 @@ class Reference(Record):
     content_key: Annotated[bytes, Field(min_length=32, max_length=32, repr=False)]
     manifest: bytes
     """In clear, canonical."""
-    placement: bytes
-    """Signed by the owner, or by its delegate."""
+    columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
+    """The node of each column, as far as who refers knows: every shard is checked by its root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +70,33 @@ def spared_bytes(manifest: Manifest, columns: Sequence[bytes]) -> Mapping[bytes,
     return {node: spared for node, spared in found.items() if spared}
 
 
-def refer(located: Located, content_key: bytes) -> bytes:
-    """Return the reference of an object, canonical."""
+def refer(located: Located, columns: Sequence[bytes], content_key: bytes) -> bytes:
+    """Return the reference of an object whose columns are at these nodes, canonical."""
     return Reference(
         locate=located.locate,
         content_key=content_key,
         manifest=located.manifest.to_bytes(),
-        placement=located.placement_raw,
+        columns=tuple(columns),
     ).to_bytes()
 
 
-def open_reference(raw: bytes, network: bytes) -> tuple[Located, bytes]:
+def open_reference(raw: bytes) -> tuple[Located, bytes]:
     """Return what a reference says, checked, and the content key.
 
     Raises:
-        RecordInvalid, SignatureInvalid, TooLarge: it is no reference to an object that can be
-            read for a job.
+        RecordInvalid, TooLarge: it is no reference to an object that can be read for a job.
     """
     reference = Reference.from_bytes(raw, size_max=REFERENCE_BYTES_MAX)
     manifest = Manifest.from_bytes(reference.manifest, size_max=REFERENCE_BYTES_MAX)
-    placed = open_placement(reference.placement, network, manifest.owner)
-    fault = check_manifest(manifest) or check_placement(
-        placed.placement, manifest, reference.locate
-    )
+    fault = check_manifest(manifest)
+    if fault is None and len(reference.columns) != manifest.k + manifest.m:
+        fault = "it does not name one node a column"
     if fault is None and manifest.inline is not None:
         fault = "an object this small is sent itself"
     if fault is None and manifest.size_bytes > INPUT_BYTES_MAX:
         fault = f"an input has at most {INPUT_BYTES_MAX} bytes"
     if fault is not None:
         raise RecordInvalid(f"the reference is wrong: {fault}")
-    located = Located(reference.locate, manifest, b"", placed.placement, placed.raw, placed.rank)
+    holders = tuple((node,) for node in reference.columns)
+    located = Located(reference.locate, manifest, b"", holders)
     return located, reference.content_key

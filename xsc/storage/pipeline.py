@@ -30,7 +30,7 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, PUT_ENDS_MS, SEGMENT_BYTES
 from xsc.base.merkle import root_of
-from xsc.identity.envelope import sign
+from xsc.base.units import held_bytes
 from xsc.identity.keys import KeyPair
 from xsc.storage import segment as segments
 from xsc.storage.capability import (
@@ -40,7 +40,6 @@ from xsc.storage.capability import (
     content_key,
     verify_key,
 )
-from xsc.storage.delegation import rank_of
 from xsc.storage.durability import Host, Survival, survival
 from xsc.storage.durability import plan as plan_columns
 from xsc.storage.erasure import Code, StorageShard, cut
@@ -57,6 +56,7 @@ from xsc.storage.placement import (
     columns_of,
     contract_of,
     host_bytes,
+    placement_of,
     record_bytes,
     warnings_of,
 )
@@ -101,7 +101,6 @@ class Uploaded:
     size_bytes: int
     sealed: bytes
     placement: Placement
-    placement_raw: bytes
     held: tuple[Held, ...]
     """By host and lease; hosts that failed on the way stand here too."""
     warnings: list[str]
@@ -203,7 +202,6 @@ class Upload:
         self._content_key = content_key(self._secret)
         keys = VerifyCapability(verify_key(self._secret), bytes(32))
         self._locate = keys.locate
-        self._delegate = keys.delegate.node_id
         self._manifest_key = keys.manifest_key
         self._slots: list[_Slot] = []
         self._gone: set[bytes] = set()
@@ -213,9 +211,9 @@ class Upload:
         self._lengths: dict[int, int] = {}
         self._held: dict[tuple[bytes, bytes], int] = {}
         self._record: ObjectRecord | None = None
-        self._recorded: dict[bytes, tuple[bytes, ObjectRecord]] = {}
-        """By host: under which lease it keeps which record."""
-        self._named: frozenset[bytes] = frozenset()
+        self._recorded: dict[bytes, bytes] = {}
+        """By host: under which lease it keeps the record."""
+        self._recording: set[bytes] = set()
         self._last = -1
         self._size_hint = 0
         self._abandoned = False
@@ -328,7 +326,8 @@ class Upload:
                 break
         for index in sorted({segment for segment, _ in held}):
             if all((index, column) in held for column in slot.columns):
-                size = size_of(Wanted(index, slot.columns[0], b"")) * len(slot.columns)
+                shard_bytes = size_of(Wanted(index, slot.columns[0], b""))
+                size = held_bytes(shard_bytes) * len(slot.columns)
                 place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
                 kept.acks[index, slot.columns[0]] = place
                 self._journal.acked(index, slot.columns, place)
@@ -500,7 +499,7 @@ class Upload:
         del self._live[index]
 
     async def _end(self, index: int, plain: bytes, size: int) -> Uploaded:
-        """Store the last segment with manifest and placement, until no host is replaced."""
+        """Store the last segment, and the manifest with it."""
         self._last = index
         inline: bytes | None = None
         if size <= INLINE_BYTES_MAX:
@@ -519,11 +518,11 @@ class Upload:
             size,
             [self._sealed[number] for number in range(index + 1)],
             inline=inline,
+            survive=contract_of(self._survive),
         )
-        before = None if self._kept is None else self._kept.record
-        if before is not None:
+        sealed = None if self._kept is None else self._kept.sealed
+        if sealed is not None:
             # Hosts may hold it already, and take no other under the same locate id.
-            sealed, generation = before.sealed, before.generation
             again = VerifyCapability(verify_key(self._secret), hash_of(sealed))
             if open_manifest(sealed, again) != manifest:
                 raise changed()
@@ -536,48 +535,23 @@ class Upload:
                 self._manifest_key,
                 self._entropy.token(NONCE_BYTES),
             )
-            generation = 0
-        rounds = 0
-        while True:
-            rounds += 1
-            generation += 1
             if self._journal is not None and index:
-                await self._journal.sealed(sealed, generation)
-            columns = self._columns()
-            self._require(columns)
-            placement = Placement(
-                locate=self._locate,
-                owner=self._key.node_id,
-                generation=generation,
-                k=self._code.k,
-                m=self._code.m,
-                code_generation=self._code.generation,
-                columns=columns,
-                segments=0 if inline is not None else index + 1,
-                delegate=self._delegate,
-                survive=contract_of(self._survive),
-            )
-            signed = sign(placement, self._key, self._reach.network)
-            self._record = ObjectRecord(
-                sealed=sealed,
-                sealed_root=root_of(sealed),
-                manifest_hash=hash_of(sealed),
-                placement=signed.raw,
-                placement_id=signed.id,
-                placement_generation=rank_of(generation),
-                seal=await self._reach.sealer.seal(signed.id),
-            )
-            self._named = frozenset(columns)
-            # After the first round only the record is sent again, to every host.
-            await together(self._store(slot, index, again=rounds > 1) for slot in self._slots)
-            if self._columns() == columns:
-                break
+                await self._journal.sealed(sealed)
+        self._record = ObjectRecord(
+            sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
+        )
+        self._require(self._columns())
+        await together(self._store(slot, index) for slot in self._slots)
+        # Where the slot that was to bring the record to a host was moved elsewhere, another does.
+        while lacking := [slot for slot in self._slots if slot.lease.node not in self._recorded]:
+            await together(self._store(slot, index, again=True) for slot in lacking)
+        columns = self._columns()
+        self._require(columns)
         return Uploaded(
             capability=ReadCapability(self._secret, hash_of(sealed)),
             size_bytes=size,
             sealed=sealed,
-            placement=placement,
-            placement_raw=signed.raw,
+            placement=placement_of(manifest, columns),
             held=tuple(Held(node, lease, held) for (node, lease), held in self._held.items()),
             warnings=warnings_of(columns, self._code, self._reach.own),
             survives=survival(self._hosts_of(columns), self._code.m),
@@ -594,41 +568,34 @@ class Upload:
 
     async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
         """Store shards of a segment at a host, with the record where it is the last segment."""
-        # A host that came in after the placement was signed gets its record in the next round.
-        named = index == self._last and lease.node in self._named
-        record = self._record if named else None
+        # Of several slots at one host, one brings the record.
+        carries = index == self._last and lease.node not in {*self._recorded, *self._recording}
+        record = self._record if carries else None
         place = (lease.node, lease.lease_id)
-        for batch, carried in requests_of([(index, shard) for shard in shards], record):
-            if not batch and carried is None:
-                continue
-            stored = await self._reach.store(
-                lease, self._locate, self._code.generation, shards=batch, record=carried
-            )
-            self._held[place] += stored
-            if carried is not None:
-                await self._count_once(lease, carried)
+        if carries:
+            self._recording.add(lease.node)
+        try:
+            for batch, carried in requests_of([(index, shard) for shard in shards], record):
+                if not batch and carried is None:
+                    continue
+                stored = await self._reach.store(
+                    lease, self._locate, self._code.generation, shards=batch, record=carried
+                )
+                self._held[place] += stored
+            if carries:
+                self._recorded[lease.node] = lease.lease_id
+        finally:
+            if carries:
+                self._recording.discard(lease.node)
 
     async def _uncount_records(self) -> None:
         """Count no record of a put that may go on: then it is sent, and counted, again."""
-        for node, (lease_id, record) in self._recorded.items():
-            size = len(record.sealed) + len(record.placement)
+        size = 0 if self._record is None else self._record.held_bytes
+        for node, lease_id in self._recorded.items():
             self._held[node, lease_id] -= size
             await self._reach.note_freed(node, lease_id, size)
         assert self._journal is not None
         self._journal.moved(self._head())
-
-    async def _count_once(self, lease: HostLease, record: ObjectRecord) -> None:
-        """Take off the count what a host no longer keeps beside the record that it has now."""
-        lease_id, gone = self._recorded.get(lease.node, (lease.lease_id, None))
-        if gone is not None and gone.placement_id == record.placement_id:
-            # It had that one: the second costs nothing there.
-            lease_id, gone = lease.lease_id, record
-        else:
-            self._recorded[lease.node] = (lease.lease_id, record)
-        if gone is not None:
-            size = len(gone.sealed) + len(gone.placement)
-            self._held[lease.node, lease_id] -= size
-            await self._reach.note_freed(lease.node, lease_id, size)
 
     async def _store(self, slot: _Slot, index: int, *, again: bool = False) -> None:
         """Store a slot's columns of a segment, at whatever host it has by then."""
@@ -657,7 +624,7 @@ class Upload:
         place = KeptPlace(
             node=slot.lease.node,
             lease_id=slot.lease.lease_id,
-            size_bytes=sum(len(shard.data) for shard in shards),
+            size_bytes=held_bytes(sum(len(shard.data) for shard in shards), len(shards)),
         )
         self._journal.acked(index, slot.columns, place)
 
@@ -711,7 +678,9 @@ class Upload:
         """Return a host to take a slot over, one that holds nothing yet if there is one."""
         async with self._choosing:
             taken = frozenset(other.lease.node for other in self._slots) | self._gone
-            held = sum(self._lengths[index] for index in slot.done) // self._code.k
+            held = sum(
+                held_bytes(self._code.shard_bytes(self._lengths[index])) for index in slot.done
+            )
             size = max(self._room(self._code.n), held) * len(slot.columns)
             try:
                 leases = await self._reach.hosts.lease_hosts(

@@ -1,8 +1,8 @@
-"""Which node holds which column, and what that is worth.
+"""Where an object's columns are, and what that is worth.
 
-A placement is signed by the object's owner and counted: the highest generation
-wins. It may change for as long as the object lives; the capability does not.
-Every segment's shard of one column lies on the same node.
+A placement is what the node that looks after an object last knew: a plan, which
+proves nothing and is shown to nobody but custodians. Readers follow what hosts say
+that they hold. Every segment's shard of one column is at the same node.
 """
 
 from __future__ import annotations
@@ -14,74 +14,53 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from xsc.base.encoding import Value
 from xsc.base.limits import SHARDS_MAX
-from xsc.base.units import ceil_div
-from xsc.identity.envelope import Count, Id32, Record
+from xsc.base.units import ceil_div, held_bytes
+from xsc.identity.envelope import Id32, Record
 from xsc.storage.durability import Host, Survival, survival
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldObject
-from xsc.storage.manifest import Manifest, expected_digest, segments_of
+from xsc.storage.manifest import Loss, Manifest, expected_digest, segments_of
 
-Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
 State = Literal["ok", "missing", "corrupt", "unreachable"]
 """A column's state: the worst of its segments."""
 
 
 class Placement(Record):
-    """Signed by the owner: these nodes hold the object."""
+    """The node of each column, as the owner or a custodian keeps it for itself."""
 
     KIND: ClassVar[str] = "placement"
 
-    locate: Id32
-    owner: Id32
-    generation: Count
-    """Rises with every change; the highest one wins."""
-    k: Count
-    m: Count
-    code_generation: Count
+    k: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
     """The node of each column, 0 to n-1."""
-    segments: Count
-    delegate: Id32 | None = None
-    """Whose signature may move columns after this (`xsc.storage.delegation`); None: nobody's."""
-    survive: tuple[Loss, Loss, Loss] | None = None
-    """The contract: nodes, sites and owners that may be lost; None where nothing was asked."""
+    survive: tuple[Loss, Loss, Loss] | None
+    """The contract, as the manifest has it."""
+
+    @property
+    def m(self) -> int:
+        """How many columns may be lost."""
+        return len(self.columns) - self.k
 
     @property
     def asked(self) -> Survival:
         """The contract."""
-        return Survival(*(self.survive or ()))
+        return asked_of(self.survive)
 
-    def to_value(self) -> dict[str, Value]:
-        """Return the record as plain values; without what is not said as before there was any."""
-        value = super().to_value()
-        for name in ("delegate", "survive"):
-            if value[name] is None:
-                del value[name]
-        return value
+
+def placement_of(manifest: Manifest, columns: Sequence[bytes]) -> Placement:
+    """Return the placement of an object whose columns are at these nodes."""
+    return Placement(k=manifest.k, columns=tuple(columns), survive=manifest.survive)
+
+
+def asked_of(survive: tuple[int, int, int] | None) -> Survival:
+    """Return the contract that a manifest or a placement holds."""
+    return Survival(*(survive or ()))
 
 
 def contract_of(asked: Survival) -> tuple[int, int, int] | None:
-    """Return a contract as a placement holds it; None for one that asks nothing."""
+    """Return a contract as a manifest holds it; None for one that asks nothing."""
     return (asked.nodes, asked.sites, asked.owners) if asked != Survival() else None
-
-
-def check_placement(placement: Placement, manifest: Manifest, locate: bytes) -> str | None:
-    """Return the first thing in which a placement does not fit its manifest, or None."""
-    if placement.locate != locate:
-        return "the placement is of another object"
-    if placement.owner != manifest.owner:
-        return "the placement names another owner than the manifest"
-    if (placement.k, placement.m) != (manifest.k, manifest.m):
-        return "the placement is of another code than the manifest"
-    if placement.code_generation != manifest.generation:
-        return "the placement is of another encoding generation than the manifest"
-    if len(placement.columns) != manifest.k + manifest.m:
-        return "the placement does not name one node a column"
-    if placement.segments != segments_of(manifest):
-        return "the placement counts other segments than the manifest"
-    return None
 
 
 def assign(hosts: Sequence[bytes], n: int) -> tuple[bytes, ...]:
@@ -195,10 +174,11 @@ def column_states(
     manifest: Manifest, columns: Sequence[bytes], answers: Mapping[bytes, HeldObject | None]
 ) -> list[State]:
     """Return the state of each column from what its host said; None: it said nothing."""
-    return [_column_state(manifest, column, answers[node]) for column, node in enumerate(columns)]
+    return [column_state(manifest, column, answers[node]) for column, node in enumerate(columns)]
 
 
-def _column_state(manifest: Manifest, column: int, held: HeldObject | None) -> State:
+def column_state(manifest: Manifest, column: int, held: HeldObject | None) -> State:
+    """Return the state of one column at a host, from what that said; None: it said nothing."""
     if held is None:
         return "unreachable"
     if manifest.inline is not None:
@@ -211,6 +191,43 @@ def _column_state(manifest: Manifest, column: int, held: HeldObject | None) -> S
     if any(row.damaged or row.segments >= segments_of(manifest) for row in rows):
         return "corrupt"
     return "missing"
+
+
+def likely_columns(
+    holders: Sequence[Sequence[bytes]], known: Sequence[bytes], own: bytes
+) -> tuple[bytes, ...]:
+    """Return a node for each column, by what nodes say that they hold.
+
+    Args:
+        holders: by column, who says that it holds it.
+        known: hosts of the object, for columns of which nobody says it: they may be silent.
+        own: this node, where there is nobody else.
+    """
+    ranked = [sorted(set(nodes), key=lambda node: (node not in known, node)) for nodes in holders]
+    column_of: dict[bytes, int] = {}
+
+    def matched(column: int, tried: set[bytes]) -> bool:
+        """Give a column a node of its own, for which other columns may take another."""
+        for node in ranked[column]:
+            if node not in tried:
+                tried.add(node)
+                if node not in column_of or matched(column_of[node], tried):
+                    column_of[node] = column
+                    return True
+        return False
+
+    for column in range(len(holders)):
+        matched(column, set())
+    chosen = {column: node for node, column in column_of.items()}
+    for column, nodes in enumerate(ranked):
+        if nodes and column not in chosen:
+            taken = Counter(chosen.values())
+            chosen[column] = min(nodes, key=taken.__getitem__)
+    for column in range(len(holders)):
+        if column not in chosen:
+            free = [node for node in known if node not in chosen.values()]
+            chosen[column] = free[0] if free else own
+    return tuple(chosen[column] for column in range(len(holders)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +262,18 @@ def condition(states: Sequence[State], k: int, spare_nodes: int, *, inline: bool
 
 
 def host_bytes(size_bytes: int, code: Code, hosts: int, segment_bytes: int) -> int:
-    """Return how many bytes of shards the busiest of that many hosts will hold."""
+    """Return what the shards at the busiest of that many hosts will count for."""
+    return column_bytes(size_bytes, code, segment_bytes) * ceil_div(code.n, hosts)
+
+
+def column_bytes(size_bytes: int, code: Code, segment_bytes: int) -> int:
+    """Return what one column of an object that is not inline counts for at its host."""
     segments, tail = divmod(size_bytes, segment_bytes)
-    column = segments * code.shard_bytes(segment_bytes) + code.shard_bytes(tail)
-    return column * ceil_div(code.n, hosts)
+    size = segments * code.shard_bytes(segment_bytes) + code.shard_bytes(tail)
+    return held_bytes(size, ceil_div(size_bytes, segment_bytes))
 
 
 def record_bytes(size_bytes: int, code: Code, segment_bytes: int) -> int:
-    """Return an upper bound of what manifest and placement of an object take at each host."""
+    """Return an upper bound of what the manifest of an object counts for at each host."""
     each = 34 * code.n + 40
-    return 1024 + min(size_bytes, 4096) + 34 * code.n + each * ceil_div(size_bytes, segment_bytes)
+    return held_bytes(1024 + min(size_bytes, 4096) + each * ceil_div(size_bytes, segment_bytes))

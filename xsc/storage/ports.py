@@ -55,6 +55,9 @@ class Hosts(Protocol):
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
 
+    def refused(self, lease_id: bytes) -> None:
+        """Take note that a host had no room for a write under a lease."""
+
     async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note that a host has held more (+) or less (-) than was counted, since a crash."""
 
@@ -84,18 +87,22 @@ class Leases(Protocol):
     """The provider's side of storage leases."""
 
     def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
-        """Count that many bytes against the lease, from now on.
+        """Keep that much room under the lease for a write, until `stored` is told of it.
 
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without that room.
+            CreditExceeded: the customer owes too much already.
             SpaceExhausted: promised room is gone.
         """
+
+    def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:
+        """Count what came of a write that was admitted: so many bytes are held more."""
 
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease ends or ended, renewals counted; None where it is not known."""
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
-        """Give back (-) bytes that were admitted and not stored, or that were deleted."""
+        """Count bytes that are held no more (-), or under another lease than was written to."""
 
 
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]

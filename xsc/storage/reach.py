@@ -7,8 +7,17 @@ verified: shards against the root asked for, receipts against what was sent.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -16,6 +25,7 @@ from xsc.base.clock import Clock, Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     LeaseExhausted,
+    PeerSilent,
     ReceiptInvalid,
     RecordInvalid,
     ShardMismatch,
@@ -28,28 +38,32 @@ from xsc.base.limits import (
     FIND_GRACE_MS,
     HEDGE_FLOOR_MS,
     MIB,
+    STAT_PAGES_MAX,
+    STAT_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
     STORE_REQUEST_BYTES_MAX,
 )
 from xsc.base.log import Log
 from xsc.base.peering import Caller, Reply
-from xsc.identity.envelope import Signed, open_signed
+from xsc.base.units import held_bytes
+from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage import having, messages, pace
 from xsc.storage.bodies import Body, RecordBody, ShardBody
 from xsc.storage.deletions import dropped_ms
 from xsc.storage.erasure import Buffer, StorageShard
 from xsc.storage.expiry import with_ends
-from xsc.storage.held import Found, FoundRecord, HeldObject, Span, Wanted
-from xsc.storage.manifest import hash_of
+from xsc.storage.held import Found, HeldObject, Holds, Span, Wanted
+from xsc.storage.manifest import Manifest
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.pace import Pace
-from xsc.storage.placement_seal import PlacementSealer
 from xsc.storage.ports import HostLease, Hosts, Leases
 from xsc.storage.receipts import deletion_fault, expected_receipt
 from xsc.storage.rolling import Intake
 from xsc.storage.seals import Seals
 from xsc.storage.shards import StorageNode
+from xsc.storage.stating import Stated
+from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
@@ -58,6 +72,8 @@ T = TypeVar("T")
 VERIFIED_AT_ONCE_BYTES = MIB
 """Up to here a shard is verified where it arrives. A thread would give up and take the interpreter
 lock for each leaf beside a busy event loop: half a millisecond of work took three."""
+More: TypeAlias = Callable[[], Awaitable[Sequence["Source"]]]
+"""Finds further sources of an object."""
 Take: TypeAlias = Callable[[int, Buffer], None]
 """Takes a column's shard that was verified, in whatever thread."""
 
@@ -133,18 +149,7 @@ def bodies_of(
         for segment, shard in shards
     ]
     if record is not None:
-        bodies.append(
-            RecordBody(
-                locate,
-                customer,
-                lease_id,
-                record.manifest_hash,
-                hash_of(record.placement),
-                record.placement_generation,
-                record.sealed,
-                record.placement,
-            )
-        )
+        bodies.append(RecordBody(locate, customer, lease_id, record.manifest_hash, record.sealed))
     return bodies
 
 
@@ -211,6 +216,7 @@ class Reach:
         log: Log,
         lease_grace_ms: int,
     ) -> None:
+        self._key = key
         self.own = key.node_id
         self.network = network
         self.clock = clock
@@ -226,7 +232,6 @@ class Reach:
         self._paces: dict[bytes, Pace] = {}
         self._trials: dict[bytes, asyncio.Task[None]] = {}
         self._seals = Seals(network)
-        self.sealer = PlacementSealer(key, network)
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
@@ -317,9 +322,9 @@ class Reach:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        size = sum(len(shard.data) for _, shard in shards)
+        size = held_bytes(sum(len(shard.data) for _, shard in shards), len(shards))
         if record is not None:
-            size += len(record.sealed) + len(record.placement)
+            size += record.held_bytes
         if lease.node == self.own:
             # The own node has no lease with itself, but room that is promised to others.
             self._leases.admit(OWN_LEASE, self.own, size)
@@ -334,7 +339,11 @@ class Reach:
                 )
             )
         else:
-            await self._store_at_peer(lease, locate, generation, shards, record)
+            try:
+                await self._store_at_peer(lease, locate, generation, shards, record)
+            except LeaseExhausted:
+                self.hosts.refused(lease.lease_id)
+                raise
             await self.hosts.used(lease.lease_id, size)
         return size
 
@@ -356,7 +365,6 @@ class Reach:
             generation=generation,
             shards=batch,
             manifest=None if record is None else record.manifest_hash,
-            placement=None if record is None else record.placement_id,
             stored_ms=0,
         )
         self._check_receipt(lease.node, reply.header, expected)
@@ -411,7 +419,8 @@ class Reach:
         except XscError as wrong:
             self._blame(lease.node, "receipt_invalid", wrong.message)
             raise
-        await self.hosts.used(lease.lease_id, sum(held.size_bytes for held in receipt.shards))
+        size = held_bytes(sum(held.size_bytes for held in receipt.shards), len(receipt.shards))
+        await self.hosts.used(lease.lease_id, size)
         return {(held.segment, held.column) for held in receipt.shards}
 
     async def keep(
@@ -423,7 +432,7 @@ class Reach:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        size = sum(item.size_bytes for item in shards)
+        size = held_bytes(sum(item.size_bytes for item in shards), len(shards))
         if lease.node == self.own:
             wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
             found = whole_of(wanted, await self._node.get(locate, generation, wanted))
@@ -441,7 +450,6 @@ class Reach:
             generation=generation,
             shards=tuple(shards),
             manifest=None,
-            placement=None,
             stored_ms=0,
         )
         self._check_receipt(lease.node, reply.header, expected)
@@ -497,51 +505,105 @@ class Reach:
         return found.data
 
     async def stat(
-        self, node: bytes, locate: bytes, generation: int, manifest_hash: bytes
+        self, node: bytes, locate: bytes, manifest: Manifest, manifest_hash: bytes
     ) -> HeldObject:
-        """Return what a host says that it holds of an object."""
+        """Return what a host says that it holds of an object, all pages of it.
+
+        Raises:
+            PeerSilent: it does not answer, or comes to no end in time.
+            RecordInvalid: it answers nonsense, or goes backwards.
+            XscError: what it answered.
+        """
+        end_ms = self.clock.monotonic_ms() + STAT_TIMEOUT_MS
+        stated = Stated(manifest)
+        after = b""
+        for _ in range(STAT_PAGES_MAX):
+            left_ms = end_ms - self.clock.monotonic_ms()
+            if left_ms <= 0:
+                break
+            asked = (locate, manifest.generation, manifest_hash, after)
+            after = stated.add(await self._stat_page(node, asked, left_ms))
+            if not after:
+                return stated.whole()
+        raise PeerSilent(f"{short(node)} comes to no end of what it holds")
+
+    async def _stat_page(
+        self, node: bytes, asked: tuple[bytes, int, bytes, bytes], left_ms: int
+    ) -> HeldObject:
         if node == self.own:
-            held = await self._node.stat(locate, generation, manifest_hash)
-            return with_ends(held, self._leases.end_ms)
-        header = messages.stat_message(locate, generation, manifest_hash)
+            return with_ends(await self._node.stat(*asked), self._leases.end_ms)
         reply = await self._caller.call(
-            node, messages.STAT, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+            node,
+            messages.STAT,
+            messages.stat_message(*asked),
+            timeout_ms=min(left_ms, STORAGE_QUESTION_TIMEOUT_MS),
         )
         return messages.read_stated(reply.header)
 
-    async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
-        """Return manifest and placements that a host keeps, unverified."""
+    async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
+        """Return the sealed manifest that a host keeps, unverified."""
         if node == self.own:
             return await self._node.find(locate, manifest_hash)
         header = messages.find_message(locate, manifest_hash)
         reply = await self._caller.call(
             node, messages.FIND, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
         )
-        return messages.read_found(reply.header, reply.parts)
+        return messages.read_found(reply.parts)
+
+    async def holds(
+        self,
+        node: bytes,
+        locate: bytes,
+        generation: int,
+        manifest_hash: bytes,
+        roots: Sequence[bytes],
+    ) -> Holds:
+        """Return which columns a host says that it holds, by the roots of the first segment."""
+        if node == self.own:
+            return await self._node.holds(locate, generation, manifest_hash, roots)
+        header = messages.holds_message(locate, generation, manifest_hash, roots)
+        reply = await self._caller.call(
+            node, messages.HOLDS, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
+        return messages.read_held(reply.header, max(1, len(roots)))
 
     async def delete(
-        self, node: bytes, locate: bytes, *, final: bool
-    ) -> Signed[DeletionReceipt] | None:
-        """Have a host delete all that this node stored of an object there.
+        self, node: bytes, locate: bytes, *, columns: Collection[int] = (), final: bool = False
+    ) -> tuple[dict[bytes, int], Signed[DeletionReceipt] | None]:
+        """Have a host delete what this node stored of an object there.
 
         Args:
             node: the host.
             locate: of the object.
+            columns: which columns; none named: everything.
             final: for good: a put that is still under way to the host is refused there.
 
         Returns:
-            The host's verified receipt; None for the own node, which owes none to itself.
+            The bytes freed under each lease, and the host's verified receipt: None for the own
+            node, which owes none to itself.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
         if node == self.own:
-            await self._node.delete(locate, self.own, final=final)
-            return None
-        header = messages.delete_message(locate, final=final)
+            if columns:
+                return await self._node.trim(locate, self.own, frozenset(columns)), None
+            return await self._node.delete(locate, self.own, final=final), None
+        order = sign(
+            DeletionOrder(
+                customer=self.own,
+                host=node,
+                locate=locate,
+                columns=tuple(sorted(columns)),
+                final=final,
+                ordered_ms=self.clock.now_ms(),
+            ),
+            self._key,
+            self.network,
+        )
         reply = await self._caller.call(
-            node, messages.DELETE, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+            node, messages.DELETE, {"order": order.raw}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
         )
         try:
             signed = open_signed(
@@ -550,34 +612,13 @@ class Reach:
                 network=self.network,
                 author=node,
             )
-            fault = deletion_fault(
-                signed.record,
-                host=node,
-                customer=self.own,
-                locate=locate,
-                now_ms=self.clock.now_ms(),
-            )
+            fault = deletion_fault(signed.record, order, now_ms=self.clock.now_ms())
             if fault is not None:
                 raise ReceiptInvalid(fault)
         except XscError as wrong:
             self._blame(node, "receipt_invalid", wrong.message)
             raise
-        return signed
-
-    async def trim(self, node: bytes, locate: bytes, columns: Collection[int]) -> dict[bytes, int]:
-        """Have a host delete some columns of what this node has there; return bytes by lease."""
-        if node == self.own:
-            return await self._node.trim(locate, self.own, frozenset(columns))
-        reply = await self._caller.call(
-            node,
-            messages.TRIM,
-            messages.trim_message(locate, columns),
-            timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
-        )
-        freed = messages.read_trimmed(reply.header)
-        for lease_id, size in freed.items():
-            await self.note_freed(node, lease_id, size)
-        return freed
+        return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
 
     async def note_recounted(self, node: bytes, lease_id: bytes, more_bytes: int) -> None:
         """Take note that a host has held so much more, or less, than was counted."""
@@ -646,15 +687,23 @@ class Source:
 
 
 def in_order(
-    reach: Reach, sources: Iterable[Source], k: int, size_bytes: int = MIB
+    reach: Reach,
+    sources: Iterable[Source],
+    k: int,
+    size_bytes: int = MIB,
+    doubted: Container[bytes] = (),
 ) -> list[Source]:
-    """Return sources in the order to ask them: up, not slow, data columns, then the fastest."""
+    """Return sources in the order to ask them: up, not slow, data columns, then the fastest.
+
+    Nodes that are doubted, because they failed this reader before, come last.
+    """
     listed = list(sources)
     expected = [reach.expected_ms(source.node, size_bytes) for source in listed]
     slow_ms = pace.slow_from_ms(expected, k) if listed else 0
     ranked = sorted(
         zip(listed, expected, strict=True),
         key=lambda item: (
+            item[0].node in doubted,
             not reach.is_up(item[0].node),
             item[1] > slow_ms,
             item[0].column >= k,
@@ -678,11 +727,15 @@ async def race(
     size_bytes: int = MIB,
     intake: Intake | None = None,
     arrived: Callable[[], None] | None = None,
+    more: More | None = None,
+    doubted: set[bytes] | None = None,
 ) -> dict[int, Buffer]:
-    """Return k verified shards of a segment, from the first k sources that give theirs.
+    """Return k verified shards of a segment, from the first sources of k columns to give theirs.
 
     With a span it is the same leaves of each. An intake is given each shard by itself,
     which `arrived` is told then, and says by its tickets how many may be asked for.
+    Several sources may name one column. Where all have failed, `more` finds others,
+    once; nodes that fail are added to those `doubted`.
 
     The next source is asked at once where one fails, and beside it where one takes
     longer than 1.5 times what was expected of an answer of `size_bytes`.
@@ -697,11 +750,29 @@ async def race(
     alarms: dict[asyncio.Task[Any], asyncio.Task[Any]] = {}
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, XscError]] = []
+    faulty = set() if doubted is None else doubted
     take = None if intake is None else intake.take
     tickets = deque(() if intake is None else intake.tickets)
 
-    def ask_next() -> None:
-        source = waiting.pop(0)
+    def next_source(*, also_running: bool = False) -> Source | None:
+        """Return a source of a column that nobody is asked for, else of one that is late."""
+        asked = {source.column for source in running.values()}
+        busy = {source.node for source in running.values()}
+        # Nodes that failed come last. A node that says that it holds what others hold, too, is
+        # asked for one shard at a time: so a liar is believed once.
+        waiting.sort(key=lambda source: source.node in faulty)
+        left = [source for source in waiting if source.column not in got]
+        fresh = [source for source in left if source.column not in asked]
+        count = Counter(source.column for source in fresh)
+        free = (each for each in fresh if count[each.column] == 1 or each.node not in busy)
+        return next(free, None) or next(iter(fresh or (left if also_running else ())), None)
+
+    async def others(find: More) -> list[Source]:
+        tried = {*running.values(), *(source for source, _ in failed)}
+        return [source for source in await find() if source not in tried]
+
+    def ask(source: Source) -> None:
+        waiting.remove(source)
         want = Wanted(segment, source.column, roots[source.column], span)
         task = asyncio.create_task(reach.fetch(source.node, locate, generation, want, take))
         running[task] = source
@@ -717,10 +788,17 @@ async def race(
         while len(got) < k:
             while tickets and tickets[0].done():
                 tickets.popleft()
-            while waiting and len(got) + len(running) < k - len(tickets):
-                ask_next()
+            while len({*got, *(each.column for each in running.values())}) < k - len(tickets):
+                source = next_source()
+                if source is None:
+                    break
+                ask(source)
             if not running and not tickets:
-                raise insufficient(segment, k, len(got), failed)
+                if more is None:
+                    raise insufficient(segment, k, len(got), failed)
+                waiting = await others(more)
+                more = None
+                continue
             awaited: list[asyncio.Future[Any]] = [*running, *alarms, *list(tickets)[:1]]
             over, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in running if task in over]:
@@ -729,6 +807,7 @@ async def race(
                     got[source.column] = task.result()
                 except XscError as fault:
                     failed.append((source, fault))
+                    faulty.add(source.node)
                 else:
                     if arrived is not None:
                         arrived()
@@ -737,8 +816,11 @@ async def race(
                 late = alarms.pop(task)
                 if late in running:
                     is_late(late)
-                    if waiting:
-                        ask_next()
+                    if more is not None and next_source(also_running=True) is None:
+                        waiting = await others(more)
+                        more = None
+                    if (beside := next_source(also_running=True)) is not None:
+                        ask(beside)
         if span is None:
             for source in waiting:
                 want = Wanted(segment, source.column, roots[source.column])

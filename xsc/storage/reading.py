@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -21,7 +21,6 @@ from xsc.storage.capability import ReadCapability
 from xsc.storage.erasure import Buffer, Code, decode_rows
 from xsc.storage.held import Wanted
 from xsc.storage.manifest import Manifest, code_of, place_of, segments_of
-from xsc.storage.placement import Placement
 from xsc.storage.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.reach import Reach, Source, first_of, in_order, race, stop_all, together
 from xsc.storage.rolling import Intake, Room
@@ -39,16 +38,27 @@ class Located:
     locate: bytes
     manifest: Manifest
     sealed: bytes
-    placement: Placement
-    placement_raw: bytes
-    rank: int
-    """By which placements are ordered (`xsc.storage.delegation`)."""
+    holders: tuple[tuple[bytes, ...], ...]
+    """By column, the nodes that should hold it: by the own placement, or by their own word."""
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every column at every node that should hold it."""
+        return [Source(column, node) for column, nodes in enumerate(self.holders) for node in nodes]
 
 
 def roots_of(manifest: Manifest, index: int) -> tuple[bytes, ...]:
     """Return the roots of one segment, in order of columns."""
     n = manifest.k + manifest.m
     return manifest.roots[index * n : (index + 1) * n]
+
+
+def first_of_each(sources: Sequence[Source]) -> list[Source]:
+    """Return the first source of each column, in the same order."""
+    firsts: dict[int, Source] = {}
+    for source in sources:
+        firsts.setdefault(source.column, source)
+    return list(firsts.values())
 
 
 def _join(
@@ -124,6 +134,7 @@ class ObjectReader:
         tails: Tails,
         *,
         name: str | None,
+        search: Callable[[Located], Awaitable[Located]],
     ) -> None:
         self.name = name
         """The name that this node stored it under; None where another node did."""
@@ -132,6 +143,11 @@ class ObjectReader:
         self._located = located
         self._content_key = capability.content_key
         self._tails = tails
+        self._search = search
+        self._searching = asyncio.Lock()
+        self._searched = False
+        self._doubted: set[bytes] = set()
+        """Nodes that gave something wrong, or nothing: they are asked last from then on."""
         self._key = (located.locate, capability.manifest_hash)
 
     async def stream(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[Buffer]:
@@ -239,36 +255,50 @@ class ObjectReader:
         """
         located, manifest, reach = self._located, self._located.manifest, self._reach
         roots = roots_of(manifest, index)
-        columns = located.placement.columns
-        host = columns[piece.column]
+        size = piece.span.size_bytes
+        direct = [source for source in located.sources if source.column == piece.column]
+        direct = in_order(reach, direct, code.k, size, self._doubted)
         want = Wanted(index, piece.column, roots[piece.column], piece.span)
 
-        async def ask() -> Buffer:
-            return await reach.fetch(host, located.locate, manifest.generation, want)
-
         async def rebuild() -> Buffer:
-            others = [Source(column, node) for column, node in enumerate(columns)]
-            del others[piece.column]
+            others = [source for source in located.sources if source not in direct[:1]]
             got = await race(
                 reach,
                 locate=located.locate,
                 generation=manifest.generation,
                 segment=index,
                 roots=roots,
-                sources=in_order(reach, others, code.k, piece.span.size_bytes),
+                sources=in_order(reach, others, code.k, size, self._doubted),
                 k=code.k,
                 span=piece.span,
+                more=self._more,
+                doubted=self._doubted,
             )
             return await reach.executor.run(rebuild_span, got, code, piece.column, piece.span)
 
-        size = piece.span.size_bytes
-        direct = reach.is_up(host) and not reach.is_slow(host)
+        if not direct:
+            return await rebuild()
+        host = direct[0].node
+
+        async def ask() -> Buffer:
+            return await reach.fetch(host, located.locate, manifest.generation, want)
+
+        quick = reach.is_up(host) and not reach.is_slow(host) and host not in self._doubted
         return await first_of(
             reach.clock,
-            [ask, rebuild] if direct else [rebuild, ask],
+            [ask, rebuild] if quick else [rebuild, ask],
             reach.late_ms(host, size),
-            lambda elapsed_ms: reach.note_late(host, size, elapsed_ms) if direct else None,
+            lambda elapsed_ms: reach.note_late(host, size, elapsed_ms) if quick else None,
         )
+
+    async def _more(self) -> list[Source]:
+        """Ask all peers once what they hold: where the known holders do not give the object."""
+        async with self._searching:
+            if not self._searched:
+                self._located = await self._search(self._located)
+                self._searched = True
+        code = code_of(self._located.manifest)
+        return in_order(self._reach, self._located.sources, code.k, doubted=self._doubted)
 
     def _inline(self) -> bytes:
         manifest = self._located.manifest
@@ -286,11 +316,12 @@ class ObjectReader:
         located, manifest = self._located, self._located.manifest
         code = code_of(manifest)
         length = place_of(manifest, located.locate, index).length
-        sources = [Source(column, node) for column, node in enumerate(located.placement.columns)]
         size = code.shard_bytes(length)
-        ranked = in_order(self._reach, sources, code.k, size)
+        ranked = in_order(self._reach, located.sources, code.k, size, self._doubted)
+        firsts = first_of_each(ranked)[: code.k]
         # Of those that are asked, the one whose bytes are read first comes first.
-        chosen = sorted(ranked[: code.k], key=lambda source: source.column)
+        chosen = sorted(firsts, key=lambda source: source.column)
+        rest = [source for source in ranked if source not in firsts]
 
         def arrived() -> None:
             nonlocal begin
@@ -305,11 +336,13 @@ class ObjectReader:
             generation=manifest.generation,
             segment=index,
             roots=roots_of(manifest, index),
-            sources=[*chosen, *ranked[code.k :]],
+            sources=[*chosen, *rest],
             k=code.k,
             size_bytes=size,
             intake=intake,
             arrived=arrived,
+            more=self._more,
+            doubted=self._doubted,
         )
         if not intake.is_open:
             await self._reach.executor.run(intake.complete, shards)
@@ -325,13 +358,12 @@ async def read_segment(
     """
     manifest = located.manifest
     assert index < segments_of(manifest)
-    columns = located.placement.columns
     code = code_of(manifest)
     place = place_of(manifest, located.locate, index)
     size = code.shard_bytes(place.length)
-    listed = [Source(column, node) for column, node in enumerate(columns)]
-    sources = in_order(reach, listed, manifest.k, size)
+    sources = in_order(reach, located.sources, manifest.k, size)
     sources.sort(key=lambda source: source.node != reach.own)
+    own = {source.column for source in sources if source.node == reach.own}
     shards = await race(
         reach,
         locate=located.locate,
@@ -342,7 +374,7 @@ async def read_segment(
         k=manifest.k,
         size_bytes=size,
     )
-    received = sum(len(data) for column, data in shards.items() if columns[column] != reach.own)
+    received = sum(len(data) for column, data in shards.items() if column not in own)
     seal = manifest.nonces[index], manifest.tags[index]
     data = await reach.executor.run(_join, shards, code, content_key, seal, place)
     return data, received

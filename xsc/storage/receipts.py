@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xsc.base.limits import REQUEST_WINDOW_MS
+from xsc.identity.envelope import Signed
 from xsc.storage.erasure import StorageShard
 from xsc.storage.manifest import Manifest, code_of, root_at, segments_of
 from xsc.storage.segment import length_of
+from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
@@ -21,7 +23,6 @@ def expected_receipt(
     generation: int,
     shards: Sequence[tuple[int, StorageShard]],
     manifest: bytes | None,
-    placement: bytes | None,
     stored_ms: int,
 ) -> StorageReceipt:
     """Return the receipt for (segment, shard) in the order in which they were sent."""
@@ -38,7 +39,6 @@ def expected_receipt(
             for segment, shard in shards
         ),
         manifest=manifest,
-        placement=placement,
         stored_ms=stored_ms,
     )
 
@@ -58,22 +58,32 @@ def receipt_fault(receipt: StorageReceipt, expected: StorageReceipt) -> str | No
             return f"the receipt is wrong about segment {sent.segment}, column {sent.column}"
     if receipt.manifest != expected.manifest:
         return "the receipt names another manifest"
-    if receipt.placement != expected.placement:
-        return "the receipt names another placement"
+    return None
+
+
+def order_fault(order: DeletionOrder, *, host: bytes, customer: bytes) -> str | None:
+    """Return the first rule that a deletion order breaks, or None."""
+    if (order.customer, order.host) != (customer, host):
+        return "the deletion order is of another customer or host"
+    if list(order.columns) != sorted(set(order.columns)):
+        return "the deletion order does not name its columns in order, each once"
+    if order.columns and order.final:
+        return "a deletion order that is final names no columns"
     return None
 
 
 def deletion_fault(
-    receipt: DeletionReceipt, *, host: bytes, customer: bytes, locate: bytes, now_ms: int
+    receipt: DeletionReceipt, order: Signed[DeletionOrder], *, now_ms: int
 ) -> str | None:
     """Return the first thing that a deletion receipt says otherwise than expected, or None.
 
     What it freed is the host's to say: the customer compares it with what it paid for.
     """
-    expected = {"host": host, "customer": customer, "locate": locate}
-    for name, value in expected.items():
-        if getattr(receipt, name) != value:
+    for name in ("host", "customer", "locate"):
+        if getattr(receipt, name) != getattr(order.record, name):
             return f"the deletion receipt names another {name}"
+    if receipt.order != order.id:
+        return "the deletion receipt is for another order"
     if len({item.lease_id for item in receipt.freed}) != len(receipt.freed):
         return "the deletion receipt names a lease twice"
     if abs(receipt.deleted_ms - now_ms) > REQUEST_WINDOW_MS:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast
 
 from pydantic import Field
 
-from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.errors import (
     CorruptionError,
     NotAllowed,
@@ -30,6 +30,7 @@ from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     FIND_GRACE_MS,
+    GUARD_BYTES,
     LEASE_WARNING_MS,
     LEFTOVERS_KEPT_MS,
     MANIFEST_BYTES_MAX,
@@ -47,16 +48,15 @@ from xsc.identity.keys import KeyPair
 from xsc.storage import deletions
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
-from xsc.storage.delegation import Placed, open_placement
 from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.drain import Drain
 from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
-from xsc.storage.erasure import Code
+from xsc.storage.erasure import Buffer, Code
 from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends
 from xsc.storage.guard import GUARD, HEALED, RESIGN, UNGUARD, Guards
-from xsc.storage.held import FoundRecord, HeldAt, HeldObject
+from xsc.storage.held import HeldAt, HeldObject
 from xsc.storage.hosting import Hosting
-from xsc.storage.manifest import open_manifest
+from xsc.storage.manifest import Manifest, open_manifest
 from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
 from xsc.storage.names import (
     HIDDEN,
@@ -71,20 +71,23 @@ from xsc.storage.near import Referred, open_reference, refer, spared_bytes
 from xsc.storage.pipeline import Held, Upload, Uploaded
 from xsc.storage.placement import (
     Condition,
+    Placement,
     State,
-    check_placement,
-    column_states,
+    asked_of,
+    column_state,
     condition,
+    likely_columns,
+    placement_of,
 )
 from xsc.storage.ports import Commit, Hosts, Leases
-from xsc.storage.proving import Prover
 from xsc.storage.reach import Reach, stop_all, together
-from xsc.storage.reading import Located, ObjectReader, read_whole
+from xsc.storage.reading import Located, ObjectReader, read_whole, roots_of
 from xsc.storage.shards import StorageNode
 from xsc.storage.tails import Tails
 from xsc.storage.uploads import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt
 
+T = TypeVar("T")
 OBJECTS = b"storage/object/"
 MANIFESTS = b"storage/manifest/"
 MEND_DEFAULTS = MendSettings(
@@ -101,8 +104,7 @@ class ObjectEntry(Record):
     capability: str
     size_bytes: Count
     created_ms: Count
-    placement: bytes
-    """Signed."""
+    placement: Placement
     held: tuple[HeldAt, ...]
     """By host and lease; hosts that failed during the put stand here too."""
     deleting: bool
@@ -131,7 +133,8 @@ class HostState:
     """One column of an object."""
 
     shard: int
-    node: bytes
+    node: bytes | None
+    """None where nobody who answered says that it holds it."""
     state: State
 
 
@@ -164,7 +167,11 @@ class ObjectStat:
             "size_bytes": self.size_bytes,
             "code": {"k": self.k, "m": self.m},
             "hosts": [
-                {"shard": host.shard, "node": to_text(host.node), "state": host.state}
+                {
+                    "shard": host.shard,
+                    "node": None if host.node is None else to_text(host.node),
+                    "state": host.state,
+                }
                 for host in self.hosts
             ],
             "readable": self.condition.readable,
@@ -270,11 +277,11 @@ class Retried(NamedTuple):
 class _Owned:
     """The objects that a node stored, as charges of its mender."""
 
-    def __init__(self, service: StorageService, key: KeyPair) -> None:
+    def __init__(self, service: StorageService, own: bytes) -> None:
         self._service = service
-        self._key = key
+        self._own = own
 
-    def refs(self) -> Iterator[tuple[bytes, bytes]]:
+    def refs(self) -> Iterator[tuple[bytes, Placement]]:
         """Yield manifest hash and placement of each."""
         return (
             (ref, entry.placement) for ref, entry in self._service.entries() if not entry.deleting
@@ -286,9 +293,10 @@ class _Owned:
         if entry is None or entry.deleting:
             return None
         held = tuple(Held(item.node, item.lease_id, item.size_bytes) for item in entry.held)
-        return Charge(ref, parse_verify(entry.capability), self._key, entry.placement, held)
+        capability = parse_verify(entry.capability)
+        return Charge(ref, capability, self._own, entry.placement, held)
 
-    async def save(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+    async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
         """Keep placement and what is held, unless it is being deleted."""
         return await self._service.note_placement(ref, placement, held)
 
@@ -317,6 +325,7 @@ class StorageService:
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         lease_warning_ms: int = LEASE_WARNING_MS,
         guards_for: Callable[[bytes], bool] = lambda _: True,
+        guard_bytes: int = GUARD_BYTES,
     ) -> None:
         self._key = key
         self._network = network
@@ -362,15 +371,11 @@ class StorageService:
             key=key,
             network=network,
             clock=clock,
-            executor=executor,
             leases=leases,
             node=node,
             drain=self.drain,
         )
-        self._prover = Prover(
-            reach=self._reach, caller=caller, node=node, key=key, drain=self.drain
-        )
-        owned = _Owned(self, key)
+        owned = _Owned(self, key.node_id)
         self.guards = Guards(
             reach=self._reach,
             caller=caller,
@@ -382,6 +387,7 @@ class StorageService:
             grace_ms=mending.grace_ms,
             leaving=self.drain.leaving,
             accepts=guards_for,
+            budget_bytes=guard_bytes,
         )
         self.guards.owner = self.mender = self._mender(owned, mending)
         self.guards.mender = self.ward_mender = self._mender(self.guards, mending)
@@ -396,10 +402,10 @@ class StorageService:
             reach=self._reach,
             keeper=keeper,
             settings=settings,
-            locate=self._locate,
-            ask=self._ask,
+            find=self._find,
+            search=self._search,
             stat=self._stat,
-            prover=self._prover,
+            drain=self.drain,
         )
 
     def node_changed(self) -> None:
@@ -504,7 +510,7 @@ class StorageService:
             capability=done.capability.to_text(),
             size_bytes=done.size_bytes,
             created_ms=self._clock.now_ms(),
-            placement=done.placement_raw,
+            placement=done.placement,
             held=tuple(
                 HeldAt(node=held.node, lease_id=held.lease_id, size_bytes=held.size_bytes)
                 for held in done.held
@@ -628,13 +634,16 @@ class StorageService:
             ObjectUnknown: no host that answered has it.
         """
         read = parse_read(listed.capability)
-        located = await self._ask_all(read.verify)
+        found = await self._find(read.verify)
+        located = await self._search(read.verify, found)
+        held_at = [at.node for at in listed.held]
+        columns = likely_columns(located.holders, held_at, self._key.node_id)
         entry = ObjectEntry(
             name=listed.name,
             capability=listed.capability,
             size_bytes=listed.size_bytes,
             created_ms=listed.created_ms,
-            placement=located.placement_raw,
+            placement=placement_of(located.manifest, columns),
             held=tuple(
                 HeldAt(node=at.node, lease_id=at.lease_id, size_bytes=at.size_bytes)
                 for at in listed.held
@@ -698,7 +707,9 @@ class StorageService:
             counted.update(more)
         return held, +doubts
 
-    async def note_placement(self, ref: bytes, placement: bytes, held: tuple[Held, ...]) -> bool:
+    async def note_placement(
+        self, ref: bytes, placement: Placement, held: tuple[Held, ...]
+    ) -> bool:
         """Keep where an object lies by now; False where it is deleted or being deleted.
 
         Of one that is being deleted only what is held is kept: all of that is to be deleted.
@@ -734,6 +745,7 @@ class StorageService:
             read,
             self.tails,
             name=None if entry is None else entry.name,
+            search=partial(self._search, read.verify),
         )
 
     async def run_tails(self) -> None:
@@ -750,11 +762,11 @@ class StorageService:
         """
         read = parse_read(capability)
         located = await self._locate(read.verify)
-        columns = located.placement.columns
+        columns = likely_columns(located.holders, (), self._key.node_id)
         return Referred(
             read.manifest_hash,
             located.manifest.size_bytes,
-            refer(located, read.content_key),
+            refer(located, columns, read.content_key),
             spared_bytes(located.manifest, columns),
         )
 
@@ -765,79 +777,133 @@ class StorageService:
 
         Raises:
             TooLarge: it has more than `size_max` bytes; nothing was fetched.
-            RecordInvalid, SignatureInvalid: the reference is wrong.
+            RecordInvalid: the reference is wrong.
             ShardsInsufficient: too few shards can be fetched from here.
         """
-        located, content_key = open_reference(raw, self._network)
+        located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise TooLarge(f"the object is over {size_max} bytes")
         return await read_whole(self._reach, located, content_key, self._segments_in_flight)
 
-    def _verified(self, capability: VerifyCapability, found: FoundRecord) -> Located:
-        """Return what was found with its highest valid placement.
+    def _own_sealed(self, capability: VerifyCapability) -> tuple[ObjectEntry, bytes] | None:
+        """Return the entry and the sealed manifest of an own object.
 
         Raises:
-            XscError: the manifest is not the capability's, or a placement is not valid.
-            ObjectUnknown: there are none but those of strangers, which no host can tell apart.
+            ObjectUnknown: it is being deleted.
         """
-        locate = capability.locate
-        manifest = open_manifest(found.sealed, capability)
-        best: Placed | None = None
-        fault: XscError = ObjectUnknown("only nodes that it is not of have placed it there")
-        for raw in found.placements:
-            try:
-                placed = open_placement(raw, self._network)
-                if placed.placement.owner != manifest.owner:
-                    continue
-                reason = check_placement(placed.placement, manifest, locate)
-                if reason is not None:
-                    raise RecordInvalid(reason)
-            except XscError as wrong:
-                fault = wrong
-                continue
-            if best is None or placed.rank > best.rank:
-                best = placed
-        if best is None:
-            raise fault
-        return Located(locate, manifest, bytes(found.sealed), best.placement, best.raw, best.rank)
-
-    async def _locate(self, capability: VerifyCapability) -> Located:
-        """Find an object: in the own state, in the own shard store, or at any peer."""
-        manifest_hash = capability.manifest_hash
-        entry = self._entry(manifest_hash)
+        entry = self._entry(capability.manifest_hash)
         if entry is not None and entry.deleting:
             # Hosts that have not confirmed may hold it still: that makes it no object.
             raise ObjectUnknown("the object was deleted")
-        sealed = self._state.get(MANIFESTS + manifest_hash)
-        if entry is not None and sealed is not None:
-            return await self._executor.run(
-                self._verified, capability, FoundRecord(sealed, (entry.placement,))
+        sealed = self._state.get(MANIFESTS + capability.manifest_hash)
+        return None if entry is None or sealed is None else (entry, sealed)
+
+    async def _opened(
+        self,
+        capability: VerifyCapability,
+        sealed: Buffer,
+        holders: Sequence[tuple[bytes, ...]] = (),
+    ) -> Located:
+        manifest = await run_sized(self._executor, len(sealed), open_manifest, sealed, capability)
+        nobody = ((),) * (manifest.k + manifest.m)
+        return Located(capability.locate, manifest, bytes(sealed), tuple(holders) or nobody)
+
+    async def _locate(self, capability: VerifyCapability) -> Located:
+        """Find an object and who holds it: by the own entry, or by asking all peers."""
+        own = self._own_sealed(capability)
+        if own is not None:
+            entry, sealed = own
+            holders = [(node,) for node in entry.placement.columns]
+            return await self._opened(capability, sealed, holders)
+        found = await self._find(capability)
+        if found.manifest.inline is not None:
+            return found
+        return await self._search(capability, found, thorough=False)
+
+    async def _find(self, capability: VerifyCapability) -> Located:
+        """Find the manifest of an object: in the own state, or at any peer.
+
+        Raises:
+            ObjectUnknown: nobody who answers knows it.
+        """
+        own = self._own_sealed(capability)
+        if own is not None:
+            return await self._opened(capability, own[1])
+
+        async def ask(node: bytes) -> Located | None:
+            sealed = await self._reach.find(node, capability.locate, capability.manifest_hash)
+            if sealed is None:
+                return None
+            try:
+                return await self._opened(capability, sealed)
+            except XscError as fault:
+                if node == self._key.node_id:
+                    raise
+                self._log.warning("storage_find_wrong", peer=short(node), reason=fault.message)
+                self._hosts.report(node, "record_invalid")
+                return None
+
+        said, silent = await self._survey(ask, enough=bool, grace_ms=0)
+        if said:
+            return next(iter(said.values()))
+        named = f"; silent: {', '.join(sorted(short(node) for node in silent))}" if silent else ""
+        raise ObjectUnknown(
+            f"no node that answered knows this object{named}",
+            hint="try again when the silent peers are back" if silent else "",
+        )
+
+    async def _search(
+        self, capability: VerifyCapability, located: Located, *, thorough: bool = True
+    ) -> Located:
+        """Ask every peer which columns it holds; what it says is checked where it is read.
+
+        Args:
+            capability: of the object.
+            located: its manifest.
+            thorough: wait for all who may answer. Else, once enough is said, for those alone that
+                are quick: what one liar says may be enough.
+        """
+        manifest = located.manifest
+        n = manifest.k + manifest.m
+        roots = roots_of(manifest, 0) if manifest.inline is None else ()
+
+        async def ask(node: bytes) -> frozenset[int] | None:
+            holds = await self._reach.holds(
+                node, capability.locate, manifest.generation, capability.manifest_hash, roots
             )
-        return await self._ask_all(capability)
+            if manifest.inline is not None:
+                return frozenset(range(n)) if holds.record else None
+            return holds.columns or None
 
-    async def _ask(self, node: bytes, capability: VerifyCapability) -> Located | None:
-        found = await self._reach.find(node, capability.locate, capability.manifest_hash)
-        if found is None:
-            return None
-        try:
-            return await self._executor.run(self._verified, capability, found)
-        except ObjectUnknown:
-            return None
-        except XscError as fault:
-            if node == self._key.node_id:
-                raise
-            self._log.warning("storage_find_wrong", peer=short(node), reason=fault.message)
-            self._hosts.report(node, "record_invalid")
-            return None
+        def enough(said: Mapping[bytes, frozenset[int]]) -> bool:
+            return not thorough and len(frozenset().union(*said.values())) >= manifest.k
 
-    async def _ask_all(self, capability: VerifyCapability) -> Located:
+        said, silent = await self._survey(ask, enough=enough, grace_ms=FIND_GRACE_MS)
+        holders = tuple(
+            # What nobody says that it holds, those that say nothing may hold.
+            tuple(sorted(node for node, columns in said.items() if column in columns))
+            or tuple(sorted(silent))
+            for column in range(n)
+        )
+        if manifest.inline is not None:
+            holders = ((*sorted(said), *sorted(silent)),) * n
+        return replace(located, holders=holders)
+
+    async def _survey(
+        self,
+        ask: Callable[[bytes], Coroutine[Any, Any, T | None]],
+        *,
+        enough: Callable[[Mapping[bytes, T]], bool],
+        grace_ms: int,
+    ) -> tuple[dict[bytes, T], list[bytes]]:
+        """Ask this node and every peer; return what each said, and who was silent.
+
+        Once enough is said, the others have a grace to answer.
+        """
         peers = sorted(self._hosts.peers(), key=lambda peer: not self._hosts.is_up(peer))
-        running = {
-            asyncio.create_task(self._ask(node, capability)): node
-            for node in [self._key.node_id, *peers]
-        }
+        running = {asyncio.create_task(ask(node)): node for node in [self._key.node_id, *peers]}
         grace: asyncio.Task[None] | None = None
-        best: Located | None = None
+        said: dict[bytes, T] = {}
         silent: list[bytes] = []
         try:
             while running:
@@ -850,7 +916,7 @@ class StorageService:
                         continue
                     node = running.pop(task)
                     try:
-                        located = task.result()
+                        answer = task.result()
                     except (UnavailableError, PeerUnknown):
                         silent.append(node)
                         continue
@@ -859,25 +925,21 @@ class StorageService:
                             "storage_find_failed", peer=short(node), reason=fault.message
                         )
                         continue
-                    if located is not None and (best is None or located.rank > best.rank):
-                        best = located
+                    if answer is not None:
+                        said[node] = answer
                 if grace is not None and grace in done:
                     for node in running.values():
-                        self._reach.note_late(node, 0, FIND_GRACE_MS)
+                        self._reach.note_late(node, 0, grace_ms)
                     break
-                if best is not None and all(self._reach.is_sluggish(n) for n in running.values()):
+                if not enough(said):
+                    continue
+                if not grace_ms or all(self._reach.is_sluggish(n) for n in running.values()):
                     break
-                if best is not None and grace is None:
-                    grace = asyncio.create_task(self._clock.sleep_ms(FIND_GRACE_MS))
+                if grace is None:
+                    grace = asyncio.create_task(self._clock.sleep_ms(grace_ms))
         finally:
             await stop_all([*running, *([] if grace is None else [grace])])
-        if best is not None:
-            return best
-        named = f"; silent: {', '.join(sorted(short(node) for node in silent))}" if silent else ""
-        raise ObjectUnknown(
-            f"no node that answered knows this object{named}",
-            hint="try again when the silent peers are back" if silent else "",
-        )
+        return said, silent
 
     # Customer: looking after
 
@@ -889,11 +951,20 @@ class StorageService:
         """
         verify = parse_verify(capability)
         located = await self._locate(verify)
-        manifest, columns = located.manifest, located.placement.columns
-        nodes = sorted(set(columns))
-        said = await together(self._stat(node, verify, manifest.generation) for node in nodes)
-        answers = dict(zip(nodes, said, strict=True))
-        states = await self._executor.run(column_states, manifest, columns, answers)
+        manifest = located.manifest
+        is_own = self._own_sealed(verify) is not None
+        if manifest.inline is not None and not is_own:
+            located = await self._search(verify, located)
+        answers = await self._said(verify, located, {})
+        columns, states = await self._executor.run(self._best, located, answers)
+        if is_own and manifest.inline is None and set(states) & {"missing", "corrupt"}:
+            # A guardian may have built them again elsewhere.
+            found = await self._search(verify, located)
+            both = zip(located.holders, found.holders, strict=True)
+            holders = tuple(tuple(dict.fromkeys((*own, *other))) for own, other in both)
+            located = replace(located, holders=holders)
+            answers = await self._said(verify, located, answers)
+            columns, states = await self._executor.run(self._best, located, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
         entry = self._entry(verify.manifest_hash)
@@ -914,8 +985,45 @@ class StorageService:
             ),
             ends=tuple(ends),
             ending=self._ending(ends),
-            asked=located.placement.asked,
+            asked=asked_of(manifest.survive),
         )
+
+    async def _said(
+        self,
+        verify: VerifyCapability,
+        located: Located,
+        known: Mapping[bytes, HeldObject | None],
+    ) -> dict[bytes, HeldObject | None]:
+        """Return what every node says that should hold some of an object."""
+        nodes = sorted({node for nodes in located.holders for node in nodes} - known.keys())
+        said = await together(self._stat(node, verify, located.manifest) for node in nodes)
+        return {**known, **dict(zip(nodes, said, strict=True))}
+
+    @staticmethod
+    def _best(
+        located: Located, answers: Mapping[bytes, HeldObject | None]
+    ) -> tuple[list[bytes | None], list[State]]:
+        """Return for each column the node that is best off with it, and its state there.
+
+        Which of several silent nodes holds a column is not known: each is named once.
+        """
+        rank: list[State] = ["ok", "corrupt", "missing", "unreachable"]
+        columns: list[bytes | None] = []
+        states: list[State] = []
+        for column, nodes in enumerate(located.holders):
+            told = [
+                (rank.index(column_state(located.manifest, column, answers[node])), node)
+                for node in nodes
+                # Every copy of an inline object is the same: each node counts for one column.
+                if located.manifest.inline is None or node not in columns
+            ]
+            state = rank[min(told)[0]] if told else "missing"
+            best = [node for place, node in told if rank[place] == state]
+            if state == "unreachable":
+                best = [node for node in best if node not in columns]
+            columns.append(best[0] if best else None)
+            states.append(state)
+        return columns, states
 
     def _own_ends(self, entry: ObjectEntry) -> list[HostEnd]:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
@@ -945,18 +1053,20 @@ class StorageService:
         bad: list[BadShard] = []
         if deep:
             located = await self._locate(parse_verify(capability))
-            read_bytes, bad = await read_every_shard(self._reach, located)
+            columns = [host.node for host in found.hosts]
+            read_bytes, bad = await read_every_shard(self._reach, located, columns)
         broken = {fault.column for fault in bad}
         states: list[State] = [
             "corrupt" if host.state == "ok" and host.shard in broken else host.state
             for host in found.hosts
         ]
-        await self._hosts.learn_labels({host.node for host in found.hosts})
-        live = [
-            Host(host.node, *self._hosts.labels(host.node))
+        nodes = [
+            host.node
             for host, state in zip(found.hosts, states, strict=True)
-            if state == "ok"
+            if state == "ok" and host.node is not None
         ]
+        await self._hosts.learn_labels(nodes)
+        live = [Host(node, *self._hosts.labels(node)) for node in nodes]
         spares = len(live) - found.k
         return ObjectCheck(
             stat=replace(
@@ -980,15 +1090,17 @@ class StorageService:
         )
 
     async def _stat(
-        self, node: bytes, capability: VerifyCapability, generation: int
+        self, node: bytes, capability: VerifyCapability, manifest: Manifest
     ) -> HeldObject | None:
         try:
             return await self._reach.stat(
-                node, capability.locate, generation, capability.manifest_hash
+                node, capability.locate, manifest, capability.manifest_hash
             )
         except (UnavailableError, PeerUnknown):
             return None
         except XscError as fault:
+            if fault.retryable:
+                return None
             # A host that cannot say what it holds holds nothing that can be counted on.
             self._log.warning("storage_stat_failed", peer=short(node), reason=fault.message)
             state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
@@ -1018,7 +1130,7 @@ class StorageService:
             entry = self._parse_entry(raw)
             if entry.deleting:
                 continue
-            placement = open_placement(entry.placement, self._network, self._key.node_id).placement
+            placement = entry.placement
             up = sum(self._reach.is_up(node) for node in placement.columns)
             ends = self._own_ends(entry)
             rows.append(
@@ -1061,7 +1173,7 @@ class StorageService:
             if located.manifest.owner != self._key.node_id:
                 raise NotAllowed("only the node that stored an object can delete it")
             held: tuple[HeldAt, ...] = ()
-            nodes = set(located.placement.columns)
+            nodes = {node for nodes in located.holders for node in nodes}
         else:
             held = entry.held
             nodes = {item.node for item in held}
@@ -1107,13 +1219,12 @@ class StorageService:
     ) -> tuple[bool, Signed[DeletionReceipt] | None]:
         """Return whether nothing of this node is left at a host, and the host's word for it."""
         try:
-            return True, await self._reach.delete(node, locate, final=True)
-        except NotAllowed:
-            # Others have something there, this node has nothing (left).
-            return True, None
+            _, receipt = await self._reach.delete(node, locate, final=True)
         except XscError as fault:
             self._log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
             return False, None
+        else:
+            return True, receipt
 
     async def retry_deletions(self) -> Retried:
         """Ask again where a deletion was not confirmed."""
@@ -1139,7 +1250,6 @@ class StorageService:
             UNGUARD: self.guards.on_unguard,
             HEALED: self.guards.on_healed,
             **self.drain.handlers(),
-            **self._prover.handlers(),
             RESIGN: self.guards.on_resign,
         }
 

@@ -35,19 +35,27 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import DAMAGED_TOLD_MAX, KIB, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
+from xsc.base.limits import (
+    DAMAGED_TOLD_MAX,
+    GONE_BYTES_MAX,
+    KIB,
+    PEER_BODY_BYTES_MAX,
+    STAT_READ_BYTES_MAX,
+    STAT_ROWS_MAX,
+)
 from xsc.base.log import Log
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import Body, Entry, RecordBody, ShardBody
 from xsc.storage.ended import Ended
+from xsc.storage.erasure import Buffer
 from xsc.storage.fsck import Audit, Damage, compare, scan_bodies
 from xsc.storage.held import (
     Found,
-    FoundRecord,
     HeldColumn,
     HeldObject,
     HeldRecord,
     HeldState,
+    Holds,
     Span,
     Wanted,
     cut_found,
@@ -116,6 +124,15 @@ class Write:
         self.owner = owners.pop()
 
 
+def _of_columns(columns: frozenset[int]) -> Choose:
+    """Return what chooses the shards of some columns."""
+
+    def chosen(key: bytes, _: Entry) -> bool:
+        return key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
+
+    return chosen
+
+
 class StorageNode:
     """Stores shards and object records for customers, this node among them.
 
@@ -157,13 +174,14 @@ class StorageNode:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead = DeadSpace()
         self._started = False
+        self._gone_bytes = 0
         self._missing = range(0)
         self._replaced: list[int] | None = None
         """While an index is made anew: bodies of which a later one takes the place."""
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of shards and object records held."""
+        """What the shards and object records held count for."""
         return self._used
 
     @property
@@ -293,7 +311,7 @@ class StorageNode:
         for prefix in (formats.SHARDS, formats.RECORDS):
             for _, raw in self._index.scan(prefix, prefix_end(prefix)):
                 entry = formats.decode_entry(raw)
-                sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.size_bytes
+                sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.held_bytes
         return sums
 
     def _empty_index(self) -> None:
@@ -408,16 +426,16 @@ class StorageNode:
             if old is not None and old.sequence >= entry.sequence:
                 continue
             if old is not None:
-                count(old.lease_id, -old.size_bytes)
+                count(old.lease_id, -old.held_bytes)
                 if self._replaced is not None:
                     self._replaced.append(old.sequence)
-            count(entry.lease_id, entry.size_bytes)
+            count(entry.lease_id, entry.held_bytes)
             known[key] = entry
         for key, sequence in drops:
             old = known[key] if key in known else self._entry(key)
             if old is None or old.sequence > sequence:
                 continue
-            count(old.lease_id, -old.size_bytes)
+            count(old.lease_id, -old.held_bytes)
             known[key] = None
         changes: list[Change] = [
             (key, None if item is None else formats.encode_entry(item))
@@ -543,8 +561,7 @@ class StorageNode:
         call goes on.
 
             ShardMismatch: another shard or manifest is held in that place.
-            NotAllowed: the placement is older than the one that is held, or the customer has
-                deleted the object for good.
+            NotAllowed: the customer has deleted the object for good.
             SpaceExhausted: no room; nothing of it was written.
             StoreDamaged: the disk does not take it.
         """
@@ -552,7 +569,7 @@ class StorageNode:
         later: list[Write] = []
         for write in writes:
             # Before anything is awaited: what is free is never shown to two writers.
-            write.reserved = min(self.free_bytes, sum(body.size_bytes for body in write.bodies))
+            write.reserved = min(self.free_bytes, sum(body.held_bytes for body in write.bodies))
             self._reserved += write.reserved
             if self._may_begin(write):
                 self._begin(write)
@@ -669,9 +686,9 @@ class StorageNode:
             write.fault = fault
             return
         for body in write.fresh:
-            write.held[body.lease_id] += body.size_bytes
+            write.held[body.lease_id] += body.held_bytes
         for old in write.replaced:
-            write.held[old.lease_id] -= old.size_bytes
+            write.held[old.lease_id] -= old.held_bytes
         growth = write.held.total()
         if growth > free:
             write.fault = SpaceExhausted(
@@ -691,16 +708,10 @@ class StorageNode:
 
     def _replaces(self, body: Body, old: Entry) -> bool:
         """Say whether a body must be written although there is an entry in its place."""
-        same = body.proof == old.proof
-        if isinstance(body, ShardBody):
-            if not same:
-                raise ShardMismatch("another shard is held in that place already")
-            return old.sequence in self._damaged
-        if body.manifest_hash != old.proof[:ID_BYTES]:
-            raise ShardMismatch("another manifest is held under that locate id already")
-        if body.rank < old.rank or (body.rank == old.rank and not same):
-            raise NotAllowed(f"a placement of generation {old.rank} is held already")
-        return not same or old.sequence in self._damaged
+        if body.proof != old.proof:
+            what = "shard" if isinstance(body, ShardBody) else "manifest"
+            raise ShardMismatch(f"another {what} is held in that place already")
+        return old.sequence in self._damaged
 
     @staticmethod
     def _changes(
@@ -809,9 +820,36 @@ class StorageNode:
                 found.append((want, entry.size_bytes))
         return found
 
-    async def find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
-        """Return a manifest and its placements, or None where it is not held whole."""
+    async def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
+        """Return a sealed manifest, or None where it is not held whole."""
         return await self._executor.run(self._find, locate, manifest_hash)
+
+    async def holds(
+        self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
+    ) -> Holds:
+        """Return which columns are held of which the first segment has these roots.
+
+        Whoever stored them: another customer can neither add to the answer nor hide a column.
+        """
+        return await self._executor.run(self._holds, locate, generation, manifest_hash, roots)
+
+    def _holds(
+        self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
+    ) -> Holds:
+        first = formats.shards_prefix(locate, generation, 0)
+
+        def entries(column: int) -> Iterator[Entry]:
+            prefix = first + bytes([column])
+            for _, raw in self._index.scan(prefix, prefix_end(prefix)):
+                yield formats.decode_entry(raw)
+
+        columns = frozenset(
+            column
+            for column, root in enumerate(roots)
+            if any(entry.proof == root for entry in entries(column))
+        )
+        record = any(entry.proof == manifest_hash for _, entry in self._records(locate))
+        return Holds(columns, record)
 
     def _records(self, locate: bytes) -> Iterator[tuple[bytes, Entry]]:
         prefix = formats.RECORDS + locate
@@ -820,43 +858,55 @@ class StorageNode:
 
     def _read_record(self, key: bytes, entry: Entry) -> RecordBody | None:
         body = self._body(entry)
-        if (
-            isinstance(body, RecordBody)
-            and hash_of(body.sealed) + hash_of(body.placement) == entry.proof
-        ):
+        if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof:
             return body
         self._note_damage(Damage(key, entry, "unreadable" if body is None else "mismatch"))
         return None
 
-    def _find(self, locate: bytes, manifest_hash: bytes) -> FoundRecord | None:
-        found = [
-            body
-            for key, entry in self._records(locate)
-            if entry.proof.startswith(manifest_hash)
-            and (body := self._read_record(key, entry)) is not None
-        ]
-        if not found:
-            return None
-        return FoundRecord(found[0].sealed, tuple(bytes(body.placement) for body in found))
+    def _find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
+        for key, entry in self._records(locate):
+            if entry.proof == manifest_hash:
+                body = self._read_record(key, entry)
+                if body is not None:
+                    return body.sealed
+        return None
 
-    async def stat(self, locate: bytes, generation: int, manifest_hash: bytes) -> HeldObject:
-        """Return what is held of an object; damage is looked for up to STAT_READ_BYTES_MAX."""
-        return await self._executor.run(self._stat, locate, generation, manifest_hash)
+    async def stat(
+        self, locate: bytes, generation: int, manifest_hash: bytes, after: bytes = b""
+    ) -> HeldObject:
+        """Return what is held of an object, STAT_ROWS_MAX shards of it.
 
-    def _stat(self, locate: bytes, generation: int, manifest_hash: bytes) -> HeldObject:
+        Damage is looked for up to STAT_READ_BYTES_MAX.
+
+        Args:
+            locate, generation, manifest_hash: of the object.
+            after: the place where the page before ended; records stand in the first.
+        """
+        return await self._executor.run(self._stat, locate, generation, manifest_hash, after)
+
+    def _stat(
+        self, locate: bytes, generation: int, manifest_hash: bytes, after: bytes
+    ) -> HeldObject:
         roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
         damaged: dict[tuple[bytes, int], list[int]] = {}
         leases: dict[tuple[bytes, int], set[bytes]] = {}
         sizes: Counter[tuple[bytes, bytes]] = Counter()
         budget = STAT_READ_BYTES_MAX
         prefix = formats.generation_prefix(locate, generation)
-        for key, raw in self._index.scan(prefix, prefix_end(prefix)):
+        start = prefix + after + b"\0" if after else prefix
+        rows = 0
+        last = until = b""
+        for key, raw in self._index.scan(start, prefix_end(prefix)):
+            if rows == STAT_ROWS_MAX:
+                until = last.removeprefix(prefix)
+                break
+            rows, last = rows + 1, key
             segment, column, customer = formats.column_of_key(key)
             entry = formats.decode_entry(raw)
             group = (customer, column)
             roots.setdefault(group, []).append((segment, entry.proof))
             leases.setdefault(group, set()).add(entry.lease_id)
-            sizes[customer, entry.lease_id] += entry.size_bytes
+            sizes[customer, entry.lease_id] += entry.held_bytes
             if entry.sequence not in self._damaged and entry.size_bytes <= budget:
                 budget -= entry.size_bytes
                 self._read_shard(key, entry)
@@ -876,20 +926,19 @@ class StorageNode:
             for customer, column in [group]
         )
         state: HeldState = "missing"
-        rank = 0
         records = []
-        for key, entry in self._records(locate):
-            if not entry.proof.startswith(manifest_hash):
+        for key, entry in () if after else self._records(locate):
+            if entry.proof != manifest_hash:
                 continue
             customer = key[-ID_BYTES:]
-            sizes[customer, entry.lease_id] += entry.size_bytes
+            sizes[customer, entry.lease_id] += entry.held_bytes
             if self._read_record(key, entry) is not None:
-                state, rank = "ok", max(rank, entry.rank)
-                records.append(HeldRecord(customer, entry.rank, lease_id=entry.lease_id))
+                state = "ok"
+                records.append(HeldRecord(customer, lease_id=entry.lease_id))
             elif state == "missing":
                 state = "corrupt"
         by_lease = tuple((*place, size) for place, size in sorted(sizes.items()))
-        return HeldObject(columns, state, rank, tuple(records), by_lease)
+        return HeldObject(columns, state, tuple(records), by_lease, until=until)
 
     # Deleting
 
@@ -898,15 +947,12 @@ class StorageNode:
     ) -> dict[bytes, int]:
         """Delete all that a customer has of an object; return the bytes freed under each lease.
 
-        Nothing to delete is no error: deleting twice is once.
+        Nothing to delete is no error: deleting twice is once, and what others have stays.
 
         Args:
             locate: of the object.
             customer: whose part of it.
             final: what was under way when this came is not stored afterwards, either.
-
-        Raises:
-            NotAllowed: only other customers have something there.
         """
         if final:
             self._ended.note(locate, customer)
@@ -916,10 +962,7 @@ class StorageNode:
         self, locate: bytes, customer: bytes, columns: frozenset[int]
     ) -> dict[bytes, int]:
         """Delete what a customer has of some columns of an object; return as `delete`."""
-
-        def chosen(key: bytes, _: Entry) -> bool:
-            return key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
-
+        chosen = _of_columns(columns)
         return await self._alone(locate, customer, lambda: self._delete(locate, customer, chosen))
 
     async def drop(
@@ -981,10 +1024,8 @@ class StorageNode:
         freed: dict[bytes, int] = {}
         while True:
             await self._catch_up()
-            mine, others = await self._executor.run(self._held, locate, customer, chosen)
+            mine = await self._executor.run(self._held, locate, customer, chosen)
             if not mine:
-                if others and not freed and chosen is None:
-                    raise NotAllowed("only the node that stored an object can delete it")
                 return freed
             (note,) = self._take_sequences(1)
             drops = [(key, entry.sequence) for key, entry in mine]
@@ -994,32 +1035,39 @@ class StorageNode:
                 for _, entry in mine
                 if prefix == formats.BODIES or entry.sequence in self._damaged
             ]
-            changes.append((formats.sequenced(formats.GONE, note), formats.encode_gone(drops)))
+            gone = formats.encode_gone(drops)
+            changes.append((formats.sequenced(formats.GONE, note), gone))
             await self._committed([note], changes)
+            self._gone_bytes += len(gone)
             await self._settle([note], [], drops)
             for _, entry in mine:
-                freed[entry.lease_id] = freed.get(entry.lease_id, 0) + entry.size_bytes
+                freed[entry.lease_id] = freed.get(entry.lease_id, 0) + entry.held_bytes
             await self._forget_damage([entry.sequence for _, entry in mine])
             self._bury([entry for _, entry in mine])
 
+    async def has_any(
+        self, locate: bytes, customer: bytes, columns: frozenset[int] = frozenset()
+    ) -> bool:
+        """Say whether a customer has anything of an object here, or of some columns of it."""
+        chosen = _of_columns(columns) if columns else None
+        return bool(await self._executor.run(self._held, locate, customer, chosen))
+
     def _held(
         self, locate: bytes, customer: bytes, chosen: Choose | None
-    ) -> tuple[list[tuple[bytes, Entry]], bool]:
-        """Return up to DELETE_BATCH entries of a customer, and whether others have some."""
+    ) -> list[tuple[bytes, Entry]]:
+        """Return up to DELETE_BATCH entries of a customer."""
         mine: list[tuple[bytes, Entry]] = []
-        others = False
         for prefix in (formats.locate_prefix(locate), formats.RECORDS + locate):
             for key, raw in self._index.scan(prefix, prefix_end(prefix)):
                 if not key.endswith(customer):
-                    others = True
                     continue
                 entry = formats.decode_entry(raw)
                 if chosen is not None and not chosen(key, entry):
                     continue
                 if len(mine) == DELETE_BATCH:
-                    return mine, others
+                    return mine
                 mine.append((key, entry))
-        return mine, others
+        return mine
 
     # Going through all of it
 
@@ -1146,7 +1194,7 @@ class StorageNode:
 
     def _bury(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self._dead.bury(entry.sequence, entry.size_bytes)
+            self._dead.bury(entry.sequence, entry.held_bytes)
 
     def _disk_bytes(self, low: int, high: int) -> int:
         prefix = formats.BODIES
@@ -1182,6 +1230,10 @@ class StorageNode:
             pause: awaited between two slices, so that writers come first.
             everything: also where little is dead.
         """
+        if self._gone_bytes > GONE_BYTES_MAX:
+            before, self._gone_bytes = self._gone_bytes, 0
+            if not await self._executor.run(self._forget_gone):
+                self._gone_bytes += before
         planned = await self._executor.run(self._plan, everything)
         for number, piece in enumerate(planned):
             if number and pause is not None:
@@ -1198,6 +1250,32 @@ class StorageNode:
                 # As where a block in there cannot be read: what is dead beside it keeps its room.
                 self._log.error("storage_not_reclaimed", low=piece.low, reason=fault.message)
         return len(planned)
+
+    def _forget_gone(self) -> bool:
+        """Drop the notes of deletions that the index on the disk knows of; return whether it could.
+
+        Else who stores and deletes again and again would fill the disk, and pay for nothing.
+        """
+        try:
+            raw = self._index.get(formats.MARK)
+            assert raw is not None, "the start wrote it"
+            stop = formats.sequenced(formats.GONE, formats.decode_number(raw) + 1)
+            # All that the mark speaks of, and the mark itself.
+            self._index.write([], sync=True)
+            batch: list[Change] = []
+            for key, _ in self._bodies.scan(formats.GONE, stop):
+                batch.append((key, None))
+                if len(batch) == DELETE_BATCH:
+                    self._bodies.write(batch, sync=False)
+                    batch = []
+            if batch:
+                self._bodies.write(batch, sync=False)
+            self._bodies.compact(formats.GONE, stop)
+        except (StoreDamaged, SpaceExhausted) as fault:
+            # They are dropped the next time, or by the next start.
+            self._log.error("storage_notes_not_dropped", reason=fault.message)
+            return False
+        return True
 
     def _plan(self, everything: bool) -> list[Slice]:
         return self._dead.plan(self._disk_bytes, everything=everything)

@@ -18,7 +18,7 @@ from xsc.base.limits import UPLOAD_KEPT_MS, UPLOADS_INTERVAL_MS
 from xsc.base.turns import Turns
 from xsc.storage import journal
 from xsc.storage.capability import VerifyCapability, verify_key
-from xsc.storage.journal import Head, Kept, KeptPlace, KeptRecord
+from xsc.storage.journal import Head, Kept, KeptPlace
 from xsc.storage.manifest import SealedSegment
 from xsc.storage.ports import Commit
 from xsc.storage.reach import Reach
@@ -93,10 +93,9 @@ class Journal:
         self._begun = True
         self._state.write([(journal.HEAD + self.upload, head.to_bytes())], sync=False)
 
-    async def sealed(self, sealed: bytes, generation: int) -> None:
-        """Keep the manifest; it may be sent under that placement generation afterwards."""
-        kept = KeptRecord(sealed=sealed, generation=generation)
-        await self._commit([(journal.RECORD + self.upload, kept.to_bytes())])
+    async def sealed(self, sealed: bytes) -> None:
+        """Keep the sealed manifest; it may be sent afterwards."""
+        await self._commit([(journal.RECORD + self.upload, sealed)])
 
     async def forget(self) -> list[Change]:
         """Return the writes that drop the journal."""

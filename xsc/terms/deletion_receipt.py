@@ -1,4 +1,4 @@
-"""A host's word that it holds nothing more of an object for a customer."""
+"""A host's word that it deleted what a customer ordered it to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Freed(Record):
 
 
 class DeletionReceipt(Record):
-    """Signed by the host once the deletion was synced: what it names cannot come back.
+    """Signed by the host once the deletion that was ordered is synced.
 
     The host held nothing before where `freed` is empty: deleting twice is once.
     """
@@ -29,7 +29,9 @@ class DeletionReceipt(Record):
     host: Id32
     customer: Id32
     locate: Id32
-    """The object's locate id: all that the customer stored under it is gone."""
+    """The object's locate id."""
+    order: Id32
+    """Record id of the customer's `DeletionOrder`: what is gone."""
     freed: Annotated[tuple[Freed, ...], Field(max_length=1024)]
     deleted_ms: Count
 

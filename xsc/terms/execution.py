@@ -11,7 +11,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from xsc.base.encoding import Value
-from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MEMORY_BYTES_MAX, TIMEOUT_MS_MAX
+from xsc.base.limits import (
+    ARGUMENTS_MAX,
+    BATCH_ITEMS_MAX,
+    FUEL_MAX,
+    MEMORY_BYTES_MAX,
+    TIMEOUT_MS_MAX,
+)
 from xsc.identity.envelope import Count, Id32, R, Record
 
 Text = Annotated[str, Field(max_length=1024)]
@@ -71,7 +77,7 @@ class Order(Record):
     can repeat it then. Not written where there is none, as in orders from before it was."""
     given_bytes: Count = 0
     """Module and input together, in bytes: what the provider would receive that has none of it.
-    Not written where it is 0, as in orders to the own node, and from before it was."""
+    Not written where it is 0, as in orders to the own node; another provider refuses it so."""
 
     @model_validator(mode="after")
     def _granted_once(self) -> Order:
@@ -135,14 +141,19 @@ class Observed(Record):
     """The module's size, where this order brought it and it had to be compiled: that is billed.
     Not written where it is 0."""
 
+    calls: Annotated[int, Field(ge=0, le=BATCH_ITEMS_MAX)] = 0
+    """The calls of a batch, each of which is billed beside its fuel. Not written where it is 0."""
+
     @model_validator(mode="after")
     def _something_or_not_said(self) -> Observed:
-        return _not_zero(_not_zero(self, "saved_bytes"), "compiled_bytes")
+        for name in ("saved_bytes", "compiled_bytes", "calls"):
+            _not_zero(self, name)
+        return self
 
     def to_value(self) -> dict[str, Value]:
         """Return it as plain values, without what is not said."""
         value = super().to_value()
-        for name in ("saved_bytes", "compiled_bytes"):
+        for name in ("saved_bytes", "compiled_bytes", "calls"):
             if not value[name]:
                 del value[name]
         return value

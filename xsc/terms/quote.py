@@ -35,7 +35,8 @@ class Quote(Record):
     price: Count
     """The rung of `tier`: what this customer pays at least."""
     available: Count
-    """Free capacity: bytes of storage, or fuel steps (fuel times memory steps) of compute."""
+    """What this customer may still reserve: bytes of storage, or fuel steps (fuel times memory
+    steps) of compute."""
     valid_from_ms: Count
     valid_until_ms: Count
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)]

@@ -36,6 +36,4 @@ class StorageReceipt(Record):
     shards: Annotated[tuple[HeldShard, ...], Field(max_length=1024)]
     manifest: Id32 | None
     """SHA-256 of the sealed manifest, where the request carried it."""
-    placement: Id32 | None
-    """Record id of the placement, where the request carried it."""
     stored_ms: Count

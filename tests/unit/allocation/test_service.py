@@ -6,10 +6,20 @@ from tests.unit.allocation.fakes import Memory, Wire
 from xsc.allocation.recognition import Recognition
 from xsc.allocation.service import AllocationService
 from xsc.base.clock import ManualClock
-from xsc.base.errors import ArgumentInvalid, NotAllowed, RecordInvalid, SignatureInvalid
-from xsc.base.limits import RECOGNITION_RESEND_MS
+from xsc.base.errors import (
+    ArgumentInvalid,
+    NotAllowed,
+    RateLimited,
+    RecordInvalid,
+    SignatureInvalid,
+)
+from xsc.base.limits import (
+    RECOGNITION_RESEND_MS,
+    RECOGNITIONS_A_PEER_MAX,
+    RECOGNITIONS_MS,
+)
 from xsc.base.log import SilentLog
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 
 NET = network_id("test")
@@ -138,7 +148,7 @@ async def test_only_newer_records_count(world):
     old = world.states[1].get(b"allocation/own")
     await a.recognise(world.id(2), 100_000)
     answer, _ = await b.handlers()["market.recognise"](world.id(1), {"recognition": old}, ())
-    assert answer["sequence"] == 2
+    assert answer == {"held": world.states[1].get(b"allocation/own")}
     assert b.their_weight_ppm(world.id(1)) == 100_000
 
 
@@ -154,6 +164,50 @@ async def test_a_restored_copy_goes_on_above_what_its_peers_heard(world):
     await restored.recognise(world.id(2), 50_000)
     await restored.tell()
     assert b.their_weight_ppm(world.id(1)) == 50_000
+
+
+def recognition(key, sequence, network=NET):
+    return sign(
+        Recognition(owner=key.node_id, sequence=sequence, weights=(), created_ms=1), key, network
+    ).raw
+
+
+LAST = 2**63 - 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda own, liar: {"sequence": LAST, "id": b"i" * 32},
+        lambda own, liar: {"held": recognition(liar, LAST)},
+        lambda own, liar: {"held": recognition(own, LAST)[:-1] + b"\0"},
+        lambda own, liar: {"held": recognition(own, LAST, network_id("other"))},
+        lambda own, liar: {"held": recognition(own, 1)},
+        lambda own, liar: {},
+    ],
+    ids=["a number", "of the peer", "forged", "of another network", "replayed", "nothing"],
+)
+async def test_no_word_of_a_peer_advances_the_sequence(world, answer):
+    """Only a record that this node signed shows that it has lost its newest."""
+    a, _, c = world.node(1), world.node(2), world.node(3)
+    await a.recognise(world.id(3), 100_000)
+    await a.recognise(world.id(3), 200_000)
+
+    async def lie(_caller, _header, _parts):
+        return answer(world.keys[1], world.keys[2]), ()
+
+    world.wire.handlers[world.id(2)] = {"market.recognise": lie}
+    await a.recognise(world.id(2), 300_000)
+    for _ in range(3):
+        await a.peer_back(world.id(2))
+    await a.recognise(world.id(3), 400_000)
+    assert c.their_weight_ppm(world.id(1)) == 400_000
+    kept = open_signed(world.states[1].get(b"allocation/own"), Recognition, network=NET)
+    assert kept.record.sequence == 4, "one for each change"
+    # It is asked again, and takes the newest as soon as it is honest.
+    honest = world.node(2, Memory())
+    await a.tell()
+    assert honest.their_weight_ppm(world.id(1)) == 300_000
 
 
 async def test_what_is_not_the_callers_own_word_is_refused(world):
@@ -193,3 +247,25 @@ async def test_the_budget_holds(world):
     assert a.weights() == {world.id(2): 700_000}
     await a.recognise(world.id(3), 300_000)
     assert sum(a.weights().values()) == 1_000_000
+
+
+async def test_a_peer_is_heard_so_often_within_a_time_and_told_later(world):
+    a, b, c = world.node(1), world.node(2), world.node(3)
+    for number in range(1, RECOGNITIONS_A_PEER_MAX + 10):
+        await a.recognise(world.id(2), number)
+    assert b.their_weight_ppm(world.id(1)) == RECOGNITIONS_A_PEER_MAX
+    handler = b.handlers()["market.recognise"]
+    with pytest.raises(RateLimited):
+        await handler(world.id(1), {"recognition": recognition(world.keys[1], 1)}, ())
+    await c.recognise(world.id(2), 5)
+    assert b.their_weight_ppm(world.id(3)) == 5
+    task = asyncio.create_task(a.run())
+    # The newest is owed, and told as soon as it is heard again.
+    for _ in range(RECOGNITIONS_MS // RECOGNITION_RESEND_MS + 1):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert b.their_weight_ppm(world.id(1)) == RECOGNITIONS_A_PEER_MAX + 9
+    task.cancel()

@@ -12,7 +12,12 @@ import pytest
 from tests.strategies import vectors
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, TooLarge
-from xsc.base.limits import RECORD_BYTES_MAX, RECORD_DEPTH_MAX
+from xsc.base.limits import (
+    CONTAINER_BYTES,
+    FRAME_HEADER_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    RECORD_DEPTH_MAX,
+)
 
 GOLDEN = vectors("encoding")
 
@@ -132,3 +137,21 @@ def test_bytes_that_look_like_a_cid_stay_bytes():
 def test_keys_are_ordered_by_length_and_then_by_bytes():
     raw = encode({"b": 1, "aa": 2, "a": 3, "é": 4, "": 5})
     assert list(decode(raw)) == ["", "a", "b", "aa", "é"]
+
+
+@pytest.mark.parametrize("empty", [[], {}], ids=["lists", "maps"])
+@pytest.mark.parametrize("size_max", [4 * 1024, RECORD_BYTES_MAX, FRAME_HEADER_BYTES_MAX])
+def test_a_value_has_so_many_lists_and_maps_for_its_bound(empty, size_max):
+    """A byte each, they take a hundred bytes and a microsecond: a request could stop a node."""
+    most = size_max // CONTAINER_BYTES
+    for inner in (
+        [empty] * (most - 1),
+        {"a": [empty] * (most // 2), "b": [{"c": empty}] * ((most - most // 2 - 3) // 2)},
+        [[[empty]] * 1] + [empty] * (most - 4),
+    ):
+        assert decode(encode(inner), size_max=size_max) == inner
+    for inner in ([empty] * most, [[empty]] * (most // 2), {"a": [empty] * most}):
+        with pytest.raises(RecordInvalid, match="more lists and maps"):
+            decode(encode(inner), size_max=size_max)
+    leaves = [0] * (size_max - 9)
+    assert decode(encode(leaves), size_max=size_max) == leaves

@@ -808,10 +808,8 @@ DRAINED = {
     "total_bytes": 4096,
     "left_bytes": 0,
     "left_objects": 0,
-    "kept_bytes": 0,
-    "moved_objects": 1,
-    "moved_shards": 4,
-    "released_bytes": 0,
+    "released_objects": 1,
+    "released_bytes": 4096,
     "peers_told": 6,
     "peers": 6,
     "stuck_objects": 0,
@@ -837,15 +835,16 @@ STUCK = {
 def test_drain_waits_writes_the_proof_and_says_that_the_node_can_go(xsc, stand_in, tmp_path):
     going = {**DRAINED, "state": "leaving", "left_bytes": 4096, "left_objects": 1}
     stand_in.answers("POST", "/v1/drain", going, 202)
-    answers = [going, {**going, "left_bytes": 0, "kept_bytes": 9}, DRAINED]
+    answers = [going, {**going, "left_bytes": 1024}, DRAINED]
     stand_in.routes["GET", "/v1/drain?wait_ms=5000"] = lambda request: request.answer.document(
         answers.pop(0)
     )
     stand_in.streams("/v1/drain/proof", b"XSC drain proof")
     done = xsc("node", "drain")
     assert done.code == 0
-    assert "moved          1 object, 4 shards" in done.text
-    assert "owed to it     2.000000 credits" in done.text
+    assert "released    1 object, 4.0 KiB" in done.text
+    assert "left        0 objects, 0 B" in done.text
+    assert "owed to it  2.000000 credits" in done.text
     assert "can be stopped for good" in done.err
     assert "stay readable" in done.err
     assert (tmp_path / "home" / "drain.proof").read_bytes() == b"XSC drain proof"
@@ -890,7 +889,8 @@ def test_a_drain_proof_is_verified_from_a_file_and_from_a_pipe(xsc, tmp_path):
     (tmp_path / "p").write_bytes(proof)
     done = xsc("verify", tmp_path / "p")
     assert (done.code, done.err) == (0, "")
-    assert done.text.startswith("drain proof: of what ")
+    assert done.text.startswith("drain proof: 2 customers of ")
+    assert "2 objects" in done.text
     assert xsc("verify", "-", stdin=proof).text == done.text
     for wrong in (proof[:-1], b"XSC drain proof 2\n", b"XSC ", b"XSC"):
         bad = xsc("verify", "-", stdin=wrong)

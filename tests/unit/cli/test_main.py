@@ -290,7 +290,7 @@ def test_ctrl_c_ends_a_transfer_and_leaves_nothing(stand_in, tmp_path):
     process = start("store", "get", "xsc:r:c", "-o", str(folder / "f"), home=stand_in.home)
     started.set_result(process)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.split() == [b"interrupted"]
     assert list(folder.iterdir()) == []
 

@@ -16,7 +16,7 @@ from xsc.compute.batch import Row
 from xsc.compute.engine import Machine
 from xsc.compute.inputs import RunInput, input_hash
 from xsc.compute.limits import Limits
-from xsc.compute.receipts import amount_of, make_receipt
+from xsc.compute.receipts import bill, make_receipt
 from xsc.compute.sandbox import JobResult, trap_error, trap_text
 from xsc.compute.spot import NOT_MADE, judge_call
 from xsc.identity.envelope import sign
@@ -177,7 +177,7 @@ def dissent(made, alice, bob, network):
         changed = {
             "order": sign(order, alice, network).raw,
             "outcome": outcome,
-            "amount_micro": amount_of(PRICE, outcome.fuel_used, order.memory_bytes_max),
+            "amount_micro": bill(order, outcome, made[1].observed, PRICE),
         }
         receipts.append(sign(made[1].model_copy(update=changed), key, network).raw)
     record = Dissent(customer=alice.node_id, first=receipts[1], second=receipts[0], found_ms=80)

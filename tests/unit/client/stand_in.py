@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from xsc.api import proof
 from xsc.api.ranges import content_range, from_header
 
 TOKEN = "token7"
@@ -30,6 +32,14 @@ class Request:
         """The JSON of a job, and the blobs behind it."""
         size = int.from_bytes(self.body[:4], "big")
         return json.loads(self.body[4 : 4 + size]), self.body[4 + size :]
+
+
+def proves(connection: socket.socket, token: str) -> None:
+    """Answer the challenge on a connection that a test serves by itself."""
+    challenge = connection.recv(65536)[-2 * proof.CHALLENGE_BYTES :]
+    port = connection.getsockname()[1]
+    body = json.dumps({"proof": proof.proof_of(token, port, challenge)}).encode()
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
 Route = Callable[[Request], None]
@@ -148,7 +158,19 @@ class Answerer(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
+    def _prove(self) -> None:
+        """Show that this is the node of the home, as every connection has it begin."""
+        port = self.server.server_address[1]
+        body = json.dumps({"proof": proof.proof_of(TOKEN, port, self._body())}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def _handle(self) -> None:
+        if self.path == proof.PATH:
+            self._prove()
+            return
         place = self.command, self.path
         headers = dict(self.headers.items())
         if place in self.owner.early:

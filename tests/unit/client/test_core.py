@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import socket
@@ -9,7 +10,8 @@ import threading
 
 import pytest
 
-from tests.unit.client.stand_in import StandIn
+from tests.unit.client.stand_in import StandIn, proves
+from xsc.api import proof
 from xsc.base.errors import (
     ArgumentInvalid,
     HomeInvalid,
@@ -71,8 +73,15 @@ def test_a_bug_of_the_node_is_no_class_of_its_own(core, stand_in):
     assert type(caught.value) is XscError
 
 
-def test_a_wrong_token_is_refused(core, stand_in):
+def test_a_token_of_another_node_is_not_shown(core, stand_in):
     stand_in.publish(f"http://127.0.0.1:{stand_in.server.server_port}", "other")
+    with pytest.raises(NodeUnreachable, match="is not that node"):
+        core.call("GET", "/v1/status")
+    assert not stand_in.requests
+
+
+def test_what_the_node_refuses_is_raised_here(core, stand_in):
+    stand_in.refuses("GET", "/v1/status", "unauthorized", "no")
     with pytest.raises(Unauthorized):
         core.call("GET", "/v1/status")
 
@@ -176,6 +185,7 @@ def test_a_node_that_dies_during_an_upload_is_unreachable(tmp_path):
         def take_some():
             connection, _ = server.accept()
             with connection:
+                proves(connection, "t")
                 connection.recv(65536)
 
         thread = threading.Thread(target=take_some)
@@ -200,12 +210,15 @@ def test_a_node_that_dies_during_an_upload_is_unreachable(tmp_path):
         b"",
     ],
 )
-def test_what_is_no_node_is_not_taken_for_one(tmp_path, answer):
+@pytest.mark.parametrize("proven", [False, True])
+def test_what_is_no_node_is_not_taken_for_one(tmp_path, answer, proven):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def reply():
             connection, _ = server.accept()
             with connection:
+                if proven:
+                    proves(connection, "t")
                 connection.recv(65536)
                 connection.sendall(answer)
 
@@ -217,6 +230,87 @@ def test_what_is_no_node_is_not_taken_for_one(tmp_path, answer):
         with pytest.raises(NodeUnreachable):
             Core(tmp_path).call("GET", "/v1/status")
         thread.join()
+
+
+@pytest.mark.parametrize("listens_again", [False, True])
+def test_who_listens_where_a_node_was_gets_neither_token_nor_content(tmp_path, listens_again):
+    """A node was killed; somebody else has its port. It may ask the node that came back, too."""
+    seen = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reply():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    sent = connection.recv(65536)
+                    seen.append(sent)
+                    challenge = sent[-2 * proof.CHALLENGE_BYTES :]
+                    # All that it can know: what a node with that token says at another port.
+                    port = server.getsockname()[1] ^ 1
+                    told = proof.proof_of("t" if listens_again else "u", port, challenge)
+                    body = json.dumps({"proof": told}).encode()
+                    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+                    connection.sendall(head + body)
+                    seen.append(connection.recv(65536))
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        (tmp_path / "api.token").write_text("t")
+        place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        (tmp_path / "api.json").write_text(json.dumps(place))
+        core = Core(tmp_path)
+        for ask in (
+            lambda: core.call("GET", "/v1/status"),
+            lambda: core.upload("/v1/objects", io.BytesIO(b"plaintext"), {}),
+            lambda: core.upload("/v1/objects", Blocks(), {}),
+            lambda: core.download("/v1/object", {"XSC-Capability": "secret"}),
+        ):
+            with pytest.raises(NodeUnreachable, match="is not that node"):
+                ask()
+        assert not core.alive()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(seen) == 10
+    for sent in seen:
+        assert sent == b"" or sent.startswith(b"POST /v1/proof HTTP/1.1\r\n")
+        for secret in (b"Bearer", b"plaintext", b"secret"):
+            assert secret not in sent
+    challenges = [sent[-2 * proof.CHALLENGE_BYTES :] for sent in seen[::2]]
+    assert len(set(challenges)) == len(challenges)
+
+
+def test_a_proof_may_come_byte_by_byte():
+    near, far = socket.socketpair()
+    body = b'{"proof":"c0ffee"}'
+    with near, far:
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body):
+            far.send(bytes([byte]))
+
+        class Slow:
+            def recv(self, _):
+                return near.recv(1)
+
+        assert core_module._read_proof(Slow()) == "c0ffee"
+
+
+def test_a_proof_says_one_thing_about_one_token_port_and_challenge():
+    challenge = b"0" * 64
+    given = proof.proof_of("t", 80, challenge)
+    # HMAC of RFC 2104, by hand.
+    key, message = b"t".ljust(64, b"\0"), b"XSC/1/api-proof\0\x00\x50" + bytes(32)
+    inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key) + message).digest()
+    assert given == hashlib.sha256(bytes(byte ^ 0x5C for byte in key) + inner).hexdigest()
+    assert proof.is_proof(given, "t", 80, challenge)
+    for other in (("u", 80, challenge), ("t", 81, challenge), ("t", 80, b"1" + challenge[1:])):
+        assert not proof.is_proof(given, *other)
+    for wrong in (None, 1, "", "é" * 64, given[:-1], given.upper()):
+        assert not proof.is_proof(wrong, "t", 80, challenge)
+    for wrong in (b"", b"0" * 63, b"0" * 65, b"G" * 64, b"A" * 64, b"0" * 63 + b"\n"):
+        with pytest.raises(ArgumentInvalid):
+            proof.proof_of("t", 80, wrong)
 
 
 def test_silence_ends(tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
 from tests.strategies import vectors
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import LIMITS
+from tests.unit.compute.test_service import LIMITS, forged
 from xsc.base.encoding import encode
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -21,21 +23,27 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.limits import (
+    BATCH_CALL_FUEL,
     BATCH_ITEMS_MAX,
+    BATCH_TRAPS_BYTES_MAX,
     BATCH_TRAPS_MAX,
     COMPILE_BYTE_FUEL,
     FUEL_MAX,
     MILLISECOND_FUEL,
+    OUTPUT_BYTES_MAX,
+    RUN_FUEL,
 )
 from xsc.compute import batch
 from xsc.compute.batch import Row, Shape, read_rows, run_all
 from xsc.compute.inputs import RunInput, input_hash
 from xsc.compute.limits import Limits
+from xsc.compute.receipts import bill
 from xsc.compute.sandbox import is_trap
 from xsc.compute.signature import Signature
 from xsc.identity.envelope import open_signed, sign
+from xsc.node.replay import Given, replay_file
 from xsc.node.verify import verify_file
-from xsc.terms.execution import ExecutionReceipt
+from xsc.terms.execution import ExecutionReceipt, Order
 
 ADD = Signature(("i32", "i32"), ("i32",))
 GOLDEN = vectors("batch")
@@ -140,15 +148,19 @@ def test_a_shape_that_is_none(texts):
 
 
 def test_a_batch_has_bounds():
-    batch.check_size(BATCH_ITEMS_MAX, ADD)
+    batch.check_size(BATCH_ITEMS_MAX, ADD, OUTPUT_BYTES_MAX)
     with pytest.raises(ArgumentInvalid):
-        batch.check_size(0, ADD)
+        batch.check_size(0, ADD, OUTPUT_BYTES_MAX)
     with pytest.raises(TooLarge, match="at most 65536"):
-        batch.check_size(BATCH_ITEMS_MAX + 1, ADD)
+        batch.check_size(BATCH_ITEMS_MAX + 1, ADD, OUTPUT_BYTES_MAX)
     with pytest.raises(TooLarge, match="over their bound"):
-        batch.check_size(BATCH_ITEMS_MAX, Signature(("i64",) * 33, ()))
+        batch.check_size(BATCH_ITEMS_MAX, Signature(("i64",) * 33, ()), OUTPUT_BYTES_MAX)
     with pytest.raises(TooLarge, match="over their bound"):
-        batch.check_size(BATCH_ITEMS_MAX, Signature((), ("i64",) * 32))
+        batch.check_size(BATCH_ITEMS_MAX, Signature((), ("i64",) * 32), OUTPUT_BYTES_MAX)
+    most = 3 * batch.row_bytes(ADD.results) + BATCH_TRAPS_BYTES_MAX
+    batch.check_size(3, ADD, most)
+    with pytest.raises(TooLarge, match="over their bound"):
+        batch.check_size(3, ADD, most - 1)
     with pytest.raises(SignatureMismatch):
         list(batch.split_arguments(bytes(7), 1, ADD.params))
 
@@ -211,8 +223,11 @@ async def test_a_batch_is_run_under_one_order_and_receipt(world, local):
     done = await many(world, "add", "add", calls, local=local)
     assert [item.results for item in done.items] == [[str(n + 16)] for n in range(300)]
     assert done.fuel_used == sum(item.fuel_used for item in done.items) == 1200
-    compiling = len(wasm("add")) * COMPILE_BYTE_FUEL
-    assert done.amount_micro == (0 if local else 1200 + compiling)
+    beside = RUN_FUEL + len(wasm("add")) * COMPILE_BYTE_FUEL + 300 * BATCH_CALL_FUEL
+    assert done.amount_micro == (0 if local else 1200 + beside)
+    if not local:
+        assert world.customer.market.spending[-1][1] == 1200 + beside
+        assert world.provider.market.used == [1200 + beside]
     assert len(world.wire.sent) == (0 if local else 2)  # asked, and again with the module
     assert "a batch of calls of add" in verify_file(done.receipt, wasm("add"))
     for place in range(0, len(done.receipt), 7):
@@ -285,3 +300,34 @@ async def test_results_that_do_not_hold_are_not_paid(world, network):
         with pytest.raises(ReceiptInvalid, match=why):
             await many(world, "add", "add", [["1", "2"]] * 2, on=world.provider.key.node_id)
     assert world.customer.market.spending == []
+
+
+@pytest.mark.parametrize("calls", [0, 1, 4, BATCH_ITEMS_MAX])
+async def test_calls_that_a_batch_has_not_are_not_paid(world, calls):
+    def claim(receipt):
+        observed = receipt.observed.model_copy(update={"calls": calls})
+        order = open_signed(receipt.order, Order, network=None).record
+        amount = bill(order, receipt.outcome, observed, 1_000_000)
+        return receipt.model_copy(update={"observed": observed, "amount_micro": amount})
+
+    forged(world, claim)
+    with pytest.raises(ReceiptInvalid, match="calls"):
+        await many(world, "add", "add", [["1", "2"]] * 3, on=world.provider.key.node_id)
+    with pytest.raises(ReceiptInvalid, match="calls") if calls else nullcontext():
+        await world.invoke(on=world.provider.key.node_id)
+
+
+@pytest.mark.parametrize("calls", [1, 3, BATCH_ITEMS_MAX])
+async def test_a_second_run_holds_the_calls_that_are_billed_against_the_batch(world, calls):
+    done = await many(world, "add", "add", [["1", "2"]] * 2, on=world.provider.key.node_id)
+    given = Given(stdin=b"1 2\n1 2\n")
+    again = await asyncio.to_thread(replay_file, done.receipt, wasm("add"), given)
+    assert again["verdict"] == "agrees"
+    receipt = open_signed(done.receipt, ExecutionReceipt, network=None).record
+    order = open_signed(receipt.order, Order, network=None).record
+    observed = receipt.observed.model_copy(update={"calls": calls})
+    amount = bill(order, receipt.outcome, observed, 1_000_000)
+    lie = receipt.model_copy(update={"observed": observed, "amount_micro": amount})
+    raw = sign(lie, world.provider.key, world.network).raw
+    with pytest.raises(ProofInvalid, match="other calls than the batch has"):
+        await asyncio.to_thread(replay_file, raw, wasm("add"), given)

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from tests.unit.compute.programs import wasm
 from tests.unit.compute.test_receipts import PRICE, RESULT, an_order
-from tests.unit.compute.test_service import FIRST, forged
-from xsc.base.errors import PeerSilent, ProofInvalid, ReceiptInvalid
+from tests.unit.compute.test_service import AGAIN, FIRST, LIMITS, forged
+from xsc.base.errors import LeaseExhausted, PeerSilent, ProofInvalid, ReceiptInvalid, RecordInvalid
 from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_MAX, MEMORY_BYTES_MAX, MODULE_BYTES_MAX
 from xsc.compute.limits import Limits
-from xsc.compute.receipts import amount_of, bill, billed_fuel, check_receipt, make_receipt
+from xsc.compute.receipts import bill, billed_steps, check_receipt, make_receipt
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.replay import Given, replay_file
 from xsc.node.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt, Observed, Order
+from xsc.terms.pricing import compute_amount, run_steps
 
 ADD = wasm("add")
 
@@ -45,30 +46,71 @@ async def test_only_the_order_that_brings_an_uncompiled_module_pays_for_compilin
     first = await world.invoke(**there(world))
     again = await world.invoke(**there(world))
     assert (first.compiled_bytes, first.amount_micro) == (len(ADD), FIRST)
-    assert (again.compiled_bytes, again.amount_micro) == (0, 4)
+    assert (again.compiled_bytes, again.amount_micro) == (0, AGAIN)
     # The module is brought again, and its code is still there.
     world.provider.service._provider._modules.clear()
     third = await world.invoke(**there(world))
     assert world.wire.sent[-1][1]["module"] is True
-    assert (third.compiled_bytes, third.amount_micro) == (0, 4)
+    assert (third.compiled_bytes, third.amount_micro) == (0, AGAIN)
     # The code is gone, and the module still there.
     await world.provider.sandbox.stop()
     await world.provider.sandbox.start()
     fourth = await world.invoke(**there(world))
     assert world.wire.sent[-1][1]["module"] is False
-    assert (fourth.compiled_bytes, fourth.amount_micro) == (0, 4)
-    assert world.provider.market.used == [FIRST, 4, 4, 4]
+    assert (fourth.compiled_bytes, fourth.amount_micro) == (0, AGAIN)
+    assert world.provider.market.used == [FIRST, AGAIN, AGAIN, AGAIN]
     assert (await world.invoke(local=True)).compiled_bytes == 0
 
 
-async def test_compiling_and_running_are_billed_within_what_was_signed(world):
-    limits = Limits(fuel=COMPILE_BYTE_FUEL)
-    done = await world.invoke(limits=limits, **there(world))
+async def test_compiling_is_billed_whole_however_little_fuel_the_run_has(world):
+    """Else a customer would have modules compiled for the least fuel that there is."""
+    world.provider.market.room = FIRST  # what the run costs at most, and nothing beside
+    done = await world.invoke(limits=Limits(fuel=4), **there(world))
     assert (done.results, done.fuel_used, done.trap) == (["5"], 4, None)
-    assert done.amount_micro == COMPILE_BYTE_FUEL
-    assert world.provider.market.used == [COMPILE_BYTE_FUEL]
+    assert done.amount_micro == FIRST
+    assert world.provider.market.used == [FIRST]
     assert world.provider.market.reserved == 0
-    assert world.customer.market.spending[0][1] == COMPILE_BYTE_FUEL
+    assert world.customer.market.spending[0][1] == FIRST
+
+
+async def test_a_lease_has_room_for_compiling_where_nobody_has_the_module(world):
+    """And for a run alone where somebody has it; who has lost it is asked under another lease."""
+    asked, lease_compute = [], world.customer.market.lease_compute
+
+    async def lease(*, fuel_steps, on, saved=None):
+        asked.append(fuel_steps)
+        world.provider.market.room = fuel_steps
+        return await lease_compute(fuel_steps=fuel_steps, on=on, saved=saved)
+
+    world.customer.market.lease_compute = lease
+    whole = LIMITS.steps + len(ADD) * COMPILE_BYTE_FUEL
+    await world.invoke(**there(world))
+    await world.invoke(**there(world))
+    assert asked == [whole, LIMITS.steps]
+    world.provider.service._provider._modules.clear()
+    assert (await world.invoke(**there(world))).results == ["5"]
+    assert asked[2:] == [LIMITS.steps, whole]
+    world.customer.market.lease_compute = lease_compute
+    world.provider.market.room = 1
+    with pytest.raises(LeaseExhausted):
+        await world.invoke(**there(world))
+
+
+@pytest.mark.parametrize("said", [0, 1, len(ADD) - 1, len(ADD) + 1, 2**40])
+async def test_an_order_that_says_another_size_than_it_brings_is_refused(world, said):
+    """Compiling is billed by what the order says: who said nothing had it for nothing."""
+    await world.invoke(**there(world))
+    world.provider.service._provider._modules.clear()
+    _, header, parts = world.wire.sent[1]
+    order = open_signed(header["order"], Order, network=None).record
+    value = {**order.to_value(), "nonce": b"n" * 16, "given_bytes": said}
+    if not said:
+        del value["given_bytes"]
+    raw = sign(Order.from_value(value), world.customer.key, world.network).raw
+    with pytest.raises(RecordInvalid, match="not as long as the order says"):
+        await world.serve({**header, "order": raw}, parts)
+    assert world.provider.market.reserved == 0
+    assert not world.provider.service._provider._modules
 
 
 async def test_compiling_is_billed_also_where_the_answer_was_lost_and_asked_for_again(world):
@@ -135,19 +177,19 @@ async def test_offline_it_is_held_against_the_module(world):
 def test_no_bill_is_above_what_the_customer_signed(fuel_max, memory_bytes, used, compiled, price):
     observed = Observed(started_ms=0, wall_ms=0).model_copy(update={"compiled_bytes": compiled})
     outcome = _OUTCOME.model_copy(update={"fuel_used": min(used, fuel_max)})
-    billed = billed_fuel(fuel_max, outcome, observed)
-    assert outcome.fuel_used <= billed <= fuel_max
-    assert billed in (fuel_max, outcome.fuel_used + compiled * COMPILE_BYTE_FUEL)
-    order = _ORDER.model_copy(update={"fuel_max": fuel_max, "memory_bytes_max": memory_bytes})
-    most = amount_of(price, fuel_max, memory_bytes)
-    assert 0 <= bill(order, outcome, observed, price) <= most
+    limits = {"fuel_max": fuel_max, "memory_bytes_max": memory_bytes, "given_bytes": compiled}
+    order = _ORDER.model_copy(update=limits)
+    billed = billed_steps(order, outcome, observed)
+    assert billed <= run_steps(fuel_max, memory_bytes, order.given_bytes) < 2**63
+    # No run is for nothing, whatever it used; and many pay no more than one of their size.
+    assert bill(order, outcome, observed, price) >= price
+    assert bill(order, outcome, observed, price) <= compute_amount(price, billed)
 
 
-@pytest.mark.parametrize("compiled", [0, 1, 10])
-def test_an_order_of_before_is_not_billed_for_compiling(alice, bob, network, compiled):
+@pytest.mark.parametrize("compiled", [1, 10])
+def test_a_receipt_bills_compiling_no_more_than_the_order_brings(alice, bob, network, compiled):
     order = sign(an_order(alice, bob), alice, network)
     made = make_receipt(
         order, RESULT, price=PRICE, started_ms=1, wall_ms=1, compiled_bytes=compiled
     )
-    assert made.observed.compiled_bytes == 0
-    assert check_receipt(order, made, PRICE) is None
+    assert "more than the job can have brought" in check_receipt(order, made, PRICE)

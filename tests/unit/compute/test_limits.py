@@ -8,6 +8,7 @@ from xsc.base.limits import (
     MEMORY_BYTES_MAX,
     MEMORY_STEP_BYTES,
     OUTPUT_BYTES_MAX,
+    RUN_FUEL,
     TIMEOUT_MS_MAX,
 )
 from xsc.compute.limits import Limits
@@ -30,8 +31,8 @@ def test_each_limit_is_from_one_to_its_bound(name):
 
 
 def test_steps_are_fuel_times_begun_memory_steps():
-    assert Limits(fuel=10, memory_bytes=1).steps == 10
-    assert Limits(fuel=10, memory_bytes=MEMORY_STEP_BYTES + 1).steps == 20
+    assert Limits(fuel=10, memory_bytes=1).steps == 10 + RUN_FUEL
+    assert Limits(fuel=10, memory_bytes=MEMORY_STEP_BYTES + 1).steps == 20 + 2 * RUN_FUEL
 
 
 def test_the_most_of_both_is_still_a_count():

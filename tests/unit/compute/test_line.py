@@ -21,7 +21,6 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.compute.pool import PoolSandbox
-from xsc.compute.sandbox import JobResult
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -144,8 +143,7 @@ async def test_a_killed_worker_fails_the_call_that_it_was_at_and_no_other(pool):
     slow, *others = give(pool, [SLOW, *map(fib, range(5))])
     await turns()
     os.kill(before, signal.SIGKILL)
-    with pytest.raises(SandboxFailed, match="ended in the middle"):
-        await slow
+    assert (await slow).trap == "worker_lost"
     assert [(await each).trap for each in others] == [None] * 5
     assert before not in pids(pool)
 
@@ -240,7 +238,7 @@ async def test_a_worker_that_breaks_the_protocol_of_calls_is_ended(answer):
     (before,) = pool._workers
     quick = job("add", "add", i32(1), i32(2))
     assert (await pool.run(quick)).fuel_used == 1
-    ends = await asyncio.gather(*give(pool, [quick]), return_exceptions=True)
-    assert all(isinstance(each, SandboxFailed | JobResult) for each in ends)
+    (end,) = await asyncio.gather(*give(pool, [quick]))
+    assert end.trap in (None, "worker_lost")
     await before.pipes.exited
     await pool.stop()

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.unit.compute.programs import until as turns
 from tests.unit.compute.programs import wasm
 from tests.unit.compute.test_service import forged
+from xsc.base.clock import InlineExecutor
 from xsc.base.errors import (
     ArgumentInvalid,
     InputUnavailable,
@@ -21,17 +23,19 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import (
     INPUT_BYTES_MAX,
+    INPUTS_HELD_A_PEER_BYTES_MAX,
+    INPUTS_HELD_BYTES_MAX,
     MODULES_REMEMBERED_MAX,
     NEAR_BYTES_LEAST,
-    OBJECTS_READ_BYTES_MAX,
     PEER_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part, root_of
 from xsc.compute.fetching import Fetching
 from xsc.compute.inputs import FILES_MAX, RunInput, input_hash
 from xsc.compute.limits import Limits
+from xsc.compute.local import LocalSandbox
 from xsc.compute.near import Holders, check_objects, spared
-from xsc.identity.envelope import open_signed
+from xsc.identity.envelope import open_signed, sign
 from xsc.terms.execution import ExecutionReceipt, Order
 
 LIMITS = Limits(fuel=100_000_000)
@@ -216,20 +220,86 @@ async def test_without_a_lease_nothing_is_fetched(world, stored):
 
 async def test_room_for_inputs_is_bounded_and_given_back(world, stored):
     header, parts = await sent(world, stored)
-    fetching = world.provider.service._provider._fetching
-    assert fetching._held_bytes == 0
-    fetching.hold(OBJECTS_READ_BYTES_MAX - len(TEXT))
-    with pytest.raises(RateLimited):
-        await world.serve(header, parts)
-    fetching.free(OBJECTS_READ_BYTES_MAX - len(TEXT))
+    shares = world.provider.service._provider._inputs
+    before = vars(shares).copy()
+    assert not shares._held
+    own, half = world.customer.key.node_id, INPUTS_HELD_A_PEER_BYTES_MAX
+    full = [(own, half - len(TEXT))]
+    others = [(b"a", half - len(TEXT)), (b"b", half), (own, 1)]
+    assert sum(size for _, size in others) <= INPUTS_HELD_BYTES_MAX
+    for held, why in ((full, "of yours"), (others, "as it may")):
+        for each in held:
+            shares.take(*each)
+        with pytest.raises(RateLimited, match=why):
+            await world.serve(header, parts)
+        assert not world.provider.market.reserved
+        for each in held:
+            shares.give(*each)
     await world.serve(header, parts)
     await asyncio.sleep(0)
-    assert fetching._held_bytes == 0
+    assert vars(shares) == before
     world.provider.objects.known.clear()
     header["order"] = world.order(nonce=b"m" * 16)[0]["order"]
     with pytest.raises(InputUnavailable):
         await world.serve(header, parts)
-    assert (fetching._held_bytes, world.provider.market.reserved) == (0, 0)
+    assert (vars(shares), world.provider.market.reserved) == (before, 0)
+
+
+async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, stored):
+    """What runs on is held: the request that brought it is not there any more to count it."""
+    gate = asyncio.Event()
+
+    class Slow(LocalSandbox):
+        async def run(self, job, watch=None):
+            await gate.wait()
+            return await super().run(job, watch)
+
+    provider = world.provider.service._provider
+    provider._sandbox = sandbox = Slow(InlineExecutor())
+    await sandbox.start()
+    size = INPUTS_HELD_A_PEER_BYTES_MAX // 5
+    module = wasm("upper")
+    given = RunInput(files=(("big", bytes(size)),))
+    parts = [Part(body, root_of(body)) for body in (b"", bytes(size), module)]
+    taken = 0
+    for number in range(8):
+        order = Order(
+            nonce=bytes([number]) * 16,
+            lease_id=b"\1" * 32,
+            customer=world.customer.key.node_id,
+            provider=world.provider.key.node_id,
+            module=hashlib.sha256(module).digest(),
+            mode="run",
+            function="_start",
+            arguments=(),
+            input=input_hash(given, 1000),
+            fuel_max=LIMITS.fuel,
+            memory_bytes_max=LIMITS.memory_bytes,
+            timeout_ms=1000,
+            created_ms=world.clock.now_ms(),
+            given_bytes=size + len(module),
+        )
+        header = {
+            "order": sign(order, world.customer.key, world.network).raw,
+            "args": [],
+            "environment": [],
+            "files": ["big"],
+            "output_bytes": 1000,
+            "module": True,
+        }
+        asking = asyncio.create_task(world.serve(header, parts))
+        await turns(lambda task=asking, had=taken: task.done() or len(provider._orders) > had)
+        if asking.done():
+            with pytest.raises(RateLimited, match="of yours"):
+                await asking
+            break
+        taken += 1
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert taken == 4
+    gate.set()
+    await turns(lambda: not provider._inputs._held)
+    await sandbox.stop()
 
 
 async def test_an_order_that_says_too_little_has_nothing_fetched(world, stored):
@@ -238,6 +308,9 @@ async def test_an_order_that_says_too_little_has_nothing_fetched(world, stored):
         header["order"] = world.order(given_bytes=given_bytes or 1)[0]["order"]
         with pytest.raises(TooLarge):
             await world.serve(header, parts)
+    header["order"] = world.order(given_bytes=len(TEXT))[0]["order"]  # and nothing for the module
+    with pytest.raises(RecordInvalid, match="as long as the order says"):
+        await world.serve(header, parts)
 
 
 async def test_another_content_than_the_order_names_is_refused(world, stored):

@@ -114,6 +114,20 @@ def test_the_oldest_answers_go_first_and_the_newest_is_kept_whatever_its_size():
     assert orders.find(slot(BOB, 5)).run == "run"
 
 
+def test_answers_of_one_customer_take_no_room_of_others():
+    orders, size = Orders(), ANSWERS_KEPT_BYTES_MAX // 4 - ANSWER_COST_BYTES
+    for customer in (BOB, CAROL):
+        take(orders, slot(customer, 0))
+        orders.ended(slot(customer, 0), size, NOW_MS)
+    for number in range(100):
+        take(orders, slot(ALICE, number))
+        orders.ended(slot(ALICE, number), size if number % 2 else 0, NOW_MS)
+        assert orders.find(slot(ALICE, number)).run == "run"
+        for customer in (BOB, CAROL):
+            assert orders.find(slot(customer, 0)).run == "run"
+        assert orders._answers_bytes.total() <= ANSWERS_KEPT_BYTES_MAX
+
+
 DEEDS = st.lists(
     st.tuples(
         st.sampled_from(["take", "end", "fail", "wait"]),

@@ -118,7 +118,7 @@ def test_where_nothing_can_be_told_nothing_is(machine, alice, bob, network):
     assert why_not(order.record, told, ENGINE, ENGINE_CONFIG) is None
     assert "wasmtime-py/1" in str(why_not(order.record, told, "wasmtime-py/1", ENGINE_CONFIG))
     assert "configured" in str(why_not(order.record, told, ENGINE, bytes(32)))
-    for trap in ("time_exceeded", "compile_limit"):
+    for trap in ("time_exceeded", "compile_limit", "worker_lost"):
         late = told.model_copy(update={"trap": trap, "results": ()})
         assert trap in str(why_not(order.record, late, ENGINE, ENGINE_CONFIG))
         found = judge(order.record, told, replace(again, results=(), trap=trap), given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -29,14 +29,23 @@ from xsc.base.errors import (
     SignatureInvalid,
     SignatureMismatch,
     TooLarge,
+    WorkerLost,
     XscError,
     from_code,
 )
-from xsc.base.limits import COMPILE_BYTE_FUEL, MIB, REQUEST_WINDOW_MS
+from xsc.base.limits import (
+    COMPILE_BYTE_FUEL,
+    MIB,
+    MILLISECOND_FUEL,
+    MODULE_LOST_MS,
+    REQUEST_WINDOW_MS,
+    RUN_FUEL,
+)
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.compute import orders, providing
 from xsc.compute.evidence import EvidenceBook
+from xsc.compute.inputs import digest_of
 from xsc.compute.limits import Limits
 from xsc.compute.local import LocalSandbox
 from xsc.compute.providing import SHARED_ANSWER_BYTES_MAX
@@ -48,8 +57,10 @@ from xsc.terms.execution import ExecutionReceipt, Order
 
 LIMITS = Limits(fuel=5_000_000)
 PRICE = 1_000_000  # a micro-credit a unit of fuel
-FIRST = 4 + len(wasm("add")) * COMPILE_BYTE_FUEL
-"""What the first run of add is billed, which brings a module that has to be compiled."""
+AGAIN = 4 + RUN_FUEL
+"""What a run of add is billed."""
+FIRST = AGAIN + len(wasm("add")) * COMPILE_BYTE_FUEL
+"""The same of the first, which brings a module that has to be compiled."""
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Market:
 
     leases: list[Lease] = field(default_factory=list)
     spending: list[tuple[bytes, int, int]] = field(default_factory=list)
-    room: int = 10**12
+    room: int = 10**13
     reserved: int = 0
     used: list[int] = field(default_factory=list)
     reports: list[tuple[bytes, str]] = field(default_factory=list)
@@ -266,7 +277,8 @@ async def test_a_limit_that_is_met_is_in_the_receipt_and_billed(world):
     done = await world.invoke("endless", "spin", [])
     assert isinstance(done.trap, FuelExhausted)
     assert done.results == []
-    assert done.amount_micro == LIMITS.fuel
+    compiling = len(wasm("endless")) * COMPILE_BYTE_FUEL
+    assert done.amount_micro == LIMITS.fuel + RUN_FUEL + compiling
     failed = await world.invoke("trap", "divide", ["1", "0"])
     assert isinstance(failed.trap, ModuleTrapped)
     flood = await world.run("flood", limits=Limits(fuel=5_000_000, output_bytes=50_000))
@@ -353,7 +365,7 @@ async def test_a_function_that_was_quick_may_share_its_request(world):
     for _ in range(3):
         assert (await world.invoke(on=world.provider.key.node_id)).results == ["5"]
     assert patient(world) == [False, False, True, True]  # the second brings the module
-    assert world.provider.market.used == [FIRST, 4, 4]
+    assert world.provider.market.used == [FIRST, AGAIN, AGAIN]
 
 
 async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world):
@@ -369,7 +381,7 @@ async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world)
     assert (await running).results == ["5"]
     assert patient(world) == [True, False]
     assert len({header["order"] for _, header, _ in world.wire.sent}) == 1
-    assert world.provider.market.used == [FIRST, 4]
+    assert world.provider.market.used == [FIRST, AGAIN]
     await slow.stop()
 
 
@@ -513,7 +525,7 @@ async def test_a_run_goes_on_when_its_caller_goes_away(world):
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
     await world.serve(header, parts)
-    assert world.provider.market.used == [FIRST, 4]
+    assert world.provider.market.used == [FIRST, AGAIN]
 
 
 async def test_a_nonce_stands_for_one_order(world):
@@ -552,6 +564,47 @@ async def test_an_answer_that_is_no_longer_kept_is_not_made_again(world, monkeyp
         await world.serve(header, parts)
 
 
+class Crashing(LocalSandbox):
+    """A sandbox in which every run ends with its worker process."""
+
+    async def run(self, job, watch=None):
+        done = await super().run(job, watch)
+        return replace(done, trap="worker_lost", results=(), fuel_used=0, stdout=b"")
+
+
+async def test_a_lost_worker_is_billed_once_for_a_module(world):
+    there = {"on": world.provider.key.node_id, "limits": Limits(fuel=10**9, timeout_ms=20)}
+    world.provider.service._provider._sandbox = sandbox = Crashing(InlineExecutor())
+    await sandbox.start()
+    spending = world.customer.market.spending
+    for moment in ("first", "later"):
+        done = await world.invoke(**there)
+        assert isinstance(done.trap, WorkerLost), moment
+        assert done.fuel_used == 20 * MILLISECOND_FUEL
+        paid = len(spending)
+        assert spending[-1][2] == done.amount_micro
+        world.clock.advance_to(world.clock.now_ms() + 1)
+        # It has heard of the loss: a provider that runs the module all the same is not paid.
+        with pytest.raises(ReceiptInvalid, match="lost a worker by this module before"):
+            await world.invoke(**there)
+        assert len(spending) == paid
+        assert isinstance((await world.invoke("fib", "fib", ["5"], **there)).trap, WorkerLost)
+        world.clock.advance_to(world.clock.now_ms() + MODULE_LOST_MS // 2)
+    await sandbox.stop()
+
+
+async def test_orders_from_before_a_loss_was_told_are_paid(world):
+    """They were on their way, and the provider could not refuse them."""
+    there = {"on": world.provider.key.node_id, "limits": Limits(fuel=10**9, timeout_ms=20)}
+    world.provider.service._provider._sandbox = sandbox = Crashing(InlineExecutor())
+    await sandbox.start()
+    await world.invoke("fib", "fib", ["5"], **there)
+    tasks = [asyncio.create_task(world.invoke(**there)) for _ in range(3)]
+    done = await asyncio.gather(*tasks)
+    assert [type(each.trap) for each in done] == [WorkerLost] * 3
+    await sandbox.stop()
+
+
 async def test_an_order_that_failed_may_be_given_again(world):
     await world.provider.sandbox.stop()
     with pytest.raises(SandboxFailed):
@@ -560,7 +613,7 @@ async def test_an_order_that_failed_may_be_given_again(world):
     await world.provider.sandbox.start()
     _, header, parts = world.wire.sent[-1]
     await world.serve(header, parts)
-    assert world.provider.market.used[-1] == 4
+    assert world.provider.market.used[-1] == AGAIN
 
 
 @pytest.mark.parametrize(
@@ -577,7 +630,7 @@ async def test_an_order_that_does_not_fit_is_refused(world, changed, error):
     await world.invoke()
     with pytest.raises(error):
         await world.serve(*world.order(**changed))
-    assert len(world.provider.market.used) == 1
+    assert sum(world.provider.market.used) == FIRST
 
 
 async def test_an_order_of_somebody_else_is_refused(world):
@@ -609,13 +662,13 @@ async def test_a_malformed_request_is_refused_and_reserves_nothing(world, change
     header, parts = world.order()
     with pytest.raises((RecordInvalid, ModuleUnknown)):
         await world.serve({**header, **changed}, parts)
-    assert (len(world.provider.market.used), world.provider.market.reserved) == (1, 0)
+    assert (sum(world.provider.market.used), world.provider.market.reserved) == (FIRST, 0)
 
 
 async def test_another_module_than_the_order_names_is_refused(world):
     await world.invoke()
-    header, parts = world.order(module=b"x" * 32)
     false = wasm("fib")
+    header, parts = world.order(module=b"x" * 32, given_bytes=len(false))
     with pytest.raises(RecordInvalid, match="not the one"):
         await world.serve({**header, "module": True}, [*parts, Part(false, root_of(false))])
 
@@ -626,6 +679,22 @@ async def test_modules_are_kept_within_their_bound(world, monkeypatch):
         await world.invoke(name, function, arguments, on=world.provider.key.node_id)
     kept = world.provider.service._provider._modules
     assert sum(map(len, kept.values())) == world.provider.service._provider._modules_bytes <= 100
+
+
+async def test_modules_of_one_customer_take_no_room_of_others(world, monkeypatch):
+    monkeypatch.setattr(providing, "MODULES_KEPT_BYTES_MAX", 200)
+    provider = world.provider.service._provider
+    theirs = wasm("add64")
+    provider._keep_module(digest_of(theirs), theirs, world.other.key.node_id)
+    for name, function, arguments in (
+        ("fib", "fib", ["3"]),
+        ("trap", "load", ["0"]),
+        ("multi", "nothing", []),
+    ) * 2:
+        await world.invoke(name, function, arguments, on=world.provider.key.node_id)
+        assert digest_of(theirs) in provider._modules
+        assert provider._modules_bytes == sum(map(len, provider._modules.values())) <= 200
+    assert set(provider._brought_by) == set(provider._modules)
 
 
 async def test_it_says_what_its_sandbox_says(world):

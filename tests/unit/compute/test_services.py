@@ -28,15 +28,17 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.limits import (
+    DEPLOYMENTS_A_PEER_MAX,
+    DEPLOYMENTS_MS,
     MODULES_DEPLOYED_A_PEER_MAX,
     MODULES_DEPLOYED_MS,
     RETRY_AFTER_S_MAX,
+    RUN_FUEL,
     SERVICE_COLLECT_MS,
     SERVICE_LOG_ROWS_MAX,
     SERVICE_NOTE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
     SERVICE_QUEUE_MAX,
-    SERVICE_REQUEST_FUEL,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
     SERVICE_VERSIONS_KEPT,
@@ -606,7 +608,7 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     await world.owner.look_after()
     rows = await world.owner.rows()
     assert [row.request_id for row in rows] == [each.request_id for each in served]
-    steps = [row.fuel_used + SERVICE_REQUEST_FUEL for row in rows]
+    steps = [row.fuel_used + RUN_FUEL for row in rows]
     assert [row.amount_micro for row in rows] == steps
     assert world.owner.market.spending == [(b"\1" * 32, each, each) for each in steps]
     assert world.holder.market.used == [0, 0, *steps]
@@ -960,6 +962,89 @@ async def test_a_peer_brings_so_many_modules_and_what_is_held_is_deployed_all_th
         await bring(world.owner, 202)
 
 
+async def test_a_peer_deploys_so_often_within_a_minute(world):
+    """Each is a synced write, also of a module that is held."""
+    for number in range(DEPLOYMENTS_A_PEER_MAX):
+        await world.owner.deploy(on=world.holder.id, environment={"N": str(number)})
+    with pytest.raises(RateLimited, match="deployments of yours"):
+        await world.owner.deploy(on=world.holder.id, environment={"N": "more"})
+    world.clock.advance_to(world.clock.now_ms() + DEPLOYMENTS_MS)
+    await world.owner.deploy(on=world.holder.id, environment={"N": "more"})
+
+
+async def test_the_modules_of_one_peer_take_no_room_of_others(world, monkeypatch):
+    size = len(wasm("greet")) + 4
+    monkeypatch.setattr(services_module, "SERVICE_MODULES_A_PEER_BYTES_MAX", 2 * size)
+    another = world.make(b"p")
+    another.market.leases = [Lease(world.holder.id, b"\5" * 32)]
+    modules = [wasm("greet") + b"\0\2\1" + bytes([number]) for number in range(3)]
+    for module in modules[:2]:
+        await world.owner.deploy(module=module, on=world.holder.id)
+    with pytest.raises(SpaceExhausted, match="of your services"):
+        await world.owner.deploy(module=modules[2], on=world.holder.id)
+    await world.owner.deploy(module=modules[0], on=world.holder.id)
+    await another.deploy(module=modules[2], on=world.holder.id)
+    # What another brought counts as well: it would be held for both.
+    with pytest.raises(SpaceExhausted, match="of your services"):
+        await world.owner.deploy(module=modules[2], on=world.holder.id)
+
+
+async def test_the_services_of_one_peer_have_one_place_in_the_queue(world):
+    held = Held()
+    world.holder = world.make(b"w", sandbox=held)
+    world.owner.market.leases = [Lease(world.holder.id, b"\5" * 32)]
+    for name in ("one", "two"):
+        await world.owner.deploy(name=name, on=world.holder.id)
+        await world.holder.deploy(name=name)
+    asked_for = [(world.owner, "one"), (world.owner, "two")]
+    asked_for += [(world.holder, "one"), (world.holder, "two")]
+    tasks = [
+        asyncio.create_task(world.holder.ask(owner=owner, name=name)) for owner, name in asked_for
+    ]
+    await until(lambda: len(held.jobs) == 4)
+    queues = [job.customer for job in held.jobs]
+    assert queues[:2] == [world.owner.id] * 2
+    assert len({world.owner.id, world.holder.id, *queues[2:]}) == 4
+    for end in held.ends:
+        end.set_result(result())
+    await asyncio.gather(*tasks)
+
+
+async def test_receipts_that_nobody_fetches_take_so_many_bytes(world, monkeypatch):
+    monkeypatch.setattr(services_module, "SERVICE_UNPAID_BYTES_MAX", 3_500)
+    await world.owner.deploy(on=world.holder.id, environment={"V": "v" * 1_500})
+    answers = [await world.holder.ask(owner=world.owner) for _ in range(4)]
+    assert [each.answer.response.status for each in answers] == [200, 200, 503, 503]
+    await world.owner.look_after()
+    await world.owner.look_after()  # with this word the holder may forget them
+    assert (await world.holder.ask(owner=world.owner)).answer.response.status == 200
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:x", "http://a b", "http://\x1b[2J", "http://" + "a" * 600, "ä", "http://ä"]
+)
+async def test_an_address_that_is_none_is_not_shown(world, url):
+    world.holder.services.url = url
+    with pytest.raises(RecordInvalid):
+        await world.owner.deploy(on=world.holder.id)
+    assert world.owner.services.views() == []
+
+
+@pytest.mark.parametrize(
+    "told", [{"method": "BREW"}, {"path": "/" * 257}, {"note": "n" * (SERVICE_NOTE_BYTES_MAX + 1)}]
+)
+async def test_what_no_holder_notes_is_not_kept(world, told):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(owner=world.owner)
+    store = world.holder.services._store
+    key = (world.owner.id, "greet")
+    (row,) = store.rows(key, most=9, size_max=10**6)
+    store.add(key, [replace(row, **told)])
+    await world.owner.look_after()
+    assert await world.owner.rows() == []
+    assert world.owner.market.spending == []
+
+
 @pytest.mark.parametrize("method", ["service.undeploy", "service.collect"])
 async def test_a_stranger_gets_at_nothing(world, method):
     await world.owner.deploy(on=world.holder.id)
@@ -979,7 +1064,7 @@ RECEIPT_LIES = {
     "another function": {"outcome": {"function": "other"}},
     "more fuel": {
         "outcome": {"fuel_used": LIMITS.fuel + 1},
-        "amount_micro": LIMITS.fuel + 1 + SERVICE_REQUEST_FUEL,
+        "amount_micro": LIMITS.fuel + 1 + RUN_FUEL,
     },
     "more memory": {"outcome": {"memory_peak_bytes": LIMITS.memory_bytes + 1}},
     "no such trap": {"status": 502, "outcome": {"exit_code": None, "trap": "boredom"}},

@@ -14,12 +14,12 @@ from tests.unit.compute.programs import SteadyClock, job_of
 from tests.unit.compute.test_service import LIMITS, PRICE
 from xsc.base.clock import ManualClock
 from xsc.base.errors import ReceiptInvalid, SandboxFailed
-from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, STREAM_PIECE_BYTES
+from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, RUN_FUEL, STREAM_PIECE_BYTES
 from xsc.base.log import SilentLog
 from xsc.compute import frames
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
-from xsc.compute.receipts import amount_of, time_fuel
+from xsc.compute.receipts import time_fuel
 from xsc.compute.sandbox import JobResult
 from xsc.compute.spout import Spout
 from xsc.compute.streams import CANCEL, OUTPUT
@@ -28,6 +28,7 @@ from xsc.compute.worker import Worker
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.pricing import compute_amount, run_steps
 
 TALKER = bytes(
     wasmtime.wat2wasm("""(module
@@ -234,7 +235,7 @@ async def test_a_run_elsewhere_is_cancelled_and_its_time_is_billed(world):
     assert ran_ms > 0
     assert done.fuel_used == ran_ms * MILLISECOND_FUEL == time_fuel(order, "cancelled", ran_ms)
     assert world.customer.market.spending == [
-        (world.customer.market.leases[0].lease_id, done.fuel_used, done.amount_micro)
+        (world.customer.market.leases[0].lease_id, done.fuel_used + RUN_FUEL, done.amount_micro)
     ]
     assert "ended by cancelled" in verify_file(done.receipt)
     assert world.provider.market.reserved == 0
@@ -255,7 +256,7 @@ async def test_the_bill_of_a_cancelled_run_is_checked(world, wall_ms):
             update={
                 "outcome": record.outcome.model_copy(update={"fuel_used": fuel}),
                 "observed": record.observed.model_copy(update=observed),
-                "amount_micro": amount_of(PRICE, fuel, 1),
+                "amount_micro": compute_amount(PRICE, run_steps(fuel, 1)),
             }
         )
         answer.header["receipt"] = sign(record, world.provider.key, world.network).raw
@@ -351,6 +352,25 @@ async def test_a_provider_that_waits_for_nothing_is_not_asked_without_end(world)
     assert world.clock.now_ms() == now_ms
     tape.cancel()
     await until(world, running.done)
+
+
+async def test_a_provider_that_shows_more_at_once_than_it_may_is_watched_no_more(world):
+    sandbox = stuck(world, world.provider)
+    handlers = world.provider.service.handlers()
+    told = asyncio.Event()
+
+    async def flood(*_):
+        told.set()
+        return {"known": True, "done": False}, (bytes(STREAM_PIECE_BYTES + 1), b"")
+
+    world.provider.service.handlers = lambda: {**handlers, OUTPUT: flood}
+    tape = Tape(world.clock)
+    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    await until(world, sandbox.runs.is_set)
+    await until(world, told.is_set)
+    tape.cancel()
+    await until(world, running.done)
+    assert tape.written()[0] == (await running).stdout == b"so far"
 
 
 async def test_nobody_sees_or_cancels_the_runs_of_others(world):

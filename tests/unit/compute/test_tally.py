@@ -10,14 +10,27 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.unit.compute.programs import SteadyClock, i32, job
+from tests.unit.compute.programs import SteadyClock, i32, i64, job, until
 from xsc.base.errors import RateLimited, SandboxFailed
-from xsc.base.limits import FUEL_MAX, WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS
+from xsc.base.limits import (
+    COMPILE_MS_A_PEER_MAX,
+    COMPILE_SHARE_MS,
+    FUEL_MAX,
+    JOBS_QUEUED_MAX,
+    MODULE_LOST_MS,
+    RETRY_AFTER_S_MAX,
+    WORKERS_LOST_A_PEER_MAX,
+    WORKERS_LOST_MS,
+)
 from xsc.base.log import SilentLog
+from xsc.base.tally import Tally, TimeShare
+from xsc.compute import compiler as compilers
 from xsc.compute import pool as pools
 from xsc.compute.pool import PoolSandbox
-from xsc.compute.tally import Tally
+from xsc.compute.tape import Tape, run_taped
 
 SPIN = job("endless", "spin", fuel=FUEL_MAX, timeout_ms=60_000)
 ADD = job("add", "add", i32(1), i32(2))
@@ -65,6 +78,9 @@ class Began:
     def __init__(self):
         self.event = asyncio.Event()
 
+    def compiling(self):
+        pass
+
     def began(self):
         self.event.set()
 
@@ -84,10 +100,10 @@ async def pool(monkeypatch):
     await made.stop()
 
 
-async def spinning(pool, customer):
+async def spinning(pool, customer, given=SPIN):
     """Return a run that has a worker, as a task."""
     watch = Began()
-    task = asyncio.create_task(pool.run(replace(SPIN, customer=customer), watch))
+    task = asyncio.create_task(pool.run(replace(given, customer=customer), watch))
     await watch.event.wait()
     return task
 
@@ -106,8 +122,7 @@ async def cancel(pool, customer):
 async def crash(pool, customer):
     task = await spinning(pool, customer)
     await send(pool, signal.SIGKILL)
-    with pytest.raises(SandboxFailed):
-        await task
+    assert (await task).trap == "worker_lost"
 
 
 async def hang(pool, customer):
@@ -139,8 +154,7 @@ async def hang_in_line(pool, customer):
 async def crash_in_line(pool, customer):
     task = await quick(pool, customer, 60_000)
     await send(pool, signal.SIGKILL)
-    with pytest.raises(SandboxFailed):
-        await task
+    assert (await task).trap == "worker_lost"
 
 
 async def test_whoever_loses_workers_is_refused_whatever_way_it_did_so(pool):
@@ -169,3 +183,142 @@ async def test_what_ends_by_its_own_limit_or_waits_costs_no_worker(pool):
     given = replace(SPIN, customer=b"c", limits=replace(SPIN.limits, fuel=1_000))
     assert (await pool.run(given)).trap == "fuel_exhausted"
     assert pool._losses.wait_ms(b"c", pool._clock.monotonic_ms()) == 0
+
+
+async def test_a_module_that_ended_a_worker_is_refused_to_who_had_it_run(pool, monkeypatch):
+    monkeypatch.setattr(pool, "_losses", Tally(9, WORKERS_LOST_MS))
+    for number, lose in enumerate((crash, crash_in_line)):
+        customer, given = bytes([number]), (SPIN, ADD)[number]
+        await lose(pool, customer)
+        with pytest.raises(SandboxFailed, match="ended with its worker"):
+            await pool.run(replace(given, customer=customer))
+        # Another module, another customer, and the same later are run.
+        short = replace(given.limits, fuel=10)
+        other = (ADD, SPIN)[number]
+        assert (await pool.run(replace(other, limits=short, customer=customer))).fuel_used
+        assert (await pool.run(replace(given, limits=short, customer=b"another"))).fuel_used
+        pool._clock.added_ms += MODULE_LOST_MS
+        assert (await pool.run(replace(given, limits=short, customer=customer))).fuel_used
+    await crash(pool, b"own")
+    assert (await pool.run(replace(SPIN, limits=short, customer=b"own"))).fuel_used
+    # A request that ends its worker takes the service from nobody else.
+    request = replace(SPIN, customer=b"s", service=True)
+    task = await spinning(pool, b"s", request)
+    await send(pool, signal.SIGKILL)
+    assert (await task).trap == "worker_lost"
+    assert (await pool.run(replace(request, limits=short))).fuel_used
+    # One that was cancelled, or killed at its deadline, did not end the worker by itself.
+    await cancel(pool, b"c")
+    await hang(pool, b"c")
+    assert (await pool.run(replace(SPIN, limits=short, customer=b"c"))).fuel_used
+
+
+async def test_a_worker_that_ended_while_it_was_idle_is_nobodys_loss(pool):
+    for quick_one in (False, True):
+        while quick_one and (ADD.module_hash, "add") not in pool._quick:
+            await pool.run(ADD)
+        (worker,) = pool._workers
+        await send(pool, signal.SIGKILL)
+        await worker.pipes.exited
+        await until(lambda pipes=worker.pipes: pipes.ended)
+        assert (await pool.run(replace(ADD, customer=b"c"))).results == (i32(3),)
+    assert pool._losses.wait_ms(b"c", pool._clock.monotonic_ms()) == 0
+
+
+async def test_a_lost_worker_is_replaced_also_where_its_run_is_given_up(pool, monkeypatch):
+    task = await spinning(pool, b"c")
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def end(lost):
+        began.set()
+        await go_on.wait()
+        return await lost.kill()
+
+    monkeypatch.setattr(pools.SandboxProcess, "end", end)
+    await send(pool, signal.SIGKILL)
+    await began.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    go_on.set()
+    assert (await pool.run(replace(ADD, customer=b"b"))).results == (i32(3),)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 400)), max_size=60),
+    st.integers(1, 500),
+)
+def test_within_any_window_a_customer_takes_its_share_and_one_turn_more(turns, most_ms):
+    within_ms = 60 * 100
+    share = TimeShare(most_ms, within_ms, b"own")
+    now_ms, taken = 0, []
+    for pause_ms, took_ms in turns:
+        now_ms += pause_ms
+        share.note(b"own", took_ms, now_ms)
+        assert share.wait_ms(b"own", now_ms) == 0
+        wait_ms = share.wait_ms(b"c", now_ms)
+        if wait_ms:
+            assert wait_ms <= within_ms
+            assert share.wait_ms(b"c", now_ms + wait_ms - 1) > 0
+            assert share.wait_ms(b"c", now_ms + wait_ms) == 0
+        else:
+            before = sum(took for at, took in taken if at > now_ms - within_ms + 100)
+            assert before < most_ms or not before
+            taken.append((now_ms, took_ms))
+            share.note(b"c", took_ms, now_ms)
+    share.note(b"late", 1, now_ms + 2 * within_ms)
+    assert set(share._taken) == {b"late"}
+
+
+async def test_who_had_much_compiled_has_no_more_compiled_for_a_while(monkeypatch):
+    monkeypatch.setattr(compilers, "COMPILE_MS_A_PEER_MAX", 1)
+    pool = PoolSandbox(1, WatchedClock(), SilentLog(), own=b"own")
+    await pool.start()
+    modules = [
+        job("fib", "fib", i32(1)),
+        job("add64", "add", i64(1), i64(2)),
+        job("multi", "nothing"),
+    ]
+    pool._compiler._taken.note(b"c", 1, pool._clock.monotonic_ms())
+    with pytest.raises(RateLimited, match="to compile modules of this customer") as refused:
+        await pool.run(replace(modules[0], customer=b"c"))
+    assert 0 < refused.value.retry_after_s <= RETRY_AFTER_S_MAX
+    # Others, this node, and what is compiled already are not concerned.
+    for customer in (b"another", b"c"):
+        assert (await pool.run(replace(modules[0], customer=customer))).trap is None
+    for each in modules[1:]:
+        pool._compiler._taken.note(b"own", 9, pool._clock.monotonic_ms())
+        assert (await pool.run(replace(each, customer=b"own"))).trap is None
+    pool._clock.added_ms = COMPILE_SHARE_MS
+    assert (await pool.run(replace(ADD, customer=b"c"))).trap is None
+    await pool.stop()
+
+
+async def test_what_a_compilation_takes_is_counted_however_it_ends(pool):
+    clock, compiler = pool._clock, pool._compiler
+    (jail,) = compiler._idle
+    os.kill(jail.pid, signal.SIGSTOP)
+    tape = Tape(clock)
+    running = asyncio.create_task(run_taped(pool, replace(ADD, customer=b"c"), tape))
+    await until(lambda: tape.compiled)
+    tape.cancel()
+    done = await running
+    # It is compiled all the same, and billed so.
+    assert (done.trap, done.compiled) == ("cancelled", True)
+    clock.added_ms += COMPILE_MS_A_PEER_MAX
+    os.kill(jail.pid, signal.SIGCONT)
+    await until(lambda: not compiler._under_way)
+    assert compiler._taken.wait_ms(b"c", clock.monotonic_ms()) > 0
+
+
+async def test_no_module_is_compiled_for_a_job_that_finds_no_place(pool):
+    running = await spinning(pool, b"own")
+    before = pool.describe()["compiled"]
+    many = [replace(SPIN, customer=bytes([n % 4])) for n in range(JOBS_QUEUED_MAX)]
+    waiting = [asyncio.create_task(pool.run(each)) for each in many]
+    await until(lambda: pool.describe()["queued"] == JOBS_QUEUED_MAX)
+    with pytest.raises(RateLimited, match="wait already"):
+        await pool.run(replace(ADD, customer=b"new"))
+    assert pool.describe()["compiled"] == before
+    for task in (running, *waiting):
+        task.cancel()
+    await asyncio.gather(running, *waiting, return_exceptions=True)

@@ -15,8 +15,8 @@ from xsc.base.encoding import tagged_sha256
 from xsc.compute.engine import Machine
 from xsc.compute.inputs import RunInput, input_hash, output_hash
 from xsc.compute.program import read
-from xsc.compute.receipts import amount_of
 from xsc.compute.values import parse_arguments
+from xsc.terms.pricing import compute_amount, fuel_steps, run_steps
 
 VECTORS = vectors("compute")
 
@@ -49,7 +49,15 @@ def test_seeds(case):
 
 @pytest.mark.parametrize("case", VECTORS["amounts"])
 def test_amounts(case):
-    assert amount_of(case["price"], case["fuel"], case["memory_bytes"]) == case["amount"]
+    steps = fuel_steps(case["fuel"], case["memory_bytes"])
+    assert compute_amount(case["price"], steps) == case["amount"]
+
+
+@pytest.mark.parametrize("case", VECTORS["bills"])
+def test_bills(case):
+    """Made with exact fractions, without this package."""
+    steps = run_steps(case["fuel"], case["memory_bytes"], case["compiled_bytes"], case["calls"])
+    assert compute_amount(case["price"], steps) == case["amount"]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,15 @@ import struct
 
 import pytest
 
-from xsc.base.limits import FILE_NAME_BYTES_MAX, HOST_CALL_FUEL, OPEN_FILES_MAX, OUTPUT_FILES_MAX
+from xsc.base.limits import (
+    FILE_NAME_BYTES_MAX,
+    HOST_CALL_FUEL,
+    OPEN_FILES_MAX,
+    OUTPUT_FILES_MAX,
+    OUTPUT_PATH_BYTES_MAX,
+)
 from xsc.compute.files import Errno
+from xsc.compute.inputs import is_output_path
 from xsc.compute.wasi import SIGNATURES, Ended, Fault, Wasi
 
 READ, WRITE = 1 << 1, 1 << 6
@@ -570,3 +577,70 @@ def test_a_directory_is_no_file_and_a_file_no_directory(program):
     assert program.fd_seek(OUT, 0, 0, 0) == Errno.ISDIR
     assert program.fd_readdir(fd, 0, 0, 0, 0) == Errno.NOTDIR
     assert program.open(b"x", base=fd) == -Errno.NOTDIR
+
+
+def nested(program, depth, name=b"d" * 250):
+    """Make directories in each other; return the innermost one, how many, and what ended it."""
+    base = OUT
+    for made in range(depth):
+        errno = program.path_create_directory(base, *program.text(name))
+        if errno:
+            return base, made, errno
+        base = program.open(name, base, DIRECTORY)
+    return base, depth, 0
+
+
+def test_no_path_is_longer_than_an_answer_can_hold(program):
+    base, made, errno = nested(program, 40)
+    assert (made, errno) == (OUTPUT_PATH_BYTES_MAX // 251, Errno.NAMETOOLONG)
+    room = OUTPUT_PATH_BYTES_MAX - made * 251
+    long, short = b"f" * (room + 1), b"f" * room
+    assert program.open(long, base, CREATE, WRITE) == -Errno.NAMETOOLONG
+    assert program.path_symlink(*program.text(b"x", 512), base, *program.text(long)) == (
+        Errno.NAMETOOLONG
+    )
+    fd = program.open(short, base, CREATE, WRITE)
+    assert program.write(fd, b"data") == 0
+    ((path, data),) = program.state.files()
+    assert (len(path), data) == (OUTPUT_PATH_BYTES_MAX, b"data")
+    assert is_output_path(path)
+    assert not is_output_path(path + "f")
+
+
+def test_no_renaming_and_no_second_name_makes_a_path_longer(program):
+    program.create(b"f", b"data")
+    base, made, _ = nested(program, 40)
+    room = OUTPUT_PATH_BYTES_MAX - made * 251
+    long, short = b"f" * (room + 1), b"f" * room
+    old, new = program.text(b"f", 512), program.text(long)
+    assert program.path_link(OUT, 0, *old, base, *new) == Errno.NAMETOOLONG
+    assert program.path_rename(OUT, *old, base, *new) == Errno.NAMETOOLONG
+    assert program.path_rename(OUT, *old, base, *program.text(short)) == 0
+    # What lies below a directory gets longer with it.
+    top = program.text(b"d" * 250, 512)
+    assert program.path_rename(OUT, *top, OUT, *program.text(b"e" * 251)) == Errno.NAMETOOLONG
+    assert program.path_rename(OUT, *top, OUT, *program.text(b"e" * 249)) == 0
+    assert program.path_rename(base, *program.text(short), base, *program.text(long, 4096)) == 0
+    ((path, data),) = program.state.files()
+    assert (len(path), data) == (OUTPUT_PATH_BYTES_MAX, b"data")
+
+
+def test_a_name_that_is_refused_takes_nothing_of_the_output(program):
+    program.create(b"f", b"x" * OUTPUT_BYTES)
+    for number in range(OUTPUT_FILES_MAX - 1):
+        assert program.path_create_directory(OUT, *program.text(b"d%d" % number)) == 0
+    assert program.path_link(OUT, 0, *program.text(b"f"), OUT, *program.text(b"g", 2048)) == (
+        Errno.NOSPC
+    )
+    assert program.state.trap is None
+
+
+def test_times_past_the_end_of_time_are_told_all_the_same():
+    program = Program(Machine(fuel=2**60))
+    program.machine.write(0, struct.pack("<QBxxxxxxxIxxxxQQH", 0, 0, 0, 2**64 - 1, 0, 0))
+    for _ in range(3):
+        assert program.poll_oneoff(0, 256, 1, 512) == 0
+    program.create(b"f")
+    assert program.path_filestat_get(OUT, 0, *program.text(b"f"), 256) == 0
+    now_ns = START_NS + 3 * (2**64 - 1)
+    assert abs(program.machine.number(256 + 40, "<Q") - now_ns % 2**64) < 10**6

@@ -14,7 +14,8 @@ from xsc.base.limits import SIGNATURES_KEPT
 from xsc.identity import envelope as envelopes
 from xsc.identity.envelope import Count, Id32, Record, kind_of, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.storage.placement_seal import PlacementSeal
+from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
@@ -27,6 +28,8 @@ GOLDEN = vectors("envelope")
 KINDS: dict[str, type[Record]] = {
     kind.KIND: kind
     for kind in (
+        DeletionOrder,
+        DeletionReceipt,
         ExecutionReceipt,
         HeldShard,
         Lease,
@@ -35,7 +38,6 @@ KINDS: dict[str, type[Record]] = {
         Observed,
         Order,
         Outcome,
-        PlacementSeal,
         Quote,
         ReceiptSeal,
         Renewal,

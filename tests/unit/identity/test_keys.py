@@ -8,7 +8,8 @@ import hmac
 import pytest
 
 from xsc.base.encoding import domain
-from xsc.base.errors import SignatureInvalid
+from xsc.base.errors import ArgumentInvalid, SignatureInvalid
+from xsc.base.ids import is_strong, node_id_from_text, to_text
 from xsc.identity.keys import KeyPair, derive, network_id, verify
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -124,3 +125,87 @@ def test_the_secret_is_not_in_the_text_of_a_key(alice):
 def test_networks_are_told_apart_by_name():
     assert network_id("xsc") == hashlib.sha256(b"XSC/1/network\0xsc").digest()
     assert len({network_id(name) for name in ("xsc", "XSC", "xsc ", "")}) == 4
+
+
+# Keys of small order
+
+FIELD = 2**255 - 19
+CURVE_D = -121665 * pow(121666, -1, FIELD) % FIELD
+
+
+def point_of(y: int, sign: int) -> tuple[int, int] | None:
+    """Return the point of edwards25519 with that y and that sign of x (RFC 8032, 5.1.3)."""
+    square = (y * y - 1) * pow(CURVE_D * y * y + 1, -1, FIELD) % FIELD
+    x = pow(square, (FIELD + 3) // 8, FIELD)
+    if x * x % FIELD != square:
+        x = x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
+    if x * x % FIELD != square:
+        return None
+    # With x = 0 the sign is not looked at: decoders that are not strict take it so.
+    return (FIELD - x if x & 1 != sign else x) % FIELD, y % FIELD
+
+
+def sum_of(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    (x1, y1), (x2, y2) = one, other
+    product = CURVE_D * x1 * x2 * y1 * y2 % FIELD
+    return (
+        (x1 * y2 + x2 * y1) * pow(1 + product, -1, FIELD) % FIELD,
+        (y1 * y2 + x1 * x2) * pow(1 - product, -1, FIELD) % FIELD,
+    )
+
+
+def times(factor: int, point: tuple[int, int]) -> tuple[int, int]:
+    total = (0, 1)
+    while factor:
+        if factor & 1:
+            total = sum_of(total, point)
+        point, factor = sum_of(point, point), factor >> 1
+    return total
+
+
+def small_encodings() -> list[bytes]:
+    """Return every 32 bytes that decode to one of the eight points of small order."""
+    points = {
+        times(ORDER, point)
+        for y in range(2, 40)
+        for sign in (0, 1)
+        if (point := point_of(y, sign)) is not None
+    }
+    assert len(points) == 8
+    ys = {y for _, y in points}
+    wide = [y for y in range(FIELD, 2**255) if y - FIELD in ys]
+    return [(y | sign << 255).to_bytes(32, "little") for y in [*ys, *wide] for sign in (0, 1)]
+
+
+SMALL = small_encodings()
+
+
+def test_the_small_encodings_are_all_that_there_are():
+    assert len(set(SMALL)) == 14
+    assert {
+        times(8, point_of(int.from_bytes(raw, "little") & (2**255 - 1), 0)) for raw in SMALL
+    } == {(0, 1)}
+
+
+@pytest.mark.parametrize("raw", SMALL, ids=bytes.hex)
+def test_a_key_of_small_order_signs_nothing(raw):
+    """With R = A^-k and S = 0 a signature fits every k that a point of order 8 does not tell."""
+    for shown in SMALL:
+        for message in (b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h"):
+            with pytest.raises(SignatureInvalid):
+                verify(raw, shown + bytes(32), message)
+
+
+@pytest.mark.parametrize("raw", SMALL, ids=bytes.hex)
+def test_a_key_of_small_order_is_no_node_id(raw):
+    with pytest.raises(ArgumentInvalid, match="no node"):
+        node_id_from_text(to_text(raw))
+
+
+def test_a_key_has_one_form():
+    """A y of the field's size or more stands for another one: it would be a second id."""
+    for y in range(FIELD, 2**255):
+        for sign in (0, 1):
+            raw = (y | sign << 255).to_bytes(32, "little")
+            assert not is_strong(raw)
+    assert is_strong(KeyPair(bytes(32)).node_id)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from tests.unit.allocation.fakes import Memory, Wire
 from xsc.allocation.tiers import Claim, weighted_uniform
-from xsc.base.clock import ManualClock, SeededEntropy
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
 from xsc.base.limits import GIB
 from xsc.base.log import SilentLog
+from xsc.db.group import GroupCommit
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService, MarketSettings
@@ -109,7 +110,7 @@ class Recognised:
 
 @dataclass
 class Room:
-    storage: int = 4 * GIB
+    storage: int = 16 * GIB
     stored: int = 0
     steps: int = 10**13
     running: int = 0
@@ -162,6 +163,7 @@ class Node:
             capacity=self.room,
             divide=divide,
             state=self.state,
+            commit=GroupCommit(self.state, InlineExecutor()).commit,
             log=SilentLog(),
             settings=MarketSettings(**self.settings),
         )
@@ -173,6 +175,11 @@ class Node:
         self.market = self.make()
         await self.market.start()
         return self.market
+
+    def stores(self, lease_id, customer, size_bytes):
+        """Hold bytes under a lease, as a put would."""
+        self.market.admit(lease_id, customer, size_bytes)
+        self.market.stored(lease_id, size_bytes, size_bytes)
 
     def one(self, role):
         views = [view for view in self.market.leases() if view.role == role]

@@ -48,10 +48,10 @@ def test_both_roles_come_back_with_everything(state):
     book.add([mine, theirs])
     mine.use = replace(mine.use, held_bytes=3, used=9, voucher_number=2, given_back=True)
     mine.voucher = b"v"
-    book.save(mine, sync=True)
+    book.save(mine)
     theirs.booking = Booking(4, 1, 50, b"w")
     theirs.refusals = 1
-    book.save(theirs, sync=True)
+    book.save(theirs)
     again = book_on(state)
     assert again.get("customer", b"\1" * 32) == mine
     assert again.get("provider", b"\1" * 32) == theirs
@@ -74,7 +74,7 @@ def test_only_promises_and_debts_wait_for_the_disk(state):
     book = book_on(state)
     entry = book.entry_of("provider", lease(1), 5)
     book.add([entry])
-    book.save(entry, sync=False)
+    book.save(entry)
     assert state.synced == 1
 
 

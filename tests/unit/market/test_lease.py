@@ -7,6 +7,7 @@ from xsc.base.limits import (
     EPOCH_MS,
     MIB,
     REQUEST_WINDOW_MS,
+    RESERVED_EPOCHS,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
@@ -17,6 +18,7 @@ from xsc.market.lease import (
     check_grant,
     check_request,
     check_voucher,
+    counted,
     due_micro,
     exposure_micro,
     hold,
@@ -24,6 +26,7 @@ from xsc.market.lease import (
     is_useful,
     next_voucher,
     owed_micro,
+    reserved,
     room,
     spend,
     status,
@@ -31,12 +34,14 @@ from xsc.market.lease import (
     with_voucher,
 )
 from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.pricing import storage_amount
 from xsc.terms.quote import Quote
 
 T0 = 1_000_000
 P, C, L = b"p" * 32, b"c" * 32, b"l" * 32
 STORAGE = LeaseTerms(L, "storage", P, C, 10, 8 * MIB, T0, T0 + STORAGE_LEASE_MS)
 COMPUTE = LeaseTerms(L, "compute", P, C, 10, 5_000_000, T0, T0 + COMPUTE_LEASE_MS)
+SMALL = replace(STORAGE, quantity=1600)
 FRESH = LeaseUse(touched_ms=T0)
 
 
@@ -135,8 +140,8 @@ def test_a_difference_that_clocks_explain_is_not_owed_at_the_end():
 
 def test_no_voucher_where_nothing_new_is_due():
     assert next_voucher(STORAGE, FRESH, T0) is None
-    tiny = hold(STORAGE, FRESH, 100, T0)
-    assert next_voucher(STORAGE, tiny, T0) is None
+    tiny = hold(SMALL, FRESH, 100, T0)
+    assert next_voucher(SMALL, tiny, T0) is None
     use = hold(STORAGE, FRESH, MIB, T0)
     first = next_voucher(STORAGE, use, T0)
     assert (first.number, first.amount_micro, first.quantity) == (1, 10, MIB)
@@ -237,3 +242,73 @@ def test_a_kind_is_used_as_what_it_is():
     with pytest.raises(AssertionError):
         spend(STORAGE, FRESH, 1, 1)
     assert advance(COMPUTE, FRESH, T0 + EPOCH_MS) == FRESH
+
+
+# Room that is reserved
+
+
+def test_a_byte_costs_a_part_of_what_is_reserved_and_what_is_filled_costs_no_more():
+    assert due_micro(STORAGE, FRESH) == 0, "a grant that was lost costs nobody anything"
+    byte = hold(STORAGE, FRESH, 1, T0)
+    assert counted(STORAGE, byte) == STORAGE.quantity // RESERVED_EPOCHS
+    assert due_micro(STORAGE, byte) == 5
+    assert counted(STORAGE, hold(STORAGE, byte, MIB, T0)) == MIB + 1
+    assert counted(replace(STORAGE, renewals=1), byte) == 1, "a renewal reserves nothing"
+    voucher = next_voucher(STORAGE, byte, T0)
+    assert (voucher.amount_micro, voucher.quantity) == (5, STORAGE.quantity // RESERVED_EPOCHS)
+    assert check_voucher(STORAGE, byte, voucher) is None
+
+
+def test_unused_room_lapses_for_good_once_a_lease_fills_too_slowly():
+    part = STORAGE.quantity // RESERVED_EPOCHS
+    use = hold(STORAGE, FRESH, part, T0)
+    assert reserved(STORAGE, use, T0 + 2 * EPOCH_MS - 1) == room(STORAGE, use)
+    assert reserved(STORAGE, use, T0 + 2 * EPOCH_MS) == 0
+    late = hold(STORAGE, use, 7 * part, T0 + 2 * EPOCH_MS)
+    assert reserved(STORAGE, late, T0 + 2 * EPOCH_MS) == 0
+    assert room(STORAGE, late) == 8 * part, "it may still be used where there is room"
+    for epoch in range(1, RESERVED_EPOCHS):
+        use = hold(STORAGE, use, part, T0 + epoch * EPOCH_MS)
+        assert reserved(STORAGE, use, T0 + epoch * EPOCH_MS) == room(STORAGE, use)
+    assert use.held_bytes == STORAGE.quantity
+    assert reserved(STORAGE, hold(STORAGE, use, -1, T0 + 17 * EPOCH_MS), T0 + 17 * EPOCH_MS) == 0
+
+
+def test_nothing_is_reserved_under_a_lease_that_is_over():
+    assert reserved(STORAGE, FRESH, STORAGE.end_ms) == 0
+    assert reserved(STORAGE, replace(FRESH, given_back=True), T0) == 0
+    assert reserved(COMPUTE, FRESH, T0) == COMPUTE.quantity
+    assert reserved(COMPUTE, FRESH, COMPUTE.end_ms) == 0
+
+
+# What two clocks explain
+
+
+def ended(at_ms, epochs_paid, size=STORAGE.quantity):
+    """Return a lease that was given back, of whose epochs some are paid."""
+    use = hold(STORAGE, hold(STORAGE, FRESH, size, T0), -size, at_ms)
+    paid = storage_amount(STORAGE.price, size * epochs_paid)
+    return replace(
+        use,
+        given_back=True,
+        voucher_number=1,
+        voucher_micro=paid,
+        voucher_quantity=size * epochs_paid,
+        settled_micro=paid,
+    )
+
+
+def test_an_epoch_that_had_just_begun_is_forgiven_and_no_other():
+    size = STORAGE.quantity
+    one = storage_amount(STORAGE.price, size)
+    crumb = replace(
+        ended(T0 + EPOCH_MS - 1, 1), voucher_micro=1, voucher_quantity=size // 80, settled_micro=1
+    )
+    assert owed_micro(STORAGE, crumb, T0 + EPOCH_MS) == one - 1
+    just = T0 + 3 * EPOCH_MS + REQUEST_WINDOW_MS - 1
+    assert owed_micro(STORAGE, ended(just, 3), just) == 0
+    assert owed_micro(STORAGE, ended(just, 2), just) == 2 * one, "one epoch, once"
+    assert owed_micro(STORAGE, ended(just + 1, 3), just + 1) == one
+    assert owed_micro(STORAGE, advance(STORAGE, ended(just, 3), just * 9), just * 9) == 0
+    open_still = replace(ended(just, 3), given_back=False)
+    assert owed_micro(STORAGE, open_still, just) == one

@@ -12,7 +12,7 @@ from xsc.market.book import LeaseBook
 async def forgotten(world, customer, provider, more):
     """Have a host hold more than the customer counts, as a power loss leaves it."""
     lease_id = await stored(world, customer, provider)
-    provider.market.admit(lease_id, customer.id, more)
+    provider.stores(lease_id, customer.id, more)
     return lease_id
 
 
@@ -43,7 +43,7 @@ async def test_what_was_on_its_way_is_counted_when_the_host_shows_it(world, pair
     await paid(world, customer, provider, lease_id)
     # One doubt, once: whatever else comes to light counts from now on.
     world.later(50 * EPOCH_MS)
-    provider.market.admit(lease_id, customer.id, MIB)
+    provider.stores(lease_id, customer.id, MIB)
     await customer.market.recounted(lease_id, MIB)
     await paid(world, customer, provider, lease_id)
 

@@ -6,20 +6,31 @@ import pytest
 
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET
-from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
+from xsc.base.errors import (
+    LeaseExhausted,
+    NotFound,
+    RateLimited,
+    RecordInvalid,
+    StoreDamaged,
+    XscError,
+)
 from xsc.base.limits import (
     EPOCH_MS,
     MIB,
+    RENEWAL_CALLS_A_PEER_MAX,
+    RENEWAL_CALLS_MS,
     RENEWAL_RETRY_MS,
     RENEWALS_A_CALL_MAX,
     STORAGE_LEASE_BYTES,
     STORAGE_LEASE_MS,
 )
 from xsc.identity.envelope import open_signed, sign
+from xsc.market.lease import advance
 from xsc.market.pricing import PriceList
-from xsc.market.renewal import due_ms
+from xsc.market.renewal import check_renewal, due_ms, make_request
 from xsc.node.verify import verify_file
 from xsc.terms.pricing import storage_amount
+from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 
 DAY_MS = 86_400_000
@@ -30,7 +41,7 @@ LATEST_MS = HALF_MS + STORAGE_LEASE_MS // 8
 async def stored(world, customer, provider, size=10 * MIB):
     """Return a lease with bytes under it."""
     (host,) = await world.drive(customer.market.lease_hosts(size_bytes=size, count=1))
-    provider.market.admit(host.lease_id, customer.id, size)
+    provider.stores(host.lease_id, customer.id, size)
     await customer.market.used(host.lease_id, size)
     await world.drive()
     return host.lease_id
@@ -268,13 +279,46 @@ async def test_what_ended_can_be_renewed_while_it_is_kept_and_the_gap_is_paid(wo
     assert provider.ledger.settled(lease_id) == provider.one("provider").due_micro
 
 
-async def test_after_the_end_only_room_that_is_free_is_promised_again(world, pair):
+@pytest.mark.parametrize("late_ms", [0, STORAGE_LEASE_MS])
+async def test_a_renewal_reserves_nothing_and_takes_what_is_free(world, pair, late_ms):
+    customer, provider = pair
+    lease_id = await stored(world, customer, provider)
+    provider.room.stored = provider.room.storage - 3 * MIB
+    world.later(LATEST_MS + late_ms)
+    await world.drive(customer.market.renewals.round())
+    assert provider.one("provider").renewals == 1
+    assert provider.market.free("storage") == 3 * MIB
+    with pytest.raises(LeaseExhausted):
+        provider.stores(lease_id, customer.id, 3 * MIB + 1)
+    provider.stores(lease_id, customer.id, 3 * MIB)
+
+
+async def test_a_renewal_that_extends_next_to_nothing_is_refused(world, pair):
+    """Each one costs a synced write: a customer could ask for as many as it likes."""
     customer, provider = pair
     await stored(world, customer, provider)
-    provider.room.stored = provider.room.storage - 3 * MIB
-    world.later(STORAGE_LEASE_MS + DAY_MS)
-    await world.drive(customer.market.renewals.round())
-    assert provider.one("provider").quantity == 13 * MIB
+    world.later(LATEST_MS)
+    entry = next(provider.market._book.all("provider"))
+    quote = Quote(
+        provider=provider.id,
+        customer=customer.id,
+        kind="storage",
+        tier="open",
+        price_mutual=10,
+        price_one_way=10,
+        reserve=10,
+        price=10,
+        available=1,
+        valid_from_ms=0,
+        valid_until_ms=1,
+        nonce=bytes(16),
+    )
+    now_ms = world.clock.now_ms()
+    use = advance(entry.terms, entry.use, now_ms)
+    request = make_request(entry.terms, use, quote, b"q", now_ms)
+    for more_ms, refused in ((1, True), (EPOCH_MS - 1, True), (EPOCH_MS, False)):
+        short = request.model_copy(update={"end_ms": entry.terms.end_ms + more_ms})
+        assert (check_renewal(entry.terms, use, short, quote, now_ms) is not None) == refused
 
 
 async def test_a_count_that_is_too_high_is_lowered_to_the_hosts_and_then_renewed(world, pair):
@@ -299,7 +343,7 @@ async def test_what_a_host_counts_beyond_the_account_stays_owed(world, pair):
     """A put whose end the customer never heard of: the lease is renewed, the debt shows."""
     customer, provider = pair
     await stored(world, customer, provider)
-    provider.market.admit(provider.one("provider").lease_id, customer.id, MIB)
+    provider.stores(provider.one("provider").lease_id, customer.id, MIB)
     world.later(LATEST_MS)
     await world.drive(customer.market.settle_all())
     owed = provider.one("provider").due_micro - customer.one("customer").due_micro
@@ -545,3 +589,16 @@ async def test_a_kill_at_every_write_of_a_renewal_loses_nothing_and_pays_once(wo
         assert mine.used == theirs.used == epochs * 10 * MIB
         assert mine.due_micro == provider.ledger.settled(lease_id) == theirs.due_micro
     assert killed >= 3
+
+
+async def test_a_customer_asks_so_often_within_a_time_and_others_as_before(world, pair):
+    customer, provider = pair
+    other = world.node(3)
+    asked = provider.market.handlers()["market.renew"]
+    for _ in range(RENEWAL_CALLS_A_PEER_MAX):
+        await asked(customer.id, {"requests": []}, ())
+    with pytest.raises(RateLimited):
+        await asked(customer.id, {"requests": []}, ())
+    await asked(other.id, {"requests": []}, ())
+    world.later(RENEWAL_CALLS_MS)
+    await asked(customer.id, {"requests": []}, ())

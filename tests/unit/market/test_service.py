@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -7,9 +8,11 @@ from tests.unit.market.fakes import NET
 from xsc.base.errors import (
     ArgumentInvalid,
     CreditExceeded,
+    EntryRefused,
     LeaseExhausted,
     NoOffers,
     NotAllowed,
+    RateLimited,
     RecordInvalid,
     SignatureInvalid,
     SpaceExhausted,
@@ -21,9 +24,21 @@ from xsc.base.limits import (
     EPOCH_MS,
     GIB,
     LEASE_KEPT_MS,
+    LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
+    LEASE_REQUESTS_WAITING_MAX,
+    LEASES_A_CUSTOMER_MAX,
+    LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
+    REFUSED_RETRY_MS,
+    REFUSED_RETRY_MS_MAX,
+    REQUEST_WINDOW_MS,
+    ROOM_PART_MUTUAL,
+    ROOM_PART_OPEN,
+    SHARE_LEASES,
     STORAGE_LEASE_BYTES,
     STORAGE_LEASE_IDLE_MS,
+    VOUCHERS_A_CUSTOMER_MAX,
+    VOUCHERS_MS,
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.quote import open_quote
@@ -35,6 +50,12 @@ STEPS = 1_000_000_000
 
 async def leased(world, node, **wish):
     return await world.drive(node.market.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish)))
+
+
+def hoarding(node):
+    """Let a node ask for all that is offered to it, anew each time."""
+    node.market._quantity = lambda quote, _price, _least: quote.available
+    node.market._usable = lambda _kind, _quantity, _nodes: []
 
 
 async def computing(world, node, steps=STEPS, on=None):
@@ -86,7 +107,7 @@ async def test_a_quote_stands_on_the_customers_rung(world, pair):
     (quote,) = await world.drive(customer.market.offers("storage"))
     assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (8, 9, 10)
     assert (quote.tier, quote.price) == ("mutual", 8)
-    assert quote.available == provider.room.storage
+    assert quote.available == provider.room.storage // ROOM_PART_MUTUAL
 
 
 async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
@@ -140,7 +161,7 @@ async def test_objects_share_a_lease(world, pair):
 async def test_a_full_lease_is_topped_up_by_a_further_one(world, pair):
     customer, provider = pair
     (first,) = await leased(world, customer, size_bytes=200 * MIB)
-    provider.market.admit(first.lease_id, customer.id, 200 * MIB)
+    provider.stores(first.lease_id, customer.id, 200 * MIB)
     provider.room.stored += 200 * MIB
     await customer.market.used(first.lease_id, 200 * MIB)
     (second,) = await leased(world, customer, size_bytes=100 * MIB)
@@ -159,7 +180,10 @@ async def test_what_is_handed_out_is_not_handed_out_twice(world, pair):
 
 
 async def test_a_large_object_gets_a_lease_of_its_size(world, pair):
-    customer, _ = pair
+    customer, provider = pair
+    with pytest.raises(SpaceExhausted):
+        await leased(world, customer, size_bytes=3 * GIB)
+    provider.standing.mutual[customer.id] = 20_000
     await leased(world, customer, size_bytes=3 * GIB)
     assert customer.one("customer").quantity == 3 * GIB
 
@@ -215,7 +239,7 @@ async def test_after_a_lease_its_provider_is_asked_anew(world, pair):
     await world.drive(customer.market.offers("storage"))
     await leased(world, customer)
     (quote,) = await world.drive(customer.market.offers("storage"))
-    assert quote.available == provider.room.storage - STORAGE_LEASE_BYTES
+    assert quote.available == provider.room.storage // ROOM_PART_OPEN - STORAGE_LEASE_BYTES
 
 
 async def test_the_own_node_comes_last_and_settles_nothing(world):
@@ -291,7 +315,9 @@ async def test_a_small_node_leases_what_it_has(world, pair):
     customer, provider = pair
     provider.room.storage = 10 * MIB
     await leased(world, customer)
-    assert customer.one("customer").quantity == 10 * MIB
+    assert customer.one("customer").quantity == 10 * MIB // SHARE_LEASES
+    await leased(world, customer, size_bytes=7 * MIB)
+    assert {view.quantity for view in customer.market.leases()} == {10 * MIB // 4, 7 * MIB}
     with pytest.raises(SpaceExhausted):
         await leased(world, customer, size_bytes=11 * MIB)
 
@@ -302,16 +328,16 @@ async def test_a_small_node_leases_what_it_has(world, pair):
 async def test_admission_keeps_to_the_lease(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
-    provider.market.admit(host.lease_id, customer.id, STORAGE_LEASE_BYTES - 1)
+    provider.stores(host.lease_id, customer.id, STORAGE_LEASE_BYTES - 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(host.lease_id, customer.id, 2)
-    provider.market.admit(host.lease_id, customer.id, 1)
+        provider.stores(host.lease_id, customer.id, 2)
+    provider.stores(host.lease_id, customer.id, 1)
     provider.market.settle_use(host.lease_id, -STORAGE_LEASE_BYTES)
-    provider.market.admit(host.lease_id, customer.id, STORAGE_LEASE_BYTES)
+    provider.stores(host.lease_id, customer.id, STORAGE_LEASE_BYTES)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(host.lease_id, provider.id, 1)
+        provider.stores(host.lease_id, provider.id, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(b"\1" * 32, customer.id, 1)
+        provider.stores(b"\1" * 32, customer.id, 1)
     with pytest.raises(LeaseExhausted):
         provider.market.admit_compute(host.lease_id, customer.id, 1)
     provider.market.settle_use(b"\1" * 32, -1)
@@ -327,7 +353,7 @@ async def test_an_idle_lease_goes_back(world, pair):
     provider.market.tidy()
     customer.market.tidy()
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(host.lease_id, customer.id, 1)
+        provider.stores(host.lease_id, customer.id, 1)
     assert provider.market.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
     world.later(STORAGE_LEASE_IDLE_MS + LEASE_KEPT_MS)
     for _ in range(2):
@@ -343,7 +369,7 @@ async def test_an_idle_lease_goes_back(world, pair):
 async def test_a_lease_in_use_stays(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
-    provider.market.admit(host.lease_id, customer.id, MIB)
+    provider.stores(host.lease_id, customer.id, MIB)
     world.later(STORAGE_LEASE_IDLE_MS * 10)
     provider.market.tidy()
     assert provider.one("provider").status == "open"
@@ -399,7 +425,7 @@ async def test_admission_of_runs_keeps_to_the_lease(world, pair):
     with pytest.raises(LeaseExhausted):
         provider.market.admit_compute(lease.lease_id, provider.id, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(lease.lease_id, customer.id, 1)
+        provider.stores(lease.lease_id, customer.id, 1)
     provider.market.used_compute(b"\1" * 32, 1, 1)
     with pytest.raises(LeaseExhausted):
         await customer.market.spent(b"\1" * 32, 1, 1)
@@ -550,22 +576,25 @@ async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
 async def test_customers_of_one_window_share_what_is_scarce(world):
     provider = world.node(9)
     provider.room.storage = 300 * MIB
-    customers = [world.node(number) for number in (1, 2, 3)]
+    customers = [world.node(number) for number in (1, 2, 3, 4)]
     for node in customers:
         node.room.storage = 0
-    provider.standing.mutual = {customers[0].id: 20_000, customers[1].id: 10_000}
-    everybody = frozenset(world.nodes[n].id for n in (1, 2, 3))
+        hoarding(node)
+    provider.standing.mutual = {
+        node.id: weight for node, weight in zip(customers, (30_000, 20_000, 10_000), strict=False)
+    }
+    everybody = frozenset(node.id for node in customers)
     await world.drive(
         *(
             node.market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
-            for node in customers[:2]
+            for node in customers[:3]
         )
     )
-    got = {node.id: node.one("customer").quantity for node in customers[:2]}
-    assert got == {customers[0].id: 200 * MIB, customers[1].id: 100 * MIB}
+    got = [node.one("customer").quantity // MIB for node in customers[:3]]
+    assert got == [150, 100, 50]
     with pytest.raises(SpaceExhausted):
         await world.drive(
-            customers[2].market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
+            customers[3].market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
         )
 
 
@@ -576,6 +605,8 @@ async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
     everybody = frozenset(node.id for node in customers)
     for node in customers:
         node.room.storage = 0
+        hoarding(node)
+        provider.standing.mutual[node.id] = 20_000
     got = await world.drive(
         *(
             node.market.lease_hosts(size_bytes=120 * MIB, count=1, exclude=everybody)
@@ -723,12 +754,210 @@ async def test_a_lease_that_grants_otherwise_is_not_taken(world, pair):
     assert customer.market.leases() == []
 
 
+# What a peer can take for nothing
+
+
+async def test_a_byte_in_each_lease_does_not_take_all_room(world):
+    provider = world.node(9)
+    hoarders = [world.node(number) for number in range(1, 6)]
+    everybody = frozenset(node.id for node in world.nodes.values()) - {provider.id}
+    for _ in range(4):
+        for node in hoarders:
+            hoarding(node)
+            try:
+                (host,) = await leased(world, node, exclude=everybody)
+            except SpaceExhausted:
+                continue
+            provider.stores(host.lease_id, node.id, 1)
+    free = provider.market.free("storage")
+    assert free > provider.room.storage // 2
+    friend = world.node(6)
+    provider.standing.mutual[friend.id] = 20_000
+    (host,) = await leased(world, friend, size_bytes=free // 2, exclude=everybody)
+    assert host.node == provider.id
+    world.later(EPOCH_MS)
+    assert provider.market.free("storage") == provider.room.storage
+
+
+async def test_strangers_of_one_window_have_half_together(world):
+    provider = world.node(30)
+    strangers = [world.node(number) for number in range(1, 11)]
+    everybody = frozenset(node.id for node in strangers)
+    for node in strangers:
+        hoarding(node)
+    await world.drive(
+        *(node.market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody) for node in strangers)
+    )
+    quantities = [view.quantity for view in provider.market.leases()]
+    assert sum(quantities) == provider.room.storage // 2
+    assert max(quantities) - min(quantities) <= 1
+
+
+async def test_fuel_that_is_reserved_for_nothing_leaves_fuel_for_others(world):
+    provider = world.node(9)
+    provider.ledger.limit = 2**62
+    everybody = frozenset(world.node(number).id for number in range(1, 6))
+    for number in range(1, 6):
+        hoarding(world.nodes[number])
+        await several(world, world.nodes[number], 1, everybody, steps=STEPS)
+    assert provider.market.free("compute") > provider.room.steps // 2
+
+
+async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(world, pair):
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    provider.stores(host.lease_id, customer.id, 1)
+    await customer.market.used(host.lease_id, 1)
+    provider.stores(host.lease_id, customer.id, MIB)
+    world.later(EPOCH_MS)
+    assert provider.market.free("storage") == provider.room.storage
+    assert (await leased(world, customer))[0].lease_id == host.lease_id
+    provider.stores(host.lease_id, customer.id, MIB)
+    provider.room.stored = provider.room.storage - 64 * MIB
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(host.lease_id, customer.id, 65 * MIB)
+    customer.market.refused(host.lease_id)
+    (other,) = await leased(world, customer)
+    assert other.lease_id != host.lease_id
+    world.later(STORAGE_LEASE_IDLE_MS)
+    customer.market.tidy()
+    assert (await leased(world, customer))[0].lease_id == host.lease_id
+
+
+async def test_a_write_that_fails_costs_nothing_and_one_that_is_repeated_costs_once(world, pair):
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    provider.market.admit(host.lease_id, customer.id, 100 * MIB)
+    provider.market.stored(host.lease_id, 100 * MIB, 0)
+    assert provider.one("provider").due_micro == 0
+    provider.stores(host.lease_id, customer.id, 100 * MIB)
+    provider.market.admit(host.lease_id, customer.id, 100 * MIB)
+    with pytest.raises(LeaseExhausted):
+        provider.market.admit(host.lease_id, customer.id, 57 * MIB)
+    provider.market.stored(host.lease_id, 100 * MIB, 0)
+    assert provider.one("provider").due_micro == 4_000
+    provider.market.stored(b"\1" * 32, 1, 1)
+
+
+async def test_a_lease_is_not_idle_while_something_is_written(world, pair):
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    provider.market.admit(host.lease_id, customer.id, MIB)
+    world.later(STORAGE_LEASE_IDLE_MS)
+    provider.market.tidy()
+    provider.market.stored(host.lease_id, MIB, MIB)
+    assert provider.one("provider").status == "open"
+
+
+async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothing(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    provider.ledger.limit = 12_000
+    world.later(2 * EPOCH_MS)
+    provider.market.tidy()
+    provider.stores(host.lease_id, customer.id, 1)
+    world.later(EPOCH_MS)
+    provider.market.tidy()
+    with pytest.raises(CreditExceeded):
+        provider.market.admit(host.lease_id, customer.id, 1)
+    assert provider.one("provider").held_bytes == 100 * MIB + 1
+    assert provider.market.free("storage") == provider.room.storage
+    provider.ledger.limit *= 4
+    await customer.market.settle_all()
+    provider.market.tidy()
+    provider.stores(host.lease_id, customer.id, 1)
+
+
+async def short_leases(world, customer, provider, count, first=0, **change):
+    """Ask for leases that are over after a millisecond, in one window; return the answers."""
+    now_ms = world.clock.now_ms()
+    wish = {"end_ms": now_ms + 1, "start_ms": now_ms, "quantity": MIB} | change
+    handler = provider.market.handlers()["market.lease"]
+    raw = [
+        await request_of(world, customer, provider, lease_id=number.to_bytes(32, "big"), **wish)
+        for number in range(first + 1, first + count + 1)
+    ]
+    return await world.drive(*(handler(customer.id, {"request": item}, ()) for item in raw))
+
+
+async def test_one_customer_does_not_fill_the_window(world, pair):
+    customer, provider = pair
+    most = LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
+    assert most < LEASE_REQUESTS_WAITING_MAX
+    answers = await short_leases(world, customer, provider, most + 3)
+    assert [isinstance(item, RateLimited) for item in answers] == [False] * most + [True] * 3
+
+
+async def test_leases_that_are_over_at_once_do_not_fill_the_disk(world, pair):
+    customer, provider = pair
+    rounds = 2 * LEASES_DONE_A_CUSTOMER_MAX // LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
+    for number in range(rounds):
+        await short_leases(
+            world,
+            customer,
+            provider,
+            LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
+            number * LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
+        )
+        rows = [key for key in provider.state.table if key.startswith(b"market/lease/p/")]
+        assert len(rows) <= (LEASES_DONE_A_CUSTOMER_MAX + LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX)
+    assert provider.market.leases()
+
+
+async def test_leases_that_are_over_and_not_paid_count_until_they_are(world, pair):
+    customer, provider = pair
+    most, step = LEASES_A_CUSTOMER_MAX, LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
+    soon = {"quantity": 16 * MIB}
+    for first in range(0, most, step):
+        now_ms = world.clock.now_ms()
+        await short_leases(world, customer, provider, step, first, end_ms=now_ms + 1_000, **soon)
+        for number in range(first + 1, first + step + 1):
+            provider.stores(number.to_bytes(32, "big"), customer.id, 1)
+            provider.market.settle_use(number.to_bytes(32, "big"), -1)
+        world.later(REQUEST_WINDOW_MS)
+    assert {view.status for view in provider.market.leases()} == {"closing"}
+    with pytest.raises(RateLimited):
+        await short_leases(world, customer, provider, 1, most)
+
+
+async def test_a_voucher_that_says_nothing_new_is_not_written(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    assert await settle(customer, provider, await voucher_of(customer, host.lease_id, provider))
+    before = provider.state.synced
+    for number in range(2, 9):
+        raw = await voucher_of(customer, host.lease_id, provider, number=number)
+        assert await settle(customer, provider, raw) == 4_000
+    assert provider.state.synced == before
+
+
+async def test_vouchers_by_the_micro_credit_are_taken_at_a_pace(world, pair):
+    """Each costs the provider three synced writes and a line of its ledger."""
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+
+    def part(number):
+        quantity = -(-number * MIB // 40)
+        return voucher_of(
+            customer, host.lease_id, provider, number=number, amount_micro=number, quantity=quantity
+        )
+
+    for number in range(1, VOUCHERS_A_CUSTOMER_MAX + 1):
+        assert await settle(customer, provider, await part(number)) == number
+    before = provider.state.synced
+    with pytest.raises(RateLimited):
+        await settle(customer, provider, await part(number + 1))
+    assert provider.state.synced == before
+    world.later(VOUCHERS_MS)
+    assert await settle(customer, provider, await part(number + 1)) == number + 1
+
+
 # Settlement
 
 
 async def holding(world, customer, provider, size=100 * MIB):
     (host,) = await leased(world, customer)
-    provider.market.admit(host.lease_id, customer.id, size)
+    provider.stores(host.lease_id, customer.id, size)
     await customer.market.used(host.lease_id, size)
     return host
 
@@ -886,15 +1115,73 @@ async def test_a_voucher_of_anybody_else_is_refused(world, pair):
         )
 
 
-async def test_a_customer_gives_a_lease_up_that_its_provider_forgot(world, pair):
+async def test_a_customer_begins_nothing_under_a_lease_that_its_provider_denies(world, pair):
+    """The provider has signed it: its bare word does not end it, nor what is owed."""
     customer, provider = pair
-    await holding(world, customer, provider)
-    provider.state = Memory()
+    denied = await holding(world, customer, provider)
+    state, provider.state = provider.state, Memory()
+    await provider.restart()
+    before = customer.one("customer")
+    await customer.market.settle_all()
+    assert customer.one("customer") == before
+    assert before.status == "open"
+    (host,) = await leased(world, customer)
+    assert host.lease_id != denied.lease_id
+    provider.market.admit(host.lease_id, customer.id, 1)
+    # Where it knows the lease again, it is settled, and used as before.
+    provider.state = state
     await provider.restart()
     await customer.market.settle_all()
-    assert customer.one("customer").status == "closing"
+    assert provider.ledger.owed(customer.id) == 4_000
     (host,) = await leased(world, customer)
-    provider.market.admit(host.lease_id, customer.id, 1)
+    assert host.lease_id == denied.lease_id
+
+
+async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_comes(world, pair):
+    """Each try is an entry and its withdrawal, which are kept for ever."""
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    provider.ledger.trouble = ["refused"] * 1_000
+    voucher = await voucher_of(customer, host.lease_id, provider)
+    for _ in range(200):
+        with suppress(EntryRefused):
+            await settle(customer, provider, voucher)
+        await provider.market.settle_all()
+    assert len(provider.ledger.asked) <= 2
+    begun_ms = world.clock.now_ms()
+    for _ in range(2_000):
+        world.later(10_000)
+        with suppress(EntryRefused):
+            await settle(customer, provider, voucher)
+        await provider.market.settle_all()
+    passed = (world.clock.now_ms() - begun_ms) // REFUSED_RETRY_MS
+    assert len(provider.ledger.asked) <= 3 + passed.bit_length()
+    # Who signs at last is booked, at the latest a day after.
+    provider.ledger.trouble = []
+    world.later(REFUSED_RETRY_MS_MAX)
+    await provider.market.settle_all()
+    assert provider.ledger.settled(host.lease_id) == 4_000
+
+
+async def test_vouchers_that_promise_no_more_are_not_written(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    await settle(customer, provider, await voucher_of(customer, host.lease_id, provider))
+    before = provider.state.synced
+    for number in range(2, 100):
+        again = await voucher_of(customer, host.lease_id, provider, number=number)
+        assert await settle(customer, provider, again) == 4_000
+    assert provider.state.synced == before
+
+
+async def test_vouchers_that_come_together_share_one_write(world, pair):
+    """Settling is written off the event loop, and together with what others settle."""
+    customer, provider = pair
+    lease = await holding(world, customer, provider)
+    entry = provider.market._book.get("provider", lease.lease_id)
+    before = provider.state.synced
+    await asyncio.gather(*(provider.market._sync(entry) for _ in range(50)))
+    assert provider.state.synced - before <= 2
 
 
 # Restart

@@ -75,11 +75,16 @@ class Pair:
                 "test.large": large,
             }
         )
-        self.anna.net.share(
+        self.share(
             "test.hold", "test.refuse", "test.fail", "test.echo", "test.large", "test.nothing",
             "peers.batch", "peers.join",
         )  # fmt: skip
-        self.anna.net.share("test.half", halves=True)
+        self.share("test.half", halves=True)
+
+    def share(self, *methods: str, halves: bool = False) -> None:
+        """As in real nodes, both ends share the same methods."""
+        for node in (self.anna, self.bert):
+            node.net.share(*methods, halves=halves)
 
     @staticmethod
     async def echo(caller, header, parts):
@@ -236,7 +241,7 @@ async def test_calls_of_a_method_that_is_answered_together_keep_their_own_answer
 
     pair.bert.net.register({"test.many": one})
     pair.bert.net.register_groups({"test.many": together})
-    pair.anna.net.share("test.many")
+    pair.share("test.many")
     calls = [pair.call(number, "test.many", [bytes([number])]) for number in range(5)]
     got = await asyncio.gather(*calls, return_exceptions=True)
     assert str(got.pop(3)) == "no credit for 3"
@@ -259,6 +264,7 @@ async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(p
     pair.gate.set()
     pair.bert.net.register({"test.many": one})
     pair.bert.net.register_groups({"test.many": together})
+    pair.share("test.many")
     for expected in (PeerError, NotFound):
         header, parts = batch.pack_calls(
             [
@@ -292,7 +298,7 @@ async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
 
     pair.bert.net.register(dict.fromkeys(("test.one", "test.many", "test.few"), one))
     pair.bert.net.register_groups({"test.many": together, "test.few": too_few})
-    pair.anna.net.share("test.one", "test.many", "test.few")
+    pair.share("test.one", "test.many", "test.few")
     calls = [
         pair.call(number, method)
         for method in ("test.one", "test.many", "test.few")
@@ -305,7 +311,7 @@ async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
 
 
 async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
-    pair = Pair(Quota(in_flight_max=3))
+    pair = Pair(Quota(share=3))
     await pair.start()
     seen = []
 
@@ -318,7 +324,7 @@ async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
 
     pair.bert.net.register({"test.many": one})
     pair.bert.net.register_groups({"test.many": together})
-    pair.anna.net.share("test.many")
+    pair.share("test.many")
     for _ in range(2):  # what the first time took of the quota was given back
         calls = [pair.call(number, "test.many") for number in range(5)]
         got = await asyncio.gather(*calls, return_exceptions=True)
@@ -342,7 +348,7 @@ async def test_every_call_of_a_batch_counts_against_the_quota():
 
 
 async def test_requests_in_flight_count_each_call_of_a_batch():
-    pair = Pair(Quota(in_flight_max=4))
+    pair = Pair(Quota(share=4))
     await pair.start()
     pair.gate.set()
     await pair.call(0)
@@ -522,3 +528,24 @@ def test_what_is_packed_comes_out_again_both_ways(items):
     for wrong in (len(items) - 1, len(items) + 1):
         with pytest.raises(FrameInvalid):
             batch.unpack_answers(reply, wrong)
+
+
+async def test_a_batch_carries_only_what_answers_little():
+    """A method that is not shared may answer megabytes: not thirty-two times before one is sent."""
+    pair = Pair()
+    await pair.start()
+    called = []
+
+    async def heavy(caller, header, parts):
+        called.append(caller)
+        return {}, [bytes(2**20)]
+
+    pair.bert.net.register({"test.heavy": heavy})
+    calls = [batch.Call("test.heavy", encode({}), []) for _ in range(4)]
+    header, parts = batch.pack_calls(calls)
+    reply = await pair.anna.net.call(pair.bert.id, "peers.batch", header, parts, timeout_ms=100)
+    for answer in batch.unpack_answers(reply, 4):
+        with pytest.raises(NotFound):
+            batch.reply_of(answer, "bert")
+    assert not called
+    await pair.stop()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from xsc.api import proof
 from xsc.base.limits import NONCE_BYTES, PLAIN_BYTES_MAX
 from xsc.client.core import Core
 from xsc.identity.keys import KeyPair
+from xsc.net import front
 from xsc.net.front import Fronts
+from xsc.net.gate import Gate
 from xsc.net.http import HttpTransport
-from xsc.net.plain import Plain, head_of
-from xsc.net.port import Arrival, RawRequest, RawResponse
+from xsc.net.plain import Plain
+from xsc.net.port import Arrival, RawRequest, RawResponse, take_all
 from xsc.net.signing import STAMP_BYTES, sign_request
 
 
@@ -39,6 +42,7 @@ class Behind(asyncio.Protocol):
         self.server.made += 1
 
     def data_received(self, data: bytes) -> None:
+        self.server.given_up.set()
         self.got += data
         if self.got.endswith(b"!"):
             self.transport.write(b"behind " + self.got)
@@ -58,27 +62,32 @@ class Server:
         self.go_on = asyncio.Event()
         self.seen: list[bytes] = []
         self.given_up = asyncio.Event()
+        self.gate = Gate(most=100, share=100, idle_ms=idle_ms)
         self.fronts = Fronts(
             lambda: Behind(self),
             self.answer,
-            idle_ms=idle_ms,
+            self.gate,
             progress_ms=progress_ms,
-            paths=["/plain", "/wait", "/big", "/bug"],
-            given_up=self._given_up,
+            paths=["/plain", "/wait", "/big", "/bug", proof.PATH],
         )
+        self.sent = 0
 
-    def _given_up(self, inner, transport) -> None:
-        self.given_up.set()
+    def _sent(self) -> None:
+        self.sent += 1
 
-    async def answer(self, request: Plain) -> Sequence[bytes]:
+    async def answer(self, request: Plain) -> RawResponse:
         self.seen.append(request.body)
         if request.path == "/wait":
             self.begun.set()
             await self.go_on.wait()
         if request.path == "/bug":
             raise KeyError("slip")
+        if request.path == proof.PATH:
+            port = self.listening.sockets[0].getsockname()[1]
+            told = {"proof": proof.proof_of("a" * 52, port, request.body)}
+            return RawResponse(200, {}, [json.dumps(told).encode()])
         body = bytes(32 * 2**20) if request.path == "/big" else request.body
-        return [head_of(200, {}, len(body)), body]
+        return RawResponse(200, {}, [body], self._sent)
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self.listening.sockets[0].getsockname()
@@ -143,6 +152,22 @@ async def test_what_comes_during_an_answer_is_read_after_it(server):
     assert await answered(reader) == b"first"
     assert await answered(reader) == b"second"
     writer.close()
+
+
+async def test_each_answer_is_told_of_once_whatever_becomes_of_its_reader(server):
+    reader, writer = await server.open()
+    for number in range(3):
+        writer.write(request(b"%d" % number))
+        await answered(reader)
+    writer.write(request(b"gone", "/wait"))
+    await server.begun.wait()
+    writer.transport.abort()
+    await server.lost.wait()
+    server.go_on.set()
+    while server.sent < 4:  # noqa: ASYNC110 (the server runs in this loop)
+        await asyncio.sleep(0)
+    assert server.sent == 4
+    assert len(server.gate) == 0
 
 
 async def test_two_requests_at_once_are_the_servers(server):
@@ -256,17 +281,17 @@ async def test_the_end_waits_for_answers_but_not_for_ever(server):
     writer.close()
 
 
-async def test_what_our_own_peers_send_is_plain():
+async def test_what_our_own_peers_send_is_plain(monkeypatch):
     key, to = KeyPair(b"\1" * 32), KeyPair(b"\2" * 32)
     near = HttpTransport(listen="127.0.0.1:0", key=key)
     far = HttpTransport(listen="127.0.0.1:0", key=to)
 
     async def handler(arrival: Arrival) -> RawResponse:
-        return RawResponse(200, {}, [await arrival.read()])
+        return RawResponse(200, {}, [await arrival.read(take_all)])
 
     await far.serve(handler)
     given_up: list[object] = []
-    far._fronts._given_up = lambda *seen: given_up.append(seen)
+    monkeypatch.setattr(front.Front, "_give_up", given_up.append)
     headers = sign_request(
         key,
         network=bytes(32),

@@ -7,13 +7,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from xsc.base.errors import PeerSilent
-from xsc.base.limits import PLAIN_BYTES_MAX
+from xsc.base.errors import PeerSilent, RateLimited
+from xsc.base.limits import (
+    PEER_BODY_BYTES_MAX,
+    PLAIN_BYTES_MAX,
+    REPLIES_A_PEER_BYTES_MAX,
+    REPLIES_BYTES_MAX,
+    REPLY_STEP_BYTES,
+)
 from xsc.identity.keys import KeyPair
 from xsc.net import lines
 from xsc.net.http import HttpTransport
 from xsc.net.lines import Lines
 from xsc.net.port import Dropped, RawRequest, RawResponse
+from xsc.net.room import Room
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -134,7 +141,7 @@ async def test_an_answer_that_stops_is_given_up(ours, serve):
         await reader.read()
 
     there = await serve(talk)
-    with pytest.raises(PeerSilent, match="it stopped"):
+    with pytest.raises(PeerSilent, match="too slow: 2 bytes in 100 ms"):
         await ask(ours, there)
     await there.ended.wait()
 
@@ -151,7 +158,7 @@ async def test_an_answer_that_dribbles_is_given_up(ours, serve, monkeypatch):
             await asyncio.wait([gone], timeout=0.02)
 
     there = await serve(talk)
-    with pytest.raises(PeerSilent, match="too slowly"):
+    with pytest.raises(PeerSilent, match="too slow"):
         await ask(ours, there)
 
 
@@ -283,3 +290,143 @@ async def test_closing_drops_what_is_under_way_and_what_is_kept(ours, serve):
         await waiting
     await there.ended.wait()
     await other.ended.wait()
+
+
+# What the other end announces is not believed
+
+
+def place_of(there: There) -> tuple[str, int]:
+    host, _, port = there.address.partition(":")
+    return host, int(port)
+
+
+HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def test_an_announced_answer_takes_room_only_as_it_comes(serve):
+    sent = 0
+    go_on = asyncio.Event()
+
+    async def talk(reader, writer):
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % PEER_BODY_BYTES_MAX)
+        while sent < PEER_BODY_BYTES_MAX:
+            size = min(700_001, PEER_BODY_BYTES_MAX - sent)
+            sent += size
+            writer.write(bytes([sent % 251]) * size)
+            await writer.drain()
+            if sent > 5_000_000:
+                await go_on.wait()
+        await reader.read()
+
+    there = await serve(talk)
+    room = Room(REPLIES_BYTES_MAX, REPLIES_A_PEER_BYTES_MAX)
+    lines_ = Lines(idle_ms=1_000, progress_ms=60_000, room=room)
+    asking = asyncio.create_task(lines_.ask(place_of(there), None, HEAD, (), lambda: None))
+    (key,) = [(there.address, None)]
+    while room.held(key) < 5_000_000:
+        await asyncio.sleep(0)
+        assert room.held(key) <= max(2 * sent, REPLY_STEP_BYTES)
+    go_on.set()
+    answer = await asking
+    assert len(answer.body[0]) == PEER_BODY_BYTES_MAX
+    whole, start = bytes(answer.body[0]), 0
+    while start < PEER_BODY_BYTES_MAX:
+        size = min(700_001, PEER_BODY_BYTES_MAX - start)
+        start += size
+        assert whole[start - size : start] == bytes([start % 251]) * size
+    assert room.held(key) == 0
+    await lines_.close()
+
+
+async def test_answers_of_one_peer_have_a_share_and_others_theirs(serve):
+    async def half(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+        await reader.read()
+
+    greedy, other = await serve(half), await serve(answering_late)
+    room = Room(5_000, 2_000)
+    lines_ = Lines(idle_ms=1_000, progress_ms=60_000, room=room)
+    asked = [
+        asyncio.create_task(lines_.ask(place_of(greedy), None, HEAD, (), lambda: None))
+        for _ in range(3)
+    ]
+    done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    assert [type(task.exception()) for task in done] == [RateLimited]
+    answer = await lines_.ask(place_of(other), None, HEAD, (), lambda: None)
+    assert bytes(answer.body[0]) == b"abc"
+    await lines_.close()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert room.held((greedy.address, None)) == 0
+
+
+async def answering_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer with head and body apart, so that the body has to be waited for."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(ANSWER[:-3])
+    await writer.drain()
+    await asyncio.sleep(0)
+    writer.write(ANSWER[-3:])
+
+
+async def test_connections_to_all_peers_are_bounded_and_idle_ones_go_first(serve):
+    async def never(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.read()
+
+    kept = [await serve(answering) for _ in range(2)]
+    silent = [await serve(never) for _ in range(2)]
+    lines_ = Lines(idle_ms=60_000, progress_ms=60_000, most=2)
+    for there in kept:
+        await lines_.ask(place_of(there), None, HEAD, (), lambda: None)
+    asking = [
+        asyncio.create_task(lines_.ask(place_of(there), None, HEAD, (), lambda: None))
+        for there in silent
+    ]
+    for there in kept:
+        await there.ended.wait()
+    while sum(there.connections for there in silent) < 2:  # noqa: ASYNC110 (as above)
+        await asyncio.sleep(0)
+    with pytest.raises(PeerSilent, match="2 connections open"):
+        await lines_.ask(place_of(kept[0]), None, HEAD, (), lambda: None)
+    await lines_.close()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"]
+)
+async def test_a_peer_is_not_looked_for_on_this_machine(serve, host):
+    there = await serve(answering)
+    lines_ = Lines(idle_ms=1_000, progress_ms=1_000)
+    port = place_of(there)[1]
+    with pytest.raises(PeerSilent, match="no place for a peer"):
+        await lines_.ask((host, port), None, HEAD, (), lambda: None, local=lambda: False)
+    assert there.connections == 0
+    await lines_.close()
+
+
+@pytest.mark.parametrize(("listen", "found"), [("127.0.0.1:0", True), ("0.0.0.0:0", False)])
+async def test_only_a_node_on_loopback_looks_for_peers_there(serve, listen, found):
+    """An address record may say what it likes: nothing is sent to services of this machine."""
+    there = await serve(answering)
+    ours = HttpTransport(listen=listen, key=KeyPair(b"\2" * 32), stop_ms=20)
+
+    async def handler(_):
+        return RawResponse(200)
+
+    await ours.serve(handler)
+    if not found and all(address.startswith("127.") for address in ours.addresses()):
+        pytest.skip("this machine has no address but loopback")
+    for fingerprint in (None, bytes(32)):
+        request = RawRequest("POST", "/", {}, [b"body"])
+        try:
+            answer = await ours.send(there.address, fingerprint, request, 5_000)
+        except PeerSilent:
+            assert fingerprint is not None or not found
+        else:
+            assert (found, answer.status) == (True, 200)
+    assert bool(there.connections) == found
+    await ours.close()

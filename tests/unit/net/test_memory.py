@@ -9,7 +9,7 @@ import pytest
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent
 from xsc.net.memory import MemoryNetwork
-from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse
+from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, take_all
 
 REQUEST = RawRequest("POST", "/x", {}, [b"body"])
 
@@ -26,7 +26,7 @@ async def run(clock: ManualClock, *work):
 
 
 async def answer(arrival: Arrival) -> RawResponse:
-    return RawResponse(200, {}, [await arrival.read()])
+    return RawResponse(200, {}, [await arrival.read(take_all)])
 
 
 async def story(seed: bytes):

@@ -6,7 +6,7 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent
 from xsc.net.memory import MemoryNetwork
 from xsc.net.metered import Metered
-from xsc.net.port import RawRequest, RawResponse
+from xsc.net.port import RawRequest, RawResponse, take_all
 
 
 async def test_bodies_count_at_both_ends():
@@ -16,7 +16,7 @@ async def test_bodies_count_at_both_ends():
     async def handler(arrival):
         if arrival.path == "/unread":
             return RawResponse(401)
-        return RawResponse(200, {}, [b"<", await arrival.read(), b">"])
+        return RawResponse(200, {}, [b"<", await arrival.read(take_all), b">"])
 
     await there.serve(handler)
     (address,) = there.addresses()

@@ -31,14 +31,24 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import JOIN_BYTES_MAX, REQUEST_WINDOW_MS
+from xsc.base.limits import (
+    ADDRESSES_A_PEER_MAX,
+    ADDRESSES_MS,
+    JOIN_BYTES_MAX,
+    REQUEST_WINDOW_MS,
+    UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
+)
 from xsc.base.merkle import Part
+from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.net.book import AddressRecord
 from xsc.net.frame import pack_head
+from xsc.net.invitation import from_string
 from xsc.net.memory import MemoryNetwork
 from xsc.net.port import RawRequest, RawResponse
 from xsc.net.problems import answer_of, error_of, nothing
 from xsc.net.quota import Quota
+from xsc.net.room import Room
 from xsc.net.signing import sign_request
 
 
@@ -237,7 +247,9 @@ async def test_a_cancelled_call_disturbs_no_other(nodes):
     gate.set()
     while len(bert.calls) < 2:  # noqa: ASYNC110 (the memory network runs in this loop)
         await asyncio.sleep(0)
-    assert bert.net._quota._buckets[anna.id].in_flight == 0
+    # The answer that nobody waits for takes its place along.
+    while bert.net._quota.in_flight(anna.id):  # noqa: ASYNC110 (as above)
+        await asyncio.sleep(0)
 
 
 async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
@@ -342,9 +354,24 @@ async def test_a_blocked_or_removed_peer_is_unknown(nodes):
     assert not bert.calls
 
 
+async def test_one_stranger_leaves_room_for_others_to_join(memory):
+    """As fast as one asks from one place, an invitation from another still works."""
+    bert = Node(memory, "bert")
+    await bert.net.start()
+    flood = Outsider(bert)
+    invited = await bert.net.invite(HOUR_MS)
+    for _ in range(2 * UNKNOWN_AN_ADDRESS_A_SECOND_MAX):
+        await flood.send(flood.request("peers.join"))
+    anna = Node(memory, "anna")
+    await anna.net.start()
+    assert await anna.net.join(invited) == bert.id
+    await anna.net.stop()
+    await bert.net.stop()
+
+
 async def test_unknown_callers_share_one_small_bucket_and_peers_do_not_feel_it(memory):
     anna = Node(memory, "anna")
-    bert = Node(memory, "bert", quota=Quota(unknown_rate=5))
+    bert = Node(memory, "bert", quota=Quota(unknown_rate=5, source_rate=5))
     await acquainted(anna, bert)
     bert.clock.advance_to(bert.clock.now_ms() + 1_000)
     anna.clock.advance_to(anna.clock.now_ms() + 1_000)
@@ -400,7 +427,7 @@ async def test_a_peer_can_call_again_soon_after_a_restart(nodes):
 
 async def test_every_flipped_byte_of_a_signed_request_is_refused(nodes):
     anna, bert = nodes
-    bert.net._quota = Quota(rate=10**6, unknown_rate=10**6)
+    bert.net._quota = Quota(rate=10**6, unknown_rate=10**6, source_rate=10**6)
     wire = Outsider(bert, anna.key)
     whole = wire.request(header={"a": "b"}, parts=[part(b"part")])
     for name, value in whole.headers.items():
@@ -460,8 +487,75 @@ async def test_a_peer_over_its_quota_is_told_and_others_are_not_touched(memory):
     await carl.net.call(bert.id, "test.echo", {})
 
 
+async def test_an_answer_counts_until_it_is_written(memory):
+    """Whoever does not read gets no more made; others do, and all comes back in the end."""
+    size = 1_000
+    room = Room(5 * size, 2 * size)
+    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(answers=room))
+    carl = Node(memory, "carl")
+    await acquainted(anna, bert, carl)
+    made = []
+
+    async def much(caller, header, parts):
+        made.append(caller)
+        return {}, [bytes(size - 200)]
+
+    bert.net.register({"test.much": much})
+    bert.net.bound_answers({"test.much": lambda header: size})
+    memory.stall("bert", "test.much")
+    calls = [asyncio.create_task(anna.net.call(bert.id, "test.much", {})) for _ in range(6)]
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert made == [anna.id] * 2
+    assert 2 * (size - 200) <= room.held(anna.id) <= 2 * size
+    # One of the two that wait for their reader is given up, and the next is made.
+    calls.pop(0).cancel()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert made == [anna.id] * 3
+    other = asyncio.create_task(carl.net.call(bert.id, "test.much", {}))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert made == [anna.id] * 3 + [carl.id]
+    for call in [*calls, other]:
+        call.cancel()
+    while bert.net._quota.in_flight(anna.id):  # noqa: ASYNC110 (the network runs in this loop)
+        await asyncio.sleep(0)
+    assert (room.held(anna.id), room.held(carl.id)) == (0, 0)
+
+
+async def test_an_answer_for_which_there_is_no_room_is_refused_and_not_kept(memory):
+    room = Room(500, 400)
+    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(answers=room))
+    await acquainted(anna, bert)
+    with pytest.raises(RateLimited, match="not read yet"):
+        await anna.net.call(bert.id, "test.echo", {}, [part(bytes(500))])
+    assert (await anna.net.call(bert.id, "test.echo", {"a": 1})).header == {"a": 1}
+    assert room.held(anna.id) == bert.net._quota.in_flight(anna.id) == 0
+
+
+async def test_what_a_peer_says_of_its_address_costs_no_synced_write(nodes, monkeypatch):
+    anna, bert = nodes
+    synced = []
+    write = bert.store.write
+
+    def noted(changes, *, sync):
+        synced.append(sync)
+        write(changes, sync=sync)
+
+    monkeypatch.setattr(bert.store, "write", noted)
+    for number in range(1, 9):
+        record = AddressRecord(
+            name="anna", addresses=(f"anna:{number}",), fingerprint=None, seq=2**50 + number
+        )
+        raw = sign(record, anna.key, anna.net.network).raw
+        await anna.net.call(bert.id, "peers.hello", {"record": raw})
+    assert bert.net.info(anna.id).addresses == ("anna:8",)
+    assert synced == [False] * 8
+
+
 async def test_requests_at_once_are_bounded(memory):
-    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(in_flight_max=2))
+    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(share=2))
     await acquainted(anna, bert)
     gate = asyncio.Event()
 
@@ -608,6 +702,52 @@ async def test_an_older_address_record_changes_nothing(nodes):
     response = await wire.send(wire.request("peers.hello", header={"record": old}))
     assert response.status == 200
     assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
+
+
+def synced_writes(node: Node) -> list[int]:
+    """Count what a node writes with a sync from now on."""
+    count = [0]
+    write = node.store.write
+
+    def counted(changes, *, sync):
+        count[0] += sync
+        write(changes, sync=sync)
+
+    node.store.write = counted
+    return count
+
+
+async def test_address_records_without_end_are_not_written_without_end(nodes):
+    anna, bert = nodes
+    wire, count = Outsider(anna, bert.key), synced_writes(anna)
+    kept = bert.net._record().record
+    refused = 0
+    for number in range(1, 3 * ADDRESSES_A_PEER_MAX):
+        moved = kept.model_copy(update={"seq": kept.seq + number})
+        signed = sign(moved, bert.key, network_id("test")).raw
+        response = await wire.send(wire.request("peers.hello", header={"record": signed}))
+        refused += response.status == 429
+    assert count[0] <= ADDRESSES_A_PEER_MAX
+    assert refused >= ADDRESSES_A_PEER_MAX
+    # The same again is no write, and later there is room for more.
+    assert (await wire.send(wire.request("test.echo"))).status == 200
+    anna.clock.advance_to(anna.clock.now_ms() + ADDRESSES_MS)
+    response = await wire.send(wire.request("peers.hello", header={"record": signed}))
+    assert response.status == 200
+    assert anna.net.info(bert.id).seq == moved.seq
+
+
+async def test_an_invitation_that_is_used_again_and_again_is_not_written_without_end(nodes):
+    anna, bert = nodes
+    secret = from_string(await anna.net.invite(HOUR_MS)).secret
+    wire, count = Outsider(anna, bert.key), synced_writes(anna)
+    header = {"secret": secret, "record": bert.net._record().raw}
+    statuses = [
+        (await wire.send(wire.request("peers.join", header=header))).status
+        for _ in range(3 * ADDRESSES_A_PEER_MAX)
+    ]
+    assert count[0] <= ADDRESSES_A_PEER_MAX
+    assert set(statuses) == {200, 429}
 
 
 async def test_nobody_can_tell_the_address_of_another(nodes):

@@ -189,9 +189,11 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
             answer = await api.call("GET", "/v1/drain?wait_ms=5000")
             assert world.clock.now_ms() - before <= 5_000
         assert (answer["state"], answer["left_bytes"], answer["peers_told"]) == ("done", 0, 6)
-        assert (answer["moved_objects"], answer["moved_shards"], answer["stuck"]) == (1, 1, [])
+        assert (answer["released_objects"], answer["stuck"]) == (1, [])
+        assert answer["released_bytes"] == held
         proof = check_proof(io.BytesIO(b"".join(leaver.storage.drain.proof())).read)
-        assert proof.drained.shards == 1
+        assert (proof.customers, proof.drained.objects, proof.drained.left_objects) == (1, 1, 0)
+        assert proof.drained.released_bytes == held
         assert (await api.call("DELETE", "/v1/drain"))["state"] == "staying"
 
     run(93, 7, play, QUICK)

@@ -8,11 +8,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from xsc.base.errors import ConfigInvalid, PeerUnknown
-from xsc.base.limits import SERVICE_HEADER_BYTES_MAX, STDIN_BYTES_MAX
+from xsc.base.errors import ArgumentInvalid, ConfigInvalid, PeerUnknown
+from xsc.base.limits import (
+    SERVICE_HEADER_BYTES_MAX,
+    SERVICE_REQUESTS_AN_ADDRESS_MAX,
+    STDIN_BYTES_MAX,
+)
 from xsc.compute.services import Served
 from xsc.compute.services_rules import Answer
 from xsc.compute.wagi import Request, Response
+from xsc.net.room import Room
 from xsc.node import services_http
 from xsc.node.services_http import ServiceListener
 
@@ -34,6 +39,8 @@ class Node:
     def find(self, text: str) -> bytes:
         if text in ("alice", "älice"):
             return OWNER
+        if text == "both":
+            raise ArgumentInvalid("that could mean 2 peers", hint="give more of the id")
         raise PeerUnknown("no")
 
     def holds(self, owner: bytes, name: str) -> bool:
@@ -116,6 +123,28 @@ async def test_a_program_says_itself_what_it_allows(end):
     end.node.response = Response(405, (("Allow", "GET"), ("Content-Type", "a/b")), b"")
     head = (await end.ask(b"POST /fn/alice/echo")).partition(b"\r\n\r\n")[0]
     assert [line for line in head.split(b"\r\n") if line.startswith(b"Allow")] == [b"Allow: GET"]
+
+
+async def test_an_owner_that_could_be_two_is_none(end):
+    answer = await end.ask(b"GET /fn/both/echo")
+    assert status(answer) == 404
+    assert answer.endswith(b"that could mean 2 peers: give more of the id\n")
+    assert not end.node.requests
+
+
+@pytest.mark.parametrize("path", [b"/fn/alice/echo", b"/fn/alice/none", b"/", b"/fn/both/echo"])
+async def test_every_answer_is_contained(end, path):
+    """All services are one origin to a browser; no page may get at another's."""
+    own = (b"Content-Security-Policy", b"default-src 'none'")
+    end.node.response = Response(200, tuple((a.decode(), b.decode()) for a, b in [own]), b"")
+    head = (await end.ask(b"GET " + path)).partition(b"\r\n\r\n")[0]
+    fields = [tuple(line.split(b": ", 1)) for line in head.split(b"\r\n")[1:]]
+    policies = [value for name, value in fields if name == own[0]]
+    assert policies[:-1] == ([own[1]] if status(head) == 200 else [])
+    first, *allowed = policies[-1].split()
+    assert first == b"sandbox"
+    assert b"allow-same-origin" not in allowed
+    assert (b"X-Content-Type-Options", b"nosniff") in fields
 
 
 async def test_an_owner_may_be_percent_encoded(end):
@@ -249,7 +278,7 @@ async def test_no_bytes_end_the_listener_or_get_more_than_a_status():
 
 
 async def test_bodies_have_so_much_room_together():
-    async with listening(bodies_bytes=5) as end:
+    async with listening(room=Room(5, 5)) as end:
         end.node.goes_on.clear()
         first = asyncio.create_task(
             end.ask(b"POST /fn/alice/echo", b"Content-Length: 4\r\n\r\nabcd")
@@ -272,7 +301,7 @@ async def test_bodies_have_so_much_room_together():
 
 
 async def test_a_body_keeps_its_room_while_its_request_runs_for_nobody():
-    async with listening(bodies_bytes=5) as end:
+    async with listening(room=Room(5, 5)) as end:
         end.node.goes_on.clear()
         _, writer = await asyncio.open_connection("127.0.0.1", end.port)
         head = b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
@@ -310,7 +339,7 @@ async def test_a_connection_that_says_nothing_is_cut_off():
     "rest", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"]
 )
 async def test_a_body_that_stops_is_given_up_and_its_room_given_back(rest):
-    async with listening(progress_ms=100, bodies_bytes=9) as end:
+    async with listening(progress_ms=100, room=Room(9, 9)) as end:
         answer = await end.raw(b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\n" + rest)
         assert answer == b"" or status(answer) == 408
         assert not end.node.requests
@@ -348,7 +377,7 @@ async def test_a_body_that_breaks_off_is_no_trouble(end):
 
 
 async def test_a_reader_that_does_not_read_is_cut_off():
-    async with listening(progress_ms=100, bodies_bytes=16 << 20) as end:
+    async with listening(progress_ms=100, room=Room(16 << 20, 16 << 20)) as end:
         end.node.response = Response(200, (), bytes(16 << 20))
         _, writer = await asyncio.open_connection("127.0.0.1", end.port, limit=1024)
         writer.write(b"GET /fn/alice/echo HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -359,6 +388,47 @@ async def test_a_reader_that_does_not_read_is_cut_off():
             answers.append(await end.ask(b"HEAD /fn/alice/echo"))
         assert status(answers[-1]) == 200
         writer.close()
+
+
+async def test_announced_bodies_take_nothing_from_others():
+    """Eight strangers announce all that there is room for, and bring a byte of it each."""
+    room = Room(64, 32, small=8)
+    async with listening(room=room) as end:
+        held = []
+        for _ in range(8):
+            _, writer = await asyncio.open_connection("127.0.0.1", end.port)
+            announced = b"Content-Length: %d\r\n\r\nx" % STDIN_BYTES_MAX
+            writer.write(b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\n" + announced)
+            held.append(writer)
+        while room.held("127.0.0.1") < 8:  # noqa: ASYNC110 (the server runs in this loop)
+            await asyncio.sleep(0)
+        for _ in range(20):
+            answer = await end.ask(
+                b"POST /fn/alice/echo", b"Content-Length: 16\r\n\r\n" + b"y" * 16
+            )
+            assert status(answer) == 200
+        for writer in held:
+            writer.close()
+
+
+async def test_requests_of_one_source_leave_turns_for_others():
+    async with listening() as end:
+        end.node.goes_on.clear()
+        kept = [asyncio.create_task(end.ask()) for _ in range(SERVICE_REQUESTS_AN_ADDRESS_MAX + 1)]
+        done, _ = await asyncio.wait(kept, return_when=asyncio.FIRST_COMPLETED)
+        assert [status(task.result()) for task in done] == [503]
+        end.node.goes_on.set()
+        answers = [status(answer) for answer in await asyncio.gather(*kept)]
+        assert sorted(answers) == [200] * SERVICE_REQUESTS_AN_ADDRESS_MAX + [503]
+        assert status(await end.ask()) == 200
+
+
+async def test_an_idle_connection_goes_for_a_newcomer():
+    async with listening(connections_max=2) as end:
+        idle = [await asyncio.open_connection("127.0.0.1", end.port) for _ in range(5)]
+        assert status(await end.ask()) == 200
+        for _, writer in idle:
+            writer.close()
 
 
 async def test_connections_are_bounded():

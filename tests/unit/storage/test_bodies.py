@@ -22,7 +22,7 @@ from xsc.storage.bodies import (
 SHARD = ShardBody(
     b"l" * 32, 2**32 - 1, 2**32 - 2, 255, b"c" * 32, b"e" * 32, root_of(b"data"), b"data"
 )
-RECORD = RecordBody(b"l" * 32, b"c" * 32, b"e" * 32, b"m" * 32, b"p" * 32, 7, b"sealed", b"place")
+RECORD = RecordBody(b"l" * 32, b"c" * 32, b"e" * 32, b"m" * 32, b"sealed")
 
 
 @pytest.mark.parametrize("body", [SHARD, RECORD])
@@ -47,7 +47,7 @@ def test_a_key_tells_its_place():
 
 
 def test_entries_numbers_and_notes_come_back():
-    entry = Entry(2**40, 0, b"e" * 32, b"r" * 64, 3)
+    entry = Entry(2**40, 0, b"e" * 32, b"r" * 32)
     assert decode_entry(encode_entry(entry)) == entry
     assert decode_number(encode_number(5)) == 5
     assert decode_gone(encode_gone([(b"key", 5)])) == [(b"key", 5)]

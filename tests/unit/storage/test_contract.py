@@ -1,64 +1,94 @@
-"""What an object must survive stands in its placement, signed by its owner."""
+"""What an object must survive is in its manifest, which nobody can change afterwards."""
 
 import pytest
 
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid
-from xsc.identity.envelope import open_signed, sign
-from xsc.identity.keys import KeyPair
-from xsc.storage.delegation import move_by_delegate, move_by_owner, open_placement
+from xsc.storage.capability import ReadCapability
 from xsc.storage.durability import Survival
-from xsc.storage.placement import Placement, contract_of
+from xsc.storage.manifest import Manifest, hash_of, open_manifest, seal_manifest
+from xsc.storage.placement import Placement, asked_of, contract_of, placement_of
 
 GOLDEN = vectors("contract")
-NETWORK = bytes.fromhex(GOLDEN["network"])
-OWNER = KeyPair(bytes.fromhex(GOLDEN["owner_seed"]))
-DELEGATE = KeyPair(b"d" * 32)
 NODES = tuple(bytes([node]) * 32 for node in range(6))
 
 
-def placement(survive, delegate=b"d" * 32):
-    return Placement(
-        locate=b"a" * 32,
-        owner=OWNER.node_id,
-        generation=3,
-        k=4,
-        m=2,
-        code_generation=0,
-        columns=NODES,
-        segments=5,
-        delegate=delegate,
-        survive=survive,
-    )
+def case_of(survive):
+    (case,) = [case for case in GOLDEN["cases"] if case["survive"] == survive]
+    return case
+
+
+PLAIN = Manifest.from_bytes(bytes.fromhex(case_of(None)["manifest"]))
+ASKED = Manifest.from_bytes(bytes.fromhex(case_of([2, 1, 0])["manifest"]))
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"])
-def test_an_independent_implementation_signs_the_same(case):
-    raw = bytes.fromhex(case["raw"])
+def test_an_independent_implementation_writes_the_same(case):
     survive = None if case["survive"] is None else tuple(case["survive"])
-    assert sign(placement(survive), OWNER, NETWORK).raw == raw
-    opened = open_signed(raw, Placement, network=NETWORK)
-    assert (opened.record.survive, opened.id.hex()) == (survive, case["id"])
-    assert opened.record.asked == Survival(*(survive or (0, 0, 0)))
+    manifest = Manifest.from_bytes(bytes.fromhex(case["manifest"]))
+    assert manifest.survive == survive
+    assert manifest == PLAIN.model_copy(update={"survive": survive})
+    assert manifest.to_bytes().hex() == case["manifest"]
+    placement = placement_of(manifest, NODES)
+    assert placement.to_bytes().hex() == case["placement"]
+    assert Placement.from_bytes(bytes.fromhex(case["placement"])) == placement
+    assert placement.asked == asked_of(survive) == Survival(*(survive or (0, 0, 0)))
+    assert (placement.k, placement.m) == (manifest.k, manifest.m)
 
 
-@pytest.mark.parametrize("wrong", [(1, 2), (1, 2, 3, 4), (-1, 0, 0), (0, 255, 0), ("1", 0, 0)])
+WRONG = [(1, 2), (1, 2, 3, 4), (), (-1, 0, 0), (0, 255, 0), ("1", 0, 0), (None, 0, 0), (True, 0, 0)]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_contract_is_three_numbers_within_the_bounds_of_a_code(wrong):
-    value = placement((1, 1, 1)).to_value() | {"survive": list(wrong)}
+    for record in (ASKED, placement_of(ASKED, NODES)):
+        value = record.to_value() | {"survive": list(wrong)}
+        with pytest.raises(RecordInvalid):
+            type(record).from_value(value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": 0},
+        {"k": 256},
+        {"columns": []},
+        {"columns": [bytes(32)] * 256},
+        {"columns": [bytes(31)]},
+        {"columns": None},
+        {"generation": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_placement_is_bounded(change):
     with pytest.raises(RecordInvalid):
-        Placement.from_value(value)
+        Placement.from_value(placement_of(ASKED, NODES).to_value() | change)
 
 
 def test_nothing_asked_is_nothing_said():
     assert contract_of(Survival()) is None
     assert contract_of(Survival(2, 1, 0)) == (2, 1, 0)
-    assert "survive" not in placement(None).to_value()
+    assert "survive" not in PLAIN.to_value()
 
 
-def test_no_repair_changes_the_contract():
-    base = sign(placement((2, 1, 0), DELEGATE.node_id), OWNER, NETWORK).raw
-    placed = open_placement(base, NETWORK)
-    by_delegate = move_by_delegate(placed, NODES[::-1], DELEGATE, NETWORK)
-    by_owner = move_by_owner(placed, NODES[::-1], OWNER, DELEGATE.node_id, NETWORK)
-    for raw in (by_delegate, by_owner):
-        assert open_placement(raw, NETWORK).placement.asked == Survival(2, 1)
+def test_who_places_the_columns_anew_keeps_the_contract():
+    for columns in (NODES, NODES[::-1], NODES[:1] * 6):
+        assert placement_of(ASKED, columns).asked == Survival(2, 1)
+        assert placement_of(PLAIN, columns).asked == Survival()
+
+
+def test_another_contract_is_another_object():
+    """No holder of a capability can weaken what the owner asked for."""
+    secret, nonce = b"s" * 32, b"n" * 12
+    key = ReadCapability(secret, bytes(32)).verify.manifest_key
+    hashes = set()
+    for survive in (None, (2, 1, 0), (1, 1, 0), (0, 0, 0)):
+        changed = ASKED.model_copy(update={"survive": survive})
+        hashes.add(hash_of(seal_manifest(changed, key, nonce)))
+    assert len(hashes) == 4
+    sealed = seal_manifest(ASKED, key, nonce)
+    verify = ReadCapability(secret, hash_of(sealed)).verify
+    assert open_manifest(sealed, verify).survive == (2, 1, 0)
+    weaker = seal_manifest(PLAIN, key, nonce)
+    with pytest.raises(RecordInvalid):
+        open_manifest(weaker, verify)

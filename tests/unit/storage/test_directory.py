@@ -1,5 +1,6 @@
 """The directory and its head: what they hold, who opens them, which one counts."""
 
+import asyncio
 import hashlib
 
 import pytest
@@ -8,9 +9,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tests.strategies import vectors
-from xsc.base.errors import NotAllowed, RecordInvalid, SignatureInvalid, TooLarge, XscError
-from xsc.base.limits import DIRECTORY_HEAD_BYTES_MAX
+from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.errors import RateLimited, RecordInvalid, SignatureInvalid, TooLarge, XscError
+from xsc.base.limits import DIRECTORY_HEAD_BYTES_MAX, HEADS_A_PEER_MAX, HEADS_MS
 from xsc.base.merkle import Part, root_of
+from xsc.db.group import GroupCommit
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
@@ -29,7 +32,7 @@ from xsc.storage.directory import (
     pack,
     unpack,
 )
-from xsc.storage.heads import HEAD_GET, HEAD_PUT, Heads
+from xsc.storage.heads import HEAD_GET, HEAD_PUT, HEADS, Heads
 
 NETWORK = network_id("test")
 KEY = KeyPair(b"k" * 32)
@@ -119,30 +122,87 @@ def part(raw):
     return [Part(raw, root_of(raw))]
 
 
+class Host:
+    """The heads that one host keeps, and what it writes of them."""
+
+    def __init__(self):
+        self.clock = ManualClock()
+        self.state = MemoryKeyValue()
+        self.group = GroupCommit(self.state, InlineExecutor())
+        self.written = []
+        heads = Heads(NETWORK, self.state, self.commit, InlineExecutor(), self.clock)
+        self.handlers = heads.handlers()
+
+    async def commit(self, changes):
+        self.written += [key for key, _ in changes]
+        await self.group.commit(changes)
+
+    async def put(self, raw, caller=KEY.node_id):
+        return await self.handlers[HEAD_PUT](caller, {}, part(raw))
+
+    async def get(self, caller=KEY.node_id, locate=None):
+        asked = {"locate": locate_of(KEY) if locate is None else locate}
+        return await self.handlers[HEAD_GET](caller, asked, [])
+
+
 async def test_a_host_keeps_the_newest_and_gives_it_to_its_owner_alone():
-    heads = Heads(NETWORK, MemoryKeyValue()).handlers()
-    owner, locate = KEY.node_id, locate_of(KEY)
-    assert (await heads[HEAD_GET](owner, {"locate": locate}, []))[0] == {"found": False}
+    host = Host()
+    assert (await host.get())[0] == {"found": False}
     for generation in (2, 5):
-        answer, _ = await heads[HEAD_PUT](owner, {}, part(head(generation).raw))
-        assert answer == {"generation": generation}
-    await heads[HEAD_PUT](owner, {}, part(head(5).raw))
-    other_body = HeadBody(10, (), pack([]), None)
-    for late in (head(4), head(5, other_body)):
-        with pytest.raises(NotAllowed, match="generation 5"):
-            await heads[HEAD_PUT](owner, {}, part(late.raw))
-    assert (await heads[HEAD_GET](owner, {"locate": locate}, []))[1] == (head(5).raw,)
-    for caller, asked in ((b"o" * 32, locate), (owner, bytes(32))):
-        assert (await heads[HEAD_GET](caller, {"locate": asked}, []))[0] == {"found": False}
+        assert await host.put(head(generation).raw) == ({"stored": True}, ())
+    assert (await host.get())[1] == (head(5).raw,)
+    for caller, asked in ((b"o" * 32, None), (KEY.node_id, bytes(32))):
+        assert (await host.get(caller, asked))[0] == {"found": False}
     with pytest.raises(SignatureInvalid):
-        await heads[HEAD_PUT](b"o" * 32, {}, part(head(9).raw))
+        await host.put(head(9).raw, caller=b"o" * 32)
+
+
+async def test_a_head_that_is_not_stored_is_answered_with_the_one_that_is_held():
+    host = Host()
+    await host.put(head(5).raw)
+    for late in (head(4), head(5, HeadBody(10, (), pack([]), None))):
+        assert await host.put(late.raw) == ({"stored": False}, (head(5).raw,))
+    assert (await host.get())[1] == (head(5).raw,)
+
+
+async def test_a_head_is_on_the_disk_before_it_is_confirmed_and_written_once():
+    host = Host()
+    for _ in range(3):
+        assert (await host.put(head(5).raw))[0] == {"stored": True}
+        assert host.state.after_crash().get(HEADS + KEY.node_id) == head(5).raw
+    await host.put(head(4).raw)
+    assert host.written == [HEADS + KEY.node_id]
+
+
+async def test_a_peer_writes_so_many_heads_within_a_time_and_others_as_before():
+    host = Host()
+    for generation in range(1, HEADS_A_PEER_MAX + 1):
+        await host.put(head(generation).raw)
+    with pytest.raises(RateLimited) as refused:
+        await host.put(head(50).raw)
+    assert 0 < refused.value.retry_after_s * 1000 <= HEADS_MS
+    assert len(host.written) == HEADS_A_PEER_MAX
+    # What is held already is no write, and another peer has a share of its own.
+    assert (await host.put(head(HEADS_A_PEER_MAX).raw))[0] == {"stored": True}
+    other = KeyPair(b"o" * 32)
+    assert (await host.put(head(1, key=other).raw, other.node_id))[0] == {"stored": True}
+    host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
+    assert (await host.put(head(50).raw))[0] == {"stored": True}
+
+
+async def test_of_heads_that_come_at_once_the_newest_stays_in_any_order():
+    for order in (range(1, 9), range(8, 0, -1), (3, 8, 1, 5, 7, 2, 6, 4)):
+        host = Host()
+        await asyncio.gather(*(host.put(head(generation).raw) for generation in order))
+        assert (await host.get())[1] == (head(8).raw,)
 
 
 async def test_what_is_no_head_is_refused():
-    handlers = Heads(NETWORK, MemoryKeyValue()).handlers()
+    host = Host()
     for parts in ([], part(b"x") * 2, part(bytes(DIRECTORY_HEAD_BYTES_MAX + 1)), part(b"x")):
         with pytest.raises((RecordInvalid, TooLarge)):
-            await handlers[HEAD_PUT](KEY.node_id, {}, parts)
+            await host.handlers[HEAD_PUT](KEY.node_id, {}, parts)
+    assert host.written == []
 
 
 def test_a_head_says_one_of_both():

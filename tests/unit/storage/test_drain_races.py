@@ -1,4 +1,4 @@
-"""A node that leaves: words, counts and proofs that come at once, and what cannot be checked."""
+"""A node that leaves: words, counts and deletions that come at once."""
 
 import asyncio
 
@@ -6,65 +6,150 @@ import pytest
 
 from tests.unit.storage.test_races import play
 from tests.unit.storage.world import NETWORK, Lease, content, finished, put
-from xsc.base.errors import RecordInvalid, SpaceExhausted
-from xsc.base.limits import SEGMENT_BYTES
+from xsc.base.errors import RateLimited, SpaceExhausted
+from xsc.base.limits import LEAVING_A_PEER_MAX, LEAVING_MS, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
-from xsc.storage import bodies
+from xsc.storage import messages
 from xsc.storage.capability import parse_verify
-from xsc.storage.delegation import open_placement, rank_of
-from xsc.storage.drain import LEAVING, MOVED, OWN, PROVED, DrainState
+from xsc.storage.drain import LEAVING, OWN, RELEASED, STAYS, DrainState
 from xsc.storage.leaving import Leaving
 from xsc.storage.messages import ObjectRecord
-from xsc.storage.placement import Placement
-from xsc.storage.proving import ATTEST
-from xsc.terms.storage_receipt import StorageReceipt
+from xsc.storage.service import MANIFESTS
+from xsc.terms.deletion_order import DeletionOrder
 
 
 def kept_word(host):
     return DrainState.from_bytes(host.state.get(OWN))
 
 
+def order_by(host, leaver, locate):
+    order = DeletionOrder(
+        customer=host.id, host=leaver.id, locate=locate, columns=(), final=False, ordered_ms=1
+    )
+    return sign(order, host.key, NETWORK)
+
+
 def test_a_deletion_that_comes_with_the_cancelling_does_not_undo_it():
     async def story(world):
         drain = world[1].service.drain
         await drain.begin()
-        await drain.note_deleted(b"a" * 32, 5)
-        assert kept_word(world[1]).released_bytes == 5
-        await asyncio.gather(drain.cancel(), drain.note_deleted(b"b" * 32, 5))
+        await drain.keep(order_by(world[0], world[1], b"a" * 32))
+        assert len(list(world[1].state.scan(RELEASED, RELEASED + b"\xff"))) == 1
+        late = order_by(world[0], world[1], b"b" * 32)
+        await asyncio.gather(drain.cancel(), drain.keep(late))
         assert not drain.active
         assert not kept_word(world[1]).leaving, "as a restart would read it"
+        assert not list(world[1].state.scan(RELEASED, RELEASED + b"\xff"))
+        await drain.begin()
+        await drain.count()
+        assert (await drain.status()).released_objects == 0
 
     play(story)
 
 
-def test_a_proof_that_comes_with_the_cancelling_is_not_kept_for_the_next_leave():
+def test_orders_that_come_together_are_all_counted():
+    async def story(world):
+        drain = world[1].service.drain
+        await drain.begin()
+        orders = [order_by(world[0], world[1], bytes([n]) * 32) for n in range(20)]
+        await asyncio.gather(*(drain.keep(order) for order in orders))
+        await drain.count()
+        assert (await drain.status()).released_objects == 20
+
+    play(story)
+
+
+def test_an_order_that_deletes_nothing_takes_no_room_in_the_proof():
     async def story(world):
         owner, leaver = world[0], world[1]
-        done = await put(owner, content(50_000), code=(1, 1))
-        assert leaver.id in done.hosts
-        owner.service.mender.look()
         await leaver.service.drain.begin()
-        await leaver.service.drain.tell()
-        cancelling = []
+        for number in range(3):
+            order = order_by(owner, leaver, bytes([number]) * 32)
+            await owner.call(leaver.id, messages.DELETE, {"order": order.raw})
+        assert not list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))
 
-        def begun(method, _):
-            if method == MOVED and not cancelling:
-                cancelling.append(asyncio.ensure_future(leaver.service.drain.cancel()))
+    play(story)
 
-        leaver.before = begun
-        ref = parse_verify(done.capability).manifest_hash
-        assert (await owner.service.mender.mend(ref)).moved
-        await finished(world, world.clock.sleep_ms(60_000))
-        await owner.service.mender.mend(ref)
-        await asyncio.gather(*cancelling)
-        assert cancelling
-        assert not list(leaver.state.scan(PROVED, PROVED + b"\xff"))
+
+def test_a_customer_cannot_fill_the_proof():
+    """While it leaves a host takes nothing that could be deleted again."""
+
+    async def story(world):
+        owner, leaver = world[0], world[1]
+        verify = parse_verify((await put(owner, content(1_000), code=(1, 1))).capability)
+        sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
         await leaver.service.drain.begin()
-        await leaver.service.drain.count()
-        assert (await leaver.service.drain.status()).moved_objects == 0
+        lease = Lease(leaver.id, owner.lease_id(leaver.id))
+        for column in range(5, 50):
+            await owner.service._reach.delete(leaver.id, verify.locate, columns={column})
+        assert not list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))
+        for _ in range(3):
+            record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
+            with pytest.raises(SpaceExhausted):
+                await owner.service._reach.store(lease, verify.locate, 0, shards=[], record=record)
+            await owner.service._reach.delete(leaver.id, verify.locate)
+        assert len(list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))) == 1
 
-    play(story, 5)
+    play(story)
+
+
+def test_an_order_that_cannot_be_kept_deletes_nothing():
+    async def story(world):
+        owner, leaver = world[0], world[1]
+        verify = parse_verify((await put(owner, content(1_000), code=(1, 1))).capability)
+        await leaver.service.drain.begin()
+        used, write = leaver.node.used_bytes, leaver.state.write
+
+        def full(_changes, *, sync):
+            raise SpaceExhausted("the disk is full")
+
+        leaver.state.write = full
+        with pytest.raises(SpaceExhausted):
+            await owner.service._reach.delete(leaver.id, verify.locate)
+        assert leaver.node.used_bytes == used > 0
+        leaver.state.write = write
+        await owner.service._reach.delete(leaver.id, verify.locate)
+        assert leaver.node.used_bytes == 0
+        assert len(list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))) == 1
+
+    play(story)
+
+
+def test_only_who_stored_something_says_why_it_stays():
+    async def story(world):
+        owner, leaver, thief = world[0], world[1], world[2]
+        verify = parse_verify((await put(owner, content(1_000), code=(1, 1))).capability)
+        await leaver.service.drain.begin()
+        for node in (thief, owner):
+            await node.call(leaver.id, STAYS, {"locate": verify.locate, "reason": str(node.id)})
+        assert leaver.service.drain._stays == {(verify.locate, owner.id): str(owner.id)}
+        order = order_by(thief, leaver, verify.locate)
+        await thief.call(leaver.id, messages.DELETE, {"order": order.raw})
+        assert (await leaver.service.drain.count()).left_objects == 1
+
+    play(story)
+
+
+def test_a_peer_says_so_often_that_it_leaves_and_no_more():
+    async def story(world):
+        host, peer = world[0], world[1]
+
+        async def say(number):
+            raw = sign(Leaving(leaving=number % 2 == 0, said_ms=number), peer.key, NETWORK).raw
+            await peer.call(host.id, LEAVING, {"said": raw})
+
+        for number in range(LEAVING_A_PEER_MAX):
+            await say(number)
+        with pytest.raises(RateLimited):
+            await say(2**60)
+        other = sign(Leaving(leaving=True, said_ms=1), world[2].key, NETWORK).raw
+        await world[2].call(host.id, LEAVING, {"said": other})
+        world.clock.advance_to(world.clock.now_ms() + LEAVING_MS)
+        await say(LEAVING_A_PEER_MAX)
+        assert host.service.drain.leaving() == {peer.id, world[2].id}
+
+    play(story)
 
 
 def test_a_word_that_could_not_be_kept_is_heard_when_it_is_said_again():
@@ -87,83 +172,8 @@ def test_a_word_that_could_not_be_kept_is_heard_when_it_is_said_again():
     play(story)
 
 
-def test_a_proof_that_nothing_here_can_be_held_against_is_refused():
-    async def story(world):
-        owner, leaver, thief = world[0], world[1], world[2]
-        verify = parse_verify((await put(owner, content(1_000), code=(1, 1))).capability)
-        await leaver.service.drain.begin()
-        placement = Placement(
-            locate=verify.locate,
-            owner=thief.id,
-            generation=1,
-            k=1,
-            m=1,
-            code_generation=0,
-            columns=(thief.id, thief.id),
-            segments=0,
-        )
-        placed = sign(placement, thief.key, NETWORK)
-        receipt = StorageReceipt(
-            host=thief.id,
-            customer=thief.id,
-            lease_id=bytes(32),
-            locate=verify.locate,
-            generation=0,
-            shards=(),
-            manifest=verify.manifest_hash,
-            placement=placed.id,
-            stored_ms=1,
-        )
-        header = {"placement": placed.raw, "receipt": sign(receipt, thief.key, NETWORK).raw}
-        with pytest.raises(RecordInvalid, match="another owner"):
-            await thief.call(leaver.id, MOVED, header)
-        for key, raw in list(leaver.bodies.scan(bodies.BODIES, bodies.BODIES + b"\xff")):
-            leaver.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
-        with pytest.raises(RecordInvalid, match="damaged"):
-            await thief.call(leaver.id, MOVED, header)
-        assert (await leaver.service.drain.count()).left_objects == 1
-
-    play(story)
-
-
-def test_what_another_customer_placed_under_that_id_keeps_nobody_from_proving():
-    """Whoever has a lease can store a placement of its own beside the record that it found."""
-
-    async def story(world):
-        owner, leaver, thief = world[0], world[1], world[5]
-        done = await put(owner, content(50_000), code=(1, 1))
-        verify = parse_verify(done.capability)
-        owner.service.mender.look()
-        await leaver.service.drain.begin()
-        await leaver.service.drain.tell()
-        assert (await owner.service.mender.mend(verify.manifest_hash)).moved
-        placed = open_placement(owner.service.entry(verify.manifest_hash).placement, NETWORK)
-        for node in set(placed.placement.columns):
-            found = await world.by_id[node].node.find(verify.locate, verify.manifest_hash)
-            own = placed.placement.model_copy(update={"owner": thief.id, "generation": 2**40})
-            raw = sign(own, thief.key, NETWORK)
-            record = ObjectRecord(
-                sealed=bytes(found.sealed),
-                sealed_root=root_of(found.sealed),
-                manifest_hash=verify.manifest_hash,
-                placement=raw.raw,
-                placement_id=raw.id,
-                placement_generation=rank_of(2**40),
-            )
-            lease = Lease(node, thief.lease_id(node))
-            await thief.service._reach.store(lease, verify.locate, 0, shards=[], record=record)
-        await finished(world, world.clock.sleep_ms(61_000))
-        await owner.service.mender.mend(verify.manifest_hash)
-        look = await leaver.service.drain.count()
-        assert look.left_objects == 0
-
-    play(story, 6)
-
-
-def test_a_deletion_waits_for_one_page_of_a_proof_and_not_for_all(monkeypatch):
-    """Each page has the new host read megabytes; there can be thousands."""
-    for module in ("leaving", "proving"):
-        monkeypatch.setattr(f"xsc.storage.{module}.DRAIN_PAGE_SEGMENTS", 1)
+def test_a_deletion_waits_for_one_segment_of_a_look_and_not_for_all():
+    """Before something is deleted all that remains is read: that can be gigabytes."""
 
     async def story(world):
         owner, leaver = world[0], world[1]
@@ -173,19 +183,21 @@ def test_a_deletion_waits_for_one_page_of_a_proof_and_not_for_all(monkeypatch):
         await leaver.service.drain.tell()
         ref = parse_verify(done.capability).manifest_hash
         assert (await finished(world, owner.service.mender.mend(ref))).moved
+        await finished(world, world.clock.sleep_ms(61_000))
         deleting = []
 
-        def attested(method, _):
-            if method == ATTEST and not deleting:
+        def read(method, _):
+            if method == messages.GET and not deleting:
                 deleting.append(asyncio.ensure_future(owner.service.rm(done.capability)))
 
         for host in world.hosts[2:]:
-            host.before = attested
-            host.delay = lambda method: 5 * (method == ATTEST)
+            host.before = read
+            host.delay = lambda method: 5 * (method == messages.GET)
+        owner.calls.clear()
         await finished(world, owner.service.mender.mend(ref))
         assert not (await finished(world, deleting[0])).partly
-        asked = [method for _, method in owner.calls].count(ATTEST)
-        assert 1 <= asked < 3
+        asked = [method for _, method in owner.calls].count(messages.GET)
+        assert 1 <= asked < 6
         assert not any(host.node.used_bytes for host in world.hosts)
 
     play(story, 4)

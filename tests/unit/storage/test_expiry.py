@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.storage.world import End, World, content, get, put
 from xsc.base.errors import LeaseExhausted, RecordInvalid, ShardsInsufficient, SignatureInvalid
 from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS
+from xsc.base.units import held_bytes
 from xsc.storage import messages
 from xsc.storage.capability import parse_read
 from xsc.storage.expiry import (
@@ -66,7 +67,7 @@ def test_a_column_that_somebody_keeps_longer_lasts_that_long():
     held = HeldObject((row(A, 0, 5), row(B, 0, 9), row(A, 1, 7)), "ok")
     assert held.ends_ms == 7
     assert HeldObject((row(A, 0, 5), row(B, 0, None)), "ok").ends_ms is None
-    assert HeldObject((), "ok", 1, (HeldRecord(A, 1, 3), HeldRecord(B, 1, 4))).ends_ms == 4
+    assert HeldObject((), "ok", (HeldRecord(A, 3), HeldRecord(B, 4))).ends_ms == 4
     assert told_ends({A: held, B: None, OWN: HeldObject((), "missing")}) == [HostEnd(A, 7)]
 
 
@@ -74,8 +75,7 @@ def test_a_host_says_the_end_of_what_lies_under_several_leases():
     held = HeldObject(
         (HeldColumn(A, 0, 2, B, 0, leases=frozenset(LEASES[:2])),),
         "ok",
-        1,
-        (HeldRecord(A, 1, lease_id=LEASES[2]), HeldRecord(B, 1, lease_id=LEASES[3])),
+        (HeldRecord(A, lease_id=LEASES[2]), HeldRecord(B, lease_id=LEASES[3])),
     )
     known = {LEASES[0]: 8, LEASES[1]: 6, LEASES[2]: 4}
     said = with_ends(held, known.get)
@@ -123,10 +123,10 @@ async def looked_at(size):
 
     def said(column, *copies):
         if manifest.inline is not None:
-            return HeldObject((), "ok", 1, tuple(HeldRecord(who, 1, end) for who, end in copies))
+            return HeldObject((), "ok", tuple(HeldRecord(who, end) for who, end in copies))
         digest = expected_digest(manifest, column)
         rows = [HeldColumn(who, column, 1, digest, 0, end) for who, end in copies]
-        return HeldObject(tuple(rows), "ok", 1)
+        return HeldObject(tuple(rows), "ok")
 
     return manifest, done.hosts, said
 
@@ -147,10 +147,23 @@ async def test_a_guardian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(siz
 
     def expiring():
         return ward_expiring(
-            manifest, columns, states, answers, own=OWN, now_ms=NOW, rescue_ms=LEASE_RESCUE_MS
+            manifest,
+            columns,
+            states,
+            answers,
+            own=OWN,
+            trusted={A, B},
+            now_ms=NOW,
+            rescue_ms=LEASE_RESCUE_MS,
         )
 
     assert expiring() == ({1}, {3, 4})
+    # Whoever else keeps it, and for how long ever, may let it go.
+    for stranger in ((LEASES[0], far), (LEASES[0], None)):
+        answers[columns[1]] = said(1, (A, soon), stranger)
+        assert expiring() == ({1}, {3, 4})
+        answers[columns[1]] = said(1, stranger)
+        assert expiring() == ({1}, {3, 4})
     answers[columns[1]] = said(1, (A, None))
     answers[columns[4]] = said(4)
     states[3] = "corrupt"
@@ -186,7 +199,7 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
     before = host.node.used_bytes
     shards = shards_of(manifest, 2)
     size = await reach.keep(lease, locate, 0, shards)
-    assert host.node.used_bytes - before == size == sum(item.size_bytes for item in shards)
+    assert host.node.used_bytes - before == size == sum(held_bytes(s.size_bytes) for s in shards)
     assert guardian.customer_used[lease.lease_id] == host.node.usage[lease.lease_id] == size
     assert await reach.keep(lease, locate, 0, shards) == size, "again is the same"
     assert host.node.usage[lease.lease_id] == size

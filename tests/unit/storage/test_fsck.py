@@ -139,9 +139,9 @@ async def test_an_index_that_says_anything_else_is_a_fault(disk):
         entry = formats.decode_entry(value)
         for other in (
             None,
-            formats.Entry(entry.sequence, entry.size_bytes + 1, LEASE, entry.proof, entry.rank),
-            formats.Entry(entry.sequence, entry.size_bytes, b"9" * 32, entry.proof, entry.rank),
-            formats.Entry(entry.sequence, entry.size_bytes, LEASE, bytes(32), entry.rank),
+            formats.Entry(entry.sequence, entry.size_bytes + 1, LEASE, entry.proof),
+            formats.Entry(entry.sequence, entry.size_bytes, b"9" * 32, entry.proof),
+            formats.Entry(entry.sequence, entry.size_bytes, LEASE, bytes(32)),
         ):
             raw = None if other is None else formats.encode_entry(other)
             if raw == value:
@@ -162,7 +162,7 @@ async def test_damage_of_every_kind_is_found_listed_and_told_by_stat(disk):
     disk.damage(b"data", b"dada")
     disk.bodies.write([(body_key(2), None)], sync=True)
     disk.bodies.write([(body_key(3), b"\x00")], sync=True)
-    disk.damage(b"placement 1", b"plaCement 1")
+    disk.damage(b"sealed", b"sEaled")
     shallow = await node.audit()
     assert {item.entry.sequence: item.reason for item in shallow.damaged} == {
         2: "gone",
@@ -213,9 +213,11 @@ async def test_a_damaged_body_leaves_the_list_when_it_is_stored_anew_or_deleted(
 
 async def test_what_salvage_brings_back_beside_what_took_its_place_goes_again(disk):
     node = await disk.node()
-    await node.store([record(1)])
+    await node.store([record()])
     old = disk.bodies.get(body_key(1))
-    await node.store([record(2)])
+    disk.damage(b"sealed", b"sEaled")
+    await node.audit(deep=True)
+    await node.store([record()])
     assert disk.bodies.get(body_key(1)) is None
     before, used = index_of(disk), node.used_bytes
     disk.bodies.write([(body_key(1), old)], sync=True)

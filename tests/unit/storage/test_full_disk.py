@@ -19,6 +19,7 @@ from tests.unit.storage.test_shards import LOCATE, shard, wanted
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
+from xsc.base.units import held_bytes
 from xsc.db.group import GroupCommit
 from xsc.node.stores import open_stores
 from xsc.storage.shards import StorageNode
@@ -54,7 +55,7 @@ async def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, -1))
         used = node.used_bytes
         await node.store([shard(segment=3000, data=data)])
-        assert node.used_bytes == used + len(data)
+        assert node.used_bytes == used + held_bytes(len(data))
         audit = await node.audit(deep=True)
         assert audit.whole, audit
         await node.delete(LOCATE, shard().customer)
@@ -62,7 +63,7 @@ async def main():
         assert (await node.audit()).whole
         await node.store([shard(segment=segment, data=data) for segment in range(7)])
         assert not node._open
-    held = node.used_bytes // len(data)
+    held = node.used_bytes // held_bytes(len(data))
     found = await node.get(LOCATE, 0, [wanted(data, segment=s) for s in range(held)])
     assert {item.state for item in found} == {"ok"}
     audit = await node.audit(deep=True)

@@ -5,11 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.sim.network import content, put, run
-from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid, SignatureInvalid
+from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid
 from xsc.base.limits import MIB
-from xsc.storage.capability import VerifyCapability, parse_read
-from xsc.storage.delegation import move_by_delegate, open_placement
-from xsc.storage.guard import GUARD, HEALED, UNGUARD, guard_message, guardians_in_order
+from xsc.storage.capability import parse_read
+from xsc.storage.guard import (
+    GUARD,
+    HEALED,
+    UNGUARD,
+    guard_message,
+    guardians_in_order,
+)
 
 NODES = [bytes([node]) * 32 for node in range(9)]
 
@@ -26,45 +31,42 @@ def test_the_recognised_come_first_then_those_that_hold_nothing(up, hosts):
     assert set(others[: len(spare)]) == spare
 
 
-def test_a_guardian_refuses_what_was_not_delegated_to_it():
+def test_what_one_owner_has_guarded_is_no_matter_of_another():
     async def play(world):
         owner, guardian, other = world.nodes[0], world.nodes[1], world.nodes[2]
         read = parse_read(await put(owner, content(MIB)))
         verify, ref = read.verify, read.manifest_hash
-        raw = owner.storage.entry(ref).placement
-        network = owner.storage._network
-        good = guard_message(verify, raw, 0)
+        good = guard_message(verify, owner.storage.entry(ref).placement, [])
 
         async def refused(fault, method, header, sender=owner):
             with pytest.raises(fault):
                 await sender.peers.call(guardian.key.node_id, method, header)
 
-        await refused(SignatureInvalid, GUARD, good, other)
         await refused(RecordInvalid, GUARD, good | {"capability": read.to_text()})
         await refused(CapabilityInvalid, GUARD, good | {"capability": "xsc:v:abc"})
-        strange = VerifyCapability(b"k" * 32, ref)
-        await refused(RecordInvalid, GUARD, good | {"capability": strange.to_text()})
-        await refused(RecordInvalid, GUARD, good | {"turn": 256})
+        await refused(RecordInvalid, GUARD, good | {"before": [bytes(32)] * 17})
         await refused(NotAllowed, UNGUARD, {"object": ref})
         assert list(guardian.storage.guards.wards()) == []
+        # Whoever holds the capability may register it first, and takes nothing from the owner.
+        await other.peers.call(guardian.key.node_id, GUARD, good)
         await owner.peers.call(guardian.key.node_id, GUARD, good)
         await owner.peers.call(guardian.key.node_id, GUARD, good)
-        assert len(list(guardian.storage.guards.wards())) == 1
-        await refused(NotAllowed, UNGUARD, {"object": ref}, other)
-        # What is said to have been repaired must be signed by the owner's delegate.
-        placed = open_placement(raw, network)
-        columns = [guardian.key.node_id] * 6
-        moved = move_by_delegate(placed, columns, verify.delegate, network)
-        with pytest.raises(NotAllowed):
-            await owner.peers.call(
-                guardian.key.node_id, HEALED, {"object": ref, "placement": moved}
-            )
-        broken = moved[:-1] + bytes([moved[-1] ^ 1])
-        with pytest.raises((SignatureInvalid, RecordInvalid)):
-            await guardian.peers.call(
-                owner.key.node_id, HEALED, {"object": ref, "placement": broken}
-            )
-        assert owner.storage.entry(ref).placement == raw
+        wards = dict(guardian.storage.guards.wards())
+        assert {key[:32] for key in wards} == {owner.key.node_id, other.key.node_id}
+        # What is not of the owner that it is guarded for is not repaired.
+        mender = guardian.storage.ward_mender
+        with pytest.raises(RecordInvalid):
+            await mender.survey(guardian.storage.guards.load(other.key.node_id + ref))
+        await other.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
+        assert list(dict(guardian.storage.guards.wards())) == [owner.key.node_id + ref]
+        # A report changes nothing, whoever it is by.
+        before = owner.storage.entry(ref)
+        for node in (guardian, other):
+            reply = await node.peers.call(owner.key.node_id, HEALED, {"object": ref})
+            assert reply.header == {"ended": False, "release": False}
+        reply = await other.peers.call(owner.key.node_id, HEALED, {"object": bytes(32)})
+        assert reply.header == {"ended": False, "release": False}
+        assert owner.storage.entry(ref) == before
         await owner.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
         assert list(guardian.storage.guards.wards()) == []
 

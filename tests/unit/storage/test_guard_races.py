@@ -5,11 +5,10 @@ import asyncio
 import pytest
 
 from tests.unit.storage.test_races import broken, play
-from tests.unit.storage.world import NETWORK, content, finished, put
+from tests.unit.storage.world import content, finished, put
 from xsc.base.errors import RateLimited
-from xsc.base.limits import REPAIR_GRACE_MS
+from xsc.base.limits import GUARD_SHARES, REPAIR_GRACE_MS
 from xsc.storage.capability import parse_verify
-from xsc.storage.delegation import move_by_delegate, open_placement
 from xsc.storage.guard import GUARD, HEALED, TOLD, WARDS, guard_message
 from xsc.storage.pipeline import Held
 
@@ -22,16 +21,15 @@ async def warded(world, *, held=()):
     verify = parse_verify((await put(owner, content(50_000), code=(1, 1))).capability)
     ref = verify.manifest_hash
     placement = owner.service.entry(ref).placement
-    placed = open_placement(placement, NETWORK)
-    moved = move_by_delegate(placed, placed.placement.columns, verify.delegate, NETWORK)
-    await owner.call(guardian.id, GUARD, guard_message(verify, placement, 0))
+    await owner.call(guardian.id, GUARD, guard_message(verify, placement, []))
     if held:
-        assert await guardian.service.guards.save(ref, moved, held)
+        assert await guardian.service.guards.save(owner.id + ref, placement, held)
     return owner, guardian, verify
 
 
 def ward_of(host, ref):
-    return dict(host.service.guards.wards()).get(ref)
+    """Return the ward of node 0's object."""
+    return dict(host.service.guards.wards()).get(host.world[0].id + ref)
 
 
 def test_what_is_given_back_is_freed_under_each_lease_that_it_lay_under():
@@ -56,12 +54,16 @@ def test_an_owner_that_says_it_is_deleted_does_not_undo_what_was_paid_for_meanwh
         owner, guardian, verify = await warded(world, held=more[:1])
         ref = verify.manifest_hash
         await owner.service.rm(verify.to_text())
-        await guardian.service.guards.save(ref, ward_of(guardian, ref).placement, more[:1])
+        await guardian.service.guards.save(
+            owner.id + ref, ward_of(guardian, ref).placement, more[:1]
+        )
         owner.delay = lambda method: 5 * (method == HEALED)
         reporting = asyncio.ensure_future(guardian.service.guards.report_all())
         for _ in range(5):
             await asyncio.sleep(0)
-        assert await guardian.service.guards.save(ref, ward_of(guardian, ref).placement, more)
+        assert await guardian.service.guards.save(
+            owner.id + ref, ward_of(guardian, ref).placement, more
+        )
         await finished(world, reporting)
         ward = ward_of(guardian, ref)
         assert ward.ended
@@ -78,11 +80,11 @@ def test_an_owner_that_asks_again_does_not_undo_what_was_paid_for_meanwhile():
         placement = owner.service.entry(ref).placement
         guards = guardian.service.guards
         await asyncio.gather(
-            guards.save(ref, placement, more),
-            guards.on_guard(owner.id, guard_message(verify, placement, 1), []),
+            guards.save(owner.id + ref, placement, more),
+            guards.on_guard(owner.id, guard_message(verify, placement, [world[2].id]), []),
         )
         assert ward_of(guardian, ref).held
-        assert ward_of(guardian, ref).turn == 1
+        assert ward_of(guardian, ref).before == (world[2].id,)
 
     play(story)
 
@@ -92,14 +94,15 @@ def test_a_ward_is_counted_once_however_often_at_once_it_is_handed_over_or_ended
         owner, guardian, verify = await warded(world)
         ref, guards = verify.manifest_hash, guardian.service.guards
         await guards.on_unguard(owner.id, {"object": ref}, [])
-        message = guard_message(verify, owner.service.entry(ref).placement, 0)
+        message = guard_message(verify, owner.service.entry(ref).placement, [])
         await asyncio.gather(*(guards.on_guard(owner.id, message, []) for _ in range(3)))
-        assert guards._counts()[0][owner.id] == 1
+        assert guards._counts().wards[owner.id] == 1
         await asyncio.gather(
             *(guards.on_unguard(owner.id, {"object": ref}, []) for _ in range(3)),
             return_exceptions=True,
         )
-        assert [count[owner.id] for count in guards._counts()] == [0, 0]
+        counts = guards._counts()
+        assert (counts.wards[owner.id], counts.rows[owner.id], counts.held[owner.id]) == (0, 0, 0)
 
     play(story)
 
@@ -115,7 +118,7 @@ def test_what_is_guarded_for_one_peer_is_bounded(monkeypatch, bound):
         async def message(host):
             verify = parse_verify((await put(host, content(5_000), code=(1, 1))).capability)
             placement = host.service.entry(verify.manifest_hash).placement
-            return verify.manifest_hash, guard_message(verify, placement, 0)
+            return verify.manifest_hash, guard_message(verify, placement, [])
 
         mine = [await message(owner) for _ in range(6)]
         await guards.on_guard(owner.id, mine[0][1], [])
@@ -139,10 +142,11 @@ def test_what_is_guarded_for_one_peer_is_bounded(monkeypatch, bound):
             await guards.on_guard(owner.id, mine[4][1], [])
         # The next start counts the same, what this node itself has added as well.
         more = (Held(world[3].id, LEASES[0], 100),)
-        assert await guards.save(mine[1][0], mine[1][1]["placement"], more)
+        placement = owner.service.entry(mine[1][0]).placement
+        assert await guards.save(owner.id + mine[1][0], placement, more)
         counted, guards._counted = guards._counts(), None
         assert guards._counts() == counted
-        assert counted[1].total() == sum(
+        assert counted.rows.total() == sum(
             len(row) for _, row in guardian.state.scan(WARDS, WARDS + b"\xff")
         )
 
@@ -211,7 +215,7 @@ def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
     async def story(world):
         owner, verify = await broken(world)
         guardian, ref = world[4], verify.manifest_hash
-        message = guard_message(verify, owner.service.entry(ref).placement, 0)
+        message = guard_message(verify, owner.service.entry(ref).placement, [])
         await owner.call(guardian.id, GUARD, message)
         mender = guardian.service.ward_mender
         mender.look()
@@ -219,7 +223,7 @@ def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
         mender.look()
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
         mender.look()
-        mending = asyncio.ensure_future(mender.mend(ref))
+        mending = asyncio.ensure_future(mender.mend(owner.id + ref))
         for _ in range(turns):
             await asyncio.sleep(0)
         await guardian.service.guards.on_unguard(owner.id, {"object": ref}, [])
@@ -231,5 +235,38 @@ def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
             lease = guardian.lease_id(host.id)
             counts = (host.node.usage, guardian.customer_used, host.book.used)
             assert [count.get(lease, 0) for count in counts] == [0, 0, 0]
+
+    play(story, 5)
+
+
+@pytest.mark.parametrize("bound", ["one owner", "all owners"])
+def test_a_guardian_keeps_no_more_for_an_owner_than_it_may(bound):
+    async def story(world):
+        owner, verify = await broken(world)
+        guardian, ref = world[4], verify.manifest_hash
+        guards, mender = guardian.service.guards, guardian.service.ward_mender
+        message = guard_message(verify, owner.service.entry(ref).placement, [])
+        await owner.call(guardian.id, GUARD, message)
+        mender.look()
+        owner.up = False
+        mender.look()
+        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        mender.look()
+        size = 60_000
+        if bound == "one owner":
+            guards._budget_bytes = size - 20_000
+        else:
+            guards._budget_bytes = size
+            guards._counts().held[world[3].id] = GUARD_SHARES * size - 20_000
+        mended = await finished(world, mender.mend(owner.id + ref))
+        assert (mended.moved, len(mended.left)) == ((), 1)
+        assert "used up" in mended.reason
+        assert not ward_of(guardian, ref).held
+        guards._counts().held.clear()
+        guards._budget_bytes = size
+        assert (await finished(world, mender.mend(owner.id + ref))).moved
+        held = sum(item.size_bytes for item in ward_of(guardian, ref).held)
+        assert guards._counts().held[owner.id] == held
+        assert guards._budget_left(owner.id) == size - held < 20_000
 
     play(story, 5)

@@ -29,7 +29,7 @@ def asked(**changes):
 
 
 def receipt(*shards, **changes):
-    fields = asked() | {"manifest": None, "placement": None, "stored_ms": 1}
+    fields = asked() | {"manifest": None, "stored_ms": 1}
     return StorageReceipt(**(fields | {"shards": shards} | changes))
 
 
@@ -72,7 +72,7 @@ def test_every_part_of_the_answer_matters():
     assert fault(receipt()) is None
     assert fault(receipt(held())) is None
     assert fault(receipt(held(1), held(0))) is None
-    for name in ("host", "customer", "lease_id", "locate", "manifest", "placement"):
+    for name in ("host", "customer", "lease_id", "locate", "manifest"):
         assert fault(receipt(held(), **{name: b"x" * 32}))
     assert fault(receipt(held(), generation=1))
     assert fault(receipt(held(), held()))

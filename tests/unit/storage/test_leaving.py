@@ -6,36 +6,20 @@ import io
 import pytest
 
 from tests.strategies import vectors
-from xsc.base.errors import ProofInvalid, ReceiptInvalid, SignatureInvalid, XscError
-from xsc.base.limits import DRAIN_PAGE_SEGMENTS
+from xsc.base.errors import ProofInvalid, RecordInvalid, SignatureInvalid, XscError
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.node.verify import verify_drain
-from xsc.storage.capability import VerifyCapability
-from xsc.storage.delegation import move_by_delegate, open_placement
-from xsc.storage.leaving import (
-    MAGIC,
-    Drained,
-    Leaving,
-    MovedAway,
-    Rest,
-    check_moved,
-    check_proof,
-    page_of,
-    proof_of,
-)
-from xsc.storage.placement import Placement
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.storage.leaving import MAGIC, Drained, Leaving, Rest, check_proof, open_order, proof_of
+from xsc.terms.deletion_order import DeletionOrder
 
 GOLDEN = vectors("leaving")
 NETWORK = bytes.fromhex(GOLDEN["network"])
 LEAVER = KeyPair(bytes.fromhex(GOLDEN["leaver_seed"]))
 OWNER = KeyPair(bytes.fromhex(GOLDEN["owner_seed"]))
-HOST = KeyPair(bytes.fromhex(GOLDEN["host_seed"]))
-OTHER = KeyPair(b"x" * 32)
-ITEMS = [bytes.fromhex(item) for item in GOLDEN["items"]]
+GUARDIAN = KeyPair(bytes.fromhex(GOLDEN["guardian_seed"]))
+ORDERS = [bytes.fromhex(order) for order in GOLDEN["orders"]]
 PROOF = bytes.fromhex(GOLDEN["proof"])
-VERIFY = VerifyCapability(b"v" * 32, b"h" * 32)
 REST = Rest(12, 0, 1_700_000_001_000)
 
 
@@ -43,8 +27,20 @@ def checked(raw):
     return check_proof(io.BytesIO(raw).read)
 
 
-def made(items=ITEMS, rest=REST):
-    return b"".join(proof_of(items, rest, key=LEAVER, network=NETWORK))
+def made(orders=ORDERS, rest=REST):
+    return b"".join(proof_of(orders, rest, key=LEAVER, network=NETWORK))
+
+
+def order(key=OWNER, network=NETWORK, **change):
+    fields = {
+        "customer": key.node_id,
+        "host": LEAVER.node_id,
+        "locate": b"c" * 32,
+        "columns": (1,),
+        "final": False,
+        "ordered_ms": 1,
+    }
+    return sign(DeletionOrder(**fields | change), key, network).raw
 
 
 def test_an_independent_implementation_says_and_proves_the_same():
@@ -53,142 +49,104 @@ def test_an_independent_implementation_says_and_proves_the_same():
         said = Leaving(leaving=leaving, said_ms=1_700_000_000_000 + said_ms)
         assert sign(said, LEAVER, NETWORK).raw == raw
         assert open_signed(raw, Leaving, network=NETWORK, author=LEAVER.node_id).record == said
+    first, whole, other = (open_order(raw, NETWORK) for raw in ORDERS)
+    assert [signed.author for signed in (first, whole, other)] == [
+        OWNER.node_id,
+        OWNER.node_id,
+        GUARDIAN.node_id,
+    ]
+    assert (first.record.columns, first.record.final) == ((0, 5), False)
+    assert (whole.record.columns, whole.record.final) == ((), True)
+    assert other.record.columns == (255,)
+    for signed, key in ((first, OWNER), (whole, OWNER), (other, GUARDIAN)):
+        assert sign(signed.record, key, NETWORK).raw == signed.raw
     assert made() == PROOF
     proof = checked(PROOF)
-    assert (proof.node, proof.hosts) == (LEAVER.node_id, 1)
+    assert (proof.node, proof.customers) == (LEAVER.node_id, 2)
     said = proof.drained
-    assert (said.items, said.objects, said.shards, said.released_bytes) == (3, 2, 70, 12)
-    assert said.shard_bytes == sum(100 + segment for segment in range(70))
-    assert "70 shards of 2 objects" in verify_drain(io.BytesIO(PROOF).read)
+    assert (said.items, said.objects, said.released_bytes, said.left_objects) == (3, 2, 12, 0)
+    text = verify_drain(io.BytesIO(PROOF).read)
+    assert "2 customers" in text
+    assert "2 objects" in text
+    assert "still holds" not in text
     left = made(rest=Rest(0, 4, 1))
     assert "still holds 4 objects" in verify_drain(io.BytesIO(left).read)
 
 
+def test_who_held_nothing_proves_nothing_more():
+    proof = checked(made([], Rest(0, 0, 1)))
+    assert (proof.customers, proof.drained.items, proof.drained.objects) == (0, 0, 0)
+
+
 def test_no_byte_of_a_proof_can_be_another():
-    for place in range(0, len(PROOF), 29):
+    for place in range(len(PROOF)):
         with pytest.raises(ProofInvalid):
             checked(PROOF[:place] + bytes([PROOF[place] ^ 4]) + PROOF[place + 1 :])
 
 
 def test_a_proof_that_is_cut_or_continued_proves_nothing():
-    for end in [*range(40), *range(40, len(PROOF), 97), len(PROOF) - 1]:
+    for end in range(len(PROOF)):
         with pytest.raises(ProofInvalid):
             checked(PROOF[:end])
     with pytest.raises(ProofInvalid, match="follows"):
-        checked(PROOF + b"m")
+        checked(PROOF + b"o")
 
 
 def ended(listed, **change):
-    body = MAGIC + b"".join(b"m" + len(item).to_bytes(4, "big") + item for item in listed)
+    body = MAGIC + b"".join(b"o" + len(item).to_bytes(4, "big") + item for item in listed)
     fields = {
         "items": 3,
         "digest": hashlib.sha256(body).digest(),
         "objects": 2,
-        "shards": 70,
-        "shard_bytes": sum(100 + segment for segment in range(70)),
         "released_bytes": 0,
         "left_objects": 0,
         "said_ms": 1,
     }
-    key = change.pop("key", LEAVER)
-    raw = sign(Drained(**fields | change), key, change.pop("network", NETWORK)).raw
+    key, network = change.pop("key", LEAVER), change.pop("network", NETWORK)
+    raw = sign(Drained(**fields | change), key, network).raw
     return body + b"e" + len(raw).to_bytes(4, "big") + raw
 
 
 def test_the_end_must_be_about_what_is_listed():
-    assert checked(ended(ITEMS)).drained.items == 3
-    for change in ({"items": 2}, {"objects": 3}, {"shards": 71}, {"shard_bytes": 1}):
+    assert checked(ended(ORDERS)).drained.items == 3
+    for change in ({"items": 2}, {"items": 4}, {"objects": 3}, {"objects": 1}):
         with pytest.raises(ProofInvalid, match="counts other"):
-            checked(ended(ITEMS, **change))
+            checked(ended(ORDERS, **change))
     with pytest.raises(ProofInvalid, match="another list"):
-        checked(ended(ITEMS, digest=b"d" * 32))
+        checked(ended(ORDERS, digest=b"d" * 32))
     with pytest.raises(ProofInvalid, match="twice"):
-        checked(ended([*ITEMS, ITEMS[0]], items=4))
-    with pytest.raises(ProofInvalid, match="lies at the very node"):
-        checked(ended(ITEMS, key=HOST))
+        checked(ended([*ORDERS, ORDERS[0]], items=4))
+    for key in (OWNER, GUARDIAN):
+        with pytest.raises(ProofInvalid, match="to another node"):
+            checked(ended(ORDERS, key=key))
+    with pytest.raises(ProofInvalid, match="another network"):
+        checked(ended(ORDERS, network=b"n" * 32))
 
 
-COLUMNS = (*(bytes([node]) * 32 for node in range(1, 6)), HOST.node_id)
+def test_an_order_to_another_host_by_another_or_of_another_network_proves_nothing():
+    assert checked(ended([*ORDERS, order()], items=4, objects=3)).customers == 2
+    with pytest.raises(ProofInvalid, match="to another node"):
+        checked(ended([*ORDERS, order(host=OWNER.node_id)], items=4, objects=3))
+    with pytest.raises(ProofInvalid, match="another network"):
+        checked(ended([*ORDERS, order(network=b"n" * 32)], items=4, objects=3))
+    with pytest.raises(ProofInvalid, match="than its customer"):
+        checked(ended([*ORDERS, order(customer=GUARDIAN.node_id)], items=4, objects=3))
 
 
-def item(key=HOST, owner=OWNER, shards=((5, 0), (5, 1)), placement=None, network=NETWORK, **change):
-    if placement is None:
-        placement = sign(
-            Placement(
-                locate=VERIFY.locate,
-                owner=OWNER.node_id,
-                generation=2,
-                k=4,
-                m=2,
-                code_generation=0,
-                columns=COLUMNS,
-                segments=change.pop("segments", 2),
-                delegate=VERIFY.delegate.node_id,
-            ),
-            owner,
-            NETWORK,
-        ).raw
-    fields = {
-        "host": HOST.node_id,
-        "customer": OWNER.node_id,
-        "lease_id": b"l" * 32,
-        "locate": VERIFY.locate,
-        "generation": 0,
-        "shards": tuple(
-            HeldShard(segment=segment, column=column, size_bytes=9, root=b"r" * 32)
-            for column, segment in shards
-        ),
-        "manifest": b"m" * 32,
-        "placement": open_placement(placement, NETWORK).id if owner == OWNER else b"p" * 32,
-        "stored_ms": 1,
-    }
-    receipt = sign(StorageReceipt(**fields | change), key, network).raw
-    return MovedAway(placement=placement, receipt=receipt)
+def test_an_order_is_opened_once_all_of_it_is_right():
+    raw = order()
+    assert open_order(raw, NETWORK).raw == open_order(raw, None).raw == raw
+    with pytest.raises(RecordInvalid, match="than its customer"):
+        open_order(order(customer=GUARDIAN.node_id), NETWORK)
+    with pytest.raises((RecordInvalid, SignatureInvalid)):
+        open_order(raw, b"n" * 32)
+    for place in range(len(raw)):
+        for flip in (1, 0x80):
+            with pytest.raises(XscError):
+                open_order(raw[:place] + bytes([raw[place] ^ flip]) + raw[place + 1 :], NETWORK)
 
 
-def refused(fault, match, **change):
-    with pytest.raises(fault, match=match):
-        check_moved(item(**change), leaver=LEAVER.node_id, network=None)
-
-
-def test_placement_and_receipt_must_belong_together():
-    proven = check_moved(item(), leaver=LEAVER.node_id, network=NETWORK)
-    assert (proven.place, proven.size_bytes, proven.host) == ((5, 0), 18, HOST.node_id)
-    refused(ReceiptInvalid, "not signed by its host", key=OTHER)
-    refused(ReceiptInvalid, "two objects", locate=b"o" * 32)
-    refused(ReceiptInvalid, "two encoding generations", generation=1)
-    refused(ReceiptInvalid, "does not keep that placement", manifest=None)
-    refused(ReceiptInvalid, "another node", shards=((4, 0), (4, 1)))
-    refused(ReceiptInvalid, "another node", shards=((9, 0), (9, 1)))
-    refused(ReceiptInvalid, "whole page", shards=((5, 0),))
-    refused(ReceiptInvalid, "whole page", shards=((5, 0), (4, 1)))
-    refused(ReceiptInvalid, "whole page", shards=((5, 1), (5, 0)))
-    refused(ReceiptInvalid, "names no shards", shards=())
-    with pytest.raises(XscError):
-        check_moved(item(network=b"n" * 32), leaver=LEAVER.node_id, network=NETWORK)
-    with pytest.raises(ReceiptInvalid, match="by the node that leaves"):
-        check_moved(item(), leaver=HOST.node_id, network=NETWORK)
-    with pytest.raises((SignatureInvalid, XscError)):
-        check_moved(item(owner=OTHER), leaver=LEAVER.node_id, network=NETWORK)
-
-
-def test_an_object_without_shards_needs_its_manifest_at_the_host():
-    proven = check_moved(item(segments=0, shards=()), leaver=LEAVER.node_id, network=NETWORK)
-    assert (proven.place, proven.size_bytes) == (None, 0)
-
-
-def test_what_the_delegate_placed_counts_as_the_owners():
-    base = item().placement
-    moved = move_by_delegate(open_placement(base, NETWORK), COLUMNS[::-1], VERIFY.delegate, NETWORK)
-    proven = check_moved(
-        item(placement=moved, shards=((0, 0), (0, 1))), leaver=LEAVER.node_id, network=NETWORK
-    )
-    assert proven.placed.placement.owner == OWNER.node_id
-    assert proven.placed.repairs == 1
-
-
-def test_pages_cover_every_segment_once():
-    for segments in (1, 63, 64, 65, 128, 1000):
-        pages = [page_of(page, segments) for page in range(-(-segments // DRAIN_PAGE_SEGMENTS))]
-        assert [segment for page in pages for segment in page] == list(range(segments))
-        assert all(pages)
+def test_a_proof_is_not_made_of_what_is_no_order():
+    for wrong in (b"", b"x", ORDERS[0][:-1], order(customer=GUARDIAN.node_id)):
+        with pytest.raises(XscError):
+            made([*ORDERS, wrong])

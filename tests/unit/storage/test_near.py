@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from tests.unit.storage.world import World, content, put
-from xsc.base.errors import RecordInvalid, ShardsInsufficient, SignatureInvalid, TooLarge, XscError
+from xsc.base.errors import RecordInvalid, ShardsInsufficient, TooLarge, XscError
 from xsc.base.limits import INPUT_BYTES_MAX
 from xsc.storage.capability import parse_read
 from xsc.storage.erasure import Code
@@ -53,7 +53,7 @@ async def test_a_damaged_own_shard_is_fetched_and_not_counted_as_saved():
     world = await World(8).start()
     data, referred, capability = await stored(world, 100_000)
     host = world[2]
-    await world[0].service._reach.trim(host.id, capability.verify.locate, range(6))
+    await world[0].service._reach.delete(host.id, capability.verify.locate, columns=range(6))
     got, received = await host.service.read_reference(referred.reference, len(data))
     assert (got, received) == (data, len(data))
 
@@ -86,38 +86,57 @@ async def test_a_reference_gives_no_capability():
         capability.read_secret,
         capability.verify.verify_key,
         capability.verify.manifest_key,
-        capability.verify.delegate.node_id,
     ):
-        known = secret == capability.verify.delegate.node_id  # public, and in the placement
-        assert (secret in referred.reference) is known
+        assert secret not in referred.reference
 
 
 async def test_a_wrong_reference_is_refused_and_asks_nobody():
     world = await World(8).start()
     _, referred, _ = await stored(world, 100_000)
-    _, referred_too, _ = await stored(world, 5 * MIB)
     right = Reference.from_bytes(referred.reference)
-    wrong = Reference.from_bytes(referred_too.reference)
     host = world[1]
     host.calls.clear()
     for raw in (
         b"",
         b"?",
-        right.model_copy(update={"placement": wrong.placement}).to_bytes(),
-        right.model_copy(update={"manifest": wrong.manifest}).to_bytes(),
+        right.model_copy(update={"columns": right.columns[:5]}).to_bytes(),
+        right.model_copy(update={"columns": (*right.columns, host.id)}).to_bytes(),
+        right.model_copy(update={"columns": ()}).to_bytes(),
         right.model_copy(update={"manifest": b"?"}).to_bytes(),
-        right.model_copy(update={"locate": bytes(32)}).to_bytes(),
-        right.model_copy(
-            update={"placement": right.placement[:-1] + bytes([right.placement[-1] ^ 1])}
-        ).to_bytes(),
+        right.model_copy(update={"locate": b"short"}).to_bytes(),
+        right.model_copy(update={"content_key": bytes(31)}).to_bytes(),
     ):
-        with pytest.raises((RecordInvalid, SignatureInvalid)):
+        with pytest.raises(RecordInvalid):
             await host.service.read_reference(raw, INPUT_BYTES_MAX)
     assert host.calls == []
-    with pytest.raises(XscError):
-        await host.service.read_reference(
-            right.model_copy(update={"content_key": bytes(32)}).to_bytes(), INPUT_BYTES_MAX
-        )
+
+
+async def test_a_reference_of_mixed_parts_gives_the_object_or_an_error_and_never_other_bytes():
+    world = await World(8).start()
+    data, referred, _ = await stored(world, 100_000)
+    _, referred_too, _ = await stored(world, 5 * MIB)
+    right = Reference.from_bytes(referred.reference)
+    other = Reference.from_bytes(referred_too.reference)
+    host = world[1]
+    for change in (
+        {"content_key": bytes(32)},
+        {"content_key": other.content_key},
+        {"manifest": other.manifest},
+        {"locate": other.locate},
+        {"locate": bytes(32)},
+        {"columns": (world[7].id,) * 6},
+    ):
+        raw = right.model_copy(update=change).to_bytes()
+        with pytest.raises(XscError):
+            await host.service.read_reference(raw, INPUT_BYTES_MAX)
+    # Whoever refers may be mistaken about some: what a node holds is told by its roots.
+    for columns in (
+        (world[7].id, *right.columns[1:]),
+        (world[7].id, world[0].id, *right.columns[2:]),
+    ):
+        raw = right.model_copy(update={"columns": columns}).to_bytes()
+        got, _ = await host.service.read_reference(raw, INPUT_BYTES_MAX)
+        assert got == data
 
 
 @given(st.integers(1, 4 * MIB), st.integers(1, 20), st.integers(0, 20), st.integers(0, 40))
@@ -135,7 +154,7 @@ def test_references(case):
         locate=bytes.fromhex(case["locate"]),
         content_key=bytes.fromhex(case["content_key"]),
         manifest=bytes.fromhex(case["manifest"]),
-        placement=bytes.fromhex(case["placement"]),
+        columns=tuple(map(bytes.fromhex, case["columns"])),
     )
     assert made.to_bytes().hex() == case["bytes"]
     assert Reference.from_bytes(bytes.fromhex(case["bytes"])) == made

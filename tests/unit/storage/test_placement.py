@@ -1,71 +1,47 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.storage.test_manifest import OWNER, make
 from xsc.base.limits import SEGMENT_BYTES
+from xsc.base.units import held_bytes
 from xsc.storage.durability import Host, Survival
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldColumn, HeldObject
 from xsc.storage.manifest import expected_digest
 from xsc.storage.placement import (
-    Placement,
+    asked_of,
     assign,
     check_code,
     check_durability,
-    check_placement,
     column_states,
     columns_of,
     condition,
     host_bytes,
+    likely_columns,
     losses_survived,
     nodes_needed,
+    placement_of,
     record_bytes,
     warnings_of,
 )
 
 NODES = [bytes([index]) * 32 for index in range(9)]
-LOCATE = b"l" * 32
 
 
 def hosts(columns, site=""):
     return [Host(node, site) for node in columns]
 
 
-def placement(**change):
-    fields = {
-        "locate": LOCATE,
-        "owner": OWNER,
-        "generation": 1,
-        "k": 4,
-        "m": 2,
-        "code_generation": 0,
-        "columns": tuple(NODES[:6]),
-        "segments": 1,
-    }
-    return Placement(**fields | change)
-
-
-def test_a_placement_of_its_manifest_is_taken():
-    assert check_placement(placement(), make(5000), LOCATE) is None
-    assert check_placement(placement(segments=0), make(5), LOCATE) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        ({"locate": bytes(32)}, "another object"),
-        ({"owner": bytes(32)}, "owner"),
-        ({"k": 3}, "code"),
-        ({"m": 1}, "code"),
-        ({"code_generation": 1}, "generation"),
-        ({"columns": tuple(NODES[:5])}, "one node a column"),
-        ({"columns": tuple(NODES[:7])}, "one node a column"),
-        ({"segments": 2}, "segments"),
-    ],
-)
-def test_a_placement_that_does_not_fit_is_named(change, fault):
-    assert fault in check_placement(placement(**change), make(5000), LOCATE)
+def test_a_placement_says_what_its_manifest_says_and_where_the_columns_are():
+    for size in (5, 5000):
+        manifest = make(size).model_copy(update={"survive": (2, 1, 0)})
+        placement = placement_of(manifest, NODES[:6])
+        assert (placement.k, placement.m, placement.columns) == (4, 2, tuple(NODES[:6]))
+        assert placement.asked == asked_of(manifest.survive) == Survival(2, 1)
+        assert placement_of(make(size), NODES[:6]).asked == Survival()
 
 
 @pytest.mark.parametrize("hosts", range(1, 10))
@@ -189,13 +165,13 @@ def test_what_another_customer_stored_in_that_place_changes_nothing():
 
 
 def test_room_covers_what_an_object_takes():
-    assert host_bytes(100, Code(), 6, 4096) == 25
-    assert host_bytes(4096 * 3 + 1, Code(), 3, 4096) == 2 * (3 * 1024 + 1)
+    assert host_bytes(100, Code(), 6, 4096) == held_bytes(25)
+    assert host_bytes(4096 * 3 + 1, Code(), 3, 4096) == 2 * held_bytes(3 * 1024 + 1, 4)
     for size in (0, 4096, 5000, 9 * SEGMENT_BYTES):
         manifest = make(size)
-        raw = len(manifest.to_bytes()) + 28
-        signed = len(placement().to_bytes()) + 300
-        assert raw + signed <= record_bytes(size, Code(), SEGMENT_BYTES)
+        asked = manifest.model_copy(update={"survive": (254, 254, 254)})
+        sealed = len(asked.to_bytes()) + 28
+        assert held_bytes(sealed) <= record_bytes(size, Code(), SEGMENT_BYTES)
 
 
 def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
@@ -205,3 +181,56 @@ def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
     together = check_durability(hosts(assign(NODES[:6], 6), "attic"), Code(), Survival(2, 1))
     assert "1 known site survive" in together.reason
     assert "other sites" in together.hint
+
+
+OWN = b"\xee" * 32
+CROWD = st.sampled_from([*NODES, OWN])
+HOLDERS = st.lists(st.lists(CROWD, max_size=4), max_size=6)
+
+
+def most_nodes(holders):
+    """How many columns can have a node of their own, by trying every choice."""
+    found = {frozenset()}
+    for nodes in holders:
+        found |= {taken | {node} for taken in found for node in nodes}
+    return max(map(len, found))
+
+
+@given(HOLDERS, st.lists(CROWD, max_size=8))
+def test_the_likely_node_of_a_column_is_one_that_says_that_it_holds_it(holders, known):
+    columns = likely_columns(holders, known, OWN)
+    assert len(columns) == len(holders)
+    claimed = [column for column, nodes in enumerate(holders) if nodes]
+    for column in claimed:
+        assert columns[column] in holders[column]
+    assert len({columns[column] for column in claimed}) == most_nodes(holders)
+
+
+@given(HOLDERS, st.lists(CROWD, max_size=8))
+def test_known_hosts_fill_in_where_nobody_says_it_and_each_once(holders, known):
+    columns = likely_columns(holders, known, OWN)
+    claimed = {columns[column] for column, nodes in enumerate(holders) if nodes}
+    silent = [columns[column] for column, nodes in enumerate(holders) if not nodes]
+    free = [node for node in dict.fromkeys(known) if node not in claimed]
+    expected = free[: len(silent)]
+    assert silent == expected + [OWN] * (len(silent) - len(expected))
+
+
+@given(HOLDERS, st.lists(CROWD, max_size=8), st.randoms(use_true_random=False))
+def test_the_order_in_which_nodes_answered_changes_nothing(holders, known, random):
+    shuffled = [random.sample(nodes, len(nodes)) for nodes in holders]
+    doubled = [nodes * 2 for nodes in shuffled]
+    assert likely_columns(doubled, known, OWN) == likely_columns(holders, known, OWN)
+
+
+def test_who_holds_one_column_keeps_it_where_others_hold_several():
+    a, b, c, d = NODES[:4]
+    assert set(likely_columns([(a, b), (a, c), (a, c)], (), OWN)) == {a, b, c}
+    assert likely_columns([(a, b, c), (a,), (b,)], (), OWN) == (c, a, b)
+    # Of those that say it, a known host comes first; nobody is chosen who does not say it.
+    assert likely_columns([(a, d)], (d,), OWN) == (d,)
+    assert likely_columns([(a,), ()], (b, c), OWN) == (a, b)
+    assert likely_columns([(a,)] * 3, (), OWN) == (a, a, a)
+    assert likely_columns([(), (), ()], (a,), OWN) == (a, OWN, OWN)
+    assert likely_columns([(), (a,), ()], (a,), OWN) == (OWN, a, OWN)
+    assert likely_columns([], (a,), OWN) == ()

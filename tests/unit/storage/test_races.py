@@ -5,11 +5,10 @@ import itertools
 
 import pytest
 
-from tests.unit.storage.world import NETWORK, World, content, finished, put
+from tests.unit.storage.world import World, content, finished, put
 from xsc.base.limits import LEFTOVERS_KEPT_MS
 from xsc.storage import messages
 from xsc.storage.capability import parse_verify
-from xsc.storage.delegation import move_by_delegate, open_placement
 from xsc.storage.pipeline import Held
 from xsc.storage.service import OBJECTS
 
@@ -126,24 +125,20 @@ async def broken(world):
 
 
 def pays_where_it_lies(owner, ref):
-    """Say whether an entry has the owner's second placement, and all bytes that lie so."""
+    """Say whether the column that was lost is elsewhere, and the owner pays for all columns."""
     entry = owner.service.entry(ref)
-    placed = open_placement(entry.placement, NETWORK)
     paying = {item.node for item in entry.held if item.size_bytes}
-    number = placed.placement.generation, placed.repairs
-    return number == (2, 0) and set(placed.placement.columns) <= paying
+    return set(entry.placement.columns) <= paying and len(owner.service.mender.lately) == 1
 
 
 def test_what_a_guardian_reports_does_not_undo_what_was_mended_meanwhile():
     async def story(world):
         owner, verify = await broken(world)
         ref = verify.manifest_hash
-        placed = open_placement(owner.service.entry(ref).placement, NETWORK)
-        columns = [world[3].id, *placed.placement.columns[1:]]
-        healed = move_by_delegate(placed, columns, verify.delegate, NETWORK)
         mending = asyncio.ensure_future(owner.service.mender.mend(ref))
         await asyncio.sleep(0)
-        await owner.service.guards.on_healed(world[3].id, {"object": ref, "placement": healed}, [])
+        answer, _ = await owner.service.guards.on_healed(world[3].id, {"object": ref}, [])
+        assert answer == {"ended": False, "release": False}
         assert (await mending).moved
         assert pays_where_it_lies(owner, ref)
 
@@ -164,7 +159,7 @@ def test_a_look_at_an_object_does_not_undo_what_was_mended_meanwhile():
         for host in world.hosts[1:]:
             host.delay = lambda method: 5 * (method == messages.STAT)
         looking = asyncio.ensure_future(mender.round(listed, everything=True))
-        assert (await mending).moved
+        assert (await finished(world, mending)).moved
         await finished(world, looking)
         assert pays_where_it_lies(owner, ref)
 
@@ -195,7 +190,8 @@ def test_of_an_object_that_is_deleted_after_it_was_mended_nothing_is_remembered(
         running = asyncio.ensure_future(mender.run())
         await finished(world, world.clock.sleep_ms(2 * LEFTOVERS_KEPT_MS))
         running.cancel()
-        assert (mender._moved_ms, mender._proved, len(mender._turns)) == ({}, {}, 0)
+        assert (mender._moved_ms, mender._failed, mender._reported) == ({}, {}, {})
+        assert len(mender._turns) == 0
 
     play(story, 5)
 

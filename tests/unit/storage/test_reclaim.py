@@ -3,18 +3,24 @@
 import itertools
 import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.clock import InlineExecutor
+from xsc.base.errors import XscError
+from xsc.base.ids import ID_BYTES
 from xsc.base.limits import KIB, MIB
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
+from xsc.base.units import held_bytes
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
-from xsc.storage.bodies import ShardBody
+from xsc.node.stores import open_stores
+from xsc.storage.bodies import RecordBody, ShardBody
+from xsc.storage.manifest import hash_of
 from xsc.storage.reclaim import BUCKET, DEAD_SHARE, SLICE_BYTES, DeadSpace, live_by_bucket
-from xsc.storage.shards import StorageNode
+from xsc.storage.shards import StorageNode, Write
 
 BODY = MIB
 OWNER = b"o" * 32
@@ -105,7 +111,7 @@ async def test_half_of_a_real_store_deleted_leaves_the_directory_at_the_live_dat
             await shards.start()
             await shards.survey()
     live = shards.used_bytes
-    assert live == objects // 2 * 4 * len(data)
+    assert live == objects // 2 * 4 * held_bytes(len(data))
     assert directory_bytes(path) > 1.5 * live
     waits = 0
 
@@ -117,3 +123,101 @@ async def test_half_of_a_real_store_deleted_leaves_the_directory_at_the_live_dat
     assert directory_bytes(path) <= 1.15 * live
     bodies.close()
     index.close()
+
+
+async def started(stores):
+    executor = InlineExecutor()
+    node = StorageNode(
+        capacity_bytes=2**40,
+        bodies=stores.bodies,
+        index=stores.index,
+        commit=GroupCommit(stores.bodies, executor).commit,
+        executor=executor,
+        log=SilentLog(),
+    )
+    await node.start()
+    return node
+
+
+@pytest.mark.parametrize("size", [1, 100, 4_000])
+@pytest.mark.parametrize("kind", ["shard", "record"])
+async def test_what_a_host_counts_covers_what_it_takes_on_its_disk(tmp_path, kind, size):
+    """However small the bodies are: else many small ones fill a disk that nobody pays for."""
+
+    def taken():
+        return sum(directory_bytes(tmp_path / "db" / name) for name in ("bodies", "index"))
+
+    stores = open_stores(tmp_path / "db", SilentLog())
+    empty = taken()
+    node = await started(stores)
+    for _ in range(60):
+        locate, data = os.urandom(ID_BYTES), os.urandom(size)
+        if kind == "shard":
+            root = root_of(data)
+            bodies = [ShardBody(locate, 0, s, 5, OWNER, OWNER, root, data) for s in range(60)]
+            await node.store(bodies)
+        else:
+            proof = hash_of(data)
+            customers = [os.urandom(ID_BYTES) for _ in range(60)]
+            records = [RecordBody(locate, each, OWNER, proof, data) for each in customers]
+            for done in await node.store_together([Write([record]) for record in records]):
+                assert not isinstance(done, XscError)
+    await node.close()
+    stores.close()
+    # What was only in logs is in tables now.
+    open_stores(tmp_path / "db", SilentLog()).close()
+    assert taken() - empty <= node.used_bytes
+
+
+async def test_small_bodies_that_are_deleted_give_their_room_back(tmp_path):
+    stores = open_stores(tmp_path / "db", SilentLog())
+    node = await started(stores)
+    for number in range(100):
+        locate = number.to_bytes(32, "big")
+        bodies = [ShardBody(locate, 0, s, 0, OWNER, OWNER, root_of(b"x"), b"x") for s in range(64)]
+        await node.store(bodies)
+    stores.close()
+    # What was only in logs is in tables now.
+    stores = open_stores(tmp_path / "db", SilentLog())
+    node = await started(stores)
+    for number in range(100):
+        await node.delete(number.to_bytes(32, "big"), OWNER)
+    before = directory_bytes(tmp_path / "db" / "bodies")
+    assert await node.compact() > 0
+    assert directory_bytes(tmp_path / "db" / "bodies") < before // 2
+    stores.close()
+
+
+async def test_who_stores_and_deletes_again_and_again_leaves_nothing_on_the_disk(
+    tmp_path, monkeypatch
+):
+    """Not even a note of each deletion, which nobody would be paid for."""
+    monkeypatch.setattr("xsc.storage.shards.GONE_BYTES_MAX", 64 * KIB)
+    stores = open_stores(tmp_path / "db", SilentLog())
+    node = await started(stores)
+    most = 0
+    for number in range(40):
+        locate = number.to_bytes(32, "big")
+        bodies = [ShardBody(locate, 0, s, 0, OWNER, OWNER, root_of(b"x"), b"x") for s in range(250)]
+        await node.store(bodies)
+        await node.delete(locate, OWNER)
+        await node.compact()
+        most = max(most, sum(len(value) for _, value in stores.bodies.scan(b"g", b"h")))
+    assert most <= 2 * 64 * KIB
+    assert (await node.audit()).whole
+    stores.close()
+    # What was dropped was not needed: a start finds the same, also without its index.
+    for rebuild in (False, True):
+        stores = open_stores(tmp_path / "db", SilentLog())
+        node = StorageNode(
+            capacity_bytes=2**40,
+            bodies=stores.bodies,
+            index=stores.index,
+            commit=GroupCommit(stores.bodies, InlineExecutor()).commit,
+            executor=InlineExecutor(),
+            log=SilentLog(),
+        )
+        await node.start(rebuild=rebuild)
+        assert node.used_bytes == 0
+        assert not node.damaged
+        stores.close()

@@ -66,8 +66,8 @@ def test_no_more_can_lie_there_than_the_columns_that_it_has_for_this_node():
     def column(who, number):
         return HeldColumn(who, number, 1, bytes(32), 0)
 
-    records = (HeldRecord(OWN, 1), HeldRecord(A, 2))
-    held = HeldObject((column(OWN, 0), column(A, 1), column(OWN, 2)), "ok", 2, records)
+    records = (HeldRecord(OWN), HeldRecord(A))
+    held = HeldObject((column(OWN, 0), column(A, 1), column(OWN, 2)), "ok", records)
     assert most_held(held, OWN, 1_000, 10) == 2_010
     assert most_held(held, A, 1_000, 10) == 1_010
     assert most_held(held, B, 1_000, 10) == 0

@@ -5,13 +5,14 @@ import pytest
 
 from tests.unit.storage.world import content
 from xsc.base.clock import InlineExecutor
-from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
+from xsc.base.errors import ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
+from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage import bodies as formats
 from xsc.storage.bodies import RecordBody, ShardBody
-from xsc.storage.held import Found, Wanted
+from xsc.storage.held import Found, Holds, Wanted
 from xsc.storage.manifest import column_digest, hash_of
 from xsc.storage.reclaim import BUCKET
 from xsc.storage.shards import DELETE_BATCH, StorageNode, Write
@@ -25,11 +26,8 @@ def shard(column=0, *, segment=0, data=b"data", customer=ALICE, lease=LEASE, loc
     return ShardBody(locate, 0, segment, column, customer, lease, root_of(data), data)
 
 
-def record(generation=1, *, sealed=b"sealed", customer=ALICE, placement=None):
-    raw = placement or b"placement %d" % generation
-    return RecordBody(
-        LOCATE, customer, LEASE, hash_of(sealed), hash_of(raw), generation, sealed, raw
-    )
+def record(*, sealed=b"sealed", customer=ALICE, lease=LEASE):
+    return RecordBody(LOCATE, customer, lease, hash_of(sealed), sealed)
 
 
 def wanted(data=b"data", column=0, segment=0):
@@ -82,14 +80,14 @@ def index_of(disk):
 
 async def test_what_was_stored_is_got(disk):
     node = await disk.node()
-    assert await node.store([shard(0), shard(1, data=b"more!")]) == 9
+    assert await node.store([shard(0), shard(1, data=b"more!")]) == held_bytes(9, 2)
     assert await node.get(LOCATE, 0, [wanted(), wanted(b"more!", 1), wanted(column=2)]) == [
         Found("ok", b"data"),
         Found("ok", b"more!"),
         Found("missing"),
     ]
-    assert (node.used_bytes, node.reserved_bytes) == (9, 0)
-    assert dict(node.usage) == {LEASE: 9}
+    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(9, 2), 0)
+    assert dict(node.usage) == {LEASE: held_bytes(9, 2)}
     assert disk.commits == 1
 
 
@@ -116,7 +114,7 @@ async def test_another_shard_in_that_place_is_refused(disk):
     await node.store([shard()])
     with pytest.raises(ShardMismatch):
         await node.store([shard(1), shard(data=b"evil")])
-    assert node.used_bytes == 4
+    assert node.used_bytes == held_bytes(4)
     assert node.reserved_bytes == 0
     assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
 
@@ -130,47 +128,48 @@ async def test_nobody_takes_the_place_of_another_customers_shard(disk):
 
 
 async def test_capacity_is_exact(disk):
-    node = await disk.node(capacity=10)
+    capacity = held_bytes(10, 2)
+    node = await disk.node(capacity=capacity)
     with pytest.raises(SpaceExhausted):
-        await node.store([shard(data=bytes(11))])
+        await node.store([shard(data=bytes(held_bytes(11)))])
     await node.store([shard(data=bytes(9))])
     with pytest.raises(SpaceExhausted):
         await node.store([shard(1, data=bytes(2))])
     assert len(list(disk.bodies.scan(b"b"))) == 1
     await node.store([shard(1, data=bytes(1))])
-    assert (node.used_bytes, node.free_bytes) == (10, 0)
+    assert (node.used_bytes, node.free_bytes) == (capacity, 0)
     with pytest.raises(SpaceExhausted):
         await node.store([shard(2, data=bytes(1))])
 
 
 async def test_what_is_being_written_counts(disk):
-    node = await disk.node(capacity=10)
+    node = await disk.node(capacity=held_bytes(10, 2))
     first = asyncio.create_task(node.store([shard(data=bytes(6))]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert node.reserved_bytes == 6
+    assert node.reserved_bytes == held_bytes(6)
     with pytest.raises(SpaceExhausted):
         await node.store([shard(1, data=bytes(5))])
-    assert await first == 6
-    assert (node.used_bytes, node.reserved_bytes) == (6, 0)
+    assert await first == held_bytes(6)
+    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(6), 0)
 
 
 async def test_concurrent_stores_of_one_shard_write_it_once(disk):
     node = await disk.node()
     grown = await asyncio.gather(*(node.store([shard()]) for _ in range(5)))
-    assert sorted(grown) == [0, 0, 0, 0, 4]
-    assert node.used_bytes == 4
+    assert sorted(grown) == [0, 0, 0, 0, held_bytes(4)]
+    assert node.used_bytes == held_bytes(4)
 
 
 async def test_a_failed_write_leaves_nothing_reserved(disk):
-    node = await disk.node(capacity=10)
+    node = await disk.node(capacity=held_bytes(10))
     disk.fail = StoreDamaged("the disk is full")
     with pytest.raises(StoreDamaged):
         await node.store([shard(data=bytes(10))])
     disk.fail = None
     assert node.reserved_bytes == 0
     await node.store([shard(data=bytes(10))])
-    assert node.used_bytes == 10
+    assert node.used_bytes == held_bytes(10)
 
 
 async def test_a_cancelled_store_is_finished_and_counted(disk):
@@ -183,7 +182,7 @@ async def test_a_cancelled_store_is_finished_and_counted(disk):
         await task
     # The same shard again waits for the write that goes on.
     assert await node.store([shard()]) == 0
-    assert (node.used_bytes, node.reserved_bytes) == (4, 0)
+    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(4), 0)
 
 
 @pytest.mark.parametrize("turns", range(1, 8))
@@ -202,8 +201,8 @@ async def test_a_cancelled_store_tells_once_what_was_stored_and_one_that_waits_t
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await node.store([shard()]) == 0
-    assert sorted(told, key=repr) == [{LEASE: 4}, {}]
-    assert (node.used_bytes, node.reserved_bytes) == (4, 0)
+    assert sorted(told, key=repr) == [{LEASE: held_bytes(4)}, {}]
+    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(4), 0)
 
 
 async def test_notes_of_damage_that_cannot_be_dropped_fail_nothing_that_is_on_the_disk(disk):
@@ -229,7 +228,7 @@ async def test_notes_of_damage_that_cannot_be_dropped_fail_nothing_that_is_on_th
     disk.bodies.write = write
     node = await damaged()
     disk.bodies.write = full
-    assert await node.delete(LOCATE, ALICE) == {LEASE: 4}
+    assert await node.delete(LOCATE, ALICE) == {LEASE: held_bytes(4)}
     assert not node.damaged
     disk.bodies.write = write
     node = await disk.node(rebuild=True)
@@ -237,18 +236,18 @@ async def test_notes_of_damage_that_cannot_be_dropped_fail_nothing_that_is_on_th
 
 
 async def test_writes_that_come_together_fail_each_for_itself(disk):
-    node = await disk.node(capacity=20)
+    node = await disk.node(capacity=held_bytes(20, 3))
     await node.store([shard(data=b"first")])
     outcomes = await node.store_together(
         [
             Write([shard(data=b"other")]),
             Write([shard(1, data=bytes(8))]),
-            Write([shard(2, data=bytes(30))]),
+            Write([shard(2, data=bytes(held_bytes(30)))]),
             Write([shard(3, data=b"x")]),
         ]
     )
     assert [type(one) for one in outcomes] == [ShardMismatch, Counter, SpaceExhausted, Counter]
-    assert (node.used_bytes, node.reserved_bytes) == (14, 0)
+    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(14, 3), 0)
     # One write to the disk for all of them.
     assert disk.commits == 2
 
@@ -264,7 +263,7 @@ async def test_a_write_that_fails_is_the_error_of_all_that_it_held(disk):
     assert told == [{}] * 3
     assert (node.used_bytes, node.reserved_bytes) == (0, 0)
     disk.fail = None
-    assert await node.store([shard(0)]) == 4
+    assert await node.store([shard(0)]) == held_bytes(4)
 
 
 async def test_a_damaged_body_is_corrupt_and_never_wrong_bytes(disk):
@@ -312,45 +311,104 @@ async def test_a_damaged_shard_is_mended_by_storing_it_again(disk):
     await node.get(LOCATE, 0, [wanted()])
     assert await node.store([shard()]) == 0
     assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
-    assert node.used_bytes == 4
+    assert node.used_bytes == held_bytes(4)
     assert len(list(disk.bodies.scan(b"b"))) == 1
 
 
-async def test_a_later_placement_replaces_an_earlier_one(disk):
-    node = await disk.node()
-    await node.store([record(1)])
-    await node.store([record(3, placement=b"moved")])
-    found = await node.find(LOCATE, hash_of(b"sealed"))
-    assert bytes(found.sealed) == b"sealed"
-    assert found.placements == (b"moved",)
-    assert node.used_bytes == len(b"sealed") + len(b"moved")
-    assert len(list(disk.bodies.scan(b"b"))) == 1
-    for older in (record(1), record(2), record(3)):
-        with pytest.raises(NotAllowed):
-            await node.store([older])
-
-
-async def test_another_manifest_under_the_same_locate_id_is_refused(disk):
+async def test_a_damaged_manifest_is_mended_by_storing_it_again(disk):
     node = await disk.node()
     await node.store([record()])
-    with pytest.raises(ShardMismatch):
-        await node.store([record(2, sealed=b"another")])
+    disk.damage(b"sealed", b"sEaled")
+    assert await node.find(LOCATE, hash_of(b"sealed")) is None
+    assert await node.store([record()]) == 0
+    assert bytes(await node.find(LOCATE, hash_of(b"sealed"))) == b"sealed"
+    assert node.used_bytes == record().held_bytes
+    assert len(list(disk.bodies.scan(b"b", b"c"))) == 1
+
+
+async def test_another_manifest_of_one_customer_under_the_same_locate_id_is_refused(disk):
+    node = await disk.node()
+    await node.store([record()])
+    with pytest.raises(ShardMismatch, match="manifest"):
+        await node.store([record(sealed=b"another")])
+    await node.store([record(sealed=b"another", customer=BOB)])
+    for sealed in (b"sealed", b"another"):
+        assert bytes(await node.find(LOCATE, hash_of(sealed))) == sealed
 
 
 async def test_find_gives_only_the_manifest_that_was_asked_for(disk):
+    """Whoever stored it, and from whichever copy is whole."""
     node = await disk.node()
     await node.store([record()])
-    await node.store([record(customer=BOB, placement=b"bobs")])
+    before = disk.bodies.get(formats.sequenced(b"b", 1))
+    await node.store([record(customer=BOB)])
     assert await node.find(LOCATE, hash_of(b"other")) is None
     assert await node.find(b"x" * 32, hash_of(b"sealed")) is None
-    assert set((await node.find(LOCATE, hash_of(b"sealed"))).placements) == {
-        b"placement 1",
-        b"bobs",
-    }
-    disk.damage(b"placement 1", b"plaCement 1")
-    assert (await node.find(LOCATE, hash_of(b"sealed"))).placements == (b"bobs",)
+    assert bytes(await node.find(LOCATE, hash_of(b"sealed"))) == b"sealed"
+    hurt = before.replace(b"sealed", b"sEaled")
+    disk.bodies.write([(formats.sequenced(b"b", 1), hurt)], sync=True)
+    assert bytes(await node.find(LOCATE, hash_of(b"sealed"))) == b"sealed"
     disk.damage(b"sealed", b"sEaled")
     assert await node.find(LOCATE, hash_of(b"sealed")) is None
+
+
+async def test_holds_tells_the_columns_with_the_asked_roots_whoever_stored_them(disk):
+    node = await disk.node()
+    pieces = [b"column %d" % column for column in range(6)]
+    roots = [root_of(data) for data in pieces]
+    manifest = hash_of(b"sealed")
+
+    async def holds(**change):
+        asked = {"locate": LOCATE, "generation": 0, "manifest_hash": manifest, "roots": roots}
+        return await node.holds(**asked | change)
+
+    assert await holds() == Holds(frozenset(), record=False)
+    await node.store([shard(0, data=pieces[0]), shard(3, data=pieces[3])])
+    await node.store([shard(5, data=pieces[5], customer=BOB, lease=OTHER)])
+    await node.store([shard(1, segment=1, data=pieces[1])])
+    right = Holds(frozenset({0, 3, 5}), record=False)
+    assert await holds() == right, "a column is told by its first segment"
+    await node.store([record(customer=BOB)])
+    right = Holds(frozenset({0, 3, 5}), record=True)
+    assert await holds() == right
+    assert await holds(manifest_hash=bytes(32)) == Holds(right.columns, record=False)
+    assert await holds(generation=1) == Holds(frozenset(), record=True)
+    assert await holds(locate=b"x" * 32) == Holds(frozenset(), record=False)
+    assert await holds(roots=roots[::-1]) == Holds(frozenset(), record=True)
+    assert await holds(roots=roots[:4]) == Holds(frozenset({0, 3}), record=True)
+    assert await holds(roots=[]) == Holds(frozenset(), record=True)
+
+
+async def test_nobody_adds_to_what_a_node_holds_or_hides_it(disk):
+    """Others with garbage under the same locate id, whose ids come before and after."""
+    node = await disk.node()
+    pieces = [b"column %d" % column for column in range(6)]
+    roots = [root_of(data) for data in pieces]
+
+    async def holds():
+        return await node.holds(LOCATE, 0, hash_of(b"sealed"), roots)
+
+    strangers = [bytes([number]) * 32 for number in (*range(20), *range(200, 220))]
+    held = Holds(frozenset(), record=False)
+    for column, owner in ((2, ALICE), (4, BOB), (255, BOB)):
+        for stranger in strangers:
+            garbage = [shard(c, data=b"garbage %d" % c, customer=stranger) for c in range(7)]
+            await node.store([*garbage, record(sealed=b"garbage", customer=stranger)])
+        assert await holds() == held
+        await node.store([shard(column, data=b"column %d" % column, customer=owner)])
+        if column < len(roots):
+            held = Holds(held.columns | {column}, record=False)
+        assert await holds() == held
+    await node.store([record()])
+    held = Holds(held.columns, record=True)
+    assert await holds() == held
+    for stranger in strangers:
+        await node.delete(LOCATE, stranger)
+    assert await holds() == held
+    await node.delete(LOCATE, BOB)
+    assert await holds() == Holds(held.columns - {4}, record=True)
+    again = await disk.node(rebuild=True)
+    assert await again.holds(LOCATE, 0, hash_of(b"sealed"), roots) == await holds()
 
 
 async def test_stat_tells_columns_apart_and_finds_damage(disk):
@@ -383,13 +441,13 @@ async def test_get_refuses_more_than_fits_an_answer(disk):
 async def test_only_the_customer_that_stored_deletes(disk):
     node = await disk.node()
     await node.store([shard(), record()])
-    with pytest.raises(NotAllowed):
-        await node.delete(LOCATE, BOB)
+    assert await node.delete(LOCATE, BOB) == {}
+    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
     await node.store([shard(customer=BOB, lease=OTHER)])
-    assert await node.delete(LOCATE, BOB) == {OTHER: 4}
+    assert await node.delete(LOCATE, BOB) == {OTHER: held_bytes(4)}
     assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
     freed = await node.delete(LOCATE, ALICE)
-    assert freed == {LEASE: 4 + record().size_bytes}
+    assert freed == {LEASE: held_bytes(4) + record().held_bytes}
     assert node.used_bytes == 0
     assert dict(node.usage) == {}
     assert list(disk.bodies.scan(b"b", b"c")) == []
@@ -410,7 +468,7 @@ async def test_a_deletion_of_many_shards_goes_in_batches(disk):
         await node.store([shard(0, segment=segment) for segment in range(start, start + 174)])
     count = len(list(disk.bodies.scan(b"b", b"c")))
     assert count > DELETE_BATCH
-    assert await node.delete(LOCATE, ALICE) == {LEASE: 4 * count}
+    assert await node.delete(LOCATE, ALICE) == {LEASE: held_bytes(4 * count, count)}
     assert index_of(disk) == []
 
 
@@ -418,8 +476,8 @@ async def test_a_deletion_waits_for_stores_of_the_object(disk):
     node = await disk.node()
     storing = asyncio.create_task(node.store([shard()]))
     await asyncio.sleep(0)
-    assert await node.delete(LOCATE, ALICE) == {LEASE: 4}
-    assert await storing == 4
+    assert await node.delete(LOCATE, ALICE) == {LEASE: held_bytes(4)}
+    assert await storing == held_bytes(4)
     assert node.used_bytes == 0
 
 
@@ -427,7 +485,7 @@ async def test_what_was_deleted_may_be_stored_again(disk):
     node = await disk.node()
     await node.store([shard()])
     await node.delete(LOCATE, ALICE)
-    assert await node.store([shard(data=b"new")]) == 3
+    assert await node.store([shard(data=b"new")]) == held_bytes(3)
     assert await node.get(LOCATE, 0, [wanted(b"new")]) == [Found("ok", b"new")]
 
 
@@ -465,9 +523,9 @@ async def test_what_was_deleted_before_a_start_is_found_by_a_survey(disk):
 
 async def fill(disk):
     node = await disk.node()
-    await node.store([shard(0), shard(1, data=content(100)), record(1)])
+    await node.store([shard(0), shard(1, data=content(100)), record()])
     await node.store([shard(0, customer=BOB, lease=OTHER)])
-    await node.store([record(2)])
+    await node.store([record(customer=BOB, lease=OTHER)])
     await node.store([shard(5, locate=b"z" * 32, lease=OTHER)])
     await node.delete(b"z" * 32, ALICE)
     await node.store([shard(2, segment=7)])
@@ -593,7 +651,7 @@ async def test_stores_that_are_synced_together_share_one_write_of_the_index(disk
     before = Counting.writes
     await asyncio.gather(*(node.store([shard(segment=number)]) for number in range(20)))
     assert Counting.writes - before <= 3
-    assert node.used_bytes == 20 * len(b"data")
+    assert node.used_bytes == 20 * held_bytes(len(b"data"))
     again = await disk.node(rebuild=True)
     assert again.used_bytes == node.used_bytes
 
@@ -604,7 +662,7 @@ async def test_a_deletion_between_stores_of_one_write_drops_only_what_came_befor
     both = [node.store([shard(locate=b"m" * 32, segment=n)]) for n in range(5)]
     await asyncio.gather(node.delete(LOCATE, ALICE), *both)
     await node.store([shard()])
-    assert node.used_bytes == 6 * len(b"data")
+    assert node.used_bytes == 6 * held_bytes(len(b"data"))
     assert (await disk.node(rebuild=True)).used_bytes == node.used_bytes
 
 
@@ -620,7 +678,7 @@ async def test_an_index_that_cannot_be_written_fails_every_store_that_waits_for_
     assert [type(item) for item in got] == [StoreDamaged] * 3
     disk.index.write = good
     # The bodies are there; the next start enters them.
-    assert (await disk.node()).used_bytes == 3 * len(b"data")
+    assert (await disk.node()).used_bytes == 3 * held_bytes(len(b"data"))
 
 
 async def test_what_was_deleted_and_could_not_be_entered_is_no_damage(disk):

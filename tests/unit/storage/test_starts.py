@@ -8,6 +8,7 @@ from tests.unit.storage.test_shards import ALICE, BOB, LEASE, LOCATE, Disk, reco
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
+from xsc.base.units import held_bytes
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
@@ -45,7 +46,7 @@ async def test_a_start_after_a_clean_end_does_not_go_through_the_index():
     usage = dict(node.usage)
     await node.close()
     node = await started(disk)
-    assert (dict(node.usage), node.used_bytes) == (usage, 800)
+    assert (dict(node.usage), node.used_bytes) == (usage, 200 * held_bytes(4))
     assert disk.index.rows + disk.bodies.rows < 10
     assert not disk.recovery.rebuilt
     # Only once: what comes after this start, it does not speak of.
@@ -63,7 +64,7 @@ async def test_after_a_kill_it_does_and_finds_what_the_index_has_lost():
     disk.index.write([(lost, None)], sync=True)
     node = await started(disk)
     assert disk.recovery.rebuilt
-    assert node.used_bytes == 804
+    assert node.used_bytes == 201 * held_bytes(4)
 
 
 @pytest.mark.parametrize("change", [None, b"", b"\x82\x01\x00"])
@@ -81,7 +82,7 @@ async def test_a_clean_end_waits_for_those_that_write():
     await asyncio.sleep(0)
     await node.close()
     await asyncio.gather(*writing)
-    assert (await started(disk)).used_bytes == 20
+    assert (await started(disk)).used_bytes == 5 * held_bytes(4)
     assert disk.index.rows < 10
 
 
@@ -153,7 +154,7 @@ async def test_the_lost_end_of_a_log_is_found_and_told_as_damage(tmp_path, clean
     assert {damage.reason for damage in node.damaged} == {"gone"}
     # Four of ten shards and the record: what was deleted is no loss.
     assert len(node.damaged) == 5
-    assert node.used_bytes == used + 4
+    assert node.used_bytes == used + held_bytes(4)
     (lost,) = await node.get(LOCATE, 0, [wanted(segment=9)])
     assert lost.state == "corrupt"
     stat = await node.stat(LOCATE, 0, record().manifest_hash)

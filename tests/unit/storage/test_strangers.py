@@ -1,128 +1,455 @@
-"""What a stranger stores under the id of an object of others tells nobody anything about it."""
+"""What a peer may say or store of an object of others hides no byte of it and deletes nothing."""
 
 import asyncio
+from itertools import combinations, product
 
 import pytest
 
-from tests.unit.storage.world import NETWORK, Lease, World, content, put
-from xsc.base.limits import LEFTOVERS_KEPT_MS
+from tests.unit.storage.world import NETWORK, Answer, Lease, World, content, finished, get, put
+from xsc.base.errors import PeerSilent
+from xsc.base.limits import (
+    LEFTOVERS_KEPT_MS,
+    MIB,
+    REPAIR_GRACE_MS,
+    REPORTS_AN_OBJECT_MAX,
+    SEGMENT_BYTES,
+    WATCHES_MAX,
+)
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
+from xsc.storage import messages
 from xsc.storage.capability import parse_verify
-from xsc.storage.delegation import GENERATION_MAX, move_by_delegate, open_placement
-from xsc.storage.manifest import hash_of
+from xsc.storage.erasure import StorageShard
+from xsc.storage.guard import HEALED
+from xsc.storage.manifest import expected_digest
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.service import MANIFESTS
+from xsc.terms.deletion_order import DeletionOrder
+
+SIZES = [100, 50_000, 2 * SEGMENT_BYTES + 5]
 
 
-def play(story, count=6):
+def play(story, count=8):
     async def run():
         world = await World(count).start()
-        await story(world)
+        await asyncio.wait_for(story(world), 60)
 
     asyncio.run(run())
 
 
-async def store(customer, host, verify, sealed, placed):
-    """Have a host keep a placement for a customer."""
-    record = ObjectRecord(
-        sealed, root_of(sealed), hash_of(sealed), placed.raw, placed.id, placed.rank
-    )
-    lease = Lease(host.id, customer.lease_id(host.id))
-    reach = customer.service._reach
-    await reach.store(lease, verify.locate, 0, shards=[], record=record)
+async def in_time(world, work):
+    """Return what takes many turns of the event loop, and time now and then."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        for _ in range(500):
+            await asyncio.sleep(0)
+        next_ms = world.clock.next_ms()
+        if not task.done() and next_ms is not None:
+            world.clock.advance_to(next_ms)
+    return await task
 
 
-async def place(world, host, verify, generation=GENERATION_MAX):
-    """Have a host keep a placement of node 0's object by node 4, which knows the record."""
-    stranger, ref = world[4], verify.manifest_hash
-    sealed = world[0].state.get(MANIFESTS + ref)
-    placement = open_placement(world[0].service.entry(ref).placement, NETWORK).placement
-    change = {
-        "owner": stranger.id,
-        "generation": generation,
-        "columns": (host.id, *placement.columns[1:]),
-    }
-    raw = sign(placement.model_copy(update=change), stranger.key, NETWORK).raw
-    await store(stranger, host, verify, sealed, open_placement(raw, NETWORK))
+def wrong_bytes(method, answer):
+    if method != messages.GET:
+        return answer
+    return Answer(answer.header, [memoryview(bytes(len(part))) for part in answer.parts])
 
 
-def told(host, customer, verify):
-    """Return the generation of the placement that a host keeps for a customer."""
+def nothing_there(method, answer):
+    return Answer({"states": ["missing"]}, []) if method == messages.GET else answer
 
-    async def find():
-        found = await host.node.find(verify.locate, verify.manifest_hash)
-        placed = [open_placement(raw, NETWORK) for raw in found.placements]
-        return max(p.placement.generation for p in placed if p.placement.owner == customer.id)
 
-    return find()
+def in_pieces(method, answer):
+    return Answer(answer.header, answer.parts * 2) if method == messages.GET else answer
+
+
+def claims_all(lie, columns=6):
+    """Return how a liar answers: it holds every column, until somebody wants one."""
+
+    def corrupt(method, answer):
+        if method == messages.HOLDS:
+            return Answer({"columns": [*range(columns)], "record": True}, [])
+        if method == messages.FIND:
+            return Answer({}, [memoryview(b"x" * 500)])
+        return lie(method, answer)
+
+    return corrupt
+
+
+PAIRS = [*combinations(range(1, 7), 2)]
+
+
+@pytest.mark.parametrize(
+    ("size", "liars"),
+    [*product(SIZES[:2], PAIRS), (SIZES[2], PAIRS[0]), (SIZES[2], PAIRS[-1])],
+    ids=str,
+)
+@pytest.mark.parametrize("lie", [wrong_bytes, nothing_there, in_pieces])
+def test_with_four_honest_hosts_any_number_of_liars_hides_nothing(size, lie, liars):
+    """Two of the hosts lie, and so does everybody who is none; each is believed once a read."""
+
+    async def story(world):
+        data = content(size)
+        done = await put(world[0], data)
+        reader = world[7]
+        others = [host for host in world.hosts[1:] if host.id not in done.hosts]
+        lying = [world.by_id[done.hosts[index - 1]] for index in liars] + [
+            host for host in others if host is not reader
+        ]
+        for host in lying:
+            host.corrupt = claims_all(lie)
+        assert await get(reader, done.capability) == data
+        ids = {host.id for host in lying}
+        wasted = [node for node, method in reader.calls if method == messages.GET and node in ids]
+        segments_begun = 2
+        assert len(wasted) <= segments_begun * len(lying)
+
+    play(story, 12)
+
+
+def test_a_liar_that_never_answers_costs_a_hedge_and_no_more():
+    async def story(world):
+        data = content(3 * SEGMENT_BYTES)
+        done = await put(world[0], data)
+        reader = world[7]
+        liars = [world.by_id[node] for node in done.hosts[:2]]
+        for host in liars:
+            host.delay = lambda method: 60_000 * (method == messages.GET)
+        before = world.clock.now_ms()
+        assert await finished(world, get(reader, done.capability)) == data
+        assert world.clock.now_ms() - before < 1_000
+
+    play(story)
+
+
+@pytest.mark.parametrize("late_ms", [0, 50, 150, 1_000, 4_000])
+def test_a_quick_liar_hides_nothing_from_who_can_wait(late_ms):
+    """It says at once that it holds everything, long before the hosts answer."""
+
+    async def story(world):
+        data = content(50_000)
+        done = await put(world[0], data)
+        liar = next(host for host in world.hosts[1:] if host.id not in done.hosts)
+        liar.corrupt = claims_all(nothing_there)
+        for host in world.hosts:
+            if host is not liar:
+                host.delay = lambda method: late_ms * (method == messages.HOLDS)
+        reader = next(host for host in world.hosts[1:] if host is not liar)
+        assert await finished(world, get(reader, done.capability)) == data
+
+    play(story, 9)
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
+    async def story(world):
+        owner, data = world[0], content(50_000)
+        done = await put(owner, data)
+        verify = parse_verify(done.capability)
+        ref, mender = verify.manifest_hash, owner.service.mender
+        manifest = (await owner.service._locate(verify)).manifest
+        free = [host for host in world.hosts[1:] if host.id not in done.hosts]
+        for liar in free[:liars]:
+
+            def lie(method, answer):
+                if method == messages.STAT:
+                    columns = [
+                        {
+                            "customer": owner.id,
+                            "column": column,
+                            "segments": 1,
+                            "digest": expected_digest(manifest, column),
+                            "damaged": 0,
+                            "ends_ms": None,
+                        }
+                        for column in range(6)
+                    ]
+                    return Answer(answer.header | {"record": "ok", "columns": columns}, [])
+                return nothing_there(method, answer)
+
+            liar.corrupt = claims_all(lie)
+        mender.look()
+        for node in done.hosts[:2]:
+            world.by_id[node].up = False
+            mender.look()
+            world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+            mender.look()
+            for _ in range(3):
+                await in_time(world, mender.mend(ref))
+        columns = owner.service.entry(ref).placement.columns
+        holding = [
+            column
+            for column, node in enumerate(columns)
+            if world.by_id[node].up
+            and (await world.by_id[node].node.holds(verify.locate, 0, ref, manifest.roots)).columns
+        ]
+        assert len(holding) == 6
+        assert await get(owner, done.capability) == data
+
+    play(story, 12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_strangers_store_under_the_same_id_hides_nothing(size):
+    """They know the locate id and the manifest, and store garbage in every place of it."""
+
+    async def story(world):
+        owner, data = world[0], content(size)
+        done = await put(owner, data)
+        verify = parse_verify(done.capability)
+        sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
+        for number, stranger in enumerate(world.hosts[8:]):
+            for host in world.hosts[1:7]:
+                record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
+                garbage = content(1000, seed=number)
+                shards = [(0, StorageShard(c, garbage, root_of(garbage))) for c in range(20)]
+                lease = Lease(host.id, stranger.lease_id(host.id))
+                reach = stranger.service._reach
+                await reach.store(lease, verify.locate, 0, shards=shards, record=record)
+        for reader in (owner, world[7]):
+            reader.calls.clear()
+            assert await get(reader, done.capability) == data
+            gets = [node for node, method in reader.calls if method == messages.GET]
+            assert len(gets) <= 4 * (1 + size // SEGMENT_BYTES), "nobody is asked in vain"
+            stat = await reader.service.stat(done.capability)
+            assert [host.state for host in stat.hosts] == ["ok"] * 6
+
+    play(story, 26)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_who_holds_every_capability_deletes_nothing_of_it(size):
+    async def story(world):
+        owner, data = world[0], content(size)
+        done = await put(owner, data)
+        verify = parse_verify(done.capability)
+        used = [host.node.used_bytes for host in world.hosts]
+        for host in world.hosts[1:7]:
+            for final in (False, True):
+                order = DeletionOrder(
+                    customer=world[7].id,
+                    host=host.id,
+                    locate=verify.locate,
+                    columns=(),
+                    final=final,
+                    ordered_ms=1,
+                )
+                header = {"order": sign(order, world[7].key, NETWORK).raw}
+                await world[7].call(host.id, messages.DELETE, header)
+        await world[7].call(owner.id, HEALED, {"object": verify.manifest_hash})
+        assert [host.node.used_bytes for host in world.hosts] == used
+        assert await get(owner, done.capability) == data
+
+    play(story)
+
+
+@pytest.mark.parametrize("size", [50_000, MIB])
+def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_read(size):
+    """A peer reports what is not true, again and again."""
+
+    async def story(world):
+        owner, liar = world[0], world[7]
+        done = await put(owner, content(size))
+        ref = parse_verify(done.capability).manifest_hash
+        used = [host.node.used_bytes for host in world.hosts]
+        before = owner.service.entry(ref)
+        mender = owner.service.mender
+        mender.look()
+        granted = 0
+        for round_ in range(4):
+            reply = await liar.call(owner.id, HEALED, {"object": ref})
+            granted += reply.header["release"]
+            owner.calls.clear()
+            await finished(world, mender.round([(ref, before.placement)], everything=False))
+            read = {node for node, method in owner.calls if method == messages.GET}
+            if round_ == 0:
+                assert read == set(done.hosts) - {owner.id}
+        assert granted == 2, "one for each look that read all columns"
+        assert [host.node.used_bytes for host in world.hosts] == used
+        assert owner.service.entry(ref) == before
+        # Where one of them cannot be read nothing is let go.
+        world.by_id[done.hosts[2]].corrupt = wrong_bytes
+        mender.reported(ref, world[7].id)
+        await finished(world, mender.round([(ref, before.placement)], everything=False))
+        assert not mender.reported(ref, world[7].id)
+
+    play(story)
+
+
+@pytest.mark.parametrize("missing", [*combinations(range(3), 2)])
+def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing):
+    async def story(world):
+        owner, guardian = world[0], world[7]
+        data = content(3 * MIB)
+        done = await put(owner, data, code=(1, 2))
+        verify = parse_verify(done.capability)
+        # Another customer copies the columns elsewhere, and their hosts lose them.
+        hosts = [world.by_id[node] for node in done.hosts]
+        for column, (host, other) in enumerate(zip(hosts, world.hosts[4:7], strict=True)):
+            located = await owner.service._locate(verify)
+            root = located.manifest.roots[column]
+            (found,) = await host.node.get(verify.locate, 0, [messages.Wanted(0, column, root)])
+            lease = Lease(other.id, guardian.lease_id(other.id))
+            shard = StorageShard(column, bytes(found.data), root)
+            sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
+            await guardian.service._reach.store(
+                lease,
+                verify.locate,
+                0,
+                shards=[(0, shard)],
+                record=ObjectRecord(sealed, root_of(sealed), verify.manifest_hash),
+            )
+            for lease_id, size in (await host.node.delete(verify.locate, owner.id)).items():
+                if host is not owner:
+                    host.book.settle_use(lease_id, -size)
+        for index in missing:
+            world.hosts[4 + index].up = False
+        assert await get(owner, done.capability) == data
+        stat = await owner.service.stat(done.capability)
+        assert stat.condition.readable
+        for index in missing:
+            world.hosts[4 + index].up = True
+        # It takes them over where they are: nothing is sent a second time.
+        mender = owner.service.mender
+        mender.look()
+        owner.calls.clear()
+        mended = await mender.mend(verify.manifest_hash)
+        assert not mended.left
+        assert not [node for node, method in owner.calls if method == messages.PUT][3:]
+        # What somebody only says that it holds counts once it was read.
+        read = {node for node, method in owner.calls if method == messages.GET}
+        assert read == {host.id for host in world.hosts[4:7]}
+        entry = owner.service.entry(verify.manifest_hash)
+        assert entry.placement.columns == tuple(host.id for host in world.hosts[4:7])
+        for other in world.hosts[4:7]:
+            assert owner.lease_id(other.id) in other.node.usage
+
+    play(story)
+
+
+def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read():
+    async def story(world):
+        owner, data = world[0], content(MIB)
+        done = await put(owner, data)
+        verify = parse_verify(done.capability)
+        ref, mender = verify.manifest_hash, owner.service.mender
+        away = [world.by_id[node] for node in done.hosts[:2]]
+        mender.look()
+        for host in away:
+            host.up = False
+        mender.look()
+        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        mender.look()
+        assert len((await finished(world, mender.mend(ref))).moved) == 2
+        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        for host in away:
+            host.up = True
+        mender.look()
+        held = sum(host.node.used_bytes > 0 for host in away)
+        assert held == 2
+        placement = owner.service.entry(ref).placement
+        # A new host claims to hold what it has lost.
+        new = world.by_id[placement.columns[0]]
+        new.corrupt = wrong_bytes
+        await finished(world, mender.mend(ref))
+        assert sum(host.node.used_bytes > 0 for host in away) == 2
+        new.corrupt = lambda method, answer: answer
+        surplus = 2
+        for _ in range(8):
+            world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
+            before = owner.service.entry(ref).placement
+            owner.calls.clear()
+            await finished(world, mender.mend(ref))
+            read = {node for node, method in owner.calls if method == messages.GET}
+            left = sum(host.node.used_bytes > 0 for host in (*away, new))
+            left -= sum(node in before.columns for node in {host.id for host in (*away, new)})
+            assert surplus - 1 <= left <= surplus + 1
+            if left < surplus:
+                after = owner.service.entry(ref).placement
+                assert read >= set(after.columns) - {owner.id}
+            surplus = left
+        assert surplus == 0
+        assert await get(owner, done.capability) == data
+
+    play(story, 9)
+
+
+def test_a_silent_custodian_host_is_no_loss():
+    """What is silent while all that remains is read is asked again, and not given up."""
+
+    async def story(world):
+        owner = world[0]
+        done = await put(owner, content(50_000))
+        ref = parse_verify(done.capability).manifest_hash
+        mender = owner.service.mender
+        mender.look()
+
+        def silent(method, _):
+            if method == messages.GET:
+                raise PeerSilent("the peer does not answer")
+
+        world.by_id[done.hosts[1]].before = silent
+        mender.reported(ref, world[7].id)
+        survey = await mender.survey(mender._keeper.load(ref))
+        assert not await mender._is_proven(survey)
+        assert mender._failed == {}
+
+    play(story)
+
+
+def test_wards_that_name_nodes_without_end_are_not_remembered_without_end():
+    async def story(world):
+        world[0].is_up = lambda node: node in world.by_id and world.by_id[node].up
+        mender = world[0].service.ward_mender
+        mender.look()
+        for number in range(3):
+            nodes = [bytes([number]) + index.to_bytes(31, "big") for index in range(WATCHES_MAX)]
+            mender.gone(nodes)
+        assert len(mender._watches) <= WATCHES_MAX + len(world.hosts)
+        # Peers are known as ever.
+        world[1].up = False
+        mender.look()
+        assert world[1].id not in mender.gone([world[1].id])
+        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        assert world[1].id in mender.gone([world[1].id])
+
+    play(story)
 
 
 @pytest.mark.parametrize("size", [100, 50_000])
-@pytest.mark.parametrize("generation", [1, 2, GENERATION_MAX])
-@pytest.mark.parametrize("stranger_last", [False, True])
-def test_a_host_that_missed_the_last_placement_is_told_whatever_a_stranger_placed_there(
-    size, generation, stranger_last
-):
-    """Above, beside and below the owner's; before and after the owner has placed anew."""
+def test_the_first_friend_makes_a_lone_nodes_objects_no_worse(size):
+    """Columns spread; what is worth more than the copy at a node with several stays."""
 
+    async def story(world):
+        owner, friend = world[0], world[1]
+        friend.up = False
+        data = content(size)
+        done = await put(owner, data)
+        assert set(done.hosts) == {owner.id}
+        friend.up = True
+        ref, mender = parse_verify(done.capability).manifest_hash, owner.service.mender
+        for _ in range(6):
+            mender.look()
+            await in_time(world, mender.mend(ref))
+            world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
+        friend.up = False
+        assert await get(owner, done.capability) == data
+
+    play(story, 2)
+
+
+def test_a_guardian_that_repeats_its_report_has_an_object_read_so_often_and_no_more():
     async def story(world):
         owner = world[0]
-        done = await put(owner, content(size), code=(1, 2))
-        verify = parse_verify(done.capability)
-        ref, mender = verify.manifest_hash, owner.service.mender
-        late, lost, _ = (world.by_id[node] for node in done.hosts)
-        if not stranger_last:
-            await place(world, late, verify, generation)
-        # One host loses what it has, and the other is away while that is mended.
-        await lost.node.delete(verify.locate, owner.id)
+        done = await put(owner, content(50_000))
+        ref, mender = parse_verify(done.capability).manifest_hash, owner.service.mender
         mender.look()
-        late.up = False
-        mender.look()
-        assert (await mender.mend(ref)).moved
-        world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
-        late.up = True
-        if stranger_last:
-            await place(world, late, verify, generation)
-        listed = [(ref, owner.service.entry(ref).placement)]
-        mender.look()
-        await mender.round(listed, everything=True)
-        assert await told(late, owner, verify) == 2
-        # And it is told once.
-        owner.calls.clear()
-        await mender.round(listed, everything=True)
-        assert (late.id, "storage.put") not in owner.calls
-
-    play(story)
-
-
-def test_a_host_is_not_blamed_for_what_a_stranger_placed_there():
-    async def story(world):
-        done = await put(world[0], content(5_000), code=(1, 1))
-        assert world[3].id not in done.hosts
-        await place(world, world[3], parse_verify(done.capability))
-        for reader in (world[2], world[3]):
-            stat = await reader.service.stat(done.capability)
-            assert [host.state for host in stat.hosts] == ["ok", "ok"]
-            assert reader.reports == []
-
-    play(story)
-
-
-def test_a_repair_that_a_host_tells_of_is_found_beside_what_a_stranger_placed_there():
-    async def story(world):
-        owner = world[0]
-        done = await put(owner, content(5_000), code=(1, 1))
-        verify = parse_verify(done.capability)
-        ref, mender = verify.manifest_hash, owner.service.mender
-        host = world.by_id[done.hosts[0]]
-        await place(world, host, verify)
-        placed = open_placement(owner.service.entry(ref).placement, NETWORK)
-        raw = move_by_delegate(placed, placed.placement.columns, verify.delegate, NETWORK)
-        repaired = open_placement(raw, NETWORK)
-        await store(world[3], host, verify, owner.state.get(MANIFESTS + ref), repaired)
-        survey = await mender.survey(mender._keeper.load(ref))
-        assert survey.placed.raw == raw
-        assert host.id not in mender._stale(survey)
+        read = 0
+        for _ in range(3 * REPORTS_AN_OBJECT_MAX):
+            mender.reported(ref, world[7].id)
+            owner.calls.clear()
+            await in_time(world, mender.mend(ref))
+            read += any(method == messages.GET for _, method in owner.calls)
+        assert read == REPORTS_AN_OBJECT_MAX
 
     play(story)

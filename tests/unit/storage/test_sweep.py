@@ -9,6 +9,7 @@ from tests.unit.storage.world import Book
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_OBJECTS_MAX
 from xsc.base.log import SilentLog
+from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage import sweeping
 from xsc.storage.sweep import Mark, ended, needless, older_than
@@ -61,7 +62,7 @@ class Scene:
             await self.node.store([body])
             if body.lease_id != OWN_LEASE:
                 self.book.used[body.lease_id] = (
-                    self.book.used.get(body.lease_id, 0) + body.size_bytes
+                    self.book.used.get(body.lease_id, 0) + body.held_bytes
                 )
 
     async def hours(self, count):
@@ -88,9 +89,9 @@ async def test_a_lease_that_is_over_keeps_its_bodies_through_the_grace_and_no_lo
     assert (await scene.sweeper.round()).expired_bytes == 0
     scene.clock.later_ms += 1
     swept = await scene.sweeper.round()
-    assert swept.expired_bytes == 4 + record().size_bytes
-    assert dict(scene.node.usage) == {OTHER: 4}
-    assert scene.book.used == {LEASE: 0, OTHER: 4}
+    assert swept.expired_bytes == held_bytes(4) + record().held_bytes
+    assert dict(scene.node.usage) == {OTHER: held_bytes(4)}
+    assert scene.book.used == {LEASE: 0, OTHER: held_bytes(4)}
     assert (await scene.node.audit(deep=True)).whole
 
 
@@ -139,13 +140,13 @@ async def test_a_lease_that_nobody_knows_counts_from_when_it_was_missed(scene):
     scene.book.ends_ms = {}
     await scene.sweeper.round()
     scene.clock.later_ms += STORAGE_LEASE_MS + GRACE + 1
-    assert (await scene.sweeper.round()).expired_bytes == 4 + record().size_bytes
+    assert (await scene.sweeper.round()).expired_bytes == held_bytes(4) + record().held_bytes
 
 
 async def test_an_upload_that_was_given_up_is_dropped_after_a_day(scene):
     await scene.store(shard(0), shard(1))
     assert await scene.hours(24) == (0, 0)
-    assert await scene.hours(2) == (0, 8)
+    assert await scene.hours(2) == (0, held_bytes(8, 2))
     assert scene.node.used_bytes == 0
     assert scene.book.used == {LEASE: 0}
     assert (await scene.node.audit(deep=True)).whole
@@ -176,7 +177,7 @@ async def test_the_age_of_an_upload_is_known_after_a_restart(scene):
     await scene.hours(12)
     await scene.start()
     assert await scene.hours(12) == (0, 0)
-    assert await scene.hours(2) == (0, 4)
+    assert await scene.hours(2) == (0, held_bytes(4))
 
 
 async def test_a_host_that_was_off_for_days_drops_nothing_that_it_has_not_marked(scene):
@@ -192,7 +193,7 @@ async def test_marks_from_a_clock_that_was_ahead_say_nothing(scene):
     scene.clock.later_ms = 0
     await scene.store(shard(0))
     assert await scene.hours(24) == (0, 0)
-    assert await scene.hours(2) == (0, 4)
+    assert await scene.hours(2) == (0, held_bytes(4))
 
 
 async def test_marks_do_not_pile_up(scene):

@@ -64,6 +64,9 @@ class Book:
             raise LeaseExhausted("the lease has no room for that")
         self.used[lease_id] = used
 
+    def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:
+        self.settle_use(lease_id, held_bytes - admitted_bytes)
+
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         assert delta_bytes <= 0
         self.used[lease_id] += delta_bytes
@@ -82,6 +85,7 @@ class Host:
         self.state = MemoryKeyValue()
         self.book = Book()
         self.customer_used: dict[bytes, int] = {}
+        self.refusals: list[bytes] = []
         self.ends: dict[bytes, End | None] = {}
         self.reports: list[tuple[bytes, str]] = []
         self.up = True
@@ -184,6 +188,10 @@ class Host:
         assert lease_id != OWN_LEASE
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
+
+    def refused(self, lease_id):
+        assert lease_id != OWN_LEASE
+        self.refusals.append(lease_id)
 
     async def recounted(self, lease_id, delta_bytes):
         await self.used(lease_id, delta_bytes)

@@ -8,6 +8,8 @@ from tests.strategies import vectors
 from xsc.base import limits
 from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid
+from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
@@ -188,5 +190,62 @@ def test_what_a_job_brings_and_saves_is_written_only_where_it_is_something():
         Order.from_value({**order.to_value(), "given_bytes": 0})
     with pytest.raises(RecordInvalid, match="written as nothing"):
         Observed.from_value({**seen.to_value(), "saved_bytes": 0})
-    with pytest.raises(RecordInvalid, match="written as nothing"):
-        Observed.from_value({**seen.to_value(), "compiled_bytes": 0})
+    for name in ("compiled_bytes", "calls"):
+        with pytest.raises(RecordInvalid, match="written as nothing"):
+            Observed.from_value({**seen.to_value(), name: 0})
+    batch = Observed.from_value({**seen.to_value(), "calls": limits.BATCH_ITEMS_MAX})
+    assert Observed.from_bytes(batch.to_bytes()) == batch
+    with pytest.raises(RecordInvalid):
+        Observed.from_value({**seen.to_value(), "calls": limits.BATCH_ITEMS_MAX + 1})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": []},
+        {"columns": [255]},
+        {"columns": [*range(256)]},
+        {"final": True, "columns": []},
+        {"ordered_ms": 0},
+        {"ordered_ms": 2**63 - 1},
+    ],
+    ids=str,
+)
+def test_a_deletion_order_is_taken_at_its_bounds(changes):
+    order = made(DeletionOrder, **changes)
+    assert DeletionOrder.from_bytes(order.to_bytes()) == order
+    assert order.id != made(DeletionOrder).id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"customer": bytes(31)},
+        {"host": bytes(33)},
+        {"locate": b""},
+        {"columns": [256]},
+        {"columns": [-1]},
+        {"columns": [True]},
+        {"columns": [0] * 257},
+        {"columns": None},
+        {"final": 1},
+        {"final": None},
+        {"ordered_ms": -1},
+        {"ordered_ms": 2**63},
+        {"generation": 0},
+        {"v": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_deletion_order_is_refused(changes):
+    with pytest.raises(RecordInvalid):
+        made(DeletionOrder, **changes)
+
+
+def test_a_deletion_receipt_is_bounded_and_names_its_order():
+    (freed,) = BODIES["deletion_receipt"]["freed"]
+    assert made(DeletionReceipt, freed=[freed] * 1024).freed_bytes == 1024 * freed["size_bytes"]
+    assert made(DeletionReceipt, freed=[]).freed_bytes == 0
+    for wrong in ({"freed": [freed] * 1025}, {"order": bytes(31)}, {"order": None}):
+        with pytest.raises(RecordInvalid):
+            made(DeletionReceipt, **wrong)

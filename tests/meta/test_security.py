@@ -1,0 +1,59 @@
+"""docs/security.md: every method has its row, every row names a test that there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.meta.test_docs import rows
+from tests.sim.adversary.play import Play
+from xsc.base import limits
+from xsc.net.service import JOIN
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "security.md"
+
+
+def table(title: str) -> list[list[str]]:
+    """Return the rows of the table under a heading."""
+    section = re.search(
+        rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert section is not None, title
+    return [row for row in rows(PAGE) if f"| {' | '.join(row)} |" in section[1]]
+
+
+AUTHORITY = table("Authority")
+METHODS = table("Every method that a peer answers")
+SHARES = table("What one peer can hold of a node")
+
+
+def test_every_method_that_a_peer_answers_has_its_row_and_no_other_has():
+    play = Play(0)
+    methods = {*play.node(1).peers._handlers, JOIN}
+    play.close()
+    named = [row[0].strip("`") for row in METHODS]
+    assert sorted(named) == sorted(methods)
+
+
+@pytest.mark.parametrize("row", [*AUTHORITY, *METHODS, *SHARES], ids=lambda row: row[0])
+def test_every_row_names_tests_that_there_are(row):
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row[-1])
+    assert named, "a row without a test is a wish"
+    for path, test in named:
+        text = (ROOT / "tests" / path).read_text()
+        assert re.search(rf"^\s*(async )?def {test}\(", text, re.MULTILINE), f"{path}::{test}"
+
+
+def test_every_row_says_who_and_by_which_proof():
+    assert all(len(row) == 4 and all(row) for row in AUTHORITY)
+    assert all((row[2] == "none") == (row[1] == "nobody") for row in AUTHORITY)
+    assert len({row[0] for row in AUTHORITY}) == len(AUTHORITY)
+
+
+@pytest.mark.parametrize("row", SHARES, ids=lambda row: row[0])
+def test_every_share_stands_in_the_limits(row):
+    for name in re.findall(r"`([A-Z_]+)`", row[1]):
+        assert getattr(limits, name) > 0

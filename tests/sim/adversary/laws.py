@@ -1,0 +1,496 @@
+"""What must hold beside a peer that signs whatever it likes, read off disks, books and calls.
+
+The laws know nothing of what the adversary did. An oracle reads the disks of the
+honest nodes; calls between honest nodes are watched; fuel is counted where it burns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tests.sim.network import World
+from xsc.base.errors import RecordInvalid, SandboxFailed
+from xsc.base.limits import (
+    COMPILE_BYTE_FUEL,
+    KIB,
+    LEASES_A_CUSTOMER_MAX,
+    ORDERS_REMEMBERED_A_PEER_MAX,
+    PEER_REQUESTS_IN_FLIGHT_MAX,
+    PPM,
+    ROOM_A_PEER_PPM_MAX,
+    SERVICES_A_PEER_MAX,
+    STORED_OVERHEAD_BYTES_A_PEER_MAX,
+    WARDS_A_PEER_MAX,
+)
+from xsc.base.log import SilentLog
+from xsc.base.merkle import root_of
+from xsc.compute import frames
+from xsc.compute.local import LocalSandbox
+from xsc.compute.sandbox import Job, JobResult, Watch
+from xsc.identity.envelope import open_signed
+from xsc.market import lease as leases
+from xsc.net import batch
+from xsc.net.frame import Reply, unpack
+from xsc.net.port import RawRequest, RawResponse
+from xsc.storage import bodies as formats
+from xsc.storage.bodies import RecordBody, ShardBody
+from xsc.storage.capability import parse_verify
+from xsc.storage.manifest import Manifest
+from xsc.storage.reading import roots_of
+from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.pricing import compute_amount, fuel_steps
+from xsc.terms.voucher import Voucher
+
+UNFOUNDED = {"not_allowed", "record_invalid", "signature_invalid", "receipt_invalid", "peer_error"}
+"""Errors that no honest node gives to another's honest call."""
+FOUNDED = {("storage.put", "not_allowed"), ("market.settle", "not_allowed")}
+"""Unless a put has failed, and is deleted while some of it is still on its way; or the host was
+down when it was sent, and has taken the empty lease back since."""
+
+
+class LawBroken(AssertionError):
+    """A law does not hold; the first word names it."""
+
+
+LEFT_OUT: set[str] = set()
+"""Laws that are not looked at, to see what else breaks where these do."""
+
+
+def expect(holds: object, law: str, text: str = "") -> None:
+    if not holds and law not in LEFT_OUT:
+        raise LawBroken(f"{law}: {text}")
+
+
+@dataclass
+class Kept:
+    """An object that was acknowledged."""
+
+    capability: str
+    data: bytes
+    owner: int
+    locate: bytes
+    manifest_hash: bytes
+    manifest: Manifest
+    open_to_adversary: str = ""
+    """"reads", "checks" or nothing."""
+
+
+class WatchedLog(SilentLog):
+    """Keeps what an operator must look at."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[str, dict[str, object]]] = []
+
+    def error(self, event: str, **fields: object) -> None:
+        if event != "ledger.conflict":
+            # That one is proof of what a peer did.
+            self.errors.append((event, fields))
+
+
+class MeteredSandbox(LocalSandbox):
+    """Counts what it burns by customer, and reads results back as the pool reads a worker's."""
+
+    def __init__(self, executor: Any) -> None:
+        super().__init__(executor)
+        self.burnt_steps: Counter[bytes] = Counter()
+        self.largest_steps: Counter[bytes] = Counter()
+        """Of one order."""
+        self.lost: list[str] = []
+        """Why a worker's result was none."""
+
+    async def run(self, job: Job, watch: Watch | None = None) -> JobResult:
+        result = await super().run(job, watch)
+        compiling = len(job.module) * COMPILE_BYTE_FUEL if result.compiled else 0
+        fuel = min(job.limits.fuel, result.fuel_used + compiling)
+        steps = fuel_steps(fuel, job.limits.memory_bytes)
+        self.burnt_steps[job.customer] += steps
+        self.largest_steps[job.customer] = max(self.largest_steps[job.customer], steps)
+        try:
+            raw = frames.to_frame(frames.result_message(result))[frames.PREFIX_BYTES :]
+            frames.result_of(frames.from_frame(raw), job)
+        except RecordInvalid as fault:
+            self.lost.append(fault.message)
+            raise SandboxFailed(f"the worker of the job is lost: {fault.message}") from None
+        return result
+
+
+@dataclass
+class Oracle:
+    """What lies on the disks and stands in the books of honest nodes."""
+
+    world: World
+    adversary: int
+    logs: dict[int, WatchedLog] = field(default_factory=dict)
+    sandboxes: dict[int, MeteredSandbox] = field(default_factory=dict)
+    billed: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
+    vouchers: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
+    """The most that each honest node has signed for, by lease at the adversary."""
+    ended: set[tuple[int, bytes, bytes]] = field(default_factory=set)
+    """Host, customer and object, of what a customer has deleted, in whole or in part."""
+    there: dict[int, set[tuple[bytes, bytes, int, int]]] = field(default_factory=dict)
+    """By honest host, what lay there for honest customers at the last look."""
+    refusals: list[str] = field(default_factory=list)
+    deletions: list[str] = field(default_factory=list)
+    """Orders of honest nodes, of what does not lie whole elsewhere."""
+    kept: list[Kept] = field(default_factory=list)
+    wards: dict[int, set[tuple[bytes, bytes]]] = field(default_factory=dict)
+    """By honest guardian, owner and object of what it guarded at the last look."""
+    unguarded: set[tuple[int, bytes, bytes]] = field(default_factory=set)
+    """Guardian, owner and object, of what an owner has ended."""
+    sequences: dict[int, int] = field(default_factory=dict)
+    _bodies: dict[bytes, tuple[Any, bool]] = field(default_factory=dict)
+
+    @cached_property
+    def foe(self) -> bytes:
+        return self.world.key(self.adversary).node_id
+
+    def honest(self) -> list[int]:
+        return [index for index in range(self.world.count) if index != self.adversary]
+
+    def up(self) -> list[int]:
+        return [i for i in self.honest() if self.world.net.is_up(self.world.name(i))]
+
+    @staticmethod
+    def number(name: str) -> int:
+        return int(name.removeprefix("node-"))
+
+    # Disks
+
+    def bodies(self, index: int) -> list[tuple[Any, bool, int]]:
+        """Return what lies on a disk, whether it is whole, and how many bytes it takes."""
+        found = []
+        for key, raw in self.world.disks[index].bodies.scan(
+            formats.BODIES, formats.BODIES + b"\xff" * 9
+        ):
+            if raw not in self._bodies:
+                body = formats.decode_body(raw)
+                whole = not isinstance(body, ShardBody) or root_of(body.data) == body.root
+                self._bodies[raw] = body, whole
+            found.append((*self._bodies[raw], len(key) + len(raw)))
+        return found
+
+    def columns(
+        self, kept: Kept, nodes: Iterable[int], counts: Callable[[int, Any], bool] = lambda *_: True
+    ) -> set[int]:
+        """Return the columns of an object that lie whole on the disks of some nodes.
+
+        Of an object without shards, the nodes that hold its manifest.
+        """
+        found: set[int] = set()
+        segments = range(len(kept.manifest.nonces))
+        for index in nodes:
+            there = set()
+            for body, whole, _ in self.bodies(index):
+                if body.locate != kept.locate or not whole or not counts(index, body):
+                    continue
+                if isinstance(body, RecordBody):
+                    if kept.manifest.inline is not None and (
+                        body.manifest_hash == kept.manifest_hash
+                    ):
+                        found.add(index)
+                elif body.segment in segments and (
+                    (body.column, body.root) in enumerate(roots_of(kept.manifest, body.segment))
+                ):
+                    there.add((body.segment, body.column))
+            found |= {
+                column
+                for column in {column for _, column in there}
+                if all((segment, column) in there for segment in segments)
+            }
+        return found
+
+    # Calls between honest nodes
+
+    def watch(self) -> None:
+        exchange = self.world.net.exchange
+
+        async def watched(source: str, target: str, request: RawRequest) -> RawResponse:
+            foe = self.world.name(self.adversary)
+            if target == foe and request.path.endswith("market.settle"):
+                self._note_voucher(source, request)
+            if source != foe and request.path.endswith("storage.delete"):
+                raw = unpack(memoryview(b"".join(request.body))).header["order"]
+                order = open_signed(raw, DeletionOrder, network=None).record
+                customer = self.world.nodes[self.number(source)].key.node_id
+                self.ended.add((self.number(target), customer, order.locate))
+                # Who says that it is called where another is, has that one refuse it.
+                if target != foe and order.host == self.world.key(self.number(target)).node_id:
+                    self._judge_deletion(self.number(target), customer, order)
+            if source != foe and request.path.endswith("storage.unguard"):
+                ref = unpack(memoryview(b"".join(request.body))).header["object"]
+                owner = self.world.nodes[self.number(source)].key.node_id
+                self.unguarded.add((self.number(target), owner, ref))
+            response = await exchange(source, target, request)
+            if foe not in (source, target):
+                self._judge(source, target, request, response)
+            elif source == foe and response.status == 200:
+                self._weigh(target, request, response)
+            return response
+
+        self.world.net.exchange = watched  # type: ignore[method-assign]
+
+    def _judge_deletion(self, host: int, customer: bytes, order: DeletionOrder) -> None:
+        def goes(index: int, body: Any) -> bool:
+            return (index, body.customer) == (host, customer) and (
+                not order.columns or getattr(body, "column", None) in order.columns
+            )
+
+        for kept in self.kept:
+            if kept.locate != order.locate or not self.is_listed(kept):
+                continue
+            whole = self.columns(kept, [host], goes)
+            if kept.manifest.inline is not None:
+                # Each of its hosts has all of it.
+                whole = whole and set(range(kept.manifest.k + kept.manifest.m))
+            every = range(self.world.count)
+            left = self.columns(kept, every, lambda index, body: not goes(index, body))
+            if kept.manifest.inline is not None:
+                left = set(range(len(left)))
+            if whole - left:
+                self.deletions.append(
+                    f"node-{host} is to delete columns {sorted(whole)}; elsewhere: {sorted(left)}"
+                )
+
+    def is_listed(self, kept: Kept) -> bool:
+        entry = self.world.nodes[kept.owner].storage.entry(kept.manifest_hash)
+        return entry is not None and not entry.deleting
+
+    def _note_voucher(self, source: str, request: RawRequest) -> None:
+        raw = unpack(memoryview(b"".join(request.body))).header["voucher"]
+        voucher = open_signed(raw, Voucher, network=None).record
+        signed = self.vouchers[self.number(source)]
+        signed[voucher.lease_id] = max(voucher.amount_micro, signed.get(voucher.lease_id, 0))
+
+    def _judge(self, source: str, target: str, request: RawRequest, response: RawResponse) -> None:
+        answers = [(request.path, response.status, b"".join(response.body))]
+        if request.path.endswith(batch.METHOD) and response.status == 200:
+            asked = unpack(memoryview(b"".join(request.body))).header["calls"]
+            frame = unpack(memoryview(answers[0][2]))
+            reply = Reply(frame.header, [part.data for part in frame.parts])
+            some = batch.unpack_answers(reply, len(asked))
+            answers = [
+                (call["method"], answer.status, bytes(answer.header))
+                for call, answer in zip(asked, some, strict=True)
+            ]
+        for path, status, body in answers:
+            code = json.loads(body).get("code") if status != 200 else ""
+            method = path.rsplit("/", 1)[-1]
+            if code in UNFOUNDED and (method, code) not in FOUNDED:
+                detail = json.loads(body).get("detail")
+                self.refusals.append(f"{source} {method} at {target}: {code} ({detail})")
+
+    def _weigh(self, target: str, request: RawRequest, response: RawResponse) -> None:
+        body = b"".join(response.body)
+        parts = [bytes(part.data) for part in unpack(memoryview(body)).parts]
+        told = sum(map(len, parts)) - sum(map(len, set(parts)))
+        if told > KIB:
+            self.refusals.append(f"{target} answers {request.path} with {told} bytes twice")
+
+    # The laws that are checked after every step
+
+    def check(self) -> None:
+        self.all_live()
+        self.nobody_is_turned_away()
+        self.nothing_is_lost()
+        self.nothing_is_given_up()
+        self.guards_stand()
+        self.only_customers_delete()
+        self.nothing_is_free()
+        self.room_is_left()
+        self.nobody_pays_more_than_was_signed()
+        self.shares_hold()
+        self.sequences_follow()
+
+    def all_live(self) -> None:
+        for index in self.up():
+            failed = self.world.nodes[index].failed
+            if failed.done():
+                expect(False, "alive", f"node-{index} ends: {failed.result().message}")
+        for index, log in self.logs.items():
+            if log.errors:
+                event, fields = log.errors[0]
+                expect(False, "alive", f"node-{index} reports {event} {fields}")
+        for index, sandbox in self.sandboxes.items():
+            expect(not sandbox.lost, "alive", f"node-{index} loses a worker: {sandbox.lost}")
+
+    def nobody_is_turned_away(self) -> None:
+        expect(not self.refusals, "answers", "; ".join(self.refusals[:3]))
+
+    def nothing_is_given_up(self) -> None:
+        """Who deletes a whole column knows that every column lies elsewhere."""
+        expect(not self.deletions, "proven", "; ".join(self.deletions[:3]))
+
+    def guards_stand(self) -> None:
+        """What is guarded for an honest owner stays guarded until that owner ends it."""
+        known = {kept.manifest_hash for kept in self.kept}
+        for index in self.up():
+            now = {
+                (ward.owner, parse_verify(ward.capability).manifest_hash)
+                for _, ward in self.world.nodes[index].storage.guards.wards()
+                if ward.owner != self.foe
+            }
+            for owner, ref in self.wards.get(index, set()) - now:
+                expect(
+                    ref not in known or (index, owner, ref) in self.unguarded,
+                    "guarded",
+                    f"node-{index} guards an object of an honest node no longer",
+                )
+            self.wards[index] = now
+
+    def nothing_is_lost(self) -> None:
+        for kept in self.kept:
+            left = self.columns(kept, self.honest())
+            expect(
+                len(left) >= kept.manifest.k,
+                "kept",
+                f"of an object of node-{kept.owner} ({kept.open_to_adversary}) honest disks have "
+                f"columns {sorted(left)} only",
+            )
+            expect(
+                self.is_listed(kept),
+                "kept",
+                f"node-{kept.owner} does not list an object that it stored",
+            )
+
+    def only_customers_delete(self) -> None:
+        """What an honest host has of an honest customer goes when that customer says so."""
+        for index in self.honest():
+            now = {
+                (body.customer, body.locate, body.segment, body.column)
+                for body, _, _ in self.bodies(index)
+                if isinstance(body, ShardBody) and body.customer != self.foe
+            }
+            own = self.world.key(index).node_id
+            for customer, locate, segment, column in self.there.get(index, set()) - now:
+                expect(
+                    customer == own or (index, customer, locate) in self.ended,
+                    "dropped",
+                    f"node-{index} dropped segment {segment}, column {column} of another's object",
+                )
+            self.there[index] = now
+
+    def nothing_is_free(self) -> None:
+        for index in self.up():
+            market = self.world.nodes[index].market
+            entries = [e for e in market._book.all("provider") if e.terms.customer == self.foe]
+            mine = {entry.terms.lease_id for entry in entries}
+            taken = 0
+            for body, _, size in self.bodies(index):
+                if body.customer == self.foe:
+                    taken += size
+                    expect(
+                        body.lease_id in mine,
+                        "billed",
+                        f"node-{index} holds what the adversary has under no lease of its own",
+                    )
+                else:
+                    expect(body.lease_id not in mine, "billed", "a customer uses another's lease")
+            held = sum(entry.use.held_bytes for entry in entries)
+            expect(
+                taken <= 2 * held + STORED_OVERHEAD_BYTES_A_PEER_MAX,
+                "billed",
+                f"node-{index} bills {held} bytes of {taken} that it holds for the adversary",
+            )
+            for entry in entries:
+                if entry.terms.kind == "compute":
+                    due = leases.due_micro(entry.terms, entry.use)
+                    self.billed[index][entry.terms.lease_id] = due
+            price = min((e.terms.price for e in entries if e.terms.kind == "compute"), default=0)
+            sandbox = self.sandboxes[index]
+            worth = compute_amount(price, sandbox.burnt_steps[self.foe])
+            order = compute_amount(price, sandbox.largest_steps[self.foe])
+            paid = sum(self.billed[index].values())
+            expect(
+                worth <= paid + order + len(self.billed[index]) + 1,
+                "billed",
+                f"node-{index} ran for {worth} micro-credits and bills {paid}; an order is {order}",
+            )
+
+    def room_is_left(self) -> None:
+        for index in self.up():
+            node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
+            promised = sum(
+                leases.room(entry.terms, entry.use)
+                for entry in node.market._book.all("provider")
+                if entry.terms.customer == self.foe
+                and entry.terms.kind == "storage"
+                and not leases.is_over(entry.terms, entry.use, now_ms)
+            )
+            share = node.shards.capacity_bytes * ROOM_A_PEER_PPM_MAX // PPM
+            expect(
+                promised <= share,
+                "room",
+                f"node-{index} keeps {promised} bytes free for the adversary, its share is {share}",
+            )
+
+    def nobody_pays_more_than_was_signed(self) -> None:
+        for index in self.up():
+            node = self.world.nodes[index]
+            vouchers = self.vouchers[index]
+            for lease_id, signed in vouchers.items():
+                settled = node.ledger.settled(lease_id)
+                expect(
+                    settled <= signed,
+                    "owed",
+                    f"node-{index} has settled {settled} of a lease, and signed for {signed}",
+                )
+            expect(
+                -node.ledger.balance(self.foe) <= sum(vouchers.values()),
+                "owed",
+                f"node-{index} owes {-node.ledger.balance(self.foe)} and signed for {vouchers}",
+            )
+            expect(
+                node.ledger.credit_left(self.foe) >= 0,
+                "owed",
+                f"the adversary owes node-{index} more than its limit",
+            )
+
+    def shares_hold(self) -> None:
+        """What one peer holds of a node, against the numbers in `xsc.base.limits`."""
+        for index in self.up():
+            node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
+            shares = {
+                "requests": (
+                    node.peers._quota.in_flight(self.foe),
+                    PEER_REQUESTS_IN_FLIGHT_MAX,
+                ),
+                "leases": (
+                    sum(
+                        entry.terms.customer == self.foe
+                        and not leases.is_over(entry.terms, entry.use, now_ms)
+                        for entry in node.market._book.all("provider")
+                    ),
+                    LEASES_A_CUSTOMER_MAX,
+                ),
+                "wards": (
+                    sum(ward.owner == self.foe for _, ward in node.storage.guards.wards()),
+                    WARDS_A_PEER_MAX,
+                ),
+                "services": (
+                    sum(view.owner == self.foe for view in node.services.views()),
+                    SERVICES_A_PEER_MAX,
+                ),
+                "orders": (
+                    node.compute._provider._orders._of_customer[self.foe],
+                    ORDERS_REMEMBERED_A_PEER_MAX,
+                ),
+            }
+            for name, (held, most) in shares.items():
+                expect(held <= most, "shares", f"the adversary has {held} {name} of node-{index}")
+
+    def sequences_follow(self) -> None:
+        """Nobody but its owner advances what a node has signed."""
+        for index in self.up():
+            own = self.world.nodes[index].allocation._own
+            if own is not None:
+                last = self.sequences.setdefault(index, 0)
+                expect(
+                    own.record.sequence <= last,
+                    "sequence",
+                    f"node-{index} signs recognition {own.record.sequence} after {last}",
+                )

@@ -1,0 +1,268 @@
+"""The header and the parts of every message that a peer can send, as schemas.
+
+One line a registered method: `test_adversary` fails where one is missing, or left
+over. A schema is a type as records have them, a kind of signed record, a list of
+one of these, or a map. What parts a message needs follows from its header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tests.sim.adversary.forge import Forge, plain
+from tests.sim.adversary.programs import hostile_program
+from xsc.base.encoding import encode
+from xsc.base.limits import (
+    BATCH_CALLS_MAX,
+    FRAME_PARTS_MAX,
+    GIB,
+    GUARDIANS_MAX,
+    LEAF_BYTES,
+    OUTPUT_BYTES_MAX,
+    SHARDS_MAX,
+)
+from xsc.compute.inputs import RunInput, digest_of, input_hash
+from xsc.identity.envelope import Count, Id32, open_signed
+from xsc.ledger.entry import UNIT_CREDIT
+from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
+from xsc.storage.manifest import hash_of
+from xsc.storage.messages import GET_MAX
+from xsc.terms.voucher import Voucher
+
+Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]
+Segment = Annotated[int, Field(ge=0, le=SEGMENT_MAX)]
+Generation = Annotated[int, Field(ge=0, le=GENERATION_MAX)]
+Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
+Name = Annotated[str, Field(max_length=64)]
+Size = Annotated[int, Field(ge=0, le=GIB)]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A signed record, or one of a kind whose name ends with the same word."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Unsigned:
+    """The bytes of a record that nobody signs."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Many:
+    """A list with up to so many items."""
+
+    item: Any
+    most: int
+
+
+PLACE = {"segment": Segment, "column": Column}
+SHARD = {**PLACE, "root": Id32}
+OBJECT = {"locate": Id32, "generation": Generation}
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "storage.put": {
+        "lease": Id32,
+        **OBJECT,
+        "shards": Many(PLACE, FRAME_PARTS_MAX - 1),
+        "manifest": bool,
+        "seal": bool,
+    },
+    "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.stat": {**OBJECT, "manifest": Id32},
+    "storage.find": {"locate": Id32, "manifest": Id32},
+    "storage.holds": {**OBJECT, "manifest": Id32, "roots": Many(Id32, SHARDS_MAX)},
+    "storage.delete": {"order": Sealed("deletion_order")},
+    "storage.guard": {
+        "capability": str,
+        "placement": Unsigned("placement"),
+        "before": Many(Id32, GUARDIANS_MAX),
+    },
+    "storage.unguard": {"object": Id32},
+    "storage.healed": {"object": Id32},
+    "storage.resign": {"object": Id32},
+    "storage.leaving": {"said": Sealed("leaving")},
+    "storage.stays": {"locate": Id32, "reason": Name},
+    "storage.head_put": {},
+    "storage.head_get": {"locate": Id32},
+    "market.quote": {"kind": Name},
+    "market.lease": {"request": Sealed("lease_request")},
+    "market.settle": {"voucher": Sealed("voucher")},
+    "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
+    "market.history": {"after": Id32},
+    "market.recognise": {"recognition": Sealed("recognition")},
+    "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher"), "trail": None},
+    "ledger.head": {},
+    "ledger.history": {"start": Count},
+    "health.ping": {"v": Count, "ping": Sealed("ping")},
+    "compute.run": {
+        "order": Sealed("order"),
+        "output_bytes": Size,
+        "environment": Many(Name, 2),
+        "files": Many(Name, 2),
+        "args": Many(Name, 2),
+        "module": bool,
+        "stream": bool,
+        "joint": bool,
+    },
+    "compute.output": {"nonce": Nonce, "stdout": Size, "stderr": Size, "wait_ms": Count},
+    "compute.cancel": {"nonce": Nonce},
+    "service.deploy": {"deployment": Sealed("deployment"), "lease_id": Id32, "module": bool},
+    "service.undeploy": {"name": Name},
+    "service.collect": {"name": Name, "after": Count, "lease_id": Id32},
+    "peers.hello": {"record": Sealed("address")},
+    "peers.join": {"secret": Id32, "record": Sealed("address")},
+    "peers.batch": {"calls": Many({"method": Name, "header": bytes, "parts": Column}, 4)},
+}
+
+
+def _fill(forge: Forge, schema: Any, name: str) -> Any:
+    if isinstance(schema, Sealed):
+        return None if forge.chance(0.05) else forge.signed(schema.kind)
+    if isinstance(schema, Unsigned):
+        return encode(plain(forge.record(forge.kinds[schema.kind])))
+    if isinstance(schema, dict):
+        known = [item for item in forge.focus.get(name) or [] if set(schema) <= set(item)]
+        if known and forge.chance(0.8):
+            item = forge.rng.choice(known)
+            return {key: item[key] for key in schema}
+        return {key: _fill(forge, item, key) for key, item in schema.items()}
+    if isinstance(schema, Many):
+        count = forge.rng.choice((1, 1, 2, 6, schema.most if forge.chance(0.5) else 1))
+        known = forge.focus.get(name) or []
+        if known and isinstance(schema.item, dict) and forge.chance(0.6):
+            some = forge.rng.sample(known, min(count, len(known)))
+            return [{key: item[key] for key in schema.item} for item in some]
+        if forge.chance(0.3):
+            return [_fill(forge, schema.item, name)] * count
+        return [_fill(forge, schema.item, name) for _ in range(count)]
+    return forge.draw(schema, name) if schema is not None else None
+
+
+def _put_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    size = forge.rng.choice((1, 1, 100, LEAF_BYTES))
+    if forge.chance(0.9):
+        # Else they are refused as one shard named twice.
+        for number, item in enumerate(header["shards"]):
+            header["shards"][number] = {**item, "segment": number}
+    parts = [forge.rng.randbytes(size) for _ in header["shards"]]
+    if header["manifest"] and forge.chance(0.5):
+        header["shards"], parts = [], []
+    if header["manifest"]:
+        sealed = list(forge.seen["sealed"])
+        fitting = [part for part in sealed if hash_of(part) == forge.focus.get("manifest")]
+        parts.append(forge.rng.choice(fitting or sealed or [b"sealed"]))
+    return parts
+
+
+def _run_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    """Return standard input, files and module; mostly those that the order names."""
+    header |= {"environment": [], "files": [], "args": []}
+    module = hostile_program(forge.rng)
+    given = RunInput((), (), b"", ())
+    header["output_bytes"] = forge.rng.choice((0, 65_536, OUTPUT_BYTES_MAX))
+    header["order"] = forge.fitting(
+        "order",
+        {
+            "module": digest_of(module),
+            "mode": "run",
+            "function": "_start",
+            "arguments": [],
+            "input": input_hash(given, header["output_bytes"]),
+            "fuel_max": 10_000_000,
+            "memory_bytes_max": 2**24,
+            "timeout_ms": 10_000,
+            "created_ms": forge.now_ms(),
+            "given_bytes": forge.rng.choice((len(module), len(module), 1)),
+        },
+    )
+    header["module"] = forge.chance(0.9)
+    return [b"", module] if header["module"] else [b""]
+
+
+def _batch_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    parts: list[bytes] = []
+    calls = []
+    for _ in range(forge.rng.choice((1, 2, BATCH_CALLS_MAX))):
+        method = forge.rng.choice([name for name in HEADERS if name != "peers.batch"])
+        inner, some = message(forge, method)
+        calls.append({"method": method, "header": encode(inner), "parts": len(some)})
+        parts += some
+    if forge.chance(0.9):
+        header["calls"] = calls
+    return parts[:FRAME_PARTS_MAX]
+
+
+def _deploy_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    module = hostile_program(forge.rng)
+    values = {
+        "version": forge.rng.choice(("1", "2", "3")),
+        "generation": forge.now_ms(),
+        "module": digest_of(module),
+        "environment": [],
+        "fuel_max": 1_000_000,
+        "memory_bytes_max": 2**24,
+        "timeout_ms": 1_000,
+        "output_bytes_max": 65_536,
+        "concurrency": 1,
+        "created_ms": forge.now_ms(),
+    }
+    header["deployment"] = forge.fitting("deployment", values)
+    header["module"] = forge.chance(0.9)
+    return [module] if header["module"] else []
+
+
+def _proposal(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    """Claim what a voucher says that another signed, or more of it."""
+    due = [raw for raw in forge.raws["voucher"] if raw[1] == forge.focus.get("debit")]
+    if due:
+        raw, debtor, said = forge.rng.choice(due)
+        header["voucher"] = raw
+        values = {
+            "peer": debtor,
+            "link": None,
+            "kind": "post",
+            "unit": UNIT_CREDIT,
+            "debit": debtor,
+            "amount_micro": said["amount_micro"] + forge.rng.choice((0, 0, 1, 10**6)),
+            "ref": None,
+            "expires_ms": None,
+            "lease": said["lease_id"],
+            "receipt": open_signed(raw, Voucher, network=None).id,
+            "created_ms": forge.now_ms(),
+            "memo": None,
+        }
+        header["half"] = forge.fitting("entry", values)
+    return []
+
+
+def _head_parts(forge: Forge, _header: dict[str, Any]) -> list[bytes]:
+    return [forge.signed("directory_head")]
+
+
+PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
+    "storage.put": _put_parts,
+    "storage.head_put": _head_parts,
+    "compute.run": _run_parts,
+    "service.deploy": _deploy_parts,
+    "ledger.propose": _proposal,
+    "peers.batch": _batch_parts,
+}
+
+
+def message(forge: Forge, method: str) -> tuple[dict[str, Any], list[bytes]]:
+    """Return header and parts of a message that a method might take."""
+    header = _fill(forge, HEADERS[method], "")
+    parts = PARTS[method](forge, header) if method in PARTS else []
+    if forge.chance(0.1):
+        header = forge.tampered(header)
+    return header, parts

@@ -1,0 +1,33 @@
+"""Log lines: one JSON object each, and so many of one event about one peer."""
+
+import io
+import json
+
+from xsc.base.clock import ManualClock
+from xsc.base.limits import LOG_KINDS_MAX, LOG_LINES_MAX
+from xsc.node.logging import JsonLog
+
+
+def lines(stream):
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_one_peer_causes_so_many_lines_a_minute_and_others_theirs():
+    clock, stream = ManualClock(), io.StringIO()
+    log = JsonLog(clock, "info", stream)
+    for _ in range(10 * LOG_LINES_MAX):
+        log.warning("refused", peer=b"a" * 32)
+    log.warning("refused", peer=b"b" * 32)
+    log.warning("another", peer=b"a" * 32)
+    assert len(lines(stream)) == LOG_LINES_MAX + 2
+    clock.advance_to(clock.now_ms() + 60_000)
+    log.warning("refused", peer=b"a" * 32)
+    log.warning("refused", peer=b"a" * 32)
+    assert [line.get("dropped") for line in lines(stream)[-2:]] == [9 * LOG_LINES_MAX, None]
+
+
+def test_kinds_without_end_are_not_remembered_without_end():
+    log = JsonLog(ManualClock(), "info", io.StringIO())
+    for number in range(3 * LOG_KINDS_MAX):
+        log.info("seen", peer=number.to_bytes(32, "big"))
+    assert len(log._written) <= LOG_KINDS_MAX + 1
