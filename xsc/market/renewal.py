@@ -107,7 +107,7 @@ def check_renewal(
     if request.end_ms - request.start_ms > LENGTH_MS["storage"]:
         return "the renewal is longer than any may be"
     if request.end_ms - terms.end_ms < EPOCH_MS:
-        return "the renewal extends the lease by less than an epoch"
+        return "the renewal extends the lease by less than an hour"
     if request.base_quantity < use.voucher_quantity:
         return "the account falls behind the last voucher"
     if request.base_quantity > counted(terms, use) + tolerance(terms):

@@ -219,7 +219,7 @@ KEYS: Final[dict[str, Key]] = {
         "wall time of a job that names none",
     ),
     "storage_price": Key(
-        "storage_price_micro", "10", _PRICE, "micro-credits a MiB and epoch of an idle node"
+        "storage_price_micro", "10", _PRICE, "micro-credits a MiB and hour of an idle node"
     ),
     "compute_price": Key(
         "compute_price_micro",
@@ -234,7 +234,7 @@ KEYS: Final[dict[str, Key]] = {
         "one_way_discount_ppm", "10%", parse_share_ppm, "off the reserve for recognised peers"
     ),
     "storage_price_max": Key(
-        "storage_price_max_micro", "40", _PRICE, "most that this node pays a MiB and epoch"
+        "storage_price_max_micro", "40", _PRICE, "most that this node pays a MiB and hour"
     ),
     "compute_price_max": Key(
         "compute_price_max_micro", "40", _PRICE, "most that this node pays a million fuel and step"

@@ -11,7 +11,7 @@ from xsc.node.http import reply
 from xsc.terms.quote import Kind
 
 UNITS: dict[Kind, str] = {
-    "storage": "MiB and epoch",
+    "storage": "MiB and hour",
     "compute": "million fuel and 64 MiB step",
 }
 
