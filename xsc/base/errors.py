@@ -40,6 +40,7 @@
     │   ├── TooLarge                   longer than the bound of its place
     │   ├── RateLimited                too many requests at once or a second
     │   ├── SpaceExhausted             no room left
+    │   ├── ComputeExhausted           no fuel left that could be promised
     │   ├── CreditExceeded             the debt limit would be passed
     │   ├── LeaseExhausted             the lease is spent
     │   ├── FuelExhausted   ├── MemoryExceeded   ├── TimeExceeded
@@ -68,13 +69,19 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from xsc.base.text import printable
+
 EXIT_BUG = 1
 EXIT_PARTLY = 7
 EXIT_INTERRUPTED = 130
 
 
 class XscError(Exception):
-    """An error that XSC expects: one sentence for people, and a hint where one helps."""
+    """An error that XSC expects: one sentence for people, and a hint where one helps.
+
+    Both are printable whatever they name: modules, peers and files choose names that a
+    terminal would obey.
+    """
 
     exit_code: ClassVar[int] = EXIT_BUG
     http_status: ClassVar[int] = 500
@@ -83,9 +90,9 @@ class XscError(Exception):
     """When trying again makes sense, as HTTP's Retry-After; 0 where nobody can say."""
 
     def __init__(self, message: str, *, hint: str = "", retry_after_s: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
 
@@ -323,6 +330,10 @@ class SpaceExhausted(LimitError):
     """No room left for what was asked."""
 
     http_status = 507
+
+
+class ComputeExhausted(LimitError):
+    """More fuel was asked for than a node has left to promise."""
 
 
 class CreditExceeded(LimitError):

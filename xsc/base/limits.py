@@ -320,6 +320,8 @@ MODULES_NAMED_BYTES_MAX = 128 * MIB
 MODULES_KEPT_BYTES_MAX = 256 * MIB
 """Modules of customers that a provider keeps, so that each is sent once."""
 FUNCTIONS_MAX = 200_000
+EXPORTS_MAX = 16_384
+"""A worker reads all of them before it runs the module, which takes a third of a second at most."""
 TABLES_MAX = 16
 TABLE_ELEMENTS_MAX = 1_000_000
 SESSION_INSTANCES_MAX = 64

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, from_code
+from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, from_code
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.units import format_size
 from xsc.cli import services
@@ -44,6 +44,8 @@ from xsc.client.files import check_target, place_in, write_whole
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
+_LIKE_OURS = (*range(PROGRAM_EXIT_BASE, PROGRAM_EXIT_BASE + EXIT_PARTLY + 1), EXIT_INTERRUPTED)
+"""Codes by which XSC says that it failed itself, where it passes those of programs on."""
 GRANT = click.option(
     "--grant",
     "grants",
@@ -200,8 +202,9 @@ def run(
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
-    XSC's own failures exit with 120 and their code, so that they can be told
-    from the program's.
+    XSC's own failures exit with 120 and their code; a program that exits with
+    such a code itself is named on standard error. With --json the two are never
+    alike: only the program's code is printed as exit_code.
     """
     if receipt is not None:
         check_target(receipt)
@@ -247,6 +250,8 @@ def run(
     if _tell_stored(settings, done):
         return PROGRAM_EXIT_BASE + EXIT_PARTLY
     exit_code: int = done["exit_code"]
+    if exit_code in _LIKE_OURS:
+        say(f"the program itself exited with {exit_code}")
     # A shell sees eight bits: a failure must not become 0 by losing the others.
     return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
 

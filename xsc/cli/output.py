@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import click
 
 from xsc.base.errors import XscError
+from xsc.base.text import printable
 from xsc.client.core import Document, Progress, ignore_progress
 
 INTERRUPTED = "interrupted"
@@ -39,16 +40,6 @@ def say(line: str) -> None:
 def warn(line: str) -> None:
     """Print a warning."""
     say(f"warning: {line}")
-
-
-def printable(text: str) -> str:
-    """Return a text with every character that is none replaced by its escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )
 
 
 def show_error(error: XscError, *, as_json: bool) -> None:

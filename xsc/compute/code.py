@@ -16,7 +16,7 @@ from blake3 import blake3
 from xsc.base.encoding import Value, decode, domain, encode
 from xsc.base.errors import RecordInvalid
 from xsc.base.fields import take_bytes, take_list
-from xsc.base.limits import WORKER_FRAME_BYTES_MAX
+from xsc.base.limits import EXPORTS_MAX, WORKER_FRAME_BYTES_MAX
 from xsc.compute.program import MemoryShape, Program
 from xsc.compute.signature import Signature
 
@@ -97,7 +97,7 @@ def read(about: bytes) -> About:
     value = decode(about, size_max=WORKER_FRAME_BYTES_MAX)
     if not isinstance(value, dict):
         raise RecordInvalid("a description of code must be a map")
-    functions = dict(_function(item) for item in take_list(value, "functions"))
+    functions = dict(_function(item) for item in take_list(value, "functions", most=EXPORTS_MAX))
     program = Program(
         functions=functions,
         names=frozenset(functions),

@@ -177,24 +177,42 @@ class Compiler:
     async def _compile(self, job: Job, slot: tuple[bytes, bytes]) -> Code:
         turn = self._turns.setdefault(job.customer, asyncio.Lock())
         async with turn, self._jails:
-            jail = self._idle.pop() if self._idle else await spawn(self._command, "jail")
-            began_ms = self._clock.monotonic_ms()
-            try:
-                raw = await self._in_jail(jail, job)
-            except BaseException:
-                await jail.kill()
-                raise
-            finally:
-                ended_ms = self._clock.monotonic_ms()
-                self._taken.note(job.customer, ended_ms - began_ms, ended_ms)
-            self._idle.append(jail)
+            raw: bytes | None = None
+            while raw is None:
+                raw = await self._in_some_jail(job)
         self._compiled += 1
         code = _code_of(raw)
         await self._keep(slot, code)
         return code
 
+    async def _in_some_jail(self, job: Job) -> bytes | None:
+        """Return what the process said that compiled the module.
+
+        Or None where the jail that was ready for it is gone, by no fault of this module: there
+        is one less then, and a new one is the last that is tried.
+        """
+        ready = bool(self._idle)
+        jail = self._idle.pop() if ready else await spawn(self._command, "jail")
+        began_ms = self._clock.monotonic_ms()
+        try:
+            raw = await self._in_jail(jail, job)
+        except ProcessLost as fault:
+            await jail.kill()
+            self._log.warning("sandbox jail lost", reason=str(fault))
+            if ready:
+                return None
+            raise _failed("it is gone") from None
+        except BaseException:
+            await jail.kill()
+            raise
+        finally:
+            ended_ms = self._clock.monotonic_ms()
+            self._taken.note(job.customer, ended_ms - began_ms, ended_ms)
+        self._idle.append(jail)
+        return raw
+
     async def _in_jail(self, jail: SandboxProcess, job: Job) -> bytes:
-        """Return what the process said that compiled the module."""
+        """Return what the process said that compiled the module in this jail."""
         try:
             async with asyncio.timeout((COMPILE_MS_MAX + KILL_GRACE_MS) / 1000):
                 await jail.send({"hash": job.module_hash, "module": job.module})
@@ -203,9 +221,8 @@ class Compiler:
                 raw = await jail.receive_bytes(size)
         except TimeoutError:
             raise self._bomb(job) from None
-        except (ProcessLost, RecordInvalid) as fault:
-            self._log.warning("sandbox jail lost", reason=str(fault))
-            raise _failed("it is gone") from None
+        except RecordInvalid as fault:
+            raise ProcessLost(fault.message) from None
         status = message.get("status")
         if status in _BOUND_MET or size > WORKER_FRAME_BYTES_MAX:
             raise self._bomb(job)

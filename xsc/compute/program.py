@@ -16,10 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from xsc.base.errors import ExportUnknown, ModuleInvalid
-from xsc.base.limits import FUNCTIONS_MAX, MODULE_BYTES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX
+from xsc.base.limits import (
+    EXPORTS_MAX,
+    FUNCTIONS_MAX,
+    MODULE_BYTES_MAX,
+    TABLE_ELEMENTS_MAX,
+    TABLES_MAX,
+)
+from xsc.base.text import cut
 from xsc.compute.signature import Signature
 from xsc.compute.wasi import MODULE as WASI
 from xsc.compute.wasi import SIGNATURES
@@ -44,6 +52,7 @@ _ORDER = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 13: 6, 6: 7, 7: 8, 8: 9, 9: 10, 12: 11, 
 _FUNC_KIND, _TABLE_KIND, _MEMORY_KIND, _GLOBAL_KIND = 0, 1, 2, 3
 _KINDS = {0: "function", 1: "table", 2: "memory", 3: "global", 4: "tag"}
 _EXPORTS_SHOWN = 20
+_EXPORTS_CHARS_SHOWN = 1_000
 DECLARATION_BYTES_MAX = 1 << 20
 """Bound of each section that is read here: reading 1 MiB takes a third of a second at most."""
 
@@ -90,11 +99,14 @@ class Program:
         """
         if name in self.functions:
             return self.functions[name]
-        shown = [sig.show(other) for other, sig in self.functions.items()][:_EXPORTS_SHOWN]
+        first = islice(self.functions.items(), _EXPORTS_SHOWN)
+        shown = [signature.show(other) for other, signature in first]
         rest = len(self.functions) - len(shown)
-        listed = "; ".join(shown) + (f"; and {rest} more" if rest else "")
+        listed = cut("; ".join(shown), _EXPORTS_CHARS_SHOWN) + (
+            f"; and {rest} more" if rest else ""
+        )
         raise ExportUnknown(
-            f"the module exports no function '{name[:100]}'",
+            f"the module exports no function '{cut(name, 100)}'",
             hint=f"it exports {listed}" if listed else "it exports no function at all",
         )
 
@@ -233,7 +245,7 @@ def _check_imports(
             continue
         if module != WASI or name not in SIGNATURES or kind != _FUNC_KIND:
             raise ModuleInvalid(
-                f"the module imports the {_KINDS[kind]} '{module[:60]}.{name[:60]}',"
+                f"the module imports the {_KINDS[kind]} '{cut(module, 60)}.{cut(name, 60)}',"
                 " which does not exist here",
                 hint=f"only functions of {WASI} can be imported",
             )
@@ -288,13 +300,15 @@ def read(module: bytes, linked: Collection[str] = ()) -> Program:
         raise ModuleInvalid("the module has more than one memory")
 
     exports = items(_EXPORT, _Reader.exported)
+    if len(exports) > EXPORTS_MAX:
+        raise ModuleInvalid(f"the module has more than {EXPORTS_MAX} exports")
     functions = {}
     for name, kind, index in exports:
         if kind not in _KINDS:
             raise ModuleInvalid("the module exports something of an unknown kind")
         if kind == _FUNC_KIND:
             if index >= len(indices):
-                raise ModuleInvalid(f"the export '{name[:60]}' is no function of the module")
+                raise ModuleInvalid(f"the export '{cut(name, 60)}' is no function of the module")
             functions[name] = types[indices[index]]
     names = frozenset(name for name, *_ in exports)
     if len(names) != len(exports):

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xsc.base.limits import ARGUMENTS_MAX
+from xsc.base.text import cut
 
 NUMBERS = frozenset({"i32", "i64", "f32", "f64"})
+_NAME_CHARS_SHOWN = 60
+_TYPES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,23 @@ class Signature:
     results: tuple[str, ...]
 
     def show(self, name: str) -> str:
-        """Return it for people: `add(i32, i32) -> i32`."""
-        text = f"{name}({', '.join(self.params)})"
+        """Return it for people, on one line of bounded length: `add(i32, i32) -> i32`."""
+        text = f"{cut(name, _NAME_CHARS_SHOWN)}({_listed(self.params)})"
         if not self.results:
             return text
-        results = ", ".join(self.results)
+        results = _listed(self.results)
         return f"{text} -> {results}" if len(self.results) == 1 else f"{text} -> ({results})"
 
     @property
     def callable(self) -> bool:
         """Whether an order can hold what it takes, and a receipt what it gives."""
         return _callable(self.params, self.results)
+
+
+def _listed(types: tuple[str, ...]) -> str:
+    if len(types) <= _TYPES_SHOWN:
+        return ", ".join(types)
+    return f"{', '.join(types[:_TYPES_SHOWN])}, … {len(types)} in all"
 
 
 @lru_cache(maxsize=1024)

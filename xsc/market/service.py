@@ -23,6 +23,7 @@ from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import (
     ArgumentInvalid,
+    ComputeExhausted,
     CreditExceeded,
     EntryRefused,
     LeaseExhausted,
@@ -161,9 +162,16 @@ def _xid(lease_id: bytes, booking: Booking) -> bytes:
     return tagged_sha256("settle/xid", lease_id, number, attempt)[:_XID_BYTES]
 
 
+_EXHAUSTED: dict[Kind, type[XscError]] = {
+    "storage": SpaceExhausted,
+    "compute": ComputeExhausted,
+}
+"""What a node says that has too little left to promise."""
+
+
 def _why(faults: Sequence[XscError], what: str, kind: Kind) -> XscError:
     """Return the one error that says best why nobody gave a lease."""
-    for limit in (CreditExceeded, SpaceExhausted):
+    for limit in (CreditExceeded, _EXHAUSTED[kind]):
         if faults and all(isinstance(fault, limit) for fault in faults):
             return faults[-1]
     reason = f": {faults[0].message}" if faults else ""
@@ -670,13 +678,13 @@ class MarketService:
             for lease_id in without_credit
         }
         for lease_id in beyond_share:
-            outcome[lease_id] = SpaceExhausted(
+            outcome[lease_id] = _EXHAUSTED[kind](
                 f"the lease would pass the share of free {kind} that this node may reserve there",
                 hint="use what is reserved, ask for less at a time, or ask the provider's operator "
                 "to recognise this node: `xsc peer recognise`",
             )
         for lease_id in clearing.refused | of_strangers.refused:
-            outcome[lease_id] = SpaceExhausted(f"too little {kind} is left for this lease")
+            outcome[lease_id] = _EXHAUSTED[kind](f"too little {kind} is left for this lease")
         made = []
         for item in waiting:
             quantity = clearing.grants.get(item.request.record.lease_id)
@@ -1115,8 +1123,9 @@ class MarketService:
             if not tried:
                 faults += unquoted
                 faults += [
-                    SpaceExhausted(
-                        f"{short(node)} has no room for that, beyond the share of a node",
+                    _EXHAUSTED[kind](
+                        f"{short(node)} has not so much {kind} left for this node, "
+                        "beyond the share of a node",
                         hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
                         "that it recognises have a larger share",
                     )
@@ -1295,7 +1304,7 @@ class MarketService:
 
         Raises:
             NoOffers: nobody offers it at a price within the reserve, or does not answer.
-            CreditExceeded, SpaceExhausted: it was this that kept everybody from granting it.
+            CreditExceeded, ComputeExhausted: it was this that kept everybody from granting it.
         """
         if not 0 < fuel_steps <= _QUANTITY_MAX:
             raise ArgumentInvalid("the fuel to lease is out of range")
@@ -1320,7 +1329,7 @@ class MarketService:
         if on in (None, self._own) and self.free("compute") >= fuel_steps:
             return Granted(self._own, OWN_LEASE, 0)
         if on == self._own:
-            raise SpaceExhausted("this node has no fuel left that is not promised")
+            raise ComputeExhausted("this node has not so much fuel left that is not promised")
         raise _why(faults, "fuel", "compute")
 
     async def lease_providers(
@@ -1332,7 +1341,7 @@ class MarketService:
 
         Raises:
             NoOffers: nobody offers it at a price within the reserve, or does not answer.
-            CreditExceeded, SpaceExhausted: it was this that kept everybody from granting it.
+            CreditExceeded, ComputeExhausted: it was this that kept everybody from granting it.
         """
         if not 0 < fuel_steps <= _QUANTITY_MAX:
             raise ArgumentInvalid("the fuel to lease is out of range")

@@ -347,6 +347,17 @@ def test_a_program_s_code_is_passed_on_and_never_lost(xsc, stand_in, module, giv
     assert xsc("compute", "run", module).code == seen
 
 
+@pytest.mark.parametrize("given", [*range(119, 129), 130])
+def test_a_program_s_code_that_looks_like_our_own_failure_is_said_to_be_its_own(
+    xsc, stand_in, module, given
+):
+    stand_in.runs({**RAN, "exit_code": given})
+    done = xsc("compute", "run", module)
+    assert done.code == given
+    ours = given in (*range(120, 128), 130)
+    assert done.err == "err" + f"the program itself exited with {given}\n" * ours
+
+
 def test_a_program_that_hits_a_limit_shows_what_it_wrote(xsc, stand_in, module):
     trap = {"code": "time_exceeded", "detail": "it ran for 1s", "hint": ""}
     stand_in.runs({**RAN, "exit_code": None, "trap": trap})

@@ -80,6 +80,16 @@ async def test_a_module_that_went_over_is_refused_for_a_while(pool, monkeypatch)
         await pool.run(ADD)  # not billed again: nothing was done
 
 
+async def test_a_jail_that_died_while_it_was_idle_fails_no_module(pool):
+    (jail,) = pool._compiler._idle
+    os.kill(jail.pid, signal.SIGKILL)  # by an operator, or for want of memory
+    assert (await pool.run(ADD)).results == (i32(3),)
+    (jail,) = pool._compiler._idle
+    os.kill(jail.pid, signal.SIGKILL)
+    await jail.pipes.exited
+    assert (await pool.run(job("fib", "fib", i32(10)))).results == (i32(55),)
+
+
 async def _with_jail(source):
     made = PoolSandbox(1, SteadyClock(), SilentLog(), jail=(sys.executable, "-I", "-c", source))
     await made.start()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import ctypes
+import hashlib
+
 import pytest
 from wasmtime import wat2wasm
 
-from tests.unit.compute.programs import FOLDER, wasm
+from tests.unit.compute.programs import FOLDER, job_of, wasm
 from xsc.base.errors import ExportUnknown, ModuleInvalid
-from xsc.base.limits import MODULE_BYTES_MAX
+from xsc.base.limits import EXPORTS_MAX, MODULE_BYTES_MAX
+from xsc.compute.engine import Machine, compile_module, new_engine
 from xsc.compute.program import MemoryShape, prepare, read
 from xsc.compute.signature import Signature
 
@@ -59,6 +63,47 @@ def test_a_long_list_of_exports_is_cut():
     with pytest.raises(ExportUnknown) as caught:
         read(built(f"(module {many})")).signature("g")
     assert caught.value.hint.endswith("; and 5 more")
+
+
+def test_what_is_said_of_a_module_is_short_whatever_its_names_and_types_are():
+    types = " i32" * 900
+    exports = "".join(f'(export "{"n" * 4000}{number}" (func 0))' for number in range(20))
+    module = built(f"(module (func (param{types}) (result{types}) unreachable) {exports})")
+    with pytest.raises(ExportUnknown) as caught:
+        read(module).signature("x" * 10_000)
+    assert len(caught.value.message) < 200
+    assert len(caught.value.hint) < 1_200
+    assert "i32, … 900 in all" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "called"),
+    [
+        ('(module (func) (export "\\1b[31mred\\07" (func 0)))', "f\x1b[2J"),
+        ('(module (import "\\1b[2J" "\\0d\\0a" (func)))', "f"),
+    ],
+)
+def test_what_is_said_of_a_module_is_printable_whatever_its_names_are(text, called):
+    with pytest.raises((ExportUnknown, ModuleInvalid)) as caught:
+        read(built(text)).signature(called)
+    assert (caught.value.message + caught.value.hint).isprintable()
+    assert "\\x1b[" in caught.value.message
+    assert str(caught.value) == caught.value.message
+
+
+def test_as_many_exports_as_there_may_be_can_be_called_and_one_more_is_refused():
+    """The worker, which reads the description of the code, takes what was let in here."""
+    exports = [f'(export "f{number}" (func 0))' for number in range(EXPORTS_MAX)]
+    module = built(f"(module (func) {''.join(exports)})")
+    machine = Machine()
+    code = compile_module(new_engine(), hashlib.sha256(module).digest(), module)
+    machine_code = (ctypes.c_uint8 * len(code.machine)).from_buffer_copy(code.machine)
+    asked = job_of(module, f"f{EXPORTS_MAX - 1}")
+    machine.load(asked.module_hash, code.about, machine_code)
+    assert machine.run(asked).trap is None
+    machine.close()
+    with pytest.raises(ModuleInvalid, match=f"more than {EXPORTS_MAX} exports"):
+        read(built(f'(module (func) {"".join(exports)} (export "more" (func 0)))'))
 
 
 REFUSED = {

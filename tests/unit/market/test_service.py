@@ -7,6 +7,7 @@ from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET
 from xsc.base.errors import (
     ArgumentInvalid,
+    ComputeExhausted,
     CreditExceeded,
     EntryRefused,
     LeaseExhausted,
@@ -447,12 +448,24 @@ async def test_a_compute_lease_ends_after_a_minute(world, pair):
     assert {view.status for view in customer.market.leases()} == {"open", "expired"}
 
 
+async def test_too_much_fuel_in_one_lease_is_no_matter_of_disks(world, pair):
+    customer, provider = pair
+    for on in (None, provider.id, customer.id):
+        with pytest.raises(ComputeExhausted) as caught:
+            await computing(world, customer, provider.room.steps + 1, on)
+        assert "room" not in caught.value.message
+    with pytest.raises(ComputeExhausted):
+        await world.drive(
+            customer.market.lease_providers(fuel_steps=provider.room.steps + 1, count=2)
+        )
+
+
 async def test_compute_on_a_node_by_name(world, pair):
     customer, provider = pair
     world.node(3)
     assert (await computing(world, customer, on=provider.id)).node == provider.id
     assert (await computing(world, customer, on=world.nodes[3].id)).node == world.nodes[3].id
-    with pytest.raises(SpaceExhausted):
+    with pytest.raises(ComputeExhausted):
         await computing(world, customer, on=customer.id)
     with pytest.raises(NoOffers):
         await computing(world, customer, on=b"\5" * 32)

@@ -1,0 +1,18 @@
+"""Text that others chose, as it can be shown to people."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Return a text with every character that is none replaced by its escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def cut(text: str, chars: int) -> str:
+    """Return a text of at most `chars` characters, with an ellipsis where some are left out."""
+    return text if len(text) <= chars else f"{text[: chars - 1]}…"
