@@ -1,5 +1,7 @@
 """A node loses its disk and comes back from its key and what its peers hold."""
 
+import asyncio
+
 import pytest
 
 from tests.sim.network import content, get, put, run, stream
@@ -12,9 +14,11 @@ from xsc.base.errors import (
     Recovering,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import MIB
+from xsc.base.limits import DIRECTORY_TOLD_MS_MAX, MIB
+from xsc.net.plain import Plain
 from xsc.node import directory as keeper
 from xsc.node.recovery import recover
+from xsc.node.routes.objects import PATH, plain_handlers
 from xsc.storage.directory import HeadBody, make_head
 from xsc.storage.heads import HEAD_PUT, HEADS
 
@@ -269,3 +273,94 @@ def test_an_old_copy_of_a_home_stops_itself():
         assert "old copy" in node.failed.result().message
 
     run(15, 4, play)
+
+
+def test_what_was_put_before_a_clean_stop_keeps_its_name():
+    """The directory head leaves every few seconds; a stop does not leave the last one behind."""
+
+    async def play(world):
+        owner = world.nodes[OWNER]
+        await put_named(owner, "a", content(10))
+        await told(world)
+        await put_named(owner, "b", content(11))
+        await owner.stop()
+        await world.lose(OWNER)
+        await back(world, OWNER, place_of(world, 2))
+        owner = world.nodes[OWNER]
+        assert await get(owner, owner.storage.named("b")[0]) == content(11)
+
+    run(18, 7, play)
+
+
+def test_a_stop_does_not_wait_long_for_peers_that_are_silent():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        await told(world)
+        await put_named(owner, "a", content(10))
+        for index in range(1, 7):
+            world.net.stall(world.name(index), HEAD_PUT)
+        began_ms = world.clock.now_ms()
+        await owner.directory.told()
+        assert world.clock.now_ms() - began_ms <= DIRECTORY_TOLD_MS_MAX
+
+    run(18, 7, play)
+
+
+def test_a_name_that_was_waited_for_outlives_the_home():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        for number in range(3):
+            await put_named(owner, f"object {number}", content(number))
+            found, wanted = await owner.directory.told(4)
+            assert found >= wanted == 4
+        await world.lose(OWNER)
+        await back(world, OWNER, place_of(world, 2))
+        owner = world.nodes[OWNER]
+        for number in range(3):
+            assert await get(owner, owner.storage.named(f"object {number}")[0]) == content(number)
+
+    run(19, 7, play)
+
+
+def test_names_that_are_waited_for_together_share_their_heads():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        await told(world)
+        before = owner.directory.generation
+
+        async def one(number):
+            await put_named(owner, f"object {number}", content(number))
+            return await owner.directory.told(4)
+
+        said = await asyncio.gather(*(one(number) for number in range(64)))
+        assert all(found >= 4 for found, _ in said)
+        assert owner.directory.generation - before <= 8
+        await world.lose(OWNER)
+        done = await back(world, OWNER, place_of(world, 1))
+        assert done.objects == 64
+
+    run(20, 7, play)
+
+
+@pytest.mark.parametrize("silent", [2, 3])
+def test_a_put_says_where_its_name_is_at_fewer_peers_than_it_should(silent):
+    async def play(world):
+        owner = world.nodes[OWNER]
+        await told(world)
+        await put_named(owner, "a", content(10))
+        for index in range(1, 1 + silent):
+            world.net.stall(world.name(index), HEAD_PUT)
+        began_ms = world.clock.now_ms()
+        found, wanted = await owner.directory.told(4)
+        waited_ms = world.clock.now_ms() - began_ms
+        assert (found, wanted) == (6 - silent, 4)
+        stored = plain_handlers(owner)[PATH]
+        headers = {"xsc-name": "b", "xsc-wait-for-name": "1"}
+        _, said = await stored(Plain(PATH, headers, b"content"))
+        assert ["the name is at 3 of 4 peers" in text for text in said["warnings"]] == (
+            [True] if silent == 3 else []
+        )
+        # Whoever is silent keeps nobody waiting while others are enough.
+        assert waited_ms <= (500 if silent == 2 else DIRECTORY_TOLD_MS_MAX)
+
+    run(21, 7, play)

@@ -36,9 +36,14 @@ DIRECTORY_DELAY_MS = 500
 """Changes of the directory within this time are written together."""
 DIRECTORY_INTERVAL_MS = 5_000
 """Least time between two writes of the directory, and between tries to tell peers."""
-HEADS_A_PEER_MAX = 16
-"""New directory heads that a peer may store within HEADS_MS: each is a synced write. One that
-keeps to DIRECTORY_INTERVAL_MS comes to 12, and may be started anew in between."""
+DIRECTORY_WAITED_MS = 150
+"""The same for each HEAD_STEP_BYTES that the head has begun, while somebody waits for it."""
+DIRECTORY_TOLD_MS_MAX = 3_000
+"""How long a put waits for its name, and a stop for the last head."""
+HEAD_STEP_BYTES = 128 * KIB
+HEADS_A_PEER_MAX = 512
+"""New directory heads that a peer may store within HEADS_MS, each a synced write: one counts once
+for each HEAD_STEP_BYTES that it has begun."""
 HEADS_MS = 60_000
 RECOVERY_PARALLEL = 16
 """Objects looked for at once by a recovery."""
@@ -551,7 +556,11 @@ assert 128 * KIB <= BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
 assert JOIN_BYTES_MAX < PEER_BODY_BYTES_MAX
 assert RECOGNITIONS_A_PEER_MAX > RECOGNITIONS_MS // RECOGNITION_RESEND_MS
 assert RENEWAL_CALLS_A_PEER_MAX * RENEWALS_A_CALL_MAX > LEASES_A_CUSTOMER_MAX
-assert HEADS_A_PEER_MAX > HEADS_MS // DIRECTORY_INTERVAL_MS
+assert HEADS_A_PEER_MAX > HEADS_MS // DIRECTORY_WAITED_MS
+assert (
+    HEADS_A_PEER_MAX * DIRECTORY_INTERVAL_MS
+    > HEADS_MS * DIRECTORY_HEAD_BYTES_MAX // HEAD_STEP_BYTES
+)
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert MISSES_TO_DOWN < PROBES_KEPT
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX

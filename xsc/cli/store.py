@@ -121,7 +121,8 @@ def put(
 def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Document:  # noqa: ANN401
     if file == STREAM:
         with progress_bar("storing", None) as progress:
-            return calls.put(sys.stdin.buffer, name=name or "", progress=progress, **how)
+            how |= {"name": name or "", "wait_for_name": bool(name)}
+            return calls.put(sys.stdin.buffer, progress=progress, **how)
     try:
         source = file.open("rb")
     except OSError as fault:
@@ -132,6 +133,7 @@ def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Docume
     with source:
         size = size_of(source)
         how |= {"name": file.name if name is None else name, "size_bytes": size}
+        how["wait_for_name"] = bool(how["name"])
         resume = upload_id(file, source, how["name"], how["survive"], how["code"])
         if resume is not None and (before := calls.upload(resume)["stored_bytes"]):
             say(f"going on: {format_size(before)} were stored before")

@@ -185,9 +185,13 @@ class Calls:
         code: tuple[int, int] | None = None,
         resume: str | None = None,
         part: str = "",
+        wait_for_name: bool = False,
         progress: Progress = ignore_progress,
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
+
+        With `wait_for_name` it returns once the name is at as many peers as the code has data
+        shards, so that a recovery knows it, or with a warning.
 
         With an id of an upload (`xsc.client.files.upload_id`), a put of that id that broke
         off goes on: the stream is read from its beginning, what is stored is not sent again.
@@ -206,6 +210,8 @@ class Calls:
             headers["XSC-Resume"] = resume
         if part:
             headers["XSC-Part"] = part
+        if wait_for_name:
+            headers["XSC-Wait-For-Name"] = "1"
         return self.core.upload("/v1/objects", source, headers, progress)
 
     def upload(self, upload_id: str) -> Document:

@@ -161,6 +161,7 @@ class Node:
         name: str | None = None,
         survive: str = "",
         code: tuple[int, int] | None = None,
+        wait_for_name: bool = False,
     ) -> str:
         """Store a file, or bytes; return the capability that reads it.
 
@@ -169,11 +170,15 @@ class Node:
             name: shown by `objects`; the file's name where None.
             survive: refuse unless that may be lost, for example "2nodes,1site".
             code: (k, m): k shards of k + m rebuild the object; (4, 2) where None.
+            wait_for_name: return once so many peers have the list of names that a recovery
+                knows this one; `store` tells of a warning where they do not have it in time.
 
         Raises:
             DurabilityUnreachable: less may be lost than `survive` asks for.
         """
-        stored = await self.store(source, name=name, survive=survive, code=code)
+        stored = await self.store(
+            source, name=name, survive=survive, code=code, wait_for_name=wait_for_name
+        )
         return stored.capability
 
     async def store(
@@ -183,6 +188,7 @@ class Node:
         name: str | None = None,
         survive: str = "",
         code: tuple[int, int] | None = None,
+        wait_for_name: bool = False,
     ) -> Stored:
         """Store like `put`; return where it is and what it survives, too."""
 
@@ -194,6 +200,7 @@ class Node:
                     size_bytes=size,
                     survive=survive,
                     code=code,
+                    wait_for_name=wait_for_name,
                     progress=progress,
                 )
             )

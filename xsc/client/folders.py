@@ -350,7 +350,9 @@ def put_tree(
         result.document = {"capability": before_capability, "name": full, "warnings": []}
         return result
     raw = pack(tree)
-    result.document = calls.put(io.BytesIO(raw), name=full, size_bytes=len(raw), **how)
+    result.document = calls.put(
+        io.BytesIO(raw), name=full, size_bytes=len(raw), wait_for_name=True, **how
+    )
     return result
 
 

@@ -303,6 +303,7 @@ class Node:
             weight_ppm=self.allocation.weight_ppm,
             state=parts.state,
             log=log,
+            background=self.tasks.once,
         )
         self.directory.on_old_copy = self._is_old_copy
         self.evidence = EvidenceBook(net, parts.state)
@@ -525,6 +526,8 @@ class Node:
 
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""
+        # What was stored last has its name at the peers, too.
+        await self.directory.told()
         await self.tasks.stop()
         await self.services.stop()
         # Closing settles what is owed, which needs the peers.

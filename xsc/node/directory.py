@@ -1,17 +1,21 @@
 """Keeps the node's directory at its peers: written after changes, told until they have it.
 
 Changes within DIRECTORY_DELAY_MS are one write, and the time between two writes
-is at least DIRECTORY_INTERVAL_MS and twenty times what the last one took. The
-head is on the own disk before a peer sees it, so that a generation never stands
-for two directories. A directory that is too large for the head is an object of a
-hidden name; the one before it is deleted once a peer has the new head.
+is at least DIRECTORY_INTERVAL_MS and twenty times what the last one took. Where
+somebody waits for what changed, it is written at once, and together with all that
+changed while the last head was written. The head is on the own disk before a peer
+sees it, so that a generation never stands for two directories. A directory that is
+too large for the head is an object of a hidden name; the one before it is deleted
+once a peer has the new head.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
@@ -23,6 +27,8 @@ from xsc.base.limits import (
     DIRECTORY_DELAY_MS,
     DIRECTORY_INLINE_BYTES_MAX,
     DIRECTORY_INTERVAL_MS,
+    DIRECTORY_TOLD_MS_MAX,
+    DIRECTORY_WAITED_MS,
     MIB,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
@@ -32,8 +38,9 @@ from xsc.identity.keys import KeyPair
 from xsc.net.service import PeerNet
 from xsc.storage.directory import HeadBody, KnownPeer, body_bytes, make_head, open_body, pack
 from xsc.storage.directory import open_head as open_signed_head
-from xsc.storage.heads import HEAD_PUT
+from xsc.storage.heads import HEAD_PUT, steps_of
 from xsc.storage.names import HIDDEN
+from xsc.storage.reach import rest
 from xsc.storage.service import StorageService
 
 STATE = b"node/directory"
@@ -44,6 +51,25 @@ NONCE_BYTES = 12
 async def _blocks(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), MIB):
         yield data[start : start + MIB]
+
+
+def pause_ms(size_bytes: int, taken_ms: int) -> int:
+    """Return how long the next head waits after one of that size that took so long to write.
+
+    Though somebody waits for it: a peer stores so many bytes of heads within a time, and what
+    keeps the names must not keep the node from all else.
+    """
+    return max(DIRECTORY_WAITED_MS * steps_of(size_bytes), 4 * taken_ms)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Somebody who waits until so many peers have the directory as it was then."""
+
+    copies: int
+    generation: int = 0
+    """The first that holds it; 0 until it is written."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class DirectoryKeeper:
@@ -62,6 +88,7 @@ class DirectoryKeeper:
         weight_ppm: Callable[[bytes], int],
         state: KeyValue,
         log: Log,
+        background: Callable[[str, Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._key = key
         self._network = network
@@ -73,10 +100,17 @@ class DirectoryKeeper:
         self._weight_ppm = weight_ppm
         self._state = state
         self._log = log
+        self._background = background
         self.on_old_copy: Callable[[], None] = lambda: None
         """Called when a peer shows a head that this node signed and this home does not have."""
         self._awake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._running = False
+        self._waiting: list[_Waiting] = []
         self._told: dict[bytes, int] = {}
+        self._telling: set[bytes] = set()
+        self._replaced: list[str] = []
+        """Capabilities of directory objects of before, until a peer has the present head."""
         self.generation = 0
         self._digest = b""
         self._raw = b""
@@ -102,15 +136,63 @@ class DirectoryKeeper:
     async def run(self) -> None:
         """Write and tell whenever something changed, until cancelled."""
         self.wake()
-        while True:
-            await self._awake.wait()
-            await self._clock.sleep_ms(DIRECTORY_DELAY_MS)
-            self._awake.clear()
-            begun_ms = self._clock.monotonic_ms()
-            await self.write()
-            taken_ms = self._clock.monotonic_ms() - begun_ms
-            await self.tell()
-            await self._clock.sleep_ms(max(DIRECTORY_INTERVAL_MS, 20 * taken_ms))
+        self._running = True
+        try:
+            while True:
+                await self._awake.wait()
+                if not self._is_waited_for():
+                    await rest(self._clock, self._hurry, DIRECTORY_DELAY_MS)
+                self._awake.clear()
+                self._hurry.clear()
+                begun_ms = self._clock.monotonic_ms()
+                await self.write()
+                taken_ms = self._clock.monotonic_ms() - begun_ms
+                self._tell()
+                pause = pause_ms(len(self._raw), taken_ms)
+                await self._clock.sleep_ms(pause)
+                if not self._is_waited_for():
+                    rest_ms = max(DIRECTORY_INTERVAL_MS, 20 * taken_ms) - pause
+                    await rest(self._clock, self._hurry, max(0, rest_ms))
+        finally:
+            self._running = False
+
+    def _is_waited_for(self) -> bool:
+        return any(not waiting.generation for waiting in self._waiting)
+
+    async def told(self, copies: int | None = None) -> tuple[int, int]:
+        """Have the directory as it is now told at once; return how many peers have it, and should.
+
+        Waits until as many have it as should, until all have answered, or for
+        DIRECTORY_TOLD_MS_MAX.
+
+        Args:
+            copies: how many peers should have it; all where None or where there are fewer.
+        """
+        known = len(self._peers.peers())
+        waiting = _Waiting(known if copies is None else min(copies, known))
+        if self._running and waiting.copies:
+            self._waiting.append(waiting)
+            self.wake()
+            self._hurry.set()
+            try:
+                await rest(self._clock, waiting.over, DIRECTORY_TOLD_MS_MAX)
+            finally:
+                self._waiting.remove(waiting)
+        found = self._copies(waiting.generation) if waiting.generation else 0
+        return found, waiting.copies
+
+    def _copies(self, generation: int) -> int:
+        """Return how many peers have a head of that generation or a later one."""
+        peers = self._peers.peers()
+        return sum(self._told.get(peer, 0) >= generation for peer in peers)
+
+    def _end_waiting(self) -> None:
+        """Wake those for whom enough is told, or nobody is left to be told."""
+        for waiting in self._waiting:
+            if waiting.generation and (
+                not self._telling or self._copies(waiting.generation) >= waiting.copies
+            ):
+                waiting.over.set()
 
     def _known(self) -> tuple[KnownPeer, ...]:
         infos = [self._peers.info(peer) for peer in sorted(self._peers.peers())]
@@ -128,6 +210,13 @@ class DirectoryKeeper:
 
     async def write(self) -> bool:
         """Make a new head where something changed; return whether it did."""
+        waiting = [each for each in self._waiting if not each.generation]
+        made = await self._write()
+        for each in waiting:
+            each.generation = self.generation
+        return made
+
+    async def _write(self) -> bool:
         packed = await self._executor.run(lambda: pack(self._storage.directory()))
         peers = self._known()
         shown = body_bytes(HeadBody(0, peers, b"", None))
@@ -152,9 +241,8 @@ class DirectoryKeeper:
             ).raw,
             digest,
         )
-        if await self.tell() and before is not None:
-            with suppress(XscError):
-                await self._storage.rm(before)
+        if before is not None:
+            self._replaced.append(before)
         return True
 
     def _storage_capability(self) -> str | None:
@@ -185,18 +273,34 @@ class DirectoryKeeper:
             if node != peer and node in self._peers.peers()
         )
 
-    async def tell(self) -> int:
-        """Send the head to every peer that does not have it; return how many have it now."""
+    def _tell(self) -> None:
+        """Send the head, in the background, to every peer that does not have it."""
         if self._raw:
-            waiting = [
-                peer for peer in self._peers.peers() if self._told.get(peer, 0) < self.generation
-            ]
-            await asyncio.gather(
-                *(self._tell(peer, self._raw, self.generation) for peer in waiting)
-            )
-        return sum(generation == self.generation for generation in self._told.values())
+            for peer in self._peers.peers():
+                if self._told.get(peer, 0) < self.generation and peer not in self._telling:
+                    self._telling.add(peer)
+                    self._background("tell_directory", partial(self._tell_peer, peer))
+        self._end_waiting()
 
-    async def _tell(self, peer: bytes, raw: bytes, generation: int) -> None:
+    async def _tell_peer(self, peer: bytes) -> None:
+        """Send the newest head to one peer until it has it, or does not take it."""
+        try:
+            while self._told.get(peer, 0) < (generation := self.generation):
+                if not await self._is_told(peer, self._raw):
+                    return
+                self._told[peer] = generation
+                self._end_waiting()
+                if all(self._told.get(known) == generation for known in self._peers.peers()):
+                    self._log.info("directory_told", generation=generation, state="told")
+                while self._replaced and generation == self.generation:
+                    with suppress(XscError):
+                        await self._storage.rm(self._replaced.pop())
+        finally:
+            self._telling.discard(peer)
+            self._end_waiting()
+
+    async def _is_told(self, peer: bytes, raw: bytes) -> bool:
+        """Send a head to a peer; return whether it has it now."""
         try:
             reply = await self._peers.call(
                 peer,
@@ -209,16 +313,15 @@ class DirectoryKeeper:
                 if len(reply.parts) != 1:
                     raise RecordInvalid("a refusal carries the head that is held")
                 self._refused(peer, bytes(reply.parts[0]))
-                return
+                return False
         except RateLimited:
             # Not before the next interval is over.
             self.wake()
+            return False
         except XscError as fault:
             self._log.info("directory_not_told", peer=short(peer), code=fault.code)
-        else:
-            self._told[peer] = generation
-            if all(self._told.get(known) == generation for known in self._peers.peers()):
-                self._log.info("directory_told", generation=generation, state="told")
+            return False
+        return True
 
     def _refused(self, peer: bytes, held: bytes) -> None:
         """Stop where a peer shows a head that this node signed and does not have.

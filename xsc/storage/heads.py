@@ -19,17 +19,28 @@ from xsc.base.errors import RecordInvalid
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import DIRECTORY_HEAD_BYTES_MAX, HEADS_A_PEER_MAX, HEADS_MS
+from xsc.base.limits import (
+    DIRECTORY_HEAD_BYTES_MAX,
+    HEAD_STEP_BYTES,
+    HEADS_A_PEER_MAX,
+    HEADS_MS,
+)
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
+from xsc.base.units import ceil_div
 from xsc.storage.directory import DirectoryHead, open_head
 from xsc.storage.ports import Commit
 
 HEADS = b"storage/head/"
 HEAD_PUT = "storage.head_put"
 HEAD_GET = "storage.head_get"
+
+
+def steps_of(size_bytes: int) -> int:
+    """Return how often a head of that size counts."""
+    return max(1, ceil_div(size_bytes, HEAD_STEP_BYTES))
 
 
 class Heads:
@@ -63,7 +74,10 @@ class Heads:
                 return {"stored": True}, ()
             if held is not None and (await self._opened(held, caller)).generation >= generation:
                 return {"stored": False}, (held,)
-            self._written.count(caller, self._clock.monotonic_ms(), "directory heads")
+            now_ms = self._clock.monotonic_ms()
+            self._written.count(caller, now_ms, "directory heads")
+            for _ in range(1, steps_of(len(raw))):
+                self._written.note(caller, now_ms)
             await self._commit([(HEADS + caller, raw)])
             return {"stored": True}, ()
 

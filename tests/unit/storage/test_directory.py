@@ -7,16 +7,24 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import RateLimited, RecordInvalid, SignatureInvalid, TooLarge, XscError
-from xsc.base.limits import DIRECTORY_HEAD_BYTES_MAX, HEADS_A_PEER_MAX, HEADS_MS
+from xsc.base.limits import (
+    DIRECTORY_HEAD_BYTES_MAX,
+    HEAD_STEP_BYTES,
+    HEADS_A_PEER_MAX,
+    HEADS_MS,
+)
 from xsc.base.merkle import Part, root_of
 from xsc.db.group import GroupCommit
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.node import directory as keeper
 from xsc.storage.directory import (
     DirectoryHead,
     HeadBody,
@@ -32,7 +40,7 @@ from xsc.storage.directory import (
     pack,
     unpack,
 )
-from xsc.storage.heads import HEAD_GET, HEAD_PUT, HEADS, Heads
+from xsc.storage.heads import HEAD_GET, HEAD_PUT, HEADS, Heads, steps_of
 
 NETWORK = network_id("test")
 KEY = KeyPair(b"k" * 32)
@@ -179,7 +187,7 @@ async def test_a_peer_writes_so_many_heads_within_a_time_and_others_as_before():
     for generation in range(1, HEADS_A_PEER_MAX + 1):
         await host.put(head(generation).raw)
     with pytest.raises(RateLimited) as refused:
-        await host.put(head(50).raw)
+        await host.put(head(HEADS_A_PEER_MAX + 1).raw)
     assert 0 < refused.value.retry_after_s * 1000 <= HEADS_MS
     assert len(host.written) == HEADS_A_PEER_MAX
     # What is held already is no write, and another peer has a share of its own.
@@ -187,7 +195,25 @@ async def test_a_peer_writes_so_many_heads_within_a_time_and_others_as_before():
     other = KeyPair(b"o" * 32)
     assert (await host.put(head(1, key=other).raw, other.node_id))[0] == {"stored": True}
     host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
-    assert (await host.put(head(50).raw))[0] == {"stored": True}
+    assert (await host.put(head(HEADS_A_PEER_MAX + 1).raw))[0] == {"stored": True}
+
+
+async def test_a_large_head_counts_once_for_each_step_of_its_size():
+    host = Host()
+    body = HeadBody(9, (), bytes(3 * HEAD_STEP_BYTES), None)
+    assert steps_of(len(head(1, body).raw)) == 4
+    for generation in range(1, HEADS_A_PEER_MAX // 4 + 1):
+        await host.put(head(generation, body).raw)
+    with pytest.raises(RateLimited):
+        await host.put(head(HEADS_A_PEER_MAX).raw)
+
+
+@given(st.integers(1, DIRECTORY_HEAD_BYTES_MAX), st.integers(0, 10_000))
+def test_heads_that_somebody_waits_for_keep_to_what_a_peer_stores(size_bytes, taken_ms):
+    pause = keeper.pause_ms(size_bytes, taken_ms)
+    heads = HEADS_MS // pause + 1
+    assert heads * steps_of(size_bytes) <= HEADS_A_PEER_MAX
+    assert pause >= 4 * taken_ms
 
 
 async def test_of_heads_that_come_at_once_the_newest_stays_in_any_order():

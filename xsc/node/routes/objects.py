@@ -165,14 +165,23 @@ async def _stored(
     """Store a body as the fields of its request say; names of fields may be in lower case only."""
     part = headers.get("xsc-part")
     name = _name(headers, "XSC-Name") if part is None else _part(part)
+    code = _code(headers.get("xsc-code"))
     done = await node.storage.put(
         body,
         name=name,
         size_hint=_number(headers, "XSC-Size", 2**62),
         survive=parse_survival(headers.get("xsc-survive", "0nodes")),
-        code=_code(headers.get("xsc-code")),
+        code=code,
         resume=_upload_id(headers.get("xsc-resume")),
     )
+    warnings = list(done.warnings)
+    if _number(headers, "XSC-Wait-For-Name", 1):
+        told, wanted = await node.directory.told(code[0])
+        if told < wanted:
+            warnings.append(
+                f"the name is at {told} of {wanted} peers by now: if this home were lost at this "
+                "moment, its recovery might not know the name; the node goes on telling them"
+            )
     return {
         "capability": done.capability,
         "size_bytes": done.size_bytes,
@@ -183,7 +192,7 @@ async def _stored(
         ],
         "survives_nodes": done.survives.nodes,
         "survives": done.survives.to_text(),
-        "warnings": list(done.warnings),
+        "warnings": warnings,
     }
 
 
