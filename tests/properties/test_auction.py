@@ -1,12 +1,14 @@
-"""The laws of the reverse auction (R-1 to R-6), exhaustive where auctions are small."""
+"""The laws of the reverse auction (R-1 to R-6) and of its reserve, exhaustive where auctions
+are small."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations, product
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.market.auction import Bid, place
+from xsc.market.auction import Bid, place, reserve
 
 PPM = 1_000_000
 MAX = 100
@@ -164,3 +166,84 @@ def test_scores_are_compared_exactly():
     near = [Bid(b"a", 333_333, 999_999, b"a"), Bid(b"b", 333_334, PPM, b"b")]
     assert Fraction(333_333, 999_999) < Fraction(333_334, PPM)
     assert place(near, 1, 10**6)[0].node == b"a"
+
+
+# The reserve
+
+
+def bought(bids, count, own_price, price_max):
+    return place(bids, count, reserve(bids, count, own_price, price_max))
+
+
+def domains_within(bids, price):
+    return len({bid.domain for bid in bids if bid.price <= price})
+
+
+@given(auctions(), COUNT, st.integers(0, MAX + 20))
+def test_the_reserve_is_the_own_price_until_fewer_win_than_could(bids, count, own_price):
+    found = reserve(bids, count, own_price, MAX)
+    start = min(own_price, MAX)
+    steps = [start + (MAX - start) * step // 8 for step in range(9)]
+    assert found in steps
+    could = min(count, domains_within(bids, MAX))
+    assert min(count, domains_within(bids, found)) == could
+    for step in steps:
+        assert step >= found or domains_within(bids, step) < could
+    assert len(bought(bids, count, own_price, MAX)) == could
+
+
+@given(auctions(), COUNT, st.integers(0, MAX + 20), st.sets(st.integers(0, 9)))
+def test_who_recognises_the_buyer_is_paid_what_it_posted(bids, count, own_price, posted):
+    bids = [replace(bid, posted=index in posted) for index, bid in enumerate(bids)]
+    by_node = {bid.node: bid for bid in bids}
+    for winner in bought(bids, count, own_price, MAX):
+        bid = by_node[winner.node]
+        assert winner.price == bid.price if bid.posted else winner.price >= bid.price
+
+
+def test_a_lie_gains_only_who_is_needed_and_what_its_absence_would_cost_in_any_small_auction():
+    """Three bidders, every cost and lie to 6, own prices 0 to 5 of at most 5, one of them posted.
+
+    What remains of truthfulness (ADR 74): nobody whom the auction does not need at the buyer's
+    own price gains by any lie; nobody gains by asking less than its cost; a lie that does not
+    move the reserve gains nothing; and nobody is ever paid more than the reserve without it.
+    """
+    price_max, gained = 5, 0
+    for domains in ((0, 1, 2), (0, 0, 1)):
+        for qualities, posted in (
+            ((PPM, PPM, PPM), False),
+            ((500_000, PPM, PPM), False),
+            ((PPM, 500_000, PPM), False),
+            ((PPM, PPM, PPM), True),
+        ):
+            made = [
+                [
+                    Bid(bytes([i]), ask, qualities[i], bytes([domains[i]]), posted and i == 1)
+                    for ask in range(7)
+                ]
+                for i in range(3)
+            ]
+            for costs in product(range(7), repeat=2):
+                others = [made[1][costs[0]], made[2][costs[1]]]
+                for count, own_price in product((1, 2), range(6)):
+                    auction = count, own_price, price_max
+                    needed = domains_within(others, own_price) < count
+                    without = reserve(others, *auction)
+                    could = min(count, domains_within(others, price_max))
+                    reserves, paid, most = [], [], []
+                    for bid in made[0]:
+                        bids = [bid, *others]
+                        prices = {each.node: each.price for each in bought(bids, *auction)}
+                        reserves.append(reserve(bids, *auction))
+                        paid.append(prices.get(bid.node))
+                        adds = min(count, domains_within(bids, price_max)) > could
+                        most.append(price_max if adds else without)
+                    for cost, lie in product(range(7), repeat=2):
+                        honest = 0 if paid[cost] is None else paid[cost] - cost
+                        lied = 0 if paid[lie] is None else paid[lie] - cost
+                        assert honest >= 0
+                        assert paid[lie] is None or paid[lie] <= most[lie]
+                        if not needed or lie < cost or reserves[lie] == reserves[cost]:
+                            assert lied <= honest
+                        gained += lied > honest
+    assert gained, "a provider that is needed can gain: if none can, the ADR says too little"

@@ -481,6 +481,8 @@ COMPUTE_LEASE_MICRO_MAX = 1_000_000
 REFUSED_RETRY_MS = 60_000
 """After the second refusal of a booking by its debtor; each further one doubles it."""
 REFUSED_RETRY_MS_MAX = 24 * 3_600_000
+RESERVE_STEPS = 8
+"""From a buyer's own price to the most that it pays, where fewer win than could."""
 QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000

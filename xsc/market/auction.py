@@ -3,16 +3,19 @@
 Providers ask a price a quantum; the lowest price / quality wins, one provider a
 failure domain, and each winner is paid the most that it could have asked and
 still won (DESIGN section 8: with six winners, the seventh bid sets the price).
-So nobody gains by asking for anything but its cost, as long as each object is
-an auction by itself. Where no further bid stands behind a winner, it is paid
-the buyer's reserve. Rules R-1 to R-6 of the research, part 6.3:
+Where no further bid stands behind a winner, it is paid the reserve, which bids
+above it do not pass. Rules R-1 to R-6 of the research, part 6.3, at one reserve:
 
 R-1 winners are in distinct domains.      R-4 a loser that sets no price changes none.
-R-2 nobody is paid less than it asked.    R-5 nobody is paid more than the buyer's reserve.
+R-2 nobody is paid less than it asked.    R-5 nobody is paid more than the reserve.
 R-3 no other ask than one's own gains.    R-6 the same bids and seed give the same winners.
 
-Bids above the reserve are not looked at. Who is asked for bids, and what to do
-when too few win, is the service's business.
+The reserve is what the buyer itself asks for such capacity, whatever others bid. It is
+raised in steps, to the most that the buyer pays, only while fewer win than could. Who is
+needed for that can gain by asking for more than its cost, and nobody else: ADR 74. A
+provider that recognises the buyer has posted its price, and is paid that.
+
+Who is asked for bids, and what to do when too few win, is the service's business.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import PPM
+from xsc.base.limits import PPM, RESERVE_STEPS
 
 QUALITY_PPM_LEAST = 10_000
 """A provider without history comes last, yet it comes."""
@@ -37,6 +40,8 @@ class Bid:
     """Micro-credits a quantum."""
     quality_ppm: int
     domain: bytes
+    posted: bool = False
+    """The price was fixed before: it is paid, and no more, whatever others ask."""
 
     def __post_init__(self) -> None:
         assert self.price >= 0, "a price is not negative"
@@ -66,6 +71,26 @@ def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, bytes]:
     return bid.score, tagged_sha256("auction", seed, bid.node) if seed else bid.node
 
 
+def reserve(bids: Sequence[Bid], count: int, own_price: int, price_max: int) -> int:
+    """Return the least step from the buyer's own price at which as many win as at its maximum.
+
+    Args:
+        bids: as for `place`.
+        count: how many providers are wanted.
+        own_price: what the buyer asks itself, micro-credits a quantum.
+        price_max: the most that it pays.
+    """
+
+    def winners(price: int) -> int:
+        return min(count, len({bid.domain for bid in bids if bid.price <= price}))
+
+    start = min(own_price, price_max)
+    steps = (
+        start + (price_max - start) * step // RESERVE_STEPS for step in range(RESERVE_STEPS + 1)
+    )
+    return next(price for price in steps if winners(price) == winners(price_max))
+
+
 def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"") -> list[Winner]:
     """Return up to `count` winners, best first, with what they are paid.
 
@@ -74,7 +99,7 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
     Args:
         bids: at most one a node, in any order.
         count: how many providers are wanted, each in another domain.
-        price_max: the buyer's reserve, micro-credits a quantum.
+        price_max: the reserve, micro-credits a quantum.
         seed: where given, ties fall by hash, so that no id is favoured for ever.
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"
@@ -98,5 +123,5 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
         for rival in rivals:
             # Rounded down it is still at least the ask, which is a whole number below it.
             price = min(price, bid.quality_ppm * rival.price // rival.quality_ppm)
-        winners.append(Winner(bid.node, price))
+        winners.append(Winner(bid.node, bid.price if bid.posted else price))
     return winners

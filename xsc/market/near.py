@@ -1,8 +1,8 @@
 """Near the data: among offers of about one price, the one that spares most bytes.
 
 A provider that holds shards of a job's inputs, or its module, need not be sent
-them. That is worth a little money, never a provider: offers above the buyer's
-reserve, or over NEAR_PRICE_PPM of the best price for quality, are not looked at.
+them. That is worth a little money, never a provider: offers above the reserve,
+or over NEAR_PRICE_PPM of the best price for quality, are not looked at.
 Of the others the one that saves most bytes wins, then the best price for quality,
 then as in any auction (`xsc.market.auction`). The winner is paid as there: the
 most that it could have asked and still won. Choosing never turns against who asks
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from xsc.base.limits import NEAR_PRICE_PPM, PPM
-from xsc.market.auction import Bid, Winner, order_of
+from xsc.market.auction import Bid, Winner, order_of, reserve
 
 
 def _best(
@@ -29,6 +29,11 @@ def _best(
     return min(near, key=lambda bid: (-saved.get(bid.node, 0), order_of(bid, seed)))
 
 
+def near_reserve(bids: Sequence[Bid], own_price: int, price_max: int) -> int:
+    """Return the reserve for a job: that of the auction, and what nearness is worth above it."""
+    return min(price_max, reserve(bids, 1, own_price, price_max) * NEAR_PRICE_PPM // PPM)
+
+
 def choose(
     bids: Sequence[Bid], saved: Mapping[bytes, int], price_max: int, *, seed: bytes = b""
 ) -> Winner | None:
@@ -37,13 +42,15 @@ def choose(
     Args:
         bids: at most one a node, in any order; a lease at hand bids its agreed price.
         saved: bytes that need not be sent to a node, 0 where it is not named.
-        price_max: the buyer's reserve, micro-credits a quantum.
+        price_max: the reserve, micro-credits a quantum (`near_reserve`).
         seed: as for `auction.place`.
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"
     chosen = _best(bids, saved, price_max, seed)
     if chosen is None:
         return None
+    if chosen.posted:
+        return Winner(chosen.node, chosen.price)
     others = [bid for bid in bids if bid.node != chosen.node]
     low, high = chosen.price, price_max
     while low < high:

@@ -71,7 +71,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
 from xsc.market import near, room
-from xsc.market.auction import Bid, place, rank_quality
+from xsc.market.auction import Bid, place, rank_quality, reserve
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, clear, within_credit
 from xsc.market.ports import Capacity, Commit, Credit, Divide, Quality, Standing
@@ -95,7 +95,7 @@ class MarketSettings:
 
     prices: PriceList
     storage_price_max: int
-    """The buyer's reserve: most that is paid a quantum."""
+    """The most that is paid a quantum."""
     compute_price_max: int
     settle_interval_ms: int
     site: str = ""
@@ -104,7 +104,7 @@ class MarketSettings:
     """So long before its end a lease that was not renewed is spoken of."""
 
     def price_max(self, kind: Kind) -> int:
-        """Return the buyer's reserve of a kind."""
+        """Return the most that is paid a quantum of a kind."""
         return self.storage_price_max if kind == "storage" else self.compute_price_max
 
 
@@ -534,6 +534,11 @@ class MarketService:
 
     def _rank(self, node: bytes) -> int:
         return rank_quality(self._quality.quality_ppm(node), self._recent_reports(node))
+
+    def _bid(self, quote: Quote, domain: bytes) -> Bid:
+        """Return a quote as a bid; who recognises this node is paid its posted rung."""
+        posted = quote.tier != "open"
+        return Bid(quote.provider, quote.price, self._rank(quote.provider), domain, posted)
 
     # The provider's side: quotes and grants
 
@@ -1134,22 +1139,16 @@ class MarketService:
                 ]
             used = {entry.domain for entry in taken} | (avoid or frozenset())
             bids = [
-                Bid(
-                    node,
-                    quote.record.price,
-                    self._rank(node),
-                    domain_of(quote.record) if avoid is not None else node,
-                )
+                self._bid(quote.record, domain_of(quote.record) if avoid is not None else node)
                 for node, quote in quotes.items()
                 if quote.record.available >= quantity
                 and not (avoid is not None and domain_of(quote.record) in used)
             ]
-            winners = place(
-                bids,
-                count - len(taken),
-                self._settings.price_max(kind),
-                seed=self._entropy.token(NONCE_BYTES),
+            wanted = count - len(taken)
+            price_max = reserve(
+                bids, wanted, self.pricing().unit_price(kind), self._settings.price_max(kind)
             )
+            winners = place(bids, wanted, price_max, seed=self._entropy.token(NONCE_BYTES))
             if not winners:
                 break
             answers = await asyncio.gather(
@@ -1272,15 +1271,17 @@ class MarketService:
             faults += unquoted
             refused.update(node for node in wanted if node not in quotes)
             bids = [
-                Bid(node, entry.terms.price, self._rank(node), node)
+                Bid(node, entry.terms.price, self._rank(node), node, posted=True)
                 for node, entry in leases.items()
             ]
             bids += [
-                Bid(node, quote.record.price, self._rank(node), node)
+                self._bid(quote.record, node)
                 for node, quote in quotes.items()
                 if quote.record.available >= fuel_steps
             ]
-            price_max = self._settings.price_max("compute")
+            price_max = near.near_reserve(
+                bids, self.pricing().unit_price("compute"), self._settings.price_max("compute")
+            )
             chosen = near.choose(bids, saved, price_max, seed=self._entropy.token(NONCE_BYTES))
             if chosen is None:
                 return [], faults

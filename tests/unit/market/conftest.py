@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.market.fakes import World
+from xsc.market.pricing import PriceList
 
 
 @pytest.fixture
@@ -12,8 +13,8 @@ def world():
 
 @pytest.fixture
 def pair(world):
-    """A customer without room and a provider."""
-    customer, provider = world.node(1), world.node(2)
+    """A customer without room, to which room is worth the most that it pays, and a provider."""
+    customer, provider = world.node(1, prices=PriceList(40, 40)), world.node(2)
     customer.room.storage = 0
     customer.room.steps = 0
     return customer, provider

@@ -1,7 +1,7 @@
 import pytest
 
 from xsc.base.limits import PPM
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, place, rank_quality
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, place, rank_quality, reserve
 
 
 def bid(name, price, quality=PPM, domain=None):
@@ -39,6 +39,24 @@ def test_ties_fall_by_id_or_by_seed():
     assert [w.node for w in place(bids, 2, 9)] == [b"a", b"b"]
     first = {place(bids, 1, 9, seed=bytes([n]))[0].node for n in range(20)}
     assert first == {b"a", b"b", b"c"}
+
+
+def test_six_bids_at_the_own_price_are_paid_that_and_not_the_maximum():
+    bids = [bid(bytes([n]), 8 + n % 3) for n in range(6)]
+    assert reserve(bids, 6, 10, 40) == 10
+    assert {winner.price for winner in place(bids, 6, 10)} == {10}
+
+
+def test_the_reserve_is_raised_in_eighths_while_a_further_one_can_win():
+    bids = [bid(b"a", 9), bid(b"b", 12), bid(b"c", 33), bid(b"d", 41)]
+    assert [reserve(bids, count, 10, 40) for count in (1, 2, 3, 4)] == [10, 13, 36, 36]
+    assert reserve(bids, 1, 60, 40) == 40
+    assert reserve([bid(b"d", 41)], 1, 10, 40) == 10
+
+
+def test_a_posted_price_is_paid_and_still_sets_those_of_others():
+    bids = [Bid(b"a", 5, PPM, b"a", posted=True), bid(b"b", 6), Bid(b"c", 8, PPM, b"c", True)]
+    assert place(bids, 2, 10) == [Winner(b"a", 5), Winner(b"b", 8)]
 
 
 def test_nothing_comes_of_nothing():

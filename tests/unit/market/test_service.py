@@ -1,5 +1,6 @@
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,7 @@ from xsc.base.limits import (
     VOUCHERS_MS,
 )
 from xsc.identity.envelope import open_signed, sign
+from xsc.market.pricing import PriceList
 from xsc.market.quote import open_quote
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.voucher import Voucher
@@ -204,6 +206,46 @@ async def test_without_a_further_bid_the_reserve_is_paid(world, pair):
     customer, _ = pair
     (host,) = await leased(world, customer)
     assert host.price == 40
+
+
+async def test_up_to_seven_nodes_are_paid_what_room_costs_here_and_not_the_maximum(world):
+    customer = world.node(1)
+    for number in range(2, 8):
+        node = world.node(number)
+        prices = node.settings["prices"]
+        node.settings["prices"] = replace(prices, storage=number % 3 + 8, compute=number % 3 + 8)
+        node.market = node.make()
+    hosts = await leased(world, customer, count=6)
+    assert [host.price for host in hosts] == [10] * 6
+    assert (await computing(world, customer)).price == 8, "the next bid comes before the reserve"
+
+
+async def test_who_recognises_the_customer_is_paid_its_rung_whatever_others_ask(world):
+    customer = world.node(1)
+    for number in (2, 3, 4):
+        world.node(number)
+    world.nodes[2].standing.mutual[customer.id] = 20_000
+    world.nodes[3].standing.weights[customer.id] = 1
+    hosts = await leased(world, customer, count=3)
+    assert {host.node: host.price for host in hosts} == {
+        world.nodes[2].id: 8,
+        world.nodes[3].id: 9,
+        world.nodes[4].id: 10,
+    }
+    job = await computing(world, customer)
+    assert (job.node, job.price) == (world.nodes[2].id, 8)
+    near = {world.nodes[2].id: MIB}
+    again = await world.drive(customer.market.lease_compute(fuel_steps=STEPS, on=None, saved=near))
+    assert (again.node, again.price) == (world.nodes[2].id, 8)
+
+
+async def test_the_own_price_is_passed_where_too_few_ask_less(world):
+    customer = world.node(1)
+    for number, price in ((2, 9), (3, 12), (4, 33)):
+        world.node(number, prices=PriceList(price, price))
+    hosts = await leased(world, customer, count=2)
+    assert {host.price for host in hosts} == {13}
+    assert world.nodes[4].id not in {host.node for host in hosts}
 
 
 async def test_who_asks_more_than_the_reserve_gets_nothing(world, pair):
