@@ -1,14 +1,15 @@
 """What is printed, and how: results on standard output, everything else on standard error.
 
-A table is drawn by rich on a terminal and is plain columns elsewhere; progress
-shows on terminals only. Texts that come from peers or objects are shown
+Progress shows on terminals only. Texts that come from peers or objects are shown
 without control characters, which would steer the terminal.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ from xsc.base.text import printable
 from xsc.client.core import Document, Progress, ignore_progress
 
 INTERRUPTED = "interrupted"
+GAP = "  "
+"""Between two columns of a table, and before those that stand below others."""
 
 
 def show_json(document: object) -> None:
@@ -61,6 +64,8 @@ def show_error(error: XscError, *, as_json: bool) -> None:
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
     """Print a table; `<` before a column's name puts its numbers to the right.
 
+    On a terminal, columns that do not fit beside the others stand below them.
+
     Args:
         columns: the heads.
         rows: the cells.
@@ -69,33 +74,56 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
     if not rows:
         say(empty)
         return
-    heads = [column.removeprefix("<") for column in columns]
-    right = [column.startswith("<") for column in columns]
+    on_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if on_terminal else None
     cells = [[printable(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _draw(heads, right, cells)
-        return
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    for row in [heads, *cells]:
-        padded = [
-            cell.rjust(width) if at_right else cell.ljust(width)
-            for cell, width, at_right in zip(row, widths, right, strict=True)
+    for number, lines in enumerate(table_lines(columns, cells, width)):
+        for line in lines:
+            click.echo(click.style(line, bold=True) if on_terminal and number == 0 else line)
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None
+) -> list[list[str]]:
+    """Return the lines of each row of a table, that of its heads first; no cell is ever broken.
+
+    A row is one line where all of its columns fit. Else its last columns stand on further
+    lines, indented, the same ones in every row; a cell that is wider than the terminal has a
+    line of its own, so that it can be marked and copied as a whole.
+
+    Args:
+        columns: the heads, with `<` before those whose cells stand to the right.
+        rows: the cells.
+        width: of the terminal; None where lines may have any length.
+    """
+    table = [[column.removeprefix("<") for column in columns], *rows]
+    widths = [max(map(width_of, column)) for column in zip(*table, strict=True)]
+    groups: list[list[int]] = []
+    used = 0
+    for index, needed in enumerate(widths):
+        if groups and (width is None or used + len(GAP) + needed <= width):
+            groups[-1].append(index)
+            used += len(GAP) + needed
+        else:
+            used = needed + (len(GAP) if groups else 0)
+            groups.append([index])
+
+    def padded(row: Sequence[str], index: int) -> str:
+        blanks = " " * (widths[index] - width_of(row[index]))
+        return blanks + row[index] if columns[index].startswith("<") else row[index] + blanks
+
+    return [
+        [
+            (GAP if number else "") + GAP.join(padded(row, index) for index in group).rstrip()
+            for number, group in enumerate(groups)
         ]
-        click.echo("  ".join(padded).rstrip())
+        for row in table
+    ]
 
 
-def _draw(heads: list[str], right: list[bool], cells: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head, at_right in zip(heads, right, strict=True):
-        table.add_column(head, justify="right" if at_right else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False).print(table)
+def width_of(text: str) -> int:
+    """Return how many places a text takes on a terminal."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
 
 def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""What shows on a terminal only: drawn tables, progress, and questions."""
+"""What shows on a terminal only: tables of its width, progress, and questions."""
 
 from __future__ import annotations
 
@@ -71,14 +71,17 @@ def xsc(*words, home, **streams):
     )
 
 
-def test_a_table_is_drawn(stand_in):
-    row = {"name": "[red]f[/red]", "version": 1, "capability": "c"}
+def test_a_capability_stands_below_its_row_where_the_terminal_is_narrow(stand_in):
+    row = {"name": "f", "version": 1, "capability": "xsc:r:" + "a" * 110}
     row |= {"size_bytes": 1, "created_ms": 0, "margin": 2}
     stand_in.answers("GET", "/v1/objects", {"objects": [row]})
     with terminal() as (_, theirs, screen):
         assert xsc("store", "ls", home=stand_in.home, stdout=theirs).returncode == 0
-    assert "─" in screen.text
-    assert "[red]f[/red]" in screen.text
+    heads, below, first, capability = screen.text.splitlines()
+    assert heads.startswith("\x1b[1mname  version  size")
+    assert "capability" in below
+    assert first.startswith("f           1   1 B")
+    assert capability == "  " + row["capability"]
 
 
 def test_progress_shows_on_the_terminal_and_the_result_beside_it(stand_in, tmp_path):

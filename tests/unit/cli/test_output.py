@@ -1,0 +1,41 @@
+"""Tables: no cell is ever broken, whatever the width."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xsc.cli.output import table_lines, width_of
+
+CELL = st.text("ab1年", min_size=1, max_size=60)
+TABLES = st.integers(1, 9).flatmap(
+    lambda count: st.tuples(
+        st.lists(st.sampled_from(["name", "<size"]), min_size=count, max_size=count),
+        st.lists(st.lists(CELL, min_size=count, max_size=count), min_size=1, max_size=4),
+    )
+)
+
+
+@given(TABLES, st.integers(1, 200))
+def test_every_cell_stands_whole_and_only_one_that_is_alone_passes_the_width(table, width):
+    columns, rows = table
+    heads, *shown = table_lines(columns, rows, width)
+    assert " ".join(heads).split() == [column.removeprefix("<") for column in columns]
+    for row, lines in zip(rows, shown, strict=True):
+        assert " ".join(lines).split() == row
+        assert [len(line.split()) for line in lines] == [len(line.split()) for line in heads]
+        for line in lines:
+            assert width_of(line) <= width or len(line.split()) == 1
+
+
+@given(TABLES)
+def test_where_lines_may_have_any_length_a_row_is_one(table):
+    columns, rows = table
+    assert [len(lines) for lines in table_lines(columns, rows, None)] == [1] * (1 + len(rows))
+
+
+def test_numbers_stand_to_the_right_and_what_does_not_fit_stands_below():
+    lines = table_lines(["name", "<size", "id"], [["a", "1", "x" * 9], ["bcd", "20", "y"]], 12)
+    assert lines == [
+        ["name  size", "  id"],
+        ["a        1", "  xxxxxxxxx"],
+        ["bcd     20", "  y"],
+    ]
