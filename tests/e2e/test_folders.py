@@ -39,5 +39,6 @@ def test_a_directory_goes_there_and_back(net, tmp_path):
 
     assert alice("store restore album --version 1").line == "3"
     assert alice("store get album/notes -o -").out == b"first"
-    assert alice("store rm album").code == 0
+    alice("store rm album").fails(2, "argument_invalid")
+    assert alice("store rm album --yes").code == 0
     assert Calls(Core(alice.home)).parts(tree_id("album/")) == []

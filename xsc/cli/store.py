@@ -48,6 +48,7 @@ from xsc.cli.output import (
 from xsc.client.calls import Calls, Named, unreadable
 from xsc.client.core import Document
 from xsc.client.files import check_target, size_of, upload_id, write_whole
+from xsc.client.tree import SUFFIX, tree_id
 
 STREAM = Path("-")
 
@@ -462,30 +463,35 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
     "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
 )
 @click.option("--version", type=WHOLE, metavar="N", help="That version of the name alone.  [all]")
+@click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
 @pass_settings
-def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int | None) -> int:
+def rm(
+    settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
+) -> int:
     """Delete an object at all of its hosts; with a NAME, all its versions.
 
+    A directory goes with its files, once that was confirmed or with --yes.
     Exits with 7 if a host has not confirmed it; what it holds runs out with
     its lease.
     """
+    from xsc.client.folders import clean, remove_all
+
     if receipts is not None:
         try:
             receipts.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
             raise ArgumentInvalid(f"{receipts} cannot be made: {fault.strerror}") from None
     calls = settings.calls()
-    try:
-        found = capabilities(calls, cap, version, deleting=True)
-    except ObjectUnknown:
-        if not isinstance(cap, Named) or cap.name.endswith("/"):
-            raise
-        cap = Named(cap.name + "/")
-        found = capabilities(calls, cap, version, deleting=True)
-    answers = [calls.remove(each) for each in found]
-    for name in {answer.pop("name", "") for answer in answers}:
-        if name.endswith("/"):
-            tree.clean(calls, name)
+    cap, found = _to_delete(calls, cap, version)
+    if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
+        tree.confirm_removal(calls, cap.name, version, yes=yes)
+    answers = remove_all(calls, found)
+    names = {answer.pop("name", "") for answer in answers}
+    if isinstance(cap, Named):
+        names.add(cap.name)
+    for name in names:
+        if name.endswith(SUFFIX):
+            answers += clean(calls, name)
     answer = _merged(answers)
     if receipts is not None:
         for number, each in enumerate(answers):
@@ -499,6 +505,27 @@ def rm(settings: Settings, cap: str | Named, receipts: Path | None, version: int
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
+
+
+def _to_delete(
+    calls: Calls, target: str | Named, version: int | None
+) -> tuple[str | Named, Sequence[str]]:
+    """Return what is meant, a directory with its slash, and the capabilities of its versions.
+
+    There are none of a directory of which only files are left, because deleting it broke off.
+    """
+    try:
+        return target, capabilities(calls, target, version, deleting=True)
+    except ObjectUnknown:
+        if not isinstance(target, Named):
+            raise
+        folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
+        try:
+            return folder, capabilities(calls, folder, version, deleting=True)
+        except ObjectUnknown:
+            if version is None and calls.parts(tree_id(folder.name)):
+                return folder, ()
+            raise
 
 
 @store.command()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from base64 import b64encode
 from pathlib import Path
+
+import click
 
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, ObjectUnknown
 from xsc.base.units import format_size
 from xsc.cli.options import Settings, one_capability
 from xsc.cli.output import moment, progress_bar, say, show, show_json, show_table, warn
 from xsc.client.calls import Calls, Named
-from xsc.client.tree import SUFFIX
+from xsc.client.tree import SUFFIX, tree_id
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
@@ -167,8 +170,17 @@ def capability_or_file(calls: Calls, target: str | Named, version: int | None) -
             raise fault from None
 
 
-def clean(calls: Calls, name: str) -> None:
-    """After a version of a directory was deleted: delete the files that none needs now."""
-    from xsc.client.folders import clean
+def confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool) -> None:
+    """Ask whether a directory is to be deleted, unless that was said already.
 
-    clean(calls, name)
+    Raises:
+        ArgumentInvalid: it is not, or nobody can be asked.
+    """
+    if yes:
+        return
+    what = f"all of {name}" if version is None else f"version {version} of {name}"
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
+    files = len(calls.parts(tree_id(name)))
+    if not click.confirm(f"Delete {what}, a directory of {files} stored files?", err=True):
+        raise ArgumentInvalid("it was not confirmed, and nothing was deleted")

@@ -596,8 +596,8 @@ def find_file(calls: Calls, name: str, version: int | None) -> Node:
     )
 
 
-def clean(calls: Calls, full: str) -> int:
-    """Delete the files that no version of a directory needs any more; return how many.
+def clean(calls: Calls, full: str) -> list[Document]:
+    """Delete the files that no version of a directory needs any more; return what became of each.
 
     Those that are newer than its newest version may belong to a put under way, and stay.
     """
@@ -608,11 +608,27 @@ def clean(calls: Calls, full: str) -> int:
     needed = references(read_tree(calls, capability) for capability in versions)
     rows = calls.objects(full, versions=True)["objects"]
     newest_ms = max((row["created_ms"] for row in rows if row["name"] == full), default=None)
-    count = 0
-    for row in calls.parts(tree_id(full)):
-        if bytes.fromhex(row["part"]) in needed:
-            continue
-        if newest_ms is None or row["created_ms"] < newest_ms:
-            calls.remove(row["capability"])
-            count += 1
-    return count
+    return remove_all(
+        calls,
+        [
+            row["capability"]
+            for row in calls.parts(tree_id(full))
+            if bytes.fromhex(row["part"]) not in needed
+            and (newest_ms is None or row["created_ms"] < newest_ms)
+        ],
+    )
+
+
+def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[Document]:
+    """Delete objects at all of their hosts; return what became of each.
+
+    Several at once: a deletion is on the disks of six hosts before they confirm it, and those
+    that come together are synced together.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(calls.remove, capability) for capability in capabilities]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -30,7 +30,6 @@ from xsc.base.limits import (
     BATCH_BYTES_MAX,
     BATCH_CALLS_MAX,
     BATCH_WAITING_MAX,
-    PEER_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part
 from xsc.net import batch
@@ -77,10 +76,14 @@ class Lanes:
         send: calls a peer.
         spawn: has something done that the node stops when it ends.
         halves: whether only half of what is about leaves at a time.
+        timeout_ms: how long a call may take, its wait for others included.
     """
 
-    def __init__(self, clock: Clock, send: Send, spawn: Spawn, *, halves: bool) -> None:
+    def __init__(
+        self, clock: Clock, send: Send, spawn: Spawn, *, halves: bool, timeout_ms: int
+    ) -> None:
         self._clock = clock
+        self._timeout_ms = timeout_ms
         self._most = half_of if halves else all_of
         self._send = send
         self._spawn = spawn
@@ -105,7 +108,7 @@ class Lanes:
         Raises:
             XscError: as PeerNet.call.
         """
-        deadline_ms = self._clock.monotonic_ms() + PEER_TIMEOUT_MS
+        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
         done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         lane = self._lanes.get(peer)
         if lane is None:

@@ -177,7 +177,7 @@ class PeerNet:
         assert self._handlers.keys() >= bounds.keys()
         self._bounds.update(bounds)
 
-    def share(self, *methods: str, halves: bool = False) -> None:
+    def share(self, *methods: str, halves: bool = False, timeout_ms: int = PEER_TIMEOUT_MS) -> None:
         """Let small calls of these methods share requests; they must be quick and answer little.
 
         What is shared by one call of this does not wait for what is by another.
@@ -185,8 +185,11 @@ class PeerNet:
         Args:
             methods: whose calls.
             halves: have only half of what is about leave at a time (`xsc.net.lanes`).
+            timeout_ms: how long each call may take.
         """
-        lanes = Lanes(self._clock, self._call_alone, self._spawn, halves=halves)
+        lanes = Lanes(
+            self._clock, self._call_alone, self._spawn, halves=halves, timeout_ms=timeout_ms
+        )
         self._shared.update(dict.fromkeys(methods, lanes))
 
     async def start(self) -> None:

@@ -18,7 +18,12 @@ from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import LedgerDamaged, PeerUnknown, StoreDamaged, XscError
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import FUEL_QUANTUM, PROBE_TIMEOUT_MS, SWEEP_INTERVAL_MS
+from xsc.base.limits import (
+    FUEL_QUANTUM,
+    PROBE_TIMEOUT_MS,
+    STORAGE_QUESTION_TIMEOUT_MS,
+    SWEEP_INTERVAL_MS,
+)
 from xsc.base.log import Log
 from xsc.compute.evidence import EvidenceBook
 from xsc.compute.limits import Limits
@@ -42,10 +47,10 @@ from xsc.node.directory import DirectoryKeeper
 from xsc.node.inputs import JobInputs
 from xsc.node.modules import Modules
 from xsc.node.tasks import Tasks
-from xsc.storage.guard import GUARD
+from xsc.storage.guard import GUARD, UNGUARD
 from xsc.storage.heads import Heads
 from xsc.storage.mender import MendSettings
-from xsc.storage.messages import ANSWER_BOUNDS, PUT
+from xsc.storage.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.service import StorageService
 from xsc.storage.shards import StorageNode
 from xsc.storage.sweeping import Sweeper, Swept
@@ -422,6 +427,7 @@ class Node:
             self.peers.register_groups(self.storage.group_handlers())
             self.peers.bound_answers(ANSWER_BOUNDS)
             self.peers.share(PUT, GUARD)
+            self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
             self.peers.share(RUN, halves=True)
             self.peers.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)

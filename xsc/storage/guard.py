@@ -271,9 +271,7 @@ class Guards:
     async def _released(self, ref: bytes, node: bytes) -> bool:
         """Tell a guardian; say whether it need not be told again."""
         try:
-            await self._caller.call(
-                node, UNGUARD, {"object": ref}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-            )
+            await self._caller.call(node, UNGUARD, {"object": ref})
         except XscError as fault:
             self._reach.log.info("storage_not_released", peer=short(node), reason=fault.message)
             # Else it guards nothing of this node, or cannot be asked any more.

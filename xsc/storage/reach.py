@@ -602,9 +602,7 @@ class Reach:
             self._key,
             self.network,
         )
-        reply = await self._caller.call(
-            node, messages.DELETE, {"order": order.raw}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-        )
+        reply = await self._caller.call(node, messages.DELETE, {"order": order.raw})
         try:
             signed = open_signed(
                 take_bytes(reply.header, "receipt"),

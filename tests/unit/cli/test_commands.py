@@ -670,10 +670,37 @@ def test_rm_takes_all_versions_of_a_name(xsc, stand_in):
     stand_in.answers("DELETE", "/v1/object", gone)
     assert xsc("store", "rm", "a", "--json").json == gone
     assert stand_in.requests[0].headers["XSC-Deleting"] == "1"
-    assert [request.headers["XSC-Capability"] for request in stand_in.requests[1:]] == [
-        "xsc:r:new",
-        "xsc:r:old",
-    ]
+    asked = [request.headers["XSC-Capability"] for request in stand_in.requests[1:]]
+    assert sorted(asked) == ["xsc:r:new", "xsc:r:old"]
+
+
+def test_rm_of_a_directory_wants_to_be_told_twice_and_takes_its_files(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects", {"objects": []})
+    row = {"part": "00" * 32, "capability": "xsc:r:file", "created_ms": 0}
+    stand_in.answers("GET", "/v1/objects/parts", {"parts": [row]})
+    stand_in.refuses("GET", "/v1/objects/named", "object_unknown", "there is none")
+    stand_in.answers("DELETE", "/v1/object", {"confirmed": [NODE], "unconfirmed": []})
+    done = xsc("store", "rm", "album")
+    assert (done.code, done.out) == (2, b"")
+    assert "all of album/ is to be deleted" in done.err
+    assert "hint: --yes says so" in done.err
+    assert "DELETE" not in {request.method for request in stand_in.requests}
+    # No version is left, only a file: an `rm` before this one was killed.
+    done = xsc("store", "rm", "album", "--yes")
+    assert (done.code, done.text) == (0, "deleted at 1 node\n")
+    assert stand_in.last.headers["XSC-Capability"] == "xsc:r:file"
+
+
+def test_rm_of_a_directory_exits_with_7_where_a_file_is_not_confirmed(xsc, stand_in):
+    stand_in.answers("GET", "/v1/objects", {"objects": []})
+    row = {"part": "00" * 32, "capability": "xsc:r:file", "created_ms": 0}
+    stand_in.answers("GET", "/v1/objects/parts", {"parts": [row]})
+    stand_in.refuses("GET", "/v1/objects/named", "object_unknown", "there is none")
+    gone = {"confirmed": [], "unconfirmed": [NODE], "receipts": {}}
+    stand_in.answers("DELETE", "/v1/object", gone)
+    done = xsc("store", "rm", "album/", "--yes")
+    assert done.code == 7
+    assert done.err.startswith("warning: abcdefghij has not confirmed")
 
 
 def test_a_version_goes_with_a_name_alone(xsc, stand_in):

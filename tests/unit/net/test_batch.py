@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -81,10 +82,10 @@ class Pair:
         )  # fmt: skip
         self.share("test.half", halves=True)
 
-    def share(self, *methods: str, halves: bool = False) -> None:
+    def share(self, *methods: str, **how: Any) -> None:
         """As in real nodes, both ends share the same methods."""
         for node in (self.anna, self.bert):
-            node.net.share(*methods, halves=halves)
+            node.net.share(*methods, **how)
 
     @staticmethod
     async def echo(caller, header, parts):
@@ -389,6 +390,19 @@ async def test_a_silent_peer_is_the_error_of_every_call_at_its_own_deadline(pair
     pair.memory.heal()
     pair.gate.set()
     assert (await pair.call(3)).header == {"n": 3}
+
+
+async def test_methods_have_the_time_that_they_share_by(pair):
+    pair.share("test.half", timeout_ms=2_000)
+    pair.memory.partition("anna", "bert")
+    call = pair.call(0, "test.half")
+    await pair.settle()
+    pair.clock.advance_to(pair.clock.now_ms() + 1_999)
+    await pair.settle()
+    assert not call.done()
+    pair.clock.advance_to(pair.clock.now_ms() + 1)
+    with pytest.raises(PeerSilent):
+        await call
 
 
 async def test_a_caller_that_gives_up_takes_nobody_along(pair):
