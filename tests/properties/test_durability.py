@@ -2,13 +2,14 @@
 
 import itertools
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.storage.durability import Host, Survival, parse, plan, survival
+from xsc.storage.durability import KINDS, Domains, Host, Survival, domains_of, parse, plan, survival
 
 NODES_MAX = 9
 SITES_MAX = 4
@@ -85,12 +86,42 @@ def test_the_plan_is_the_best_there_is_with_sites_owners_and_unknown_ones(hosts,
     assert planned(hosts, n, m, asked) == brute(hosts, n, m, asked)
 
 
+class Wide(NamedTuple):
+    """A host with one kind of failure domain more."""
+
+    node: bytes
+    site: str = ""
+    owner: str = ""
+    circle: str = ""
+
+
+wide = st.lists(st.tuples(labels, labels, labels), min_size=1, max_size=6).map(
+    lambda triples: [Wide(bytes([i]), *triple) for i, triple in enumerate(triples)]
+)
+
+
+@given(
+    wide,
+    st.sampled_from([(6, 2), (3, 2), (5, 1), (2, 1)]),
+    st.builds(Survival, *(st.integers(0, 2) for _ in Wide._fields)),
+)
+def test_the_plan_is_the_best_there_is_with_a_further_kind_of_domain(hosts, code, asked):
+    n, m = code
+    assert planned(hosts, n, m, asked) == brute(hosts, n, m, asked)
+
+
+def test_domains_are_counted_by_kind_and_nodes_that_name_none_beside_them():
+    columns = [Host(b"1", "a", "x"), Host(b"2", "a"), Host(b"2", "a"), Host(b"3")]
+    assert domains_of(columns) == (Domains(3, 0), Domains(1, 1), Domains(1, 2))
+    assert domains_of([]) == (Domains(0, 0),) * 3
+
+
 @given(small, st.data())
 def test_what_is_said_to_survive_survives_every_such_loss(hosts, data):
     m = data.draw(st.integers(0, 3))
     columns = data.draw(st.lists(st.sampled_from(hosts), min_size=m + 1, max_size=8))
     said = survival(columns, m)
-    for count, kind in ((said.nodes, "node"), (said.sites, "site"), (said.owners, "owner")):
+    for count, kind in zip(said, KINDS, strict=True):
         known = {getattr(host, kind) for host in columns} - {""}
         for lost in itertools.combinations(known, min(count, len(known))):
             gone = [

@@ -10,7 +10,8 @@ from xsc.base.limits import MIB
 from xsc.node.config import load
 from xsc.storage.durability import Survival
 
-LIFE_MS, REPAIR_MS = 3 * 365 * 86_400_000, 86_400_000
+YEAR_MS = 365 * 86_400_000
+LIVES_MS, REPAIR_MS = (3 * YEAR_MS, 30 * YEAR_MS, 10 * YEAR_MS), 86_400_000
 SITES = ["attic", "attic", "attic", "attic", "barn", "barn", "shed", "shed", "shed"]
 
 
@@ -25,9 +26,28 @@ def at_sites(world, sites=SITES):
 
 
 async def check(node, capability, *, deep=False):
-    return await node.storage.check(
-        capability, deep=deep, node_life_ms=LIFE_MS, repair_ms=REPAIR_MS
-    )
+    return await node.storage.check(capability, deep=deep, lives_ms=LIVES_MS, repair_ms=REPAIR_MS)
+
+
+def test_six_shards_on_two_nodes_are_worth_what_two_nodes_are():
+    """Either node takes three shards with it: a half is lost within a year, not 0.002 %."""
+
+    async def play(world):
+        alone, six = world.nodes[0], await put(world.nodes[1], content(MIB))
+        for other in range(2, 7):
+            world.net.partition("node-0", world.name(other))
+        await world.until(
+            lambda: sum(alone.health.is_up(peer) for peer in alone.peers.peers()) == 1
+        )
+        two = await put(alone, content(MIB), survive=Survival())
+        found = await check(alone, two)
+        assert (found.survives, found.stat.condition.margin) == (Survival(), 2)
+        assert found.to_json()["domains"]["node"] == {"known": 2, "unknown": 0}
+        assert found.yearly_loss_ppb == 486_582_881
+        world.net.heal()
+        assert (await check(world.nodes[1], six)).yearly_loss_ppb < 30_000
+
+    run(46, 7, play)
 
 
 def test_a_contract_over_sites_is_kept_through_every_loss_that_it_names():

@@ -63,6 +63,8 @@ ENDED_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
+OVERLAPS_MAX = 8
+"""Failure domains that overlap others, up to which the yearly loss of an object is exact."""
 STAT_ROWS_MAX = 1_024
 """Shards that one answer to a stat speaks of; it takes some 45 ms, and a longer one goes on from
 the place where the last ended."""

@@ -179,13 +179,9 @@ def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
 
 def _survive(text: str) -> str:
     """Check the form here, so that a mistyped contract is refused before a file is read."""
-    terms = text.replace(" ", "").split(",")
-    if not all(re.fullmatch(r"[0-9]{1,3}(node|site|owner)s?", term) for term in terms):
-        raise ArgumentInvalid(
-            f"'{text}' does not say what may be lost",
-            hint="write for example 2nodes, or 2nodes,1site",
-        )
-    return ",".join(terms)
+    from xsc.storage.durability import parse
+
+    return parse(text).to_text()
 
 
 def _code(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -315,10 +316,25 @@ def _warn_of_end(answer: Document) -> None:
         warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
 
 
-def _margin(margin: int) -> str:
+def _margin(answer: Document) -> str:
+    margin = answer["margin"]
     if margin < 0:
         return f"{_count(-margin, 'shard')} too few"
-    return f"{_count(margin, 'more shard')} may be lost"
+    held = Counter(row["node"] for row in answer["hosts"] if row["state"] == "ok")
+    most = max(held.values(), default=0)
+    no_node = f", but no node: one holds {most} of them" if 0 < margin < most else ""
+    return f"{_count(margin, 'more shard')} may be lost{no_node}"
+
+
+def _domains(answer: Document) -> str:
+    """Return on how many nodes, sites and owners an object lies."""
+    parts = []
+    for kind, found in answer["domains"].items():
+        unknown = f" ({_count(found['unknown'], 'node')} without)" if found["unknown"] else ""
+        parts.append(
+            _count(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
+        )
+    return ", ".join(parts)
 
 
 @store.command()
@@ -341,7 +357,7 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
             ("size", format_size(answer["size_bytes"])),
             ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
             ("readable", "yes" if answer["readable"] else "no"),
-            ("margin", _margin(answer["margin"])),
+            ("margin", _margin(answer)),
             ("healable", "yes" if answer["healable"] else "no"),
             ("leases until", _until(answer.get("ends_ms"))),
         ]
@@ -376,8 +392,9 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
             [
                 ("size", format_size(answer["size_bytes"])),
                 ("readable", "yes" if answer["readable"] else "no"),
-                ("margin", _margin(answer["margin"])),
+                ("margin", _margin(answer)),
                 ("healable", "yes" if answer["healable"] else "no"),
+                ("lies on", _domains(answer)),
                 ("survives", f"the loss of {answer['survives']}"),
                 *_contract(answer),
                 ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),

@@ -20,6 +20,7 @@ from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.node.logging import LEVELS
+from xsc.storage.durability import KINDS
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
@@ -63,6 +64,8 @@ class Config:
     lease_warning_ms: int
     leftover_after_ms: int
     node_life_ms: int
+    site_life_ms: int
+    owner_life_ms: int
     repair_time_ms: int
     guard: str
     guard_bytes: int
@@ -70,6 +73,11 @@ class Config:
     repair_bytes_a_second: int
     repair_interval_ms: int
     moved_kept_ms: int
+
+    @property
+    def lives_ms(self) -> tuple[int, ...]:
+        """Mean time to the loss for good of each kind of failure domain."""
+        return tuple(getattr(self, f"{kind}_life_ms") for kind in KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +292,18 @@ KEYS: Final[dict[str, Key]] = {
         "1095d",
         _between(1, 2**53, parse_duration_ms),
         "mean time until a node is lost for good, for estimates of loss",
+    ),
+    "site_life": Key(
+        "site_life_ms",
+        "10950d",
+        _between(1, 2**53, parse_duration_ms),
+        "mean time until a site is lost with all of its nodes, for estimates of loss",
+    ),
+    "owner_life": Key(
+        "owner_life_ms",
+        "3650d",
+        _between(1, 2**53, parse_duration_ms),
+        "mean time until an owner loses all nodes at once, for estimates of loss",
     ),
     "repair_time": Key(
         "repair_time_ms",

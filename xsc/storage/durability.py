@@ -7,63 +7,81 @@ and of those one that survives the most nodes, then sites, then owners; columns
 are spread as evenly over nodes as that allows, earlier hosts first.
 
 A node without a label may stand anywhere: its columns count as lost with every
-site (or owner) that is. So a contract over sites refuses nodes that do not say
+site (or owner) that is there. So a contract over sites refuses nodes that do not say
 where they are, rather than hope.
 
 The plan is a flow: columns run through the caps of site, node and owner
-(servers of happiness, as Tahoe-LAFS has it, with caps above one). That it is
-optimal is tested against brute force over all networks of up to nine nodes in
-up to four sites. Design: docs/design/storage.md.
+(servers of happiness, as Tahoe-LAFS has it, with caps above one). Further kinds
+of domains are held by branching over it. That it is optimal is tested against
+brute force over all networks of up to nine nodes in up to four sites. What a
+placement is worth within a year: `loss`. Design: docs/design/storage.md.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import permutations, product
+from operator import gt
+from typing import Final, NamedTuple, Self
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import SHARDS_MAX
 
-_TERM = re.compile(r"([0-9]{1,3})(node|site|owner)s?")
 UNBOUNDED = 10**6
 EFFORT_MAX = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """A node that can hold columns, and the domains in which it fails."""
+class Host(NamedTuple):
+    """A node that can hold columns, and the domains in which it fails.
+
+    A field is a kind of failure domain: one more is planned with, asked for in contracts and
+    counted in estimates.
+    """
 
     node: bytes
     site: str = ""
     owner: str = ""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Survival:
-    """How many nodes, sites and owners can be lost, whichever they are."""
+KINDS: Final = Host._fields
+"""The kinds of failure domains, in the order in which contracts have them."""
+_TERM = re.compile(rf"([0-9]{{1,3}})({'|'.join(KINDS)})s?")
 
-    nodes: int = 0
-    sites: int = 0
-    owners: int = 0
+
+class Survival(tuple[int, ...]):
+    """How many domains of each kind can be lost, whichever they are: in the order of `KINDS`."""
+
+    __slots__ = ()
+
+    def __new__(cls, *counts: int) -> Self:
+        """Take the counts by kind; none of a kind that is left out."""
+        return super().__new__(cls, (*counts, *(0,) * (len(KINDS) - len(counts))))
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes can be lost."""
+        return self[0]
 
     def meets(self, asked: Survival) -> bool:
         """Say whether at least as much survives as was asked for."""
-        return (
-            self.nodes >= asked.nodes and self.sites >= asked.sites and self.owners >= asked.owners
-        )
+        return all(had >= wanted for had, wanted in zip(self, asked, strict=True))
+
+    def at_most(self, asked: Survival) -> Survival:
+        """Return what of a contract survives."""
+        return Survival(*map(min, self, asked))
 
     def to_text(self) -> str:
         """Return the form that `parse` reads; "0nodes" where nothing is asked."""
-        parts = [
-            f"{count}{name}{'' if count == 1 else 's'}"
-            for count, name in ((self.nodes, "node"), (self.sites, "site"), (self.owners, "owner"))
-            if count
-        ]
-        return ",".join(parts) or "0nodes"
+        terms = [counted(count, kind) for kind, count in zip(KINDS, self, strict=True) if count]
+        return ",".join(terms) or "0nodes"
+
+
+def counted(count: int, kind: str) -> str:
+    """Return a term of a contract: "1site", "2sites"."""
+    return f"{count}{kind}{'' if count == 1 else 's'}"
 
 
 def parse(text: str) -> Survival:
@@ -81,11 +99,12 @@ def parse(text: str) -> Survival:
                 hint="write for example 2nodes, or 2nodes,1site",
             )
         found[match[2]] = int(match[1])
-    return Survival(found.get("node", 0), found.get("site", 0), found.get("owner", 0))
+    return Survival(*(found.get(kind, 0) for kind in KINDS))
 
 
-def _groups(sizes: Counter[str]) -> tuple[list[int], int]:
-    """Return the columns of each known group, most first, and those of unknown ones."""
+def _groups(domains: Iterable[bytes | str]) -> tuple[list[int], int]:
+    """Return the columns of each known domain, most first, and those of unknown ones."""
+    sizes = Counter(domains)
     unknown = sizes.pop("", 0)
     return sorted(sizes.values(), reverse=True), unknown
 
@@ -102,17 +121,23 @@ def _lost_most(known: list[int], unknown: int, m: int) -> int:
 
 def survival(columns: Sequence[Host], m: int) -> Survival:
     """Return what a placement survives: `columns` is the host of each column."""
-    nodes = sorted(Counter(host.node for host in columns).values(), reverse=True)
-    sites: Counter[str] = Counter()
-    owners: Counter[str] = Counter()
-    for host in columns:
-        sites[host.site] += 1
-        owners[host.owner] += 1
-    return Survival(
-        _lost_most(nodes, 0, m),
-        _lost_most(*_groups(sites), m),
-        _lost_most(*_groups(owners), m),
-    )
+    return Survival(*(_lost_most(*_groups(domains), m) for domains in zip(*columns, strict=True)))
+
+
+class Domains(NamedTuple):
+    """In how many domains of a kind some columns lie."""
+
+    known: int
+    unknown: int
+    """Nodes that do not name theirs."""
+
+
+def domains_of(columns: Collection[Host]) -> tuple[Domains, ...]:
+    """Return by kind in how many domains columns lie."""
+    return tuple(
+        Domains(len({*names} - {""}), len({host.node for host in columns if not host[kind]}))
+        for kind, names in enumerate(zip(*columns, strict=True))
+    ) or (Domains(0, 0),) * len(KINDS)
 
 
 def _top_caps(survive: int, budget: int) -> Iterator[tuple[int, ...]]:
@@ -156,46 +181,65 @@ def _caps(count: int, survive: int, m: int) -> Iterator[tuple[tuple[int, ...], i
 
 
 class _Network:
-    """The flow of columns: source, sites, nodes, owners, sink."""
+    """The flow of columns: source, sites, nodes, owners, sink; and the domains beside it."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
-        self.hosts = hosts
-        self.sites = sorted({host.site for host in hosts if host.site})
-        self.owners = sorted({host.owner for host in hosts if host.owner})
-        self.site_of = [self._index(self.sites, host.site) for host in hosts]
-        self.owner_of = [self._index(self.owners, host.owner) for host in hosts]
+        self.known = [sorted(set(names) - {""}) for names in zip(*hosts, strict=True)]
+        """By kind: the names of its domains."""
+        self.domain_of = [
+            [names.index(host[kind]) if host[kind] else len(names) for host in hosts]
+            for kind, names in enumerate(self.known)
+        ]
+        """By kind and host: the number of its domain, the last for those that name none."""
+        self.effort = 0
+        """Flows that were tried."""
 
-    @staticmethod
-    def _index(known: list[str], name: str) -> int:
-        return known.index(name) if name else len(known)
-
-    def fill(
-        self,
-        n: int,
-        node_caps: Sequence[int],
-        site_caps: Sequence[int],
-        owner_caps: Sequence[int],
-        kept: Sequence[int],
-    ) -> list[int] | None:
+    def fill(self, n: int, caps: Sequence[Sequence[int]], kept: Sequence[int]) -> list[int] | None:
         """Return columns a host that keep all caps and add up to n, as even as they allow.
 
-        No host has fewer than it keeps.
+        Args:
+            n: columns in all.
+            caps: by kind, the most columns of each domain, of all unknown ones last; of nodes,
+                of each host.
+            kept: the least of each host.
         """
-        if any(held > cap for held, cap in zip(kept, node_caps, strict=True)):
+        held = self._flow(n, caps, kept)
+        if held is None:
             return None
-        flow = _Flow(self, site_caps, owner_caps, kept)
+        for kind in range(3, len(caps)):
+            for domain, cap in enumerate(caps[kind]):
+                there = [i for i, of in enumerate(self.domain_of[kind]) if of == domain]
+                if sum(held[i] for i in there) > cap:
+                    # Of these at least one holds less wherever the caps are kept.
+                    fewer = ((i, held[i] - 1) for i in there if held[i] > kept[i])
+                    filled = (self.fill(n, _capped(caps, i, most), kept) for i, most in fewer)
+                    return next((found for found in filled if found is not None), None)
+        return held
+
+    def _flow(self, n: int, caps: Sequence[Sequence[int]], kept: Sequence[int]) -> list[int] | None:
+        """Return what `fill` does with regard to nodes, sites and owners alone."""
+        self.effort += 1
+        node_caps = caps[0]
+        if self.effort > EFFORT_MAX or any(map(gt, kept, node_caps)):
+            return None
+        flow = _Flow(self, caps[1], caps[2], kept)
         if not flow.holds:
             return None
         total = sum(kept)
         if total == n:
             return flow.held
         for level in range(1, min(max(node_caps, default=0), n) + 1):
-            caps = [min(cap, level) for cap in node_caps]
-            while total < n and flow.push(caps):
+            even = [min(cap, level) for cap in node_caps]
+            while total < n and flow.push(even):
                 total += 1
             if total == n:
                 return flow.held
         return None
+
+
+def _capped(caps: Sequence[Sequence[int]], host: int, most: int) -> list[Sequence[int]]:
+    """Return the caps with another one of one host."""
+    return [[*caps[0][:host], most, *caps[0][host + 1 :]], *caps[1:]]
 
 
 class _Flow:
@@ -208,8 +252,7 @@ class _Flow:
         owner_caps: Sequence[int],
         kept: Sequence[int],
     ) -> None:
-        self._site_of = network.site_of
-        self._owner_of = network.owner_of
+        _, self._site_of, self._owner_of = network.domain_of[:3]
         self._site_left = list(site_caps)
         self._owner_left = list(owner_caps)
         self._kept = kept
@@ -275,21 +318,12 @@ class _Flow:
             i = before
 
 
-def _targets(m: int, asked: Survival) -> Iterator[Survival]:
-    """Yield what might survive, best first."""
-    for nodes in range(m, asked.nodes - 1, -1):
-        for sites in range(m, asked.sites - 1, -1):
-            for owners in range(m, asked.owners - 1, -1):
-                yield Survival(nodes, sites, owners)
-
-
-Caps = tuple[tuple[int, ...], int]
-
-
-def _wide_enough(count: int, survive: int, m: int, n: int, *, unknown: bool) -> list[Caps]:
-    """Return the caps of a dimension that could hold n columns at all."""
+def _wide_enough(
+    count: int, survive: int, m: int, n: int, *, unknown: bool
+) -> list[tuple[int, ...]]:
+    """Return the caps of a kind, unknown ones last, that could hold n columns at all."""
     return [
-        (caps, rest)
+        (*caps, rest)
         for caps, rest in _caps(count, survive, m)
         if (unknown or rest in (0, UNBOUNDED)) and sum(caps) + (rest if unknown else 0) >= n
     ]
@@ -313,24 +347,21 @@ def plan_around(
         asked: the contract.
     """
     network = _Network(hosts)
-    no_site = any(not host.site for host in hosts)
-    no_owner = any(not host.owner for host in hosts)
-    by_nodes = [_wide_enough(len(hosts), f, m, n, unknown=False) for f in range(m + 1)]
-    by_sites = [_wide_enough(len(network.sites), f, m, n, unknown=no_site) for f in range(m + 1)]
-    by_owners = [_wide_enough(len(network.owners), f, m, n, unknown=no_owner) for f in range(m + 1)]
+    unknown = [any(not name for name in names) for names in zip(*hosts, strict=True)]
+    # By kind, and by how many domains of it can be lost.
+    by_kind = [
+        [_wide_enough(len(names), f, m, n, unknown=unknown[kind]) for f in range(m + 1)]
+        for kind, names in enumerate(network.known)
+    ]
+    mosts = [most for _, most in bounds]
     kept = [least for least, _ in bounds]
-    effort = 0
-    for target in _targets(m, asked):
-        for (node_caps, _), (site_caps, site_rest), (owner_caps, owner_rest) in product(
-            by_nodes[target.nodes], by_sites[target.sites], by_owners[target.owners]
-        ):
-            effort += 1
-            if effort > EFFORT_MAX:
-                return None
-            capped = [min(cap, most) for cap, (_, most) in zip(node_caps, bounds, strict=True)]
-            held = network.fill(n, capped, (*site_caps, site_rest), (*owner_caps, owner_rest), kept)
+    for target in product(*(range(m, least - 1, -1) for least in asked)):
+        for node_caps, *others in product(*(by_kind[k][f] for k, f in enumerate(target))):
+            held = network.fill(n, [list(map(min, node_caps, mosts)), *others], kept)
             if held is not None:
                 return tuple(held)
+            if network.effort > EFFORT_MAX:
+                return None
     return None
 
 
@@ -358,42 +389,3 @@ def plan(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> tuple[bytes,
                 left[index] -= 1
                 columns.append(host.node)
     return tuple(columns)
-
-
-YEAR_MS = 365 * 86_400_000
-PPB = 1_000_000_000
-
-
-def yearly_loss_ppb(spares: int, columns: int, *, node_life_ms: int, repair_ms: int) -> int:
-    """Return the chance that an object is lost within a year, in parts per billion.
-
-    A birth-death chain: each column is lost once in `node_life_ms` on average,
-    independently, and one lost column at a time is rebuilt within `repair_ms` on
-    average. An estimate for people, never a promise: real losses are correlated,
-    which is what the contract over sites and owners is about.
-
-    Args:
-        spares: columns that may be lost now, the margin; below 0 it is lost.
-        columns: columns that are there.
-        node_life_ms: mean time to the loss of a node for good.
-        repair_ms: mean time until a lost column is rebuilt.
-    """
-    if spares < 0:
-        return PPB
-    # Expected time to absorption from `spares` good spares, in exact integers:
-    # t(s) = time to lose one more = (1 + back(s) * t(s+1)) / loss(s), from the top.
-    scale = 10**12
-    lose_later = 0
-    total = 0
-    for left in range(spares, -1, -1):
-        alive = columns - (spares - left)
-        mean_ms = node_life_ms * scale // max(alive, 1)
-        step = mean_ms
-        if left < spares:
-            # While one is lost, repair races with the next loss.
-            step += mean_ms * lose_later // (repair_ms * scale)
-        total += step
-        lose_later = step
-    # Chance within a year of an exponential with that mean, first two terms.
-    rate = YEAR_MS * scale * PPB // total
-    return min(PPB, rate - rate * rate // (2 * PPB) if rate < PPB else PPB * 63 // 100)

@@ -31,11 +31,18 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage import segment
 from xsc.storage.capability import VerifyCapability
+from xsc.storage.durability import KINDS
 from xsc.storage.erasure import Code
 from xsc.storage.segment import NONCE_BYTES, TAG_BYTES, Place
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
-Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
+CONTRACT_KINDS_LEAST = 3
+"""Of so many kinds of failure domains every contract speaks, of the others if it asks for them."""
+_Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
+Contract = Annotated[
+    tuple[_Loss, ...], Field(min_length=CONTRACT_KINDS_LEAST, max_length=len(KINDS))
+]
+"""How many domains of each kind may be lost, in the order of `durability.KINDS`."""
 Tag = Annotated[bytes, Field(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 
 
@@ -59,8 +66,8 @@ class Manifest(Record):
     """One a segment."""
     roots: tuple[Id32, ...]
     """n a segment, segment by segment, in order of columns."""
-    survive: tuple[Loss, Loss, Loss] | None = None
-    """The contract: nodes, sites and owners that may be lost; None where nothing was asked."""
+    survive: Contract | None = None
+    """The contract: how many domains of each kind may be lost; None where nothing was asked."""
 
     def to_value(self) -> dict[str, Value]:
         """Return the record as plain values; without a contract where there is none."""
@@ -86,7 +93,7 @@ def build(
     segments: Sequence[SealedSegment],
     *,
     inline: bytes | None = None,
-    survive: tuple[int, int, int] | None = None,
+    survive: tuple[int, ...] | None = None,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> Manifest:
     """Return the manifest of segments that were cut in order."""

@@ -17,10 +17,16 @@ from pydantic import Field
 from xsc.base.limits import SHARDS_MAX
 from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.durability import Host, Survival, survival
+from xsc.storage.durability import KINDS, Host, Survival, survival
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldObject
-from xsc.storage.manifest import Loss, Manifest, expected_digest, segments_of
+from xsc.storage.manifest import (
+    CONTRACT_KINDS_LEAST,
+    Contract,
+    Manifest,
+    expected_digest,
+    segments_of,
+)
 
 State = Literal["ok", "missing", "corrupt", "unreachable"]
 """A column's state: the worst of its segments."""
@@ -34,7 +40,7 @@ class Placement(Record):
     k: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
     """The node of each column, 0 to n-1."""
-    survive: tuple[Loss, Loss, Loss] | None
+    survive: Contract | None
     """The contract, as the manifest has it."""
 
     @property
@@ -53,14 +59,17 @@ def placement_of(manifest: Manifest, columns: Sequence[bytes]) -> Placement:
     return Placement(k=manifest.k, columns=tuple(columns), survive=manifest.survive)
 
 
-def asked_of(survive: tuple[int, int, int] | None) -> Survival:
+def asked_of(survive: tuple[int, ...] | None) -> Survival:
     """Return the contract that a manifest or a placement holds."""
     return Survival(*(survive or ()))
 
 
-def contract_of(asked: Survival) -> tuple[int, int, int] | None:
+def contract_of(asked: Survival) -> tuple[int, ...] | None:
     """Return a contract as a manifest holds it; None for one that asks nothing."""
-    return (asked.nodes, asked.sites, asked.owners) if asked != Survival() else None
+    if not any(asked):
+        return None
+    kinds = max(kind for kind, count in enumerate(asked, 1) if count)
+    return tuple(asked[: max(kinds, CONTRACT_KINDS_LEAST)])
 
 
 def assign(hosts: Sequence[bytes], n: int) -> tuple[bytes, ...]:
@@ -110,13 +119,12 @@ class Shortfall:
 
 def check_code(code: Code, asked: Survival) -> Shortfall | None:
     """Return why a code can never survive what is asked, whatever the nodes, or None."""
-    most = max(asked.nodes, asked.sites, asked.owners)
+    most = max(asked)
     if most <= code.m:
         return None
-    what = "nodes" if asked.nodes == most else "sites" if asked.sites == most else "owners"
     return Shortfall(
-        f"a code with {code.m} parity shards never survives more than {code.m} {what}, "
-        f"asked for was {most}",
+        f"a code with {code.m} parity shards never survives more than {code.m} "
+        f"{KINDS[asked.index(most)]}s, asked for was {most}",
         f"use --code {code.k},{most} on {code.k + most} nodes",
     )
 
@@ -133,12 +141,9 @@ def check_durability(columns: Sequence[Host], code: Code, asked: Survival) -> Sh
             f"{where} survive the loss of {survived.nodes}, asked for was {asked.nodes}",
             f"it takes {nodes_needed(code, asked.nodes)} nodes that are up and have room",
         )
-    kind, had, wanted = (
-        ("site", survived.sites, asked.sites)
-        if survived.sites < asked.sites
-        else ("owner", survived.owners, asked.owners)
-    )
-    names = {getattr(host, kind) for host in columns}
+    short = next(i for i, wanted in enumerate(asked) if survived[i] < wanted)
+    kind = KINDS[short]
+    names = {host[short] for host in columns}
     known = len(names - {""})
     hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
     if "" in names:
@@ -148,7 +153,8 @@ def check_durability(columns: Sequence[Host], code: Code, asked: Survival) -> Sh
         )
     return Shortfall(
         f"{where} at {known} known {kind if known == 1 else kind + 's'} survive the loss of "
-        f"{had} {kind if had == 1 else kind + 's'}, asked for was {wanted}",
+        f"{survived[short]} {kind if survived[short] == 1 else kind + 's'}, "
+        f"asked for was {asked[short]}",
         hint,
     )
 

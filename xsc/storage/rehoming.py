@@ -123,7 +123,7 @@ def _alike(layout: Layout, filled: _Filled, node: bytes, targets: frozenset[byte
     return {
         other
         for other in targets
-        if (layout.host(other).site, layout.host(other).owner) == (host.site, host.owner)
+        if layout.host(other)[1:] == host[1:]
         and filled.kept[other] == filled.kept[node]
         and (other == layout.own) == (node == layout.own)
     }
@@ -153,14 +153,10 @@ def _home(layout: Layout, able: frozenset[bytes]) -> Want | None:
 def _freed(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]:
     """Yield the nodes that give columns up, of nodes that are alike only some."""
     held = Counter(layout.columns)
-    seen: set[tuple[tuple[str, str, int], ...]] = set()
+    seen: set[tuple[tuple[object, ...], ...]] = set()
     for nodes in combinations(sorted(layout.columns), moves):
         given = Counter(nodes)
-        kinds = tuple(
-            sorted(
-                (layout.host(n).site, layout.host(n).owner, held[n] * 256 + given[n]) for n in given
-            )
-        )
+        kinds = tuple(sorted((*layout.host(n)[1:], held[n] * 256 + given[n]) for n in given))
         if kinds not in seen:
             seen.add(kinds)
             yield nodes

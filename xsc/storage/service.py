@@ -50,12 +50,13 @@ from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
 from xsc.storage.directory import Listed, ListedHost
 from xsc.storage.drain import Drain
-from xsc.storage.durability import Host, Survival, survival, yearly_loss_ppb
+from xsc.storage.durability import KINDS, Domains, Host, Survival, domains_of, survival
 from xsc.storage.erasure import Buffer, Code
 from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends
 from xsc.storage.guard import GUARD, HEALED, RESIGN, UNGUARD, Guards
 from xsc.storage.held import HeldAt, HeldObject
 from xsc.storage.hosting import Hosting
+from xsc.storage.loss import yearly_loss_ppb
 from xsc.storage.manifest import Manifest, open_manifest
 from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
 from xsc.storage.names import (
@@ -189,6 +190,8 @@ class ObjectCheck:
     stat: ObjectStat
     survives: Survival
     """Of the columns that are good now."""
+    domains: tuple[Domains, ...]
+    """By kind: in how many domains these columns lie."""
     yearly_loss_ppb: int
     """Estimated chance of loss within a year, parts per billion."""
     read_bytes: int
@@ -200,6 +203,10 @@ class ObjectCheck:
         return {
             **self.stat.to_json(),
             "survives": self.survives.to_text(),
+            "domains": {
+                kind: {"known": found.known, "unknown": found.unknown}
+                for kind, found in zip(KINDS, self.domains, strict=True)
+            },
             "contract": self.stat.asked.to_text() if self.stat.asked != Survival() else None,
             "contract_kept": self.survives.meets(self.stat.asked),
             "yearly_loss_ppb": self.yearly_loss_ppb,
@@ -1033,7 +1040,7 @@ class StorageService:
         return tuple(ending(ends, self._clock.now_ms() + self._lease_warning_ms))
 
     async def check(
-        self, capability: str, *, deep: bool, node_life_ms: int, repair_ms: int
+        self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int
     ) -> ObjectCheck:
         """Say what an object's placement is worth, and with `deep` read every shard of it.
 
@@ -1042,7 +1049,7 @@ class StorageService:
         Args:
             capability: of the object.
             deep: fetch and verify every shard of every column.
-            node_life_ms: mean time to the loss of a node for good, for the estimate.
+            lives_ms: mean time to the loss of a failure domain for good, by kind, for the estimate.
             repair_ms: mean time until a lost column is rebuilt, likewise.
 
         Raises:
@@ -1082,8 +1089,9 @@ class StorageService:
                 ),
             ),
             survives=survival(live, spares) if spares > 0 else Survival(),
-            yearly_loss_ppb=yearly_loss_ppb(
-                spares, len(live), node_life_ms=node_life_ms, repair_ms=repair_ms
+            domains=domains_of(live),
+            yearly_loss_ppb=await self._executor.run(
+                partial(yearly_loss_ppb, live, spares, lives_ms=lives_ms, repair_ms=repair_ms)
             ),
             read_bytes=read_bytes,
             bad=tuple(bad),

@@ -636,6 +636,7 @@ def test_stat_and_check_warn_of_leases_that_end(xsc, stand_in, command):
         "margin": 1,
         "healable": False,
         "survives": "1nodes",
+        "domains": {"node": {"known": 1, "unknown": 0}},
         "yearly_loss_ppb": 5,
         "read_bytes": 0,
         "bad": [],
@@ -947,6 +948,7 @@ def checked(**change):
         "margin": 1,
         "healable": True,
         "survives": "1node",
+        "domains": {"node": {"known": 1, "unknown": 0}, "site": {"known": 0, "unknown": 1}},
         "contract": None,
         "contract_kept": True,
         "yearly_loss_ppb": 1,
@@ -955,6 +957,24 @@ def checked(**change):
         "ends_ms": None,
         "ending": [],
     } | change
+
+
+def test_check_says_of_shards_that_may_be_lost_whether_their_nodes_may(xsc, stand_in):
+    """Six shards on two nodes: two of them may be lost, and neither node."""
+    hosts = [{"shard": s, "node": f"{NODE}{s % 2}", "state": "ok"} for s in range(6)]
+    domains = {
+        "node": {"known": 2, "unknown": 0},
+        "site": {"known": 1, "unknown": 1},
+        "owner": {"known": 0, "unknown": 2},
+    }
+    answer = checked(hosts=hosts, margin=2, survives="0nodes", domains=domains)
+    answer |= {"code": {"k": 4, "m": 2}, "yearly_loss_ppb": 486_582_882}
+    stand_in.answers("GET", "/v1/object/check?deep=0", answer)
+    text = xsc("store", "check", "xsc:r:abc").text
+    assert "2 more shards may be lost, but no node: one holds 3 of them" in text
+    assert "2 nodes, 1 site (1 node without), no owner named" in text
+    assert "the loss of 0nodes" in text
+    assert "48.6582882% (an estimate)" in text
 
 
 def test_check_says_whether_the_contract_is_kept(xsc, stand_in):

@@ -329,7 +329,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         found = await node.storage.check(
             _capability(request),
             deep=deep == "1",
-            node_life_ms=node.config.node_life_ms,
+            lives_ms=node.config.lives_ms,
             repair_ms=node.config.repair_time_ms,
         )
         return reply(found.to_json())
