@@ -16,8 +16,8 @@ install:  ## Make .venv with everything in requirements.lock
 demo: install  ## Start a network on this machine, use it, take a node away
 	@$(PYTHON) scripts/demo.py
 
-test: install  ## Run all tests
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+test: install  ## Run all tests, on every core
+	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal $(PYTEST_ARGS)
 
 static: install  ## Check format, lint, types and import layers
 	@$(PYTHON) -m ruff format --check --quiet $(CODE)

@@ -77,7 +77,7 @@ def test_the_tag_ends_before_the_content_begins():
         "half a pair: \ud800",
         {"\udfff": 1},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_values_outside_of_the_format_are_refused(value):
     with pytest.raises(RecordInvalid):
