@@ -54,7 +54,9 @@ def fetch() -> bytes | None:
 
 
 SCRIPT = """
-import json, os, pathlib, random, sys, time
+import json, os, pathlib, random, sys, tempfile, time
+with tempfile.NamedTemporaryFile("w+") as kept, open("here", "w") as here:
+    assert kept.name.startswith("/tmp/") and kept.write("x") and here.write("y")
 data = pathlib.Path("/in/data.json").read_text()
 pathlib.Path("/out/deep").mkdir()
 pathlib.Path("/out/deep/sum.txt").write_text(str(sum(json.loads(data))))
@@ -145,7 +147,7 @@ def ends(script: str, limits: Limits, kind: type[XscError]) -> Callable[[Python]
 LITTLE = Limits(fuel=2_000_000_000, memory_bytes=128 * MIB, timeout_ms=60_000)
 SHORT = Limits(fuel=1 << 50, memory_bytes=128 * MIB, timeout_ms=1_000)
 CHECKS: dict[str, Callable[[Python], None]] = {
-    "arguments, variables, input, files, clock and chance; the same bits twice": world,
+    "arguments, variables, input, files, scratch, clock and chance; the same bits twice": world,
     "memory": memory,
     "fuel": ends("while True: pass", LITTLE, FuelExhausted),
     "time": ends("while True: pass", SHORT, TimeExceeded),

@@ -3,8 +3,8 @@
     make wasi WASI_TESTSUITE=DIR   DIR: a checkout of github.com/WebAssembly/wasi-testsuite
                                    at a branch with built tests (prod/testsuite-base)
 
-The tests want one writable directory "/", or none, where a job has /in and /out: that
-alone is different here.
+The tests want one empty writable directory "/", or none, where a job's has /in, /out and
+/tmp: that alone is different here.
 Exit code 0: all passed; 1: one did not, and is named; 2: no test was run.
 """
 
@@ -33,7 +33,7 @@ class Rooted(Wasi):
         for path, data in files.items():
             self._put(root, path, data)
         self._fds[3] = Open(root, preopen=b"/")
-        del self._fds[4]
+        del self._fds[4], self._fds[5]
 
     def _put(self, root: Directory, path: str, data: bytes) -> None:
         *above, _ = path.split("/")
@@ -60,7 +60,7 @@ class Bare(Wasi):
 
     def __init__(self, *args: Any, **others: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **others)
-        del self._fds[3], self._fds[4]
+        del self._fds[3], self._fds[4], self._fds[5]
 
 
 def content(root: Path) -> dict[str, bytes]:

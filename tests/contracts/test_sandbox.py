@@ -114,6 +114,7 @@ PROGRAMS = {
         b".\n..\nsecond\ntext\nhei\n",
         b"",
     ),
+    "scratch": (command("scratch"), 0, b"/\n", b""),
     "a service": (
         command(
             "greet",
@@ -199,6 +200,61 @@ async def test_a_command_gives_its_code_and_output(sandbox, name):
 async def test_what_a_command_leaves_in_out_is_given_back(sandbox):
     result = await sandbox.run(command("upper", files=INPUTS))
     assert result.files == (("deep/TEXT", b"HELLO, WORLD\n"),)
+
+
+_BESIDE = """(module
+    (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_filestat_set_size"
+        (func $resize (param i32 i64) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "tmp/f")
+    (func (export "fill") (param $first i64) (param $pages i32) (param $then i64)
+        (result i32 i32)
+        (local $grown i32)
+        (drop (call $open (i32.const 5) (i32.const 0) (i32.const 0) (i32.const 5) (i32.const 1)
+            (i64.const 66) (i64.const 0) (i32.const 0) (i32.const 16)))
+        (drop (call $resize (i32.load (i32.const 16)) (local.get $first)))
+        (local.set $grown (memory.grow (local.get $pages)))
+        (local.get $grown)
+        (call $resize (i32.load (i32.const 16)) (local.get $then))))"""
+
+
+@pytest.mark.parametrize("pages", [1, 4, 15])
+async def test_scratch_and_memory_share_one_limit_to_the_byte(sandbox, pages):
+    """However they follow on one another; and the peak is that of both together."""
+    module = bytes(wasmtime.wat2wasm(_BESIDE))
+    limit, page = 16 * 65536, 65536
+
+    async def filled(first, grown, then):
+        asked = job_of(module, "fill", i64(first), i32(grown), i64(then), memory_bytes=limit)
+        return await sandbox.run(asked)
+
+    room = limit - (1 + pages) * page
+    fits = await filled(room, pages, room)
+    assert (fits.trap, fits.results) == (None, (i32(1), i32(0)))
+    assert fits.memory_peak_bytes == limit
+    refused = await filled(room + 1, pages, 0)
+    assert (refused.trap, refused.results) == (None, (i32(-1), i32(0)))
+    assert refused.memory_peak_bytes == page + room + 1
+    freed = await filled(room, pages, 0)
+    assert freed.memory_peak_bytes == limit
+    over = await filled(room, pages, room + 1)
+    assert over.trap == "memory_exceeded: its files outside of /out count as memory"
+    assert over.memory_peak_bytes == limit
+    whole = await filled(limit, 0, 0)
+    assert whole.trap is not None
+    assert whole.trap.startswith("memory_exceeded")
+
+
+async def test_a_program_that_fills_its_current_directory_ends_by_its_memory(sandbox):
+    limit = 4 * MIB
+    done = await sandbox.run(command("scratch", "2048", memory_bytes=limit))
+    assert (done.exit_code, done.trap, done.files) == (0, None, ())
+    assert 2 * MIB < done.memory_peak_bytes <= limit
+    ended = await sandbox.run(command("scratch", "8192", memory_bytes=limit, fuel=FUEL_MAX))
+    assert ended.trap == "memory_exceeded: its files outside of /out count as memory"
+    assert limit - 65536 < ended.memory_peak_bytes <= limit
 
 
 @pytest.mark.parametrize("name", REFUSED)

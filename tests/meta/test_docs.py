@@ -111,7 +111,7 @@ def test_tests_named_in_pages_exist(path):
 OVERSHOOT = {
     *("fuel", "fuel of host calls", "wall time", "wall time in host calls", "time to compile"),
     *("memory from the start", "memory that grows", "several memories", "tables", "globals"),
-    *("instances", "stack", "output", "arguments"),
+    *("instances", "stack", "output", "arguments", "scratch files"),
     *("jobs of one peer", "jobs in all", "workers that one peer loses", "queue"),
 }
 

@@ -341,6 +341,8 @@ OUTPUT_FILES_MAX = FRAME_PARTS_MAX - 2
 """Files, directories and links in /out: with both streams each file is a part of one answer."""
 OUTPUT_PATH_BYTES_MAX = 2048
 """Of a path in /out: all of them stand in the header of that answer."""
+SCRATCH_FILES_MAX = 1_024
+"""The same outside of /out; their bytes count as the program's memory."""
 FILE_NAME_BYTES_MAX = 255
 ENVIRONMENT_MAX = 256
 ORDERS_REMEMBERED_A_PEER_MAX = PEER_REQUESTS_A_SECOND_MAX * (REQUEST_WINDOW_MS // 1000 + 2)

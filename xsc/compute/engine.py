@@ -162,12 +162,15 @@ class Watchdog:
 
 
 class _Host:
-    """The running program's memory and fuel, for host calls."""
+    """The running program's memory and fuel, for host calls, and what is held for it beside."""
 
-    def __init__(self, store: wasmtime.Store, memory: str | None) -> None:
+    def __init__(self, store: wasmtime.Store, memory: str | None, memory_bytes_max: int) -> None:
         self._store = store
         self._name = memory
         self._memory: wasmtime.Memory | None = None
+        self.memory_bytes_max = memory_bytes_max
+        self.held_bytes = 0
+        self._peak_bytes = 0
 
     def meet(self, caller: wasmtime.Caller) -> None:
         """Find the memory of the program that calls, the first time."""
@@ -195,6 +198,35 @@ class _Host:
         left = self._store.get_fuel()
         self._store.set_fuel(max(0, left - fuel))
         return fuel <= left
+
+    def hold(self, size: int) -> bool:
+        """Hold so much more beside the memory, which may then grow so much less."""
+        memory_bytes = 0 if self._memory is None else self._memory.data_len(self._store)
+        held_bytes = self.held_bytes + size
+        if memory_bytes + held_bytes > self.memory_bytes_max:
+            return False
+        self.peak_bytes(memory_bytes)
+        self.held_bytes = held_bytes
+        _limit(self._store, self.memory_bytes_max - held_bytes)
+        return True
+
+    def peak_bytes(self, memory_bytes: int) -> int:
+        """Return the most that memory and what is held have had, now that the memory has so much.
+
+        The memory never shrinks: the peak is where less is held from then on, or at the end.
+        """
+        self._peak_bytes = max(self._peak_bytes, memory_bytes + self.held_bytes)
+        return self._peak_bytes
+
+
+def _limit(store: wasmtime.Store, memory_bytes: int) -> None:
+    store.set_limits(
+        memory_size=memory_bytes,
+        table_elements=TABLE_ELEMENTS_MAX,
+        instances=1,
+        tables=TABLES_MAX,
+        memories=1,
+    )
 
 
 class _World:
@@ -528,18 +560,12 @@ class Machine:
 
         store = wasmtime.Store(self._engine)
         try:
-            store.set_limits(
-                memory_size=job.limits.memory_bytes,
-                table_elements=TABLE_ELEMENTS_MAX,
-                instances=1,
-                tables=TABLES_MAX,
-                memories=1,
-            )
+            _limit(store, job.limits.memory_bytes)
             store.set_fuel(job.limits.fuel)
             store.set_epoch_deadline(1)
             state = None
+            host = _Host(store, compiled.memory, job.limits.memory_bytes)
             if compiled.program.imports:
-                host = _Host(store, compiled.memory)
                 state = self._state(job, host, tell)
                 compiled.world.enter(host, state)
             run = _Run(store, compiled, state, job)
@@ -549,15 +575,15 @@ class Machine:
             finally:
                 self._watchdog.disarm()
             left = store.get_fuel()
-            peak = run.memory_bytes()
+            memory_bytes = run.memory_bytes()
         finally:
             compiled.world.leave()
             store.close()
 
         trap = run.trap
         if trap is not None and trap.startswith("module_trapped"):
-            limit = job.limits.memory_bytes // PAGE_BYTES * PAGE_BYTES
-            if memory is not None and peak == limit:
+            limit = (job.limits.memory_bytes - host.held_bytes) // PAGE_BYTES * PAGE_BYTES
+            if memory is not None and memory_bytes == limit:
                 reason = trap.partition(": ")[2]
                 trap = f"memory_exceeded: {reason} with its memory at the limit"
         spent = job.limits.fuel if trap == "fuel_exhausted" else job.limits.fuel - left
@@ -567,7 +593,7 @@ class Machine:
             exit_code=run.exit_code,
             trap=trap,
             fuel_used=spent,
-            memory_peak_bytes=peak,
+            memory_peak_bytes=host.peak_bytes(memory_bytes),
             stdout=b"" if state is None else bytes(state.stdout),
             stderr=b"" if state is None else bytes(state.stderr),
             files=() if state is None else tuple(state.files()),

@@ -1,8 +1,10 @@
-"""The files that a program sees: a tree in memory, with a quota.
+"""The files that a program sees: a tree in memory, with quotas.
 
 /in holds the job's inputs and cannot be written; /out starts empty, and what is
-in it at the end is part of the result. There are no owners or devices, and no
-name here stands for anything on a disk. A symbolic link leads to a path below
+in it at the end is part of the result; everything else, /tmp among it, is scratch:
+it can be written, counts as memory and is forgotten at the end. The three are
+volumes: nothing is linked or moved from one to another. There are no owners or
+devices, and no name here stands for anything on a disk. A symbolic link leads to a path below
 the directory that its path was asked of, or nowhere; it is no part of the result.
 Times are the virtual clock's. Every refusal is a WASI error number (`Refused`).
 
@@ -14,9 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_FILES_MAX, OUTPUT_PATH_BYTES_MAX
+from xsc.base.limits import (
+    FILE_NAME_BYTES_MAX,
+    OUTPUT_FILES_MAX,
+    OUTPUT_PATH_BYTES_MAX,
+    SCRATCH_FILES_MAX,
+)
 
 _PATH_BYTES_MAX = 4096
 _LINKS_MAX = 32
@@ -26,6 +33,7 @@ class Errno(IntEnum):
     """The error numbers that are given."""
 
     BADF = 8
+    BUSY = 10
     EXIST = 20
     FAULT = 21
     ILSEQ = 25
@@ -56,22 +64,67 @@ class Refused(Exception):
 
 
 class QuotaExceeded(Exception):
-    """The program wrote more than it may give back."""
+    """The program wrote more than it may; the run ends."""
+
+    def __init__(self, trap: str) -> None:
+        super().__init__(trap)
+        self.trap = trap
 
 
-@dataclass(slots=True)
-class Quota:
-    """Bytes that the program may still give back: both streams and all files."""
+class Quota(Protocol):
+    """What bytes of files count against."""
 
-    left: int
-    limit: int
-    """What was left at first."""
+    @property
+    def most(self) -> int:
+        """What it holds where nothing was taken yet."""
+
+    @property
+    def trap(self) -> str:
+        """How a run ends that takes more."""
 
     def take(self, size: int) -> None:
-        """Take bytes out of it; negative gives them back."""
+        """Take bytes out of it; negative gives them back.
+
+        Raises:
+            QuotaExceeded: there are not so many.
+        """
+
+
+class OutputQuota:
+    """Bytes that the program may still give back: both streams and all files."""
+
+    trap = "output_too_large"
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.left = most
+
+    def take(self, size: int) -> None:
+        """Take bytes out of it."""
         if size > self.left:
-            raise QuotaExceeded
+            raise QuotaExceeded(self.trap)
         self.left -= size
+
+
+@dataclass(slots=True, eq=False)
+class Volume:
+    """Files that count together."""
+
+    quota: Quota | None = None
+    """None where nothing can be written."""
+    files_max: int = 0
+    files: int = 0
+    """Files, directories and links that the program has made."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether anything can be changed."""
+        return self.quota is not None
+
+    def take(self, size: int) -> None:
+        """Take bytes out of the quota."""
+        assert self.quota is not None
+        self.quota.take(size)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +132,8 @@ class File:
     """A regular file."""
 
     inode: int
+    volume: Volume
     data: bytearray
-    writable: bool
     accessed_ns: int
     modified_ns: int
     names: int = 1
@@ -93,7 +146,7 @@ class Directory:
     """A directory."""
 
     inode: int
-    writable: bool
+    volume: Volume
     accessed_ns: int
     modified_ns: int
     entries: dict[str, Node] = field(default_factory=dict)
@@ -106,8 +159,8 @@ class Link:
     """A symbolic link."""
 
     inode: int
+    volume: Volume
     target: bytes
-    writable: bool
     accessed_ns: int
     modified_ns: int
 
@@ -136,17 +189,24 @@ def split(path: bytes) -> tuple[list[str], bool]:
 
 
 class Tree:
-    """Both directories and the rules for changing them."""
+    """All directories and the rules for changing them."""
 
-    def __init__(self, inputs: dict[str, bytes], quota: Quota, now_ns: int) -> None:
-        self._quota = quota
+    def __init__(
+        self, inputs: dict[str, bytes], output: Quota, scratch: Quota, now_ns: int
+    ) -> None:
         self._inode = 0
-        self._created = 0
-        self.inputs = Directory(self._next_inode(), False, now_ns, now_ns)
+        read_only = Volume()
+        self.inputs = Directory(self._next_inode(), read_only, now_ns, now_ns)
         for name in sorted(inputs):
             data = bytearray(inputs[name])
-            self.inputs.entries[name] = File(self._next_inode(), data, False, now_ns, now_ns)
-        self.outputs = Directory(self._next_inode(), True, now_ns, now_ns)
+            self.inputs.entries[name] = File(self._next_inode(), read_only, data, now_ns, now_ns)
+        given = Volume(output, OUTPUT_FILES_MAX)
+        self.outputs = Directory(self._next_inode(), given, now_ns, now_ns)
+        forgotten = Volume(scratch, SCRATCH_FILES_MAX)
+        self.root = Directory(self._next_inode(), forgotten, now_ns, now_ns)
+        tmp = Directory(self._next_inode(), forgotten, now_ns, now_ns)
+        _settle(self.root, "tmp", tmp)
+        self.root.entries.update({"in": self.inputs, "out": self.outputs})
 
     def _next_inode(self) -> int:
         self._inode += 1
@@ -205,7 +265,7 @@ class Tree:
         parent, name, directory = self._walk(base, path, follow=follow)
         if not name:
             raise Refused(Errno.INVAL)
-        if not parent.writable:
+        if not parent.volume.writable:
             raise Refused(Errno.ROFS)
         node = parent.entries.get(name)
         if directory and node is not None and not isinstance(node, Directory):
@@ -216,6 +276,8 @@ class Tree:
         parent, name, node = self._place(base, path)
         if node is None:
             raise Refused(Errno.NOENT)
+        if node.volume is not parent.volume:
+            raise Refused(Errno.BUSY)
         return parent, name, node
 
     def _free(self, base: Directory, path: bytes) -> tuple[Directory, str]:
@@ -225,13 +287,13 @@ class Tree:
         return parent, name
 
     def _check_room(self, parent: Directory, name: str, node: Node) -> None:
-        if self._created >= OUTPUT_FILES_MAX:
+        if parent.volume.files >= parent.volume.files_max:
             raise Refused(Errno.NOSPC)
         _check_path(parent, name, node)
 
     def _add(self, parent: Directory, name: str, node: Node) -> None:
         self._check_room(parent, name, node)
-        self._created += 1
+        parent.volume.files += 1
         _settle(parent, name, node)
 
     def create(self, base: Directory, path: bytes, now_ns: int, *, follow: bool = True) -> File:
@@ -239,14 +301,14 @@ class Tree:
         parent, name, _ = self._place(base, path, follow=follow)
         if path.endswith(b"/"):
             raise Refused(Errno.ISDIR)
-        file = File(self._next_inode(), bytearray(), True, now_ns, now_ns)
+        file = File(self._next_inode(), parent.volume, bytearray(), now_ns, now_ns)
         self._add(parent, name, file)
         return file
 
     def make_directory(self, base: Directory, path: bytes, now_ns: int) -> None:
         """Make an empty directory."""
         parent, name = self._free(base, path)
-        self._add(parent, name, Directory(self._next_inode(), True, now_ns, now_ns))
+        self._add(parent, name, Directory(self._next_inode(), parent.volume, now_ns, now_ns))
 
     def link(self, base: Directory, path: bytes, to_base: Directory, to_path: bytes) -> None:
         """Give a file, or a symbolic link, another name."""
@@ -256,11 +318,11 @@ class Tree:
         parent, name = self._free(to_base, to_path)
         if to_path.endswith(b"/"):
             raise Refused(Errno.NOENT)
-        if not node.writable:
+        if node.volume is not parent.volume:
             raise Refused(Errno.XDEV)
         self._check_room(parent, name, node)
         if isinstance(node, File):
-            self._quota.take(len(node.data))
+            node.volume.take(len(node.data))
         self._add(parent, name, node)
         if isinstance(node, File):
             node.names += 1
@@ -271,11 +333,11 @@ class Tree:
         parent, name = self._free(base, path)
         if path.endswith(b"/"):
             raise Refused(Errno.NOENT)
-        self._add(parent, name, Link(self._next_inode(), target, True, now_ns, now_ns))
+        self._add(parent, name, Link(self._next_inode(), parent.volume, target, now_ns, now_ns))
 
     def resize(self, file: File, size: int) -> None:
         """Cut a file or lengthen it with zeros."""
-        self._quota.take((size - len(file.data)) * max(1, file.names))
+        file.volume.take((size - len(file.data)) * max(1, file.names))
         if size < len(file.data):
             del file.data[size:]
         else:
@@ -292,16 +354,16 @@ class Tree:
     def release(self, file: File) -> None:
         """Give the bytes of a file back once no name and no descriptor leads to it."""
         if not file.names and not file.opens:
-            self._quota.take(-len(file.data))
+            file.volume.take(-len(file.data))
             file.data.clear()
 
     def _unlink(self, parent: Directory, name: str) -> None:
         node = parent.entries.pop(name)
-        self._created -= 1
+        node.volume.files -= 1
         if isinstance(node, File):
             node.names -= 1
             if node.names:
-                self._quota.take(-len(node.data))
+                node.volume.take(-len(node.data))
             self.release(node)
 
     def remove_file(self, base: Directory, path: bytes) -> None:
@@ -324,6 +386,8 @@ class Tree:
         """Move what has a name, over a file or an empty directory that stands there."""
         parent, name, node = self._found(base, path)
         to_parent, to_name, over = self._place(to_base, to_path)
+        if to_parent.volume is not node.volume:
+            raise Refused(Errno.XDEV)
         if isinstance(node, Directory) and to_parent in _directories(node):
             raise Refused(Errno.INVAL)
         if over is node:
@@ -332,6 +396,8 @@ class Tree:
         if over is not None:
             if isinstance(over, Directory) != isinstance(node, Directory):
                 raise Refused(Errno.ISDIR if isinstance(over, Directory) else Errno.NOTDIR)
+            if over.volume is not node.volume:
+                raise Refused(Errno.BUSY)
             if isinstance(over, Directory) and over.entries:
                 raise Refused(Errno.NOTEMPTY)
             self._unlink(to_parent, to_name)

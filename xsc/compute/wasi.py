@@ -32,6 +32,7 @@ from xsc.compute.files import (
     File,
     Link,
     Node,
+    OutputQuota,
     Quota,
     QuotaExceeded,
     Refused,
@@ -40,7 +41,7 @@ from xsc.compute.files import (
 from xsc.compute.signature import Signature
 
 MODULE = "wasi_snapshot_preview1"
-WORLD = 2
+WORLD = 3
 """Counted up with every change here that a program could notice: receipts compare by it."""
 _SHAPES = {
     "args_get": "ii",
@@ -103,7 +104,7 @@ _TICK_NS = 1_000
 """What a host call moves the clock by: a program that waits for time to pass gets on."""
 _IOVECS_MAX = 1024
 _DRAW_BYTES = 1 << 16
-_FIRST_FREE = 5
+_FIRST_FREE = 6
 _READ, _WRITE = 1 << 1, 1 << 6
 _POLL = 1 << 27
 _RIGHTS_FILE = 0b1_1111_1111 | 0b111 << 21 | _POLL
@@ -142,6 +143,32 @@ class Host(Protocol):
 
     def spend(self, fuel: int) -> bool:
         """Take fuel; where there is less, take what there is and return False."""
+
+    @property
+    def memory_bytes_max(self) -> int:
+        """What the program's memory, and what is held for it beside, may have together."""
+
+    def hold(self, size: int) -> bool:
+        """Hold so much more for it beside its memory, or less; False where it may not have that."""
+
+
+class _Scratch:
+    """What scratch files count against: the memory of the program."""
+
+    trap = "memory_exceeded: its files outside of /out count as memory"
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    @property
+    def most(self) -> int:
+        """All of the memory."""
+        return self._host.memory_bytes_max
+
+    def take(self, size: int) -> None:
+        """Take bytes out of it."""
+        if not self._host.hold(size):
+            raise QuotaExceeded(self.trap)
 
 
 @dataclass(slots=True)
@@ -195,13 +222,13 @@ class Wasi:
         self._host = host
         self._args = _packed(["program", *args])
         self._environment = _packed([f"{name}={value}" for name, value in environment])
-        self._quota = Quota(output_bytes, output_bytes)
+        self._quota = OutputQuota(output_bytes)
         self._start_ns = clock_ms * 1_000_000
         self._virtual_ns = 0
         self._wall_ns = wall_ns
         self._tell = tell
         self._wall_start_ns = 0 if wall_ns is None else wall_ns()
-        self._tree = Tree(files or {}, self._quota, self._start_ns)
+        self._tree = Tree(files or {}, self._quota, _Scratch(host), self._start_ns)
         self._seed = seed
         self._draws = 0
         self.stdout = bytearray()
@@ -212,6 +239,7 @@ class Wasi:
             2: Open(None, self.stderr, writable=True),
             3: Open(self._tree.inputs, preopen=b"/in"),
             4: Open(self._tree.outputs, preopen=b"/out"),
+            5: Open(self._tree.root, preopen=b"/"),
         }
         self.exit_code: int | None = None
         self.trap: str | None = None
@@ -239,8 +267,8 @@ class Wasi:
             return int(refusal.errno)
         except Fault:
             return int(Errno.FAULT)
-        except QuotaExceeded:
-            self.trap = "output_too_large"
+        except QuotaExceeded as exceeded:
+            self.trap = exceeded.trap
             raise Ended from None
         return 0
 
@@ -298,14 +326,14 @@ class Wasi:
         raw = self._read(address, count * 8)
         return [pair for pair in struct.iter_unpack("<II", raw) if pair[1]]
 
-    def _gather(self, address: int, count: int) -> bytes:
-        """Return the bytes that a list of buffers holds."""
+    def _gather(self, address: int, count: int, quota: Quota) -> bytes:
+        """Return the bytes that a list of buffers holds, to be written where that quota counts."""
         iovecs = self._iovecs(address, count)
         # Checked before anything is copied: buffers may overlap and name a byte often.
         size = sum(size for _, size in iovecs)
         self._charge(size)
-        if size > self._quota.limit:
-            raise QuotaExceeded
+        if size > quota.most:
+            raise QuotaExceeded(quota.trap)
         return b"".join(self._host.read(start, size) for start, size in iovecs)
 
     def _scatter(self, address: int, count: int, data: memoryview) -> int:
@@ -458,7 +486,7 @@ class Wasi:
     def _set_times(self, node: Node | None, accessed: int, modified: int, flags: int) -> None:
         if node is None or flags & 3 == 3 or flags & 12 == 12:
             raise Refused(Errno.INVAL)
-        if not node.writable:
+        if not node.volume.writable:
             raise Refused(Errno.ROFS)
         if flags & 3:
             node.accessed_ns = self._now_ns if flags & 2 else accessed
@@ -510,7 +538,9 @@ class Wasi:
             raise Refused(Errno.ISDIR)
         if not handle.writable:
             raise Refused(Errno.BADF)
-        data = self._gather(iovecs, count)
+        quota = self._quota if handle.node is None else handle.node.volume.quota
+        assert quota is not None
+        data = self._gather(iovecs, count, quota)
         if handle.node is None:
             assert isinstance(handle.stream, bytearray)
             self._quota.take(len(data))
@@ -532,7 +562,8 @@ class Wasi:
         handle, file = self._file(fd)
         if not handle.writable:
             raise Refused(Errno.BADF)
-        data = self._gather(iovecs, count)
+        assert file.volume.quota is not None
+        data = self._gather(iovecs, count, file.volume.quota)
         self._store(file, offset, data)
         self._pack(out, "I", len(data))
 
@@ -615,7 +646,7 @@ class Wasi:
         else:
             if how & _ONLY_DIRECTORY:
                 raise Refused(Errno.NOTDIR)
-            if (writes or how & _TRUNCATE) and not node.writable:
+            if (writes or how & _TRUNCATE) and not node.volume.writable:
                 raise Refused(Errno.ROFS)
             if how & _TRUNCATE:
                 self._tree.resize(node, 0)

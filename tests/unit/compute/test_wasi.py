@@ -12,6 +12,7 @@ from xsc.base.limits import (
     OPEN_FILES_MAX,
     OUTPUT_FILES_MAX,
     OUTPUT_PATH_BYTES_MAX,
+    SCRATCH_FILES_MAX,
 )
 from xsc.compute.files import Errno
 from xsc.compute.inputs import is_output_path
@@ -19,8 +20,9 @@ from xsc.compute.wasi import SIGNATURES, Ended, Fault, Wasi
 
 READ, WRITE = 1 << 1, 1 << 6
 CREATE, DIRECTORY, EXCLUSIVE, TRUNCATE = 1, 2, 4, 8
-IN, OUT = 3, 4
+IN, OUT, ROOT = 3, 4, 5
 OUTPUT_BYTES = 1000
+SCRATCH_BYTES = 2000
 START_NS = 5_000_000
 
 
@@ -40,6 +42,14 @@ class Machine:
         if address + len(data) > len(self.memory):
             raise Fault
         self.memory[address : address + len(data)] = data
+
+    memory_bytes_max = 65536 + SCRATCH_BYTES
+    held = 0
+
+    def hold(self, size):
+        fits = len(self.memory) + self.held + size <= self.memory_bytes_max
+        self.held += size if fits else 0
+        return fits
 
     def spend(self, fuel):
         enough = fuel <= self.fuel
@@ -70,7 +80,7 @@ class Program:
 
     def create(self, path, data=b""):
         fd = self.open(path, how=CREATE, rights=READ | WRITE)
-        assert fd > OUT, fd
+        assert fd > ROOT, fd
         assert self.write(fd, data) == 0
         return fd
 
@@ -439,6 +449,73 @@ def test_descriptors_and_files_are_bounded(program):
     assert program.open(b"one more", how=CREATE, rights=WRITE) == -Errno.NOSPC
 
 
+def test_scratch_is_writable_and_forgotten(program):
+    """The current directory of a program, and /tmp: C libraries look for both below "/"."""
+    assert program.list(ROOT) == [".", "..", "in", "out", "tmp"]
+    for path in (b"draft", b"tmp/draft", b"./tmp/../other"):
+        fd = program.open(path, ROOT, how=CREATE | EXCLUSIVE, rights=READ | WRITE)
+        assert program.write(fd, b"some") == 0
+        assert program.fd_close(fd) == 0
+        assert program.read(program.open(path, ROOT)) == b"some"
+    assert program.path_rename(ROOT, *program.text(b"draft"), ROOT, *program.text(b"tmp/d", 9)) == 0
+    assert program.list(program.open(b"tmp", ROOT)) == [".", "..", "d", "draft"]
+    assert program.read(program.open(b"in/a", ROOT)) == b"first"
+    assert program.open(b"in/c", ROOT, how=CREATE, rights=WRITE) == -Errno.ROFS
+    assert program.open(b"../x", ROOT, how=CREATE, rights=WRITE) == -Errno.NOTCAPABLE
+    assert program.state.files() == []
+    program.open(b"out/kept", ROOT, how=CREATE, rights=WRITE)
+    assert program.state.files() == [("kept", b"")]
+
+
+def test_inputs_outputs_and_scratch_are_volumes_of_their_own(program):
+    program.create(b"f")
+    program.open(b"g", ROOT, how=CREATE, rights=WRITE)
+    program.path_create_directory(ROOT, *program.text(b"d"))
+    for base, name, other in ((OUT, b"f", ROOT), (ROOT, b"g", OUT), (ROOT, b"d", OUT)):
+        moved = program.path_rename(base, *program.text(name), other, *program.text(b"n", 9))
+        assert moved == Errno.XDEV
+    assert link(program, b"g", b"n", base=ROOT) == Errno.XDEV
+    assert link(program, b"in/a", b"n", base=ROOT) == Errno.XDEV
+    for name in (b"in", b"out"):
+        assert program.path_remove_directory(ROOT, *program.text(name)) == Errno.BUSY
+        for pair in ((name, b"n"), (b"d", name)):
+            before, after = pair
+            errno = program.path_rename(
+                ROOT, *program.text(before), ROOT, *program.text(after, 2048)
+            )
+            assert errno == Errno.BUSY
+        assert program.path_create_directory(ROOT, *program.text(name)) == Errno.EXIST
+    assert program.list(ROOT) == [".", "..", "d", "g", "in", "out", "tmp"]
+
+
+def test_scratch_counts_as_memory_and_is_given_back(program):
+    fd = program.open(b"f", ROOT, how=CREATE, rights=READ | WRITE)
+    assert program.write(fd, b"x" * SCRATCH_BYTES) == 0
+    assert program.machine.held == SCRATCH_BYTES
+    assert program.fd_filestat_set_size(fd, 1) == 0
+    assert program.machine.held == 1
+    assert program.path_unlink_file(ROOT, *program.text(b"f")) == 0
+    assert program.machine.held == 1  # it is open
+    assert program.fd_close(fd) == program.machine.held == 0
+    program.create(b"f", b"x" * OUTPUT_BYTES)  # the output has room of its own
+    fd = program.open(b"f", ROOT, how=CREATE, rights=WRITE)
+    assert program.write(fd, b"x" * SCRATCH_BYTES) == 0
+    with pytest.raises(Ended):
+        program.write(fd, b"y")
+    assert program.state.trap == "memory_exceeded: its files outside of /out count as memory"
+
+
+def test_scratch_files_are_bounded_by_number_and_take_none_of_the_output(program):
+    program.path_unlink_file(ROOT, *program.text(b"f"))
+    for number in range(SCRATCH_FILES_MAX):
+        at, size = program.text(f"tmp/{number}".encode())
+        assert program.path_create_directory(ROOT, at, size) == 0
+    assert program.open(b"more", ROOT, how=CREATE, rights=WRITE) == -Errno.NOSPC
+    program.create(b"f")
+    assert program.path_remove_directory(ROOT, *program.text(b"tmp/7")) == 0
+    assert program.open(b"more", ROOT, how=CREATE, rights=WRITE) > ROOT
+
+
 def test_descriptors_are_closed_and_moved(program):
     fd = program.create(b"f", b"data")
     assert program.fd_renumber(fd, 1) == 0
@@ -461,13 +538,13 @@ def test_rights_can_only_be_given_up(program):
 
 
 def test_preopened_directories_tell_their_names(program):
-    for fd, name in ((IN, b"/in"), (OUT, b"/out")):
+    for fd, name in ((IN, b"/in"), (OUT, b"/out"), (ROOT, b"/")):
         assert program.fd_prestat_get(fd, 0) == 0
         assert program.machine.number(4) == len(name)
         assert program.fd_prestat_dir_name(fd, 0, len(name)) == 0
         assert program.machine.read(0, len(name)) == name
-        assert program.fd_prestat_dir_name(fd, 0, 1) == Errno.NAMETOOLONG
-    for fd in (0, 5):
+        assert program.fd_prestat_dir_name(fd, 0, len(name) - 1) == Errno.NAMETOOLONG
+    for fd in (0, 6):
         assert program.fd_prestat_get(fd, 0) == program.fd_prestat_dir_name(fd, 0, 9) == Errno.BADF
 
 
