@@ -97,9 +97,12 @@ TAILS_MAX = 64
 TAIL_KEPT_MS = 10 * 60_000
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
-TRIAL_FIRST_MS = 1_000
-"""After that long a slow host is asked for a shard beside the others; then twice as late."""
-TRIAL_LAST_MS = 160_000
+HEDGE_CEILING_MS = 500
+"""Beside a host that has not answered after that long another is asked, whatever is expected of
+it; after longer where the answer is large: as long as HEDGE_BYTES_A_SECOND_MIN takes for it."""
+HEDGE_BYTES_A_SECOND_MIN = 512 * KIB
+TRIAL_INTERVAL_MS = 5_000
+"""A host that is asked last is asked for a shard beside the others that often, if it is silent."""
 FIND_GRACE_MS = 100
 """How long others may still say what they hold, once enough is known to read the object."""
 REPAIR_GRACE_MS = 15 * 60_000

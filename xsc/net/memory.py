@@ -65,6 +65,7 @@ class MemoryNetwork:
         self._cut: set[frozenset[str]] = set()
         self._rates: dict[str, tuple[int, int]] = {}
         self._stalled: set[tuple[str, str]] = set()
+        self._paused: dict[str, asyncio.Event] = {}
         self._up: dict[str, MemoryTransport] = {}
         self._turns: Turns[str] = Turns()
 
@@ -113,6 +114,18 @@ class MemoryNetwork:
         """End `stall`."""
         self._stalled.discard((name, method))
 
+    def pause(self, name: str) -> None:
+        """Let a node neither take nor send anything, as a stopped process; it all waits."""
+        self._paused[name] = asyncio.Event()
+
+    def wake(self, name: str) -> None:
+        """End `pause`: what has waited goes on at once."""
+        self._paused.pop(name).set()
+
+    async def _awake(self, name: str) -> None:
+        while name in self._paused:
+            await self._paused[name].wait()
+
     def corrupt(self, change: Corrupt | None) -> None:
         """Pass every answer through a function from now on; None ends it."""
         self._corrupt = change
@@ -142,9 +155,11 @@ class MemoryNetwork:
         """
         path = request.path
         size = sum(len(buffer) for buffer in request.body)
+        await self._awake(source)
         async with turn_to_send(self._turns, f"{source} {target}", size):
             self._note(source, target, "sent", path, size)
             await self._travel(source, target, path)
+            await self._awake(target)
         end = self._up.get(target)
         if end is None:
             self._note(source, target, "refused", path)
@@ -167,6 +182,7 @@ class MemoryNetwork:
         if (target, path.rsplit("/", 1)[-1]) in self._stalled:
             self._note(target, source, "stalled", path)
             await asyncio.get_running_loop().create_future()
+        await self._awake(target)
         if target in self._rates:
             delay_ms, rate = self._rates[target]
             size = sum(len(buffer) for buffer in response.body)

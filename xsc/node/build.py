@@ -516,6 +516,7 @@ class Node:
         self.storage.node_changed()
         self.storage.drain.wake()
         if up:
+            self.storage.node_up(peer)
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))
             self.tasks.once("recall", lambda: self._recall(peer))

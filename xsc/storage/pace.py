@@ -1,81 +1,116 @@
-"""How long a host takes, learned from how long it took.
+"""How long hosts take, learned from their answers, and when somebody else is asked as well.
 
-A host that was slow is asked last from then on, so that one stalled host costs one
-read and not each. It is not forgotten: now and then one shard is asked of it beside
-the others (a *trial*), the less often the longer it stays slow, and what it takes
-then is believed.
+Two questions are kept apart. *Whom to ask first* follows from what is remembered of
+each host: how long its answers took, and whether it was found late and has not
+answered since. *How long to wait* for one follows from the k-th best host and from how
+the other answers of the same race come, and is never over a ceiling: who was late
+before is asked last, but nobody is waited for any longer because of it.
+
+A host that is asked last is not forgotten: now and then one shard is asked of it
+beside the others (a *trial*).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from xsc.base.limits import HEDGE_FLOOR_MS, MIB, TRIAL_FIRST_MS, TRIAL_LAST_MS
+from xsc.base.limits import (
+    HEDGE_BYTES_A_SECOND_MIN,
+    HEDGE_CEILING_MS,
+    HEDGE_FLOOR_MS,
+    MIB,
+    TRIAL_INTERVAL_MS,
+)
 
 LARGE_BYTES = 256 * 1024
 """From here on an answer tells of throughput; below, of delay."""
+BELIEVED_TIMES = 4
+"""So many times what was expected an answer may take and count in full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What is expected of one host."""
+    """What is remembered of one host."""
 
     small_ms: int
-    """For an answer without a body."""
+    """What an answer without a body takes."""
     mib_ms: int = 0
-    """More for each MiB of it."""
-    trial_ms: int = 0
-    """When it was last asked for a trial, or found late."""
-    wait_ms: int = TRIAL_FIRST_MS
-    """How long until the next trial."""
-    is_slow: bool = False
-    """Found late, and no answer has come since."""
+    """How much longer one takes for each MiB of body."""
+    late_ms: int = 0
+    """When it was found late, if it has not answered since; 0 where it has."""
+    tried_ms: int = 0
+    """When it answered last, was found late, or was asked for a trial."""
 
     def expected_ms(self, size_bytes: int) -> int:
         """Return how long an answer of that size is expected to take."""
         return self.small_ms + self.mib_ms * size_bytes // MIB
 
 
-def answered(pace: Pace, size_bytes: int, taken_ms: int) -> Pace:
-    """Return the pace after a whole answer: a quarter of the way to what it says."""
-    error_ms = taken_ms - pace.expected_ms(size_bytes)
+def answered(pace: Pace, size_bytes: int, taken_ms: int, now_ms: int) -> Pace:
+    """Return the pace after a whole answer: a quarter of the way to what it says.
+
+    What was twice as quick as expected, or quicker, is believed at once, and so is the first
+    answer of a host that was late: it may be one that crawls. But what took over
+    BELIEVED_TIMES as long counts as if it had taken that: the first answer of a process that
+    was stopped says how long it was stopped, and nothing about its pace.
+    """
+    expected_ms = pace.expected_ms(size_bytes)
+    taken_ms = min(taken_ms, BELIEVED_TIMES * max(HEDGE_FLOOR_MS, expected_ms))
+    error_ms = taken_ms - expected_ms
     # Nothing without a body can take longer than this did with one.
-    small_ms = min(pace.small_ms, taken_ms)
+    small_ms, mib_ms = min(pace.small_ms, taken_ms), pace.mib_ms
+    believed = bool(pace.late_ms) or 2 * taken_ms <= expected_ms
     if size_bytes < LARGE_BYTES:
-        return replace(pace, small_ms=small_ms + max(0, error_ms) // 4, is_slow=False)
-    mib_ms = max(0, pace.mib_ms + error_ms * MIB // (4 * size_bytes))
-    return replace(pace, small_ms=small_ms, mib_ms=mib_ms, is_slow=False)
-
-
-def tried(pace: Pace, size_bytes: int, taken_ms: int) -> Pace:
-    """Return the pace after a trial was answered: what it took, and no memory of before."""
-    small_ms = min(pace.small_ms, taken_ms)
-    mib_ms = (taken_ms - small_ms) * MIB // max(1, size_bytes)
-    return replace(pace, small_ms=small_ms, mib_ms=mib_ms, wait_ms=TRIAL_FIRST_MS, is_slow=False)
-
-
-def late(pace: Pace, size_bytes: int, elapsed_ms: int, now_ms: int) -> Pace:
-    """Return the pace of a host that has not answered after that long: twice as long, at least."""
-    missing_ms = 2 * elapsed_ms - pace.expected_ms(size_bytes)
-    if missing_ms <= 0:
-        return pace
-    if size_bytes < LARGE_BYTES:
-        pace = replace(pace, small_ms=pace.small_ms + missing_ms)
+        small_ms += max(0, error_ms) // (1 if believed else 4)
+    elif believed:
+        mib_ms = (taken_ms - small_ms) * MIB // size_bytes
     else:
-        pace = replace(pace, mib_ms=pace.mib_ms + missing_ms * MIB // size_bytes)
-    return replace(pace, trial_ms=now_ms, is_slow=True)
+        mib_ms = max(0, mib_ms + error_ms * MIB // (4 * size_bytes))
+    return Pace(small_ms, mib_ms, tried_ms=now_ms)
+
+
+def late(pace: Pace, now_ms: int) -> Pace:
+    """Return the pace of a host that did not answer in time; what is expected of it stays."""
+    return replace(pace, late_ms=pace.late_ms or now_ms, tried_ms=now_ms)
 
 
 def on_trial(pace: Pace, now_ms: int) -> Pace:
-    """Return the pace of a host that is asked for a trial now; the next comes twice as late."""
-    return replace(pace, trial_ms=now_ms, wait_ms=min(2 * pace.wait_ms, TRIAL_LAST_MS))
+    """Return the pace of a host that is asked for a trial now."""
+    return replace(pace, tried_ms=now_ms)
 
 
 def is_due(pace: Pace, now_ms: int) -> bool:
-    """Say whether a slow host should be tried again."""
-    return now_ms - pace.trial_ms >= pace.wait_ms
+    """Say whether a host that is asked last should be tried."""
+    return now_ms - pace.tried_ms >= TRIAL_INTERVAL_MS
 
 
-def slow_from_ms(expected_ms: list[int], k: int) -> int:
-    """Return above what time a host is slow, by those of all hosts of an object: twice the k-th."""
-    return max(HEDGE_FLOOR_MS, 2 * sorted(expected_ms)[min(k, len(expected_ms)) - 1])
+def kth_ms(expected_ms: Iterable[int], k: int) -> int:
+    """Return what the k-th best of some hosts is expected to take."""
+    ordered = sorted(expected_ms)
+    return ordered[min(k, len(ordered)) - 1] if ordered else 0
+
+
+def slow_from_ms(kth_best_ms: int) -> int:
+    """Return above what expected time a host is slow beside the k-th best."""
+    return max(HEDGE_FLOOR_MS, 2 * kth_best_ms)
+
+
+def patience_ms(kth_best_ms: int, size_bytes: int, answers: Sequence[tuple[int, int]] = ()) -> int:
+    """Return how long a race waits for any host before it asks another one as well.
+
+    That is 1.5 times what the k-th best host is expected to take. Where an answer of the
+    race came in less than half the time that was expected of it, all are expected that much
+    sooner; twice that is left. Neither is less than HEDGE_FLOOR_MS.
+
+    Args:
+        kth_best_ms: what is expected of the k-th best host.
+        size_bytes: of the answer that is waited for.
+        answers: of this race: how long each took, and what had been expected.
+    """
+    patience = kth_best_ms * 3 // 2
+    for taken_ms, expected_ms in answers:
+        taken = max(HEDGE_FLOOR_MS, taken_ms)
+        patience = min(patience, 2 * kth_best_ms * taken // max(HEDGE_FLOOR_MS, expected_ms))
+    ceiling_ms = HEDGE_CEILING_MS + size_bytes * 1000 // HEDGE_BYTES_A_SECOND_MIN
+    return max(HEDGE_FLOOR_MS, min(patience, ceiling_ms))

@@ -35,8 +35,6 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
-    FIND_GRACE_MS,
-    HEDGE_FLOOR_MS,
     MIB,
     STAT_PAGES_MAX,
     STAT_TIMEOUT_MS,
@@ -256,32 +254,27 @@ class Reach:
 
     def expected_ms(self, node: bytes, size_bytes: int) -> int:
         """Return how long an answer of that size is expected to take."""
-        if node == self.own:
-            return 0
-        return max(self.hosts.response_ms(node), self._pace(node).expected_ms(size_bytes))
+        return 0 if node == self.own else self._pace(node).expected_ms(size_bytes)
 
-    def late_ms(self, node: bytes, size_bytes: int) -> int:
-        """Return after how long somebody else is asked beside a node."""
-        return max(HEDGE_FLOOR_MS, self.expected_ms(node, size_bytes) * 3 // 2)
+    def kth_ms(self, sources: Iterable[Source], k: int, size_bytes: int) -> int:
+        """Return how long an answer of the k-th best of some sources is expected to take."""
+        return pace.kth_ms((self.expected_ms(each.node, size_bytes) for each in sources), k)
 
-    def note_late(self, node: bytes, size_bytes: int, elapsed_ms: int) -> None:
-        """Take note that a node has not answered after that long."""
+    def note_late(self, node: bytes) -> None:
+        """Take note that a node has not answered in time."""
         if node != self.own:
-            now_ms = self.clock.monotonic_ms()
-            self._paces[node] = pace.late(self._pace(node), size_bytes, elapsed_ms, now_ms)
+            self._paces[node] = pace.late(self._pace(node), self.clock.monotonic_ms())
 
-    def is_slow(self, node: bytes) -> bool:
-        """Say whether a node was found late, and has not answered in time since."""
-        return node in self._paces and self._paces[node].is_slow
+    def late_since_ms(self, node: bytes) -> int:
+        """Return when a node was found late, if it has not answered since; 0 where it has."""
+        return self._paces[node].late_ms if node in self._paces else 0
 
-    def is_sluggish(self, node: bytes) -> bool:
-        """Say whether not even a small answer is expected from a node within FIND_GRACE_MS."""
-        return self.is_slow(node) and self.expected_ms(node, 0) > FIND_GRACE_MS
+    def forget(self, node: bytes) -> None:
+        """Expect of a node what is expected of one that was never asked: it has come up anew."""
+        self._paces.pop(node, None)
 
-    def try_again(
-        self, node: bytes, locate: bytes, generation: int, want: Wanted, size_bytes: int
-    ) -> bool:
-        """Ask a slow node for a shard that nobody waits for, if it is time to."""
+    def try_again(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
+        """Ask a node that is asked last for a shard that nobody waits for, if it is time to."""
         now_ms = self.clock.monotonic_ms()
         if not self.is_up(node) or node == self.own or node in self._trials:
             return False
@@ -293,10 +286,7 @@ class Reach:
             try:
                 await self.fetch(node, locate, generation, want)
             except XscError:
-                self.note_late(node, size_bytes, self.clock.monotonic_ms() - now_ms)
-                return
-            taken_ms = self.clock.monotonic_ms() - now_ms
-            self._paces[node] = pace.tried(self._pace(node), size_bytes, taken_ms)
+                self.note_late(node)
 
         task = asyncio.create_task(trial())
         self._trials[node] = task
@@ -482,9 +472,9 @@ class Reach:
             begun_ms = self.clock.monotonic_ms()
             header = messages.get_message(locate, generation, [want])
             reply = await self._caller.call(node, messages.GET, header)
-            taken_ms = self.clock.monotonic_ms() - begun_ms
             size = sum(len(part) for part in reply.parts)
-            self._paces[node] = pace.answered(self._pace(node), size, taken_ms)
+            now_ms = self.clock.monotonic_ms()
+            self._paces[node] = pace.answered(self._pace(node), size, now_ms - begun_ms, now_ms)
             try:
                 if size > VERIFIED_AT_ONCE_BYTES:
                     found = await self.executor.run(_read_one, reply, want, take)
@@ -639,11 +629,11 @@ async def first_of(
     clock: Clock,
     ways: Sequence[Callable[[], Coroutine[Any, Any, T]]],
     late_ms: int,
-    note_late: Callable[[int], None],
+    note_late: Callable[[], None],
 ) -> T:
     """Return what the first way gives; the next is taken where it fails, or beside it when late.
 
-    When the first is late, `note_late` is told how long it has taken by then.
+    `note_late` is called when the first is late.
 
     Raises:
         XscError: all failed; the fault of the last.
@@ -671,7 +661,7 @@ async def first_of(
             if alarm in done:
                 alarm = None
                 if len(waiting) == len(ways) - 1:
-                    note_late(late_ms)
+                    note_late()
     finally:
         await stop_all([*running, *([] if alarm is None else [alarm])])
 
@@ -691,18 +681,20 @@ def in_order(
     size_bytes: int = MIB,
     doubted: Container[bytes] = (),
 ) -> list[Source]:
-    """Return sources in the order to ask them: up, not slow, data columns, then the fastest.
+    """Return sources in the order to ask them: up, not late, not slow, data columns, the fastest.
 
     Nodes that are doubted, because they failed this reader before, come last.
     """
     listed = list(sources)
     expected = [reach.expected_ms(source.node, size_bytes) for source in listed]
-    slow_ms = pace.slow_from_ms(expected, k) if listed else 0
+    slow_ms = pace.slow_from_ms(pace.kth_ms(expected, k))
     ranked = sorted(
         zip(listed, expected, strict=True),
         key=lambda item: (
             item[0].node in doubted,
             not reach.is_up(item[0].node),
+            # Who was found late last may still be: it comes after all others.
+            reach.late_since_ms(item[0].node),
             item[1] > slow_ms,
             item[0].column >= k,
             item[1],
@@ -710,6 +702,15 @@ def in_order(
         ),
     )
     return [source for source, _ in ranked]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question of a race that is under way."""
+
+    source: Source
+    begun_ms: int
+    expected_ms: int
 
 
 async def race(
@@ -736,26 +737,31 @@ async def race(
     once; nodes that fail are added to those `doubted`.
 
     The next source is asked at once where one fails, and beside it where one takes
-    longer than 1.5 times what was expected of an answer of `size_bytes`.
+    longer than `pace.patience_ms`.
 
     Raises:
         ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
     """
+    clock = reach.clock
     size = size_bytes if span is None else span.size_bytes
+    kth_ms = reach.kth_ms(sources, k, size)
     waiting = list(sources)
-    running: dict[asyncio.Task[Any], Source] = {}
-    begun: dict[asyncio.Task[Any], int] = {}
-    alarms: dict[asyncio.Task[Any], asyncio.Task[Any]] = {}
+    running: dict[asyncio.Task[Any], _Asked] = {}
+    late: set[asyncio.Task[Any]] = set()
+    answers: list[tuple[int, int]] = []
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, XscError]] = []
     faulty = set() if doubted is None else doubted
     take = None if intake is None else intake.take
     tickets = deque(() if intake is None else intake.tickets)
+    lacking = 0  # how many are late beside whom nobody was asked yet
+    searching: asyncio.Task[list[Source]] | None = None
+    alarm: asyncio.Task[None] | None = None
 
     def next_source(*, also_running: bool = False) -> Source | None:
         """Return a source of a column that nobody is asked for, else of one that is late."""
-        asked = {source.column for source in running.values()}
-        busy = {source.node for source in running.values()}
+        asked = {each.source.column for each in running.values()}
+        busy = {each.source.node for each in running.values()}
         # Nodes that failed come last. A node that says that it holds what others hold, too, is
         # asked for one shard at a time: so a liar is believed once.
         waiting.sort(key=lambda source: source.node in faulty)
@@ -765,71 +771,87 @@ async def race(
         free = (each for each in fresh if count[each.column] == 1 or each.node not in busy)
         return next(free, None) or next(iter(fresh or (left if also_running else ())), None)
 
-    async def others(find: More) -> list[Source]:
-        tried = {*running.values(), *(source for source, _ in failed)}
-        return [source for source in await find() if source not in tried]
-
     def ask(source: Source) -> None:
         waiting.remove(source)
         want = Wanted(segment, source.column, roots[source.column], span)
         task = asyncio.create_task(reach.fetch(source.node, locate, generation, want, take))
-        running[task] = source
-        begun[task] = reach.clock.monotonic_ms()
-        alarm = reach.clock.sleep_ms(reach.late_ms(source.node, size))
-        alarms[asyncio.create_task(alarm)] = task
+        expected_ms = reach.expected_ms(source.node, size)
+        running[task] = _Asked(source, clock.monotonic_ms(), expected_ms)
 
-    def is_late(task: asyncio.Task[Any]) -> None:
-        elapsed_ms = reach.clock.monotonic_ms() - begun[task]
-        reach.note_late(running[task].node, size, elapsed_ms)
+    async def others(find: More) -> list[Source]:
+        found = await find()
+        tried = {*(each.source for each in running.values()), *(source for source, _ in failed)}
+        return [source for source in found if source not in tried]
+
+    def search() -> None:
+        """Look for others beside all else, once."""
+        nonlocal more, searching
+        if more is not None:
+            searching, more = asyncio.create_task(others(more)), None
 
     try:
         while len(got) < k:
             while tickets and tickets[0].done():
                 tickets.popleft()
-            while len({*got, *(each.column for each in running.values())}) < k - len(tickets):
+            while len({*got, *(each.source.column for each in running.values())}) < k - len(
+                tickets
+            ):
                 source = next_source()
                 if source is None:
                     break
                 ask(source)
-            if not running and not tickets:
-                if more is None:
-                    raise insufficient(segment, k, len(got), failed)
-                waiting = await others(more)
-                more = None
-                continue
-            awaited: list[asyncio.Future[Any]] = [*running, *alarms, *list(tickets)[:1]]
+            while lacking and (beside := next_source(also_running=True)) is not None:
+                ask(beside)
+                lacking -= 1
+            if lacking or not (running or tickets or searching):
+                search()
+            if not (running or tickets or searching):
+                raise insufficient(segment, k, len(got), failed)
+            patience_ms = pace.patience_ms(kth_ms, size, answers)
+            awaited: list[asyncio.Future[Any]] = [*running, *list(tickets)[:1]]
+            if searching is not None:
+                awaited.append(searching)
+            on_time = [each.begun_ms for task, each in running.items() if task not in late]
+            if on_time:
+                left_ms = min(on_time) + patience_ms - clock.monotonic_ms()
+                alarm = asyncio.create_task(clock.sleep_ms(max(0, left_ms)))
+                awaited.append(alarm)
             over, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if alarm is not None:
+                alarm.cancel()
+            now_ms = clock.monotonic_ms()
+            # Answers first: where this node itself was slow, they come with their alarm.
             for task in [task for task in running if task in over]:
-                source = running.pop(task)
+                each = running.pop(task)
                 try:
-                    got[source.column] = task.result()
+                    got[each.source.column] = task.result()
                 except XscError as fault:
-                    failed.append((source, fault))
-                    faulty.add(source.node)
+                    failed.append((each.source, fault))
+                    faulty.add(each.source.node)
                 else:
+                    answers.append((now_ms - each.begun_ms, each.expected_ms))
                     if arrived is not None:
                         arrived()
-            # Answers first: where this node itself was slow, they come with their alarm.
-            for task in [task for task in alarms if task in over]:
-                late = alarms.pop(task)
-                if late in running:
-                    is_late(late)
-                    if more is not None and next_source(also_running=True) is None:
-                        waiting = await others(more)
-                        more = None
-                    if (beside := next_source(also_running=True)) is not None:
-                        ask(beside)
+            if searching is not None and searching in over:
+                waiting, searching = searching.result(), None
+            patience_ms = pace.patience_ms(kth_ms, size, answers)
+            for task, each in running.items():
+                if task not in late and now_ms - each.begun_ms >= patience_ms:
+                    late.add(task)
+                    reach.note_late(each.source.node)
+                    lacking += 1
         if span is None:
+            slow_ms = pace.slow_from_ms(kth_ms)
             for source in waiting:
+                is_last = reach.expected_ms(source.node, size) > slow_ms
                 want = Wanted(segment, source.column, roots[source.column])
-                if reach.is_slow(source.node) and reach.try_again(
-                    source.node, locate, generation, want, size
+                if (is_last or reach.late_since_ms(source.node)) and reach.try_again(
+                    source.node, locate, generation, want
                 ):
                     break
         return dict(sorted(got.items())[:k])
     finally:
-        for task in running.keys() - set(alarms.values()):
-            is_late(task)
+        alarms = [task for task in (alarm, searching) if task is not None]
         await stop_all([*running, *alarms])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from xsc.storage.capability import ReadCapability
 from xsc.storage.erasure import Buffer, Code, decode_rows
 from xsc.storage.held import Wanted
 from xsc.storage.manifest import Manifest, code_of, place_of, segments_of
+from xsc.storage.pace import patience_ms
 from xsc.storage.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.reach import Reach, Source, first_of, in_order, race, stop_all, together
 from xsc.storage.rolling import Intake, Room
@@ -134,7 +135,7 @@ class ObjectReader:
         tails: Tails,
         *,
         name: str | None,
-        search: Callable[[Located], Awaitable[Located]],
+        search: Callable[[Located], Coroutine[None, None, Located]],
     ) -> None:
         self.name = name
         """The name that this node stored it under; None where another node did."""
@@ -144,8 +145,7 @@ class ObjectReader:
         self._content_key = capability.content_key
         self._tails = tails
         self._search = search
-        self._searching = asyncio.Lock()
-        self._searched = False
+        self._searching: asyncio.Task[Located] | None = None
         self._doubted: set[bytes] = set()
         """Nodes that gave something wrong, or nothing: they are asked last from then on."""
         self._key = (located.locate, capability.manifest_hash)
@@ -212,7 +212,8 @@ class ObjectReader:
                     room.free(held_bytes)
                 ahead.popleft()
         finally:
-            await stop_all([coming.task for coming in ahead])
+            searching = [] if self._searching is None else [self._searching]
+            await stop_all([*(coming.task for coming in ahead), *searching])
 
     def _begin(self, index: int, low: int, high: int, room: Room) -> _Coming:
         """Begin to fetch bytes of one segment, as there is room for them."""
@@ -283,20 +284,21 @@ class ObjectReader:
         async def ask() -> Buffer:
             return await reach.fetch(host, located.locate, manifest.generation, want)
 
-        quick = reach.is_up(host) and not reach.is_slow(host) and host not in self._doubted
+        late = reach.late_since_ms(host) or host in self._doubted
+        quick = reach.is_up(host) and not late
         return await first_of(
             reach.clock,
             [ask, rebuild] if quick else [rebuild, ask],
-            reach.late_ms(host, size),
-            lambda elapsed_ms: reach.note_late(host, size, elapsed_ms) if quick else None,
+            patience_ms(reach.kth_ms(located.sources, code.k, size), size),
+            lambda: reach.note_late(host) if quick else None,
         )
 
     async def _more(self) -> list[Source]:
         """Ask all peers once what they hold: where the known holders do not give the object."""
-        async with self._searching:
-            if not self._searched:
-                self._located = await self._search(self._located)
-                self._searched = True
+        if self._searching is None:
+            self._searching = asyncio.create_task(self._search(self._located))
+        # One search for all that wait for it, also where the first of them needs it no more.
+        self._located = await asyncio.shield(self._searching)
         code = code_of(self._located.manifest)
         return in_order(self._reach, self._located.sources, code.k, doubted=self._doubted)
 

@@ -420,6 +420,10 @@ class StorageService:
         self.mender.node_changed()
         self.ward_mender.node_changed()
 
+    def node_up(self, node: bytes) -> None:
+        """Take note that a peer has come up: how it was before it was down counts no more."""
+        self._reach.forget(node)
+
     # Customer: putting
 
     async def put(
@@ -936,11 +940,11 @@ class StorageService:
                         said[node] = answer
                 if grace is not None and grace in done:
                     for node in running.values():
-                        self._reach.note_late(node, 0, grace_ms)
+                        self._reach.note_late(node)
                     break
                 if not enough(said):
                     continue
-                if not grace_ms or all(self._reach.is_sluggish(n) for n in running.values()):
+                if not grace_ms or all(map(self._reach.late_since_ms, running.values())):
                     break
                 if grace is None:
                     grace = asyncio.create_task(self._clock.sleep_ms(grace_ms))

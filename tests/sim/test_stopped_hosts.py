@@ -1,0 +1,137 @@
+"""Whoever is stopped, nobody waits for it: reads, puts and runs while hosts stand still."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from tests.sim.network import content, get, put, run
+from xsc.base.limits import (
+    HEDGE_BYTES_A_SECOND_MIN,
+    HEDGE_CEILING_MS,
+    KIB,
+    MIB,
+    SEGMENT_BYTES,
+)
+
+DELAY_MS = 10
+RATE = 100 * MIB
+LATE_MS = 150
+"""More than what any host is waited for here, and far less than a ceiling."""
+OWNER, STRANGER = 0, 7
+HOSTS = range(1, 7)
+PAIRS = list(combinations(HOSTS, 2))
+
+
+async def timed(world, work):
+    begun = world.clock.now_ms()
+    return await work, world.clock.now_ms() - begun
+
+
+def asked(world, reader, seen):
+    """Return how many shards a reader has asked each node for, needed or not."""
+    return Counter(
+        event.target
+        for event in world.net.trace[seen:]
+        if (event.source, event.what) == (world.name(reader), "sent")
+        and event.path.endswith("storage.get")
+    )
+
+
+async def spread(world, size):
+    """Store an object of which every node but owner and stranger holds a column."""
+    for index in range(world.count):
+        world.net.set_rate(world.name(index), DELAY_MS, RATE)
+    data = content(size)
+    capability = await put(world.nodes[OWNER], data)
+    stat = await world.nodes[OWNER].storage.stat(capability)
+    assert {world.index_of(host.node) for host in stat.hosts} == set(HOSTS)
+    return capability, data
+
+
+def roomless(world):
+    """Nobody but the six has room for anything."""
+    for index in (OWNER, STRANGER):
+        world.settings_of[index] = {"storage_capacity": "4KiB"}
+
+
+@pytest.mark.parametrize("reader", [OWNER, STRANGER])
+@pytest.mark.parametrize(("size", "rounds"), [(64 * KIB, 10), (3 * MIB, 1), (12 * MIB, 1)])
+def test_reads_do_not_wait_for_stopped_hosts(size, rounds, reader):
+    async def play(world):
+        capability, data = await spread(world, size)
+        node = world.nodes[reader]
+
+        async def read():
+            seen = len(world.net.trace)
+            got, took = await timed(world, get(node, capability))
+            assert got == data
+            return took, asked(world, reader, seen).total()
+
+        healthy = [await read() for _ in range(3)]
+        first, later = [], []
+        for _ in range(rounds):
+            for pair in PAIRS:
+                for index in pair:
+                    world.net.pause(world.name(index))
+                first.append(await read())
+                later.append(await read())
+                await world.clock.sleep_ms(700)
+                for index in pair:
+                    world.net.wake(world.name(index))
+                await world.clock.sleep_ms(300)
+        return healthy, first, later
+
+    (healthy, first, later), _ = run(81, 8, play, prepare=roomless)
+    usual_ms, usual = max(healthy)
+    segments = -(-size // SEGMENT_BYTES)
+    assert usual == 4 * segments
+    # The two that stand still are found out together, in the first segment.
+    assert max(took for took, _ in [*first, *later]) <= usual_ms + 2 * LATE_MS
+    # Beside them, as many shards are asked for as were given up, and one on trial of each host.
+    assert max(count for _, count in [*first, *later]) <= usual + 2 * 2 + 2
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_history_makes_a_read_longer(seed):
+    """Hosts crawl, stop and go on as chance has it; then four are well, and two stand still."""
+    chance = random.Random(seed)
+
+    async def play(world):
+        capability, data = await spread(world, 64 * KIB)
+        node = world.nodes[OWNER]
+        _, usual_ms = await timed(world, get(node, capability))
+        times = []
+        for _ in range(15):
+            stopped = chance.sample(HOSTS, chance.randrange(7))
+            for index in HOSTS:
+                delay_ms = chance.choice((DELAY_MS, DELAY_MS, 300, 4_000))
+                world.net.set_rate(world.name(index), delay_ms, RATE)
+            for index in stopped:
+                world.net.pause(world.name(index))
+            reads = [asyncio.create_task(get(node, capability)) for _ in range(3)]
+            await world.clock.sleep_ms(chance.randrange(10_000))
+            for index in stopped:
+                world.net.wake(world.name(index))
+            await asyncio.gather(*reads, return_exceptions=True)
+            for index in HOSTS:
+                world.net.set_rate(world.name(index), DELAY_MS, RATE)
+            # What is under way from before is answered.
+            await world.clock.sleep_ms(4_000)
+            pair = chance.choice(PAIRS)
+            for index in pair:
+                world.net.pause(world.name(index))
+            got, took = await timed(world, get(node, capability))
+            assert got == data
+            times.append(took)
+            for index in pair:
+                world.net.wake(world.name(index))
+        return usual_ms, times
+
+    (usual_ms, times), _ = run(82 + seed, 8, play, prepare=roomless)
+    ceiling_ms = HEDGE_CEILING_MS + 16 * KIB * 1000 // HEDGE_BYTES_A_SECOND_MIN
+    assert max(times) <= usual_ms + 2 * ceiling_ms
