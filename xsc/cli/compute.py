@@ -24,6 +24,7 @@ from xsc.cli import services
 from xsc.cli.evidence import evidence
 from xsc.cli.options import (
     INPUT,
+    MODULE,
     PAIR,
     PATH,
     PROGRAM_EXIT_BASE,
@@ -71,7 +72,7 @@ def compute() -> None:
 
 
 @compute.command(context_settings={"ignore_unknown_options": True})
-@click.argument("module", metavar="MOD", type=PATH)
+@click.argument("module", metavar="MOD", type=MODULE)
 @click.argument("function", metavar="FUNC")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option(
@@ -159,7 +160,7 @@ def invoke(
 
 
 @compute.command(cls=ProgramCommand)
-@click.argument("module", metavar="MOD", type=PATH)
+@click.argument("module", metavar="MOD", type=MODULE)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--stdin", type=PATH, metavar="FILE", help="Its standard input, or -.  [nothing]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")

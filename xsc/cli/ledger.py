@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xsc.base.units import format_credits
-from xsc.cli.options import CREDITS, PATH, WHOLE, Group, Settings, pass_settings
+from xsc.cli.options import CREDITS, PATH, PEER, WHOLE, Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
@@ -120,7 +120,7 @@ def verify(settings: Settings) -> None:
 
 
 @ledger.command()
-@click.argument("peer")
+@click.argument("peer", type=PEER)
 @click.argument("credits_", metavar="CREDITS", type=CREDITS)
 @pass_settings
 def limit(settings: Settings, peer: str, credits_: int) -> None:

@@ -8,7 +8,7 @@ import click
 
 from xsc.base.limits import FUEL_QUANTUM
 from xsc.base.units import format_credits, format_size
-from xsc.cli.options import PATH, Group, Settings, pass_settings
+from xsc.cli.options import LEASE, PATH, Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show_json, show_table
 from xsc.client.files import check_target, write_whole
 
@@ -89,7 +89,7 @@ def leases(settings: Settings) -> None:
 
 
 @market.command()
-@click.argument("lease_id", metavar="LEASE")
+@click.argument("lease_id", metavar="LEASE", type=LEASE)
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
 @click.option("--renewal", is_flag=True, help="Its newest renewal, which `xsc verify` reads.")
 @pass_settings

@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, TooLarge
+from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.cli.output import warn
 from xsc.client.calls import Calls, Limits, Named, unreadable
 from xsc.client.core import Core, default_home
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +32,8 @@ CAPABILITY_BYTES_MAX = 4096
 READS = "xsc:r:"
 """Begins what lets its holder read an object."""
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
+_PLAIN_WORD = re.compile(r"[\w./@%+:,-]+")
+"""What means itself to every shell."""
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (DESIGN section 3)."""
 
@@ -131,11 +136,23 @@ class ProgramCommand(Command):
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
-    """A value that a function of ours reads; its error names the option."""
+    """A value that a function of ours reads; its error names the option.
 
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+    Args:
+        name: what stands for it in help.
+        read: returns the value that a text stands for.
+        offer: asks the node what a shell may complete it to.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[str], Any],
+        offer: Callable[[Calls], Iterable[str]] | None = None,
+    ) -> None:
         self.name = name
         self._read = read
+        self.offer = offer
 
     def convert(
         self,
@@ -146,6 +163,8 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         """Return the value that the text stands for."""
         if not isinstance(value, str):
             return value
+        if value == "-" and ctx is not None and ctx.resilient_parsing:
+            return value  # a shell completes the line: standard input is its own
         try:
             return self._read(value)
         except ArgumentInvalid as fault:
@@ -153,6 +172,76 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
             if isinstance(param, click.Argument):
                 place = param.make_metavar(ctx) if ctx is not None else self.name
             raise ArgumentInvalid(f"{place}: {fault.message}", hint=fault.hint) from None
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - click's own
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return what the node knows that begins so; nothing where it does not answer.
+
+        Only plain words: a shell puts them onto the command line as they are, and names of
+        peers are made by these.
+        """
+        from click.shell_completion import CompletionItem
+
+        if self.offer is None:
+            return []
+        try:
+            known = set(self.offer(ctx.ensure_object(Settings).calls()))
+        except XscError:
+            return []
+        words = sorted(word for word in known if _PLAIN_WORD.fullmatch(word))
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+class _Module(click.Path):
+    """A file with a WebAssembly module: a shell offers those that end so, and directories."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return the modules and directories that begin so."""
+        from click.shell_completion import CompletionItem
+
+        folder, _, name = incomplete.rpartition("/")
+        place = Path(folder or ("/" if incomplete.startswith("/") else "."))
+        before = incomplete[: len(incomplete) - len(name)]
+        try:
+            found = sorted(path for path in place.iterdir() if path.name.startswith(name))
+        except OSError:
+            return []
+        shown = [
+            before + path.name + ("/" if path.is_dir() else "")
+            for path in found
+            if path.is_dir() or path.suffix == ".wasm"
+        ]
+        if len(shown) == 1 and shown[0].endswith("/"):
+            # The shell goes on with what is in it, instead of beginning the next word.
+            return self.shell_complete(ctx, param, shown[0]) or [CompletionItem(shown[0])]
+        return [CompletionItem(word) for word in shown if _PLAIN_WORD.fullmatch(word)]
+
+
+def _peers(calls: Calls) -> Iterable[str]:
+    return [row["name"] for row in calls.peers()["peers"]]
+
+
+def _objects(calls: Calls) -> Iterable[str]:
+    return [row["name"] for row in calls.objects()["objects"]]
+
+
+def _services(calls: Calls) -> Iterable[str]:
+    from xsc.client.services import ServiceCalls
+
+    return [row["name"] for row in ServiceCalls(calls.core).services()["services"]]
+
+
+def _leases(calls: Calls) -> Iterable[str]:
+    return [row["lease_id"] for row in calls.leases()["leases"]]
 
 
 def _directory(text: str) -> Path:
@@ -280,7 +369,11 @@ def _input(text: str) -> tuple[str, str]:
     return name, _capability(value)
 
 
-OBJECT = Parsed("CAP", object_of)
+OBJECT = Parsed("CAP", object_of, _objects)
+NAME = Parsed("NAME", str, _objects)
+PEER = Parsed("PEER", str, _peers)
+SERVICE = Parsed("NAME", str, _services)
+LEASE = Parsed("LEASE", str, _leases)
 CAPABILITY = Parsed("CAP", _capability)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
@@ -295,6 +388,7 @@ PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
+MODULE = _Module(path_type=Path)
 
 
 def key_passphrase(place: Path) -> str:
@@ -319,7 +413,7 @@ def job_options(function: F) -> F:
     for option in (
         click.option("--receipt", type=PATH, metavar="FILE", help="Write the receipt there."),
         click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
-        click.option("--on", metavar="NODE", help="Let this node run it, and no other."),
+        click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
         click.option("--timeout", type=DURATION, metavar="DURATION", help="Most time it may take."),
         click.option("--memory", type=SIZE, metavar="SIZE", help="Most memory it may have."),
         click.option("--fuel", type=WHOLE, metavar="N", help="Most fuel it may use."),

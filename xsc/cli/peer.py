@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from xsc.base.units import format_credits, format_share
-from xsc.cli.options import DURATION, INVITATION, SHARE, Group, Settings, pass_settings
+from xsc.cli.options import DURATION, INVITATION, PEER, SHARE, Group, Settings, pass_settings
 from xsc.cli.output import moment, say, short, show, show_json, show_table
 
 
@@ -72,7 +72,7 @@ def listing(settings: Settings) -> None:
 
 
 @peer.command()
-@click.argument("who", metavar="PEER")
+@click.argument("who", metavar="PEER", type=PEER)
 @pass_settings
 def rm(settings: Settings, who: str) -> None:
     """Forget a peer; it can be added again."""
@@ -84,7 +84,7 @@ def rm(settings: Settings, who: str) -> None:
 
 
 @peer.command()
-@click.argument("who", metavar="PEER")
+@click.argument("who", metavar="PEER", type=PEER)
 @pass_settings
 def block(settings: Settings, who: str) -> None:
     """Refuse a peer everything from now on."""
@@ -96,7 +96,7 @@ def block(settings: Settings, who: str) -> None:
 
 
 @peer.command()
-@click.argument("who", metavar="PEER")
+@click.argument("who", metavar="PEER", type=PEER)
 @click.argument("share", type=SHARE)
 @pass_settings
 def recognise(settings: Settings, who: str, share: int) -> None:

@@ -9,8 +9,10 @@ import click
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     DURATION,
+    MODULE,
     PAIR,
-    PATH,
+    PEER,
+    SERVICE,
     SIZE,
     WHOLE,
     Command,
@@ -32,7 +34,7 @@ def _calls(settings: Settings) -> ServiceCalls:
 
 
 @click.command(cls=Command)
-@click.argument("module", metavar="MOD", type=PATH)
+@click.argument("module", metavar="MOD", type=MODULE)
 @click.option("--name", required=True, metavar="NAME", help="What the service is called.")
 @click.option("--version", metavar="V", help="What this version is called.  [the next number]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
@@ -40,7 +42,7 @@ def _calls(settings: Settings) -> ServiceCalls:
 @click.option("--memory", type=SIZE, metavar="SIZE", help="Most memory of a request.")
 @click.option("--timeout", type=DURATION, metavar="DURATION", help="Most time of a request.")
 @click.option("--concurrency", type=WHOLE, metavar="N", help="Requests that run at once.  [4]")
-@click.option("--on", metavar="NODE", help="Have this node hold it, and pay it.")
+@click.option("--on", type=PEER, metavar="NODE", help="Have this node hold it, and pay it.")
 @pass_settings
 def deploy(
     settings: Settings,
@@ -107,7 +109,7 @@ def services(settings: Settings) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", type=SERVICE)
 @click.option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
 @click.option("-n", "count", type=WHOLE, default=ROWS_SHOWN, metavar="N", help="Newest rows.  [20]")
 @pass_settings
@@ -140,7 +142,7 @@ def _show_row(row: Document) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", type=SERVICE)
 @click.option("--to", metavar="V", help="The version to go back to.  [the one before]")
 @pass_settings
 def rollback(settings: Settings, *, name: str, to: str | None) -> None:
@@ -149,7 +151,7 @@ def rollback(settings: Settings, *, name: str, to: str | None) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", type=SERVICE)
 @pass_settings
 def undeploy(settings: Settings, *, name: str) -> None:
     """Remove a service, all of its versions and its log."""

@@ -23,6 +23,7 @@ from xsc.base.units import format_size
 from xsc.cli import tree
 from xsc.cli.options import (
     CODE,
+    NAME,
     OBJECT,
     PATH,
     RANGE,
@@ -219,7 +220,7 @@ def get(
 
 
 @store.command("ls")
-@click.argument("prefix", required=False, default="")
+@click.argument("prefix", required=False, default="", type=NAME)
 @click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
 @click.option(
     "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
@@ -546,7 +547,7 @@ def _to_delete(
 
 
 @store.command()
-@click.argument("name")
+@click.argument("name", type=NAME)
 @click.option(
     "--version", type=WHOLE, metavar="N", required=True, help="The version that is wanted."
 )
