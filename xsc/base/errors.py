@@ -66,6 +66,7 @@ in problem documents and in logs.
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import ClassVar
 
@@ -437,6 +438,13 @@ def leaves() -> list[type[XscError]]:
     for branch in XscError.__subclasses__():
         found.extend(branch.__subclasses__())
     return found
+
+
+def unwritable(what: str, fault: OSError) -> XscError:
+    """Return the error for something that the system did not write: a full disk is a limit."""
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpaceExhausted(f"{what}: {fault.strerror}", hint="free space there, then try again")
+    return ArgumentInvalid(f"{what}: {fault.strerror}")
 
 
 def from_code(

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, from_code
+from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, from_code, unwritable
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.units import format_size
 from xsc.cli import services
@@ -336,7 +336,7 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise ArgumentInvalid(f"{path} cannot be made: {fault.strerror}") from None
+        raise unwritable(f"{path} cannot be made", fault) from None
 
 
 def _save_receipt(done: Document, path: Path | None) -> None:

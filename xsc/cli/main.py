@@ -19,12 +19,13 @@ from typing import Any
 import click
 
 from xsc import __version__
-from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError
+from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError, unwritable
 from xsc.cli.options import Group, Settings
 from xsc.cli.output import say, show_error
 
 EXIT_PIPE = 141
 """What a shell reports for a program that a closed pipe ended."""
+OUTPUT = "the output cannot be written"
 
 
 class _Commands(Mapping[str, click.Command]):
@@ -99,10 +100,6 @@ def _usage(fault: click.ClickException) -> XscError:
     return ArgumentInvalid(sentence, hint=f"`{path} --help` shows what it takes")
 
 
-def _unwritable(fault: OSError) -> XscError:
-    return ArgumentInvalid(f"the output cannot be written: {fault.strerror}")
-
-
 def _close_output(code: int, *, as_json: bool) -> int:
     """Flush standard output; return the exit code, another one where it is closed or full."""
     try:
@@ -111,8 +108,9 @@ def _close_output(code: int, *, as_json: bool) -> int:
         code = EXIT_PIPE
     except OSError as fault:
         if code == 0:
-            show_error(_unwritable(fault), as_json=as_json)
-            code = ArgumentInvalid.exit_code
+            error = unwritable(OUTPUT, fault)
+            show_error(error, as_json=as_json)
+            code = error.exit_code
     else:
         return code
     # Python flushes once more at its end, and would complain about the same thing.
@@ -141,7 +139,7 @@ def _carry_out(arguments: list[str], settings: Settings) -> int:
         return EXIT_INTERRUPTED
     except Exception as fault:  # noqa: BLE001 - the one place that must answer whatever happens
         if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
-            return _fail(_unwritable(fault), settings)
+            return _fail(unwritable(OUTPUT, fault), settings)
         if os.environ.get("XSC_DEBUG"):
             traceback.print_exc()
         text = " ".join(f"{type(fault).__name__}: {fault}".rstrip(": ").split())

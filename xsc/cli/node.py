@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError
+from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
 from xsc.base.units import format_duration, format_size
 from xsc.cli.backup import backup, restore
 from xsc.cli.drain import drain
@@ -311,7 +311,7 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     try:
         keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
     except OSError as fault:
-        raise ArgumentInvalid(f"{file} cannot be written: {fault.strerror}") from None
+        raise unwritable(f"{file} cannot be written", fault) from None
     if settings.json:
         show_json({"id": to_text(key.node_id), "file": str(file), "locked": bool(locked_by)})
     else:

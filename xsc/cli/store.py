@@ -18,6 +18,7 @@ from xsc.base.errors import (
     PeerSilent,
     ShardsDamaged,
     UploadChanged,
+    unwritable,
 )
 from xsc.base.units import format_size
 from xsc.cli import tree
@@ -498,7 +499,7 @@ def rm(
         try:
             receipts.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
-            raise ArgumentInvalid(f"{receipts} cannot be made: {fault.strerror}") from None
+            raise unwritable(f"{receipts} cannot be made", fault) from None
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
     if isinstance(cap, Named) and cap.name.endswith(SUFFIX):

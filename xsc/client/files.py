@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from xsc.base.errors import ArgumentInvalid, ReceiptInvalid
+from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, unwritable
 from xsc.base.limits import SEGMENT_BYTES
 
 
@@ -75,7 +75,7 @@ def write_whole(path: Path, blocks: Iterable[bytes], *, mode: int = 0o666) -> in
                 partial.unlink(missing_ok=True)
             raise
     except OSError as fault:
-        raise ArgumentInvalid(f"{path} cannot be written: {fault.strerror}") from None
+        raise unwritable(f"{path} cannot be written", fault) from None
 
 
 def _fill(handle: int, partial: Path, path: Path, blocks: Iterable[bytes]) -> int:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged
+from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
 from xsc.base.limits import TREE_BYTES_MAX, TREE_DEPTH_MAX
 from xsc.client.calls import Calls
 from xsc.client.core import Document, Progress, ignore_progress
@@ -461,7 +461,7 @@ def get_tree(
             folder.chmod(tree.mode & MODE_KEPT)
             shutil.rmtree(partial)
     except OSError as fault:
-        raise ArgumentInvalid(f"{folder} cannot be written: {fault.strerror}") from None
+        raise unwritable(f"{folder} cannot be written", fault) from None
     return tree
 
 

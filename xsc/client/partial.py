@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from xsc.base.errors import ArgumentInvalid
+from xsc.base.errors import ArgumentInvalid, unwritable
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.client.core import Download, Progress
 from xsc.client.files import check_target, put_in_place, write_whole
@@ -195,7 +195,7 @@ def fetch(opened: Opened, capability: str, path: Path, watch: Watch) -> int:
     device or a pipe, is written to directly, from the start.
 
     Raises:
-        ArgumentInvalid: the file cannot be written, and why.
+        ArgumentInvalid, SpaceExhausted: the file cannot be written, and why.
         XscError: whatever the download meets; what has come by then is kept.
     """
     check_target(path)
@@ -207,7 +207,7 @@ def fetch(opened: Opened, capability: str, path: Path, watch: Watch) -> int:
         with Partial(path, object_id(capability)) as partial:
             return _continue(opened, partial, watch)
     except OSError as fault:
-        raise ArgumentInvalid(f"{path} cannot be written: {fault.strerror}") from None
+        raise unwritable(f"{path} cannot be written", fault) from None
 
 
 def _continue(opened: Opened, partial: Partial, watch: Watch) -> int:

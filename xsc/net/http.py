@@ -31,7 +31,7 @@ from xsc.net.flow import Flow
 from xsc.net.front import Fronts
 from xsc.net.gate import Gate
 from xsc.net.lines import Lines
-from xsc.net.listener import Server, read_body
+from xsc.net.listener import Server, listen, read_body
 from xsc.net.plain import PIECE_BYTES, Plain, pieces
 from xsc.net.port import Arrival, Handler, RawRequest, RawResponse, Take
 from xsc.net.tls import Door, certificate_of, server_context
@@ -138,7 +138,6 @@ class HttpTransport:
         Raises:
             ConfigInvalid: the address cannot be listened on.
         """
-        loop = asyncio.get_running_loop()
         self._handler = handler
         self._server = Server(
             self._serve_one,
@@ -160,7 +159,7 @@ class HttpTransport:
         if self._certificate is not None:
             self._door = made = Door(server_context(self._certificate), self._fronts, self._gate)
         try:
-            self._listening = await loop.create_server(
+            self._listening = await listen(
                 made, self._host.strip("[]"), self._port, backlog=self._gate.backlog
             )
         except OSError as fault:

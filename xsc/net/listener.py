@@ -7,6 +7,8 @@ What goes wrong is answered with a status alone, and logged by nobody.
 from __future__ import annotations
 
 import asyncio
+import errno
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +24,40 @@ from xsc.net.port import Take
 
 GATHERED_BYTES = 16 * KIB
 """Less than that is put together with what comes next."""
+
+
+PORT_WAIT_S = 5.0
+"""How long a port that is still in use is waited for."""
+_PORT_AGAIN_S = 0.05
+
+
+async def listen(
+    protocol: Callable[[], asyncio.BaseProtocol],
+    host: str,
+    port: int,
+    *,
+    backlog: int,
+    wait_s: float = PORT_WAIT_S,
+) -> asyncio.Server:
+    """Listen at an address; wait a moment for a port that is still in use.
+
+    A process that was killed holds its ports until the system has taken it apart, and a peer's
+    attempt to reach it may hold one for as long as it lasts.
+
+    Raises:
+        OSError: it cannot be listened on; EADDRINUSE where somebody else keeps the port.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_s
+    while True:
+        try:
+            return await loop.create_server(
+                protocol, host, port, reuse_address=True, backlog=backlog
+            )
+        except OSError as fault:
+            if fault.errno != errno.EADDRINUSE or loop.time() >= until:
+                raise
+        await asyncio.sleep(_PORT_AGAIN_S)
 
 
 async def read_body(

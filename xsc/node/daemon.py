@@ -32,11 +32,12 @@ from xsc.net.front import Fronts
 from xsc.net.gate import Gate
 from xsc.net.http import HttpTransport
 from xsc.net.invitation import SCHEME, from_string
+from xsc.net.listener import listen
 from xsc.node import home as homes
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.http import KEEP_ALIVE_MS, Prover, Reports, Running, application, plain_answers
-from xsc.node.logging import JsonLog
+from xsc.node.logging import JsonLog, SentenceLog
 from xsc.node.recovery import Recovered, recover
 from xsc.node.restore import CaughtUp, catch_up
 from xsc.node.routes import jobs, objects
@@ -194,9 +195,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
             paths=plain,
         )
         try:
-            listening = await loop.create_server(
-                fronts, host, port, reuse_address=True, backlog=gate.backlog
-            )
+            listening = await listen(fronts, host, port, backlog=gate.backlog)
         except OSError as fault:
             raise ConfigInvalid(
                 f"the API cannot listen on {config.api_listen}: {fault.strerror}",
@@ -248,10 +247,10 @@ def _say(line: str) -> None:
 
 
 @asynccontextmanager
-async def _asking(home: homes.Home, config: Config) -> AsyncIterator[Node]:
+async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterator[Node]:
     """Give a node that serves nobody: it asks its peers what it was."""
     clock = SystemClock()
-    parts = _parts(home, config, JsonLog(clock, config.log_level), clock)
+    parts = _parts(home, config, log, clock)
     config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts, recovering=True)
     try:
@@ -263,7 +262,7 @@ async def _asking(home: homes.Home, config: Config) -> AsyncIterator[Node]:
 async def _recover(
     home: homes.Home, config: Config, places: Sequence[str], *, without_silent: bool
 ) -> Recovered:
-    async with _asking(home, config) as node:
+    async with _asking(home, config, SentenceLog(SystemClock())) as node:
         done = await recover(node, places, without_silent=without_silent)
         homes.remember_port(home.path, node.peer_url)
         return done
@@ -316,8 +315,10 @@ def recover_home(
     return to_text(home.key.node_id), done
 
 
-async def _catch_up(home: homes.Home, config: Config, *, without_silent: bool) -> CaughtUp:
-    async with _asking(home, config) as node:
+async def _catch_up(
+    home: homes.Home, config: Config, log: JsonLog, *, without_silent: bool
+) -> CaughtUp:
+    async with _asking(home, config, log) as node:
         return await catch_up(node, without_silent=without_silent)
 
 
@@ -335,7 +336,9 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Caugh
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        done = asyncio.run(_catch_up(home, config, without_silent=without_silent))
+        done = asyncio.run(
+            _catch_up(home, config, SentenceLog(SystemClock()), without_silent=without_silent)
+        )
         homes.end_restore(path)
     return done
 
@@ -357,7 +360,14 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
         if homes.restore_stage(path) is not None:
-            done = asyncio.run(_catch_up(home, _remembered(path, config), without_silent=False))
+            done = asyncio.run(
+                _catch_up(
+                    home,
+                    _remembered(path, config),
+                    JsonLog(SystemClock(), config.log_level),
+                    without_silent=False,
+                )
+            )
             homes.end_restore(path)
             _say(f"caught up with {done.peers} peers after the restore")
         keep_freed_memory(FREED_BYTES_KEPT)

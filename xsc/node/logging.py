@@ -1,4 +1,4 @@
-"""Structured log lines: one JSON object a line, on standard error.
+"""Log lines on standard error: JSON objects of a node, sentences of a command.
 
 Fields never hold secrets, capabilities or names of objects; the writer drops
 any field by such a name so that a slip does not reach the disk.
@@ -7,8 +7,10 @@ any field by such a name so that a slip does not reach the disk.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -18,6 +20,9 @@ from xsc.base.limits import LOG_KINDS_MAX, LOG_LINES_MAX
 
 LEVELS = ("debug", "info", "warning", "error")
 _SECRET = frozenset({"capability", "secret", "token", "passphrase", "name_of_object", "key"})
+
+
+_REASONS = ("reason", "fault", "code")
 
 
 class JsonLog:
@@ -68,18 +73,48 @@ class JsonLog:
         more = self._count(event, fields.get("peer") or fields.get("customer"), now_ms // 60_000)
         if more is None:
             return
-        moment = datetime.fromtimestamp(now_ms / 1000, UTC)
-        line: dict[str, object] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": level,
-            "event": event,
+        told = {
+            key: short(value) if isinstance(value, bytes) else value
+            for key, value in fields.items()
+            if key not in _SECRET
         }
-        for key, value in fields.items():
-            if key not in _SECRET:
-                line[key] = short(value) if isinstance(value, bytes) else value
         if more:
-            line["dropped"] = more
-        text = json.dumps(line, default=str, ensure_ascii=False)
+            told["dropped"] = more
+        text = self._text(now_ms, level, event, told)
         with self._lock:
             self._stream.write(text + "\n")
             self._stream.flush()
+
+    def _text(self, now_ms: int, level: str, event: str, fields: dict[str, object]) -> str:
+        moment = datetime.fromtimestamp(now_ms / 1000, UTC)
+        line = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": level,
+            "event": event,
+            **fields,
+        }
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class SentenceLog(JsonLog):
+    """Writes warnings and errors as sentences, for who waits at a terminal for a command."""
+
+    def __init__(self, clock: Clock, stream: TextIO | None = None) -> None:
+        super().__init__(clock, "warning", stream)
+
+    def _text(self, now_ms: int, level: str, event: str, fields: dict[str, object]) -> str:  # noqa: ARG002
+        return sentence(level, event, fields)
+
+
+def sentence(level: str, event: str, fields: Mapping[str, object]) -> str:
+    """Return an event as a line for people, without characters that steer a terminal."""
+    what = re.sub("[._]", " ", event)
+    peer = fields.get("peer")
+    about = "" if peer is None else f" (peer {peer})"
+    rest = [
+        str(value) if key in _REASONS else f"{key.replace('_', ' ')} {value}"
+        for key, value in fields.items()
+        if key != "peer"
+    ]
+    text = f"{level}: {what}{about}" + (f": {', '.join(rest)}" if rest else "")
+    return "".join(char if char.isprintable() else "?" for char in text)

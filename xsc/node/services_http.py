@@ -40,7 +40,7 @@ from xsc.compute.wagi import METHODS, Request
 from xsc.net.addresses import source_of
 from xsc.net.flow import Flow
 from xsc.net.gate import Gate
-from xsc.net.listener import Server
+from xsc.net.listener import Server, listen
 from xsc.net.room import Room
 from xsc.node.build import Node
 
@@ -119,9 +119,7 @@ class ServiceListener:
             read_bufsize=PIECE_BYTES,
         )
         try:
-            self._listening = await asyncio.get_running_loop().create_server(
-                self._server, host, port, backlog=self._gate.backlog
-            )
+            self._listening = await listen(self._server, host, port, backlog=self._gate.backlog)
         except OSError as fault:
             raise ConfigInvalid(
                 f"services cannot listen on {host}:{port}: {fault.strerror}",

@@ -88,6 +88,13 @@ def test_get_writes_a_file(xsc, stand_in, tmp_path):
     assert as_json.json == {"file": str(tmp_path / "f"), "size_bytes": 3}
 
 
+def test_a_full_disk_is_a_limit(xsc, stand_in):
+    stand_in.streams("/v1/object", b"abc")
+    done = xsc("store", "get", "xsc:r:c", "-o", "/dev/full")
+    assert (done.code, done.out) == (4, b"")
+    assert "/dev/full cannot be written: No space left on device (space_exhausted)" in done.err
+
+
 def test_get_streams_to_standard_output(xsc, stand_in):
     stand_in.streams("/v1/object", b"a\0\xff")
     assert xsc("store", "get", "xsc:r:abc", "-o", "-").out == b"a\0\xff"

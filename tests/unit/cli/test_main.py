@@ -266,7 +266,7 @@ def test_a_full_disk_is_told(stand_in, words):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         process = start(*words, home=stand_in.home, stdout=full)
     _, err = process.communicate()
-    assert process.returncode == 2
+    assert process.returncode == 4
     assert b"the output cannot be written: No space left on device" in err
     assert b"Traceback" not in err
     assert err.count(b"error") + err.count(b'"code"') == 1

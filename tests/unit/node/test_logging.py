@@ -5,7 +5,7 @@ import json
 
 from xsc.base.clock import ManualClock
 from xsc.base.limits import LOG_KINDS_MAX, LOG_LINES_MAX
-from xsc.node.logging import JsonLog
+from xsc.node.logging import JsonLog, SentenceLog
 
 
 def lines(stream):
@@ -31,3 +31,17 @@ def test_kinds_without_end_are_not_remembered_without_end():
     for number in range(3 * LOG_KINDS_MAX):
         log.info("seen", peer=number.to_bytes(32, "big"))
     assert len(log._written) <= LOG_KINDS_MAX + 1
+
+
+def test_a_command_tells_warnings_and_errors_as_sentences():
+    stream = io.StringIO()
+    log = SentenceLog(ManualClock(), stream)
+    log.info("leases_recalled", peer="alice", leases=3)
+    log.warning("leases_not_recalled", peer="alice", code="peer_silent")
+    log.error("ledger.conflict", peer="bob\x1b[2J", entry=7, secret="s")
+    log.warning("ledger.unanswered")
+    assert stream.getvalue().splitlines() == [
+        "warning: leases not recalled (peer alice): peer_silent",
+        "error: ledger conflict (peer bob?[2J): entry 7",
+        "warning: ledger unanswered",
+    ]
