@@ -158,7 +158,9 @@ def joined(host: Host, name: str) -> Raw:
     """Return a raw client that the host knows as a peer."""
     raw = Raw(host, KeyPair(name.encode().ljust(32, b"\0")))
     asked = invitation.from_string(host.member("peer invite").line)
-    record = AddressRecord(name=name, addresses=("127.0.0.1:9",), fingerprint=None, seq=1)
+    record = AddressRecord(
+        name=name, addresses=("127.0.0.1:9",), fingerprint=None, introducible=False, seq=1
+    )
     signed = sign(record, raw.key, NETWORK)
     status, body = raw.call("peers.join", {"secret": asked.secret, "record": signed.raw})
     assert status == 200, body

@@ -58,6 +58,7 @@ SHELL = {
     "xsc.market.renewing": "asks for renewals, and grants them",
     "xsc.market.service": "asks, leases and settles",
     "xsc.net.flow": "bounds the time of transfers",
+    "xsc.net.friends": "asks peers where others are",
     "xsc.net.front": "answers small requests on a server's connections",
     "xsc.net.gate": "counts connections, and cuts off idle ones",
     "xsc.net.http": "HTTP between peers",

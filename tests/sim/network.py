@@ -58,16 +58,24 @@ class World:
         self.settings_of: dict[int, dict[str, str]] = {}
         """What a node has otherwise than the others."""
         self.lives = [0] * count
+        self.places: dict[int, str] = {}
+        """Where a node that moved is now."""
 
     nowhere = NO_HOME
 
     def name(self, index: int) -> str:
         return f"node-{index}"
 
+    def place(self, index: int) -> str:
+        """Return where a node is on the network."""
+        return self.places.get(index, self.name(index))
+
     def config(self, index: int) -> Config:
         settings = {
             # Nobody recognises anybody here unless a story says so.
             "guard": "all",
+            # Nor is anybody introduced: each pair meets by an invitation of its own.
+            "accept_peers": "invited",
             **self.settings,
             **self.settings_of.get(index, {}),
             "name": self.name(index),
@@ -95,7 +103,7 @@ class World:
             clock=self.clock,
             entropy=SeededEntropy(seed),
             executor=executor,
-            transport=self.net.transport(self.name(index)),
+            transport=self.net.transport(self.place(index)),
             bodies=disk.bodies,
             index=disk.index,
             state=disk.state,
@@ -109,10 +117,14 @@ class World:
             self.nodes.append(self.make(index))
         for node in self.nodes:
             await node.start()
+        await self.meet()
+        await self.until(lambda: all(self.sees_all(node) for node in self.nodes))
+
+    async def meet(self) -> None:
+        """Make the nodes peers of each other."""
         for index, node in enumerate(self.nodes):
             for other in self.nodes[index + 1 :]:
                 await other.peers.join(await node.peers.invite(60_000), None)
-        await self.until(lambda: all(self.sees_all(node) for node in self.nodes))
 
     def sees_all(self, node: Node) -> bool:
         known = node.peers.peers()
@@ -137,7 +149,7 @@ class World:
 
     async def crash(self, index: int) -> None:
         """Kill a node where it stands; what it had not synced is lost."""
-        self.net.kill(self.name(index))
+        self.net.kill(self.place(index))
         await self.nodes[index].tasks.stop()
         self.disks[index] = self.disks[index].after_crash()
 
@@ -148,15 +160,20 @@ class World:
 
     async def join(self) -> int:
         """Add a node that knows all that are up; return its number."""
+        index = await self.add()
+        for other in range(index):
+            if self.net.is_up(self.place(other)):
+                await self.nodes[index].peers.join(await self.nodes[other].peers.invite(60_000))
+        return index
+
+    async def add(self) -> int:
+        """Add a node that knows nobody; return its number."""
         index = self.count
         self.count += 1
         self.lives.append(0)
         self.disks.append(Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue()))
         self.nodes.append(self.make(index))
         await self.nodes[index].start()
-        for other in range(index):
-            if self.net.is_up(self.name(other)):
-                await self.nodes[index].peers.join(await self.nodes[other].peers.invite(60_000))
         return index
 
     async def restart(self, index: int) -> Node:
@@ -193,9 +210,11 @@ def run(
     play: Callable[[World], Awaitable[T]],
     settings: dict[str, str] | None = None,
     prepare: Callable[[World], None] = lambda world: None,
+    *,
+    kind: type[World] = World,
 ) -> tuple[T, World]:
     """Play a story in a world of that many nodes; return what it gives, and the world."""
-    world = World(seed, count, settings)
+    world = kind(seed, count, settings)
     prepare(world)
 
     async def main() -> T:

@@ -38,6 +38,12 @@ class PeersStatus(Body):
 
     known: int
     healthy: int
+    reached_by: int
+    """Of those that answer, how many say that they reach this node."""
+    not_reached_by: int
+    """How many say that they try and do not."""
+    clock_refused_by: int
+    """How many refused the last probe because the clocks are too far apart."""
 
 
 class StorageStatus(Body):
@@ -107,6 +113,12 @@ class JoinRequest(Body):
     name: str | None = Field(default=None, max_length=64)
 
 
+class RenameRequest(Body):
+    """`POST /v1/peers/{who}/rename`."""
+
+    name: str = Field(max_length=64)
+
+
 class RecogniseRequest(Body):
     """`POST /v1/peers/{who}/recognise`."""
 
@@ -131,6 +143,17 @@ class Peer(Body):
     name: str
     addresses: list[str]
     state: str
+    reaches_us: bool | None
+    """Whether the peer says that it reaches this node; null before it has said anything."""
+    clock_refused: bool
+    """Whether it refused the last probe because the clocks are too far apart."""
+    introducer: str | None
+    """Who introduced it; null of a peer that an invitation made known."""
+    introducer_name: str | None
+    hops: int
+    """Introductions between the two nodes."""
+    confirmed: bool
+    """Whether the operator answers for an introduced peer as for an invited one."""
     availability_ppm: int
     response_ms: int
     last_seen_ms: int | None

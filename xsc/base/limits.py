@@ -243,6 +243,20 @@ ADDRESSES_A_PEER_MAX = 16
 write, and a start or a move makes one."""
 ADDRESSES_MS = 60_000
 INVITATIONS_OPEN_MAX = 1_000
+INTRODUCED_A_PEER_MAX = 64
+"""Peers that one introducer makes known to a node and that its operator has not confirmed; as many
+are introduced to a peer at a time."""
+INTRODUCTION_HOPS_MAX = 2
+"""Between an introducer and whom it introduces: its own friends, and the friends of these."""
+INTRODUCTIONS_A_PEER_MAX = 64
+"""Greetings with introductions that a peer is heard with within ADDRESSES_MS: each is up to
+2 · INTRODUCED_A_PEER_MAX signatures to verify."""
+SEEK_INTERVAL_MS = 5_000
+"""Between two questions where silent peers are."""
+SEEK_FRIENDS = 8
+"""Asked at a time; the next ones the next time."""
+SOUGHT_MAX = 64
+"""Peers in one question."""
 INVITATION_TTL_MS = 24 * 3_600_000
 RECORD_BYTES_MAX = 256 * KIB
 RECORD_DEPTH_MAX = 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from xsc.base.units import format_credits, format_share
@@ -22,7 +24,11 @@ def peer() -> None:
 @click.option("--ttl", type=DURATION, metavar="DURATION", help="Valid for so long.  [1d]")
 @pass_settings
 def invite(settings: Settings, ttl: int | None) -> None:
-    """Print an invitation; who adds it and this node know each other then."""
+    """Print an invitation, by which one node becomes a member of the circle.
+
+    Who adds it and this node know each other then. This node introduces it to its
+    peers, and these to it, where they take introductions (setting `accept_peers`).
+    """
     answer = settings.calls().invite(ttl)
     if settings.json:
         show_json(answer)
@@ -44,23 +50,41 @@ def add(settings: Settings, invitation: str, name: str | None) -> None:
         show(f"added {answer['name']} ({short(answer['id'])})")
 
 
+def _reaches(row: dict[str, Any]) -> str:
+    """Return what a peer says of the way to this node."""
+    if row["clock_refused"]:
+        return "clocks differ"
+    return {True: "yes", False: "no", None: "-"}[row["reaches_us"]]
+
+
+def _came_by(row: dict[str, Any]) -> str:
+    """Return who made a peer known here."""
+    if row["introducer"] is None:
+        return "invitation"
+    return f"{row['introducer_name']}{', confirmed' if row['confirmed'] else ''}"
+
+
 @peer.command("ls")
 @pass_settings
 def listing(settings: Settings) -> None:
-    """List all peers."""
+    """List all peers, and who introduced whom.
+
+    "reaches us" is what the peer says: whether it reaches this node at the addresses
+    that it was told.
+    """
     answer = settings.calls().peers()
     if settings.json:
         show_json(answer)
         return
     show_table(
-        ["name", "id", "state", "<availability", "<response", "tier", "<recognised", "<owes us"],
+        ["name", "id", "state", "reaches us", "came by", "tier", "<recognised", "<owes us"],
         [
             [
                 row["name"],
                 short(row["id"]),
                 row["state"],
-                format_share(row["availability_ppm"]),
-                f"{row['response_ms']}ms",
+                _reaches(row),
+                _came_by(row),
                 row["tier"],
                 format_share(row["recognised_ppm"]),
                 format_credits(row["balance_micro"]),
@@ -81,6 +105,35 @@ def rm(settings: Settings, who: str) -> None:
         show_json(answer)
     else:
         show(f"removed {answer['name']} ({short(answer['id'])})")
+
+
+@peer.command()
+@click.argument("who", metavar="PEER", type=PEER)
+@click.argument("name", metavar="NAME")
+@pass_settings
+def rename(settings: Settings, who: str, name: str) -> None:
+    """Call a peer NAME on this node; others call it as they like."""
+    answer = settings.calls().rename(who, name)
+    if settings.json:
+        show_json(answer)
+    else:
+        show(f"{short(answer['id'])} is called {answer['name']}")
+
+
+@peer.command()
+@click.argument("who", metavar="PEER", type=PEER)
+@pass_settings
+def confirm(settings: Settings, who: str) -> None:
+    """Answer for an introduced peer as for one that you invited.
+
+    It has a credit of its own then, is counted apart from those that came through
+    the same introducer, and may introduce others.
+    """
+    answer = settings.calls().confirm(who)
+    if settings.json:
+        show_json(answer)
+    else:
+        show(f"confirmed {answer['name']} ({short(answer['id'])})")
 
 
 @peer.command()

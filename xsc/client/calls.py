@@ -471,6 +471,14 @@ class Calls:
         path = f"/v1/peers/{_peer(who)}/recognise"
         return self.core.call("POST", path, {"weight_ppm": weight_ppm})
 
+    def rename(self, who: str, name: str) -> Document:
+        """Call a peer otherwise on this node."""
+        return self.core.call("POST", f"/v1/peers/{_peer(who)}/rename", {"name": name})
+
+    def confirm(self, who: str) -> Document:
+        """Answer for an introduced peer as for an invited one."""
+        return self.core.call("POST", f"/v1/peers/{_peer(who)}/confirm", {})
+
     def block(self, who: str) -> Document:
         """Refuse a peer everything from now on."""
         return self.core.call("POST", f"/v1/peers/{_peer(who)}/block", {})

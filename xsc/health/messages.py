@@ -40,3 +40,5 @@ class Pong(Record):
     storage_free_bytes: Count
     storage_capacity_bytes: Count
     compute_free_steps: Count
+    reaches: bool | None
+    """Whether the answering node's own probes reach the caller; None before it has tried."""

@@ -19,6 +19,7 @@ from typing import TypeAlias
 from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value
 from xsc.base.errors import (
+    ClockSkewed,
     PeerSilent,
     PeerUnknown,
     RecordInvalid,
@@ -84,6 +85,10 @@ class HealthRow:
     quality_ppm: int
     skew_ms: int | None
     """How far the peer's clock was ahead of ours at its last answer, in this run."""
+    reaches_us: bool | None
+    """Whether the peer said at its last answer that it reaches this node; None if it did not."""
+    clock_refused: bool
+    """Whether the peer refused the last probe because the two clocks are too far apart."""
 
 
 class HealthService:
@@ -137,6 +142,7 @@ class HealthService:
         self._last_ms: dict[bytes, int] = {}
         self._skew_ms: dict[bytes, int] = {}
         self._pongs: dict[bytes, Pong] = {}
+        self._clock_refused: set[bytes] = set()
         self._listeners: list[OnChange] = []
         self._woken = asyncio.Event()
         for stored, raw in self._store.scan(_ROOT, prefix_end(_ROOT)):
@@ -175,9 +181,10 @@ class HealthService:
 
     def table(self) -> list[HealthRow]:
         """Return a row for each peer, in order of id."""
-        return [self._row(peer) for peer in sorted(self._peers.peers())]
+        return [self.row(peer) for peer in sorted(self._peers.peers())]
 
-    def _row(self, peer: bytes) -> HealthRow:
+    def row(self, peer: bytes) -> HealthRow:
+        """Return all that is known of a peer."""
         stats = self._tester.get_stats(peer)
         return HealthRow(
             node=peer,
@@ -190,6 +197,8 @@ class HealthService:
             misses_in_row=stats.misses_in_row,
             quality_ppm=self.quality_ppm(peer),
             skew_ms=self._skew_ms.get(peer),
+            reaches_us=None if (pong := self._pongs.get(peer)) is None else pong.reaches,
+            clock_refused=peer in self._clock_refused,
         )
 
     def on_change(self, callback: OnChange) -> None:
@@ -209,6 +218,7 @@ class HealthService:
         self._last_ms.pop(peer, None)
         self._skew_ms.pop(peer, None)
         self._pongs.pop(peer, None)
+        self._clock_refused.discard(peer)
         self._store.write([(_ROOT + peer, None)], sync=False)
 
     async def probe(self, peer: bytes) -> ProbeResult:
@@ -221,6 +231,7 @@ class HealthService:
         ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
         signed = sign(ping, self._key, self._network)
         pong: Pong | None = None
+        self._clock_refused.discard(peer)
         try:
             reply = await self._caller.call(
                 peer, PING, {"v": 1, "ping": signed.raw}, timeout_ms=self._timeout_ms
@@ -232,6 +243,8 @@ class HealthService:
         except XscError as fault:
             if isinstance(fault, PeerUnknown) and peer not in self._peers.peers():
                 raise
+            if isinstance(fault, ClockSkewed):
+                self._clock_refused.add(peer)
             self._log.warning(
                 "health.answer_refused", peer=short(peer), code=fault.code, reason=fault.message
             )
@@ -344,5 +357,6 @@ class HealthService:
             storage_free_bytes=info.storage_free_bytes,
             storage_capacity_bytes=info.storage_capacity_bytes,
             compute_free_steps=info.compute_free_steps,
+            reaches={"up": True, "down": False}.get(self._tester.state(caller)),
         )
         return {"v": 1, "pong": sign(pong, self._key, self._network).raw}, ()

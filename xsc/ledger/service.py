@@ -175,6 +175,7 @@ class LedgerService:
         state: KeyValue,
         log: Log,
         starter_limit: int,
+        shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
         recovering: bool = False,
     ) -> None:
         """Read the book from the store.
@@ -189,7 +190,8 @@ class LedgerService:
             state: the store; other tables may live in it.
             log: hears of refusals and conflicts.
             starter_limit: micro-credits that a peer may owe until `set_limit` says
-                otherwise. Only peers that the operator added reach this service.
+                otherwise.
+            shares_with: whose debts count together with a peer's, itself among them.
             recovering: sign nothing until `recover` has brought the chain back.
 
         Raises:
@@ -204,6 +206,7 @@ class LedgerService:
         self._store = state
         self._log = log
         self._starter_limit = starter_limit
+        self._shares_with = shares_with
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._certain = True
@@ -223,10 +226,17 @@ class LedgerService:
     def credit_left(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may still come to owe.
 
-        Entries that it has not answered count against it. Negative after its
-        limit was lowered below its debt.
+        Entries that it has not answered count against it, and so does what those
+        owe with whom it shares its credit. Negative after its limit was lowered
+        below its debt.
         """
-        return self.limit(peer) - self._ledger.exposure(peer)
+        others = (other for other in self._shares_with(peer) if other != peer)
+        theirs = sum(max(0, self._ledger.exposure(other)) for other in others)
+        return self.limit(peer) - self._ledger.exposure(peer) - theirs
+
+    def shares_with(self, peer: bytes) -> Sequence[bytes]:
+        """Return the peers whose debts count together with one's, itself among them."""
+        return self._shares_with(peer)
 
     def settled(self, lease_id: bytes) -> int:
         """Return what both parties have signed for under a lease in all."""

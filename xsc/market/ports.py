@@ -25,6 +25,9 @@ class Credit(Protocol):
     def credit_left(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may still come to owe; can be negative."""
 
+    def shares_with(self, peer: bytes) -> Sequence[bytes]:
+        """Return the peers whose debts count together with one's, itself among them."""
+
     async def collect(
         self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
     ) -> int:

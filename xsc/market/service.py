@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -661,7 +661,9 @@ class MarketService:
         asks = [self._ask_of(item.request.record) for item in waiting]
         customers = {ask.customer for ask in asks}
         credit = {
-            customer: self._credit.credit_left(customer) - self.exposure(customer)
+            # Who shares its credit divides it with those of them that ask at the same time.
+            customer: (self._credit.credit_left(customer) - self.exposure(customer))
+            // len(customers.intersection(self._credit.shares_with(customer)))
             for customer in customers
         }
         affordable_asks, without_credit = within_credit(kind, asks, credit)
@@ -744,19 +746,24 @@ class MarketService:
         )
 
     def exposure(self, customer: bytes) -> int:
-        """Return what this node may come to lose to a customer as things stand."""
+        """Return what this node may come to lose to a customer and to who shares its credit."""
         now_ms = self._clock.now_ms()
         return sum(
             rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-            for entry in self._book.of("provider", customer)
+            for entry in self._sold_to(customer)
         )
+
+    def _sold_to(self, customer: bytes) -> Iterator[Entry]:
+        """Give the leases whose debts count together with a customer's."""
+        for other in self._credit.shares_with(customer):
+            yield from self._book.of("provider", other)
 
     def _is_in_debt(self, customer: bytes) -> bool:
         """Say whether a customer owes more than its limit, settled or not."""
         now_ms = self._clock.now_ms()
         owed = sum(
             rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-            for entry in self._book.of("provider", customer)
+            for entry in self._sold_to(customer)
         )
         return owed > 0 and owed > self._credit.credit_left(customer)
 

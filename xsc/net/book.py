@@ -26,6 +26,8 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Count, Id32, Record
 
 PREFIX = b"net/peer/"
+REMOVED = b"net/removed/"
+"""Peers that the operator removed: only an invitation brings them back."""
 PREFIX_CHARS_MIN = 4
 """Shortest beginning of an id that stands for the id."""
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{PEER_NAME_CHARS_MAX - 1}}}")
@@ -55,6 +57,8 @@ class AddressRecord(Record):
     name: Name
     addresses: Addresses
     fingerprint: Fingerprint
+    introducible: bool
+    """Whether the node takes introductions, and may be introduced to others."""
     seq: Count
     """When it was made, by the node's own clock, in milliseconds."""
 
@@ -72,6 +76,23 @@ class PeerInfo(Record):
     blocked: bool = False
     seq: Count = 0
     """Of the address record that it follows."""
+    record: bytes = b""
+    """That address record, as the peer signed it; empty where only the directory told of it."""
+    introducible: bool = False
+    """What that record says."""
+    introducer: Id32 | None = None
+    """Who introduced it; None of a peer that an invitation made known."""
+    hops: Count = 0
+    """As the introducer's `member` record says; 0 without one."""
+    member: bytes = b""
+    """That record, as the introducer signed it."""
+    confirmed: bool = False
+    """Whether the operator answers for an introduced peer as for an invited one."""
+
+    @property
+    def through(self) -> bytes | None:
+        """The introducer that answers for a peer; None of one that is known directly."""
+        return None if self.confirmed else self.introducer
 
 
 def is_name(text: str) -> bool:
@@ -100,6 +121,10 @@ class PeerBook:
         for _, raw in store.scan(PREFIX, prefix_end(PREFIX)):
             info = PeerInfo.from_bytes(raw)
             self._peers[info.node_id] = info
+
+    def was_removed(self, node_id: bytes) -> bool:
+        """Say whether the operator removed a peer, and no invitation brought it back."""
+        return self._store.get(REMOVED + node_id) is not None
 
     def get(self, node_id: bytes) -> PeerInfo | None:
         """Return what is kept of a peer, or None."""
@@ -142,12 +167,39 @@ class PeerBook:
             )
         return found[0]
 
-    def met(
-        self, node_id: bytes, record: AddressRecord, *, name: str | None, now_ms: int
-    ) -> PeerInfo:
-        """Return the entry for a peer that was just met; `put` keeps it.
+    def _check_name(self, node_id: bytes, name: str) -> None:
+        if not is_name(name):
+            raise ArgumentInvalid("a name is 1 to 64 letters, digits, dots, dashes, underscores")
+        if name in self._taken(node_id):
+            raise ArgumentInvalid("that name is taken", hint="`xsc peer ls` lists all names")
 
-        A known peer keeps its name unless a new one is given; a blocked one is no longer so.
+    def _taken(self, node_id: bytes) -> set[str]:
+        """Return the names that a node cannot have here."""
+        taken = {info.name for info in self._peers.values() if info.node_id != node_id}
+        return taken | {self._own_name}
+
+    def renamed(self, node_id: bytes, name: str) -> PeerInfo:
+        """Return a known peer's entry under another name.
+
+        Raises:
+            PeerUnknown: nobody of that id. ArgumentInvalid: the name is taken or none.
+        """
+        self._check_name(node_id, name)
+        return self.info(node_id).model_copy(update={"name": name})
+
+    def met(
+        self,
+        node_id: bytes,
+        record: AddressRecord,
+        *,
+        name: str | None,
+        now_ms: int,
+        signed: bytes = b"",
+    ) -> PeerInfo:
+        """Return the entry for a peer that an invitation made known; `put` keeps it.
+
+        A known peer keeps its name unless a new one is given; a blocked one is no longer so, and
+        an introduced one is known directly from then on.
 
         Raises:
             ArgumentInvalid: the given name is taken or none.
@@ -156,48 +208,54 @@ class PeerBook:
         known = self._peers.get(node_id)
         if known is None and len(self._peers) >= PEERS_MAX:
             raise SpaceExhausted(f"{PEERS_MAX} peers are known here, and no more fit")
-        taken = {info.name for info in self._peers.values() if info.node_id != node_id}
-        taken.add(self._own_name)
         if name is not None:
-            if not is_name(name):
-                raise ArgumentInvalid(
-                    "a name is 1 to 64 letters, digits, dots, dashes, underscores"
-                )
-            if name in taken:
-                raise ArgumentInvalid("that name is taken", hint="`xsc peer ls` lists all names")
+            self._check_name(node_id, name)
+        elif known is not None:
+            name = known.name
+        else:
+            name = unique_name(record.name, node_id, self._taken(node_id))
         return PeerInfo(
             node_id=node_id,
-            name=name
-            or (known.name if known is not None else unique_name(record.name, node_id, taken)),
+            name=name,
             addresses=record.addresses,
             fingerprint=record.fingerprint,
             added_ms=now_ms if known is None else known.added_ms,
             seq=record.seq,
+            record=signed,
+            introducible=record.introducible,
         )
 
-    def moved(self, node_id: bytes, record: AddressRecord) -> PeerInfo | None:
+    def moved(self, node_id: bytes, record: AddressRecord, signed: bytes) -> PeerInfo | None:
         """Return a known peer's entry with its new addresses; None where they are not newer.
 
         Raises:
             PeerUnknown: nobody of that id.
         """
         known = self.info(node_id)
-        if record.seq <= known.seq:
+        # One that only the directory told of has no record of its own yet.
+        if record.seq < known.seq or (record.seq == known.seq and known.record):
             return None
         return known.model_copy(
             update={
                 "addresses": record.addresses,
                 "fingerprint": record.fingerprint,
                 "seq": record.seq,
+                "record": signed,
+                "introducible": record.introducible,
             }
         )
 
     def put(self, info: PeerInfo, *also: Change, sync: bool = True) -> None:
         """Keep an entry, together with other changes; on the disk at once where `sync` says so."""
-        self._store.write([(PREFIX + info.node_id, info.to_bytes()), *also], sync=sync)
+        changes: list[Change] = [
+            (PREFIX + info.node_id, info.to_bytes()),
+            (REMOVED + info.node_id, None),
+            *also,
+        ]
+        self._store.write(changes, sync=sync)
         self._peers[info.node_id] = info
 
     def remove(self, node_id: bytes) -> None:
-        """Forget a peer, on the disk too."""
-        self._store.write([(PREFIX + node_id, None)], sync=True)
+        """Forget a peer, on the disk too, so that no introduction brings it back."""
+        self._store.write([(PREFIX + node_id, None), (REMOVED + node_id, b"")], sync=True)
         self._peers.pop(node_id, None)

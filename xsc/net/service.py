@@ -20,6 +20,7 @@ from typing import TypeAlias
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
+    ConfigInvalid,
     FrameInvalid,
     InvitationInvalid,
     NotFound,
@@ -31,17 +32,19 @@ from xsc.base.errors import (
     StoreDamaged,
     XscError,
 )
-from xsc.base.fields import take_bytes, take_int
+from xsc.base.fields import take_bytes, take_int, take_list
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     ADDRESSES_A_PEER_MAX,
     ADDRESSES_MS,
+    INTRODUCED_A_PEER_MAX,
     JOIN_BYTES_MAX,
     KIB,
     MIB,
     NONCE_BYTES,
     PEER_TIMEOUT_MS,
+    SEEK_INTERVAL_MS,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
@@ -51,8 +54,10 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net import batch, problems, signing
 from xsc.net import invitation as invitations
+from xsc.net.addresses import is_loopback, split
 from xsc.net.book import AddressRecord, PeerBook, PeerInfo
 from xsc.net.frame import Reply, head_of, pack_head, unpack
+from xsc.net.friends import WHERE, Friends
 from xsc.net.lanes import Lanes
 from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, Transport
 from xsc.net.quota import Quota, Ticket
@@ -112,6 +117,7 @@ class PeerNet:
         log: hears of peers that come and go, and of handlers that fail.
         name: what this node calls itself.
         advertise: addresses to tell others instead of the transport's own.
+        accepts: whether friends of friends are taken as peers (`xsc.net.circle`).
         quota: of callers; the bounds of `limits` where none is given.
     """
 
@@ -128,6 +134,7 @@ class PeerNet:
         log: Log,
         name: str,
         advertise: Sequence[str] = (),
+        accepts: bool = False,
         quota: Quota | None = None,
     ) -> None:
         self.node_id = key.node_id
@@ -146,13 +153,35 @@ class PeerNet:
         self._book = PeerBook(store, name)
         self._invitations = invitations.Invitations(store)
         self._replay = ReplayGuard(boot_ms=clock.now_ms(), horizons=_read_horizons(store))
-        self._handlers: dict[str, Handler] = {HELLO: self._hello, batch.METHOD: self._batch}
+        self._friends = Friends(
+            key=key,
+            network=self.network,
+            clock=clock,
+            log=log,
+            book=self._book,
+            caller=self,
+            accepts=accepts,
+            added=self._was_introduced,
+            moved=self._greet_soon,
+        )
+        self._handlers: dict[str, Handler] = {
+            HELLO: self._hello,
+            WHERE: self._friends.where,
+            batch.METHOD: self._batch,
+        }
         self._groups: dict[str, GroupHandler] = {}
         self._shared: dict[str, Lanes] = {}
         self._bounds: dict[str, AnswerBound] = {}
         self._listeners: list[OnChange] = []
         self._answered_at: dict[bytes, str] = {}
         self._greeted: set[bytes] = set()
+        self._greeting: set[bytes] = set()
+        self._again: set[bytes] = set()
+        """Of those being greeted, who is to be greeted once more."""
+        self._silent: set[bytes] = set()
+        """Peers whose last call found nobody."""
+        self._told: tuple[str, ...] = ()
+        """The addresses that the peers were told last."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._moves = Tally(ADDRESSES_A_PEER_MAX, ADDRESSES_MS)
         self._seq = 0
@@ -196,11 +225,27 @@ class PeerNet:
         """Serve, and tell every known peer where this node is now."""
         self._seq = self._next_seq()
         await self._transport.serve(self._answer)
+        self._told = self.addresses()
         for peer in self.peers():
-            self._spawn(self._greet(peer))
+            self._greet_soon(peer)
+
+    async def run(self) -> None:
+        """Look for silent peers at others, and tell all when this node has moved; never returns."""
+        while True:
+            await self._clock.sleep_ms(SEEK_INTERVAL_MS)
+            if self.addresses() != self._told:
+                self._told = self.addresses()
+                self._seq = self._next_seq()
+                for peer in self.peers():
+                    self._greet_soon(peer)
+            known = self.peers()
+            await self._friends.seek(
+                [peer for peer in known if peer in self._silent],
+                [peer for peer in known if peer in self._greeted],
+            )
 
     def _next_seq(self) -> int:
-        """Return the number of this start's address record: above all earlier ones."""
+        """Return the number of the next address record: above all earlier ones."""
         raw = self._store.get(OWN)
         value = None if raw is None else decode(raw)
         if value is not None and (not isinstance(value, dict) or value.get("v") != 1):
@@ -249,8 +294,11 @@ class PeerNet:
         return self._book.find(text).node_id
 
     def addresses(self) -> tuple[str, ...]:
-        """Return where others are told to reach this node."""
-        return self._advertise or self._transport.addresses()
+        """Return where others are told to reach this node; on loopback only if it is there."""
+        found = self._advertise or self._transport.addresses()
+        if self._transport.fingerprint is None:
+            return found
+        return tuple(address for address in found if not is_loopback(split(address)[0]))
 
     def on_change(self, listener: OnChange) -> None:
         """Tell a listener of every peer that is added, removed or blocked from now on."""
@@ -266,7 +314,13 @@ class PeerNet:
 
         Raises:
             RateLimited: too many are open.
+            ConfigInvalid: there is no address that an invitation could name.
         """
+        if not self.addresses():
+            raise ConfigInvalid(
+                "this node knows no address at which others could reach it",
+                hint="set advertise to the address or name that reaches this machine from outside",
+            )
         now_ms = self._clock.now_ms()
         secret = self._entropy.token(invitations.SECRET_BYTES)
         text = invitations.Invitation(
@@ -320,7 +374,7 @@ class PeerNet:
             network=self.network,
             author=asked.node_id,
         )
-        self._meet(asked.node_id, theirs.record, name)
+        self._meet(asked.node_id, theirs, name)
         return asked.node_id
 
     def restore(self, info: PeerInfo) -> None:
@@ -335,10 +389,15 @@ class PeerNet:
         if before is not None and before.seq >= info.seq:
             return
         record = AddressRecord(
-            name=info.name, addresses=info.addresses, fingerprint=info.fingerprint, seq=info.seq
+            name=info.name,
+            addresses=info.addresses,
+            fingerprint=info.fingerprint,
+            introducible=False,
+            seq=info.seq,
         )
         met = self._book.met(info.node_id, record, name=None, now_ms=self._clock.now_ms())
-        self._book.put(met)
+        came = {"introducer": info.introducer, "hops": info.hops, "confirmed": info.confirmed}
+        self._book.put(met.model_copy(update=came))
         if before is None:
             self._tell(info.node_id, "added")
 
@@ -352,8 +411,35 @@ class PeerNet:
 
     async def greet(self, peer: bytes) -> bool:
         """Tell a peer where this node is now; return whether it answered."""
-        await self._greet(peer)
+        await self._say_hello(peer)
         return peer in self._greeted
+
+    async def rename(self, peer: bytes, name: str) -> None:
+        """Call a peer otherwise here; what it calls itself stays.
+
+        Raises:
+            PeerUnknown: no such peer. ArgumentInvalid: the name is taken, or none.
+        """
+        self._book.put(self._book.renamed(peer, name))
+
+    async def confirm(self, peer: bytes) -> None:
+        """Answer for an introduced peer as for an invited one: it may introduce others, too.
+
+        Raises:
+            PeerUnknown: no such peer.
+        """
+        self._book.put(self._book.info(peer).model_copy(update={"confirmed": True}))
+        self._introduce_all()
+
+    def shares_with(self, peer: bytes) -> list[bytes]:
+        """Return the peers with which one shares its credit, itself among them.
+
+        These are all that came through the same introducer and are not confirmed.
+        """
+        info = self._book.get(peer)
+        if info is None or info.through is None:
+            return [peer]
+        return [other.node_id for other in self._book.all() if other.through == info.through]
 
     async def remove(self, peer: bytes) -> None:
         """Forget a peer; it must be invited again to come back.
@@ -380,23 +466,37 @@ class PeerNet:
         # What the replay guard saw of it stays: it must hold when the peer comes back.
         self._quota.forget(peer)
         self._greeted.discard(peer)
+        self._silent.discard(peer)
         self._answered_at.pop(peer, None)
 
     def _meet(
         self,
         peer: bytes,
-        record: AddressRecord,
+        signed: Signed[AddressRecord],
         name: str | None = None,
         also: tuple[bytes, bytes | None] | None = None,
     ) -> None:
         before = self._book.get(peer)
-        met = self._book.met(peer, record, name=name, now_ms=self._clock.now_ms())
+        met = self._book.met(
+            peer, signed.record, name=name, now_ms=self._clock.now_ms(), signed=signed.raw
+        )
         # A peer may show again and again the invitation that it came by: nothing is new then.
         again = before is not None and also is not None and self._store.get(also[0]) == also[1]
         self._book.put(met, *([] if also is None else [also]), sync=not again)
         self._greeted.add(peer)
         if before is None or before.blocked:
             self._tell(peer, "added")
+        if not again:
+            self._introduce_all()
+
+    def _was_introduced(self, peer: bytes) -> None:
+        self._tell(peer, "added")
+        self._introduce_all()
+
+    def _introduce_all(self) -> None:
+        """Greet those anew that are to hear of the others."""
+        for peer in self._friends.to_tell():
+            self._greet_soon(peer)
 
     def _record(self) -> Signed[AddressRecord]:
         """Return this node's own address record, signed."""
@@ -404,6 +504,7 @@ class PeerNet:
             name=self.name,
             addresses=self.addresses(),
             fingerprint=self._transport.fingerprint,
+            introducible=self._friends.accepts,
             seq=self._seq,
         )
         return sign(record, self._key, self.network)
@@ -452,9 +553,11 @@ class PeerNet:
             reply = await self._ask(info, method, header, parts, timeout_ms)
         except PeerSilent:
             self._greeted.discard(peer)
+            self._silent.add(peer)
             raise
+        self._silent.discard(peer)
         if peer not in self._greeted:
-            self._spawn(self._greet(peer))
+            self._greet_soon(peer)
         return reply
 
     async def _ask(
@@ -518,16 +621,38 @@ class PeerNet:
         frame = unpack(body)
         return Reply(frame.header, [memoryview(part.data) for part in frame.parts])
 
+    def _greet_soon(self, peer: bytes) -> None:
+        """Greet a peer, and once more where it is being greeted: with what is true by then."""
+        self._greeted.add(peer)
+        self._again.add(peer)
+        if peer not in self._greeting:
+            self._greeting.add(peer)
+            self._spawn(self._greet(peer))
+
     async def _greet(self, peer: bytes) -> None:
-        """Tell a peer where this node is, and learn where it is; silence is met by a later call."""
+        try:
+            while peer in self._again:
+                self._again.discard(peer)
+                await self._say_hello(peer)
+        finally:
+            self._greeting.discard(peer)
+
+    async def _say_hello(self, peer: bytes) -> None:
+        """Tell a peer where this node and its friends are; silence is met by a later call."""
         self._greeted.add(peer)
         try:
             info = self._book.info(peer)
-            header: dict[str, Value] = {"record": self._record().raw}
+            header: dict[str, Value] = {
+                "record": self._record().raw,
+                "members": self._friends.members_for(info),
+            }
             reply = await self._ask(info, HELLO, header, (), PEER_TIMEOUT_MS)
             self._learn(peer, take_bytes(reply.header, "record"))
+            self._silent.discard(peer)
         except XscError as fault:
             self._greeted.discard(peer)
+            if isinstance(fault, PeerSilent):
+                self._silent.add(peer)
             self._log.info("peer_not_greeted", peer=short(peer), code=fault.code)
 
     # Answers
@@ -665,7 +790,7 @@ class PeerNet:
             self._admit(caller)
         record = open_signed(
             take_bytes(header, "record"), AddressRecord, network=self.network, author=caller.node_id
-        ).record
+        )
         self._moves.count(caller.node_id, self._clock.monotonic_ms(), "address records")
         self._meet(caller.node_id, record, also=used)
         return self._framed({"record": self._record().raw}, ())
@@ -673,12 +798,15 @@ class PeerNet:
     def _learn(self, peer: bytes, raw: bytes) -> None:
         """Take a peer's own record of where it is, if it is newer."""
         signed = open_signed(raw, AddressRecord, network=self.network, author=peer)
-        moved = self._book.moved(peer, signed.record)
+        before = self._book.info(peer)
+        moved = self._book.moved(peer, signed.record, raw)
         if moved is not None:
             self._moves.count(peer, self._clock.monotonic_ms(), "address records")
             # Not synced: a peer may say so as often as its quota allows, and says it again.
             self._book.put(moved, sync=False)
             self._log.info("peer_moved", peer=short(peer))
+            if moved.introducible and not before.introducible:
+                self._introduce_all()
 
     async def _batch(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
@@ -760,4 +888,5 @@ class PeerNet:
         parts: Sequence[Part],  # noqa: ARG002 (a hello has none)
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         self._learn(caller, take_bytes(header, "record"))
+        self._friends.take(caller, take_list(header, "members", most=INTRODUCED_A_PEER_MAX))
         return {"record": self._record().raw}, ()

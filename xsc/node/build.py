@@ -195,6 +195,7 @@ class Node:
             log=log,
             name=config.name,
             advertise=config.advertise,
+            accepts=config.accept_peers == "introduced",
         )
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
@@ -218,6 +219,7 @@ class Node:
             log=log,
             starter_limit=config.starter_credit_micro,
             recovering=recovering,
+            shares_with=self.peers.shares_with,
         )
         self.health = HealthService(
             key=key,
@@ -394,7 +396,7 @@ class Node:
     def peer_url(self) -> str:
         """Where the peer surface listens; there is TLS off loopback."""
         scheme = "http" if self.parts.transport.fingerprint is None else "https"
-        return f"{scheme}://{self.peers.addresses()[0]}"
+        return f"{scheme}://{self.parts.transport.addresses()[0]}"
 
     async def start(self) -> None:
         """Read what was kept, serve the peers, and begin the loops.
@@ -437,6 +439,7 @@ class Node:
             raise
         for peer in self.peers.peers():
             self.health.watch(peer)
+        self.tasks.start("peers", self.peers.run)
         self.tasks.start("health", self.health.run)
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)

@@ -39,6 +39,7 @@ class Config:
     """Empty where no services are served."""
     services_url: str
     advertise: tuple[str, ...]
+    accept_peers: str
     site: str
     owner: str
     log_level: str
@@ -186,6 +187,12 @@ KEYS: Final[dict[str, Key]] = {
     ),
     "advertise": Key(
         "advertise", "", _addresses, "addresses told to peers, comma-separated, instead of that"
+    ),
+    "accept_peers": Key(
+        "accept_peers",
+        "introduced",
+        _choice("introduced", "invited"),
+        "who becomes a peer: friends of friends, too, or only by an invitation",
     ),
     "site": Key("site", "", _label, "failure domain: the place the node stands in"),
     "owner": Key("owner", "", _label, "failure domain: who runs the node"),

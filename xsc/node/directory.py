@@ -204,6 +204,9 @@ class DirectoryKeeper:
                 info.fingerprint,
                 info.seq,
                 self._weight_ppm(info.node_id),
+                info.introducer,
+                info.hops,
+                info.confirmed,
             )
             for info in infos
         )

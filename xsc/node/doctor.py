@@ -35,6 +35,7 @@ from xsc.compute.pool import PoolSandbox
 from xsc.compute.sandbox import Job
 from xsc.compute.worker import WARM_UP
 from xsc.db.leveldb import LevelDBKeyValue
+from xsc.net.addresses import is_loopback, split
 from xsc.node import config as configs
 from xsc.node import home as homes
 from xsc.node.system import SystemClock
@@ -198,11 +199,21 @@ def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:
 
 def _settings(home: Path) -> Iterator[Finding]:
     loaded = configs.from_environment(home, {})
-    host = loaded.peer_listen.rpartition(":")[0].strip("[]")
-    if host in ("127.0.0.1", "localhost", "::1"):
-        yield ok("settings", "peers of this machine alone can reach the node (peer_listen)")
-    else:
-        yield ok("settings", f"peers reach the node at {loaded.peer_listen}")
+    yield judge_addresses(loaded.peer_listen, loaded.advertise)
+
+
+def judge_addresses(listen: str, advertise: Sequence[str]) -> Finding:
+    """Return what the addresses mean at which a node listens and that it tells others."""
+    if is_loopback(split(listen)[0]):
+        return ok("settings", "peers of this machine alone can reach the node (peer_listen)")
+    if advertise:
+        return ok("settings", f"peers are told to reach the node at {', '.join(advertise)}")
+    return warn(
+        "settings",
+        f"peer_listen is {listen} and advertise is not set: peers are told the address that this "
+        "machine has in its own network",
+        "set advertise to the address or name that reaches this machine from outside",
+    )
 
 
 # The disk and what is stored on it
@@ -366,10 +377,43 @@ def _node(home: Path, ask: Ask) -> Iterator[Finding]:
         yield _port(home)
         return
     status = ask()
-    yield judge_peers(status["peers"]["healthy"], status["peers"]["known"])
+    peers = status["peers"]
+    yield judge_peers(peers["healthy"], peers["known"])
+    yield from judge_reach(peers["reached_by"], peers["not_reached_by"], status["addresses"])
+    yield from judge_clock_of_peers(peers["clock_refused_by"], peers["known"])
     ending = status["leases"]["ending"]
     if ending:
         yield warn("node", f"{ending} leases end soon", "xsc store ls --ending")
+
+
+def judge_reach(
+    reached_by: int, not_reached_by: int, addresses: Sequence[str]
+) -> Iterator[Finding]:
+    """Yield what it means that so many peers say they reach this node, and so many do not."""
+    if not_reached_by:
+        where = ", ".join(addresses) or "no address"
+        of = f"{not_reached_by} of {reached_by + not_reached_by} peers"
+        yield (warn if reached_by else fail)(
+            "node",
+            f"{of} that this node reaches cannot reach it at {where}",
+            "open that port in the firewall or router, or set advertise to what reaches it",
+        )
+    elif reached_by:
+        yield ok("node", f"{reached_by} peers say that they reach it")
+
+
+def judge_clock_of_peers(refused_by: int, known: int) -> Iterator[Finding]:
+    """Yield what it means that so many peers refuse requests for the time that they name."""
+    if not refused_by:
+        return
+    window_s = REQUEST_WINDOW_MS // 1000
+    mine = 2 * refused_by > known
+    yield (fail if mine else warn)(
+        "clock",
+        f"{refused_by} of {known} peers say that this node's clock and theirs are more than "
+        f"{window_s} s apart",
+        "set this machine's clock" if mine else "xsc peer ls names them; their clock may be wrong",
+    )
 
 
 def _port(home: Path) -> Finding:

@@ -137,6 +137,9 @@ async def find_head(node: Node, own: bytes = b"") -> FoundHead:
                     fingerprint=known.fingerprint,
                     added_ms=0,
                     seq=known.seq,
+                    introducer=known.introducer,
+                    hops=known.hops,
+                    confirmed=known.confirmed,
                 )
             )
     raw, generation, body = b"", 0, None

@@ -19,9 +19,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from xsc.base.encoding import Value, decode, domain, encode
 from xsc.base.errors import RecordInvalid, XscError
-from xsc.base.fields import take_bytes, take_int, take_list, take_opt_bytes, take_str
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import DIRECTORY_BYTES_MAX, DIRECTORY_HEAD_BYTES_MAX, PEERS_MAX, PPM
+from xsc.base.limits import (
+    DIRECTORY_BYTES_MAX,
+    DIRECTORY_HEAD_BYTES_MAX,
+    INTRODUCTION_HOPS_MAX,
+    PEERS_MAX,
+    PPM,
+)
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 
@@ -76,6 +82,10 @@ class KnownPeer:
     """Of the address record that this follows."""
     weight_ppm: int
     """How much the owner recognises it."""
+    introducer: bytes | None
+    """Who introduced it; None of a peer that an invitation made known."""
+    hops: int
+    confirmed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +178,9 @@ def _peer_value(peer: KnownPeer) -> Value:
         "fingerprint": peer.fingerprint,
         "seq": peer.seq,
         "weight_ppm": peer.weight_ppm,
+        "introducer": peer.introducer,
+        "hops": peer.hops,
+        "confirmed": peer.confirmed,
     }
 
 
@@ -184,6 +197,9 @@ def _peer(value: Value) -> KnownPeer:
         take_opt_bytes(value, "fingerprint"),
         take_int(value, "seq"),
         take_int(value, "weight_ppm", most=PPM),
+        take_opt_bytes(value, "introducer"),
+        take_int(value, "hops", most=INTRODUCTION_HOPS_MAX),
+        take_bool(value, "confirmed"),
     )
 
 

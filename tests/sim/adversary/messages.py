@@ -119,7 +119,11 @@ HEADERS: dict[str, dict[str, Any]] = {
     "service.deploy": {"deployment": Sealed("deployment"), "lease_id": Id32, "module": bool},
     "service.undeploy": {"name": Name},
     "service.collect": {"name": Name, "after": Count, "lease_id": Id32},
-    "peers.hello": {"record": Sealed("address")},
+    "peers.hello": {
+        "record": Sealed("address"),
+        "members": Many({"member": Sealed("member"), "record": Sealed("address")}, 4),
+    },
+    "peers.where": {"peers": Many(Id32, 4)},
     "peers.join": {"secret": Id32, "record": Sealed("address")},
     "peers.batch": {"calls": Many({"method": Name, "header": bytes, "parts": Column}, 4)},
 }

@@ -461,6 +461,11 @@ def test_peers_are_managed(xsc, stand_in):
     stand_in.answers("POST", "/v1/peers/bob/recognise", {"name": "bob", "weight_ppm": 250_000})
     assert xsc("peer", "recognise", "bob", "25%").text == "bob is recognised with 25.0%\n"
     assert stand_in.last.json() == {"weight_ppm": 250_000}
+    stand_in.answers("POST", "/v1/peers/bob/rename", {"id": NODE, "name": "rob"})
+    assert xsc("peer", "rename", "bob", "rob").text == "abcdefghij is called rob\n"
+    assert stand_in.last.json() == {"name": "rob"}
+    stand_in.answers("POST", "/v1/peers/bob/confirm", {"id": NODE, "name": "bob"})
+    assert xsc("peer", "confirm", "bob").text == "confirmed bob (abcdefghij)\n"
     stand_in.answers("POST", "/v1/peers/bob/block", {"id": NODE, "name": "bob"})
     assert xsc("peer", "block", "bob").text == "blocked bob (abcdefghij)\n"
     stand_in.answers("DELETE", "/v1/peers/bob", {"id": NODE, "name": "bob"})
@@ -472,6 +477,12 @@ PEER = {
     "name": "bob",
     "addresses": ["127.0.0.1:1"],
     "state": "up",
+    "reaches_us": False,
+    "clock_refused": False,
+    "introducer": NODE,
+    "introducer_name": "alice",
+    "hops": 1,
+    "confirmed": False,
     "availability_ppm": 999_000,
     "response_ms": 3,
     "last_seen_ms": None,
@@ -533,7 +544,12 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
 @pytest.mark.parametrize(
     "case",
     [
-        (["peer", "ls"], "/v1/peers", {"peers": [PEER]}, "bob   abcdefghij  up"),
+        (
+            ["peer", "ls"],
+            "/v1/peers",
+            {"peers": [PEER]},
+            "bob   abcdefghij  up     no          alice",
+        ),
         (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
         (["market", "offers"], "/v1/market/offers", {"offers": [OFFER]}, "0.000008"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),

@@ -6,6 +6,7 @@ import pytest
 from xsc.base.clock import ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
+    ClockSkewed,
     PeerSilent,
     PeerUnknown,
     RateLimited,
@@ -211,6 +212,33 @@ async def test_a_peer_that_refuses_to_answer_is_missed(a, b):
         a.forge = forge
         assert not (await a.health.probe(b.id)).available
     assert a.health.state(b.id) == "down"
+
+
+async def test_who_refuses_a_probe_for_its_time_is_counted(a, b):
+    def skewed(reply):
+        raise ClockSkewed("the caller's clock is 90.0 s ahead of this node's")
+
+    a.forge = skewed
+    assert not (await a.health.probe(b.id)).available
+    assert a.health.row(b.id).clock_refused
+    a.forge = None
+    assert (await a.health.probe(b.id)).available
+    assert not a.health.row(b.id).clock_refused
+
+
+async def test_a_peer_says_whether_it_reaches_who_asks(a, b):
+    async def said():
+        await a.health.probe(b.id)
+        return a.health.row(b.id).reaches_us
+
+    assert await said() is None
+    await b.health.probe(a.id)
+    assert await said() is True
+    b.silent = {a.id}
+    await b.health.probe(a.id)
+    assert await said() is None, "one miss says nothing yet"
+    await b.health.probe(a.id)
+    assert await said() is False
 
 
 async def test_only_pings_of_the_caller_for_this_node_are_answered(a, b):

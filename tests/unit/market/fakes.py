@@ -32,6 +32,7 @@ class Ledger:
     """
 
     limit: int = 10**9
+    sharing: list = field(default_factory=list)
     booked: dict = field(default_factory=dict)
     spent: set = field(default_factory=set)
     under_way: dict = field(default_factory=dict)
@@ -42,7 +43,10 @@ class Ledger:
         return sum(amount for debtor, amount, _ in self.booked.values() if debtor == peer)
 
     def credit_left(self, peer):
-        return self.limit - self.owed(peer)
+        return self.limit - sum(map(self.owed, self.shares_with(peer)))
+
+    def shares_with(self, peer):
+        return self.sharing if peer in self.sharing else [peer]
 
     def settled(self, lease_id):
         return sum(amount for _, amount, lease in self.booked.values() if lease == lease_id)

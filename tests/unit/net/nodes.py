@@ -44,7 +44,9 @@ class Node:
         network_name: str = "test",
         transport: Transport | None = None,
         quota: Quota | None = None,
+        accepts: bool = False,
     ) -> None:
+        self.accepts = accepts
         self.memory = network
         self.name = name
         self.clock = clock or ManualClock()
@@ -71,6 +73,7 @@ class Node:
             store=self.store,
             log=self.log,
             name=self.name,
+            accepts=self.accepts,
             quota=quota,
         )
         net.register({"test.echo": self._echo})

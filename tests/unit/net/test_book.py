@@ -16,7 +16,9 @@ A, B = b"\1" * 32, b"\1" * 31 + b"\2"
 
 
 def record(name="bert", seq=1, addresses=("127.0.0.1:1",)):
-    return AddressRecord(name=name, addresses=addresses, fingerprint=None, seq=seq)
+    return AddressRecord(
+        name=name, addresses=addresses, fingerprint=None, introducible=True, seq=seq
+    )
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def book(store):
 
 
 def met(book, node_id, name="bert", own=None):
-    info = book.met(node_id, record(name), name=own, now_ms=5)
+    info = book.met(node_id, record(name), name=own, now_ms=5, signed=b"signed")
     book.put(info)
     return info
 
@@ -83,12 +85,12 @@ def test_a_name_that_is_the_id_of_another_does_not_hide_it(book):
 
 def test_only_newer_addresses_are_taken_and_the_name_stays(book):
     met(book, A)
-    assert book.moved(A, record("other", 1, ("127.0.0.1:2",))) is None
-    moved = book.moved(A, record("other", 2, ("127.0.0.1:2",)))
+    assert book.moved(A, record("other", 1, ("127.0.0.1:2",)), b"") is None
+    moved = book.moved(A, record("other", 2, ("127.0.0.1:2",)), b"signed")
     assert moved is not None
     assert (moved.name, moved.addresses, moved.seq) == ("bert", ("127.0.0.1:2",), 2)
     with pytest.raises(PeerUnknown):
-        book.moved(B, record())
+        book.moved(B, record(), b"")
 
 
 def test_peers_are_bounded(book):
@@ -109,7 +111,14 @@ def test_peers_are_bounded(book):
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(RecordInvalid):
         AddressRecord.from_value(
-            {"v": 1, "name": "x", "addresses": [address], "fingerprint": None, "seq": 0}
+            {
+                "v": 1,
+                "name": "x",
+                "addresses": [address],
+                "fingerprint": None,
+                "introducible": True,
+                "seq": 0,
+            }
         )
 
 

@@ -561,7 +561,13 @@ def test_addresses():
 
 
 async def test_the_address_of_a_server_on_all_interfaces_can_be_told_to_others(secure):
-    AddressRecord(name="x", addresses=secure.transport.addresses(), fingerprint=None, seq=0)
+    AddressRecord(
+        name="x",
+        addresses=secure.transport.addresses(),
+        fingerprint=None,
+        introducible=False,
+        seq=0,
+    )
     assert not secure.transport.addresses()[0].startswith("0.0.0.0")
 
 

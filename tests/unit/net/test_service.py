@@ -546,10 +546,14 @@ async def test_what_a_peer_says_of_its_address_costs_no_synced_write(nodes, monk
     monkeypatch.setattr(bert.store, "write", noted)
     for number in range(1, 9):
         record = AddressRecord(
-            name="anna", addresses=(f"anna:{number}",), fingerprint=None, seq=2**50 + number
+            name="anna",
+            addresses=(f"anna:{number}",),
+            fingerprint=None,
+            introducible=False,
+            seq=2**50 + number,
         )
         raw = sign(record, anna.key, anna.net.network).raw
-        await anna.net.call(bert.id, "peers.hello", {"record": raw})
+        await anna.net.call(bert.id, "peers.hello", {"record": raw, "members": []})
     assert bert.net.info(anna.id).addresses == ("anna:8",)
     assert synced == [False] * 8
 
@@ -699,7 +703,7 @@ async def test_an_older_address_record_changes_nothing(nodes):
     await settle()
     wire = Outsider(anna, bert.key)
     wire.request()
-    response = await wire.send(wire.request("peers.hello", header={"record": old}))
+    response = await wire.send(wire.request("peers.hello", header={"record": old, "members": []}))
     assert response.status == 200
     assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
 
@@ -725,14 +729,18 @@ async def test_address_records_without_end_are_not_written_without_end(nodes):
     for number in range(1, 3 * ADDRESSES_A_PEER_MAX):
         moved = kept.model_copy(update={"seq": kept.seq + number})
         signed = sign(moved, bert.key, network_id("test")).raw
-        response = await wire.send(wire.request("peers.hello", header={"record": signed}))
+        response = await wire.send(
+            wire.request("peers.hello", header={"record": signed, "members": []})
+        )
         refused += response.status == 429
     assert count[0] <= ADDRESSES_A_PEER_MAX
     assert refused >= ADDRESSES_A_PEER_MAX
     # The same again is no write, and later there is room for more.
     assert (await wire.send(wire.request("test.echo"))).status == 200
     anna.clock.advance_to(anna.clock.now_ms() + ADDRESSES_MS)
-    response = await wire.send(wire.request("peers.hello", header={"record": signed}))
+    response = await wire.send(
+        wire.request("peers.hello", header={"record": signed, "members": []})
+    )
     assert response.status == 200
     assert anna.net.info(bert.id).seq == moved.seq
 
@@ -755,7 +763,8 @@ async def test_nobody_can_tell_the_address_of_another(nodes):
     wire = Outsider(bert, anna.key)
     record = bert.net._record().raw
     assert (
-        await wire.error(wire.request("peers.hello", header={"record": record})) is SignatureInvalid
+        await wire.error(wire.request("peers.hello", header={"record": record, "members": []}))
+        is SignatureInvalid
     )
     assert await wire.error(wire.request("peers.hello", header={"record": b"x"})) is RecordInvalid
     assert await wire.error(wire.request("peers.hello")) is RecordInvalid

@@ -144,7 +144,14 @@ def test_a_port_that_is_taken_is_a_failure(home):
 
 def test_the_node_that_runs_is_asked(home):
     def status(healthy, ending):
-        return lambda: {"peers": {"healthy": healthy, "known": 6}, "leases": {"ending": ending}}
+        peers = {
+            "healthy": healthy,
+            "known": 6,
+            "reached_by": 0,
+            "not_reached_by": 0,
+            "clock_refused_by": 0,
+        }
+        return lambda: {"peers": peers, "addresses": [], "leases": {"ending": ending}}
 
     def gone():
         raise NodeUnreachable("it does not answer")
@@ -173,3 +180,25 @@ def test_another_users_home_is_a_failure(home):
         pytest.skip("only root can give a home away")
     os.chown(home, 12345, 12345)
     assert verdicts(examine(home, "home"), "home") == ["fail", "ok"]
+
+
+def test_what_peers_say_of_the_way_here_is_passed_on():
+    cases = [(0, 0, []), (6, 0, ["ok"]), (3, 3, ["warn"]), (0, 6, ["fail"])]
+    for reached_by, not_reached_by, expected in cases:
+        found = list(doctor.judge_reach(reached_by, not_reached_by, ["10.0.0.5:7000"]))
+        assert [finding.verdict for finding in found] == expected
+        assert all("10.0.0.5:7000" in finding.text for finding in found if finding.hint)
+
+
+def test_a_clock_that_most_peers_refuse_is_this_machines():
+    for refused_by, expected in [(0, []), (1, ["warn"]), (3, ["warn"]), (4, ["fail"])]:
+        found = list(doctor.judge_clock_of_peers(refused_by, 6))
+        assert [finding.verdict for finding in found] == expected
+
+
+def test_a_node_off_loopback_wants_an_address_that_others_can_use():
+    assert doctor.judge_addresses("127.0.0.1:7000", ()).verdict == "ok"
+    assert doctor.judge_addresses("0.0.0.0:7000", ("a.example:7000",)).verdict == "ok"
+    found = doctor.judge_addresses("0.0.0.0:7000", ())
+    assert found.verdict == "warn"
+    assert "advertise" in found.text

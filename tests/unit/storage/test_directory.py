@@ -50,7 +50,10 @@ OBJECTS = [
     Listed("", 1, "xsc:r:y", 0, 0, ()),
 ]
 BODY = HeadBody(
-    9, (KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, 250_000),), pack(OBJECTS), None
+    9,
+    (KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False),),
+    pack(OBJECTS),
+    None,
 )
 
 

@@ -1,4 +1,4 @@
-"""Peer endpoints: invite, join, list, recognise, block, remove."""
+"""Peer endpoints: invite, join, list, rename, confirm, recognise, block, remove."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from xsc.api.schema import (
     JoinRequest,
     Peer,
     RecogniseRequest,
+    RenameRequest,
 )
 from xsc.base.ids import to_text
 from xsc.node.build import Node
@@ -18,15 +19,22 @@ from xsc.node.http import read_body, reply
 
 def _row(node: Node, peer: bytes) -> dict[str, object]:
     info = node.peers.info(peer)
-    stats = node.health.stats(peer)
+    seen = node.health.row(peer)
+    introducer = info.introducer
     return Peer(
         id=to_text(peer),
         name=info.name,
         addresses=list(info.addresses),
-        state="blocked" if info.blocked else node.health.state(peer),
-        availability_ppm=stats.availability,
-        response_ms=stats.avg_response_ms,
-        last_seen_ms=stats.last_seen_ms,
+        state="blocked" if info.blocked else seen.state,
+        reaches_us=seen.reaches_us,
+        clock_refused=seen.clock_refused,
+        introducer=None if introducer is None else to_text(introducer),
+        introducer_name=None if introducer is None else node.name_of(introducer),
+        hops=info.hops,
+        confirmed=info.confirmed,
+        availability_ppm=seen.availability_ppm,
+        response_ms=seen.response_ms,
+        last_seen_ms=seen.last_seen_ms,
         recognised_ppm=node.allocation.weight_ppm(peer),
         recognises_ppm=node.allocation.their_weight_ppm(peer),
         tier=node.allocation.tier(peer),
@@ -63,6 +71,18 @@ def routes(node: Node) -> list[web.RouteDef]:
         await node.allocation.recognise(peer, asked.weight_ppm)
         return reply({**named(peer), "weight_ppm": asked.weight_ppm})
 
+    async def rename(request: web.Request) -> web.Response:
+        asked = await read_body(request, RenameRequest)
+        peer = node.peers.find(request.match_info["who"])
+        await node.peers.rename(peer, asked.name)
+        return reply(named(peer))
+
+    async def confirm(request: web.Request) -> web.Response:
+        await read_body(request, Empty)
+        peer = node.peers.find(request.match_info["who"])
+        await node.peers.confirm(peer)
+        return reply(named(peer))
+
     async def block(request: web.Request) -> web.Response:
         await read_body(request, Empty)
         peer = node.peers.find(request.match_info["who"])
@@ -80,6 +100,8 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.post("/v1/peers", join),
         web.post("/v1/peers/invitations", invite),
         web.post("/v1/peers/{who}/recognise", recognise),
+        web.post("/v1/peers/{who}/rename", rename),
+        web.post("/v1/peers/{who}/confirm", confirm),
         web.post("/v1/peers/{who}/block", block),
         web.delete("/v1/peers/{who}", remove),
     ]

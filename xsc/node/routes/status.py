@@ -22,7 +22,6 @@ from xsc.node.http import reply
 
 def status_of(node: Node, home: Path) -> Status:
     """Return the node's status."""
-    known = node.peers.peers()
     sandbox = node.parts.sandbox.describe()
     return Status(
         id=to_text(node.key.node_id),
@@ -35,7 +34,7 @@ def status_of(node: Node, home: Path) -> Status:
         peer_url=node.peer_url,
         addresses=list(node.peers.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
-        peers=PeersStatus(known=len(known), healthy=sum(node.health.is_up(peer) for peer in known)),
+        peers=_peers(node),
         storage=StorageStatus(
             capacity_bytes=node.shards.capacity_bytes,
             used_bytes=node.shards.used_bytes,
@@ -48,6 +47,18 @@ def status_of(node: Node, home: Path) -> Status:
         traffic=TrafficStatus(
             sent_bytes=node.traffic.sent_bytes, received_bytes=node.traffic.received_bytes
         ),
+    )
+
+
+def _peers(node: Node) -> PeersStatus:
+    rows = node.health.table()
+    up = [row for row in rows if row.state == "up"]
+    return PeersStatus(
+        known=len(rows),
+        healthy=sum(node.health.is_up(row.node) for row in rows),
+        reached_by=sum(row.reaches_us is True for row in up),
+        not_reached_by=sum(row.reaches_us is False for row in up),
+        clock_refused_by=sum(row.clock_refused for row in rows),
     )
 
 

@@ -1,0 +1,310 @@
+"""Friends find each other: one invitation, introductions, and addresses that travel."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.sim.network import NO_HOME, World, content, get, put, run
+from tests.sim.test_hoarding import greedy
+from xsc.base.errors import PeerUnknown, XscError
+from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
+from xsc.net.book import AddressRecord
+from xsc.node.recovery import find_head
+from xsc.node.routes.peers import _row
+from xsc.node.routes.status import status_of
+from xsc.storage.directory import open_body, open_head
+
+INTRODUCED = {"accept_peers": "introduced"}
+
+
+class Star(World):
+    """Nodes of which each has one invitation: of node-0. Guests come by one of whom they like."""
+
+    async def meet(self):
+        for node in self.nodes[1:]:
+            await node.peers.join(await self.nodes[0].peers.invite(60_000))
+
+    async def guest(self, host):
+        index = await self.add()
+        await self.nodes[index].peers.join(await self.nodes[host].peers.invite(60_000))
+        return index
+
+    def knows(self, index, other):
+        return ids(self, other)[0] in self.nodes[index].peers.peers()
+
+
+def ids(world, *indexes):
+    return [world.nodes[index].key.node_id for index in indexes]
+
+
+async def move(world, *indexes):
+    """Let nodes go on elsewhere, all at once."""
+    for index in indexes:
+        await world.crash(index)
+        world.places[index] = f"{world.place(index)}-moved"
+    for index in indexes:
+        await world.restart(index)
+
+
+# One invitation
+
+
+@pytest.mark.parametrize("count", [7, 12])
+def test_one_invitation_makes_a_member_and_its_first_put_lies_on_six_nodes(count):
+    async def play(world):
+        newest = world.nodes[-1]
+        capability = await put(newest, content(MIB))
+        hosts = {host.node for host in (await newest.storage.stat(capability)).hosts}
+        assert len(hosts) == 6
+        assert newest.key.node_id not in hosts
+        assert await get(world.nodes[1], capability) == content(MIB)
+
+    run(1, count, play, INTRODUCED, kind=Star)
+
+
+def test_everybody_knows_who_introduced_whom():
+    async def play(world):
+        (hub,) = ids(world, 0)
+        for node in world.nodes:
+            for peer in node.peers.peers():
+                info = node.peers.info(peer)
+                direct = hub in (peer, node.key.node_id)
+                assert info.introducer == (None if direct else hub)
+                assert info.hops == (0 if direct else 1)
+
+    run(2, 4, play, INTRODUCED, kind=Star)
+
+
+def test_a_guest_of_a_member_knows_the_whole_circle_and_its_own_guest_does_not():
+    async def play(world):
+        guest = await world.guest(1)
+        await world.until(lambda: len(world.nodes[guest].peers.peers()) == 4)
+        for index in (0, 2, 3):
+            assert world.nodes[guest].peers.info(*ids(world, index)).introducer in ids(world, 1)
+            await world.until(lambda index=index: world.knows(index, guest))
+        assert world.nodes[2].peers.info(*ids(world, guest)).introducer in ids(world, 0)
+        assert world.nodes[2].peers.info(*ids(world, guest)).hops == 2
+        far = await world.guest(guest)
+        await world.until(lambda: world.knows(1, far))
+        await world.clock.sleep_ms(60_000)
+        # Two introductions, by 1 and by 0, would lie between them: that is where it ends.
+        assert world.knows(0, far)
+        assert not world.knows(2, far)
+        assert not world.knows(3, far)
+
+    run(3, 4, play, INTRODUCED, kind=Star)
+
+
+def test_who_wants_invitations_alone_is_introduced_to_nobody_and_nobody_to_it():
+    def prepare(world):
+        world.settings_of[2] = {"accept_peers": "invited"}
+        world.sees_all = lambda node: len(node.peers.peers()) >= 1
+
+    async def play(world):
+        await world.clock.sleep_ms(60_000)
+        known = [sorted(map(world.index_of, node.peers.peers())) for node in world.nodes]
+        assert known == [[1, 2, 3], [0, 3], [0], [0, 1]]
+
+    run(4, 4, play, INTRODUCED, prepare, kind=Star)
+
+
+# Who is removed stays so
+
+
+@pytest.mark.parametrize("how", ["remove", "block"])
+def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
+    async def play(world):
+        (other,) = ids(world, 2)
+        await getattr(world.nodes[1].peers, how)(other)
+        # The introducer tells of all its friends again: for a new one, and after a start of both.
+        guest = await world.guest(0)
+        await world.until(lambda: world.knows(1, guest))
+        for index in (0, 1):
+            await world.crash(index)
+            await world.restart(index)
+            await world.clock.sleep_ms(30_000)
+        assert not world.knows(1, 2)
+        if how == "block":
+            await world.nodes[1].peers.remove(other)
+            await world.clock.sleep_ms(30_000)
+            assert not world.knows(1, 2)
+        # An invitation is the operator's word, and brings it back.
+        await world.nodes[2].peers.join(await world.nodes[1].peers.invite(60_000))
+        assert world.nodes[1].peers.info(other).introducer is None
+
+    run(5, 3, play, INTRODUCED, kind=Star)
+
+
+def test_whom_a_removed_introducer_brought_stays_unconfirmed_and_it_brings_nobody_more():
+    async def play(world):
+        hub, two, three = ids(world, 0, 2, 3)
+        one = world.nodes[1]
+        await one.peers.remove(hub)
+        guest = await world.guest(0)
+        await world.until(lambda: world.knows(2, guest))
+        await world.clock.sleep_ms(30_000)
+        assert sorted(one.peers.peers()) == sorted([two, three])
+        assert one.peers.shares_with(two) == sorted([two, three], key=world.index_of)
+        assert one.peers.info(two).introducer == hub
+        await one.peers.confirm(two)
+        assert one.peers.shares_with(two) == [two]
+        assert one.peers.shares_with(three) == [three]
+        with pytest.raises(PeerUnknown):
+            one.peers.info(hub)
+
+    run(6, 4, play, INTRODUCED, kind=Star)
+
+
+# Sham friends
+
+
+def test_those_that_one_peer_introduced_share_one_starter_credit():
+    async def play(world):
+        host = world.nodes[1]
+        shams = world.nodes[2:]
+        limit = host.config.starter_credit_micro
+
+        for sham in shams:
+            greedy(sham)
+
+        async def take(node):
+            """Reserve at the host what its credit allows; say whether it is anything."""
+            others = frozenset(peer for peer in node.peers.peers() if peer != host.key.node_id)
+            try:
+                found = await node.market.lease_hosts(size_bytes=MIB, count=1, exclude=others)
+            except XscError:
+                return False
+            return found[0].node == host.key.node_id
+
+        def owed():
+            return host.market.exposure(shams[0].key.node_id)
+
+        # At the same time, and one after the other, until nobody gets any more.
+        granted = await asyncio.gather(*map(take, shams))
+        assert any(granted)
+        while any([await take(sham) for sham in shams]):
+            assert owed() <= limit
+        assert limit // 2 < owed() <= limit
+        # Each that the operator answers for has a credit of its own again.
+        for sham in shams:
+            await host.peers.confirm(sham.key.node_id)
+        assert any([await take(sham) for sham in shams])
+        assert sum(host.market.exposure(sham.key.node_id) for sham in shams) > limit
+
+    settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
+    run(7, 6, play, settings, kind=Star)
+
+
+def test_an_introducer_makes_so_many_known_and_no_more():
+    async def play(world):
+        one, sham = world.nodes[1], world.nodes[0]
+        book = sham.peers._book
+        for number in range(INTRODUCED_A_PEER_MAX + 10):
+            key = KeyPair(number.to_bytes(32, "big"))
+            record = AddressRecord(
+                name="x",
+                addresses=(f"sham-{number}:1",),
+                fingerprint=None,
+                introducible=True,
+                seq=number,
+            )
+            signed = sign(record, key, sham.peers.network)
+            book.put(book.met(key.node_id, record, name=None, now_ms=number, signed=signed.raw))
+            # Others each time, so that more are named than fit one greeting.
+            if number % 30 == 29:
+                sham.peers._introduce_all()
+                await world.clock.sleep_ms(1_000)
+                for peer in sham.peers.peers():
+                    if peer != one.key.node_id:
+                        book.remove(peer)
+        sham.peers._introduce_all()
+        await world.clock.sleep_ms(1_000)
+        brought = [p for p in one.peers.peers() if one.peers.info(p).introducer is not None]
+        assert len(brought) == INTRODUCED_A_PEER_MAX
+
+    run(11, 2, play, INTRODUCED, kind=Star)
+
+
+# Addresses
+
+
+def test_a_recovered_node_knows_who_was_introduced():
+    async def play(world):
+        node, (hub, other) = world.nodes[1], ids(world, 0, 2)
+        await node.directory.write()
+        body = open_body(
+            open_head(node.directory.head, node.key.node_id, node.peers.network).record, node.key
+        )
+        assert {peer.node: peer.introducer for peer in body.peers} == {hub: None, other: hub}
+        await world.lose(1)
+        again = world.make(1, recovering=True)
+        again.peers.restore(node.peers.info(hub))
+        await find_head(again, node.directory.head)
+        assert again.peers.info(other).through == hub
+        assert again.peers.info(hub).through is None
+        await again.stop_recovering()
+
+    run(12, 3, play, INTRODUCED, kind=Star)
+
+
+def test_two_nodes_that_move_at_once_meet_again_through_a_common_friend():
+    async def play(world):
+        await move(world, 0, 1)
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+
+    run(8, 6, play)
+
+
+@pytest.mark.parametrize("moved", [2, 5])
+def test_any_number_may_move_at_once_but_for_one_that_all_know(moved):
+    async def play(world):
+        await move(world, *range(moved))
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+
+    run(9, 6, play)
+
+
+def test_who_moves_while_it_runs_tells_its_peers():
+    async def play(world):
+        node = world.nodes[0]
+        node.peers._advertise = ("node-0-elsewhere:1",)
+        await world.until(
+            lambda: all(
+                other.peers.info(node.key.node_id).addresses == ("node-0-elsewhere:1",)
+                for other in world.nodes[1:]
+            )
+        )
+
+    run(10, 3, play)
+
+
+# What others say of the way here
+
+
+def test_a_node_that_nobody_reaches_learns_it_from_those_that_try():
+    def prepare(world):
+        world.settings_of[0] = {"advertise": "nowhere:1"}
+        world.sees_all = lambda node: True
+
+    async def play(world):
+        node, others = world.nodes[0], world.nodes[1:]
+        await world.until(lambda: status_of(node, NO_HOME).peers.not_reached_by == len(others))
+        said = status_of(node, NO_HOME).peers
+        assert (said.known, said.healthy, said.reached_by) == (2, 2, 0)
+        assert [_row(node, peer)["reaches_us"] for peer in node.peers.peers()] == [False, False]
+        node.peers._advertise = ()
+        await world.until(lambda: status_of(node, NO_HOME).peers.reached_by == len(others))
+
+    run(13, 3, play, prepare=prepare, kind=Hidden)
+
+
+class Hidden(World):
+    """A network where node-0 came by the invitations of others: its own would lead nowhere."""
+
+    async def meet(self):
+        for other in self.nodes[1:]:
+            await self.nodes[0].peers.join(await other.peers.invite(60_000))

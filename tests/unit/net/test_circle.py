@@ -1,0 +1,322 @@
+"""Introductions and lost addresses: whose word counts for what, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.net.nodes import HOUR_MS, Node, acquainted
+from tests.unit.net.test_service import Outsider
+from xsc.base.clock import ManualClock
+from xsc.base.errors import (
+    ConfigInvalid,
+    FrameInvalid,
+    RateLimited,
+    RecordInvalid,
+    SignatureInvalid,
+)
+from xsc.base.limits import (
+    INTRODUCED_A_PEER_MAX,
+    INTRODUCTION_HOPS_MAX,
+    INTRODUCTIONS_A_PEER_MAX,
+    SEEK_FRIENDS,
+)
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
+from xsc.net import circle
+from xsc.net.book import AddressRecord, PeerInfo
+from xsc.net.circle import Member
+from xsc.net.memory import MemoryNetwork
+
+
+def key(name: str) -> KeyPair:
+    return KeyPair(name.encode().ljust(32, b"\0"))
+
+
+def address(node: Node, who: KeyPair, **changes) -> bytes:
+    values = {
+        "name": "newcomer",
+        "addresses": ("newcomer:1",),
+        "fingerprint": None,
+        "introducible": True,
+        "seq": 1,
+    }
+    return sign(AddressRecord(**{**values, **changes}), who, node.net.network).raw
+
+
+def introduction(
+    node: Node, by: KeyPair, who: KeyPair, hops: int = 1, **changes
+) -> dict[str, bytes]:
+    member = Member(node=who.node_id, hops=hops, since_ms=0)
+    return {
+        "member": sign(member, by, node.net.network).raw,
+        "record": address(node, who, **changes),
+    }
+
+
+class Friend(Outsider):
+    """A peer of a node that says what it likes."""
+
+    async def hello(self, *members):
+        record = address(self.target, self.key, name="friend", addresses=("friend:1",))
+        request = self.request("peers.hello", header={"record": record, "members": [*members]})
+        response = await self.send(request)
+        return response.status
+
+    async def refused(self, *members):
+        record = address(self.target, self.key)
+        header = {"record": record, "members": [*members]}
+        return await self.error(self.request("peers.hello", header=header))
+
+
+@pytest.fixture
+async def met() -> AsyncIterator[tuple[Node, Friend]]:
+    """A node that takes introductions, and a direct peer."""
+    node = Node(MemoryNetwork(ManualClock()), "anna", accepts=True)
+    await node.net.start()
+    friend = Friend(node, key("friend"))
+    invitation = await node.net.invite(HOUR_MS)
+    secret = circle_secret(invitation)
+    record = address(node, friend.key, name="friend", addresses=("friend:1",))
+    answer = await friend.send(
+        friend.request("peers.join", header={"secret": secret, "record": record})
+    )
+    assert answer.status == 200
+    yield node, friend
+    await node.net.stop()
+
+
+def circle_secret(invitation: str) -> bytes:
+    from xsc.net.invitation import from_string
+
+    return from_string(invitation).secret
+
+
+# Rules
+
+
+def info(number: int, **changes) -> PeerInfo:
+    values = {
+        "node_id": number.to_bytes(32, "big"),
+        "name": f"n{number}",
+        "addresses": (),
+        "fingerprint": None,
+        "added_ms": number,
+        "record": b"signed",
+        "introducible": True,
+    }
+    return PeerInfo(**{**values, **changes})
+
+
+HUB = (10**6).to_bytes(32, "big")
+PEERS = st.builds(
+    lambda number, blocked, introducible, record, introducer, hops, confirmed: info(
+        number,
+        blocked=blocked,
+        introducible=introducible,
+        record=record,
+        introducer=introducer,
+        hops=hops if introducer else 0,
+        confirmed=confirmed,
+    ),
+    st.integers(0, 200),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([b"", b"signed"]),
+    st.sampled_from([None, HUB, (3).to_bytes(32, "big")]),
+    st.integers(1, INTRODUCTION_HOPS_MAX),
+    st.booleans(),
+)
+
+
+@given(PEERS, st.lists(PEERS, unique_by=lambda peer: peer.node_id))
+def test_whoever_is_introduced_allows_it_and_is_near_enough(peer, known):
+    for found, member in circle.members_for(peer, known):
+        assert found.introducible
+        assert found.record
+        assert not found.blocked
+        assert peer.node_id not in (found.node_id, found.introducer)
+        assert member.hops == (1 if found.through is None else found.hops + 1)
+        assert peer.through is None
+
+
+@given(st.integers(0, 3 * INTRODUCED_A_PEER_MAX))
+def test_no_more_are_named_than_are_taken(count):
+    named = circle.members_for(info(1), [info(number) for number in range(2, count + 2)])
+    assert len(named) == min(count, INTRODUCED_A_PEER_MAX)
+
+
+@given(st.integers(0, 40), st.integers(1, 10))
+def test_in_some_turns_everything_was_taken_in(count, most):
+    items = list(range(count))
+    turns = [circle.in_turn(items, turn, most) for turn in range(count // most + 2)]
+    assert {item for turn in turns for item in turn} == set(items)
+    assert all(len(set(turn)) == len(turn) <= most for turn in turns)
+
+
+# Introductions
+
+
+async def test_only_a_direct_peer_introduces(met):
+    node, friend = met
+    assert await friend.hello(introduction(node, friend.key, key("one"))) == 200
+    assert node.net.info(key("one").node_id).introducer == friend.key.node_id
+    introduced = Friend(node, key("one"))
+    assert await introduced.hello(introduction(node, introduced.key, key("two"))) == 200
+    assert key("two").node_id not in node.net.peers()
+    await node.net.confirm(key("one").node_id)
+    assert await introduced.hello(introduction(node, introduced.key, key("two"))) == 200
+    assert node.net.info(key("two").node_id).introducer == key("one").node_id
+
+
+async def test_nobody_is_introduced_without_its_own_word(met):
+    node, friend = met
+    other = key("other")
+    member = introduction(node, friend.key, other)
+    by_another = {**member, "record": address(node, friend.key)}
+    assert await friend.refused(by_another) is SignatureInvalid
+    against_its_will = introduction(node, friend.key, other, introducible=False)
+    assert await friend.refused(against_its_will) is RecordInvalid
+    said_by_another = introduction(node, key("third"), other)
+    assert await friend.refused(said_by_another) is SignatureInvalid
+    too_far = {**member, "member": b"x"}
+    assert await friend.refused(too_far) is RecordInvalid
+    assert await friend.refused(b"x") is FrameInvalid
+    assert node.net.peers() == [friend.key.node_id]
+
+
+async def test_one_bad_introduction_lets_none_of_its_greeting_in(met):
+    node, friend = met
+    good = introduction(node, friend.key, key("one"))
+    bad = introduction(node, friend.key, key("two"), introducible=False)
+    assert await friend.refused(good, bad) is RecordInvalid
+    assert node.net.peers() == [friend.key.node_id]
+
+
+async def test_introductions_without_end_are_not_verified_without_end(met):
+    node, friend = met
+    member = introduction(node, friend.key, key("one"))
+    for _ in range(INTRODUCTIONS_A_PEER_MAX):
+        assert await friend.hello(member) == 200
+    assert await friend.refused(member) is RateLimited
+    assert await friend.hello() == 200, "a greeting without any is heard"
+
+
+async def test_newcomers_of_one_name_get_different_ones(met):
+    node, friend = met
+    pair = [introduction(node, friend.key, key(name)) for name in ("one", "two")]
+    assert await friend.hello(*pair) == 200
+    names = {node.net.info(key(name).node_id).name for name in ("one", "two")}
+    assert names == {"newcomer", "newcomer-2"}
+
+
+async def test_an_invitation_makes_an_introduced_peer_direct(met):
+    node, friend = met
+    other = Node(node.memory, "other", accepts=True)
+    await other.net.start()
+    assert await friend.hello(introduction(node, friend.key, other.key)) == 200
+    assert node.net.shares_with(other.id) == [other.id]
+    assert node.net.info(other.id).through == friend.key.node_id
+    await other.net.join(await node.net.invite(HOUR_MS))
+    assert node.net.info(other.id).through is None
+    await other.net.stop()
+
+
+async def test_a_peer_is_called_as_the_operator_likes(met):
+    node, friend = met
+    await node.net.rename(friend.key.node_id, "bob")
+    assert node.net.find("bob") == friend.key.node_id
+    assert await friend.hello() == 200
+    await node.restart()
+    assert node.net.find("bob") == friend.key.node_id
+
+
+# Addresses
+
+
+@pytest.fixture
+async def three() -> AsyncIterator[list[Node]]:
+    memory = MemoryNetwork(ManualClock())
+    nodes = [Node(memory, name) for name in ("anna", "bert", "carl")]
+    await acquainted(*nodes)
+    yield nodes
+    for node in nodes:
+        await node.net.stop()
+
+
+async def test_a_friend_says_where_others_are_in_their_own_words(three):
+    anna, bert, carl = three
+    unknown = key("unknown").node_id
+    reply = await anna.net.call(bert.id, "peers.where", {"peers": [carl.id, unknown]})
+    assert reply.header["records"] == [bert.net.info(carl.id).record]
+    await bert.net.block(carl.id)
+    reply = await anna.net.call(bert.id, "peers.where", {"peers": [carl.id]})
+    assert reply.header["records"] == []
+
+
+async def test_a_friend_cannot_tell_where_another_is_in_its_own_words(three):
+    anna, bert, carl = three
+    before = anna.net.info(carl.id)
+    lies = [
+        address(bert, bert.key, seq=2**60),
+        address(bert, carl.key, seq=0),
+        address(bert, key("unknown"), seq=2**60),
+    ]
+    for lie in lies:
+        bert.net._book.put(bert.net.info(carl.id).model_copy(update={"record": lie}))
+        await anna.net._friends.seek([carl.id], [bert.id])
+        assert anna.net.info(carl.id) == before
+        assert set(anna.net.peers()) == {bert.id, carl.id}
+
+
+async def test_so_many_friends_are_asked_at_a_time(three):
+    anna = three[0]
+    asked = []
+
+    async def call(peer, *_args, **_kwargs):
+        asked.append(peer)
+        raise RateLimited("busy")
+
+    anna.net._friends._caller = type("Caller", (), {"call": staticmethod(call)})()
+    friends = [bytes([number]) * 32 for number in range(2 * SEEK_FRIENDS)]
+    await anna.net._friends.seek([b"l" * 32], friends)
+    assert asked == friends[:SEEK_FRIENDS]
+    await anna.net._friends.seek([b"l" * 32], friends)
+    assert asked == friends
+
+
+class Elsewhere:
+    """A transport that serves for others, as one with a certificate does."""
+
+    def __init__(self, inner, *addresses):
+        self._inner = inner
+        self._addresses = addresses
+        self.fingerprint = b"f" * 32
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def addresses(self):
+        return self._addresses
+
+
+async def test_no_invitation_names_loopback_where_the_node_serves_elsewhere():
+    memory = MemoryNetwork(ManualClock())
+    for addresses, told in [
+        (("127.0.0.1:1",), ()),
+        (("localhost:1", "[::1]:1"), ()),
+        (("127.0.0.1:1", "10.0.0.5:1"), ("10.0.0.5:1",)),
+    ]:
+        inner = memory.transport("anna")
+        node = Node(memory, "anna", transport=Elsewhere(inner, *addresses))
+        await node.net.start()
+        assert node.net.addresses() == told
+        if told:
+            assert await node.net.invite(HOUR_MS)
+        else:
+            with pytest.raises(ConfigInvalid, match="no address"):
+                await node.net.invite(HOUR_MS)
+        await node.net.stop()
