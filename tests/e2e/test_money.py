@@ -69,6 +69,23 @@ def test_mutual_recognition_makes_it_cheaper(net):
         assert net[6](f"peer recognise {five} 0%").code == 0
 
 
+def test_a_lease_s_price_is_explained_on_both_sides(net):
+    net[3].put(b"priced")
+    rows = net[3]("market leases --json").json["leases"]
+    lease = next(row for row in rows if (row["role"], row["kind"]) == ("customer", "storage"))
+    told = net[3](f"market why {lease['lease_id']} --json").json
+    assert told["price_micro"] == lease["price_micro"] >= told["asked_micro"]
+    assert (told["provider"], told["customer"]) == (lease["peer"], net[3].id)
+    provider = next(
+        member for member in map(net.__getitem__, range(7)) if member.id == lease["peer"]
+    )
+    assert provider(f"market why {lease['lease_id'][:12]} --json").json == told
+    shown = provider(f"market why {lease['lease_id']}").text
+    assert "credits a MiB and hour" in shown
+    assert f"why       {told['why']}" in shown
+    net[3]("market why zzzz").fails(2, "not_found")
+
+
 def test_more_than_everything_cannot_be_recognised(net):
     try:
         assert net[4]("peer recognise node-5 60%").code == 0

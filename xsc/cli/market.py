@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from xsc.base.errors import NotFound
 from xsc.base.limits import FUEL_QUANTUM
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import LEASE, PATH, Group, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show_json, show_table
+from xsc.cli.output import moment, named, short, show_json, show_pairs, show_table
 from xsc.client.files import check_target, write_whole
 
 KINDS = ("storage", "compute")
@@ -103,3 +104,62 @@ def lease(settings: Settings, lease_id: str, output: Path, *, renewal: bool) -> 
         size = write_whole(output, download.blocks())
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})
+
+
+_TIERS = {
+    "mutual": "mutual: the two recognise each other",
+    "one_way": "one_way: the provider recognises the customer",
+    "open": "open: the provider does not recognise the customer",
+}
+
+
+@market.command()
+@click.argument("lease_id", metavar="LEASE", type=LEASE)
+@pass_settings
+def why(settings: Settings, lease_id: str) -> None:
+    """Explain the price of a lease, from what both sides have signed.
+
+    LEASE is its id, or the beginning of it.
+    """
+    from xsc.base.ids import to_text
+    from xsc.node.verify import explain_price
+    from xsc.terms.quote import UNITS
+
+    calls = settings.calls()
+    try:
+        with calls.lease(lease_id, renewal=True) as download:
+            raw = b"".join(download.blocks())
+    except NotFound:  # of its renewals there is none, or of leases
+        with calls.lease(lease_id) as download:
+            raw = b"".join(download.blocks())
+    found = explain_price(raw)
+    quote = found.quote
+    if settings.json:
+        show_json(
+            {
+                "provider": to_text(quote.provider),
+                "customer": to_text(quote.customer),
+                "kind": quote.kind,
+                "price_micro": found.price,
+                "asked_micro": quote.price,
+                "tier": quote.tier,
+                "price_mutual_micro": quote.price_mutual,
+                "price_one_way_micro": quote.price_one_way,
+                "reserve_micro": quote.reserve,
+                "why": found.why,
+            }
+        )
+        return
+    ladder = (quote.price_mutual, quote.price_one_way, quote.reserve)
+    mutual, one_way, others = map(format_credits, ladder)
+    show_pairs(
+        [
+            ("provider", short(to_text(quote.provider))),
+            ("customer", short(to_text(quote.customer))),
+            ("price", f"{format_credits(found.price)} credits a {UNITS[quote.kind]}"),
+            ("asked", format_credits(quote.price)),
+            ("tier", _TIERS[quote.tier]),
+            ("posted", f"mutual {mutual}, one_way {one_way}, open {others}"),
+            ("why", found.why),
+        ]
+    )

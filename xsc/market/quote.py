@@ -79,6 +79,27 @@ def open_quote(
     return signed
 
 
+def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
+    """Return why a lease has its price, as a sentence for people.
+
+    Args:
+        quote: the one that the lease carries.
+        price: of the lease, micro-credits a quantum.
+        renewed: whether it is the price of a renewal.
+    """
+    assert price >= quote.price, "a lease below its quote is none"
+    if renewed:
+        return "a renewal costs what the provider posts on that day to this customer"
+    if quote.tier != "open":
+        return "who recognises its customer is paid what it has posted, whatever others ask"
+    if price == quote.price:
+        return "it is what the provider asked: nobody behind it, and no reserve, stood higher"
+    return (
+        "the auction pays the most that the provider could have asked and still won: what the "
+        "next one asked, or else the reserve, which is the customer's own price"
+    )
+
+
 def domain_of(quote: Quote) -> bytes:
     """Return the failure domain: the site, else who runs it, else the node by itself."""
     if quote.site:

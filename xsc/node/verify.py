@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
@@ -18,6 +19,7 @@ from xsc.compute.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
+from xsc.market.quote import why
 from xsc.storage.leaving import check_proof
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -33,6 +35,17 @@ from xsc.terms.voucher import Voucher
 S = TypeVar("S", bound=Record)
 T = TypeVar("T", Lease, Renewal)
 Q = TypeVar("Q", LeaseRequest, RenewalRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What a lease costs, what its provider had asked, and why it is so."""
+
+    quote: Quote
+    price: int
+    why: str
+
+
 Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
 
 
@@ -88,6 +101,24 @@ def _lease(raw: bytes) -> str:
         f"{quantity} of {asked.kind} at {format_credits(asked.price)} "
         "credits a quantum"
     )
+
+
+def explain_price(raw: bytes) -> Priced:
+    """Return how the price of a signed lease, or of a renewal of one, came about.
+
+    Raises:
+        ProofInvalid, RecordInvalid, SignatureInvalid: it proves nothing.
+    """
+    renewed = kind_of(raw) == Renewal.KIND
+    asked: LeaseRequest | RenewalRequest
+    if renewed:
+        _renewal(raw)
+        asked = _open(_open(raw, Renewal).record.request, RenewalRequest).record
+    else:
+        _lease(raw)
+        asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
+    quote = _open(asked.quote, Quote).record
+    return Priced(quote, asked.price, why(quote, asked.price, renewed=renewed))
 
 
 def _renewal(raw: bytes) -> str:

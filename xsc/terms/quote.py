@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,13 @@ from xsc.identity.envelope import Count, Id32, Record
 Kind = Literal["storage", "compute"]
 Tier = Literal["mutual", "one_way", "open"]
 Label = Annotated[str, Field(max_length=64)]
+
+
+UNITS: Final[dict[Kind, str]] = {
+    "storage": "MiB and hour",
+    "compute": "million fuel and 64 MiB step",
+}
+"""What a quantum is, for people."""
 
 
 class Quote(Record):

@@ -5,7 +5,7 @@ from xsc.base.limits import QUOTE_TTL_MS, REQUEST_WINDOW_MS
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.pricing import Ladder
-from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
+from xsc.market.quote import domain_of, is_valid, make_quote, open_quote, why
 
 KEY, NET, T0 = KeyPair(b"\1" * 32), network_id("test"), 1_000_000
 CUSTOMER = b"c" * 32
@@ -41,6 +41,21 @@ def test_the_price_is_the_rung_of_the_tier(tier, price):
     quote = made(tier=tier)
     assert (quote.price, quote.reserve) == (price, 3)
     assert opened(quote).record == quote
+
+
+@pytest.mark.parametrize(
+    ("tier", "price", "renewed", "says"),
+    [
+        ("mutual", 1, False, "what it has posted"),
+        ("one_way", 2, False, "what it has posted"),
+        ("open", 3, False, "what the provider asked"),
+        ("open", 9, False, "the most that the provider could have asked"),
+        ("open", 3, True, "a renewal costs"),
+        ("mutual", 1, True, "a renewal costs"),
+    ],
+)
+def test_a_price_is_explained_by_what_was_signed(tier, price, renewed, says):
+    assert says in why(made(tier=tier), price, renewed=renewed)
 
 
 def test_a_quote_holds_for_its_time_and_allows_for_skew():

@@ -8,12 +8,7 @@ from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
 from xsc.node.build import Node
 from xsc.node.http import reply
-from xsc.terms.quote import Kind
-
-UNITS: dict[Kind, str] = {
-    "storage": "MiB and hour",
-    "compute": "million fuel and 64 MiB step",
-}
+from xsc.terms.quote import UNITS
 
 
 def routes(node: Node) -> list[web.RouteDef]:
