@@ -30,7 +30,7 @@ def market() -> None:
 @click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @pass_settings
 def offers(settings: Settings, kind: str | None) -> None:
-    """Ask all peers for their prices; KIND is storage or compute."""
+    """Show the prices of all peers; KIND is storage or compute."""
     answer = settings.calls().offers()
     if kind is not None:
         answer["offers"] = [row for row in answer["offers"] if row["kind"] == kind]

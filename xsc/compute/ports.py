@@ -82,6 +82,7 @@ class ComputeBook(Protocol):
 
         Raises:
             LeaseExhausted: the lease is spent, over, or not this customer's.
+            CreditExceeded: the customer has reached its limit.
         """
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:

@@ -26,6 +26,7 @@ from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
+    CreditExceeded,
     LeaseExhausted,
     ModuleUnknown,
     NoOffers,
@@ -814,7 +815,7 @@ class Services:
             service.refused += 1
             retry_after_s = fault.retry_after_s or _RETRY_S
             return Served(fault_answer(503, fault.message, retry_after_s=retry_after_s))
-        except LeaseExhausted:
+        except (CreditExceeded, LeaseExhausted):
             service.refused += 1
             service.starved = True
             reason = "the owner of this service does not pay for it at the moment"

@@ -5,6 +5,9 @@ asked only where it does not. A customer counts once, however many leases it
 asks for, so that asking in pieces gains nothing. A grant below the least useful
 quantity helps nobody: it is refused, and what it would have taken goes to the
 others. Credit bounds a grant before capacity does.
+
+Where nothing else decides, lots do: hashes of ids under a salt that the provider
+draws once the window has closed. Customers make their ids, and come when they like.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from xsc.base.encoding import tagged_sha256
 from xsc.base.limits import FUEL_QUANTUM, MIB
 from xsc.market.ports import Divide, Need
 from xsc.terms.pricing import compute_amount, storage_amount
@@ -44,6 +48,16 @@ class Clearing:
     """Lease ids whose grant would be below their least useful quantity."""
 
 
+def lot(salt: bytes, chosen_id: bytes) -> bytes:
+    """Return what stands for an id where ids decide."""
+    return tagged_sha256("clearing/lot", salt, chosen_id)
+
+
+def by_lot(asks: Sequence[Ask], salt: bytes) -> list[Ask]:
+    """Return the asks in an order that nobody chose."""
+    return sorted(asks, key=lambda ask: lot(salt, ask.lease_id))
+
+
 def affordable(kind: Kind, price: int, credit_micro: int) -> int | None:
     """Return the largest quantity whose worth is within the credit; None without bound.
 
@@ -63,7 +77,7 @@ def within_credit(
 ) -> tuple[list[Ask], frozenset[bytes]]:
     """Return the asks cut to their customers' credit, and the leases refused for want of it.
 
-    A customer's asks use up its credit one after another, in the order given.
+    A customer's asks use up its credit one after another, in the order given (`by_lot`).
     """
     left = dict(credit_micro)
     kept: list[Ask] = []
@@ -84,32 +98,34 @@ def worth(kind: Kind, price: int, quantity: int) -> int:
     return storage_amount(price, quantity) if kind == "storage" else compute_amount(price, quantity)
 
 
-def _grants(asks: Sequence[Ask], free: int, divide: Divide) -> dict[bytes, int]:
+def _grants(asks: Sequence[Ask], free: int, divide: Divide, salt: bytes) -> dict[bytes, int]:
     if sum(ask.quantity for ask in asks) <= free:
         return {ask.lease_id: ask.quantity for ask in asks}
     needs: dict[bytes, Need] = {}
     for ask in asks:
         before = needs[ask.customer].need if ask.customer in needs else 0
-        needs[ask.customer] = Need(ask.customer, ask.tier, ask.weight, before + ask.quantity)
+        claimant = lot(salt, ask.customer)
+        needs[ask.customer] = Need(claimant, ask.tier, ask.weight, before + ask.quantity)
     left = dict(divide(free, list(needs.values())))
     grants = {}
-    for ask in asks:
-        grants[ask.lease_id] = min(ask.quantity, left[ask.customer])
-        left[ask.customer] -= grants[ask.lease_id]
+    for ask in by_lot(asks, salt):
+        claimant = needs[ask.customer].id
+        grants[ask.lease_id] = min(ask.quantity, left[claimant])
+        left[claimant] -= grants[ask.lease_id]
     return grants
 
 
-def clear(asks: Sequence[Ask], free: int, divide: Divide) -> Clearing:
+def clear(asks: Sequence[Ask], free: int, divide: Divide, salt: bytes) -> Clearing:
     """Return what each ask of a window is granted.
 
     While a grant is below its least useful quantity, one such ask is refused and the rest
-    is divided again: the lowest tier first, then the one that lacks most, then by id.
+    is divided again: the lowest tier first, then the one that lacks most, then by lot.
     """
     assert free >= 0, "free capacity is not negative"
     remaining = list(asks)
     refused: set[bytes] = set()
     while True:
-        grants = _grants(remaining, free, divide)
+        grants = _grants(remaining, free, divide, salt)
         short = [ask for ask in remaining if grants[ask.lease_id] < ask.quantity_min]
         if not short:
             return Clearing(grants, frozenset(refused))
@@ -118,7 +134,7 @@ def clear(asks: Sequence[Ask], free: int, divide: Divide) -> Clearing:
             key=lambda ask: (
                 _LAST_FIRST[ask.tier],
                 grants[ask.lease_id] - ask.quantity_min,
-                ask.lease_id,
+                lot(salt, ask.lease_id),
             ),
         )
         refused.add(worst.lease_id)

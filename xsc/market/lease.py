@@ -96,8 +96,8 @@ class LeaseUse:
     lapsed: bool = False
     """Storage: what is leased and not held is no longer reserved."""
     edge: int = 0
-    """Storage: byte-epochs of the epoch in which the last bytes went, where it had just begun:
-    another clock may not count it."""
+    """Storage: bytes carried into the present epoch, or, once all went, into the one in which they
+    did, where it had just begun: another clock may not count it."""
 
 
 def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
@@ -157,6 +157,7 @@ def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
         epoch=epoch,
         peak_bytes=use.held_bytes,
         used=use.used + begun,
+        edge=use.held_bytes or use.edge,
         lapsed=use.lapsed or use.held_bytes * RESERVED_EPOCHS < epoch * terms.quantity,
     )
 
@@ -171,11 +172,10 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     held = max(0, use.held_bytes + delta_bytes)
     peak = max(use.peak_bytes, held)
     edge = use.edge
-    if held:
+    if not use.held_bytes:
+        edge = 0 if held else edge
+    elif not held and now_ms - terms.start_ms - use.epoch * EPOCH_MS >= REQUEST_WINDOW_MS:
         edge = 0
-    elif use.held_bytes:
-        begun_ms = terms.start_ms + use.epoch * EPOCH_MS
-        edge = peak if use.epoch and now_ms - begun_ms < REQUEST_WINDOW_MS else 0
     return replace(
         use,
         touched_ms=now_ms,
@@ -292,7 +292,7 @@ def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what the customer has yet to settle.
 
     Once a lease is over and its last voucher is paid, an epoch that began just before the
-    last bytes went is not owed: two clocks explain it.
+    last bytes went is not owed for what was held when it began: two clocks explain it.
     """
     if (
         is_over(terms, use, now_ms)

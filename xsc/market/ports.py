@@ -65,6 +65,9 @@ class Standing(Protocol):
     def weight_ppm(self, peer: bytes) -> int:
         """Return this node's recognition of the peer."""
 
+    def their_weight_ppm(self, peer: bytes) -> int:
+        """Return the peer's recognition of this node, as far as it said."""
+
     def mutual_ppm(self, peer: bytes) -> int:
         """Return the lesser of both recognitions."""
 

@@ -73,7 +73,7 @@ def left(room: Room, customer: bytes, tier: Tier) -> int:
 def within_share(room: Room, asks: Sequence[Ask]) -> tuple[list[Ask], frozenset[bytes]]:
     """Return the asks cut to their customers' shares, and the leases refused for that.
 
-    A customer's asks use up its share one after another, in the order given.
+    A customer's asks use up its share one after another, in the order given (`by_lot`).
     """
     spare = {ask.customer: left(room, ask.customer, ask.tier) for ask in asks}
     kept: list[Ask] = []

@@ -30,6 +30,7 @@ from xsc.base.errors import (
     NoOffers,
     NotAllowed,
     NotFound,
+    PeerSilent,
     RateLimited,
     RecordInvalid,
     SpaceExhausted,
@@ -58,6 +59,7 @@ from xsc.base.limits import (
     SETTLE_TIMEOUT_MS,
     SHARE_LEASES,
     STORAGE_LEASE_BYTES,
+    STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
     TIDY_MS,
     VOUCHERS_A_CUSTOMER_MAX,
@@ -67,13 +69,14 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler, Peers
 from xsc.base.tally import Tally
+from xsc.base.units import format_credits
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
 from xsc.market import near, room
 from xsc.market.auction import Bid, place, rank_quality, reserve
 from xsc.market.book import Booking, Entry, LeaseBook, Role
-from xsc.market.clearing import Ask, affordable, clear, within_credit
+from xsc.market.clearing import Ask, affordable, by_lot, clear, within_credit
 from xsc.market.ports import Capacity, Commit, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
@@ -148,6 +151,23 @@ class _Waiting:
     granted: asyncio.Future[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _KeptQuote:
+    """A quote, and how both nodes recognised each other when it came."""
+
+    quote: Signed[Quote]
+    standing: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A lease that this node asked for."""
+
+    request: LeaseRequest
+    raw: bytes
+    domain: bytes
+
+
 def _kind(header: dict[str, Value]) -> Kind:
     text = take_str(header, "kind")
     for kind in KINDS:
@@ -219,16 +239,18 @@ class MarketService:
         self._log = log
         self._settings = settings
         self._book = LeaseBook(state, network)
-        self._quotes: dict[tuple[Kind, bytes], Signed[Quote]] = {}
+        self._quotes: dict[tuple[Kind, bytes], _KeptQuote] = {}
         self._labels: dict[bytes, tuple[str, str]] = {}
         self._reports: defaultdict[bytes, deque[int]] = defaultdict(
             lambda: deque(maxlen=REPORTS_KEPT_A_PEER_MAX)
         )
         self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
+        self._unheard: dict[tuple[Kind, bytes], _Asked] = {}
+        """By kind and provider, the newest request whose answer was lost: it can be granted."""
         self._refused: dict[bytes, int] = {}
         """Until when a lease of storage is left alone at whose host a write found no room."""
-        self._in_debt: frozenset[bytes] = frozenset()
-        """Customers whose debt has passed its limit, as of the last `tidy`."""
+        self._at_limit: frozenset[bytes] = frozenset()
+        """Customers that may come to owe nothing more, as of the last `tidy`."""
         self._leasing: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._settling: defaultdict[tuple[Role, bytes], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._waiting: dict[Kind, dict[bytes, _Waiting]] = {kind: {} for kind in KINDS}
@@ -336,6 +358,7 @@ class MarketService:
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
             self.tidy()
+            await self.find_grants()
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settle_all()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
@@ -382,8 +405,7 @@ class MarketService:
         for peer in [peer for peer in self._reports if not self._recent_reports(peer)]:
             del self._reports[peer]
         self._refused = {lease: until for lease, until in self._refused.items() if until > now_ms}
-        customers = {entry.peer for entry in self._book.all("provider")}
-        self._in_debt = frozenset(filter(self._is_in_debt, customers))
+        self._look_at_limits()
 
     # What others see
 
@@ -468,12 +490,12 @@ class MarketService:
         return found
 
     def _kept_free(self, entry: Entry, now_ms: int) -> int:
-        """Return what is reserved under a lease; who is in debt keeps nothing free."""
+        """Return what is reserved under a lease; who has reached its limit keeps nothing free."""
         terms, use = entry.terms, entry.use
         if terms.kind == "compute":
             # What still runs outlives its lease.
             return max(entry.reserved, rules.reserved(terms, use, now_ms))
-        if terms.customer in self._in_debt:
+        if terms.customer in self._at_limit:
             return 0
         # What is being written has its room from the shard store already.
         return max(0, rules.reserved(terms, use, now_ms) - entry.reserved)
@@ -489,9 +511,7 @@ class MarketService:
         return room.left(self._room(kind), customer, self._standing.tier(customer))
 
     async def offers(self, kind: Kind) -> list[Quote]:
-        """Return the quotes of all peers that are up as they stand now, cheapest first."""
-        for kept in [kept for kept in self._quotes if kept[0] == kind]:
-            del self._quotes[kept]
+        """Return the quotes of all peers that are up, cheapest first; kept ones while they hold."""
         up = [peer for peer in self._peers.peers() if self._quality.is_up(peer)]
         quotes, _ = await self._ask(kind, up, 0)
         return sorted(
@@ -658,7 +678,8 @@ class MarketService:
 
     def _clear(self, kind: Kind, waiting: Sequence[_Waiting]) -> dict[bytes, bytes | XscError]:
         now_ms = self._clock.now_ms()
-        asks = [self._ask_of(item.request.record) for item in waiting]
+        salt = self._entropy.token(NONCE_BYTES)
+        asks = by_lot([self._ask_of(item.request.record) for item in waiting], salt)
         customers = {ask.customer for ask in asks}
         credit = {
             # Who shares its credit divides it with those of them that ask at the same time.
@@ -672,17 +693,20 @@ class MarketService:
         # Strangers first divide what there is for them, and then have their part of all.
         strange = [ask for ask in shared_asks if ask.tier == "open"]
         for_strangers = min(space.free, max(room.strangers_left(space), room.LEAST[kind]))
-        of_strangers = clear(strange, for_strangers, self._divide)
+        of_strangers = clear(strange, for_strangers, self._divide, salt)
         known = [ask for ask in shared_asks if ask.tier != "open"]
         clearing = clear(
-            [*known, *room.granted(strange, of_strangers.grants)], space.free, self._divide
+            [*known, *room.granted(strange, of_strangers.grants)], space.free, self._divide, salt
         )
         outcome: dict[bytes, bytes | XscError] = {
-            lease_id: CreditExceeded(
-                "the lease would pass the debt limit between these nodes",
+            ask.lease_id: CreditExceeded(
+                f"the lease could come to cost more than {format_credits(max(0, left))}, which is "
+                "what this node may still owe there, its leases counted",
                 hint="settle what is owed, or ask the provider for a higher limit",
             )
-            for lease_id in without_credit
+            for ask in asks
+            if ask.lease_id in without_credit
+            for left in (credit[ask.customer],)
         }
         for lease_id in beyond_share:
             outcome[lease_id] = _EXHAUSTED[kind](
@@ -758,14 +782,46 @@ class MarketService:
         for other in self._credit.shares_with(customer):
             yield from self._book.of("provider", other)
 
-    def _is_in_debt(self, customer: bytes) -> bool:
-        """Say whether a customer owes more than its limit, settled or not."""
+    def _owed(self, customer: bytes) -> int:
+        """Return what a customer owes under all its leases and has not settled."""
         now_ms = self._clock.now_ms()
-        owed = sum(
+        return sum(
             rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
             for entry in self._sold_to(customer)
         )
-        return owed > 0 and owed > self._credit.credit_left(customer)
+
+    def _is_at_limit(self, customer: bytes) -> bool:
+        """Say whether a customer may come to owe nothing more, under leases that cost something."""
+        costs = any(entry.terms.price for entry in self._sold_to(customer))
+        return costs and self._owed(customer) >= self._credit.credit_left(customer)
+
+    def _look_at_limits(self) -> None:
+        """Take note of who has reached its limit since the last look, and who is within again."""
+        customers = {entry.peer for entry in self._book.all("provider")}
+        before, self._at_limit = self._at_limit, frozenset(filter(self._is_at_limit, customers))
+        for customer in sorted(self._at_limit - before):
+            self._log.warning(
+                "customer_at_limit",
+                customer=short(customer),
+                owed_micro=self._owed(customer),
+                credit_left_micro=self._credit.credit_left(customer),
+            )
+        for customer in sorted(before - self._at_limit):
+            self._log.info("customer_within_limit", customer=short(customer))
+
+    def _check_limit(self, customer: bytes) -> None:
+        """Refuse what is new to a customer that had reached its limit at the last look.
+
+        Raises:
+            CreditExceeded: it had.
+        """
+        if customer in self._at_limit:
+            owed, left = self._owed(customer), self._credit.credit_left(customer)
+            raise CreditExceeded(
+                f"this node serves nothing more on credit: {format_credits(owed)} are not settled, "
+                f"and {format_credits(max(0, left))} may still be owed here",
+                hint="settle what is owed, or ask the provider for a higher limit",
+            )
 
     # The provider's side: use
 
@@ -794,7 +850,7 @@ class MarketService:
 
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without that room.
-            CreditExceeded: the customer's debt has passed its limit.
+            CreditExceeded: the customer has reached its limit.
             SpaceExhausted: the own node has promised its room to others.
         """
         if lease_id == OWN_LEASE:
@@ -804,11 +860,7 @@ class MarketService:
                 raise SpaceExhausted("this node has no room left that is not promised")
             return
         entry = self._mine(lease_id, customer, "storage")
-        if customer in self._in_debt:
-            raise CreditExceeded(
-                "this node owes more than it may here, and stores nothing more",
-                hint="settle what is owed, or ask the provider for a higher limit",
-            )
+        self._check_limit(customer)
         if size_bytes > rules.room(entry.terms, entry.use) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
         reserved = rules.reserved(entry.terms, entry.use, self._clock.now_ms())
@@ -851,12 +903,14 @@ class MarketService:
 
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without those steps.
+            CreditExceeded: the customer has reached its limit.
         """
         if lease_id == OWN_LEASE:
             if customer != self._own:
                 raise LeaseExhausted("only the node itself runs without a lease")
             return 0
         entry = self._mine(lease_id, customer, "compute")
+        self._check_limit(customer)
         if fuel_steps > rules.room(entry.terms, entry.use) - entry.reserved:
             raise LeaseExhausted("the lease has no fuel left for that", hint="take a new lease")
         entry.reserved += fuel_steps
@@ -987,7 +1041,8 @@ class MarketService:
     ) -> tuple[dict[bytes, Signed[Quote]], list[XscError]]:
         """Return a valid quote of each peer that gives one, and what kept the others from it.
 
-        A kept quote is good while it holds and offers enough.
+        A kept quote is good while it holds and offers enough, and both nodes recognise each
+        other as they did.
         """
         now_ms = self._clock.now_ms()
         quotes: dict[bytes, Signed[Quote]] = {}
@@ -996,10 +1051,11 @@ class MarketService:
             kept = self._quotes.get((kind, peer))
             if (
                 kept is not None
-                and is_valid(kept.record, now_ms, margin_ms=LEASE_TIMEOUT_MS)
-                and kept.record.available >= quantity
+                and kept.standing == self._standing_of(peer)
+                and is_valid(kept.quote.record, now_ms, margin_ms=LEASE_TIMEOUT_MS)
+                and kept.quote.record.available >= quantity
             ):
-                quotes[peer] = kept
+                quotes[peer] = kept.quote
             else:
                 missing.append(peer)
         faults = []
@@ -1010,9 +1066,13 @@ class MarketService:
                 self._quotes.pop((kind, peer), None)
                 faults.append(answer)
             else:
-                quotes[peer] = self._quotes[kind, peer] = answer
+                quotes[peer] = answer
+                self._quotes[kind, peer] = _KeptQuote(answer, self._standing_of(peer))
                 self._labels[peer] = (answer.record.site, answer.record.owner)
         return quotes, faults
+
+    def _standing_of(self, peer: bytes) -> tuple[int, int]:
+        return self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
 
     async def fresh_quote(self, peer: bytes) -> Signed[Quote] | XscError:
         """Return a peer's quote for storage as of now, or why there is none."""
@@ -1052,24 +1112,62 @@ class MarketService:
             start_ms=now_ms,
             end_ms=now_ms + rules.LENGTH_MS[kind],
         )
-        signed = sign(request, self._key, self._network)
+        asked = _Asked(
+            request, sign(request, self._key, self._network).raw, domain_of(quote.record)
+        )
         # Whatever comes of it, the next look shall see what is left afterwards.
         self._quotes.pop((kind, provider), None)
         try:
-            reply = await self._caller.call(
-                provider, "market.lease", {"request": signed.raw}, timeout_ms=LEASE_TIMEOUT_MS
-            )
-            raw = take_bytes(reply.header, "lease")
-            granted = open_signed(raw, Lease, network=self._network, author=provider)
-            refusal = rules.check_grant(signed.raw, request, granted.record)
-            if refusal is not None:
-                raise RecordInvalid(refusal)
+            return await self._granted(asked)
+        except asyncio.CancelledError:
+            self._unheard[kind, provider] = asked
+            raise
         except XscError as fault:
+            if isinstance(fault, PeerSilent):
+                self._unheard[kind, provider] = asked
             self._log.warning("no_lease", peer=short(provider), kind=kind, code=fault.code)
             return fault
-        entry = self._book.entry_of("customer", raw, now_ms, domain_of(quote.record))
+
+    async def _granted(self, asked: _Asked) -> Entry:
+        """Return the lease that a provider grants on a request, kept; the same one each time.
+
+        Raises:
+            XscError: it refuses, does not answer, or grants what was not asked for.
+        """
+        request = asked.request
+        reply = await self._caller.call(
+            request.provider, "market.lease", {"request": asked.raw}, timeout_ms=LEASE_TIMEOUT_MS
+        )
+        raw = take_bytes(reply.header, "lease")
+        granted = open_signed(raw, Lease, network=self._network, author=request.provider)
+        refusal = rules.check_grant(asked.raw, request, granted.record)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        known = self._book.get("customer", request.lease_id)
+        if known is not None:
+            return known
+        entry = self._book.entry_of("customer", raw, request.start_ms, asked.domain)
         self._book.add([entry])
         return entry
+
+    async def find_grants(self) -> None:
+        """Ask again for leases whose answer was lost, by the same requests.
+
+        One that was granted is used from then on; the provider keeps it for so long, empty.
+        """
+        now_ms = self._clock.now_ms()
+        for at, asked in list(self._unheard.items()):
+            kept_ms = min(asked.request.end_ms, asked.request.start_ms + STORAGE_LEASE_IDLE_MS)
+            if now_ms >= kept_ms:
+                del self._unheard[at]
+            elif self._quality.is_up(asked.request.provider):
+                del self._unheard[at]
+                try:
+                    await self._granted(asked)
+                except PeerSilent:
+                    self._unheard.setdefault(at, asked)
+                except XscError as fault:
+                    self._log.info("no_lost_lease", peer=short(at[1]), code=fault.code)
 
     def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[Entry]:
         """Return leases with room at those nodes, one a node, best price for quality first."""
@@ -1120,36 +1218,36 @@ class MarketService:
         quantity: int,
         count: int,
         avoid: frozenset[bytes] | None,
+        tried: set[bytes],
     ) -> tuple[list[Entry], list[XscError]]:
         """Return up to `count` new leases at distinct nodes, and what was refused.
 
         With `avoid`, hosts stand in distinct domains, none of those; with None, in any.
-        Who refuses is left out and the others bid again.
+        Nodes that are asked for a lease, have too little or do not answer come to `tried`;
+        nobody there is asked, the others bid again.
         """
         taken: list[Entry] = []
         faults: list[XscError] = []
-        tried: set[bytes] = set()
         while len(taken) < count:
             rest = [node for node in nodes if node not in tried]
             quotes, unquoted = await self._ask(kind, rest, quantity)
-            if not tried:
-                faults += unquoted
-                faults += [
-                    _EXHAUSTED[kind](
-                        f"{short(node)} has not so much {kind} left for this node, "
-                        "beyond the share of a node",
-                        hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
-                        "that it recognises have a larger share",
-                    )
-                    for node, quote in quotes.items()
-                    if quote.record.available < quantity
-                ]
+            small = [n for n, quote in quotes.items() if quote.record.available < quantity]
+            faults += unquoted
+            faults += [
+                _EXHAUSTED[kind](
+                    f"{short(node)} has not so much {kind} left for this node, "
+                    "beyond the share of a node",
+                    hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
+                    "that it recognises have a larger share",
+                )
+                for node in small
+            ]
+            tried.update(small, (node for node in rest if node not in quotes))
             used = {entry.domain for entry in taken} | (avoid or frozenset())
             bids = [
                 self._bid(quote.record, domain_of(quote.record) if avoid is not None else node)
                 for node, quote in quotes.items()
-                if quote.record.available >= quantity
-                and not (avoid is not None and domain_of(quote.record) in used)
+                if node not in tried and not (avoid is not None and domain_of(quote.record) in used)
             ]
             wanted = count - len(taken)
             price_max = reserve(
@@ -1229,6 +1327,7 @@ class MarketService:
         """
         chosen: list[Entry] = []
         faults: list[XscError] = []
+        tried: set[bytes] = set()
         for by_domain in (True, False):
             if len(chosen) == count:
                 break
@@ -1246,6 +1345,7 @@ class MarketService:
                     quantity=quantity,
                     count=count - len(chosen),
                     avoid=frozenset(domains) if by_domain else None,
+                    tried=tried,
                 )
                 chosen += found
                 faults += refused
@@ -1330,7 +1430,7 @@ class MarketService:
                 taken = taken or self._usable("compute", fuel_steps, nodes)
                 if not taken:
                     taken, faults = await self._auction(
-                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None
+                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=set()
                     )
                 if taken:
                     return self._hand_out(taken[0], fuel_steps)

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from xsc.base.clock import Clock, Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import (
+    CreditExceeded,
     LeaseExhausted,
     PeerSilent,
     ReceiptInvalid,
@@ -331,7 +332,7 @@ class Reach:
         else:
             try:
                 await self._store_at_peer(lease, locate, generation, shards, record)
-            except LeaseExhausted:
+            except (CreditExceeded, LeaseExhausted):
                 self.hosts.refused(lease.lease_id)
                 raise
             await self.hosts.used(lease.lease_id, size)

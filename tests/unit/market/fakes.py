@@ -9,7 +9,6 @@ from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
 from xsc.base.limits import GIB
-from xsc.base.log import SilentLog
 from xsc.db.group import GroupCommit
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.pricing import PriceList
@@ -99,6 +98,7 @@ class Health:
 class Recognised:
     weights: dict = field(default_factory=dict)
     mutual: dict = field(default_factory=dict)
+    theirs: dict = field(default_factory=dict)
 
     def tier(self, peer):
         if self.mutual.get(peer, 0) >= 10_000:
@@ -107,6 +107,9 @@ class Recognised:
 
     def weight_ppm(self, peer):
         return self.weights.get(peer, 0)
+
+    def their_weight_ppm(self, peer):
+        return self.theirs.get(peer, 0)
 
     def mutual_ppm(self, peer):
         return self.mutual.get(peer, 0)
@@ -132,6 +135,18 @@ class Room:
         return self.steps - self.running
 
 
+@dataclass
+class Lines:
+    """Keeps what is logged."""
+
+    lines: list = field(default_factory=list)
+
+    def info(self, event, **fields):
+        self.lines.append((event, fields))
+
+    warning = error = info
+
+
 class Node:
     def __init__(self, world, number, **settings):
         self.world = world
@@ -142,6 +157,7 @@ class Node:
         self.health = Health(world.wire)
         self.standing = Recognised()
         self.room = Room()
+        self.log = Lines()
         self.settings = {
             "prices": PriceList(10, 10, 200_000, 100_000),
             "storage_price_max": 40,
@@ -168,7 +184,7 @@ class Node:
             divide=divide,
             state=self.state,
             commit=GroupCommit(self.state, InlineExecutor()).commit,
-            log=SilentLog(),
+            log=self.log,
             settings=MarketSettings(**self.settings),
         )
         self.world.wire.handlers[self.id] = market.handlers()

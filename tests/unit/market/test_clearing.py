@@ -1,11 +1,13 @@
-from itertools import product
+from itertools import permutations, product
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.market.fakes import divide
 from xsc.base.limits import MIB
-from xsc.market.clearing import Ask, clear, within_credit, worth
+from xsc.market.clearing import Ask, by_lot, clear, within_credit, worth
+
+SALT = b"salt"
 
 
 def ask(name, quantity, least=1, *, customer=None, tier="open", weight=1, price=10):
@@ -17,7 +19,7 @@ def never(_capacity, _needs):
 
 
 def test_while_all_fits_nobody_is_divided():
-    clearing = clear([ask(b"a", 4), ask(b"b", 6)], 10, never)
+    clearing = clear([ask(b"a", 4), ask(b"b", 6)], 10, never, SALT)
     assert clearing.grants == {b"a": 4, b"b": 6}
     assert clearing.refused == frozenset()
 
@@ -28,13 +30,13 @@ def test_what_is_scarce_goes_by_standing():
         ask(b"b", 8, tier="mutual", weight=10_000),
         ask(b"c", 8, 0),
     ]
-    assert clear(asks, 9, divide).grants == {b"a": 6, b"b": 3, b"c": 0}
+    assert clear(asks, 9, divide, SALT).grants == {b"a": 6, b"b": 3, b"c": 0}
 
 
 def test_asking_in_pieces_gains_nothing():
-    whole = clear([ask(b"a", 8), ask(b"b", 8)], 8, divide).grants
+    whole = clear([ask(b"a", 8), ask(b"b", 8)], 8, divide, SALT).grants
     pieces = clear(
-        [ask(bytes([n]), 2, customer=b"a") for n in range(4)] + [ask(b"b", 8)], 8, divide
+        [ask(bytes([n]), 2, customer=b"a") for n in range(4)] + [ask(b"b", 8)], 8, divide, SALT
     ).grants
     assert whole == {b"a": 4, b"b": 4}
     # Two pieces of a are full, the other two are refused; b gets what the window cleared for it.
@@ -43,9 +45,30 @@ def test_asking_in_pieces_gains_nothing():
 
 
 def test_a_useless_grant_is_refused_and_left_to_the_others():
-    clearing = clear([ask(b"a", 6, 5), ask(b"b", 6, 5), ask(b"c", 6, 5)], 12, divide)
-    assert clearing.refused == {b"a"}
-    assert clearing.grants == {b"b": 6, b"c": 6}
+    clearing = clear([ask(b"a", 6, 5), ask(b"b", 6, 5), ask(b"c", 6, 5)], 12, divide, SALT)
+    assert len(clearing.refused) == 1
+    assert clearing.grants == dict.fromkeys({b"a", b"b", b"c"} - clearing.refused, 6)
+
+
+def test_ties_fall_by_lot_whatever_ids_were_made_and_whoever_came_first():
+    least = [ask(bytes([n]), 6, 5) for n in range(3)]
+    odd = [ask(b"x", 6, 1, customer=b"x"), ask(b"y", 6, 1, customer=b"y")]
+    credit = [ask(bytes([n]), 4 * MIB, 4 * MIB, customer=b"x") for n in range(3)]
+    for asks, outcome in (
+        (least, lambda asks, salt: clear(asks, 12, divide, salt).refused),
+        (odd, lambda asks, salt: clear(asks, 11, divide, salt).grants[b"x"]),
+        (
+            credit,
+            lambda asks, salt: within_credit("storage", by_lot(asks, salt), {b"x": 90})[1],
+        ),
+    ):
+        found = set()
+        for number in range(40):
+            salt = bytes([number])
+            outcomes = {outcome(order, salt) for order in permutations(asks)}
+            assert len(outcomes) == 1, "the order of arrival decides nothing"
+            found |= outcomes
+        assert len(found) == len(asks), "no id is favoured for ever"
 
 
 def test_the_lowest_tier_gives_way_first():
@@ -53,8 +76,8 @@ def test_the_lowest_tier_gives_way_first():
         ask(b"a", 6, 6, tier="mutual", weight=10_000),
         ask(b"b", 6, 6, tier="one_way", weight=900_000),
     ]
-    assert clear(asks, 6, divide).grants == {b"a": 6}
-    assert clear(asks, 5, divide).grants == {}
+    assert clear(asks, 6, divide, SALT).grants == {b"a": 6}
+    assert clear(asks, 5, divide, SALT).grants == {}
 
 
 @given(
@@ -86,7 +109,7 @@ def test_grants_are_feasible_useful_and_complete(free, wishes):
                 weight=weight,
             )
         )
-    clearing = clear(asks, free, divide)
+    clearing = clear(asks, free, divide, SALT)
     assert set(clearing.grants) | clearing.refused == {one.lease_id for one in asks}
     assert not set(clearing.grants) & clearing.refused
     assert sum(clearing.grants.values()) <= free

@@ -312,3 +312,39 @@ def test_an_epoch_that_had_just_begun_is_forgiven_and_no_other():
     assert owed_micro(STORAGE, advance(STORAGE, ended(just, 3), just * 9), just * 9) == 0
     open_still = replace(ended(just, 3), given_back=False)
     assert owed_micro(STORAGE, open_still, just) == one
+
+
+def test_what_is_forgiven_is_what_a_clock_that_differs_by_a_minute_would_not_count():
+    for second in range(-90, 91, 10):
+        at_ms = T0 + 3 * EPOCH_MS + 1_000 * second
+        skews = range(1 - REQUEST_WINDOW_MS, REQUEST_WINDOW_MS, 9_999)
+        least = min((at_ms + skew - T0) // EPOCH_MS + 1 for skew in skews)
+        for paid in range(1, 5):
+            forgiven = owed_micro(STORAGE, ended(at_ms, paid), at_ms) == 0
+            assert forgiven == (paid >= least), (second, paid)
+
+
+def test_what_came_in_that_minute_is_owed_and_only_what_was_held_before_is_not():
+    size = STORAGE.quantity // 2
+    begun = T0 + 3 * EPOCH_MS
+    use = hold(STORAGE, hold(STORAGE, FRESH, size, T0), size, begun + 1_000)
+    use = hold(STORAGE, use, -2 * size, begun + 2_000)
+    assert use.used == 3 * size + 2 * size
+    for paid, owed in ((3, 2), (4, 0), (5, 0)):
+        micro = storage_amount(STORAGE.price, paid * size)
+        part = replace(
+            use,
+            given_back=True,
+            voucher_micro=micro,
+            voucher_quantity=paid * size,
+            settled_micro=micro,
+        )
+        assert owed_micro(STORAGE, part, begun + 2_000) == storage_amount(
+            STORAGE.price, owed * size
+        )
+        later = advance(STORAGE, part, begun + 9 * EPOCH_MS)
+        assert owed_micro(STORAGE, later, begun + 9 * EPOCH_MS) == storage_amount(
+            STORAGE.price, owed * size
+        )
+    again = hold(STORAGE, hold(STORAGE, use, size, begun + 3_000), -size, begun + 9 * EPOCH_MS)
+    assert again.edge == size, "once a lease: what was held into the last epoch"

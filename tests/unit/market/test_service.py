@@ -14,6 +14,7 @@ from xsc.base.errors import (
     LeaseExhausted,
     NoOffers,
     NotAllowed,
+    PeerSilent,
     RateLimited,
     RecordInvalid,
     SignatureInvalid,
@@ -125,13 +126,22 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
     assert [q.price for q in await world.drive(customer.market.offers("compute"))] == [20, 30]
 
 
-async def test_offers_are_asked_for_anew_and_kept_for_the_next_lease(world, pair):
-    customer, _ = pair
+async def test_offers_are_kept_while_they_hold_and_used_for_the_next_lease(world, pair):
+    customer, provider = pair
     for _ in range(3):
-        await world.drive(customer.market.offers("storage"))
-    assert len(world.wire.calls) == 3, "a price list shows what holds now"
+        (quote,) = await world.drive(customer.market.offers("storage"))
+    assert len(world.wire.calls) == 1, "a quote holds"
     await leased(world, customer)
-    assert [call[2] for call in world.wire.calls[3:]] == ["market.lease"]
+    assert [call[2] for call in world.wire.calls[1:]] == ["market.lease"]
+    await world.drive(customer.market.offers("storage"))
+    assert len(world.wire.calls) == 3, "a lease changes what is offered"
+    world.clock.advance_to(quote.valid_until_ms)
+    await world.drive(customer.market.offers("storage"))
+    assert len(world.wire.calls) == 4
+    for change in (customer.standing.weights, customer.standing.theirs):
+        change[provider.id] = 50_000
+        await world.drive(customer.market.offers("storage"))
+    assert len(world.wire.calls) == 6, "who is recognised is on another rung"
 
 
 async def test_the_price_rises_with_use(world, pair):
@@ -907,10 +917,15 @@ async def test_a_lease_is_not_idle_while_something_is_written(world, pair):
 async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothing(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
-    provider.ledger.limit = 12_000
+    provider.ledger.limit = 12_001
     world.later(2 * EPOCH_MS)
     provider.market.tidy()
     provider.stores(host.lease_id, customer.id, 1)
+    provider.ledger.limit = 12_000
+    provider.market.tidy()
+    with pytest.raises(CreditExceeded, match=r"0\.012000 .* 0\.012000"):
+        provider.market.admit(host.lease_id, customer.id, 1)
+    provider.ledger.limit = 12_001
     world.later(EPOCH_MS)
     provider.market.tidy()
     with pytest.raises(CreditExceeded):
@@ -921,6 +936,118 @@ async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothi
     await customer.market.settle_all()
     provider.market.tidy()
     provider.stores(host.lease_id, customer.id, 1)
+
+
+async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    job = await computing(world, customer)
+    provider.market.admit_compute(job.lease_id, customer.id, 1)
+    await customer.market.settle_all()
+    provider.ledger.limit = provider.ledger.owed(customer.id)
+    assert provider.ledger.limit > 0
+    provider.market.tidy()
+    for serve in (
+        lambda: provider.market.admit(host.lease_id, customer.id, 1),
+        lambda: provider.market.admit_compute(job.lease_id, customer.id, 1),
+    ):
+        with pytest.raises(CreditExceeded):
+            serve()
+    said = [event for event, _ in provider.log.lines]
+    assert said.count("customer_at_limit") == 1
+    provider.ledger.limit *= 2
+    provider.market.tidy()
+    provider.market.tidy()
+    provider.market.admit(host.lease_id, customer.id, 1)
+    said = [event for event, _ in provider.log.lines]
+    assert (said.count("customer_at_limit"), said.count("customer_within_limit")) == (1, 1)
+
+
+async def test_who_pays_nothing_has_no_limit_to_reach(world, pair):
+    customer, provider = pair
+    provider.standing.mutual[customer.id] = 20_000
+    provider.settings["prices"] = PriceList(10, 10, 1_000_000, 100_000)
+    provider.market = provider.make()
+    provider.ledger.limit = 0
+    (host,) = await leased(world, customer)
+    assert host.price == 0
+    provider.market.tidy()
+    provider.stores(host.lease_id, customer.id, MIB)
+
+
+def losing(world, method, after):
+    """Make the next call of a method end in silence, once it was handled or before."""
+    real, lost = world.wire.caller, []
+
+    class Lossy:
+        def __init__(self, own):
+            self.inner = real(own)
+
+        async def call(self, peer, name, *rest, **more):
+            if name != method or lost:
+                return await self.inner.call(peer, name, *rest, **more)
+            lost.append(peer)
+            if after:
+                await self.inner.call(peer, name, *rest, **more)
+            raise PeerSilent("the answer was lost")
+
+    world.wire.caller = Lossy
+    return lost
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_a_grant_whose_answer_was_lost_is_found_again_by_its_id(world, pair, granted):
+    customer, provider = pair
+    losing(world, "market.lease", granted)
+    customer.market = customer.make()
+    with pytest.raises(NoOffers):
+        await leased(world, customer)
+    assert [view.role for view in customer.market.leases()] == []
+    known = {view.lease_id for view in provider.market.leases()}
+    assert len(known) == granted
+    world.wire.down.add(provider.id)
+    await world.drive(customer.market.find_grants())
+    world.wire.down.clear()
+    await world.drive(customer.market.find_grants())
+    found = customer.one("customer")
+    assert provider.one("provider").lease_id == found.lease_id
+    assert not known or known == {found.lease_id}
+    (host,) = await leased(world, customer)
+    assert host.lease_id == found.lease_id
+    calls = len(world.wire.calls)
+    await world.drive(customer.market.find_grants())
+    assert len(world.wire.calls) == calls
+
+
+async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):
+    customer, provider = pair
+    task = asyncio.ensure_future(customer.market.lease_hosts(size_bytes=MIB, count=1))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert any(name == "market.lease" for _, _, name in world.wire.calls)
+    assert task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await world.drive(customer.market.find_grants())
+    assert customer.one("customer").lease_id == provider.one("provider").lease_id
+
+
+async def test_a_lost_grant_is_given_up_where_it_is_refused_or_too_late(world, pair):
+    customer, provider = pair
+    for refuse in (False, True):
+        losing(world, "market.lease", False)
+        customer.market = customer.make()
+        with pytest.raises(NoOffers):
+            await leased(world, customer)
+        if refuse:
+            provider.ledger.limit = 0
+        else:
+            world.later(STORAGE_LEASE_IDLE_MS)
+        before = len(world.wire.calls)
+        for _ in range(2):
+            await world.drive(customer.market.find_grants())
+        assert len(world.wire.calls) - before == refuse
+        assert customer.market.leases() == []
 
 
 async def short_leases(world, customer, provider, count, first=0, **change):
