@@ -142,7 +142,7 @@ LEASE = {
 }
 HEALTH = {
     *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "probes"),
-    *("misses", "last_seen_ms", "skew_ms"),
+    *("misses", "wrong", "last_seen_ms", "skew_ms"),
 }
 BALANCE = {"peer", "name", "balance_micro", "limit_micro"}
 ENTRY = {

@@ -1,12 +1,13 @@
 """Laws of the score and of the availability."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import MISSES_TO_DOWN, PPM, PROBES_KEPT
+from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM
 from xsc.health.detector import AvailabilityTester
 from xsc.health.score import quality_ppm, wilson_ppm
 
@@ -50,51 +51,73 @@ def test_an_answer_never_lowers_and_a_miss_never_raises(answered, missed):
     assert quality_ppm(answered + 1, missed) >= here >= quality_ppm(answered, missed + 1)
 
 
-def test_the_same_for_every_count_that_can_be_kept():
-    table = [[quality_ppm(a, m) for m in range(PROBES_KEPT + 1)] for a in range(PROBES_KEPT + 1)]
-    for a, m in product(range(PROBES_KEPT), repeat=2):
+def test_the_same_for_every_small_count():
+    table = [[quality_ppm(a, m) for m in range(201)] for a in range(201)]
+    for a, m in product(range(200), repeat=2):
         assert table[a + 1][m] >= table[a][m] >= table[a][m + 1]
 
 
-@given(results=st.lists(st.booleans(), max_size=2 * PROBES_KEPT))
-def test_availability_is_the_share_of_the_kept_results(results):
-    tester = AvailabilityTester()
-    up, changes = False, []
-    for at_ms, available in enumerate(results):
-        changed = tester.record_result(NODE, available, at_ms % 7, at_ms)
+STEPS = st.integers(0, 3 * BUCKET_MS)
+RESULTS = st.lists(st.tuples(st.booleans(), STEPS), max_size=150)
+
+
+def recorded(results):
+    """Return a detector, when each result came, and which times it came up or went down."""
+    tester, times, changes, now_ms = AvailabilityTester(), [], [], 0
+    for available, step_ms in results:
+        now_ms += step_ms
+        times.append(now_ms)
+        changed = tester.record_result(NODE, available, step_ms % 7, now_ms)
         if changed is not None:
-            assert changed != up
-            up = changed
             changes.append(changed)
-        assert tester.is_up(NODE) == up
-    kept = results[-PROBES_KEPT:]
+        assert tester.is_up(NODE) == (bool(changes) and changes[-1])
+    return tester, times, changes
+
+
+@given(RESULTS)
+def test_availability_is_the_share_of_the_kept_results(results):
+    tester, times, changes = recorded(results)
+    newest = times[-1] // BUCKET_MS if times else 0
+    kept = [
+        available
+        for (available, _), at_ms in zip(results, times, strict=True)
+        if newest - at_ms // BUCKET_MS < BUCKETS_KEPT
+    ]
     stats = tester.get_stats(NODE)
     assert (stats.probes, stats.answered) == (len(kept), sum(kept))
     assert stats.availability == (sum(kept) * PPM // len(kept) if kept else 0)
-    if results[-MISSES_TO_DOWN:] == [False] * MISSES_TO_DOWN:
+    said = [available for available, _ in results]
+    if said[-MISSES_TO_DOWN:] == [False] * MISSES_TO_DOWN:
         assert tester.state(NODE) == "down"
-    if results[-1:] == [True]:
+    if said[-1:] == [True]:
         assert tester.state(NODE) == "up"
     assert changes == [index % 2 == 0 for index in range(len(changes))]
 
 
-@given(results=st.lists(st.tuples(st.booleans(), st.integers(0, 10**6)), min_size=1, max_size=250))
-def test_the_store_gives_back_what_it_was_given(results):
-    tester, again = AvailabilityTester(), AvailabilityTester()
-    for at_ms, (available, response_ms) in enumerate(results):
-        tester.record_result(NODE, available, response_ms, at_ms)
-    again.restore(NODE, tester.to_bytes(NODE))
-    assert again.get_stats(NODE) == tester.get_stats(NODE)
-    assert again.to_bytes(NODE) == tester.to_bytes(NODE)
-
-
-@given(results=st.lists(st.booleans(), max_size=3 * PROBES_KEPT), more=st.booleans())
-def test_the_window_keeps_the_law_too(results, more):
-    tester = AvailabilityTester()
-    for at_ms, available in enumerate(results):
-        tester.record_result(NODE, available, 0, at_ms)
+@given(RESULTS, st.integers(1, 9))
+def test_the_store_gives_back_what_it_was_given(results, written):
+    """Whenever changes are written: what lies in the store says the same as the memory."""
+    tester, disk, now_ms = AvailabilityTester(), {}, 0
+    for index, (available, step_ms) in enumerate(results):
+        now_ms += step_ms
+        tester.record_result(NODE, available, 1, now_ms)
+        if step_ms % 5 == 0:
+            tester.record_wrong(NODE, now_ms)
+        if index % written == 0 or index == len(results) - 1:
+            disk.update(tester.changes(NODE))
+    again = AvailabilityTester()
+    for number, raw in sorted(disk.items()):
+        if raw is not None:
+            again.restore(NODE, number, raw)
     before = tester.get_stats(NODE)
-    tester.record_result(NODE, more, 0, len(results))
+    assert again.get_stats(NODE) == replace(before, avg_response_ms=0, misses_in_row=0)
+
+
+@given(RESULTS, st.booleans())
+def test_a_further_result_keeps_the_law_too(results, more):
+    tester, times, _ = recorded(results)
+    before = tester.get_stats(NODE)
+    tester.record_result(NODE, more, 0, times[-1] if times else 0)
     after = tester.get_stats(NODE)
     old = quality_ppm(before.answered, before.probes - before.answered)
     new = quality_ppm(after.answered, after.probes - after.answered)

@@ -518,10 +518,8 @@ VOUCHERS_A_CUSTOMER_MAX = 256
 VOUCHERS_MS = 30_000
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over and settled is remembered."""
-REPORT_KEPT_MS = 3_600_000
-"""How long a wrong answer lowers the rank of its giver in auctions."""
-REPORTS_KEPT_A_PEER_MAX = 16
-"""Each halves the rank, which has a floor."""
+LEASE_DENIED_MS = 3_600_000
+"""How long nothing new is begun under a lease that its provider denied."""
 RECOGNITION_RESEND_MS = 10_000
 RECOGNITIONS_A_PEER_MAX = 64
 """How often a peer may tell whom it recognises within RECOGNITIONS_MS: a record of PEERS_MAX
@@ -542,7 +540,11 @@ LEDGER_CONFLICTS_KEPT = 16
 # Health (DESIGN section 10)
 PROBE_INTERVAL_MS = 5_000
 PROBE_TIMEOUT_MS = 3_000
-PROBES_KEPT = 200
+RESPONSES_KEPT = 200
+"""Answers of a peer in this run whose mean time is expected of the next."""
+BUCKET_MS = 6 * 3_600_000
+BUCKETS_KEPT = 56
+"""Results of a peer are counted by BUCKET_MS, and kept for 14 days."""
 PROBES_IN_FLIGHT = 64
 MISSES_TO_DOWN = 2
 """Probes missed in a row after which a peer is down; before that it is suspect."""
@@ -585,7 +587,6 @@ assert (
     > HEADS_MS * DIRECTORY_HEAD_BYTES_MAX // HEAD_STEP_BYTES
 )
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
-assert MISSES_TO_DOWN < PROBES_KEPT
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
 assert LEASE_URGENT_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8

@@ -18,7 +18,10 @@ def health(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["peer", "state", "<availability", "<quality", "<response", "<probes", "<missed", "seen"],
+        [
+            *("peer", "state", "<availability", "<quality", "<response", "<probes", "<missed"),
+            *("<wrong", "seen"),
+        ],
         [
             [
                 named(row, row["id"]),
@@ -28,6 +31,7 @@ def health(settings: Settings) -> None:
                 f"{row['response_ms']}ms",
                 str(row["probes"]),
                 str(row["misses"]),
+                str(row["wrong"]),
                 moment(row["last_seen_ms"]),
             ]
             for row in answer["peers"]

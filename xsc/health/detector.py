@@ -1,8 +1,10 @@
 """Whether a peer is up, and how it has answered so far.
 
 Two questions, two answers: the *state* follows from the last probes of this
-run and says whom to ask now; the *availability* follows from the kept results,
-also those of earlier runs, and says how far to rely on a peer.
+run and says whom to ask now; the *availability* follows from the results of the
+last days, also those of earlier runs, and says how far to rely on a peer. Beside
+probes these count what was plainly wrong: bytes that are not the shard, a result
+on which others did not agree.
 
 This module only counts. `xsc.health.service` sends the probes.
 """
@@ -10,55 +12,82 @@ This module only counts. `xsc.health.service` sends the probes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from xsc.base.encoding import Value, decode, encode
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import LimitError, PeerError, StoreDamaged
-from xsc.base.limits import MISSES_TO_DOWN, PPM, PROBES_KEPT
+from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM, RESPONSES_KEPT
+from xsc.health.score import trust_ppm
 
 State: TypeAlias = Literal["unknown", "up", "suspect", "down"]
 
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """The outcome of one probe."""
+@dataclass(slots=True)
+class Bucket:
+    """What came of one peer in BUCKET_MS."""
 
-    at_ms: int
-    available: bool
-    response_ms: int
-    """How long the answer took; 0 where none came."""
+    answered: int = 0
+    missed: int = 0
+    wrong: int = 0
+    """Answers that were plainly wrong, of any kind."""
+    seen_ms: int | None = None
+    """When it answered last."""
+
+    def to_bytes(self) -> bytes:
+        """Return it for the store."""
+        counts = {"answered": self.answered, "missed": self.missed, "wrong": self.wrong}
+        return encode({"v": _VERSION, "seen": self.seen_ms, **counts})
 
 
 @dataclass(frozen=True, slots=True)
 class AvailabilityStats:
-    """What the kept probes of one peer add up to."""
+    """What the kept results of one peer add up to."""
 
     availability: int
     """Share of probes answered, parts per million; 0 before the first."""
     avg_response_ms: int
-    """Mean time of the answered ones, rounded down; 0 before the first."""
+    """Mean time of the last answers in this run, rounded down; 0 before the first."""
     probes: int
     answered: int
+    wrong: int
+    """Answers that were plainly wrong."""
+    trust_ppm: int
+    """What those leave of the score."""
     misses_in_row: int
-    """Since the last answer."""
+    """Since the last answer, in this run."""
     last_seen_ms: int | None
     """When it answered last."""
 
 
 @dataclass(slots=True)
 class _History:
-    probes: deque[Probe] = field(default_factory=lambda: deque(maxlen=PROBES_KEPT))
-    misses_in_row: int = 0
-    last_seen_ms: int | None = None
+    buckets: dict[int, Bucket] = field(default_factory=dict)
+    """By number of BUCKET_MS since 1970."""
+    newest: int = 0
+    """The bucket of the last result."""
+    changed: set[int] = field(default_factory=set)
+    times: deque[int] = field(default_factory=lambda: deque(maxlen=RESPONSES_KEPT))
     run_misses: int | None = None
     """Misses in a row in this run; None before its first probe."""
     up: bool = False
     stats: AvailabilityStats | None = None
-    """Of the probes, until the next one: readers ask for it several times a segment."""
+    """Until the next result: readers ask for it several times a segment."""
+
+    def turn(self, number: int) -> None:
+        """Make a bucket the newest; drop those that are too old, or of a clock that was wrong."""
+        self.newest, self.stats = number, None
+        for other in [n for n in self.buckets if not 0 <= number - n < BUCKETS_KEPT]:
+            del self.buckets[other]
+            self.changed.add(other)
+
+    def bucket(self, at_ms: int) -> Bucket:
+        """Return the bucket of a moment, to be counted in."""
+        self.turn(at_ms // BUCKET_MS)
+        self.changed.add(self.newest)
+        return self.buckets.setdefault(self.newest, Bucket())
 
 
 def state_after(misses_in_row: int | None) -> State:
@@ -71,27 +100,29 @@ def state_after(misses_in_row: int | None) -> State:
 
 
 class AvailabilityTester:
-    """The results of probes, PROBES_KEPT of each peer."""
+    """The results of BUCKETS_KEPT times BUCKET_MS of each peer."""
 
     def __init__(self) -> None:
         self._histories: dict[bytes, _History] = {}
 
     def record_result(
-        self, node_id: bytes, available: bool, response_ms: int, at_ms: int
+        self, node_id: bytes, available: bool, response_ms: int, at_ms: int, *, counts: bool = True
     ) -> bool | None:
         """Take a result; return whether the peer is up now if that changed, or None.
 
         A peer comes up with an answer and goes down with MISSES_TO_DOWN misses
-        in a row: one lost message takes nobody down.
+        in a row: one lost message takes nobody down. What does not count changes
+        the state alone.
         """
         history = self._histories.setdefault(node_id, _History())
-        history.probes.append(Probe(at_ms, available, response_ms if available else 0))
-        history.stats = None
+        bucket = history.bucket(at_ms)
         if available:
-            history.misses_in_row = history.run_misses = 0
-            history.last_seen_ms = at_ms
+            bucket.answered += 1
+            bucket.seen_ms = at_ms
+            history.times.append(response_ms)
+            history.run_misses = 0
         else:
-            history.misses_in_row += 1
+            bucket.missed += counts
             history.run_misses = (history.run_misses or 0) + 1
         before, state = history.up, state_after(history.run_misses)
         if state == "suspect":
@@ -99,21 +130,15 @@ class AvailabilityTester:
         history.up = state == "up"
         return history.up if history.up != before else None
 
+    def record_wrong(self, node_id: bytes, at_ms: int) -> None:
+        """Take note of an answer that was plainly wrong."""
+        self._histories.setdefault(node_id, _History()).bucket(at_ms).wrong += 1
+
     def get_stats(self, node_id: bytes) -> AvailabilityStats:
         """Return what is known of a peer; zeros where nothing is."""
         history = self._histories.get(node_id, _History())
-        if history.stats is not None:
-            return history.stats
-        times = [probe.response_ms for probe in history.probes if probe.available]
-        probes = len(history.probes)
-        history.stats = AvailabilityStats(
-            availability=len(times) * PPM // probes if probes else 0,
-            avg_response_ms=sum(times) // len(times) if times else 0,
-            probes=probes,
-            answered=len(times),
-            misses_in_row=history.misses_in_row,
-            last_seen_ms=history.last_seen_ms,
-        )
+        if history.stats is None:
+            history.stats = _stats(history)
         return history.stats
 
     def state(self, node_id: bytes) -> State:
@@ -125,30 +150,25 @@ class AvailabilityTester:
         history = self._histories.get(node_id)
         return history is not None and history.up
 
-    def forget(self, node_id: bytes) -> None:
-        """Drop everything about a peer."""
-        self._histories.pop(node_id, None)
+    def forget(self, node_id: bytes) -> list[int]:
+        """Drop everything about a peer; return the numbers of its buckets."""
+        history = self._histories.pop(node_id, _History())
+        return sorted(history.buckets.keys() | history.changed)
 
-    def to_bytes(self, node_id: bytes) -> bytes:
-        """Return a peer's results for the store."""
+    def changes(self, node_id: bytes) -> list[tuple[int, bytes | None]]:
+        """Return what is to be kept of a peer since the last call; None: to be dropped."""
         history = self._histories[node_id]
-        probes: list[Value] = [
-            [probe.at_ms, probe.available, probe.response_ms] for probe in history.probes
-        ]
-        return encode(
-            {
-                "v": _VERSION,
-                "probes": probes,
-                "misses": history.misses_in_row,
-                "seen": history.last_seen_ms,
-            }
-        )
+        numbers, history.changed = sorted(history.changed), set()
+        found = ((number, history.buckets.get(number)) for number in numbers)
+        return [(number, None if one is None else one.to_bytes()) for number, one in found]
 
-    def restore(self, node_id: bytes, raw: bytes) -> None:
-        """Take results of an earlier run; they say nothing about the peer's present state.
+    def restore(self, node_id: bytes, number: int, raw: bytes) -> None:
+        """Take a bucket of an earlier run, the oldest first.
+
+        It says nothing about the peer's present state.
 
         Raises:
-            StoreDamaged: not what `to_bytes` gives.
+            StoreDamaged: not what `changes` gives.
         """
         damaged = StoreDamaged(
             "the results of earlier probes are damaged, or of a newer format",
@@ -161,21 +181,32 @@ class AvailabilityTester:
         match value:
             case {
                 "v": 1,
-                "probes": list(probes),
-                "misses": int(misses),
-                "seen": int() | None as seen,
-            }:
-                history = _History(misses_in_row=misses, last_seen_ms=seen)
+                "answered": int(answered),
+                "missed": int(missed),
+                "wrong": int(wrong),
+                "seen": int() | None as seen_ms,
+            } if min(answered, missed, wrong) >= 0:
+                bucket = Bucket(answered, missed, wrong, seen_ms)
             case _:
                 raise damaged
-        history.probes.extend(_restored(probes, damaged))
-        self._histories[node_id] = history
+        history = self._histories.setdefault(node_id, _History())
+        history.turn(number)
+        history.buckets[number] = bucket
 
 
-def _restored(probes: Iterable[Value], damaged: StoreDamaged) -> Iterable[Probe]:
-    for probe in probes:
-        match probe:
-            case [int(at_ms), bool(available), int(response_ms)]:
-                yield Probe(at_ms, available, response_ms)
-            case _:
-                raise damaged
+def _stats(history: _History) -> AvailabilityStats:
+    buckets = history.buckets
+    answered = sum(bucket.answered for bucket in buckets.values())
+    probes = answered + sum(bucket.missed for bucket in buckets.values())
+    return AvailabilityStats(
+        availability=answered * PPM // probes if probes else 0,
+        avg_response_ms=sum(history.times) // len(history.times) if history.times else 0,
+        probes=probes,
+        answered=answered,
+        wrong=sum(bucket.wrong for bucket in buckets.values()),
+        trust_ppm=trust_ppm({history.newest - n: one.wrong for n, one in buckets.items()}),
+        misses_in_row=history.run_misses or 0,
+        last_seen_ms=max(
+            (one.seen_ms for one in buckets.values() if one.seen_ms is not None), default=None
+        ),
+    )

@@ -10,16 +10,22 @@ real value in parts per million, and therefore keeps its laws to the last unit:
 
 A peer begins as if it had answered z² probes (about 2.7), which puts it at
 exactly one half: usable, but behind every peer that has proven itself.
+
+A wrong answer halves the score, and takes ever less of it as days pass: once it is
+not kept any more, nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isqrt
 
-from xsc.base.limits import PPM
+from xsc.base.limits import BUCKETS_KEPT, PPM
 from xsc.base.units import ceil_div
 
 _SCALE = 1_000_000
+_HALVINGS = PPM.bit_length()
+"""After so many nothing is left."""
 _Z_SQUARED = 2_706_025
 """1.645², in units of 1/_SCALE."""
 
@@ -47,3 +53,16 @@ def wilson_ppm(answered: int, missed: int) -> int:
 def quality_ppm(answered: int, missed: int) -> int:
     """Return a peer's score, 0 to 1 000 000; 500 000 before the first probe."""
     return _lower_bound(answered * _SCALE + _Z_SQUARED, missed * _SCALE)
+
+
+def trust_ppm(wrong: Mapping[int, int]) -> int:
+    """Return what wrong answers leave of a score; PPM where there are none.
+
+    Args:
+        wrong: how many there were, by age in buckets, 0 to BUCKETS_KEPT - 1.
+    """
+    left = PPM
+    for age, count in sorted(wrong.items()):
+        for _ in range(min(count, _HALVINGS)):
+            left = left * (BUCKETS_KEPT + age) // (2 * BUCKETS_KEPT)
+    return left

@@ -5,8 +5,8 @@ counts, anything else is a miss. What the results mean is decided in `detector`
 and `score`, whose turn it is in `schedule`. Health only tells: storage decides
 what to repair, the market whom to trust.
 
-Keys: "health/<node id>", the kept results of one peer. They are written
-without a sync, because a lost one costs nothing but itself.
+Keys: "health/<node id><number of the bucket, 8 bytes>", what came of one peer in that
+time. They are written without a sync, because a lost one costs nothing but itself.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     NONCE_BYTES,
+    PPM,
     PROBE_INTERVAL_MS,
     PROBE_TIMEOUT_MS,
     PROBES_IN_FLIGHT,
@@ -50,7 +51,13 @@ from xsc.identity.keys import KeyPair
 PING = "health.ping"
 
 _ROOT = b"health/"
+_NUMBER_BYTES = 8
 _POLL_MS = 50
+
+
+def _key(peer: bytes, number: int) -> bytes:
+    return _ROOT + peer + number.to_bytes(_NUMBER_BYTES, "big")
+
 
 OnChange: TypeAlias = Callable[[bytes, bool], None]
 """Hears of a peer, and whether it is up now."""
@@ -81,6 +88,8 @@ class HealthRow:
     """Kept results."""
     misses: int
     """Those of them that were not answered."""
+    wrong: int
+    """Answers in the same time that were plainly wrong."""
     misses_in_row: int
     quality_ppm: int
     skew_ms: int | None
@@ -140,16 +149,18 @@ class HealthService:
         self._timeout_ms = timeout_ms
         self._tester = AvailabilityTester()
         self._last_ms: dict[bytes, int] = {}
+        self._heard_ms: dict[bytes, int] = {}
+        """When each peer answered last, by a steady clock."""
         self._skew_ms: dict[bytes, int] = {}
         self._pongs: dict[bytes, Pong] = {}
         self._clock_refused: set[bytes] = set()
         self._listeners: list[OnChange] = []
         self._woken = asyncio.Event()
         for stored, raw in self._store.scan(_ROOT, prefix_end(_ROOT)):
-            node = stored[len(_ROOT) :]
-            if len(node) != ID_BYTES:
-                raise StoreDamaged("a key of the table 'health/' is no node id")
-            self._tester.restore(node, raw)
+            node, number = stored[len(_ROOT) :][:ID_BYTES], stored[len(_ROOT) + ID_BYTES :]
+            if len(number) != _NUMBER_BYTES:
+                raise StoreDamaged("a key of the table 'health/' is no node id and number")
+            self._tester.restore(node, int.from_bytes(number, "big"), raw)
 
     # What is known
 
@@ -168,12 +179,14 @@ class HealthService:
     def quality_ppm(self, peer: bytes) -> int:
         """Return the peer's score, 0 to 1 000 000; one half before the first probe."""
         stats = self._tester.get_stats(peer)
-        return quality_ppm(stats.answered, stats.probes - stats.answered)
+        quality = quality_ppm(stats.answered, stats.probes - stats.answered)
+        return quality * stats.trust_ppm // PPM
 
     def response_ms(self, peer: bytes) -> int:
         """Return how long the peer is expected to take for an answer."""
-        stats = self._tester.get_stats(peer)
-        return stats.avg_response_ms if stats.answered else RESPONSE_EXPECTED_MS
+        if peer not in self._heard_ms:
+            return RESPONSE_EXPECTED_MS
+        return self._tester.get_stats(peer).avg_response_ms
 
     def pong(self, peer: bytes) -> Pong | None:
         """Return the peer's last answer in this run."""
@@ -194,6 +207,7 @@ class HealthService:
             last_seen_ms=stats.last_seen_ms,
             probes=stats.probes,
             misses=stats.probes - stats.answered,
+            wrong=stats.wrong,
             misses_in_row=stats.misses_in_row,
             quality_ppm=self.quality_ppm(peer),
             skew_ms=self._skew_ms.get(peer),
@@ -214,12 +228,13 @@ class HealthService:
 
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
-        self._tester.forget(peer)
+        numbers = self._tester.forget(peer)
         self._last_ms.pop(peer, None)
+        self._heard_ms.pop(peer, None)
         self._skew_ms.pop(peer, None)
         self._pongs.pop(peer, None)
         self._clock_refused.discard(peer)
-        self._store.write([(_ROOT + peer, None)], sync=False)
+        self._store.write([(_key(peer, number), None) for number in numbers], sync=False)
 
     async def probe(self, peer: bytes) -> ProbeResult:
         """Probe a peer now, and take the result to its record.
@@ -275,11 +290,36 @@ class HealthService:
             raise RecordInvalid("the pong answers another ping")
         return pong
 
+    def report(self, peer: bytes, what: str) -> None:
+        """Take note that a peer gave a plainly wrong answer: it lowers its score for days."""
+        self._log.warning("peer_reported", peer=short(peer), what=what)
+        if peer in self._peers.peers():
+            self._tester.record_wrong(peer, self._clock.now_ms())
+            self._keep(peer)
+
+    def _keep(self, peer: bytes) -> None:
+        changes = [(_key(peer, number), raw) for number, raw in self._tester.changes(peer)]
+        self._store.write(changes, sync=False)
+
+    def _is_cut_off(self, peer: bytes) -> bool:
+        """Say whether this node hears none of several peers: then it is its own path that fails."""
+        others = [other for other in self._peers.peers() if other != peer]
+        if not others:
+            return False
+        since_ms = self._clock.monotonic_ms() - 2 * self._interval_ms - self._timeout_ms
+        return not any(self._heard_ms.get(other, since_ms) > since_ms for other in others)
+
     def _record(self, peer: bytes, result: ProbeResult) -> None:
+        if result.available:
+            self._heard_ms[peer] = self._clock.monotonic_ms()
         changed = self._tester.record_result(
-            peer, result.available, result.response_ms, self._clock.now_ms()
+            peer,
+            result.available,
+            result.response_ms,
+            self._clock.now_ms(),
+            counts=not self._is_cut_off(peer),
         )
-        self._store.write([(_ROOT + peer, self._tester.to_bytes(peer))], sync=False)
+        self._keep(peer)
         if changed is None:
             return
         if changed:

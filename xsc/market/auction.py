@@ -61,11 +61,6 @@ class Winner:
     price: int
 
 
-def rank_quality(quality_ppm: int, reports: int) -> int:
-    """Return the quality that counts in auctions: halved for each recent wrong answer."""
-    return max(QUALITY_PPM_LEAST, quality_ppm >> min(reports, 32))
-
-
 def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, bytes]:
     """Sort by score; equal scores by the node's id, or by its hash where a seed is given."""
     return bid.score, tagged_sha256("auction", seed, bid.node) if seed else bid.node

@@ -52,6 +52,9 @@ class Quality(Protocol):
     def quality_ppm(self, peer: bytes) -> int:
         """Return the peer's score, 0 to 1 000 000."""
 
+    def report(self, peer: bytes, what: str) -> None:
+        """Take note that the peer gave a plainly wrong answer."""
+
     def response_ms(self, peer: bytes) -> int:
         """Return how long the peer is expected to take for an answer."""
 

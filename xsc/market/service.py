@@ -14,7 +14,7 @@ The rules are in `auction`, `clearing`, `lease`, `pricing` and `quote`.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -44,6 +44,7 @@ from xsc.base.limits import (
     COMPUTE_LEASE_MICRO_MAX,
     COMPUTE_LEASE_RUNS,
     EPOCH_MS,
+    LEASE_DENIED_MS,
     LEASE_KEPT_MS,
     LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
     LEASE_REQUESTS_WAITING_MAX,
@@ -54,8 +55,6 @@ from xsc.base.limits import (
     NONCE_BYTES,
     PROMISE_MS,
     QUOTE_TIMEOUT_MS,
-    REPORT_KEPT_MS,
-    REPORTS_KEPT_A_PEER_MAX,
     SETTLE_TIMEOUT_MS,
     SHARE_LEASES,
     STORAGE_LEASE_BYTES,
@@ -74,7 +73,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
 from xsc.market import near, room
-from xsc.market.auction import Bid, place, rank_quality, reserve
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, place, reserve
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, by_lot, clear, within_credit
 from xsc.market.ports import Capacity, Commit, Credit, Divide, Quality, Standing
@@ -241,9 +240,6 @@ class MarketService:
         self._book = LeaseBook(state, network)
         self._quotes: dict[tuple[Kind, bytes], _KeptQuote] = {}
         self._labels: dict[bytes, tuple[str, str]] = {}
-        self._reports: defaultdict[bytes, deque[int]] = defaultdict(
-            lambda: deque(maxlen=REPORTS_KEPT_A_PEER_MAX)
-        )
         self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
         self._unheard: dict[tuple[Kind, bytes], _Asked] = {}
         """By kind and provider, the newest request whose answer was lost: it can be granted."""
@@ -402,8 +398,6 @@ class MarketService:
                 kept = use.held_bytes > 0 and not gone
                 if done and not kept and now_ms - ended_ms >= LEASE_KEPT_MS:
                     self._forget(entry)
-        for peer in [peer for peer in self._reports if not self._recent_reports(peer)]:
-            del self._reports[peer]
         self._refused = {lease: until for lease, until in self._refused.items() if until > now_ms}
         self._look_at_limits()
 
@@ -544,16 +538,11 @@ class MarketService:
         return 0 if node == self._own else self._quality.response_ms(node)
 
     def report(self, node: bytes, what: str) -> None:
-        """Take note of a wrong answer: it lowers the node's rank in auctions for a while."""
-        self._log.warning("peer_reported", peer=short(node), what=what)
-        self._reports[node].append(self._clock.now_ms())
-
-    def _recent_reports(self, node: bytes) -> int:
-        since_ms = self._clock.now_ms() - REPORT_KEPT_MS
-        return sum(1 for when_ms in self._reports.get(node, ()) if when_ms > since_ms)
+        """Take note of a wrong answer: it lowers the node's rank in auctions for days."""
+        self._quality.report(node, what)
 
     def _rank(self, node: bytes) -> int:
-        return rank_quality(self._quality.quality_ppm(node), self._recent_reports(node))
+        return max(QUALITY_PPM_LEAST, self._quality.quality_ppm(node))
 
     def _bid(self, quote: Quote, domain: bytes) -> Bid:
         """Return a quote as a bid; who recognises this node is paid its posted rung."""
@@ -1191,7 +1180,7 @@ class MarketService:
     def _is_denied(self, entry: Entry) -> bool:
         if entry.denied_ms is None:
             return False
-        return self._clock.monotonic_ms() < entry.denied_ms + REPORT_KEPT_MS
+        return self._clock.monotonic_ms() < entry.denied_ms + LEASE_DENIED_MS
 
     def _score(self, entry: Entry) -> tuple[int, bytes]:
         node = entry.terms.provider

@@ -495,6 +495,7 @@ PEER = {
     "quality_ppm": 1_000_000,
     "probes": 9,
     "misses": 0,
+    "wrong": 0,
 }
 OFFER = {
     "node": NODE,

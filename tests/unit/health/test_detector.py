@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from xsc.base.encoding import encode
 from xsc.base.errors import StoreDamaged
-from xsc.base.limits import MISSES_TO_DOWN, PROBES_KEPT
+from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM, RESPONSES_KEPT
 from xsc.health.detector import AvailabilityTester
 
 NODE = b"n" * 32
@@ -56,24 +58,64 @@ def test_a_peer_that_never_answered_goes_down_without_having_been_up():
     assert made.state(NODE) == "down"
 
 
-def test_history_is_bounded_and_forgets_the_oldest():
-    made = after(*[(False, 0)] * 50, *[(True, 7)] * PROBES_KEPT)
-    stats = made.get_stats(NODE)
-    assert (stats.probes, stats.availability) == (PROBES_KEPT, 1_000_000)
+def test_results_count_for_days_and_are_dropped_when_they_are_old():
+    made = AvailabilityTester()
+    for day in range(14):
+        for hour in range(24):
+            at_ms = (24 * day + hour) * 3_600_000
+            made.record_result(NODE, day != 3, 5, at_ms)
+    assert made.get_stats(NODE).availability == 13 * PPM // 14, "a day away is a day away"
+    made.changes(NODE)
+    for number in range(1, BUCKETS_KEPT):
+        made.record_result(NODE, True, 5, (BUCKETS_KEPT + number) * BUCKET_MS)
+        assert made.get_stats(NODE).probes == 6 * (BUCKETS_KEPT - 1 - number) + number
+    assert made.get_stats(NODE).availability == PPM
+    gone = [number for number, raw in made.changes(NODE) if raw is None]
+    assert gone == list(range(BUCKETS_KEPT))
+
+
+def test_results_of_a_clock_that_was_wrong_are_dropped():
+    made = AvailabilityTester()
+    made.record_result(NODE, False, 0, 900 * BUCKET_MS)
+    made.record_result(NODE, True, 0, 7 * BUCKET_MS)
+    assert (made.get_stats(NODE).probes, made.get_stats(NODE).availability) == (1, PPM)
+    assert [number for number, raw in made.changes(NODE) if raw is None] == [900]
+
+
+def test_the_expected_time_is_that_of_the_last_answers():
+    made = after(*[(True, 900)] * 50, *[(True, 7)] * RESPONSES_KEPT)
+    assert made.get_stats(NODE).avg_response_ms == 7
+
+
+def test_what_does_not_count_changes_the_state_alone():
+    made = after((True, 10))
+    for at_ms in range(MISSES_TO_DOWN):
+        made.record_result(NODE, False, 0, at_ms, counts=False)
+    assert made.state(NODE) == "down"
+    assert (made.get_stats(NODE).probes, made.get_stats(NODE).availability) == (1, PPM)
+
+
+def kept(made):
+    """Return a detector made from what another one would have on the disk."""
+    again = AvailabilityTester()
+    for number, raw in made.changes(NODE):
+        again.restore(NODE, number, raw)
+    return again
 
 
 def test_results_come_back_but_the_state_does_not():
     made = after((True, 10), (False, 0), (False, 0))
-    again = AvailabilityTester()
-    again.restore(NODE, made.to_bytes(NODE))
-    assert again.get_stats(NODE) == made.get_stats(NODE)
+    made.record_wrong(NODE, 5 * BUCKET_MS)
+    made.record_result(NODE, True, 10, 6 * BUCKET_MS)
+    again, stats = kept(made), made.get_stats(NODE)
+    assert again.get_stats(NODE) == replace(stats, avg_response_ms=0)
     assert (again.state(NODE), again.is_up(NODE)) == ("unknown", False)
-    assert again.record_result(NODE, False, 0, 9) is None
+    assert again.record_result(NODE, False, 0, 6 * BUCKET_MS) is None
     assert again.state(NODE) == "suspect"
-    assert again.get_stats(NODE).misses_in_row == 3
-    again.forget(NODE)
+    assert (again.get_stats(NODE).misses_in_row, again.get_stats(NODE).wrong) == (1, 1)
+    assert again.forget(NODE) == [0, 5, 6]
     assert again.get_stats(NODE).probes == 0
-    again.forget(NODE)
+    assert again.forget(NODE) == []
 
 
 @pytest.mark.parametrize(
@@ -81,13 +123,12 @@ def test_results_come_back_but_the_state_does_not():
     [
         b"",
         b"\xff",
-        encode({"v": 2, "probes": [], "misses": 0, "seen": None}),
-        encode({"v": 1, "probes": [[1, 1]], "misses": 0, "seen": None}),
-        encode({"v": 1, "probes": [[1, 1, 1]], "misses": 0, "seen": None}),
-        encode({"v": 1, "probes": 3, "misses": 0, "seen": None}),
-        encode({"v": 1, "probes": [], "misses": 0, "seen": b""}),
+        encode({"v": 2, "answered": 1, "missed": 0, "wrong": 0, "seen": 0}),
+        encode({"v": 1, "answered": -1, "missed": 0, "wrong": 0, "seen": 0}),
+        encode({"v": 1, "answered": 1, "missed": 0, "seen": 0}),
+        encode({"v": 1, "answered": 1, "missed": 0, "wrong": 0, "seen": b""}),
     ],
 )
 def test_damaged_results_are_refused(raw):
     with pytest.raises(StoreDamaged):
-        AvailabilityTester().restore(NODE, raw)
+        AvailabilityTester().restore(NODE, 0, raw)

@@ -14,7 +14,7 @@ from xsc.base.errors import (
     SignatureInvalid,
     StoreDamaged,
 )
-from xsc.base.limits import PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS
+from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.health.messages import Ping, Pong
 from xsc.health.ports import NodeInfo
@@ -267,8 +267,12 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     a.store.close()
     a.store.reopen()
     a.health = a.start()
-    assert a.health.stats(b.id) == before
-    assert (a.health.response_ms(b.id), a.health.is_up(b.id)) == (30, False)
+    after = a.health.stats(b.id)
+    assert (
+        (after.probes, after.availability) == (before.probes, before.availability) == (2, 500_000)
+    )
+    assert after.last_seen_ms == before.last_seen_ms
+    assert (a.health.response_ms(b.id), a.health.is_up(b.id)) == (RESPONSE_EXPECTED_MS, False)
     assert a.health.state(b.id) == "unknown"
     a.silent = set()
     await a.health.probe(b.id)
@@ -276,11 +280,49 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     assert a.health.stats(b.id).probes == 3
 
 
-@pytest.mark.parametrize("key", [b"health/" + b"n" * 32, b"health/short"])
+@pytest.mark.parametrize("key", [b"health/" + b"n" * 40, b"health/" + b"n" * 32, b"health/short"])
 async def test_damaged_results_stop_the_start(a, key):
     a.store.write([(key, b"\x00")], sync=True)
     with pytest.raises(StoreDamaged):
         a.start()
+
+
+async def test_a_wrong_answer_lowers_the_score_over_a_restart_and_heals_in_days(a, b):
+    for _ in range(20):
+        await a.health.probe(b.id)
+    good = a.health.quality_ppm(b.id)
+    a.health.report(b.id, "shard_mismatch")
+    assert (a.lines[-1][0], a.lines[-1][1]["what"]) == ("peer_reported", "shard_mismatch")
+    assert a.health.quality_ppm(b.id) == good // 2
+    a.health = a.start()
+    assert a.health.quality_ppm(b.id) == good // 2
+    a.clock.advance_to(a.clock.now_ms() + BUCKET_MS * BUCKETS_KEPT // 2)
+    await a.health.probe(b.id)
+    assert good // 2 < a.health.quality_ppm(b.id) < good
+    assert a.health.table()[0].wrong == 1
+    a.clock.advance_to(a.clock.now_ms() + BUCKET_MS * BUCKETS_KEPT // 2)
+    await a.health.probe(b.id)
+    assert a.health.table()[0].wrong == 0
+    assert len(list(a.store.scan(b"health/"))) == 2
+    a.health.report(b"z" * 32, "shard_mismatch")
+    assert len(list(a.store.scan(b"health/"))) == 2, "nothing is kept of who is no peer"
+
+
+async def test_who_hears_nobody_counts_no_misses_of_theirs(a, b):
+    c = Node(3)
+    a.others.append(c)
+    await rounds(a, 3)
+    before = a.health.stats(b.id).probes
+    a.silent = {b.id, c.id}
+    await rounds(a, 100)
+    assert (a.health.state(b.id), a.health.state(c.id)) == ("down", "down")
+    assert a.health.stats(b.id).probes <= before + 4
+    a.silent = {c.id}
+    await rounds(a, 10)
+    assert a.health.stats(b.id).misses_in_row == 0
+    assert a.health.stats(c.id).probes >= before + 10, (
+        "one that answers shows that the path is well"
+    )
 
 
 async def test_the_loop_probes_every_peer_once_an_interval(a, b):

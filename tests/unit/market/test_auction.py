@@ -1,7 +1,7 @@
 import pytest
 
 from xsc.base.limits import PPM
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, place, rank_quality, reserve
+from xsc.market.auction import Bid, Winner, place, reserve
 
 
 def bid(name, price, quality=PPM, domain=None):
@@ -69,9 +69,3 @@ def test_two_bids_of_a_node_are_a_bug():
         place([bid(b"a", 1), bid(b"a", 2)], 1, 9)
     with pytest.raises(AssertionError):
         bid(b"a", 1, 0)
-
-
-def test_reports_lower_the_rank_and_leave_a_rest():
-    assert rank_quality(800_000, 0) == 800_000
-    assert rank_quality(800_000, 2) == 200_000
-    assert rank_quality(800_000, 1000) == rank_quality(0, 0) == QUALITY_PPM_LEAST

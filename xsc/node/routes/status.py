@@ -90,6 +90,7 @@ def routes(node: Node, home: Path) -> list[web.RouteDef]:
                 "quality_ppm": row.quality_ppm,
                 "probes": row.probes,
                 "misses": row.misses,
+                "wrong": row.wrong,
                 "last_seen_ms": row.last_seen_ms,
                 "skew_ms": row.skew_ms,
             }
