@@ -18,7 +18,7 @@ from functools import partial
 
 import wasmtime
 
-from xsc.base.limits import COMPILE_MS_MAX, FUEL_MAX, MIB
+from xsc.base.limits import COMPILE_MS_DEFAULT, FUEL_MAX, MIB
 from xsc.base.log import SilentLog
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
@@ -111,7 +111,8 @@ async def measure(quick: bool) -> None:
         )
         if not quick:
             show(
-                "a compile bomb", await lateness(pool, partial(pool.run, bomb()), 1, COMPILE_MS_MAX)
+                "a compile bomb",
+                await lateness(pool, partial(pool.run, bomb()), 1, COMPILE_MS_DEFAULT),
             )
     finally:
         await pool.stop()

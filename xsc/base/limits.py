@@ -304,7 +304,9 @@ DEPLOYMENTS_MS = 60_000
 RUN_FUEL = 1_000_000
 """What taking and answering an order or a request costs beside the program: a quarter of a
 millisecond, and a quantum, so that no run is less than a micro-credit, which would be nothing."""
-COMPILE_MS_MAX = 20_000
+COMPILE_MS_DEFAULT = 20_000
+COMPILE_MS_MAX = 600_000
+"""Most that a node may allow a module to be compiled, and that compiling it is billed for."""
 COMPILE_MS_A_PEER_MAX = 300_000
 """What one customer may have compiled within COMPILE_SHARE_MS, whoever pays: what takes long to
 compile may be small, and a bill goes by size."""
@@ -348,7 +350,7 @@ EXPORTS_MAX = 16_384
 """A worker reads all of them before it runs the module, which takes a third of a second at most."""
 TABLES_MAX = 16
 TABLE_ELEMENTS_MAX = 1_000_000
-SESSION_INSTANCES_MAX = 64
+SESSION_INSTANCES_MAX = 256
 MILLISECOND_FUEL = 4_000_000
 """What a millisecond costs a run that is ended for its time: what a plain loop burns in one."""
 HOST_CALL_FUEL = 1_000

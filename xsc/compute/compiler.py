@@ -20,7 +20,6 @@ from xsc.base.fields import take_int
 from xsc.base.limits import (
     CODE_KEPT_BYTES_MAX,
     COMPILE_MS_A_PEER_MAX,
-    COMPILE_MS_MAX,
     COMPILE_SHARE_MS,
     COMPILES_QUEUED_A_PEER_MAX,
     KILL_GRACE_MS,
@@ -45,6 +44,9 @@ _BOUND_MET = (*ABORTS, -signal.SIGXCPU, -signal.SIGKILL)
 class CompileBoundMet(Exception):
     """Compiling this module went over its bound of time or memory just now."""
 
+    took_ms = 0
+    """How long it was compiled by then."""
+
 
 class Compiler:
     """Gives the code of modules: from memory or disk, or from a jail."""
@@ -56,13 +58,15 @@ class Compiler:
         log: Log,
         cache: CodeCache | None,
         *,
+        limit_ms: int,
         own: bytes = b"",
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._clock = clock
         self._log = log
         self._cache = cache
-        self._command = command
+        self._limit_ms = limit_ms
+        self._command = (*command, str(limit_ms))
         self._jails = asyncio.Semaphore(jails)
         self._turns: dict[bytes, asyncio.Lock] = {}
         self._queued: Counter[bytes] = Counter()
@@ -171,7 +175,7 @@ class Compiler:
             return
         raise CompileLimit(
             "the module went over the bounds of compiling a short while ago",
-            hint="make it smaller; it is tried again after ten minutes",
+            hint="make it smaller, or raise `compile_limit`; it is tried again after ten minutes",
         )
 
     async def _compile(self, job: Job, slot: tuple[bytes, bytes]) -> Code:
@@ -202,6 +206,10 @@ class Compiler:
             if ready:
                 return None
             raise _failed("it is gone") from None
+        except CompileBoundMet as met:
+            await jail.kill()
+            met.took_ms = self._clock.monotonic_ms() - began_ms
+            raise
         except BaseException:
             await jail.kill()
             raise
@@ -214,7 +222,7 @@ class Compiler:
     async def _in_jail(self, jail: SandboxProcess, job: Job) -> bytes:
         """Return what the process said that compiled the module in this jail."""
         try:
-            async with asyncio.timeout((COMPILE_MS_MAX + KILL_GRACE_MS) / 1000):
+            async with asyncio.timeout((self._limit_ms + KILL_GRACE_MS) / 1000):
                 await jail.send({"hash": job.module_hash, "module": job.module})
                 message = await jail.receive()
                 size = take_int(message, "size", most=2 * WORKER_FRAME_BYTES_MAX)

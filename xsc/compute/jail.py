@@ -1,4 +1,4 @@
-"""The jail: `python -I -m xsc.compute.jail`, where modules are compiled, a process for each.
+"""The jail: `python -I -m xsc.compute.jail MS`, where modules are compiled, a process for each.
 
 Compiling is not bounded by the engine, and compilers have faults: so it is done
 where there is little memory, little processor time, no file, and nothing of
@@ -17,12 +17,13 @@ import hashlib
 import mmap
 import os
 import resource
+import sys
 from typing import NoReturn
 
 from xsc.base.encoding import Value
 from xsc.base.errors import XscError
 from xsc.base.fields import take_bytes
-from xsc.base.limits import COMPILE_ADDRESS_BYTES, COMPILE_MS_MAX, WORKER_FRAME_BYTES_MAX
+from xsc.base.limits import COMPILE_ADDRESS_BYTES, WORKER_FRAME_BYTES_MAX
 from xsc.compute import code as codes
 from xsc.compute import frames
 from xsc.compute.confine import confine, die_with_parent, no_more_threads
@@ -33,9 +34,9 @@ _PIECE_BYTES = 1 << 20
 _STDIN, _STDOUT = 0, 1
 
 
-def _bound_compiling() -> None:
+def _bound_compiling(limit_ms: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (COMPILE_ADDRESS_BYTES, COMPILE_ADDRESS_BYTES))
-    seconds = 1 + -(-COMPILE_MS_MAX // 1000)  # of this process, which has used none
+    seconds = 1 + -(-limit_ms // 1000)  # of this process, which has used none
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
@@ -76,7 +77,8 @@ def _write(data: bytes | memoryview | mmap.mmap, size: int | None = None) -> Non
 class Jail:
     """Forks a process for each module that it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_ms: int) -> None:
+        self._limit_ms = limit_ms
         self._engine = new_engine()
         # What compiling loads from the disk is loaded before there is no disk.
         warm = compile_module(self._engine, hashlib.sha256(WARM_UP).digest(), WARM_UP)
@@ -114,7 +116,7 @@ class Jail:
             os.dup2(2, _STDIN)  # nothing of what is meant for another
             confine()
             no_more_threads()
-            _bound_compiling()
+            _bound_compiling(self._limit_ms)
             message, code = self._answer(frames.from_frame(raw))
             _write(frames.to_frame(message))
             _write(code)
@@ -134,7 +136,7 @@ class Jail:
 def main() -> None:
     """Be a jail."""
     die_with_parent()
-    jail = Jail()
+    jail = Jail(int(sys.argv[-1]))
     hello = frames.hello_message(ENGINE, ENGINE_CONFIG, {})
     _write(frames.to_frame(hello))
     jail.serve()

@@ -34,6 +34,7 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import RateLimited, RecordInvalid, SandboxFailed, XscError
 from xsc.base.limits import (
+    COMPILE_MS_DEFAULT,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
     KIB,
@@ -80,11 +81,19 @@ class PoolSandbox:
         log: Log,
         cache: CodeCache | None = None,
         *,
+        compile_ms: int = COMPILE_MS_DEFAULT,
         own: bytes = b"",
         command: Sequence[str] = COMMAND,
         jail: Sequence[str] = JAIL,
     ) -> None:
-        """Put it together; `own` is the customer that may lose any number of workers."""
+        """Put it together.
+
+        Args:
+            workers, clock, log, cache: what it consists of.
+            compile_ms: how long a module may be compiled.
+            own: the customer that may lose any number of workers.
+            command, jail: what is started as a worker, and to compile.
+        """
         self._size = workers
         self._clock = clock
         self._log = log
@@ -102,7 +111,9 @@ class PoolSandbox:
         """Customers with the modules by which they lost a worker process."""
         self._respawns: set[asyncio.Task[Any]] = set()
         self._ending: set[asyncio.Task[int]] = set()
-        self._compiler = Compiler(workers, clock, log, cache, own=own, command=jail)
+        self._compiler = Compiler(
+            workers, clock, log, cache, limit_ms=compile_ms, own=own, command=jail
+        )
         self._hello: dict[str, Value] = {}
         self._compiling = 0
         """Jobs that wait for their code before they wait for a worker."""
@@ -181,8 +192,8 @@ class PoolSandbox:
         self._customers[job.customer] += 1
         try:
             return await self._run(job, watch)
-        except CompileBoundMet:
-            return self._ended("compile_limit", self._clock.monotonic_ms() - began_ms)
+        except CompileBoundMet as met:
+            return self._ended("compile_limit", met.took_ms)
         finally:
             self._customers[job.customer] -= 1
             if not self._customers[job.customer]:

@@ -198,7 +198,8 @@ class _Reader:
         elif kind == _MEMORY_KIND:
             self.limits("memory")
         elif kind == _GLOBAL_KIND:
-            self.take(2)
+            self.value_type()
+            self.byte()
         else:
             raise ModuleInvalid("the module imports something of an unknown kind")
         return module, name, kind, index

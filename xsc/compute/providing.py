@@ -174,7 +174,7 @@ class Provider:
         else:
             result = await run_taped(self._sandbox, job, tape)
         wall_ms = self._clock.monotonic_ms() - began_ms
-        if tape is not None and result.trap == "cancelled":
+        if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
         receipt = make_receipt(
             order,

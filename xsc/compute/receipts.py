@@ -84,11 +84,12 @@ class Bounded(Protocol):
 def time_fuel(order: Bounded, trap: str | None, wall_ms: int = 0) -> int | None:
     """Return the fuel that a run is billed for of which only its time is known, else None.
 
-    One that the customer cancelled is billed for the time that it ran, `wall_ms`.
+    One that the customer cancelled, or whose module was compiled for too long, is billed for
+    the time that this took, `wall_ms`.
     """
     allowed_ms = {
         "time_exceeded": order.timeout_ms,
-        "compile_limit": COMPILE_MS_MAX,
+        "compile_limit": min(wall_ms, COMPILE_MS_MAX),
         "worker_lost": order.timeout_ms,
         "cancelled": min(wall_ms, order.timeout_ms),
     }

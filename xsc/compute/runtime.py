@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
 from xsc.compute.inputs import RunInput, check_input
 from xsc.compute.limits import Limits
@@ -59,7 +60,7 @@ class ComputeRuntime:
 
     def __init__(self, limits: Limits | None = None, *, workers: int = 1) -> None:
         self._limits = limits or Limits()
-        self._sandbox = PoolSandbox(workers, _SystemClock(), SilentLog())
+        self._sandbox = PoolSandbox(workers, _SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

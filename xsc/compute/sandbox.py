@@ -60,7 +60,7 @@ _TRAPS: dict[str, tuple[type[XscError], str, str]] = {
     "compile_limit": (
         CompileLimit,
         "compiling the module takes more time or memory than is allowed",
-        "",
+        "a node allows what its setting `compile_limit` says",
     ),
     "worker_lost": (
         WorkerLost,

@@ -31,7 +31,7 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bytes, take_texts
 from xsc.base.limits import (
-    COMPILE_MS_MAX,
+    COMPILE_MS_DEFAULT,
     FRAME_HEADER_BYTES_MAX,
     MODULE_LOST_MS,
     MODULES_REMEMBERED_MAX,
@@ -211,7 +211,9 @@ class ComputeService:
         evidence: EvidenceBook,
         inputs: InputReader,
         log: Log,
+        compile_ms: int = COMPILE_MS_DEFAULT,
     ) -> None:
+        """Put it together; `compile_ms` is how long others may compile a module for this node."""
         self._key = key
         self._network = network
         self._clock = clock
@@ -222,6 +224,7 @@ class ComputeService:
         self._sandbox = sandbox
         self._holders = Holders()
         self._log = log
+        self._compile_ms = compile_ms
         self._panel = Panel(
             key=key, network=network, clock=clock, leases=leases, evidence=evidence, log=log
         )
@@ -550,7 +553,6 @@ class ComputeService:
         tape = task.tape
         if tape is None:
             return await self._ask_quietly(task, lease, order)
-        asked_ms = self._clock.monotonic_ms()
         attending = asyncio.create_task(
             self._streams.attend(lease.node, order.record.nonce, tape, task.limits.output_bytes)
         )
@@ -559,17 +561,13 @@ class ComputeService:
         finally:
             attending.cancel()
             await asyncio.gather(attending, return_exceptions=True)
-        took_ms = self._clock.monotonic_ms() - asked_ms
-        receipt = done.receipt.record
-        if receipt.outcome.trap == "cancelled" and receipt.observed.wall_ms > took_ms:
-            raise ReceiptInvalid("the provider bills more time than has passed")
         settle_tape(tape, done.stdout, done.stderr)
         return done
 
     async def _ask_quietly(
         self, task: _Task, lease: ComputeLease, order: Signed[Order]
     ) -> Delivered:
-        timeout_ms = task.limits.timeout_ms + COMPILE_MS_MAX + PEER_TIMEOUT_MS
+        timeout_ms = task.limits.timeout_ms + self._compile_ms + PEER_TIMEOUT_MS
         function = (task.module_hash, task.function)
         referred = referred_to(lease.node, task.objects)
         with_module = False
@@ -699,6 +697,12 @@ class ComputeService:
         trap = done.receipt.record.outcome.trap
         if trap == "cancelled" and (task.tape is None or not task.tape.cancelled.is_set()):
             broken = "nobody has cancelled it"
+        passed_ms = self._clock.now_ms() - order.record.created_ms
+        if (
+            trap in ("cancelled", "compile_limit")
+            and done.receipt.record.observed.wall_ms > passed_ms
+        ):
+            broken = "it bills more time than has passed"
         if trap == "worker_lost" and self._is_lost_again(lease.node, order.record):
             broken = "the provider lost a worker by this module before, and ran it all the same"
         if broken is None:

@@ -47,7 +47,7 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_map
 from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
-    COMPILE_MS_MAX,
+    COMPILE_MS_DEFAULT,
     DEPLOYMENTS_A_PEER_MAX,
     DEPLOYMENTS_MS,
     LEASE_TIMEOUT_MS,
@@ -97,7 +97,6 @@ _URL_CHARS_MAX = 512
 _URL = re.compile(r"https?://[!-~]+")
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5
-_PLACE_TIMEOUT_MS = COMPILE_MS_MAX + PEER_TIMEOUT_MS
 _PAGES_A_TURN = 64
 """A holder that has always more to tell keeps nobody else waiting."""
 WAIT_MS_MAX = 30_000
@@ -188,12 +187,15 @@ class Services:
         state: KeyValue,
         log: Log,
         serving: bool,
+        compile_ms: int = COMPILE_MS_DEFAULT,
     ) -> None:
         """Put it together.
 
         Args:
             serving: whether this node listens for requests, and so takes services of peers.
+            compile_ms: how long others may compile a module for this node.
         """
+        self._place_timeout_ms = compile_ms + PEER_TIMEOUT_MS
         self._key = key
         self._own = key.node_id
         self._network = network
@@ -520,7 +522,7 @@ class Services:
         }
         try:
             reply = await self._caller.call(
-                record.provider, "service.deploy", header, timeout_ms=_PLACE_TIMEOUT_MS
+                record.provider, "service.deploy", header, timeout_ms=self._place_timeout_ms
             )
         except ModuleUnknown:
             root = await run_sized(self._executor, len(module), root_of, module)
@@ -529,7 +531,7 @@ class Services:
                 "service.deploy",
                 {**header, "module": True},
                 [Part(module, root)],
-                timeout_ms=_PLACE_TIMEOUT_MS,
+                timeout_ms=self._place_timeout_ms,
             )
         service.url = _url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False

@@ -328,6 +328,7 @@ class Node:
             evidence=self.evidence,
             inputs=self.storage,
             log=log,
+            compile_ms=config.compile_limit_ms,
         )
         self.modules = Modules()
         self.job_inputs = JobInputs(self.storage, executor)
@@ -344,6 +345,7 @@ class Node:
             state=parts.state,
             log=log,
             serving=bool(config.services_listen),
+            compile_ms=config.compile_limit_ms,
         )
 
     def _guards_for(self, peer: bytes) -> bool:

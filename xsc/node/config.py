@@ -51,6 +51,7 @@ class Config:
     fuel: int
     memory_bytes: int
     timeout_ms: int
+    compile_limit_ms: int
     storage_price_micro: int
     compute_price_micro: int
     mutual_discount_ppm: int
@@ -232,6 +233,12 @@ KEYS: Final[dict[str, Key]] = {
         "10s",
         _between(1, limits.TIMEOUT_MS_MAX, parse_duration_ms),
         "wall time of a job that names none",
+    ),
+    "compile_limit": Key(
+        "compile_limit_ms",
+        "20s",
+        _between(1_000, limits.COMPILE_MS_MAX, parse_duration_ms),
+        "how long a module may be compiled, here for others, and elsewhere for this node",
     ),
     "storage_price": Key(
         "storage_price_micro", "10", _PRICE, "micro-credits a MiB and hour of an idle node"

@@ -121,6 +121,7 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
             clock,
             log,
             CodeCache(home.path / "cache", home.key.derive("compiled-code")),
+            compile_ms=config.compile_limit_ms,
             own=home.key.node_id,
         ),
         log=log,

@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 from xsc.base.encoding import Value
 from xsc.base.errors import NoOffers
-from xsc.base.limits import FUEL_DEFAULT, MEMORY_BYTES_DEFAULT, TIMEOUT_MS_DEFAULT
+from xsc.base.limits import COMPILE_MS_MAX, FUEL_DEFAULT, MEMORY_BYTES_DEFAULT, TIMEOUT_MS_DEFAULT
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
 from xsc.compute.evidence import EvidenceBook
@@ -150,7 +150,7 @@ def _alone(work: Callable[[ComputeService], Awaitable[T]]) -> T:
             caller=nobody,
             leases=nobody,
             book=nobody,
-            sandbox=PoolSandbox(1, clock, log),
+            sandbox=PoolSandbox(1, clock, log, compile_ms=COMPILE_MS_MAX),
             evidence=EvidenceBook(network_id(NETWORK_DEFAULT), MemoryKeyValue()),
             inputs=nobody,
             log=log,

@@ -20,7 +20,7 @@ from xsc.base.errors import (
     SignatureMismatch,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.base.limits import COMPILE_MS_MAX, PEER_BODY_BYTES_MAX
 from xsc.base.log import SilentLog
 from xsc.compute import batch, spot
 from xsc.compute.inputs import RunInput, check_input, input_hash
@@ -87,7 +87,7 @@ def input_of(order: Order, module: bytes, given: Given) -> RunInput:
 
 async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> JobResult | str:
     """Return what a second run gives, or why none could say anything."""
-    sandbox = PoolSandbox(1, SystemClock(), SilentLog())
+    sandbox = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
     try:
         await sandbox.start()
         about = sandbox.describe()
@@ -110,7 +110,7 @@ async def _spot(order: Order, job: Job, told: Outcome, given: Given, program: Pr
         raise ProofInvalid("the results are not those that the receipt binds")
     if not given.lines or max(given.lines) > shape.count:
         raise ArgumentInvalid(f"lines from 1 to {shape.count} can be checked")
-    sandbox = PoolSandbox(1, SystemClock(), SilentLog())
+    sandbox = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
     reasons: list[str] = []
     verdicts = set()
     try:

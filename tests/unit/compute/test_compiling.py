@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,14 @@ from tests.unit.compute.programs import wasm
 from tests.unit.compute.test_receipts import PRICE, RESULT, an_order
 from tests.unit.compute.test_service import AGAIN, FIRST, LIMITS, forged
 from xsc.base.errors import LeaseExhausted, PeerSilent, ProofInvalid, ReceiptInvalid, RecordInvalid
-from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_MAX, MEMORY_BYTES_MAX, MODULE_BYTES_MAX
+from xsc.base.limits import (
+    COMPILE_BYTE_FUEL,
+    COMPILE_MS_MAX,
+    FUEL_MAX,
+    MEMORY_BYTES_MAX,
+    MILLISECOND_FUEL,
+    MODULE_BYTES_MAX,
+)
 from xsc.compute.limits import Limits
 from xsc.compute.receipts import bill, billed_steps, check_receipt, make_receipt
 from xsc.identity.envelope import open_signed, sign
@@ -126,6 +134,53 @@ async def test_compiling_is_billed_also_where_the_answer_was_lost_and_asked_for_
     done = await world.invoke(**there(world))
     assert done.compiled_bytes == len(ADD)
     assert world.provider.market.used == [FIRST]
+
+
+class _TooLong:
+    """A sandbox whose jail took 7 ms for the module, and for which a job waits longer."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    async def run(self, job, watch=None):
+        self.clock.advance_to(self.clock.now_ms() + 50)
+        ended = replace(RESULT, results=(), trap="compile_limit", fuel_used=0)
+        return replace(ended, memory_peak_bytes=0, wall_ms=7)
+
+    async def stop(self):
+        """Nothing runs."""
+
+
+async def test_compiling_for_too_long_is_billed_for_the_time_that_it_took(world):
+    """And not for what the job waited for a jail, which other modules had."""
+    await world.provider.sandbox.stop()
+    world.provider.service._provider._sandbox = _TooLong(world.clock)
+    limits = Limits(fuel=FUEL_MAX // 2**20)
+    done = await world.invoke(limits=limits, **there(world))
+    assert done.trap.code == "compile_limit"
+    assert (done.wall_ms, done.fuel_used) == (7, 7 * MILLISECOND_FUEL)
+    assert receipt_of(done).amount_micro == done.amount_micro > 0
+
+
+@pytest.mark.parametrize("claimed_ms", [2 * COMPILE_MS_MAX, COMPILE_MS_MAX, 51])
+async def test_no_more_time_to_compile_is_paid_than_has_passed(world, claimed_ms):
+    await world.provider.sandbox.stop()
+    world.provider.service._provider._sandbox = _TooLong(world.clock)
+
+    def claim(receipt):
+        order = open_signed(receipt.order, Order, network=None).record
+        fuel = min(order.fuel_max, min(claimed_ms, COMPILE_MS_MAX) * MILLISECOND_FUEL)
+        outcome = receipt.outcome.model_copy(update={"fuel_used": fuel})
+        observed = receipt.observed.model_copy(update={"wall_ms": claimed_ms})
+        amount = bill(order, outcome, observed, 1_000_000)
+        return receipt.model_copy(
+            update={"outcome": outcome, "observed": observed, "amount_micro": amount}
+        )
+
+    forged(world, claim)
+    with pytest.raises(ReceiptInvalid, match="more time than has passed"):
+        await world.invoke(limits=Limits(fuel=10**12), **there(world))
+    assert world.customer.market.spending == []
 
 
 @pytest.mark.parametrize("claimed", [1, len(ADD) - 1, len(ADD) + 1, len(ADD)])

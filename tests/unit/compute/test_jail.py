@@ -19,8 +19,8 @@ from blake3 import blake3
 from tests.unit.compute import attacks
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import CompileLimit, ModuleInvalid, SandboxFailed
+from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
-from xsc.compute import compiler as compilers
 from xsc.compute.cache import CodeCache
 from xsc.compute.code import Code, from_file, to_file
 from xsc.compute.pool import PoolSandbox
@@ -56,7 +56,7 @@ def pids(pool):
 async def test_what_compiles_for_too_long_ends_in_time_and_troubles_no_worker(
     pool, name, monkeypatch
 ):
-    monkeypatch.setattr(compilers, "COMPILE_MS_MAX", LITTLE_TIME_MS)
+    monkeypatch.setattr(pool._compiler, "_limit_ms", LITTLE_TIME_MS)
     before = pids(pool)
     await pool.run(job("fib", "fib", i32(5)))
     began = time.monotonic()
@@ -70,11 +70,24 @@ async def test_what_compiles_for_too_long_ends_in_time_and_troubles_no_worker(
     assert pids(pool) == before
 
 
+async def test_a_node_may_have_modules_compiled_for_longer():
+    """What its setting says holds for the clock and for the processor time of the jail."""
+    made = PoolSandbox(1, SteadyClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
+    await made.start()
+    (jail,) = made._compiler._idle
+    assert made._compiler._limit_ms == COMPILE_MS_MAX
+    assert (PROC / str(jail.pid) / "cmdline").read_bytes().endswith(b"\0%d\0" % COMPILE_MS_MAX)
+    assert (await made.run(ADD)).results == (i32(3),)
+    await made.stop()
+
+
 async def test_a_module_that_went_over_is_refused_for_a_while(pool, monkeypatch):
-    monkeypatch.setattr(compilers, "COMPILE_MS_MAX", 10)
+    monkeypatch.setattr(pool._compiler, "_limit_ms", 10)
     (jail,) = pool._compiler._idle
     os.kill(jail.pid, signal.SIGSTOP)
-    assert (await pool.run(ADD)).trap == "compile_limit"
+    ended = await pool.run(ADD)
+    assert ended.trap == "compile_limit"
+    assert ended.wall_ms >= 10  # what is billed, however long it waited before
     monkeypatch.undo()
     with pytest.raises(CompileLimit, match="a short while ago"):
         await pool.run(ADD)  # not billed again: nothing was done
@@ -107,7 +120,9 @@ async def test_a_module_that_takes_all_memory_to_compile_is_a_compile_limit():
 
 
 async def test_a_module_that_takes_all_processor_time_is_a_compile_limit():
-    pool = await _with_jail("from xsc.compute import jail\njail.COMPILE_MS_MAX = 0\njail.main()")
+    pool = await _with_jail(
+        "import sys\nfrom xsc.compute import jail\nsys.argv[-1] = '0'\njail.main()"
+    )
     assert (await pool.run(job_of(BOMBS["loops with phis"], "go"))).trap == "compile_limit"
     await pool.stop()
 
