@@ -32,6 +32,12 @@ def lines_of(text: str) -> list[str]:
     return found
 
 
+def spans_of(text: str) -> list[str]:
+    """Return the command lines that stand within a page's sentences."""
+    found = re.findall(r"`(xsc [^`]+)`", BLOCK.sub("", text))
+    return [" ".join(line.split()) for line in found if "…" not in line]
+
+
 def calls_of(line: str) -> list[list[str]]:
     """Return the words of each call of xsc in a command line, without what the shell takes."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
@@ -91,8 +97,28 @@ CALLS = [
 ]
 
 
+NAMED = [
+    (path, words)
+    for path in PAGES
+    for line in spans_of(path.read_text())
+    for words in calls_of(line)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_command_that_a_sentence_names_exists(page):
+    # Without what it works on, mostly.
+    wrong = {" ".join(words): fault_of(words) for path, words in NAMED if path == page}
+    faults = {call: fault for call, fault in wrong.items() if fault}
+    unfinished = ("missing:", "requires an argument")
+    assert {
+        call for call, fault in faults.items() if not any(u in fault for u in unfinished)
+    } == set()
+
+
 def test_pages_have_calls():
     assert len(CALLS) > 20
+    assert len(NAMED) > 50
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
