@@ -57,3 +57,9 @@ def test_every_row_says_who_and_by_which_proof():
 def test_every_share_stands_in_the_limits(row):
     for name in re.findall(r"`([A-Z_]+)`", row[1]):
         assert getattr(limits, name) > 0
+
+
+def test_every_limit_of_one_peer_stands_in_the_table():
+    one = re.compile(r"_(A_PEER|AN_ADDRESS|A_CUSTOMER|AN_OWNER|AN_INTRODUCER)_")
+    named = {name for row in SHARES for name in re.findall(r"`([A-Z_]+)`", row[1])}
+    assert {name for name in vars(limits) if one.search(name)} <= named

@@ -18,6 +18,7 @@ from xsc.base.errors import RateLimited, SandboxFailed
 from xsc.base.limits import (
     COMPILE_MS_A_PEER_MAX,
     COMPILE_SHARE_MS,
+    COMPILES_QUEUED_A_PEER_MAX,
     FUEL_MAX,
     JOBS_QUEUED_MAX,
     MODULE_LOST_MS,
@@ -308,6 +309,31 @@ async def test_what_a_compilation_takes_is_counted_however_it_ends(pool):
     os.kill(jail.pid, signal.SIGCONT)
     await until(lambda: not compiler._under_way)
     assert compiler._taken.wait_ms(b"c", clock.monotonic_ms()) > 0
+
+
+async def test_so_many_modules_of_a_customer_wait_to_be_compiled_and_others_have_their_own(pool):
+    compiler = pool._compiler
+    (jail,) = compiler._idle
+    os.kill(jail.pid, signal.SIGSTOP)
+
+    def asked(customer, number):
+        module = replace(ADD, customer=customer, module_hash=bytes([number]) * 32)
+        return asyncio.create_task(compiler.code(module, b"config"))
+
+    waiting = [asked(b"c", number) for number in range(COMPILES_QUEUED_A_PEER_MAX)]
+    await until(lambda: len(compiler._under_way) == COMPILES_QUEUED_A_PEER_MAX)
+    with pytest.raises(RateLimited, match="of this customer wait"):
+        await asked(b"c", 100)
+    # A module that is being compiled takes no further place.
+    again = asked(b"c", 0)
+    other = asked(b"another", 101)
+    await until(lambda: len(compiler._under_way) == COMPILES_QUEUED_A_PEER_MAX + 1)
+    for task in (*waiting, again, other):
+        task.cancel()
+    await asyncio.gather(*waiting, again, other, return_exceptions=True)
+    os.kill(jail.pid, signal.SIGCONT)
+    await compiler.stop()
+    assert not compiler._queued
 
 
 async def test_no_module_is_compiled_for_a_job_that_finds_no_place(pool):
