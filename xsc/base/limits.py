@@ -520,8 +520,6 @@ VOUCHERS_A_CUSTOMER_MAX = 256
 VOUCHERS_MS = 30_000
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over and settled is remembered."""
-LEASE_DENIED_MS = 3_600_000
-"""How long nothing new is begun under a lease that its provider denied."""
 RECOGNITION_RESEND_MS = 10_000
 RECOGNITIONS_A_PEER_MAX = 64
 """How often a peer may tell whom it recognises within RECOGNITIONS_MS: a record of PEERS_MAX

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xsc.base.errors import NotFound
+from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.limits import FUEL_QUANTUM
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import LEASE, PATH, Group, Settings, pass_settings
@@ -93,14 +93,17 @@ def leases(settings: Settings) -> None:
 @click.argument("lease_id", metavar="LEASE", type=LEASE)
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
 @click.option("--renewal", is_flag=True, help="Its newest renewal, which `xsc verify` reads.")
+@click.option("--denial", is_flag=True, help="The host's signed word that it does not know it.")
 @pass_settings
-def lease(settings: Settings, lease_id: str, output: Path, *, renewal: bool) -> None:
+def lease(settings: Settings, lease_id: str, output: Path, *, renewal: bool, denial: bool) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
     LEASE is its id, or the beginning of it.
     """
     check_target(output)
-    with settings.calls().lease(lease_id, renewal=renewal) as download:
+    if renewal and denial:
+        raise ArgumentInvalid("--renewal and --denial are two records: ask for one")
+    with settings.calls().lease(lease_id, renewal=renewal, denial=denial) as download:
         size = write_whole(output, download.blocks())
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})

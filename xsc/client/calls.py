@@ -540,8 +540,8 @@ class Calls:
         """Return the leases of this node, in both roles."""
         return self.core.call("GET", "/v1/market/leases")
 
-    def lease(self, lease_id: str, *, renewal: bool = False) -> Download:
-        """Return one signed lease, or its newest renewal, as a file for `xsc verify`.
+    def lease(self, lease_id: str, *, renewal: bool = False, denial: bool = False) -> Download:
+        """Return one signed lease, its newest renewal or its denial as a file for `xsc verify`.
 
         To be used in a `with`.
         """
@@ -549,7 +549,7 @@ class Calls:
             raise ArgumentInvalid(
                 f"'{lease_id}' is no lease id", hint="`xsc market leases` shows them"
             )
-        query = "?renewal=1" if renewal else ""
+        query = "?renewal=1" if renewal else "?denial=1" if denial else ""
         return self.core.download(f"/v1/market/leases/{lease_id}{query}", {})
 
     def settle(self) -> Document:

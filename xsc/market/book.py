@@ -3,6 +3,7 @@
     market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
     market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
     market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
+    market/denial/c/<lease id>       the provider's signed word that it does not know the lease
     market/closed                    there while the node is stopped, where it stopped in order
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
@@ -32,9 +33,10 @@ _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
 _RENEWAL: Final = b"market/renewal/"
+_DENIAL: Final = b"market/denial/c/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/")
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL)
 """Where the leases of a node as the customer begin."""
 
 
@@ -74,8 +76,8 @@ class Entry:
     """Provider: how many of those came in a row, in this process."""
     refused_ms: int = 0
     """When the last of them came, by a steady clock."""
-    denied_ms: int | None = None
-    """Customer: when, by a steady clock, the provider last denied that there is this lease."""
+    denial: bytes | None = None
+    """Customer: the provider's signed word that it does not know this lease."""
     reserved: int = 0
     """Provider: steps of runs under way, or bytes that are being written."""
     kept_epoch: int = 0
@@ -233,6 +235,8 @@ class LeaseBook:
                     entry.renewal = self._state.get(_RENEWAL + tail)
                     if entry.renewal is not None:
                         entry.terms = self.renewed_terms(entry, entry.renewal)
+                    if role == "customer":
+                        entry.denial = self._state.get(_DENIAL + lease_id)
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
                 self._know(entry)
@@ -332,6 +336,16 @@ class LeaseBook:
         for entry, terms, use, raw in renewed:
             entry.terms, entry.use, entry.renewal = terms, use, raw
 
+    def deny(self, entries: list[Entry], denial: bytes) -> None:
+        """Keep that a provider denied leases that it has granted; on the disk on return."""
+        changes: list[Change] = []
+        for entry in entries:
+            changes += [(_DENIAL + entry.terms.lease_id, denial), self.use_row(entry)]
+        if changes:
+            self._state.write(changes, sync=True)
+        for entry in entries:
+            entry.denial = denial
+
     def touch(self, entry: Entry) -> bool:
         """Note that a change of bytes held is to be kept; return whether it is the first.
 
@@ -359,7 +373,9 @@ class LeaseBook:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
         self._touched.pop(tail, None)
-        keys = (_LEASE + tail, _USE + tail, _RENEWAL + tail)
+        keys = [_LEASE + tail, _USE + tail, _RENEWAL + tail]
+        if entry.role == "customer":
+            keys.append(_DENIAL + entry.terms.lease_id)
         self._state.write([(key, None) for key in keys], sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
         with_peer = self._by_peer[entry.role, entry.peer]

@@ -46,8 +46,10 @@ from xsc.market import lease as leases
 from xsc.market import renewal as rules
 from xsc.market.book import Entry, LeaseBook, Role
 from xsc.market.clearing import affordable
+from xsc.market.denial import REASON
 from xsc.market.ports import Credit, Quality
 from xsc.market.quote import open_quote
+from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import storage_amount
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
@@ -141,7 +143,7 @@ class Renewals:
         known: set[bytes] = set()
         for entry in self._book.all("customer"):
             known.add(entry.terms.lease_id)
-            if rules.is_renewable(entry.terms, entry.use, now_ms):
+            if entry.denial is None and rules.is_renewable(entry.terms, entry.use, now_ms):
                 by_host[entry.peer].append(entry)
                 if self._is_due(entry, now_ms):
                     due.add(entry.peer)
@@ -277,6 +279,9 @@ class Renewals:
         entry = self._book.get("customer", lease_id)
         if entry is None:
             return None
+        if entry.denial is not None:
+            denied = open_signed(entry.denial, LeaseDenial, network=self._network).record
+            return LeaseEnd(entry.peer, min(denied.denied_ms, entry.terms.end_ms), REASON)
         tried = self._tried.get(lease_id)
         return LeaseEnd(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
 
@@ -287,6 +292,7 @@ class Renewals:
             self.end_of(entry.terms.lease_id)
             for entry in self._book.all("customer")
             if entry.terms.kind == "storage"
+            and entry.denial is None
             and entry.use.held_bytes
             and entry.terms.end_ms <= until_ms
         ]

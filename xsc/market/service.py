@@ -17,7 +17,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value, tagged_sha256
@@ -44,7 +44,6 @@ from xsc.base.limits import (
     COMPUTE_LEASE_MICRO_MAX,
     COMPUTE_LEASE_RUNS,
     EPOCH_MS,
-    LEASE_DENIED_MS,
     LEASE_KEPT_MS,
     LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
     LEASE_REQUESTS_WAITING_MAX,
@@ -76,6 +75,7 @@ from xsc.market import near, room
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, place, reserve
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, by_lot, clear, within_credit
+from xsc.market.denials import KNOWN, Denials
 from xsc.market.ports import Capacity, Commit, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
@@ -127,7 +127,8 @@ class LeaseView:
     kind: Kind
     peer: bytes
     lease_id: bytes
-    status: rules.Status
+    status: rules.Status | Literal["denied"]
+    """`denied`: this node is the customer, and the provider signed that it knows no such lease."""
     price: int
     quantity: int
     held_bytes: int
@@ -275,6 +276,15 @@ class MarketService:
             state=state,
             log=log,
         )
+        self.denials = Denials(
+            key=key,
+            network=network,
+            clock=clock,
+            caller=caller,
+            book=self._book,
+            report=self.report,
+            log=log,
+        )
         self.leaving: Callable[[], Collection[bytes]] = frozenset
         """Returns the nodes that are leaving: no room is taken there."""
 
@@ -375,6 +385,7 @@ class MarketService:
             "market.settle": self._on_settle,
             RENEW: self.renewals.on_renew,
             HISTORY: self.recalls.on_history,
+            KNOWN: self.denials.on_known,
         }
 
     def tidy(self) -> None:
@@ -383,6 +394,10 @@ class MarketService:
         roles: tuple[Role, ...] = ("customer", "provider")
         for role in roles:
             for entry in self._book.all(role):
+                if entry.denial is not None:
+                    if now_ms - entry.terms.end_ms >= LEASE_KEPT_MS:
+                        self._forget(entry)
+                    continue
                 if role == "provider":
                     # What has lapsed is looked at once, not with every put.
                     entry.use = rules.advance(entry.terms, entry.use, now_ms)
@@ -423,13 +438,14 @@ class MarketService:
 
     def _view(self, entry: Entry, now_ms: int) -> LeaseView:
         terms = entry.terms
-        use = rules.advance(terms, entry.use, now_ms)
+        is_denied = entry.denial is not None
+        use = entry.use if is_denied else rules.advance(terms, entry.use, now_ms)
         return LeaseView(
             entry.role,
             terms.kind,
             entry.peer,
             terms.lease_id,
-            rules.status(terms, use, now_ms),
+            "denied" if is_denied else rules.status(terms, use, now_ms),
             terms.price,
             terms.quantity,
             use.held_bytes,
@@ -453,6 +469,17 @@ class MarketService:
             if entry is not None and entry.renewal is not None:
                 return entry.renewal
         raise NotFound("this lease was not renewed")
+
+    def denial_record(self, lease_id: bytes) -> bytes:
+        """Return the provider's signed word that it does not know a lease, for `xsc verify`.
+
+        Raises:
+            NotFound: no such lease, or it was not denied.
+        """
+        entry = self._book.get("customer", lease_id)
+        if entry is None or entry.denial is None:
+            raise NotFound("no provider has denied this lease")
+        return entry.denial
 
     def pricing(self) -> MarketPricing:
         """Return this node's prices at its present utilisation."""
@@ -1169,18 +1196,13 @@ class MarketService:
                 terms.kind == kind
                 and terms.provider in wanted
                 and terms.provider not in found
-                and not self._is_denied(entry)
+                and entry.denial is None
                 and rules.is_useful(terms, use, now_ms)
                 and self._refused.get(terms.lease_id, 0) <= now_ms
                 and rules.room(terms, use) - entry.promised_at(now_ms) >= quantity
             ):
                 found[terms.provider] = entry
         return sorted(found.values(), key=self._score)
-
-    def _is_denied(self, entry: Entry) -> bool:
-        if entry.denied_ms is None:
-            return False
-        return self._clock.monotonic_ms() < entry.denied_ms + LEASE_DENIED_MS
 
     def _score(self, entry: Entry) -> tuple[int, bytes]:
         node = entry.terms.provider
@@ -1471,9 +1493,21 @@ class MarketService:
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
         self._keep(entry)
 
-    def refused(self, lease_id: bytes) -> None:
-        """Take note that a host has no room for more under a lease: others come first for now."""
+    async def refused(self, lease_id: bytes) -> None:
+        """Take note that a host takes no more under a lease: others come first for now.
+
+        The host is asked whether it knows the lease at all; where it signs that it does not,
+        so are its others.
+        """
         self._refused[lease_id] = self._clock.now_ms() + PROMISE_MS
+        entry = self._book.get("customer", lease_id)
+        if entry is not None and entry.denial is None:
+            await self.denials.ask(entry.peer)
+
+    def is_denied(self, lease_id: bytes) -> bool:
+        """Return whether the host of a lease has signed that it does not know it."""
+        entry = self._book.get("customer", lease_id)
+        return entry is not None and entry.denial is not None
 
     async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note that a host has held more (+) or less (-) than was counted.
@@ -1532,6 +1566,8 @@ class MarketService:
     async def _settle(self, entry: Entry) -> None:
         """Sign what is owed now and send it; what fails is sent again with the next."""
         async with self._settling["customer", entry.terms.lease_id]:
+            if entry.denial is not None:
+                return
             now_ms = self._clock.now_ms()
             use = rules.advance(entry.terms, entry.use, now_ms)
             voucher = rules.next_voucher(entry.terms, use, now_ms)
@@ -1553,10 +1589,8 @@ class MarketService:
             except XscError as fault:
                 self._log.warning("not_settled", peer=short(entry.peer), code=fault.code)
                 if isinstance(fault, NotAllowed):
-                    # It has signed the lease, which runs on. Nothing new goes there for a while.
-                    entry.denied_ms = self._clock.monotonic_ms()
-                    self.report(entry.peer, "lease_denied")
+                    # It has signed the lease, which runs on unless it signs this, too.
+                    await self.refused(entry.terms.lease_id)
                 return
-            entry.denied_ms = None
             entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
             self._book.save(entry)

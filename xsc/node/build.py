@@ -288,6 +288,7 @@ class Node:
         drain = self.storage.drain
         self.capacity.leaving = lambda: drain.active
         self.market.leaving = drain.leaving
+        self.market.denials.on_denied = self.storage.leases_denied
         self.sweeper = Sweeper(
             node=self.shards,
             leases=self.market,
@@ -516,6 +517,9 @@ class Node:
     async def _recall(self, peer: bytes) -> None:
         await self.market.recalls.recall(peer)
 
+    async def _ask_for_leases(self, peer: bytes) -> None:
+        await self.market.denials.ask(peer)
+
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
@@ -525,6 +529,7 @@ class Node:
             self.tasks.once("head", lambda: self._confirm_head(peer))
             self.tasks.once("standing", lambda: self._tell_standing(peer))
             self.tasks.once("recall", lambda: self._recall(peer))
+            self.tasks.once("leases", lambda: self._ask_for_leases(peer))
 
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""

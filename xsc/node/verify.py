@@ -26,6 +26,7 @@ from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
+from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
@@ -165,6 +166,18 @@ def _deletion_receipt(raw: bytes) -> str:
         f"deletion receipt: {short(receipt.host)} holds nothing more of object "
         f"{short(receipt.locate)} for {short(receipt.customer)}, "
         f"and freed {format_size(receipt.freed_bytes)}"
+    )
+
+
+def _lease_denial(raw: bytes) -> str:
+    signed = _open(raw, LeaseDenial)
+    denial = signed.record
+    _require(signed.author == denial.provider, "the denial is not signed by the provider")
+    _require(len(set(denial.leases)) == len(denial.leases), "the denial names a lease twice")
+    named = ", ".join(short(lease_id) for lease_id in denial.leases)
+    return (
+        f"lease denial: {short(denial.provider)} knows no lease of {short(denial.customer)} "
+        f"with the id {named}"
     )
 
 
@@ -362,7 +375,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
 
     Args:
         raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
-            lease, quote, voucher or exported ledger entry.
+            lease, lease denial, quote, voucher or exported ledger entry.
         module: a module that an execution or service receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
@@ -378,6 +391,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
         Lease.KIND: _lease,
         Renewal.KIND: _renewal,
+        LeaseDenial.KIND: _lease_denial,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,
         SettledEntry.KIND: verify_settled,

@@ -287,6 +287,11 @@ class Mender:
         self.look()
         self._woken.set()
 
+    def look_at(self, refs: Collection[bytes]) -> None:
+        """Look at some charges at once: a host has told that it holds them no more."""
+        self._again.update(refs)
+        self._woken.set()
+
     def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:
         """Return those of some nodes that were silent for longer than the grace."""
         now_ms = self._reach.clock.monotonic_ms()

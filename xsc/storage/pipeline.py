@@ -636,7 +636,8 @@ class Upload:
                 return
             while True:
                 slot.tries += 1
-                if isinstance(fault, LeaseExhausted) and await self._extend(slot):
+                denied = self._reach.hosts.is_denied(slot.lease.lease_id)
+                if isinstance(fault, LeaseExhausted) and not denied and await self._extend(slot):
                     return
                 self._reach.log.warning(
                     "storage_host_replaced", peer=short(slot.lease.node), reason=fault.code
@@ -660,19 +661,22 @@ class Upload:
             # The last extension did not let one more request through.
             return False
         slot.extended_at = held
-        others = {self._reach.own, *self._reach.hosts.peers()} - {slot.lease.node}
+        lease = await self._lease_at(slot.lease.node, max(held, self._room(len(self._slots))))
+        if lease is None:
+            return False
+        slot.lease = lease
+        return True
+
+    async def _lease_at(self, node: bytes, size_bytes: int) -> HostLease | None:
+        """Return room at one host, under another lease where it takes one; None: it has none."""
+        others = {self._reach.own, *self._reach.hosts.peers()} - {node}
         try:
             leases = await self._reach.hosts.lease_hosts(
-                size_bytes=max(held, self._room(len(self._slots))),
-                count=1,
-                exclude=frozenset(others),
+                size_bytes=size_bytes, count=1, exclude=frozenset(others)
             )
         except (NoOffers, LimitError):
-            return False
-        if not leases or leases[0].node != slot.lease.node:
-            return False
-        slot.lease = leases[0]
-        return True
+            return None
+        return leases[0] if leases and leases[0].node == node else None
 
     async def _another(self, slot: _Slot, fault: XscError) -> HostLease:
         """Return a host to take a slot over, one that holds nothing yet if there is one."""
@@ -692,6 +696,14 @@ class Upload:
                 if lease.node not in taken:
                     slot.lease = lease
                     return lease
+            node = slot.lease.node
+            if self._reach.hosts.is_denied(slot.lease.lease_id):
+                # It has lost what it held, and may still be the only one that is left.
+                again = await self._lease_at(node, size)
+                if again is not None:
+                    self._gone.discard(node)
+                    slot.lease = again
+                    return again
             return self._double_up(slot, fault)
 
     def _double_up(self, slot: _Slot, fault: XscError) -> HostLease:

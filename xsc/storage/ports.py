@@ -55,8 +55,11 @@ class Hosts(Protocol):
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
 
-    def refused(self, lease_id: bytes) -> None:
-        """Take note that a host had no room for a write under a lease."""
+    async def refused(self, lease_id: bytes) -> None:
+        """Take note that a host took no write under a lease, and ask whether it knows it."""
+
+    def is_denied(self, lease_id: bytes) -> bool:
+        """Return whether the host of a lease has signed that it does not know it."""
 
     async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note that a host has held more (+) or less (-) than was counted, since a crash."""

@@ -333,7 +333,7 @@ class Reach:
             try:
                 await self._store_at_peer(lease, locate, generation, shards, record)
             except (CreditExceeded, LeaseExhausted):
-                self.hosts.refused(lease.lease_id)
+                await self.hosts.refused(lease.lease_id)
                 raise
             await self.hosts.used(lease.lease_id, size)
         return size

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast
@@ -232,7 +240,7 @@ class ObjectRow:
     size_bytes: int
     created_ms: int
     margin: int
-    """By which hosts are up; `stat` asks them."""
+    """By which hosts are up and have not denied the lease; `stat` asks them."""
     version: int = 1
     ends_ms: int | None = None
     """When the first of its leases ends as things stand; None: never."""
@@ -423,6 +431,16 @@ class StorageService:
     def node_up(self, node: bytes) -> None:
         """Take note that a peer has come up: how it was before it was down counts no more."""
         self._reach.forget(node)
+
+    async def leases_denied(self, leases: Collection[bytes]) -> None:
+        """Look at once at what lies under leases that their host does not know any more."""
+        self.mender.look_at(
+            [
+                ref
+                async for ref, entry in sliced(self.entries())
+                if any(item.lease_id in leases for item in entry.held)
+            ]
+        )
 
     # Customer: putting
 
@@ -1040,6 +1058,14 @@ class StorageService:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
         return own_ends(held, self._key.node_id, self._hosts.lease_end)
 
+    def _denied(self, entry: ObjectEntry) -> set[bytes]:
+        """Return the hosts that have signed that they know none of the leases of an object."""
+        leases: dict[bytes, list[bytes]] = {}
+        for item in entry.held:
+            if item.size_bytes:
+                leases.setdefault(item.node, []).append(item.lease_id)
+        return {node for node, ids in leases.items() if all(map(self._hosts.is_denied, ids))}
+
     def _ending(self, ends: Sequence[HostEnd]) -> tuple[HostEnd, ...]:
         return tuple(ending(ends, self._clock.now_ms() + self._lease_warning_ms))
 
@@ -1143,7 +1169,8 @@ class StorageService:
             if entry.deleting:
                 continue
             placement = entry.placement
-            up = sum(self._reach.is_up(node) for node in placement.columns)
+            lost = self._denied(entry)
+            up = sum(self._reach.is_up(node) and node not in lost for node in placement.columns)
             ends = self._own_ends(entry)
             rows.append(
                 ObjectRow(

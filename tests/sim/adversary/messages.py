@@ -22,6 +22,7 @@ from xsc.base.limits import (
     GIB,
     GUARDIANS_MAX,
     LEAF_BYTES,
+    LEASES_A_CUSTOMER_MAX,
     OUTPUT_BYTES_MAX,
     SHARDS_MAX,
 )
@@ -99,6 +100,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "market.settle": {"voucher": Sealed("voucher")},
     "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
     "market.history": {"after": Id32},
+    "market.known": {"leases": Many(Id32, LEASES_A_CUSTOMER_MAX)},
     "market.recognise": {"recognition": Sealed("recognition")},
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher"), "trail": None},
     "ledger.head": {},

@@ -18,6 +18,7 @@ from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.quote import Quote
 from xsc.terms.receipt_seal import ReceiptSeal
 from xsc.terms.renewal import Renewal, RenewalRequest
@@ -33,6 +34,7 @@ KINDS: dict[str, type[Record]] = {
         ExecutionReceipt,
         HeldShard,
         Lease,
+        LeaseDenial,
         LeaseRequest,
         Number,
         Observed,

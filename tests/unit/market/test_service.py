@@ -44,9 +44,13 @@ from xsc.base.limits import (
     VOUCHERS_MS,
 )
 from xsc.identity.envelope import open_signed, sign
+from xsc.market.denial import check_denial
+from xsc.market.denials import KNOWN
 from xsc.market.pricing import PriceList
 from xsc.market.quote import open_quote
+from xsc.node.verify import verify_file
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
+from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.voucher import Voucher
 
 STEPS = 1_000_000_000
@@ -881,7 +885,7 @@ async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(w
     provider.room.stored = provider.room.storage - 64 * MIB
     with pytest.raises(LeaseExhausted):
         provider.market.admit(host.lease_id, customer.id, 65 * MIB)
-    customer.market.refused(host.lease_id)
+    await customer.market.refused(host.lease_id)
     (other,) = await leased(world, customer)
     assert other.lease_id != host.lease_id
     world.later(STORAGE_LEASE_IDLE_MS)
@@ -1297,26 +1301,93 @@ async def test_a_voucher_of_anybody_else_is_refused(world, pair):
         )
 
 
-async def test_a_customer_begins_nothing_under_a_lease_that_its_provider_denies(world, pair):
-    """The provider has signed it: its bare word does not end it, nor what is owed."""
+async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_customer(world, pair):
     customer, provider = pair
     denied = await holding(world, customer, provider)
+    heard = []
+
+    async def hear(leases):
+        heard.append(set(leases))
+
+    customer.market.denials.on_denied = hear
     state, provider.state = provider.state, Memory()
     await provider.restart()
-    before = customer.one("customer")
     await customer.market.settle_all()
-    assert customer.one("customer") == before
-    assert before.status == "open"
+    assert customer.one("customer").status == "denied"
+    assert heard == [{denied.lease_id}]
+    assert customer.market.is_denied(denied.lease_id)
     (host,) = await leased(world, customer)
     assert host.lease_id != denied.lease_id
     provider.market.admit(host.lease_id, customer.id, 1)
-    # Where it knows the lease again, it is settled, and used as before.
+    # What was owed by then is owed; nothing is from there on, and it stays so.
+    world.later(3 * EPOCH_MS)
+    await customer.restart()
+    (view,) = (view for view in customer.market.leases() if view.lease_id == denied.lease_id)
+    assert (view.status, view.due_micro) == ("denied", 4_000)
+    end = customer.market.lease_end(denied.lease_id)
+    assert end.end_ms <= world.clock.now_ms()
+    assert "signed" in end.reason
+    # Also where it knows the lease again.
     provider.state = state
     await provider.restart()
     await customer.market.settle_all()
-    assert provider.ledger.owed(customer.id) == 4_000
+    assert provider.ledger.owed(customer.id) == 0
+    assert customer.market.is_denied(denied.lease_id)
+    text = verify_file(customer.market.denial_record(denied.lease_id))
+    assert text.startswith("lease denial: ")
+
+
+async def test_a_bare_word_ends_no_lease(world, pair):
+    """The provider has signed it: what it only says ends neither it, nor what is owed."""
+    customer, provider = pair
+    kept = await holding(world, customer, provider)
+
+    async def deny(*_):
+        raise NotAllowed("this customer has no such lease here")
+
+    world.wire.handlers[provider.id] |= {"market.settle": deny, KNOWN: deny}
+    before = customer.one("customer")
+    await customer.market.settle_all()
+    assert customer.one("customer") == before
+    assert (before.status, before.due_micro) == ("open", 4_000)
+    # For some minutes nothing new is begun under it.
     (host,) = await leased(world, customer)
-    assert host.lease_id == denied.lease_id
+    assert host.lease_id != kept.lease_id
+
+
+async def test_a_provider_denies_what_it_does_not_have_and_nothing_else(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    thief = world.node(3)
+    ask = provider.market.handlers()[KNOWN]
+    assert await ask(customer.id, {"leases": [host.lease_id]}, ()) == ({"denial": None}, ())
+    assert (await ask(customer.id, {"leases": []}, ()))[0] == {"denial": None}
+    (answer, _) = await ask(thief.id, {"leases": [host.lease_id, b"x" * 32]}, ())
+    denial = open_signed(answer["denial"], LeaseDenial, network=NET, author=provider.id).record
+    assert denial.customer == thief.id
+    assert denial.leases == (host.lease_id, b"x" * 32)
+    for leases in ([b"x"], ["x" * 32], [b"x" * 32] * (LEASES_A_CUSTOMER_MAX + 1), None):
+        with pytest.raises(RecordInvalid):
+            await ask(customer.id, {"leases": leases}, ())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provider": b"o" * 32},
+        {"customer": b"o" * 32},
+        {"leases": (b"l" * 32, b"m" * 32)},
+        {"denied_ms": 10**12 + REQUEST_WINDOW_MS + 1},
+        {"denied_ms": 10**12 - REQUEST_WINDOW_MS - 1},
+    ],
+    ids=["provider", "customer", "not asked for", "later", "earlier"],
+)
+def test_a_denial_of_anything_else_is_none(change):
+    fields = {"provider": b"p" * 32, "customer": b"c" * 32, "leases": (b"l" * 32,)}
+    denial = LeaseDenial(**fields, denied_ms=10**12)
+    asked = {"provider": b"p" * 32, "customer": b"c" * 32, "asked": [b"l" * 32], "now_ms": 10**12}
+    assert check_denial(denial, **asked) is None
+    assert check_denial(denial.model_copy(update=change), **asked) is not None
 
 
 async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_comes(world, pair):

@@ -86,6 +86,7 @@ class Host:
         self.book = Book()
         self.customer_used: dict[bytes, int] = {}
         self.refusals: list[bytes] = []
+        self.denied: set[bytes] = set()
         self.ends: dict[bytes, End | None] = {}
         self.reports: list[tuple[bytes, str]] = []
         self.up = True
@@ -189,9 +190,12 @@ class Host:
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 
-    def refused(self, lease_id):
+    async def refused(self, lease_id):
         assert lease_id != OWN_LEASE
         self.refusals.append(lease_id)
+
+    def is_denied(self, lease_id):
+        return lease_id in self.denied
 
     async def recounted(self, lease_id, delta_bytes):
         await self.used(lease_id, delta_bytes)

@@ -66,10 +66,15 @@ def routes(node: Node) -> list[web.RouteDef]:
                 f"{'no' if not ids else 'more than one'} lease has an id that begins with '{text}'",
                 hint="`xsc market leases` lists them",
             )
-        asked = request.query.get("renewal", "0")
-        if asked not in ("0", "1"):
-            raise ArgumentInvalid("renewal must be 0 or 1")
-        record = node.market.renewal_record if asked == "1" else node.market.lease_record
+        record = node.market.lease_record
+        for word, other in (
+            ("renewal", node.market.renewal_record),
+            ("denial", node.market.denial_record),
+        ):
+            asked = request.query.get(word, "0")
+            if asked not in ("0", "1"):
+                raise ArgumentInvalid(f"{word} must be 0 or 1")
+            record = other if asked == "1" else record
         raw = record(ids[0])
         return web.Response(body=raw, content_type="application/cbor")
 
