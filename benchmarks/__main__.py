@@ -1,6 +1,6 @@
 """Runs every benchmark on one fresh devnet of seven nodes, and prints ratios.
 
-    python -m benchmarks [--quick] [storage small compute services start memory space hung]
+    python -m benchmarks [--quick] [storage small compute services start memory stalled space hung]
 
 Each figure is the median of at least three; rates are MB (10^6 bytes of user
 data) a second. The limits are measured in the same run on the same machine.
@@ -20,14 +20,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import hung, inside, invoke, limit, pipe, services, small, space
+from benchmarks import hung, inside, invoke, limit, pipe, services, small, space, stalled
 from xsc.base.limits import MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
-PARTS = ("storage", "small", "compute", "services", "start", "memory")
+PARTS = ("storage", "small", "compute", "services", "start", "memory", "stalled")
 ALONE = {"space": space.run, "hung": hung.run, "inside": inside.run}
 """Parts that need no network."""
 
@@ -127,6 +127,10 @@ def served(net: Network, quick: bool) -> None:
     services.run(net.calls, net.pids(), quick)
 
 
+def still(net: Network, quick: bool) -> None:
+    stalled.run(net.calls, net.pids(), quick)
+
+
 def start(net: Network, quick: bool) -> None:
     print("\ncommand line: whole processes")
     count = 5 if quick else 11
@@ -215,6 +219,7 @@ def main() -> None:
                 "services": served,
                 "start": start,
                 "memory": memory,
+                "stalled": still,
             }[part](net, asked.quick)
     finally:
         net.stop()

@@ -51,6 +51,7 @@ SHELL = {
     "xsc.compute.worker": "the sandboxed process itself",
     "xsc.db.group": "lets concurrent writes share one sync",
     "xsc.db.leveldb": "the one home of LevelDB",
+    "xsc.health.attending": "watches calls that take long",
     "xsc.health.service": "probes peers",
     "xsc.identity.keyfile": "reads and writes the key file",
     "xsc.ledger.service": "proposes, accepts and keeps entries",

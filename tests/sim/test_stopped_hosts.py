@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +18,16 @@ from xsc.base.limits import (
     MIB,
     SEGMENT_BYTES,
 )
+from xsc.compute.limits import Limits
 
 DELAY_MS = 10
 RATE = 100 * MIB
 LATE_MS = 150
 """More than what any host is waited for here, and far less than a ceiling."""
+STOPPED_MS = 2_000
 OWNER, STRANGER = 0, 7
 HOSTS = range(1, 7)
+ADD = Path("fixtures/wasm/add.wasm").read_bytes()
 PAIRS = list(combinations(HOSTS, 2))
 
 
@@ -135,3 +139,52 @@ def test_no_history_makes_a_read_longer(seed):
     (usual_ms, times), _ = run(82 + seed, 8, play, prepare=roomless)
     ceiling_ms = HEDGE_CEILING_MS + 16 * KIB * 1000 // HEDGE_BYTES_A_SECOND_MIN
     assert max(times) <= usual_ms + 2 * ceiling_ms
+
+
+@pytest.mark.parametrize("size", [KIB, 9 * MIB])
+def test_a_put_replaces_hosts_that_stand_still(size):
+    """Nine nodes, so that there are others for two of six hosts."""
+
+    async def play(world):
+        owner = world.nodes[OWNER]
+        for index in range(world.count):
+            world.net.set_rate(world.name(index), DELAY_MS, RATE)
+        data = content(size)
+        _, usual = await timed(world, put(owner, data))
+        for stopped in [(1,), (8,), (3, 8), (4, 5)]:
+            for index in stopped:
+                world.net.pause(world.name(index))
+            capability, took = await timed(world, put(owner, data))
+            stat = await owner.storage.stat(capability)
+            assert stat.condition.margin == 2
+            assert took <= usual + STOPPED_MS * len(stopped)
+            for index in stopped:
+                world.net.wake(world.name(index))
+            await world.until(lambda: world.sees_all(owner))
+            await world.clock.sleep_ms(30_000)
+
+    run(90, 9, play)
+
+
+def test_an_invoke_goes_to_another_provider_where_one_stands_still():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        for index in range(world.count):
+            world.net.set_rate(world.name(index), DELAY_MS, RATE)
+
+        async def add():
+            done, took = await timed(
+                world, owner.compute.invoke(ADD, "add", ["1", "2"], Limits(), on=None, local=False)
+            )
+            assert list(done.results) == ["3"]
+            return world.index_of(done.provider), took
+
+        provider, _ = await add()
+        world.net.pause(world.name(provider))
+        other, took = await add()
+        world.net.wake(world.name(provider))
+        return provider, other, took
+
+    (provider, other, took), _ = run(91, 7, play)
+    assert other != provider
+    assert took <= STOPPED_MS

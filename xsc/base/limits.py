@@ -548,6 +548,11 @@ BUCKETS_KEPT = 56
 PROBES_IN_FLIGHT = 64
 MISSES_TO_DOWN = 2
 """Probes missed in a row after which a peer is down; before that it is suspect."""
+ATTEND_FIRST_MS = 500
+"""After a call has taken that long, its peer is asked whether it is there; then more rarely."""
+ATTEND_LAST_MS = 4_000
+ATTEND_TIMEOUT_MS = 500
+"""How long it may take to say so; it is asked twice."""
 RESPONSE_EXPECTED_MS = 50
 """What is assumed of a peer that has not answered yet."""
 

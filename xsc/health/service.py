@@ -30,6 +30,7 @@ from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
+    ATTEND_TIMEOUT_MS,
     NONCE_BYTES,
     PPM,
     PROBE_INTERVAL_MS,
@@ -40,6 +41,7 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler, Peers
+from xsc.base.turns import Turns
 from xsc.health.detector import AvailabilityStats, AvailabilityTester, State
 from xsc.health.messages import Ping, Pong
 from xsc.health.ports import Describe
@@ -53,6 +55,8 @@ PING = "health.ping"
 _ROOT = b"health/"
 _NUMBER_BYTES = 8
 _POLL_MS = 50
+BESIDE = 16
+"""So many other peers are asked, those heard last, before one counts as away."""
 
 
 def _key(peer: bytes, number: int) -> bytes:
@@ -154,6 +158,9 @@ class HealthService:
         self._skew_ms: dict[bytes, int] = {}
         self._pongs: dict[bytes, Pong] = {}
         self._clock_refused: set[bytes] = set()
+        self._away: set[bytes] = set()
+        """Peers that were found not to be there, and that have answered no probe since."""
+        self._asking: Turns[bytes] = Turns()
         self._listeners: list[OnChange] = []
         self._woken = asyncio.Event()
         for stored, raw in self._store.scan(_ROOT, prefix_end(_ROOT)):
@@ -165,8 +172,8 @@ class HealthService:
     # What is known
 
     def is_up(self, peer: bytes) -> bool:
-        """Return whether the peer answered in this run and has not gone down since."""
-        return self._tester.is_up(peer)
+        """Return whether the peer answered in this run and has not gone down or away since."""
+        return self._tester.is_up(peer) and peer not in self._away
 
     def state(self, peer: bytes) -> State:
         """Return the peer's state; unknown before the first probe of this run."""
@@ -229,6 +236,7 @@ class HealthService:
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
         numbers = self._tester.forget(peer)
+        self._away.discard(peer)
         self._last_ms.pop(peer, None)
         self._heard_ms.pop(peer, None)
         self._skew_ms.pop(peer, None)
@@ -275,6 +283,46 @@ class HealthService:
         self._record(peer, result)
         return result
 
+    async def is_there(self, peer: bytes) -> bool:
+        """Return whether a peer answers at all, asked now for who waits long for its answer.
+
+        Where it misses a short ping it is asked again, and others beside it: where none of them
+        answers either, it may be this node that nobody hears. Else whoever does not answer is
+        away: not up until it answers a probe, of which the next comes at once. No more is
+        recorded of it.
+        """
+        async with self._asking.of(peer):
+            if peer in self._away or peer not in self._peers.peers():
+                return False
+            if await self._answers(peer):
+                return True
+            others = [each for each in self._peers.peers() if each != peer and self.is_up(each)]
+            others.sort(key=lambda each: -self._heard_ms.get(each, 0))
+            asked = [peer, *others[:BESIDE]]
+            there, *beside = await asyncio.gather(*map(self._answers, asked))
+            if not any(beside):
+                return True
+            for each, answers in zip(asked, [there, *beside], strict=True):
+                if not answers:
+                    self._log.warning("health.away", peer=short(each))
+                    self._away.add(each)
+                    self.watch(each)
+            return there
+
+    async def _answers(self, peer: bytes) -> bool:
+        """Return whether anything comes back for a ping, and be it a refusal."""
+        ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
+        signed = sign(ping, self._key, self._network)
+        try:
+            await self._caller.call(
+                peer, PING, {"v": 1, "ping": signed.raw}, timeout_ms=ATTEND_TIMEOUT_MS
+            )
+        except (PeerSilent, PeerUnknown):
+            return False
+        except XscError as refusal:
+            self._log.info("health.refused_but_there", peer=short(peer), code=refusal.code)
+        return True
+
     async def clock_of(self, peer: bytes) -> int | None:
         """Return what a peer's clock shows, asked now; None where it does not answer."""
         self._pongs.pop(peer, None)
@@ -312,6 +360,7 @@ class HealthService:
     def _record(self, peer: bytes, result: ProbeResult) -> None:
         if result.available:
             self._heard_ms[peer] = self._clock.monotonic_ms()
+            self._away.discard(peer)
         changed = self._tester.record_result(
             peer,
             result.available,

@@ -32,6 +32,7 @@ from xsc.compute.sandbox import Sandbox
 from xsc.compute.service import ComputeService
 from xsc.compute.services import Services
 from xsc.db.group import GroupCommit
+from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
@@ -243,12 +244,13 @@ class Node:
             log=log,
             peers=self.peers,
         )
+        attended = Attended(clock, self.peers, self.health.is_there)
         self.market = MarketService(
             key=key,
             network=net,
             clock=clock,
             entropy=entropy,
-            caller=self.peers,
+            caller=attended,
             peers=self.peers,
             credit=self.ledger,
             quality=self.health,
@@ -266,7 +268,7 @@ class Node:
             clock=clock,
             entropy=entropy,
             executor=executor,
-            caller=self.peers,
+            caller=attended,
             hosts=self.market,
             leases=self.market,
             node=self.shards,
@@ -322,7 +324,7 @@ class Node:
             clock=clock,
             entropy=entropy,
             executor=executor,
-            caller=self.peers,
+            caller=attended,
             leases=self.market,
             book=self.market,
             sandbox=parts.sandbox,
@@ -339,7 +341,7 @@ class Node:
             clock=clock,
             entropy=entropy,
             executor=executor,
-            caller=self.peers,
+            caller=attended,
             leases=self.market,
             book=self.market,
             sandbox=parts.sandbox,

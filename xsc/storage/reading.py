@@ -213,6 +213,7 @@ class ObjectReader:
                 ahead.popleft()
         finally:
             searching = [] if self._searching is None else [self._searching]
+            self._searching = None
             await stop_all([*(coming.task for coming in ahead), *searching])
 
     def _begin(self, index: int, low: int, high: int, room: Room) -> _Coming:

@@ -395,3 +395,73 @@ async def test_many_peers_are_probed_side_by_side(a):
     await a.health.probe_all(a.peers())
     assert all(a.health.is_up(peer) for peer in a.peers())
     assert [row.node for row in a.health.table()] == sorted(a.peers())
+
+
+# Whether somebody is there
+
+
+async def met(a, count):
+    """Let a node know others, and all be up."""
+    a.others = [Node(number) for number in range(2, 2 + count)]
+    for other in a.others:
+        other.others = [a]
+        await a.health.probe(other.id)
+    a.asked.clear()
+    return a.others
+
+
+async def test_who_misses_both_pings_is_away_until_it_answers_a_probe(a):
+    b, c, d = await met(a, 3)
+    before = a.health.table()
+    a.silent = {b.id, d.id}
+    assert not await a.health.is_there(b.id)
+    # Those beside it are asked as well: whoever is silent now is away, too.
+    assert [a.health.is_up(node.id) for node in (b, c, d)] == [False, True, False]
+    assert a.asked[:2] == [b.id, b.id]
+    asked = len(a.asked)
+    assert not await a.health.is_there(b.id)
+    assert len(a.asked) == asked
+    a.silent = set()
+    await rounds(a, 1)
+    assert [a.health.is_up(node.id) for node in (b, c, d)] == [True, True, True]
+    # Only probes are on record, and nobody heard of a change.
+    assert [row.misses for row in a.health.table()] == [row.misses for row in before]
+    assert a.changes == [(node.id, True) for node in (b, c, d)]
+
+
+async def test_who_answers_one_of_two_pings_is_there(a):
+    b, _ = await met(a, 2)
+    assert await a.health.is_there(b.id)
+    assert a.asked == [b.id]
+    lost = iter([True])
+
+    def forge(reply):
+        if next(lost, False):
+            raise PeerSilent("lost on its way back")
+        return reply
+
+    a.forge = forge
+    assert await a.health.is_there(b.id)
+    assert a.health.is_up(b.id)
+
+
+async def test_where_nobody_answers_nobody_is_away(a):
+    others = await met(a, 3)
+    a.silent = {node.id for node in others}
+    for node in others:
+        assert await a.health.is_there(node.id)
+        assert a.health.is_up(node.id)
+
+
+async def test_who_refuses_a_ping_is_there(a):
+    b, _ = await met(a, 2)
+
+    def refuse(_reply):
+        raise RateLimited("too many")
+
+    a.forge = refuse
+    assert await a.health.is_there(b.id)
+
+
+async def test_who_is_no_peer_is_not_there(a):
+    assert not await a.health.is_there(b"n" * 32)

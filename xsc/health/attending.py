@@ -1,0 +1,70 @@
+"""Calls of peers that end once the peer turns out not to be there.
+
+An answer may take long because there is much to do, or because nobody is at work on it.
+While a call takes long, its peer is asked whether it is there; a call of one that is not
+ends as silence, long before its own time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value
+from xsc.base.errors import PeerSilent
+from xsc.base.ids import short
+from xsc.base.limits import ATTEND_FIRST_MS, ATTEND_LAST_MS
+from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Reply
+
+
+class Attended:
+    """A caller like the one that it is given, but that nobody waits for a peer that is gone.
+
+    Args:
+        clock: the node's.
+        caller: reaches the peers.
+        is_there: says whether a peer answers at all, asked now.
+    """
+
+    def __init__(
+        self, clock: Clock, caller: Caller, is_there: Callable[[bytes], Awaitable[bool]]
+    ) -> None:
+        self._clock = clock
+        self._caller = caller
+        self._is_there = is_there
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Return the peer's answer; errors as the port says."""
+        try:
+            async with asyncio.timeout(None) as patience:
+                watch = asyncio.create_task(self._watch(peer, patience))
+                try:
+                    return await self._caller.call(
+                        peer, method, header, parts, timeout_ms=timeout_ms
+                    )
+                finally:
+                    watch.cancel()
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise PeerSilent(f"the peer {short(peer)} has stopped answering") from None
+
+    async def _watch(self, peer: bytes, patience: asyncio.Timeout) -> None:
+        """Ask for the peer ever more rarely; let the patience end once it is not there."""
+        pause_ms = ATTEND_FIRST_MS
+        while True:
+            await self._clock.sleep_ms(pause_ms)
+            if not await self._is_there(peer):
+                patience.reschedule(asyncio.get_running_loop().time())
+                return
+            pause_ms = min(2 * pause_ms, ATTEND_LAST_MS)
