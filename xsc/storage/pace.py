@@ -38,7 +38,7 @@ class Pace:
     mib_ms: int = 0
     """How much longer one takes for each MiB of body."""
     late_ms: int = 0
-    """When it was found late, if it has not answered since; 0 where it has."""
+    """When it was last found late, if it has not answered since; 0 where it has."""
     tried_ms: int = 0
     """When it answered last, was found late, or was asked for a trial."""
 
@@ -72,7 +72,7 @@ def answered(pace: Pace, size_bytes: int, taken_ms: int, now_ms: int) -> Pace:
 
 def late(pace: Pace, now_ms: int) -> Pace:
     """Return the pace of a host that did not answer in time; what is expected of it stays."""
-    return replace(pace, late_ms=pace.late_ms or now_ms, tried_ms=now_ms)
+    return replace(pace, late_ms=now_ms, tried_ms=now_ms)
 
 
 def on_trial(pace: Pace, now_ms: int) -> Pace:

@@ -267,7 +267,7 @@ class Reach:
             self._paces[node] = pace.late(self._pace(node), self.clock.monotonic_ms())
 
     def late_since_ms(self, node: bytes) -> int:
-        """Return when a node was found late, if it has not answered since; 0 where it has."""
+        """Return when a node was last found late, if it has not answered since; 0 where it has."""
         return self._paces[node].late_ms if node in self._paces else 0
 
     def forget(self, node: bytes) -> None:
@@ -694,7 +694,7 @@ def in_order(
         key=lambda item: (
             item[0].node in doubted,
             not reach.is_up(item[0].node),
-            # Who was found late last may still be: it comes after all others.
+            # Who was found late comes last, and of those the one that waits longest first.
             reach.late_since_ms(item[0].node),
             item[1] > slow_ms,
             item[0].column >= k,

@@ -50,7 +50,7 @@ def test_one_late_answer_says_little(pace, size, taken):
 def test_who_is_late_is_expected_as_before_and_until_it_answers(pace, size, taken):
     after = late(late(pace, 5), 9)
     assert replace(after, late_ms=0, tried_ms=0) == pace
-    assert after.late_ms == 5
+    assert after.late_ms == 9
     assert answered(after, size, taken, 11).late_ms == 0
 
 
