@@ -53,8 +53,6 @@ TREE_BYTES_MAX = 64 * MIB
 TREE_DEPTH_MAX = 128
 LEDGER_HISTORY_ITEMS_MAX = 64
 """Entries in one page of a ledger's history."""
-LEDGER_TRAIL_BYTES_MAX = 256 * KIB
-"""Own halves that nobody else has, told sealed with the next entry."""
 STORE_REQUEST_BYTES_MAX = 16 * MIB
 """Shards of one put request; more columns at one host go in several."""
 GONE_BYTES_MAX = 4 * MIB
@@ -536,6 +534,12 @@ LEDGER_RECORD_BYTES_MAX = 4 * KIB
 LEDGER_RETRY_MS = 30_000
 LEDGER_CONFLICTS_KEPT = 16
 """Kept as evidence for each peer; one proves the point, more only fill the disk."""
+INCARNATION_GAP = 2**20
+"""Least distance of an incarnation's first number from all that is known of the ones before:
+no half that was lost, and is not known, may have a number of the new one."""
+INCARNATIONS_A_PEER_MAX = 4
+"""New incarnations that a peer may tell within INCARNATIONS_MS: each is a synced write."""
+INCARNATIONS_MS = 60_000
 
 # Health (DESIGN section 10)
 PROBE_INTERVAL_MS = 5_000

@@ -9,7 +9,7 @@ its bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from xsc.base.encoding import decode, encode
@@ -19,11 +19,13 @@ from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
 from xsc.base.units import format_credits
 from xsc.identity.envelope import R, Signed, open_signed
 from xsc.ledger.entry import Half, SettledEntry, open_half
-from xsc.ledger.state import LedgerState, append, settle
+from xsc.ledger.incarnation import carried_hash, open_restart
+from xsc.ledger.state import LedgerState, append, begin, settle, take_old
 from xsc.ledger.validation import (
     Refusal,
     check_chain,
     check_counter,
+    check_old,
     check_own_next,
     check_voucher,
 )
@@ -47,6 +49,10 @@ class Rows:
     """The signed vouchers under them, likewise."""
     conflicts: Mapping[bytes, bytes]
     """Evidence against peers, by peer and the second half's id."""
+    restart: bytes | None = None
+    """What the present incarnation began with; None in the first."""
+    claims: Mapping[int, bytes] = field(default_factory=dict)
+    """When each claim was taken, by its sequence number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Mark:
 
     next_seq: int
     head: bytes
+    claims: bytes
+    """Hash over the claims; GENESIS where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +75,16 @@ class Audit:
     conflicts: int
 
 
-def mark_bytes(last: Signed[Half]) -> bytes:
-    """Return the row that says where the chain ends."""
-    return encode({"v": FORMAT, "next_seq": last.record.seq + 1, "head": last.id})
+def mark_bytes(mark: Mark) -> bytes:
+    """Return the row that says where the chain ends, and which claims there are."""
+    return encode(
+        {"v": FORMAT, "next_seq": mark.next_seq, "head": mark.head, "claims": mark.claims}
+    )
+
+
+def claim_bytes(at_seq: int, number: int) -> bytes:
+    """Return the row that says before which half of the chain a claim was taken, and as which."""
+    return at_seq.to_bytes(8, "big") + number.to_bytes(8, "big")
 
 
 def conflict_bytes(kept: bytes, other: bytes) -> bytes:
@@ -81,8 +96,14 @@ def _mark(raw: bytes | None) -> Mark | None:
     if raw is None:
         return None
     match decode(raw):
-        case {"v": 1, "next_seq": int(next_seq), "head": bytes(head), **rest} if not rest:
-            return Mark(next_seq, head)
+        case {
+            "v": 1,
+            "next_seq": int(next_seq),
+            "head": bytes(head),
+            "claims": bytes(claims),
+            **rest,
+        } if not rest:
+            return Mark(next_seq, head, claims)
     raise LedgerDamaged(
         "the ledger's mark is damaged, or of a newer format",
         hint="restore the home from a backup, or use the xsc that wrote it",
@@ -135,26 +156,92 @@ def replay(rows: Rows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
         mark = _mark(rows.mark)
     except (PeerError, LimitError) as fault:
         raise LedgerDamaged(f"the ledger's mark is damaged: {fault.message}") from None
-    state, settled = LedgerState(me), 0
-    for seq in range(len(rows.halves)):
+    state = LedgerState(me)
+    if rows.restart is not None:
+        _begin(state, rows, network, signatures=signatures)
+    claims = _in_turn(rows)
+
+    def take_claims(before_seq: int) -> None:
+        while claims and claims[-1][0] <= before_seq:
+            _take_old(state, rows, claims.pop()[1], network, signatures=signatures)
+
+    for number in range(sum(seq >= state.first_seq for seq in rows.halves)):
+        seq = state.first_seq + number
+        take_claims(seq)
         try:
-            settled += _replay_one(state, rows, seq, network, signatures=signatures)
+            _replay_one(state, rows, seq, network, signatures=signatures)
         except (PeerError, LimitError) as fault:
             raise _damaged(seq, fault.message) from None
-    if (mark.next_seq, mark.head) != (state.next_seq, state.head) if mark else state.next_seq:
+    take_claims(state.next_seq)
+    ends = Mark(state.next_seq, state.head, state.claims_head)
+    if mark != ends if mark else state.order or rows.restart is not None:
         raise _damaged(state.next_seq, "the chain does not end where it should")
-    strays = [seq for seq in (*rows.others, *rows.vouchers) if seq >= state.next_seq]
+    strays = {*rows.halves, *rows.others, *rows.vouchers, *rows.claims} - {*state.order}
     if strays:
         raise _damaged(min(strays), "its parts are there, the entry itself is not")
     for key, raw in rows.conflicts.items():
         _check_conflict(key, raw, network, signatures=signatures)
+    settled = sum(len(halves) for halves in state.seen.values())
     return Audit(state, settled, len(rows.conflicts))
 
 
-def _replay_one(
-    state: LedgerState, rows: Rows, seq: int, network: bytes, *, signatures: bool
-) -> int:
-    """Take one row to the state; return 1 where it settles an entry."""
+def _in_turn(rows: Rows) -> list[tuple[int, int]]:
+    """Return before which half each claim was taken, and its number, the last one first."""
+    turns = sorted(((raw, seq) for seq, raw in rows.claims.items()), reverse=True)
+    return [(int.from_bytes(raw[:8], "big"), seq) for raw, seq in turns]
+
+
+def _begin(state: LedgerState, rows: Rows, network: bytes, *, signatures: bool) -> None:
+    """Begin the present incarnation, with all that it took along."""
+    assert rows.restart is not None
+    try:
+        restart = open_restart(rows.restart, author=state.me, network=network)
+    except (PeerError, LimitError) as fault:
+        raise LedgerDamaged(f"the restart of the ledger is damaged: {fault.message}") from None
+    begin(state, restart)
+    carried = [
+        _take_old(state, rows, seq, network, signatures=signatures)
+        for seq in sorted(rows.halves)
+        if seq < state.first_seq and seq not in rows.claims
+    ]
+    if carried_hash(restart.said, carried) != restart.incarnation.record.carried:
+        raise LedgerDamaged(
+            "the ledger does not hold what its incarnation took along",
+            hint="restore the home from a backup, or recover it: xsc node recover",
+        )
+
+
+def _take_old(
+    state: LedgerState,
+    rows: Rows,
+    seq: int,
+    network: bytes,
+    *,
+    signatures: bool,
+) -> tuple[bytes, bytes]:
+    """Take an old entry to the state; return the ids of its two halves."""
+    try:
+        own, other, voucher = _opened(rows, seq, network, signatures=signatures)
+    except (PeerError, LimitError) as fault:
+        raise _damaged(seq, fault.message) from None
+    if other is None or voucher is None or seq >= state.first_seq:
+        raise _damaged(seq, "it is no entry that both parties signed")
+    if own.author != state.me or own.record.seq != seq:
+        raise _damaged(seq, "it is not this node's, or of another number")
+    if (refusal := check_old(own, other, voucher)) is not None:
+        raise _damaged(seq, refusal.sentence)
+    take_old(state, own, other, voucher.record, rows.claims.get(seq))
+    return own.id, other.id
+
+
+def _opened(
+    rows: Rows, seq: int, network: bytes, *, signatures: bool
+) -> tuple[Signed[Half], Signed[Half] | None, Signed[Voucher] | None]:
+    """Return an own half, the peer's and the voucher.
+
+    Raises:
+        PeerError, LimitError: one of them is damaged.
+    """
 
     def opened(raw: bytes) -> Signed[Half]:
         if signatures:
@@ -164,16 +251,21 @@ def _replay_one(
     raw = rows.halves.get(seq)
     if raw is None:
         raise _damaged(seq, "it is missing")
-    own = opened(raw)
-    beside = rows.others.get(seq)
-    other = opened(beside) if beside is not None else None
-    under = rows.vouchers.get(seq)
+    beside, under = rows.others.get(seq), rows.vouchers.get(seq)
     voucher: Signed[Voucher] | None = None
     if under is not None:
         if signatures:
             voucher = open_voucher(under, network=network)
         else:
             voucher = trusted(under, Voucher, network)
+    return opened(raw), None if beside is None else opened(beside), voucher
+
+
+def _replay_one(
+    state: LedgerState, rows: Rows, seq: int, network: bytes, *, signatures: bool
+) -> None:
+    """Take one row of the chain to the state."""
+    own, other, voucher = _opened(rows, seq, network, signatures=signatures)
     if (voucher is not None) != (own.record.kind == "post"):
         raise _damaged(seq, "a voucher is missing, or there is one too many")
     answers = own.record.link is not None
@@ -187,7 +279,6 @@ def _replay_one(
     append(state, own, other if answers else None)
     if other is not None and not answers:
         settle(state, own.record, other)
-    return 1 if other is not None else 0
 
 
 def _check_conflict(key: bytes, raw: bytes, network: bytes, *, signatures: bool) -> None:

@@ -9,7 +9,9 @@ The rules are in `validation`, the sums in `state`, the replay in `audit`.
 
 Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
-`conflict/<peer><id>` evidence.
+`conflict/<peer><id>` evidence; `restart` the present incarnation, `claim/<seq>` when an
+old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
+incarnation of a peer, and `ledger-heard/<peer>` the own one in which it told its history.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ from xsc.base.errors import (
     ReceiptInvalid,
     RecordInvalid,
     Recovering,
-    TooLarge,
     XscError,
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
@@ -40,19 +41,30 @@ from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     AMOUNT_MAX,
+    INCARNATIONS_A_PEER_MAX,
+    INCARNATIONS_MS,
     LEDGER_CONFLICTS_KEPT,
     LEDGER_HISTORY_ITEMS_MAX,
-    LEDGER_RECORD_BYTES_MAX,
     LEDGER_RETRY_MS,
-    LEDGER_TRAIL_BYTES_MAX,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler
+from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.ledger.audit import Rows, conflict_bytes, mark_bytes, open_voucher, replay, trusted
+from xsc.ledger.audit import (
+    Mark,
+    Rows,
+    claim_bytes,
+    conflict_bytes,
+    mark_bytes,
+    open_voucher,
+    replay,
+    trusted,
+)
 from xsc.ledger.entry import (
+    GENESIS,
     XID_BYTES,
     EntryKind,
     Half,
@@ -63,20 +75,23 @@ from xsc.ledger.entry import (
     post_half,
     void_half,
 )
-from xsc.ledger.recovery import (
-    TRAIL_NONCE_BYTES,
-    Shown,
-    Step,
-    check_shown,
-    rebuild,
-    seal_trail,
+from xsc.ledger.incarnation import (
+    Account,
+    Incarnation,
+    Restart,
+    Said,
+    open_incarnation,
+    open_restart,
+    restart_bytes,
 )
-from xsc.ledger.state import LedgerState, append, digest, settle
+from xsc.ledger.recovery import Old, check_shown, known_entries, merged, plan
+from xsc.ledger.state import LedgerState, append, digest, next_claim, settle, take_old
 from xsc.ledger.validation import (
     Code,
     Refusal,
     check_chain,
     check_counter,
+    check_incarnation,
     check_own_next,
     check_proposal,
 )
@@ -91,16 +106,20 @@ _OTHER = _ROOT + b"other/"
 _VOUCHER = _ROOT + b"voucher/"
 _CONFLICT = _ROOT + b"conflict/"
 _MARK = _ROOT + b"mark"
-_TRAIL = b"ledger-trail/"
-"""The peer's sealed trail to its half beside ours, by our sequence number."""
+_RESTART = _ROOT + b"restart"
+_CLAIM = _ROOT + b"claim/"
+_PEER = b"ledger-peer/"
+_HEARD = b"ledger-heard/"
 
 PROPOSE = "ledger.propose"
 HEAD = "ledger.head"
 HEAD_TIMEOUT_MS = 2_000
 HISTORY = "ledger.history"
 
-EntryState: TypeAlias = Literal["settled", "open", "void", "noted"]
-"""`open` has no answer yet, `void` was withdrawn, `noted` needs no answer."""
+EntryState: TypeAlias = Literal["settled", "open", "void", "noted", "claim", "covered"]
+"""`open` has no answer yet, `void` was withdrawn, `noted` needs no answer. `claim` is of an
+incarnation before and was shown late; `covered` likewise, and counts nothing, because what
+its debtor promised is booked already."""
 Direction: TypeAlias = Literal["in", "out", "-"]
 
 
@@ -130,6 +149,9 @@ class StatementRow:
     limit_micro: int
     credit_left_micro: int
     open_micro: int
+    unproven_micro: int
+    """What the directory said beyond what halves show, since a recovery; the sign as in
+    `balance_micro`."""
     entries: int
     """Settled ones."""
 
@@ -145,6 +167,16 @@ class VerifyReport:
     conflicts: int
     head: bytes
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """How an incarnation began."""
+
+    silent: tuple[bytes, ...]
+    """Who did not answer."""
+    unproven: dict[bytes, int]
+    """Per peer, what was said of its debt and nobody shows; below zero, of the own."""
 
 
 def _key(prefix: bytes, seq: int) -> bytes:
@@ -192,7 +224,7 @@ class LedgerService:
             starter_limit: micro-credits that a peer may owe until `set_limit` says
                 otherwise.
             shares_with: whose debts count together with a peer's, itself among them.
-            recovering: sign nothing until `recover` has brought the chain back.
+            recovering: sign nothing until `restart`.
 
         Raises:
             LedgerDamaged: the stored chain breaks a rule.
@@ -211,6 +243,10 @@ class LedgerService:
         self._running: set[asyncio.Task[object]] = set()
         self._certain = True
         self._recovering = recovering
+        self._told = Tally(INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS)
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a balance or a limit has changed."""
+        self._restart: Restart | None = None
         self._ledger = self._load()
 
     # What the book says
@@ -250,10 +286,33 @@ class LedgerService:
         """Return the length of the own chain and the id of its last half."""
         return self._ledger.next_seq, self._ledger.head
 
+    def count(self) -> int:
+        """Return how many halves the book has, those of incarnations before included."""
+        return len(self._ledger.order)
+
+    def incarnation(self) -> Incarnation | None:
+        """Return what the chain was restarted with; None in the first incarnation."""
+        return None if self._restart is None else self._restart.incarnation.record
+
+    def said(self) -> Said:
+        """Return how things stand with each peer, for the own directory.
+
+        What is unproven is said again: it is not forgotten with the next disk.
+        """
+        accounts = tuple(
+            Account(
+                row.peer,
+                max(-AMOUNT_MAX, min(AMOUNT_MAX, row.balance_micro + row.unproven_micro)),
+                self._ledger.limits.get(row.peer),
+            )
+            for row in self.statement()
+        )
+        return Said(self._ledger.next_seq, accounts)
+
     def entries(self, *, limit: int = 50, peer: bytes | None = None) -> list[EntryRow]:
         """Return the last entries, newest first; those with one peer where it is given."""
         book = self._ledger
-        seqs = range(book.next_seq) if peer is None else book.with_peer.get(peer, [])
+        seqs = book.order if peer is None else book.with_peer.get(peer, [])
         newest = reversed(seqs[max(0, len(seqs) - limit) :])
         return [self._row(self._own(seq)) for seq in newest]
 
@@ -261,6 +320,7 @@ class LedgerService:
         """Return how things stand with every peer that the book knows, in order of id."""
         book = self._ledger
         peers = {*book.balances, *book.limits, *(item.debtor for item in book.open.values())}
+        peers |= {*book.said}
         return [
             StatementRow(
                 peer=peer,
@@ -268,6 +328,7 @@ class LedgerService:
                 limit_micro=self.limit(peer),
                 credit_left_micro=self.credit_left(peer),
                 open_micro=book.open_micro(peer),
+                unproven_micro=book.unproven_micro(peer),
                 entries=len(book.seen.get(peer, ())),
             )
             for peer in sorted(peers)
@@ -320,11 +381,11 @@ class LedgerService:
             book = audit.state
             peers = len({*book.balances, *book.limits})
             text = (
-                f"{book.next_seq} entries with {peers} peers verified: {audit.settled} settled, "
+                f"{len(book.order)} entries with {peers} peers verified: {audit.settled} settled, "
                 f"{len(book.open)} open; signatures, chain, counter-halves and replay agree"
             )
             return VerifyReport(
-                entries=book.next_seq,
+                entries=len(book.order),
                 settled=audit.settled,
                 open=len(book.open),
                 peers=peers,
@@ -351,6 +412,7 @@ class LedgerService:
 
     async def _set_limit(self, peer: bytes, amount_micro: int) -> None:
         await self._extend(self._limit("limit", peer, amount_micro))
+        self.on_change()
 
     async def collect(
         self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
@@ -376,6 +438,7 @@ class LedgerService:
         if len(xid) != XID_BYTES:
             raise ArgumentInvalid(f"an xid has {XID_BYTES} bytes, this has {len(xid)}")
         signed = open_voucher(voucher, network=self._network)
+        await self._hear(debtor)
         while True:
             seq, mine = await self._exclusive(
                 self._prepare, xid, debtor, amount_micro, lease_id, signed
@@ -443,7 +506,6 @@ class LedgerService:
             "v": 1,
             "half": half.raw,
             "voucher": self._read(_VOUCHER, seq),
-            "trail": self._trail(seq),
         }
         try:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
@@ -454,8 +516,7 @@ class LedgerService:
             await self._exclusive(self._void, seq)
             return None if self._is_settled(seq) else fault.message
         counter = open_half(take_bytes(reply.header, "counter"), network=self._network)
-        trail = take_opt_bytes(reply.header, "trail")
-        await self._exclusive(self._conclude, half, counter, trail)
+        await self._exclusive(self._conclude, half, counter)
         return None
 
     def _is_settled(self, seq: int) -> bool:
@@ -475,25 +536,7 @@ class LedgerService:
         )
         await self._extend(sign(void, self._key, self._network))
 
-    def _trail(self, seq: int) -> bytes | None:
-        """Return, sealed for this node itself, the own halves before one that nobody else has.
-
-        However many there are, no more are read than can be told.
-        """
-        steps: list[Step] = []
-        size = 0
-        while seq > len(steps) and size <= LEDGER_TRAIL_BYTES_MAX:
-            before = seq - len(steps) - 1
-            if self._store.get(_key(_OTHER, before)) is not None:
-                break
-            step = Step(self._read(HALF, before), self._store.get(_key(_VOUCHER, before)))
-            size += len(step.half) + len(step.voucher or b"")
-            steps.append(step)
-        return seal_trail(steps, self._key, self._entropy.token(TRAIL_NONCE_BYTES))
-
-    async def _conclude(
-        self, half: Signed[Half], counter: Signed[Half], trail: bytes | None
-    ) -> None:
+    async def _conclude(self, half: Signed[Half], counter: Signed[Half]) -> None:
         """Take the debtor's answer to the book, unless it is there already."""
         book, seq = self._ledger, half.record.seq
         if seq not in book.open:
@@ -503,11 +546,9 @@ class LedgerService:
         if (refusal := check_chain(book, counter)) is not None:
             await self._keep_fork(counter)
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
-        changes: list[Change] = [(_key(_OTHER, seq), counter.raw)]
-        if trail is not None and len(trail) <= LEDGER_TRAIL_BYTES_MAX:
-            changes.append((_key(_TRAIL, seq), trail))
-        await self._write(changes)
+        await self._write([(_key(_OTHER, seq), counter.raw)])
         settle(book, half.record, counter)
+        self.on_change()
 
     # What peers ask
 
@@ -524,25 +565,20 @@ class LedgerService:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         half = open_half(take_bytes(header, "half"), network=self._network)
         voucher = open_voucher(take_bytes(header, "voucher"), network=self._network)
-        trail = take_opt_bytes(header, "trail")
-        if trail is not None and len(trail) > LEDGER_TRAIL_BYTES_MAX:
-            raise TooLarge("the trail of an entry is over its bound")
-        counter = await self._exclusive(self._accept, caller, half, voucher, trail)
-        seq = self._ledger.entries[caller, half.record.xid].seq
-        return {"v": 1, "counter": counter, "trail": self._trail(seq)}, ()
+        await self._hear(caller)
+        counter = await self._exclusive(self._accept, caller, half, voucher)
+        return {"v": 1, "counter": counter}, ()
 
-    async def _accept(
-        self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher], trail: bytes | None
-    ) -> bytes:
+    async def _accept(self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher]) -> bytes:
         """Return this node's signed half to a creditor's, writing both unless it is known."""
         book = self._ledger
-        refusal = check_proposal(book, half, caller, voucher)
+        told = self._incarnation_of(caller)
+        refusal = check_proposal(book, half, caller, voucher) or check_incarnation(told, half)
         if refusal is not None:
             if refusal.code == "exists":
                 return self._read(HALF, book.entries[caller, half.record.xid].seq)
             if refusal.code == "conflict":
-                known = book.entries[caller, half.record.xid]
-                await self._keep(self._read(_OTHER, known.seq), half)
+                await self._keep_conflict(half, told)
             if refusal.code == "fork":
                 await self._keep_fork(half)
             self._log.warning(
@@ -555,7 +591,8 @@ class LedgerService:
             half, seq=book.next_seq, prev=book.head, created_ms=self._clock.now_ms()
         )
         own = sign(answer, self._key, self._network)
-        await self._extend(own, voucher, initiator=half, trail=trail)
+        await self._extend(own, voucher, initiator=half)
+        self.on_change()
         return own.raw
 
     async def _answer_history(
@@ -566,50 +603,180 @@ class LedgerService:
         seen = self._ledger.seen.get(caller, {})
         later = [seq for seq in sorted(seen) if seq >= start]
         items: list[Value] = []
-        size = 0
         for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
             seq = seen[theirs].seq
-            trail = self._store.get(_key(_TRAIL, seq))
-            size += LEDGER_RECORD_BYTES_MAX + len(trail or b"")
-            if items and size > 2 * LEDGER_TRAIL_BYTES_MAX:
-                break
             items.append(
                 {
                     "seq": theirs,
                     "half": self._read(_OTHER, seq),
                     "other": self._read(HALF, seq),
                     "voucher": self._read(_VOUCHER, seq),
-                    "trail": trail,
                 }
             )
-        return {"v": 1, "items": items, "more": len(items) < len(later)}, ()
+        return {
+            "v": 1,
+            "items": items,
+            "more": len(items) < len(later),
+            "incarnation": self._store.get(_PEER + caller),
+        }, ()
 
-    async def recover(self, peers: Sequence[bytes]) -> list[bytes]:
-        """Bring the own chain back from what peers hold of it; return who did not answer.
+    async def _answer_head(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Hear the caller's incarnation; tell what is known of its chain, and where this ends."""
+        raw = take_opt_bytes(header, "incarnation")
+        if raw is not None:
+            incarnation = open_incarnation(raw, author=caller, network=self._network)
+            await self._exclusive(self._keep_incarnation, incarnation)
+        told = self._incarnation_of(caller)
+        seen = self._ledger.seen.get(caller, {})
+        yours = self._read(_OTHER, seen[max(seen)].seq) if seen else None
+        first = 0 if told is None else told.record.first_seq
+        return {
+            "v": 1,
+            "next_seq": self._ledger.next_seq,
+            "head": self._ledger.head,
+            "yours": yours,
+            "old": sum(seq < first for seq in seen),
+            "incarnation": None if told is None else told.raw,
+        }, ()
 
-        The chain is what is here and what they show, up to the highest number,
-        replayed with every signature before it is kept. Nothing may be signed
-        meanwhile, and `finish_recovery` allows it again.
+    def _incarnation_of(self, peer: bytes) -> Signed[Incarnation] | None:
+        raw = self._store.get(_PEER + peer)
+        if raw is None:
+            return None
+        return open_incarnation(raw, author=peer, network=self._network)
+
+    async def _keep_incarnation(self, told: Signed[Incarnation]) -> None:
+        """Keep a peer's incarnation where its number is the highest yet."""
+        known = self._incarnation_of(told.author)
+        if known is not None and told.record.first_seq <= known.record.first_seq:
+            return
+        self._told.count(told.author, self._clock.monotonic_ms(), "incarnations")
+        await self._write([(_PEER + told.author, told.raw)])
+        self._log.warning(
+            "ledger.restarted", peer=short(told.author), first_seq=told.record.first_seq
+        )
+
+    # Recovery
+
+    async def restart(self, peers: Sequence[bytes], said: Said) -> Restarted:
+        """Begin a new incarnation with all that the own book and peers show.
+
+        Entries that both sides signed count on, those of the own book and of the peers'.
+        Nobody is waited for: what a silent peer holds is taken when it is heard.
+
+        Args:
+            peers: whom to ask.
+            said: what the newest directory says of the ledger.
+        """
+        if self._ledger.next_seq > said.next_seq:
+            said = self.said()
+        shown: dict[bytes, list[Old]] = {peer: [] for peer in peers}
+        answers = await asyncio.gather(*(self._ask(peer, shown[peer]) for peer in peers))
+        heard = {peer: raw for peer, raw in zip(peers, answers, strict=True) if raw is not None}
+        entries = [item for peer in peers for item in shown[peer]]
+        await self._exclusive(self._begin_anew, entries, heard, said)
+        self._recovering = False
+        silent = tuple(peer for peer in peers if peer not in heard)
+        unproven = {row.peer: row.unproven_micro for row in self.statement() if row.unproven_micro}
+        return Restarted(silent, unproven)
+
+    async def _ask(self, peer: bytes, shown: list[Old]) -> int | None:
+        """Hear a peer's history; return the number of the newest own incarnation it knows."""
+        try:
+            return await self._history(peer, shown)
+        except XscError as fault:
+            self._log.warning("ledger.history_untold", peer=short(peer), code=fault.code)
+            return None
+
+    async def _begin_anew(self, shown: Sequence[Old], heard: dict[bytes, int], said: Said) -> None:
+        def work() -> list[Change]:
+            rows = self._rows()
+            entries = merged([*known_entries(rows, network=self._network), *shown])
+            known = {seq + 1 for seq in rows.halves} | {self._ledger.next_seq}
+            known |= {item.half.record.seq + 1 for item in entries} | {*heard.values()}
+            record = plan(entries, said, highest_seq=max(known), now_ms=self._clock.now_ms())
+            signed = sign(record, self._key, self._network)
+            changes: list[Change] = []
+            for prefix in (HALF, _OTHER, _VOUCHER, _CLAIM, _HEARD):
+                changes += [(prefix + key, None) for key, _ in self._table(prefix)]
+            for item in entries:
+                seq = item.half.record.seq
+                changes += [
+                    (_key(HALF, seq), item.half.raw),
+                    (_key(_OTHER, seq), item.other.raw),
+                    (_key(_VOUCHER, seq), item.voucher.raw),
+                ]
+            changes += [(_HEARD + peer, b"") for peer in heard]
+            changes.append((_RESTART, restart_bytes(Restart(signed, said))))
+            changes.append((_MARK, mark_bytes(Mark(record.first_seq, signed.id, GENESIS))))
+            return changes
+
+        await self._write(await self._executor.run(work))
+        self._ledger = await self._executor.run(self._load)
+
+    async def _hear(self, peer: bytes) -> None:
+        """Ask a peer once in an incarnation what it holds of the ones before.
+
+        Until then nothing is booked with it: what was settled under a lease is not known.
 
         Raises:
-            LedgerDamaged: an entry is missing, or two stand in one place.
+            XscError: it does not tell.
         """
-        shown: list[Shown] = []
-        silent = []
-        for peer in peers:
-            try:
-                shown += await self._history(peer)
-            except XscError as fault:
-                self._log.warning("ledger.history_untold", peer=short(peer), code=fault.code)
-                silent.append(peer)
-        await self._exclusive(self._restore, shown)
-        return silent
+        if self._restart is not None and self._store.get(_HEARD + peer) is None:
+            await self._claims_of(peer)
 
-    async def _history(self, peer: bytes) -> list[Shown]:
-        shown: list[Shown] = []
-        start, wrong, more = 0, 0, True
+    async def _claims_of(self, peer: bytes) -> None:
+        shown: list[Old] = []
+        await self._history(peer, shown)
+        await self._exclusive(self._take_claims, peer, shown)
+
+    async def _take_claims(self, peer: bytes, shown: Sequence[Old]) -> None:
+        """Take what a peer shows of incarnations before and this book does not have."""
+        book = self._ledger
+        late = []
+        for item in merged(shown):
+            seq = item.half.record.seq
+            if seq >= book.first_seq:
+                continue  # `_confirm` judges those
+            known = self._store.get(_key(HALF, seq))
+            if known is None:
+                late.append(item)
+            elif known != item.half.raw:
+                self._log.error("ledger.claim_in_a_place_taken", peer=short(peer), entry=seq)
+        changes: list[Change] = [(_HEARD + peer, b"")]
+        turns, ends = [], book.claims_head
+        for number, item in enumerate(late, len(book.claims)):
+            seq = item.half.record.seq
+            turns.append(claim_bytes(book.next_seq, number))
+            ends = next_claim(ends, turns[-1], item.half.id, item.other.id)
+            changes += [
+                (_key(HALF, seq), item.half.raw),
+                (_key(_OTHER, seq), item.other.raw),
+                (_key(_VOUCHER, seq), item.voucher.raw),
+                (_key(_CLAIM, seq), turns[-1]),
+            ]
+        if late:
+            changes.append((_MARK, mark_bytes(Mark(book.next_seq, book.head, ends))))
+        await self._write(changes)
+        for item, turn in zip(late, turns, strict=True):
+            take_old(book, item.half, item.other, item.voucher.record, turn)
+        if late:
+            self._log.warning("ledger.claims", peer=short(peer), entries=len(late))
+            self.on_change()
+
+    async def _history(self, peer: bytes, shown: list[Old]) -> int:
+        """Hear what a peer holds of the own chain, and the number of its newest incarnation.
+
+        Args:
+            peer: who is asked.
+            shown: gets what holds, also where the peer falls silent later.
+        """
+        start, wrong, more, newest = 0, 0, True, 0
         while more:
             reply = await self._caller.call(peer, HISTORY, {"v": 1, "start": start})
+            newest = max(newest, self._told_of_me(reply.header))
             items = take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
             for item in items:
                 if not isinstance(item, dict):
@@ -618,7 +785,7 @@ class LedgerService:
                 if seq < start:
                     raise RecordInvalid("a history goes backwards")
                 start = seq + 1
-                found = check_shown(item, peer=peer, key=self._key, network=self._network)
+                found = check_shown(item, peer=peer, me=self._key.node_id, network=self._network)
                 if found is None or found.half.record.seq != seq:
                     self._log.warning("ledger.history_wrong", peer=short(peer), entry=seq)
                     wrong += 1
@@ -628,63 +795,42 @@ class LedgerService:
                 # What is right comes to an end, what is wrong need not.
                 raise RecordInvalid("a history shows too much that does not hold")
             more = take_bool(reply.header, "more") and bool(items)
-        return shown
+        return newest
 
-    async def _restore(self, shown: list[Shown]) -> None:
-        def work() -> list[Change]:
-            rows = rebuild(self._rows(), shown, me=self._key.node_id, network=self._network)
-            changes: list[Change] = []
-            for prefix, table in (
-                (HALF, rows.halves),
-                (_OTHER, rows.others),
-                (_VOUCHER, rows.vouchers),
-            ):
-                changes += [(_key(prefix, seq), raw) for seq, raw in table.items()]
-            if rows.mark is not None:
-                changes.append((_MARK, rows.mark))
-            return changes
-
-        changes = await self._executor.run(work)
-        if changes:
-            await self._write(changes)
-            self._ledger = await self._executor.run(self._load)
-
-    def finish_recovery(self) -> None:
-        """Allow entries again."""
-        self._recovering = False
-
-    async def _answer_head(
-        self, caller: bytes, _header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Tell how far the own chain reaches, and the newest half of the caller's seen here."""
-        seen = self._ledger.seen.get(caller, {})
-        yours = self._read(_OTHER, seen[max(seen)].seq) if seen else None
-        return {
-            "v": 1,
-            "next_seq": self._ledger.next_seq,
-            "head": self._ledger.head,
-            "yours": yours,
-        }, ()
+    def _told_of_me(self, header: dict[str, Value]) -> int:
+        """Return the number of the own incarnation that a peer shows; 0 where it shows none."""
+        raw = take_opt_bytes(header, "incarnation")
+        if raw is None:
+            return 0
+        shown = open_incarnation(raw, author=self._key.node_id, network=self._network)
+        return shown.record.first_seq
 
     async def confirm_head(self, peers: Sequence[bytes]) -> int:
-        """Ask peers how far they have seen the own chain; return how many answered.
+        """Tell peers the own incarnation, and ask how far they have seen the own chain.
 
         A node whose home was restored from a copy must do so before it signs
-        anything: going on from an old end would fork its chain.
+        anything: going on from an old end would fork its chain. Returns how many answered.
 
         Raises:
-            LedgerDamaged: a peer holds a half of this node's that is not in its book.
+            LedgerDamaged: a peer holds what this node signed and is not in its book.
         """
         answers = await asyncio.gather(*(self._confirm_at(peer) for peer in peers))
         return sum(answers)
 
     async def _confirm_at(self, peer: bytes) -> bool:
         """Ask one peer; what else goes wrong with it says nothing of this ledger."""
+        own = None if self._restart is None else self._restart.incarnation.raw
         try:
-            reply = await self._caller.call(peer, HEAD, {"v": 1}, timeout_ms=HEAD_TIMEOUT_MS)
+            reply = await self._caller.call(
+                peer, HEAD, {"v": 1, "incarnation": own}, timeout_ms=HEAD_TIMEOUT_MS
+            )
             take_int(reply.header, "next_seq")
+            self._confirm_incarnation(peer, reply.header)
             if reply.header.get("yours") is not None:
                 self._confirm(peer, take_bytes(reply.header, "yours"))
+            old = take_int(reply.header, "old")
+            if old > self._old_with(peer):
+                await self._claims_of(peer)
         except LedgerDamaged:
             raise
         except XscError as fault:
@@ -692,11 +838,32 @@ class LedgerService:
             return False
         return True
 
+    def _old_with(self, peer: bytes) -> int:
+        """Return how many old halves with a peer are in the book."""
+        book = self._ledger
+        return sum(seq < book.first_seq for seq in book.with_peer.get(peer, ()))
+
+    def _confirm_incarnation(self, peer: bytes, header: dict[str, Value]) -> None:
+        first = self._told_of_me(header)
+        known = self._restart
+        if first > self._ledger.first_seq or (
+            known is not None
+            and first == self._ledger.first_seq
+            and header.get("incarnation") != known.incarnation.raw
+        ):
+            raise LedgerDamaged(
+                f"{short(peer)} holds an incarnation of this node that its own ledger lacks: "
+                "this home is an old copy",
+                hint="use the home that was recovered last, or recover it: xsc node recover",
+            )
+
     def _confirm(self, peer: bytes, raw: bytes) -> None:
         mine = open_half(raw, network=self._network)
         if mine.author != self._key.node_id:
             raise ReceiptInvalid(f"{short(peer)} shows an entry of another node as this node's")
         seq = mine.record.seq
+        if seq < self._ledger.first_seq:
+            return  # a claim, at most
         if seq >= self._ledger.next_seq or self._own(seq).id != mine.id:
             raise LedgerDamaged(
                 f"{short(peer)} holds entry {seq} of this node, which its own "
@@ -774,7 +941,6 @@ class LedgerService:
         voucher: Signed[Voucher] | None = None,
         *,
         initiator: Signed[Half] | None = None,
-        trail: bytes | None = None,
     ) -> None:
         """Append an own half, with what stands beside it, in one synced write.
 
@@ -788,13 +954,12 @@ class LedgerService:
         if refusal is not None:
             raise _error(refusal)
         seq = own.record.seq
-        changes: list[Change] = [(_key(HALF, seq), own.raw), (_MARK, mark_bytes(own))]
+        mark = Mark(seq + 1, own.id, self._ledger.claims_head)
+        changes: list[Change] = [(_key(HALF, seq), own.raw), (_MARK, mark_bytes(mark))]
         if voucher is not None:
             changes.append((_key(_VOUCHER, seq), voucher.raw))
         if initiator is not None:
             changes.append((_key(_OTHER, seq), initiator.raw))
-        if trail is not None:
-            changes.append((_key(_TRAIL, seq), trail))
         await self._write(changes)
         append(self._ledger, own, initiator)
 
@@ -805,6 +970,14 @@ class LedgerService:
             if seq in seen:
                 await self._keep(self._read(_OTHER, seen[seq].seq), half)
                 return
+
+    async def _keep_conflict(self, half: Signed[Half], told: Signed[Incarnation] | None) -> None:
+        """Keep a half whose xid stands for another, where both are of one incarnation."""
+        known = self._read(_OTHER, self._ledger.entries[half.author, half.record.xid].seq)
+        first = 0 if told is None else told.record.first_seq
+        kept = open_half(known, network=self._network)
+        if (kept.record.seq < first) == (half.record.seq < first):
+            await self._keep(known, half)
 
     async def _keep(self, kept: bytes, other: Signed[Half]) -> None:
         """Keep evidence against a peer, up to LEDGER_CONFLICTS_KEPT of each."""
@@ -843,6 +1016,10 @@ class LedgerService:
                 state = "open"
             elif half.seq in book.voided:
                 state = "void"
+            elif half.seq in book.covered:
+                state = "covered"
+            elif half.seq in book.claims:
+                state = "claim"
         return EntryRow(
             seq=half.seq,
             kind=half.kind,
@@ -885,9 +1062,15 @@ class LedgerService:
             others=numbered(_OTHER),
             vouchers=numbered(_VOUCHER),
             conflicts=dict(self._table(_CONFLICT)),
+            restart=self._store.get(_RESTART),
+            claims=numbered(_CLAIM),
         )
 
     def _load(self) -> LedgerState:
-        return replay(
-            self._rows(), me=self._key.node_id, network=self._network, signatures=False
-        ).state
+        rows = self._rows()
+        state = replay(rows, me=self._key.node_id, network=self._network, signatures=False).state
+        if rows.restart is not None:
+            self._restart = open_restart(
+                rows.restart, author=self._key.node_id, network=self._network
+            )
+        return state

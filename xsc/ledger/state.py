@@ -1,7 +1,7 @@
 """What the halves of one node's chain add up to.
 
-The state follows from the chain and the counter-halves alone: replayed from
-the first half it comes out equal to the last bit (`digest`). It is changed in
+The state follows from the chain, the counter-halves, and what an incarnation takes
+along alone: replayed it comes out equal to the last bit (`digest`). It is changed in
 place, because copying it for each of a hundred thousand halves would make a
 replay quadratic; nothing here refuses, `xsc.ledger.validation` has done so.
 """
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
+from xsc.ledger.incarnation import Restart
+from xsc.terms.voucher import Voucher
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,26 @@ class LedgerState:
     """By initiator and xid."""
     seen: dict[bytes, dict[int, Seen]] = field(default_factory=dict)
     """Per peer, its halves that stand beside ours, by its sequence number."""
+    first_seq: int = 0
+    """Of the present incarnation."""
+    said: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, what it owed when the directory was written that this incarnation began with."""
+    said_seq: int = 0
+    """The halves of lower numbers are in what was said."""
+    shown: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, what the old halves that are in what was said add up to."""
+    promised: dict[tuple[bytes, bytes, bytes], int] = field(default_factory=dict)
+    """Per lease, debtor and creditor, the highest voucher under an old half."""
+    claims_head: bytes = GENESIS
+    """Hash over all claims, in the order of taking."""
+    claims: set[int] = field(default_factory=set)
+    """Old halves that came after the incarnation had begun, by sequence number."""
+    covered: set[int] = field(default_factory=set)
+    """Old halves whose voucher was booked in full already: they count nothing."""
+    order: list[int] = field(default_factory=list)
+    """The own halves in the order in which they were taken: an index only."""
     with_peer: dict[bytes, list[int]] = field(default_factory=dict)
-    """Per peer, the own halves that concern it, by sequence number: an index only."""
+    """The same of each peer."""
 
     def open_micro(self, peer: bytes) -> int:
         """Return what the peer will owe in addition once it has answered everything."""
@@ -79,9 +99,20 @@ class LedgerState:
                 return seq
         return None
 
+    def unproven_micro(self, peer: bytes) -> int:
+        """Return what was said of the peer's debt and no half shows; below zero, of the own."""
+        if peer not in self.said:
+            return 0
+        return self.said[peer] - self.shown.get(peer, 0)
+
     def exposure(self, peer: bytes) -> int:
-        """Return what the peer owes at most: settled and unanswered. It must keep its limit."""
-        return self.balances.get(peer, 0) + self.open_micro(peer)
+        """Return what the peer owes at most. It must keep its limit.
+
+        That is what is settled, what is unanswered, and what is unproven: who hides a debt
+        gains no credit by it.
+        """
+        unproven = max(0, self.unproven_micro(peer))
+        return self.balances.get(peer, 0) + self.open_micro(peer) + unproven
 
     def settled_under(self, lease: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled under a lease in all."""
@@ -114,9 +145,77 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
         state.open[half.seq] = Open(half.peer, half.lease, half.amount_micro)
     if half.link is None:
         state.entries[state.me, half.xid] = Known(own.id, half.seq)
-    state.with_peer.setdefault(half.peer, []).append(half.seq)
+    _list(state, half)
     state.next_seq += 1
     state.head = own.id
+
+
+def next_claim(before: bytes, turn: bytes, own_id: bytes, other_id: bytes) -> bytes:
+    """Return the hash over all claims where one is added."""
+    return tagged_sha256("ledger_claim", before, turn, own_id, other_id)
+
+
+def _list(state: LedgerState, half: Half) -> None:
+    state.order.append(half.seq)
+    state.with_peer.setdefault(half.peer, []).append(half.seq)
+
+
+def begin(state: LedgerState, restart: Restart) -> None:
+    """Begin an incarnation in an empty state.
+
+    Limits go on as they were said to be.
+    """
+    incarnation = restart.incarnation
+    state.first_seq = state.next_seq = incarnation.record.first_seq
+    state.head = incarnation.id
+    state.said_seq = restart.said.next_seq
+    for account in restart.said.accounts:
+        state.said[account.peer] = account.balance_micro
+        if account.limit_micro is not None:
+            state.limits[account.peer] = account.limit_micro
+
+
+def take_old(
+    state: LedgerState,
+    own: Signed[Half],
+    other: Signed[Half],
+    voucher: Voucher,
+    turn: bytes | None = None,
+) -> None:
+    """Take an entry of an incarnation before.
+
+    It counts as far as the debtor promised: what was hidden, booked anew under the same
+    voucher, and is shown now, counts once.
+
+    Args:
+        state: is changed in place.
+        own: the own half.
+        other: the peer's.
+        voucher: what it rests on.
+        turn: when it was taken, where that was after the present incarnation had begun.
+    """
+    half = own.record
+    assert half.lease is not None
+    first = own if half.link is None else other
+    state.entries.setdefault((first.author, half.xid), Known(first.id, half.seq))
+    if half.seq < state.said_seq:
+        sign = 1 if half.credit == state.me else -1
+        state.shown[half.peer] = state.shown.get(half.peer, 0) + sign * half.amount_micro
+    place = half.lease, half.debit, half.credit
+    booked = state.settled_under(half.lease, debtor=half.debit, creditor=half.credit)
+    if (waiting := state.open_under(half.debit, half.lease)) is not None:
+        booked += state.open[waiting].amount_micro
+    promised = max(state.promised.get(place, 0), voucher.amount_micro)
+    state.promised[place] = promised
+    if booked + half.amount_micro > promised:
+        state.covered.add(half.seq)
+        _see(state, half.peer, other, half.seq)
+    else:
+        _settle(state, half, other, half.seq)
+    if turn is not None:
+        state.claims.add(half.seq)
+        state.claims_head = next_claim(state.claims_head, turn, own.id, other.id)
+    _list(state, half)
 
 
 def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
@@ -132,7 +231,13 @@ def _settle(state: LedgerState, own: Half, other: Signed[Half], seq: int) -> Non
     parties = (own.debit, own.credit)
     under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.amount_micro
-    state.seen.setdefault(own.peer, {})[other.record.seq] = Seen(other.id, other.record.prev, seq)
+    _see(state, own.peer, other, seq)
+
+
+def _see(state: LedgerState, peer: bytes, other: Signed[Half], seq: int) -> None:
+    state.seen.setdefault(peer, {}).setdefault(
+        other.record.seq, Seen(other.id, other.record.prev, seq)
+    )
 
 
 def digest(state: LedgerState) -> bytes:
@@ -157,6 +262,11 @@ def digest(state: LedgerState) -> bytes:
         for seq, half in sorted(halves.items())
     ]
     voided: list[Value] = [*sorted(state.voided)]
+    said: list[Value] = [[peer, value] for peer, value in sorted(state.said.items())]
+    shown: list[Value] = [[peer, value] for peer, value in sorted(state.shown.items())]
+    promised: list[Value] = [[*place, value] for place, value in sorted(state.promised.items())]
+    claims: list[Value] = [*sorted(state.claims)]
+    covered: list[Value] = [*sorted(state.covered)]
     value: Value = {
         "v": 1,
         "me": state.me,
@@ -169,5 +279,13 @@ def digest(state: LedgerState) -> bytes:
         "settled": settled,
         "entries": entries,
         "seen": seen,
+        "first_seq": state.first_seq,
+        "said": said,
+        "said_seq": state.said_seq,
+        "shown": shown,
+        "promised": promised,
+        "claims": claims,
+        "claims_head": state.claims_head,
+        "covered": covered,
     }
     return tagged_sha256("ledger_state", encode(value))

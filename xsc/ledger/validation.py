@@ -25,6 +25,7 @@ from typing import Literal, TypeAlias
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, UNIT_CREDIT, Half
+from xsc.ledger.incarnation import Incarnation
 from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
 
@@ -44,6 +45,7 @@ Code: TypeAlias = Literal[
     "exists",
     "conflict",
     "fork",
+    "incarnation_over",
     "lease_busy",
     "amount_wrong",
     "amount_overflow",
@@ -180,6 +182,31 @@ def check_counter(half: Signed[Half], counter: Signed[Half]) -> Refusal | None:
         return Refusal("answer_wrong", "the answer is of another network")
     if not _same_content(half.record, said):
         return Refusal("answer_wrong", "the answer does not say what was proposed")
+    return None
+
+
+def check_old(half: Signed[Half], other: Signed[Half], voucher: Signed[Voucher]) -> Refusal | None:
+    """Return why these are not an entry that both parties signed; None where they are."""
+    first, answer = (half, other) if half.record.link is None else (other, half)
+    if first.record.kind != "post":
+        return Refusal("kind_unknown", f"a '{first.record.kind}' is not shown to anybody")
+    return check_counter(first, answer) or check_voucher(first.record, voucher)
+
+
+def check_incarnation(known: Signed[Incarnation] | None, half: Signed[Half]) -> Refusal | None:
+    """Return why a new half is not of its author's present incarnation; None where it is.
+
+    Args:
+        known: the newest incarnation that the author has told.
+        half: one that is not booked here.
+    """
+    if known is None:
+        return None
+    first = known.record.first_seq
+    if half.record.seq < first:
+        return Refusal("incarnation_over", f"its author's numbers go on at {first}, this is lower")
+    if half.record.seq == first and half.record.prev != known.id:
+        return Refusal("fork", "the first half of an incarnation follows on its record")
     return None
 
 

@@ -12,7 +12,8 @@ from xsc.base.keyvalue import KeyValue
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger.service import LedgerService
+from xsc.ledger.incarnation import Said
+from xsc.ledger.service import LedgerService, Restarted
 from xsc.terms.voucher import Voucher
 
 NETWORK = network_id("test")
@@ -73,6 +74,15 @@ class Member:
         self.store.crash()
         self.ledger = self.start()
 
+    async def come_back(self, said: Said | None = None) -> Restarted:
+        """Lose all, and recover from the others."""
+        self.store = MemoryKeyValue()
+        self.ledger = self.start()
+        others = [other.id for other in self.circle.members if other is not self]
+        done = await self.ledger.restart(others, said or Said())
+        await self.ledger.confirm_head(others)
+        return done
+
 
 class Circle:
     """Members by id, and the fate of each message."""
@@ -81,6 +91,7 @@ class Circle:
         self.clock = ManualClock()
         self.fate: Callable[[], str] = lambda: "pass"
         self.sent: list[tuple[bytes, bytes, str, bytes]] = []
+        self.gone: set[bytes] = set()
         self.members = [Member(self, number) for number in range(1, count + 1)]
 
     def member(self, node: bytes) -> Member:
@@ -108,7 +119,7 @@ class Wire:
         circle, raw = self.circle, encode(header)
         fate = circle.fate()
         circle.sent.append((self.me, peer, method, raw))
-        if fate == "request lost":
+        if fate == "request lost" or {peer, self.me} & circle.gone:
             raise PeerSilent("no answer")
         if fate == "twice":
             await circle.deliver(self.me, peer, method, raw)

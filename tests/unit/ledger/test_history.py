@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.unit.ledger.circle import STARTER, Answer, Circle, collect
+from tests.unit.ledger.circle import Answer, Circle, collect
 from xsc.base.encoding import decode
-from xsc.base.limits import LEDGER_HISTORY_ITEMS_MAX, LEDGER_TRAIL_BYTES_MAX
+from xsc.base.limits import LEDGER_HISTORY_ITEMS_MAX
+from xsc.ledger.incarnation import Said
 from xsc.ledger.service import HISTORY
 
 
@@ -29,7 +30,7 @@ async def test_a_peer_that_shows_nonsense_without_end_is_left_out_of_a_recovery(
     a, b = circle.members
     await collect(a, b, 300)
     asked = shows(circle, lambda start: [{"seq": start + n} for n in range(count)])
-    assert await a.ledger.recover([b.id]) == [b.id]
+    assert (await a.ledger.restart([b.id], Said())).silent == (b.id,)
     assert len(asked) == LEDGER_HISTORY_ITEMS_MAX // count + 1
     assert a.ledger.balance(b.id) == 300
 
@@ -41,17 +42,4 @@ async def test_a_peer_that_shows_one_entry_in_ever_other_places_is_left_out():
     header, _ = await b.ledger.handlers()[HISTORY](a.id, {"v": 1, "start": 0}, ())
     (item,) = header["items"]
     shows(circle, lambda start: [item | {"seq": start}])
-    assert await a.ledger.recover([b.id]) == [b.id]
-
-
-async def test_a_trail_reads_no_more_than_it_can_tell():
-    circle = Circle()
-    a, b = circle.members
-    for number in range(2_000):
-        await a.ledger.set_limit(b.id, number)
-    await a.ledger.set_limit(b.id, STARTER)
-    get, read = a.store.get, []
-    a.store.get = lambda key: read.append(key) or get(key)
-    trail = a.ledger._trail(a.ledger.head()[0])
-    assert LEDGER_TRAIL_BYTES_MAX * 9 // 10 < len(trail) <= LEDGER_TRAIL_BYTES_MAX
-    assert len(read) < 3 * LEDGER_TRAIL_BYTES_MAX // 300
+    assert (await a.ledger.restart([b.id], Said())).silent == (b.id,)

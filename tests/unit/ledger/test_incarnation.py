@@ -1,0 +1,407 @@
+"""What a ledger that began anew keeps, takes late, and cannot be made to say."""
+
+import itertools
+
+import pytest
+
+from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, voucher
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import (
+    CreditExceeded,
+    EntryRefused,
+    LedgerDamaged,
+    PeerError,
+    PeerSilent,
+    RateLimited,
+)
+from xsc.base.limits import INCARNATION_GAP, INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import sign
+from xsc.ledger.entry import GENESIS, open_half, post_half
+from xsc.ledger.incarnation import (
+    Account,
+    Incarnation,
+    Said,
+    open_incarnation,
+    open_said,
+    said_bytes,
+)
+from xsc.ledger.recovery import merged, plan
+from xsc.ledger.service import HEAD, HISTORY, PROPOSE
+from xsc.ledger.state import digest
+
+
+@pytest.fixture
+def circle():
+    return Circle(3)
+
+
+@pytest.fixture
+def a(circle):
+    return circle.members[0]
+
+
+@pytest.fixture
+def b(circle):
+    return circle.members[1]
+
+
+@pytest.fixture
+def c(circle):
+    return circle.members[2]
+
+
+def conflicts(circle):
+    return [
+        key
+        for member in circle.members
+        for key, _ in member.store.scan(b"ledger/conflict/", b"ledger/conflict0")
+    ]
+
+
+async def sound(circle, *, agreed=True):
+    """Check that every book replays, nobody counts as a forger, and each two agree."""
+    for p in circle.members:
+        assert digest(p.start()._ledger) == digest(p.ledger._ledger)
+        assert (await p.ledger.verify()).conflicts == 0
+        for q in circle.members if agreed else ():
+            assert p.ledger.balance(q.id) == -q.ledger.balance(p.id)
+    assert conflicts(circle) == []
+
+
+async def debts(a, b, c):
+    """A owes B 100 by its first entry; B owes A 30; C owes A 500."""
+    await collect(b, a, 100, lease=1, xid=1)
+    await collect(a, b, 30, lease=2, xid=2)
+    await collect(a, c, 500, lease=3, xid=3)
+
+
+async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amount(circle, a, b, c):
+    await debts(a, b, c)
+    await a.ledger.set_limit(c.id, 777)
+    said = a.ledger.said()
+    assert open_said(said_bytes(said)) == said
+    circle.gone.add(b.id)
+    done = await a.come_back(said)
+    assert (done.silent, done.unproven) == ((b.id,), {b.id: -70})
+    assert (a.ledger.balance(b.id), a.ledger.balance(c.id)) == (0, 500)
+    assert (a.ledger.limit(c.id), a.ledger.credit_left(c.id)) == (777, 277)
+    began = a.ledger.incarnation()
+    last = c.ledger.entries(limit=1)[0]
+    assert (began.proven_seq, began.proven) == (
+        4,
+        open_half(c.store.get(other(last)), network=NETWORK).id,
+    )
+    assert await collect(a, c, 20, lease=4, xid=4) == 20, "the chain goes on"
+    await sound(circle, agreed=False)
+
+
+def other(row):
+    return b"ledger/other/" + row.seq.to_bytes(8, "big")
+
+
+async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a, b, c):
+    await debts(a, b, c)
+    circle.gone.add(b.id)
+    await a.come_back(a.ledger.said())
+    await collect(a, c, 20, lease=4, xid=4)
+    circle.gone.clear()
+    assert await a.ledger.confirm_head([b.id]) == 1
+    rows = {row.seq: row for row in a.ledger.entries(peer=b.id)}
+    assert [(rows[seq].state, rows[seq].amount_micro) for seq in sorted(rows)] == [
+        ("claim", 100),
+        ("claim", 30),
+    ]
+    assert a.ledger.balance(b.id) == -70
+    assert {row.peer: row.unproven_micro for row in a.ledger.statement()}[b.id] == 0
+    await collect(b, a, 50, of=150, lease=1, xid=5)
+    await collect(a, b, 1, of=31, lease=2, xid=6)
+    await sound(circle)
+    # And a second time, with all that was taken late.
+    await a.come_back(a.ledger.said())
+    await sound(circle)
+    assert not [row for row in a.ledger.entries() if row.state != "settled"]
+
+
+async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c):
+    await collect(b, a, 100, lease=1, xid=1)
+    circle.gone.add(b.id)
+    await a.come_back(a.ledger.said())
+    circle.gone.clear()
+    good = circle.deliver
+
+    async def deaf(caller, peer, method, raw):
+        if method == HISTORY:
+            raise PeerSilent("no answer")
+        return await good(caller, peer, method, raw)
+
+    circle.deliver = deaf
+    # Not refused: a refusal would be for good, and the amount follows from what is not known.
+    with pytest.raises(PeerSilent):
+        await collect(b, a, 50, of=150, lease=1, xid=2)
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 5, lease=2, xid=3)
+    circle.deliver = good
+    assert await b.ledger.retry_pending() == 1
+    assert a.ledger.balance(b.id) == -150
+    await sound(circle)
+
+
+async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
+    await collect(a, b, STARTER - 10, lease=1, xid=1)
+    circle.gone.add(b.id)
+    await a.come_back(a.ledger.said())
+    circle.gone.clear()
+    hide(circle, b)
+    with pytest.raises(CreditExceeded):
+        await collect(a, b, 11, lease=2, xid=2)
+    assert a.ledger.credit_left(b.id) == 10
+    assert await collect(a, b, 10, lease=2, xid=2) == 10
+    circle.deliver = type(circle).deliver.__get__(circle)
+    await a.ledger.confirm_head([b.id])
+    assert (a.ledger.balance(b.id), a.ledger.credit_left(b.id)) == (STARTER, 0)
+    await sound(circle)
+
+
+def hide(circle, member):
+    """Have a member show nothing of what it holds."""
+    good = circle.deliver
+
+    async def hiding(caller, peer, method, raw):
+        reply = await good(caller, peer, method, raw)
+        if peer == member.id and method == HISTORY:
+            reply.header.update(items=[], more=False)
+        return reply
+
+    circle.deliver = hiding
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([0, 1, 2])))
+async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
+    """Of three entries under one lease any come late, in any order, after a fourth."""
+    for number in range(3):
+        await collect(b, a, 100, of=100 * (number + 1), xid=number + 1)
+    hide(circle, b)
+    await a.come_back(a.ledger.said())
+    shown = type(circle).deliver.__get__(circle)
+    header = (await shown(a.id, b.id, HISTORY, encode({"v": 1, "start": 0}))).header
+    # B, who hid them, has A sign for all of it once more: its own book would not.
+    b.store, kept = MemoryKeyValue(), b.store
+    b.ledger = b.start()
+    await collect(b, a, 350, xid=9)
+    assert a.ledger.balance(b.id) == -350
+    b.store = kept
+    b.ledger = b.start()
+    for number in order:
+
+        async def one(caller, peer, method, raw, number=number):
+            reply = await shown(caller, peer, method, raw)
+            if method == HISTORY:
+                reply.header.update(items=[header["items"][number]], more=False)
+            return reply
+
+        circle.deliver = one
+        await a.ledger._claims_of(b.id)
+    assert a.ledger.balance(b.id) == -350
+    assert [row.state for row in a.ledger.entries(limit=3)] == ["covered"] * 3
+    assert digest(a.start()._ledger) == digest(a.ledger._ledger)
+    await a.ledger.verify()
+
+
+async def test_a_claim_beside_an_open_entry_counts_the_same_at_every_start(circle, a, b, c):
+    await collect(a, b, 100, xid=1)
+    hide(circle, b)
+    await a.come_back(a.ledger.said())
+    hidden, circle.deliver = circle.deliver, type(circle).deliver.__get__(circle)
+    circle.fate = lambda: "request lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 150, xid=2)  # B hid the 100 under this lease
+    circle.fate = lambda: "pass"
+    await a.ledger._claims_of(b.id)
+    assert a.ledger.credit_left(b.id) == STARTER - 150
+    assert digest(a.start()._ledger) == digest(a.ledger._ledger)
+    assert await a.ledger.retry_pending() == 0, "an honest debtor owes 50 more, not 150"
+    assert digest(a.start()._ledger) == digest(a.ledger._ledger)
+    assert hidden is not None
+    await a.ledger.verify()
+
+
+async def test_an_open_entry_is_given_up_and_comes_back_as_a_claim_where_it_was_answered(
+    circle, a, b, c
+):
+    circle.fate = lambda: "answer lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, b, 100, xid=1)
+    circle.fate = lambda: "pass"
+    await a.ledger.restart([b.id, c.id], Said())  # a home of the past, as after a backup
+    assert (a.ledger.balance(b.id), a.ledger.pending()) == (100, 0)
+    assert await collect(a, b, 100, xid=1) == 100
+    await sound(circle)
+
+
+async def test_a_lower_incarnation_is_refused_and_proves_nothing(circle, a, b, c):
+    await collect(b, a, 100, lease=1, xid=1)
+    await collect(a, b, 30, lease=2, xid=2)
+    old = MemoryKeyValue()
+    old.write(list(a.store.scan(b"")), sync=True)
+    await a.come_back(a.ledger.said())
+    a.store, kept = old, a.store
+    copy = a.start()
+    with pytest.raises(LedgerDamaged, match="old copy"):
+        await copy.confirm_head([b.id])
+    a.ledger, real = copy, a.ledger
+    with pytest.raises(EntryRefused, match="this is lower"):
+        await collect(a, b, 5, lease=3, xid=3)
+    a.store, a.ledger = kept, real
+    assert b.ledger.balance(a.id) == 70
+    await collect(a, b, 5, lease=4, xid=4)
+    await sound(circle)
+
+
+async def test_a_forged_old_or_second_incarnation_changes_nothing(circle, a, b, c):
+    await collect(a, b, 100)
+    await a.come_back()
+    first = b.store.get(b"ledger-peer/" + a.id)
+    await a.ledger.restart([b.id, c.id], a.ledger.said())
+    await a.ledger.confirm_head([b.id])
+    second = b.store.get(b"ledger-peer/" + a.id)
+    number = open_incarnation(second, author=a.id, network=NETWORK).record.first_seq
+    assert number > open_incarnation(first, author=a.id, network=NETWORK).record.first_seq
+
+    def made(key, **changes):
+        record = open_incarnation(second, author=a.id, network=NETWORK).record
+        return sign(record.model_copy(update=changes), key, NETWORK).raw
+
+    before = digest(b.ledger._ledger)
+    for raw in (made(c.key), made(c.key, first_seq=2**62), b"", second[:-1]):
+        with pytest.raises(PeerError):
+            await tell(circle, a.id, b, raw)
+    with pytest.raises(PeerError):
+        await tell(circle, c.id, b, second)
+    for raw in (first, made(a.key, created_ms=5), made(a.key, first_seq=0)):
+        answer = await tell(circle, a.id, b, raw)
+        assert answer.header["incarnation"] == second, "and its author sees what stands"
+    assert b.store.get(b"ledger-peer/" + a.id) == second
+    assert digest(b.ledger._ledger) == before
+    assert b.ledger.balance(a.id) == -100
+
+
+async def tell(circle, caller, member, raw):
+    return await circle.deliver(caller, member.id, HEAD, encode({"v": 1, "incarnation": raw}))
+
+
+async def test_restarts_without_end_give_no_credit_and_wipe_no_debt(circle, a, b, c):
+    await collect(a, b, STARTER, lease=1, xid=1)
+    for number in range(2, 8):
+        circle.gone.add(a.id)
+        await b.come_back()
+        circle.gone.clear()
+        circle.clock.advance_to(circle.clock.now_ms() + INCARNATIONS_MS)
+        await b.ledger.confirm_head([a.id, c.id])
+        assert a.ledger.credit_left(b.id) == 0
+        with pytest.raises(CreditExceeded):
+            await collect(a, b, 1, lease=number, xid=number)
+    assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (STARTER, -STARTER)
+    await sound(circle)
+
+
+async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, b, c):
+    await debts(a, b, c)
+    circle.gone.add(b.id)
+    for _ in range(3):
+        done = await a.come_back(a.ledger.said())
+        assert done.unproven == {b.id: -70}
+        await collect(a, c, 1, lease=9, xid=9)
+    circle.gone.clear()
+    await a.ledger.confirm_head([b.id])
+    assert [row.unproven_micro for row in a.ledger.statement()] == [0, 0]
+    await sound(circle)
+
+
+async def test_a_peer_tells_so_many_incarnations_within_a_time(circle, a, b, c):
+    def raw(number):
+        record = Incarnation(
+            first_seq=number, proven_seq=0, proven=GENESIS, carried=GENESIS, created_ms=0
+        )
+        return sign(record, a.key, NETWORK).raw
+
+    for number in range(1, INCARNATIONS_A_PEER_MAX + 1):
+        await tell(circle, a.id, b, raw(number))
+    with pytest.raises(RateLimited):
+        await tell(circle, a.id, b, raw(99))
+    await tell(circle, a.id, b, raw(2))  # known, and no write
+    circle.clock.advance_to(circle.clock.now_ms() + INCARNATIONS_MS + 1)
+    await tell(circle, a.id, b, raw(99))
+
+
+async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_found(circle, a, b, c):
+    await collect(b, a, 100, lease=1, xid=1)
+    await collect(a, c, 500, lease=3, xid=3)
+    circle.gone.add(b.id)
+    await a.come_back(a.ledger.said())
+    circle.gone.clear()
+    await a.ledger.confirm_head([b.id])
+    await collect(c, a, 20, lease=4, xid=4)
+    rows = list(a.store.scan(b"ledger/", b"ledger0"))
+    assert {key.split(b"/")[1] for key, _ in rows} == {
+        b"half",
+        b"other",
+        b"voucher",
+        b"mark",
+        b"restart",
+        b"claim",
+    }
+    for key, raw in rows:
+        for place in range(0, len(raw), 3):
+            flipped = raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :]
+            a.store.write([(key, flipped)], sync=True)
+            with pytest.raises(LedgerDamaged):
+                await a.ledger.verify()
+        a.store.write([(key, None)], sync=True)
+        with pytest.raises(LedgerDamaged):
+            a.start()
+        a.store.write([(key, raw)], sync=True)
+    await a.ledger.verify()
+
+
+@pytest.mark.parametrize("now_ms", [0, 10**12])
+def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
+    said = Said(70, (Account(b"p" * 32, 5, None),))
+    made = plan([], said, highest_seq=9, now_ms=now_ms)
+    assert made.first_seq == max(now_ms, 70 + INCARNATION_GAP)
+    assert (made.proven_seq, made.proven) == (0, GENESIS)
+    assert plan([], Said(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
+    assert merged([]) == []
+
+
+async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
+    await a.come_back()
+    began = a.ledger.incarnation()
+    paid = voucher(b, a, 7, lease=5)
+    post = post_half(
+        creditor=a.id,
+        debtor=b.id,
+        seq=began.first_seq,
+        prev=b"?" * 32,
+        xid=b"x" * 16,
+        amount_micro=7,
+        lease=bytes([5]) * 32,
+        receipt=paid.id,
+        created_ms=0,
+    )
+    header = {"v": 1, "half": sign(post, a.key, NETWORK).raw, "voucher": paid.raw}
+    with pytest.raises(EntryRefused, match="follows on its record"):
+        await circle.deliver(a.id, b.id, PROPOSE, encode(header))
+    good = sign(post.model_copy(update={"prev": a.ledger.head()[1]}), a.key, NETWORK)
+    await circle.deliver(a.id, b.id, PROPOSE, encode(header | {"half": good.raw}))
+    assert b.ledger.balance(a.id) == -7
+
+
+async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
+    await collect(a, b, 100, xid=1)
+    hide(circle, b)
+    await a.come_back()
+    with pytest.raises(EntryRefused, match="same xid"):
+        await collect(a, b, 100, xid=1)
+    assert conflicts(circle) == []
+    assert decode(circle.sent[-1][3])
