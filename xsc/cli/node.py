@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
-from xsc.base.units import format_duration, format_size
+from xsc.base.units import format_credits, format_duration, format_size
 from xsc.cli.backup import backup, restore
 from xsc.cli.drain import drain
 from xsc.cli.options import (
@@ -70,9 +70,6 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
 )
 @click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
 @click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
-@click.option(
-    "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
-)
 @pass_settings
 def recover(
     settings: Settings,
@@ -80,13 +77,14 @@ def recover(
     peers: tuple[str, ...],
     name: str | None,
     network: str | None,
-    *,
-    without_silent: bool,
 ) -> None:
     """Bring a lost node back, from its exported key IDENTITY and at least one peer.
 
-    The home must be empty. Peers, objects and the ledger come back from the
-    peers. A recovery that broke off goes on without IDENTITY.
+    The home must be empty. Objects can be read again first; then the ledger goes
+    on, under a new incarnation, with all that the peers show of it. Nobody is
+    waited for: what a silent peer holds is listed as unproven, and taken when it
+    answers. A recovery that broke off goes on without IDENTITY, or with the next
+    start of the node.
     """
     from xsc.base.ids import to_text
     from xsc.node.daemon import recover_home
@@ -94,33 +92,51 @@ def recover(
     text = None
     if identity is not None:
         text = read_file(identity, "key file", 4096).decode("ascii", "replace")
-    node_id, done = recover_home(
+    node_id, found, signing = recover_home(
         settings.home,
         text,
         peers,
         network=network,
         name=name,
         passphrase=key_passphrase(settings.home),
-        without_silent=without_silent,
     )
-    for lost in done.lost:
-        warn(f"the object {lost or 'without a name'} is at no host that answers")
+    lost = () if found is None else found.lost
+    for unfound in lost:
+        warn(
+            f"the object {unfound or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
+    for peer in signing.silent:
+        warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
+    for peer, amount in sorted(signing.unproven.items()):
+        who = "it owed" if amount > 0 else "it was owed"
+        warn(
+            f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
+            "more than any entry that was shown"
+        )
     if settings.json:
         show_json(
             {
                 "id": node_id,
                 "home": str(settings.home),
-                "peers": done.peers,
-                "objects": done.objects,
-                "entries": done.entries,
-                "silent": [to_text(peer) for peer in done.silent],
-                "lost": list(done.lost),
+                "state": "signing",
+                "peers": signing.peers,
+                "objects": 0 if found is None else found.objects,
+                "entries": signing.entries,
+                "incarnation": signing.incarnation,
+                "silent": [to_text(peer) for peer in signing.silent],
+                "unproven": [
+                    {"peer": to_text(peer), "amount_micro": amount}
+                    for peer, amount in sorted(signing.unproven.items())
+                ],
+                "lost": list(lost),
             }
         )
         return
     show(node_id)
+    objects = "" if found is None else f"{found.objects} objects, "
     say(
-        f"recovered {done.objects} objects, {done.peers} peers and {done.entries} ledger "
+        f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
         "entries; `xsc node start` runs it"
     )
 

@@ -290,6 +290,10 @@ class LedgerService:
         """Return how many halves the book has, those of incarnations before included."""
         return len(self._ledger.order)
 
+    def settled_entries(self) -> int:
+        """Return how many entries both parties have signed."""
+        return sum(len(halves) for halves in self._ledger.seen.values())
+
     def incarnation(self) -> Incarnation | None:
         """Return what the chain was restarted with; None in the first incarnation."""
         return None if self._restart is None else self._restart.incarnation.record

@@ -36,6 +36,7 @@ from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.incarnation import said_bytes
 from xsc.ledger.service import LedgerService
 from xsc.market.ports import Divide, Need
 from xsc.market.pricing import PriceList
@@ -311,11 +312,13 @@ class Node:
             peers=self.peers,
             storage=self.storage,
             weight_ppm=self.allocation.weight_ppm,
+            ledger=lambda: said_bytes(self.ledger.said()),
             state=parts.state,
             log=log,
             background=self.tasks.once,
         )
         self.directory.on_old_copy = self._is_old_copy
+        self.ledger.on_change = self.directory.wake
         self.evidence = EvidenceBook(net, parts.state)
         drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
@@ -532,6 +535,7 @@ class Node:
             self.tasks.once("standing", lambda: self._tell_standing(peer))
             self.tasks.once("recall", lambda: self._recall(peer))
             self.tasks.once("leases", lambda: self._ask_for_leases(peer))
+            self.tasks.once("unfound", self.storage.look_again)
 
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""

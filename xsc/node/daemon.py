@@ -38,7 +38,7 @@ from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.http import KEEP_ALIVE_MS, Prover, Reports, Running, application, plain_answers
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.recovery import Recovered, recover
+from xsc.node.recovery import Found, Signing, begin_signing, call_peers, find_objects
 from xsc.node.restore import CaughtUp, catch_up
 from xsc.node.routes import jobs, objects
 from xsc.node.routes.table import all_routes
@@ -261,12 +261,17 @@ async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterat
 
 
 async def _recover(
-    home: homes.Home, config: Config, places: Sequence[str], *, without_silent: bool
-) -> Recovered:
+    home: homes.Home, config: Config, places: Sequence[str]
+) -> tuple[Found | None, Signing]:
     async with _asking(home, config, SentenceLog(SystemClock())) as node:
-        done = await recover(node, places, without_silent=without_silent)
+        await call_peers(node)
+        found = None
+        if homes.recovery_stage(home.path) == "begun":
+            found = await find_objects(node, places)
+            homes.mark_recovery(home.path, "readable")
+        signing = await begin_signing(node)
         homes.remember_port(home.path, node.peer_url)
-        return done
+        return found, signing
 
 
 def recover_home(
@@ -277,9 +282,10 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
-    without_silent: bool,
-) -> tuple[str, Recovered]:
-    """Make a home of an exported key and bring back what its peers hold; return id and report.
+) -> tuple[str, Found | None, Signing]:
+    """Make a home of an exported key and bring back what its peers hold; return id and reports.
+
+    The first report is None where an earlier call had made the objects readable already.
 
     Args:
         path: an empty directory, or a home whose recovery was begun.
@@ -288,32 +294,32 @@ def recover_home(
         network: the network's name, where the home is new; that of the first invitation if None.
         name: what the node calls itself.
         passphrase: opens the key.
-        without_silent: see `xsc.node.recovery.recover`.
 
     Raises:
         XscError: why it is not finished; the same call again goes on.
     """
     with homes.lock(path):
-        if identity is not None and not (homes.is_recovering(path) and homes.is_home(path)):
+        begun = homes.recovery_stage(path) is not None
+        if identity is not None and not (begun and homes.is_home(path)):
             if network is None:
                 invited = [text for text in places if text.startswith(SCHEME)]
                 network = from_string(invited[0]).network if invited else None
             if homes.is_home(path):
                 homes.init_home(path)  # says why it cannot be
-            homes.begin_recovery(path)
+            homes.mark_recovery(path, "begun")
             homes.init_home(
                 path, passphrase=passphrase, name=name, network=network, recover=identity
             )
-        if not homes.is_recovering(path):
+        if homes.recovery_stage(path) is None:
             raise HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        done = asyncio.run(_recover(home, config, places, without_silent=without_silent))
+        found, signing = asyncio.run(_recover(home, config, places))
         homes.end_recovery(path)
-    return to_text(home.key.node_id), done
+    return to_text(home.key.node_id), found, signing
 
 
 async def _catch_up(
@@ -360,6 +366,10 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
+        if homes.recovery_stage(path) is not None:
+            _, signing = asyncio.run(_recover(home, _remembered(path, config), ()))
+            homes.end_recovery(path)
+            _say(f"went on with {signing.entries} ledger entries after the recovery")
         if homes.restore_stage(path) is not None:
             done = asyncio.run(
                 _catch_up(

@@ -29,6 +29,7 @@ from xsc.base.limits import (
     DIRECTORY_INTERVAL_MS,
     DIRECTORY_TOLD_MS_MAX,
     DIRECTORY_WAITED_MS,
+    INCARNATION_GAP,
     MIB,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
@@ -86,6 +87,7 @@ class DirectoryKeeper:
         peers: PeerNet,
         storage: StorageService,
         weight_ppm: Callable[[bytes], int],
+        ledger: Callable[[], bytes],
         state: KeyValue,
         log: Log,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
@@ -98,6 +100,7 @@ class DirectoryKeeper:
         self._peers = peers
         self._storage = storage
         self._weight_ppm = weight_ppm
+        self._ledger = ledger
         self._state = state
         self._log = log
         self._background = background
@@ -113,6 +116,8 @@ class DirectoryKeeper:
         """Capabilities of directory objects of before, until a peer has the present head."""
         self.generation = 0
         self._digest = b""
+        self._listed = b""
+        """Hash of the directory that the present head names; empty where it is not known."""
         self._raw = b""
         raw = state.get(STATE)
         if raw is not None:
@@ -222,19 +227,28 @@ class DirectoryKeeper:
     async def _write(self) -> bool:
         packed = await self._executor.run(lambda: pack(self._storage.directory()))
         peers = self._known()
-        shown = body_bytes(HeadBody(0, peers, b"", None))
-        digest = tagged_sha256("directory-content", tagged_sha256("directory", packed), shown)
+        ledger = self._ledger()
+        shown = body_bytes(HeadBody(0, peers, b"", None, ledger))
+        listed = tagged_sha256("directory", packed)
+        digest = tagged_sha256("directory-content", listed, shown)
         if digest == self._digest or not peers:
             return False
         before = self._storage_capability()
         capability: str | None = None
-        if len(packed) > DIRECTORY_INLINE_BYTES_MAX:
+        if len(packed) > DIRECTORY_INLINE_BYTES_MAX and listed == self._listed:
+            # Storing it costs something, and what is owed stands in the head.
+            capability, before = before, None
+        elif len(packed) > DIRECTORY_INLINE_BYTES_MAX:
             done = await self._storage.put(_blocks(packed), name=OBJECT_NAME, size_hint=len(packed))
             capability = done.capability
         body = HeadBody(
-            self._clock.now_ms(), peers, packed if capability is None else None, capability
+            self._clock.now_ms(),
+            peers,
+            packed if capability is None else None,
+            capability,
+            ledger,
         )
-        await self.keep(
+        await self._keep(
             make_head(
                 body,
                 self.generation + 1,
@@ -242,8 +256,10 @@ class DirectoryKeeper:
                 self._network,
                 self._entropy.token(NONCE_BYTES),
             ).raw,
+            self.generation + 1,
             digest,
         )
+        self._listed = listed
         if before is not None:
             self._replaced.append(before)
         return True
@@ -255,18 +271,27 @@ class DirectoryKeeper:
         head = open_signed_head(self._raw, self._key.node_id, self._network)
         return open_body(head.record, self._key).capability
 
-    async def keep(self, raw: bytes, digest: bytes = b"") -> None:
+    async def go_on_from(self, raw: bytes) -> None:
+        """Take a head that was found at peers as the present one.
+
+        The next one has a generation above all that can have been written: a peer may have
+        been silent, or hold a newer head back.
+        """
+        head = open_signed_head(raw, self._key.node_id, self._network).record
+        known = max(head.generation, self.generation)
+        await self._keep(raw, max(self._clock.now_ms(), known + INCARNATION_GAP), b"")
+
+    async def _keep(self, raw: bytes, generation: int, digest: bytes) -> None:
         """Take a head as the present one, on the disk."""
-        head = open_signed_head(raw, self._key.node_id, self._network)
         row: dict[str, Value] = {
             "v": 1,
-            "generation": head.record.generation,
+            "generation": generation,
             "digest": digest,
             "head": raw,
         }
         changes: list[tuple[bytes, bytes | None]] = [(STATE, encode(row))]
         await self._executor.run(lambda: self._state.write(changes, sync=True))
-        self.generation, self._digest, self._raw = head.record.generation, digest, raw
+        self.generation, self._digest, self._raw = generation, digest, raw
 
     def copies_beside(self, peer: bytes) -> int:
         """Return how many peers beside that one are known to have the present head."""

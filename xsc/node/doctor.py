@@ -172,8 +172,10 @@ def _home(home: Path) -> Iterator[Finding]:
         yield ok("home", f"there is none at {home} yet; `xsc node start` makes one")
         return
     homes.check_format(home)
-    if homes.is_recovering(home):
+    if homes.recovery_stage(home) == "begun":
         yield warn("home", "its recovery is not finished", "go on with `xsc node recover`")
+    if homes.recovery_stage(home) == "readable":
+        yield warn("home", "its recovery is not finished", "`xsc node start` finishes it")
     about = home.stat()
     if about.st_uid != os.geteuid():
         yield fail("home", f"{home} belongs to another user", "run xsc as the one who owns it")

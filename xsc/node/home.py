@@ -35,7 +35,7 @@ from xsc.node.trials import drop_left
 FORMAT = 1
 TOKEN_BYTES = 32
 RECOVERY = "recover.json"
-"""Stands in a home whose recovery is not finished: no node may start on it."""
+"""Stands in a home whose recovery is not finished, and says how far it is."""
 RESTORE = "restore.json"
 """Stands in a home that came from a backup, until it knows what was signed since."""
 _OPERATORS = frozenset({"config.toml", "node.log", "lock", RECOVERY})
@@ -158,15 +158,15 @@ def init_home(
     }
 
 
-def begin_recovery(path: Path) -> None:
-    """Mark a home, before it has an identity, as one that has to be recovered."""
+def mark_recovery(path: Path, stage: Literal["begun", "readable"]) -> None:
+    """Mark a home as being recovered: nothing is there yet, or its objects can be read."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_private(path / RECOVERY, '{"v": 1}\n')
+    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": stage}) + "\n")
 
 
-def is_recovering(path: Path) -> bool:
-    """Say whether a recovery was begun at a home and not finished."""
-    return (path / RECOVERY).exists()
+def recovery_stage(path: Path) -> str | None:
+    """Return how far a recovery came; None where there was none, or it is finished."""
+    return _stage(path / RECOVERY, "begun", "readable")
 
 
 def end_recovery(path: Path) -> None:
@@ -182,13 +182,17 @@ def mark_restore(path: Path, stage: Literal["writing", "written"]) -> None:
 
 def restore_stage(path: Path) -> str | None:
     """Return how far a restore came; None where there was none, or it is finished."""
+    return _stage(path / RESTORE, "writing", "written")
+
+
+def _stage(path: Path, first: str, last: str) -> str | None:
     try:
-        stage = json.loads((path / RESTORE).read_text())["stage"]
+        stage = json.loads(path.read_text())["stage"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return "writing"  # what cannot be read was not written to its end
-    return "written" if stage == "written" else "writing"
+        return first  # what cannot be read was not written to its end
+    return last if stage == last else first
 
 
 def end_restore(path: Path) -> None:
@@ -200,12 +204,12 @@ def check_finished(path: Path) -> None:
     """Return if a home is whole.
 
     Raises:
-        HomeInvalid: a recovery or a restore of it was not finished.
+        HomeInvalid: a recovery has nothing to open yet, or a restore was interrupted.
     """
-    if is_recovering(path):
+    if recovery_stage(path) == "begun":
         raise HomeInvalid(
-            f"the recovery of {path} is not finished, and its ledger could be forked",
-            hint="finish it: xsc node recover --peer PEER",
+            f"the recovery of {path} has found no objects yet",
+            hint="go on with it: xsc node recover --peer PEER",
         )
     if restore_stage(path) == "writing":
         raise HomeInvalid(

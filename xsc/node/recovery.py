@@ -1,10 +1,12 @@
-"""Brings a node back on an empty machine, from its key file and one peer.
+"""Brings a node back on an empty machine, from its key file and one peer, in two stages.
 
-A peer that is reached gives the directory head, the head names the other peers,
-and these are asked too: the highest generation counts. Peers, recognition and
-objects are taken from the directory, the ledger from the peers' own books. Until
-all of it is there the home carries a mark (`recover.json`), no node starts on it,
-and nothing is signed that could fork the ledger.
+First it is readable: a peer that is reached gives the directory head, the head names
+the other peers, and these are asked too: the highest generation counts. Whatever the
+directory lists can be read from then on, and nothing was signed.
+
+Then it signs: its ledger goes on under a new incarnation, with all entries that any
+peer shows, and nobody who is silent or hides something is waited for. The mark in
+the home (`recover.json`) says how far it is.
 """
 
 from __future__ import annotations
@@ -27,28 +29,48 @@ from xsc.base.limits import (
     RECOVERY_PARALLEL,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
+from xsc.ledger.incarnation import Said, open_said
 from xsc.net.book import PeerInfo
 from xsc.net.invitation import SCHEME
 from xsc.node.build import Node
-from xsc.storage.directory import HeadBody, Listed, locate_of, newest, unpack
+from xsc.storage.directory import (
+    HeadBody,
+    Listed,
+    locate_of,
+    newest,
+    open_body,
+    open_head,
+    unpack,
+)
 from xsc.storage.heads import HEAD_GET
 
 _PLACE = re.compile(r"([a-z2-7]{52})@([^@#\s]+)(?:#([a-z2-7]{52}))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Recovered:
-    """What came back."""
+class Found:
+    """What the first stage made readable."""
 
     generation: int
-    peers: int
+    """Of the directory."""
     objects: int
-    entries: int
-    """Of the ledger."""
-    silent: tuple[bytes, ...]
-    """Peers that were not asked, by the operator's word."""
     lost: tuple[str, ...]
-    """Names of objects that nobody who answered has, by the operator's word."""
+    """Names of objects that nobody who answered has; they are looked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """With what the second stage began."""
+
+    peers: int
+    entries: int
+    """Of the ledger, signed by both sides."""
+    incarnation: int
+    """Its number: that of its first half."""
+    silent: tuple[bytes, ...]
+    """Peers that did not answer; they are heard when they do."""
+    unproven: dict[bytes, int]
+    """Per peer, what the directory says that it owed and nobody shows; below zero, the own debt."""
 
 
 async def meet(node: Node, place: str) -> None:
@@ -163,6 +185,11 @@ async def read_directory(node: Node, body: HeadBody) -> list[Listed]:
     return unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
 
 
+def said_of(body: HeadBody | None) -> Said:
+    """Return what a directory says of the ledger."""
+    return Said() if body is None or body.ledger is None else open_said(body.ledger)
+
+
 async def adopt_all(node: Node, listed: Sequence[Listed]) -> list[Listed]:
     """Take all objects back; return those that nobody who answered has."""
     turn = asyncio.Semaphore(RECOVERY_PARALLEL)
@@ -190,36 +217,40 @@ async def recall_leases(node: Node, listed: Sequence[Listed]) -> None:
     held.pop(node.key.node_id, None)
     await node.market.start()
     node.market.recalls.begin(held)
-    for peer in node.peers.peers():
+
+    async def recall(peer: bytes) -> None:
         try:
             await node.market.recalls.recall(peer)
         except XscError as fault:
             node.log.warning("leases_not_recalled", peer=short(peer), code=fault.code)
 
+    await asyncio.gather(*(recall(peer) for peer in node.peers.peers()))
 
-async def recover(node: Node, places: Sequence[str], *, without_silent: bool) -> Recovered:
-    """Bring everything back to a node that was built with `recovering` and serves nobody yet.
 
-    May be repeated after any failure. Returns with the ledger open for entries.
-
-    Args:
-        node: built, not started.
-        places: invitations of peers, or where they are.
-        without_silent: go on although peers are silent or objects are not found. An entry
-            that only a silent peer holds is then signed anew, which forks the ledger.
-
-    Raises:
-        PeerSilent: peers of the directory do not answer, or objects are not found.
-        LedgerDamaged: the chain cannot be rebuilt. ObjectUnknown: there is no directory.
-    """
+async def call_peers(node: Node) -> None:
+    """Begin to call peers, and do nothing else."""
     await node.peers.start()
     await node.allocation.start()
+
+
+async def find_objects(node: Node, places: Sequence[str]) -> Found:
+    """Make the objects of a node readable again: the first stage, which signs nothing.
+
+    May be repeated after any failure.
+
+    Args:
+        node: its peers can be called.
+        places: invitations of peers, or where they are.
+
+    Raises:
+        PeerSilent: no peer that was named answers.
+        ObjectUnknown: nobody who answers has a directory, or all of one.
+    """
     for place in places:
         await meet(node, place)
     found = await find_head(node)
-    body, silent = found.body, list(found.silent)
-    if body is None:
-        if silent and len(silent) == len(found.asked):
+    if found.body is None:
+        if found.silent and len(found.silent) == len(found.asked):
             raise PeerSilent(
                 "no peer that was named answers", hint="give others with --peer, or try again"
             )
@@ -227,35 +258,33 @@ async def recover(node: Node, places: Sequence[str], *, without_silent: bool) ->
             "no peer that answered holds a directory of this identity",
             hint="name others of its peers with --peer",
         )
-    names = ", ".join(short(peer) for peer in silent)
-    if silent and not without_silent:
-        raise PeerSilent(
-            f"these peers do not answer, and may hold the end of this node's ledger: {names}",
-            hint="try again when they are back; --without-silent goes on without them",
-        )
-    listed = await read_directory(node, body)
-    silent = list({*silent, *await node.ledger.recover(node.peers.peers())})
-    if silent and not without_silent:
-        raise PeerSilent("a peer fell silent before it told what it holds of this node's ledger")
+    listed = await read_directory(node, found.body)
     lost = await adopt_all(node, listed)
-    if lost and not without_silent:
-        raise PeerSilent(
-            f"{len(lost)} of {len(listed)} objects are at no host that answers",
-            hint="try again when more peers are back; --without-silent leaves them out",
-        )
+    await node.storage.keep_unfound(lost)
+    await node.directory.go_on_from(found.raw)
+    return Found(found.generation, len(listed) - len(lost), tuple(item.name for item in lost))
+
+
+async def begin_signing(node: Node) -> Signing:
+    """Restart the ledger with what the peers show: the second stage, after which a node starts.
+
+    Nobody is waited for. May be repeated after any failure: each time is an incarnation.
+
+    Args:
+        node: its objects are readable, and its peers can be called.
+    """
+    head = open_head(node.directory.head, node.key.node_id, node.peers.network)
+    body = open_body(head.record, node.key)
     for peer in body.peers:
         if peer.weight_ppm and peer.node in node.peers.peers():
             await node.allocation.recognise(peer.node, peer.weight_ppm)
-    await recall_leases(node, listed)
-    await node.directory.keep(found.raw)
-    for known in node.peers.peers():
-        await node.peers.greet(known)
-    node.ledger.finish_recovery()
-    return Recovered(
-        generation=node.directory.generation,
+    await recall_leases(node, node.storage.directory())
+    begun = await node.ledger.restart(node.peers.peers(), said_of(body))
+    await asyncio.gather(*(node.peers.greet(known) for known in node.peers.peers()))
+    return Signing(
         peers=len(node.peers.peers()),
-        objects=len(listed) - len(lost),
-        entries=node.ledger.head()[0],
-        silent=tuple(silent),
-        lost=tuple(item.name for item in lost),
+        entries=node.ledger.count(),
+        incarnation=node.ledger.head()[0],
+        silent=tuple(sorted(begun.silent)),
+        unproven=begun.unproven,
     )

@@ -28,7 +28,14 @@ from xsc.node import home as homes
 from xsc.node.archive import BODY, FILE, STATE, Entry, Head, Reader, Seal, batches
 from xsc.node.backup import FILES, KEY_FILE
 from xsc.node.build import Node
-from xsc.node.recovery import adopt_all, find_head, read_directory, recall_leases
+from xsc.node.recovery import (
+    adopt_all,
+    call_peers,
+    find_head,
+    read_directory,
+    recall_leases,
+    said_of,
+)
 from xsc.node.stores import open_stores
 from xsc.node.trials import drop_left
 from xsc.storage import journal
@@ -204,28 +211,25 @@ class CaughtUp:
 async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     """Learn from the peers what this node has signed and stored since its backup.
 
-    May be repeated after any failure. Nothing is signed before it is over; then ledger
-    and vouchers go on from their own newest end.
+    May be repeated after any failure. Nothing is signed before it is over; then the
+    ledger goes on under a new incarnation, and vouchers from their own newest end.
 
     Args:
         node: built with `recovering` on a restored home, not started.
-        without_silent: go on although peers are silent. An entry that only a silent
-            peer holds is then signed anew, which forks the ledger.
+        without_silent: go on although peers are silent; what they hold of the ledger is
+            taken when they answer.
 
     Raises:
         PeerSilent: peers do not answer, or newer objects are not found.
-        LedgerDamaged: the chain cannot be rebuilt, or was forked.
     """
-    before, known = node.ledger.head()[0], {ref for ref, _ in node.storage.entries()}
+    before, known = node.ledger.settled_entries(), {ref for ref, _ in node.storage.entries()}
     own_generation = node.directory.generation
-    await node.peers.start()
-    await node.allocation.start()
+    await call_peers(node)
     await node.shards.start()
     found = await find_head(node, own=node.directory.head)
     silent = set(found.silent)
     _check_silent(silent, without_silent)
-    silent |= {*await node.ledger.recover(node.peers.peers())}
-    _check_silent(silent, without_silent)
+    said = said_of(found.body)
     objects, gone, lost = 0, 0, list[str]()
     if found.body is not None:
         listed = await read_directory(node, found.body)
@@ -245,15 +249,16 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
             for peer in found.body.peers:
                 if peer.node in node.peers.peers():
                     await node.allocation.recognise(peer.node, peer.weight_ppm)
-            await node.directory.keep(found.raw)
+    if found.raw:
+        await node.directory.go_on_from(found.raw)
     await _raise_floors(node, silent)
     await recall_leases(node, node.storage.directory())
-    node.ledger.finish_recovery()
+    silent |= {*(await node.ledger.restart(node.peers.peers(), said)).silent}
     return CaughtUp(
         peers=len(node.peers.peers()),
         objects=objects,
         gone=gone,
-        entries=node.ledger.head()[0] - before,
+        entries=node.ledger.settled_entries() - before,
         silent=tuple(sorted(silent)),
         lost=tuple(lost),
     )
@@ -263,7 +268,7 @@ def _check_silent(silent: set[bytes], without_silent: bool) -> None:
     if silent and not without_silent:
         names = ", ".join(sorted(short(peer) for peer in silent))
         raise PeerSilent(
-            f"these peers do not answer, and may hold the end of this node's ledger: {names}",
+            f"these peers do not answer, and may hold what was stored and signed since: {names}",
             hint="try again when they are back, or go on without them: "
             "xsc node restore --without-silent",
         )

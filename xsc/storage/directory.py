@@ -96,6 +96,8 @@ class HeadBody:
     peers: tuple[KnownPeer, ...]
     directory: bytes | None
     capability: str | None
+    ledger: bytes | None = None
+    """What the owner's ledger says of itself, where it says something."""
 
 
 def locate_of(key: KeyPair) -> bytes:
@@ -206,6 +208,7 @@ def _peer(value: Value) -> KnownPeer:
 def body_bytes(body: HeadBody) -> bytes:
     """Return the canonical bytes of what a head seals."""
     peers: list[Value] = [_peer_value(peer) for peer in body.peers]
+    said: dict[str, Value] = {} if body.ledger is None else {"ledger": body.ledger}
     return encode(
         {
             "v": _VERSION,
@@ -213,6 +216,7 @@ def body_bytes(body: HeadBody) -> bytes:
             "peers": peers,
             "directory": body.directory,
             "capability": body.capability,
+            **said,
         }
     )
 
@@ -270,6 +274,7 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
         tuple(_peer(item) for item in take_list(value, "peers", most=PEERS_MAX)),
         directory,
         capability,
+        take_opt_bytes(value, "ledger"),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast
@@ -56,7 +57,7 @@ from xsc.identity.keys import KeyPair
 from xsc.storage import deletions
 from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.deep import BadShard, read_every_shard
-from xsc.storage.directory import Listed, ListedHost
+from xsc.storage.directory import Listed, ListedHost, pack, unpack
 from xsc.storage.drain import Drain
 from xsc.storage.durability import KINDS, Domains, Host, Survival, domains_of, survival
 from xsc.storage.erasure import Buffer, Code
@@ -98,6 +99,8 @@ from xsc.terms.deletion_receipt import DeletionReceipt
 
 T = TypeVar("T")
 OBJECTS = b"storage/object/"
+UNFOUND = b"storage/unfound/"
+"""What a directory lists and no host that answered has, by manifest hash: looked for again."""
 MANIFESTS = b"storage/manifest/"
 MEND_DEFAULTS = MendSettings(
     REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
@@ -646,7 +649,26 @@ class StorageService:
                     held,
                 )
             )
+        rows += self.unfound()
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
+
+    def unfound(self) -> list[Listed]:
+        """Return the objects that a recovery did not find; they stay in the directory."""
+        rows = self._state.scan(UNFOUND, prefix_end(UNFOUND))
+        return [item for _, raw in rows for item in unpack(raw)]
+
+    async def keep_unfound(self, listed: Sequence[Listed]) -> None:
+        """Keep in the directory what nobody who answers has: its hosts may come back."""
+        await self._commit(
+            [(UNFOUND + parse_read(item.capability).manifest_hash, pack([item])) for item in listed]
+        )
+
+    async def look_again(self) -> None:
+        """Take back what a recovery did not find, as far as somebody has it now."""
+        for item in self.unfound():
+            with suppress(ObjectUnknown):
+                await self.adopt(item)
+                self.on_change()
 
     async def keep_versions(self, listed: Sequence[Listed]) -> None:
         """Count the versions of names on from where a directory has them."""
@@ -684,6 +706,7 @@ class StorageService:
         changes: list[tuple[bytes, bytes | None]] = [
             (OBJECTS + manifest_hash, entry.to_bytes()),
             (MANIFESTS + manifest_hash, located.sealed),
+            (UNFOUND + manifest_hash, None),
         ]
         if listed.name:
             changes.extend(self._versions.rows(listed.name, listed.version, manifest_hash))
@@ -732,6 +755,9 @@ class StorageService:
                 for item in record.held:
                     held[item.lease_id] += item.size_bytes
                     doubts[item.lease_id] += not item.size_bytes
+        for listed in self.unfound():
+            for host in listed.held:
+                held[host.lease_id] += host.size_bytes
         for counted, more in zip((held, doubts), self.uploads.orders(), strict=True):
             counted.update(more)
         return held, +doubts

@@ -23,6 +23,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "balance_micro": row.balance_micro,
                 "limit_micro": row.limit_micro,
                 "credit_left_micro": row.credit_left_micro,
+                "unproven_micro": row.unproven_micro,
                 "entries": row.entries,
             }
             for row in node.ledger.statement()
