@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
-from tests.e2e.conftest import have_told
+from tests.e2e.conftest import Member, have_told
 from xsc.base.ids import from_text
 from xsc.db.leveldb import LevelDBKeyValue
 
@@ -37,7 +38,8 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     assert done.code == 0, done.err
     assert done.json["id"] == node_id
     assert (done.json["peers"], done.json["objects"]) == (6, 5)
-    assert (done.json["silent"], done.json["lost"]) == ([], [])
+    assert (done.json["silent"], done.json["lost"], done.json["unproven"]) == ([], [], [])
+    assert done.json["state"] == "signing"
     assert small_net.up().code == 0
     owner("node recover --peer x").fails(2, "home_locked")
 
@@ -51,6 +53,44 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     assert owner("ledger settle").code == 0
     assert owner("store put - --name small", stdin=old).code == 0
     assert owner("store get small -o -").out == old
+
+
+def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
+    small_net, start, tmp_path
+):
+    """The node with which the first ledger entry was made is gone, and so is the own home."""
+    assert small_net.up(7).code == 0
+    owner = small_net[0]
+    content = os.urandom(20 * MIB)
+    capability = owner("store put - --name kept", stdin=content).line
+    key = tmp_path / "key"
+    owner(["node", "identity", "export", key])
+    assert owner("ledger settle").code == 0
+    have_told(owner)
+    first = owner("ledger log --json").json["entries"][-1]["peer"]
+    balances = owner("ledger balance --json").json["balances"]
+    owed = {row["peer"]: row["balance_micro"] for row in balances}
+    assert owed[first] < 0
+    (own, gone, friend, *_) = sorted(
+        small_net.status(), key=lambda row: (row["home"] != str(owner.home), row["id"] != first)
+    )
+    invitation = Member(Path(friend["home"]))("peer invite").line
+    small_net.kill([own, gone])
+    for row in (own, gone):
+        shutil.rmtree(row["home"])
+
+    done = owner(["node", "recover", key, "--peer", invitation, "--json"])
+    assert done.code == 0, done.err
+    assert (done.json["objects"], done.json["lost"], done.json["silent"]) == (3, [], [first])
+    assert done.json["unproven"] == [{"peer": first, "amount_micro": owed[first]}]
+    assert "unproven with" in done.err
+    start("net/node-0")
+    assert owner(["store", "get", capability, "-o", "-"]).out == content
+    assert owner("ledger verify --json").json["ok"]
+    after = {row["peer"]: row for row in owner("ledger balance --json").json["balances"]}
+    assert after[first]["unproven_micro"] == owed[first]
+    for peer, balance in owed.items():
+        assert peer == first or after[peer]["balance_micro"] == balance
 
 
 def test_hosts_keep_neither_names_nor_capabilities_in_clear(small_net):

@@ -406,7 +406,7 @@ class SandboxFailed(UnavailableError):
 
 
 class Recovering(UnavailableError):
-    """The node is recovering what it lost, and signs nothing until it has it."""
+    """The node is recovering what it lost, and signs nothing until it has asked its peers."""
 
 
 class CorruptionError(XscError):

@@ -191,7 +191,7 @@ def restore(
 
     The node of the backup must not run any more, here or elsewhere. Then its
     peers are asked what it has signed and stored since the backup: the ledger
-    goes on from its newest end. While peers are silent the restore is not
+    goes on under a new incarnation. While peers are silent the restore is not
     finished; it goes on without FILE, and at each `xsc node start`.
     """
     from xsc.node.daemon import catch_up_home

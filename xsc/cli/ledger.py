@@ -8,7 +8,7 @@ import click
 
 from xsc.base.units import format_credits
 from xsc.cli.options import CREDITS, PATH, PEER, WHOLE, Group, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
+from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table, warn
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
 
@@ -35,6 +35,12 @@ def _show_balances(answer: Document) -> None:
         "nobody owes anything",
     )
     show_pairs([("total", format_credits(answer["total_micro"]))])
+    for row in answer["balances"]:
+        if amount := row.get("unproven_micro", 0):
+            warn(
+                f"unproven with {named(row, row['peer'])}: {format_credits(amount)} credits, "
+                "said by the directory and shown by no entry"
+            )
 
 
 def _show_entries(answer: Document) -> None:

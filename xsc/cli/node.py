@@ -121,7 +121,7 @@ def recover(
                 "home": str(settings.home),
                 "state": "signing",
                 "peers": signing.peers,
-                "objects": 0 if found is None else found.objects,
+                "objects": None if found is None else found.objects,
                 "entries": signing.entries,
                 "incarnation": signing.incarnation,
                 "silent": [to_text(peer) for peer in signing.silent],

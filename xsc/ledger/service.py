@@ -748,7 +748,7 @@ class LedgerService:
             if known is None:
                 late.append(item)
             elif known != item.half.raw:
-                self._log.error("ledger.claim_in_a_place_taken", peer=short(peer), entry=seq)
+                self._log.warning("ledger.claim_in_a_place_taken", peer=short(peer), entry=seq)
         changes: list[Change] = [(_HEARD + peer, b"")]
         turns, ends = [], book.claims_head
         for number, item in enumerate(late, len(book.claims)):

@@ -268,7 +268,7 @@ async def _recover(
         found = None
         if homes.recovery_stage(home.path) == "begun":
             found = await find_objects(node, places)
-            homes.mark_recovery(home.path, "readable")
+            homes.mark_readable(home.path)
         signing = await begin_signing(node)
         homes.remember_port(home.path, node.peer_url)
         return found, signing
@@ -306,7 +306,7 @@ def recover_home(
                 network = from_string(invited[0]).network if invited else None
             if homes.is_home(path):
                 homes.init_home(path)  # says why it cannot be
-            homes.mark_recovery(path, "begun")
+            homes.begin_recovery(path)
             homes.init_home(
                 path, passphrase=passphrase, name=name, network=network, recover=identity
             )

@@ -158,10 +158,15 @@ def init_home(
     }
 
 
-def mark_recovery(path: Path, stage: Literal["begun", "readable"]) -> None:
-    """Mark a home as being recovered: nothing is there yet, or its objects can be read."""
+def begin_recovery(path: Path) -> None:
+    """Mark a home, before it has an identity, as one that has to be recovered."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": stage}) + "\n")
+    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": "begun"}) + "\n")
+
+
+def mark_readable(path: Path) -> None:
+    """Mark a home that is being recovered as one whose objects can be read."""
+    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": "readable"}) + "\n")
 
 
 def recovery_stage(path: Path) -> str | None:

@@ -102,8 +102,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "market.history": {"after": Id32},
     "market.known": {"leases": Many(Id32, LEASES_A_CUSTOMER_MAX)},
     "market.recognise": {"recognition": Sealed("recognition")},
-    "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher"), "trail": None},
-    "ledger.head": {},
+    "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
+    "ledger.head": {"incarnation": Sealed("incarnation")},
     "ledger.history": {"start": Count},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {

@@ -536,7 +536,15 @@ ENTRY = {
     "state": "posted",
 }
 BALANCES = {
-    "balances": [{"peer": NODE, "name": "bob", "balance_micro": -5, "limit_micro": 9}],
+    "balances": [
+        {
+            "peer": NODE,
+            "name": "bob",
+            "balance_micro": -5,
+            "limit_micro": 9,
+            "unproven_micro": -7,
+        }
+    ],
     "total_micro": -5,
 }
 VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry holds"}
@@ -1020,3 +1028,8 @@ def test_check_says_whether_the_contract_is_kept(xsc, stand_in):
     lost = [{"shard": 0, "node": NODE, "state": "missing"}]
     stand_in.answers("GET", "/v1/object/check?deep=0", broken | {"hosts": lost})
     assert xsc("store", "check", "xsc:r:abc").code == 6, "what is damaged comes first"
+
+
+def test_a_balance_says_what_is_unproven(xsc, stand_in):
+    stand_in.answers("GET", "/v1/ledger/balance", BALANCES)
+    assert "unproven with bob: -0.000007 credits" in xsc("ledger", "balance").err

@@ -1,9 +1,11 @@
 """What a ledger that began anew keeps, takes late, and cannot be made to say."""
 
+import hashlib
 import itertools
 
 import pytest
 
+from tests.strategies import vectors
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, voucher
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
@@ -13,15 +15,18 @@ from xsc.base.errors import (
     PeerError,
     PeerSilent,
     RateLimited,
+    RecordInvalid,
 )
 from xsc.base.limits import INCARNATION_GAP, INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
 from xsc.ledger.entry import GENESIS, open_half, post_half
 from xsc.ledger.incarnation import (
     Account,
     Incarnation,
     Said,
+    carried_hash,
     open_incarnation,
     open_said,
     said_bytes,
@@ -405,3 +410,45 @@ async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
         await collect(a, b, 100, xid=1)
     assert conflicts(circle) == []
     assert decode(circle.sent[-1][3])
+
+
+def test_formats_of_version_1_are_read_and_written():
+    kept = vectors("ledger")["incarnation"]
+    said = Said(70, (Account(b"p" * 32, -5, None), Account(b"q" * 32, 2**53, 10)))
+    assert said_bytes(said).hex() == kept["said"]
+    assert open_said(bytes.fromhex(kept["said"])) == said
+    record = Incarnation(
+        first_seq=1_700_000_000_000,
+        proven_seq=69,
+        proven=b"h" * 32,
+        carried=carried_hash(said, [(b"h" * 32, b"o" * 32)]),
+        created_ms=1_700_000_000_000,
+    )
+    raw = bytes.fromhex(kept["signed"])
+    key = KeyPair(b"\1" * 32)
+    assert sign(record, key, NETWORK).raw == raw
+    assert open_incarnation(raw, author=key.node_id, network=NETWORK).record == record
+
+
+def test_the_hash_over_what_is_carried_is_as_its_page_says():
+    said = said_bytes(Said())
+    listed = encode([said, [[b"h" * 32, b"o" * 32]]])
+    expected = hashlib.sha256(b"XSC/1/ledger_carried\0" + listed).digest()
+    assert carried_hash(Said(), [(b"h" * 32, b"o" * 32)]) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"v": 2, "next_seq": 0, "accounts": []},
+        {"v": 1, "next_seq": -1, "accounts": []},
+        {"v": 1, "next_seq": 0, "accounts": [[b"short", 0, None]]},
+        {"v": 1, "next_seq": 0, "accounts": [[b"p" * 32, 2**63, None]]},
+        {"v": 1, "next_seq": 0, "accounts": [[b"p" * 32, 0, -1]]},
+        {"v": 1, "next_seq": 0, "accounts": [{}]},
+        [],
+    ],
+)
+def test_what_is_said_has_one_form(value):
+    with pytest.raises(RecordInvalid):
+        open_said(encode(value))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -64,7 +65,9 @@ def head(generation, body=BODY, key=KEY):
 def test_what_is_packed_comes_out():
     assert unpack(pack(OBJECTS)) == OBJECTS
     assert unpack(pack([])) == []
-    assert open_body(open_head(head(4).raw, KEY.node_id, NETWORK).record, KEY) == BODY
+    for body in (BODY, replace(BODY, ledger=b"said")):
+        raw = head(4, body).raw
+        assert open_body(open_head(raw, KEY.node_id, NETWORK).record, KEY) == body
 
 
 def test_the_head_is_sealed_as_its_page_says():
@@ -85,6 +88,7 @@ def test_formats_of_version_1_are_read_for_ever():
     kept = vectors("directory")
     assert pack(OBJECTS).hex() == kept["directory"]
     assert body_bytes(BODY).hex() == kept["body"]
+    assert body_bytes(HeadBody(9, (), b"", None, b"ledger")).hex() == kept["body_with_ledger"]
     raw = bytes.fromhex(kept["head"])
     assert head(4).raw == raw
     assert hashlib.sha256(raw).hexdigest() == kept["sha256"]
