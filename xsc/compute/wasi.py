@@ -326,15 +326,15 @@ class Wasi:
         raw = self._read(address, count * 8)
         return [pair for pair in struct.iter_unpack("<II", raw) if pair[1]]
 
-    def _gather(self, address: int, count: int, quota: Quota) -> bytes:
-        """Return the bytes that a list of buffers holds, to be written where that quota counts."""
+    def _buffers(self, address: int, count: int, quota: Quota) -> list[tuple[int, int]]:
+        """Return a list of buffers that are to be written where that quota counts."""
         iovecs = self._iovecs(address, count)
         # Checked before anything is copied: buffers may overlap and name a byte often.
         size = sum(size for _, size in iovecs)
         self._charge(size)
         if size > quota.most:
             raise QuotaExceeded(quota.trap)
-        return b"".join(self._host.read(start, size) for start, size in iovecs)
+        return iovecs
 
     def _scatter(self, address: int, count: int, data: memoryview) -> int:
         """Fill a list of buffers and return how many bytes went in."""
@@ -538,34 +538,41 @@ class Wasi:
             raise Refused(Errno.ISDIR)
         if not handle.writable:
             raise Refused(Errno.BADF)
-        quota = self._quota if handle.node is None else handle.node.volume.quota
-        assert quota is not None
-        data = self._gather(iovecs, count, quota)
         if handle.node is None:
+            buffers = self._buffers(iovecs, count, self._quota)
+            data = b"".join(self._host.read(start, size) for start, size in buffers)
             assert isinstance(handle.stream, bytearray)
             self._quota.take(len(data))
             handle.stream += data
             if self._tell is not None:
                 self._tell(1 if handle.stream is self.stdout else 2, data)
+            written = len(data)
         else:
             if handle.flags & _APPEND:
                 handle.position = len(handle.node.data)
-            self._store(handle.node, handle.position, data)
-            handle.position += len(data)
-        self._pack(out, "I", len(data))
+            written = self._store(handle.node, handle.position, iovecs, count)
+            handle.position += written
+        self._pack(out, "I", written)
 
-    def _store(self, file: File, position: int, data: bytes) -> None:
+    def _store(self, file: File, position: int, iovecs: int, count: int) -> int:
+        """Write buffers over a file and return how many bytes they were.
+
+        One after the other: together they may be many times the memory.
+        """
+        assert file.volume.quota is not None
+        buffers = self._buffers(iovecs, count, file.volume.quota)
         self._charge(max(0, position - len(file.data)))
-        self._tree.write(file, position, data, self._now_ns)
+        stop = position
+        for start, size in buffers:
+            self._tree.write(file, stop, self._host.read(start, size), self._now_ns)
+            stop += size
+        return stop - position
 
     def _fd_pwrite(self, fd: int, iovecs: int, count: int, offset: int, out: int) -> None:
         handle, file = self._file(fd)
         if not handle.writable:
             raise Refused(Errno.BADF)
-        assert file.volume.quota is not None
-        data = self._gather(iovecs, count, file.volume.quota)
-        self._store(file, offset, data)
-        self._pack(out, "I", len(data))
+        self._pack(out, "I", self._store(file, offset, iovecs, count))
 
     def _fd_seek(self, fd: int, offset: int, whence: int, out: int) -> None:
         handle, file = self._file(fd)

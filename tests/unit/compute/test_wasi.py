@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pytest
 
 from xsc.base.limits import (
     FILE_NAME_BYTES_MAX,
     HOST_CALL_FUEL,
+    MIB,
     OPEN_FILES_MAX,
     OUTPUT_FILES_MAX,
     OUTPUT_PATH_BYTES_MAX,
@@ -176,6 +178,23 @@ def test_a_list_of_buffers_that_names_a_byte_often_is_not_copied(program):
         program.fd_write(1, 1024, 1000, 0)
     assert program.state.trap == "output_too_large"
     assert program.fd_write(1, 0, 1025, 0) == Errno.INVAL
+
+
+def test_buffers_of_a_file_are_written_one_after_the_other():
+    """Else a program's files would take three times the memory that it may have, for a moment."""
+    machine = Machine()
+    machine.memory_bytes_max = 64 * MIB
+    program = Program(machine)
+    fd = program.open(b"f", ROOT, how=CREATE, rights=WRITE)
+    machine.write(1024, struct.pack("<II", 0, 65536) * 512)
+    tracemalloc.start()
+    try:
+        assert program.fd_write(fd, 1024, 512, 0) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert machine.number(0) == machine.held == 32 * MIB
+    assert peak < 48 * MIB
 
 
 def test_time_is_virtual(program):
