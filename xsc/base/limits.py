@@ -502,6 +502,10 @@ COMPUTE_LEASE_MICRO_MAX = 1_000_000
 REFUSED_RETRY_MS = 60_000
 """After the second refusal of a booking by its debtor; each further one doubles it."""
 REFUSED_RETRY_MS_MAX = 24 * 3_600_000
+PRICES_INTERVAL_MS = 3_600_000
+"""How often a customer holds its leases against what the same would cost now."""
+DEAR_PPM = 1_125_000
+"""A lease that costs more than so much of that takes nothing new: a new one has a price, too."""
 RESERVE_STEPS = 8
 """From a buyer's own price to the most that it pays, where fewer win than could."""
 QUOTE_TIMEOUT_MS = 2_000

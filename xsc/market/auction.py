@@ -20,12 +20,12 @@ Who is asked for bids, and what to do when too few win, is the service's busines
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import PPM, RESERVE_STEPS
+from xsc.base.limits import DEAR_PPM, PPM, RESERVE_STEPS
 
 QUALITY_PPM_LEAST = 10_000
 """A provider without history comes last, yet it comes."""
@@ -120,3 +120,34 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
             price = min(price, bid.quality_ppm * rival.price // rival.quality_ppm)
         winners.append(Winner(bid.node, bid.price if bid.posted else price))
     return winners
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease at hand, and what was agreed."""
+
+    lease_id: bytes
+    node: bytes
+    price: int
+
+
+def dear(leases: Iterable[Held], winners: Sequence[Winner]) -> frozenset[bytes]:
+    """Return the leases that cost more than DEAR_PPM of what the same would cost now.
+
+    That is what their node would be paid by an auction for as many hosts, or, where it would
+    not win, the dearest of those that would; where fewer would win, it is needed.
+
+    Args:
+        leases: those at hand.
+        winners: of an auction for as many hosts as have leases.
+    """
+    leases = list(leases)
+    paid = {winner.node: winner.price for winner in winners}
+    if len(paid) >= len({lease.node for lease in leases}):
+        most = max(paid.values(), default=0)
+        paid = {lease.node: most for lease in leases} | paid
+    return frozenset(
+        lease.lease_id
+        for lease in leases
+        if lease.node in paid and lease.price * PPM > paid[lease.node] * DEAR_PPM
+    )

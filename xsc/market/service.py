@@ -52,8 +52,10 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     NONCE_BYTES,
+    PRICES_INTERVAL_MS,
     PROMISE_MS,
     QUOTE_TIMEOUT_MS,
+    ROOM_LEAST_BYTES,
     SETTLE_TIMEOUT_MS,
     SHARE_LEASES,
     STORAGE_LEASE_BYTES,
@@ -72,7 +74,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
 from xsc.market import near, room
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, place, reserve
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Held, Winner, dear, place, reserve
 from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, by_lot, clear, within_credit
 from xsc.market.denials import KNOWN, Denials
@@ -246,6 +248,8 @@ class MarketService:
         """By kind and provider, the newest request whose answer was lost: it can be granted."""
         self._refused: dict[bytes, int] = {}
         """Until when a lease of storage is left alone at whose host a write found no room."""
+        self._dear: frozenset[bytes] = frozenset()
+        """Leases at hand that cost more than the same did at the last look."""
         self._at_limit: frozenset[bytes] = frozenset()
         """Customers that may come to owe nothing more, as of the last `tidy`."""
         self._leasing: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
@@ -359,8 +363,9 @@ class MarketService:
         return quote.site, quote.owner
 
     async def run(self) -> None:
-        """Settle at every interval and put away what is over, until cancelled."""
+        """Settle at every interval, put away what is over, look at prices, until cancelled."""
         settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+        prices_ms = self._clock.monotonic_ms() + PRICES_INTERVAL_MS
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
             self.tidy()
@@ -368,6 +373,9 @@ class MarketService:
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settle_all()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+            if self._clock.monotonic_ms() >= prices_ms:
+                await self.look_at_prices()
+                prices_ms = self._clock.monotonic_ms() + PRICES_INTERVAL_MS
 
     async def close(self) -> None:
         """Settle what can be settled, and end the windows that are open."""
@@ -1185,17 +1193,47 @@ class MarketService:
                 except XscError as fault:
                     self._log.info("no_lost_lease", peer=short(at[1]), code=fault.code)
 
+    async def look_at_prices(self) -> None:
+        """Find the leases of storage that cost more than the same would now: others come first."""
+        now_ms = self._clock.now_ms()
+        held = [
+            Held(entry.terms.lease_id, entry.terms.provider, entry.terms.price)
+            for entry in self._book.all("customer")
+            if entry.terms.kind == "storage"
+            and entry.denial is None
+            and rules.is_useful(entry.terms, entry.use, now_ms)
+        ]
+        up = [peer for peer in self._peers.peers() if held and self._quality.is_up(peer)]
+        quotes, _ = await self._ask("storage", up, ROOM_LEAST_BYTES)
+        bids = [
+            self._bid(quote.record, node)
+            for node, quote in quotes.items()
+            if quote.record.available >= ROOM_LEAST_BYTES
+        ]
+        winners = self._won("storage", bids, len({lease.node for lease in held}))
+        self._dear = dear(held, winners)
+
+    def _won(self, kind: Kind, bids: Sequence[Bid], count: int) -> list[Winner]:
+        """Return the winners of an auction of this node, and what they are paid."""
+        own_price, price_max = self.pricing().unit_price(kind), self._settings.price_max(kind)
+        seed = self._entropy.token(NONCE_BYTES)
+        return place(bids, count, reserve(bids, count, own_price, price_max), seed=seed)
+
     def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[Entry]:
-        """Return leases with room at those nodes, one a node, best price for quality first."""
+        """Return leases with room at those nodes, one a node, best price for quality first.
+
+        Of a node it is the cheapest, and of those the oldest.
+        """
         now_ms = self._clock.now_ms()
         wanted = set(nodes)
         found: dict[bytes, Entry] = {}
         for entry in self._book.all("customer"):
             terms, use = entry.terms, entry.use
+            before = found.get(terms.provider)
             if (
                 terms.kind == kind
                 and terms.provider in wanted
-                and terms.provider not in found
+                and (before is None or terms.price < before.terms.price)
                 and entry.denial is None
                 and rules.is_useful(terms, use, now_ms)
                 and self._refused.get(terms.lease_id, 0) <= now_ms
@@ -1203,6 +1241,9 @@ class MarketService:
             ):
                 found[terms.provider] = entry
         return sorted(found.values(), key=self._score)
+
+    def _is_dear(self, entry: Entry) -> bool:
+        return entry.terms.lease_id in self._dear
 
     def _score(self, entry: Entry) -> tuple[int, bytes]:
         node = entry.terms.provider
@@ -1260,11 +1301,7 @@ class MarketService:
                 for node, quote in quotes.items()
                 if node not in tried and not (avoid is not None and domain_of(quote.record) in used)
             ]
-            wanted = count - len(taken)
-            price_max = reserve(
-                bids, wanted, self.pricing().unit_price(kind), self._settings.price_max(kind)
-            )
-            winners = place(bids, wanted, price_max, seed=self._entropy.token(NONCE_BYTES))
+            winners = self._won(kind, bids, count - len(taken))
             if not winners:
                 break
             answers = await asyncio.gather(
@@ -1333,40 +1370,49 @@ class MarketService:
     ) -> tuple[list[Entry], list[XscError]]:
         """Return leases with that room at up to `count` distinct nodes, and what was refused.
 
-        Distinct failure domains come first: leases at hand, then new ones by auction; then
-        the same without regard to domains.
+        Distinct failure domains come first: leases at hand, new ones by auction, dear ones at
+        hand; then the same without regard to domains.
         """
         chosen: list[Entry] = []
         faults: list[XscError] = []
         tried: set[bytes] = set()
         for by_domain in (True, False):
-            if len(chosen) == count:
-                break
-            taken = {entry.terms.provider for entry in chosen}
-            domains = {entry.domain for entry in chosen}
-            for entry in self._usable(kind, quantity, set(nodes) - taken):
-                if len(chosen) < count and not (by_domain and entry.domain in domains):
-                    chosen.append(entry)
-                    domains.add(entry.domain)
-            if len(chosen) < count:
+            for is_dear in (False, True):
                 taken = {entry.terms.provider for entry in chosen}
-                found, refused = await self._auction(
-                    kind,
-                    self._without_lease(kind, nodes, quantity, taken),
-                    quantity=quantity,
-                    count=count - len(chosen),
-                    avoid=frozenset(domains) if by_domain else None,
-                    tried=tried,
-                )
-                chosen += found
-                faults += refused
+                domains = {entry.domain for entry in chosen}
+                for entry in self._usable(kind, quantity, set(nodes) - taken):
+                    if (
+                        len(chosen) < count
+                        and self._is_dear(entry) == is_dear
+                        and not (by_domain and entry.domain in domains)
+                    ):
+                        chosen.append(entry)
+                        domains.add(entry.domain)
+                if len(chosen) == count:
+                    return chosen, faults
+                if not is_dear:
+                    taken = {entry.terms.provider for entry in chosen}
+                    found, refused = await self._auction(
+                        kind,
+                        self._without_lease(kind, nodes, quantity, taken),
+                        quantity=quantity,
+                        count=count - len(chosen),
+                        avoid=frozenset(domains) if by_domain else None,
+                        tried=tried,
+                    )
+                    chosen += found
+                    faults += refused
         return chosen, faults
 
     def _without_lease(
         self, kind: Kind, nodes: Iterable[bytes], quantity: int, taken: set[bytes]
     ) -> list[bytes]:
-        """Return the nodes that would have to be asked for a new lease."""
-        leased = {e.terms.provider for e in self._usable(kind, quantity, nodes)}
+        """Return the nodes that would have to be asked for a new lease, or whose lease is dear."""
+        leased = {
+            entry.terms.provider
+            for entry in self._usable(kind, quantity, nodes)
+            if not self._is_dear(entry)
+        }
         return [node for node in nodes if node not in leased and node not in taken]
 
     async def _nearest(

@@ -32,6 +32,7 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
+    QUOTE_TTL_MS,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
@@ -260,6 +261,66 @@ async def test_the_own_price_is_passed_where_too_few_ask_less(world):
     hosts = await leased(world, customer, count=2)
     assert {host.price for host in hosts} == {13}
     assert world.nodes[4].id not in {host.node for host in hosts}
+
+
+def asking(world, numbers, price):
+    for number in numbers:
+        node = world.nodes[number]
+        node.settings["prices"] = PriceList(price, price, 200_000)
+        node.market = node.make()
+
+
+async def look(world, customer):
+    world.later(QUOTE_TTL_MS)
+    await world.drive(customer.market.look_at_prices())
+
+
+async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
+    customer = world.node(1, prices=PriceList(40, 40))
+    customer.room.storage = 0
+    for number in (2, 3, 4):
+        world.node(number)
+    asking(world, (2, 3, 4), 30)
+    first = set(await leased(world, customer, count=3))
+    assert {host.price for host in first} == {40}
+    for host in first:
+        await customer.market.used(host.lease_id, MIB)
+    await look(world, customer)
+    assert set(await leased(world, customer, count=3)) == first, "the same would cost the same"
+    customer.settings["prices"] = PriceList(10, 10)
+    customer.market = await customer.restart()
+    asking(world, (2, 3, 4), 9)
+    await look(world, customer)
+    second = set(await leased(world, customer, count=3))
+    assert {host.price for host in second} == {20}
+    assert not {host.lease_id for host in second} & {host.lease_id for host in first}
+    for host in second:
+        await customer.market.used(host.lease_id, MIB)
+    for _ in range(3):
+        await look(world, customer)
+        assert set(await leased(world, customer, count=3)) == second, "nor back and forth"
+    asking(world, (2, 3, 4), 41)
+    await look(world, customer)
+    assert set(await leased(world, customer, count=3)) == second, "who asks more gets nothing new"
+
+
+async def test_a_dear_lease_is_used_where_no_other_can_be_had(world, pair):
+    customer, provider = pair
+    (first,) = await leased(world, customer)
+    await customer.market.used(first.lease_id, MIB)
+    provider.standing.mutual[customer.id] = 20_000
+    await look(world, customer)
+    real = provider.market.handlers()
+    world.wire.handlers[provider.id] = {k: v for k, v in real.items() if k != "market.lease"}
+    world.wire.handlers[provider.id]["market.lease"] = refusing
+    assert await leased(world, customer) == [first]
+    world.wire.handlers[provider.id] = real
+    (second,) = await leased(world, customer)
+    assert (first.price, second.price) == (40, 8), "who is recognised now pays its rung"
+
+
+async def refusing(_caller, _header, _parts):
+    raise CreditExceeded("no")
 
 
 async def test_who_asks_more_than_the_reserve_gets_nothing(world, pair):
