@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -86,34 +85,25 @@ def test_the_plan_is_the_best_there_is_with_sites_owners_and_unknown_ones(hosts,
     assert planned(hosts, n, m, asked) == brute(hosts, n, m, asked)
 
 
-class Wide(NamedTuple):
-    """A host with one kind of failure domain more."""
-
-    node: bytes
-    site: str = ""
-    owner: str = ""
-    circle: str = ""
-
-
 wide = st.lists(st.tuples(labels, labels, labels), min_size=1, max_size=6).map(
-    lambda triples: [Wide(bytes([i]), *triple) for i, triple in enumerate(triples)]
+    lambda triples: [Host(bytes([i]), *triple) for i, triple in enumerate(triples)]
 )
 
 
 @given(
     wide,
     st.sampled_from([(6, 2), (3, 2), (5, 1), (2, 1)]),
-    st.builds(Survival, *(st.integers(0, 2) for _ in Wide._fields)),
+    st.builds(Survival, *(st.integers(0, 2) for _ in KINDS)),
 )
-def test_the_plan_is_the_best_there_is_with_a_further_kind_of_domain(hosts, code, asked):
+def test_the_plan_is_the_best_there_is_with_introducers(hosts, code, asked):
     n, m = code
     assert planned(hosts, n, m, asked) == brute(hosts, n, m, asked)
 
 
 def test_domains_are_counted_by_kind_and_nodes_that_name_none_beside_them():
     columns = [Host(b"1", "a", "x"), Host(b"2", "a"), Host(b"2", "a"), Host(b"3")]
-    assert domains_of(columns) == (Domains(3, 0), Domains(1, 1), Domains(1, 2))
-    assert domains_of([]) == (Domains(0, 0),) * 3
+    assert domains_of(columns) == (Domains(3, 0), Domains(1, 1), Domains(1, 2), Domains(0, 3))
+    assert domains_of([]) == (Domains(0, 0),) * 4
 
 
 @given(small, st.data())

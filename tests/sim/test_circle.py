@@ -8,16 +8,19 @@ import pytest
 
 from tests.sim.network import NO_HOME, World, content, get, put, run
 from tests.sim.test_hoarding import greedy
-from xsc.base.errors import PeerUnknown, XscError
+from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.book import AddressRecord
 from xsc.node.recovery import find_head
+from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
 from xsc.node.routes.status import status_of
 from xsc.storage.directory import open_body, open_head
+from xsc.storage.durability import parse
 
+DAY_MS = 86_400_000
 INTRODUCED = {"accept_peers": "introduced"}
 
 
@@ -227,6 +230,33 @@ def test_an_introducer_makes_so_many_known_and_no_more():
         assert len(brought) == INTRODUCED_A_PEER_MAX
 
     run(11, 2, play, INTRODUCED, kind=Star)
+
+
+def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
+    async def play(world):
+        owner, hub = world.nodes[-1], world.nodes[0]
+
+        async def check(capability):
+            return await owner.storage.check(
+                capability, deep=False, lives_ms=owner.config.lives_ms, repair_ms=DAY_MS
+            )
+
+        asked = parse("2nodes,1introducer")
+        with pytest.raises(DurabilityUnreachable, match="at 1 known introducer survive the loss"):
+            await put(owner, content(MIB), survive=asked)
+        found = await check(await put(owner, content(MIB)))
+        assert found.to_json()["domains"]["introducer"] == {"known": 1, "unknown": 0}
+        assert found.to_json()["survives"] == "2nodes"
+        (row,) = _introducers(owner, found)
+        assert (row["name"], row["hosts"], row["brought"]) == (hub.config.name, 6, 5)
+        # Whom the operator answers for is a domain of its own.
+        for node in world.nodes[1:5]:
+            await owner.peers.confirm(node.key.node_id)
+        found = await check(await put(owner, content(MIB, 1), survive=asked))
+        assert found.survives.meets(asked)
+        assert found.to_json()["domains"]["introducer"] == {"known": 5, "unknown": 0}
+
+    run(14, 7, play, INTRODUCED, kind=Star)
 
 
 # Addresses

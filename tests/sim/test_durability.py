@@ -120,7 +120,7 @@ def test_a_check_tells_damage_from_silence_and_deep_finds_what_shallow_does_not(
         await world.crash(hosts[0])
         silent = await check(owner, capability)
         assert [host.state for host in silent.stat.hosts].count("unreachable") == 1
-        assert silent.survives == Survival(1)
+        assert silent.survives.nodes == 1
         assert silent.yearly_loss_ppb > shallow.yearly_loss_ppb
 
     run(44, 7, play)

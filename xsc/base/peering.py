@@ -63,3 +63,9 @@ class Peers(Protocol):
 
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked, never the own node."""
+
+    def introducer_of(self, node: bytes) -> str:
+        """Return the id of whose word there is for a node: its own where it is known directly.
+
+        Empty of a node that is not known.
+        """

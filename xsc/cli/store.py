@@ -80,7 +80,7 @@ version_option = click.option(
     type=SURVIVE,
     default="0nodes",
     metavar="2nodes,1site",
-    help="Refuse unless so many nodes, sites or owners may be lost.",
+    help="Refuse unless so many nodes, sites, owners or introducers may be lost.",
 )
 @click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
@@ -328,10 +328,23 @@ def _margin(answer: Document) -> str:
     return f"{_count(margin, 'more shard')} may be lost{no_node}"
 
 
+def _introduced(answer: Document) -> str:
+    """Return through whom the hosts of an object came: who brought all may have made up all."""
+    hosts = len({row["node"] for row in answer["hosts"] if row["state"] == "ok"})
+    said = []
+    for row in answer["introducers"]:
+        of = f"all {hosts}" if row["hosts"] == hosts else f"{row['hosts']} of {hosts}"
+        itself = "" if row["hosts"] == row["brought"] else f"are {row['name']} or "
+        said.append(f"{of} hosts {itself}came through {row['name']}")
+    return "; ".join(said) or "none: all its hosts are known directly"
+
+
 def _domains(answer: Document) -> str:
     """Return on how many nodes, sites and owners an object lies."""
     parts = []
     for kind, found in answer["domains"].items():
+        if kind == "introducer":
+            continue  # a line of its own
         unknown = f" ({_count(found['unknown'], 'node')} without)" if found["unknown"] else ""
         parts.append(
             _count(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
@@ -397,6 +410,7 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
                 ("margin", _margin(answer)),
                 ("healable", "yes" if answer["healable"] else "no"),
                 ("lies on", _domains(answer)),
+                ("introduced", _introduced(answer)),
                 ("survives", f"the loss of {answer['survives']}"),
                 *_contract(answer),
                 ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),

@@ -548,11 +548,12 @@ class MarketService:
             key=lambda quote: (quote.price, quote.provider),
         )
 
-    def labels(self, node: bytes) -> tuple[str, str]:
-        """Return the site and the owner that a node names in its newest quote."""
+    def labels(self, node: bytes) -> tuple[str, str, str]:
+        """Return the site and the owner of a node's newest quote, and the introducer it came by."""
+        introducer = self._peers.introducer_of(node)
         if node == self._own:
-            return self._settings.site, self._settings.owner
-        return self._labels.get(node, ("", ""))
+            return self._settings.site, self._settings.owner, introducer
+        return *self._labels.get(node, ("", "")), introducer
 
     async def learn_labels(self, nodes: Collection[bytes]) -> frozenset[bytes]:
         """Ask nodes that are up for a quote where none said its labels; return whose are known."""

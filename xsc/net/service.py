@@ -33,7 +33,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.fields import take_bytes, take_int, take_list
-from xsc.base.ids import short
+from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     ADDRESSES_A_PEER_MAX,
@@ -440,6 +440,16 @@ class PeerNet:
         if info is None or info.through is None:
             return [peer]
         return [other.node_id for other in self._book.all() if other.through == info.through]
+
+    def introducer_of(self, node: bytes) -> str:
+        """Return the id of whose word there is for a node: its own where it is known directly.
+
+        Empty of a node that is not known.
+        """
+        if node == self.node_id:
+            return to_text(node)
+        info = self._book.get(node)
+        return "" if info is None else to_text(info.through or node)
 
     async def remove(self, peer: bytes) -> None:
         """Forget a peer; it must be invited again to come back.

@@ -20,7 +20,6 @@ from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.node.logging import LEVELS
-from xsc.storage.durability import KINDS
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
@@ -78,8 +77,8 @@ class Config:
 
     @property
     def lives_ms(self) -> tuple[int, ...]:
-        """Mean time to the loss for good of each kind of failure domain."""
-        return tuple(getattr(self, f"{kind}_life_ms") for kind in KINDS)
+        """Mean time to the loss for good of each kind of failure domain that is lost by chance."""
+        return self.node_life_ms, self.site_life_ms, self.owner_life_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """Which losses a placement survives, and the placement that survives most.
 
-Nodes fail alone, by site (one power line) and by owner (one update on all of
-their machines). A contract names how many of each may be lost, whichever they
-are: "2nodes,1site". The planner finds a placement that keeps it if there is one,
-and of those one that survives the most nodes, then sites, then owners; columns
-are spread as evenly over nodes as that allows, earlier hosts first.
+Nodes fail alone, by site (one power line), by owner (one update on all of their
+machines) and by introducer (who may have made all of them up). A contract names how
+many of each may be lost, whichever they are: "2nodes,1site". The planner finds a
+placement that keeps it if there is one, and of those one that survives the most nodes,
+then sites, owners and introducers; columns are spread as evenly over nodes as that
+allows, earlier hosts first.
 
 A node without a label may stand anywhere: its columns count as lost with every
 site (or owner) that is there. So a contract over sites refuses nodes that do not say
@@ -44,6 +45,8 @@ class Host(NamedTuple):
     node: bytes
     site: str = ""
     owner: str = ""
+    introducer: str = ""
+    """Whose word this node has for it: another node's, or its own where it knows it directly."""
 
 
 KINDS: Final = Host._fields
@@ -72,6 +75,14 @@ class Survival(tuple[int, ...]):
     def at_most(self, asked: Survival) -> Survival:
         """Return what of a contract survives."""
         return Survival(*map(min, self, asked))
+
+    def shown_for(self, asked: Survival) -> Survival:
+        """Return what to say of it: of introducers only to who asked.
+
+        Where all hosts are known directly, each is its own, and it would only repeat the nodes.
+        """
+        kind = KINDS.index("introducer")
+        return self if asked[kind] else Survival(*self[:kind], 0, *self[kind + 1 :])
 
     def to_text(self) -> str:
         """Return the form that `parse` reads; "0nodes" where nothing is asked."""

@@ -10,7 +10,7 @@ That is exact for up to nine nodes, in integers, and up to OVERLAPS_MAX domains 
 overlap others; beyond, some of these are taken for one, and the figure is too high,
 never too low. A domain that one node has to itself adds nothing to what that node
 risks; one that names no site counts so. It is an estimate for people, never a
-promise. Design: docs/design/storage.md.
+promise. Introducers are not in it: deceit has no mean time. Design: docs/design/storage.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def yearly_loss_ppb(
     Args:
         columns: the host of each column that is there.
         m: how many of those may be lost; below 0 it is lost.
-        lives_ms: mean time to the loss for good of a domain, by kind (`durability.KINDS`).
+        lives_ms: mean time to the loss for good of a domain, by kind (`durability.KINDS`); kinds
+            beyond them are left out.
         repair_ms: mean time until a lost column is rebuilt.
     """
     if m < 0:

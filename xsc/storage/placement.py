@@ -146,7 +146,9 @@ def check_durability(columns: Sequence[Host], code: Code, asked: Survival) -> Sh
     names = {host[short] for host in columns}
     known = len(names - {""})
     hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
-    if "" in names:
+    if kind == "introducer":
+        hint = "answer for some of them (`xsc peer confirm`), or invite others"
+    elif "" in names:
         hint = (
             f"a node that does not say its {kind} counts as lost with every {kind}: "
             f"set `{kind}` in its configuration"

@@ -73,8 +73,11 @@ class Hosts(Protocol):
     def response_ms(self, node: bytes) -> int:
         """Return how long a peer is expected to take for a small answer."""
 
-    def labels(self, node: bytes) -> tuple[str, str]:
-        """Return the site and the owner that a node names, empty where it names none."""
+    def labels(self, node: bytes) -> tuple[str, str, str]:
+        """Return the site and the owner that a node names, and the introducer that it came by.
+
+        Empty where it names none, or is not known.
+        """
 
     async def learn_labels(self, nodes: Collection[bytes]) -> frozenset[bytes]:
         """Ask nodes that are up for labels not heard yet; return those whose labels are known."""

@@ -213,7 +213,7 @@ class ObjectCheck:
         """Return the document of `xsc store check --json`."""
         return {
             **self.stat.to_json(),
-            "survives": self.survives.to_text(),
+            "survives": self.survives.shown_for(self.stat.asked).to_text(),
             "domains": {
                 kind: {"known": found.known, "unknown": found.unknown}
                 for kind, found in zip(KINDS, self.domains, strict=True)
@@ -500,7 +500,7 @@ class StorageService:
             size_bytes=done.size_bytes,
             hosts=done.placement.columns,
             warnings=done.warnings,
-            survives=done.survives,
+            survives=done.survives.shown_for(survive),
             version=version,
         )
 

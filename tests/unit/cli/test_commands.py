@@ -669,6 +669,7 @@ def test_stat_and_check_warn_of_leases_that_end(xsc, stand_in, command):
         "healable": False,
         "survives": "1nodes",
         "domains": {"node": {"known": 1, "unknown": 0}},
+        "introducers": [],
         "yearly_loss_ppb": 5,
         "read_bytes": 0,
         "bad": [],
@@ -981,6 +982,7 @@ def checked(**change):
         "healable": True,
         "survives": "1node",
         "domains": {"node": {"known": 1, "unknown": 0}, "site": {"known": 0, "unknown": 1}},
+        "introducers": [],
         "contract": None,
         "contract_kept": True,
         "yearly_loss_ppb": 1,
@@ -1007,6 +1009,28 @@ def test_check_says_of_shards_that_may_be_lost_whether_their_nodes_may(xsc, stan
     assert "2 nodes, 1 site (1 node without), no owner named" in text
     assert "the loss of 0nodes" in text
     assert "48.6582882% (an estimate)" in text
+
+
+@pytest.mark.parametrize(
+    ("introducers", "says"),
+    [
+        ([], "none: all its hosts are known directly"),
+        ([("alice", 6, 6)], "all 6 hosts came through alice"),
+        ([("alice", 6, 5)], "all 6 hosts are alice or came through alice"),
+        (
+            [("alice", 3, 3), ("bob", 2, 1)],
+            "3 of 6 hosts came through alice; 2 of 6 hosts are bob or came through bob",
+        ),
+    ],
+)
+def test_check_says_through_whom_its_hosts_came(xsc, stand_in, introducers, says):
+    rows = [
+        {"id": NODE, "name": name, "hosts": hosts, "brought": brought}
+        for name, hosts, brought in introducers
+    ]
+    hosts = [{"shard": s, "node": f"{NODE}{s}", "state": "ok"} for s in range(6)]
+    stand_in.answers("GET", "/v1/object/check?deep=0", checked(hosts=hosts, introducers=rows))
+    assert says in xsc("store", "check", "xsc:r:abc").text
 
 
 def test_check_says_whether_the_contract_is_kept(xsc, stand_in):

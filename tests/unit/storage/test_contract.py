@@ -36,11 +36,20 @@ def test_an_independent_implementation_writes_the_same(case):
     assert (placement.k, placement.m) == (manifest.k, manifest.m)
 
 
-WRONG = [(1, 2), (1, 2, 3, 4), (), (-1, 0, 0), (0, 255, 0), ("1", 0, 0), (None, 0, 0), (True, 0, 0)]
+WRONG = [
+    (1, 2),
+    (1, 2, 3, 4, 5),
+    (),
+    (-1, 0, 0),
+    (0, 255, 0),
+    ("1", 0, 0),
+    (None, 0, 0),
+    (True, 0, 0),
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_contract_is_three_numbers_within_the_bounds_of_a_code(wrong):
+def test_a_contract_is_three_or_four_numbers_within_the_bounds_of_a_code(wrong):
     for record in (ASKED, placement_of(ASKED, NODES)):
         value = record.to_value() | {"survive": list(wrong)}
         with pytest.raises(RecordInvalid):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from base64 import b64encode
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from functools import lru_cache
@@ -25,7 +26,7 @@ from xsc.base.errors import (
     RangeUnsatisfiable,
     XscError,
 )
-from xsc.base.ids import to_text
+from xsc.base.ids import from_text, to_text
 from xsc.base.limits import (
     DATA_SHARDS_DEFAULT,
     KIB,
@@ -39,6 +40,7 @@ from xsc.node.build import Node
 from xsc.node.http import PlainHandler, problem_response, reply, whole_number
 from xsc.storage.durability import parse as parse_survival
 from xsc.storage.names import PART, check_name, listed
+from xsc.storage.service import ObjectCheck
 
 PATH = "/v1/objects"
 VERSION_MAX = 2**63 - 1
@@ -49,6 +51,22 @@ SOCKET_BYTES = 512 * KIB
 """Held by the system of what was written and not read."""
 _node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
 """Base32 is slow, and hosts are always the same."""
+
+
+def _introducers(node: Node, found: ObjectCheck) -> list[dict[str, object]]:
+    """Return through whom how many of an object's hosts came, in order of their number."""
+    hosts = {host.node for host in found.stat.hosts if host.state == "ok" and host.node}
+    by = {host: node.peers.introducer_of(host) for host in hosts}
+    brought = Counter(by[host] for host in hosts if by[host] not in ("", to_text(host)))
+    return [
+        {
+            "id": introducer,
+            "name": node.name_of(from_text(introducer)),
+            "hosts": list(by.values()).count(introducer),
+            "brought": count,
+        }
+        for introducer, count in brought.most_common()
+    ]
 
 
 def _capability(request: web.Request) -> str:
@@ -332,7 +350,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             lives_ms=node.config.lives_ms,
             repair_ms=node.config.repair_time_ms,
         )
-        return reply(found.to_json())
+        return reply({**found.to_json(), "introducers": _introducers(node, found)})
 
     async def remove(request: web.Request) -> web.Response:
         done = await node.storage.rm(_capability(request))
