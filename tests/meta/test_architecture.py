@@ -54,6 +54,7 @@ SHELL = {
     "xsc.health.attending": "watches calls that take long",
     "xsc.health.service": "probes peers",
     "xsc.identity.keyfile": "reads and writes the key file",
+    "xsc.ledger.payments": "asks peers for accounts, and compares what operators say was paid",
     "xsc.ledger.service": "proposes, accepts and keeps entries",
     "xsc.market.denials": "asks hosts which leases they know, and denies them as one",
     "xsc.market.recall": "asks hosts for leases that were lost, and tells customers theirs",

@@ -132,6 +132,13 @@ class LimitRequest(Body):
     limit_micro: int = Field(ge=0, le=2**62)
 
 
+class PaymentRequest(Body):
+    """`POST /v1/ledger/off-books`."""
+
+    peer: str = Field(max_length=256)
+    amount_micro: int = Field(ge=0, le=2**62)
+
+
 class Empty(Body):
     """A request that says all by its path."""
 

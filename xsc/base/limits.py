@@ -535,6 +535,8 @@ MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
 AMOUNT_MAX = 2**63 - 1
 LEDGER_RECORD_BYTES_MAX = 4 * KIB
 """One half or one voucher, with its envelope (some 700 bytes)."""
+ACCOUNT_TIMEOUT_MS = 2_000
+"""How long a peer has to say how an account stands: a person waits for it."""
 LEDGER_RETRY_MS = 30_000
 LEDGER_CONFLICTS_KEPT = 16
 """Kept as evidence for each peer; one proves the point, more only fill the disk."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_credits
 from xsc.cli.options import CREDITS, PATH, PEER, WHOLE, Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table, warn
@@ -20,20 +21,47 @@ def ledger() -> None:
     """Show and settle what nodes owe each other, in credits."""
 
 
+LIMITS = (
+    "left: how far the limit is, with what is stored and not billed yet. At its limit a "
+    "customer stores and runs nothing more; what it has stored stays to the end of its "
+    "lease, and can be read."
+)
+
+
+def _told(amount_micro: int | None) -> str:
+    """Return an amount that a peer told, or that it did not."""
+    return "?" if amount_micro is None else format_credits(amount_micro)
+
+
 def _show_balances(answer: Document) -> None:
     show_table(
-        ["peer", "id", "<owes us", "<may owe us"],
+        ["peer", "id", "<owes us", "<may owe us", "<left", "<we may owe", "<left"],
         [
             [
                 named(row, row["peer"]),
                 short(row["peer"]),
                 format_credits(row["balance_micro"]),
                 format_credits(row["limit_micro"]),
+                format_credits(row["left_micro"]),
+                _told(row["own_limit_micro"]),
+                _told(row["own_left_micro"]),
             ]
             for row in answer["balances"]
         ],
         "nobody owes anything",
     )
+    if answer["balances"]:
+        show(LIMITS)
+    for row in answer["balances"]:
+        who = named(row, row["peer"])
+        if row["paid_micro"]:
+            show(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
+        if row["heard_paid_micro"]:
+            amount = format_credits(row["heard_paid_micro"])
+            show(
+                f"{who} says that {amount} was paid off the books; if so: "
+                f"xsc ledger settle {who} --off-books {amount}"
+            )
     show_pairs([("total", format_credits(answer["total_micro"]))])
     for row in answer["balances"]:
         if amount := row.get("unproven_micro", 0):
@@ -70,7 +98,10 @@ def _signed(row: Document) -> str:
 @ledger.command()
 @pass_settings
 def balance(settings: Settings) -> None:
-    """Show what each peer owes this node; below zero, this node owes."""
+    """Show what each peer owes this node and may owe, and this node there.
+
+    Below zero, this node owes. A peer that does not answer shows no limit.
+    """
     answer = settings.calls().balances()
     if settings.json:
         show_json(answer)
@@ -146,13 +177,32 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
 
 
 @ledger.command()
+@click.argument("peer", type=PEER, required=False)
+@click.option(
+    "--off-books",
+    type=CREDITS,
+    metavar="CREDITS",
+    help="Say that so much of the debt with PEER was paid outside; 0 takes it back.",
+)
 @pass_settings
-def settle(settings: Settings) -> None:
-    """Settle now what is owed by leases; the node does so by itself, too."""
+def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
+    """Settle now what is owed by leases; the node does so by itself, too.
+
+    With PEER and --off-books: what one of both nodes owes the other was paid outside.
+    It counts once the operators of both have said the same, and both nodes have signed
+    it. Exits with 7 while it waits for the other.
+    """
+    if (peer is None) != (off_books is None):
+        raise ArgumentInvalid(
+            "PEER and --off-books go together",
+            hint="xsc ledger settle PEER --off-books CREDITS, or xsc ledger settle alone",
+        )
+    if peer is not None and off_books is not None:
+        return _settle_off_books(settings, peer, off_books)
     answer = settings.calls().settle()
     if settings.json:
         show_json(answer)
-        return
+        return 0
     show_table(
         ["lease", "role", "peer", "<settled"],
         [
@@ -168,6 +218,28 @@ def settle(settings: Settings) -> None:
     )
     if answer["pending"]:
         show(f"{answer['pending']} more wait for a peer to answer")
+    return 0
+
+
+def _settle_off_books(settings: Settings, peer: str, amount_micro: int) -> int:
+    answer = settings.calls().settle_off_books(peer, amount_micro)
+    waits = answer["state"] == "waits"
+    if settings.json:
+        show_json(answer)
+        return EXIT_PARTLY if waits else 0
+    who = named(answer, answer["peer"])
+    if waits:
+        show(f"waits until {who} says the same; this node goes on asking")
+        if answer["heard_paid_micro"]:
+            show(f"{who} says {format_credits(answer['heard_paid_micro'])}")
+        return EXIT_PARTLY
+    if not amount_micro:
+        show("taken back, unless it was booked before")
+    else:
+        balance = answer["balance_micro"]
+        owes = f"{who} owes this node" if balance >= 0 else f"this node owes {who}"
+        show(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
+    return 0
 
 
 @ledger.command()

@@ -556,6 +556,11 @@ class Calls:
         """Settle now what is owed by leases."""
         return self.core.call("POST", "/v1/ledger/settle", {})
 
+    def settle_off_books(self, who: str, amount_micro: int) -> Document:
+        """Say that what one of two nodes owes the other was paid outside, so much of it."""
+        body = {"peer": who, "amount_micro": amount_micro}
+        return self.core.call("POST", "/v1/ledger/off-books", body)
+
     def balances(self) -> Document:
         """Return what this node and each peer owe one another."""
         return self.core.call("GET", "/v1/ledger/balance")

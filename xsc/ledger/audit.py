@@ -29,7 +29,7 @@ from xsc.ledger.validation import (
     check_own_next,
     check_voucher,
 )
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, off_books_lease
 
 FORMAT = 1
 _YEAR_9999_MS = 253_402_300_799_999
@@ -329,8 +329,14 @@ def verify_settled(raw: bytes) -> str:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
         milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)
     )
-    return (
-        f"entry {short(half.id)}: {short(said.debit)} owes {short(said.credit)} "
-        f"{format_credits(said.amount_micro)} credits under lease {short(said.lease)}, "
-        f"signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"
-    )
+    if said.lease == off_books_lease(said.credit, said.debit):
+        what = (
+            f"{short(said.credit)} paid {short(said.debit)} "
+            f"{format_credits(said.amount_micro)} credits off the books"
+        )
+    else:
+        what = (
+            f"{short(said.debit)} owes {short(said.credit)} "
+            f"{format_credits(said.amount_micro)} credits under lease {short(said.lease)}"
+        )
+    return f"entry {short(half.id)}: {what}, signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"

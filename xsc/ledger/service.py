@@ -278,6 +278,10 @@ class LedgerService:
         """Return what both parties have signed for under a lease in all."""
         return sum(self._ledger.settled.get(lease_id, {}).values())
 
+    def settled_between(self, lease_id: bytes, *, debtor: bytes, creditor: bytes) -> int:
+        """Return what was settled under a lease in all that one party owes the other for."""
+        return self._ledger.settled_under(lease_id, debtor=debtor, creditor=creditor)
+
     def pending(self) -> int:
         """Return how many own entries their debtors have not answered."""
         return len(self._ledger.open)

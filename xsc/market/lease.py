@@ -37,7 +37,7 @@ from xsc.base.units import ceil_div
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount, storage_amount
 from xsc.terms.quote import Kind, Quote
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, off_books_lease
 
 Status: TypeAlias = Literal["open", "closing", "settled", "expired"]
 LENGTH_MS: dict[Kind, int] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
@@ -118,6 +118,11 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
     """Return what is wrong with a request under this provider's own valid quote."""
     if request.lease_id == bytes(len(request.lease_id)):
         return "the lease id is the one of a node's own capacity"
+    if request.lease_id in (
+        off_books_lease(request.provider, request.customer),
+        off_books_lease(request.customer, request.provider),
+    ):
+        return "the lease id stands for payments outside of the books"
     if request.provider != quote.provider or request.customer != quote.customer:
         return "the request is between other nodes than its quote"
     if request.kind != quote.kind:

@@ -37,6 +37,7 @@ from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.incarnation import said_bytes
+from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market.ports import Divide, Need
 from xsc.market.pricing import PriceList
@@ -319,6 +320,17 @@ class Node:
         )
         self.directory.on_old_copy = self._is_old_copy
         self.ledger.on_change = self.directory.wake
+        self.payments = Payments(
+            key=key,
+            network=net,
+            clock=clock,
+            executor=executor,
+            caller=self.peers,
+            ledger=self.ledger,
+            left=lambda peer: self.ledger.credit_left(peer) - self.market.exposure(peer),
+            state=parts.state,
+            log=log,
+        )
         self.evidence = EvidenceBook(net, parts.state)
         drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
@@ -425,6 +437,7 @@ class Node:
             await self.ledger.confirm_head(self.peers.peers())
             for service in (
                 self.ledger,
+                self.payments,
                 self.health,
                 self.allocation,
                 self.market,
@@ -453,6 +466,7 @@ class Node:
         self.tasks.start("market", self.market.run)
         self.tasks.start("renewal", self.market.renewals.run)
         self.tasks.start("ledger", self.ledger.run)
+        self.tasks.start("payments", self.payments.run)
         self.tasks.start("directory", self.directory.run)
         self.tasks.start("repair", self.storage.mender.run)
         self.tasks.start("guard", self.storage.guards.run)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Count, Id32, Record
+
+
+def off_books_lease(payer: bytes, payee: bytes) -> bytes:
+    """Return the lease id under which the payee signs what the payer paid outside of the books.
+
+    No lease may have it: what was paid would count as paid for the lease.
+    """
+    return tagged_sha256("off-books", payer, payee)
 
 
 class Voucher(Record):

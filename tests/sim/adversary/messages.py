@@ -104,6 +104,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "market.recognise": {"recognition": Sealed("recognition")},
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},
+    "ledger.account": {"paid_micro": Count, "is_payer": bool},
     "ledger.history": {"start": Count},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {

@@ -542,7 +542,12 @@ BALANCES = {
             "name": "bob",
             "balance_micro": -5,
             "limit_micro": 9,
-            "unproven_micro": -7,
+            "unproven_micro": 0,
+            "left_micro": 14,
+            "own_limit_micro": None,
+            "own_left_micro": None,
+            "paid_micro": 0,
+            "heard_paid_micro": 0,
         }
     ],
     "total_micro": -5,
@@ -592,6 +597,40 @@ def test_settle(xsc, stand_in):
     text = xsc("ledger", "settle").text
     assert "0.000040" in text
     assert "2 more wait" in text
+
+
+def test_what_was_paid_outside_waits_for_the_other_side(xsc, stand_in):
+    answer = {
+        "peer": NODE,
+        "name": "bob",
+        "amount_micro": 5_000_000,
+        "state": "waits",
+        "heard_paid_micro": 0,
+        "balance_micro": -9_000_000,
+    }
+    path = "/v1/ledger/off-books"
+    stand_in.answers("POST", path, answer)
+    done = xsc("ledger", "settle", "bob", "--off-books", "5")
+    assert done.code == 7
+    assert "until bob says the same" in done.text
+    booked = {**answer, "state": "booked", "balance_micro": -4_000_000}
+    stand_in.answers("POST", path, booked)
+    done = xsc("ledger", "settle", "bob", "--off-books", "5")
+    assert (done.code, "this node owes bob 4.000000" in done.text) == (0, True)
+    assert xsc("ledger", "settle", "bob").code == 2
+    assert xsc("ledger", "settle", "--off-books", "5").code == 2
+
+
+def test_balances_show_both_sides(xsc, stand_in):
+    row = {**BALANCES["balances"][0], "own_limit_micro": 10_000_000, "own_left_micro": 9_000_000}
+    row |= {"paid_micro": 1_000_000, "heard_paid_micro": 2_000_000}
+    stand_in.answers("GET", "/v1/ledger/balance", {**BALANCES, "balances": [row]})
+    text = xsc("ledger", "balance").text
+    assert "10.000000" in text
+    assert "9.000000" in text
+    assert "At its limit a customer" in text
+    assert "1.000000 paid off the books waits for bob" in text
+    assert "xsc ledger settle bob --off-books 2.000000" in text
 
 
 def test_an_entry_is_saved(xsc, stand_in, tmp_path):
@@ -1055,5 +1094,6 @@ def test_check_says_whether_the_contract_is_kept(xsc, stand_in):
 
 
 def test_a_balance_says_what_is_unproven(xsc, stand_in):
-    stand_in.answers("GET", "/v1/ledger/balance", BALANCES)
+    row = {**BALANCES["balances"][0], "unproven_micro": -7}
+    stand_in.answers("GET", "/v1/ledger/balance", {**BALANCES, "balances": [row]})
     assert "unproven with bob: -0.000007 credits" in xsc("ledger", "balance").err

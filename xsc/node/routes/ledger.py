@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
-from xsc.api.schema import LimitRequest
+from xsc.api.schema import LimitRequest, PaymentRequest
 from xsc.base.ids import from_text, to_text
+from xsc.ledger.payments import Account
 from xsc.node.build import Node
 from xsc.node.http import read_body, reply, whole_number
 
 ENTRIES_MAX = 10_000
 
 
+def _paid(node: Node, peer: bytes) -> int:
+    said = node.payments.said(peer)
+    return 0 if said is None else said.amount_micro
+
+
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the ledger endpoints of a node."""
 
+    async def account(peer: bytes) -> Account | None:
+        """Ask a peer that is up how this node's account stands there."""
+        return await node.payments.account(peer) if node.health.is_up(peer) else None
+
     async def balance(_: web.Request) -> web.Response:
+        statement = node.ledger.statement()
+        accounts = await asyncio.gather(*(account(row.peer) for row in statement))
         rows = [
             {
                 "peer": to_text(row.peer),
@@ -24,9 +38,14 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "limit_micro": row.limit_micro,
                 "credit_left_micro": row.credit_left_micro,
                 "unproven_micro": row.unproven_micro,
+                "left_micro": row.credit_left_micro - node.market.exposure(row.peer),
+                "own_limit_micro": None if own is None else own.limit_micro,
+                "own_left_micro": None if own is None else own.left_micro,
+                "paid_micro": _paid(node, row.peer),
+                "heard_paid_micro": node.payments.heard(row.peer),
                 "entries": row.entries,
             }
-            for row in node.ledger.statement()
+            for row, own in zip(statement, accounts, strict=True)
         ]
         total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
         return reply({"balances": rows, "total_micro": total})
@@ -39,7 +58,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         rows = [
             {
                 "seq": row.seq,
-                "kind": row.kind,
+                "kind": "paid" if node.payments.is_payment(row.peer, row.lease_id) else row.kind,
                 "peer": to_text(row.peer),
                 "name": node.name_of(row.peer),
                 "amount_micro": row.amount_micro,
@@ -92,6 +111,21 @@ def routes(node: Node) -> list[web.RouteDef]:
             }
         )
 
+    async def off_books(request: web.Request) -> web.Response:
+        asked = await read_body(request, PaymentRequest)
+        peer = node.peers.find(asked.peer)
+        booked = await node.payments.say(peer, asked.amount_micro)
+        return reply(
+            {
+                "peer": to_text(peer),
+                "name": node.name_of(peer),
+                "amount_micro": asked.amount_micro,
+                "state": "booked" if booked else "waits" if asked.amount_micro else "withdrawn",
+                "heard_paid_micro": node.payments.heard(peer),
+                "balance_micro": node.ledger.balance(peer),
+            }
+        )
+
     async def limit(request: web.Request) -> web.Response:
         asked = await read_body(request, LimitRequest)
         peer = node.peers.find(asked.peer)
@@ -112,4 +146,5 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.get("/v1/ledger/verify", verify),
         web.get("/v1/ledger/entry/{id}", entry),
         web.post("/v1/ledger/settle", settle),
+        web.post("/v1/ledger/off-books", off_books),
     ]

@@ -1,0 +1,177 @@
+"""A debt that was paid outside: both operators say so, the creditor signs, nobody else can."""
+
+import pytest
+
+from tests.sim.network import content, put, run
+from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, RecordInvalid
+from xsc.base.limits import LEDGER_RETRY_MS, MIB
+from xsc.identity.envelope import sign
+from xsc.ledger.audit import verify_settled
+from xsc.ledger.payments import ACCOUNT
+from xsc.terms.voucher import Voucher, off_books_lease
+
+DEBTOR, CREDITOR = 0, 1
+SETTINGS = {"settle_interval": "1h", "starter_credit": "1000"}
+
+
+async def indebted(world):
+    """Let a node owe another something; return both, and how much."""
+    debtor, creditor = world.nodes[DEBTOR], world.nodes[CREDITOR]
+    await put(debtor, content(40 * MIB))
+    await debtor.market.settle_all()
+    owed = creditor.ledger.balance(debtor.key.node_id)
+    assert owed > 100
+    assert debtor.ledger.balance(creditor.key.node_id) == -owed
+    return debtor, creditor, owed
+
+
+def books(debtor, creditor):
+    """Return what is owed, as each of both has it."""
+    return (
+        -debtor.ledger.balance(creditor.key.node_id),
+        creditor.ledger.balance(debtor.key.node_id),
+    )
+
+
+def story(play, seed=61, settings=None):
+    run(seed, 3, play, {**SETTINGS, **(settings or {})})
+
+
+@pytest.mark.parametrize("first", ["debtor", "creditor"])
+def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first):
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        sides = [(debtor, creditor), (creditor, debtor)]
+        (one, other) = sides if first == "debtor" else sides[::-1]
+        assert not await one[0].payments.say(one[1].key.node_id, 60)
+        assert books(debtor, creditor) == (owed, owed)
+        assert other[0].payments.heard(other[1].key.node_id) == 60
+        assert await other[0].payments.say(other[1].key.node_id, 60)
+        assert books(debtor, creditor) == (owed - 60, owed - 60)
+        for node in (debtor, creditor):
+            peer = creditor if node is debtor else debtor
+            assert node.payments.said(peer.key.node_id) is None
+            (row,) = node.ledger.entries(limit=1)
+            assert node.payments.is_payment(peer.key.node_id, row.lease_id)
+            assert (row.amount_micro, row.state) == (60, "settled")
+            await node.ledger.verify()
+            text = verify_settled(node.ledger.export(row.entry_id))
+            assert "signed by both" in text
+            assert "credits off the books" in text
+        # The same again is another payment, which both must speak of again.
+        await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
+        assert books(debtor, creditor) == (owed - 60, owed - 60)
+        assert not await one[0].payments.say(one[1].key.node_id, 60)
+        assert await other[0].payments.say(other[1].key.node_id, owed - 60) is False
+        assert books(debtor, creditor) == (owed - 60, owed - 60)
+
+    story(play)
+
+
+def test_nobody_wipes_its_own_debt_by_a_word():
+    """A debtor that says, signs and books what it likes owes what it owed."""
+
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        me, peer = debtor.key.node_id, creditor.key.node_id
+        for amount in (1, owed):
+            assert not await debtor.payments.say(peer, amount)
+        # A voucher of its own making, or none of the creditor's operator.
+        fields = {"number": owed, "amount_micro": owed, "quantity": 0, "until_ms": 1}
+        own = sign(
+            Voucher(lease_id=off_books_lease(me, peer), provider=me, customer=peer, **fields),
+            debtor.key,
+            debtor.peers.network,
+        )
+        for xid in (b"a" * 16, b"b" * 16):
+            with pytest.raises(ReceiptInvalid, match="voucher"):
+                await debtor.ledger.collect(
+                    xid=xid,
+                    debtor=peer,
+                    amount_micro=owed,
+                    lease_id=own.record.lease_id,
+                    voucher=own.raw,
+                )
+        for is_payer in (True, False):
+            reply = await debtor.peers.call(
+                peer, ACCOUNT, {"v": 1, "paid_micro": owed, "is_payer": is_payer}
+            )
+            assert reply.header["voucher"] is None
+        await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
+        assert books(debtor, creditor) == (owed, owed)
+        # What the creditor's operator says of another amount is another payment.
+        assert not await creditor.payments.say(me, owed - 1)
+        assert books(debtor, creditor) == (owed, owed)
+
+    story(play)
+
+
+def test_a_creditor_alone_books_no_payment_and_no_more_than_is_owed():
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        assert not await creditor.payments.say(debtor.key.node_id, 5)
+        await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
+        assert books(debtor, creditor) == (owed, owed)
+        for node, peer in ((debtor, creditor), (creditor, debtor)):
+            with pytest.raises(ArgumentInvalid, match="less than"):
+                await node.payments.say(peer.key.node_id, owed + 1)
+        with pytest.raises(ArgumentInvalid, match="neither"):
+            await creditor.payments.say(world.nodes[2].key.node_id, 1)
+        # Taken back, it does not count, whoever agrees later.
+        assert not await creditor.payments.say(debtor.key.node_id, 0)
+        assert not await debtor.payments.say(creditor.key.node_id, 5)
+        assert books(debtor, creditor) == (owed, owed)
+
+    story(play)
+
+
+def test_a_payment_that_was_said_while_the_other_was_away_is_booked_by_itself():
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        assert not await debtor.payments.say(creditor.key.node_id, 7)
+        world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
+        assert not await creditor.payments.say(debtor.key.node_id, 7)
+        await world.crash(DEBTOR)
+        debtor = await world.restart(DEBTOR)
+        assert books(debtor, creditor) == (owed, owed)
+        world.net.heal()
+        await world.until(lambda: books(debtor, creditor) == (owed - 7, owed - 7))
+        await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
+        assert books(debtor, creditor) == (owed - 7, owed - 7)
+
+    story(play)
+
+
+def test_a_payment_gives_room_up_to_the_limit_again():
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        before = await debtor.payments.account(creditor.key.node_id)
+        assert before.limit_micro == creditor.ledger.limit(debtor.key.node_id)
+        me = debtor.key.node_id
+        assert before.left_micro == creditor.ledger.credit_left(me) - creditor.market.exposure(me)
+        await debtor.payments.say(creditor.key.node_id, owed)
+        assert await creditor.payments.say(me, owed)
+        after = await debtor.payments.account(creditor.key.node_id)
+        assert after.left_micro == before.left_micro + owed
+        await creditor.ledger.set_limit(me, 0)
+        below = await debtor.payments.account(creditor.key.node_id)
+        assert below.limit_micro == 0
+        assert below.left_micro < 0
+
+    story(play)
+
+
+def test_the_lease_id_of_payments_is_nobodys_lease():
+    """What was paid outside would count as paid for the lease."""
+
+    async def play(world):
+        debtor, creditor, _ = await indebted(world)
+        me, peer = debtor.key.node_id, creditor.key.node_id
+        for lease_id in (off_books_lease(me, peer), off_books_lease(peer, me)):
+            debtor.market._entropy = type("Fixed", (), {"token": lambda _, n, i=lease_id: i[:n]})()
+            quote = await debtor.market.fresh_quote(peer)
+            answer = await debtor.market._lease(quote, quote.record.price, MIB, MIB)
+            assert isinstance(answer, RecordInvalid)
+            assert "payments outside" in answer.message
+
+    story(play)

@@ -1,0 +1,87 @@
+"""What was paid outside of the books: how two operators' words become one entry.
+
+The payee, to whom something is owed, signs a voucher to the payer under a lease id that
+stands for their payments alone. The payer books it as any voucher: what it is owed so is
+taken off what it owes. So nobody's debt falls without the creditor's signature, and chain,
+recovery and proofs know nothing new. docs/design/ledger.md, "Paid outside".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xsc.base.encoding import tagged_sha256
+from xsc.ledger.entry import XID_BYTES
+from xsc.terms.voucher import Voucher, off_books_lease
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the operator of this node has said of a payment, until it is booked."""
+
+    amount_micro: int
+    is_payer: bool
+    before_micro: int
+    """What was booked of such payments between the two by then, in all."""
+    said_ms: int
+
+
+def check_said(amount_micro: int, balance_micro: int) -> str | None:
+    """Return why a payment cannot take so much off what one of two nodes owes the other.
+
+    Args:
+        amount_micro: what was paid.
+        balance_micro: what the peer owes this node; below zero, this node owes.
+    """
+    if balance_micro == 0:
+        return "neither of the two nodes owes the other anything"
+    if amount_micro > abs(balance_micro):
+        who = "the peer owes this node" if balance_micro > 0 else "this node owes the peer"
+        return f"{who} {abs(balance_micro)} micro-credits, less than {amount_micro}"
+    return None
+
+
+def is_over(said: Said, booked_micro: int) -> bool:
+    """Return whether a payment was booked since its operator spoke of it."""
+    return booked_micro > said.before_micro
+
+
+def agree(said: Said, amount_micro: int, *, is_payer: bool) -> bool:
+    """Return whether the other operator said the same, from the other side."""
+    return said.amount_micro == amount_micro and said.is_payer != is_payer
+
+
+def make_voucher(said: Said, *, payer: bytes, payee: bytes) -> Voucher:
+    """Return what the payee signs: the same for the same word, whenever it is made."""
+    assert not said.is_payer, "only the payee signs"
+    amount = said.before_micro + said.amount_micro
+    return Voucher(
+        lease_id=off_books_lease(payer, payee),
+        provider=payer,
+        customer=payee,
+        number=amount,
+        amount_micro=amount,
+        quantity=0,
+        until_ms=said.said_ms,
+    )
+
+
+def check_voucher(voucher: Voucher, said: Said, *, payer: bytes, payee: bytes) -> str | None:
+    """Return why a payee's voucher is not what the payer's operator spoke of."""
+    if (voucher.provider, voucher.customer) != (payer, payee):
+        return "the voucher is between other nodes"
+    if voucher.lease_id != off_books_lease(payer, payee):
+        return "the voucher is for a lease"
+    if voucher.amount_micro != said.before_micro + said.amount_micro:
+        return "the voucher is over another amount"
+    return None
+
+
+def xid_of(voucher: Voucher, said: Said) -> bytes:
+    """Return the id of the entry that books a payment: the same for the same word of the payer.
+
+    One that the payee refused is spent; the operator's next word goes under another.
+    """
+    amount = voucher.amount_micro.to_bytes(8, "big")
+    said_ms = said.said_ms.to_bytes(8, "big")
+    return tagged_sha256("off-books/xid", voucher.lease_id, amount, said_ms)[:XID_BYTES]

@@ -1,0 +1,268 @@
+"""Tells peers how their account stands here, and books with them what was paid outside.
+
+    ledger.account  paid_micro, is_payer: what the caller's operator says was paid, 0 for nothing
+        -> limit_micro, left_micro: what the caller may owe here, and how far that is
+           paid_micro, is_payer: what this node's operator says
+           voucher: where both say the same and this node was paid
+
+What a peer says of limits is shown to people, and nothing follows from it. What it says of
+a payment is a reason to compare: the payee signs where both operators said the same, and
+the payer books what was signed. The rules are in `off_books`.
+
+Kept under `ledger-paid/<peer>`, synced: what this node's operator said, until it is booked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Final, Protocol
+
+from xsc.base.clock import Clock, Executor
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, RecordInvalid, StoreDamaged, XscError
+from xsc.base.fields import take_bool, take_int, take_opt_bytes
+from xsc.base.ids import short
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import ACCOUNT_TIMEOUT_MS, AMOUNT_MAX, LEDGER_RETRY_MS
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.ledger import off_books
+from xsc.ledger.off_books import Said
+from xsc.terms.voucher import Voucher, off_books_lease
+
+ACCOUNT: Final = "ledger.account"
+PAID: Final = b"ledger-paid/"
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """How this node's account stands at a peer, as that says."""
+
+    limit_micro: int
+    """What this node may owe there."""
+    left_micro: int
+    """How far that is, with what it holds and has not been billed for; may be negative."""
+
+
+class Books(Protocol):
+    """What this needs of the ledger."""
+
+    def balance(self, peer: bytes) -> int:
+        """Return what the peer owes this node, less what this node owes it."""
+
+    def limit(self, peer: bytes) -> int:
+        """Return what the peer may owe this node."""
+
+    def settled_between(self, lease_id: bytes, *, debtor: bytes, creditor: bytes) -> int:
+        """Return what was settled under a lease in all that one party owes the other for."""
+
+    async def collect(
+        self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
+    ) -> int:
+        """Book what a voucher leaves unsettled."""
+
+
+class Payments:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        executor: Executor,
+        caller: Caller,
+        ledger: Books,
+        left: Callable[[bytes], int],
+        state: KeyValue,
+        log: Log,
+    ) -> None:
+        self._key = key
+        self._own = key.node_id
+        self._network = network
+        self._clock = clock
+        self._executor = executor
+        self._caller = caller
+        self._ledger = ledger
+        self._left = left
+        self._state = state
+        self._log = log
+        self._theirs: dict[bytes, int] = {}
+        """What operators of peers say was paid between us, as heard last."""
+        self._lock = asyncio.Lock()
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what answers peers, by method."""
+        return {ACCOUNT: self._on_account}
+
+    # What was said
+
+    def said(self, peer: bytes) -> Said | None:
+        """Return what this node's operator said of a payment that is not booked yet."""
+        raw = self._state.get(PAID + peer)
+        if raw is None:
+            return None
+        try:
+            value = decode(raw)
+            if not isinstance(value, dict) or value.get("v") != _VERSION:
+                raise RecordInvalid("it is of an unknown version")
+            found = Said(
+                take_int(value, "amount_micro"),
+                take_bool(value, "is_payer"),
+                take_int(value, "before_micro"),
+                take_int(value, "said_ms"),
+            )
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"a payment cannot be read: {fault.message}") from fault
+        booked = self._booked(peer, is_payer=found.is_payer)
+        return None if off_books.is_over(found, booked) else found
+
+    def is_payment(self, peer: bytes, lease_id: bytes | None) -> bool:
+        """Return whether what was booked with a peer under that lease id was paid outside."""
+        return lease_id in (off_books_lease(self._own, peer), off_books_lease(peer, self._own))
+
+    def heard(self, peer: bytes) -> int:
+        """Return what a peer's operator says was paid, and this node's has not said; 0: nothing."""
+        amount = self._theirs.get(peer, 0)
+        own = self.said(peer)
+        return 0 if own is not None and own.amount_micro == amount else amount
+
+    def _booked(self, peer: bytes, *, is_payer: bool) -> int:
+        payer, payee = (self._own, peer) if is_payer else (peer, self._own)
+        return self._ledger.settled_between(
+            off_books_lease(payer, payee), debtor=payee, creditor=payer
+        )
+
+    async def _keep(self, peer: bytes, said: Said | None) -> None:
+        raw = None if said is None else encode({"v": _VERSION, **asdict(said)})
+        await self._executor.run(self._state.write, [(PAID + peer, raw)], sync=True)
+
+    # The operator's side
+
+    async def say(self, peer: bytes, amount_micro: int) -> bool:
+        """Say that so much was paid outside, 0 takes it back; return whether it is booked.
+
+        What a peer owes this node was paid to it, what it owes the peer by it. The peer's
+        operator must say the same; until then it waits, and is told again.
+
+        Raises:
+            ArgumentInvalid: less is owed.
+        """
+        if not 0 <= amount_micro <= AMOUNT_MAX:
+            raise ArgumentInvalid("an amount is from 0 to 2^63 - 1 micro-credits")
+        balance = self._ledger.balance(peer)
+        async with self._lock:
+            if amount_micro == 0:
+                await self._keep(peer, None)
+                return False
+            if (wrong := off_books.check_said(amount_micro, balance)) is not None:
+                raise ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
+            is_payer = balance < 0
+            booked = self._booked(peer, is_payer=is_payer)
+            said = Said(amount_micro, is_payer, booked, self._clock.now_ms())
+            await self._keep(peer, said)
+        with suppress(XscError):
+            await self._meet(peer)
+        return off_books.is_over(said, self._booked(peer, is_payer=is_payer))
+
+    async def account(self, peer: bytes) -> Account | None:
+        """Ask a peer how this node's account stands there; None where it does not say."""
+        try:
+            return await self._meet(peer)
+        except XscError as fault:
+            self._log.info("account_not_told", peer=short(peer), code=fault.code)
+            return None
+
+    async def _meet(self, peer: bytes) -> Account:
+        """Tell a peer what this node's operator says, and book where both say the same."""
+        said = self.said(peer)
+        reply = await self._caller.call(
+            peer,
+            ACCOUNT,
+            {
+                "v": 1,
+                "paid_micro": 0 if said is None else said.amount_micro,
+                "is_payer": said is not None and said.is_payer,
+            },
+            timeout_ms=ACCOUNT_TIMEOUT_MS,
+        )
+        self._hear(peer, reply.header)
+        raw = take_opt_bytes(reply.header, "voucher")
+        if said is not None and said.is_payer and raw is not None:
+            await self._book(peer, said, raw)
+        behind = take_int(reply.header, "behind_micro")
+        return Account(
+            take_int(reply.header, "limit_micro"), take_int(reply.header, "left_micro") - behind
+        )
+
+    async def _book(self, peer: bytes, said: Said, raw: bytes) -> None:
+        """Have a payee's voucher booked: what this node is owed by it is taken off its debt."""
+        voucher = open_signed(raw, Voucher, network=self._network, author=peer).record
+        wrong = off_books.check_voucher(voucher, said, payer=self._own, payee=peer)
+        if wrong is not None:
+            raise ReceiptInvalid(wrong)
+        await self._ledger.collect(
+            xid=off_books.xid_of(voucher, said),
+            debtor=peer,
+            amount_micro=said.amount_micro,
+            lease_id=voucher.lease_id,
+            voucher=raw,
+        )
+        self._log.info("paid_off_books", peer=short(peer), amount_micro=said.amount_micro)
+
+    # What peers ask
+
+    async def _on_account(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        amount, is_payer = take_int(header, "paid_micro"), take_bool(header, "is_payer")
+        self._hear(caller, header)
+        said = self.said(caller)
+        voucher: bytes | None = None
+        if said is not None and off_books.agree(said, amount, is_payer=is_payer):
+            if said.is_payer:
+                with suppress(XscError):
+                    await self._meet(caller)
+            else:
+                made = off_books.make_voucher(said, payer=caller, payee=self._own)
+                voucher = sign(made, self._key, self._network).raw
+        left = self._left(caller)
+        return {
+            "v": 1,
+            "limit_micro": self._ledger.limit(caller),
+            "left_micro": max(0, left),
+            "behind_micro": max(0, -left),
+            "paid_micro": 0 if said is None else said.amount_micro,
+            "is_payer": said is not None and said.is_payer,
+            "voucher": voucher,
+        }, ()
+
+    def _hear(self, peer: bytes, header: dict[str, Value]) -> None:
+        amount = take_int(header, "paid_micro", most=AMOUNT_MAX)
+        if amount:
+            self._theirs[peer] = amount
+        else:
+            self._theirs.pop(peer, None)
+
+    # What runs by itself
+
+    async def run(self) -> None:
+        """Tell again what waits for a peer, every LEDGER_RETRY_MS; never returns."""
+        while True:
+            waiting = [
+                key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))
+            ]
+            for peer in waiting:
+                if self.said(peer) is None:
+                    await self._keep(peer, None)
+                    continue
+                await self.account(peer)
+            await self._clock.sleep_ms(LEDGER_RETRY_MS)
