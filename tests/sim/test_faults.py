@@ -305,7 +305,7 @@ def test_what_is_left_of_a_put_is_dropped_and_half_deletions_are_completed():
         capability = await put(node, kept)
         doomed = await put(node, content(2 * MIB, seed=2))
         # The owner dies before the object record of a put is sent, and never comes back to it.
-        (lease,) = await node.market.lease_hosts(size_bytes=MIB, count=1)
+        (lease,) = (await node.market.lease_hosts(size_bytes=MIB, count=1)).leases
         data = content(MIB, seed=3)
         shards = [(0, StorageShard(0, data, root_of(data)))]
         await node.storage._reach.store(lease, b"l" * 32, 0, shards=shards, record=None)

@@ -57,9 +57,10 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
     async def play(world):
         node, customer = world.nodes
         room = node.market.free("storage")
-        (lease,) = await customer.market.lease_hosts(
+        offered = await customer.market.lease_hosts(
             size_bytes=MIB, count=1, exclude=frozenset({customer.key.node_id})
         )
+        (lease,) = offered.leases
         promised = {view.lease_id: view for view in node.market.leases()}[lease.lease_id].quantity
         assert 0 < promised < room
         own = type(lease)(node.key.node_id, OWN_LEASE, 0)

@@ -49,6 +49,7 @@
     ├── UnavailableError           5    503   try again later
     │   ├── NodeUnreachable            the node of this home does not answer
     │   ├── PeerSilent                 a peer does not answer
+    │   ├── PeerLeaving                a peer leaves the network and takes nothing new
     │   ├── ShardsInsufficient         fewer than k shards can be fetched
     │   ├── NoOffers                   nobody offers what is needed
     │   ├── SandboxFailed              no worker process could take the run
@@ -391,6 +392,10 @@ class NodeUnreachable(UnavailableError):
 
 class PeerSilent(UnavailableError):
     """A peer does not answer in time."""
+
+
+class PeerLeaving(UnavailableError):
+    """A peer leaves the network, and takes nothing new."""
 
 
 class ShardsInsufficient(UnavailableError):

@@ -61,6 +61,8 @@ ENDED_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
+DEFAULT_LOSSES_MAX = 2
+"""Nodes that an object must survive at most where no contract is asked for."""
 OVERLAPS_MAX = 8
 """Failure domains that overlap others, up to which the yearly loss of an object is exact."""
 STAT_ROWS_MAX = 1_024

@@ -78,9 +78,10 @@ version_option = click.option(
 @click.option(
     "--survive",
     type=SURVIVE,
-    default="0nodes",
+    default="",
     metavar="2nodes,1site",
-    help="Refuse unless so many nodes, sites, owners or introducers may be lost.",
+    help="Refuse unless so many nodes, sites, owners or introducers may be lost."
+    "  [setting survive]",
 )
 @click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")

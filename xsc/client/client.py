@@ -168,13 +168,16 @@ class Node:
         Args:
             source: path of the file, or the content itself as bytes.
             name: shown by `objects`; the file's name where None.
-            survive: refuse unless that may be lost, for example "2nodes,1site".
+            survive: the contract: refuse unless that may be lost, for example
+                "2nodes,1site"; empty: the node's default contract.
             code: (k, m): k shards of k + m rebuild the object; (4, 2) where None.
             wait_for_name: return once so many peers have the list of names that a recovery
                 knows this one; `store` tells of a warning where they do not have it in time.
 
         Raises:
-            DurabilityUnreachable: less may be lost than `survive` asks for.
+            DurabilityUnreachable: the nodes that are known could never keep the contract.
+            CreditExceeded, SpaceExhausted, NoOffers: they cannot now; the message names who
+                refused and why, the hint what works now.
         """
         stored = await self.store(
             source, name=name, survive=survive, code=code, wait_for_name=wait_for_name

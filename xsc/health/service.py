@@ -391,6 +391,10 @@ class HealthService:
 
         await asyncio.gather(*(one(peer) for peer in peers))
 
+    async def probe_unknown(self) -> None:
+        """Probe the peers that were not probed since the start."""
+        await self.probe_all(p for p in self._peers.peers() if self.state(p) == "unknown")
+
     async def run(self) -> None:
         """Probe every peer in its turn; never returns."""
         while True:

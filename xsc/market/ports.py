@@ -55,6 +55,9 @@ class Quality(Protocol):
     def report(self, peer: bytes, what: str) -> None:
         """Take note that the peer gave a plainly wrong answer."""
 
+    async def probe_unknown(self) -> None:
+        """Probe the peers that were not probed since the start."""
+
     def response_ms(self, peer: bytes) -> int:
         """Return how long the peer is expected to take for an answer."""
 

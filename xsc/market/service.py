@@ -30,6 +30,7 @@ from xsc.base.errors import (
     NoOffers,
     NotAllowed,
     NotFound,
+    PeerLeaving,
     PeerSilent,
     RateLimited,
     RecordInvalid,
@@ -68,6 +69,7 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Handler, Peers
+from xsc.base.refusals import refusal
 from xsc.base.tally import Tally
 from xsc.base.units import format_credits
 from xsc.identity.envelope import Signed, open_signed, sign
@@ -119,6 +121,14 @@ class Granted:
     node: bytes
     lease_id: bytes
     price: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Leases to use at distinct nodes, and why others gave none where they are too few."""
+
+    leases: list[Granted]
+    refused: dict[bytes, XscError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,15 +201,16 @@ _EXHAUSTED: dict[Kind, type[XscError]] = {
 """What a node says that has too little left to promise."""
 
 
-def _why(faults: Sequence[XscError], what: str, kind: Kind) -> XscError:
-    """Return the one error that says best why nobody gave a lease."""
-    for limit in (CreditExceeded, _EXHAUSTED[kind]):
+def _why_no_fuel(refused: Mapping[bytes, XscError]) -> XscError:
+    """Return the one error that says best why nobody gave a lease of compute."""
+    faults = list(refused.values())
+    for limit in (CreditExceeded, ComputeExhausted):
         if faults and all(isinstance(fault, limit) for fault in faults):
             return faults[-1]
     reason = f": {faults[0].message}" if faults else ""
     return NoOffers(
-        f"no node offers the {what} that is needed{reason}",
-        hint=f"`xsc market offers {kind}` shows what peers offer",
+        f"no node offers the fuel that is needed{reason}",
+        hint="`xsc market offers compute` shows what peers offer",
     )
 
 
@@ -1063,7 +1074,7 @@ class MarketService:
 
     async def _ask(
         self, kind: Kind, peers: Sequence[bytes], quantity: int
-    ) -> tuple[dict[bytes, Signed[Quote]], list[XscError]]:
+    ) -> tuple[dict[bytes, Signed[Quote]], dict[bytes, XscError]]:
         """Return a valid quote of each peer that gives one, and what kept the others from it.
 
         A kept quote is good while it holds and offers enough, and both nodes recognise each
@@ -1083,13 +1094,13 @@ class MarketService:
                 quotes[peer] = kept.quote
             else:
                 missing.append(peer)
-        faults = []
+        faults: dict[bytes, XscError] = {}
         answers = await asyncio.gather(*(self._fetch(kind, peer) for peer in missing))
         for peer, answer in zip(missing, answers, strict=True):
             if isinstance(answer, XscError):
                 self._log.warning("no_quote", peer=short(peer), kind=kind, code=answer.code)
                 self._quotes.pop((kind, peer), None)
-                faults.append(answer)
+                faults[peer] = answer
             else:
                 quotes[peer] = answer
                 self._quotes[kind, peer] = _KeptQuote(answer, self._standing_of(peer))
@@ -1272,29 +1283,29 @@ class MarketService:
         count: int,
         avoid: frozenset[bytes] | None,
         tried: set[bytes],
-    ) -> tuple[list[Entry], list[XscError]]:
-        """Return up to `count` new leases at distinct nodes, and what was refused.
+    ) -> tuple[list[Entry], dict[bytes, XscError]]:
+        """Return up to `count` new leases at distinct nodes, and why others gave none.
 
         With `avoid`, hosts stand in distinct domains, none of those; with None, in any.
         Nodes that are asked for a lease, have too little or do not answer come to `tried`;
         nobody there is asked, the others bid again.
         """
         taken: list[Entry] = []
-        faults: list[XscError] = []
+        faults: dict[bytes, XscError] = {}
         while len(taken) < count:
             rest = [node for node in nodes if node not in tried]
             quotes, unquoted = await self._ask(kind, rest, quantity)
             small = [n for n, quote in quotes.items() if quote.record.available < quantity]
-            faults += unquoted
-            faults += [
-                _EXHAUSTED[kind](
+            faults |= unquoted
+            faults |= {
+                node: _EXHAUSTED[kind](
                     f"{short(node)} has not so much {kind} left for this node, "
                     "beyond the share of a node",
                     hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
                     "that it recognises have a larger share",
                 )
                 for node in small
-            ]
+            }
             tried.update(small, (node for node in rest if node not in quotes))
             used = {entry.domain for entry in taken} | (avoid or frozenset())
             bids = [
@@ -1304,6 +1315,10 @@ class MarketService:
             ]
             winners = self._won(kind, bids, count - len(taken))
             if not winners:
+                faults |= {
+                    bid.node: NoOffers(f"{short(bid.node)} asks {bid.price}, which is too much")
+                    for bid in bids
+                }
                 break
             answers = await asyncio.gather(
                 *(
@@ -1317,9 +1332,9 @@ class MarketService:
                 )
             )
             tried.update(winner.node for winner in winners)
-            for answer in answers:
+            for winner, answer in zip(winners, answers, strict=True):
                 if isinstance(answer, XscError):
-                    faults.append(answer)
+                    faults[winner.node] = answer
                 else:
                     taken.append(answer)
         return taken, faults
@@ -1336,11 +1351,12 @@ class MarketService:
 
     async def lease_hosts(
         self, *, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
-    ) -> list[Granted]:
+    ) -> Offered:
         """Return room for `size_bytes` at each of `count` distinct nodes, fewer where fewer exist.
 
         Distinct failure domains come first: leases at hand, then new ones by auction; then
-        the same without regard to domains; the own node, which settles nothing, last.
+        the same without regard to domains; the own node, which settles nothing, last. Where
+        that is fewer, it is said of every other node why it gave none.
 
         Raises:
             NoOffers: no peer offers room at a price within the reserve, and there is none here.
@@ -1348,34 +1364,50 @@ class MarketService:
         """
         if not 0 < size_bytes <= _QUANTITY_MAX:
             raise ArgumentInvalid("the size to lease is out of range")
-        exclude |= frozenset(self.leaving())
+        wanted = [peer for peer in self._peers.peers() if peer not in exclude]
+        leaving = self.leaving()
+        nodes = self._up(wanted, leaving)
+        if len(nodes) < min(count, len(wanted)):
+            await self._quality.probe_unknown()
+            nodes = self._up(wanted, leaving)
         async with self._leasing["storage"]:
-            nodes = [
-                peer
-                for peer in self._peers.peers()
-                if peer not in exclude and self._quality.is_up(peer)
-            ]
             chosen, faults = await self._choose("storage", nodes, size_bytes, count)
             hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
         if len(hosts) < count and self._own not in exclude:
-            if self.free("storage") >= size_bytes:
+            if self._own not in leaving and self.free("storage") >= size_bytes:
                 hosts.append(Granted(self._own, OWN_LEASE, 0))
-            elif faults or not nodes:
-                faults.append(SpaceExhausted("no node has room for that, this one neither"))
+            else:
+                wanted.append(self._own)
+                faults[self._own] = SpaceExhausted("this node has no room for that")
+        refused: dict[bytes, XscError] = {}
+        taken = {host.node for host in hosts}
+        if len(hosts) < count:
+            for node in wanted:
+                if node in leaving:
+                    refused[node] = PeerLeaving(f"{short(node)} leaves the network")
+                elif node in faults and node not in taken:
+                    refused[node] = faults[node]
+                elif not self.is_up(node):
+                    refused[node] = PeerSilent(f"{short(node)} does not answer")
         if not hosts:
-            raise _why(faults, "room", "storage")
-        return hosts
+            if not refused:
+                raise NoOffers("no node is left that could be asked for room")
+            raise refusal(refused, "no node offers the room that is needed")
+        return Offered(hosts, refused)
+
+    def _up(self, peers: Sequence[bytes], leaving: Collection[bytes]) -> list[bytes]:
+        return [peer for peer in peers if peer not in leaving and self._quality.is_up(peer)]
 
     async def _choose(
         self, kind: Kind, nodes: Sequence[bytes], quantity: int, count: int
-    ) -> tuple[list[Entry], list[XscError]]:
-        """Return leases with that room at up to `count` distinct nodes, and what was refused.
+    ) -> tuple[list[Entry], dict[bytes, XscError]]:
+        """Return leases with that room at up to `count` distinct nodes, and why others gave none.
 
         Distinct failure domains come first: leases at hand, new ones by auction, dear ones at
         hand; then the same without regard to domains.
         """
         chosen: list[Entry] = []
-        faults: list[XscError] = []
+        faults: dict[bytes, XscError] = {}
         tried: set[bytes] = set()
         for by_domain in (True, False):
             for is_dear in (False, True):
@@ -1402,7 +1434,7 @@ class MarketService:
                         tried=tried,
                     )
                     chosen += found
-                    faults += refused
+                    faults |= refused
         return chosen, faults
 
     def _without_lease(
@@ -1418,12 +1450,12 @@ class MarketService:
 
     async def _nearest(
         self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
-    ) -> tuple[list[Entry], list[XscError]]:
+    ) -> tuple[list[Entry], dict[bytes, XscError]]:
         """Return the lease that saves most bytes at about the best price, and what was refused.
 
         Beside leases at hand only nodes are asked that save more than any of those.
         """
-        faults: list[XscError] = []
+        faults: dict[bytes, XscError] = {}
         refused: set[bytes] = set()
         while True:
             rest = [node for node in nodes if node not in refused]
@@ -1433,7 +1465,7 @@ class MarketService:
             most = max((saved.get(node, 0) for node in leases), default=-1)
             wanted = [node for node in rest if node not in leases and saved.get(node, 0) > most]
             quotes, unquoted = await self._ask("compute", wanted, fuel_steps)
-            faults += unquoted
+            faults |= unquoted
             refused.update(node for node in wanted if node not in quotes)
             bids = [
                 Bid(node, entry.terms.price, self._rank(node), node, posted=True)
@@ -1457,7 +1489,7 @@ class MarketService:
             answer = await self._lease(quote, chosen.price, quantity, fuel_steps)
             if not isinstance(answer, XscError):
                 return [answer], faults
-            faults.append(answer)
+            faults[chosen.node] = answer
             refused.add(chosen.node)
 
     async def lease_compute(
@@ -1474,7 +1506,7 @@ class MarketService:
         """
         if not 0 < fuel_steps <= _QUANTITY_MAX:
             raise ArgumentInvalid("the fuel to lease is out of range")
-        faults: list[XscError] = []
+        faults: dict[bytes, XscError] = {}
         if on != self._own:
             async with self._leasing["compute"]:
                 nodes = (
@@ -1496,7 +1528,7 @@ class MarketService:
             return Granted(self._own, OWN_LEASE, 0)
         if on == self._own:
             raise ComputeExhausted("this node has not so much fuel left that is not promised")
-        raise _why(faults, "fuel", "compute")
+        raise _why_no_fuel(faults)
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -1516,7 +1548,7 @@ class MarketService:
             nodes = [peer for peer in up if peer not in exclude]
             chosen, faults = await self._choose("compute", nodes, fuel_steps, count)
             if not chosen:
-                raise _why(faults, "fuel", "compute")
+                raise _why_no_fuel(faults)
             return [self._hand_out(entry, fuel_steps) for entry in chosen]
 
     # The customer's side: use and settlement

@@ -288,6 +288,7 @@ class Node:
             lease_warning_ms=config.lease_warning_ms,
             guards_for=self._guards_for,
             guard_bytes=config.guard_bytes,
+            survive=config.survive,
         )
         drain = self.storage.drain
         self.capacity.leaving = lambda: drain.active

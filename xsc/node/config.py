@@ -20,6 +20,8 @@ from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.node.logging import LEVELS
+from xsc.storage.durability import Survival
+from xsc.storage.durability import parse as parse_survival
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
@@ -41,6 +43,8 @@ class Config:
     accept_peers: str
     site: str
     owner: str
+    survive: Survival | None
+    """None stands for: what all known nodes could keep, at most two nodes."""
     log_level: str
     storage_capacity_bytes: int
     """0 stands for: half of what the disk has left at the start, at most 100 GiB."""
@@ -160,6 +164,10 @@ def _between(
     return reader
 
 
+def _contract(text: str) -> Survival | None:
+    return None if text == "auto" else parse_survival(text)
+
+
 def _capacity(text: str) -> int:
     return 0 if text == "auto" else _between(1, 2**60, parse_size)(text)
 
@@ -196,6 +204,13 @@ KEYS: Final[dict[str, Key]] = {
     ),
     "site": Key("site", "", _label, "failure domain: the place the node stands in"),
     "owner": Key("owner", "", _label, "failure domain: who runs the node"),
+    "survive": Key(
+        "survive",
+        "auto",
+        _contract,
+        "what may be lost of what is stored without --survive, as 1node,1site; auto: as many nodes "
+        "as all known ones allow, at most 2",
+    ),
     "log_level": Key("log_level", "info", _choice(*LEVELS), "least level that is logged"),
     "storage_capacity": Key(
         "storage_capacity_bytes",

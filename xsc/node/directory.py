@@ -39,6 +39,7 @@ from xsc.identity.keys import KeyPair
 from xsc.net.service import PeerNet
 from xsc.storage.directory import HeadBody, KnownPeer, body_bytes, make_head, open_body, pack
 from xsc.storage.directory import open_head as open_signed_head
+from xsc.storage.durability import Survival
 from xsc.storage.heads import HEAD_PUT, steps_of
 from xsc.storage.names import HIDDEN
 from xsc.storage.reach import rest
@@ -239,7 +240,13 @@ class DirectoryKeeper:
             # Storing it costs something, and what is owed stands in the head.
             capability, before = before, None
         elif len(packed) > DIRECTORY_INLINE_BYTES_MAX:
-            done = await self._storage.put(_blocks(packed), name=OBJECT_NAME, size_hint=len(packed))
+            done = await self._storage.put(
+                _blocks(packed),
+                name=OBJECT_NAME,
+                size_hint=len(packed),
+                # Names are kept as well as can be, whatever peers are there.
+                survive=Survival(),
+            )
             capability = done.capability
         body = HeadBody(
             self._clock.now_ms(),

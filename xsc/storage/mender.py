@@ -507,7 +507,7 @@ class Mender:
         foreign, expiring = self._to_renew(charge, columns, manifest, states, answers)
         homeless = lost | leaving | expiring
         labelled: frozenset[bytes] = frozenset()
-        if homeless or manifest.survive is not None:
+        if homeless or any(asked_of(manifest.survive)[1:]):
             nodes = sorted({*columns, *self.available(also_unsteady=True)})
             labelled = await self._reach.hosts.learn_labels(nodes)
         return Survey(
@@ -591,7 +591,7 @@ class Mender:
 
     def _layout(self, survey: Survey) -> Layout:
         """Return how an object lies, as it is planned with."""
-        columns = survey.columns
+        columns, asked = survey.columns, asked_of(survey.manifest.survive)
         return Layout(
             columns=columns,
             homeless=survey.homeless,
@@ -599,9 +599,10 @@ class Mender:
             own=self._reach.own,
             doubled=survey.doubled,
             labels=self._hosts_of(survey.labelled),
-            asked=asked_of(survey.manifest.survive),
+            asked=asked,
             # Guardians move what is lost, and nobody moves for labels that were not heard yet.
-            movable=survey.charge.is_own and survey.labelled >= set(columns),
+            movable=survey.charge.is_own
+            and (not any(asked[1:]) or survey.labelled >= set(columns)),
         )
 
     def _hosts_of(self, nodes: Iterable[bytes]) -> dict[bytes, Host]:
@@ -1034,14 +1035,14 @@ class Mender:
         """Return room at one of these nodes, or why there is none."""
         known = {self._reach.own, *self._reach.hosts.peers()}
         try:
-            leases = await self._reach.hosts.lease_hosts(
+            offered = await self._reach.hosts.lease_hosts(
                 size_bytes=size, count=1, exclude=frozenset(known - targets)
             )
         except (NoOffers, LimitError) as fault:
             return None, fault.message
-        if not leases or leases[0].node not in targets:
+        if offered.leases[0].node not in targets:
             return None, "no node that may take it has room"
-        return leases[0], ""
+        return offered.leases[0], ""
 
     async def _move(
         self,

@@ -30,6 +30,7 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, PUT_ENDS_MS, SEGMENT_BYTES
 from xsc.base.merkle import root_of
+from xsc.base.refusals import refusal
 from xsc.base.units import held_bytes
 from xsc.identity.keys import KeyPair
 from xsc.storage import segment as segments
@@ -52,12 +53,12 @@ from xsc.storage.placement import (
     Placement,
     assign,
     check_code,
-    check_durability,
     columns_of,
     contract_of,
     host_bytes,
     placement_of,
     record_bytes,
+    shortfall,
     warnings_of,
 )
 from xsc.storage.ports import HostLease
@@ -204,7 +205,10 @@ class Upload:
         self._locate = keys.locate
         self._manifest_key = keys.manifest_key
         self._slots: list[_Slot] = []
-        self._gone: set[bytes] = set()
+        self._gone: dict[bytes, XscError] = {}
+        """Hosts that failed, and how."""
+        self._refused: dict[bytes, XscError] = {}
+        """Nodes that gave no room, and why."""
         self._choosing = asyncio.Lock()
         self._live: dict[int, list[StorageShard]] = {}
         self._sealed: dict[int, SealedSegment] = {}
@@ -241,7 +245,7 @@ class Upload:
             self._note_size(len(first))
             if self._kept is None:
                 await self._choose()
-            elif self._kept.code == self._code:
+            elif self._can_go_on(self._kept):
                 await self._go_on(self._kept)
             else:
                 # The id was given again with other options: what was stored is deleted.
@@ -251,7 +255,7 @@ class Upload:
             raise
         whole = False
         try:
-            if self._kept is not None and (final or self._kept.code != self._code):
+            if self._kept is not None and (final or not self._can_go_on(self._kept)):
                 raise changed()
             uploaded = await self._send(first, final, pieces)
             whole = True
@@ -274,6 +278,11 @@ class Upload:
         return self._locate
 
     # Going on
+
+    def _can_go_on(self, kept: Kept) -> bool:
+        """Say whether an earlier put has the same code, and its hosts keep the contract."""
+        columns = {column: slot.node for slot in kept.head.slots for column in slot.columns}
+        return kept.code == self._code and self._keeps([columns[c] for c in sorted(columns)])
 
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
@@ -396,23 +405,18 @@ class Upload:
         if never is not None:
             raise DurabilityUnreachable(never.reason, hint=never.hint)
         n = self._code.n
-        hosts = self._reach.hosts
-        leases = await hosts.lease_hosts(size_bytes=self._room(n), count=n)
+        leases = await self._lease(self._room(n), n)
+        columns = self._plan(leases)
         if len(leases) < n:
             # Each holds several columns, which was not known before.
-            leases = await hosts.lease_hosts(size_bytes=self._room(len(leases)), count=len(leases))
-        columns = self._plan(leases)
-        if columns is None:
+            leases = await self._lease(self._room(len(leases)), len(leases))
+            columns = self._plan(leases)
+        elif columns is None:
             # Those that the auction preferred do not do: plan over everybody who has room.
-            leases = await hosts.lease_hosts(size_bytes=self._room(n), count=PLAN_HOSTS_MAX)
+            leases = await self._lease(self._room(n), PLAN_HOSTS_MAX)
             columns = self._plan(leases)
         if columns is None:
-            nodes = [lease.node for lease in leases]
-            self._require(assign(nodes, n))
-            raise DurabilityUnreachable(
-                f"no placement on these {len(nodes)} nodes survives {self._survive.to_text()}",
-                hint="more nodes at other sites and of other owners would help",
-            )
+            raise self._refusal([lease.node for lease in leases])
         by_node = {lease.node: lease for lease in leases}
         self._slots = [
             _Slot(columns_of(columns, node), by_node[node]) for node in dict.fromkeys(columns)
@@ -425,15 +429,49 @@ class Upload:
         hosts = self._hosts_of([lease.node for lease in leases])
         return plan_columns(hosts, self._code.n, self._code.m, self._survive)
 
+    async def _lease(
+        self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> Sequence[HostLease]:
+        """Return room at up to so many nodes, at least one; note who gave none, and why."""
+        offered = await self._reach.hosts.lease_hosts(
+            size_bytes=size_bytes, count=count, exclude=exclude
+        )
+        self._refused |= offered.refused
+        return offered.leases
+
+    def _keeps(self, columns: Sequence[bytes]) -> bool:
+        return survival(self._hosts_of(columns), self._code.m).meets(self._survive)
+
     def _require(self, columns: Sequence[bytes]) -> None:
-        """Return if a placement survives what it must.
+        """Return if a placement keeps the contract.
 
         Raises:
-            DurabilityUnreachable: it does not, and why.
+            XscError: as `_refusal`.
         """
-        shortfall = check_durability(self._hosts_of(columns), self._code, self._survive)
-        if shortfall is not None:
-            raise DurabilityUnreachable(shortfall.reason, hint=shortfall.hint)
+        if not self._keeps(columns):
+            raise self._refusal(list(dict.fromkeys(columns)))
+
+    def _refusal(self, nodes: Sequence[bytes]) -> XscError:
+        """Return why the contract cannot be kept, and what can be with these nodes as they are.
+
+        It is for the caller to change what could not be kept if all known nodes were up.
+        """
+        code, asked = self._code, self._survive
+        now = survival(self._hosts_of(assign(nodes, code.n)), code.m)
+        works = now.at_most(asked).to_text()
+        less = f"`--survive {works}` accepts what works now"
+        known = [self._reach.own, *self._reach.hosts.peers()]
+        never = shortfall(self._hosts_of(known[:PLAN_HOSTS_MAX]), code, asked)
+        refused = {
+            node: fault
+            for node, fault in {**self._refused, **self._gone}.items()
+            if node not in nodes
+        }
+        if never is not None or not refused:
+            reason = f"no placement survives {asked.to_text()}" if never is None else never.reason
+            hints = [less] if never is None else [never.hint, less]
+            return DurabilityUnreachable(reason, hint="; ".join(hints))
+        return refusal(refused, f"the contract {asked.to_text()} cannot be kept now", also=less)
 
     def _columns(self) -> tuple[bytes, ...]:
         holders = {column: slot.lease.node for slot in self._slots for column in slot.columns}
@@ -642,7 +680,7 @@ class Upload:
                 self._reach.log.warning(
                     "storage_host_replaced", peer=short(slot.lease.node), reason=fault.code
                 )
-                self._gone.add(slot.lease.node)
+                self._gone[slot.lease.node] = fault
                 slot.lease = await self._another(slot, fault)
                 self._may_lie_at(slot.lease)
                 try:
@@ -671,25 +709,21 @@ class Upload:
         """Return room at one host, under another lease where it takes one; None: it has none."""
         others = {self._reach.own, *self._reach.hosts.peers()} - {node}
         try:
-            leases = await self._reach.hosts.lease_hosts(
-                size_bytes=size_bytes, count=1, exclude=frozenset(others)
-            )
+            leases = await self._lease(size_bytes, 1, frozenset(others))
         except (NoOffers, LimitError):
             return None
-        return leases[0] if leases and leases[0].node == node else None
+        return leases[0] if leases[0].node == node else None
 
     async def _another(self, slot: _Slot, fault: XscError) -> HostLease:
         """Return a host to take a slot over, one that holds nothing yet if there is one."""
         async with self._choosing:
-            taken = frozenset(other.lease.node for other in self._slots) | self._gone
+            taken = frozenset({*(other.lease.node for other in self._slots), *self._gone})
             held = sum(
                 held_bytes(self._code.shard_bytes(self._lengths[index])) for index in slot.done
             )
             size = max(self._room(self._code.n), held) * len(slot.columns)
             try:
-                leases = await self._reach.hosts.lease_hosts(
-                    size_bytes=size, count=1, exclude=taken
-                )
+                leases = await self._lease(size, 1, taken)
             except (NoOffers, LimitError):
                 leases = []
             for lease in leases:
@@ -701,7 +735,7 @@ class Upload:
                 # It has lost what it held, and may still be the only one that is left.
                 again = await self._lease_at(node, size)
                 if again is not None:
-                    self._gone.discard(node)
+                    self._gone.pop(node, None)
                     slot.lease = again
                     return again
             return self._double_up(slot, fault)
@@ -710,9 +744,7 @@ class Upload:
         """Return the host with the fewest columns, where fewer nodes are up than there are shards.
 
         Raises:
-            XscError: the fault, where no host is left.
-            NoOffers: nodes enough are up, but none takes the place.
-            DurabilityUnreachable: what is left would not survive what was asked for.
+            XscError: the fault, where no host is left; why the contract cannot be kept.
         """
         left = [
             other
@@ -721,14 +753,6 @@ class Upload:
         ]
         if not left:
             raise fault
-        known = {self._reach.own, *self._reach.hosts.peers()}
-        up = {node for node in known if self._reach.is_up(node)} - self._gone
-        if len(up) >= self._code.n:
-            raise NoOffers(
-                f"{short(slot.lease.node)} failed and no other node takes its place: "
-                f"{fault.message}",
-                hint="see `xsc market offers storage` for who has room at what price",
-            )
         load = {other.lease.node: 0 for other in left}
         for other in left:
             load[other.lease.node] += len(other.columns)
@@ -742,7 +766,7 @@ class Upload:
 
     async def _refill(self, slot: _Slot) -> None:
         """Store at a slot's new host what the old one held."""
-        for plan in plan_rebuilds(self._columns(), slot.columns, slot.done, self._gone):
+        for plan in plan_rebuilds(self._columns(), slot.columns, slot.done, set(self._gone)):
             index = plan.segment
             if index in self._live:
                 shards = self._live[index]

@@ -14,10 +14,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from xsc.base.limits import SHARDS_MAX
+from xsc.base.limits import DEFAULT_LOSSES_MAX, SHARDS_MAX
 from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.durability import KINDS, Host, Survival, survival
+from xsc.storage.durability import KINDS, Host, Survival, plan, survival
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldObject
 from xsc.storage.manifest import (
@@ -109,6 +109,17 @@ def nodes_needed(code: Code, survive_nodes: int) -> int | None:
     return None
 
 
+def default_contract(code: Code, nodes: int) -> Survival:
+    """Return the contract of a put that names none: what the planner reaches, if all are up.
+
+    Args:
+        code: of the object.
+        nodes: how many are known, this one included.
+    """
+    columns = assign([node.to_bytes() for node in range(min(nodes, code.n))], code.n)
+    return Survival(min(DEFAULT_LOSSES_MAX, losses_survived(columns, code.m)))
+
+
 @dataclass(frozen=True, slots=True)
 class Shortfall:
     """Why a durability that was asked for cannot be met, and what would help."""
@@ -129,22 +140,27 @@ def check_code(code: Code, asked: Survival) -> Shortfall | None:
     )
 
 
-def check_durability(columns: Sequence[Host], code: Code, asked: Survival) -> Shortfall | None:
-    """Return why a placement does not survive what is asked, or None if it does."""
-    survived = survival(columns, code.m)
-    if survived.meets(asked):
+def shortfall(known: Sequence[Host], code: Code, asked: Survival) -> Shortfall | None:
+    """Return why no placement at the known nodes survives what is asked, or None if one does."""
+    if plan(known, code.n, code.m, asked) is not None:
         return None
-    nodes = len({host.node for host in columns})
+    nodes = len(known)
+    survived = survival([known[column % nodes] for column in range(code.n)], code.m)
     where = f"{code.n} shards on {nodes} {'node' if nodes == 1 else 'nodes'}"
     if survived.nodes < asked.nodes:
         return Shortfall(
             f"{where} survive the loss of {survived.nodes}, asked for was {asked.nodes}",
-            f"it takes {nodes_needed(code, asked.nodes)} nodes that are up and have room",
+            f"it takes {nodes_needed(code, asked.nodes)} nodes",
         )
-    short = next(i for i, wanted in enumerate(asked) if survived[i] < wanted)
+    short = next((i for i, wanted in enumerate(asked) if survived[i] < wanted), None)
+    if short is None:
+        return Shortfall(
+            f"no placement on these {nodes} nodes survives {asked.to_text()}",
+            "more nodes at other sites and of other owners would help",
+        )
     kind = KINDS[short]
-    names = {host[short] for host in columns}
-    known = len(names - {""})
+    names = {host[short] for host in known}
+    named = len(names - {""})
     hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
     if kind == "introducer":
         hint = "answer for some of them (`xsc peer confirm`), or invite others"
@@ -154,7 +170,7 @@ def check_durability(columns: Sequence[Host], code: Code, asked: Survival) -> Sh
             f"set `{kind}` in its configuration"
         )
     return Shortfall(
-        f"{where} at {known} known {kind if known == 1 else kind + 's'} survive the loss of "
+        f"{where} at {named} known {kind if named == 1 else kind + 's'} survive the loss of "
         f"{survived[short]} {kind if survived[short] == 1 else kind + 's'}, "
         f"asked for was {asked[short]}",
         hint,

@@ -6,9 +6,10 @@ behind `Commit`; storage knows neither. Peers are behind `xsc.base.peering`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+from xsc.base.errors import XscError
 from xsc.base.keyvalue import Change
 
 
@@ -28,6 +29,18 @@ class HostLease(Protocol):
         """Micro-credits a quantum."""
 
 
+class Offered(Protocol):
+    """Room at hosts, and why others gave none."""
+
+    @property
+    def leases(self) -> Sequence[HostLease]:
+        """Room at distinct nodes, the preferred first."""
+
+    @property
+    def refused(self) -> Mapping[bytes, XscError]:
+        """Where fewer nodes gave room than were wanted: why each of the others did not."""
+
+
 class LeaseEnd(Protocol):
     """What is known of the end of a lease that this node took."""
 
@@ -45,11 +58,11 @@ class Hosts(Protocol):
 
     async def lease_hosts(
         self, *, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
-    ) -> Sequence[HostLease]:
+    ) -> Offered:
         """Return room for `size_bytes` at each of `count` distinct nodes, fewer where fewer exist.
 
         Raises:
-            NoOffers, SpaceExhausted: not even one.
+            CreditExceeded, SpaceExhausted, NoOffers: not even one.
         """
 
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:

@@ -86,6 +86,7 @@ from xsc.storage.placement import (
     asked_of,
     column_state,
     condition,
+    default_contract,
     likely_columns,
     placement_of,
 )
@@ -344,6 +345,7 @@ class StorageService:
         lease_warning_ms: int = LEASE_WARNING_MS,
         guards_for: Callable[[bytes], bool] = lambda _: True,
         guard_bytes: int = GUARD_BYTES,
+        survive: Survival | None = None,
     ) -> None:
         self._key = key
         self._network = network
@@ -356,6 +358,7 @@ class StorageService:
         self._log = log
         self._segments_in_flight = segments_in_flight
         self._lease_warning_ms = lease_warning_ms
+        self._survive = survive
         self._versions = Versions(state)
         self._turns: Turns[bytes] = Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
@@ -447,13 +450,19 @@ class StorageService:
 
     # Customer: putting
 
+    def contract(self, code: tuple[int, int]) -> Survival:
+        """Return the default contract: as configured, else what all known nodes could keep."""
+        if self._survive is not None:
+            return self._survive
+        return default_contract(Code(*code), 1 + len(self._hosts.peers()))
+
     async def put(
         self,
         source: AsyncIterator[bytes],
         *,
         name: str,
         size_hint: int | None = None,
-        survive: Survival = Survival(),  # noqa: B008 (a frozen value)
+        survive: Survival | None = None,
         code: tuple[int, int] = (4, 2),
         resume: bytes | None = None,
     ) -> PutResult:
@@ -463,26 +472,28 @@ class StorageService:
             source: the bytes, in chunks of any size.
             name: what `ls` shows.
             size_hint: the length where it is known; a wrong one costs time, nothing else.
-            survive: refuse, before anything is sent, where losing that many nodes
-                could lose the object.
+            survive: the contract: refuse, before anything is sent, where losing that much
+                could lose the object. None: the default contract.
             code: k data and m parity shards.
             resume: an id of 32 bytes, the same for the same content and options: a put of
                 that id which broke off goes on, and what it has stored is not sent again.
 
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
-            DurabilityUnreachable: no placement survives that.
-            NoOffers, SpaceExhausted: nobody has room, or nobody takes a failed host's place.
+            DurabilityUnreachable: no placement at the known nodes keeps the contract.
+            CreditExceeded, SpaceExhausted, NoOffers: too few of them take it now, and why;
+                or nobody takes a failed host's place.
         """
         if not name.startswith(HIDDEN):
             check_name(name)
+        contract = self.contract(code) if survive is None else survive
         upload = partial(
             Upload,
             self._reach,
             self._key,
             self._entropy,
             code=Code(*code),
-            survive=survive,
+            survive=contract,
             segments_in_flight=self._segments_in_flight,
         )
         if resume is None:
@@ -500,7 +511,7 @@ class StorageService:
             size_bytes=done.size_bytes,
             hosts=done.placement.columns,
             warnings=done.warnings,
-            survives=done.survives.shown_for(survive),
+            survives=done.survives.shown_for(contract),
             version=version,
         )
 

@@ -87,6 +87,9 @@ class Health:
     def is_up(self, peer):
         return peer not in self.wire.down
 
+    async def probe_unknown(self):
+        """Do nothing: every peer is known here."""
+
     def quality_ppm(self, peer):
         return self.quality.get(peer, 900_000)
 

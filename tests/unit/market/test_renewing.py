@@ -40,7 +40,8 @@ LATEST_MS = HALF_MS + STORAGE_LEASE_MS // 8
 
 async def stored(world, customer, provider, size=10 * MIB):
     """Return a lease with bytes under it."""
-    (host,) = await world.drive(customer.market.lease_hosts(size_bytes=size, count=1))
+    offered = await world.drive(customer.market.lease_hosts(size_bytes=size, count=1))
+    (host,) = offered.leases
     provider.stores(host.lease_id, customer.id, size)
     await customer.market.used(host.lease_id, size)
     await world.drive()

@@ -58,7 +58,8 @@ STEPS = 1_000_000_000
 
 
 async def leased(world, node, **wish):
-    return await world.drive(node.market.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish)))
+    got = await world.drive(node.market.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish)))
+    return got.leases
 
 
 def hoarding(node):
@@ -193,7 +194,7 @@ async def test_what_is_handed_out_is_not_handed_out_twice(world, pair):
     got = await world.drive(
         *(customer.market.lease_hosts(size_bytes=100 * MIB, count=1) for _ in range(4))
     )
-    ids = [hosts[0].lease_id for hosts in got]
+    ids = [offered.leases[0].lease_id for offered in got]
     assert max(ids.count(id_) for id_ in ids) == 2
 
 

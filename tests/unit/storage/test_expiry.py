@@ -192,9 +192,10 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
     manifest = manifest_of(world, done)
     locate = parse_read(done.capability).verify.locate
     guardian, host = world[6], world.by_id[done.hosts[2]]
-    (lease,) = await guardian.lease_hosts(
+    offered = await guardian.lease_hosts(
         size_bytes=1, count=1, exclude=frozenset(other.id for other in world.hosts) - {host.id}
     )
+    (lease,) = offered.leases
     reach = guardian.service._reach
     before = host.node.used_bytes
     shards = shards_of(manifest, 2)
@@ -220,9 +221,10 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
 
     other = world.by_id[done.hosts[3]]
     other.corrupt = lies
-    (lease,) = await guardian.lease_hosts(
+    offered = await guardian.lease_hosts(
         size_bytes=1, count=1, exclude=frozenset(each.id for each in world.hosts) - {other.id}
     )
+    (lease,) = offered.leases
     with pytest.raises((RecordInvalid, SignatureInvalid)):
         await reach.keep(lease, locate, 0, shards_of(manifest, 3))
     assert lease.lease_id not in guardian.customer_used

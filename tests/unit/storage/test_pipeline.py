@@ -18,6 +18,7 @@ from xsc.base.errors import (
     UploadChanged,
     XscError,
 )
+from xsc.base.ids import short
 from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX, UPLOAD_KEPT_MS
 from xsc.identity.envelope import sign
 from xsc.node.system import ThreadExecutor
@@ -221,11 +222,11 @@ async def test_the_own_node_is_the_last_replacement():
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-async def test_where_no_node_is_left_columns_double_up_with_a_warning(number):
+async def test_where_no_node_is_left_columns_double_up_if_less_is_asked_for(number):
     world = await World(6).start()
     dies_at(world[3], number)
     data = content(FOUR_SEGMENTS)
-    done = await put(world[0], data)
+    done = await put(world[0], data, survive=Survival())
     assert len(set(done.hosts)) == 5
     assert accounts_agree(world, done)
     assert "5 nodes" in done.warnings[0]
@@ -234,17 +235,20 @@ async def test_where_no_node_is_left_columns_double_up_with_a_warning(number):
     assert await get(world[2], done.capability) == data
 
 
-async def test_doubling_up_never_breaks_the_durability_that_was_asked_for():
+@pytest.mark.parametrize("asked", [{}, {"survive": Survival(2)}], ids=["default", "asked"])
+async def test_doubling_up_never_breaks_the_contract(asked):
     world = await World(6).start()
     dies_at(world[3], 2)
-    with pytest.raises(DurabilityUnreachable):
-        await put(world[0], content(FOUR_SEGMENTS), survive=Survival(2))
+    with pytest.raises(NoOffers) as caught:
+        await put(world[0], content(FOUR_SEGMENTS), **asked)
+    assert f"silent: {short(world[3].id)}" in caught.value.message
+    assert "`--survive 1node`" in caught.value.hint
     world[3].before = lambda method, number: None
     assert sum(used(world)) == world[3].node.used_bytes
     assert world[0].service.ls() == []
 
 
-async def test_nodes_that_are_up_and_refuse_are_no_reason_to_double_up():
+async def test_nodes_that_are_up_and_refuse_are_named_and_no_reason_to_double_up():
     world = await World(7).start()
     data = content(FOUR_SEGMENTS)
 
@@ -254,8 +258,10 @@ async def test_nodes_that_are_up_and_refuse_are_no_reason_to_double_up():
 
     world[3].before = full
     world[0].node.capacity_bytes = 0
-    with pytest.raises(NoOffers):
+    with pytest.raises(SpaceExhausted) as caught:
         await put(world[0], data)
+    assert short(world[0].id) in caught.value.message
+    assert short(world[3].id) in caught.value.message
     world[3].before = lambda method, number: None
     assert sum(used(world)) == world[3].node.used_bytes
 
@@ -469,7 +475,7 @@ async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
     world = await World(2).start()
     world[0].node.capacity_bytes = 0
     data = content(5 * MIB)
-    done = await put(world[0], data, code=(2, 8))
+    done = await put(world[0], data, code=(2, 8), survive=Survival())
     assert accounts_agree(world, done)
     assert await get(world[1], done.capability) == data
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.unit.storage.test_manifest import OWNER, make
 from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.units import held_bytes
-from xsc.storage.durability import Host, Survival
+from xsc.storage.durability import Host, Survival, plan
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldColumn, HeldObject
 from xsc.storage.manifest import expected_digest
@@ -15,16 +15,17 @@ from xsc.storage.placement import (
     asked_of,
     assign,
     check_code,
-    check_durability,
     column_states,
     columns_of,
     condition,
+    default_contract,
     host_bytes,
     likely_columns,
     losses_survived,
     nodes_needed,
     placement_of,
     record_bytes,
+    shortfall,
     warnings_of,
 )
 
@@ -83,13 +84,13 @@ def test_six_on_three_nodes_survive_one():
 
 
 def test_a_shortfall_says_why_and_what_helps():
-    shortfall = check_durability(hosts(assign(NODES[:4], 6)), Code(), Survival(2))
-    assert "4 nodes" in shortfall.reason
-    assert "6 nodes" in shortfall.hint
+    short = shortfall(hosts(NODES[:4]), Code(), Survival(2))
+    assert "4 nodes" in short.reason
+    assert "6 nodes" in short.hint
     never = check_code(Code(), Survival(3))
     assert "--code 4,3" in never.hint
-    assert check_durability(hosts(assign(NODES[:6], 6)), Code(), Survival(2)) is None
-    assert check_durability(hosts(assign(NODES[:1], 6)), Code(), Survival()) is None
+    assert shortfall(hosts(NODES[:6]), Code(), Survival(2)) is None
+    assert shortfall(hosts(NODES[:1]), Code(), Survival()) is None
 
 
 def test_warnings_name_what_is_thin():
@@ -175,12 +176,25 @@ def test_room_covers_what_an_object_takes():
 
 
 def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
-    silent = check_durability(hosts(assign(NODES[:6], 6)), Code(), Survival(2, 1))
+    silent = shortfall(hosts(NODES[:6]), Code(), Survival(2, 1))
     assert "0 known sites" in silent.reason
     assert "`site`" in silent.hint
-    together = check_durability(hosts(assign(NODES[:6], 6), "attic"), Code(), Survival(2, 1))
+    together = shortfall(hosts(NODES[:6], "attic"), Code(), Survival(2, 1))
     assert "1 known site survive" in together.reason
     assert "other sites" in together.hint
+
+    here = [Host(NODES[0], "attic"), *hosts(NODES[1:7], "barn")]
+    apart = shortfall(here, Code(), Survival(2, 1))
+    assert "2 known sites survive" in apart.reason
+
+
+@pytest.mark.parametrize(("k", "m"), [(4, 2), (1, 0), (1, 1), (1, 2), (2, 4), (5, 3), (10, 6)])
+def test_the_default_contract_is_what_the_planner_reaches_at_most_two_nodes(k, m):
+    code = Code(k, m)
+    for nodes in range(1, 12):
+        known = [Host(bytes([node])) for node in range(nodes)]
+        reached = [lost for lost in range(m + 1) if plan(known, k + m, m, Survival(lost))]
+        assert default_contract(code, nodes) == Survival(min(2, max(reached)))
 
 
 OWN = b"\xee" * 32

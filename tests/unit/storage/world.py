@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import LeaseExhausted, NoOffers, PeerSilent, PeerUnknown
+from xsc.base.errors import (
+    LeaseExhausted,
+    NoOffers,
+    PeerSilent,
+    PeerUnknown,
+    SpaceExhausted,
+    XscError,
+)
 from xsc.base.keyvalue import Change
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
@@ -36,6 +43,12 @@ class Lease:
     node: bytes
     lease_id: bytes
     price: int = 0
+
+
+@dataclass(frozen=True)
+class Offered:
+    leases: list[Lease]
+    refused: dict[bytes, XscError]
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,12 @@ class Host:
                 if lease_id in book.room:
                     used = book.used.get(lease_id, 0)
                     book.room[lease_id] = max(book.room[lease_id], used + size_bytes)
-        return [Lease(node, self.lease_id(node)) for node in chosen]
+        refused = {
+            other.id: SpaceExhausted("no room") if other.up else PeerSilent("it does not answer")
+            for other in self.world.hosts
+            if other.id not in chosen and other.id not in exclude and len(chosen) < count
+        }
+        return Offered([Lease(node, self.lease_id(node)) for node in chosen], refused)
 
     async def used(self, lease_id, delta_bytes):
         assert lease_id != OWN_LEASE

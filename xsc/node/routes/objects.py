@@ -182,13 +182,14 @@ async def _stored(
 ) -> dict[str, object]:
     """Store a body as the fields of its request say; names of fields may be in lower case only."""
     part = headers.get("xsc-part")
+    contract = headers.get("xsc-survive")
     name = _name(headers, "XSC-Name") if part is None else _part(part)
     code = _code(headers.get("xsc-code"))
     done = await node.storage.put(
         body,
         name=name,
         size_hint=_number(headers, "XSC-Size", 2**62),
-        survive=parse_survival(headers.get("xsc-survive", "0nodes")),
+        survive=None if contract is None else parse_survival(contract),
         code=code,
         resume=_upload_id(headers.get("xsc-resume")),
     )
