@@ -84,7 +84,11 @@ def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
     assert (done.json["objects"], done.json["lost"], done.json["silent"]) == (3, [], [first])
     assert done.json["unproven"] == [{"peer": first, "amount_micro": owed[first]}]
     assert "unproven with" in done.err
+    # As if it had been killed when the objects could be read: the start does the rest.
+    mark = owner.home / "recover.json"
+    mark.write_text('{"v": 1, "stage": "readable"}')
     start("net/node-0")
+    assert not mark.exists()
     assert owner(["store", "get", capability, "-o", "-"]).out == content
     assert owner("ledger verify --json").json["ok"]
     after = {row["peer"]: row for row in owner("ledger balance --json").json["balances"]}
