@@ -145,6 +145,21 @@ async def test_a_slow_host_is_raced_after_the_floor():
     assert fetched == list(done.hosts[:5])
 
 
+async def test_a_read_goes_on_while_it_looks_for_other_holders():
+    world = await World(7).start()
+    data = content(5000)
+    done = await put(world[0], data)
+    for host in done.hosts[:2]:
+        world.by_id[host].delay = lambda method: 10_000
+    # Those asked beside them are late as well: then all peers are asked what they hold.
+    for host in done.hosts[4:]:
+        world.by_id[host].delay = lambda method: 200 if method == "storage.get" else 0
+    begun = world.clock.now_ms()
+    assert await finished(world, get(world[0], done.capability)) == data
+    assert "storage.holds" in [method for _, method in world[0].calls]
+    assert world.clock.now_ms() - begun == 50 + 200
+
+
 @pytest.mark.parametrize(
     ("start", "stop"),
     [
