@@ -78,7 +78,6 @@ version_option = click.option(
 @click.option(
     "--survive",
     type=SURVIVE,
-    default="",
     metavar="2nodes,1site",
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
@@ -91,7 +90,7 @@ def put(
     settings: Settings,
     file: Path,
     name: str | None,
-    survive: str,
+    survive: str | None,
     code: tuple[int, int] | None,
     *,
     recursive: bool,
@@ -102,12 +101,13 @@ def put(
     With -r a whole directory, under NAME/. What has not changed since its last
     version is not sent again. Exits with 7 if something was left out.
     """
+    contract = survive or ""
     if recursive:
-        return tree.put(settings, file, name=name, survive=survive, code=code, reread=reread)
+        return tree.put(settings, file, name=name, survive=contract, code=code, reread=reread)
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
     calls = settings.calls()
-    stored = _upload(calls, file, name=name, survive=survive, code=code)
+    stored = _upload(calls, file, name=name, survive=contract, code=code)
     for warning in stored["warnings"]:
         warn(warning)
     if settings.json:
