@@ -381,8 +381,8 @@ def _wait_until_serving(member: Member, deadline: float) -> Member:
 
 
 def _introduce(members: list[Member]) -> None:
-    """Let all pairs that do not know each other yet exchange an invitation."""
-    known = {member.name: _states(member) for member in members}
+    """Let all pairs that do not know each other directly exchange an invitation."""
+    known = {member.name: _direct_peers(member) for member in members}
     for host, guest in combinations(members, 2):
         if guest.id in known[host.name] and host.id in known[guest.name]:
             continue
@@ -393,6 +393,11 @@ def _introduce(members: list[Member]) -> None:
             raise NodeUnreachable(
                 f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)
             ) from None
+
+
+def _direct_peers(member: Member) -> set[str]:
+    rows = member.calls().peers()["peers"]
+    return {str(row["id"]) for row in rows if row["introducer"] is None}
 
 
 def _states(member: Member) -> dict[str, str]:
