@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.e2e.conftest import Member, have_told
+from tests.e2e.conftest import Member, have_told, wait_for
 from xsc.base.ids import from_text
 from xsc.db.leveldb import LevelDBKeyValue
 
@@ -64,8 +64,9 @@ def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
     content = os.urandom(20 * MIB)
     capability = owner("store put - --name kept", stdin=content).line
     key = tmp_path / "key"
-    owner(["node", "identity", "export", key])
-    assert owner("ledger settle").code == 0
+    assert owner(["node", "identity", "export", key]).code == 0
+    wait_for(lambda: owner("ledger settle --json").json["pending"] == 0)
+    wait_for(lambda: owner("ledger log --json").json["entries"])
     have_told(owner)
     first = owner("ledger log --json").json["entries"][-1]["peer"]
     balances = owner("ledger balance --json").json["balances"]
