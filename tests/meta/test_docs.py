@@ -179,9 +179,8 @@ def test_every_decision_is_one_page_of_the_same_shape(path):
     assert len(text.splitlines()) <= 60
 
 
-def test_no_two_decisions_have_one_number():
-    numbers = [int(path.stem[:4]) for path in ADRS]
-    assert len(set(numbers)) == len(numbers)
+def test_decisions_are_numbered_without_gaps():
+    assert [int(path.stem[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
 
 
 def test_every_dependency_has_its_reason():
