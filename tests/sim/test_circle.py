@@ -242,7 +242,7 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
             )
 
         asked = parse("2nodes,1introducer")
-        with pytest.raises(DurabilityUnreachable, match="at 1 known introducer survive the loss"):
+        with pytest.raises(DurabilityUnreachable, match="at 2 known introducers survive the loss"):
             await put(owner, content(MIB), survive=asked)
         found = await check(await put(owner, content(MIB)))
         assert found.to_json()["domains"]["introducer"] == {"known": 1, "unknown": 0}
