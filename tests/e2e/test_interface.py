@@ -49,7 +49,10 @@ def test_node_status(net):
     } == set(status)
     assert ID.fullmatch(status["id"])
     assert URL.fullmatch(status["api_url"])
-    assert set(status["peers"]) == {"known", "healthy"}
+    assert set(status["peers"]) == {
+        *("known", "healthy"),
+        *("reached_by", "not_reached_by", "clock_refused_by"),
+    }
     assert status["peers"]["known"] == NODES - 1
     assert set(status["storage"]) == {"capacity_bytes", "used_bytes", "reserved_bytes"}
     assert {"workers", "running", "queued"} <= set(status["compute"])
