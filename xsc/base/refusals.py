@@ -19,8 +19,11 @@ from xsc.base.ids import short
 _WORDS: dict[type[XscError], tuple[str, str]] = {
     CreditExceeded: (
         "debt limit reached",
-        "`xsc ledger balance` says what this node owes; pay it outside and have both sides sign "
-        "that (`xsc ledger settle PEER --off-books AMOUNT`), or ask for a higher limit",
+        (
+            "`xsc ledger balance` says what this node owes; pay it off the books and have both "
+            "sides sign that (`xsc ledger settle PEER --off-books AMOUNT`), or ask for a "
+            "higher limit"
+        ),
     ),
     SpaceExhausted: ("no room", "see who has room: `xsc market offers storage`"),
     NoOffers: ("no offer", "see who asks how much: `xsc market offers`"),
