@@ -15,7 +15,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import DIRECTORY_TOLD_MS_MAX, MIB
 from xsc.db.memory import MemoryKeyValue
-from xsc.ledger.incarnation import Said
+from xsc.ledger.incarnation import Noted
 from xsc.net.plain import Plain
 from xsc.node import directory as keeper
 from xsc.node.recovery import Found, Signing, begin_signing, call_peers, find_objects
@@ -267,7 +267,7 @@ def test_nothing_is_signed_before_the_recovery_is_over():
         with pytest.raises(Recovering):
             await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
         assert node.ledger.count() == 0
-        await node.ledger.restart([], Said())
+        await node.ledger.restart([], Noted())
         await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
 
     run(12, 3, play)

@@ -204,7 +204,7 @@ def _begin(state: LedgerState, rows: Rows, network: bytes, *, signatures: bool) 
         for seq in sorted(rows.halves)
         if seq < state.first_seq and seq not in rows.claims
     ]
-    if carried_hash(restart.said, carried) != restart.incarnation.record.carried:
+    if carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
         raise LedgerDamaged(
             "the ledger does not hold what its incarnation took along",
             hint="restore the home from a backup, or recover it: xsc node recover",

@@ -26,7 +26,7 @@ from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 _VERSION = 1
 _ACCOUNTS_MAX = 2**14
-_SAID_BYTES_MAX = DIRECTORY_HEAD_BYTES_MAX
+_NOTED_BYTES_MAX = DIRECTORY_HEAD_BYTES_MAX
 
 
 class Incarnation(Record):
@@ -46,79 +46,79 @@ class Incarnation(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class NotedAccount:
     """How things stood with one peer, as the author itself noted it."""
 
     peer: bytes
     balance_micro: int
     """What the peer owed, less what it was owed."""
     limit_micro: int | None
-    """What it might owe, where that was said."""
+    """What it might owe, where that was noted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Noted:
     """What the directory head says of the ledger at its time: nobody else signed it."""
 
     next_seq: int = 0
-    accounts: tuple[Account, ...] = ()
+    accounts: tuple[NotedAccount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """An incarnation, and what was said of the ledger when it began."""
+    """An incarnation, and what was noted of the ledger when it began."""
 
     incarnation: Signed[Incarnation]
-    said: Said
+    noted: Noted
 
 
-def said_bytes(said: Said) -> bytes:
-    """Return the canonical bytes of what is said."""
+def noted_bytes(noted: Noted) -> bytes:
+    """Return the canonical bytes of what is noted."""
     accounts: list[Value] = [
-        [item.peer, item.balance_micro, item.limit_micro] for item in said.accounts
+        [item.peer, item.balance_micro, item.limit_micro] for item in noted.accounts
     ]
-    return encode({"v": _VERSION, "next_seq": said.next_seq, "accounts": accounts})
+    return encode({"v": _VERSION, "next_seq": noted.next_seq, "accounts": accounts})
 
 
-def open_said(raw: bytes) -> Said:
-    """Return what was said.
+def open_noted(raw: bytes) -> Noted:
+    """Return what was noted.
 
     Raises:
         TooLarge, RecordInvalid: it is of no known form.
     """
-    value = decode(raw, size_max=_SAID_BYTES_MAX)
+    value = decode(raw, size_max=_NOTED_BYTES_MAX)
     if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise RecordInvalid("what is said of the ledger is of no known form")
+        raise RecordInvalid("what is noted of the ledger is of no known form")
     rows = take_list(value, "accounts", most=_ACCOUNTS_MAX)
-    return Said(take_int(value, "next_seq"), tuple(_account(row) for row in rows))
+    return Noted(take_int(value, "next_seq"), tuple(_account(row) for row in rows))
 
 
-def _account(row: Value) -> Account:
+def _account(row: Value) -> NotedAccount:
     match row:
         case [bytes(peer), int(balance), int(limit) | (None as limit)] if (
             len(peer) == ID_BYTES
             and -AMOUNT_MAX <= balance <= AMOUNT_MAX
             and (limit is None or 0 <= limit <= AMOUNT_MAX)
         ):
-            return Account(peer, balance, limit)
+            return NotedAccount(peer, balance, limit)
     raise RecordInvalid("an account is of no known form")
 
 
-def carried_hash(said: Said, old: Iterable[tuple[bytes, bytes]]) -> bytes:
+def carried_hash(noted: Noted, old: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the hash over what an incarnation takes along.
 
     Args:
-        said: what was said of the ledger.
+        noted: what was noted of the ledger.
         old: the ids of each old half and of the one beside it, in order of number.
     """
     listed: list[Value] = [[own, other] for own, other in old]
-    return tagged_sha256("ledger_carried", encode([said_bytes(said), listed]))
+    return tagged_sha256("ledger_carried", encode([noted_bytes(noted), listed]))
 
 
 def restart_bytes(restart: Restart) -> bytes:
-    """Return the row that keeps an incarnation with what was said."""
+    """Return the row that keeps an incarnation with what was noted."""
     return encode(
-        {"v": _VERSION, "incarnation": restart.incarnation.raw, "said": said_bytes(restart.said)}
+        {"v": _VERSION, "incarnation": restart.incarnation.raw, "noted": noted_bytes(restart.noted)}
     )
 
 
@@ -139,7 +139,9 @@ def open_restart(raw: bytes, *, author: bytes, network: bytes) -> Restart:
     Raises:
         PeerError, LimitError: it is damaged.
     """
-    match decode(raw, size_max=2 * _SAID_BYTES_MAX):
-        case {"v": 1, "incarnation": bytes(inner), "said": bytes(said), **rest} if not rest:
-            return Restart(open_incarnation(inner, author=author, network=network), open_said(said))
+    match decode(raw, size_max=2 * _NOTED_BYTES_MAX):
+        case {"v": 1, "incarnation": bytes(inner), "noted": bytes(noted), **rest} if not rest:
+            return Restart(
+                open_incarnation(inner, author=author, network=network), open_noted(noted)
+            )
     raise RecordInvalid("the restart of the ledger is of no known form")

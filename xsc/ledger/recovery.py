@@ -18,7 +18,7 @@ from xsc.base.limits import INCARNATION_GAP
 from xsc.identity.envelope import Signed
 from xsc.ledger.audit import Rows, open_voucher
 from xsc.ledger.entry import GENESIS, Half, open_half
-from xsc.ledger.incarnation import Incarnation, Said, carried_hash
+from xsc.ledger.incarnation import Incarnation, Noted, carried_hash
 from xsc.ledger.validation import check_old
 from xsc.terms.voucher import Voucher
 
@@ -69,22 +69,22 @@ def merged(entries: Iterable[Old]) -> list[Old]:
     return [found[seq] for seq in sorted(found)]
 
 
-def plan(old: Sequence[Old], said: Said, *, highest_seq: int, now_ms: int) -> Incarnation:
+def plan(old: Sequence[Old], noted: Noted, *, highest_seq: int, now_ms: int) -> Incarnation:
     """Return the incarnation that follows on what is known.
 
     Args:
         old: what is taken along, in order of number.
-        said: what the directory says of the ledger.
+        noted: what the directory says of the ledger.
         highest_seq: above every number that is known to have been used.
         now_ms: the time. It is the number, too: two restarts of which the second does not
             know the first have two numbers all the same.
     """
-    known = max(highest_seq, said.next_seq)
+    known = max(highest_seq, noted.next_seq)
     last = old[-1].half if old else None
     return Incarnation(
         first_seq=max(now_ms, known + INCARNATION_GAP),
         proven_seq=0 if last is None else last.record.seq,
         proven=GENESIS if last is None else last.id,
-        carried=carried_hash(said, ((item.half.id, item.other.id) for item in old)),
+        carried=carried_hash(noted, ((item.half.id, item.other.id) for item in old)),
         created_ms=now_ms,
     )

@@ -76,10 +76,10 @@ from xsc.ledger.entry import (
     void_half,
 )
 from xsc.ledger.incarnation import (
-    Account,
     Incarnation,
+    Noted,
+    NotedAccount,
     Restart,
-    Said,
     open_incarnation,
     open_restart,
     restart_bytes,
@@ -150,7 +150,7 @@ class StatementRow:
     credit_left_micro: int
     open_micro: int
     unproven_micro: int
-    """What the directory said beyond what halves show, since a recovery; the sign as in
+    """What the directory noted beyond what halves show, since a recovery; the sign as in
     `balance_micro`."""
     entries: int
     """Settled ones."""
@@ -176,7 +176,7 @@ class Restarted:
     silent: tuple[bytes, ...]
     """Who did not answer."""
     unproven: dict[bytes, int]
-    """Per peer, what was said of its debt and nobody shows; below zero, of the own."""
+    """Per peer, what was noted of its debt and nobody shows; below zero, of the own."""
 
 
 def _key(prefix: bytes, seq: int) -> bytes:
@@ -302,20 +302,20 @@ class LedgerService:
         """Return what the chain was restarted with; None in the first incarnation."""
         return None if self._restart is None else self._restart.incarnation.record
 
-    def said(self) -> Said:
+    def noted(self) -> Noted:
         """Return how things stand with each peer, for the own directory.
 
-        What is unproven is said again: it is not forgotten with the next disk.
+        What is unproven is noted again: it is not forgotten with the next disk.
         """
         accounts = tuple(
-            Account(
+            NotedAccount(
                 row.peer,
                 max(-AMOUNT_MAX, min(AMOUNT_MAX, row.balance_micro + row.unproven_micro)),
                 self._ledger.limits.get(row.peer),
             )
             for row in self.statement()
         )
-        return Said(self._ledger.next_seq, accounts)
+        return Noted(self._ledger.next_seq, accounts)
 
     def entries(self, *, limit: int = 50, peer: bytes | None = None) -> list[EntryRow]:
         """Return the last entries, newest first; those with one peer where it is given."""
@@ -328,7 +328,7 @@ class LedgerService:
         """Return how things stand with every peer that the book knows, in order of id."""
         book = self._ledger
         peers = {*book.balances, *book.limits, *(item.debtor for item in book.open.values())}
-        peers |= {*book.said}
+        peers |= {*book.noted}
         return [
             StatementRow(
                 peer=peer,
@@ -668,7 +668,7 @@ class LedgerService:
 
     # Recovery
 
-    async def restart(self, peers: Sequence[bytes], said: Said) -> Restarted:
+    async def restart(self, peers: Sequence[bytes], noted: Noted) -> Restarted:
         """Begin a new incarnation with all that the own book and peers show.
 
         Entries that both sides signed count on, those of the own book and of the peers'.
@@ -676,15 +676,15 @@ class LedgerService:
 
         Args:
             peers: whom to ask.
-            said: what the newest directory says of the ledger.
+            noted: what the newest directory says of the ledger.
         """
-        if self._ledger.next_seq > said.next_seq:
-            said = self.said()
+        if self._ledger.next_seq > noted.next_seq:
+            noted = self.noted()
         shown: dict[bytes, list[Old]] = {peer: [] for peer in peers}
         answers = await asyncio.gather(*(self._ask(peer, shown[peer]) for peer in peers))
         heard = {peer: raw for peer, raw in zip(peers, answers, strict=True) if raw is not None}
         entries = [item for peer in peers for item in shown[peer]]
-        await self._exclusive(self._begin_anew, entries, heard, said)
+        await self._exclusive(self._begin_anew, entries, heard, noted)
         self._recovering = False
         silent = tuple(peer for peer in peers if peer not in heard)
         unproven = {row.peer: row.unproven_micro for row in self.statement() if row.unproven_micro}
@@ -698,13 +698,15 @@ class LedgerService:
             self._log.warning("ledger.history_untold", peer=short(peer), code=fault.code)
             return None
 
-    async def _begin_anew(self, shown: Sequence[Old], heard: dict[bytes, int], said: Said) -> None:
+    async def _begin_anew(
+        self, shown: Sequence[Old], heard: dict[bytes, int], noted: Noted
+    ) -> None:
         def work() -> list[Change]:
             rows = self._rows()
             entries = merged([*known_entries(rows, network=self._network), *shown])
             known = {seq + 1 for seq in rows.halves} | {self._ledger.next_seq}
             known |= {item.half.record.seq + 1 for item in entries} | {*heard.values()}
-            record = plan(entries, said, highest_seq=max(known), now_ms=self._clock.now_ms())
+            record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
             changes: list[Change] = []
             for prefix in (HALF, _OTHER, _VOUCHER, _CLAIM, _HEARD):
@@ -717,7 +719,7 @@ class LedgerService:
                     (_key(_VOUCHER, seq), item.voucher.raw),
                 ]
             changes += [(_HEARD + peer, b"") for peer in heard]
-            changes.append((_RESTART, restart_bytes(Restart(signed, said))))
+            changes.append((_RESTART, restart_bytes(Restart(signed, noted))))
             changes.append((_MARK, mark_bytes(Mark(record.first_seq, signed.id, GENESIS))))
             return changes
 

@@ -69,12 +69,12 @@ class LedgerState:
     """Per peer, its halves that stand beside ours, by its sequence number."""
     first_seq: int = 0
     """Of the present incarnation."""
-    said: dict[bytes, int] = field(default_factory=dict)
+    noted: dict[bytes, int] = field(default_factory=dict)
     """Per peer, what it owed when the directory was written that this incarnation began with."""
-    said_seq: int = 0
-    """The halves of lower numbers are in what was said."""
+    noted_seq: int = 0
+    """The halves of lower numbers are in what was noted."""
     shown: dict[bytes, int] = field(default_factory=dict)
-    """Per peer, what the old halves that are in what was said add up to."""
+    """Per peer, what the old halves that are in what was noted add up to."""
     promised: dict[tuple[bytes, bytes, bytes], int] = field(default_factory=dict)
     """Per lease, debtor and creditor, the highest voucher under an old half."""
     claims_head: bytes = GENESIS
@@ -100,10 +100,10 @@ class LedgerState:
         return None
 
     def unproven_micro(self, peer: bytes) -> int:
-        """Return what was said of the peer's debt and no half shows; below zero, of the own."""
-        if peer not in self.said:
+        """Return what was noted of the peer's debt and no half shows; below zero, of the own."""
+        if peer not in self.noted:
             return 0
-        return self.said[peer] - self.shown.get(peer, 0)
+        return self.noted[peer] - self.shown.get(peer, 0)
 
     def exposure(self, peer: bytes) -> int:
         """Return what the peer owes at most. It must keep its limit.
@@ -163,14 +163,14 @@ def _list(state: LedgerState, half: Half) -> None:
 def begin(state: LedgerState, restart: Restart) -> None:
     """Begin an incarnation in an empty state.
 
-    Limits go on as they were said to be.
+    Limits go on as they were noted.
     """
     incarnation = restart.incarnation
     state.first_seq = state.next_seq = incarnation.record.first_seq
     state.head = incarnation.id
-    state.said_seq = restart.said.next_seq
-    for account in restart.said.accounts:
-        state.said[account.peer] = account.balance_micro
+    state.noted_seq = restart.noted.next_seq
+    for account in restart.noted.accounts:
+        state.noted[account.peer] = account.balance_micro
         if account.limit_micro is not None:
             state.limits[account.peer] = account.limit_micro
 
@@ -198,7 +198,7 @@ def take_old(
     assert half.lease is not None
     first = own if half.link is None else other
     state.entries.setdefault((first.author, half.xid), Known(first.id, half.seq))
-    if half.seq < state.said_seq:
+    if half.seq < state.noted_seq:
         sign = 1 if half.credit == state.me else -1
         state.shown[half.peer] = state.shown.get(half.peer, 0) + sign * half.amount_micro
     place = half.lease, half.debit, half.credit
@@ -262,7 +262,7 @@ def digest(state: LedgerState) -> bytes:
         for seq, half in sorted(halves.items())
     ]
     voided: list[Value] = [*sorted(state.voided)]
-    said: list[Value] = [[peer, value] for peer, value in sorted(state.said.items())]
+    noted: list[Value] = [[peer, value] for peer, value in sorted(state.noted.items())]
     shown: list[Value] = [[peer, value] for peer, value in sorted(state.shown.items())]
     promised: list[Value] = [[*place, value] for place, value in sorted(state.promised.items())]
     claims: list[Value] = [*sorted(state.claims)]
@@ -280,8 +280,8 @@ def digest(state: LedgerState) -> bytes:
         "entries": entries,
         "seen": seen,
         "first_seq": state.first_seq,
-        "said": said,
-        "said_seq": state.said_seq,
+        "noted": noted,
+        "noted_seq": state.noted_seq,
         "shown": shown,
         "promised": promised,
         "claims": claims,

@@ -36,7 +36,7 @@ from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger.incarnation import said_bytes
+from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market.ports import Divide, Need
@@ -314,7 +314,7 @@ class Node:
             peers=self.peers,
             storage=self.storage,
             weight_ppm=self.allocation.weight_ppm,
-            ledger=lambda: said_bytes(self.ledger.said()),
+            ledger=lambda: noted_bytes(self.ledger.noted()),
             state=parts.state,
             log=log,
             background=self.tasks.once,

@@ -29,7 +29,7 @@ from xsc.base.limits import (
     RECOVERY_PARALLEL,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
-from xsc.ledger.incarnation import Said, open_said
+from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.book import PeerInfo
 from xsc.net.invitation import SCHEME
 from xsc.node.build import Node
@@ -185,9 +185,9 @@ async def read_directory(node: Node, body: HeadBody) -> list[Listed]:
     return unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
 
 
-def said_of(body: HeadBody | None) -> Said:
+def noted_of(body: HeadBody | None) -> Noted:
     """Return what a directory says of the ledger."""
-    return Said() if body is None or body.ledger is None else open_said(body.ledger)
+    return Noted() if body is None or body.ledger is None else open_noted(body.ledger)
 
 
 async def adopt_all(node: Node, listed: Sequence[Listed]) -> list[Listed]:
@@ -279,7 +279,7 @@ async def begin_signing(node: Node) -> Signing:
         if peer.weight_ppm and peer.node in node.peers.peers():
             await node.allocation.recognise(peer.node, peer.weight_ppm)
     await recall_leases(node, node.storage.directory())
-    begun = await node.ledger.restart(node.peers.peers(), said_of(body))
+    begun = await node.ledger.restart(node.peers.peers(), noted_of(body))
     await asyncio.gather(*(node.peers.greet(known) for known in node.peers.peers()))
     return Signing(
         peers=len(node.peers.peers()),

@@ -32,9 +32,9 @@ from xsc.node.recovery import (
     adopt_all,
     call_peers,
     find_head,
+    noted_of,
     read_directory,
     recall_leases,
-    said_of,
 )
 from xsc.node.stores import open_stores
 from xsc.node.trials import drop_left
@@ -229,7 +229,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     found = await find_head(node, own=node.directory.head)
     silent = set(found.silent)
     _check_silent(silent, without_silent)
-    said = said_of(found.body)
+    noted = noted_of(found.body)
     objects, gone, lost = 0, 0, list[str]()
     if found.body is not None:
         listed = await read_directory(node, found.body)
@@ -253,7 +253,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
         await node.directory.go_on_from(found.raw)
     await _raise_floors(node, silent)
     await recall_leases(node, node.storage.directory())
-    silent |= {*(await node.ledger.restart(node.peers.peers(), said)).silent}
+    silent |= {*(await node.ledger.restart(node.peers.peers(), noted)).silent}
     return CaughtUp(
         peers=len(node.peers.peers()),
         objects=objects,

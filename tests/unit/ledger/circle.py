@@ -12,7 +12,7 @@ from xsc.base.keyvalue import KeyValue
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger.incarnation import Said
+from xsc.ledger.incarnation import Noted
 from xsc.ledger.service import LedgerService, Restarted
 from xsc.terms.voucher import Voucher
 
@@ -74,12 +74,12 @@ class Member:
         self.store.crash()
         self.ledger = self.start()
 
-    async def come_back(self, said: Said | None = None) -> Restarted:
+    async def come_back(self, noted: Noted | None = None) -> Restarted:
         """Lose all, and recover from the others."""
         self.store = MemoryKeyValue()
         self.ledger = self.start()
         others = [other.id for other in self.circle.members if other is not self]
-        done = await self.ledger.restart(others, said or Said())
+        done = await self.ledger.restart(others, noted or Noted())
         await self.ledger.confirm_head(others)
         return done
 

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.ledger.circle import Answer, Circle, collect
 from xsc.base.encoding import decode
 from xsc.base.limits import LEDGER_HISTORY_ITEMS_MAX
-from xsc.ledger.incarnation import Said
+from xsc.ledger.incarnation import Noted
 from xsc.ledger.service import HISTORY
 
 
@@ -30,7 +30,7 @@ async def test_a_peer_that_shows_nonsense_without_end_is_left_out_of_a_recovery(
     a, b = circle.members
     await collect(a, b, 300)
     asked = shows(circle, lambda start: [{"seq": start + n} for n in range(count)])
-    assert (await a.ledger.restart([b.id], Said())).silent == (b.id,)
+    assert (await a.ledger.restart([b.id], Noted())).silent == (b.id,)
     assert len(asked) == LEDGER_HISTORY_ITEMS_MAX // count + 1
     assert a.ledger.balance(b.id) == 300
 
@@ -42,4 +42,4 @@ async def test_a_peer_that_shows_one_entry_in_ever_other_places_is_left_out():
     header, _ = await b.ledger.handlers()[HISTORY](a.id, {"v": 1, "start": 0}, ())
     (item,) = header["items"]
     shows(circle, lambda start: [item | {"seq": start}])
-    assert (await a.ledger.restart([b.id], Said())).silent == (b.id,)
+    assert (await a.ledger.restart([b.id], Noted())).silent == (b.id,)

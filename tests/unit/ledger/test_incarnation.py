@@ -23,13 +23,13 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger.entry import GENESIS, open_half, post_half
 from xsc.ledger.incarnation import (
-    Account,
     Incarnation,
-    Said,
+    Noted,
+    NotedAccount,
     carried_hash,
+    noted_bytes,
     open_incarnation,
-    open_said,
-    said_bytes,
+    open_noted,
 )
 from xsc.ledger.recovery import merged, plan
 from xsc.ledger.service import HEAD, HISTORY, PROPOSE
@@ -84,10 +84,10 @@ async def debts(a, b, c):
 async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amount(circle, a, b, c):
     await debts(a, b, c)
     await a.ledger.set_limit(c.id, 777)
-    said = a.ledger.said()
-    assert open_said(said_bytes(said)) == said
+    noted = a.ledger.noted()
+    assert open_noted(noted_bytes(noted)) == noted
     circle.gone.add(b.id)
-    done = await a.come_back(said)
+    done = await a.come_back(noted)
     assert (done.silent, done.unproven) == ((b.id,), {b.id: -70})
     assert (a.ledger.balance(b.id), a.ledger.balance(c.id)) == (0, 500)
     assert (a.ledger.limit(c.id), a.ledger.credit_left(c.id)) == (777, 277)
@@ -108,7 +108,7 @@ def other(row):
 async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a, b, c):
     await debts(a, b, c)
     circle.gone.add(b.id)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     await collect(a, c, 20, lease=4, xid=4)
     circle.gone.clear()
     assert await a.ledger.confirm_head([b.id]) == 1
@@ -123,7 +123,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
     await collect(a, b, 1, of=31, lease=2, xid=6)
     await sound(circle)
     # And a second time, with all that was taken late.
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     await sound(circle)
     assert not [row for row in a.ledger.entries() if row.state != "settled"]
 
@@ -131,7 +131,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
 async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c):
     await collect(b, a, 100, lease=1, xid=1)
     circle.gone.add(b.id)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     circle.gone.clear()
     good = circle.deliver
 
@@ -155,7 +155,7 @@ async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c)
 async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
     await collect(a, b, STARTER - 10, lease=1, xid=1)
     circle.gone.add(b.id)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     circle.gone.clear()
     hide(circle, b)
     with pytest.raises(CreditExceeded):
@@ -187,7 +187,7 @@ async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
     for number in range(3):
         await collect(b, a, 100, of=100 * (number + 1), xid=number + 1)
     hide(circle, b)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     shown = type(circle).deliver.__get__(circle)
     header = (await shown(a.id, b.id, HISTORY, encode({"v": 1, "start": 0}))).header
     # B, who hid them, has A sign for all of it once more: its own book would not.
@@ -216,7 +216,7 @@ async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
 async def test_a_claim_beside_an_open_entry_counts_the_same_at_every_start(circle, a, b, c):
     await collect(a, b, 100, xid=1)
     hide(circle, b)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     hidden, circle.deliver = circle.deliver, type(circle).deliver.__get__(circle)
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):
@@ -238,7 +238,7 @@ async def test_an_open_entry_is_given_up_and_comes_back_as_a_claim_where_it_was_
     with pytest.raises(PeerSilent):
         await collect(a, b, 100, xid=1)
     circle.fate = lambda: "pass"
-    await a.ledger.restart([b.id, c.id], Said())  # a home of the past, as after a backup
+    await a.ledger.restart([b.id, c.id], Noted())  # a home of the past, as after a backup
     assert (a.ledger.balance(b.id), a.ledger.pending()) == (100, 0)
     assert await collect(a, b, 100, xid=1) == 100
     await sound(circle)
@@ -249,7 +249,7 @@ async def test_a_lower_incarnation_is_refused_and_proves_nothing(circle, a, b, c
     await collect(a, b, 30, lease=2, xid=2)
     old = MemoryKeyValue()
     old.write(list(a.store.scan(b"")), sync=True)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     a.store, kept = old, a.store
     copy = a.start()
     with pytest.raises(LedgerDamaged, match="old copy"):
@@ -267,7 +267,7 @@ async def test_a_forged_old_or_second_incarnation_changes_nothing(circle, a, b, 
     await collect(a, b, 100)
     await a.come_back()
     first = b.store.get(b"ledger-peer/" + a.id)
-    await a.ledger.restart([b.id, c.id], a.ledger.said())
+    await a.ledger.restart([b.id, c.id], a.ledger.noted())
     await a.ledger.confirm_head([b.id])
     second = b.store.get(b"ledger-peer/" + a.id)
     number = open_incarnation(second, author=a.id, network=NETWORK).record.first_seq
@@ -314,7 +314,7 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
     await debts(a, b, c)
     circle.gone.add(b.id)
     for _ in range(3):
-        done = await a.come_back(a.ledger.said())
+        done = await a.come_back(a.ledger.noted())
         assert done.unproven == {b.id: -70}
         await collect(a, c, 1, lease=9, xid=9)
     circle.gone.clear()
@@ -343,7 +343,7 @@ async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_foun
     await collect(b, a, 100, lease=1, xid=1)
     await collect(a, c, 500, lease=3, xid=3)
     circle.gone.add(b.id)
-    await a.come_back(a.ledger.said())
+    await a.come_back(a.ledger.noted())
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     await collect(c, a, 20, lease=4, xid=4)
@@ -371,11 +371,11 @@ async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_foun
 
 @pytest.mark.parametrize("now_ms", [0, 10**12])
 def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
-    said = Said(70, (Account(b"p" * 32, 5, None),))
-    made = plan([], said, highest_seq=9, now_ms=now_ms)
+    noted = Noted(70, (NotedAccount(b"p" * 32, 5, None),))
+    made = plan([], noted, highest_seq=9, now_ms=now_ms)
     assert made.first_seq == max(now_ms, 70 + INCARNATION_GAP)
     assert (made.proven_seq, made.proven) == (0, GENESIS)
-    assert plan([], Said(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
+    assert plan([], Noted(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
     assert merged([]) == []
 
 
@@ -414,14 +414,14 @@ async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
 
 def test_formats_of_version_1_are_read_and_written():
     kept = vectors("ledger")["incarnation"]
-    said = Said(70, (Account(b"p" * 32, -5, None), Account(b"q" * 32, 2**53, 10)))
-    assert said_bytes(said).hex() == kept["said"]
-    assert open_said(bytes.fromhex(kept["said"])) == said
+    noted = Noted(70, (NotedAccount(b"p" * 32, -5, None), NotedAccount(b"q" * 32, 2**53, 10)))
+    assert noted_bytes(noted).hex() == kept["said"]
+    assert open_noted(bytes.fromhex(kept["said"])) == noted
     record = Incarnation(
         first_seq=1_700_000_000_000,
         proven_seq=69,
         proven=b"h" * 32,
-        carried=carried_hash(said, [(b"h" * 32, b"o" * 32)]),
+        carried=carried_hash(noted, [(b"h" * 32, b"o" * 32)]),
         created_ms=1_700_000_000_000,
     )
     raw = bytes.fromhex(kept["signed"])
@@ -431,10 +431,10 @@ def test_formats_of_version_1_are_read_and_written():
 
 
 def test_the_hash_over_what_is_carried_is_as_its_page_says():
-    said = said_bytes(Said())
-    listed = encode([said, [[b"h" * 32, b"o" * 32]]])
+    noted = noted_bytes(Noted())
+    listed = encode([noted, [[b"h" * 32, b"o" * 32]]])
     expected = hashlib.sha256(b"XSC/1/ledger_carried\0" + listed).digest()
-    assert carried_hash(Said(), [(b"h" * 32, b"o" * 32)]) == expected
+    assert carried_hash(Noted(), [(b"h" * 32, b"o" * 32)]) == expected
 
 
 @pytest.mark.parametrize(
@@ -449,6 +449,6 @@ def test_the_hash_over_what_is_carried_is_as_its_page_says():
         [],
     ],
 )
-def test_what_is_said_has_one_form(value):
+def test_what_is_noted_has_one_form(value):
     with pytest.raises(RecordInvalid):
-        open_said(encode(value))
+        open_noted(encode(value))
