@@ -191,6 +191,22 @@ def test_a_contract_in_the_configuration_stands_for_every_put():
     run(318, 7, play, {"survive": "1node"})
 
 
+def test_silent_peers_that_have_not_said_their_site_are_named_as_silent():
+    def prepare(world):
+        for index in range(7):
+            world.settings_of[index] = {"site": f"site{index}"}
+
+    async def play(world):
+        for index in (0, 3, 4, 5, 6):
+            await world.crash(index)
+        owner = await world.restart(0)
+        fault = await refused(world, owner, NoOffers, survive=Survival(2, 2))
+        assert f"silent: {names(world, 3, 4, 5, 6)}" in fault.message
+        assert "`site`" not in fault.hint
+
+    run(320, 7, play, prepare=prepare)
+
+
 def test_peers_that_were_not_probed_since_the_start_are_asked_first():
     async def play(world):
         await world.crash(0)

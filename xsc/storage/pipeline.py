@@ -416,7 +416,7 @@ class Upload:
             leases = await self._lease(self._room(n), PLAN_HOSTS_MAX)
             columns = self._plan(leases)
         if columns is None:
-            raise self._refusal([lease.node for lease in leases])
+            raise await self._refusal([lease.node for lease in leases])
         by_node = {lease.node: lease for lease in leases}
         self._slots = [
             _Slot(columns_of(columns, node), by_node[node]) for node in dict.fromkeys(columns)
@@ -442,26 +442,34 @@ class Upload:
     def _keeps(self, columns: Sequence[bytes]) -> bool:
         return survival(self._hosts_of(columns), self._code.m).meets(self._survive)
 
-    def _require(self, columns: Sequence[bytes]) -> None:
+    async def _require(self, columns: Sequence[bytes]) -> None:
         """Return if a placement keeps the contract.
 
         Raises:
             XscError: as `_refusal`.
         """
         if not self._keeps(columns):
-            raise self._refusal(list(dict.fromkeys(columns)))
+            raise await self._refusal(list(dict.fromkeys(columns)))
 
-    def _refusal(self, nodes: Sequence[bytes]) -> XscError:
+    async def _refusal(self, nodes: Sequence[bytes]) -> XscError:
         """Return why the contract cannot be kept, and what can be with these nodes as they are.
 
-        It is for the caller to change what could not be kept if all known nodes were up.
+        It is for the caller to change what could not be kept if all known nodes were up, each
+        that has not said its site and owner yet at a site and of an owner of its own.
         """
         code, asked = self._code, self._survive
         now = survival(self._hosts_of(assign(nodes, code.n)), code.m)
         works = now.at_most(asked).to_text()
         less = f"`--survive {works}` accepts what works now"
-        known = [self._reach.own, *self._reach.hosts.peers()]
-        never = shortfall(self._hosts_of(known[:PLAN_HOSTS_MAX]), code, asked)
+        known = [self._reach.own, *self._reach.hosts.peers()][:PLAN_HOSTS_MAX]
+        heard = await self._reach.hosts.learn_labels(known)
+        hosts = [
+            host
+            if host.node in heard
+            else host._replace(site=host.node.hex(), owner=host.node.hex())
+            for host in self._hosts_of(known)
+        ]
+        never = shortfall(hosts, code, asked)
         refused = {
             node: fault
             for node, fault in {**self._refused, **self._gone}.items()
@@ -578,13 +586,13 @@ class Upload:
         self._record = ObjectRecord(
             sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
         )
-        self._require(self._columns())
+        await self._require(self._columns())
         await together(self._store(slot, index) for slot in self._slots)
         # Where the slot that was to bring the record to a host was moved elsewhere, another does.
         while lacking := [slot for slot in self._slots if slot.lease.node not in self._recorded]:
             await together(self._store(slot, index, again=True) for slot in lacking)
         columns = self._columns()
-        self._require(columns)
+        await self._require(columns)
         return Uploaded(
             capability=ReadCapability(self._secret, hash_of(sealed)),
             size_bytes=size,
@@ -738,9 +746,9 @@ class Upload:
                     self._gone.pop(node, None)
                     slot.lease = again
                     return again
-            return self._double_up(slot, fault)
+            return await self._double_up(slot, fault)
 
-    def _double_up(self, slot: _Slot, fault: XscError) -> HostLease:
+    async def _double_up(self, slot: _Slot, fault: XscError) -> HostLease:
         """Return the host with the fewest columns, where fewer nodes are up than there are shards.
 
         Raises:
@@ -760,7 +768,7 @@ class Upload:
         columns = list(self._columns())
         for column in slot.columns:
             columns[column] = chosen.lease.node
-        self._require(columns)
+        await self._require(columns)
         slot.lease = chosen.lease
         return chosen.lease
 
