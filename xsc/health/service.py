@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value
@@ -83,7 +83,7 @@ class HealthRow:
     """One line of `xsc health`."""
 
     node: bytes
-    state: State
+    state: State | Literal["away"]
     availability_ppm: int
     response_ms: int
     """Mean of the answered probes; 0 before the first."""
@@ -208,7 +208,7 @@ class HealthService:
         stats = self._tester.get_stats(peer)
         return HealthRow(
             node=peer,
-            state=self._tester.state(peer),
+            state="away" if self._tester.is_up(peer) and peer in self._away else self.state(peer),
             availability_ppm=stats.availability,
             response_ms=stats.avg_response_ms,
             last_seen_ms=stats.last_seen_ms,
@@ -287,9 +287,9 @@ class HealthService:
         """Return whether a peer answers at all, asked now for who waits long for its answer.
 
         Where it misses a short ping it is asked again, and others beside it: where none of them
-        answers either, it may be this node that nobody hears. Else whoever does not answer is
+        answers either, it may be this node that nobody hears. Else a peer that missed both is
         away: not up until it answers a probe, of which the next comes at once. No more is
-        recorded of it.
+        recorded of it. Of the others, one lost ping says nothing: who missed it is probed at once.
         """
         async with self._asking.of(peer):
             if peer in self._away or peer not in self._peers.peers():
@@ -302,10 +302,11 @@ class HealthService:
             there, *beside = await asyncio.gather(*map(self._answers, asked))
             if not any(beside):
                 return True
+            if not there:
+                self._log.warning("health.away", peer=short(peer))
+                self._away.add(peer)
             for each, answers in zip(asked, [there, *beside], strict=True):
                 if not answers:
-                    self._log.warning("health.away", peer=short(each))
-                    self._away.add(each)
                     self.watch(each)
             return there
 

@@ -415,8 +415,10 @@ async def test_who_misses_both_pings_is_away_until_it_answers_a_probe(a):
     before = a.health.table()
     a.silent = {b.id, d.id}
     assert not await a.health.is_there(b.id)
-    # Those beside it are asked as well: whoever is silent now is away, too.
-    assert [a.health.is_up(node.id) for node in (b, c, d)] == [False, True, False]
+    # Those beside it are asked once: of who misses that, a probe decides.
+    assert [a.health.is_up(node.id) for node in (b, c, d)] == [False, True, True]
+    assert [row.state for row in map(a.health.row, (b.id, c.id, d.id))] == ["away", "up", "up"]
+    assert await a.health.is_there(c.id)
     assert a.asked[:2] == [b.id, b.id]
     asked = len(a.asked)
     assert not await a.health.is_there(b.id)
