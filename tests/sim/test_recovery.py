@@ -250,7 +250,9 @@ def test_what_nobody_has_now_stays_in_the_directory_and_comes_back():
         done = await back(world, OWNER, place_of(world, late))
         owner = world.nodes[OWNER]
         assert (done.found.objects, done.found.lost) == (0, ("a",))
-        assert (owner.storage.directory(), owner.storage.ls()) == (before, [])
+        assert owner.storage.directory() == before
+        assert [(row.name, row.margin) for row in owner.storage.ls()] == [("a", -1)]
+        assert owner.storage.named("a") == [capability]
         await told(world)
         await world.restart(1)
         await world.until(lambda: not owner.storage.unfound())

@@ -476,6 +476,7 @@ class Node:
         self.tasks.start("services", self.services.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
+        self.tasks.start("unfound", self.storage.run_unfound)
         self.tasks.start("uploads", self.storage.uploads.run)
         self.tasks.start("tails", self.storage.run_tails)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
@@ -550,7 +551,6 @@ class Node:
             self.tasks.once("standing", lambda: self._tell_standing(peer))
             self.tasks.once("recall", lambda: self._recall(peer))
             self.tasks.once("leases", lambda: self._ask_for_leases(peer))
-            self.tasks.once("unfound", self.storage.look_again)
 
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""

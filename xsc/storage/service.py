@@ -16,7 +16,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast
@@ -102,6 +101,8 @@ T = TypeVar("T")
 OBJECTS = b"storage/object/"
 UNFOUND = b"storage/unfound/"
 """What a directory lists and no host that answered has, by manifest hash: looked for again."""
+UNFOUND_MARGIN = -1
+"""Of such an object: it cannot be read, and its code is not known."""
 MANIFESTS = b"storage/manifest/"
 MEND_DEFAULTS = MendSettings(
     REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
@@ -244,7 +245,8 @@ class ObjectRow:
     size_bytes: int
     created_ms: int
     margin: int
-    """By which hosts are up and have not denied the lease; `stat` asks them."""
+    """By which hosts are up and have not denied the lease; `stat` asks them. UNFOUND_MARGIN of
+    what a recovery did not find."""
     version: int = 1
     ends_ms: int | None = None
     """When the first of its leases ends as things stand; None: never."""
@@ -291,6 +293,13 @@ class Retried(NamedTuple):
     open: int
     given_up: int
     """Their last hosts stayed silent until what they had was gone by itself."""
+
+
+def _held_at(listed: Listed) -> tuple[HeldAt, ...]:
+    """Return what a directory says that hosts hold, as an entry has it."""
+    return tuple(
+        HeldAt(node=at.node, lease_id=at.lease_id, size_bytes=at.size_bytes) for at in listed.held
+    )
 
 
 class _Owned:
@@ -364,6 +373,8 @@ class StorageService:
         """By manifest hash: held from the reading of an entry until it is written."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object came or went."""
+        self._came_up = asyncio.Event()
+        """Set when a peer came up since what a recovery did not find was looked for."""
         self._reach = Reach(
             key=key,
             network=network,
@@ -437,6 +448,7 @@ class StorageService:
     def node_up(self, node: bytes) -> None:
         """Take note that a peer has come up: how it was before it was down counts no more."""
         self._reach.forget(node)
+        self._came_up.set()
 
     async def leases_denied(self, leases: Collection[bytes]) -> None:
         """Look at once at what lies under leases that their host does not know any more."""
@@ -598,10 +610,13 @@ class StorageService:
         """
         found = []
         for number, manifest_hash in self._versions.of(name):
-            entry = self._entry(manifest_hash)
-            if entry is None or (version is not None and number != version):
+            if version is not None and number != version:
                 continue
-            if deleting or not entry.deleting:
+            entry = self._entry(manifest_hash)
+            if entry is None:
+                unfound = self._unfound(manifest_hash)
+                found += [] if unfound is None else [unfound.capability]
+            elif deleting or not entry.deleting:
                 found.append(entry.capability)
         if not found:
             what = "object" if version is None else f"version {version} of an object"
@@ -617,7 +632,7 @@ class StorageService:
         Nothing is copied or sent: the old number is free of it.
 
         Raises:
-            ObjectUnknown: no such version.
+            ObjectUnknown: no such version, or a recovery has not found it.
         """
         ref = parse_verify(self.named(name, version)[0]).manifest_hash
         async with self._turns.of(ref):
@@ -626,7 +641,11 @@ class StorageService:
             made = self._versions.begin(name)
             try:
                 entry = self._entry(ref)
-                assert entry is not None, "it was named just now"
+                if entry is None:
+                    raise ObjectUnknown(
+                        "that version is at no host that answered since the recovery",
+                        hint="try again when more peers are up",
+                    )
                 moved = entry.model_copy(update={"version": made})
                 await self._commit(
                     [
@@ -670,16 +689,38 @@ class StorageService:
 
     async def keep_unfound(self, listed: Sequence[Listed]) -> None:
         """Keep in the directory what nobody who answers has: its hosts may come back."""
-        await self._commit(
-            [(UNFOUND + parse_read(item.capability).manifest_hash, pack([item])) for item in listed]
-        )
+        changes: list[tuple[bytes, bytes | None]] = []
+        for item in listed:
+            ref = parse_read(item.capability).manifest_hash
+            changes.append((UNFOUND + ref, pack([item])))
+            if item.name:
+                changes.append(version_row(item.name, item.version, ref))
+        await self._commit(changes)
 
-    async def look_again(self) -> None:
+    def _unfound(self, ref: bytes) -> Listed | None:
+        raw = self._state.get(UNFOUND + ref)
+        return None if raw is None else unpack(raw)[0]
+
+    async def run_unfound(self) -> None:
+        """Look for what a recovery did not find whenever peers came up, until cancelled."""
+        while True:
+            await self._came_up.wait()
+            self._came_up.clear()
+            await self._look_again()
+
+    async def _look_again(self) -> None:
         """Take back what a recovery did not find, as far as somebody has it now."""
         for item in self.unfound():
-            with suppress(ObjectUnknown):
-                await self.adopt(item)
-                self.on_change()
+            try:
+                changes = await self._adoption(item)
+            except ObjectUnknown:
+                continue
+            ref = parse_read(item.capability).manifest_hash
+            async with self._turns.of(ref):
+                if self._unfound(ref) is None:
+                    continue  # It was deleted meanwhile.
+                await self._commit(changes)
+            self.on_change()
 
     async def keep_versions(self, listed: Sequence[Listed]) -> None:
         """Count the versions of names on from where a directory has them."""
@@ -695,6 +736,10 @@ class StorageService:
         Raises:
             ObjectUnknown: no host that answered has it.
         """
+        await self._commit(await self._adoption(listed))
+
+    async def _adoption(self, listed: Listed) -> list[tuple[bytes, bytes | None]]:
+        """Return the changes that take an object of the directory into the own list."""
         read = parse_read(listed.capability)
         found = await self._find(read.verify)
         located = await self._search(read.verify, found)
@@ -706,10 +751,7 @@ class StorageService:
             size_bytes=listed.size_bytes,
             created_ms=listed.created_ms,
             placement=placement_of(located.manifest, columns),
-            held=tuple(
-                HeldAt(node=at.node, lease_id=at.lease_id, size_bytes=at.size_bytes)
-                for at in listed.held
-            ),
+            held=_held_at(listed),
             deleting=False,
             version=listed.version,
         )
@@ -721,7 +763,7 @@ class StorageService:
         ]
         if listed.name:
             changes.extend(self._versions.rows(listed.name, listed.version, manifest_hash))
-        await self._commit(changes)
+        return changes
 
     async def drop_gone(self, ref: bytes) -> bool:
         """Take an object off the list where no other host has it any more; say whether it did.
@@ -1221,6 +1263,20 @@ class StorageService:
                     self._ending(ends),
                 )
             )
+        for item in self.unfound():
+            ends = self._own_ends(self._never_found(item))
+            rows.append(
+                ObjectRow(
+                    item.name,
+                    item.capability,
+                    item.size_bytes,
+                    item.created_ms,
+                    UNFOUND_MARGIN,
+                    item.version,
+                    first_end(ends),
+                    self._ending(ends),
+                )
+            )
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
 
     async def rm(self, capability: str) -> RmResult:
@@ -1233,13 +1289,31 @@ class StorageService:
         verify = parse_verify(capability)
         ref = verify.manifest_hash
         async with self._turns.of(ref):
-            entry = self._entry(ref)
+            entry, unfound = self._entry(ref), self._unfound(ref)
+            if unfound is not None:
+                entry = self._never_found(unfound)
             if entry is not None and not entry.deleting:
                 going = entry.model_copy(update={"deleting": True}).to_bytes()
-                await self._commit([(OBJECTS + ref, going)])
+                await self._commit([(OBJECTS + ref, going), (UNFOUND + ref, None)])
         # Who mends it stops, and says what lies where by then.
         async with self.mender.apart(ref), self._turns.of(ref):
             return await self._rm(verify)
+
+    def _never_found(self, listed: Listed) -> ObjectEntry:
+        """Return the entry under which an object is deleted that a recovery did not find.
+
+        Where its columns were placed nobody knows, and a deletion asks only who held it.
+        """
+        return ObjectEntry(
+            name=listed.name,
+            capability=listed.capability,
+            size_bytes=listed.size_bytes,
+            created_ms=listed.created_ms,
+            placement=Placement(k=1, columns=(self._key.node_id,), survive=None),
+            held=_held_at(listed),
+            deleting=False,
+            version=listed.version,
+        )
 
     async def _rm(self, verify: VerifyCapability) -> RmResult:
         ref = verify.manifest_hash
