@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.storage.durability import KINDS, Domains, Host, Survival, domains_of, parse, plan, survival
+from xsc.storage.durability import (
+    KINDS,
+    Domains,
+    Host,
+    Survival,
+    attainable,
+    domains_of,
+    parse,
+    plan,
+    survival,
+)
 
 NODES_MAX = 9
 SITES_MAX = 4
@@ -98,6 +108,20 @@ wide = st.lists(st.tuples(labels, labels, labels), min_size=1, max_size=6).map(
 def test_the_plan_is_the_best_there_is_with_introducers(hosts, code, asked):
     n, m = code
     assert planned(hosts, n, m, asked) == brute(hosts, n, m, asked)
+
+
+@given(
+    wide,
+    st.sampled_from([(6, 2), (3, 2), (5, 1), (2, 1)]),
+    st.builds(Survival, *(st.integers(0, 2) for _ in KINDS)),
+)
+def test_no_placement_survives_more_of_a_contract_than_is_attainable(hosts, code, asked):
+    n, m = code
+    most = attainable(hosts, n, m, asked)
+    assert plan(hosts, n, m, most) is not None
+    for counts in itertools.product(*(range(count + 1) for count in asked)):
+        if counts > most:
+            assert plan(hosts, n, m, Survival(*counts)) is None
 
 
 def test_domains_are_counted_by_kind_and_nodes_that_name_none_beside_them():

@@ -72,10 +72,6 @@ class Survival(tuple[int, ...]):
         """Say whether at least as much survives as was asked for."""
         return all(had >= wanted for had, wanted in zip(self, asked, strict=True))
 
-    def at_most(self, asked: Survival) -> Survival:
-        """Return what of a contract survives."""
-        return Survival(*map(min, self, asked))
-
     def shown_for(self, asked: Survival) -> Survival:
         """Return what to say of it: of introducers only to who asked.
 
@@ -400,3 +396,19 @@ def plan(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> tuple[bytes,
                 left[index] -= 1
                 columns.append(host.node)
     return tuple(columns)
+
+
+def attainable(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> Survival:
+    """Return the most of a contract that a placement survives: of nodes first, then of sites.
+
+    The arguments are those of `plan`, which finds that placement; all of the contract where
+    there is one for it.
+    """
+    most = Survival()
+    for kind, wanted in enumerate(asked):
+        for count in range(wanted, 0, -1):
+            more = Survival(*most[:kind], count)
+            if plan(hosts, n, m, more) is not None:
+                most = more
+                break
+    return most

@@ -41,7 +41,7 @@ from xsc.storage.capability import (
     content_key,
     verify_key,
 )
-from xsc.storage.durability import Host, Survival, survival
+from xsc.storage.durability import Host, Survival, attainable, survival
 from xsc.storage.durability import plan as plan_columns
 from xsc.storage.erasure import Code, StorageShard, cut
 from xsc.storage.having import HAVE_MAX
@@ -51,7 +51,6 @@ from xsc.storage.manifest import SealedSegment, build, hash_of, open_manifest, s
 from xsc.storage.messages import ObjectRecord
 from xsc.storage.placement import (
     Placement,
-    assign,
     check_code,
     columns_of,
     contract_of,
@@ -458,9 +457,8 @@ class Upload:
         that has not said its site and owner yet at a site and of an owner of its own.
         """
         code, asked = self._code, self._survive
-        now = survival(self._hosts_of(assign(nodes, code.n)), code.m)
-        works = now.at_most(asked).to_text()
-        less = f"`--survive {works}` accepts what works now"
+        works = attainable(self._hosts_of(nodes), code.n, code.m, asked)
+        less = f"`--survive {works.to_text()}` accepts what works now"
         known = [self._reach.own, *self._reach.hosts.peers()][:PLAN_HOSTS_MAX]
         heard = await self._reach.hosts.learn_labels(known)
         hosts = [

@@ -17,7 +17,15 @@ from pydantic import Field
 from xsc.base.limits import DEFAULT_LOSSES_MAX, SHARDS_MAX
 from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.durability import KINDS, Host, Survival, plan, survival
+from xsc.storage.durability import (
+    KINDS,
+    Host,
+    Survival,
+    attainable,
+    domains_of,
+    plan,
+    survival,
+)
 from xsc.storage.erasure import Code
 from xsc.storage.held import HeldObject
 from xsc.storage.manifest import (
@@ -87,16 +95,8 @@ def columns_of(columns: Sequence[bytes], node: bytes) -> tuple[int, ...]:
 
 
 def losses_survived(columns: Sequence[bytes], m: int) -> int:
-    """Return how many nodes can be lost, whichever they are, with k columns left.
-
-    Exact: the worst loss of f nodes is that of the f that hold most.
-    """
-    lost = 0
-    for survived, held in enumerate(sorted(Counter(columns).values(), reverse=True)):
-        lost += held
-        if lost > m:
-            return survived
-    return len(set(columns))
+    """Return how many nodes can be lost, whichever they are, with k columns left."""
+    return survival([Host(node) for node in columns], m).nodes
 
 
 def nodes_needed(code: Code, survive_nodes: int) -> int | None:
@@ -142,37 +142,32 @@ def check_code(code: Code, asked: Survival) -> Shortfall | None:
 
 def shortfall(known: Sequence[Host], code: Code, asked: Survival) -> Shortfall | None:
     """Return why no placement at the known nodes survives what is asked, or None if one does."""
-    if plan(known, code.n, code.m, asked) is not None:
+    most = attainable(known, code.n, code.m, asked)
+    if most == asked:
         return None
-    nodes = len(known)
-    survived = survival([known[column % nodes] for column in range(code.n)], code.m)
-    where = f"{code.n} shards on {nodes} {'node' if nodes == 1 else 'nodes'}"
-    if survived.nodes < asked.nodes:
+    hosts = {host.node: host for host in known}
+    # The planner may give up on a wide code: then it is said of one placement of many.
+    columns = plan(known, code.n, code.m, most) or assign([*hosts], code.n)
+    nodes, *others = domains_of([hosts[node] for node in columns])
+    where = f"{code.n} shards on {nodes.known} {'node' if nodes.known == 1 else 'nodes'}"
+    short = next(i for i, wanted in enumerate(asked) if most[i] < wanted)
+    if short == 0:
         return Shortfall(
-            f"{where} survive the loss of {survived.nodes}, asked for was {asked.nodes}",
+            f"{where} survive the loss of {most.nodes}, asked for was {asked.nodes}",
             f"it takes {nodes_needed(code, asked.nodes)} nodes",
         )
-    short = next((i for i, wanted in enumerate(asked) if survived[i] < wanted), None)
-    if short is None:
-        return Shortfall(
-            f"no placement on these {nodes} nodes survives {asked.to_text()}",
-            "more nodes at other sites and of other owners would help",
-        )
-    kind = KINDS[short]
-    names = {host[short] for host in known}
-    named = len(names - {""})
+    kind, named = KINDS[short], others[short - 1].known
     hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
     if kind == "introducer":
         hint = "answer for some of them (`xsc peer confirm`), or invite others"
-    elif "" in names:
+    elif not all(host[short] for host in known):
         hint = (
             f"a node that does not say its {kind} counts as lost with every {kind}: "
             f"set `{kind}` in its configuration"
         )
     return Shortfall(
         f"{where} at {named} known {kind if named == 1 else kind + 's'} survive the loss of "
-        f"{survived[short]} {kind if survived[short] == 1 else kind + 's'}, "
-        f"asked for was {asked[short]}",
+        f"{most[short]} {kind if most[short] == 1 else kind + 's'}, asked for was {asked[short]}",
         hint,
     )
 

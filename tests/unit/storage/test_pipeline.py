@@ -121,6 +121,17 @@ async def test_a_durability_that_cannot_be_met_is_refused_before_anything_is_sen
     assert sum(used(world)) == 0
 
 
+async def test_a_refusal_offers_the_most_that_works():
+    world = await World(12).start()
+    for index, host in enumerate(world.hosts):
+        world.labels[host.id] = (f"site{index // 4}", "")
+    with pytest.raises(DurabilityUnreachable) as fault:
+        await put(world[0], content(MIB), survive=Survival(0, 2))
+    assert "`--survive 1site`" in fault.value.hint
+    done = await put(world[0], content(MIB), survive=Survival(0, 1))
+    assert done.survives[1] == 1
+
+
 @pytest.mark.parametrize(
     ("nodes", "survive", "code"), [(7, 2, (4, 2)), (3, 1, (4, 2)), (3, 2, (1, 2)), (8, 4, (4, 4))]
 )

@@ -188,6 +188,14 @@ def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
     assert "2 known sites survive" in apart.reason
 
 
+def test_a_shortfall_gives_the_figures_of_the_best_placement():
+    known = [Host(bytes([index]) * 32, f"site{index // 6}") for index in range(18)]
+    short = shortfall(known, Code(), Survival(0, 2))
+    assert "6 shards on 6 nodes at 3 known sites survive the loss of 1 site," in short.reason
+    short = shortfall(known, Code(), Survival(2, 2))
+    assert "6 shards on 6 nodes at 3 known sites survive the loss of 1 site," in short.reason
+
+
 @pytest.mark.parametrize(("k", "m"), [(4, 2), (1, 0), (1, 1), (1, 2), (2, 4), (5, 3), (10, 6)])
 def test_the_default_contract_is_what_the_planner_reaches_at_most_two_nodes(k, m):
     code = Code(k, m)
