@@ -3,7 +3,13 @@
 import pytest
 
 from tests.sim.network import content, put, run
-from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, RecordInvalid
+from xsc.base.errors import (
+    ArgumentInvalid,
+    EntryRefused,
+    PeerSilent,
+    ReceiptInvalid,
+    RecordInvalid,
+)
 from xsc.base.limits import LEDGER_RETRY_MS, MIB
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
@@ -121,6 +127,70 @@ def test_a_creditor_alone_books_no_payment_and_no_more_than_is_owed():
         assert not await creditor.payments.say(debtor.key.node_id, 0)
         assert not await debtor.payments.say(creditor.key.node_id, 5)
         assert books(debtor, creditor) == (owed, owed)
+
+    story(play)
+
+
+@pytest.mark.parametrize("then", [0, 5])
+def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
+    """Its voucher is not enough: the operator must say the amount when it is booked, too."""
+
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        me, peer = debtor.key.node_id, creditor.key.node_id
+        await creditor.payments.say(me, owed)
+        reply = await debtor.peers.call(
+            peer, ACCOUNT, {"v": 1, "paid_micro": owed, "is_payer": True}
+        )
+        raw = reply.header["voucher"]
+        assert not await creditor.payments.say(me, then)
+
+        async def book_it(xid, amount_micro):
+            lease_id = off_books_lease(me, peer)
+            with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+                await debtor.ledger.collect(
+                    xid=xid,
+                    debtor=peer,
+                    amount_micro=amount_micro,
+                    lease_id=lease_id,
+                    voucher=raw,
+                )
+
+        await book_it(b"a" * 16, owed)
+        assert books(debtor, creditor) == (owed, owed)
+        # What was corrected is booked, and nothing more under the voucher of before.
+        assert await debtor.payments.say(peer, 5) is (then == 5)
+        await book_it(b"b" * 16, owed - then)
+        await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
+        assert books(debtor, creditor) == (owed - then, owed - then)
+        # The same amount again is another word: another voucher, which is booked.
+        assert await debtor.payments.say(peer, owed - then) is False
+        assert await creditor.payments.say(me, owed - then)
+        assert books(debtor, creditor) == (0, 0)
+
+    story(play)
+
+
+def test_a_payment_that_its_creditor_says_twice_is_booked_once():
+    """The first word's voucher was taken up while the creditor could not be asked."""
+
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        me, peer = debtor.key.node_id, creditor.key.node_id
+        await creditor.payments.say(me, 7)
+        reply = await debtor.peers.call(peer, ACCOUNT, {"v": 1, "paid_micro": 7, "is_payer": True})
+        await world.clock.sleep_ms(1)
+        world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
+        await debtor.payments.say(peer, 7)
+        with pytest.raises(PeerSilent):
+            await debtor.payments._book(peer, debtor.payments.said(peer), reply.header["voucher"])
+        assert debtor.ledger.pending() == 1
+        await creditor.payments.say(me, 7)
+        world.net.heal()
+        await world.until(lambda: books(debtor, creditor) == (owed - 7, owed - 7))
+        await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
+        assert books(debtor, creditor) == (owed - 7, owed - 7)
+        assert debtor.ledger.pending() == 0
 
     story(play)
 

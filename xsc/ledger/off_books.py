@@ -77,11 +77,22 @@ def check_voucher(voucher: Voucher, said: Said, *, payer: bytes, payee: bytes) -
     return None
 
 
-def xid_of(voucher: Voucher, said: Said) -> bytes:
-    """Return the id of the entry that books a payment: the same for the same word of the payer.
+def check_consent(voucher: Voucher, said: Said | None, *, payer: bytes, payee: bytes) -> str | None:
+    """Return why the payee does not book what its own voucher is over.
 
-    One that the payee refused is spent; the operator's next word goes under another.
+    Its operator may have taken back or corrected what was signed. A voucher refused so is
+    refused for ever: the operator's next word has another time, and so another voucher.
     """
-    amount = voucher.amount_micro.to_bytes(8, "big")
-    said_ms = said.said_ms.to_bytes(8, "big")
-    return tagged_sha256("off-books/xid", voucher.lease_id, amount, said_ms)[:XID_BYTES]
+    if said is None or said.is_payer or voucher != make_voucher(said, payer=payer, payee=payee):
+        return "the operator does not say now that this was paid"
+    return None
+
+
+def xid_of(voucher: Voucher, said: Said) -> bytes:
+    """Return the id of the entry that books a payment: the same for the same two words.
+
+    One that the payee refused is spent; the next word of either operator goes under another.
+    """
+    numbers = (voucher.amount_micro, voucher.until_ms, said.said_ms)
+    words = (number.to_bytes(8, "big") for number in numbers)
+    return tagged_sha256("off-books/xid", voucher.lease_id, *words)[:XID_BYTES]

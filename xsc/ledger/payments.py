@@ -125,6 +125,10 @@ class Payments:
         booked = self._booked(peer, is_payer=found.is_payer)
         return None if off_books.is_over(found, booked) else found
 
+    def check_consent(self, payer: bytes, voucher: Voucher) -> str | None:
+        """Return why this node's operator does not agree now to what its voucher is over."""
+        return off_books.check_consent(voucher, self.said(payer), payer=payer, payee=self._own)
+
     def is_payment(self, peer: bytes, lease_id: bytes | None) -> bool:
         """Return whether what was booked with a peer under that lease id was paid outside."""
         return lease_id in (off_books_lease(self._own, peer), off_books_lease(peer, self._own))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value
@@ -95,7 +95,7 @@ from xsc.ledger.validation import (
     check_own_next,
     check_proposal,
 )
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, off_books_lease
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,6 +121,13 @@ EntryState: TypeAlias = Literal["settled", "open", "void", "noted", "claim", "co
 incarnation before and was shown late; `covered` likewise, and counts nothing, because what
 its debtor promised is booked already."""
 Direction: TypeAlias = Literal["in", "out", "-"]
+
+
+class Payee(Protocol):
+    """Who knows what this node's operator says was paid to it outside of the books."""
+
+    def check_consent(self, payer: bytes, voucher: Voucher) -> str | None:
+        """Return why the operator does not agree now to what the voucher is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +253,8 @@ class LedgerService:
         self._told = Tally(INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
+        self.payments: Payee | None = None
+        """Without it, nothing that was paid outside is answered."""
         self._restart: Restart | None = None
         self._ledger = self._load()
 
@@ -581,7 +590,11 @@ class LedgerService:
         """Return this node's signed half to a creditor's, writing both unless it is known."""
         book = self._ledger
         told = self._incarnation_of(caller)
-        refusal = check_proposal(book, half, caller, voucher) or check_incarnation(told, half)
+        refusal = (
+            check_proposal(book, half, caller, voucher)
+            or check_incarnation(told, half)
+            or self._check_payment(caller, voucher.record)
+        )
         if refusal is not None:
             if refusal.code == "exists":
                 return self._read(HALF, book.entries[caller, half.record.xid].seq)
@@ -602,6 +615,15 @@ class LedgerService:
         await self._extend(own, voucher, initiator=half)
         self.on_change()
         return own.raw
+
+    def _check_payment(self, payer: bytes, voucher: Voucher) -> Refusal | None:
+        """Return why what was paid outside is not booked at this moment."""
+        if voucher.lease_id != off_books_lease(payer, self._key.node_id):
+            return None
+        if self.payments is None:
+            return Refusal("payment_not_said", "nothing that was paid outside is booked here")
+        wrong = self.payments.check_consent(payer, voucher)
+        return None if wrong is None else Refusal("payment_not_said", wrong)
 
     async def _answer_history(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

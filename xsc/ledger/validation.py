@@ -49,6 +49,7 @@ Code: TypeAlias = Literal[
     "lease_busy",
     "amount_wrong",
     "amount_overflow",
+    "payment_not_said",
     "limit_exceeded",
     "answer_wrong",
 ]

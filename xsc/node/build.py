@@ -332,6 +332,7 @@ class Node:
             state=parts.state,
             log=log,
         )
+        self.ledger.payments = self.payments
         self.evidence = EvidenceBook(net, parts.state)
         drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
