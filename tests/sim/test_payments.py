@@ -51,7 +51,9 @@ def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first)
         (one, other) = sides if first == "debtor" else sides[::-1]
         assert not await one[0].payments.say(one[1].key.node_id, 60)
         assert books(debtor, creditor) == (owed, owed)
-        assert other[0].payments.heard(other[1].key.node_id) == 60
+        # The debtor's word is shown to the creditor; the creditor's is not there to be echoed.
+        heard = 60 if first == "debtor" else 0
+        assert other[0].payments.heard(other[1].key.node_id) == heard
         assert await other[0].payments.say(other[1].key.node_id, 60)
         assert books(debtor, creditor) == (owed - 60, owed - 60)
         for node in (debtor, creditor):
@@ -167,6 +169,23 @@ def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
         assert await debtor.payments.say(peer, owed - then) is False
         assert await creditor.payments.say(me, owed - then)
         assert books(debtor, creditor) == (0, 0)
+
+    story(play)
+
+
+def test_a_debtor_cannot_read_what_its_creditor_said_and_echo_it():
+    async def play(world):
+        debtor, creditor, owed = await indebted(world)
+        me, peer = debtor.key.node_id, creditor.key.node_id
+        assert not await creditor.payments.say(me, owed)
+        for paid, told in ((0, 0), (owed - 1, 0), (owed, owed), (1, 0)):
+            reply = await debtor.peers.call(
+                peer, ACCOUNT, {"v": 1, "paid_micro": paid, "is_payer": True}
+            )
+            assert reply.header["paid_micro"] == told
+            assert (reply.header["voucher"] is not None) is (told > 0)
+            await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
+            assert debtor.payments.heard(peer) == 0
 
     story(play)
 

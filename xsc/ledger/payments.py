@@ -2,7 +2,8 @@
 
     ledger.account  paid_micro, is_payer: what the caller's operator says was paid, 0 for nothing
         -> limit_micro, left_micro: what the caller may owe here, and how far that is
-           paid_micro, is_payer: what this node's operator says
+           paid_micro, is_payer: what this node's operator says; the payee's word is told
+             only to a payer that has said the same
            voucher: where both say the same and this node was paid
 
 What a peer says of limits is shown to people, and nothing follows from it. What it says of
@@ -139,6 +140,15 @@ class Payments:
         own = self.said(peer)
         return 0 if own is not None and own.amount_micro == amount else amount
 
+    def _told(self, peer: bytes, said: Said | None) -> int:
+        """Return which amount a peer is told: of the payee's word, only what the payer said too.
+
+        The payer could echo any other, and have booked what the payee's operator mistyped.
+        """
+        if said is None or not (said.is_payer or self._theirs.get(peer) == said.amount_micro):
+            return 0
+        return said.amount_micro
+
     def _booked(self, peer: bytes, *, is_payer: bool) -> int:
         payer, payee = (self._own, peer) if is_payer else (peer, self._own)
         return self._ledger.settled_between(
@@ -193,7 +203,7 @@ class Payments:
             ACCOUNT,
             {
                 "v": 1,
-                "paid_micro": 0 if said is None else said.amount_micro,
+                "paid_micro": self._told(peer, said),
                 "is_payer": said is not None and said.is_payer,
             },
             timeout_ms=ACCOUNT_TIMEOUT_MS,
@@ -244,7 +254,7 @@ class Payments:
             "limit_micro": self._ledger.limit(caller),
             "left_micro": max(0, left),
             "behind_micro": max(0, -left),
-            "paid_micro": 0 if said is None else said.amount_micro,
+            "paid_micro": self._told(caller, said),
             "is_payer": said is not None and said.is_payer,
             "voucher": voucher,
         }, ()
