@@ -8,8 +8,9 @@ import pytest
 
 from tests.sim.network import NO_HOME, World, content, get, put, run
 from tests.sim.test_hoarding import greedy
+from tests.sim.test_recovery import back, place_of
 from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
-from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB
+from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.book import AddressRecord
@@ -131,7 +132,15 @@ def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
             await world.restart(index)
             await world.clock.sleep_ms(30_000)
         assert not world.knows(1, 2)
+        # A recovery brings back what the operator said, and nobody against it.
+        place = place_of(world, 0)
+        await world.lose(1)
+        await back(world, 1, place)
+        await world.clock.sleep_ms(30_000)
+        assert world.knows(1, guest)
+        assert not world.knows(1, 2)
         if how == "block":
+            assert world.nodes[1].peers.info(other).blocked
             await world.nodes[1].peers.remove(other)
             await world.clock.sleep_ms(30_000)
             assert not world.knows(1, 2)
@@ -265,7 +274,10 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
 def test_a_recovered_node_knows_who_was_introduced():
     async def play(world):
         node, (hub, other) = world.nodes[1], ids(world, 0, 2)
-        await node.directory.write()
+        removed = [number.to_bytes(32, "big") for number in range(REMOVED_LISTED_MAX + 1)]
+        for peer in removed:
+            node.peers._book.remove(peer)
+        await node.directory.told()
         body = open_body(
             open_head(node.directory.head, node.key.node_id, node.peers.network).record, node.key
         )
@@ -273,9 +285,11 @@ def test_a_recovered_node_knows_who_was_introduced():
         await world.lose(1)
         again = world.make(1, recovering=True)
         again.peers.restore(node.peers.info(hub))
-        await find_head(again, node.directory.head)
+        await find_head(again)
         assert again.peers.info(other).through == hub
         assert again.peers.info(hub).through is None
+        # Of those that were removed, the newest.
+        assert again.peers.removed() == removed[:0:-1]
         await again.stop_recovering()
 
     run(12, 3, play, INTRODUCED, kind=Star)

@@ -203,6 +203,27 @@ def test_no_voucher_has_the_number_of_another():
     run(23, 7, play, MONEY)
 
 
+def test_what_the_operator_said_of_peers_since_a_backup_holds():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        one, two, three = (node.key.node_id for node in world.nodes[1:])
+        raw = back_up(world)
+        await owner.peers.confirm(one)
+        await owner.peers.rename(one, "friend")
+        await owner.peers.block(two)
+        await owner.peers.remove(three)
+        await world.clock.sleep_ms(20_000)
+        await lose_and_restore(world, raw)
+        await caught_up(world)
+        peers = world.nodes[OWNER].peers
+        assert peers.peers() == [one]
+        assert (peers.info(one).name, peers.info(one).confirmed) == ("friend", True)
+        assert peers.info(two).blocked
+        assert peers.removed() == [three]
+
+    run(28, 4, play)
+
+
 def test_what_may_have_been_seen_before_is_refused():
     async def play(world):
         raw = back_up(world)

@@ -235,6 +235,8 @@ NO_PROGRESS_MS = 10_000
 BODY_BYTES_A_SECOND_MIN = 16 * KIB
 """What is due in a window, of a body and of an answer: slower ones are given up."""
 PEERS_MAX = 1_000
+REMOVED_LISTED_MAX = 1_000
+"""Peers that were removed that a directory head lists, the newest: a recovery bars them again."""
 PEER_NAME_CHARS_MAX = 64
 PEER_ADDRESSES_MAX = 16
 PEER_ADDRESS_CHARS_MAX = 255

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from xsc.base.errors import ArgumentInvalid, PeerUnknown, SpaceExhausted
+from xsc.base.errors import ArgumentInvalid, PeerUnknown, SpaceExhausted, StoreDamaged
 from xsc.base.ids import TEXT_CHARS, short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
@@ -27,7 +27,8 @@ from xsc.identity.envelope import Count, Id32, Record
 
 PREFIX = b"net/peer/"
 REMOVED = b"net/removed/"
-"""Peers that the operator removed: only an invitation brings them back."""
+"""Peers that the operator removed, numbered in that order: only an invitation brings them back."""
+_NUMBER_BYTES = 8
 PREFIX_CHARS_MIN = 4
 """Shortest beginning of an id that stands for the id."""
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{PEER_NAME_CHARS_MAX - 1}}}")
@@ -121,10 +122,20 @@ class PeerBook:
         for _, raw in store.scan(PREFIX, prefix_end(PREFIX)):
             info = PeerInfo.from_bytes(raw)
             self._peers[info.node_id] = info
+        self._removed: dict[bytes, int] = {}
+        """The number of each peer that was removed."""
+        for key, raw in store.scan(REMOVED, prefix_end(REMOVED)):
+            if len(raw) != _NUMBER_BYTES:
+                raise StoreDamaged("a row of the table 'net/removed/' is no number")
+            self._removed[key.removeprefix(REMOVED)] = int.from_bytes(raw, "big")
 
     def was_removed(self, node_id: bytes) -> bool:
         """Say whether the operator removed a peer, and no invitation brought it back."""
-        return self._store.get(REMOVED + node_id) is not None
+        return node_id in self._removed
+
+    def removed(self) -> list[bytes]:
+        """Return whom the operator removed and no invitation brought back, the newest first."""
+        return sorted(self._removed, key=lambda node: self._removed[node], reverse=True)
 
     def get(self, node_id: bytes) -> PeerInfo | None:
         """Return what is kept of a peer, or None."""
@@ -206,8 +217,7 @@ class PeerBook:
             SpaceExhausted: PEERS_MAX are known.
         """
         known = self._peers.get(node_id)
-        if known is None and len(self._peers) >= PEERS_MAX:
-            raise SpaceExhausted(f"{PEERS_MAX} peers are known here, and no more fit")
+        self._check_room(known)
         if name is not None:
             self._check_name(node_id, name)
         elif known is not None:
@@ -223,6 +233,37 @@ class PeerBook:
             seq=record.seq,
             record=signed,
             introducible=record.introducible,
+        )
+
+    def _check_room(self, known: PeerInfo | None) -> None:
+        if known is None and len(self._peers) >= PEERS_MAX:
+            raise SpaceExhausted(f"{PEERS_MAX} peers are known here, and no more fit")
+
+    def restored(self, told: PeerInfo, now_ms: int) -> PeerInfo:
+        """Return the entry for a peer that the directory tells of; `put` keeps it.
+
+        What the operator said of it is taken as told; of two addresses, the newer one.
+
+        Raises:
+            SpaceExhausted: PEERS_MAX are known.
+        """
+        known = self._peers.get(told.node_id)
+        self._check_room(known)
+        name = unique_name(told.name, told.node_id, self._taken(told.node_id))
+        if known is None:
+            return told.model_copy(update={"name": name, "added_ms": now_ms})
+        newer = told if told.seq > known.seq else known
+        return told.model_copy(
+            update={
+                "name": name,
+                "added_ms": known.added_ms,
+                "addresses": newer.addresses,
+                "fingerprint": newer.fingerprint,
+                "seq": newer.seq,
+                "record": newer.record,
+                "introducible": newer.introducible,
+                "member": known.member if known.introducer == told.introducer else b"",
+            }
         )
 
     def moved(self, node_id: bytes, record: AddressRecord, signed: bytes) -> PeerInfo | None:
@@ -254,8 +295,12 @@ class PeerBook:
         ]
         self._store.write(changes, sync=sync)
         self._peers[info.node_id] = info
+        self._removed.pop(info.node_id, None)
 
     def remove(self, node_id: bytes) -> None:
         """Forget a peer, on the disk too, so that no introduction brings it back."""
-        self._store.write([(PREFIX + node_id, None), (REMOVED + node_id, b"")], sync=True)
+        number = max(self._removed.values(), default=0) + 1
+        raw = number.to_bytes(_NUMBER_BYTES, "big")
+        self._store.write([(PREFIX + node_id, None), (REMOVED + node_id, raw)], sync=True)
         self._peers.pop(node_id, None)
+        self._removed[node_id] = number

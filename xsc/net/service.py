@@ -64,7 +64,7 @@ from xsc.net.quota import Quota, Ticket
 from xsc.net.replay import ReplayGuard
 
 OnChange: TypeAlias = Callable[[bytes, str], None]
-"""Hears of a peer that was "added", "removed" or "blocked"."""
+"""Hears of a peer that was "added", "removed", "blocked", "renamed" or "confirmed"."""
 AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
 """Says by a call's header how much its answer has at most; raises where that breaks a rule."""
 
@@ -301,7 +301,7 @@ class PeerNet:
         return tuple(address for address in found if not is_loopback(split(address)[0]))
 
     def on_change(self, listener: OnChange) -> None:
-        """Tell a listener of every peer that is added, removed or blocked from now on."""
+        """Tell a listener of every peer of which something changes from now on."""
         self._listeners.append(listener)
 
     def _tell(self, peer: bytes, what: str) -> None:
@@ -377,29 +377,43 @@ class PeerNet:
         self._meet(asked.node_id, theirs, name)
         return asked.node_id
 
-    def restore(self, info: PeerInfo) -> None:
-        """Take a peer that was known before this node lost its state; a newer entry stays.
+    def restore(self, told: PeerInfo) -> None:
+        """Take a peer as the directory tells of it: blocked or not, confirmed or not.
+
+        Of its addresses, the newer ones stay.
 
         Raises:
             SpaceExhausted: PEERS_MAX are known.
         """
-        if info.node_id == self.node_id:
+        peer = told.node_id
+        if peer == self.node_id:
             return
-        before = self._book.get(info.node_id)
-        if before is not None and before.seq >= info.seq:
+        before = self._book.get(peer)
+        info = self._book.restored(told, self._clock.now_ms())
+        if info == before:
             return
-        record = AddressRecord(
-            name=info.name,
-            addresses=info.addresses,
-            fingerprint=info.fingerprint,
-            introducible=False,
-            seq=info.seq,
-        )
-        met = self._book.met(info.node_id, record, name=None, now_ms=self._clock.now_ms())
-        came = {"introducer": info.introducer, "hops": info.hops, "confirmed": info.confirmed}
-        self._book.put(met.model_copy(update=came))
-        if before is None:
-            self._tell(info.node_id, "added")
+        self._book.put(info)
+        was_called = before is not None and not before.blocked
+        if was_called and info.blocked:
+            self._forget(peer)
+            self._tell(peer, "blocked")
+        elif not was_called and not info.blocked:
+            self._tell(peer, "added")
+
+    def removed(self) -> list[bytes]:
+        """Return whom the operator removed and no invitation brought back, the newest first."""
+        return self._book.removed()
+
+    def restore_removed(self, peers: Sequence[bytes]) -> None:
+        """Remove again whom the operator had removed, the newest first."""
+        for peer in reversed(peers):
+            if self._book.was_removed(peer):
+                continue
+            known = self._book.get(peer) is not None
+            self._book.remove(peer)
+            if known:
+                self._forget(peer)
+                self._tell(peer, "removed")
 
     def refuse_before(self, peer: bytes, until_ms: int) -> None:
         """Have the next start of this node refuse what a peer made before a time.
@@ -421,6 +435,7 @@ class PeerNet:
             PeerUnknown: no such peer. ArgumentInvalid: the name is taken, or none.
         """
         self._book.put(self._book.renamed(peer, name))
+        self._tell(peer, "renamed")
 
     async def confirm(self, peer: bytes) -> None:
         """Answer for an introduced peer as for an invited one: it may introduce others, too.
@@ -429,6 +444,7 @@ class PeerNet:
             PeerUnknown: no such peer.
         """
         self._book.put(self._book.info(peer).model_copy(update={"confirmed": True}))
+        self._tell(peer, "confirmed")
         self._introduce_all()
 
     def shares_with(self, peer: bytes) -> list[bytes]:

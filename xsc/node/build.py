@@ -530,7 +530,7 @@ class Node:
         self.directory.wake()
         if what == "added":
             self.health.watch(peer)
-        else:
+        elif what in {"removed", "blocked"}:
             self.health.forget(peer)
 
     async def _tell_standing(self, peer: bytes) -> None:

@@ -31,6 +31,7 @@ from xsc.base.limits import (
     DIRECTORY_WAITED_MS,
     INCARNATION_GAP,
     MIB,
+    REMOVED_LISTED_MAX,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
 from xsc.base.log import Log
@@ -201,7 +202,7 @@ class DirectoryKeeper:
                 waiting.over.set()
 
     def _known(self) -> tuple[KnownPeer, ...]:
-        infos = [self._peers.info(peer) for peer in sorted(self._peers.peers())]
+        infos = [self._peers.info(peer) for peer in sorted(self._peers.all_peers())]
         return tuple(
             KnownPeer(
                 info.node_id,
@@ -213,6 +214,7 @@ class DirectoryKeeper:
                 info.introducer,
                 info.hops,
                 info.confirmed,
+                info.blocked,
             )
             for info in infos
         )
@@ -227,9 +229,9 @@ class DirectoryKeeper:
 
     async def _write(self) -> bool:
         packed = await self._executor.run(lambda: pack(self._storage.directory()))
-        peers = self._known()
+        peers, removed = self._known(), tuple(self._peers.removed()[:REMOVED_LISTED_MAX])
         ledger = self._ledger()
-        shown = body_bytes(HeadBody(0, peers, b"", None, ledger))
+        shown = body_bytes(HeadBody(0, peers, b"", None, ledger, removed))
         listed = tagged_sha256("directory", packed)
         digest = tagged_sha256("directory-content", listed, shown)
         if digest == self._digest or not peers:
@@ -254,6 +256,7 @@ class DirectoryKeeper:
             packed if capability is None else None,
             capability,
             ledger,
+            removed,
         )
         await self._keep(
             make_head(

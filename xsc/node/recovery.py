@@ -124,6 +124,26 @@ class FoundHead:
     """Those that did not answer."""
 
 
+def _restore(node: Node, body: HeadBody) -> None:
+    """Take all that a directory says of peers: whom there is, and whom the operator barred."""
+    for known in body.peers:
+        node.peers.restore(
+            PeerInfo(
+                node_id=known.node,
+                name=known.name,
+                addresses=known.addresses,
+                fingerprint=known.fingerprint,
+                added_ms=0,
+                seq=known.seq,
+                introducer=known.introducer,
+                hops=known.hops,
+                confirmed=known.confirmed,
+                blocked=known.blocked,
+            )
+        )
+    node.peers.restore_removed(body.removed)
+
+
 async def find_head(node: Node, own: bytes = b"") -> FoundHead:
     """Ask all peers, and the peers that these know, for the newest head.
 
@@ -150,20 +170,9 @@ async def find_head(node: Node, own: bytes = b"") -> FoundHead:
             elif answer is not None:
                 heads.append(answer)
         best = newest(heads, node.key, node.peers.network)
-        for known in () if best is None else best[1].peers:
-            node.peers.restore(
-                PeerInfo(
-                    node_id=known.node,
-                    name=known.name,
-                    addresses=known.addresses,
-                    fingerprint=known.fingerprint,
-                    added_ms=0,
-                    seq=known.seq,
-                    introducer=known.introducer,
-                    hops=known.hops,
-                    confirmed=known.confirmed,
-                )
-            )
+        # What is written in its own head a home knows, and perhaps more by now.
+        if best is not None and best[0].raw != own:
+            _restore(node, best[1])
     raw, generation, body = b"", 0, None
     if best is not None:
         raw, generation, body = best[0].raw, best[0].record.generation, best[1]

@@ -27,6 +27,7 @@ from xsc.base.limits import (
     INTRODUCTION_HOPS_MAX,
     PEERS_MAX,
     PPM,
+    REMOVED_LISTED_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -86,6 +87,7 @@ class KnownPeer:
     """Who introduced it; None of a peer that an invitation made known."""
     hops: int
     confirmed: bool
+    blocked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class HeadBody:
     capability: str | None
     ledger: bytes | None = None
     """What the owner's ledger says of itself, where it says something."""
+    removed: tuple[bytes, ...] = ()
+    """Peers that the operator removed, the newest first; REMOVED_LISTED_MAX at most."""
 
 
 def locate_of(key: KeyPair) -> bytes:
@@ -183,6 +187,7 @@ def _peer_value(peer: KnownPeer) -> Value:
         "introducer": peer.introducer,
         "hops": peer.hops,
         "confirmed": peer.confirmed,
+        "blocked": peer.blocked,
     }
 
 
@@ -202,18 +207,27 @@ def _peer(value: Value) -> KnownPeer:
         take_opt_bytes(value, "introducer"),
         take_int(value, "hops", most=INTRODUCTION_HOPS_MAX),
         take_bool(value, "confirmed"),
+        take_bool(value, "blocked"),
     )
+
+
+def _node(value: Value) -> bytes:
+    if not isinstance(value, bytes) or len(value) != ID_BYTES:
+        raise RecordInvalid("a removed peer of the directory is a node id")
+    return value
 
 
 def body_bytes(body: HeadBody) -> bytes:
     """Return the canonical bytes of what a head seals."""
     peers: list[Value] = [_peer_value(peer) for peer in body.peers]
+    removed: list[Value] = [*body.removed]
     said: dict[str, Value] = {} if body.ledger is None else {"ledger": body.ledger}
     return encode(
         {
             "v": _VERSION,
             "written_ms": body.written_ms,
             "peers": peers,
+            "removed": removed,
             "directory": body.directory,
             "capability": body.capability,
             **said,
@@ -275,6 +289,7 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
         directory,
         capability,
         take_opt_bytes(value, "ledger"),
+        tuple(_node(item) for item in take_list(value, "removed", most=REMOVED_LISTED_MAX)),
     )
 
 

@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.errors import ArgumentInvalid, PeerUnknown, RecordInvalid, SpaceExhausted
+from xsc.base.errors import (
+    ArgumentInvalid,
+    PeerUnknown,
+    RecordInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+)
 from xsc.base.ids import to_text
 from xsc.base.limits import PEER_NAME_CHARS_MAX, PEERS_MAX
 from xsc.db.memory import MemoryKeyValue
-from xsc.net.book import AddressRecord, PeerBook, PeerInfo, is_name, unique_name
+from xsc.net.book import REMOVED, AddressRecord, PeerBook, PeerInfo, is_name, unique_name
 
 A, B = b"\1" * 32, b"\1" * 31 + b"\2"
 
@@ -67,6 +73,45 @@ def test_entries_are_on_the_disk_at_once(book, store):
     assert PeerBook(store, "self").all() == []
 
 
+def test_who_was_removed_is_listed_newest_first_and_until_it_is_met_again(book, store):
+    for number in range(3):
+        node_id = bytes([number]) * 32
+        met(book, node_id)
+        book.remove(node_id)
+    assert book.removed() == [b"\2" * 32, b"\1" * 32, b"\0" * 32]
+    again = PeerBook(store, "self")
+    assert again.removed() == book.removed()
+    met(again, b"\1" * 32)
+    assert again.removed() == [b"\2" * 32, b"\0" * 32]
+    store.write([(REMOVED + A, b"")], sync=True)
+    with pytest.raises(StoreDamaged, match="no number"):
+        PeerBook(store, "self")
+
+
+def test_a_directory_says_what_the_operator_said_and_a_newer_address_stays(book):
+    """Over older, same and newer addresses; what the operator decided is taken with each."""
+    known = met(book, A, own="mine")
+    for seq in (known.seq - 1, known.seq, known.seq + 1):
+        told = PeerInfo(
+            node_id=A,
+            name="told",
+            addresses=("127.0.0.1:9",),
+            fingerprint=None,
+            added_ms=0,
+            blocked=True,
+            seq=seq,
+            introducer=B,
+            hops=1,
+            confirmed=True,
+        )
+        info = book.restored(told, 7)
+        assert (info.name, info.blocked, info.confirmed) == ("told", True, True)
+        assert (info.introducer, info.hops) == (B, 1)
+        assert info.added_ms == known.added_ms
+        newer = told if seq > known.seq else known
+        assert (info.addresses, info.seq, info.record) == (newer.addresses, newer.seq, newer.record)
+
+
 def test_what_could_mean_two_means_neither(book):
     met(book, A, "bert")
     met(book, B, to_text(A)[:10])
@@ -101,6 +146,8 @@ def test_peers_are_bounded(book):
         )
     with pytest.raises(SpaceExhausted):
         met(book, A)
+    with pytest.raises(SpaceExhausted):
+        book.restored(book.info((0).to_bytes(32, "big")).model_copy(update={"node_id": A}), 0)
     met(book, (0).to_bytes(32, "big"))
 
 

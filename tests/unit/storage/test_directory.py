@@ -19,6 +19,7 @@ from xsc.base.limits import (
     HEAD_STEP_BYTES,
     HEADS_A_PEER_MAX,
     HEADS_MS,
+    REMOVED_LISTED_MAX,
 )
 from xsc.base.merkle import Part, root_of
 from xsc.db.group import GroupCommit
@@ -52,9 +53,13 @@ OBJECTS = [
 ]
 BODY = HeadBody(
     9,
-    (KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False),),
+    (
+        KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False, False),
+        KnownPeer(b"q" * 32, "q", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False, True),
+    ),
     pack(OBJECTS),
     None,
+    removed=(b"r" * 32, b"s" * 32),
 )
 
 
@@ -243,3 +248,18 @@ def test_a_head_says_one_of_both():
         with pytest.raises(RecordInvalid):
             open_body(head(1, body).record, KEY)
     assert isinstance(head(1).record, DirectoryHead)
+
+
+def test_a_head_lists_so_many_removed_peers_and_each_is_an_id():
+    for removed, holds in (
+        ((b"r" * 32,) * REMOVED_LISTED_MAX, True),
+        ((b"r" * 32,) * (REMOVED_LISTED_MAX + 1), False),
+        ((b"r" * 31,), False),
+        (("r" * 32,), False),
+    ):
+        record = head(1, replace(BODY, removed=removed)).record
+        if holds:
+            assert open_body(record, KEY).removed == removed
+        else:
+            with pytest.raises((RecordInvalid, TooLarge)):
+                open_body(record, KEY)
