@@ -24,6 +24,7 @@ PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
 SHELL = {
     "xsc.allocation.service": "sends recognitions to peers, keeps weights",
     "xsc.base.clock": "declares the ports of time, chance and work",
+    "xsc.base.peering": "declares the port to peers, and bounds the time of a history",
     "xsc.base.turns": "lets one task after the other at what has a key",
     "xsc.compute.cache": "keeps compiled code in files",
     "xsc.compute.compiler": "starts, watches and kills jails",

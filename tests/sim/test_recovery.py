@@ -13,7 +13,13 @@ from xsc.base.errors import (
     Recovering,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import DIRECTORY_TOLD_MS_MAX, MIB
+from xsc.base.limits import (
+    DIRECTORY_TOLD_MS_MAX,
+    HISTORY_TIMEOUT_MS,
+    LEDGER_HEAD_TIMEOUT_MS,
+    MIB,
+    PEER_TIMEOUT_MS,
+)
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
 from xsc.net.plain import Plain
@@ -195,6 +201,47 @@ async def agreed(world):
         for other in world.nodes:
             ours, theirs = other.key.node_id, node.key.node_id
             assert node.ledger.balance(ours) == -other.ledger.balance(theirs)
+
+
+def test_a_peer_that_crawls_holds_up_no_recovery_and_no_start():
+    """Each page of its history comes just in time, and there is always more."""
+
+    async def play(world):
+        await put_named(world.nodes[OWNER], "a", content(100_000))
+        await told(world)
+        await world.lose(OWNER)
+        handlers = world.nodes[1].peers._handlers
+        head = handlers["ledger.head"]
+        asked_ms = []
+
+        async def more(caller, header, parts):
+            answer, bodies = await head(caller, header, parts)
+            return {**answer, "old": 2**31}, bodies
+
+        async def crawl(_caller, header, _parts):
+            asked_ms.append(world.clock.now_ms())
+            await world.clock.sleep_ms(PEER_TIMEOUT_MS - 1_000)
+            item = {"seq": header["start"], "half": b"", "other": b"", "voucher": b""}
+            return {"v": 1, "items": [item], "more": True, "incarnation": None}, ()
+
+        handlers.update({"ledger.head": more, "ledger.history": crawl})
+        node, _ = await readable(world, OWNER, place_of(world, 2))
+        before_ms = world.clock.now_ms()
+        begun = await begin_signing(node)
+        assert world.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + 2_000
+        assert begun.silent == (world.nodes[1].key.node_id,)
+        await node.peers.stop()
+        asked_ms.clear()
+        before_ms = world.clock.now_ms()
+        owner = await world.restart(OWNER)
+        started_ms = world.clock.now_ms()
+        assert started_ms - before_ms < LEDGER_HEAD_TIMEOUT_MS
+        await world.clock.sleep_ms(2 * HISTORY_TIMEOUT_MS)
+        assert asked_ms[0] >= started_ms, "it is asked beside the work"
+        assert asked_ms[-1] - asked_ms[0] < HISTORY_TIMEOUT_MS
+        assert await get(owner, owner.storage.named("a", 1)[0]) == content(100_000)
+
+    run(48, 4, play)
 
 
 def test_a_peer_that_holds_back_the_newest_stops_nobody_and_makes_no_forger():

@@ -541,6 +541,10 @@ LEDGER_RECORD_BYTES_MAX = 4 * KIB
 """One half or one voucher, with its envelope (some 700 bytes)."""
 ACCOUNT_TIMEOUT_MS = 2_000
 """How long a peer has to say how an account stands: a person waits for it."""
+LEDGER_HEAD_TIMEOUT_MS = 2_000
+"""How long a peer has to say where it has seen this node's chain end: a start waits for it."""
+HISTORY_TIMEOUT_MS = 60_000
+"""For all pages of what one peer holds of a node that lost its disk: entries, or leases."""
 LEDGER_RETRY_MS = 30_000
 LEDGER_CONFLICTS_KEPT = 16
 """Kept as evidence for each peer; one proves the point, more only fill the disk."""

@@ -44,12 +44,13 @@ from xsc.base.limits import (
     INCARNATIONS_A_PEER_MAX,
     INCARNATIONS_MS,
     LEDGER_CONFLICTS_KEPT,
+    LEDGER_HEAD_TIMEOUT_MS,
     LEDGER_HISTORY_ITEMS_MAX,
     LEDGER_RETRY_MS,
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Handler
+from xsc.base.peering import Caller, Handler, History
 from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
@@ -113,7 +114,6 @@ _HEARD = b"ledger-heard/"
 
 PROPOSE = "ledger.propose"
 HEAD = "ledger.head"
-HEAD_TIMEOUT_MS = 2_000
 HISTORY = "ledger.history"
 
 EntryState: TypeAlias = Literal["settled", "open", "void", "noted", "claim", "covered"]
@@ -251,6 +251,8 @@ class LedgerService:
         self._certain = True
         self._recovering = recovering
         self._told = Tally(INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS)
+        self._shown_to: dict[bytes, int] = {}
+        """From which number on a peer is asked that did not come to the end of its claims."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
         self.payments: Payee | None = None
@@ -760,11 +762,18 @@ class LedgerService:
             await self._claims_of(peer)
 
     async def _claims_of(self, peer: bytes) -> None:
+        """Take the claims that a peer shows; one that comes to no end is asked on next time."""
         shown: list[Old] = []
-        await self._history(peer, shown)
-        await self._exclusive(self._take_claims, peer, shown)
+        try:
+            await self._history(peer, shown, start=self._shown_to.pop(peer, 0))
+        except XscError:
+            if shown:
+                self._shown_to[peer] = shown[-1].half.record.seq + 1
+            await self._exclusive(self._take_claims, peer, shown, heard=False)
+            raise
+        await self._exclusive(self._take_claims, peer, shown, heard=True)
 
-    async def _take_claims(self, peer: bytes, shown: Sequence[Old]) -> None:
+    async def _take_claims(self, peer: bytes, shown: Sequence[Old], *, heard: bool) -> None:
         """Take what a peer shows of incarnations before and this book does not have."""
         book = self._ledger
         late = []
@@ -777,7 +786,7 @@ class LedgerService:
                 late.append(item)
             elif known != item.half.raw:
                 self._log.warning("ledger.claim_in_a_place_taken", peer=short(peer), entry=seq)
-        changes: list[Change] = [(_HEARD + peer, b"")]
+        changes: list[Change] = [(_HEARD + peer, b"")] if heard else []
         turns, ends = [], book.claims_head
         for number, item in enumerate(late, len(book.claims)):
             seq = item.half.record.seq
@@ -791,23 +800,26 @@ class LedgerService:
             ]
         if late:
             changes.append((_MARK, mark_bytes(Mark(book.next_seq, book.head, ends))))
-        await self._write(changes)
+        if changes:
+            await self._write(changes)
         for item, turn in zip(late, turns, strict=True):
             take_old(book, item.half, item.other, item.voucher.record, turn)
         if late:
             self._log.warning("ledger.claims", peer=short(peer), entries=len(late))
             self.on_change()
 
-    async def _history(self, peer: bytes, shown: list[Old]) -> int:
+    async def _history(self, peer: bytes, shown: list[Old], *, start: int = 0) -> int:
         """Hear what a peer holds of the own chain, and the number of its newest incarnation.
 
         Args:
             peer: who is asked.
             shown: gets what holds, also where the peer falls silent later.
+            start: from which number on.
         """
-        start, wrong, more, newest = 0, 0, True, 0
+        history = History(self._caller, self._clock, peer, HISTORY)
+        wrong, more, newest = 0, True, 0
         while more:
-            reply = await self._caller.call(peer, HISTORY, {"v": 1, "start": start})
+            reply = await history.page({"v": 1, "start": start})
             newest = max(newest, self._told_of_me(reply.header))
             items = take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
             for item in items:
@@ -837,31 +849,37 @@ class LedgerService:
         shown = open_incarnation(raw, author=self._key.node_id, network=self._network)
         return shown.record.first_seq
 
-    async def confirm_head(self, peers: Sequence[bytes]) -> int:
+    async def confirm_head(self, peers: Sequence[bytes], *, claims: bool = True) -> int:
         """Tell peers the own incarnation, and ask how far they have seen the own chain.
 
         A node whose home was restored from a copy must do so before it signs
         anything: going on from an old end would fork its chain. Returns how many answered.
 
+        Args:
+            peers: whom to ask.
+            claims: whether to hear the old halves, too, that one says it holds beyond the
+                book's. That takes as long as the peer likes, up to HISTORY_TIMEOUT_MS.
+
         Raises:
             LedgerDamaged: a peer holds what this node signed and is not in its book.
         """
-        answers = await asyncio.gather(*(self._confirm_at(peer) for peer in peers))
+        answers = await asyncio.gather(*(self._confirm_at(peer, claims) for peer in peers))
         return sum(answers)
 
-    async def _confirm_at(self, peer: bytes) -> bool:
+    async def _confirm_at(self, peer: bytes, claims: bool) -> bool:
         """Ask one peer; what else goes wrong with it says nothing of this ledger."""
         own = None if self._restart is None else self._restart.incarnation.raw
         try:
             reply = await self._caller.call(
-                peer, HEAD, {"v": 1, "incarnation": own}, timeout_ms=HEAD_TIMEOUT_MS
+                peer, HEAD, {"v": 1, "incarnation": own}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
             )
             take_int(reply.header, "next_seq")
             self._confirm_incarnation(peer, reply.header)
             if reply.header.get("yours") is not None:
                 self._confirm(peer, take_bytes(reply.header, "yours"))
             old = take_int(reply.header, "old")
-            if old > self._old_with(peer):
+            # Before the first restart there is no incarnation that old halves could be of.
+            if claims and self._restart is not None and old > self._old_with(peer):
                 await self._claims_of(peer)
         except LedgerDamaged:
             raise

@@ -436,7 +436,8 @@ class Node:
                 self.market.reconcile_orders(*self.storage.orders())
             await self.services.start()
             # Nothing is signed before those who answer were asked for this ledger's end.
-            await self.ledger.confirm_head(self.peers.peers())
+            # Their claims are heard when each is found to be up.
+            await self.ledger.confirm_head(self.peers.peers(), claims=False)
             for service in (
                 self.ledger,
                 self.payments,

@@ -17,7 +17,13 @@ from xsc.base.errors import (
     RateLimited,
     RecordInvalid,
 )
-from xsc.base.limits import INCARNATION_GAP, INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS
+from xsc.base.limits import (
+    HISTORY_TIMEOUT_MS,
+    INCARNATION_GAP,
+    INCARNATIONS_A_PEER_MAX,
+    INCARNATIONS_MS,
+    PEER_TIMEOUT_MS,
+)
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
@@ -150,6 +156,59 @@ async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c)
     assert await b.ledger.retry_pending() == 1
     assert a.ledger.balance(b.id) == -150
     await sound(circle)
+
+
+def crawl(circle, peer):
+    """Have a peer show its history an item a page, each just in time."""
+    good = circle.deliver
+
+    async def slow(caller, asked, method, raw):
+        reply = await good(caller, asked, method, raw)
+        if (asked, method) == (peer.id, HISTORY):
+            circle.clock.advance_to(circle.clock.now_ms() + PEER_TIMEOUT_MS - 1_000)
+            items = reply.header["items"]
+            reply.header.update(items=items[:1], more=len(items) > 1)
+        return reply
+
+    circle.deliver = slow
+
+
+async def test_who_crawls_counts_as_silent_and_what_it_has_shown_is_kept(circle, a, b, c):
+    for number in range(1, 13):
+        await collect(b, a, 10, of=10 * number, xid=number)
+    crawl(circle, b)
+    before_ms = circle.clock.now_ms()
+    a.store = MemoryKeyValue()
+    a.ledger = a.start()
+    done = await a.ledger.restart([b.id, c.id], Noted())
+    assert circle.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + PEER_TIMEOUT_MS
+    assert done.silent == (b.id,)
+    assert a.ledger.balance(b.id) == -50
+    # It is asked on from where it was, so that a slow one comes to the end, too.
+    balances = []
+    for _ in range(4):
+        before_ms = circle.clock.now_ms()
+        heard = await a.ledger.confirm_head([b.id])
+        assert circle.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + PEER_TIMEOUT_MS
+        balances.append((heard, a.ledger.balance(b.id)))
+    assert balances == [(0, -50), (0, -100), (1, -120), (1, -120)]
+    assert await collect(b, a, 10, of=130, xid=13) == 130
+    await sound(circle)
+
+
+async def test_who_never_restarted_asks_nobody_for_old_entries(circle, a, b, c):
+    await collect(b, a, 100)
+    good = circle.deliver
+
+    async def lie(caller, peer, method, raw):
+        reply = await good(caller, peer, method, raw)
+        if method == HEAD:
+            reply.header["old"] = 2**31
+        return reply
+
+    circle.deliver = lie
+    assert await a.ledger.confirm_head([b.id, c.id]) == 2
+    assert HISTORY not in {method for _, _, method, _ in circle.sent}
 
 
 async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
