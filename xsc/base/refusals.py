@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from xsc.base.errors import (
+    CallerError,
+    ClockSkewed,
+    ComputeExhausted,
     CreditExceeded,
+    LeaseExhausted,
     LimitError,
     NoOffers,
     PeerLeaving,
     PeerSilent,
+    PeerUnknown,
     RateLimited,
+    ShardMismatch,
+    ShardsInsufficient,
     SpaceExhausted,
+    UnavailableError,
     XscError,
 )
 from xsc.base.ids import short
@@ -26,48 +34,63 @@ _WORDS: dict[type[XscError], tuple[str, str]] = {
         ),
     ),
     SpaceExhausted: ("no room", "see who has room: `xsc market offers storage`"),
+    ComputeExhausted: ("no fuel left", "see who has fuel left: `xsc market offers compute`"),
+    LeaseExhausted: ("lease used up", "try again under a new lease"),
     NoOffers: ("no offer", "see who asks how much: `xsc market offers`"),
     PeerSilent: (
         "silent",
         "wait for the silent ones, or remove those that are gone: `xsc peer rm`",
     ),
     PeerLeaving: ("leaving", "remove those that left, and add others: `xsc peer rm`"),
+    PeerUnknown: ("unknown here", "see who is known: `xsc peer ls`"),
+    ClockSkewed: ("clock differs", "set the clock that is wrong"),
+    ShardMismatch: ("wrong bytes", "ask who runs those with wrong bytes to check their disks"),
+    ShardsInsufficient: ("without their shard", "try again when more hosts are up"),
     RateLimited: ("busy", "try again in a moment"),
+    LimitError: ("limit reached", "ask for less, or try again in a moment"),
+    UnavailableError: ("not available", "try again in a moment"),
+    CallerError: ("refused", "ask who runs the ones that refused"),
+    XscError: ("failed", "ask who runs the ones that failed to look at their logs"),
 }
-"""By error: what is said of a node, and what would help."""
+"""By error: what is said of a node, and what would help; of one not named here, by its branch."""
+_USED_UP: Collection[type[XscError]] = (CreditExceeded, SpaceExhausted, ComputeExhausted)
+"""Errors that last until a debt is paid or something is given back."""
 
 
-def reasons(refused: Mapping[bytes, XscError]) -> str:
+def _kind(fault: XscError) -> type[XscError]:
+    return next(kind for kind in type(fault).__mro__ if kind in _WORDS)
+
+
+def reasons(refused: Iterable[tuple[bytes, XscError]]) -> str:
     """Return who refused why: "debt limit reached: abc, def; silent: ghi"."""
-    nodes: dict[str, list[str]] = {}
-    for node, fault in refused.items():
-        word = _WORDS[type(fault)][0] if type(fault) in _WORDS else fault.code
-        nodes.setdefault(word, []).append(short(node))
+    nodes: dict[str, set[str]] = {}
+    for node, fault in refused:
+        nodes.setdefault(_WORDS[_kind(fault)][0], set()).add(short(node))
     return "; ".join(f"{word}: {', '.join(sorted(nodes[word]))}" for word in sorted(nodes))
 
 
 def help_for(refused: Mapping[bytes, XscError]) -> list[str]:
     """Return what would help against each reason."""
-    kinds = {type(fault) for fault in refused.values()}
-    return [advice for kind, (_, advice) in _WORDS.items() if kind in kinds]
+    kinds = {_kind(fault) for fault in refused.values()}
+    return list(dict.fromkeys(advice for kind, (_, advice) in _WORDS.items() if kind in kinds))
 
 
 def refusal(refused: Mapping[bytes, XscError], sentence: str, *, also: str = "") -> XscError:
     """Return the one error for what nodes refused, of the branch that says what to do.
 
-    Debts and full disks are limits; where anybody is silent or leaves, it is worth trying
-    again later.
+    Debts, full disks and promised fuel are limits; where one node has another reason, it is
+    worth trying again later.
 
     Args:
         refused: by node, why; at least one.
         sentence: what could not be done.
         also: what helps beside what the reasons suggest.
     """
-    faults = refused.values()
+    kinds = {_kind(fault) for fault in refused.values()}
     kind: type[XscError] = NoOffers
-    if all(isinstance(fault, CreditExceeded) for fault in faults):
+    if kinds == {CreditExceeded}:
         kind = CreditExceeded
-    elif all(isinstance(fault, LimitError) for fault in faults):
-        kind = SpaceExhausted
+    elif kinds.issubset(_USED_UP):
+        kind = ComputeExhausted if ComputeExhausted in kinds else SpaceExhausted
     hint = "; ".join([*help_for(refused), *([also] if also else [])])
-    return kind(f"{sentence} ({reasons(refused)})", hint=hint)
+    return kind(f"{sentence} ({reasons(refused.items())})", hint=hint)

@@ -201,17 +201,11 @@ _EXHAUSTED: dict[Kind, type[XscError]] = {
 """What a node says that has too little left to promise."""
 
 
-def _why_no_fuel(refused: Mapping[bytes, XscError]) -> XscError:
-    """Return the one error that says best why nobody gave a lease of compute."""
-    faults = list(refused.values())
-    for limit in (CreditExceeded, ComputeExhausted):
-        if faults and all(isinstance(fault, limit) for fault in faults):
-            return faults[-1]
-    reason = f": {faults[0].message}" if faults else ""
-    return NoOffers(
-        f"no node offers the fuel that is needed{reason}",
-        hint="`xsc market offers compute` shows what peers offer",
-    )
+def _no_fuel(refused: Mapping[bytes, XscError]) -> XscError:
+    """Return the one error that says why nobody gave a lease of compute."""
+    if not refused:
+        return NoOffers("no node is left that could be asked for fuel")
+    return refusal(refused, "no node offers the fuel that is needed")
 
 
 class MarketService:
@@ -1528,7 +1522,7 @@ class MarketService:
             return Granted(self._own, OWN_LEASE, 0)
         if on == self._own:
             raise ComputeExhausted("this node has not so much fuel left that is not promised")
-        raise _why_no_fuel(faults)
+        raise _no_fuel(faults)
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -1548,7 +1542,7 @@ class MarketService:
             nodes = [peer for peer in up if peer not in exclude]
             chosen, faults = await self._choose("compute", nodes, fuel_steps, count)
             if not chosen:
-                raise _why_no_fuel(faults)
+                raise _no_fuel(faults)
             return [self._hand_out(entry, fuel_steps) for entry in chosen]
 
     # The customer's side: use and settlement

@@ -44,6 +44,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.peering import Caller, Reply
+from xsc.base.refusals import reasons
 from xsc.base.units import held_bytes
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -860,18 +861,7 @@ def insufficient(
     segment: int, k: int, got: int, failed: Sequence[tuple[Source, XscError]]
 ) -> ShardsInsufficient:
     """Return the error that says how many of k shards were fetched, and what failed."""
-    reasons: dict[str, list[str]] = {}
-    for source, fault in failed:
-        word = {
-            "peer_silent": "silent",
-            "peer_unknown": "unknown here",
-            "shard_mismatch": "wrong bytes",
-            "shards_insufficient": "without their shard",
-        }.get(fault.code, fault.code)
-        nodes = reasons.setdefault(word, [])
-        if short(source.node) not in nodes:
-            nodes.append(short(source.node))
-    named = "; ".join(f"{word}: {', '.join(nodes)}" for word, nodes in sorted(reasons.items()))
+    named = reasons((source.node, fault) for source, fault in failed)
     return ShardsInsufficient(
         f"{got} of the {k} shards needed of segment {segment} could be fetched ({named})",
         hint="try again when the silent peers are back; `xsc store stat` shows every shard",

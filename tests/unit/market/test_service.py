@@ -21,6 +21,7 @@ from xsc.base.errors import (
     SpaceExhausted,
     StoreDamaged,
 )
+from xsc.base.ids import short
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     COMPUTE_LEASE_RUNS,
@@ -576,6 +577,15 @@ async def test_too_much_fuel_in_one_lease_is_no_matter_of_disks(world, pair):
         await world.drive(
             customer.market.lease_providers(fuel_steps=provider.room.steps + 1, count=2)
         )
+
+
+async def test_every_node_that_has_too_little_fuel_is_named(world, pair):
+    customer, provider = pair
+    other = world.node(3)
+    with pytest.raises(ComputeExhausted) as caught:
+        await computing(world, customer, provider.room.steps + 1)
+    both = ", ".join(sorted(short(node.id) for node in (provider, other)))
+    assert f"no fuel left: {both}" in caught.value.message
 
 
 async def test_compute_on_a_node_by_name(world, pair):
