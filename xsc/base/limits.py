@@ -357,6 +357,10 @@ MILLISECOND_FUEL = 4_000_000
 """What a millisecond costs a run that is ended for its time: what a plain loop burns in one."""
 HOST_CALL_FUEL = 1_000
 """What one host call costs beside one unit a byte: it takes as long as that many instructions."""
+LISTED_ENTRY_FUEL = 300
+"""What each entry of a directory costs a call that lists it, however few of them it returns."""
+MOVED_ENTRY_FUEL = 1_000
+"""What each entry below a directory costs a call that renames it: all their paths change."""
 OPEN_FILES_MAX = 256
 OUTPUT_FILES_MAX = FRAME_PARTS_MAX - 2
 """Files, directories and links in /out: with both streams each file is a part of one answer."""

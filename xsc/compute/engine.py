@@ -38,9 +38,11 @@ from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
 from xsc.base.limits import (
     HOST_CALL_FUEL,
+    LISTED_ENTRY_FUEL,
     MIB,
     MODULES_COMPILED_BYTES_MAX,
     MODULES_COMPILED_MAX,
+    MOVED_ENTRY_FUEL,
     STACK_BYTES,
     TABLE_ELEMENTS_MAX,
     TABLES_MAX,
@@ -90,6 +92,8 @@ ENGINE_CONFIG = tagged_sha256(
             "machine": platform.machine(),
             "options": dict(_OPTIONS),
             "host_call_fuel": HOST_CALL_FUEL,
+            "listed_entry_fuel": LISTED_ENTRY_FUEL,
+            "moved_entry_fuel": MOVED_ENTRY_FUEL,
             "world": wasi.WORLD,
             "table_elements": TABLE_ELEMENTS_MAX,
         }

@@ -13,7 +13,7 @@ Source: WASI preview 1, `typenames.witx`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol, TypeAlias
@@ -205,7 +205,7 @@ class Tree:
         forgotten = Volume(scratch, SCRATCH_FILES_MAX)
         self.root = Directory(self._next_inode(), forgotten, now_ns, now_ns)
         tmp = Directory(self._next_inode(), forgotten, now_ns, now_ns)
-        _settle(self.root, "tmp", tmp)
+        _settle(self.root, "tmp", tmp, [tmp])
         self.root.entries.update({"in": self.inputs, "out": self.outputs})
 
     def _next_inode(self) -> int:
@@ -289,12 +289,12 @@ class Tree:
     def _check_room(self, parent: Directory, name: str, node: Node) -> None:
         if parent.volume.files >= parent.volume.files_max:
             raise Refused(Errno.NOSPC)
-        _check_path(parent, name, node)
+        _check_path(parent, name, node, [])
 
     def _add(self, parent: Directory, name: str, node: Node) -> None:
         self._check_room(parent, name, node)
         parent.volume.files += 1
-        _settle(parent, name, node)
+        _settle(parent, name, node, [node] if isinstance(node, Directory) else [])
 
     def create(self, base: Directory, path: bytes, now_ns: int, *, follow: bool = True) -> File:
         """Return a new empty file, where nothing is; a link that leads nowhere is followed."""
@@ -382,17 +382,33 @@ class Tree:
             raise Refused(Errno.NOTEMPTY)
         self._unlink(parent, name)
 
-    def rename(self, base: Directory, path: bytes, to_base: Directory, to_path: bytes) -> None:
-        """Move what has a name, over a file or an empty directory that stands there."""
+    def rename(
+        self,
+        base: Directory,
+        path: bytes,
+        to_base: Directory,
+        to_path: bytes,
+        charge: Callable[[int], None],
+    ) -> None:
+        """Move what has a name, over a file or an empty directory that stands there.
+
+        Args:
+            base: where the path begins.
+            path: what to move.
+            to_base: where the new path begins.
+            to_path: where to.
+            charge: called with a number of entries before so many are gone through.
+        """
         parent, name, node = self._found(base, path)
         to_parent, to_name, over = self._place(to_base, to_path)
         if to_parent.volume is not node.volume:
             raise Refused(Errno.XDEV)
-        if isinstance(node, Directory) and to_parent in _directories(node):
+        below = _directories(node, charge) if isinstance(node, Directory) else []
+        if to_parent in below:
             raise Refused(Errno.INVAL)
         if over is node:
             return
-        _check_path(to_parent, to_name, node)
+        _check_path(to_parent, to_name, node, below)
         if over is not None:
             if isinstance(over, Directory) != isinstance(node, Directory):
                 raise Refused(Errno.ISDIR if isinstance(over, Directory) else Errno.NOTDIR)
@@ -401,7 +417,7 @@ class Tree:
             if isinstance(over, Directory) and over.entries:
                 raise Refused(Errno.NOTEMPTY)
             self._unlink(to_parent, to_name)
-        _settle(to_parent, to_name, parent.entries.pop(name))
+        _settle(to_parent, to_name, parent.entries.pop(name), below)
 
     def result(self) -> list[tuple[str, bytes]]:
         """Return every file in /out by its path, sorted.
@@ -411,33 +427,34 @@ class Tree:
         return sorted(_files(self.outputs, ""))
 
 
-def _check_path(parent: Directory, name: str, node: Node) -> None:
-    """Return if what has a path there, and below it, has one that an answer can hold."""
+def _check_path(parent: Directory, name: str, node: Node, below: Sequence[Directory]) -> None:
+    """Return if a node there, and the entries of the directories below, have paths to answer."""
     longest = path_bytes = parent.path_bytes + len(name.encode())
     if isinstance(node, Directory):
         longer = path_bytes + 1 - node.path_bytes
-        for directory in _directories(node):
-            for below in directory.entries:
-                longest = max(longest, directory.path_bytes + len(below.encode()) + longer)
+        for directory in below:
+            for entry in directory.entries:
+                longest = max(longest, directory.path_bytes + len(entry.encode()) + longer)
     if longest > OUTPUT_PATH_BYTES_MAX:
         raise Refused(Errno.NAMETOOLONG)
 
 
-def _settle(parent: Directory, name: str, node: Node) -> None:
-    """Give a node its name there."""
+def _settle(parent: Directory, name: str, node: Node, below: Sequence[Directory]) -> None:
+    """Give a node its name there; `below` are the directories that move with it."""
     parent.entries[name] = node
     if isinstance(node, Directory):
         longer = parent.path_bytes + len(name.encode()) + 1 - node.path_bytes
-        for directory in _directories(node):
+        for directory in below:
             directory.path_bytes += longer
 
 
-def _directories(root: Directory) -> Iterator[Directory]:
-    stack = [root]
-    while stack:
-        directory = stack.pop()
-        yield directory
-        stack += [node for node in directory.entries.values() if isinstance(node, Directory)]
+def _directories(root: Directory, charge: Callable[[int], None]) -> list[Directory]:
+    """Return a directory and all below it."""
+    found = [root]
+    for directory in found:
+        charge(len(directory.entries))
+        found += [node for node in directory.entries.values() if isinstance(node, Directory)]
+    return found
 
 
 def _files(root: Directory, prefix: str) -> Iterator[tuple[str, bytes]]:

@@ -7,7 +7,8 @@ sleep moves it all the same.) So a run is a function of its job, and a second ru
 same bytes.
 
 Every call costs fuel: HOST_CALL_FUEL, one unit for each byte moved, and one for
-each virtual millisecond slept. Host calls would otherwise escape the meter
+each virtual millisecond slept; each entry that is listed or moved with its directory costs
+LISTED_ENTRY_FUEL or MOVED_ENTRY_FUEL. Host calls would otherwise escape the meter
 (DESIGN section 6). A call that ends the run raises `Ended`, and the reason is
 in the state: `exit_code` or `trap`.
 
@@ -25,7 +26,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from xsc.base.limits import HOST_CALL_FUEL, OPEN_FILES_MAX
+from xsc.base.limits import (
+    HOST_CALL_FUEL,
+    LISTED_ENTRY_FUEL,
+    MOVED_ENTRY_FUEL,
+    OPEN_FILES_MAX,
+)
 from xsc.compute.files import (
     Directory,
     Errno,
@@ -605,6 +611,7 @@ class Wasi:
 
     def _fd_readdir(self, fd: int, buffer: int, size: int, cookie: int, out: int) -> None:
         directory = self._directory(fd)
+        self._charge(len(directory.entries) * LISTED_ENTRY_FUEL)
         listed: list[tuple[str, Node]] = [(".", directory), ("..", directory)]
         listed += sorted(directory.entries.items())
         raw = bytearray()
@@ -711,7 +718,10 @@ class Wasi:
         self, fd: int, path: int, size: int, to_fd: int, to_path: int, to_size: int
     ) -> None:
         base, to_base = self._directory(fd), self._directory(to_fd)
-        self._tree.rename(base, self._read(path, size), to_base, self._read(to_path, to_size))
+        old, new = self._read(path, size), self._read(to_path, to_size)
+        self._tree.rename(
+            base, old, to_base, new, lambda entries: self._charge(entries * MOVED_ENTRY_FUEL)
+        )
 
     def _path_unlink_file(self, fd: int, path: int, size: int) -> None:
         self._tree.remove_file(self._directory(fd), self._read(path, size))

@@ -10,7 +10,9 @@ import pytest
 from xsc.base.limits import (
     FILE_NAME_BYTES_MAX,
     HOST_CALL_FUEL,
+    LISTED_ENTRY_FUEL,
     MIB,
+    MOVED_ENTRY_FUEL,
     OPEN_FILES_MAX,
     OUTPUT_FILES_MAX,
     OUTPUT_PATH_BYTES_MAX,
@@ -274,6 +276,47 @@ def test_every_call_costs_fuel_and_the_last_drop_ends_the_run():
     with pytest.raises(Ended):
         program.random_get(0, 10)
     assert (program.state.trap, program.machine.fuel) == ("fuel_exhausted", 0)
+
+
+@pytest.mark.parametrize("entries", [0, 1, 100])
+def test_each_entry_that_is_listed_or_moved_costs_fuel(entries):
+    program = Program()
+
+    def cost(call):
+        before = program.machine.fuel
+        assert call() == 0
+        return before - program.machine.fuel
+
+    assert program.path_create_directory(OUT, *program.text(b"d")) == 0
+    assert program.path_create_directory(OUT, *program.text(b"d/e")) == 0
+    for index in range(entries):
+        assert program.path_create_directory(OUT, *program.text(b"d/e/%d" % index)) == 0
+    fd = program.open(b"d/e", how=DIRECTORY)
+    # How little is returned does not matter: all of them are sorted.
+    listed = HOST_CALL_FUEL + 1 + entries * LISTED_ENTRY_FUEL
+    assert cost(lambda: program.fd_readdir(fd, 8192, 1, 0, 0)) == listed
+    old, new = program.text(b"d"), program.text(b"n", 2048)
+    moved = HOST_CALL_FUEL + 2 + (1 + entries) * MOVED_ENTRY_FUEL
+    assert cost(lambda: program.path_rename(OUT, *old, OUT, *new)) == moved
+    assert program.open(b"n/e", how=DIRECTORY) > ROOT
+
+
+@pytest.mark.parametrize("call", ["list", "rename"])
+def test_entries_are_paid_for_before_they_are_gone_through(call):
+    program = Program()
+    assert program.path_create_directory(OUT, *program.text(b"d")) == 0
+    program.create(b"d/f")
+    fd = program.open(b"d", how=DIRECTORY)
+    old, new = program.text(b"d"), program.text(b"e", 2048)
+    cost, do = {
+        "list": (LISTED_ENTRY_FUEL, lambda: program.fd_readdir(fd, 8192, 0, 0, 0)),
+        "rename": (MOVED_ENTRY_FUEL + 2, lambda: program.path_rename(OUT, *old, OUT, *new)),
+    }[call]
+    program.machine.fuel = HOST_CALL_FUEL + cost - 1
+    with pytest.raises(Ended):
+        do()
+    assert program.state.trap == "fuel_exhausted"
+    assert program.state.files() == [("d/f", b"")]
 
 
 def test_addresses_outside_of_the_memory_are_a_fault(program):
