@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import Field
 
-from xsc.base.limits import INTRODUCED_A_PEER_MAX, INTRODUCTION_HOPS_MAX
+from xsc.base.limits import INTRODUCED_A_PEER_MAX, INTRODUCTION_HOPS_MAX, PEERS_MAX
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.net.book import PeerInfo
 
@@ -42,7 +42,7 @@ def members_for(peer: PeerInfo, known: Iterable[PeerInfo]) -> list[tuple[PeerInf
 
     Only who takes introductions is introduced, and only direct peers that take them are told.
     """
-    if peer.blocked or not peer.introducible or peer.through is not None:
+    if not (may_introduce(peer) and peer.introducible):
         return []
     found = [
         info
@@ -65,10 +65,10 @@ def may_introduce(introducer: PeerInfo) -> bool:
     return introducer.through is None and not introducer.blocked
 
 
-def room_for(introducer: bytes, known: Iterable[PeerInfo]) -> int:
-    """Return how many peers more an introducer can make known."""
+def room_for(introducer: bytes, known: Sequence[PeerInfo]) -> int:
+    """Return how many peers more an introducer can make known: of its own share, and of all."""
     taken = sum(info.through == introducer for info in known)
-    return max(0, INTRODUCED_A_PEER_MAX - taken)
+    return max(0, min(INTRODUCED_A_PEER_MAX - taken, PEERS_MAX - len(known)))
 
 
 def in_turn(items: Sequence[T], turn: int, most: int) -> Sequence[T]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
@@ -70,6 +71,8 @@ class Friends:
     ) -> None:
         self._key = key
         self._network = network
+        # A member record names no recipient: each is signed once for all greetings.
+        self._signed = lru_cache(maxsize=PEERS_MAX)(lambda member: sign(member, key, network).raw)
         self._clock = clock
         self._log = log
         self._book = book
@@ -97,7 +100,7 @@ class Friends:
         if not self.accepts:
             return []
         return [
-            {"member": sign(member, self._key, self._network).raw, "record": info.record}
+            {"member": self._signed(member), "record": info.record}
             for info, member in circle.members_for(peer, self._book.all())
         ]
 
@@ -118,8 +121,7 @@ class Friends:
             for newcomer in (self._newcomer(introducer, item) for item in members)
             if newcomer is not None
         }
-        known = self._book.all()
-        room = min(circle.room_for(introducer, known), PEERS_MAX - len(known))
+        room = circle.room_for(introducer, self._book.all())
         for node, newcomer in list(found.items())[:room]:
             met = self._book.met(
                 node,

@@ -22,9 +22,10 @@ from xsc.base.limits import (
     INTRODUCED_A_PEER_MAX,
     INTRODUCTION_HOPS_MAX,
     INTRODUCTIONS_A_PEER_MAX,
+    PEERS_MAX,
     SEEK_FRIENDS,
 )
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.net import circle
 from xsc.net.book import AddressRecord, PeerInfo
@@ -143,6 +144,15 @@ def test_whoever_is_introduced_allows_it_and_is_near_enough(peer, known):
         assert peer.through is None
 
 
+@given(st.integers(0, 2 * INTRODUCED_A_PEER_MAX), st.integers(0, 2 * INTRODUCED_A_PEER_MAX))
+def test_an_introducer_has_room_within_its_share_and_that_of_all(brought, free):
+    peers = [info(n, introducer=HUB, hops=1) for n in range(brought)]
+    peers += [info(n) for n in range(brought, PEERS_MAX - free)]
+    room = circle.room_for(HUB, peers)
+    assert room == max(0, min(INTRODUCED_A_PEER_MAX - brought, PEERS_MAX - len(peers)))
+    assert room <= free
+
+
 @given(st.integers(0, 3 * INTRODUCED_A_PEER_MAX))
 def test_no_more_are_named_than_are_taken(count):
     named = circle.members_for(info(1), [info(number) for number in range(2, count + 2)])
@@ -203,6 +213,26 @@ async def test_introductions_without_end_are_not_verified_without_end(met):
         assert await friend.hello(member) == 200
     assert await friend.refused(member) is RateLimited
     assert await friend.hello() == 200, "a greeting without any is heard"
+
+
+async def test_who_is_introduced_to_several_is_signed_for_once(met):
+    node, _ = met
+    for number in range(1, 4):
+        node.net._book.put(info(number))
+    third = (3).to_bytes(32, "big")
+
+    def told(number):
+        said = node.net._friends.members_for(info(number))
+        return {
+            open_signed(each["member"], Member, network=None).record.node: each for each in said
+        }
+
+    assert told(1)[third]["member"] is told(2)[third]["member"]
+    # What is said of it anew is signed anew.
+    before = told(1)[third]["member"]
+    node.net._book.put(info(3, added_ms=99))
+    assert open_signed(told(1)[third]["member"], Member, network=None).record.since_ms == 99
+    assert told(1)[third]["member"] is not before
 
 
 async def test_newcomers_of_one_name_get_different_ones(met):
