@@ -177,7 +177,8 @@ def _lease_denial(raw: bytes) -> str:
     named = ", ".join(short(lease_id) for lease_id in denial.leases)
     return (
         f"lease denial: {short(denial.provider)} knows no lease of {short(denial.customer)} "
-        f"with the id {named}"
+        f"with the id {named}; this does not show that it broke one, "
+        "because a lease that holds nothing is taken back before its end"
     )
 
 

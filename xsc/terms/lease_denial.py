@@ -11,7 +11,11 @@ from xsc.identity.envelope import Count, Id32, Record
 
 
 class LeaseDenial(Record):
-    """Signed by the provider. With the lease, which it signed too, this shows that it broke it."""
+    """Signed by the provider: it has no such lease at this moment.
+
+    With the lease this does not show that the provider broke it: a lease of storage that
+    holds nothing is taken back long before its end, and forgotten.
+    """
 
     KIND: ClassVar[str] = "lease_denial"
 

@@ -1409,6 +1409,24 @@ async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_custo
     assert text.startswith("lease denial: ")
 
 
+async def test_a_lease_that_was_taken_back_empty_is_denied_and_the_denial_blames_nobody(
+    world, pair
+):
+    """Its customer never used it, and asks an honest host long before its end."""
+    customer, provider = pair
+    (host,) = await leased(world, customer)
+    ask = provider.market.handlers()[KNOWN]
+    world.later(STORAGE_LEASE_IDLE_MS)
+    provider.market.tidy()
+    world.later(LEASE_KEPT_MS)
+    provider.market.tidy()
+    (answer, _) = await ask(customer.id, {"leases": [host.lease_id]}, ())
+    denial = open_signed(answer["denial"], LeaseDenial, network=NET, author=provider.id).record
+    assert denial.leases == (host.lease_id,)
+    assert denial.denied_ms < customer.one("customer").end_ms
+    assert "does not show that it broke one" in verify_file(answer["denial"])
+
+
 async def test_a_bare_word_ends_no_lease(world, pair):
     """The provider has signed it: what it only says ends neither it, nor what is owed."""
     customer, provider = pair
