@@ -190,7 +190,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
                 found = await node.market.lease_hosts(size_bytes=MIB, count=1, exclude=others)
             except XscError:
                 return False
-            return found.leases[0].node == host.key.node_id
+            return [lease.node for lease in found.leases] == [host.key.node_id]
 
         def owed():
             return host.market.exposure(shams[0].key.node_id)

@@ -82,10 +82,12 @@ def refusal(refused: Mapping[bytes, XscError], sentence: str, *, also: str = "")
     worth trying again later.
 
     Args:
-        refused: by node, why; at least one.
+        refused: by node, why; empty where nobody was left to be asked.
         sentence: what could not be done.
         also: what helps beside what the reasons suggest.
     """
+    if not refused:
+        return NoOffers(f"{sentence}: nobody is left that could be asked", hint=also)
     kinds = {_kind(fault) for fault in refused.values()}
     kind: type[XscError] = NoOffers
     if kinds == {CreditExceeded}:

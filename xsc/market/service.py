@@ -201,13 +201,6 @@ _EXHAUSTED: dict[Kind, type[XscError]] = {
 """What a node says that has too little left to promise."""
 
 
-def _no_fuel(refused: Mapping[bytes, XscError]) -> XscError:
-    """Return the one error that says why nobody gave a lease of compute."""
-    if not refused:
-        return NoOffers("no node is left that could be asked for fuel")
-    return refusal(refused, "no node offers the fuel that is needed")
-
-
 class MarketService:
     """Implements the market ports of storage and compute: Hosts, Leases, ComputeLeases, Book."""
 
@@ -1350,11 +1343,7 @@ class MarketService:
 
         Distinct failure domains come first: leases at hand, then new ones by auction; then
         the same without regard to domains; the own node, which settles nothing, last. Where
-        that is fewer, it is said of every other node why it gave none.
-
-        Raises:
-            NoOffers: no peer offers room at a price within the reserve, and there is none here.
-            CreditExceeded, SpaceExhausted: it was this that kept every peer from granting it.
+        that is fewer, or none, it is said of every other node why it gave none.
         """
         if not 0 < size_bytes <= _QUANTITY_MAX:
             raise ArgumentInvalid("the size to lease is out of range")
@@ -1383,10 +1372,6 @@ class MarketService:
                     refused[node] = faults[node]
                 elif not self.is_up(node):
                     refused[node] = PeerSilent(f"{short(node)} does not answer")
-        if not hosts:
-            if not refused:
-                raise NoOffers("no node is left that could be asked for room")
-            raise refusal(refused, "no node offers the room that is needed")
         return Offered(hosts, refused)
 
     def _up(self, peers: Sequence[bytes], leaving: Collection[bytes]) -> list[bytes]:
@@ -1522,7 +1507,7 @@ class MarketService:
             return Granted(self._own, OWN_LEASE, 0)
         if on == self._own:
             raise ComputeExhausted("this node has not so much fuel left that is not promised")
-        raise _no_fuel(faults)
+        raise refusal(faults, "no node offers the fuel that is needed")
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -1542,7 +1527,7 @@ class MarketService:
             nodes = [peer for peer in up if peer not in exclude]
             chosen, faults = await self._choose("compute", nodes, fuel_steps, count)
             if not chosen:
-                raise _no_fuel(faults)
+                raise refusal(faults, "no node offers the fuel that is needed")
             return [self._hand_out(entry, fuel_steps) for entry in chosen]
 
     # The customer's side: use and settlement

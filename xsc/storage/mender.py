@@ -32,8 +32,6 @@ from typing import Any, Protocol
 
 from xsc.base.errors import (
     LeaseExhausted,
-    LimitError,
-    NoOffers,
     ObjectUnknown,
     RecordInvalid,
     XscError,
@@ -49,6 +47,7 @@ from xsc.base.limits import (
     WATCHES_MAX,
 )
 from xsc.base.merkle import root_of
+from xsc.base.refusals import refusal
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns, sliced
 from xsc.base.units import held_bytes
@@ -1034,11 +1033,11 @@ class Mender:
     async def _lease(self, targets: frozenset[bytes], size: int) -> tuple[HostLease | None, str]:
         """Return room at one of these nodes, or why there is none."""
         known = {self._reach.own, *self._reach.hosts.peers()}
-        try:
-            offered = await self._reach.hosts.lease_hosts(
-                size_bytes=size, count=1, exclude=frozenset(known - targets)
-            )
-        except (NoOffers, LimitError) as fault:
+        offered = await self._reach.hosts.lease_hosts(
+            size_bytes=size, count=1, exclude=frozenset(known - targets)
+        )
+        if not offered.leases:
+            fault = refusal(offered.refused, "no node offers the room that is needed")
             return None, fault.message
         if offered.leases[0].node not in targets:
             return None, "no node that may take it has room"

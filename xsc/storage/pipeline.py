@@ -431,11 +431,17 @@ class Upload:
     async def _lease(
         self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
     ) -> Sequence[HostLease]:
-        """Return room at up to so many nodes, at least one; note who gave none, and why."""
+        """Return room at up to so many nodes, at least one; note who gave none, and why.
+
+        Raises:
+            CreditExceeded, SpaceExhausted, NoOffers: not even one.
+        """
         offered = await self._reach.hosts.lease_hosts(
             size_bytes=size_bytes, count=count, exclude=exclude
         )
         self._refused |= offered.refused
+        if not offered.leases:
+            raise refusal(offered.refused, "no node offers the room that is needed")
         return offered.leases
 
     def _keeps(self, columns: Sequence[bytes]) -> bool:

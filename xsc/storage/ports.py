@@ -61,8 +61,7 @@ class Hosts(Protocol):
     ) -> Offered:
         """Return room for `size_bytes` at each of `count` distinct nodes, fewer where fewer exist.
 
-        Raises:
-            CreditExceeded, SpaceExhausted, NoOffers: not even one.
+        Where that is fewer, or none, it is said of every other node why it gave none.
         """
 
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:

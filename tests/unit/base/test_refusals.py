@@ -59,6 +59,12 @@ def test_a_retry_helps_where_all_are_busy_or_their_leases_are_used_up():
         assert "try again" in fault.hint
 
 
+def test_where_nobody_was_left_to_be_asked_it_is_said():
+    fault = refusal({}, "nothing came of it", also="ask later")
+    assert (type(fault), fault.hint) == (NoOffers, "ask later")
+    assert "nobody is left" in fault.message
+
+
 def test_each_node_is_named_once_a_reason():
     first, second, _ = map(short, NODES)
     told = [(NODES[1], PeerSilent("")), (NODES[0], PeerSilent("")), (NODES[0], RateLimited(""))]

@@ -45,6 +45,7 @@ from xsc.base.limits import (
     VOUCHERS_A_CUSTOMER_MAX,
     VOUCHERS_MS,
 )
+from xsc.base.refusals import refusal
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.denial import check_denial
 from xsc.market.denials import KNOWN
@@ -60,6 +61,8 @@ STEPS = 1_000_000_000
 
 async def leased(world, node, **wish):
     got = await world.drive(node.market.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish)))
+    if not got.leases:
+        raise refusal(got.refused, "no room")
     return got.leases
 
 
@@ -734,9 +737,7 @@ async def test_customers_of_one_window_share_what_is_scarce(world):
     got = [node.one("customer").quantity // MIB for node in customers[:3]]
     assert got == [150, 100, 50]
     with pytest.raises(SpaceExhausted):
-        await world.drive(
-            customers[3].market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
-        )
+        await leased(world, customers[3], exclude=everybody)
 
 
 async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
@@ -754,8 +755,8 @@ async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
             for node in customers
         )
     )
-    refused = [item for item in got if isinstance(item, SpaceExhausted)]
-    assert len(refused) == 1
+    (refused,) = (offered.refused for offered in got if not offered.leases)
+    assert type(refused[provider.id]) is SpaceExhausted
     quantities = [view.quantity for view in provider.market.leases()]
     assert sorted(quantities) == [150 * MIB, 150 * MIB]
 

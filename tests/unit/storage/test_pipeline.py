@@ -271,7 +271,8 @@ async def test_nodes_that_are_up_and_refuse_are_named_and_no_reason_to_double_up
     world[0].node.capacity_bytes = 0
     with pytest.raises(SpaceExhausted) as caught:
         await put(world[0], data)
-    assert short(world[3].id) in caught.value.message
+    both = ", ".join(sorted(short(node.id) for node in (world[0], world[3])))
+    assert f"no room: {both}" in caught.value.message
     world[3].before = lambda method, number: None
     assert sum(used(world)) == world[3].node.used_bytes
 

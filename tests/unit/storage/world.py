@@ -10,7 +10,6 @@ from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
     LeaseExhausted,
-    NoOffers,
     PeerSilent,
     PeerUnknown,
     SpaceExhausted,
@@ -187,8 +186,6 @@ class Host:
         if self.node.free_bytes >= size_bytes:
             free.append(self.id)
         chosen = [node for node in free if node not in exclude][:count]
-        if not chosen:
-            raise NoOffers("nobody has room")
         for node in chosen:
             if node != self.id:
                 book = self.world.by_id[node].book
