@@ -549,6 +549,8 @@ LEDGER_HEAD_TIMEOUT_MS = 2_000
 """How long a peer has to say where it has seen this node's chain end: a start waits for it."""
 HISTORY_TIMEOUT_MS = 60_000
 """For all pages of what one peer holds of a node that lost its disk: entries, or leases."""
+NOTED_ACCOUNTS_MAX = 2**14
+"""Accounts of which the directory head says how they stand: half a head."""
 LEDGER_RETRY_MS = 30_000
 LEDGER_CONFLICTS_KEPT = 16
 """Kept as evidence for each peer; one proves the point, more only fill the disk."""

@@ -21,11 +21,15 @@ from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid
 from xsc.base.fields import take_int, take_list
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import AMOUNT_MAX, DIRECTORY_HEAD_BYTES_MAX, LEDGER_RECORD_BYTES_MAX
+from xsc.base.limits import (
+    AMOUNT_MAX,
+    DIRECTORY_HEAD_BYTES_MAX,
+    LEDGER_RECORD_BYTES_MAX,
+    NOTED_ACCOUNTS_MAX,
+)
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 _VERSION = 1
-_ACCOUNTS_MAX = 2**14
 _NOTED_BYTES_MAX = DIRECTORY_HEAD_BYTES_MAX
 
 
@@ -72,6 +76,25 @@ class Restart:
     noted: Noted
 
 
+def worth_noting(
+    accounts: Iterable[NotedAccount], *, default_limit_micro: int
+) -> tuple[NotedAccount, ...]:
+    """Return the accounts that a head has room for, in order of id: the largest balances.
+
+    Those of which nothing need be noted are the first to go, and only where there is no room: that
+    nothing is owed, too, is more than a peer shows who hides what paid its debt.
+    """
+    by_worth = sorted(
+        accounts,
+        key=lambda item: (
+            -abs(item.balance_micro),
+            item.limit_micro in (None, default_limit_micro),
+            item.peer,
+        ),
+    )
+    return tuple(sorted(by_worth[:NOTED_ACCOUNTS_MAX], key=lambda item: item.peer))
+
+
 def noted_bytes(noted: Noted) -> bytes:
     """Return the canonical bytes of what is noted."""
     accounts: list[Value] = [
@@ -89,7 +112,7 @@ def open_noted(raw: bytes) -> Noted:
     value = decode(raw, size_max=_NOTED_BYTES_MAX)
     if not isinstance(value, dict) or value.get("v") != _VERSION:
         raise RecordInvalid("what is noted of the ledger is of no known form")
-    rows = take_list(value, "accounts", most=_ACCOUNTS_MAX)
+    rows = take_list(value, "accounts", most=NOTED_ACCOUNTS_MAX)
     return Noted(take_int(value, "next_seq"), tuple(_account(row) for row in rows))
 
 

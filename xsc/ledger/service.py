@@ -84,6 +84,7 @@ from xsc.ledger.incarnation import (
     open_incarnation,
     open_restart,
     restart_bytes,
+    worth_noting,
 )
 from xsc.ledger.recovery import Old, check_shown, known_entries, merged, plan
 from xsc.ledger.state import LedgerState, append, digest, next_claim, settle, take_old
@@ -318,13 +319,16 @@ class LedgerService:
 
         What is unproven is noted again: it is not forgotten with the next disk.
         """
-        accounts = tuple(
-            NotedAccount(
-                row.peer,
-                max(-AMOUNT_MAX, min(AMOUNT_MAX, row.balance_micro + row.unproven_micro)),
-                self._ledger.limits.get(row.peer),
-            )
-            for row in self.statement()
+        accounts = worth_noting(
+            (
+                NotedAccount(
+                    row.peer,
+                    max(-AMOUNT_MAX, min(AMOUNT_MAX, row.balance_micro + row.unproven_micro)),
+                    self._ledger.limits.get(row.peer),
+                )
+                for row in self.statement()
+            ),
+            default_limit_micro=self._starter_limit,
         )
         return Noted(self._ledger.next_seq, accounts)
 

@@ -18,15 +18,19 @@ from xsc.base.errors import (
     RecordInvalid,
 )
 from xsc.base.limits import (
+    AMOUNT_MAX,
+    DIRECTORY_HEAD_BYTES_MAX,
     HISTORY_TIMEOUT_MS,
     INCARNATION_GAP,
     INCARNATIONS_A_PEER_MAX,
     INCARNATIONS_MS,
+    NOTED_ACCOUNTS_MAX,
     PEER_TIMEOUT_MS,
 )
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
+from xsc.ledger import incarnation
 from xsc.ledger.entry import GENESIS, open_half, post_half
 from xsc.ledger.incarnation import (
     Incarnation,
@@ -36,6 +40,7 @@ from xsc.ledger.incarnation import (
     noted_bytes,
     open_incarnation,
     open_noted,
+    worth_noting,
 )
 from xsc.ledger.recovery import merged, plan
 from xsc.ledger.service import HEAD, HISTORY, PROPOSE
@@ -105,6 +110,45 @@ async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amou
     )
     assert await collect(a, c, 20, lease=4, xid=4) == 20, "the chain goes on"
     await sound(circle, agreed=False)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_head_notes_so_many_accounts_and_the_largest_where_there_are_more(over):
+    ids = [number.to_bytes(32, "big") for number in range(NOTED_ACCOUNTS_MAX + over)]
+    accounts = [NotedAccount(peer, AMOUNT_MAX - at, AMOUNT_MAX) for at, peer in enumerate(ids)]
+    accounts[7] = NotedAccount(ids[7], 0, STARTER)
+    kept = worth_noting(accounts, default_limit_micro=STARTER)
+    raw = noted_bytes(Noted(9, kept))
+    assert len(raw) <= DIRECTORY_HEAD_BYTES_MAX // 2
+    assert open_noted(raw).accounts == kept
+    left = {*accounts} - {*kept}
+    assert left == {*accounts[7 : 7 + over]}
+    if over:
+        with pytest.raises(RecordInvalid):
+            open_noted(noted_bytes(Noted(9, tuple(accounts))))
+
+
+def test_a_small_balance_is_noted_before_a_limit_and_a_limit_before_nothing():
+    ids = [number.to_bytes(32, "big") for number in range(NOTED_ACCOUNTS_MAX)]
+    full = [NotedAccount(peer, -2, None) for peer in ids[3:]]
+    least, limited, zero, unlimited = (
+        NotedAccount(b"\xff" * 31 + bytes([at]), balance, limit)
+        for at, (balance, limit) in enumerate([(1, None), (0, 5), (0, STARTER), (0, None)])
+    )
+    kept = worth_noting([*full, unlimited, zero, limited, least], default_limit_micro=STARTER)
+    assert {least, limited, zero} <= {*kept}
+    assert unlimited not in kept
+    kept = worth_noting([*full, full[0], unlimited, limited, least], default_limit_micro=STARTER)
+    assert {least, limited} <= {*kept}
+    assert unlimited not in kept
+
+
+async def test_a_ledger_notes_no_more_than_a_recovery_reads(monkeypatch, circle, a, b, c):
+    await debts(a, b, c)
+    monkeypatch.setattr(incarnation, "NOTED_ACCOUNTS_MAX", 1)
+    noted = a.ledger.noted()
+    assert [item.peer for item in noted.accounts] == [c.id], "the larger balance"
+    assert open_noted(noted_bytes(noted)) == noted
 
 
 def other(row):
