@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
     # As if it had been killed when the objects could be read: the start does the rest.
     mark = owner.home / "recover.json"
     mark.write_text('{"v": 1, "stage": "readable"}')
-    start("net/node-0")
+    _, process = start("net/node-0")
     assert not mark.exists()
     assert owner(["store", "get", capability, "-o", "-"]).out == content
     assert owner("ledger verify --json").json["ok"]
@@ -96,6 +97,9 @@ def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
     assert after[first]["unproven_micro"] == owed[first]
     for peer, balance in owed.items():
         assert peer == first or after[peer]["balance_micro"] == balance
+    process.terminate()
+    log = [json.loads(line) for line in process.communicate(timeout=60)[1].splitlines()]
+    assert "ledger.history_untold" in {line["event"] for line in log}, "of the second stage, too"
 
 
 def test_hosts_keep_neither_names_nor_capabilities_in_clear(small_net):

@@ -261,9 +261,9 @@ async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterat
 
 
 async def _recover(
-    home: homes.Home, config: Config, places: Sequence[str]
+    home: homes.Home, config: Config, log: JsonLog, places: Sequence[str]
 ) -> tuple[Found | None, Signing]:
-    async with _asking(home, config, SentenceLog(SystemClock())) as node:
+    async with _asking(home, config, log) as node:
         await call_peers(node)
         found = None
         if homes.recovery_stage(home.path) == "begun":
@@ -317,7 +317,7 @@ def recover_home(
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        found, signing = asyncio.run(_recover(home, config, places))
+        found, signing = asyncio.run(_recover(home, config, SentenceLog(SystemClock()), places))
         homes.end_recovery(path)
     return to_text(home.key.node_id), found, signing
 
@@ -366,18 +366,14 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
+        log = JsonLog(SystemClock(), config.log_level)
         if homes.recovery_stage(path) is not None:
-            _, signing = asyncio.run(_recover(home, _remembered(path, config), ()))
+            _, signing = asyncio.run(_recover(home, _remembered(path, config), log, ()))
             homes.end_recovery(path)
             _say(f"went on with {signing.entries} ledger entries after the recovery")
         if homes.restore_stage(path) is not None:
             done = asyncio.run(
-                _catch_up(
-                    home,
-                    _remembered(path, config),
-                    JsonLog(SystemClock(), config.log_level),
-                    without_silent=False,
-                )
+                _catch_up(home, _remembered(path, config), log, without_silent=False)
             )
             homes.end_restore(path)
             _say(f"caught up with {done.peers} peers after the restore")
