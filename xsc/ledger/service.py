@@ -769,12 +769,13 @@ class LedgerService:
         """Take the claims that a peer shows; one that comes to no end is asked on next time."""
         shown: list[Old] = []
         try:
-            await self._history(peer, shown, start=self._shown_to.pop(peer, 0))
+            await self._history(peer, shown, start=self._shown_to.get(peer, 0))
         except XscError:
             if shown:
                 self._shown_to[peer] = shown[-1].half.record.seq + 1
             await self._exclusive(self._take_claims, peer, shown, heard=False)
             raise
+        self._shown_to.pop(peer, None)
         await self._exclusive(self._take_claims, peer, shown, heard=True)
 
     async def _take_claims(self, peer: bytes, shown: Sequence[Old], *, heard: bool) -> None:
