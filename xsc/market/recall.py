@@ -19,10 +19,10 @@ from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_map, take_opt_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX, SETTLE_TIMEOUT_MS
+from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller
+from xsc.base.peering import Caller, History
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
 from xsc.market import renewal
@@ -109,18 +109,19 @@ class Recall:
         """Take the leases at a peer back, if it is still to be asked; return how many were new.
 
         Raises:
-            XscError: the peer is silent, or answers nonsense; it is asked again later.
+            PeerSilent: the peer does not answer, or comes to no end in time. What it told is
+                kept, and it is asked again later.
+            XscError: it answers nonsense; it is asked again later.
         """
         raw = self._state.get(RECALLS + peer)
         if raw is None:
             return 0
         held = _held(raw)
         found = 0
+        history = History(self._caller, self._clock, peer, HISTORY)
         after: bytes | None = None
         while True:
-            reply = await self._caller.call(
-                peer, HISTORY, {"after": after}, timeout_ms=SETTLE_TIMEOUT_MS
-            )
+            reply = await history.page({"after": after})
             told = take_list(reply.header, "leases", most=HISTORY_LEASES_MAX)
             fresh = []
             for item in told:

@@ -6,9 +6,16 @@ from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET
 from tests.unit.market.test_renewing import LATEST_MS, stored
 from xsc.base.errors import PeerSilent, RecordInvalid, SignatureInvalid, StoreDamaged
-from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX, MIB, STORAGE_LEASE_BYTES
+from xsc.base.limits import (
+    EPOCH_MS,
+    HISTORY_LEASES_MAX,
+    HISTORY_TIMEOUT_MS,
+    MIB,
+    PEER_TIMEOUT_MS,
+    STORAGE_LEASE_BYTES,
+)
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.recall import RECALLS
+from xsc.market.recall import HISTORY, RECALLS
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.renewal import Renewal
 from xsc.terms.voucher import Voucher
@@ -97,6 +104,31 @@ async def test_a_silent_host_is_asked_again(world, pair):
     await customer.restart()
     world.wire.down.clear()
     assert await customer.market.recalls.recall(provider.id) == 1
+
+
+async def test_a_host_that_crawls_is_asked_again_and_what_it_has_told_is_kept(world, pair):
+    customer, provider = pair
+    held = {}
+    for _ in range(8):
+        lease_id = await stored(world, customer, provider, STORAGE_LEASE_BYTES)
+        held[lease_id] = STORAGE_LEASE_BYTES
+    handlers = world.wire.handlers[provider.id]
+    honest = handlers[HISTORY]
+
+    async def crawl(caller, header, parts):
+        world.clock.advance_to(world.clock.now_ms() + PEER_TIMEOUT_MS - 1_000)
+        answer, bodies = await honest(caller, header, parts)
+        told = answer["leases"]
+        return {"leases": told[:1], "more": len(told) > 1}, bodies
+
+    handlers[HISTORY] = crawl
+    before_ms = world.clock.now_ms()
+    with pytest.raises(PeerSilent):
+        await lost(customer, provider, held)
+    assert world.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + PEER_TIMEOUT_MS
+    assert len(customer.market.leases()) == 5
+    handlers[HISTORY] = honest
+    assert await customer.market.recalls.recall(provider.id) == 3
 
 
 async def test_a_damaged_note_of_what_to_recall_is_found(world, pair):
