@@ -49,7 +49,7 @@ class Putting:
     def __init__(self, net: Net, film: Path) -> None:
         self.calls = Calls(Core(net[0].home))
         with film.open("rb") as file:
-            self.id = upload_id(film, file, film.name, SURVIVE.convert("0nodes", None, None), None)
+            self.id = upload_id(film, file, film.name, "", None)
         words = ["--home", str(net[0].home), "store", "put", str(film)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "xsc", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE

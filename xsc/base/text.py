@@ -8,7 +8,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        # A codec would be read from the disk at its first use, which a confined process cannot do.
+        char if char.isprintable() else ascii(char)[1:-1]
         for char in text
     )
 
