@@ -267,6 +267,33 @@ def test_what_a_peer_says_of_its_clock_neither_ends_the_node_nor_bars_for_long(c
     run(27, 4, play)
 
 
+def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
+    async def play(world):
+        owner = world.nodes[OWNER]
+        late = await world.join()
+        await told(world)
+        raw = back_up(world)
+        capability = await put_named(owner, "a", content(10))
+        await told(world)
+        await world.crash(late)  # what was copied to it is gone, and the head is not
+        world.disks[late].bodies = MemoryKeyValue()
+        world.disks[late].index = MemoryKeyValue()
+        await world.restart(late)
+        await world.crash(1)
+        await lose_and_restore(world, raw)
+        done = await caught_up(world, without_silent=True)
+        owner = world.nodes[OWNER]
+        assert (done.objects, done.lost) == (0, ("a",))
+        assert [row.name for row in owner.storage.unfound()] == ["a"]
+        await told(world)
+        await world.restart(1)
+        await world.until(lambda: not owner.storage.unfound())
+        assert owner.storage.named("a") == [capability]
+        assert await get(owner, capability) == content(10)
+
+    run(28, 2, play)
+
+
 def test_invitations_and_puts_under_way_are_left_out():
     async def play(world):
         owner = world.nodes[OWNER]

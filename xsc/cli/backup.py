@@ -234,7 +234,10 @@ def restore(
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
     for lost in done.lost:
-        warn(f"the object {lost or 'without a name'} is at no host that answers")
+        warn(
+            f"the object {lost or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
     answer = {
         "peers": done.peers,
         "newer_objects": done.objects,

@@ -205,7 +205,8 @@ class CaughtUp:
     silent: tuple[bytes, ...]
     """Peers that were not asked, by the operator's word."""
     lost: tuple[str, ...]
-    """Names of newer objects that nobody who answered has, by the operator's word."""
+    """Names of newer objects that nobody who answered has, by the operator's word; they are
+    looked for again."""
 
 
 async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
@@ -223,6 +224,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
         PeerSilent: peers do not answer, or newer objects are not found.
     """
     before, known = node.ledger.settled_entries(), {ref for ref, _ in node.storage.entries()}
+    unfound = {_ref(item) for item in node.storage.unfound()}
     own_generation = node.directory.generation
     await call_peers(node)
     await node.shards.start()
@@ -234,15 +236,17 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     if found.body is not None:
         listed = await read_directory(node, found.body)
         refs = {_ref(item) for item in listed}
-        missing = await adopt_all(node, listed)
+        missing = [item for item in await adopt_all(node, listed) if _ref(item) not in known]
         # What the home lists itself stays listed although nobody answers for it now.
-        lost = [item.name for item in missing if _ref(item) not in known]
+        lost = [item.name for item in missing if _ref(item) not in unfound]
         if lost and not without_silent:
             raise PeerSilent(
                 f"{len(lost)} newer objects are at no host that answers",
-                hint="try again when more peers are back; --without-silent leaves them out",
+                hint="try again when more peers are back; --without-silent goes on, "
+                "and looks for them again",
             )
-        objects = len(refs - known) - len(lost)
+        await node.storage.keep_unfound(missing)
+        objects = len(refs - known) - len(missing)
         if found.generation > own_generation:
             for ref in known - refs:
                 gone += await node.storage.drop_gone(ref)

@@ -688,8 +688,15 @@ class StorageService:
         return [item for _, raw in rows for item in unpack(raw)]
 
     async def keep_unfound(self, listed: Sequence[Listed]) -> None:
-        """Keep in the directory what nobody who answers has: its hosts may come back."""
+        """Keep in the directory these objects that nobody who answers has, and none of before.
+
+        Their hosts may come back.
+        """
         changes: list[tuple[bytes, bytes | None]] = []
+        for item in self.unfound():
+            changes.append((UNFOUND + parse_read(item.capability).manifest_hash, None))
+            if item.name:
+                changes.append(version_row(item.name, item.version, None))
         for item in listed:
             ref = parse_read(item.capability).manifest_hash
             changes.append((UNFOUND + ref, pack([item])))

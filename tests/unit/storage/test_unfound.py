@@ -56,6 +56,14 @@ async def test_what_was_held_nowhere_is_gone_with_the_word():
     assert (owner.service.unfound(), list(owner.service.entries())) == ([], [])
 
 
+async def test_what_the_newest_directory_does_not_list_is_looked_for_no_more():
+    _, owner, _ = await unfound_world()
+    await owner.service.keep_unfound([])
+    assert owner.service.unfound() == []
+    with pytest.raises(ObjectUnknown):
+        owner.service.named("object")
+
+
 async def test_what_a_recovery_did_not_find_is_deleted_also_at_hosts_that_are_back():
     world, owner, capability = await unfound_world()
     done = await finished(world, owner.service.rm(capability))
