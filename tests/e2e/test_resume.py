@@ -15,7 +15,6 @@ import pytest
 
 from tests.e2e.conftest import Member, Net, wait_for
 from xsc.base.limits import MIB, SEGMENT_BYTES
-from xsc.cli.options import SURVIVE
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 from xsc.client.files import upload_id
