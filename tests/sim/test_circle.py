@@ -14,6 +14,8 @@ from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.book import AddressRecord
+from xsc.net.circle import Member
+from xsc.net.service import HELLO
 from xsc.node.recovery import find_head
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
@@ -52,6 +54,19 @@ async def move(world, *indexes):
         world.places[index] = f"{world.place(index)}-moved"
     for index in indexes:
         await world.restart(index)
+
+
+def introduction(origin, key):
+    """Return that a node introduces a key that need not run anywhere."""
+    member = Member(node=key.node_id, hops=1, since_ms=1)
+    record = AddressRecord(
+        name="sham", addresses=("nowhere:1",), fingerprint=None, introducible=True, seq=1
+    )
+    network = origin.peers.network
+    return {
+        "member": sign(member, origin.key, network).raw,
+        "record": sign(record, key, network).raw,
+    }
 
 
 # One invitation
@@ -239,6 +254,61 @@ def test_an_introducer_makes_so_many_known_and_no_more():
         assert len(brought) == INTRODUCED_A_PEER_MAX
 
     run(11, 2, play, INTRODUCED, kind=Star)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_who_brings_shams_by_several_friends_is_one_introducer_with_one_credit(direct):
+    """The origin is invited by the friends 1 and 2, and by the victim or not."""
+
+    def prepare(world):
+        world.settings_of[3] = {"accept_peers": "invited"}
+        world.sees_all = lambda node: len(node.peers.peers()) >= 3 - (not direct)
+
+    async def play(world):
+        victim, origin = world.nodes[0], world.nodes[3]
+        keys = [KeyPair(bytes([number]) * 32) for number in (1, 2)]
+        for friend, key in zip(ids(world, 1, 2), keys, strict=True):
+            said = introduction(origin, key)
+            # With a record that lets the friends introduce the origin itself as well.
+            known = origin.peers._record().record
+            record = known.model_copy(update={"introducible": True, "seq": known.seq + 1})
+            own = sign(record, origin.key, origin.peers.network).raw
+            await origin.peers.call(friend, HELLO, {"record": own, "members": [said]})
+        await world.clock.sleep_ms(20_000)
+        shams = [key.node_id for key in keys]
+        assert set(shams) < set(victim.peers.peers())
+        by = {victim.peers.info(sham).through for sham in shams}
+        assert len(by) == 1
+        assert direct == (by == {origin.key.node_id})
+        assert set(victim.peers.shares_with(shams[0])) >= set(shams)
+        assert len({victim.peers.introducer_of(sham) for sham in shams}) == 1
+
+    class Friends(World):
+        async def meet(self):
+            for one, other in [(0, 1), (0, 2), (1, 3), (2, 3)] + [(0, 3)] * direct:
+                await self.nodes[one].peers.join(await self.nodes[other].peers.invite(60_000))
+
+    run(15, 4, play, INTRODUCED, prepare, kind=Friends)
+
+
+def test_a_guest_that_brings_all_it_may_leaves_room_for_the_newcomers_of_its_host():
+    async def play(world):
+        hub, other, guest = world.nodes[0], world.nodes[1], world.nodes[2]
+        keys = [KeyPair((9_000 + n).to_bytes(32, "big")) for n in range(INTRODUCED_A_PEER_MAX)]
+        said = [introduction(guest, key) for key in keys]
+        record = guest.peers._record().raw
+        await guest.peers.call(hub.key.node_id, HELLO, {"record": record, "members": said})
+        shams = {key.node_id for key in keys}
+        await world.until(lambda: len(shams.intersection(hub.peers.peers())) == len(shams))
+        await world.clock.sleep_ms(20_000)
+        assert len(shams.intersection(other.peers.peers())) == INTRODUCED_A_PEER_MAX // 2
+        newcomer = await world.guest(0)
+        await world.until(lambda: world.knows(1, newcomer))
+        # And one of another member, that the hub passes on.
+        far = await world.guest(3)
+        await world.until(lambda: world.knows(1, far))
+
+    run(16, 4, play, INTRODUCED, kind=Star)
 
 
 def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():

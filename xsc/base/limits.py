@@ -247,7 +247,7 @@ ADDRESSES_MS = 60_000
 INVITATIONS_OPEN_MAX = 1_000
 INTRODUCED_A_PEER_MAX = 64
 """Peers that one introducer makes known to a node and that its operator has not confirmed; as many
-are introduced to a peer at a time."""
+that these make known; as many are introduced to a peer at a time."""
 INTRODUCTION_HOPS_MAX = 2
 """Between an introducer and whom it introduces: its own friends, and the friends of these."""
 INTRODUCTIONS_A_PEER_MAX = 64

@@ -247,6 +247,15 @@ def kind_of(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> str:
     return _fields(raw, size_max)[0]
 
 
+def author_of(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> bytes:
+    """Return the author that an envelope claims; nothing is verified.
+
+    Raises:
+        TooLarge, RecordInvalid: not an envelope.
+    """
+    return _fields(raw, size_max)[2]
+
+
 def open_signed(
     raw: bytes,
     kind: type[R],
@@ -278,12 +287,13 @@ def read_claimed(
     kind: type[R],
     *,
     network: bytes,
-    author: bytes,
+    author: bytes | None = None,
     size_max: int = RECORD_BYTES_MAX,
 ) -> Signed[R]:
     """Return the record of an envelope whose signature is not verified.
 
-    For who has the author's word for the record's id in another way; all else was checked.
+    For who has the author's word for the record's id in another way, or looks whether there is
+    anything to verify; all else was checked. Without an author any may have signed it.
 
     Raises:
         TooLarge, RecordInvalid: as `open_signed`.

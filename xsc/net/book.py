@@ -82,11 +82,11 @@ class PeerInfo(Record):
     introducible: bool = False
     """What that record says."""
     introducer: Id32 | None = None
-    """Who introduced it; None of a peer that an invitation made known."""
+    """The direct peer that it came by; None of a peer that an invitation made known."""
     hops: Count = 0
-    """As the introducer's `member` record says; 0 without one."""
+    """How many introductions lie in between; 0 without one."""
     member: bytes = b""
-    """That record, as the introducer signed it."""
+    """The record that its origin signed: the introducer, or whom that introduced."""
     confirmed: bool = False
     """Whether the operator answers for an introduced peer as for an invited one."""
 

@@ -1,9 +1,9 @@
 """Introductions and lost addresses: what peers say of each other, and of nobody else.
 
 A greeting carries, for a direct peer, the signed `member` and address records of whom
-this node introduces to it; a peer that is silent is sought at those that answer. The
-rules are in `xsc.net.circle`. Everything taken here is signed by the node that it is
-about, but for one word: that an introducer knows it.
+this node introduces to it, or passes on; a peer that is silent is sought at those that
+answer. The rules are in `xsc.net.circle`. Everything taken here is signed by the node that
+it is about, but for one word: that its origin knows it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Friends:
         if not self.accepts:
             return []
         return [
-            {"member": self._signed(member), "record": info.record}
+            {"member": self._signed(member) if member else info.member, "record": info.record}
             for info, member in circle.members_for(peer, self._book.all())
         ]
 
@@ -118,11 +118,14 @@ class Friends:
             return
         found = {
             newcomer.member.record.node: newcomer
-            for newcomer in (self._newcomer(introducer, item) for item in members)
+            for newcomer in map(self._newcomer, members)
             if newcomer is not None
         }
-        room = circle.room_for(introducer, self._book.all())
-        for node, newcomer in list(found.items())[:room]:
+        known = self._book.all()
+        for node, newcomer in found.items():
+            place = circle.place_for(newcomer.member.author, known)
+            if place is None:
+                continue
             met = self._book.met(
                 node,
                 newcomer.address.record,
@@ -131,24 +134,27 @@ class Friends:
                 signed=newcomer.address.raw,
             )
             came = {
-                "introducer": introducer,
-                "hops": newcomer.member.record.hops,
+                "introducer": place.introducer,
+                "hops": place.hops,
                 "member": newcomer.member.raw,
             }
-            self._book.put(met.model_copy(update=came))
-            self._log.info("peer_introduced", peer=short(node), by=short(introducer))
+            info = met.model_copy(update=came)
+            self._book.put(info)
+            # Whom it signed for may follow in the same greeting.
+            known.append(info)
+            self._log.info("peer_introduced", peer=short(node), by=short(place.introducer))
             self._added(node)
 
-    def _newcomer(self, introducer: bytes, item: Value) -> _Newcomer | None:
+    def _newcomer(self, item: Value) -> _Newcomer | None:
         """Return what an introduction says; None of who is known or was removed."""
         if not isinstance(item, dict):
             raise FrameInvalid("an introduction is a map of two records")
         raw, record = take_bytes(item, "member"), take_bytes(item, "record")
-        node = read_claimed(raw, Member, network=self._network, author=introducer).record.node
+        node = read_claimed(raw, Member, network=self._network).record.node
         known = node == self._key.node_id or self._book.get(node) is not None
         if known or self._book.was_removed(node):
             return None
-        member = open_signed(raw, Member, network=self._network, author=introducer)
+        member = open_signed(raw, Member, network=self._network)
         address = open_signed(record, AddressRecord, network=self._network, author=node)
         if not address.record.introducible:
             raise RecordInvalid("who is introduced has not said that it may be")

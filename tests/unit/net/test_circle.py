@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
@@ -48,14 +49,17 @@ def address(node: Node, who: KeyPair, **changes) -> bytes:
     return sign(AddressRecord(**{**values, **changes}), who, node.net.network).raw
 
 
-def introduction(
-    node: Node, by: KeyPair, who: KeyPair, hops: int = 1, **changes
-) -> dict[str, bytes]:
-    member = Member(node=who.node_id, hops=hops, since_ms=0)
+def introduction(node: Node, by: KeyPair, who: KeyPair, **changes) -> dict[str, bytes]:
+    member = Member(node=who.node_id, hops=1, since_ms=0)
     return {
         "member": sign(member, by, node.net.network).raw,
         "record": address(node, who, **changes),
     }
+
+
+def forged_hops(node: Node, by: KeyPair, who: KeyPair) -> bytes:
+    member = Member(node=who.node_id, hops=1, since_ms=0).model_copy(update={"hops": 2})
+    return sign(member, by, node.net.network).raw
 
 
 class Friend(Outsider):
@@ -114,8 +118,9 @@ def info(number: int, **changes) -> PeerInfo:
 
 HUB = (10**6).to_bytes(32, "big")
 PEERS = st.builds(
-    lambda number, blocked, introducible, record, introducer, hops, confirmed: info(
+    lambda number, blocked, introducible, record, introducer, hops, confirmed, member: info(
         number,
+        member=member if introducer else b"",
         blocked=blocked,
         introducible=introducible,
         record=record,
@@ -130,6 +135,7 @@ PEERS = st.builds(
     st.sampled_from([None, HUB, (3).to_bytes(32, "big")]),
     st.integers(1, INTRODUCTION_HOPS_MAX),
     st.booleans(),
+    st.sampled_from([b"", b"signed"]),
 )
 
 
@@ -140,23 +146,76 @@ def test_whoever_is_introduced_allows_it_and_is_near_enough(peer, known):
         assert found.record
         assert not found.blocked
         assert peer.node_id not in (found.node_id, found.introducer)
-        assert member.hops == (1 if found.through is None else found.hops + 1)
+        assert circle.hops_to(found) < INTRODUCTION_HOPS_MAX
+        # For whom it knows directly it signs; of others it passes on what was signed.
+        assert (member is None) == (found.through is not None)
+        assert found.through is None or found.member
         assert peer.through is None
 
 
 @given(st.integers(0, 2 * INTRODUCED_A_PEER_MAX), st.integers(0, 2 * INTRODUCED_A_PEER_MAX))
 def test_an_introducer_has_room_within_its_share_and_that_of_all(brought, free):
     peers = [info(n, introducer=HUB, hops=1) for n in range(brought)]
-    peers += [info(n) for n in range(brought, PEERS_MAX - free)]
-    room = circle.room_for(HUB, peers)
-    assert room == max(0, min(INTRODUCED_A_PEER_MAX - brought, PEERS_MAX - len(peers)))
-    assert room <= free
+    peers += [info(n) for n in range(brought, PEERS_MAX - 1 - free)]
+    peers.append(info(0, node_id=HUB))
+    has_room = brought < INTRODUCED_A_PEER_MAX and len(peers) < PEERS_MAX
+    assert circle.place_for(HUB, peers) == (circle.Place(HUB, 1) if has_room else None)
+    assert free > 0 or not has_room
 
 
 @given(st.integers(0, 3 * INTRODUCED_A_PEER_MAX))
 def test_no_more_are_named_than_are_taken(count):
     named = circle.members_for(info(1), [info(number) for number in range(2, count + 2)])
     assert len(named) == min(count, INTRODUCED_A_PEER_MAX)
+
+
+def signed_by(origin: int) -> bytes:
+    return sign(Member(node=bytes(32), hops=1, since_ms=0), ORIGINS[origin], bytes(32)).raw
+
+
+ORIGINS = [key(f"origin {number}") for number in range(4)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=3 * INTRODUCED_A_PEER_MAX))
+def test_whoever_signs_an_introducer_brings_so_many_and_no_origin_takes_the_room_of_others(words):
+    hub, *guests = (origin.node_id for origin in ORIGINS)
+    known = [info(0, node_id=hub)]
+    known += [info(n, node_id=guest, introducer=hub, hops=1) for n, guest in enumerate(guests, 1)]
+    for number, (origin, confirmed) in enumerate(words, 10):
+        place = circle.place_for(ORIGINS[origin].node_id, known)
+        if place is None:
+            continue
+        assert place == circle.Place(hub, 2 if origin else 1)
+        known.append(
+            info(
+                number,
+                introducer=hub,
+                hops=place.hops,
+                member=signed_by(origin),
+                confirmed=confirmed and origin > 0,
+            )
+        )
+        count = Counter((peer.hops, circle.origin_of(peer)) for peer in known if peer.through)
+        far = [count[2, guest] for guest in guests]
+        # The last part of two is for whoever signed nothing yet.
+        assert all(2 * own <= INTRODUCED_A_PEER_MAX - (sum(far) - own) for own in far)
+        assert count[1, hub] <= INTRODUCED_A_PEER_MAX
+    if sum(origin == 0 for origin, _ in words) < INTRODUCED_A_PEER_MAX - len(guests):
+        assert circle.place_for(hub, known) is not None, "guests leave room for the hub's own"
+    if not any(origin == 1 for origin, _ in words):
+        assert circle.place_for(guests[0], known) is not None, "and for another guest's"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"blocked": True}, {"introducer": HUB, "hops": 2}, {"introducer": key("gone").node_id}],
+)
+def test_nobody_comes_by_a_peer_that_is_blocked_too_far_or_came_by_one_that_is_gone(changes):
+    changes = {"hops": 1 if "introducer" in changes else 0, **changes}
+    known = [info(1, node_id=HUB), info(2, **changes)]
+    assert circle.place_for(info(2).node_id, known) is None
+    assert circle.place_for(info(3).node_id, known) is None
+    assert circle.place_for(HUB, known) == circle.Place(HUB, 1)
 
 
 @given(st.integers(0, 40), st.integers(1, 10))
@@ -182,6 +241,24 @@ async def test_only_a_direct_peer_introduces(met):
     assert node.net.info(key("two").node_id).introducer == key("one").node_id
 
 
+async def test_who_is_passed_on_comes_by_the_origin_of_the_signed_record(met):
+    node, friend = met
+    origin, newcomer = key("origin"), key("newcomer")
+    passed_on = introduction(node, origin, newcomer)
+    assert await friend.hello(passed_on) == 200
+    assert node.net.peers() == [friend.key.node_id], "nobody knows the origin"
+    # It is named in the same greeting: then its introducer answers for what it signs.
+    assert await friend.hello(introduction(node, friend.key, origin), passed_on) == 200
+    info = node.net.info(newcomer.node_id)
+    assert (info.introducer, info.hops) == (friend.key.node_id, 2)
+    assert info.member == passed_on["member"]
+    # A direct peer answers itself for what it signs, whoever passes it on.
+    await node.net.confirm(origin.node_id)
+    assert await friend.hello(introduction(node, origin, key("second"))) == 200
+    info = node.net.info(key("second").node_id)
+    assert (info.introducer, info.hops) == (origin.node_id, 1)
+
+
 async def test_nobody_is_introduced_without_its_own_word(met):
     node, friend = met
     other = key("other")
@@ -190,8 +267,11 @@ async def test_nobody_is_introduced_without_its_own_word(met):
     assert await friend.refused(by_another) is SignatureInvalid
     against_its_will = introduction(node, friend.key, other, introducible=False)
     assert await friend.refused(against_its_will) is RecordInvalid
-    said_by_another = introduction(node, key("third"), other)
-    assert await friend.refused(said_by_another) is SignatureInvalid
+    forged = introduction(node, key("third"), other)
+    forged["member"] = forged["member"].replace(key("third").node_id, friend.key.node_id)
+    assert await friend.refused(forged) is SignatureInvalid
+    passed_on_twice = {**member, "member": forged_hops(node, friend.key, other)}
+    assert await friend.refused(passed_on_twice) is RecordInvalid
     too_far = {**member, "member": b"x"}
     assert await friend.refused(too_far) is RecordInvalid
     assert await friend.refused(b"x") is FrameInvalid
