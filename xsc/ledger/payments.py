@@ -275,8 +275,9 @@ class Payments:
                 key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))
             ]
             for peer in waiting:
-                if self.said(peer) is None:
-                    await self._keep(peer, None)
-                    continue
-                await self.account(peer)
+                async with self._lock:
+                    if over := self.said(peer) is None:
+                        await self._keep(peer, None)
+                if not over:
+                    await self.account(peer)
             await self._clock.sleep_ms(LEDGER_RETRY_MS)
