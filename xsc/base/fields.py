@@ -12,11 +12,13 @@ def _missing(name: str, wanted: str) -> RecordInvalid:
     return RecordInvalid(f"the field '{name}' must be {wanted}")
 
 
-def take_int(header: Mapping[str, Value], name: str, *, most: int = 2**63 - 1) -> int:
-    """Return an integer from 0 to `most`."""
+def take_int(
+    header: Mapping[str, Value], name: str, *, least: int = 0, most: int = 2**63 - 1
+) -> int:
+    """Return an integer from `least` to `most`."""
     value = header.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise _missing(name, f"an integer from 0 to {most}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise _missing(name, f"an integer from {least} to {most}")
     return value
 
 

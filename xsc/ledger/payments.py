@@ -1,7 +1,7 @@
 """Tells peers how their account stands here, and books with them what was paid outside.
 
     ledger.account  paid_micro, is_payer: what the caller's operator says was paid, 0 for nothing
-        -> limit_micro, left_micro: what the caller may owe here, and how far that is
+        -> limit_micro, left_micro: what the caller may owe here, and what is left of it, signed
            paid_micro, is_payer: what this node's operator says; the payee's word is told
              only to a payer that has said the same
            voucher: where both say the same and this node was paid
@@ -212,9 +212,9 @@ class Payments:
         raw = take_opt_bytes(reply.header, "voucher")
         if said is not None and said.is_payer and raw is not None:
             await self._book(peer, said, raw)
-        behind = take_int(reply.header, "behind_micro")
         return Account(
-            take_int(reply.header, "limit_micro"), take_int(reply.header, "left_micro") - behind
+            take_int(reply.header, "limit_micro"),
+            take_int(reply.header, "left_micro", least=-AMOUNT_MAX),
         )
 
     async def _book(self, peer: bytes, said: Said, raw: bytes) -> None:
@@ -248,12 +248,10 @@ class Payments:
             else:
                 made = off_books.make_voucher(said, payer=caller, payee=self._own)
                 voucher = sign(made, self._key, self._network).raw
-        left = self._left(caller)
         return {
             "v": 1,
             "limit_micro": self._ledger.limit(caller),
-            "left_micro": max(0, left),
-            "behind_micro": max(0, -left),
+            "left_micro": self._left(caller),
             "paid_micro": self._told(caller, said),
             "is_payer": said is not None and said.is_payer,
             "voucher": voucher,

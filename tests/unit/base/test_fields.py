@@ -28,6 +28,7 @@ def test_what_fits_is_returned():
     assert fields.take_int(HEADER, "int") == 5
     assert fields.take_int(HEADER, "zero") == 0
     assert fields.take_int(HEADER, "int", most=5) == 5
+    assert fields.take_int(HEADER, "negative", least=-1) == -1
     assert fields.take_bool(HEADER, "bool") is True
     assert fields.take_str(HEADER, "str", most=3) == "abc"
     assert fields.take_bytes(HEADER, "bytes") == b"abc"
@@ -66,6 +67,8 @@ def test_every_other_type_is_refused_by_name(take, name):
     "attempt",
     [
         lambda: fields.take_int(HEADER, "int", most=4),
+        lambda: fields.take_int(HEADER, "int", least=6),
+        lambda: fields.take_int(HEADER, "negative", least=0),
         lambda: fields.take_str(HEADER, "str", most=2),
         lambda: fields.take_bytes(HEADER, "bytes", size=4),
         lambda: fields.take_bytes(HEADER, "bytes", size=0),
