@@ -58,7 +58,7 @@ def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first)
         assert books(debtor, creditor) == (owed - 60, owed - 60)
         for node in (debtor, creditor):
             peer = creditor if node is debtor else debtor
-            assert node.payments.said(peer.key.node_id) is None
+            assert node.payments.waiting(peer.key.node_id) is None
             (row,) = node.ledger.entries(limit=1)
             assert node.payments.is_payment(peer.key.node_id, row.lease_id)
             assert (row.amount_micro, row.state) == (60, "settled")
@@ -202,7 +202,7 @@ def test_a_payment_that_its_creditor_says_twice_is_booked_once():
         world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
         await debtor.payments.say(peer, 7)
         with pytest.raises(PeerSilent):
-            await debtor.payments._book(peer, debtor.payments.said(peer), reply.header["voucher"])
+            await debtor.payments._book(peer, debtor.payments.waiting(peer), reply.header["voucher"])
         assert debtor.ledger.pending() == 1
         await creditor.payments.say(me, 7)
         world.net.heal()
@@ -234,16 +234,16 @@ def test_a_payment_that_was_said_while_the_other_was_away_is_booked_by_itself():
 def test_a_payment_gives_room_up_to_the_limit_again():
     async def play(world):
         debtor, creditor, owed = await indebted(world)
-        before = await debtor.payments.account(creditor.key.node_id)
+        before = await debtor.payments.standing(creditor.key.node_id)
         assert before.limit_micro == creditor.ledger.limit(debtor.key.node_id)
         me = debtor.key.node_id
         assert before.left_micro == creditor.ledger.credit_left(me) - creditor.market.exposure(me)
         await debtor.payments.say(creditor.key.node_id, owed)
         assert await creditor.payments.say(me, owed)
-        after = await debtor.payments.account(creditor.key.node_id)
+        after = await debtor.payments.standing(creditor.key.node_id)
         assert after.left_micro == before.left_micro + owed
         await creditor.ledger.set_limit(me, 0)
-        below = await debtor.payments.account(creditor.key.node_id)
+        below = await debtor.payments.standing(creditor.key.node_id)
         assert below.limit_micro == 0
         assert below.left_micro < 0
 

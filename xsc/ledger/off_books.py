@@ -16,7 +16,7 @@ from xsc.terms.voucher import Voucher, off_books_lease
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Payment:
     """What the operator of this node has said of a payment, until it is booked."""
 
     amount_micro: int
@@ -26,7 +26,7 @@ class Said:
     said_ms: int
 
 
-def check_said(amount_micro: int, balance_micro: int) -> str | None:
+def check_amount(amount_micro: int, balance_micro: int) -> str | None:
     """Return why a payment cannot take so much off what one of two nodes owes the other.
 
     Args:
@@ -41,20 +41,20 @@ def check_said(amount_micro: int, balance_micro: int) -> str | None:
     return None
 
 
-def is_over(said: Said, booked_micro: int) -> bool:
+def is_over(payment: Payment, booked_micro: int) -> bool:
     """Return whether a payment was booked since its operator spoke of it."""
-    return booked_micro > said.before_micro
+    return booked_micro > payment.before_micro
 
 
-def agree(said: Said, amount_micro: int, *, is_payer: bool) -> bool:
+def agree(payment: Payment, amount_micro: int, *, is_payer: bool) -> bool:
     """Return whether the other operator said the same, from the other side."""
-    return said.amount_micro == amount_micro and said.is_payer != is_payer
+    return payment.amount_micro == amount_micro and payment.is_payer != is_payer
 
 
-def make_voucher(said: Said, *, payer: bytes, payee: bytes) -> Voucher:
+def make_voucher(payment: Payment, *, payer: bytes, payee: bytes) -> Voucher:
     """Return what the payee signs: the same for the same word, whenever it is made."""
-    assert not said.is_payer, "only the payee signs"
-    amount = said.before_micro + said.amount_micro
+    assert not payment.is_payer, "only the payee signs"
+    amount = payment.before_micro + payment.amount_micro
     return Voucher(
         lease_id=off_books_lease(payer, payee),
         provider=payer,
@@ -62,37 +62,43 @@ def make_voucher(said: Said, *, payer: bytes, payee: bytes) -> Voucher:
         number=amount,
         amount_micro=amount,
         quantity=0,
-        until_ms=said.said_ms,
+        until_ms=payment.said_ms,
     )
 
 
-def check_voucher(voucher: Voucher, said: Said, *, payer: bytes, payee: bytes) -> str | None:
+def check_voucher(voucher: Voucher, payment: Payment, *, payer: bytes, payee: bytes) -> str | None:
     """Return why a payee's voucher is not what the payer's operator spoke of."""
     if (voucher.provider, voucher.customer) != (payer, payee):
         return "the voucher is between other nodes"
     if voucher.lease_id != off_books_lease(payer, payee):
         return "the voucher is for a lease"
-    if voucher.amount_micro != said.before_micro + said.amount_micro:
+    if voucher.amount_micro != payment.before_micro + payment.amount_micro:
         return "the voucher is over another amount"
     return None
 
 
-def check_consent(voucher: Voucher, said: Said | None, *, payer: bytes, payee: bytes) -> str | None:
+def check_consent(
+    voucher: Voucher, payment: Payment | None, *, payer: bytes, payee: bytes
+) -> str | None:
     """Return why the payee does not book what its own voucher is over.
 
     Its operator may have taken back or corrected what was signed. A voucher refused so is
     refused for ever: the operator's next word has another time, and so another voucher.
     """
-    if said is None or said.is_payer or voucher != make_voucher(said, payer=payer, payee=payee):
+    if (
+        payment is None
+        or payment.is_payer
+        or voucher != make_voucher(payment, payer=payer, payee=payee)
+    ):
         return "the operator does not say now that this was paid"
     return None
 
 
-def xid_of(voucher: Voucher, said: Said) -> bytes:
+def xid_of(voucher: Voucher, payment: Payment) -> bytes:
     """Return the id of the entry that books a payment: the same for the same two words.
 
     One that the payee refused is spent; the next word of either operator goes under another.
     """
-    numbers = (voucher.amount_micro, voucher.until_ms, said.said_ms)
+    numbers = (voucher.amount_micro, voucher.until_ms, payment.said_ms)
     words = (number.to_bytes(8, "big") for number in numbers)
     return tagged_sha256("off-books/xid", voucher.lease_id, *words)[:XID_BYTES]

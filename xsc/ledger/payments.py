@@ -34,7 +34,7 @@ from xsc.base.peering import Caller, Handler
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import off_books
-from xsc.ledger.off_books import Said
+from xsc.ledger.off_books import Payment
 from xsc.terms.voucher import Voucher, off_books_lease
 
 ACCOUNT: Final = "ledger.account"
@@ -43,7 +43,7 @@ _VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Standing:
     """How this node's account stands at a peer, as that says."""
 
     limit_micro: int
@@ -106,7 +106,7 @@ class Payments:
 
     # What was said
 
-    def said(self, peer: bytes) -> Said | None:
+    def waiting(self, peer: bytes) -> Payment | None:
         """Return what this node's operator said of a payment that is not booked yet."""
         raw = self._state.get(PAID + peer)
         if raw is None:
@@ -115,7 +115,7 @@ class Payments:
             value = decode(raw)
             if not isinstance(value, dict) or value.get("v") != _VERSION:
                 raise RecordInvalid("it is of an unknown version")
-            found = Said(
+            found = Payment(
                 take_int(value, "amount_micro"),
                 take_bool(value, "is_payer"),
                 take_int(value, "before_micro"),
@@ -128,7 +128,7 @@ class Payments:
 
     def check_consent(self, payer: bytes, voucher: Voucher) -> str | None:
         """Return why this node's operator does not agree now to what its voucher is over."""
-        return off_books.check_consent(voucher, self.said(payer), payer=payer, payee=self._own)
+        return off_books.check_consent(voucher, self.waiting(payer), payer=payer, payee=self._own)
 
     def is_payment(self, peer: bytes, lease_id: bytes | None) -> bool:
         """Return whether what was booked with a peer under that lease id was paid outside."""
@@ -137,17 +137,19 @@ class Payments:
     def heard(self, peer: bytes) -> int:
         """Return what a peer's operator says was paid, and this node's has not said; 0: nothing."""
         amount = self._theirs.get(peer, 0)
-        own = self.said(peer)
+        own = self.waiting(peer)
         return 0 if own is not None and own.amount_micro == amount else amount
 
-    def _told(self, peer: bytes, said: Said | None) -> int:
+    def _told(self, peer: bytes, payment: Payment | None) -> int:
         """Return which amount a peer is told: of the payee's word, only what the payer said too.
 
         The payer could echo any other, and have booked what the payee's operator mistyped.
         """
-        if said is None or not (said.is_payer or self._theirs.get(peer) == said.amount_micro):
+        if payment is None or not (
+            payment.is_payer or self._theirs.get(peer) == payment.amount_micro
+        ):
             return 0
-        return said.amount_micro
+        return payment.amount_micro
 
     def _booked(self, peer: bytes, *, is_payer: bool) -> int:
         payer, payee = (self._own, peer) if is_payer else (peer, self._own)
@@ -155,8 +157,8 @@ class Payments:
             off_books_lease(payer, payee), debtor=payee, creditor=payer
         )
 
-    async def _keep(self, peer: bytes, said: Said | None) -> None:
-        raw = None if said is None else encode({"v": _VERSION, **asdict(said)})
+    async def _keep(self, peer: bytes, payment: Payment | None) -> None:
+        raw = None if payment is None else encode({"v": _VERSION, **asdict(payment)})
         await self._executor.run(self._state.write, [(PAID + peer, raw)], sync=True)
 
     # The operator's side
@@ -177,17 +179,17 @@ class Payments:
             if amount_micro == 0:
                 await self._keep(peer, None)
                 return False
-            if (wrong := off_books.check_said(amount_micro, balance)) is not None:
+            if (wrong := off_books.check_amount(amount_micro, balance)) is not None:
                 raise ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
             is_payer = balance < 0
             booked = self._booked(peer, is_payer=is_payer)
-            said = Said(amount_micro, is_payer, booked, self._clock.now_ms())
-            await self._keep(peer, said)
+            payment = Payment(amount_micro, is_payer, booked, self._clock.now_ms())
+            await self._keep(peer, payment)
         with suppress(XscError):
             await self._meet(peer)
-        return off_books.is_over(said, self._booked(peer, is_payer=is_payer))
+        return off_books.is_over(payment, self._booked(peer, is_payer=is_payer))
 
-    async def account(self, peer: bytes) -> Account | None:
+    async def standing(self, peer: bytes) -> Standing | None:
         """Ask a peer how this node's account stands there; None where it does not say."""
         try:
             return await self._meet(peer)
@@ -195,42 +197,42 @@ class Payments:
             self._log.info("account_not_told", peer=short(peer), code=fault.code)
             return None
 
-    async def _meet(self, peer: bytes) -> Account:
+    async def _meet(self, peer: bytes) -> Standing:
         """Tell a peer what this node's operator says, and book where both say the same."""
-        said = self.said(peer)
+        payment = self.waiting(peer)
         reply = await self._caller.call(
             peer,
             ACCOUNT,
             {
                 "v": 1,
-                "paid_micro": self._told(peer, said),
-                "is_payer": said is not None and said.is_payer,
+                "paid_micro": self._told(peer, payment),
+                "is_payer": payment is not None and payment.is_payer,
             },
             timeout_ms=ACCOUNT_TIMEOUT_MS,
         )
         self._hear(peer, reply.header)
         raw = take_opt_bytes(reply.header, "voucher")
-        if said is not None and said.is_payer and raw is not None:
-            await self._book(peer, said, raw)
-        return Account(
+        if payment is not None and payment.is_payer and raw is not None:
+            await self._book(peer, payment, raw)
+        return Standing(
             take_int(reply.header, "limit_micro"),
             take_int(reply.header, "left_micro", least=-AMOUNT_MAX),
         )
 
-    async def _book(self, peer: bytes, said: Said, raw: bytes) -> None:
+    async def _book(self, peer: bytes, payment: Payment, raw: bytes) -> None:
         """Have a payee's voucher booked: what this node is owed by it is taken off its debt."""
         voucher = open_signed(raw, Voucher, network=self._network, author=peer).record
-        wrong = off_books.check_voucher(voucher, said, payer=self._own, payee=peer)
+        wrong = off_books.check_voucher(voucher, payment, payer=self._own, payee=peer)
         if wrong is not None:
             raise ReceiptInvalid(wrong)
         await self._ledger.collect(
-            xid=off_books.xid_of(voucher, said),
+            xid=off_books.xid_of(voucher, payment),
             debtor=peer,
-            amount_micro=said.amount_micro,
+            amount_micro=payment.amount_micro,
             lease_id=voucher.lease_id,
             voucher=raw,
         )
-        self._log.info("paid_off_books", peer=short(peer), amount_micro=said.amount_micro)
+        self._log.info("paid_off_books", peer=short(peer), amount_micro=payment.amount_micro)
 
     # What peers ask
 
@@ -239,21 +241,21 @@ class Payments:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         amount, is_payer = take_int(header, "paid_micro"), take_bool(header, "is_payer")
         self._hear(caller, header)
-        said = self.said(caller)
+        payment = self.waiting(caller)
         voucher: bytes | None = None
-        if said is not None and off_books.agree(said, amount, is_payer=is_payer):
-            if said.is_payer:
+        if payment is not None and off_books.agree(payment, amount, is_payer=is_payer):
+            if payment.is_payer:
                 with suppress(XscError):
                     await self._meet(caller)
             else:
-                made = off_books.make_voucher(said, payer=caller, payee=self._own)
+                made = off_books.make_voucher(payment, payer=caller, payee=self._own)
                 voucher = sign(made, self._key, self._network).raw
         return {
             "v": 1,
             "limit_micro": self._ledger.limit(caller),
             "left_micro": self._left(caller),
-            "paid_micro": self._told(caller, said),
-            "is_payer": said is not None and said.is_payer,
+            "paid_micro": self._told(caller, payment),
+            "is_payer": payment is not None and payment.is_payer,
             "voucher": voucher,
         }, ()
 
@@ -269,13 +271,11 @@ class Payments:
     async def run(self) -> None:
         """Tell again what waits for a peer, every LEDGER_RETRY_MS; never returns."""
         while True:
-            waiting = [
-                key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))
-            ]
-            for peer in waiting:
+            peers = [key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))]
+            for peer in peers:
                 async with self._lock:
-                    if over := self.said(peer) is None:
+                    if over := self.waiting(peer) is None:
                         await self._keep(peer, None)
                 if not over:
-                    await self.account(peer)
+                    await self.standing(peer)
             await self._clock.sleep_ms(LEDGER_RETRY_MS)

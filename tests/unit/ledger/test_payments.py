@@ -75,4 +75,4 @@ async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(ste
     await saying
     await turns(40)
     clearing.cancel()
-    assert payments.said(PEER).amount_micro == 7
+    assert payments.waiting(PEER).amount_micro == 7

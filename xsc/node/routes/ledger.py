@@ -8,7 +8,7 @@ from aiohttp import web
 
 from xsc.api.schema import LimitRequest, PaymentRequest
 from xsc.base.ids import from_text, to_text
-from xsc.ledger.payments import Account
+from xsc.ledger.payments import Standing
 from xsc.node.build import Node
 from xsc.node.http import read_body, reply, whole_number
 
@@ -16,20 +16,20 @@ ENTRIES_MAX = 10_000
 
 
 def _paid(node: Node, peer: bytes) -> int:
-    said = node.payments.said(peer)
-    return 0 if said is None else said.amount_micro
+    payment = node.payments.waiting(peer)
+    return 0 if payment is None else payment.amount_micro
 
 
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the ledger endpoints of a node."""
 
-    async def account(peer: bytes) -> Account | None:
+    async def standing(peer: bytes) -> Standing | None:
         """Ask a peer that is up how this node's account stands there."""
-        return await node.payments.account(peer) if node.health.is_up(peer) else None
+        return await node.payments.standing(peer) if node.health.is_up(peer) else None
 
     async def balance(_: web.Request) -> web.Response:
         statement = node.ledger.statement()
-        accounts = await asyncio.gather(*(account(row.peer) for row in statement))
+        standings = await asyncio.gather(*(standing(row.peer) for row in statement))
         rows = [
             {
                 "peer": to_text(row.peer),
@@ -45,7 +45,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "heard_paid_micro": node.payments.heard(row.peer),
                 "entries": row.entries,
             }
-            for row, own in zip(statement, accounts, strict=True)
+            for row, own in zip(statement, standings, strict=True)
         ]
         total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
         return reply({"balances": rows, "total_micro": total})
