@@ -1,4 +1,4 @@
-"""A debt that was paid outside: both operators say so, the creditor signs, nobody else can."""
+"""A debt paid off the books: both operators say so, the creditor signs, nobody else can."""
 
 import pytest
 
@@ -202,7 +202,9 @@ def test_a_payment_that_its_creditor_says_twice_is_booked_once():
         world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
         await debtor.payments.say(peer, 7)
         with pytest.raises(PeerSilent):
-            await debtor.payments._book(peer, debtor.payments.waiting(peer), reply.header["voucher"])
+            await debtor.payments._book(
+                peer, debtor.payments.waiting(peer), reply.header["voucher"]
+            )
         assert debtor.ledger.pending() == 1
         await creditor.payments.say(me, 7)
         world.net.heal()
@@ -251,7 +253,7 @@ def test_a_payment_gives_room_up_to_the_limit_again():
 
 
 def test_the_lease_id_of_payments_is_nobodys_lease():
-    """What was paid outside would count as paid for the lease."""
+    """What was paid off the books would count as paid for the lease."""
 
     async def play(world):
         debtor, creditor, _ = await indebted(world)
@@ -261,6 +263,6 @@ def test_the_lease_id_of_payments_is_nobodys_lease():
             quote = await debtor.market.fresh_quote(peer)
             answer = await debtor.market._lease(quote, quote.record.price, MIB, MIB)
             assert isinstance(answer, RecordInvalid)
-            assert "payments outside" in answer.message
+            assert "payments off the books" in answer.message
 
     story(play)

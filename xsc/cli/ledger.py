@@ -182,13 +182,13 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
     "--off-books",
     type=CREDITS,
     metavar="CREDITS",
-    help="Say that so much of the debt with PEER was paid outside; 0 takes it back.",
+    help="Say that so much of the debt with PEER was paid off the books; 0 takes it back.",
 )
 @pass_settings
 def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
     """Settle now what is owed by leases; the node does so by itself, too.
 
-    With PEER and --off-books: what one of both nodes owes the other was paid outside.
+    With PEER and --off-books: what one of both nodes owes the other was paid off the books.
     It counts once the operators of both have said the same, and both nodes have signed
     it. Exits with 7 while it waits for the other.
     """

@@ -557,7 +557,7 @@ class Calls:
         return self.core.call("POST", "/v1/ledger/settle", {})
 
     def settle_off_books(self, who: str, amount_micro: int) -> Document:
-        """Say that what one of two nodes owes the other was paid outside, so much of it."""
+        """Say that what one of two nodes owes the other was paid off the books, so much of it."""
         body = {"peer": who, "amount_micro": amount_micro}
         return self.core.call("POST", "/v1/ledger/off-books", body)
 

@@ -1,9 +1,9 @@
-"""What was paid outside of the books: how two operators' words become one entry.
+"""What was paid off the books: how two operators' words become one entry.
 
 The payee, to whom something is owed, signs a voucher to the payer under a lease id that
 stands for their payments alone. The payer books it as any voucher: what it is owed so is
 taken off what it owes. So nobody's debt falls without the creditor's signature, and chain,
-recovery and proofs know nothing new. docs/design/ledger.md, "Paid outside".
+recovery and proofs know nothing new. docs/design/ledger.md, "Off the books".
 """
 
 from __future__ import annotations

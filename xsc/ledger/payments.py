@@ -1,4 +1,4 @@
-"""Tells peers how their account stands here, and books with them what was paid outside.
+"""Tells peers how their account stands here, and books with them what was paid off the books.
 
     ledger.account  paid_micro, is_payer: what the caller's operator says was paid, 0 for nothing
         -> limit_micro, left_micro: what the caller may owe here, and what is left of it, signed
@@ -131,7 +131,7 @@ class Payments:
         return off_books.check_consent(voucher, self.waiting(payer), payer=payer, payee=self._own)
 
     def is_payment(self, peer: bytes, lease_id: bytes | None) -> bool:
-        """Return whether what was booked with a peer under that lease id was paid outside."""
+        """Return whether what was booked with a peer under that lease id was paid off the books."""
         return lease_id in (off_books_lease(self._own, peer), off_books_lease(peer, self._own))
 
     def heard(self, peer: bytes) -> int:
@@ -164,7 +164,7 @@ class Payments:
     # The operator's side
 
     async def say(self, peer: bytes, amount_micro: int) -> bool:
-        """Say that so much was paid outside, 0 takes it back; return whether it is booked.
+        """Say that so much was paid off the books, 0 takes it back; return whether it is booked.
 
         What a peer owes this node was paid to it, what it owes the peer by it. The peer's
         operator must say the same; until then it waits, and is told again.

@@ -125,7 +125,7 @@ Direction: TypeAlias = Literal["in", "out", "-"]
 
 
 class Payee(Protocol):
-    """Who knows what this node's operator says was paid to it outside of the books."""
+    """Who knows what this node's operator says was paid to it off the books."""
 
     def check_consent(self, payer: bytes, voucher: Voucher) -> str | None:
         """Return why the operator does not agree now to what the voucher is over."""
@@ -257,7 +257,7 @@ class LedgerService:
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
         self.payments: Payee | None = None
-        """Without it, nothing that was paid outside is answered."""
+        """Without it, nothing that was paid off the books is answered."""
         self._restart: Restart | None = None
         self._ledger = self._load()
 
@@ -623,11 +623,11 @@ class LedgerService:
         return own.raw
 
     def _check_payment(self, payer: bytes, voucher: Voucher) -> Refusal | None:
-        """Return why what was paid outside is not booked at this moment."""
+        """Return why what was paid off the books is not booked at this moment."""
         if voucher.lease_id != off_books_lease(payer, self._key.node_id):
             return None
         if self.payments is None:
-            return Refusal("payment_not_said", "nothing that was paid outside is booked here")
+            return Refusal("payment_not_said", "nothing that was paid off the books is booked here")
         wrong = self.payments.check_consent(payer, voucher)
         return None if wrong is None else Refusal("payment_not_said", wrong)
 

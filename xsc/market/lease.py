@@ -122,7 +122,7 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
         off_books_lease(request.provider, request.customer),
         off_books_lease(request.customer, request.provider),
     ):
-        return "the lease id stands for payments outside of the books"
+        return "the lease id stands for payments off the books"
     if request.provider != quote.provider or request.customer != quote.customer:
         return "the request is between other nodes than its quote"
     if request.kind != quote.kind:

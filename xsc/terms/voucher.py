@@ -9,7 +9,7 @@ from xsc.identity.envelope import Count, Id32, Record
 
 
 def off_books_lease(payer: bytes, payee: bytes) -> bytes:
-    """Return the lease id under which the payee signs what the payer paid outside of the books.
+    """Return the lease id under which the payee signs what the payer paid off the books.
 
     No lease may have it: what was paid would count as paid for the lease.
     """
