@@ -26,38 +26,38 @@ class Tally:
         self._own = own
         self._times: dict[bytes, deque[int]] = {}
 
-    def note(self, peer: bytes, now_ms: int) -> None:
-        """Note that a peer did it once more.
+    def note(self, peer: bytes, now_ms: int, *, times: int = 1) -> None:
+        """Note that a peer did it once more, or so many times.
 
         Args:
             peer: who.
             now_ms: by a clock that never goes back.
+            times: how often: at least once, at most as often as it may.
         """
         since_ms = now_ms - self._within_ms
-        for known in [each for each, times in self._times.items() if times[-1] < since_ms]:
+        for known in [each for each, noted in self._times.items() if noted[-1] < since_ms]:
             del self._times[known]
         if peer != self._own:
-            self._times.setdefault(peer, deque(maxlen=self._most)).append(now_ms)
+            self._times.setdefault(peer, deque(maxlen=self._most)).extend([now_ms] * times)
 
-    def count(self, peer: bytes, now_ms: int, what: str) -> None:
-        """Note that a peer does it once more.
+    def count(self, peer: bytes, now_ms: int, what: str, *, times: int = 1) -> None:
+        """Note that a peer does it once more, or so many times: all of them or none.
 
         Raises:
             RateLimited: it has done it too often; the hint says for how long.
         """
-        if wait_ms := self.wait_ms(peer, now_ms):
+        if wait_ms := self.wait_ms(peer, now_ms, times=times):
             raise RateLimited(
                 f"more than {self._most} {what} within {self._within_ms // 1000} s",
                 retry_after_s=ceil_div(wait_ms, 1000),
             )
-        self.note(peer, now_ms)
+        self.note(peer, now_ms, times=times)
 
-    def wait_ms(self, peer: bytes, now_ms: int) -> int:
-        """Return how long a peer has to wait until it may do it again, 0 where it need not."""
-        times = self._times.get(peer)
-        if times is None or len(times) < self._most:
-            return 0
-        return max(0, times[0] + self._within_ms - now_ms)
+    def wait_ms(self, peer: bytes, now_ms: int, *, times: int = 1) -> int:
+        """Return how long a peer has to wait until it may do it so often, 0 where it need not."""
+        noted = self._times.get(peer, ())
+        over = len(noted) + times - self._most
+        return max(0, noted[over - 1] + self._within_ms - now_ms) if over > 0 else 0
 
 
 class TimeShare:

@@ -75,9 +75,7 @@ class Heads:
             if held is not None and (await self._opened(held, caller)).generation >= generation:
                 return {"stored": False}, (held,)
             now_ms = self._clock.monotonic_ms()
-            self._written.count(caller, now_ms, "directory heads")
-            for _ in range(1, steps_of(len(raw))):
-                self._written.note(caller, now_ms)
+            self._written.count(caller, now_ms, "directory heads", times=steps_of(len(raw)))
             await self._commit([(HEADS + caller, raw)])
             return {"stored": True}, ()
 

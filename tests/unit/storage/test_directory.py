@@ -220,6 +220,21 @@ async def test_a_large_head_counts_once_for_each_step_of_its_size():
         await host.put(head(HEADS_A_PEER_MAX).raw)
 
 
+@pytest.mark.parametrize("free", [1, 3, 4])
+async def test_a_large_head_that_counts_more_often_than_is_left_is_refused(free):
+    """Of four steps."""
+    host = Host()
+    for generation in range(1, HEADS_A_PEER_MAX - free + 1):
+        await host.put(head(generation).raw)
+    large = head(HEADS_A_PEER_MAX, HeadBody(9, (), bytes(3 * HEAD_STEP_BYTES), None)).raw
+    assert steps_of(len(large)) == 4
+    if free < 4:
+        with pytest.raises(RateLimited) as refused:
+            await host.put(large)
+        host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
+    assert (await host.put(large))[0] == {"stored": True}
+
+
 @given(st.integers(1, DIRECTORY_HEAD_BYTES_MAX), st.integers(0, 10_000))
 def test_heads_that_somebody_waits_for_keep_to_what_a_peer_stores(size_bytes, taken_ms):
     pause = keeper.pause_ms(size_bytes, taken_ms)
