@@ -160,6 +160,9 @@ REQUEST_WINDOW_MS = 60_000
 NONCE_BYTES = 16
 PEER_TIMEOUT_MS = 15_000
 PEER_CONNECT_TIMEOUT_MS = 3_000
+PORT_WAIT_MS = 5_000
+"""How long a port that is still in use is waited for."""
+PORT_RETRY_MS = 50
 PEER_REQUESTS_IN_FLIGHT_MAX = 64
 """Requests of one peer that are read, answered or written at once."""
 REQUESTS_IN_FLIGHT_MAX = 1_024
@@ -535,6 +538,8 @@ RECOGNITIONS_A_PEER_MAX = 64
 """How often a peer may tell whom it recognises within RECOGNITIONS_MS: a record of PEERS_MAX
 weights takes 9 ms to read."""
 RECOGNITIONS_MS = 60_000
+LEASE_REFUSED_MS = 600_000
+"""How long a customer leaves a lease alone under which its host took no more."""
 PROMISE_MS = 600_000
 """How long a customer keeps room free for a write or a run that it never hears of again."""
 TIDY_MS = 5_000
@@ -564,6 +569,8 @@ INCARNATIONS_MS = 60_000
 # Health (DESIGN section 10)
 PROBE_INTERVAL_MS = 5_000
 PROBE_TIMEOUT_MS = 3_000
+PROBED_BESIDE_MAX = 16
+"""So many other peers are asked, those heard last, before one counts as away."""
 RESPONSES_KEPT = 200
 """Answers of a peer in this run whose mean time is expected of the next."""
 BUCKET_MS = 6 * 3_600_000

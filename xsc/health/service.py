@@ -35,6 +35,7 @@ from xsc.base.limits import (
     PPM,
     PROBE_INTERVAL_MS,
     PROBE_TIMEOUT_MS,
+    PROBED_BESIDE_MAX,
     PROBES_IN_FLIGHT,
     RESPONSE_EXPECTED_MS,
 )
@@ -55,8 +56,6 @@ PING = "health.ping"
 _ROOT = b"health/"
 _NUMBER_BYTES = 8
 _POLL_MS = 50
-BESIDE = 16
-"""So many other peers are asked, those heard last, before one counts as away."""
 
 
 def _key(peer: bytes, number: int) -> bytes:
@@ -298,7 +297,7 @@ class HealthService:
                 return True
             others = [each for each in self._peers.peers() if each != peer and self.is_up(each)]
             others.sort(key=lambda each: -self._heard_ms.get(each, 0))
-            asked = [peer, *others[:BESIDE]]
+            asked = [peer, *others[:PROBED_BESIDE_MAX]]
             there, *beside = await asyncio.gather(*map(self._answers, asked))
             if not any(beside):
                 return True

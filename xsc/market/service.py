@@ -46,6 +46,7 @@ from xsc.base.limits import (
     COMPUTE_LEASE_RUNS,
     EPOCH_MS,
     LEASE_KEPT_MS,
+    LEASE_REFUSED_MS,
     LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
     LEASE_REQUESTS_WAITING_MAX,
     LEASE_TIMEOUT_MS,
@@ -54,7 +55,6 @@ from xsc.base.limits import (
     LEASES_DONE_A_CUSTOMER_MAX,
     NONCE_BYTES,
     PRICES_INTERVAL_MS,
-    PROMISE_MS,
     QUOTE_TIMEOUT_MS,
     ROOM_LEAST_BYTES,
     SETTLE_TIMEOUT_MS,
@@ -1557,7 +1557,7 @@ class MarketService:
         The host is asked whether it knows the lease at all; where it signs that it does not,
         so are its others.
         """
-        self._refused[lease_id] = self._clock.now_ms() + PROMISE_MS
+        self._refused[lease_id] = self._clock.now_ms() + LEASE_REFUSED_MS
         entry = self._book.get("customer", lease_id)
         if entry is not None and entry.denial is None:
             await self.denials.ask(entry.peer)

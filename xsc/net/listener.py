@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from xsc.base.errors import FrameInvalid
-from xsc.base.limits import BODY_BYTES_A_SECOND_MIN, KIB
+from xsc.base.limits import BODY_BYTES_A_SECOND_MIN, KIB, PORT_RETRY_MS, PORT_WAIT_MS
 from xsc.net.flow import Flow
 from xsc.net.gate import Gate
 from xsc.net.plain import PIECE_BYTES
@@ -26,18 +26,13 @@ GATHERED_BYTES = 16 * KIB
 """Less than that is put together with what comes next."""
 
 
-PORT_WAIT_S = 5.0
-"""How long a port that is still in use is waited for."""
-_PORT_AGAIN_S = 0.05
-
-
 async def listen(
     protocol: Callable[[], asyncio.BaseProtocol],
     host: str,
     port: int,
     *,
     backlog: int,
-    wait_s: float = PORT_WAIT_S,
+    wait_ms: int = PORT_WAIT_MS,
 ) -> asyncio.Server:
     """Listen at an address; wait a moment for a port that is still in use.
 
@@ -48,7 +43,7 @@ async def listen(
         OSError: it cannot be listened on; EADDRINUSE where somebody else keeps the port.
     """
     loop = asyncio.get_running_loop()
-    until = loop.time() + wait_s
+    until = loop.time() + wait_ms / 1000
     while True:
         try:
             return await loop.create_server(
@@ -57,7 +52,7 @@ async def listen(
         except OSError as fault:
             if fault.errno != errno.EADDRINUSE or loop.time() >= until:
                 raise
-        await asyncio.sleep(_PORT_AGAIN_S)
+        await asyncio.sleep(PORT_RETRY_MS / 1000)
 
 
 async def read_body(

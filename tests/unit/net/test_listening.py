@@ -10,28 +10,36 @@ from xsc.net.listener import listen
 
 
 @pytest.fixture
-def held():
-    """A port that somebody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        yield holder
+def port():
+    """A port that nobody else is given: a socket keeps it, and does not listen."""
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield keeper.getsockname()[1]
 
 
-async def test_a_port_that_becomes_free_is_taken(held):
-    port = held.getsockname()[1]
+@pytest.fixture
+def holder(port):
+    """Somebody who listens on it."""
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        yield listening
+
+
+async def test_a_port_that_becomes_free_is_taken(port, holder):
     opening = asyncio.create_task(listen(asyncio.Protocol, "127.0.0.1", port, backlog=1))
     for _ in range(10):
         await asyncio.sleep(0)  # it has tried by now
     assert not opening.done()
-    held.close()
+    holder.close()
     server = await opening
     assert server.sockets[0].getsockname()[1] == port
     server.close()
 
 
-async def test_a_port_that_stays_in_use_is_refused_by_the_system_s_name(held):
-    port = held.getsockname()[1]
+@pytest.mark.usefixtures("holder")
+async def test_a_port_that_stays_in_use_is_refused_by_the_system_s_name(port):
     with pytest.raises(OSError, match="in use") as caught:
-        await listen(asyncio.Protocol, "127.0.0.1", port, backlog=1, wait_s=0.1)
+        await listen(asyncio.Protocol, "127.0.0.1", port, backlog=1, wait_ms=100)
     assert caught.value.errno == errno.EADDRINUSE
 
 
