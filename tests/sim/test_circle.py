@@ -151,6 +151,8 @@ def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
         place = place_of(world, 0)
         await world.lose(1)
         await back(world, 1, place)
+        await world.crash(0)
+        await world.restart(0)
         await world.clock.sleep_ms(30_000)
         assert world.knows(1, guest)
         assert not world.knows(1, 2)
