@@ -191,6 +191,16 @@ def test_whom_a_removed_introducer_brought_stays_unconfirmed_and_it_brings_nobod
 # Sham friends
 
 
+async def takes(host, node):
+    """Reserve at a host what a node's credit allows; say whether it is anything."""
+    others = frozenset(peer for peer in node.peers.peers() if peer != host.key.node_id)
+    try:
+        found = await node.market.lease_hosts(size_bytes=MIB, count=1, exclude=others)
+    except XscError:
+        return False
+    return [lease.node for lease in found.leases] == [host.key.node_id]
+
+
 def test_those_that_one_peer_introduced_share_one_starter_credit():
     async def play(world):
         host = world.nodes[1]
@@ -200,32 +210,45 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
         for sham in shams:
             greedy(sham)
 
-        async def take(node):
-            """Reserve at the host what its credit allows; say whether it is anything."""
-            others = frozenset(peer for peer in node.peers.peers() if peer != host.key.node_id)
-            try:
-                found = await node.market.lease_hosts(size_bytes=MIB, count=1, exclude=others)
-            except XscError:
-                return False
-            return [lease.node for lease in found.leases] == [host.key.node_id]
-
         def owed():
             return host.market.exposure(shams[0].key.node_id)
 
         # At the same time, and one after the other, until nobody gets any more.
-        granted = await asyncio.gather(*map(take, shams))
+        granted = await asyncio.gather(*(takes(host, sham) for sham in shams))
         assert any(granted)
-        while any([await take(sham) for sham in shams]):
+        while any([await takes(host, sham) for sham in shams]):
             assert owed() <= limit
         assert limit // 2 < owed() <= limit
         # Each that the operator answers for has a credit of its own again.
         for sham in shams:
             await host.peers.confirm(sham.key.node_id)
-        assert any([await take(sham) for sham in shams])
+        assert any([await takes(host, sham) for sham in shams])
         assert sum(host.market.exposure(sham.key.node_id) for sham in shams) > limit
 
     settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
     run(7, 6, play, settings, kind=Star)
+
+
+def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
+    async def play(world):
+        host, (one, two) = world.nodes[1], world.nodes[2:]
+        greedy(one)
+        greedy(two)
+        while await takes(host, one):
+            pass
+        owed = host.market.exposure(two.key.node_id)
+        assert owed > host.config.starter_credit_micro // 2
+        await host.peers.remove(one.key.node_id)
+        for _ in range(2):
+            host = world.nodes[1]
+            assert host.market.exposure(two.key.node_id) == owed
+            assert host.market.exposure(one.key.node_id) == owed
+            assert not await takes(host, two)
+            await world.crash(1)
+            await world.restart(1)
+
+    settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
+    run(17, 4, play, settings, kind=Star)
 
 
 def test_an_introducer_makes_so_many_known_and_no_more():

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from xsc.base.errors import ArgumentInvalid, PeerUnknown, SpaceExhausted, StoreDamaged
-from xsc.base.ids import TEXT_CHARS, short, to_text
+from xsc.base.ids import ID_BYTES, TEXT_CHARS, short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     PEER_ADDRESS_CHARS_MAX,
@@ -112,6 +112,13 @@ def unique_name(wanted: str, node_id: bytes, taken: Collection[str]) -> str:
     return name
 
 
+class _Removed(NamedTuple):
+    """What is kept of a peer that was removed: its debts still count with its introducer's."""
+
+    number: int
+    through: bytes | None
+
+
 class PeerBook:
     """The known peers, kept in memory and in a store."""
 
@@ -122,12 +129,14 @@ class PeerBook:
         for _, raw in store.scan(PREFIX, prefix_end(PREFIX)):
             info = PeerInfo.from_bytes(raw)
             self._peers[info.node_id] = info
-        self._removed: dict[bytes, int] = {}
-        """The number of each peer that was removed."""
+        self._removed: dict[bytes, _Removed] = {}
         for key, raw in store.scan(REMOVED, prefix_end(REMOVED)):
-            if len(raw) != _NUMBER_BYTES:
-                raise StoreDamaged("a row of the table 'net/removed/' is no number")
-            self._removed[key.removeprefix(REMOVED)] = int.from_bytes(raw, "big")
+            if len(raw) not in (_NUMBER_BYTES, _NUMBER_BYTES + ID_BYTES):
+                raise StoreDamaged("a row of the table 'net/removed/' is no number and introducer")
+            number, through = raw[:_NUMBER_BYTES], raw[_NUMBER_BYTES:]
+            self._removed[key.removeprefix(REMOVED)] = _Removed(
+                int.from_bytes(number, "big"), through or None
+            )
 
     def was_removed(self, node_id: bytes) -> bool:
         """Say whether the operator removed a peer, and no invitation brought it back."""
@@ -135,7 +144,18 @@ class PeerBook:
 
     def removed(self) -> list[bytes]:
         """Return whom the operator removed and no invitation brought back, the newest first."""
-        return sorted(self._removed, key=lambda node: self._removed[node], reverse=True)
+        return sorted(self._removed, key=lambda node: self._removed[node].number, reverse=True)
+
+    def through(self, node_id: bytes) -> bytes | None:
+        """Return the introducer that answers for a peer, or did until it was removed."""
+        found = self._peers.get(node_id) or self._removed.get(node_id)
+        return None if found is None else found.through
+
+    def came_through(self, introducer: bytes) -> list[bytes]:
+        """Return the peers that an introducer answers for, those that were removed last."""
+        known = [info.node_id for info in self.all() if info.through == introducer]
+        removed = [node for node in self.removed() if self._removed[node].through == introducer]
+        return known + removed
 
     def get(self, node_id: bytes) -> PeerInfo | None:
         """Return what is kept of a peer, or None."""
@@ -299,8 +319,9 @@ class PeerBook:
 
     def remove(self, node_id: bytes) -> None:
         """Forget a peer, on the disk too, so that no introduction brings it back."""
-        number = max(self._removed.values(), default=0) + 1
-        raw = number.to_bytes(_NUMBER_BYTES, "big")
+        number = max((each.number for each in self._removed.values()), default=0) + 1
+        through = self.through(node_id)
+        raw = number.to_bytes(_NUMBER_BYTES, "big") + (through or b"")
         self._store.write([(PREFIX + node_id, None), (REMOVED + node_id, raw)], sync=True)
         self._peers.pop(node_id, None)
-        self._removed[node_id] = number
+        self._removed[node_id] = _Removed(number, through)

@@ -450,12 +450,11 @@ class PeerNet:
     def shares_with(self, peer: bytes) -> list[bytes]:
         """Return the peers with which one shares its credit, itself among them.
 
-        These are all that came through the same introducer and are not confirmed.
+        These are all that came through the same introducer and are not confirmed. Who was
+        removed stays one of them: what it owes is still owed.
         """
-        info = self._book.get(peer)
-        if info is None or info.through is None:
-            return [peer]
-        return [other.node_id for other in self._book.all() if other.through == info.through]
+        through = self._book.through(peer)
+        return [peer] if through is None else self._book.came_through(through)
 
     def introducer_of(self, node: bytes) -> str:
         """Return the id of whose word there is for a node: its own where it is known directly.

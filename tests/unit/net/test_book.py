@@ -88,6 +88,16 @@ def test_who_was_removed_is_listed_newest_first_and_until_it_is_met_again(book, 
         PeerBook(store, "self")
 
 
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_who_was_removed_is_still_counted_with_its_introducer(book, store, confirmed):
+    came = {"introducer": B, "hops": 1, "confirmed": confirmed}
+    book.put(met(book, A).model_copy(update=came))
+    book.remove(A)
+    for found in (book, PeerBook(store, "self")):
+        assert found.through(A) == (None if confirmed else B)
+        assert found.came_through(B) == ([] if confirmed else [A])
+
+
 def test_a_directory_says_what_the_operator_said_and_a_newer_address_stays(book):
     """Over older, same and newer addresses; what the operator decided is taken with each."""
     known = met(book, A, own="mine")
