@@ -52,7 +52,7 @@ from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.net import batch, problems, signing
+from xsc.net import batch, circle, problems, signing
 from xsc.net import invitation as invitations
 from xsc.net.addresses import is_loopback, split
 from xsc.net.book import AddressRecord, PeerBook, PeerInfo
@@ -830,7 +830,8 @@ class PeerNet:
             # Not synced: a peer may say so as often as its quota allows, and says it again.
             self._book.put(moved, sync=False)
             self._log.info("peer_moved", peer=short(peer))
-            if moved.introducible and not before.introducible:
+            # Of an introduced one others hear with the next greeting: it brings none about.
+            if moved.introducible and not before.introducible and circle.may_introduce(moved):
                 self._introduce_all()
 
     async def _batch(

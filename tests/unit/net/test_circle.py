@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -257,6 +258,33 @@ async def test_who_is_passed_on_comes_by_the_origin_of_the_signed_record(met):
     assert await friend.hello(introduction(node, origin, key("second"))) == 200
     info = node.net.info(key("second").node_id)
     assert (info.introducer, info.hops) == (origin.node_id, 1)
+
+
+async def test_an_introduced_peer_brings_no_greeting_about_by_its_records(met):
+    node, friend = met
+    assert await friend.hello(introduction(node, friend.key, key("one"))) == 200
+
+    async def greeted(who, seq):
+        """Say that one is not introducible, and that it is; return how many were greeted."""
+        await settle()
+        before = node.log.names().count("peer_not_greeted")
+        for number, introducible in enumerate([False, True]):
+            record = address(node, who.key, seq=seq + number, introducible=introducible)
+            header = {"record": record, "members": []}
+            assert (await who.send(who.request("peers.hello", header=header))).status == 200
+        await settle()
+        return node.log.names().count("peer_not_greeted") - before
+
+    one = Friend(node, key("one"))
+    assert await greeted(one, 2) == 0
+    assert await greeted(one, 4) == 0
+    # Of a direct one it is known at once.
+    assert await greeted(friend, 2) == 1
+
+
+async def settle():
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 async def test_nobody_is_introduced_without_its_own_word(met):
