@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from itertools import combinations
@@ -29,6 +30,8 @@ OWNER, STRANGER = 0, 7
 HOSTS = range(1, 7)
 ADD = Path("fixtures/wasm/add.wasm").read_bytes()
 PAIRS = list(combinations(HOSTS, 2))
+ROUNDS = int(os.environ.get("XSC_STOPPED_ROUNDS", "3"))
+"""How often all pairs of hosts are stopped one after the other, and hosts' histories are played."""
 
 
 async def timed(world, work):
@@ -64,7 +67,7 @@ def roomless(world):
 
 
 @pytest.mark.parametrize("reader", [OWNER, STRANGER])
-@pytest.mark.parametrize(("size", "rounds"), [(64 * KIB, 10), (3 * MIB, 1), (12 * MIB, 1)])
+@pytest.mark.parametrize(("size", "rounds"), [(64 * KIB, ROUNDS), (3 * MIB, 1), (12 * MIB, 1)])
 def test_reads_do_not_wait_for_stopped_hosts(size, rounds, reader):
     async def play(world):
         capability, data = await spread(world, size)
@@ -110,7 +113,7 @@ def test_no_history_makes_a_read_longer(seed):
         node = world.nodes[OWNER]
         _, usual_ms = await timed(world, get(node, capability))
         times = []
-        for _ in range(15):
+        for _ in range(2 * ROUNDS):
             stopped = chance.sample(HOSTS, chance.randrange(7))
             for index in HOSTS:
                 delay_ms = chance.choice((DELAY_MS, DELAY_MS, 300, 4_000))
@@ -151,7 +154,7 @@ def test_a_put_replaces_hosts_that_stand_still(size):
             world.net.set_rate(world.name(index), DELAY_MS, RATE)
         data = content(size)
         _, usual = await timed(world, put(owner, data))
-        for stopped in [(1,), (8,), (3, 8), (4, 5)]:
+        for stopped in [(1,), (3, 8)]:
             for index in stopped:
                 world.net.pause(world.name(index))
             capability, took = await timed(world, put(owner, data))
