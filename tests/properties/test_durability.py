@@ -176,3 +176,13 @@ def test_a_contract_is_read_and_written(text, expected):
 def test_a_malformed_contract_is_refused(text):
     with pytest.raises(ArgumentInvalid):
         parse(text)
+
+
+@pytest.mark.parametrize(("k", "m"), [(16, 8), (32, 16), (64, 32), (200, 55)])
+@pytest.mark.parametrize("count", [1, 5, 8, 20])
+def test_a_wide_code_is_placed_without_a_search_that_has_no_end(k, m, count):
+    hosts = [Host(bytes([i]) * 32) for i in range(count)]
+    columns = plan(hosts, k + m, m, Survival())
+    assert columns is not None
+    assert len(columns) == k + m
+    assert max(Counter(columns).values()) - min(Counter(columns).values()) <= 1

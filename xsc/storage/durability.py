@@ -23,8 +23,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import permutations, product
+from functools import cache, lru_cache
+from itertools import count, permutations, product, takewhile
 from operator import gt
 from typing import Final, NamedTuple, Self
 
@@ -32,7 +32,12 @@ from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import SHARDS_MAX
 
 UNBOUNDED = 10**6
-EFFORT_MAX = 20_000
+EFFORT_MAX = 100_000
+"""Columns that a plan places, in all flows that it tries: about a second for dozens of nodes."""
+STEPS_MAX = 100_000
+"""Caps and targets that a plan looks at."""
+PLANNED_PARITY_MAX = 16
+"""Columns of wider codes are spread evenly: a search would take minutes."""
 
 
 class Host(NamedTuple):
@@ -199,7 +204,7 @@ class _Network:
         ]
         """By kind and host: the number of its domain, the last for those that name none."""
         self.effort = 0
-        """Flows that were tried."""
+        """Columns that were placed, in all flows that were tried."""
 
     def fill(self, n: int, caps: Sequence[Sequence[int]], kept: Sequence[int]) -> list[int] | None:
         """Return columns a host that keep all caps and add up to n, as even as they allow.
@@ -239,6 +244,7 @@ class _Network:
             even = [min(cap, level) for cap in node_caps]
             while total < n and flow.push(even):
                 total += 1
+                self.effort += 1
             if total == n:
                 return flow.held
         return None
@@ -325,17 +331,6 @@ class _Flow:
             i = before
 
 
-def _wide_enough(
-    count: int, survive: int, m: int, n: int, *, unknown: bool
-) -> list[tuple[int, ...]]:
-    """Return the caps of a kind, unknown ones last, that could hold n columns at all."""
-    return [
-        (*caps, rest)
-        for caps, rest in _caps(count, survive, m)
-        if (unknown or rest in (0, UNBOUNDED)) and sum(caps) + (rest if unknown else 0) >= n
-    ]
-
-
 @lru_cache(maxsize=1024)
 def plan_around(
     hosts: tuple[Host, ...],
@@ -353,17 +348,31 @@ def plan_around(
         m: columns that may be lost.
         asked: the contract.
     """
+    if m > PLANNED_PARITY_MAX:
+        return None
     network = _Network(hosts)
     unknown = [any(not name for name in names) for names in zip(*hosts, strict=True)]
-    # By kind, and by how many domains of it can be lost.
-    by_kind = [
-        [_wide_enough(len(names), f, m, n, unknown=unknown[kind]) for f in range(m + 1)]
-        for kind, names in enumerate(network.known)
-    ]
+    steps = count()
+
+    @cache
+    def wide_enough(kind: int, survive: int) -> list[tuple[int, ...]]:
+        """Return the caps of a kind, unknown ones last, that could hold n columns at all."""
+        return [
+            (*caps, rest)
+            for caps, rest in takewhile(
+                lambda _: next(steps) < STEPS_MAX, _caps(len(network.known[kind]), survive, m)
+            )
+            if (unknown[kind] or rest in (0, UNBOUNDED))
+            and sum(caps) + (rest if unknown[kind] else 0) >= n
+        ]
+
     mosts = [most for _, most in bounds]
     kept = [least for least, _ in bounds]
     for target in product(*(range(m, least - 1, -1) for least in asked)):
-        for node_caps, *others in product(*(by_kind[k][f] for k, f in enumerate(target))):
+        choices = [wide_enough(kind, survive) for kind, survive in enumerate(target)]
+        if next(steps) >= STEPS_MAX:
+            return None
+        for node_caps, *others in product(*choices):
             held = network.fill(n, [list(map(min, node_caps, mosts)), *others], kept)
             if held is not None:
                 return tuple(held)
@@ -381,13 +390,15 @@ def plan(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> tuple[bytes,
         m: columns that may be lost.
         asked: the contract.
 
-    Exact up to EFFORT_MAX flows, which networks of dozens of nodes stay far
-    below for codes with up to four parity shards; beyond it the answer is None.
+    Exact up to PLANNED_PARITY_MAX, EFFORT_MAX and STEPS_MAX, which networks of dozens of nodes
+    stay far below for codes with up to four parity shards; beyond that the columns are
+    spread evenly over the first hosts, where that keeps the contract.
     """
     assert hosts
     held = plan_around(tuple(hosts), ((0, n),) * len(hosts), n, m, asked)
     if held is None:
-        return None
+        even = [hosts[column % len(hosts)] for column in range(n)]
+        return tuple(host.node for host in even) if survival(even, m).meets(asked) else None
     left = list(held)
     columns: list[bytes] = []
     while len(columns) < n:
@@ -406,8 +417,8 @@ def attainable(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> Surviv
     """
     most = Survival()
     for kind, wanted in enumerate(asked):
-        for count in range(wanted, 0, -1):
-            more = Survival(*most[:kind], count)
+        for losses in range(wanted, 0, -1):
+            more = Survival(*most[:kind], losses)
             if plan(hosts, n, m, more) is not None:
                 most = more
                 break
