@@ -96,8 +96,8 @@ class Payments:
         self._left = left
         self._state = state
         self._log = log
-        self._theirs: dict[bytes, int] = {}
-        """What operators of peers say was paid between us, as heard last."""
+        self._theirs: dict[bytes, tuple[int, bool]] = {}
+        """What operators of peers say was paid between us, and whether by them, as heard last."""
         self._lock = asyncio.Lock()
 
     def handlers(self) -> dict[str, Handler]:
@@ -135,8 +135,15 @@ class Payments:
         return lease_id in (off_books_lease(self._own, peer), off_books_lease(peer, self._own))
 
     def heard(self, peer: bytes) -> int:
-        """Return what a peer's operator says was paid, and this node's has not said; 0: nothing."""
-        amount = self._theirs.get(peer, 0)
+        """Return what a peer's operator says was paid, and this node's has not said; 0: nothing.
+
+        Nothing either where who owes whom has turned since: to say the same now would book
+        that the other one paid.
+        """
+        amount, by_peer = self._theirs.get(peer, (0, False))
+        balance = self._ledger.balance(peer)
+        if balance == 0 or by_peer != (balance > 0):
+            return 0
         own = self.waiting(peer)
         return 0 if own is not None and own.amount_micro == amount else amount
 
@@ -146,7 +153,7 @@ class Payments:
         The payer could echo any other, and have booked what the payee's operator mistyped.
         """
         if payment is None or not (
-            payment.is_payer or self._theirs.get(peer) == payment.amount_micro
+            payment.is_payer or self._theirs.get(peer, (0, False))[0] == payment.amount_micro
         ):
             return 0
         return payment.amount_micro
@@ -262,7 +269,7 @@ class Payments:
     def _hear(self, peer: bytes, header: dict[str, Value]) -> None:
         amount = take_int(header, "paid_micro", most=AMOUNT_MAX)
         if amount:
-            self._theirs[peer] = amount
+            self._theirs[peer] = amount, take_bool(header, "is_payer")
         else:
             self._theirs.pop(peer, None)
 

@@ -9,7 +9,7 @@ from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import PeerSilent
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
-from xsc.ledger.payments import Payments
+from xsc.ledger.payments import ACCOUNT, Payments
 
 PEER = KeyPair(b"p" * 32).node_id
 
@@ -28,9 +28,10 @@ class Books:
 
     def __init__(self):
         self.paid_micro = 0
+        self.owed_micro = 1_000
 
     def balance(self, _peer):
-        return 1_000
+        return self.owed_micro
 
     def limit(self, _peer):
         return 10_000
@@ -52,11 +53,8 @@ async def turns(count):
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("steps", range(20))
-async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(steps):
-    """However many steps lie between the two."""
-    books = Books()
-    payments = Payments(
+def payments_of(books):
+    return Payments(
         key=KeyPair(b"k" * 32),
         network=NETWORK,
         clock=ManualClock(),
@@ -67,6 +65,25 @@ async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(ste
         state=MemoryKeyValue(),
         log=Lines(),
     )
+
+
+@pytest.mark.parametrize("owed_micro", [1_000, 0, -1_000])
+@pytest.mark.parametrize("by_peer", [True, False])
+async def test_a_word_is_shown_only_while_who_owes_is_who_it_says_has_paid(owed_micro, by_peer):
+    """To say the same after it has turned would book that the other one paid."""
+    books = Books()
+    books.owed_micro = owed_micro
+    payments = payments_of(books)
+    await payments.handlers()[ACCOUNT](PEER, {"v": 1, "paid_micro": 7, "is_payer": by_peer}, ())
+    fits = owed_micro > 0 if by_peer else owed_micro < 0
+    assert payments.heard(PEER) == (7 if fits else 0)
+
+
+@pytest.mark.parametrize("steps", range(20))
+async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(steps):
+    """However many steps lie between the two."""
+    books = Books()
+    payments = payments_of(books)
     await payments.say(PEER, 5)
     books.paid_micro = 5  # booked: what was said is over
     saying = asyncio.create_task(payments.say(PEER, 7))
