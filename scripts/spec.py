@@ -157,7 +157,7 @@ class Script:
         self._absent: dict[str, str] = {}
         """Instances that are not there, or not as they should be, and why."""
         self._registered: dict[str, str] = {}
-        """The instance that each name to import from stands for."""
+        """Instances by the name under which others import from them."""
         self._current = ""
 
     async def run(self) -> None:

@@ -46,7 +46,7 @@ class Unreadable(Exception):
 
 @dataclass(slots=True)
 class Expression:
-    """What stands between two parentheses."""
+    """The items of one parenthesised expression."""
 
     start: int
     line: int

@@ -45,7 +45,7 @@ class Circle:
         return self.start(f"{name}/{HOME}", ready=ready, **how)[1]
 
     def play(self, begin: str) -> None:
-        """Carry out what stands under a heading, as the one whom it names."""
+        """Run the commands under a heading, as the friend whom it names."""
         (title,) = [title for title in CHAPTERS if title.startswith(begin)]
         self.played.add(title)
         name = begin.partition(":")[0].lower()

@@ -1,4 +1,4 @@
-"""The README's transcript, run as it stands in a checkout: `…` stands for anything."""
+"""The README's transcript works in a checkout; `…` matches any output."""
 
 import os
 import re
