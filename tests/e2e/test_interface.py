@@ -1,4 +1,4 @@
-"""What scripts hold on to (DESIGN section 11), as text."""
+"""What scripts hold on to (docs/cli.md), as text."""
 
 from __future__ import annotations
 

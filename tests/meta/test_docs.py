@@ -179,8 +179,32 @@ def test_every_decision_is_one_page_of_the_same_shape(path):
     assert len(text.splitlines()) <= 60
 
 
-def test_decisions_are_numbered_without_gaps():
-    assert [int(path.stem[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
+def test_the_index_lists_every_decision_with_its_title():
+    listed = re.findall(
+        r"^\| (\d+) \| \[(.*)\]\((.*?)\)", (DOCS / "adr/README.md").read_text(), re.MULTILINE
+    )
+    titles = {path.name: path.read_text().split("\n")[0] for path in ADRS}
+    assert [name for _, _, name in listed] == sorted(titles)
+    for number, title, name in listed:
+        assert titles[name] == f"# {number}. {title}"
+        assert int(name[:4]) == int(number)
+
+
+SOURCES = [
+    path
+    for folder in ("xsc", "tests", "scripts", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+]
+
+
+def test_pages_that_the_code_cites_exist():
+    cited = {
+        (page, path)
+        for path in SOURCES
+        for page in re.findall(r"\bdocs/[\w/.-]+\.md\b", path.read_text())
+    }
+    assert {page for page, _ in cited} >= {"docs/performance.md"}
+    assert not [(page, path) for page, path in cited if not (ROOT / page).exists()]
 
 
 def test_every_dependency_has_its_reason():

@@ -204,9 +204,10 @@ def test_who_recognises_the_buyer_is_paid_what_it_posted(bids, count, own_price,
 def test_a_lie_gains_only_who_is_needed_and_what_its_absence_would_cost_in_any_small_auction():
     """Three bidders, every cost and lie to 6, own prices 0 to 5 of at most 5, one of them posted.
 
-    What remains of truthfulness (ADR 74): nobody whom the auction does not need at the buyer's
-    own price gains by any lie; nobody gains by asking less than its cost; a lie that does not
-    move the reserve gains nothing; and nobody is ever paid more than the reserve without it.
+    What remains of truthfulness (docs/adr/0074-reserve-price.md): nobody whom the auction does
+    not need at the buyer's own price gains by any lie; nobody gains by asking less than its cost;
+    a lie that does not move the reserve gains nothing; and nobody is ever paid more than the
+    reserve without it.
     """
     price_max, gained = 5, 0
     for domains in ((0, 1, 2), (0, 0, 1)):

@@ -2,7 +2,7 @@
 
 A node has 1 000 000 ppm to give. Mutual recognition is the lesser of both
 weights; it counts from a threshold on, because otherwise a crumb of
-reciprocity would jump the whole queue (DESIGN section 8). Recognition is a
+reciprocity would jump the whole queue (docs/design/allocation.md). Recognition is a
 budgeted report, not a truthful one: nothing here proves that it is deserved.
 
 This module only decides; `xsc.allocation.service` sends and keeps the records.

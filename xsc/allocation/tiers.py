@@ -2,7 +2,7 @@
 
 Mutually recognised peers are served first, by mutual recognition; what they
 leave goes to those whom the provider recognises, by its recognition; what those
-leave goes to everybody else, in equal weights (DESIGN section 8). Two rules
+leave goes to everybody else, in equal weights (docs/design/allocation.md). Two rules
 divide inside of a tier and have one signature:
 
 - `weighted_uniform`, the default: water-filling. In integers, the next unit goes

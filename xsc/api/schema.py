@@ -1,4 +1,4 @@
-"""Requests and responses of every endpoint of `/v1` (DESIGN section 11).
+"""Requests and responses of every endpoint of `/v1` (docs/design/node.md).
 
 Text forms: node ids are base32, amounts micro-credits, sizes bytes, times
 milliseconds since 1970, blobs base64.

@@ -5,7 +5,7 @@ shortest integers, keys sorted by length and then bytes, definite lengths, no
 floats, no tags, no duplicate keys. `cbor2` alone accepts unsorted, duplicate,
 indefinite and trailing bytes; `libipld` alone lets over-long integers pass. So
 decoding parses with libipld, encodes again and compares: exactly one byte
-string stands for each value (DESIGN section 3).
+string stands for each value (docs/design/base.md).
 
 libipld encodes eight times faster, but writes byte strings that look like a CID
 as tag 42: one in some 2 500 hashes, and the bits of the number 1. Where the two

@@ -11,7 +11,7 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-# Storage (DESIGN section 5)
+# Storage
 SEGMENT_BYTES = 4 * MIB
 LEAF_BYTES = 16 * KIB
 INLINE_BYTES_MAX = 4 * KIB
@@ -151,7 +151,7 @@ DRAIN_STUCK_LISTED = 100
 STORAGE_QUESTION_TIMEOUT_MS = 5_000
 """For find, stat and delete, which carry no shards."""
 
-# Peer messages (DESIGN section 3)
+# Peer messages
 FRAME_HEADER_BYTES_MAX = 1 * MIB
 FRAME_PARTS_MAX = 256
 PEER_BODY_BYTES_MAX = MANIFEST_BYTES_MAX + 2 * MIB
@@ -268,7 +268,7 @@ RECORD_DEPTH_MAX = 32
 CONTAINER_BYTES = 32
 """A value has at most one list or map for so many bytes of its bound."""
 
-# Compute (DESIGN section 6)
+# Compute
 MODULE_BYTES_MAX = 32 * MIB
 FUEL_DEFAULT = 1_000_000_000
 FUEL_MAX = 2**58
@@ -406,7 +406,7 @@ BATCH_TRAPS_BYTES_MAX = 64 * KIB
 PROGRAMS_REMEMBERED_MAX = 32
 """Modules whose declarations a customer need not read again."""
 
-# Services (DESIGN section 6)
+# Services
 SERVICES_MAX = 64
 """Services that a node holds, its own and those of peers."""
 SERVICES_A_PEER_MAX = 8
@@ -458,7 +458,7 @@ SERVICE_ANSWER_HEAD_BYTES_MAX = 16 * KIB
 """What a service may write before the empty line."""
 SERVICE_ANSWER_FIELDS_MAX = 64
 
-# Market and ledger (DESIGN sections 8 and 9)
+# Market and ledger
 EPOCH_MS = 3_600_000
 FUEL_QUANTUM = 1_000_000
 MEMORY_STEP_BYTES = 64 * MIB
@@ -566,7 +566,7 @@ INCARNATIONS_A_PEER_MAX = 4
 """New incarnations that a peer may tell within INCARNATIONS_MS: each is a synced write."""
 INCARNATIONS_MS = 60_000
 
-# Health (DESIGN section 10)
+# Health
 PROBE_INTERVAL_MS = 5_000
 PROBE_TIMEOUT_MS = 3_000
 PROBED_BESIDE_MAX = 16

@@ -5,7 +5,7 @@ in the signed head of the message that carries it, so that a body is hashed
 once. The tree has the shape of RFC 6962 (the left subtree is the largest full
 one); leaves, inner nodes and the root hash under different BLAKE3 contexts, and
 the root covers the length. It stands in `base` because the peer transport binds
-bodies by it (DESIGN section 3). Vectors: tests/vectors/merkle.json.
+bodies by it (docs/design/base.md). Vectors: tests/vectors/merkle.json.
 """
 
 from __future__ import annotations

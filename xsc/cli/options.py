@@ -35,7 +35,7 @@ PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 _PLAIN_WORD = re.compile(r"[\w./@%+:,-]+")
 """What means itself to every shell."""
 PROGRAM_EXIT_BASE = 120
-"""Added to XSC's own exit codes where a program's code is passed on (DESIGN section 3)."""
+"""Added to XSC's own exit codes where a program's code is passed on (docs/cli.md)."""
 
 
 @dataclass(slots=True)

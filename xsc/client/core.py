@@ -1,7 +1,7 @@
 """How a process on this machine talks to the node of a home: HTTP over loopback.
 
 Synchronous, on `http.client`: a command line that imports an asynchronous
-client starts four times slower (DESIGN section 11). One `Core` may be used by
+client starts four times slower. One `Core` may be used by
 many threads: each call has a connection to itself, which is kept for the next
 one where the answer was read to its end.
 

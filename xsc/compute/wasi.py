@@ -9,7 +9,7 @@ same bytes.
 Every call costs fuel: HOST_CALL_FUEL, one unit for each byte moved, and one for
 each virtual millisecond slept; each entry that is listed or moved with its directory costs
 LISTED_ENTRY_FUEL or MOVED_ENTRY_FUEL. Host calls would otherwise escape the meter
-(DESIGN section 6). A call that ends the run raises `Ended`, and the reason is
+(docs/design/compute.md). A call that ends the run raises `Ended`, and the reason is
 in the state: `exit_code` or `trap`.
 
 Every function of preview 1 is here, so that any program links; signals answer

@@ -7,7 +7,7 @@ A record is a frozen model with a kind and a version. Its envelope is
 
 and the signature covers `"XSC/1/sig/<kind>\\0" ‖ net ‖ SHA-256(body)`, so that
 no signature passes for another kind of record or in another network. The
-record's id is the tagged hash of its body. DESIGN section 3.
+record's id is the tagged hash of its body. docs/design/identity.md.
 
 In version 2 the signature is over several records (`xsc.identity.joint`), and the
 envelope of each has `place` and `path` beside. What is signed alone has version 1.

@@ -6,7 +6,7 @@ linked to it. What concerns only its author (a limit, a withdrawal) is a half
 without a counterpart.
 
 This module knows the form and how halves are made; what may follow on what is
-`xsc.ledger.validation`'s to say. DESIGN section 9; vectors in
+`xsc.ledger.validation`'s to say. docs/design/ledger.md; vectors in
 tests/vectors/ledger.json.
 """
 

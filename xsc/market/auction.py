@@ -2,9 +2,9 @@
 
 Providers ask a price a quantum; the lowest price / quality wins, one provider a
 failure domain, and each winner is paid the most that it could have asked and
-still won (DESIGN section 8: with six winners, the seventh bid sets the price).
+still won (docs/design/market.md, A3: with six winners, the seventh bid sets the price).
 Where no further bid stands behind a winner, it is paid the reserve, which bids
-above it do not pass. Rules R-1 to R-6 of the research, part 6.3, at one reserve:
+above it do not pass. At one reserve these rules hold:
 
 R-1 winners are in distinct domains.      R-4 a loser that sets no price changes none.
 R-2 nobody is paid less than it asked.    R-5 nobody is paid more than the reserve.
@@ -12,8 +12,9 @@ R-3 no other ask than one's own gains.    R-6 the same bids and seed give the sa
 
 The reserve is what the buyer itself asks for such capacity, whatever others bid. It is
 raised in steps, to the most that the buyer pays, only while fewer win than could. Who is
-needed for that can gain by asking for more than its cost, and nobody else: ADR 74. A
-provider that recognises the buyer has posted its price, and is paid that.
+needed for that can gain by asking for more than its cost, and nobody else
+(docs/adr/0074-reserve-price.md). A provider that recognises the buyer has posted its
+price, and is paid that.
 
 Who is asked for bids, and what to do when too few win, is the service's business.
 """

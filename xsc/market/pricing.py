@@ -3,7 +3,7 @@
 The unit price rises in a straight line with utilisation: twice the base price
 at full use (the seed's `1 + utilisation`). It only proposes the reserve, which
 is what unrecognised peers pay at least; recognised and mutual peers pay the
-lower rungs (DESIGN section 8). What a use costs at a price is the arithmetic of
+lower rungs (docs/design/market.md). What a use costs at a price is the arithmetic of
 `xsc.terms.pricing`, which customers recompute.
 """
 

@@ -69,7 +69,7 @@ def keep_freed_memory(size_bytes: int) -> bool:
 
     Shards of a megabyte come and go by the thousand. glibc gives each back to the
     system and takes it anew, which costs a node that reads a third of its time in
-    page faults (docs/adr/0028-freed-memory-is-kept.md). Other C libraries are left
+    page faults (docs/performance.md). Other C libraries are left
     alone.
     """
     try:

@@ -12,7 +12,7 @@ Everything else follows from the secret, one way only (HKDF-SHA-256):
 so a read capability gives a verify capability, which gives the locate id, and
 none of them gives what stands before it. No capability carries authority: none
 lets its holder change, move or delete anything. The checksum is there to name typing
-errors; it protects nothing. DESIGN section 5; vectors:
+errors; it protects nothing. docs/design/storage.md; vectors:
 tests/vectors/capability.json.
 """
 

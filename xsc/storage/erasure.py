@@ -6,7 +6,7 @@ are parity. How long the data was stands in the manifest.
 
 The code detects nothing: one flipped byte in a shard gives wrong data and no
 error. Whoever decodes must have verified every shard against its root before.
-DESIGN section 5; vectors: tests/vectors/erasure.json.
+docs/design/storage.md; vectors: tests/vectors/erasure.json.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ hash, over the sealed bytes, stands in the capability, so nobody can change a
 manifest without changing the capability. Where the shards are is not in it: that
 changes. Objects up to INLINE_BYTES_MAX are in the manifest itself, encrypted as
 segment 0, and have no shards.
-DESIGN section 5; vectors: tests/vectors/manifest.json.
+docs/design/storage.md; vectors: tests/vectors/manifest.json.
 """
 
 from __future__ import annotations

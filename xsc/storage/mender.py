@@ -9,7 +9,7 @@ first, and what is there without being in the placement is deleted before the ne
 
 A good column is deleted only where it is surplus, one at a time, and only after every
 column that remains was read whole from its host just before. No report of a peer
-deletes anything. DESIGN section 5; docs/design/storage-repair.md.
+deletes anything. docs/design/storage-repair.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Loss that a host admits counts at once. Silence counts once it has lasted for the
 grace, and a node that was given up must stay up for a while, longer each time,
 before it is trusted with more, so that a flapping node starts no storm.
-DESIGN section 5.
+docs/design/storage-repair.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Whoever may read an object can have it read by a node that holds shards of it. T
 reference gives that node what it takes to read this one object and no more: the
 content key, the manifest in clear, and where the columns are. Neither the read secret
 nor the verify key follows from it, so the node cannot pass a capability on.
-DESIGN sections 5 and 6; vectors: tests/vectors/near.json.
+docs/design/compute.md; vectors: tests/vectors/near.json.
 """
 
 from __future__ import annotations

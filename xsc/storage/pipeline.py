@@ -7,7 +7,7 @@ when all others are stored, and carries the sealed manifest and the placement.
 A host that fails is replaced by another node; what it held of earlier segments
 is built again from the other hosts. Where fewer nodes are up than the code has
 shards, its columns move to the hosts that are left, with a warning. An object
-ends with every column stored, or is deleted again. DESIGN section 5.
+ends with every column stored, or is deleted again. docs/design/storage.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ is exactly as long as the plaintext: a full segment gives shards of whole leaves
 and byte k of the object lies at one place that needs no arithmetic.
 
 The segment's place is authenticated with it: locate id, index, length, and
-whether it is the last one. DESIGN section 5; vectors: tests/vectors/segment.json.
+whether it is the last one. docs/design/storage.md; vectors: tests/vectors/segment.json.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def decipher_at(content_key: bytes, nonce: bytes, offset: int, ciphertext: Buffe
 
     GCM encrypts in counter mode, so that a piece can be read alone. The tag is not
     checked, which needs the whole segment: the caller must have verified the piece
-    against the roots of the capability's manifest (docs/adr/0011-ranges.md).
+    against the roots of the capability's manifest (docs/design/storage.md, G4).
     """
     block, skipped = divmod(offset, _BLOCK_BYTES)
     counter = nonce + (_FIRST_COUNTER + block).to_bytes(4, "big")

@@ -176,7 +176,7 @@ class ObjectStat:
     """The contract under which it was stored."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc store stat --json` (DESIGN section 11)."""
+        """Return the document of `xsc store stat --json` (docs/design/storage.md)."""
         return {
             "size_bytes": self.size_bytes,
             "code": {"k": self.k, "m": self.m},
@@ -254,7 +254,7 @@ class ObjectRow:
     """The hosts whose leases end soon."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row of `xsc store ls --json` (DESIGN section 11)."""
+        """Return the row of `xsc store ls --json` (docs/design/storage.md)."""
         return {
             "name": self.name,
             "version": self.version,

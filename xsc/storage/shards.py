@@ -10,7 +10,7 @@ Laws (tests/unit/storage/test_shards.py):
 
 Bodies are appended and synced by the commit port, which concurrent writers
 share; the index follows unsynced and is caught up from its high-water mark at
-the start. Formats: `xsc.storage.bodies`. DESIGN section 5.
+the start. Formats: `xsc.storage.bodies`. docs/design/storage.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The owner signs the deployment: it stands for an order of each request, which
 nobody could sign at the moment that it comes. The node that holds it signs a
-receipt over it for each request, where somebody pays (DESIGN section 6).
+receipt over it for each request, where somebody pays (docs/design/services.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two providers' receipts for one order that cannot both be true (DESIGN section 6)."""
+"""Two providers' receipts for one order that cannot both be true (docs/design/compute.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An order for one run of a WebAssembly program, and the receipt for it (DESIGN section 6).
+"""An order for one run of a WebAssembly program, and the receipt for it (docs/design/compute.md).
 
 The customer signs the order, the provider signs the receipt over it. `outcome`
 holds what a second run must reproduce bit for bit, `observed` what it cannot.

@@ -1,4 +1,4 @@
-"""What a provider asks of one customer: signed and time-bound (DESIGN section 8)."""
+"""What a provider asks of one customer: signed and time-bound (docs/design/market.md)."""
 
 from __future__ import annotations
 

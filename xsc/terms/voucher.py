@@ -1,4 +1,4 @@
-"""What a customer owes under a lease, so far (DESIGN section 9: cumulative receipts)."""
+"""What a customer owes under a lease, so far (docs/design/market.md: cumulative receipts)."""
 
 from __future__ import annotations
 
