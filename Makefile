@@ -5,10 +5,10 @@ PYTHON := .venv/bin/python
 CODE := $(wildcard xsc tests benchmarks scripts)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check static bench spec wasi python format lock clean
+.PHONY: help install demo test coverage mutants check static bench spec wasi python format lock clean
 
 help:  ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 install:  ## Make .venv with everything in requirements.lock
 	@sh scripts/bootstrap.sh
@@ -18,6 +18,12 @@ demo: install  ## Start a network on this machine, use it, take a node away
 
 test: install  ## Run all tests, on every core
 	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal $(PYTEST_ARGS)
+
+coverage: install  ## Run all tests, and say which lines and branches none of them takes
+	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal --cov=xsc $(PYTEST_ARGS)
+
+mutants: install  ## Change rules at random, and list what no test notices
+	@$(PYTHON) scripts/mutants.py $(MUTANTS)
 
 static: install  ## Check format, lint, types and import layers
 	@$(PYTHON) -m ruff format --check --quiet $(CODE)
