@@ -25,6 +25,7 @@ SHELL = {
     "xsc.allocation.service": "sends recognitions to peers, keeps weights",
     "xsc.base.clock": "declares the ports of time, chance and work",
     "xsc.base.peering": "declares the port to peers, and bounds the time of a history",
+    "xsc.base.gather": "lets calls wait for the batch that they share",
     "xsc.base.turns": "lets one task after the other at what has a key",
     "xsc.compute.cache": "keeps compiled code in files",
     "xsc.compute.compiler": "starts, watches and kills jails",
