@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from xsc.api import proof
 from xsc.base.errors import XscError, code_of, leaves
 from xsc.base.units import parse_duration_ms, parse_size
 
@@ -237,6 +238,27 @@ def test_every_setting_is_documented_with_its_default_and_meaning():
     }
     assert documented == {
         name: (key.default or "(none)", key.meaning) for name, key in config.KEYS.items()
+    }
+
+
+def test_the_table_of_the_api_has_every_route():
+    table = (DOCS / "design" / "node.md").read_text().split("## The API", 1)[1].split("\n## ")[0]
+    documented = re.findall(
+        r"`(GET|POST|PUT|DELETE) (/[\w/{}-]+)`",
+        "\n".join(line for line in table.splitlines() if line.startswith("|")),
+    )
+    assert len(documented) == len(set(documented))
+    served = set()
+    for source in (ROOT / "xsc").rglob("*.py"):
+        text = source.read_text()
+        place = re.search(r'^PATH(?:: Final)? = "(/.*)"$', text, re.MULTILINE)
+        for method, path in re.findall(r"web\.(get|post|put|delete)\(([^,]+),", text):
+            named = {"PATH": place and place[1], "proof.PATH": proof.PATH}
+            served.add((method.upper(), named.get(path, path.strip('"'))))
+    assert set(documented) == {
+        (method, re.sub(r"{(\w+):.*?}", r"{\1}", path))
+        for method, path in served
+        if path.startswith(("/v1/", "/health"))
     }
 
 

@@ -1,4 +1,4 @@
-"""The only composition root: puts the services together and starts them in order.
+"""Puts the services together and starts them in order.
 
 The daemon and the simulation call the same `build`; they differ in the parts
 that they hand in (docs/glossary.md, "port"). Wiring runs in one direction:
