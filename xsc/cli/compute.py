@@ -38,7 +38,7 @@ from xsc.cli.options import (
     table_of,
 )
 from xsc.cli.output import say, short, show, show_json, warn
-from xsc.cli.replay import prove, verify
+from xsc.cli.replay import verify
 from xsc.client.calls import Program, read_bounded, read_file, read_module
 from xsc.client.core import Document
 from xsc.client.files import check_target, place_in, write_whole
@@ -382,7 +382,6 @@ def _tell_who(settings: Settings, verification: Document) -> None:
         say(f"agree: {', '.join(short(node) for node in verification['agreeing'])}")
 
 
-compute.add_command(prove)
 compute.add_command(verify)
 compute.add_command(evidence)
 for service_command in services.COMMANDS:

@@ -19,7 +19,6 @@ from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings, pass_settings
 from xsc.cli.output import say, short, show, show_json
 from xsc.client.calls import read_file, read_module
 from xsc.client.core import Document
-from xsc.client.files import check_target, write_whole
 
 RESULTS_BYTES_MAX = 64 * MIB
 """Lines of JSON are longer than the table that they show."""
@@ -92,46 +91,6 @@ def verify(
             for reason in row["reasons"]:
                 say(reason)
     return EXITS[answer["verdict"]]
-
-
-@click.command(cls=Command)
-@click.argument("receipt", metavar="RECEIPT", type=PATH)
-@click.option("--module", type=PATH, required=True, metavar="MOD", help="The module that was run.")
-@click.option("--batch", type=PATH, required=True, metavar="FILE", help="The lines of the batch.")
-@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for a line of the batch.")
-@click.option(
-    "--results", type=PATH, required=True, metavar="FILE", help="What the batch had printed."
-)
-@click.option("--line", type=WHOLE, required=True, metavar="N", help="The line, from 1 on.")
-@click.option("--output", "-o", type=PATH, required=True, metavar="FILE", help="Write it there.")
-@pass_settings
-def prove(
-    settings: Settings,
-    *,
-    receipt: Path,
-    module: Path,
-    batch: Path,
-    item_fuel: int | None,
-    results: Path,
-    line: int,
-    output: Path,
-) -> None:
-    """Write a file that proves what one line of a batch gave, without the other lines.
-
-    Needs neither a node nor the network. `xsc verify` checks the file by itself.
-    """
-    check_target(output)
-    raw = read_file(receipt, "receipt", PEER_BODY_BYTES_MAX)
-    given = read_file(batch, "standard input", STDIN_BYTES_MAX)
-    printed = read_file(results, "file of results", RESULTS_BYTES_MAX)
-    from xsc.node.replay import Given
-    from xsc.node.rows import prove_line
-
-    asked = Given(stdin=given, item_fuel=item_fuel, results=printed)
-    proof = prove_line(raw, read_module(module), asked, line)
-    write_whole(output, [proof])
-    if settings.json:
-        show_json({"line": line, "size_bytes": len(proof)})
 
 
 def _numbers(text: str) -> list[int]:

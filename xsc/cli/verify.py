@@ -42,25 +42,19 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 )
 @pass_settings
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
-    """Check a receipt, voucher, lease, ledger entry or proof, and say what it proves.
+    """Check a receipt, voucher, lease, ledger entry or drain proof, and say what it proves.
 
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """
-    from xsc.compute.rowproof import MAGIC as ROW_PROOF
-    from xsc.node.rows import verify_line
     from xsc.node.verify import verify_drain, verify_file
 
     code = None if module is None else read_module(module)
     agreed = None if lease is None else read_file(lease, "lease", PEER_BODY_BYTES_MAX)
     try:
         with _opened(file) as source:
-            begin = source.peek(len(ROW_PROOF))[: len(ROW_PROOF)]
-            if begin == ROW_PROOF:
-                whole = read_bounded(source, "file", PEER_BODY_BYTES_MAX)
-                proved = verify_line(whole, code, agreed)
             # A drain proof may be of any size, and is read piece by piece.
-            elif begin[:4] == b"XSC ":
+            if source.peek(4)[:4] == b"XSC ":
                 proved = verify_drain(source.read)
             else:
                 proved = verify_file(

@@ -2,8 +2,8 @@
 
 A batch is a job whose standard input is a table of arguments, one row a call,
 and whose standard output is a table of what came of each. All of a column is
-equally wide, so that row i stands at i times the width, and a leaf of the tree
-over the table proves the rows in it (docs/design/compute.md, T1 to T6).
+equally wide, so that row i starts at i times the width (docs/design/compute.md,
+T1 to T6).
 
     argument row   the bits of each argument
     result row     trap (2 bytes), fuel (8 bytes), the bits of each result
@@ -251,12 +251,7 @@ def seed_at(seed: bytes, index: int) -> bytes:
 
 def batch_output(table: bytes, traps: bytes) -> bytes:
     """Return what a receipt names: it binds the root over the rows, and the traps."""
-    return output_from(root_of(table), traps)
-
-
-def output_from(root: bytes, traps: bytes) -> bytes:
-    """Return the same where only the root of the table is at hand."""
-    value: dict[str, Value] = {"rows": root, "traps": hashlib.sha256(traps).digest()}
+    value: dict[str, Value] = {"rows": root_of(table), "traps": hashlib.sha256(traps).digest()}
     return tagged_sha256("compute-batch-output", encode(value))
 
 

@@ -115,11 +115,6 @@ def input_hash(
     return _given(given.args, given.environment, digest_of(given.stdin), files, output_bytes)
 
 
-def batch_input_hash(args: Iterable[str], arguments: bytes, output_bytes: int) -> bytes:
-    """Return the same of a batch of which only the SHA-256 of its arguments is at hand."""
-    return _given(args, (), arguments, (), output_bytes)
-
-
 def _given(
     args: Iterable[str],
     environment: Iterable[tuple[str, str]],

@@ -268,26 +268,6 @@ def test_some_lines_of_a_batch_are_run_again(xsc, tmp_path):
     assert xsc(*check[:-3], "--lines", "1").code == 2
 
 
-def test_one_line_of_a_batch_is_proved_without_the_others(xsc, tmp_path):
-    (tmp_path / "lines").write_text("".join(f"{n} {n % 3}\n" for n in range(3000)))
-    module = FOLDER / "trap.wasm"
-    words = ("compute", "invoke", module, "divide", "--batch", tmp_path / "lines", "--local")
-    (tmp_path / "out").write_bytes(xsc(*words, "--receipt", tmp_path / "r").out)
-    prove = ("compute", "prove", tmp_path / "r", "--module", module, "--batch", tmp_path / "lines")
-    prove += ("--results", tmp_path / "out", "-o", tmp_path / "proof", "--line")
-    done = xsc(*prove, "2999", "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out)["size_bytes"] == (tmp_path / "proof").stat().st_size < 40_000
-    shown = xsc("verify", tmp_path / "proof", "--module", module)
-    assert shown.text.startswith("line 2999 of 3000 gave 2998 for ")
-    assert xsc("verify", tmp_path / "proof").text.startswith("line 2999 of 3000 gave the bits ")
-    assert xsc(*prove, "3001").code == xsc(*prove, "0").code == 2
-    cut = (tmp_path / "proof").read_bytes()[:-1]
-    (tmp_path / "proof").write_bytes(cut)
-    wrong = xsc("verify", tmp_path / "proof")
-    assert (wrong.code, "Traceback" in wrong.err) == (6, False)
-
-
 def test_lines_that_the_fuel_of_all_did_not_reach_are_judged_too(xsc, tmp_path):
     (tmp_path / "lines").write_text("\n" * 5)
     module = FOLDER / "endless.wasm"
