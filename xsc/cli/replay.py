@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import (
-    BATCH_ITEMS_MAX,
-    INPUT_BYTES_MAX,
-    MIB,
-    PEER_BODY_BYTES_MAX,
-    STDIN_BYTES_MAX,
-)
+from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
 from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings, pass_settings
 from xsc.cli.output import say, short, show, show_json
 from xsc.client.calls import read_file, read_module
 from xsc.client.core import Document
 
-RESULTS_BYTES_MAX = 64 * MIB
-"""Lines of JSON are longer than the table that they show."""
 EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
 
 
@@ -41,8 +32,6 @@ EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
 )
 @click.option("--batch", type=PATH, metavar="FILE", help="The lines of a batch.")
 @click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for a line of the batch.")
-@click.option("--results", type=PATH, metavar="FILE", help="What the batch had printed.")
-@click.option("--lines", metavar="LIST", help="Run only these lines of it again, like 3,7-9.")
 @pass_settings
 def verify(
     settings: Settings,
@@ -55,8 +44,6 @@ def verify(
     inputs: tuple[tuple[str, str], ...],
     batch: Path | None,
     item_fuel: int | None,
-    results: Path | None,
-    lines: str | None,
 ) -> int:
     """Run the order of an execution receipt again, here, and compare every bit.
 
@@ -67,9 +54,6 @@ def verify(
     """
     if batch is not None and (arguments or stdin or env or inputs):
         raise ArgumentInvalid("with --batch there is no other input than its lines")
-    if (results is None) != (lines is None) or (results is not None and batch is None):
-        raise ArgumentInvalid("--results and --lines go together, and with --batch")
-    printed = None if results is None else read_file(results, "file of results", RESULTS_BYTES_MAX)
     raw = read_file(receipt, "receipt", PEER_BODY_BYTES_MAX)
     code = read_module(module)
     source = stdin if batch is None else batch
@@ -80,7 +64,7 @@ def verify(
     answer: Document = replay_file(
         raw,
         code,
-        Given(arguments, dict(env), text, files, item_fuel, printed, _numbers(lines or "")),
+        Given(arguments, dict(env), text, files, item_fuel),
     )
     if settings.json:
         show_json(answer)
@@ -91,15 +75,3 @@ def verify(
             for reason in row["reasons"]:
                 say(reason)
     return EXITS[answer["verdict"]]
-
-
-def _numbers(text: str) -> list[int]:
-    """Return the numbers of a list like 3,7-9."""
-    found: list[int] = []
-    for part in text.split(",") if text else ():
-        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= BATCH_ITEMS_MAX:
-            raise ArgumentInvalid(f"'{text}' names no lines", hint="write for example 3,7-9")
-        found += range(first, last + 1)
-    return found

@@ -82,7 +82,7 @@ def judge(
     pairs: list[tuple[str, object, object]] = [
         ("trap", told.trap, again.trap),
         ("exit code", told.exit_code, again.exit_code),
-        ("results", shown_bits(numbers), shown_bits(again.results)),
+        ("results", _bits(numbers), _bits(again.results)),
         ("output", told.output.hex(), output.hex()),
         ("fuel", told.fuel_used, again.fuel_used),
         ("memory", told.memory_peak_bytes, again.memory_peak_bytes),
@@ -102,7 +102,7 @@ def judge(
     return Judgement("differs", faults)
 
 
-def shown_bits(numbers: Sequence[tuple[str, bytes]]) -> str:
+def _bits(numbers: Sequence[tuple[str, bytes]]) -> str:
     """Return numbers by their raw bits, for people."""
     return " ".join(f"{kind}:{bits[::-1].hex()}" for kind, bits in numbers)
 

@@ -184,16 +184,6 @@ def trap_error(trap: str) -> XscError:
     return kind(f"{sentence}: {reason}" if reason else sentence, hint=hint)
 
 
-def trap_text(code: str, told: str) -> str:
-    """Return the trap whose error has that code and message: the inverse of `trap_error`.
-
-    Raises:
-        KeyError: there is no such trap.
-    """
-    reason = told.removeprefix(_TRAPS[code][1]).removeprefix(": ")
-    return f"{code}: {reason}" if reason else code
-
-
 def is_trap(trap: str) -> bool:
     """Say whether that is a trap that a sandbox reports."""
     return trap.partition(": ")[0] in _TRAPS

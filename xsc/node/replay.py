@@ -22,13 +22,13 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import COMPILE_MS_MAX, PEER_BODY_BYTES_MAX
 from xsc.base.log import SilentLog
-from xsc.compute import batch, spot
+from xsc.compute import batch
 from xsc.compute.inputs import RunInput, check_input, input_hash
 from xsc.compute.limits import Limits
 from xsc.compute.pool import PoolSandbox
-from xsc.compute.program import Program, read
+from xsc.compute.program import read
 from xsc.compute.receipts import check_compiled
-from xsc.compute.replay import Judgement, Verdict, judge, replay_job, why_not
+from xsc.compute.replay import Judgement, judge, replay_job, why_not
 from xsc.compute.sandbox import Job, JobResult
 from xsc.identity.envelope import kind_of
 from xsc.node.batch import read_lines
@@ -48,10 +48,6 @@ class Given:
     """Of a batch: its lines."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     item_fuel: int | None = None
-    results: bytes | None = None
-    """Of a batch: what came of each line, where only some of them are run again."""
-    lines: Sequence[int] = ()
-    """Which ones, counted from 1."""
 
 
 def input_of(order: Order, module: bytes, given: Given) -> RunInput:
@@ -98,40 +94,6 @@ async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> JobResult |
         await sandbox.stop()
 
 
-async def _spot(order: Order, job: Job, told: Outcome, given: Given, program: Program) -> Judgement:
-    """Run some calls of a batch again, and return what that says."""
-    assert given.results is not None
-    if order.mode != "batch" or told.trap is not None:
-        raise ArgumentInvalid("only a batch that came to its end has lines to be checked")
-    signature = program.signature(order.function)
-    rows = spot.read_results(given.results, signature.results)
-    shape = batch.shape_of(job.args)
-    if len(rows) != shape.count or spot.output_of(rows, signature.results) != told.output:
-        raise ProofInvalid("the results are not those that the receipt binds")
-    if not given.lines or max(given.lines) > shape.count:
-        raise ArgumentInvalid(f"lines from 1 to {shape.count} can be checked")
-    sandbox = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
-    reasons: list[str] = []
-    verdicts = set()
-    try:
-        await sandbox.start()
-        about = sandbox.describe()
-        engine, config = str(about["engine"]), bytes.fromhex(str(about["engine_config"]))
-        if (refusal := why_not(order, told, engine, config)) is not None:
-            return Judgement("cannot_tell", (refusal,))
-        for line in given.lines:
-            call = spot.call_job(job, shape, signature, rows, line - 1)
-            again = None if call is None else await sandbox.run(call)
-            found = spot.judge_call(rows[line - 1], again)
-            verdicts.add(found.verdict)
-            reasons += [f"line {line}: {reason}" for reason in found.reasons]
-    finally:
-        await sandbox.stop()
-    order_of_weight: tuple[Verdict, ...] = ("differs", "cannot_tell", "agrees")
-    worst = next(each for each in order_of_weight if each in verdicts)
-    return Judgement(worst, tuple(reasons))
-
-
 def _judge_all(
     order: Order, told: Sequence[Outcome], module: bytes, given: Given
 ) -> list[Judgement]:
@@ -145,8 +107,6 @@ def _judge_all(
         results = read(module).signature(order.function).results
         found = input_of(order, module, given)
         job = replay_job(order, module, found, Limits().output_bytes)
-        if given.results is not None:
-            return [asyncio.run(_spot(order, job, told[0], given, read(module)))]
         again = asyncio.run(_again(order, job, told))
     except (ModuleInvalid, ExportUnknown, SignatureMismatch) as fault:
         return [Judgement("differs", (f"such a run cannot be: {fault.message}",))] * len(told)
