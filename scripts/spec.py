@@ -2,7 +2,7 @@
 
     make spec TESTSUITE=DIR        DIR: a checkout of github.com/WebAssembly/testsuite
 
-`scripts/wast.py` reads each script; a session (`xsc.compute.session`) runs its
+`scripts/wast.py` reads each script; a session (`scripts/session.py`) runs its
 commands, with the reader, the limits and the engine configuration that jobs have.
 What is not run is counted with its reason. A command that acts on what a module
 that is off here would have changed or made is not run either.
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import wasmtime
+from session import Session
 from wast import Command, Source, Unreadable, Value, commands
 
 from xsc.base.errors import ModuleInvalid, SandboxFailed, StackExhausted, XscError
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_MAX
 from xsc.compute.limits import Limits
 from xsc.compute.sandbox import Bits
-from xsc.compute.session import Session
 
 SPECTEST = """(module
   (global (export "global_i32") i32 (i32.const 666))

@@ -43,8 +43,6 @@ SHELL = {
     "xsc.compute.providing": "runs orders and answers them",
     "xsc.compute.runtime": "runs a module for a caller without a node",
     "xsc.compute.service": "orders, and pays",
-    "xsc.compute.session": "starts and kills a session's process",
-    "xsc.compute.session_worker": "the process of a session",
     "xsc.compute.services": "holds programs, answers requests, and pays for those at peers",
     "xsc.compute.services_gate": "lets requests wait for their turn",
     "xsc.compute.spout": "tells what a program writes, from a thread of its own",

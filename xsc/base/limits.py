@@ -355,7 +355,6 @@ EXPORTS_MAX = 16_384
 """A worker reads all of them before it runs the module, which takes a third of a second at most."""
 TABLES_MAX = 16
 TABLE_ELEMENTS_MAX = 1_000_000
-SESSION_INSTANCES_MAX = 256
 MILLISECOND_FUEL = 4_000_000
 """What a millisecond costs a run that is ended for its time: what a plain loop burns in one."""
 HOST_CALL_FUEL = 1_000

@@ -1,6 +1,6 @@
 """The wasmtime engine: one job at a time, metered, in a fresh store.
 
-Only this module and `xsc.compute.session_worker` know wasmtime. `xsc.compute.worker` runs it in a
+Only this module knows wasmtime. `xsc.compute.worker` runs it in a
 process that can be killed, `xsc.compute.local` in this one. Decisions about a
 module are in `xsc.compute.program`, host calls in `xsc.compute.wasi`.
 

@@ -260,7 +260,7 @@ def read(module: bytes, linked: Collection[str] = ()) -> Program:
     Args:
         module: the binary.
         linked: names from which it may import anything: the engine links them
-            (`xsc.compute.session`). A job of a peer has none.
+            (`scripts/session.py`). A job has none.
 
     Raises:
         ModuleInvalid: not a core module, damaged, or nothing that can run here.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import wasmtime
@@ -22,10 +24,12 @@ from xsc.base.errors import (
     TimeExceeded,
     TooLarge,
 )
-from xsc.base.limits import FUEL_MAX, MODULE_BYTES_MAX, SESSION_INSTANCES_MAX
+from xsc.base.limits import FUEL_MAX, MODULE_BYTES_MAX
 from xsc.compute.engine import ENGINE
 from xsc.compute.limits import Limits
-from xsc.compute.session import Session
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+INSTANCES_MAX = 256
 
 COUNTER = """(module
   (global $count (export "count") (mut i32) (i32.const 40))
@@ -55,9 +59,18 @@ def build(text):
 
 
 @pytest.fixture
-async def session():
+def new_session(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import session
+
+    yield session.Session
+    sys.modules.pop("session")
+
+
+@pytest.fixture
+async def session(new_session):
     limits = Limits(fuel=1_000_000, memory_bytes=1 << 20, timeout_ms=30_000)
-    async with Session(limits) as made:
+    async with new_session(limits) as made:
         yield made
 
 
@@ -140,7 +153,7 @@ async def test_what_cannot_start_is_refused(session):
 
 async def test_instances_are_bounded_in_number(session):
     empty = build("(module)")
-    for _ in range(SESSION_INSTANCES_MAX):
+    for _ in range(INSTANCES_MAX):
         await session.start(empty)
     with pytest.raises(ModuleInvalid, match="instance"):
         await session.start(empty)
@@ -158,8 +171,8 @@ async def test_a_function_that_only_starts_is_not_declared_for_references(sessio
         await session.start(module[:declared] + module[declared + size :])
 
 
-async def test_time_runs_out_by_name_also_where_the_process_hangs():
-    async with Session(Limits(fuel=FUEL_MAX, timeout_ms=50)) as session:
+async def test_time_runs_out_by_name_also_where_the_process_hangs(new_session):
+    async with new_session(Limits(fuel=FUEL_MAX, timeout_ms=50)) as session:
         await session.start(build(COUNTER))
         with pytest.raises(TimeExceeded):
             await session.call("spin")

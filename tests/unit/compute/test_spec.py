@@ -17,7 +17,7 @@ def spec(monkeypatch):
     import spec
 
     yield spec
-    for name in ("spec", "wast"):
+    for name in ("spec", "session", "wast"):
         sys.modules.pop(name, None)
 
 

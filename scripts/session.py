@@ -4,11 +4,9 @@
         await session.start(counter)
         await session.call("add", ("i32", bits))
 
-For programs of one's own, in a sandbox process of one's own: the confinement is
-a worker's, but compiling shares its process with running. Nothing is ordered,
-signed or paid, and no peer can have one: what a peer runs is a job, which starts
-from nothing (`xsc.compute.sandbox`). The WebAssembly specification's tests are
-run through it (`make spec`).
+`make spec` runs the WebAssembly specification's tests through it. Its process is
+confined like a worker, but compiles and runs in one. A node never starts one: what
+a peer runs is a job, which starts from nothing (`xsc.compute.sandbox`).
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +27,7 @@ from xsc.compute.limits import Limits
 from xsc.compute.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.sandbox import Bits, trap_error
 
-COMMAND = (sys.executable, "-I", "-m", "xsc.compute.session_worker")
+COMMAND = (sys.executable, "-I", str(Path(__file__).with_name("session_worker.py")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""The process behind a session: `python -I -m xsc.compute.session_worker`.
+"""The process behind a session: `python -I scripts/session_worker.py`.
 
-As confined as a sandbox worker, and it speaks the same frames, but it compiles
+It is confined like a sandbox worker and speaks the same frames, but it compiles
 what it is given, links modules with one another, and keeps their instances
-until it is told to begin anew. Only `xsc.compute.session` starts it: no job of a
-peer comes here.
+until it is told to begin anew. Only `scripts/session.py` starts it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from xsc.base.errors import (
     SignatureMismatch,
     XscError,
 )
-from xsc.base.limits import SESSION_INSTANCES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX
+from xsc.base.limits import TABLE_ELEMENTS_MAX, TABLES_MAX
 from xsc.compute import frames
 from xsc.compute.confine import confine, no_more_threads
 from xsc.compute.engine import (
@@ -42,6 +41,7 @@ from xsc.compute.sandbox import Bits
 from xsc.compute.signature import NUMBERS
 from xsc.compute.worker import WARM_UP
 
+INSTANCES_MAX = 256
 _VALUES = NUMBERS | {"v128"}
 Message = dict[str, Value]
 
@@ -69,9 +69,9 @@ class Linked:
         self._store.set_limits(
             memory_size=limits[1],
             table_elements=TABLE_ELEMENTS_MAX,
-            instances=SESSION_INSTANCES_MAX,
-            tables=SESSION_INSTANCES_MAX * TABLES_MAX,
-            memories=SESSION_INSTANCES_MAX,
+            instances=INSTANCES_MAX,
+            tables=INSTANCES_MAX * TABLES_MAX,
+            memories=INSTANCES_MAX,
         )
         self._linker = wasmtime.Linker(self._engine)
         self._linker.allow_shadowing = True
