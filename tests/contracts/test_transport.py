@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX
@@ -15,7 +16,7 @@ from xsc.identity.keys import KeyPair
 from xsc.net.http import HttpTransport
 from xsc.net.memory import MemoryNetwork
 from xsc.net.metered import Metered
-from xsc.net.port import Arrival, RawRequest, RawResponse, Transport, take_all
+from xsc.net.port import Arrival, RawRequest, RawResponse, Transport
 
 
 class RunningClock(ManualClock):

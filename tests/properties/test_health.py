@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM
 from xsc.health.detector import AvailabilityTester
-from xsc.health.score import quality_ppm, wilson_ppm
+from xsc.health.score import quality_ppm
 
 NODE = b"n" * 32
 COUNT = st.integers(0, 10**9)
@@ -34,15 +34,11 @@ def test_the_score_is_the_exact_floor_of_the_bound(answered, missed):
     good, bad = answered + Z_SQUARED, Fraction(missed)
     assert not_above_the_bound(ppm, good, bad)
     assert not not_above_the_bound(ppm + 1, good, bad)
-    if answered + missed:
-        plain = wilson_ppm(answered, missed)
-        assert not_above_the_bound(plain, Fraction(answered), Fraction(missed))
-        assert not not_above_the_bound(plain + 1, Fraction(answered), Fraction(missed))
 
 
 @given(answered=COUNT, missed=COUNT)
 def test_it_lies_between_nothing_and_the_whole(answered, missed):
-    assert 0 <= wilson_ppm(answered, missed) <= quality_ppm(answered, missed) <= PPM
+    assert 0 <= quality_ppm(answered, missed) <= PPM
 
 
 @given(answered=COUNT, missed=COUNT)

@@ -284,22 +284,6 @@ class Verification(Body):
     evidence: list[str]
 
 
-class InvokeResult(Body):
-    """`POST /v1/jobs` with mode invoke."""
-
-    results: list[str]
-    fuel_used: int
-    memory_peak_bytes: int
-    wall_ms: int
-    provider: str
-    trap: Trap | None
-    receipt: str
-    saved_bytes: int = 0
-    """How much of module and input the provider did not have to receive."""
-    compiled_bytes: int = 0
-    """The module's size, where compiling it is billed as well."""
-
-
 class StoredOutput(Body):
     """A file that a run left, as an object; or why it could not be stored."""
 
@@ -324,7 +308,9 @@ class RunResult(Body):
     trap: Trap | None
     receipt: str
     saved_bytes: int = 0
+    """How much of module and input the provider did not have to receive."""
     compiled_bytes: int = 0
+    """The module's size, where compiling it is billed as well."""
 
 
 class BatchResult(Body):

@@ -72,43 +72,6 @@ def root_of(data: bytes | memoryview) -> bytes:
     return _seal(_top(leaf_hashes(data)), len(data))
 
 
-def prove_leaf(hashes: Sequence[bytes], index: int) -> list[bytes]:
-    """Return the path that proves one leaf: sibling hashes from the leaf to the top."""
-    if len(hashes) == 1:
-        return []
-    split = _split(len(hashes))
-    if index < split:
-        return [*prove_leaf(hashes[:split], index), _top(hashes[split:])]
-    return [*prove_leaf(hashes[split:], index - split), _top(hashes[:split])]
-
-
-def _climb(node: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes | None:
-    if count == 1:
-        return node if not path else None
-    if not path:
-        return None
-    split = _split(count)
-    if index < split:
-        below = _climb(node, index, split, path[:-1])
-        return None if below is None else _pair(below, path[-1])
-    below = _climb(node, index - split, count - split, path[:-1])
-    return None if below is None else _pair(path[-1], below)
-
-
-def leaf_holds(
-    root: bytes, size_bytes: int, index: int, leaf: bytes | memoryview, path: Sequence[bytes]
-) -> bool:
-    """Say whether `leaf` is the leaf at `index` of the shard with that root and size."""
-    count = max(1, -(-size_bytes // LEAF_BYTES))
-    if not 0 <= index < count:
-        return False
-    expected = min(LEAF_BYTES, size_bytes - index * LEAF_BYTES)
-    if len(leaf) != expected:
-        return False
-    top = _climb(blake3(leaf, derive_key_context=_LEAF).digest(), index, count, path)
-    return top is not None and _seal(top, size_bytes) == root
-
-
 def leaf_count(size_bytes: int) -> int:
     """Return how many leaves a shard of that size has: at least one."""
     return max(1, -(-size_bytes // LEAF_BYTES))

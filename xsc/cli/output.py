@@ -20,7 +20,6 @@ from xsc.base.errors import XscError
 from xsc.base.text import printable
 from xsc.client.core import Document, Progress, ignore_progress
 
-INTERRUPTED = "interrupted"
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
 

@@ -43,13 +43,6 @@ def _lower_bound(good: int, bad: int) -> int:
     return max(0, (PPM * (2 * good + _Z_SQUARED) - root) // (2 * (count + _Z_SQUARED)))
 
 
-def wilson_ppm(answered: int, missed: int) -> int:
-    """Return the share answered at least, without any prior; 0 before the first probe."""
-    if answered + missed == 0:
-        return 0
-    return _lower_bound(answered * _SCALE, missed * _SCALE)
-
-
 def quality_ppm(answered: int, missed: int) -> int:
     """Return a peer's score, 0 to 1 000 000; 500 000 before the first probe."""
     return _lower_bound(answered * _SCALE + _Z_SQUARED, missed * _SCALE)

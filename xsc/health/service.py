@@ -55,7 +55,6 @@ PING = "health.ping"
 
 _ROOT = b"health/"
 _NUMBER_BYTES = 8
-_POLL_MS = 50
 
 
 def _key(peer: bytes, number: int) -> bytes:
@@ -415,17 +414,6 @@ class HealthService:
         finally:
             sleep.cancel()
             wake.cancel()
-
-    async def wait_all_up(self, peers: Sequence[bytes], timeout_ms: int) -> bool:
-        """Probe peers until all are up; return whether they came up in time."""
-        deadline_ms = self._clock.monotonic_ms() + timeout_ms
-        while True:
-            await self.probe_all([peer for peer in peers if not self.is_up(peer)])
-            if all(self.is_up(peer) for peer in peers):
-                return True
-            if self._clock.monotonic_ms() >= deadline_ms:
-                return False
-            await self._clock.sleep_ms(_POLL_MS)
 
     # What peers ask
 

@@ -40,11 +40,6 @@ class RawResponse:
     """For who serves: to be called once, when the answer was written or is given up."""
 
 
-def take_all(size_bytes: int) -> None:
-    """Let any body come: for who has bounded it already."""
-    del size_bytes
-
-
 Take: TypeAlias = Callable[[int], None]
 """Told of that many bytes that have come, before they are kept; raises to refuse them."""
 

@@ -43,7 +43,7 @@ def _verification(verified: Verified | None) -> dict[str, object]:
 def invoke_document(done: Execution) -> dict[str, object]:
     """Return the document of an invocation."""
     trap = _trap(done.trap)
-    # Not made by way of `InvokeResult`, whose fields these are: that takes as long as to sign it.
+    # A model of these fields would take as long as signing the receipt.
     document: dict[str, object] = {
         "results": done.results,
         "fuel_used": done.fuel_used,

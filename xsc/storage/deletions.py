@@ -11,7 +11,6 @@ leases, and pays, until it is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
@@ -34,13 +33,6 @@ def kept(receipt: Signed[DeletionReceipt], now_ms: int) -> Change:
     """Return the change that keeps a receipt."""
     record = receipt.record
     return _since(now_ms) + record.locate + record.host, receipt.raw
-
-
-def of_object(state: KeyValue, locate: bytes) -> Iterator[bytes]:
-    """Yield the signed receipts for one object, oldest first."""
-    for key, raw in state.scan(DELETED, _since(2**63)):
-        if key[len(DELETED) + 8 :].startswith(locate):
-            yield raw
 
 
 def ended_row(manifest_hash: bytes, now_ms: int) -> Change:

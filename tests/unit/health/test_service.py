@@ -373,23 +373,6 @@ async def test_who_is_forgotten_leaves_no_trace(a, b):
     assert a.lines[-1][0] == "health.gone"
 
 
-async def test_waiting_until_all_are_up(a, b):
-    assert await a.health.wait_all_up([b.id], 1_000)
-    assert await a.health.wait_all_up([], 0)
-    c = Node(3)
-    a.others.append(c)
-    a.silent = {c.id}
-    waiting = asyncio.create_task(a.health.wait_all_up([b.id, c.id], 200))
-    for _ in range(20):
-        for _ in range(10):
-            await asyncio.sleep(0)
-        if waiting.done():
-            break
-        a.clock.advance_to(a.clock.now_ms() + 50)
-    assert not await waiting
-    assert a.asked.count(b.id) == 1
-
-
 async def test_many_peers_are_probed_side_by_side(a):
     a.others = [Node(number) for number in range(2, 82)]
     await a.health.probe_all(a.peers())

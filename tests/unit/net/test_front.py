@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.unit.net.nodes import take_all
 from xsc.api import proof
 from xsc.base.limits import NONCE_BYTES, PLAIN_BYTES_MAX
 from xsc.client.core import Core
@@ -18,7 +19,7 @@ from xsc.net.front import Fronts
 from xsc.net.gate import Gate
 from xsc.net.http import HttpTransport
 from xsc.net.plain import Plain
-from xsc.net.port import Arrival, RawRequest, RawResponse, take_all
+from xsc.net.port import Arrival, RawRequest, RawResponse
 from xsc.net.signing import STAMP_BYTES, sign_request
 
 

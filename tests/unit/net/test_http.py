@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, part
+from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, part, take_all
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
 from xsc.base.limits import PEER_BODY_BYTES_MAX
@@ -22,7 +22,7 @@ from xsc.net.addresses import split
 from xsc.net.book import AddressRecord
 from xsc.net.http import HttpTransport
 from xsc.net.memory import MemoryNetwork
-from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, take_all
+from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse
 from xsc.net.service import PeerNet
 from xsc.net.tls import certificate_of
 

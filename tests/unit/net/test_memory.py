@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent
 from xsc.net.memory import MemoryNetwork
-from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, take_all
+from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse
 
 REQUEST = RawRequest("POST", "/x", {}, [b"body"])
 

@@ -2,11 +2,12 @@
 
 import pytest
 
+from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent
 from xsc.net.memory import MemoryNetwork
 from xsc.net.metered import Metered
-from xsc.net.port import RawRequest, RawResponse, take_all
+from xsc.net.port import RawRequest, RawResponse
 
 
 async def test_bodies_count_at_both_ends():
