@@ -18,14 +18,14 @@ being answered is the error of all its calls. docs/design/net.md
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, XscError
+from xsc.base.gather import Gather
 from xsc.base.limits import (
     BATCH_BYTES_MAX,
     BATCH_CALLS_MAX,
@@ -49,23 +49,17 @@ HALVED_LEAST = 2
 """So many calls leave together where more could."""
 
 
-@dataclass(slots=True)
-class _Waiting:
+@dataclass(frozen=True, slots=True)
+class _Asked:
     call: batch.Call
     header: dict[str, Value]
     """The call's, not encoded."""
     name: str
     """Of the peer, for messages."""
     deadline_ms: int
-    done: asyncio.Future[Reply]
 
-
-@dataclass(slots=True)
-class _Lane:
-    """What is under way to one peer, and what waits for it to come back."""
-
-    flying: Sequence[_Waiting] = ()
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    def size_bytes(self) -> int:
+        return self.call.size_bytes
 
 
 class Lanes:
@@ -84,15 +78,20 @@ class Lanes:
     ) -> None:
         self._clock = clock
         self._timeout_ms = timeout_ms
-        self._most = half_of if halves else all_of
         self._send = send
-        self._spawn = spawn
-        self._lanes: dict[bytes, _Lane] = {}
+        self._gather: Gather[bytes, _Asked, Reply] = Gather(
+            self._fly,
+            most=half_of if halves else all_of,
+            size_of=_Asked.size_bytes,
+            size_max=BATCH_BYTES_MAX,
+            pause=_some_turns,
+            spawn=spawn,
+            stopped=lambda: PeerSilent("this node was stopped, or failed at this"),
+        )
 
     def is_full(self, peer: bytes) -> bool:
         """Say whether no more calls may wait for a peer."""
-        lane = self._lanes.get(peer)
-        return lane is not None and len(lane.waiting) >= BATCH_WAITING_MAX
+        return self._gather.waiting(peer) >= BATCH_WAITING_MAX
 
     async def call(
         self, peer: bytes, name: str, call: batch.Call, header: dict[str, Value]
@@ -109,37 +108,10 @@ class Lanes:
             XscError: as PeerNet.call.
         """
         deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
-        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        lane = self._lanes.get(peer)
-        if lane is None:
-            lane = self._lanes[peer] = _Lane()
-            task = self._spawn(self._run(peer, lane))
-            # Not in the task itself: one that is stopped before it began runs nothing.
-            task.add_done_callback(lambda _: self._end(peer, lane))
-        lane.waiting.append(_Waiting(call, header, name, deadline_ms, done))
-        return await done
+        return await self._gather.submit(peer, _Asked(call, header, name, deadline_ms))
 
-    async def _run(self, peer: bytes, lane: _Lane) -> None:
-        """Send what waits, request after request, until nothing does."""
-        for _ in range(GATHER_TURNS):
-            await asyncio.sleep(0)
-        while group := _next_group(lane, self._most(len(lane.waiting), len(lane.flying))):
-            lane.flying = group
-            try:
-                await self._fly(peer, group)
-            except XscError as fault:
-                _fail(group, fault)
-        # Before anything else runs: who comes from now on finds no lane, and opens another.
-        del self._lanes[peer]
-
-    def _end(self, peer: bytes, lane: _Lane) -> None:
-        """After a stop, or a fault of this node: nothing more may leave, all that wait end here."""
-        if self._lanes.get(peer) is lane:
-            del self._lanes[peer]
-        fault = PeerSilent("this node was stopped, or failed at this")
-        _fail([*lane.flying, *lane.waiting], fault)
-
-    async def _fly(self, peer: bytes, group: Sequence[_Waiting]) -> None:
+    async def _fly(self, peer: bytes, group: Sequence[_Asked]) -> Sequence[Reply | XscError]:
+        """Send a batch as one request; return what each call was answered."""
         # The oldest decides: no call may last longer than it would have alone.
         first = group[0]
         left_ms = first.deadline_ms - self._clock.monotonic_ms()
@@ -147,19 +119,23 @@ class Lanes:
             raise PeerSilent("the peer was busy for too long")
         if len(group) == 1:
             call = first.call
-            reply = await self._send(peer, call.method, first.header, call.parts, left_ms)
-            if not first.done.done():
-                first.done.set_result(reply)
-            return
-        header, parts = batch.pack_calls([waiting.call for waiting in group])
+            return [await self._send(peer, call.method, first.header, call.parts, left_ms)]
+        header, parts = batch.pack_calls([asked.call for asked in group])
         whole = await self._send(peer, batch.METHOD, header, parts, left_ms)
-        for waiting, answer in zip(group, batch.unpack_answers(whole, len(group)), strict=True):
-            if waiting.done.done():
-                continue
-            try:
-                waiting.done.set_result(batch.reply_of(answer, waiting.name))
-            except XscError as fault:
-                waiting.done.set_exception(fault)
+        answers = batch.unpack_answers(whole, len(group))
+        return [_reply_of(answer, first.name) for answer in answers]
+
+
+async def _some_turns() -> None:
+    for _ in range(GATHER_TURNS):
+        await asyncio.sleep(0)
+
+
+def _reply_of(answer: batch.Answer, name: str) -> Reply | XscError:
+    try:
+        return batch.reply_of(answer, name)
+    except XscError as fault:
+        return fault
 
 
 def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)
@@ -175,24 +151,3 @@ def half_of(waiting: int, answered: int) -> int:
         answered: whose request has just come back; as many are likely to follow them.
     """
     return min(BATCH_CALLS_MAX, max(HALVED_LEAST, (waiting + answered + 1) // 2))
-
-
-def _next_group(lane: _Lane, most: int) -> list[_Waiting]:
-    """Take out what may leave together; callers that have given up leave with nobody."""
-    group: list[_Waiting] = []
-    size = 0
-    while lane.waiting and len(group) < most:
-        if lane.waiting[0].done.done():
-            lane.waiting.popleft()
-            continue
-        size += lane.waiting[0].call.size_bytes
-        if group and size > BATCH_BYTES_MAX:
-            break
-        group.append(lane.waiting.popleft())
-    return group
-
-
-def _fail(group: Sequence[_Waiting], fault: XscError) -> None:
-    for waiting in group:
-        if not waiting.done.done():
-            waiting.done.set_exception(type(fault)(fault.message, hint=fault.hint))
