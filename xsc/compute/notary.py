@@ -8,10 +8,11 @@ waits for company; one alone is signed as ever.
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar, cast
 
 from xsc.base.errors import XscError
+from xsc.base.gather import Gather
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity.envelope import Record, Signed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
@@ -25,7 +26,9 @@ class Notary:
     def __init__(self, key: KeyPair, network: bytes) -> None:
         self._key = key
         self._network = network
-        self._waiting: list[tuple[Record, asyncio.Future[Any]]] = []
+        self._gather: Gather[None, Record, Signed[Record]] = Gather(
+            self._sign_all, most=lambda *_: JOINT_RECORDS_MAX
+        )
 
     async def sign(self, record: R, *, jointly: bool) -> Signed[R]:
         """Return the record signed; `jointly` with others that are given in this turn.
@@ -35,29 +38,19 @@ class Notary:
         """
         if not jointly:
             return sign(record, self._key, self._network)
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_soon(self._sign_all)
-        done: asyncio.Future[Signed[R]] = loop.create_future()
-        self._waiting.append((record, done))
-        return await done
+        return cast("Signed[R]", await self._gather.submit(None, record))
 
-    def _sign_all(self) -> None:
-        waiting = [item for item in self._waiting if not item[1].done()]
-        self._waiting = []
-        for start in range(0, len(waiting), JOINT_RECORDS_MAX):
-            group = waiting[start : start + JOINT_RECORDS_MAX]
-            try:
-                signed = sign_jointly([record for record, _ in group], self._key, self._network)
-            except XscError:
-                self._sign_each(group)  # one of them cannot be signed: that is its own error
-            else:
-                for (_, done), each in zip(group, signed, strict=True):
-                    done.set_result(each)
+    async def _sign_all(
+        self, _key: None, records: Sequence[Record]
+    ) -> Sequence[Signed[Record] | XscError]:
+        try:
+            return sign_jointly(records, self._key, self._network)
+        except XscError:
+            # One of them cannot be signed: that is its own error.
+            return [self._sign_one(record) for record in records]
 
-    def _sign_each(self, group: list[tuple[Record, asyncio.Future[Any]]]) -> None:
-        for record, done in group:
-            try:
-                done.set_result(sign(record, self._key, self._network))
-            except XscError as fault:
-                done.set_exception(fault)
+    def _sign_one(self, record: Record) -> Signed[Record] | XscError:
+        try:
+            return sign(record, self._key, self._network)
+        except XscError as fault:
+            return fault

@@ -10,6 +10,9 @@ another one has deleted. Forgetting costs room, never data.
 
 from __future__ import annotations
 
+from typing import Literal
+
+from xsc.base.bounded import FairBounded
 from xsc.base.limits import ENDED_MAX
 
 
@@ -17,26 +20,15 @@ class Ended:
     """Objects by customer, in the order in which they ended."""
 
     def __init__(self, most: int = ENDED_MAX) -> None:
-        self._most = most
-        self._size = 0
-        self._of: dict[bytes, dict[bytes, None]] = {}
+        self._known: FairBounded[bytes, tuple[bytes, bytes], Literal[True]] = FairBounded(most)
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._known)
 
     def note(self, locate: bytes, customer: bytes) -> None:
         """Remember that a customer has deleted an object for good."""
-        mine = self._of.setdefault(customer, {})
-        if mine.pop(locate, 0) == 0:
-            self._size += 1
-        mine[locate] = None
-        if self._size > self._most:
-            customer, most = max(self._of.items(), key=lambda item: len(item[1]))
-            del most[next(iter(most))]
-            self._size -= 1
-            if not most:
-                del self._of[customer]
+        self._known.put((locate, customer), True, customer)
 
     def has(self, locate: bytes, customer: bytes) -> bool:
         """Say whether a customer has deleted an object for good, as far as is remembered."""
-        return locate in self._of.get(customer, ())
+        return (locate, customer) in self._known

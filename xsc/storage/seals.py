@@ -10,11 +10,13 @@ alone is signed as ever. Only who asks for it (`seal` in the put) is answered so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from xsc.base.bounded import Bounded
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import ReceiptInvalid, SignatureInvalid
 from xsc.base.fields import take_bytes, take_int
+from xsc.base.gather import Gather
 from xsc.base.limits import SEALED_RECEIPTS_MAX, SEALS_KEPT
 from xsc.identity.envelope import open_body, open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -29,9 +31,9 @@ class Sealer:
     def __init__(self, key: KeyPair, network: bytes) -> None:
         self._key = key
         self._network = network
-        self._waiting: dict[
-            bytes, list[tuple[StorageReceipt, asyncio.Future[dict[str, Value]]]]
-        ] = {}
+        self._gather: Gather[bytes, StorageReceipt, dict[str, Value]] = Gather(
+            self._seal, most=lambda *_: SEALED_RECEIPTS_MAX
+        )
 
     def alone(self, receipt: StorageReceipt) -> dict[str, Value]:
         """Return the answer that carries a receipt by itself."""
@@ -39,29 +41,18 @@ class Sealer:
 
     def together(self, receipt: StorageReceipt) -> asyncio.Future[dict[str, Value]]:
         """Return what gives the answer that carries a receipt, under one seal with those beside."""
-        loop = asyncio.get_running_loop()
-        waiting = self._waiting.setdefault(receipt.customer, [])
-        if not waiting:
-            loop.call_soon(self._seal, receipt.customer)
-        done: asyncio.Future[dict[str, Value]] = loop.create_future()
-        waiting.append((receipt, done))
-        return done
+        return self._gather.submit(receipt.customer, receipt)
 
-    def _seal(self, customer: bytes) -> None:
-        waiting = self._waiting.pop(customer)
-        for start in range(0, len(waiting), SEALED_RECEIPTS_MAX):
-            group = waiting[start : start + SEALED_RECEIPTS_MAX]
-            if len(group) == 1:
-                answers = [self.alone(group[0][0])]
-            else:
-                bodies = [receipt.to_bytes() for receipt, _ in group]
-                ids = tuple(tagged_sha256(StorageReceipt.KIND, body) for body in bodies)
-                seal = ReceiptSeal(host=self._key.node_id, customer=customer, receipts=ids)
-                raw = sign(seal, self._key, self._network).raw
-                answers = [{"receipt_body": body, "seal": raw} for body in bodies]
-            for (_, done), answer in zip(group, answers, strict=True):
-                if not done.done():
-                    done.set_result(answer)
+    async def _seal(
+        self, customer: bytes, receipts: Sequence[StorageReceipt]
+    ) -> Sequence[dict[str, Value]]:
+        if len(receipts) == 1:
+            return [self.alone(receipts[0])]
+        bodies = [receipt.to_bytes() for receipt in receipts]
+        ids = tuple(tagged_sha256(StorageReceipt.KIND, body) for body in bodies)
+        seal = ReceiptSeal(host=self._key.node_id, customer=customer, receipts=ids)
+        raw = sign(seal, self._key, self._network).raw
+        return [{"receipt_body": body, "seal": raw} for body in bodies]
 
 
 class Seals:
@@ -69,8 +60,8 @@ class Seals:
 
     def __init__(self, network: bytes) -> None:
         self._network = network
-        self._known: dict[tuple[bytes, bytes], ReceiptSeal] = {}
-        """Verified seals by host and bytes, the oldest first."""
+        self._known: Bounded[tuple[bytes, bytes], ReceiptSeal] = Bounded(SEALS_KEPT)
+        """Verified seals by host and bytes."""
 
     def check(self, answer: Mapping[str, Value], expected: StorageReceipt) -> None:
         """Return if an answer carries the receipt that is expected; `stored_ms` is the host's.
@@ -111,7 +102,5 @@ class Seals:
             seal = open_signed(raw, ReceiptSeal, network=self._network, author=host).record
             if seal.host != host:
                 raise ReceiptInvalid("the seal names another host than the one that signed it")
-            self._known[host, raw] = seal
-            if len(self._known) > SEALS_KEPT:
-                del self._known[next(iter(self._known))]
+            self._known.put((host, raw), seal)
         return seal

@@ -35,7 +35,6 @@ def test_its_bound_holds_for_many_customers():
     for number in range(ENDED_MAX + 100):
         ended.note(LOCATE, number.to_bytes(32, "big"))
     assert len(ended) == ENDED_MAX
-    assert len(ended._of) == ENDED_MAX
 
 
 async def test_a_store_after_the_end_of_its_object_is_refused():
