@@ -33,6 +33,7 @@ from xsc.base.errors import (
     TooLarge,
     XscError,
 )
+from xsc.base.gather import Gather
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
@@ -92,8 +93,6 @@ class _Settling:
     sequences: Sequence[int]
     puts: Sequence[tuple[bytes, Entry]]
     drops: Sequence[tuple[bytes, int]]
-    done: asyncio.Future[bool]
-    """True once it is entered, False where it must enter all that wait."""
 
 
 @dataclass(slots=True, eq=False)
@@ -168,8 +167,7 @@ class StorageNode:
         self._deleting: set[tuple[bytes, bytes]] = set()
         self._freed = asyncio.Event()
         self._ended = Ended()
-        self._settling: list[_Settling] = []
-        self._led = False
+        self._settling: Gather[None, _Settling, None] = Gather(self._settle_all)
         self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead = DeadSpace()
@@ -460,56 +458,25 @@ class StorageNode:
         puts: Sequence[tuple[bytes, Entry]],
         drops: Sequence[tuple[bytes, int]],
     ) -> None:
-        """Bring the index up to these bodies; those that come together share one write."""
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        mine = _Settling(sequences, puts, drops, done)
-        self._settling.append(mine)
-        if self._led:
-            try:
-                settled = await done
-            except asyncio.CancelledError:
-                if done.done() and not done.cancelled() and not done.result():
-                    self._hand_over()
-                raise
-            if settled:
-                return
-        self._led = True
-        try:
-            async with self._indexing:
-                await self._settle_group(mine)
-        finally:
-            self._hand_over()
+        """Bring the index up to these bodies, even if the caller is cancelled."""
+        await asyncio.shield(self._settling.submit(None, _Settling(sequences, puts, drops)))
 
-    async def _settle_group(self, mine: _Settling) -> None:
-        group = list(self._settling)
+    async def _settle_all(self, _key: None, group: Sequence[_Settling]) -> Sequence[None]:
         settled = {sequence for item in group for sequence in item.sequences}
-        try:
-            # A note drops by sequence, so puts may all come before all notes.
-            await self._executor.run(
-                self._apply,
-                [put for item in group for put in item.puts],
-                [drop for item in group for drop in item.drops],
-                min(self._open - settled, default=self._next) - 1,
-            )
-        except BaseException:
-            # The others try by themselves; this one is tried again before the next write.
-            self._settling.remove(mine)
-            self._unsettled.append(mine)
-            raise
-        self._open -= settled
-        del self._settling[: len(group)]
-        for item in group:
-            if not item.done.done():
-                item.done.set_result(True)
-
-    def _hand_over(self) -> None:
-        """Let the first that still waits write for all that wait."""
-        self._led = False
-        for item in self._settling:
-            if not item.done.done():
-                self._led = True
-                item.done.set_result(False)
-                return
+        async with self._indexing:
+            try:
+                # A note drops by sequence, so puts may all come before all notes.
+                await self._executor.run(
+                    self._apply,
+                    [put for item in group for put in item.puts],
+                    [drop for item in group for drop in item.drops],
+                    min(self._open - settled, default=self._next) - 1,
+                )
+            except BaseException:
+                self._unsettled.extend(group)  # tried again before the next write
+                raise
+            self._open -= settled
+        return [None] * len(group)
 
     async def _catch_up(self) -> None:
         """Enter what is written and could not be entered; nothing is stored or deleted before.
