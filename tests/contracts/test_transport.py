@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.settle import turns
 from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent, TooLarge
@@ -24,8 +25,7 @@ class RunningClock(ManualClock):
 
     async def sleep_ms(self, duration_ms: int) -> None:
         until = self.now_ms() + duration_ms
-        for _ in range(1000 if duration_ms else 1):
-            await asyncio.sleep(0)
+        await turns(1000 if duration_ms else 1)
         self.advance_to(until)
 
 

@@ -284,6 +284,7 @@ def test_what_is_left_to_do_is_an_issue_and_not_a_comment(path):
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
+TURN = "await asyncio.sleep(0)"
 WAITS = {("tests/e2e/conftest.py", "wait_for")}
 """Looks again and again at real processes, up to a deadline: the one way to wait for them."""
 
@@ -314,6 +315,19 @@ def test_no_test_sleeps(path):
     place = str(path.relative_to(ROOT))
     found = sleeps(ast.parse(path.read_text()))
     assert [line for function, line in found if (place, function) not in WAITS] == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_counts_turns_of_the_event_loop(path):
+    """How many a call takes is no promise: `tests/settle.py` waits for what is one."""
+    if path == ROOT / "tests" / "settle.py":
+        return
+    found = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.For) and [ast.unparse(part) for part in node.body] == [TURN]
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(

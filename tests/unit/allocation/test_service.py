@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
 from xsc.allocation.recognition import Recognition
 from xsc.allocation.service import AllocationService
@@ -116,16 +117,13 @@ async def test_a_silent_peer_is_told_by_the_timer(world):
     task = asyncio.create_task(a.run())
     await asyncio.sleep(0)
     world.wire.down.clear()
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
     world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
     assert b.their_weight_ppm(world.id(1)) == 300_000
     told = len(world.wire.calls)
     world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
     assert len(world.wire.calls) == told
     task.cancel()
 
@@ -262,10 +260,8 @@ async def test_a_peer_is_heard_so_often_within_a_time_and_told_later(world):
     task = asyncio.create_task(a.run())
     # The newest is owed, and told as soon as it is heard again.
     for _ in range(RECOGNITIONS_MS // RECOGNITION_RESEND_MS + 1):
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await settle()
         world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
     assert b.their_weight_ppm(world.id(1)) == RECOGNITIONS_A_PEER_MAX + 9
     task.cancel()

@@ -6,12 +6,8 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def test_sleepers_wake_in_order_of_time_and_then_of_arrival():

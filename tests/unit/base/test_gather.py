@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.settle import turns
 from xsc.base.errors import NoOffers, RateLimited, SpaceExhausted, UnavailableError
 from xsc.base.gather import Gather
 
@@ -125,8 +126,8 @@ async def test_an_error_of_the_batch_reaches_each_caller_as_its_own_and_no_other
     assert await desk.submit(3)[0] == 30
 
 
-@pytest.mark.parametrize("turns", range(4))
-async def test_a_stop_at_any_turn_leaves_nobody_waiting(turns):
+@pytest.mark.parametrize("count", range(4))
+async def test_a_stop_at_any_turn_leaves_nobody_waiting(count):
     tasks = []
 
     def spawn(work):
@@ -136,8 +137,7 @@ async def test_a_stop_at_any_turn_leaves_nobody_waiting(turns):
     desk = Desk(spawn=spawn, stopped=lambda: NoOffers("stopped"))
     desk.gate.clear()
     calls = desk.submit(1, 2)
-    for _ in range(turns):
-        await asyncio.sleep(0)
+    await turns(count)
     calls += desk.submit(3)
     tasks[0].cancel()
     faults = await asyncio.gather(*calls, return_exceptions=True)

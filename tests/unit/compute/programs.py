@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +71,3 @@ class SteadyClock:
 
     async def sleep_ms(self, duration_ms: int) -> None:
         raise AssertionError("nothing here waits")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return once that is so; other processes have a part in it."""
-    for _ in range(10_000_000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never became true")

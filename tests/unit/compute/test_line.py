@@ -10,6 +10,7 @@ import sys
 import pytest
 import pytest_asyncio
 
+from tests.settle import settle
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import RateLimited, SandboxFailed, SignatureMismatch
 from xsc.base.limits import (
@@ -67,16 +68,11 @@ def in_lines(pool):
     return sorted(len(line) for line in pool._lines.values())
 
 
-async def turns(count=3):
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def test_each_call_of_a_line_gets_its_own_answer_in_the_same_worker(pool):
     before = pids(pool)
     os.kill(before[0], signal.SIGSTOP)
     tasks = give(pool, [fib(number) for number in range(20)])
-    await turns()
+    await settle()
     assert in_lines(pool) == [LINE_CALLS_MAX]
     assert pool.describe()["queued"] == 19
     os.kill(before[0], signal.SIGCONT)
@@ -123,7 +119,7 @@ async def test_nobody_waits_behind_a_call_that_is_slow_where_another_worker_is()
         await warm(pool)
         blocked = give(pool, [fib(24, customer=b"b")])  # on the other worker, for a moment
         slow, *others = give(pool, [SLOW, *map(fib, range(8))])
-        await turns()
+        await settle()
         assert [(await each).trap for each in [*blocked, *others]] == [None] * 9
         assert not slow.done()
         slow.cancel()
@@ -131,7 +127,7 @@ async def test_nobody_waits_behind_a_call_that_is_slow_where_another_worker_is()
         assert (await pool.run(fib(5))).trap is None
         # What stands in a line when the pool stops is refused.
         tasks = give(pool, [SLOW, SLOW, fib(1)])
-        await turns()
+        await settle()
     finally:
         await pool.stop()
     ends = await asyncio.gather(*tasks, return_exceptions=True)
@@ -141,7 +137,7 @@ async def test_nobody_waits_behind_a_call_that_is_slow_where_another_worker_is()
 async def test_a_killed_worker_fails_the_call_that_it_was_at_and_no_other(pool):
     (before,) = pids(pool)
     slow, *others = give(pool, [SLOW, *map(fib, range(5))])
-    await turns()
+    await settle()
     os.kill(before, signal.SIGKILL)
     assert (await slow).trap == "worker_lost"
     assert [(await each).trap for each in others] == [None] * 5
@@ -152,7 +148,7 @@ async def test_a_cancelled_call_ends_with_its_worker_only_where_it_runs(pool):
     before = pids(pool)
     os.kill(before[0], signal.SIGSTOP)  # so that it does not come to the second
     first, second, third = give(pool, [fib(3), fib(4), fib(5)])
-    await turns()
+    await settle()
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
     os.kill(before[0], signal.SIGCONT)
@@ -160,7 +156,7 @@ async def test_a_cancelled_call_ends_with_its_worker_only_where_it_runs(pool):
     assert (await third).results == (i32(5),)
     assert pids(pool) == before
     slow, other = give(pool, [SLOW, fib(6)])
-    await turns()
+    await settle()
     slow.cancel()
     assert (await other).results == (i32(8),)
     assert pids(pool) != before
@@ -174,7 +170,7 @@ async def test_what_waits_is_bounded_with_lines_as_well(pool):
         for number in range(most)
     ]
     tasks = give(pool, jobs)
-    await turns()
+    await settle()
     assert in_lines(pool) == [LINE_CALLS_MAX]
     assert pool.describe()["queued"] == JOBS_QUEUED_MAX
     for more in (fib(1, customer=b"new"), job("add", "add", i32(1), i32(2), customer=b"new")):
@@ -186,9 +182,9 @@ async def test_what_waits_is_bounded_with_lines_as_well(pool):
 
 async def test_other_jobs_get_their_turn_between_calls(pool):
     quick = give(pool, [fib(1) for _ in range(5)])
-    await turns()
+    await settle()
     other = asyncio.create_task(pool.run(job("add", "add", i32(1), i32(2))))
-    await turns()
+    await settle()
     late = give(pool, [fib(1) for _ in range(5)])
     assert (await other).results == (i32(3),)
     assert [(await each).trap for each in [*quick, *late]] == [None] * 10

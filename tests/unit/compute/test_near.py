@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.unit.compute.programs import until as turns
+from tests.settle import until
 from tests.unit.compute.programs import wasm
 from tests.unit.compute.test_service import forged
 from xsc.base.clock import InlineExecutor
@@ -288,7 +288,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             "module": True,
         }
         asking = asyncio.create_task(world.serve(header, parts))
-        await turns(lambda task=asking, had=taken: task.done() or len(provider._orders) > had)
+        await until(lambda task=asking, had=taken: task.done() or len(provider._orders) > had)
         if asking.done():
             with pytest.raises(RateLimited, match="of yours"):
                 await asking
@@ -298,7 +298,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
         await asyncio.gather(asking, return_exceptions=True)
     assert taken == 4
     gate.set()
-    await turns(lambda: not provider._inputs._held)
+    await until(lambda: not provider._inputs._held)
     await sandbox.stop()
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.unit.compute.programs import SteadyClock, i32, job, job_of, until, wasm
+from tests.settle import settle, until
+from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import CompileLimit, ModuleInvalid, RateLimited, SandboxFailed
 from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
 from xsc.base.log import SilentLog
@@ -54,8 +55,7 @@ async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
     await _known(pool)
     running = asyncio.create_task(pool.run(SPIN))
     waiting = asyncio.create_task(pool.run(ADD))
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await settle()
     assert pool.describe()["queued"] == 1
     os.kill(before[0], signal.SIGKILL)
     assert (await running).trap == "worker_lost"

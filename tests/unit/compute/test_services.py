@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tests.settle import until
 from tests.unit.compute.programs import UNSOUND, wasm
 from tests.unit.compute.test_service import Lease, Market, Wire
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -302,14 +303,6 @@ async def test_what_it_says_beside_the_answer_is_in_the_log_up_to_a_bound(world)
     assert len(row.note) == SERVICE_NOTE_BYTES_MAX
     assert row.note.endswith("end\ufffd")
     assert len(row.path) == 256
-
-
-async def until(holds):
-    for _ in range(10_000):
-        if holds():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it did not come to hold")
 
 
 # Versions

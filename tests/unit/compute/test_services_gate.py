@@ -6,13 +6,9 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from xsc.base.errors import RateLimited
 from xsc.compute.services_gate import Gate
-
-
-async def settled():
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def test_requests_run_up_to_the_bound_and_then_in_order():
@@ -23,11 +19,11 @@ async def test_requests_run_up_to_the_bound_and_then_in_order():
         let_in.append(number)
 
     tasks = [asyncio.create_task(request(number)) for number in range(5)]
-    await settled()
+    await settle()
     assert (let_in, gate.running, gate.waiting) == ([0, 1], 2, 3)
     for expected in (3, 4, 5):
         gate.leave(2)
-        await settled()
+        await settle()
         assert let_in == list(range(expected))
         assert gate.running == 2
     await asyncio.gather(*tasks)
@@ -40,7 +36,7 @@ async def test_a_full_queue_refuses_at_once():
     gate = Gate(queue_max=1)
     await gate.enter(1)
     waiting = asyncio.create_task(gate.enter(1))
-    await settled()
+    await settle()
     with pytest.raises(RateLimited, match="1 requests wait"):
         await gate.enter(1)
     gate.leave(1)
@@ -59,13 +55,13 @@ async def test_who_goes_away_leaves_no_hole():
     gate = Gate()
     await gate.enter(1)
     waiting = [asyncio.create_task(gate.enter(1)) for _ in range(2)]
-    await settled()
+    await settle()
     waiting[0].cancel()
-    await settled()
+    await settle()
     assert gate.waiting == 1
     gate.leave(1)
     waiting[1].cancel()  # in the moment in which it was let in
-    await settled()
+    await settle()
     assert (gate.running, gate.waiting) == (0, 0)
     await gate.enter(1)
 
@@ -74,8 +70,8 @@ async def test_a_new_bound_holds_from_the_next_one_on():
     gate = Gate()
     await gate.enter(1)
     waiting = [asyncio.create_task(gate.enter(1)) for _ in range(3)]
-    await settled()
+    await settle()
     gate.leave(3)
-    await settled()
+    await settle()
     assert (gate.running, gate.waiting) == (3, 0)
     await asyncio.gather(*waiting)

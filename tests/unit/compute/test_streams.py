@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import wasmtime
 
+from tests.settle import settle
 from tests.unit.compute.programs import SteadyClock, job_of
 from tests.unit.compute.test_service import LIMITS, PRICE
 from xsc.base.clock import ManualClock
@@ -346,8 +347,7 @@ async def test_a_provider_that_waits_for_nothing_is_not_asked_without_end(world)
     running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
     before, now_ms = asked, world.clock.now_ms()
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await settle()
     assert asked <= before + 1
     assert world.clock.now_ms() == now_ms
     tape.cancel()

@@ -13,7 +13,8 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.compute.programs import SteadyClock, i32, i64, job, until
+from tests.settle import until
+from tests.unit.compute.programs import SteadyClock, i32, i64, job
 from xsc.base.errors import RateLimited, SandboxFailed
 from xsc.base.limits import (
     COMPILE_MS_A_PEER_MAX,

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent, RateLimited
 from xsc.base.limits import ATTEND_FIRST_MS, ATTEND_LAST_MS
@@ -46,12 +47,10 @@ class World:
         attended = Attended(self.clock, self, self.is_there)
         call = asyncio.create_task(attended.call(PEER, "do", {"a": 1}, (), timeout_ms=7))
         while not call.done():
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await settle()
             if not call.done():
                 self.clock.advance_to(self.clock.next_ms())
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await settle()
         # Nobody watches any more.
         assert self.clock.next_ms() is None
         return await call

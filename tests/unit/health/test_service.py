@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.settle import settle
 from xsc.base.clock import ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
@@ -107,11 +108,9 @@ async def rounds(node: Node, count: int) -> None:
     """Let the loop of a node run for so many intervals."""
     task = asyncio.create_task(node.health.run())
     for _ in range(count):
-        for _ in range(30):
-            await asyncio.sleep(0)
+        await settle()
         node.clock.advance_to(node.clock.now_ms() + PROBE_INTERVAL_MS)
-    for _ in range(30):
-        await asyncio.sleep(0)
+    await settle()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -337,18 +336,15 @@ async def test_the_loop_probes_every_peer_once_an_interval(a, b):
 
 async def test_the_loop_probes_who_is_watched_at_once(a, b):
     task = asyncio.create_task(a.health.run())
-    for _ in range(30):
-        await asyncio.sleep(0)
+    await settle()
     c = Node(3)
     a.others.append(c)
     a.health.watch(c.id)
-    for _ in range(30):
-        await asyncio.sleep(0)
+    await settle()
     assert a.health.is_up(c.id)
     assert (a.asked.count(b.id), a.asked.count(c.id)) == (1, 1)
     a.health.watch(b.id)
-    for _ in range(30):
-        await asyncio.sleep(0)
+    await settle()
     assert (a.asked.count(b.id), a.asked.count(c.id)) == (2, 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle, turns
 from tests.unit.ledger.circle import NETWORK, Lines
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import PeerSilent
@@ -18,8 +19,7 @@ class Threads(InlineExecutor):
     """Ends what it was given later, in order, as a thread does."""
 
     async def run(self, function, *args, **kwargs):
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await turns(5)
         return function(*args, **kwargs)
 
 
@@ -46,11 +46,6 @@ class Silence:
 
     async def call(self, *_args, **_options):
         raise PeerSilent("silent")
-
-
-async def turns(count):
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 def payments_of(books):
@@ -90,6 +85,6 @@ async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(ste
     await turns(steps)
     clearing = asyncio.create_task(payments.run())
     await saying
-    await turns(40)
+    await settle()
     clearing.cancel()
     assert payments.waiting(PEER).amount_micro == 7

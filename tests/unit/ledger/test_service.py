@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle, turns
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, voucher
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
@@ -365,13 +366,11 @@ async def test_open_entries_are_proposed_again_by_themselves(circle, a, b):
     with pytest.raises(PeerSilent):
         await collect(a, b, 100)
     task = asyncio.create_task(a.ledger.run())
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await settle()
     circle.fate = lambda: "pass"
     assert a.ledger.pending() == 1
     circle.clock.advance_to(circle.clock.now_ms() + LEDGER_RETRY_MS)
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await settle()
     assert a.ledger.pending() == 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -387,8 +386,7 @@ class SlowExecutor(InlineExecutor):
 
     async def run(self, function, *args, **kwargs):
         async def work():
-            for _ in range(9 if kwargs else 1):  # writes are slower than reads
-                await asyncio.sleep(0)
+            await turns(9 if kwargs else 1)  # writes are slower than reads
             return function(*args, **kwargs)
 
         task = asyncio.ensure_future(work())
@@ -417,8 +415,7 @@ async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
     a.ledger._executor = SlowExecutor()
     for steps in range(20):
         task = asyncio.create_task(collect(a, b, 10, lease=steps + 1, xid=steps + 1))
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns(steps)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await a.ledger.set_limit(b.id, 10_000 + steps)

@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
 from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -232,8 +233,7 @@ class World:
         """Return the results of all, moving the clock as far as they need."""
         tasks = [asyncio.ensure_future(item) for item in work]
         for _ in range(steps):
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await settle()
             if all(task.done() for task in tasks):
                 break
             next_ms = self.clock.next_ms()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET
 from xsc.base.errors import (
@@ -1099,8 +1100,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_again_by_its_id(world, pai
 async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):
     customer, provider = pair
     task = asyncio.ensure_future(customer.market.lease_hosts(size_bytes=MIB, count=1))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await settle()
     assert any(name == "market.lease" for _, _, name in world.wire.calls)
     assert task.cancel()
     with suppress(asyncio.CancelledError):
@@ -1182,11 +1182,11 @@ async def test_leases_that_are_over_and_not_paid_count_until_they_are(world, pai
 async def test_a_voucher_that_says_nothing_new_is_not_written(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
-    assert await settle(customer, provider, await voucher_of(customer, host.lease_id, provider))
+    assert await redeem(customer, provider, await voucher_of(customer, host.lease_id, provider))
     before = provider.state.synced
     for number in range(2, 9):
         raw = await voucher_of(customer, host.lease_id, provider, number=number)
-        assert await settle(customer, provider, raw) == 4_000
+        assert await redeem(customer, provider, raw) == 4_000
     assert provider.state.synced == before
 
 
@@ -1202,13 +1202,13 @@ async def test_vouchers_by_the_micro_credit_are_taken_at_a_pace(world, pair):
         )
 
     for number in range(1, VOUCHERS_A_CUSTOMER_MAX + 1):
-        assert await settle(customer, provider, await part(number)) == number
+        assert await redeem(customer, provider, await part(number)) == number
     before = provider.state.synced
     with pytest.raises(RateLimited):
-        await settle(customer, provider, await part(number + 1))
+        await redeem(customer, provider, await part(number + 1))
     assert provider.state.synced == before
     world.later(VOUCHERS_MS)
-    assert await settle(customer, provider, await part(number + 1)) == number + 1
+    assert await redeem(customer, provider, await part(number + 1)) == number + 1
 
 
 # Settlement
@@ -1238,11 +1238,9 @@ async def test_the_timer_settles(world, pair):
     await holding(world, customer, provider)
     task = asyncio.create_task(customer.market.run())
     for _ in range(6):
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await settle()
         world.later(5_000)
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await settle()
     task.cancel()
     assert provider.ledger.owed(customer.id) == 4_000
 
@@ -1323,7 +1321,7 @@ async def voucher_of(customer, lease_id, provider, /, **change):
     return sign(Voucher(**fields), customer.key, NET).raw
 
 
-async def settle(customer, provider, raw, caller=None):
+async def redeem(customer, provider, raw, caller=None):
     handler = provider.market.handlers()["market.settle"]
     return (await handler(caller or customer.id, {"voucher": raw}, ()))[0]["settled_micro"]
 
@@ -1332,11 +1330,11 @@ async def test_vouchers_are_cumulative_and_old_ones_change_nothing(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
     part = await voucher_of(customer, host.lease_id, provider, amount_micro=400, quantity=10 * MIB)
-    assert await settle(customer, provider, part) == 400
+    assert await redeem(customer, provider, part) == 400
     whole = await voucher_of(customer, host.lease_id, provider, number=2)
-    assert await settle(customer, provider, whole) == 4_000
-    assert await settle(customer, provider, part) == 4_000
-    assert await settle(customer, provider, whole) == 4_000
+    assert await redeem(customer, provider, whole) == 4_000
+    assert await redeem(customer, provider, part) == 4_000
+    assert await redeem(customer, provider, whole) == 4_000
     assert provider.ledger.owed(customer.id) == 4_000
 
 
@@ -1354,9 +1352,9 @@ async def test_vouchers_are_cumulative_and_old_ones_change_nothing(world, pair):
 async def test_a_wrong_voucher_is_refused(world, pair, change):
     customer, provider = pair
     host = await holding(world, customer, provider)
-    await settle(customer, provider, await voucher_of(customer, host.lease_id, provider, number=2))
+    await redeem(customer, provider, await voucher_of(customer, host.lease_id, provider, number=2))
     with pytest.raises(RecordInvalid):
-        await settle(
+        await redeem(
             customer, provider, await voucher_of(customer, host.lease_id, provider, **change)
         )
     assert provider.ledger.owed(customer.id) == 4_000
@@ -1367,9 +1365,9 @@ async def test_a_voucher_of_anybody_else_is_refused(world, pair):
     host = await holding(world, customer, provider)
     thief = world.node(3)
     with pytest.raises(NotAllowed):
-        await settle(thief, provider, await voucher_of(thief, host.lease_id, provider))
+        await redeem(thief, provider, await voucher_of(thief, host.lease_id, provider))
     with pytest.raises(SignatureInvalid):
-        await settle(
+        await redeem(
             thief, provider, await voucher_of(customer, host.lease_id, provider), caller=thief.id
         )
 
@@ -1489,14 +1487,14 @@ async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_
     voucher = await voucher_of(customer, host.lease_id, provider)
     for _ in range(200):
         with suppress(EntryRefused):
-            await settle(customer, provider, voucher)
+            await redeem(customer, provider, voucher)
         await provider.market.settle_all()
     assert len(provider.ledger.asked) <= 2
     begun_ms = world.clock.now_ms()
     for _ in range(2_000):
         world.later(10_000)
         with suppress(EntryRefused):
-            await settle(customer, provider, voucher)
+            await redeem(customer, provider, voucher)
         await provider.market.settle_all()
     passed = (world.clock.now_ms() - begun_ms) // REFUSED_RETRY_MS
     assert len(provider.ledger.asked) <= 3 + passed.bit_length()
@@ -1510,11 +1508,11 @@ async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_
 async def test_vouchers_that_promise_no_more_are_not_written(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
-    await settle(customer, provider, await voucher_of(customer, host.lease_id, provider))
+    await redeem(customer, provider, await voucher_of(customer, host.lease_id, provider))
     before = provider.state.synced
     for number in range(2, 100):
         again = await voucher_of(customer, host.lease_id, provider, number=number)
-        assert await settle(customer, provider, again) == 4_000
+        assert await redeem(customer, provider, again) == 4_000
     assert provider.state.synced == before
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.settle import settle, turns
 from tests.unit.net.nodes import Node, acquainted, part
 from xsc.base.clock import ManualClock
 from xsc.base.encoding import encode
@@ -107,10 +108,6 @@ class Pair:
             if event.source == "anna" and event.what == "sent" and "peers.batch" in event.path
         ]
 
-    async def settle(self) -> None:
-        for _ in range(40):
-            await asyncio.sleep(0)
-
     async def stop(self) -> None:
         await self.anna.net.stop()
         await self.bert.net.stop()
@@ -134,9 +131,9 @@ async def test_a_call_that_stays_alone_leaves_at_once_and_as_it_is(pair):
 
 async def test_calls_that_gather_while_one_is_under_way_leave_together(pair):
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     others = [pair.call(number, parts=[bytes([number])] * (number % 3)) for number in range(1, 9)]
-    await pair.settle()
+    await settle()
     assert pair.seen == [0]
     pair.gate.set()
     replies = await asyncio.gather(first, *others)
@@ -165,7 +162,7 @@ async def test_where_halves_leave_one_is_under_way_while_the_other_is_prepared(p
     count = 16
     calls = [pair.call(number, "test.half") for number in range(count)]
     for later in range(count, 6 * count, count // 2):
-        await pair.settle()
+        await settle()
         # One half is with Bert, one request at a time; the other waits here.
         assert len(pair.seen) == later - count // 2
         gate, pair.gate = pair.gate, asyncio.Event()
@@ -195,11 +192,10 @@ def test_half_of_what_is_about_leaves_but_no_fewer_than_two_and_no_more_than_a_b
         assert 2 * most - (wait + come) in (0, 1)
 
 
-@pytest.mark.parametrize("turns", range(GATHER_TURNS + 4))
-async def test_a_stop_at_any_turn_ends_a_call_that_gathers(pair, turns):
+@pytest.mark.parametrize("count", range(GATHER_TURNS + 4))
+async def test_a_stop_at_any_turn_ends_a_call_that_gathers(pair, count):
     call = pair.call(0)
-    for _ in range(turns):
-        await asyncio.sleep(0)
+    await turns(count)
     await pair.anna.net.stop()
     with pytest.raises(PeerSilent):
         await call
@@ -207,12 +203,12 @@ async def test_a_stop_at_any_turn_ends_a_call_that_gathers(pair, turns):
 
 async def test_each_call_keeps_its_own_error(pair):
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     methods = ["test.echo", "test.refuse", "test.fail", "test.nothing", "test.large", "test.echo"]
     others = [pair.call(number, method) for number, method in enumerate(methods, 1)]
     # Neither a batch nor a join may hide in a batch.
     others += [pair.call(7, "peers.batch"), pair.call(8, "peers.join")]
-    await pair.settle()
+    await settle()
     pair.gate.set()
     await first
     got = await asyncio.gather(*others, return_exceptions=True)
@@ -355,13 +351,13 @@ async def test_requests_in_flight_count_each_call_of_a_batch():
     await pair.call(0)
     pair.gate.clear()
     first = pair.call(1)
-    await pair.settle()
+    await settle()
     others = [pair.call(number) for number in range(2, 9)]
-    await pair.settle()
+    await settle()
     pair.gate.set()
     await first
     pair.gate.clear()
-    await pair.settle()
+    await settle()
     pair.gate.set()
     got = await asyncio.gather(*others, return_exceptions=True)
     assert [isinstance(item, RateLimited) for item in got] == [False] * 4 + [True] * 3
@@ -371,17 +367,17 @@ async def test_requests_in_flight_count_each_call_of_a_batch():
 async def test_a_silent_peer_is_the_error_of_every_call_at_its_own_deadline(pair):
     pair.memory.partition("anna", "bert")
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     pair.clock.advance_to(pair.clock.now_ms() + 5_000)
     second = pair.call(1)
     third = pair.call(2)
-    await pair.settle()
+    await settle()
     pair.clock.advance_to(pair.clock.now_ms() + PEER_TIMEOUT_MS - 5_000)
     with pytest.raises(PeerSilent):
         await first
-    await pair.settle()
+    await settle()
     pair.clock.advance_to(pair.clock.now_ms() + 4_999)
-    await pair.settle()
+    await settle()
     assert not second.done()
     pair.clock.advance_to(pair.clock.now_ms() + 1)
     for call in (second, third):
@@ -396,9 +392,9 @@ async def test_methods_have_the_time_that_they_share_by(pair):
     pair.share("test.half", timeout_ms=2_000)
     pair.memory.partition("anna", "bert")
     call = pair.call(0, "test.half")
-    await pair.settle()
+    await settle()
     pair.clock.advance_to(pair.clock.now_ms() + 1_999)
-    await pair.settle()
+    await settle()
     assert not call.done()
     pair.clock.advance_to(pair.clock.now_ms() + 1)
     with pytest.raises(PeerSilent):
@@ -407,12 +403,12 @@ async def test_methods_have_the_time_that_they_share_by(pair):
 
 async def test_a_caller_that_gives_up_takes_nobody_along(pair):
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     others = [pair.call(number) for number in range(1, 5)]
-    await pair.settle()
+    await settle()
     others[1].cancel()
     first.cancel()
-    await pair.settle()
+    await settle()
     pair.gate.set()
     got = await asyncio.gather(*others, return_exceptions=True)
     assert [isinstance(item, asyncio.CancelledError) for item in got] == [
@@ -423,13 +419,13 @@ async def test_a_caller_that_gives_up_takes_nobody_along(pair):
 
 async def test_a_stop_ends_those_under_way_and_those_that_wait(pair):
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     second = pair.call(1)
-    await pair.settle()
+    await settle()
     first.cancel()
-    await pair.settle()
+    await settle()
     third = pair.call(2)
-    await pair.settle()
+    await settle()
     sent = len(pair.requests())
     await pair.anna.net.stop()
     for call in (second, third):
@@ -440,11 +436,11 @@ async def test_a_stop_ends_those_under_way_and_those_that_wait(pair):
 
 async def test_no_more_than_so_many_calls_and_bytes_travel_together(pair):
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     quarter = bytes(BATCH_BYTES_MAX // 16)
     calls = [pair.call(number, "test.echo") for number in range(1, BATCH_CALLS_MAX + 2)]
     calls += [pair.call(number, "test.echo", [quarter]) for number in range(20)]
-    await pair.settle()
+    await settle()
     pair.gate.set()
     await asyncio.gather(first, *calls)
     # 32, then one and 15 large ones, then five.
@@ -456,9 +452,9 @@ async def test_no_more_than_so_many_calls_and_bytes_travel_together(pair):
 )
 async def test_a_call_over_the_bounds_goes_by_itself_and_does_not_wait(pair, parts):
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     second = pair.call(1, parts=parts)
-    await pair.settle()
+    await settle()
     assert pair.seen == [0, 1]
     pair.gate.set()
     await asyncio.gather(first, second)
@@ -469,11 +465,11 @@ async def test_so_many_wait_and_the_next_goes_by_itself():
     pair = Pair(Quota(rate=10**6))
     await pair.start()
     first = pair.call(0)
-    await pair.settle()
+    await settle()
     waiting = [pair.call(number) for number in range(1, BATCH_WAITING_MAX + 1)]
-    await pair.settle()
+    await settle()
     alone = pair.call(-1)
-    await pair.settle()
+    await settle()
     assert pair.seen == [0, -1]
     pair.gate.set()
     await asyncio.gather(first, alone, *waiting)

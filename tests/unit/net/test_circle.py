@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.settle import settle
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import ManualClock
@@ -280,11 +280,6 @@ async def test_an_introduced_peer_brings_no_greeting_about_by_its_records(met):
     assert await greeted(one, 4) == 0
     # Of a direct one it is known at once.
     assert await greeted(friend, 2) == 1
-
-
-async def settle():
-    for _ in range(50):
-        await asyncio.sleep(0)
 
 
 async def test_nobody_is_introduced_without_its_own_word(met):

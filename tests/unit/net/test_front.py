@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.settle import until
 from tests.unit.net.nodes import take_all
 from xsc.api import proof
 from xsc.base.limits import NONCE_BYTES, PLAIN_BYTES_MAX
@@ -165,8 +166,7 @@ async def test_each_answer_is_told_of_once_whatever_becomes_of_its_reader(server
     writer.transport.abort()
     await server.lost.wait()
     server.go_on.set()
-    while server.sent < 4:  # noqa: ASYNC110 (the server runs in this loop)
-        await asyncio.sleep(0)
+    await until(lambda: server.sent >= 4)
     assert server.sent == 4
     assert len(server.gate) == 0
 

@@ -7,6 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.settle import until
 from xsc.base.limits import (
     CONNECTIONS_AN_ADDRESS_MAX,
     CONNECTIONS_MAX,
@@ -91,8 +92,7 @@ async def test_what_is_idle_for_too_long_is_cut_off_and_what_is_served_is_not():
     gate.enter(idle)
     gate.enter(served)
     gate.busy(served)
-    while not idle.gone:  # noqa: ASYNC110 (a timer of the loop ends it)
-        await asyncio.sleep(0)
+    await until(lambda: idle.gone)
     assert (len(gate), served.gone) == (1, False)
     gate.close()
 

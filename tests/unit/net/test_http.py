@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.settle import until
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, part, take_all
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
@@ -432,8 +433,7 @@ async def test_an_answer_is_sent_when_the_reader_has_it_or_is_given_up(listen, s
     request = RawRequest("POST", "/read", {}, [bytes(size)])
     response = await ours.send(f"127.0.0.1:{port}", transport.fingerprint, request, 20_000)
     assert len(response.body[0]) == len(big)
-    while sent != ["/read"]:  # noqa: ASYNC110 (the server runs in this loop)
-        await asyncio.sleep(0)
+    await until(lambda: sent == ["/read"])
     context = None
     if transport.fingerprint is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -443,8 +443,7 @@ async def test_an_answer_is_sent_when_the_reader_has_it_or_is_given_up(listen, s
     writer.write(b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
     writer.write(bytes(size))
     async with asyncio.timeout(20):
-        while sent != ["/read", "/unread"]:  # noqa: ASYNC110 (a timer of the server ends it)
-            await asyncio.sleep(0)
+        await until(lambda: sent == ["/read", "/unread"])
     writer.close()
     await ours.close()
     await transport.close()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from tests.settle import until
 from xsc.base.errors import PeerSilent, RateLimited
 from xsc.base.limits import (
     PEER_BODY_BYTES_MAX,
@@ -387,8 +388,7 @@ async def test_connections_to_all_peers_are_bounded_and_idle_ones_go_first(serve
     ]
     for there in kept:
         await there.ended.wait()
-    while sum(there.connections for there in silent) < 2:  # noqa: ASYNC110 (as above)
-        await asyncio.sleep(0)
+    await until(lambda: sum(there.connections for there in silent) >= 2)
     with pytest.raises(PeerSilent, match="2 connections open"):
         await lines_.ask(place_of(kept[0]), None, HEAD, (), lambda: None)
     await lines_.close()

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tests.settle import settle
 from xsc.net.listener import listen
 
 
@@ -27,8 +28,7 @@ def holder(port):
 
 async def test_a_port_that_becomes_free_is_taken(port, holder):
     opening = asyncio.create_task(listen(asyncio.Protocol, "127.0.0.1", port, backlog=1))
-    for _ in range(10):
-        await asyncio.sleep(0)  # it has tried by now
+    await settle()
     assert not opening.done()
     holder.close()
     server = await opening

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent
@@ -19,8 +20,7 @@ async def run(clock: ManualClock, *work):
     """Advance the clock from sleeper to sleeper until all the work is done."""
     gathered = asyncio.gather(*work, return_exceptions=True)
     while not gathered.done():
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await settle()
         if not gathered.done() and (next_ms := clock.next_ms()) is not None:
             clock.advance_to(next_ms)
     return gathered.result()

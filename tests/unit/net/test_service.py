@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.settle import settle, until
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted, part
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
@@ -192,8 +193,7 @@ async def test_no_answer_within_the_timeout_is_silence(nodes, memory):
     anna, bert = nodes
     memory.partition("anna", "bert")
     call = asyncio.create_task(anna.net.call(bert.id, "test.echo", {}, timeout_ms=500))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await settle()
     memory._clock.advance_to(memory._clock.now_ms() + 500)
     with pytest.raises(PeerSilent, match="500 ms"):
         await call
@@ -245,11 +245,9 @@ async def test_a_cancelled_call_disturbs_no_other(nodes):
         await call
     await anna.net.call(bert.id, "test.echo", {})
     gate.set()
-    while len(bert.calls) < 2:  # noqa: ASYNC110 (the memory network runs in this loop)
-        await asyncio.sleep(0)
+    await until(lambda: len(bert.calls) >= 2)
     # The answer that nobody waits for takes its place along.
-    while bert.net._quota.in_flight(anna.id):  # noqa: ASYNC110 (as above)
-        await asyncio.sleep(0)
+    await until(lambda: not bert.net._quota.in_flight(anna.id))
 
 
 async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
@@ -504,23 +502,19 @@ async def test_an_answer_counts_until_it_is_written(memory):
     bert.net.bound_answers({"test.much": lambda header: size})
     memory.stall("bert", "test.much")
     calls = [asyncio.create_task(anna.net.call(bert.id, "test.much", {})) for _ in range(6)]
-    for _ in range(200):
-        await asyncio.sleep(0)
+    await settle()
     assert made == [anna.id] * 2
     assert 2 * (size - 200) <= room.held(anna.id) <= 2 * size
     # One of the two that wait for their reader is given up, and the next is made.
     calls.pop(0).cancel()
-    for _ in range(200):
-        await asyncio.sleep(0)
+    await settle()
     assert made == [anna.id] * 3
     other = asyncio.create_task(carl.net.call(bert.id, "test.much", {}))
-    for _ in range(200):
-        await asyncio.sleep(0)
+    await settle()
     assert made == [anna.id] * 3 + [carl.id]
     for call in [*calls, other]:
         call.cancel()
-    while bert.net._quota.in_flight(anna.id):  # noqa: ASYNC110 (the network runs in this loop)
-        await asyncio.sleep(0)
+    await until(lambda: not bert.net._quota.in_flight(anna.id))
     assert (room.held(anna.id), room.held(carl.id)) == (0, 0)
 
 
@@ -660,11 +654,6 @@ async def test_who_blocked_the_issuer_and_joins_it_after_all_unblocks_it(nodes):
     await anna.net.join(await bert.net.invite(HOUR_MS))
     assert anna.net.peers() == [bert.id]
     assert anna.changes[-1] == (bert.id, "added")
-
-
-async def settle() -> None:
-    for _ in range(200):
-        await asyncio.sleep(0)
 
 
 async def test_a_node_that_moved_tells_its_peers_when_it_starts(nodes, memory):

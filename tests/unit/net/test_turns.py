@@ -4,16 +4,12 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from xsc.base.limits import BATCH_CALL_BYTES_MAX
 from xsc.base.turns import Turns
 from xsc.net.turns import turn_to_send
 
 LARGE = BATCH_CALL_BYTES_MAX + 1
-
-
-async def settle():
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 class Sender:

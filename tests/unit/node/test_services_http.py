@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.settle import until
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid, PeerUnknown
 from xsc.base.limits import (
     SERVICE_HEADER_BYTES_MAX,
@@ -400,8 +401,7 @@ async def test_announced_bodies_take_nothing_from_others():
             announced = b"Content-Length: %d\r\n\r\nx" % STDIN_BYTES_MAX
             writer.write(b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\n" + announced)
             held.append(writer)
-        while room.held("127.0.0.1") < 8:  # noqa: ASYNC110 (the server runs in this loop)
-            await asyncio.sleep(0)
+        await until(lambda: room.held("127.0.0.1") >= 8)
         for _ in range(20):
             answer = await end.ask(
                 b"POST /fn/alice/echo", b"Content-Length: 16\r\n\r\n" + b"y" * 16

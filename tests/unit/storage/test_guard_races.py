@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle, turns
 from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import content, finished, put
 from xsc.base.errors import RateLimited
@@ -59,8 +60,7 @@ def test_an_owner_that_says_it_is_deleted_does_not_undo_what_was_paid_for_meanwh
         )
         owner.delay = lambda method: 5 * (method == HEALED)
         reporting = asyncio.ensure_future(guardian.service.guards.report_all())
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await settle()
         assert await guardian.service.guards.save(
             owner.id + ref, ward_of(guardian, ref).placement, more
         )
@@ -160,8 +160,7 @@ def test_an_object_that_is_deleted_while_it_is_handed_over_is_guarded_by_nobody(
         for host in world.hosts[1:]:
             host.delay = lambda method: 5 * (method == GUARD)
         asking = asyncio.ensure_future(owner.service.guards.ask_all())
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await settle()
         await finished(world, asyncio.gather(asking, owner.service.rm(done.capability)))
         for host in world.hosts:
             assert not list(host.state.scan(WARDS, WARDS + b"\xff"))
@@ -208,8 +207,8 @@ def test_a_guardian_that_is_no_peer_any_more_is_not_told_for_ever():
     play(story)
 
 
-@pytest.mark.parametrize("turns", range(0, 60, 4))
-def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
+@pytest.mark.parametrize("count", range(0, 60, 4))
+def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(count):
     """After so many turns of the event loop: some of what it mends is there by then."""
 
     async def story(world):
@@ -224,8 +223,7 @@ def test_a_guardian_told_to_stop_while_it_mends_pays_for_nothing_more(turns):
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
         mender.look()
         mending = asyncio.ensure_future(mender.mend(owner.id + ref))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await turns(count)
         await guardian.service.guards.on_unguard(owner.id, {"object": ref}, [])
         await guardian.service.guards.end_all()
         await asyncio.gather(mending, return_exceptions=True)

@@ -1,11 +1,11 @@
 """Putting: what is sent, what happens when hosts fail on the way, what is left behind."""
 
-import asyncio
 import itertools
 import threading
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.storage.world import NETWORK, Answer, World, content, get, put, receipt_in, stream
 from xsc.base.errors import (
     DurabilityUnreachable,
@@ -513,8 +513,7 @@ async def broken_put(world, data):
     async def broken():
         async for chunk in stream(data[: 9 * MIB]):
             yield chunk
-        for _ in range(200):
-            await asyncio.sleep(0)
+        await settle()
         raise PeerSilent("the client went away")
 
     with pytest.raises(PeerSilent):

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from tests.settle import turns
 from tests.unit.storage.world import World, content, finished, put
 from xsc.base.limits import LEFTOVERS_KEPT_MS
 from xsc.storage import messages
@@ -199,10 +200,10 @@ def test_of_an_object_that_is_deleted_after_it_was_mended_nothing_is_remembered(
 async def turns_of_others(work):
     """Return how often another task has its turn while some work is done."""
     task = asyncio.ensure_future(work)
-    for turns in itertools.count():
+    for count in itertools.count():
         if task.done():
             await task
-            return turns
+            return count
         await asyncio.sleep(0)
     raise AssertionError
 
@@ -227,16 +228,15 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
     play(story)
 
 
-@pytest.mark.parametrize("turns", range(0, 60, 3))
-def test_an_object_that_is_deleted_while_it_is_mended_is_paid_for_no_more(turns):
+@pytest.mark.parametrize("count", range(0, 60, 3))
+def test_an_object_that_is_deleted_while_it_is_mended_is_paid_for_no_more(count):
     """After so many turns of the event loop: some of what moves is there by then, some comes."""
 
     async def story(world):
         owner, verify = await broken(world)
         await put(owner, content(70_000), name="another", code=(1, 1))
         mending = asyncio.ensure_future(owner.service.mender.mend(verify.manifest_hash))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await turns(count)
         assert not (await owner.service.rm(verify.to_text())).partly
         await asyncio.gather(mending, return_exceptions=True)
         await owner.service.retry_deletions()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.settle import settle
 from tests.unit.storage.world import World, content, put
 from xsc.base.errors import RecordInvalid, ShardsInsufficient
 from xsc.storage.erasure import Code, encode
@@ -104,8 +105,7 @@ async def test_a_shard_of_another_size_is_no_part_of_the_segment():
 
 async def gets(world, reader):
     """Return how many shards were asked for, once nothing more happens."""
-    for _ in range(50):
-        await asyncio.sleep(0)
+    await settle()
     return [method for _, method in world[reader].calls].count("storage.get")
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import turns
 from tests.unit.storage.world import FAR, NETWORK, Answer, Lease, World, content, get, put
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -390,8 +391,7 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
         nonlocal running, most
         running += 1
         most = max(most, running)
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await turns(5)
         running -= 1
         raise StoreDamaged("nothing to see")
 

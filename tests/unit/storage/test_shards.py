@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 
+from tests.settle import turns
 from tests.unit.storage.world import content
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
@@ -185,9 +186,9 @@ async def test_a_cancelled_store_is_finished_and_counted(disk):
     assert (node.used_bytes, node.reserved_bytes) == (held_bytes(4), 0)
 
 
-@pytest.mark.parametrize("turns", range(1, 8))
+@pytest.mark.parametrize("count", range(1, 8))
 async def test_a_cancelled_store_tells_once_what_was_stored_and_one_that_waits_tells_nothing(
-    disk, turns
+    disk, count
 ):
     node = await disk.node()
     told = []
@@ -195,8 +196,7 @@ async def test_a_cancelled_store_tells_once_what_was_stored_and_one_that_waits_t
     second = Write([shard(data=b"other")], lambda held: told.append(dict(held)))
     task = asyncio.create_task(node.store_together([first, second]))
     # After the first turn, what stores the second has not begun itself.
-    for _ in range(turns):
-        await asyncio.sleep(0)
+    await turns(count)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import turns
 from xsc.storage.reach import stop_all, together
 
 
@@ -12,8 +13,7 @@ async def slow_to_end(begun):
         begun.set()
         await asyncio.Event().wait()
     finally:
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await turns(5)
 
 
 async def fails():

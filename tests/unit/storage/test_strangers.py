@@ -5,6 +5,7 @@ from itertools import combinations, product
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.storage.world import NETWORK, Answer, Lease, World, content, finished, get, put
 from xsc.base.errors import PeerSilent
 from xsc.base.limits import (
@@ -41,8 +42,7 @@ async def in_time(world, work):
     """Return what takes many turns of the event loop, and time now and then."""
     task = asyncio.ensure_future(work)
     while not task.done():
-        for _ in range(500):
-            await asyncio.sleep(0)
+        await settle()
         next_ms = world.clock.next_ms()
         if not task.done() and next_ms is not None:
             world.clock.advance_to(next_ms)

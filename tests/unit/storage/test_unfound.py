@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.storage.world import World, content, finished, get, put
 from xsc.base.errors import ObjectUnknown
 from xsc.storage.capability import parse_read
@@ -100,8 +101,3 @@ async def test_one_that_is_deleted_while_it_is_looked_for_stays_deleted():
     await settle()
     assert (owner.service.unfound(), list(owner.service.entries())) == ([], [])
     loop.cancel()
-
-
-async def settle():
-    for _ in range(200):
-        await asyncio.sleep(0)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+from tests.settle import settle
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
@@ -278,8 +279,7 @@ async def finished(world: World, work):
     """Return what a coroutine gives, letting time pass only while everybody waits."""
     task = asyncio.ensure_future(work)
     while not task.done():
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await settle()
         if not task.done():
             world.clock.advance_to(world.clock.next_ms())
     return await task
