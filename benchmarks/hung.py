@@ -20,9 +20,9 @@ import wasmtime
 
 from xsc.base.limits import COMPILE_MS_DEFAULT, FUEL_MAX, MIB
 from xsc.base.log import SilentLog
-from xsc.compute.limits import Limits
-from xsc.compute.pool import PoolSandbox
-from xsc.compute.sandbox import Job
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import Job
+from xsc.compute.worker.pool import PoolSandbox
 from xsc.node.system import SystemClock
 
 ALLOWED_MS = 20

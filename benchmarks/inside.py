@@ -11,9 +11,9 @@ from statistics import median
 
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
-from xsc.compute.cache import CodeCache
-from xsc.compute.pool import PoolSandbox
-from xsc.compute.sandbox import Job
+from xsc.compute.wasm.sandbox import Job
+from xsc.compute.worker.code_cache import CodeCache
+from xsc.compute.worker.pool import PoolSandbox
 from xsc.node.system import SystemClock
 
 ONE, TWO = ("i32", b"\1\0\0\0"), ("i32", b"\2\0\0\0")

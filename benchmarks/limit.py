@@ -19,8 +19,8 @@ from statistics import median
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.db.leveldb import LevelDBKeyValue
-from xsc.storage.erasure import Code, decode, encode
-from xsc.storage.segment import Place, open_sealed, seal
+from xsc.storage.object.erasure import Code, decode, encode
+from xsc.storage.object.segment import Place, open_sealed, seal
 
 CODE = Code(4, 2)
 THREADS = 2

@@ -15,8 +15,8 @@ from benchmarks import load
 from benchmarks.invoke import at, shown
 from xsc.client.calls import Calls, Limits
 from xsc.client.services import ServiceCalls
-from xsc.compute.engine import Machine
-from xsc.compute.sandbox import Job
+from xsc.compute.wasm.engine import Machine
+from xsc.compute.wasm.sandbox import Job
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 FLIGHT = 16

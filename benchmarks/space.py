@@ -21,12 +21,12 @@ from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
-from xsc.node.archive import BODY, Entry, frames, seal_of
-from xsc.node.backup import new_head
 from xsc.node.build import RECLAIM_PAUSE_MS
+from xsc.node.home.archive import BODY, Entry, frames, seal_of
+from xsc.node.home.backup import new_head
 from xsc.node.system import ThreadExecutor
-from xsc.storage.bodies import ShardBody
-from xsc.storage.shards import StorageNode
+from xsc.storage.shardstore.bodies import ShardBody
+from xsc.storage.shardstore.store import StorageNode
 
 OWNER, WRITER = b"o" * 32, b"w" * 32
 SEGMENTS = 16

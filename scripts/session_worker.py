@@ -24,9 +24,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.limits import TABLE_ELEMENTS_MAX, TABLES_MAX
-from xsc.compute import frames
-from xsc.compute.confine import confine, no_more_threads
-from xsc.compute.engine import (
+from xsc.compute.wasm.engine import (
     ENGINE,
     ENGINE_CONFIG,
     Watchdog,
@@ -36,10 +34,12 @@ from xsc.compute.engine import (
     read_global,
     translate,
 )
-from xsc.compute.program import Program
-from xsc.compute.sandbox import Bits
-from xsc.compute.signature import NUMBERS
-from xsc.compute.worker import WARM_UP
+from xsc.compute.wasm.program import Program
+from xsc.compute.wasm.sandbox import Bits
+from xsc.compute.wasm.signature import NUMBERS
+from xsc.compute.worker import frames
+from xsc.compute.worker.confine import confine, no_more_threads
+from xsc.compute.worker.main import WARM_UP
 
 INSTANCES_MAX = 256
 _VALUES = NUMBERS | {"v128"}

@@ -26,8 +26,8 @@ from wast import Command, Source, Unreadable, Value, commands
 
 from xsc.base.errors import ModuleInvalid, SandboxFailed, StackExhausted, XscError
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_MAX
-from xsc.compute.limits import Limits
-from xsc.compute.sandbox import Bits
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import Bits
 
 SPECTEST = """(module
   (global (export "global_i32") i32 (i32.const 666))

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from xsc.base.limits import FUEL_MAX
-from xsc.compute.engine import Machine
-from xsc.compute.files import Directory
-from xsc.compute.limits import Limits
-from xsc.compute.sandbox import Job
-from xsc.compute.wasi import Open, Wasi
+from xsc.compute.wasm.engine import Machine
+from xsc.compute.wasm.files import Directory
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import Job
+from xsc.compute.wasm.wasi import Open, Wasi
 
 
 class Rooted(Wasi):

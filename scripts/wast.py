@@ -2,7 +2,7 @@
 
 A script is a list of s-expressions. Modules in it are cut out as they stand, and the
 engine's own text parser makes binaries of them: it reads every proposal that is in
-the specification. Numbers are read by `xsc.compute.values`.
+the specification. Numbers are read by `xsc.compute.wasm.values`.
 
 Source: github.com/WebAssembly/spec, interpreter/README.md, "Scripts".
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import wasmtime
 
-from xsc.compute.values import parse_bits
+from xsc.compute.wasm.values import parse_bits
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|;;[^\n\r]*)|(?P<comment>\(;)|(?P<open>\()|(?P<close>\))

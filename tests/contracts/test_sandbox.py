@@ -26,11 +26,11 @@ from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SignatureMismatch, TooLarge
 from xsc.base.limits import ARGUMENTS_MAX, FUEL_MAX, MIB
 from xsc.base.log import SilentLog
-from xsc.compute.files import Errno
-from xsc.compute.inputs import is_output_path
-from xsc.compute.local import LocalSandbox
-from xsc.compute.pool import PoolSandbox
-from xsc.compute.sandbox import CLOCK_START_MS
+from xsc.compute.wasm.files import Errno
+from xsc.compute.wasm.inputs import is_output_path
+from xsc.compute.wasm.sandbox import CLOCK_START_MS
+from xsc.compute.worker.local import LocalSandbox
+from xsc.compute.worker.pool import PoolSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

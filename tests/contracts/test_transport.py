@@ -14,10 +14,10 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
-from xsc.net.http import HttpTransport
-from xsc.net.memory import MemoryNetwork
-from xsc.net.metered import Metered
-from xsc.net.port import Arrival, RawRequest, RawResponse, Transport
+from xsc.net.transport.http import HttpTransport
+from xsc.net.transport.memory import MemoryNetwork
+from xsc.net.transport.metered import Metered
+from xsc.net.transport.port import Arrival, RawRequest, RawResponse, Transport
 
 
 class RunningClock(ManualClock):
@@ -53,7 +53,7 @@ async def pair(request) -> AsyncIterator[Pair]:
     else:
         there = HttpTransport(listen="127.0.0.1:0", key=KeyPair(b"\1" * 32), stop_ms=20)
         if request.param == "tls":
-            from xsc.net.tls import certificate_of
+            from xsc.net.transport.tls import certificate_of
 
             there._certificate = certificate_of(KeyPair(b"\1" * 32))
         pair = Pair(HttpTransport(listen="127.0.0.1:0", key=KeyPair(b"\2" * 32)), there)

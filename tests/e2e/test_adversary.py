@@ -36,16 +36,16 @@ from xsc.base.limits import (
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.net import invitation
-from xsc.net.book import AddressRecord
-from xsc.net.frame import Frame, pack_head, unpack
-from xsc.net.signing import STAMP_BYTES, sign_request
-from xsc.node.home import read_identity
-from xsc.storage import messages
-from xsc.storage.capability import parse_read
-from xsc.storage.held import Wanted
-from xsc.storage.manifest import open_manifest
-from xsc.storage.reading import roots_of
+from xsc.net.calls.frame import Frame, pack_head, unpack
+from xsc.net.calls.signing import STAMP_BYTES, sign_request
+from xsc.net.peers import invitation
+from xsc.net.peers.registry import AddressRecord
+from xsc.node.home.folder import read_identity
+from xsc.storage.object import messages
+from xsc.storage.object.capability import parse_read
+from xsc.storage.object.inventory import Wanted
+from xsc.storage.object.manifest import open_manifest
+from xsc.storage.transfer.get import roots_of
 
 NETWORK = network_id("xsc")
 SLACK_BYTES = 128 * MIB

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.e2e.conftest import PROGRAMS, call, wait_for
-from tests.unit.compute.test_streams import TALKER
+from tests.unit.compute.jobs.test_streams import TALKER
 
 ADD = PROGRAMS / "add.wasm"
 

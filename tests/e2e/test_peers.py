@@ -25,9 +25,9 @@ from xsc.base.limits import NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_REQUESTS_IN_F
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 from xsc.identity.keys import KeyPair, network_id
-from xsc.net.frame import pack_head
-from xsc.net.signing import STAMP_BYTES, sign_request
-from xsc.node.home import read_identity
+from xsc.net.calls.frame import pack_head
+from xsc.net.calls.signing import STAMP_BYTES, sign_request
+from xsc.node.home.folder import read_identity
 
 STRANGERS = {
     "code": "unauthorized",

@@ -16,10 +16,10 @@ from tests.unit.compute.grammar import module_of
 from tests.unit.compute.programs import FOLDER, SteadyClock, job_of
 from xsc.base.errors import CallerError
 from xsc.base.log import SilentLog
-from xsc.compute.pool import PoolSandbox
-from xsc.compute.program import prepare, read
-from xsc.compute.sandbox import is_trap
-from xsc.compute.signature import Signature
+from xsc.compute.wasm.program import prepare, read
+from xsc.compute.wasm.sandbox import is_trap
+from xsc.compute.wasm.signature import Signature
+from xsc.compute.worker.pool import PoolSandbox
 
 CASES = int(os.environ.get("XSC_FUZZ_CASES", "500"))
 """How many modules each of the long tests runs; 50 000 before a release (CONTRIBUTING.md)."""

@@ -8,7 +8,7 @@ from fractions import Fraction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xsc.compute.values import format_number, parse_number
+from xsc.compute.wasm.values import format_number, parse_number
 from xsc.terms.execution import WIDTHS, Number
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.storage.durability import (
+from xsc.storage.object.durability import (
     KINDS,
     Domains,
     Host,

@@ -20,10 +20,13 @@ from xsc.base.encoding import decode
 from xsc.base.errors import XscError
 from xsc.base.limits import MANIFEST_BYTES_MAX
 from xsc.identity.envelope import Record, open_signed
-from xsc.market import book
-from xsc.net import frame, invitation
-from xsc.storage import bodies, capability, manifest, names
-from xsc.storage.capability import ReadCapability
+from xsc.market import lease_store
+from xsc.net.calls import frame
+from xsc.net.peers import invitation
+from xsc.storage.catalogue import names
+from xsc.storage.object import capability, manifest
+from xsc.storage.object.capability import ReadCapability
+from xsc.storage.shardstore import bodies
 
 GOLDEN = vectors("formats_v1")
 KEPT = vectors("formats_v1_storage")
@@ -102,7 +105,7 @@ def format_of(case: dict[str, Any]) -> Format:
         case "last":
             return Format(names.read_last, lambda last: names.last_row("", last)[1] or b"")
         case "use":
-            return Format(book.read_use, book.write_use)
+            return Format(lease_store.read_use, lease_store.write_use)
         case "damaged":
             return Format(bodies.decode_damaged, lambda value: bodies.encode_damaged(*value))
         case other:

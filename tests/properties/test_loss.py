@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.limits import OVERLAPS_MAX
-from xsc.storage.durability import Host
-from xsc.storage.loss import PPB, YEAR_MS, yearly_loss_ppb
+from xsc.storage.object.durability import Host
+from xsc.storage.object.loss import PPB, YEAR_MS, yearly_loss_ppb
 
 DAY_MS = 86_400_000
 LIVES_MS = (2 * YEAR_MS, 5 * YEAR_MS, 3 * YEAR_MS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xsc.base.limits import NEAR_PRICE_PPM
 from xsc.market.auction import Bid, place
-from xsc.market.near import choose
+from xsc.market.locality import choose
 
 PPM = 1_000_000
 MAX = 24

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.storage.erasure import Code, decode, encode
-from xsc.storage.repair import rebuild
+from xsc.storage.object.erasure import Code, decode, encode
+from xsc.storage.object.rebuild import rebuild
 
 
 @st.composite

@@ -6,9 +6,11 @@ from pathlib import Path
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from xsc.storage import deep, mender, mending, repair
-from xsc.storage.capability import ReadCapability, VerifyCapability
-from xsc.storage.mender import Charge
+from xsc.storage.object import rebuild
+from xsc.storage.object.capability import ReadCapability, VerifyCapability
+from xsc.storage.repair import repair_rules, repairer
+from xsc.storage.repair.repairer import Charge
+from xsc.storage.transfer import deep_read
 
 READERS = {"ReadCapability", "content_key", "open_sealed", "parse_read", "ObjectReader"}
 
@@ -25,7 +27,7 @@ def names(module):
 
 
 def test_no_module_of_repair_names_what_reads():
-    for module in (mender, mending, repair, deep):
+    for module in (repairer, repair_rules, rebuild, deep_read):
         assert not READERS & set(names(module)), module.__name__
 
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.unit.storage.test_shards import ALICE, BOB, LEASE, LOCATE, OTHER, record, shard
+from tests.unit.storage.shardstore.test_store import ALICE, BOB, LEASE, LOCATE, OTHER, record, shard
 from xsc.base.clock import InlineExecutor
 from xsc.base.keyvalue import Change
 from xsc.base.log import SilentLog
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage import bodies as formats
-from xsc.storage.bodies import Body, ShardBody
-from xsc.storage.held import Wanted
-from xsc.storage.manifest import hash_of
-from xsc.storage.shards import StorageNode
+from xsc.storage.object.inventory import Wanted
+from xsc.storage.object.manifest import hash_of
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore.bodies import Body, ShardBody
+from xsc.storage.shardstore.store import StorageNode
 
 ELSEWHERE = b"z" * 32
 

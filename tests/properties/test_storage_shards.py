@@ -14,11 +14,11 @@ from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage import bodies as formats
-from xsc.storage import shards as shard_store
-from xsc.storage.bodies import ShardBody
-from xsc.storage.held import Found, Wanted
-from xsc.storage.shards import StorageNode, Write
+from xsc.storage.object.inventory import Found, Wanted
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore import store as shard_store
+from xsc.storage.shardstore.bodies import ShardBody
+from xsc.storage.shardstore.store import StorageNode, Write
 
 CAPACITY = held_bytes(60, 4)
 LOCATES = [b"x" * 32, b"y" * 32]

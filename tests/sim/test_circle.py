@@ -13,15 +13,15 @@ from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.net.book import AddressRecord
-from xsc.net.circle import Member
+from xsc.net.peers.circle import Member
+from xsc.net.peers.registry import AddressRecord
 from xsc.net.service import HELLO
-from xsc.node.recovery import find_head
+from xsc.node.recovery.recover import find_head
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
 from xsc.node.routes.status import status_of
-from xsc.storage.directory import open_body, open_head
-from xsc.storage.durability import parse
+from xsc.storage.catalogue.directory import open_body, open_head
+from xsc.storage.object.durability import parse
 
 DAY_MS = 86_400_000
 INTRODUCED = {"accept_peers": "introduced"}

@@ -11,8 +11,8 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import short
 from xsc.base.limits import MIB
-from xsc.storage.capability import parse_verify
-from xsc.storage.durability import Survival
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.durability import Survival
 
 DATA = content(MIB)
 

@@ -9,10 +9,11 @@ from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_repair import QUICK, agree, guarded, nodes_of, whole
 from xsc.base.errors import NotAllowed, SpaceExhausted
 from xsc.base.limits import MIB
-from xsc.storage import bodies, messages
-from xsc.storage.capability import parse_verify
-from xsc.storage.held import Wanted
-from xsc.storage.leaving import check_proof
+from xsc.storage.object import messages
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.inventory import Wanted
+from xsc.storage.repair.departures import check_proof
+from xsc.storage.shardstore import bodies
 
 SIZES = (1, MIB, 4 * MIB + 3)
 

@@ -8,7 +8,7 @@ from tests.sim.network import content, get, put, run
 from xsc.base.errors import DurabilityUnreachable
 from xsc.base.limits import MIB
 from xsc.node.config import load
-from xsc.storage.durability import Survival
+from xsc.storage.object.durability import Survival
 
 YEAR_MS = 365 * 86_400_000
 LIVES_MS, REPAIR_MS = (3 * YEAR_MS, 30 * YEAR_MS, 10 * YEAR_MS), 86_400_000

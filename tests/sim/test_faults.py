@@ -16,8 +16,8 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import MIB
 from xsc.base.merkle import root_of
-from xsc.storage.durability import Survival
-from xsc.storage.erasure import StorageShard
+from xsc.storage.object.durability import Survival
+from xsc.storage.object.erasure import StorageShard
 
 POINTS = 24
 """Random moments at which a host is killed during a put."""
@@ -215,7 +215,7 @@ def test_a_removed_object_is_gone_everywhere_and_its_space_is_free():
 def test_an_order_of_a_spent_lease_is_answered_by_a_new_lease():
     async def play(world):
         from tests.sim.test_story import wasm
-        from xsc.compute.limits import Limits
+        from xsc.compute.wasm.limits import Limits
 
         node = world.nodes[0]
         for _ in range(60):

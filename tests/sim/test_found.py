@@ -5,7 +5,7 @@ import pytest
 from tests.sim.network import content, get, put, run
 from tests.sim.test_repair import QUICK, guarded
 from xsc.base.errors import ObjectUnknown
-from xsc.storage.capability import parse_verify
+from xsc.storage.object.capability import parse_verify
 
 
 def test_an_object_that_is_being_deleted_is_no_object_to_its_owner():

@@ -7,7 +7,7 @@ from xsc.base.errors import ArgumentInvalid, SpaceExhausted
 from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
-from xsc.storage.erasure import StorageShard
+from xsc.storage.object.erasure import StorageShard
 from xsc.terms.lease import OWN_LEASE
 
 

@@ -36,15 +36,15 @@ from xsc.base.limits import LEFTOVERS_KEPT_MS, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import network_id
-from xsc.net import batch
-from xsc.net.frame import Reply, unpack
-from xsc.storage import bodies as formats
-from xsc.storage.bodies import RecordBody, ShardBody
-from xsc.storage.capability import parse_verify
-from xsc.storage.manifest import Manifest, hash_of, open_manifest
-from xsc.storage.reach import together
-from xsc.storage.reading import roots_of
+from xsc.net.calls import batch
+from xsc.net.calls.frame import Reply, unpack
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.manifest import Manifest, hash_of, open_manifest
 from xsc.storage.service import MANIFESTS
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore.bodies import RecordBody, ShardBody
+from xsc.storage.transfer.get import roots_of
+from xsc.storage.transfer.host_client import together
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.storage_receipt import StorageReceipt
 

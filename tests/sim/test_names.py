@@ -4,7 +4,7 @@ import pytest
 
 from tests.sim.network import content, get, run, stream
 from xsc.base.errors import ObjectUnknown
-from xsc.storage.names import PART, listed
+from xsc.storage.catalogue.names import PART, listed
 
 
 async def put(node, name, size):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.sim.network import content, put, run
 from tests.unit.compute.programs import wasm
 from xsc.base.limits import MIB
-from xsc.compute.limits import Limits
+from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed
-from xsc.node.verify import verify_file
+from xsc.node.offline.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt
 
 SETTINGS = {"compute_price": "1000", "compute_price_max": "1000"}

@@ -22,12 +22,12 @@ from xsc.base.limits import (
 )
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
-from xsc.net.plain import Plain
+from xsc.net.transport.plain import Plain
 from xsc.node import directory as keeper
-from xsc.node.recovery import Found, Signing, begin_signing, call_peers, find_objects
+from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
 from xsc.node.routes.objects import PATH, plain_handlers
-from xsc.storage.directory import HeadBody, make_head
-from xsc.storage.heads import HEAD_GET, HEAD_PUT, HEADS
+from xsc.storage.catalogue.directory import HeadBody, make_head
+from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS
 
 OWNER = 0
 

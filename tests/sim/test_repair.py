@@ -7,8 +7,8 @@ import pytest
 
 from tests.sim.network import content, get, put, run, stream
 from xsc.base.limits import MIB
-from xsc.storage.capability import parse_verify
-from xsc.storage.durability import Survival
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.durability import Survival
 
 QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
 

@@ -7,13 +7,13 @@ from xsc.base.errors import PeerSilent, Recovering, ReplayRefused
 from xsc.base.limits import MIB, REQUEST_WINDOW_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
-from xsc.net.invitation import PREFIX as INVITATIONS
-from xsc.net.replay import ReplayGuard
+from xsc.net.calls.replay import ReplayGuard
+from xsc.net.peers.invitation import PREFIX as INVITATIONS
 from xsc.net.service import HORIZONS, _read_horizons
-from xsc.node.archive import Head, Reader, frames, seal_of
-from xsc.node.backup import _entries
-from xsc.node.restore import Brought, catch_up, read_into
-from xsc.storage import journal
+from xsc.node.home.archive import Head, Reader, frames, seal_of
+from xsc.node.home.backup import _entries
+from xsc.node.recovery.restore import Brought, catch_up, read_into
+from xsc.storage.transfer import journal
 from xsc.terms.voucher import Voucher
 
 OWNER = 0

@@ -9,7 +9,7 @@ from tests.sim.network import content, get, run, stream
 from tests.sim.test_repair import agree
 from xsc.base.errors import NoOffers, UploadChanged
 from xsc.base.limits import MIB, SEGMENT_BYTES, UPLOAD_KEPT_MS
-from xsc.storage import journal
+from xsc.storage.transfer import journal
 
 UPLOAD = b"u" * 32
 SIZE = 4 * SEGMENT_BYTES + 12_345

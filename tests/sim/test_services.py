@@ -8,9 +8,9 @@ from tests.sim.network import run
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import NotAllowed
 from xsc.base.limits import COMPUTE_LEASE_MS
-from xsc.compute.limits import Limits
-from xsc.compute.wagi import Request
-from xsc.node.verify import verify_file
+from xsc.compute.deployments.wagi import Request
+from xsc.compute.wasm.limits import Limits
+from xsc.node.offline.verify import verify_file
 
 SERVING = {"services_listen": "8080"}
 LIMITS = Limits(fuel=100_000_000)

@@ -19,7 +19,7 @@ from xsc.base.limits import (
     MIB,
     SEGMENT_BYTES,
 )
-from xsc.compute.limits import Limits
+from xsc.compute.wasm.limits import Limits
 
 DELAY_MS = 10
 RATE = 100 * MIB

@@ -8,7 +8,7 @@ import pytest
 from tests.sim.network import content, get, put, run
 from xsc.base.errors import FuelExhausted, ShardsInsufficient
 from xsc.base.limits import MIB
-from xsc.compute.limits import Limits
+from xsc.compute.wasm.limits import Limits
 
 SIZE = 9 * MIB + 1
 

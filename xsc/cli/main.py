@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -34,11 +34,18 @@ class _Commands(Mapping[str, click.Command]):
     _NAMES = (
         "node", "peer", "store", "compute", "market", "ledger", "health", "verify", "devnet"
     )  # fmt: skip
+    _MODULES: ClassVar = {
+        "node": "node.commands",
+        "store": "store.commands",
+        "compute": "compute.commands",
+    }
+    """Where a command is, if not in the module of its name."""
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in self._NAMES:
             raise KeyError(name)
-        command: click.Command = getattr(importlib.import_module(f"xsc.cli.{name}"), name)
+        module = f"xsc.cli.{self._MODULES.get(name, name)}"
+        command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def __iter__(self) -> Iterator[str]:

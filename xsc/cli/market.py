@@ -125,7 +125,7 @@ def why(settings: Settings, lease_id: str) -> None:
     LEASE is its id, or the beginning of it.
     """
     from xsc.base.ids import to_text
-    from xsc.node.verify import explain_price
+    from xsc.node.offline.verify import explain_price
     from xsc.terms.quote import UNITS
 
     calls = settings.calls()

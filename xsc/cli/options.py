@@ -268,7 +268,7 @@ def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
 
 def _survive(text: str) -> str:
     """Check the form here, so that a mistyped contract is refused before a file is read."""
-    from xsc.storage.durability import parse
+    from xsc.storage.object.durability import parse
 
     return parse(text).to_text()
 

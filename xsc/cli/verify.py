@@ -47,7 +47,7 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """
-    from xsc.node.verify import verify_drain, verify_file
+    from xsc.node.offline.verify import verify_drain, verify_file
 
     code = None if module is None else read_module(module)
     agreed = None if lease is None else read_file(lease, "lease", PEER_BODY_BYTES_MAX)

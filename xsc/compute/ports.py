@@ -1,7 +1,7 @@
 """What compute needs of others: a way to call peers, leases, and the provider's book.
 
 Peers are reached through `net`, leases and the book are kept by `market`;
-`xsc.node.build` puts them together. The sandbox port is in `xsc.compute.sandbox`.
+`xsc.node.build` puts them together. The sandbox port is in `xsc.compute.wasm.sandbox`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Reads the module, parses the arguments, has the market choose a provider,
 orders, and believes nothing before the receipt was checked against the order,
 the lease's price and what was delivered. The provider's side is
-`xsc.compute.providing`.
+`xsc.compute.jobs.executor`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
-from xsc.compute import batch as batches
-from xsc.compute.evidence import EvidenceBook
-from xsc.compute.inputs import RunInput, digest_of, input_hash, is_output_path
-from xsc.compute.limits import Limits
-from xsc.compute.near import Holders, check_objects, referred_to, saved_max, spared
-from xsc.compute.notary import Notary
-from xsc.compute.panel import Errand, Panel, Verified
+from xsc.compute.jobs.batch_signer import Notary
+from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.executor import RUN, Delivered, Granted, Provider
+from xsc.compute.jobs.locality import Holders, check_objects, referred_to, saved_max, spared
+from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.quorum import Quorum
+from xsc.compute.jobs.receipts import billed_steps, check_compiled, check_receipt, given_hash
+from xsc.compute.jobs.replicated import Errand, Panel, Verified
+from xsc.compute.jobs.streams import Streams, settle_tape
 from xsc.compute.ports import (
     Caller,
     ComputeBook,
@@ -61,15 +63,13 @@ from xsc.compute.ports import (
     InputReader,
     Reply,
 )
-from xsc.compute.program import Program, read
-from xsc.compute.providing import RUN, Delivered, Granted, Provider
-from xsc.compute.quick import PATIENCE_MS, Quick
-from xsc.compute.quorum import Quorum
-from xsc.compute.receipts import billed_steps, check_compiled, check_receipt, given_hash
-from xsc.compute.sandbox import Mode, Sandbox, is_trap, trap_error
-from xsc.compute.streams import Streams, settle_tape
-from xsc.compute.tape import Tape
-from xsc.compute.values import format_bits, format_number, parse_arguments
+from xsc.compute.wasm import rows as batches
+from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash, is_output_path
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.program import Program, read
+from xsc.compute.wasm.sandbox import Mode, Sandbox, is_trap, trap_error
+from xsc.compute.wasm.values import format_bits, format_number, parse_arguments
+from xsc.compute.worker.quick import PATIENCE_MS, Quick
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order

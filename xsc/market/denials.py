@@ -25,8 +25,8 @@ from xsc.base.peering import Caller
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
-from xsc.market.book import LeaseBook
 from xsc.market.denial import check_denial
+from xsc.market.lease_store import LeaseBook
 from xsc.terms.lease_denial import LeaseDenial
 
 KNOWN: Final = "market.known"

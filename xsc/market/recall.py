@@ -26,7 +26,7 @@ from xsc.base.peering import Caller, History
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
 from xsc.market import renewal
-from xsc.market.book import Entry, LeaseBook
+from xsc.market.lease_store import Entry, LeaseBook
 from xsc.market.ports import Credit
 from xsc.market.quote import domain_of
 from xsc.terms.lease import Lease, LeaseRequest

@@ -44,9 +44,9 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as leases
 from xsc.market import renewal as rules
-from xsc.market.book import Entry, LeaseBook, Role
 from xsc.market.clearing import affordable
 from xsc.market.denial import REASON
+from xsc.market.lease_store import Entry, LeaseBook, Role
 from xsc.market.ports import Credit, Quality
 from xsc.market.quote import open_quote
 from xsc.terms.lease_denial import LeaseDenial

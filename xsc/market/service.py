@@ -75,11 +75,11 @@ from xsc.base.units import format_credits
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
-from xsc.market import near, room
+from xsc.market import locality, room
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Held, Winner, dear, place, reserve
-from xsc.market.book import Booking, Entry, LeaseBook, Role
 from xsc.market.clearing import Ask, affordable, by_lot, clear, within_credit
 from xsc.market.denials import KNOWN, Denials
+from xsc.market.lease_store import Booking, Entry, LeaseBook, Role
 from xsc.market.ports import Capacity, Commit, Credit, Divide, Quality, Standing
 from xsc.market.pricing import MarketPricing, PriceList, utilisation_ppm
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote
@@ -1455,10 +1455,10 @@ class MarketService:
                 for node, quote in quotes.items()
                 if quote.record.available >= fuel_steps
             ]
-            price_max = near.near_reserve(
+            price_max = locality.near_reserve(
                 bids, self.pricing().unit_price("compute"), self._settings.price_max("compute")
             )
-            chosen = near.choose(bids, saved, price_max, seed=self._entropy.token(NONCE_BYTES))
+            chosen = locality.choose(bids, saved, price_max, seed=self._entropy.token(NONCE_BYTES))
             if chosen is None:
                 return [], faults
             if chosen.node in leases:
@@ -1477,7 +1477,7 @@ class MarketService:
         """Return a lease with room for that many fuel steps, on that node or on the best.
 
         Where nodes are named that need not be sent so many bytes, such a one is the best that
-        saves most of them at about the best price (`xsc.market.near`).
+        saves most of them at about the best price (`xsc.market.locality`).
 
         Raises:
             NoOffers: nobody offers it at a price within the reserve, or does not answer.

@@ -52,16 +52,17 @@ from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.tally import Tally
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.net import batch, circle, problems, signing
-from xsc.net import invitation as invitations
-from xsc.net.addresses import is_loopback, split
-from xsc.net.book import AddressRecord, PeerBook, PeerInfo
-from xsc.net.frame import Reply, head_of, pack_head, unpack
-from xsc.net.friends import WHERE, Friends
-from xsc.net.lanes import Lanes
-from xsc.net.port import Arrival, Dropped, RawRequest, RawResponse, Transport
-from xsc.net.quota import Quota, Ticket
-from xsc.net.replay import ReplayGuard
+from xsc.net.calls import batch, problems, signing
+from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
+from xsc.net.calls.quota import Quota, Ticket
+from xsc.net.calls.replay import ReplayGuard
+from xsc.net.calls.request_batcher import Lanes
+from xsc.net.peers import circle
+from xsc.net.peers import invitation as invitations
+from xsc.net.peers.introductions import WHERE, Friends
+from xsc.net.peers.registry import AddressRecord, PeerBook, PeerInfo
+from xsc.net.transport.addresses import is_loopback, split
+from xsc.net.transport.port import Arrival, Dropped, RawRequest, RawResponse, Transport
 
 OnChange: TypeAlias = Callable[[bytes, str], None]
 """Hears of a peer that was "added", "removed", "blocked", "renamed" or "confirmed"."""
@@ -117,7 +118,7 @@ class PeerNet:
         log: hears of peers that come and go, and of handlers that fail.
         name: what this node calls itself.
         advertise: addresses to tell others instead of the transport's own.
-        accepts: whether friends of friends are taken as peers (`xsc.net.circle`).
+        accepts: whether friends of friends are taken as peers (`xsc.net.peers.circle`).
         quota: of callers; the bounds of `limits` where none is given.
     """
 
@@ -213,7 +214,7 @@ class PeerNet:
 
         Args:
             methods: whose calls.
-            halves: have only half of what is about leave at a time (`xsc.net.lanes`).
+            halves: have only half of what is about leave at a time (the request batcher).
             timeout_ms: how long each call may take.
         """
         lanes = Lanes(

@@ -25,12 +25,12 @@ from xsc.base.limits import (
     SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
-from xsc.compute.evidence import EvidenceBook
-from xsc.compute.limits import Limits
-from xsc.compute.providing import RUN
-from xsc.compute.sandbox import Sandbox
+from xsc.compute.deployments.service import Services
+from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
-from xsc.compute.services import Services
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import Sandbox
 from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
@@ -42,21 +42,21 @@ from xsc.ledger.service import LedgerService
 from xsc.market.ports import Divide, Need
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService, MarketSettings
-from xsc.net.metered import Metered
-from xsc.net.port import Transport
 from xsc.net.service import PeerNet
+from xsc.net.transport.metered import Metered
+from xsc.net.transport.port import Transport
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
-from xsc.node.inputs import JobInputs
-from xsc.node.modules import Modules
+from xsc.node.jobs.inputs import JobInputs
+from xsc.node.jobs.modules import Modules
 from xsc.node.tasks import Tasks
-from xsc.storage.guard import GUARD, UNGUARD
-from xsc.storage.heads import Heads
-from xsc.storage.mender import MendSettings
-from xsc.storage.messages import ANSWER_BOUNDS, DELETE, PUT
+from xsc.storage.catalogue.heads import Heads
+from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
+from xsc.storage.repair.custodian import GUARD, UNGUARD
+from xsc.storage.repair.repairer import MendSettings
 from xsc.storage.service import StorageService
-from xsc.storage.shards import StorageNode
-from xsc.storage.sweeping import Sweeper, Swept
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.sweeper import Sweeper, Swept
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20

@@ -20,8 +20,8 @@ from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.node.logging import LEVELS
-from xsc.storage.durability import Survival
-from xsc.storage.durability import parse as parse_survival
+from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import parse as parse_survival
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})

@@ -26,24 +26,24 @@ from xsc.base.errors import ConfigInvalid, HomeInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, PPM, SERVICE_CONNECTIONS_MAX
 from xsc.base.units import format_credits, format_size
-from xsc.compute.cache import CodeCache
-from xsc.compute.pool import PoolSandbox
-from xsc.net.front import Fronts
-from xsc.net.gate import Gate
-from xsc.net.http import HttpTransport
-from xsc.net.invitation import SCHEME, from_string
-from xsc.net.listener import listen
-from xsc.node import home as homes
+from xsc.compute.worker.code_cache import CodeCache
+from xsc.compute.worker.pool import PoolSandbox
+from xsc.net.peers.invitation import SCHEME, from_string
+from xsc.net.transport.front import Fronts
+from xsc.net.transport.gate import Gate
+from xsc.net.transport.http import HttpTransport
+from xsc.net.transport.listener import listen
+from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, plain_answers
+from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
-from xsc.node.http import KEEP_ALIVE_MS, Prover, Reports, Running, application, plain_answers
+from xsc.node.home import folder as homes
+from xsc.node.home.stores import open_stores
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.recovery import Found, Signing, begin_signing, call_peers, find_objects
-from xsc.node.restore import CaughtUp, catch_up
+from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
+from xsc.node.recovery.restore import CaughtUp, catch_up
 from xsc.node.routes import jobs, objects
 from xsc.node.routes.table import all_routes
-from xsc.node.services_http import ServiceListener
-from xsc.node.stores import open_stores
 from xsc.node.system import (
     SystemClock,
     SystemEntropy,
@@ -333,7 +333,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Caugh
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
-        HomeInvalid: there is none to finish. XscError: as `xsc.node.restore.catch_up`.
+        HomeInvalid: there is none to finish. XscError: as `xsc.node.recovery.restore.catch_up`.
     """
     with homes.lock(path):
         if homes.restore_stage(path) != "written":

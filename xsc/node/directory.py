@@ -38,13 +38,20 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.identity.keys import KeyPair
 from xsc.net.service import PeerNet
-from xsc.storage.directory import HeadBody, KnownPeer, body_bytes, make_head, open_body, pack
-from xsc.storage.directory import open_head as open_signed_head
-from xsc.storage.durability import Survival
-from xsc.storage.heads import HEAD_PUT, steps_of
-from xsc.storage.names import HIDDEN
-from xsc.storage.reach import rest
+from xsc.storage.catalogue.directory import (
+    HeadBody,
+    KnownPeer,
+    body_bytes,
+    make_head,
+    open_body,
+    pack,
+)
+from xsc.storage.catalogue.directory import open_head as open_signed_head
+from xsc.storage.catalogue.heads import HEAD_PUT, steps_of
+from xsc.storage.catalogue.names import HIDDEN
+from xsc.storage.object.durability import Survival
 from xsc.storage.service import StorageService
+from xsc.storage.transfer.host_client import rest
 
 STATE = b"node/directory"
 OBJECT_NAME = f"{HIDDEN}directory"

@@ -15,16 +15,16 @@ from xsc.base.errors import NoOffers
 from xsc.base.limits import COMPILE_MS_MAX, FUEL_DEFAULT, MEMORY_BYTES_DEFAULT, TIMEOUT_MS_DEFAULT
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
-from xsc.compute.evidence import EvidenceBook
-from xsc.compute.limits import Limits
-from xsc.compute.pool import PoolSandbox
+from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.output_buffer import Tape
 from xsc.compute.ports import ComputeLease, Reply
 from xsc.compute.service import ComputeService, RunExecution
-from xsc.compute.tape import Tape
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
-from xsc.node.batch import read_lines
-from xsc.node.results import batch_document, invoke_document, run_document
+from xsc.node.jobs.batch import read_lines
+from xsc.node.jobs.results import batch_document, invoke_document, run_document
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.terms.execution import Grant
 

@@ -11,6 +11,26 @@ from typing import Protocol, TypeAlias
 
 from xsc.base.errors import XscError
 from xsc.base.keyvalue import Change
+from xsc.identity.envelope import Signed
+from xsc.terms.deletion_order import DeletionOrder
+
+
+class Departure(Protocol):
+    """Whether this node leaves, as its shard server needs to know it."""
+
+    @property
+    def active(self) -> bool:
+        """Whether this node leaves."""
+
+    def check_room(self) -> None:
+        """Return if this node takes shards.
+
+        Raises:
+            SpaceExhausted: it leaves.
+        """
+
+    async def keep(self, order: Signed[DeletionOrder]) -> None:
+        """Keep a customer's checked order to delete what it has here, as proof for the drain."""
 
 
 class HostLease(Protocol):

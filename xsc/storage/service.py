@@ -1,6 +1,6 @@
 """Objects, for the owner of this node: put, open, stat, ls, rm, and what looks after them.
 
-The parts of storage are put together here. The host's side is `xsc.storage.hosting`.
+The parts of storage are put together here. The host's side is `xsc.storage.shardstore.server`.
 """
 
 from __future__ import annotations
@@ -53,21 +53,8 @@ from xsc.base.peering import Caller, GroupHandler, Handler
 from xsc.base.turns import Turns, sliced
 from xsc.identity.envelope import Count, Record, Signed
 from xsc.identity.keys import KeyPair
-from xsc.storage import deletions
-from xsc.storage.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.deep import BadShard, read_every_shard
-from xsc.storage.directory import Listed, ListedHost, pack, unpack
-from xsc.storage.drain import Drain
-from xsc.storage.durability import KINDS, Domains, Host, Survival, domains_of, survival
-from xsc.storage.erasure import Buffer, Code
-from xsc.storage.expiry import HostEnd, ending, first_end, own_ends, told_ends
-from xsc.storage.guard import GUARD, HEALED, RESIGN, UNGUARD, Guards
-from xsc.storage.held import HeldAt, HeldObject
-from xsc.storage.hosting import Hosting
-from xsc.storage.loss import yearly_loss_ppb
-from xsc.storage.manifest import Manifest, open_manifest
-from xsc.storage.mender import Charge, Keeper, Mended, Mender, MendSettings, Progress
-from xsc.storage.names import (
+from xsc.storage.catalogue.directory import Listed, ListedHost, pack, unpack
+from xsc.storage.catalogue.names import (
     HIDDEN,
     NAME_CHARS_MAX,
     PART,
@@ -76,9 +63,14 @@ from xsc.storage.names import (
     last_row,
     version_row,
 )
-from xsc.storage.near import Referred, open_reference, refer, spared_bytes
-from xsc.storage.pipeline import Held, Upload, Uploaded
-from xsc.storage.placement import (
+from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
+from xsc.storage.object.durability import KINDS, Domains, Host, Survival, domains_of, survival
+from xsc.storage.object.erasure import Buffer, Code
+from xsc.storage.object.expiry import HostEnd, ending, first_end, own_ends, told_ends
+from xsc.storage.object.inventory import HeldAt, HeldObject
+from xsc.storage.object.loss import yearly_loss_ppb
+from xsc.storage.object.manifest import Manifest, open_manifest
+from xsc.storage.object.placement import (
     Condition,
     Placement,
     State,
@@ -90,11 +82,19 @@ from xsc.storage.placement import (
     placement_of,
 )
 from xsc.storage.ports import Commit, Hosts, Leases
-from xsc.storage.reach import Reach, stop_all, together
-from xsc.storage.reading import Located, ObjectReader, read_whole, roots_of
-from xsc.storage.shards import StorageNode
-from xsc.storage.tails import Tails
-from xsc.storage.uploads import Uploads
+from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, Guards
+from xsc.storage.repair.drain import Drain
+from xsc.storage.repair.repairer import Charge, Keeper, Mended, Mender, MendSettings, Progress
+from xsc.storage.shardstore.server import Hosting
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.transfer import deletions
+from xsc.storage.transfer.deep_read import BadShard, read_every_shard
+from xsc.storage.transfer.get import Located, ObjectReader, read_whole, roots_of
+from xsc.storage.transfer.host_client import Reach, stop_all, together
+from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
+from xsc.storage.transfer.put import Held, Upload, Uploaded
+from xsc.storage.transfer.read_ahead_cache import Tails
+from xsc.storage.transfer.resume import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt
 
 T = TypeVar("T")

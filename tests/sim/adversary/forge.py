@@ -25,7 +25,7 @@ from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.identity.envelope import Record, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage.capability import ReadCapability, VerifyCapability, parse
+from xsc.storage.object.capability import ReadCapability, VerifyCapability, parse
 
 SEEN_KEPT = 48
 LEARNED_BYTES_MAX = 256 * 1024

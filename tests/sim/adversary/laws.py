@@ -29,19 +29,19 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
-from xsc.compute import frames
-from xsc.compute.local import LocalSandbox
-from xsc.compute.sandbox import Job, JobResult, Watch
+from xsc.compute.wasm.sandbox import Job, JobResult, Watch
+from xsc.compute.worker import frames
+from xsc.compute.worker.local import LocalSandbox
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
-from xsc.net import batch
-from xsc.net.frame import Reply, unpack
-from xsc.net.port import RawRequest, RawResponse
-from xsc.storage import bodies as formats
-from xsc.storage.bodies import RecordBody, ShardBody
-from xsc.storage.capability import parse_verify
-from xsc.storage.manifest import Manifest
-from xsc.storage.reading import roots_of
+from xsc.net.calls import batch
+from xsc.net.calls.frame import Reply, unpack
+from xsc.net.transport.port import RawRequest, RawResponse
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.manifest import Manifest
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore.bodies import RecordBody, ShardBody
+from xsc.storage.transfer.get import roots_of
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.pricing import compute_amount, fuel_steps
 from xsc.terms.voucher import Voucher

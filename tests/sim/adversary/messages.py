@@ -26,12 +26,12 @@ from xsc.base.limits import (
     OUTPUT_BYTES_MAX,
     SHARDS_MAX,
 )
-from xsc.compute.inputs import RunInput, digest_of, input_hash
+from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.ledger.entry import UNIT_CREDIT
-from xsc.storage.bodies import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
-from xsc.storage.manifest import hash_of
-from xsc.storage.messages import GET_MAX
+from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
+from xsc.storage.object.manifest import hash_of
+from xsc.storage.object.messages import GET_MAX
 from xsc.terms.voucher import Voucher
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]

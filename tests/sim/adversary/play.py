@@ -29,15 +29,15 @@ from tests.sim.network import World, content, get, put
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import XscError
 from xsc.base.limits import EPOCH_MS, OTHERS_GET_MS_MAX, OTHERS_PUT_MS_MAX, PEER_TIMEOUT_MS
-from xsc.compute.limits import Limits
+from xsc.compute.wasm.limits import Limits
 from xsc.identity.keys import network_id
 from xsc.market.lease import is_over
 from xsc.node.build import Node, Parts
-from xsc.storage.capability import ReadCapability, VerifyCapability, parse_verify
-from xsc.storage.manifest import open_manifest
-from xsc.storage.reach import together
-from xsc.storage.reading import roots_of
+from xsc.storage.object.capability import ReadCapability, VerifyCapability, parse_verify
+from xsc.storage.object.manifest import open_manifest
 from xsc.storage.service import MANIFESTS
+from xsc.storage.transfer.get import roots_of
+from xsc.storage.transfer.host_client import together
 
 ROUNDS = 10
 """Seeds that share a world."""

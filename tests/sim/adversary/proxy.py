@@ -21,11 +21,11 @@ from xsc.base.clock import Clock
 from xsc.base.errors import EntryRefused, LimitError, NotAllowed, PeerSilent, XscError, leaves
 from xsc.base.limits import NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.merkle import Part, root_of
-from xsc.net import problems, signing
-from xsc.net.frame import pack_head, unpack
-from xsc.net.port import Arrival, Handler, RawRequest, RawResponse, Take, Transport
+from xsc.net.calls import problems, signing
+from xsc.net.calls.frame import pack_head, unpack
 from xsc.net.service import ROOT
-from xsc.storage.manifest import Manifest, expected_digest
+from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take, Transport
+from xsc.storage.object.manifest import Manifest, expected_digest
 
 REPLAYS_KEPT = 16
 LIKELY = (NotAllowed, EntryRefused, LimitError)

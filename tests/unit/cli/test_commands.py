@@ -8,7 +8,7 @@ from base64 import b64encode
 import pytest
 
 from tests.strategies import vectors
-from xsc.storage.capability import ReadCapability
+from xsc.storage.object.capability import ReadCapability
 
 NODE = "abcdefghijklmnop"
 STORED = {

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xsc.compute.limits import Limits
-from xsc.compute.sandbox import Bits, Job
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import Bits, Job
 
 FOLDER = Path(__file__).parents[3] / "fixtures" / "wasm"
 

@@ -16,7 +16,7 @@ from tests.unit.compute.programs import SteadyClock, i32, job, job_of
 from xsc.base.errors import ModuleInvalid
 from xsc.base.limits import FUEL_MAX, MIB
 from xsc.base.log import SilentLog
-from xsc.compute.pool import PoolSandbox
+from xsc.compute.worker.pool import PoolSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.compute.jobs.test_receipts import PRICE, RESULT, an_order
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_receipts import PRICE, RESULT, an_order
 from tests.unit.compute.test_service import AGAIN, FIRST, LIMITS, forged
 from xsc.base.errors import LeaseExhausted, PeerSilent, ProofInvalid, ReceiptInvalid, RecordInvalid
 from xsc.base.limits import (
@@ -21,11 +21,11 @@ from xsc.base.limits import (
     MILLISECOND_FUEL,
     MODULE_BYTES_MAX,
 )
-from xsc.compute.limits import Limits
-from xsc.compute.receipts import bill, billed_steps, check_receipt, make_receipt
+from xsc.compute.jobs.receipts import bill, billed_steps, check_receipt, make_receipt
+from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed, sign
-from xsc.node.replay import Given, replay_file
-from xsc.node.verify import verify_file
+from xsc.node.offline.replay import Given, replay_file
+from xsc.node.offline.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt, Observed, Order
 from xsc.terms.pricing import compute_amount, run_steps
 

@@ -15,10 +15,10 @@ import pytest
 import wasmtime
 
 from tests.unit.compute.numerics import EDGES, INSTRUCTIONS, PAIRED, WIDTHS, Trapped
-from xsc.compute.batch import Shape, read_rows
-from xsc.compute.engine import Machine
-from xsc.compute.limits import Limits
-from xsc.compute.sandbox import Job, is_trap
+from xsc.compute.wasm.engine import Machine
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.rows import Shape, read_rows
+from xsc.compute.wasm.sandbox import Job, is_trap
 
 LIMITS = Limits(timeout_ms=600_000)
 

@@ -18,8 +18,8 @@ from xsc.base.limits import (
     TABLE_ELEMENTS_MAX,
     TABLES_MAX,
 )
-from xsc.compute.engine import Machine
-from xsc.compute.inputs import RunInput, check_input
+from xsc.compute.wasm.engine import Machine
+from xsc.compute.wasm.inputs import RunInput, check_input
 
 PAGE_BYTES = 65536
 GLOBALS_MAX = 1_000_000

@@ -43,13 +43,14 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
-from xsc.compute import orders, providing
-from xsc.compute.evidence import EvidenceBook
-from xsc.compute.inputs import digest_of
-from xsc.compute.limits import Limits
-from xsc.compute.local import LocalSandbox
-from xsc.compute.providing import SHARED_ANSWER_BYTES_MAX
+from xsc.compute.jobs import executor as providing
+from xsc.compute.jobs import orders
+from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.executor import SHARED_ANSWER_BYTES_MAX
 from xsc.compute.service import ComputeService
+from xsc.compute.wasm.inputs import digest_of
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair

@@ -29,10 +29,10 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.tally import Tally, TimeShare
-from xsc.compute import compiler as compilers
-from xsc.compute import pool as pools
-from xsc.compute.pool import PoolSandbox
-from xsc.compute.tape import Tape, run_taped
+from xsc.compute.jobs.output_buffer import Tape, run_taped
+from xsc.compute.worker import compiler as compilers
+from xsc.compute.worker import pool as pools
+from xsc.compute.worker.pool import PoolSandbox
 
 SPIN = job("endless", "spin", fuel=FUEL_MAX, timeout_ms=60_000)
 ADD = job("add", "add", i32(1), i32(2))

@@ -12,10 +12,10 @@ import pytest
 from tests.strategies import vectors
 from tests.unit.compute.programs import job, wasm
 from xsc.base.encoding import tagged_sha256
-from xsc.compute.engine import Machine
-from xsc.compute.inputs import RunInput, input_hash, output_hash
-from xsc.compute.program import read
-from xsc.compute.values import parse_arguments
+from xsc.compute.wasm.engine import Machine
+from xsc.compute.wasm.inputs import RunInput, input_hash, output_hash
+from xsc.compute.wasm.program import read
+from xsc.compute.wasm.values import parse_arguments
 from xsc.terms.pricing import compute_amount, fuel_steps, run_steps
 
 VECTORS = vectors("compute")

@@ -6,7 +6,7 @@ from tests.unit.market.fakes import NET
 from tests.unit.market.test_renewing import stored
 from xsc.base.errors import LeaseExhausted
 from xsc.base.limits import EPOCH_MS, MIB
-from xsc.market.book import LeaseBook
+from xsc.market.lease_store import LeaseBook
 
 
 async def forgotten(world, customer, provider, more):

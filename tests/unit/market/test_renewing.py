@@ -28,7 +28,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.market.lease import advance
 from xsc.market.pricing import PriceList
 from xsc.market.renewal import check_renewal, due_ms, make_request
-from xsc.node.verify import verify_file
+from xsc.node.offline.verify import verify_file
 from xsc.terms.pricing import storage_amount
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest

@@ -52,7 +52,7 @@ from xsc.market.denial import check_denial
 from xsc.market.denials import KNOWN
 from xsc.market.pricing import PriceList
 from xsc.market.quote import open_quote
-from xsc.node.verify import verify_file
+from xsc.node.offline.verify import verify_file
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.voucher import Voucher

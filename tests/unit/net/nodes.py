@@ -9,10 +9,10 @@ from xsc.base.encoding import Value
 from xsc.base.merkle import Part, root_of
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
-from xsc.net.memory import MemoryNetwork, MemoryTransport
-from xsc.net.port import Transport
-from xsc.net.quota import Quota
+from xsc.net.calls.quota import Quota
 from xsc.net.service import PeerNet
+from xsc.net.transport.memory import MemoryNetwork, MemoryTransport
+from xsc.net.transport.port import Transport
 
 HOUR_MS = 3_600_000
 

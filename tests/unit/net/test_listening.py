@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from tests.settle import settle
-from xsc.net.listener import listen
+from xsc.net.transport.listener import listen
 
 
 @pytest.fixture

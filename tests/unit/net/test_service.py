@@ -42,15 +42,15 @@ from xsc.base.limits import (
 from xsc.base.merkle import Part
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.net.book import AddressRecord
-from xsc.net.frame import pack_head
-from xsc.net.invitation import from_string
-from xsc.net.memory import MemoryNetwork
-from xsc.net.port import RawRequest, RawResponse
-from xsc.net.problems import answer_of, error_of, nothing
-from xsc.net.quota import Quota
-from xsc.net.room import Room
-from xsc.net.signing import sign_request
+from xsc.net.calls.frame import pack_head
+from xsc.net.calls.problems import answer_of, error_of, nothing
+from xsc.net.calls.quota import Quota
+from xsc.net.calls.signing import sign_request
+from xsc.net.peers.invitation import from_string
+from xsc.net.peers.registry import AddressRecord
+from xsc.net.transport.memory import MemoryNetwork
+from xsc.net.transport.port import RawRequest, RawResponse
+from xsc.net.transport.room import Room
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
-from xsc.net.plain import Plain
+from xsc.net.transport.plain import Plain
 from xsc.node.routes import drain, ledger, objects
-from xsc.storage.capability import ReadCapability
-from xsc.storage.leaving import check_proof
+from xsc.storage.object.capability import ReadCapability
+from xsc.storage.repair.departures import check_proof
 
 QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
 

@@ -4,10 +4,10 @@ import pytest
 
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid
-from xsc.storage.capability import ReadCapability
-from xsc.storage.durability import Survival
-from xsc.storage.manifest import Manifest, hash_of, open_manifest, seal_manifest
-from xsc.storage.placement import Placement, asked_of, contract_of, placement_of
+from xsc.storage.object.capability import ReadCapability
+from xsc.storage.object.durability import Survival
+from xsc.storage.object.manifest import Manifest, hash_of, open_manifest, seal_manifest
+from xsc.storage.object.placement import Placement, asked_of, contract_of, placement_of
 
 GOLDEN = vectors("contract")
 NODES = tuple(bytes([node]) * 32 for node in range(6))

@@ -6,23 +6,23 @@ import sys
 
 import pytest
 
-from tests.unit.storage.test_shards import ALICE, LOCATE, Disk, shard, wanted
+from tests.unit.storage.shardstore.test_store import ALICE, LOCATE, Disk, shard, wanted
 from tests.unit.storage.world import World, content, get, put
 from xsc.base.errors import SpaceExhausted
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage.held import Found
+from xsc.storage.object.inventory import Found
 
 CHILD = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from tests.unit.storage.test_shards import LOCATE, shard, wanted
+from tests.unit.storage.shardstore.test_store import LOCATE, shard, wanted
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
 from xsc.base.units import held_bytes
 from xsc.db.group import GroupCommit
-from xsc.node.stores import open_stores
-from xsc.storage.shards import StorageNode
+from xsc.node.home.stores import open_stores
+from xsc.storage.shardstore.store import StorageNode
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 

@@ -9,9 +9,9 @@ from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import content, finished, put
 from xsc.base.errors import RateLimited
 from xsc.base.limits import GUARD_SHARES, REPAIR_GRACE_MS
-from xsc.storage.capability import parse_verify
-from xsc.storage.guard import GUARD, HEALED, TOLD, WARDS, guard_message
-from xsc.storage.pipeline import Held
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.repair.custodian import GUARD, HEALED, TOLD, WARDS, guard_message
+from xsc.storage.transfer.put import Held
 
 LEASES = (b"a" * 32, b"b" * 32)
 
@@ -124,9 +124,11 @@ def test_what_is_guarded_for_one_peer_is_bounded(monkeypatch, bound):
         await guards.on_guard(owner.id, mine[0][1], [])
         ((_, row),) = guardian.state.scan(WARDS, WARDS + b"\xff")
         if bound == "number":
-            monkeypatch.setattr("xsc.storage.guard.WARDS_A_PEER_MAX", 3)
+            monkeypatch.setattr("xsc.storage.repair.custodian.WARDS_A_PEER_MAX", 3)
         else:
-            monkeypatch.setattr("xsc.storage.guard.WARD_BYTES_A_PEER_MAX", 4 * len(row) - 1)
+            monkeypatch.setattr(
+                "xsc.storage.repair.custodian.WARD_BYTES_A_PEER_MAX", 4 * len(row) - 1
+            )
         done = await asyncio.gather(
             *(guards.on_guard(owner.id, header, []) for _, header in mine[1:]),
             return_exceptions=True,

@@ -8,10 +8,10 @@ import pytest
 from tests.settle import turns
 from tests.unit.storage.world import World, content, finished, put
 from xsc.base.limits import LEFTOVERS_KEPT_MS
-from xsc.storage import messages
-from xsc.storage.capability import parse_verify
-from xsc.storage.pipeline import Held
+from xsc.storage.object import messages
+from xsc.storage.object.capability import parse_verify
 from xsc.storage.service import OBJECTS
+from xsc.storage.transfer.put import Held
 
 
 def play(story, count=3):

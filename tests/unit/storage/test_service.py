@@ -26,14 +26,16 @@ from xsc.base.keyvalue import prefix_end
 from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.identity.envelope import open_signed, sign
-from xsc.node.verify import verify_file
-from xsc.storage import bodies, deletions, having, messages
-from xsc.storage.capability import parse_read, parse_verify
-from xsc.storage.erasure import Code, cut
-from xsc.storage.manifest import hash_of
-from xsc.storage.messages import ObjectRecord, put_message
-from xsc.storage.names import NAMES
+from xsc.node.offline.verify import verify_file
+from xsc.storage.catalogue.names import NAMES
+from xsc.storage.object import held_shards, messages
+from xsc.storage.object.capability import parse_read, parse_verify
+from xsc.storage.object.erasure import Code, cut
+from xsc.storage.object.manifest import hash_of
+from xsc.storage.object.messages import ObjectRecord, put_message
 from xsc.storage.service import MANIFESTS, OBJECTS
+from xsc.storage.shardstore import bodies
+from xsc.storage.transfer import deletions
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import StorageReceipt
@@ -399,7 +401,7 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
         setattr(host.node, name, slow)
     asked = {
         messages.STAT: messages.stat_message(bytes(32), 0, bytes(32)),
-        having.HAVE: having.have_message(bytes(32), bytes(32), 0, []),
+        held_shards.HAVE: held_shards.have_message(bytes(32), bytes(32), 0, []),
     }
     calls = [
         caller.call(host.id, method, header)

@@ -4,7 +4,16 @@ import asyncio
 
 import pytest
 
-from tests.unit.storage.test_shards import ALICE, BOB, LEASE, LOCATE, Disk, record, shard, wanted
+from tests.unit.storage.shardstore.test_store import (
+    ALICE,
+    BOB,
+    LEASE,
+    LOCATE,
+    Disk,
+    record,
+    shard,
+    wanted,
+)
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
@@ -12,8 +21,8 @@ from xsc.base.units import held_bytes
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage import bodies as formats
-from xsc.storage.shards import StorageNode
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore.store import StorageNode
 
 
 class Counting(MemoryKeyValue):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.settle import turns
-from xsc.storage.reach import stop_all, together
+from xsc.storage.transfer.host_client import stop_all, together
 
 
 async def slow_to_end(begun):

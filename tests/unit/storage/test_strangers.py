@@ -18,12 +18,12 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
-from xsc.storage import messages
-from xsc.storage.capability import parse_verify
-from xsc.storage.erasure import StorageShard
-from xsc.storage.guard import HEALED
-from xsc.storage.manifest import expected_digest
-from xsc.storage.messages import ObjectRecord
+from xsc.storage.object import messages
+from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.erasure import StorageShard
+from xsc.storage.object.manifest import expected_digest
+from xsc.storage.object.messages import ObjectRecord
+from xsc.storage.repair.custodian import HEALED
 from xsc.storage.service import MANIFESTS
 from xsc.terms.deletion_order import DeletionOrder
 

@@ -7,7 +7,7 @@ import pytest
 from tests.settle import settle
 from tests.unit.storage.world import World, content, finished, get, put
 from xsc.base.errors import ObjectUnknown
-from xsc.storage.capability import parse_read
+from xsc.storage.object.capability import parse_read
 from xsc.storage.service import MANIFESTS, OBJECTS
 
 

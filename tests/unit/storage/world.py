@@ -23,7 +23,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
 from xsc.storage.service import StorageService
-from xsc.storage.shards import StorageNode
+from xsc.storage.shardstore.store import StorageNode
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.receipt_seal import ReceiptSeal
 from xsc.terms.storage_receipt import StorageReceipt

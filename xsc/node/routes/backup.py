@@ -7,8 +7,8 @@ from pathlib import Path
 from aiohttp import web
 
 from xsc.base.errors import ArgumentInvalid, XscError
-from xsc.node.backup import stream
 from xsc.node.build import Node
+from xsc.node.home.backup import stream
 from xsc.node.routes.objects import Faults
 
 _SWITCH = {"0": False, "1": True}

@@ -10,8 +10,8 @@ from aiohttp import web
 
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
+from xsc.node.api.app import reply, whole_number
 from xsc.node.build import Node
-from xsc.node.http import reply, whole_number
 
 WAIT_MS_MAX = 30_000
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from xsc.base.ids import to_text
+from xsc.node.api.app import reply
 from xsc.node.build import Node
-from xsc.node.http import reply
 
 
 def routes(node: Node) -> list[web.RouteDef]:

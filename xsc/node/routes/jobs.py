@@ -16,12 +16,11 @@ from aiohttp import web
 from xsc.api.schema import JobRequest
 from xsc.base.clock import run_sized
 from xsc.base.errors import ArgumentInvalid
-from xsc.compute.quorum import read_quorum
-from xsc.compute.tape import Tape
-from xsc.net.plain import Plain
-from xsc.node.batch import read_lines
-from xsc.node.build import Node
-from xsc.node.framing import (
+from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.quorum import read_quorum
+from xsc.net.transport.plain import Plain
+from xsc.node.api.app import PlainHandler, parse, reply
+from xsc.node.api.framing import (
     LENGTH_BYTES,
     check_head,
     cut_short,
@@ -30,10 +29,11 @@ from xsc.node.framing import (
     head,
     too_long,
 )
-from xsc.node.http import PlainHandler, parse, reply
-from xsc.node.modules import name_of
-from xsc.node.outputs import store_outputs
-from xsc.node.results import batch_document, invoke_document, run_document
+from xsc.node.build import Node
+from xsc.node.jobs.batch import read_lines
+from xsc.node.jobs.modules import name_of
+from xsc.node.jobs.results import batch_document, invoke_document, run_document
+from xsc.node.routes.outputs import store_outputs
 
 PATH = "/v1/jobs"
 

@@ -9,8 +9,8 @@ from aiohttp import web
 from xsc.api.schema import LimitRequest, PaymentRequest
 from xsc.base.ids import from_text, to_text
 from xsc.ledger.payments import Standing
+from xsc.node.api.app import read_body, reply, whole_number
 from xsc.node.build import Node
-from xsc.node.http import read_body, reply, whole_number
 
 ENTRIES_MAX = 10_000
 

@@ -6,8 +6,8 @@ from aiohttp import web
 
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
+from xsc.node.api.app import reply
 from xsc.node.build import Node
-from xsc.node.http import reply
 from xsc.terms.quote import UNITS
 
 

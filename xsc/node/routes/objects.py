@@ -35,11 +35,11 @@ from xsc.base.limits import (
     PEERS_MAX,
     SHARDS_MAX,
 )
-from xsc.net.plain import Plain
+from xsc.net.transport.plain import Plain
+from xsc.node.api.app import PlainHandler, problem_response, reply, whole_number
 from xsc.node.build import Node
-from xsc.node.http import PlainHandler, problem_response, reply, whole_number
-from xsc.storage.durability import parse as parse_survival
-from xsc.storage.names import PART, check_name, listed
+from xsc.storage.catalogue.names import PART, check_name, listed
+from xsc.storage.object.durability import parse as parse_survival
 from xsc.storage.service import ObjectCheck
 
 PATH = "/v1/objects"

@@ -13,8 +13,8 @@ from xsc.api.schema import (
     RenameRequest,
 )
 from xsc.base.ids import to_text
+from xsc.node.api.app import read_body, reply
 from xsc.node.build import Node
-from xsc.node.http import read_body, reply
 
 
 def _row(node: Node, peer: bytes) -> dict[str, object]:

@@ -13,12 +13,12 @@ from aiohttp import web
 from xsc.api.schema import DeployRequest, RollbackRequest, Service, ServiceRequest
 from xsc.base.ids import to_text
 from xsc.base.limits import SERVICE_LOG_ROWS_MAX
-from xsc.compute.services import WAIT_MS_MAX, View
-from xsc.compute.services_store import Row
+from xsc.compute.deployments.service import WAIT_MS_MAX, View
+from xsc.compute.deployments.store import Row
+from xsc.node.api.app import read_body, reply, whole_number
+from xsc.node.api.framing import ended, exactly, head
 from xsc.node.build import Node
-from xsc.node.framing import ended, exactly, head
-from xsc.node.http import read_body, reply, whole_number
-from xsc.node.modules import name_of
+from xsc.node.jobs.modules import name_of
 
 
 def _number(request: web.Request, name: str, default: int | None, most: int) -> int | None:

@@ -16,8 +16,8 @@ from xsc.api.schema import (
     TrafficStatus,
 )
 from xsc.base.ids import to_text
+from xsc.node.api.app import reply
 from xsc.node.build import Node
-from xsc.node.http import reply
 
 
 def status_of(node: Node, home: Path) -> Status:

@@ -7,8 +7,8 @@ import json
 from aiohttp import web
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.node.api.app import reply
 from xsc.node.build import Node
-from xsc.node.http import reply
 
 DAMAGED_MAX = 10_000
 """Listed at once; the number of all stands beside them."""

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from xsc.api.problems import problem
 from xsc.base.errors import ArgumentInvalid, XscError
-from xsc.compute.tape import Tape
+from xsc.compute.jobs.output_buffer import Tape
 from xsc.node.build import Node
 from xsc.node.routes.jobs import jobs, read_job
 

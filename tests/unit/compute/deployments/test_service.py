@@ -1,0 +1,1136 @@
+"""Owner and holder of services, joined by a wire that encodes what passes over it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tests.settle import until
+from tests.unit.compute.programs import UNSOUND, wasm
+from tests.unit.compute.test_service import Lease, Market, Wire
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ExportUnknown,
+    LeaseExhausted,
+    ModuleInvalid,
+    NotAllowed,
+    NotFound,
+    PeerSilent,
+    RateLimited,
+    RecordInvalid,
+    SandboxFailed,
+    SignatureInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+    TooLarge,
+)
+from xsc.base.limits import (
+    DEPLOYMENTS_A_PEER_MAX,
+    DEPLOYMENTS_MS,
+    MODULES_DEPLOYED_A_PEER_MAX,
+    MODULES_DEPLOYED_MS,
+    RETRY_AFTER_S_MAX,
+    RUN_FUEL,
+    SERVICE_COLLECT_MS,
+    SERVICE_LOG_ROWS_MAX,
+    SERVICE_NOTE_BYTES_MAX,
+    SERVICE_PAGE_ROWS_MAX,
+    SERVICE_QUEUE_MAX,
+    SERVICE_UNPAID_KEPT_MS,
+    SERVICE_UNPAID_ROWS_MAX,
+    SERVICE_VERSIONS_KEPT,
+    SERVICES_A_PEER_MAX,
+    SERVICES_MAX,
+)
+from xsc.base.log import SilentLog
+from xsc.base.merkle import Part, root_of
+from xsc.compute.deployments import service as services_module
+from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
+from xsc.compute.deployments.service import Services
+from xsc.compute.deployments.store import Row
+from xsc.compute.deployments.wagi import Request
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.sandbox import JobResult
+from xsc.compute.worker.local import LocalSandbox
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.terms.deployment import Deployment, ServiceReceipt
+from xsc.terms.execution import Observed
+from xsc.terms.lease import OWN_LEASE
+
+LIMITS = Limits(fuel=50_000_000)
+PRICE = 1_000_000  # a micro-credit a unit of fuel
+
+
+@dataclass
+class ServiceMarket(Market):
+    """The same, with what services ask beside it."""
+
+    end: int | None = None
+
+    def price_and_room(self, lease_id, provider):
+        known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
+        spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
+        return (known[0], self.room - spent) if known else None
+
+    def end_ms(self, lease_id):
+        return self.end
+
+    def admit_compute(self, lease_id, customer, fuel_steps):
+        price = super().admit_compute(lease_id, customer, fuel_steps)
+        if not lease_id:
+            self.reserved -= fuel_steps
+            raise LeaseExhausted("no such lease")
+        return 0 if lease_id == OWN_LEASE else price
+
+
+@dataclass
+class Held:
+    """A sandbox whose jobs end when they are told to, with what they are told."""
+
+    jobs: list = field(default_factory=list)
+    ends: list = field(default_factory=list)
+
+    async def prepare(self, job):
+        assert job.module
+
+    async def run(self, job):
+        self.jobs.append(job)
+        self.ends.append(asyncio.get_running_loop().create_future())
+        return await self.ends[len(self.jobs) - 1]
+
+
+def result(stdout=b"Content-Type: a/b\n\nx", **changed):
+    made = JobResult((), 0, None, 7, 65536, stdout, b"", (), "engine", b"\0" * 32, 1)
+    return replace(made, **changed)
+
+
+class Node:
+    def __init__(self, wire, clock, network, name, *, sandbox, disk=None, serving=True):
+        self.key = KeyPair(name * 32)
+        self.market = ServiceMarket()
+        self.disk = disk or MemoryKeyValue()
+        self.services = Services(
+            key=self.key,
+            network=network,
+            clock=clock,
+            entropy=SeededEntropy(name + bytes([len(wire.services)])),
+            executor=InlineExecutor(),
+            caller=wire.caller(self.key.node_id),
+            leases=self.market,
+            book=self.market,
+            sandbox=sandbox,
+            state=self.disk,
+            log=SilentLog(),
+            serving=serving,
+        )
+        self.services.url = "http://127.0.0.1:1"
+        wire.services[self.key.node_id] = self.services
+
+    @property
+    def id(self):
+        return self.key.node_id
+
+    async def deploy(self, name="greet", module="greet", **how):
+        how = {"limits": LIMITS, "concurrency": 4, **how}
+        code = module if isinstance(module, bytes) else wasm(module)
+        return await self.services.deploy(code, name, **how)
+
+    async def ask(self, owner=None, name="greet", **how):
+        told = {"done": how.pop("done")} if "done" in how else {}
+        return await self.services.answer((owner or self).id, name, asked(**how), **told)
+
+    async def look_after(self):
+        for service in self.services._placed():
+            await self.services._look_after(service)
+
+    async def rows(self, name="greet", **how):
+        how = {"after": None, "most": 100_000, **how}
+        return await self.services.log_rows(name, **how)
+
+
+def asked(path="", query="", method="GET", body=b""):
+    return Request(method, "/fn/x/y", path, path, query, [], body)
+
+
+class World:
+    def __init__(self, network, sandbox):
+        self.network = network
+        self.wire = Wire()
+        self.clock = ManualClock()
+        self.sandbox = sandbox
+        self.owner = self.make(b"o")
+        self.holder = self.make(b"h")
+        self.owner.market.leases = [Lease(self.holder.id, b"\1" * 32)]
+        self.holder.market.end = self.clock.now_ms() + 60_000
+
+    def make(self, name, disk=None, **how):
+        sandbox = how.pop("sandbox", self.sandbox)
+        return Node(self.wire, self.clock, self.network, name, sandbox=sandbox, disk=disk, **how)
+
+    async def again(self, node, name):
+        """Start a node anew on what it kept."""
+        made = self.make(name, node.disk)
+        made.market = made.services._leases = made.services._book = node.market
+        await made.services.start()
+        return made
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    """One for all tests: it keeps what it compiled, and nothing else."""
+    made = LocalSandbox(InlineExecutor())
+    asyncio.run(made.start())
+    yield made
+    asyncio.run(made.stop())
+
+
+@pytest.fixture
+async def world(network, sandbox):
+    made = World(network, sandbox)
+    yield made
+    for node in (made.owner, made.holder):
+        await node.services.stop()
+
+
+def body(served):
+    return served.answer.response.body
+
+
+# At the own node
+
+
+async def test_a_service_answers_and_its_log_says_what_each_request_took(world):
+    view = await world.owner.deploy(environment={"GREETING": "Ahoj"})
+    assert (view.name, view.version, view.state) == ("greet", "1", "serving")
+    served = await world.owner.ask(query="name=you", method="POST", body=b"abc")
+    assert body(served) == b"Ahoj, you!\nABC"
+    (row,) = await world.owner.rows()
+    assert (row.status, row.version, row.method) == (200, "1", "POST")
+    assert (row.fuel_used > 1000, row.memory_peak_bytes > 65536) == (True, True)
+    assert (row.amount_micro, row.receipt, row.trap) == (0, b"", "")
+    assert row.request_id == served.request_id
+
+
+async def test_what_is_not_there_is_404(world):
+    served = await world.owner.ask(name="nothing")
+    assert served.answer.response.status == 404
+    await world.owner.deploy(on=world.holder.id)
+    assert (await world.owner.ask()).answer.response.status == 404
+    assert not world.owner.services.holds(world.owner.id, "greet")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        ("/half", 502, b"no empty line"),
+        ("/silent", 502, b"answered nothing"),
+        ("/exit", 502, b"exited with code 3"),
+        ("/trap", 502, b"unreachable"),
+        ("/loop", 502, b"fuel_exhausted"),
+        ("/memory", 502, b"module_trapped"),
+        ("/head", 502, b"no empty line within"),
+        ("/bare", 502, b"no field"),
+        ("/split", 502, b"control character"),
+    ],
+)
+async def test_a_service_that_misbehaves_is_named_in_one_sentence(world, path, status, reason):
+    limits = Limits(fuel=30_000_000, memory_bytes=8 << 20, output_bytes=20_000)
+    if path == "/head":
+        limits = Limits(fuel=30_000_000, output_bytes=16 << 20)
+    await world.owner.deploy("bad", "misbehave", limits=limits)
+    served = await world.owner.ask(name="bad", path=path)
+    assert served.answer.response.status == status
+    if path != "/head":
+        assert reason in body(served)
+    assert body(served).count(b"\n") == 1
+    (row,) = await world.owner.rows("bad")
+    assert row.status == status
+    assert row.memory_peak_bytes <= limits.memory_bytes
+    view = world.owner.services.views()[0]
+    assert (view.requests, view.failures) == (1, 1)
+
+
+async def test_a_flood_ends_by_its_bound(world):
+    limits = Limits(fuel=10**9, output_bytes=20_000)
+    await world.owner.deploy("bad", "misbehave", limits=limits)
+    served = await world.owner.ask(name="bad", path="/flood")
+    assert b"output_too_large" in body(served)
+
+
+async def test_time_is_504_and_billed_as_time(world):
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy(limits=Limits(fuel=10**11, timeout_ms=5))
+    task = asyncio.create_task(owner.ask())
+    await until(lambda: held.jobs)
+    held.ends[0].set_result(result(b"", exit_code=None, trap="time_exceeded"))
+    assert (await task).answer.response.status == 504
+    (row,) = await owner.rows()
+    assert row.fuel_used == 5 * 4_000_000
+
+
+async def test_a_body_that_is_never_read_is_no_trouble(world):
+    await world.owner.deploy("bad", "misbehave")
+    served = await world.owner.ask(name="bad", path="/unread", method="POST", body=b"x" * 100_000)
+    assert body(served).startswith(b"I read nothing")
+
+
+async def test_nothing_of_one_request_is_left_for_the_next(world):
+    """Globals, static and heap memory, and files: each request finds what the first found."""
+    await world.owner.deploy("bad", "misbehave")
+    for _ in range(3):
+        assert body(await world.owner.ask(name="bad", path="/remember")) == b"seen 0\n"
+
+
+async def test_what_it_says_beside_the_answer_is_in_the_log_up_to_a_bound(world):
+    await world.owner.deploy("bad", "misbehave")
+    await world.owner.ask(name="bad", path="/exit")
+    assert (await world.owner.rows("bad"))[0].note == "something is wrong here\n"
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy()
+    task = asyncio.create_task(owner.ask(path="/" + "x" * 1000))
+    await until(lambda: held.jobs)
+    held.ends[0].set_result(result(stderr=b"a" * 5000 + b"end\xff"))
+    await task
+    (row,) = await owner.rows()
+    assert len(row.note) == SERVICE_NOTE_BYTES_MAX
+    assert row.note.endswith("end\ufffd")
+    assert len(row.path) == 256
+
+
+# Versions
+
+
+async def test_a_new_version_answers_and_the_old_one_can_be_gone_back_to(world):
+    owner = world.owner
+    await owner.deploy(environment={"GREETING": "One"})
+    view = await owner.deploy(environment={"GREETING": "Two"})
+    assert (view.version, view.versions) == ("2", ("2", "1"))
+    assert body(await owner.ask()).startswith(b"Two")
+    assert (await owner.services.rollback("greet")).version == "1"
+    assert body(await owner.ask()).startswith(b"One")
+    assert (await owner.services.rollback("greet")).version == "2"
+    assert (await owner.services.rollback("greet", "1")).versions == ("1", "2")
+    assert [row.version for row in await owner.rows()] == ["2", "1"]
+
+
+async def test_going_back_to_what_is_not_there_is_refused(world):
+    await world.owner.deploy()
+    with pytest.raises(NotFound, match="no other version"):
+        await world.owner.services.rollback("greet")
+    with pytest.raises(NotFound, match="no version 'x'") as caught:
+        await world.owner.services.rollback("greet", "x")
+    assert caught.value.hint == "it has 1"
+    with pytest.raises(ArgumentInvalid, match="active"):
+        await world.owner.services.rollback("greet", "1")
+    for call in (world.owner.services.rollback, world.owner.services.undeploy):
+        with pytest.raises(NotFound, match="no service 'nothing'"):
+            await call("nothing")
+
+
+async def test_requests_that_run_end_with_the_version_that_they_began_with(world):
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy(environment={"GREETING": "One"})
+    first = asyncio.create_task(owner.ask())
+    await until(lambda: len(held.jobs) == 1)
+    await owner.deploy(environment={"GREETING": "Two"})
+    second = asyncio.create_task(owner.ask())
+    await until(lambda: len(held.jobs) == 2)
+    await owner.services.rollback("greet")
+    third = asyncio.create_task(owner.ask())
+    await until(lambda: len(held.jobs) == 3)
+    for end in held.ends:
+        end.set_result(result())
+    await asyncio.gather(first, second, third)
+    said = [dict(job.environment)["GREETING"] for job in held.jobs]
+    assert said == ["One", "Two", "One"]
+    assert [row.version for row in await owner.rows()] == ["1", "2", "1"]
+
+
+async def test_a_version_is_one_deployment_for_ever(world):
+    first = await world.owner.deploy(version="v1.0")
+    assert (await world.owner.deploy(version="v1.0")).version == first.version
+    with pytest.raises(ArgumentInvalid, match="another deployment already"):
+        await world.owner.deploy(version="v1.0", environment={"A": "b"})
+    with pytest.raises(ArgumentInvalid, match="another deployment already"):
+        await world.owner.deploy(version="v1.0", module="mirror")
+
+
+async def test_old_versions_and_their_modules_go(world):
+    for number in range(SERVICE_VERSIONS_KEPT + 3):
+        await world.owner.deploy(environment={"NUMBER": str(number)})
+    view = world.owner.services.views()[0]
+    assert len(view.versions) == SERVICE_VERSIONS_KEPT
+    assert view.versions[0] == view.version == str(SERVICE_VERSIONS_KEPT + 3)
+    store = world.owner.services._store
+    assert len(store.deployments()) == SERVICE_VERSIONS_KEPT
+    await world.owner.deploy("other", "mirror")
+    assert len(store.modules()) == 2
+    await world.owner.services.undeploy("greet")
+    assert len(store.modules()) == 1
+    await world.owner.services.undeploy("other")
+    assert list(world.owner.disk.scan(b"services/")) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ({"name": ""}, ArgumentInvalid),
+        ({"name": "-a"}, ArgumentInvalid),
+        ({"name": "A"}, ArgumentInvalid),
+        ({"name": "a/b"}, ArgumentInvalid),
+        ({"name": "a\n"}, ArgumentInvalid),
+        ({"name": "a" * 64}, ArgumentInvalid),
+        ({"version": ""}, ArgumentInvalid),
+        ({"version": "a b"}, ArgumentInvalid),
+        ({"version": "v" * 65}, ArgumentInvalid),
+        ({"concurrency": 0}, ArgumentInvalid),
+        ({"concurrency": 33}, ArgumentInvalid),
+        ({"environment": {"": "x"}}, ArgumentInvalid),
+        ({"environment": {"A=B": "x"}}, ArgumentInvalid),
+        ({"environment": {"A": "x\0"}}, ArgumentInvalid),
+        ({"environment": {"PATH_INFO": "x"}}, ArgumentInvalid),
+        ({"environment": {"HTTP_HOST": "x"}}, ArgumentInvalid),
+        ({"environment": {"A": "x" * 40_000}}, TooLarge),
+        ({"environment": {f"A{number}": "" for number in range(129)}}, TooLarge),
+        ({"module": b""}, ModuleInvalid),
+        ({"module": b"no module"}, ModuleInvalid),
+        ({"module": "add"}, ExportUnknown),
+        ({"module": UNSOUND}, ModuleInvalid),
+    ],
+)
+async def test_what_can_be_no_service_is_refused_and_nothing_kept(world, how, kind):
+    if "version" in how and not how["version"]:
+        how = {"version": " "}
+    with pytest.raises(kind):
+        await world.owner.deploy(**how)
+    assert list(world.owner.disk.scan(b"services/")) == []
+
+
+async def test_a_node_holds_so_many_services_and_bytes(world, monkeypatch):
+    for number in range(SERVICES_MAX):
+        await world.owner.deploy(f"s{number}")
+    with pytest.raises(SpaceExhausted, match="services already"):
+        await world.owner.deploy("one-more")
+    await world.owner.deploy("s0", environment={"A": "b"})
+    monkeypatch.setattr(services_module, "SERVICE_MODULES_BYTES_MAX", len(wasm("greet")) + 9)
+    with pytest.raises(SpaceExhausted, match="modules"):
+        await world.owner.deploy("s0", "mirror")
+
+
+# Limits on requests
+
+
+async def test_no_more_run_at_once_than_the_deployment_says(world):
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy(concurrency=2)
+    tasks = [asyncio.create_task(owner.ask()) for _ in range(2 + SERVICE_QUEUE_MAX)]
+    await until(lambda: len(held.jobs) == 2)
+    await until(lambda: owner.services.views()[0].waiting == SERVICE_QUEUE_MAX)
+    assert (len(held.jobs), owner.services.views()[0].running) == (2, 2)
+    refused = (await owner.ask()).answer.response
+    assert refused.status == 429
+    assert dict(refused.headers)["Retry-After"] == "1"
+    for number in range(len(tasks)):
+        await until(lambda number=number: len(held.ends) > number)
+        held.ends[number].set_result(result())
+    assert {served.answer.response.status for served in await asyncio.gather(*tasks)} == {200}
+    view = owner.services.views()[0]
+    assert (view.requests, view.refused, view.running) == (2 + SERVICE_QUEUE_MAX, 1, 0)
+
+
+async def test_a_request_runs_to_its_end_where_its_caller_goes_away(world):
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy(concurrency=1)
+    done = asyncio.Event()
+    gone = asyncio.create_task(owner.ask(done=done.set))
+    await until(lambda: held.jobs)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert not done.is_set()
+    waits = asyncio.create_task(owner.ask())
+    await until(lambda: owner.services.views()[0].waiting == 1)
+    assert len(held.jobs) == 1
+    left = asyncio.Event()
+    leaves = asyncio.create_task(owner.ask(done=left.set))
+    await until(lambda: owner.services.views()[0].waiting == 2)
+    leaves.cancel()
+    await left.wait()
+    held.ends[0].set_result(result())
+    await until(lambda: len(held.jobs) == 2)
+    assert done.is_set()
+    held.ends[1].set_result(result())
+    await waits
+    assert len(await owner.rows()) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (RateLimited("too many jobs"), 503),
+        (SandboxFailed("it died"), 503),
+        (ModuleInvalid("not WebAssembly"), 502),
+    ],
+)
+async def test_what_did_not_run_says_whether_to_try_again(world, fault, status):
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy()
+    task = asyncio.create_task(owner.ask())
+    await until(lambda: held.jobs)
+    held.ends[0].set_exception(fault)
+    response = (await task).answer.response
+    assert response.status == status
+    assert ("Retry-After" in dict(response.headers)) == (status == 503)
+    assert await owner.rows() == []
+    assert owner.market.reserved == 0
+
+
+async def test_a_head_that_no_program_takes_is_refused(world):
+    await world.owner.deploy()
+    served = await world.owner.ask(query="x" * 70_000)
+    assert served.answer.response.status == 431
+
+
+# The log
+
+
+async def test_the_log_keeps_so_many_rows_and_follows(world, monkeypatch):
+    monkeypatch.setattr(services_module, "SERVICE_LOG_ROWS_MAX", 32)
+    await world.owner.deploy()
+    seen = []
+    for _ in range(100):
+        follows = asyncio.create_task(
+            world.owner.rows(after=seen[-1].number if seen else 0, wait_ms=1000)
+        )
+        await asyncio.sleep(0)
+        await world.owner.ask()
+        seen += await follows
+        assert len(await world.owner.rows()) <= 32
+    assert len({row.number for row in seen}) == 100
+    assert await world.owner.rows() == seen[-len(await world.owner.rows()) :]
+    assert await world.owner.rows(most=3) == seen[-3:]
+    assert await world.owner.rows(after=seen[-3].number, most=1) == [seen[-2]]
+    assert await world.owner.rows(after=seen[-1].number, wait_ms=1) == []
+    assert SERVICE_LOG_ROWS_MAX > SERVICE_UNPAID_ROWS_MAX
+
+
+async def test_an_answer_is_given_also_where_its_row_cannot_be_kept(world, monkeypatch):
+    await world.owner.deploy()
+
+    def full(*_, **__):
+        raise SpaceExhausted("the disk is full")
+
+    monkeypatch.setattr(world.owner.disk, "write", full)
+    assert body(await world.owner.ask()) == b"Hello, world!\n"
+    assert await world.owner.rows() == []
+    assert world.owner.services.views()[0].running == 0
+
+
+async def test_numbers_grow_also_when_the_clock_is_set_back(world):
+    await world.owner.deploy()
+    await world.owner.ask()
+    (first,) = await world.owner.rows()
+    world.clock._now_ms -= 1_000_000
+    await world.owner.ask()
+    assert [row.number for row in await world.owner.rows()] == [first.number, first.number + 1]
+
+
+async def test_who_follows_a_service_that_goes_is_told(world):
+    await world.owner.deploy()
+    follows = asyncio.create_task(world.owner.rows(after=0, wait_ms=10_000))
+    await asyncio.sleep(0)
+    await world.owner.services.undeploy("greet")
+    assert await follows == []
+    with pytest.raises(NotFound):
+        await world.owner.rows()
+
+
+async def test_everything_outlives_a_restart(world):
+    await world.owner.deploy(environment={"GREETING": "One"})
+    await world.owner.deploy(environment={"GREETING": "Two"})
+    await world.owner.services.rollback("greet")
+    await world.owner.ask()
+    before = await world.owner.rows()
+    again = await world.again(world.owner, b"o")
+    assert await again.rows() == before
+    assert body(await again.ask()).startswith(b"One")
+    assert again.services.views()[0].versions == ("1", "2")
+    assert len(await again.rows()) == 2
+
+
+@pytest.mark.parametrize("table", [b"services/held/", b"services/module/"])
+async def test_damage_is_found(world, table):
+    await world.owner.deploy()
+    await world.owner.ask()
+    ((key, raw),) = world.owner.disk.scan(table, table + b"\xff")
+    world.owner.disk.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
+
+    async def read():
+        again = await world.again(world.owner, b"o")
+        await again.services._module(next(iter(again.services._sizes)))
+
+    with pytest.raises(StoreDamaged):
+        await read()
+
+
+def test_a_row_of_another_version_is_refused():
+    for value in (None, {}, {"v": 2}, {"v": 1}, {"v": 1, "x": 2}):
+        with pytest.raises(RecordInvalid):
+            Row.from_value(value)
+
+
+# At a peer
+
+
+async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
+    view = await world.owner.deploy(on=world.holder.id)
+    assert (view.state, view.url[:19]) == ("placed", "http://127.0.0.1:1/")
+    served = [await world.holder.ask(world.owner, query=f"name={n}") for n in range(3)]
+    assert [body(each) for each in served] == [f"Hello, {n}!\n".encode() for n in range(3)]
+    await world.owner.look_after()
+    rows = await world.owner.rows()
+    assert [row.request_id for row in rows] == [each.request_id for each in served]
+    steps = [row.fuel_used + RUN_FUEL for row in rows]
+    assert [row.amount_micro for row in rows] == steps
+    assert world.owner.market.spending == [(b"\1" * 32, each, each) for each in steps]
+    assert world.holder.market.used == [0, 0, *steps]
+    assert world.holder.market.reserved == 0
+    for row in rows:
+        receipt = open_signed(
+            row.receipt, ServiceReceipt, network=world.network, author=world.holder.id
+        ).record
+        signed = open_signed(
+            receipt.deployment, Deployment, network=world.network, author=world.owner.id
+        )
+        assert check_receipt(signed.record, receipt, PRICE) is None
+    # What was fetched goes from the holder with the next word.
+    await world.owner.look_after()
+    assert len(list(world.holder.disk.scan(b"services/log/", b"services/log0"))) == 0
+    assert len(await world.owner.rows()) == 3
+
+
+async def test_a_module_is_sent_once(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.owner.deploy(on=world.holder.id, environment={"A": "b"})
+    sent = [header["module"] for _, header, _ in world.wire.sent if "deployment" in header]
+    assert sent == [False, True, False]
+
+
+async def test_a_peer_goes_back_to_a_version_too(world):
+    await world.owner.deploy(on=world.holder.id, environment={"GREETING": "One"})
+    await world.owner.deploy(on=world.holder.id, environment={"GREETING": "Two"})
+    assert body(await world.holder.ask(world.owner)).startswith(b"Two")
+    await world.owner.services.rollback("greet")
+    assert body(await world.holder.ask(world.owner)).startswith(b"One")
+
+
+async def test_a_name_is_at_one_node(world):
+    await world.owner.deploy()
+    with pytest.raises(ArgumentInvalid, match="is deployed at"):
+        await world.owner.deploy(on=world.holder.id)
+
+
+async def test_pages_of_receipts_are_fetched_to_the_end(world, monkeypatch):
+    monkeypatch.setattr(services_module, "SERVICE_PAGE_ROWS_MAX", 2)
+    await world.owner.deploy(on=world.holder.id)
+    for _ in range(5):
+        await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    assert len(await world.owner.rows()) == 5
+    assert len(world.owner.market.spending) == 5
+    assert SERVICE_PAGE_ROWS_MAX > 2
+
+
+async def test_receipts_outlive_restarts_of_both_and_are_paid_once(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    holder = await world.again(world.holder, b"h")
+    owner = await world.again(world.owner, b"o")
+    assert (await holder.ask(owner)).answer.response.status == 503  # nobody pays yet
+    await owner.look_after()
+    assert body(await holder.ask(owner)) == b"Hello, world!\n"
+    await owner.look_after()
+    assert len(await owner.rows()) == 2
+    assert len(owner.market.spending) == 2
+
+
+async def test_numbers_grow_also_where_the_holder_starts_again_with_another_time(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    await world.owner.look_after()
+    holder = await world.again(world.holder, b"h")
+    assert holder.services._services[world.owner.id, "greet"].last == 0
+    world.clock._now_ms -= 1_000_000
+    await world.owner.look_after()
+    await holder.ask(world.owner)
+    await world.owner.look_after()
+    assert world.owner.services.views()[0].fault == ""
+    assert len(await world.owner.rows()) == 2
+
+
+async def test_without_a_lease_nothing_runs(world):
+    await world.owner.deploy(on=world.holder.id)
+    world.holder.market.room = 0
+    response = (await world.holder.ask(world.owner)).answer.response
+    assert (response.status, dict(response.headers)["Retry-After"]) == (503, "5")
+    assert world.holder.services.views()[0].state == "unpaid"
+    # The owner hears of it and takes another lease.
+    world.owner.market.leases = [Lease(world.holder.id, b"\2" * 32)]
+    world.holder.market.room = 10**12
+    await world.owner.look_after()
+    await world.owner.look_after()
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    assert world.owner.market.spending[0][0] == b"\2" * 32
+
+
+async def test_a_lease_that_ends_is_followed_by_another(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.owner.look_after()
+    world.owner.market.leases.insert(0, Lease(world.holder.id, b"\2" * 32))
+    await world.owner.look_after()
+    assert world.holder.services._services[world.owner.id, "greet"].lease_id == b"\1" * 32
+    world.holder.market.end = world.clock.now_ms() + 4_000
+    await world.owner.look_after()  # hears that it ends
+    await world.owner.look_after()
+    assert world.holder.services._services[world.owner.id, "greet"].lease_id == b"\2" * 32
+
+
+async def test_an_owner_that_fetches_nothing_is_served_no_more(world, monkeypatch):
+    monkeypatch.setattr(services_module, "SERVICE_UNPAID_ROWS_MAX", 3)
+    await world.owner.deploy(on=world.holder.id)
+    statuses = [(await world.holder.ask(world.owner)).answer.response.status for _ in range(5)]
+    assert statuses == [200, 200, 200, 503, 503]
+    await world.owner.look_after()
+    await world.owner.look_after()
+    assert (await world.holder.ask(world.owner)).answer.response.status == 200
+
+
+async def test_a_service_whose_owner_says_nothing_is_dropped(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.deploy("mine")
+    world.clock.advance_to(world.clock.now_ms() + SERVICE_UNPAID_KEPT_MS)
+    await world.holder.services._drop_silent()
+    assert len(world.holder.services.views()) == 2
+    world.clock.advance_to(world.clock.now_ms() + SERVICE_COLLECT_MS)
+    await world.holder.services._drop_silent()
+    assert [view.name for view in world.holder.services.views()] == ["mine"]
+
+
+async def test_undeploying_tells_the_holder_and_pays_the_last(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    assert await world.owner.services.undeploy("greet") == ""
+    assert len(world.owner.market.spending) == 1
+    assert world.holder.services.views() == []
+    for node in (world.owner, world.holder):
+        assert list(node.disk.scan(b"services/")) == []
+
+
+async def test_undeploying_does_not_wait_for_a_silent_holder(world):
+    await world.owner.deploy(on=world.holder.id)
+    world.wire.silent.add(world.holder.id)
+    warning = await world.owner.services.undeploy("greet")
+    assert "was not told" in warning
+    world.wire.silent.clear()
+    world.clock.advance_to(world.clock.now_ms() + 1)
+    # The same name can be deployed again, although the holder still has the old one.
+    await world.owner.deploy(on=world.holder.id, environment={"GREETING": "New"})
+    assert body(await world.holder.ask(world.owner)).startswith(b"New")
+
+
+async def test_what_a_removed_service_was_paid_for_is_not_paid_again_by_its_successor(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    world.wire.silent.add(world.holder.id)
+    await world.owner.services.undeploy("greet")
+    world.wire.silent.clear()
+    world.clock.advance_to(world.clock.now_ms() + 1)
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    owner = await world.again(world.owner, b"o")
+    await owner.look_after()
+    assert len(world.owner.market.spending) == 2
+    assert len(await owner.rows()) == 1
+    assert owner.services.views()[0].fault == ""
+
+
+async def test_a_holder_that_bills_more_than_its_lease_has_room_for_is_paid_for_that_room(world):
+    await world.owner.deploy(on=world.holder.id)
+    for _ in range(3):
+        await world.holder.ask(world.owner)
+    record = world.owner.services._services[world.owner.id, "greet"].active.record
+    world.owner.market.room = 2 * steps_of(record, 100_000)
+    await world.owner.look_after()
+    assert len(world.owner.market.spending) == 2
+    assert len(await world.owner.rows()) == 2
+
+
+async def test_a_holder_with_always_more_to_tell_keeps_no_other_waiting(world):
+    await world.owner.deploy(on=world.holder.id)
+    calls = 0
+    await world.holder.ask(world.owner)
+    (row,) = world.holder.services._store.rows((world.owner.id, "greet"), most=9, size_max=10**6)
+    receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
+    rows = []
+    for more in range(1, 2_000):
+        told = receipt.model_copy(update={"number": row.number + more, "lease_id": b"\7" * 32})
+        signed = sign(told, world.holder.key, world.network)
+        rows.append(replace(row, number=told.number, receipt=signed.raw).to_value())
+
+    def next_row(answer):
+        nonlocal calls
+        calls += 1
+        if "rows" not in answer.header:
+            return answer
+        return replace(answer, header={**answer.header, "rows": [rows[calls]], "more": True})
+
+    world.wire.tap = next_row
+    await world.owner.look_after()
+    assert calls < 100
+    assert world.owner.market.spending == []
+
+
+async def test_a_holder_whose_receipt_was_refused_is_told_to_go_and_paid_no_more(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    key = world.owner.id, "greet"
+    (row,) = world.holder.services._store.rows(key, most=9, size_max=10**6)
+    world.holder.services._store.add(key, [replace(row, receipt=b"x")])
+    await world.owner.look_after()
+    world.holder.services._store.add(key, [row])
+    assert await world.owner.services.undeploy("greet") == ""
+    assert world.holder.services.views() == []
+    assert world.owner.market.spending == []
+
+
+async def test_a_holder_that_cannot_be_paid_is_told_to_go(world):
+    await world.owner.deploy(on=world.holder.id)
+    world.owner.market.leases = []
+    world.owner.services._services[world.owner.id, "greet"].starved = True
+    assert "is not paid for the last requests" in await world.owner.services.undeploy("greet")
+    assert world.holder.services.views() == []
+
+
+async def test_a_silent_holder_is_said_to_be(world):
+    await world.owner.deploy(on=world.holder.id)
+    world.wire.silent.add(world.holder.id)
+    await world.owner.look_after()
+    assert world.owner.services.views()[0].fault == "no answer"
+    with pytest.raises(PeerSilent):
+        await world.owner.deploy(on=world.holder.id, environment={"A": "b"})
+    assert world.owner.services.views()[0].versions == ("1",)
+    world.wire.silent.clear()
+    await world.owner.look_after()
+    assert world.owner.services.views()[0].fault == ""
+
+
+async def test_two_nodes_that_deploy_at_each_other_do_not_wait_for_each_other(world):
+    world.holder.market.leases = [Lease(world.owner.id, b"\3" * 32)]
+    await asyncio.wait_for(
+        asyncio.gather(
+            world.owner.deploy(on=world.holder.id), world.holder.deploy(on=world.owner.id)
+        ),
+        10,
+    )
+    assert len(world.owner.services.views()) == len(world.holder.services.views()) == 2
+
+
+# What a holder refuses
+
+
+async def place(
+    world, *, key=None, caller=None, lease=b"\1" * 32, module=None, named=None, **changed
+):
+    await world.owner.deploy()
+    ((_, raw),) = world.owner.disk.scan(b"services/held/", b"services/held0")
+    record = open_signed(raw, Deployment, network=None).record
+    record = record.model_copy(update={"provider": world.holder.id, **changed})
+    if named is not None:
+        record = record.model_copy(update={"module": named})
+    signed = sign(record, key or world.owner.key, world.network)
+    parts = [] if module is None else [Part(module, root_of(module))]
+    header = {"deployment": signed.raw, "lease_id": lease, "module": module is not None}
+    handler = world.holder.services.handlers()["service.deploy"]
+    return await handler(caller or world.owner.id, header, parts)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({"key": KeyPair(b"x" * 32)}, SignatureInvalid),
+        ({"caller": KeyPair(b"x" * 32).node_id}, SignatureInvalid),
+        ({"owner": b"\7" * 32}, RecordInvalid),
+        ({"provider": b"\7" * 32}, RecordInvalid),
+        ({"lease": b"\0" * 32}, RecordInvalid),
+        ({"fuel_max": 10**15}, LeaseExhausted),
+        ({"environment": (("B", ""), ("A", ""))}, RecordInvalid),
+        ({"environment": (("A", ""), ("A", ""))}, RecordInvalid),
+        ({"environment": (("HTTP_HOST", ""),)}, RecordInvalid),
+        ({"module": b"another"}, RecordInvalid),
+        ({"module": UNSOUND, "digest": True}, ModuleInvalid),
+    ],
+)
+async def test_a_deployment_that_does_not_fit_is_refused(world, changed, kind):
+    if changed.get("digest"):
+        changed = {"module": UNSOUND, "named": hashlib.sha256(UNSOUND).digest()}
+    with pytest.raises(kind):
+        await place(world, **changed)
+    assert list(world.holder.disk.scan(b"services/")) == []
+    assert world.holder.market.reserved == 0
+
+
+async def test_an_older_deployment_changes_nothing(world):
+    await world.owner.deploy(on=world.holder.id)
+    old = [header for _, header, _ in world.wire.sent if "deployment" in header][-1]
+    world.clock.advance_to(world.clock.now_ms() + 5)
+    await world.owner.deploy(on=world.holder.id, environment={"GREETING": "Two"})
+    handler = world.holder.services.handlers()["service.deploy"]
+    assert await handler(world.owner.id, {**old, "module": False}, []) == (
+        {"url": "http://127.0.0.1:1"},
+        (),
+    )  # the very same one is no news
+    assert body(await world.holder.ask(world.owner)).startswith(b"Two")
+    world.holder.services._services[world.owner.id, "greet"].versions.pop("1")
+    with pytest.raises(RecordInvalid, match="a later deployment"):
+        await handler(world.owner.id, {**old, "module": False}, [])
+
+
+async def test_a_node_that_serves_nobody_holds_nothing_of_others(world):
+    idle = world.make(b"i", serving=False)
+    world.owner.market.leases = [Lease(idle.id, b"\4" * 32)]
+    with pytest.raises(NotAllowed, match="serves no requests"):
+        await world.owner.deploy(on=idle.id)
+    assert world.owner.services.views() == []
+
+
+async def test_a_peer_has_so_many_services_at_one_node(world):
+    for number in range(SERVICES_A_PEER_MAX):
+        await world.owner.deploy(f"s{number}", on=world.holder.id)
+    with pytest.raises(SpaceExhausted, match="of yours"):
+        await world.owner.deploy("one-more", on=world.holder.id)
+
+
+async def test_a_peer_brings_so_many_modules_and_what_is_held_is_deployed_all_the_same(world):
+    world.holder = world.make(b"w", sandbox=Held())
+    another = world.make(b"p")
+    for node in (world.owner, another):
+        node.market.leases = [Lease(world.holder.id, b"\5" * 32)]
+
+    async def bring(node, number, **how):
+        module = wasm("greet") + b"\0\2\1" + bytes([number])
+        return await node.deploy(module=module, on=world.holder.id, **how)
+
+    for number in range(MODULES_DEPLOYED_A_PEER_MAX):
+        await bring(world.owner, number)
+        world.clock.advance_to(world.clock.now_ms() + 1_000)
+    sent = len(world.wire.sent)
+    with pytest.raises(RateLimited, match="with deployments"):
+        await bring(world.owner, 200)
+    with pytest.raises(RateLimited) as refused:
+        world.holder.services._check_brought(world.owner.id)
+    assert refused.value.retry_after_s == RETRY_AFTER_S_MAX
+    assert not any(header.get("module") for _, header, _ in world.wire.sent[sent:])
+    await bring(world.owner, MODULES_DEPLOYED_A_PEER_MAX - 1, environment={"A": "b"})
+    await bring(another, 200)
+    passed_ms = 1_000 * MODULES_DEPLOYED_A_PEER_MAX
+    world.clock.advance_to(world.clock.now_ms() + MODULES_DEPLOYED_MS - passed_ms)
+    await bring(world.owner, 201)
+    with pytest.raises(RateLimited):
+        await bring(world.owner, 202)
+
+
+async def test_a_peer_deploys_so_often_within_a_minute(world):
+    """Each is a synced write, also of a module that is held."""
+    for number in range(DEPLOYMENTS_A_PEER_MAX):
+        await world.owner.deploy(on=world.holder.id, environment={"N": str(number)})
+    with pytest.raises(RateLimited, match="deployments of yours"):
+        await world.owner.deploy(on=world.holder.id, environment={"N": "more"})
+    world.clock.advance_to(world.clock.now_ms() + DEPLOYMENTS_MS)
+    await world.owner.deploy(on=world.holder.id, environment={"N": "more"})
+
+
+async def test_the_modules_of_one_peer_take_no_room_of_others(world, monkeypatch):
+    size = len(wasm("greet")) + 4
+    monkeypatch.setattr(services_module, "SERVICE_MODULES_A_PEER_BYTES_MAX", 2 * size)
+    another = world.make(b"p")
+    another.market.leases = [Lease(world.holder.id, b"\5" * 32)]
+    modules = [wasm("greet") + b"\0\2\1" + bytes([number]) for number in range(3)]
+    for module in modules[:2]:
+        await world.owner.deploy(module=module, on=world.holder.id)
+    with pytest.raises(SpaceExhausted, match="of your services"):
+        await world.owner.deploy(module=modules[2], on=world.holder.id)
+    await world.owner.deploy(module=modules[0], on=world.holder.id)
+    await another.deploy(module=modules[2], on=world.holder.id)
+    # What another brought counts as well: it would be held for both.
+    with pytest.raises(SpaceExhausted, match="of your services"):
+        await world.owner.deploy(module=modules[2], on=world.holder.id)
+
+
+async def test_the_services_of_one_peer_have_one_place_in_the_queue(world):
+    held = Held()
+    world.holder = world.make(b"w", sandbox=held)
+    world.owner.market.leases = [Lease(world.holder.id, b"\5" * 32)]
+    for name in ("one", "two"):
+        await world.owner.deploy(name=name, on=world.holder.id)
+        await world.holder.deploy(name=name)
+    asked_for = [(world.owner, "one"), (world.owner, "two")]
+    asked_for += [(world.holder, "one"), (world.holder, "two")]
+    tasks = [
+        asyncio.create_task(world.holder.ask(owner=owner, name=name)) for owner, name in asked_for
+    ]
+    await until(lambda: len(held.jobs) == 4)
+    queues = [job.customer for job in held.jobs]
+    assert queues[:2] == [world.owner.id] * 2
+    assert len({world.owner.id, world.holder.id, *queues[2:]}) == 4
+    for end in held.ends:
+        end.set_result(result())
+    await asyncio.gather(*tasks)
+
+
+async def test_receipts_that_nobody_fetches_take_so_many_bytes(world, monkeypatch):
+    monkeypatch.setattr(services_module, "SERVICE_UNPAID_BYTES_MAX", 3_500)
+    await world.owner.deploy(on=world.holder.id, environment={"V": "v" * 1_500})
+    answers = [await world.holder.ask(owner=world.owner) for _ in range(4)]
+    assert [each.answer.response.status for each in answers] == [200, 200, 503, 503]
+    await world.owner.look_after()
+    await world.owner.look_after()  # with this word the holder may forget them
+    assert (await world.holder.ask(owner=world.owner)).answer.response.status == 200
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:x", "http://a b", "http://\x1b[2J", "http://" + "a" * 600, "ä", "http://ä"]
+)
+async def test_an_address_that_is_none_is_not_shown(world, url):
+    world.holder.services.url = url
+    with pytest.raises(RecordInvalid):
+        await world.owner.deploy(on=world.holder.id)
+    assert world.owner.services.views() == []
+
+
+@pytest.mark.parametrize(
+    "told", [{"method": "BREW"}, {"path": "/" * 257}, {"note": "n" * (SERVICE_NOTE_BYTES_MAX + 1)}]
+)
+async def test_what_no_holder_notes_is_not_kept(world, told):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(owner=world.owner)
+    store = world.holder.services._store
+    key = (world.owner.id, "greet")
+    (row,) = store.rows(key, most=9, size_max=10**6)
+    store.add(key, [replace(row, **told)])
+    await world.owner.look_after()
+    assert await world.owner.rows() == []
+    assert world.owner.market.spending == []
+
+
+@pytest.mark.parametrize("method", ["service.undeploy", "service.collect"])
+async def test_a_stranger_gets_at_nothing(world, method):
+    await world.owner.deploy(on=world.holder.id)
+    header = {"name": "greet", "after": 0, "lease_id": b"\1" * 32}
+    with pytest.raises(NotFound):
+        await world.holder.services.handlers()[method](b"\7" * 32, header, [])
+    assert len(world.holder.services.views()) == 1
+
+
+# What an owner refuses
+
+
+RECEIPT_LIES = {
+    "another amount": {"amount_micro": 1},
+    "a request answered that failed": {"status": 200, "outcome": {"exit_code": 1}},
+    "another module": {"outcome": {"module": b"\7" * 32}},
+    "another function": {"outcome": {"function": "other"}},
+    "more fuel": {
+        "outcome": {"fuel_used": LIMITS.fuel + 1},
+        "amount_micro": LIMITS.fuel + 1 + RUN_FUEL,
+    },
+    "more memory": {"outcome": {"memory_peak_bytes": LIMITS.memory_bytes + 1}},
+    "no such trap": {"status": 502, "outcome": {"exit_code": None, "trap": "boredom"}},
+    "trap and exit code": {"status": 502, "outcome": {"trap": "fuel_exhausted"}},
+    "neither": {"status": 502, "outcome": {"exit_code": None}},
+    "time at another price": {
+        "status": 504,
+        "outcome": {"exit_code": None, "trap": "time_exceeded"},
+    },
+    "bytes saved": {"observed": Observed(started_ms=1, wall_ms=1, saved_bytes=1)},
+    "a number that came before": {"number": 1},
+    "another's signature": {"key": KeyPair(b"x" * 32)},
+    "another's deployment": {"deployment": b"x"},
+}
+
+
+@pytest.mark.parametrize("lie", RECEIPT_LIES)
+async def test_a_receipt_that_breaks_a_rule_is_not_paid_nor_any_after_it(world, lie):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    (row,) = world.holder.services._store.rows((world.owner.id, "greet"), most=9, size_max=10**6)
+    receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
+    changed = dict(RECEIPT_LIES[lie])
+    key = changed.pop("key", world.holder.key)
+    if "outcome" in changed:
+        changed["outcome"] = receipt.outcome.model_copy(update=changed["outcome"])
+    forged = sign(receipt.model_copy(update=changed), key, world.network)
+    world.holder.services._store.add((world.owner.id, "greet"), [replace(row, receipt=forged.raw)])
+    await world.owner.look_after()
+    view = world.owner.services.views()[0]
+    assert "is refused, and the service no longer paid" in view.fault
+    assert world.owner.market.spending == []
+    assert await world.owner.rows() == []
+    sent = len(world.wire.sent)
+    await world.owner.look_after()
+    assert len(world.wire.sent) == sent
+
+
+async def test_a_receipt_under_a_lease_that_is_forgotten_is_not_paid(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+    world.owner.market.leases = [Lease(world.holder.id, b"\2" * 32)]
+    await world.owner.look_after()
+    assert world.owner.market.spending == []
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    assert len(world.owner.market.spending) == 0
+    world.owner.services._services[world.owner.id, "greet"].starved = True
+    await world.owner.look_after()
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    assert len(world.owner.market.spending) == 1
+
+
+def test_the_version_before_is_the_last_one_that_was_active(world):
+    def signed(version, generation):
+        record = Deployment(
+            owner=b"\1" * 32,
+            provider=b"\1" * 32,
+            name="x",
+            version=version,
+            generation=generation,
+            module=b"\2" * 32,
+            environment=(),
+            fuel_max=1,
+            memory_bytes_max=1,
+            timeout_ms=1,
+            output_bytes_max=1,
+            concurrency=1,
+            created_ms=0,
+        )
+        return sign(record, KeyPair(b"k" * 32), b"n" * 32)
+
+    versions = {name: signed(name, place) for name, place in (("a", 1), ("b", 5), ("c", 3))}
+    assert to_roll_back("x", versions, None).record.version == "c"
+    assert to_roll_back("x", versions, "a").record.version == "a"

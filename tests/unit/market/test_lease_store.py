@@ -1,0 +1,139 @@
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.allocation.fakes import Memory
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import StoreDamaged
+from xsc.base.limits import PROMISE_MS
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.market.lease_store import Booking, LeaseBook
+from xsc.terms.lease import Lease, LeaseRequest
+
+KEY, NET = KeyPair(b"\1" * 32), network_id("test")
+
+
+def lease(number):
+    request = LeaseRequest(
+        lease_id=bytes([number]) * 32,
+        provider=b"p" * 32,
+        customer=b"c" * 32,
+        kind="storage",
+        quote=b"",
+        quantity=10,
+        quantity_min=5,
+        price=3,
+        start_ms=1,
+        end_ms=100,
+    )
+    return sign(Lease(request=sign(request, KEY, NET).raw, quantity=7, granted_ms=2), KEY, NET).raw
+
+
+@pytest.fixture
+def state():
+    return Memory()
+
+
+def book_on(state):
+    book = LeaseBook(state, NET)
+    book.load()
+    return book
+
+
+def test_both_roles_come_back_with_everything(state):
+    book = book_on(state)
+    mine = book.entry_of("customer", lease(1), 5, b"site/attic")
+    theirs = book.entry_of("provider", lease(1), 6)
+    book.add([mine, theirs])
+    mine.use = replace(mine.use, held_bytes=3, used=9, voucher_number=2, given_back=True)
+    mine.voucher = b"v"
+    book.save(mine)
+    theirs.booking = Booking(4, 1, 50, b"w")
+    theirs.refusals = 1
+    book.save(theirs)
+    again = book_on(state)
+    assert again.get("customer", b"\1" * 32) == mine
+    assert again.get("provider", b"\1" * 32) == theirs
+    assert mine.terms.quantity == 7
+    assert (mine.peer, theirs.peer) == (b"p" * 32, b"c" * 32)
+    assert [entry.role for entry in again.all("provider")] == ["provider"]
+    assert again.get("provider", b"\2" * 32) is None
+
+
+def test_what_is_forgotten_leaves_nothing(state):
+    book = book_on(state)
+    entry = book.entry_of("provider", lease(1), 5)
+    book.add([entry])
+    book.forget(entry)
+    assert state.table == {}
+    assert book.get("provider", b"\1" * 32) is None
+
+
+def test_only_promises_and_debts_wait_for_the_disk(state):
+    book = book_on(state)
+    entry = book.entry_of("provider", lease(1), 5)
+    book.add([entry])
+    book.save(entry)
+    assert state.synced == 1
+
+
+@pytest.mark.parametrize("table", [b"market/lease/", b"market/use/"])
+def test_another_version_is_not_guessed_at(state, table):
+    book = book_on(state)
+    book.add([book.entry_of("provider", lease(1), 5)])
+    key = next(key for key in state.table if key.startswith(table))
+    value = decode(state.table[key])
+    state.table[key] = encode(value | {"v": 2})
+    with pytest.raises(StoreDamaged):
+        book_on(state)
+
+
+def test_promises_are_kept_ended_and_forgotten(state):
+    entry = book_on(state).entry_of("customer", lease(1), 5)
+    entry.promised = [(100, 10), (200, 20)]
+    assert entry.promised_at(50) == 30
+    entry.keep_promise(4)
+    assert entry.promised_at(50) == 26
+    entry.keep_promise(8)
+    assert entry.promised_at(50) == 18
+    entry.keep_promise(-5)
+    assert entry.promised_at(50) == 18
+    assert entry.promised_at(200) == 0
+    entry.promised = [(100, 10), (200, 20), (300, 30)]
+    entry.end_promise(15)
+    assert entry.promised_at(50) == 40
+    entry.end_promise(99)
+    assert entry.promised_at(50) == 10
+    entry.end_promise(0)
+    entry.end_promise(0)
+    assert entry.promised_at(50) == 0
+
+
+def test_promises_of_storage_are_counted_by_the_time_and_not_one_by_one(state):
+    entry = book_on(state).entry_of("customer", lease(1), 5)
+    for now_ms in range(0, 3 * PROMISE_MS, 50):
+        entry.promise(1, now_ms)
+        assert len(entry.promised) <= 61
+        # Nothing is forgotten early, and nothing is kept for long over its time.
+        asked = min(now_ms, PROMISE_MS - 50) // 50 + 1
+        assert 0.98 * asked <= entry.promised_at(now_ms) <= asked
+
+
+def test_what_happens_to_leases_between_flushes_is_written_once(state):
+    book = book_on(state)
+    entry = book.entry_of("customer", lease(1), 5)
+    book.add([entry])
+    writes = state.writes
+    for held in range(10):
+        entry.use = replace(entry.use, held_bytes=held)
+        assert book.touch(entry) == (held == 0)
+    assert state.writes == writes
+    book.flush()
+    book.flush()
+    assert state.writes == writes + 1
+    assert book_on(state).get("customer", b"\1" * 32) == entry
+    assert book.touch(entry)
+    book.forget(entry)
+    book.flush()
+    assert not state.table

@@ -1,0 +1,216 @@
+"""The API's guard, and what it does with those who do not keep to HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import pytest
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from xsc.api.problems import bug
+from xsc.base.errors import ArgumentInvalid, RateLimited, TooLarge
+from xsc.net.transport.plain import Plain
+from xsc.node.api.app import Reports, Running, application, parse, plain_answers
+
+TOKEN = "a" * 52
+
+
+class RecordingLog:
+    """Keeps the names and fields of events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def info(self, event: str, **fields: object) -> None:
+        self.events.append((event, fields))
+
+    warning = error = info
+
+
+class Api:
+    """An API with one path that takes a body, and what became of it."""
+
+    def __init__(self) -> None:
+        self.log = RecordingLog()
+        self.running = Running()
+        self.began = asyncio.Event()
+        routes = [
+            web.post("/v1/body", self._body),
+            web.post("/v1/bug", self._bug),
+            web.post("/v1/busy", self._busy),
+        ]
+        app = application(routes, TOKEN, self.log, self.running)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
+
+    async def _body(self, request: web.Request) -> web.Response:
+        self.began.set()
+        return web.Response(body=await request.read())
+
+    async def _bug(self, request: web.Request) -> web.Response:
+        raise KeyError("slip")
+
+    async def _busy(self, request: web.Request) -> web.Response:
+        raise RateLimited("too many", retry_after_s=7)
+
+    async def raw(self, sent: bytes, *, hang_up: bool = False) -> bytes:
+        host, port = self.runner.addresses[0]
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(sent)
+        if hang_up:
+            await self.began.wait()
+            writer.transport.abort()
+            return b""
+        try:
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    api = Api()
+    await api.runner.setup()
+    await web.TCPSite(api.runner, "127.0.0.1", 0).start()
+    reports = Reports(api.log)
+    logging.getLogger().addHandler(reports)
+    yield api
+    logging.getLogger().removeHandler(reports)
+    await api.runner.cleanup()
+
+
+def request(path: str = "/v1/body", *, token: bytes = TOKEN.encode(), size: int = 0) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {size}\r\n"
+    ).encode() + b"Authorization: Bearer %b\r\n\r\n" % token
+
+
+@pytest.mark.parametrize("token", [b"", b"wrong", b"\xff\xfe", "ä".encode(), b"a" * 51, b"a" * 53])
+async def test_every_wrong_token_gets_the_same_answer(api, token):
+    answer = await api.raw(request(token=token))
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unauthorized"
+    assert (await api.raw(request())).startswith(b"HTTP/1.1 200 ")
+    assert not api.log.events
+
+
+async def test_what_callers_do_wrong_is_not_logged(api):
+    assert (await api.raw(b"nonsense\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
+    assert (await api.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
+    await api.raw(request(size=100) + b"half", hang_up=True)
+    await api.running.ended(10)
+    assert not api.log.events
+
+
+async def test_who_is_refused_for_now_is_told_when_to_come_again(api):
+    head = f"POST /v1/busy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    answer = await api.raw(f"{head}Connection: close\r\nContent-Length: 0\r\n\r\n".encode())
+    top, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 429 " in top.splitlines()[0]
+    assert b"\r\nRetry-After: 7\r\n" in top
+    assert json.loads(body)["retry_after_s"] == 7
+
+    async def busy(_: Plain) -> tuple[int, dict[str, object]]:
+        raise RateLimited("too many", retry_after_s=7)
+
+    plain = plain_answers({"/v1/body": busy}, TOKEN, api.log, api.running)
+    answered = await plain(Plain("/v1/body", {"authorization": f"Bearer {TOKEN}"}, b""))
+    assert answered.headers["retry-after"] == "7"
+    assert json.loads(b"".join(answered.body)) == json.loads(body)
+
+
+async def test_bugs_and_what_libraries_report_are(api):
+    assert (await api.raw(request("/v1/bug"))).startswith(b"HTTP/1.1 500 ")
+    logging.getLogger("some.library").warning("out of %s", "luck")
+    (bug, said), (report, fields) = api.log.events
+    assert bug == "request_bug"
+    assert "KeyError" in said["trace"]
+    assert report == "library"
+    assert (fields["source"], fields["message"]) == ("some.library", "out of luck")
+
+
+async def test_running_requests_are_waited_for_but_not_for_ever():
+    running = Running()
+    await running.ended(10)
+    with running.one():
+        await running.ended(0.01)
+        waiting = asyncio.create_task(running.ended(10))
+        with running.one():
+            pass
+        done, _ = await asyncio.wait([waiting], timeout=0)
+        assert not done
+    await asyncio.wait_for(waiting, 5)
+
+
+async def plainly(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str, object]]:
+    """Return what a plain request is answered, by a handler of one path."""
+    answer = plain_answers({"/v1/body": handler}, TOKEN, api.log, api.running)
+    asked = Plain("/v1/body", {"authorization": f"Bearer {token}"}, b"asked")
+    answered = await answer(asked)
+    return answered.status, json.loads(b"".join(answered.body))
+
+
+async def test_a_plain_request_is_answered_and_counted(api):
+    async def handler(asked: Plain) -> tuple[int, dict[str, object]]:
+        ending = asyncio.create_task(api.running.ended(10))
+        done, _ = await asyncio.wait([ending], timeout=0)
+        assert not done
+        return 201, {"raw": asked.body.decode(), "text": "ä"}
+
+    assert await plainly(api, handler) == (201, {"raw": "asked", "text": "ä"})
+    await api.running.ended(10)
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "a" * 51, "a" * 53])
+async def test_a_plain_request_needs_the_token_like_any_other(api, token):
+    async def handler(asked: Plain) -> tuple[int, dict[str, object]]:
+        raise AssertionError(asked)
+
+    status, told = await plainly(api, handler, token)
+    other = await api.raw(request(token=token.encode()))
+    assert status == 401
+    assert told == json.loads(other.partition(b"\r\n\r\n")[2])
+
+
+async def test_faults_of_plain_requests_are_told_and_noted_like_any_other(api):
+    async def refuses(asked: Plain) -> tuple[int, dict[str, object]]:
+        raise TooLarge("too much", hint="less")
+
+    async def slips(asked: Plain) -> tuple[int, dict[str, object]]:
+        raise KeyError("slip")
+
+    status, told = await plainly(api, refuses)
+    assert (status, told["code"], told["hint"]) == (TooLarge.http_status, "too_large", "less")
+    assert not api.log.events
+    status, told = await plainly(api, slips)
+    assert (status, told) == (500, bug())
+    assert [event for event, _ in api.log.events] == ["request_bug"]
+
+
+class Bounded(BaseModel):
+    size: Annotated[int, Field(ge=1, le=32)] = 1
+    part: Annotated[int, Field(gt=0, lt=5)] = 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"size": 33}', "size must be at most 32, not 33"),
+        (b'{"size": 0}', "size must be at least 1, not 0"),
+        (b'{"part": 5}', "part must be less than 5, not 5"),
+        (b'{"part": 0}', "part must be more than 0, not 0"),
+        (b'{"size": %s}' % (b"9" * 4300), f"size must be at most 32, not {'9' * 40}"),
+        (b'{"size": %s}' % (b"9" * 5000), "the request is wrong at the body: "),
+        (b'{"size": "x"}', "the request is wrong at size: "),
+        (b"[]", "the request is wrong at the body: "),
+        (b"{", "the request is wrong at the body: "),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_in_one_sentence(raw, said):
+    with pytest.raises(ArgumentInvalid) as refused:
+        parse(raw, Bounded)
+    assert refused.value.message.startswith(said)

@@ -1,0 +1,186 @@
+"""The form of a backup: what is written is read, and nothing else is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xsc.base.errors import HomeInvalid, IdentityInvalid, StoreDamaged, XscError
+from xsc.identity.keys import KeyPair
+from xsc.node.home.archive import (
+    BODY,
+    FILE,
+    FRAME_BYTES,
+    MAGIC,
+    STATE,
+    Entry,
+    Head,
+    Reader,
+    batches,
+    frames,
+    resealed,
+    seal_of,
+)
+
+VECTORS = json.loads((Path(__file__).parents[3] / "vectors" / "backup.json").read_text())
+KEY = KeyPair(bytes(range(32)))
+PASSPHRASE = "correct horse"
+ENTRIES = [
+    Entry(FILE, b"format", b"1\n"),
+    Entry(STATE, b"storage/object/x", b"an entry"),
+    Entry(STATE, b"z", b""),
+    Entry(BODY, b"b\0\1", bytes(100)),
+]
+
+
+def head(seal, **other):
+    fields = {"identity": seal != "identity", "bodies": True, "network": "xsc", **other}
+    return Head(KEY.node_id, created_ms=1_700_000_000_000, seal=seal, salt=bytes(16), **fields)
+
+
+def made(seal, entries=ENTRIES):
+    top = head(seal)
+    return b"".join(frames(top, entries, seal_of(top, passphrase=PASSPHRASE, key=KEY)))
+
+
+def read(raw, block_bytes=7, **secrets):
+    blocks = (raw[at : at + block_bytes] for at in range(0, len(raw), block_bytes))
+    reader = Reader(blocks)
+    return list(reader.entries(seal_of(reader.head, **secrets)))
+
+
+@pytest.mark.parametrize("seal", ["nothing", "passphrase", "identity"])
+def test_backups_of_version_1_are_read_and_written(seal):
+    raw = bytes.fromhex(VECTORS[seal])
+    assert made(seal) == raw
+    assert read(raw, passphrase=PASSPHRASE, key=KEY) == ENTRIES
+
+
+def test_records_may_be_larger_than_frames_and_blocks_of_any_size():
+    entries = [Entry(BODY, bytes([n]), bytes([n]) * size) for n, size in enumerate(SIZES)]
+    raw = made("nothing", entries)
+    for block_bytes in (4096, FRAME_BYTES, len(raw)):
+        assert read(raw, block_bytes) == entries
+
+
+SIZES = (0, FRAME_BYTES - 10, 1, 3 * FRAME_BYTES, FRAME_BYTES)
+
+
+@pytest.mark.parametrize("seal", ["nothing", "identity"])
+def test_every_flipped_byte_is_found(seal):
+    raw = made(seal)
+    for place in range(len(raw)):
+        wrong = bytearray(raw)
+        wrong[place] ^= 1 << place % 8
+        with pytest.raises((StoreDamaged, HomeInvalid, IdentityInvalid)):
+            read(bytes(wrong), passphrase=PASSPHRASE, key=KEY)
+
+
+def test_every_shorter_backup_and_every_longer_one_is_refused():
+    raw = made("nothing")
+    for size in range(len(raw)):
+        with pytest.raises((StoreDamaged, HomeInvalid)):
+            read(raw[:size], 64)
+    with pytest.raises(StoreDamaged, match="follows its end"):
+        read(raw + b"\0")
+
+
+def test_frames_cannot_change_places_or_backups():
+    size = FRAME_BYTES - 10
+    entries = [Entry(BODY, b"k", bytes([n]) * size) for n in range(3)]
+    for seal in ("nothing", "identity"):
+        top = head(seal)
+        parts = list(frames(top, entries, seal_of(top, key=KEY)))
+        swapped = b"".join([parts[0], parts[2], parts[1], *parts[3:]])
+        with pytest.raises((StoreDamaged, IdentityInvalid)):
+            read(swapped, key=KEY)
+        other = head(seal, network="another")
+        foreign = next(iter(frames(other, [], seal_of(other, key=KEY))))
+        with pytest.raises((StoreDamaged, IdentityInvalid)):
+            read(b"".join([foreign, *parts[1:]]), key=KEY)
+
+
+def test_the_right_secret_is_needed():
+    with pytest.raises(IdentityInvalid, match="locked by a passphrase"):
+        read(made("passphrase"))
+    with pytest.raises(IdentityInvalid, match="wrong, or the backup is damaged"):
+        read(made("passphrase"), passphrase="wrong horse")
+    with pytest.raises(IdentityInvalid, match="only its node's key"):
+        read(made("identity"))
+    with pytest.raises(IdentityInvalid, match="another node"):
+        read(made("identity"), key=KeyPair(bytes(32)))
+    for seal in ("passphrase", "identity"):
+        assert b"an entry" not in made(seal)
+
+
+def test_a_newer_format_is_refused_by_name():
+    top = head("nothing").to_bytes()
+    newer = top.replace(b"\x61v\x01", b"\x61v\x02")
+    assert newer != top
+    with pytest.raises(HomeInvalid, match="of format 2, this xsc knows format 1"):
+        Reader([MAGIC + len(newer).to_bytes(4, "big") + newer])
+    strange = top.replace(b"\x67nothing", b"\x67nowhere")
+    with pytest.raises(HomeInvalid, match="sealed in a way"):
+        Reader([MAGIC + len(strange).to_bytes(4, "big") + strange])
+    with pytest.raises(HomeInvalid, match="no backup"):
+        Reader([b"something else"])
+    with pytest.raises(StoreDamaged):
+        Reader([MAGIC + b"\xff\xff\xff\xff"])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"x" + bytes(8),
+        b"s\0\0\x20\0" + bytes(4),
+        b"b" + bytes(4) + b"\x10\0\0\0",
+        b"s\0\0\0\x01\0\0\0",
+    ],
+)
+def test_records_of_no_known_kind_or_size_are_refused(record):
+    top = head("nothing")
+    whole = b"".join(frames(top, [], seal_of(top)))
+    start = len(MAGIC) + 4 + len(top.to_bytes())
+    payload = record + whole[start + 4 : -32]
+    seal = seal_of(top)
+    raw = whole[:start] + (len(payload) | 1 << 31).to_bytes(4, "big")
+    with pytest.raises(StoreDamaged, match="damaged"):
+        read(raw + seal.close(payload, last=True))
+
+
+def test_a_frame_that_is_too_large_is_not_waited_for():
+    top = head("nothing").to_bytes()
+    raw = MAGIC + len(top).to_bytes(4, "big") + top + (2**31 - 1).to_bytes(4, "big")
+    with pytest.raises(StoreDamaged, match="too large"):
+        read(raw)
+
+
+def test_a_backup_can_be_locked_on_its_way():
+    reader = Reader([made("nothing")])
+    locked = head("passphrase")
+    closes = seal_of(locked, passphrase=PASSPHRASE)
+    raw = b"".join(resealed(reader, seal_of(reader.head), locked, closes))
+    assert raw == made("passphrase")
+    wrong = bytearray(made("nothing"))
+    wrong[-1] ^= 1
+    reader = Reader([bytes(wrong)])
+    with pytest.raises(XscError):
+        list(resealed(reader, seal_of(reader.head), locked, seal_of(locked, passphrase=PASSPHRASE)))
+
+
+def test_what_is_passed_on_unread_is_whole_as_far_as_frames_tell():
+    for seal in ("nothing", "identity"):
+        raw = made(seal, [Entry(BODY, b"k", bytes(3 * FRAME_BYTES))])
+        assert b"".join(Reader([raw]).rest()) == raw
+        with pytest.raises(StoreDamaged, match="cut short"):
+            list(Reader([raw[:-1]]).rest())
+        with pytest.raises(StoreDamaged, match="follows its end"):
+            list(Reader([raw + b"x"]).rest())
+
+
+def test_batches_hold_one_kind_and_about_a_size():
+    entries = [Entry(STATE, b"a", bytes(60)), Entry(STATE, b"b", bytes(60))]
+    entries += [Entry(STATE, b"c", b""), Entry(BODY, b"d", b"")]
+    found = [(letter, [key for key, _ in rows]) for letter, rows in batches(entries, 100)]
+    assert found == [(STATE, [b"a", b"b"]), (STATE, [b"c"]), (BODY, [b"d"])]
+    assert list(batches([], 100)) == []

@@ -1,0 +1,280 @@
+"""The directory and its head: what they hold, who opens them, which one counts."""
+
+import asyncio
+import hashlib
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import vectors
+from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.errors import RateLimited, RecordInvalid, SignatureInvalid, TooLarge, XscError
+from xsc.base.limits import (
+    DIRECTORY_HEAD_BYTES_MAX,
+    HEAD_STEP_BYTES,
+    HEADS_A_PEER_MAX,
+    HEADS_MS,
+    REMOVED_LISTED_MAX,
+)
+from xsc.base.merkle import Part, root_of
+from xsc.db.group import GroupCommit
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair, network_id
+from xsc.node import directory as keeper
+from xsc.storage.catalogue.directory import (
+    DirectoryHead,
+    HeadBody,
+    KnownPeer,
+    Listed,
+    ListedHost,
+    body_bytes,
+    locate_of,
+    make_head,
+    newest,
+    open_body,
+    open_head,
+    pack,
+    unpack,
+)
+from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, Heads, steps_of
+
+NETWORK = network_id("test")
+KEY = KeyPair(b"k" * 32)
+HOST = ListedHost(b"n" * 32, b"l" * 32, 7)
+OBJECTS = [
+    Listed("a/ö", 2, "xsc:r:x", 5, 1000, (HOST, ListedHost(b"m" * 32, b"l" * 32, 0))),
+    Listed("", 1, "xsc:r:y", 0, 0, ()),
+]
+BODY = HeadBody(
+    9,
+    (
+        KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False, False),
+        KnownPeer(b"q" * 32, "q", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False, True),
+    ),
+    pack(OBJECTS),
+    None,
+    removed=(b"r" * 32, b"s" * 32),
+)
+
+
+def head(generation, body=BODY, key=KEY):
+    return make_head(body, generation, key, NETWORK, b"x" * 12)
+
+
+def test_what_is_packed_comes_out():
+    assert unpack(pack(OBJECTS)) == OBJECTS
+    assert unpack(pack([])) == []
+    for body in (BODY, replace(BODY, ledger=b"said")):
+        raw = head(4, body).raw
+        assert open_body(open_head(raw, KEY.node_id, NETWORK).record, KEY) == body
+
+
+def test_the_head_is_sealed_as_its_page_says():
+    """Opened with nothing but what docs/design/directory.md says."""
+
+    def derived(use):
+        info = b"XSC/1/key/identity/" + use + b"\0"
+        return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(b"k" * 32)
+
+    record = head(4).record
+    bound = b"XSC/1/directory-head\0" + (4).to_bytes(8, "big")
+    secret = AESGCM(derived(b"directory/head"))
+    assert secret.decrypt(record.sealed[:12], record.sealed[12:], bound) == body_bytes(BODY)
+    assert record.locate == derived(b"directory/locate") == locate_of(KEY)
+
+
+def test_formats_of_version_1_are_read_for_ever():
+    kept = vectors("directory")
+    assert pack(OBJECTS).hex() == kept["directory"]
+    assert body_bytes(BODY).hex() == kept["body"]
+    assert body_bytes(HeadBody(9, (), b"", None, b"ledger")).hex() == kept["body_with_ledger"]
+    raw = bytes.fromhex(kept["head"])
+    assert head(4).raw == raw
+    assert hashlib.sha256(raw).hexdigest() == kept["sha256"]
+
+
+def test_every_flipped_byte_of_a_head_is_refused():
+    raw = head(4).raw
+    for place in range(len(raw)):
+        wrong = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+        with pytest.raises(XscError):
+            open_body(open_head(wrong, KEY.node_id, NETWORK).record, KEY)
+
+
+def test_every_cut_of_a_directory_is_refused():
+    raw = pack(OBJECTS)
+    for length in range(len(raw)):
+        with pytest.raises(XscError):
+            unpack(raw[:length])
+
+
+def test_a_generation_cannot_be_put_on_another_head():
+    moved = head(4).record.model_copy(update={"generation": 5})
+    signed = sign(moved, KEY, NETWORK)
+    with pytest.raises(RecordInvalid):
+        open_body(open_head(signed.raw, KEY.node_id, NETWORK).record, KEY)
+
+
+def test_nobody_else_opens_it():
+    other = KeyPair(b"o" * 32)
+    with pytest.raises(RecordInvalid):
+        open_body(head(4).record, other)
+    with pytest.raises(SignatureInvalid):
+        open_head(head(4).raw, other.node_id, NETWORK)
+
+
+def test_the_highest_generation_that_holds_counts_in_any_order():
+    heads = [head(2).raw, head(7).raw, head(3).raw, b"", head(9, key=KeyPair(b"o" * 32)).raw]
+    for order in (heads, heads[::-1]):
+        best = newest(order, KEY, NETWORK)
+        assert best is not None
+        assert best[0].record.generation == 7
+    assert newest([b"", b"\xff"], KEY, NETWORK) is None
+
+
+def part(raw):
+    return [Part(raw, root_of(raw))]
+
+
+class Host:
+    """The heads that one host keeps, and what it writes of them."""
+
+    def __init__(self):
+        self.clock = ManualClock()
+        self.state = MemoryKeyValue()
+        self.group = GroupCommit(self.state, InlineExecutor())
+        self.written = []
+        heads = Heads(NETWORK, self.state, self.commit, InlineExecutor(), self.clock)
+        self.handlers = heads.handlers()
+
+    async def commit(self, changes):
+        self.written += [key for key, _ in changes]
+        await self.group.commit(changes)
+
+    async def put(self, raw, caller=KEY.node_id):
+        return await self.handlers[HEAD_PUT](caller, {}, part(raw))
+
+    async def get(self, caller=KEY.node_id, locate=None):
+        asked = {"locate": locate_of(KEY) if locate is None else locate}
+        return await self.handlers[HEAD_GET](caller, asked, [])
+
+
+async def test_a_host_keeps_the_newest_and_gives_it_to_its_owner_alone():
+    host = Host()
+    assert (await host.get())[0] == {"found": False}
+    for generation in (2, 5):
+        assert await host.put(head(generation).raw) == ({"stored": True}, ())
+    assert (await host.get())[1] == (head(5).raw,)
+    for caller, asked in ((b"o" * 32, None), (KEY.node_id, bytes(32))):
+        assert (await host.get(caller, asked))[0] == {"found": False}
+    with pytest.raises(SignatureInvalid):
+        await host.put(head(9).raw, caller=b"o" * 32)
+
+
+async def test_a_head_that_is_not_stored_is_answered_with_the_one_that_is_held():
+    host = Host()
+    await host.put(head(5).raw)
+    for late in (head(4), head(5, HeadBody(10, (), pack([]), None))):
+        assert await host.put(late.raw) == ({"stored": False}, (head(5).raw,))
+    assert (await host.get())[1] == (head(5).raw,)
+
+
+async def test_a_head_is_on_the_disk_before_it_is_confirmed_and_written_once():
+    host = Host()
+    for _ in range(3):
+        assert (await host.put(head(5).raw))[0] == {"stored": True}
+        assert host.state.after_crash().get(HEADS + KEY.node_id) == head(5).raw
+    await host.put(head(4).raw)
+    assert host.written == [HEADS + KEY.node_id]
+
+
+async def test_a_peer_writes_so_many_heads_within_a_time_and_others_as_before():
+    host = Host()
+    for generation in range(1, HEADS_A_PEER_MAX + 1):
+        await host.put(head(generation).raw)
+    with pytest.raises(RateLimited) as refused:
+        await host.put(head(HEADS_A_PEER_MAX + 1).raw)
+    assert 0 < refused.value.retry_after_s * 1000 <= HEADS_MS
+    assert len(host.written) == HEADS_A_PEER_MAX
+    # What is held already is no write, and another peer has a share of its own.
+    assert (await host.put(head(HEADS_A_PEER_MAX).raw))[0] == {"stored": True}
+    other = KeyPair(b"o" * 32)
+    assert (await host.put(head(1, key=other).raw, other.node_id))[0] == {"stored": True}
+    host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
+    assert (await host.put(head(HEADS_A_PEER_MAX + 1).raw))[0] == {"stored": True}
+
+
+async def test_a_large_head_counts_once_for_each_step_of_its_size():
+    host = Host()
+    body = HeadBody(9, (), bytes(3 * HEAD_STEP_BYTES), None)
+    assert steps_of(len(head(1, body).raw)) == 4
+    for generation in range(1, HEADS_A_PEER_MAX // 4 + 1):
+        await host.put(head(generation, body).raw)
+    with pytest.raises(RateLimited):
+        await host.put(head(HEADS_A_PEER_MAX).raw)
+
+
+@pytest.mark.parametrize("free", [1, 3, 4])
+async def test_a_large_head_that_counts_more_often_than_is_left_is_refused(free):
+    """Of four steps."""
+    host = Host()
+    for generation in range(1, HEADS_A_PEER_MAX - free + 1):
+        await host.put(head(generation).raw)
+    large = head(HEADS_A_PEER_MAX, HeadBody(9, (), bytes(3 * HEAD_STEP_BYTES), None)).raw
+    assert steps_of(len(large)) == 4
+    if free < 4:
+        with pytest.raises(RateLimited) as refused:
+            await host.put(large)
+        host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
+    assert (await host.put(large))[0] == {"stored": True}
+
+
+@given(st.integers(1, DIRECTORY_HEAD_BYTES_MAX), st.integers(0, 10_000))
+def test_heads_that_somebody_waits_for_keep_to_what_a_peer_stores(size_bytes, taken_ms):
+    pause = keeper.pause_ms(size_bytes, taken_ms)
+    heads = HEADS_MS // pause + 1
+    assert heads * steps_of(size_bytes) <= HEADS_A_PEER_MAX
+    assert pause >= 4 * taken_ms
+
+
+async def test_of_heads_that_come_at_once_the_newest_stays_in_any_order():
+    for order in (range(1, 9), range(8, 0, -1), (3, 8, 1, 5, 7, 2, 6, 4)):
+        host = Host()
+        await asyncio.gather(*(host.put(head(generation).raw) for generation in order))
+        assert (await host.get())[1] == (head(8).raw,)
+
+
+async def test_what_is_no_head_is_refused():
+    host = Host()
+    for parts in ([], part(b"x") * 2, part(bytes(DIRECTORY_HEAD_BYTES_MAX + 1)), part(b"x")):
+        with pytest.raises((RecordInvalid, TooLarge)):
+            await host.handlers[HEAD_PUT](KEY.node_id, {}, parts)
+    assert host.written == []
+
+
+def test_a_head_says_one_of_both():
+    for body in (HeadBody(1, (), None, None), HeadBody(1, (), b"", "xsc:r:x")):
+        with pytest.raises(RecordInvalid):
+            open_body(head(1, body).record, KEY)
+    assert isinstance(head(1).record, DirectoryHead)
+
+
+def test_a_head_lists_so_many_removed_peers_and_each_is_an_id():
+    for removed, holds in (
+        ((b"r" * 32,) * REMOVED_LISTED_MAX, True),
+        ((b"r" * 32,) * (REMOVED_LISTED_MAX + 1), False),
+        ((b"r" * 31,), False),
+        (("r" * 32,), False),
+    ):
+        record = head(1, replace(BODY, removed=removed)).record
+        if holds:
+            assert open_body(record, KEY).removed == removed
+        else:
+            with pytest.raises((RecordInvalid, TooLarge)):
+                open_body(record, KEY)

@@ -1,0 +1,132 @@
+"""What a guardian takes, from whom, and whom an owner asks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.sim.network import content, put, run
+from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid
+from xsc.base.limits import MIB
+from xsc.storage.object.capability import parse_read
+from xsc.storage.repair.custodian import (
+    GUARD,
+    HEALED,
+    UNGUARD,
+    guard_message,
+    guardians_in_order,
+)
+
+NODES = [bytes([node]) * 32 for node in range(9)]
+
+
+@given(st.sets(st.sampled_from(NODES)), st.sets(st.sampled_from(NODES)))
+def test_the_recognised_come_first_then_those_that_hold_nothing(up, hosts):
+    chosen = guardians_in_order(up, hosts, lambda node: 5 if node == NODES[8] else 0)
+    assert len(chosen) == len(set(chosen))
+    assert set(chosen) == up
+    if NODES[8] in up:
+        assert chosen[0] == NODES[8]
+    spare = up - hosts - {NODES[8]}
+    others = [node for node in chosen if node != NODES[8]]
+    assert set(others[: len(spare)]) == spare
+
+
+def test_what_one_owner_has_guarded_is_no_matter_of_another():
+    async def play(world):
+        owner, guardian, other = world.nodes[0], world.nodes[1], world.nodes[2]
+        read = parse_read(await put(owner, content(MIB)))
+        verify, ref = read.verify, read.manifest_hash
+        good = guard_message(verify, owner.storage.entry(ref).placement, [])
+
+        async def refused(fault, method, header, sender=owner):
+            with pytest.raises(fault):
+                await sender.peers.call(guardian.key.node_id, method, header)
+
+        await refused(RecordInvalid, GUARD, good | {"capability": read.to_text()})
+        await refused(CapabilityInvalid, GUARD, good | {"capability": "xsc:v:abc"})
+        await refused(RecordInvalid, GUARD, good | {"before": [bytes(32)] * 17})
+        await refused(NotAllowed, UNGUARD, {"object": ref})
+        assert list(guardian.storage.guards.wards()) == []
+        # Whoever holds the capability may register it first, and takes nothing from the owner.
+        await other.peers.call(guardian.key.node_id, GUARD, good)
+        await owner.peers.call(guardian.key.node_id, GUARD, good)
+        await owner.peers.call(guardian.key.node_id, GUARD, good)
+        wards = dict(guardian.storage.guards.wards())
+        assert {key[:32] for key in wards} == {owner.key.node_id, other.key.node_id}
+        # What is not of the owner that it is guarded for is not repaired.
+        mender = guardian.storage.ward_mender
+        with pytest.raises(RecordInvalid):
+            await mender.survey(guardian.storage.guards.load(other.key.node_id + ref))
+        await other.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
+        assert list(dict(guardian.storage.guards.wards())) == [owner.key.node_id + ref]
+        # A report changes nothing, whoever it is by.
+        before = owner.storage.entry(ref)
+        for node in (guardian, other):
+            reply = await node.peers.call(owner.key.node_id, HEALED, {"object": ref})
+            assert reply.header == {"ended": False, "release": False}
+        reply = await other.peers.call(owner.key.node_id, HEALED, {"object": bytes(32)})
+        assert reply.header == {"ended": False, "release": False}
+        assert owner.storage.entry(ref) == before
+        await owner.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
+        assert list(guardian.storage.guards.wards()) == []
+
+    run(61, 3, play)
+
+
+def test_who_refuses_to_guard_is_left_out_and_others_are_asked():
+    def prepare(world):
+        world.settings_of = {1: {"guard": "none"}, 2: {"guard": "recognised"}}
+
+    async def play(world):
+        owner = world.nodes[0]
+        for node in world.nodes[1:]:
+            await owner.allocation.recognise(
+                node.key.node_id, 500_000 if node is world.nodes[1] else 1_000
+            )
+        await put(owner, content(MIB))
+        guarding = [node.storage.guards for node in world.nodes]
+        await world.until(lambda: sum(len(list(guards.wards())) for guards in guarding) == 2)
+        assert list(guarding[1].wards()) == list(guarding[2].wards()) == []
+        asked = len(world.net.trace)
+        await world.clock.sleep_ms(120_000)
+        refusals = [item for item in world.net.trace[asked:] if GUARD in repr(item)]
+        assert refusals == [], "nobody is asked again and again"
+
+    run(62, 5, play, prepare=prepare)
+
+
+def test_a_guardian_that_will_guard_no_longer_says_so_and_another_takes_its_place():
+    async def play(world):
+        owner = world.nodes[0]
+        await put(owner, content(MIB))
+
+        def guarding():
+            return [
+                index for index, node in enumerate(world.nodes) if list(node.storage.guards.wards())
+            ]
+
+        await world.until(lambda: len(guarding()) == 2)
+        leaves, stays = guarding()
+        world.settings_of = {leaves: {"guard": "none"}}
+        await world.crash(leaves)
+        await world.restart(leaves)
+        await world.until(lambda: len(guarding()) == 2 and leaves not in guarding())
+        assert stays in guarding()
+        assert list(world.nodes[leaves].storage.guards.wards()) == []
+
+    run(63, 5, play)
+
+
+def test_many_objects_are_handed_over_in_few_requests():
+    async def play(world):
+        owner = world.nodes[0]
+        for _ in range(40):
+            await put(owner, content(1_000))
+        begun = len(world.net.trace)
+        await owner.storage.guards.ask_all()
+        for node in world.nodes[1:]:
+            assert len(list(node.storage.guards.wards())) == 40
+        sent = [e for e in world.net.trace[begun:] if e.source == "node-0" and e.what == "sent"]
+        assert len(sent) < 20  # for 80 calls
+
+    run(1, 3, play)

@@ -1,0 +1,209 @@
+"""Where columns go: against brute force over every placement of small networks."""
+
+from collections import Counter
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xsc.storage.object.durability import Host, Survival, survival
+from xsc.storage.repair.migration import Layout, next_want
+
+NODES = [bytes([node]) * 32 for node in range(10)]
+OWN = NODES[0]
+
+
+def layout_of(columns, homeless=(), **change):
+    fields = {
+        "columns": tuple(columns),
+        "homeless": frozenset(homeless),
+        "m": 2,
+        "own": OWN,
+        "doubled": len(set(columns)) < len(columns),
+        "labels": {},
+    }
+    return Layout(**fields | change)
+
+
+def follow(layout, available):
+    """Follow the plan to its end; return the layout then, and how many columns moved."""
+    moves = 0
+    while want := next_want(layout, available):
+        assert want.targets
+        assert want.targets <= set(available)
+        layout = layout.placed(want.column, min(want.targets))
+        moves += 1
+        assert moves <= 2 * len(layout.columns), "the plan must end"
+    return layout, moves
+
+
+@given(st.sets(st.integers(0, 5)), st.sets(st.integers(0, 9)))
+def test_distinct_hosts_stay_distinct_and_nothing_moves_without_a_reason(lost, up):
+    columns = NODES[:6]
+    available = {NODES[node] for node in up}
+    after, moves = follow(layout_of(columns, lost), available)
+    left = after.homeless
+    homes = [node for column, node in enumerate(after.columns) if column not in left]
+    assert len(homes) == len(set(homes))
+    for column in range(6):
+        if column not in lost:
+            assert after.columns[column] == columns[column]
+    keeping = {node for column, node in enumerate(columns) if column not in lost}
+    assert moves == min(len(lost), len(available - keeping))
+    assert len(left) == len(lost) - moves
+
+
+@given(st.integers(1, 9))
+def test_a_lone_nodes_object_spreads_as_evenly_as_it_can(count):
+    after, _ = follow(layout_of([OWN] * 6), NODES[:count])
+    held = Counter(after.columns)
+    assert not after.homeless
+    assert len(held) == min(6, count)
+    assert max(held.values()) - min(held.values()) <= 1
+
+
+def test_the_own_node_and_the_place_of_the_loss_come_last():
+    def wanted(available):
+        return next_want(layout_of(NODES[1:7], {2}), available)
+
+    want = wanted([OWN, NODES[3], NODES[8]])
+    assert (want.column, want.targets) == (2, {NODES[8]})
+    assert wanted([OWN, NODES[3]]).targets == {NODES[3]}
+    assert wanted([OWN]).targets == {OWN}
+    assert wanted([NODES[1]]) is None
+    assert wanted([]) is None
+
+
+def test_nodes_that_do_as_well_as_each_other_are_all_named():
+    labels = {node: Host(node, "here" if node in NODES[:7] else "there") for node in NODES}
+    layout = layout_of(NODES[1:7], {2}, labels=labels)
+    assert next_want(layout, [NODES[7], NODES[8], NODES[9]]).targets == set(NODES[7:10])
+    mixed = labels | {NODES[9]: Host(NODES[9], "here")}
+    layout = layout_of(NODES[1:7], {2}, labels=mixed, asked=Survival(0, 1))
+    assert next_want(layout, [NODES[7], NODES[8], NODES[9]]).column == 2
+
+
+sites = st.sampled_from(["", "a", "b", "c"])
+
+
+@st.composite
+def situations(draw):
+    """An object on distinct nodes of a small network, some of it lost, and a contract."""
+    n, m = draw(st.sampled_from([(3, 1), (4, 2), (3, 2)]))
+    count = draw(st.integers(n, 7))
+    labels = {
+        node: Host(node, draw(sites), draw(st.sampled_from(["", "x", "y"])))
+        for node in NODES[1 : count + 1]
+    }
+    columns = draw(st.permutations(NODES[1 : count + 1]))[:n]
+    homeless = draw(st.sets(st.integers(0, n - 1), max_size=m))
+    losers = {columns[column] for column in homeless}
+    available = draw(st.sets(st.sampled_from(NODES[1 : count + 1]))) - losers
+    asked = draw(st.sampled_from([Survival(), Survival(0, 1), Survival(1, 1), Survival(1, 0, 1)]))
+    return layout_of(columns, homeless, m=m, labels=labels, asked=asked), frozenset(available)
+
+
+def brute(layout, available, movable):
+    """The fewest moves of healthy columns that keep the contract, and the most that survives.
+
+    All columns without a home that can be placed are; None where no contract is kept.
+    """
+    n = len(layout.columns)
+    healthy = [column for column in range(n) if column not in layout.homeless]
+    choices = []
+    for column, node in enumerate(layout.columns):
+        if column in layout.homeless:
+            choices.append([*sorted(available), None])
+        else:
+            choices.append([node, *sorted(available - {node})] if movable else [node])
+    best = None
+    for nodes in product(*choices):
+        live = [node for node in nodes if node is not None]
+        if len(set(live)) < len(live):
+            continue
+        lost = n - len(live)
+        moved = sum(nodes[column] != layout.columns[column] for column in healthy)
+        survived = survival([layout.host(node) for node in live], layout.m - lost)
+        meets = survived.meets(layout.asked)
+        # Everything has a home first, then the contract, then few moves, then survival.
+        worth = (-lost, meets, -moved if meets else 0, survived)
+        if not meets and moved:
+            continue
+        if best is None or worth > best:
+            best = worth
+    return best
+
+
+def worth(before, after, moves_of_healthy):
+    live = [node for c, node in enumerate(after.columns) if c not in after.homeless]
+    survived = survival([after.host(node) for node in live], after.m - len(after.homeless))
+    meets = survived.meets(after.asked)
+    return (-len(after.homeless), meets, -moves_of_healthy if meets else 0, survived)
+
+
+def healthy_moves(before, after):
+    return sum(
+        one != other
+        for column, (one, other) in enumerate(zip(before.columns, after.columns, strict=True))
+        if column not in before.homeless
+    )
+
+
+@given(situations())
+def test_what_is_lost_goes_where_most_survives_of_all_places(situation):
+    layout, available = situation
+    after, _ = follow(layout, available)
+    assert healthy_moves(layout, after) == 0
+    assert worth(layout, after, 0) == brute(layout, available, movable=False)
+
+
+@given(situations())
+def test_as_few_columns_as_possible_move_so_that_a_contract_is_kept(situation):
+    layout, available = situation
+    healed, _ = follow(layout, available)
+    if healed.homeless:
+        return
+    whole = layout_of(
+        healed.columns, m=layout.m, labels=layout.labels, asked=layout.asked, movable=True
+    )
+    after, _ = follow(whole, available)
+    moved = healthy_moves(whole, after)
+    best = brute(whole, available, movable=True)
+    assert (after.keeps_contract, moved) == (best[1], -best[2])
+    if moved == 0:
+        assert after.columns == whole.columns
+
+
+def test_a_column_moves_back_when_a_node_comes_at_the_site_that_is_missing():
+    labels = {node: Host(node, site) for node, site in zip(NODES[1:8], "aabbccc", strict=True)}
+    kept = layout_of(NODES[1:7], labels=labels, asked=Survival(2, 1), movable=True, m=2)
+    assert kept.keeps_contract
+    assert next_want(kept, NODES[1:8]) is None
+    broken = kept.placed(0, NODES[7])
+    assert not broken.keeps_contract
+    want = next_want(broken, NODES[1:8])
+    assert want.targets == {NODES[1]}
+    assert broken.columns[want.column] in NODES[5:8]
+    assert next_want(broken, NODES[2:8]) is None, "it cannot be kept, so nothing moves"
+    fixed = layout_of(broken.columns, labels=labels, asked=Survival(2, 1), movable=False)
+    assert next_want(fixed, NODES[1:8]) is None
+
+
+def test_a_doubled_up_object_spreads_without_breaking_its_contract():
+    labels = {node: Host(node, site) for node, site in zip(NODES[1:5], "abca", strict=True)}
+    columns = [NODES[1], NODES[1], NODES[2], NODES[2], NODES[3], NODES[3]]
+    layout = layout_of(columns, labels=labels, asked=Survival(1, 1), movable=True)
+    assert layout.keeps_contract
+    after, _ = follow(layout, NODES[1:5])
+    assert after.keeps_contract
+
+
+@pytest.mark.parametrize("count", [10, 14])
+def test_wide_codes_on_many_nodes_are_planned_too(count):
+    nodes = [bytes([node]) * 32 for node in range(1, count + 6)]
+    labels = {node: Host(node, "abcde"[index % 5]) for index, node in enumerate(nodes)}
+    layout = layout_of(nodes[:count], {1, 3}, m=4, labels=labels, asked=Survival(2, 1))
+    after, moves = follow(layout, nodes[count:])
+    assert moves == 2
+    assert not after.homeless

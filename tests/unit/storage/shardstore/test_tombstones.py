@@ -1,0 +1,81 @@
+"""What was deleted for good stays deleted, whatever was still under way."""
+
+import asyncio
+
+import pytest
+
+from tests.unit.storage.shardstore.test_store import ALICE, BOB, LOCATE, Disk, record, shard
+from tests.unit.storage.world import World
+from xsc.base.errors import NotAllowed
+from xsc.base.limits import ENDED_MAX
+from xsc.base.merkle import Part, root_of
+from xsc.base.units import held_bytes
+from xsc.storage.object import messages
+from xsc.storage.object.erasure import StorageShard
+from xsc.storage.shardstore.tombstones import Ended
+
+
+def test_the_customer_that_ended_most_is_forgotten_first():
+    ended = Ended(most=4)
+    ended.note(b"first", ALICE)
+    for number in range(100):
+        ended.note(b"%d" % number, BOB)
+    assert len(ended) == 4
+    assert ended.has(b"first", ALICE)
+    assert not ended.has(b"first", BOB)
+    assert [number for number in range(100) if ended.has(b"%d" % number, BOB)] == [97, 98, 99]
+    ended.note(b"97", BOB)
+    ended.note(b"100", BOB)
+    assert not ended.has(b"98", BOB)
+    assert ended.has(b"97", BOB)
+
+
+def test_its_bound_holds_for_many_customers():
+    ended = Ended()
+    for number in range(ENDED_MAX + 100):
+        ended.note(LOCATE, number.to_bytes(32, "big"))
+    assert len(ended) == ENDED_MAX
+
+
+async def test_a_store_after_the_end_of_its_object_is_refused():
+    node = await Disk().node()
+    await node.delete(LOCATE, ALICE, final=True)
+    with pytest.raises(NotAllowed):
+        await node.store([shard(), record()])
+    await node.store([shard(customer=BOB)])
+    await node.store([shard(locate=b"x" * 32)])
+    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(8, 2), 0)
+
+
+async def test_a_store_that_waits_for_the_deletion_is_refused_after_it():
+    node = await Disk().node()
+    await node.store([shard(0)])
+    deleting = asyncio.ensure_future(node.delete(LOCATE, ALICE, final=True))
+    await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(node.store([shard(1)]))
+    assert await deleting
+    with pytest.raises(NotAllowed):
+        await waiting
+    assert (node.used_bytes, node.reserved_bytes) == (0, 0)
+
+
+async def test_what_is_deleted_to_be_stored_anew_may_come_back():
+    node = await Disk().node()
+    await node.store([shard()])
+    await node.delete(LOCATE, ALICE)
+    assert await node.store([shard()]) == held_bytes(4)
+
+
+async def test_a_put_that_its_deletion_overtook_gives_its_room_back():
+    world = await World(2).start()
+    customer, host = world[0], world[1]
+    lease_id = customer.lease_id(host.id)
+    handlers = host.service.handlers()
+    await customer.service._reach.delete(host.id, LOCATE, final=True)
+    data = b"late"
+    shards = [(0, StorageShard(0, data, root_of(data)))]
+    header, _ = messages.put_message(lease_id, LOCATE, 0, shards, None)
+    with pytest.raises(NotAllowed):
+        await handlers[messages.PUT](customer.id, header, [Part(memoryview(data), root_of(data))])
+    assert host.node.used_bytes == 0
+    assert host.book.used == {lease_id: 0}

@@ -1,0 +1,388 @@
+"""xsc compute: WebAssembly functions and programs, run in a sandbox and billed by fuel.
+
+Where no node runs at the home, the same sandbox runs in this process; that is
+said on standard error, because nobody is then paid and nobody else attests it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from base64 import b64decode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, from_code, unwritable
+from xsc.base.limits import STDIN_BYTES_MAX
+from xsc.base.units import format_size
+from xsc.cli.compute import deployments
+from xsc.cli.compute.evidence import evidence
+from xsc.cli.compute.reexecute import verify
+from xsc.cli.options import (
+    INPUT,
+    MODULE,
+    PAIR,
+    PATH,
+    PROGRAM_EXIT_BASE,
+    WHOLE,
+    Group,
+    ProgramCommand,
+    Settings,
+    job_options,
+    limits_of,
+    pass_settings,
+    table_of,
+)
+from xsc.cli.output import say, short, show, show_json, warn
+from xsc.client.calls import Program, read_bounded, read_file, read_module
+from xsc.client.core import Document
+from xsc.client.files import check_target, place_in, write_whole
+
+_NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
+EXIT_MAX = 255
+_LIKE_OURS = (*range(PROGRAM_EXIT_BASE, PROGRAM_EXIT_BASE + EXIT_PARTLY + 1), EXIT_INTERRUPTED)
+"""Codes by which XSC says that it failed itself, where it passes those of programs on."""
+GRANT = click.option(
+    "--grant",
+    "grants",
+    type=click.Choice(("clock", "random")),
+    multiple=True,
+    help="Let it see the real time, or real chance; nobody can verify it then.",
+)
+VERIFY = click.option(
+    "--verify",
+    "quorum",
+    metavar="KofN",
+    help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
+)
+
+
+@click.group(cls=Group)
+def compute() -> None:
+    """Run WebAssembly on a node of the market, or here.
+
+    SIZE is for example 64MiB, DURATION 250ms, 10s or 2m. NODE is a peer's
+    name, its id, or the beginning of its id.
+    """
+
+
+@compute.command(context_settings={"ignore_unknown_options": True})
+@click.argument("module", metavar="MOD", type=MODULE)
+@click.argument("function", metavar="FUNC")
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--batch",
+    type=PATH,
+    metavar="FILE",
+    help="Call it for each line of arguments in FILE, or of -.",
+)
+@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
+@GRANT
+@VERIFY
+@job_options
+@click.pass_context
+def invoke(
+    ctx: click.Context,
+    *,
+    module: Path,
+    function: str,
+    arguments: tuple[str, ...],
+    batch: Path | None,
+    item_fuel: int | None,
+    fuel: int | None,
+    memory: int | None,
+    timeout: int | None,
+    on: str | None,
+    receipt: Path | None,
+    local: bool,
+    quorum: str | None,
+    grants: tuple[Any, ...],
+) -> int | None:
+    """Call the function FUNC of the module MOD and print its results on one line.
+
+    ARGS are numbers, read as the function's signature says: decimal, 0x
+    hexadecimal, negative, inf or nan. With --batch, what came of each line is
+    printed as one line of JSON, and one receipt stands for all.
+    """
+    settings = ctx.ensure_object(Settings)
+    _refuse_options(ctx, (str(module), function, *arguments))
+    if receipt is not None:
+        check_target(receipt)
+    code = read_module(module)
+    limits = limits_of(fuel, memory, timeout)
+    if batch is not None:
+        if arguments:
+            raise ArgumentInvalid("with --batch the arguments come from its lines alone")
+        if quorum is not None:
+            raise ArgumentInvalid("a batch is run by one provider", hint="leave --verify out")
+        lines = _read_stdin(batch)
+        if _runs_here(settings, on=on, local=local):
+            from xsc.node.local import batch_local
+
+            many: Document = batch_local(
+                code, function, lines, limits, item_fuel=item_fuel, grants=grants
+            )
+        else:
+            many = settings.calls().batch(
+                code,
+                function,
+                lines,
+                limits,
+                item_fuel=item_fuel,
+                on=on,
+                local=local,
+                grants=grants,
+            )
+        return _show_batch(settings, many, receipt)
+    if item_fuel is not None:
+        raise ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
+    if _runs_here(settings, on=on, local=local, quorum=quorum):
+        from xsc.node.local import invoke_local
+
+        done: Document = invoke_local(code, function, arguments, limits, grants)
+    else:
+        done = settings.calls().invoke(
+            code, function, arguments, limits, on=on, local=local, grants=grants, verify=quorum
+        )
+    _save_receipt(done, receipt)
+    if settings.json:
+        show_json(done)
+    _raise_trap(done)
+    if not settings.json:
+        show(" ".join(done["results"]))
+    _tell(settings, done)
+    return None
+
+
+@compute.command(cls=ProgramCommand)
+@click.argument("module", metavar="MOD", type=MODULE)
+@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--stdin", type=PATH, metavar="FILE", help="Its standard input, or -.  [nothing]")
+@click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
+@click.option(
+    "--in",
+    "inputs",
+    type=INPUT,
+    multiple=True,
+    metavar="NAME=CAP",
+    help="Let it read a stored object as a file of that name.",
+)
+@click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
+@click.option(
+    "--store",
+    metavar="PREFIX",
+    help="Store the files that it writes as objects, named so and by their path.",
+)
+@GRANT
+@VERIFY
+@job_options
+@pass_settings
+def run(
+    settings: Settings,
+    *,
+    module: Path,
+    arguments: tuple[str, ...],
+    stdin: Path | None,
+    env: tuple[tuple[str, str], ...],
+    inputs: tuple[tuple[str, str], ...],
+    out: Path | None,
+    store: str | None,
+    fuel: int | None,
+    memory: int | None,
+    timeout: int | None,
+    on: str | None,
+    receipt: Path | None,
+    local: bool,
+    quorum: str | None,
+    grants: tuple[Any, ...],
+) -> int:
+    """Run the WASI program MOD with ARGS, and exit with its exit code.
+
+    XSC's own failures exit with 120 and their code; a program that exits with
+    such a code itself is named on standard error. With --json the two are never
+    alike: only the program's code is printed as exit_code.
+    """
+    if receipt is not None:
+        check_target(receipt)
+    if out is not None:
+        _make_directory(out)
+    code = read_module(module)
+    program = Program(
+        arguments, table_of(env, "variable"), _read_stdin(stdin), table_of(inputs, "input")
+    )
+    limits = limits_of(fuel, memory, timeout)
+    shown = None if settings.json else _show_output
+    objects = bool(inputs) or store is not None
+    if _runs_here(settings, on=on, local=local, quorum=quorum, objects=objects):
+        from xsc.node.local import run_local
+
+        done: Document = run_local(code, program, limits, grants=grants, show=shown)
+    else:
+        done = settings.calls().run(
+            code,
+            program,
+            limits,
+            on=on,
+            local=local,
+            grants=grants,
+            verify=quorum,
+            store=store,
+            # Of what several nodes write, nothing can be believed before they agree.
+            show=shown if quorum is None else None,
+        )
+    _save_receipt(done, receipt)
+    if out is not None:
+        for name, data in done["files"].items():
+            place = place_in(out, name)
+            _make_directory(place.parent)
+            write_whole(place, [b64decode(data)])
+    if settings.json:
+        show_json(done)
+    else:
+        _show_output(1, b64decode(done["stdout"]))
+        _show_output(2, b64decode(done["stderr"]))
+    _raise_trap(done)
+    _tell(settings, done)
+    if _tell_stored(settings, done):
+        return PROGRAM_EXIT_BASE + EXIT_PARTLY
+    exit_code: int = done["exit_code"]
+    if exit_code in _LIKE_OURS:
+        say(f"the program itself exited with {exit_code}")
+    # A shell sees eight bits: a failure must not become 0 by losing the others.
+    return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
+
+
+def _tell_stored(settings: Settings, done: Document) -> int:
+    """List the objects that were made, beside the output; return how many could not be."""
+    rows = done.get("objects", [])
+    for row in rows:
+        if row["fault"] is not None:
+            warn(f"{row['path']} is not stored: {row['fault']['detail']}")
+        elif not settings.json:
+            say(f"{row['path']}  {row['capability']}")
+    return sum(1 for row in rows if row["fault"] is not None)
+
+
+def _show_output(stream: int, data: bytes) -> None:
+    """Write what a program wrote where it wrote it, at once."""
+    sink = (sys.stdout if stream == 1 else sys.stderr).buffer
+    sink.write(data)
+    sink.flush()
+
+
+def _show_batch(settings: Settings, done: Document, receipt: Path | None) -> int:
+    """Show what came of each line; return 2 where one failed, for the others count, too."""
+    _save_receipt(done, receipt)
+    if settings.json:
+        show_json(done)
+    else:
+        sys.stdout.buffer.write("".join(f"{json.dumps(item)}\n" for item in done["items"]).encode())
+        sys.stdout.buffer.flush()
+    _raise_trap(done)
+    failed = sum(1 for item in done["items"] if item["trap"] is not None)
+    if failed:
+        say(f"{failed} of {len(done['items'])} lines failed: see their 'trap'")
+    _tell(settings, done)
+    return 2 if failed else 0
+
+
+def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
+    """Refuse a mistyped option: unknown ones come as arguments, for negative numbers' sake."""
+    known = [name for param in ctx.command.params for name in param.opts if name[:2] == "--"]
+    for word in words:
+        if word.startswith("-") and word != "-" and not _NUMBER.fullmatch(word):
+            close = difflib.get_close_matches(word, known, 1)
+            raise click.NoSuchOption(word, possibilities=close, ctx=ctx)
+
+
+def _runs_here(
+    settings: Settings,
+    *,
+    on: str | None,
+    local: bool,
+    quorum: str | None = None,
+    objects: bool = False,
+) -> bool:
+    """Say whether this process runs the job itself.
+
+    Raises:
+        ArgumentInvalid: another node must and must not run it.
+    """
+    if on is not None and local:
+        raise ArgumentInvalid("--on and --local contradict each other")
+    if quorum is not None and (local or on is not None):
+        raise ArgumentInvalid("--verify asks several providers, and not one that is named")
+    if on is not None or quorum is not None or objects or settings.calls().core.alive():
+        return False
+    if not local:
+        say(f"no node runs at {settings.home}: running here, in the same sandbox")
+    return True
+
+
+def _read_stdin(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    if path == Path("-"):
+        return read_bounded(sys.stdin.buffer, "standard input", STDIN_BYTES_MAX)
+    return read_file(path, "standard input", STDIN_BYTES_MAX)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise unwritable(f"{path} cannot be made", fault) from None
+
+
+def _save_receipt(done: Document, path: Path | None) -> None:
+    """Save the receipt before anything else: a run that trapped is billed, too."""
+    if path is not None:
+        write_whole(path, [b64decode(done["receipt"])])
+
+
+def _raise_trap(done: Document) -> None:
+    trap = done["trap"]
+    if trap is not None:
+        raise from_code(trap["code"], trap["detail"], trap.get("hint", ""))
+
+
+def _tell(settings: Settings, done: Document) -> None:
+    verification = done.get("verification")
+    if verification is not None:
+        _tell_who(settings, verification)
+    if settings.verbose:
+        say(
+            f"ran on {short(done['provider'])} in {done['wall_ms']}ms: {done['fuel_used']} fuel, "
+            f"{done['memory_peak_bytes']} bytes of memory{_tell_saved(done)}"
+        )
+
+
+def _tell_saved(done: Document) -> str:
+    """Return how much of module and input was there already, where any was."""
+    saved: int = done.get("saved_bytes", 0)
+    compiled: int = done.get("compiled_bytes", 0)
+    told = f"; {format_size(saved)} of module and input were there already" if saved else ""
+    return told + (f"; compiling {format_size(compiled)} is billed" if compiled else "")
+
+
+def _tell_who(settings: Settings, verification: Document) -> None:
+    """Say who did not agree; and who did, where that is asked for."""
+    for node in verification["dissenting"]:
+        warn(f"{short(node)} signed another outcome, and is not paid: see `xsc compute evidence`")
+    for node in verification["uncounted"]:
+        warn(f"{short(node)} could not be compared, and is not paid")
+    for node in verification["silent"]:
+        warn(f"{short(node)} gave no receipt")
+    if settings.verbose:
+        say(f"agree: {', '.join(short(node) for node in verification['agreeing'])}")
+
+
+compute.add_command(verify)
+compute.add_command(evidence)
+for service_command in deployments.COMMANDS:
+    compute.add_command(service_command)

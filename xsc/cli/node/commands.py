@@ -1,0 +1,350 @@
+"""xsc node: make a home, run its node, and ask it how it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
+from xsc.base.units import format_credits, format_duration, format_size
+from xsc.cli.node.backup import backup, restore
+from xsc.cli.node.drain import drain
+from xsc.cli.options import (
+    INVITATION,
+    PASSPHRASE,
+    PATH,
+    Command,
+    Group,
+    Settings,
+    key_passphrase,
+    pass_settings,
+)
+from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
+from xsc.client.calls import read_file
+from xsc.client.core import Core
+from xsc.client.files import check_target
+
+
+@click.group(cls=Group)
+def node() -> None:
+    """Run this machine's node.
+
+    A key file may be locked by a passphrase, which is taken from the variable
+    XSC_PASSPHRASE or asked for on a terminal.
+    """
+
+
+@node.command()
+@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@click.option(
+    "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
+)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
+@pass_settings
+def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
+    """Make a home with a new identity in an empty directory."""
+    from xsc.node.home.folder import init_home
+
+    secret = _new_passphrase(ask=passphrase)
+    made = init_home(settings.home, passphrase=secret, name=name, network=network)
+    if settings.json:
+        show_json(made)
+        return
+    show(made["id"])
+    say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+
+
+@node.command()
+@click.argument("identity", type=PATH, required=False)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    required=True,
+    type=INVITATION,
+    metavar="PEER",
+    help="A peer: its invitation (or @FILE), or ID@HOST:PORT. May be repeated.",
+)
+@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
+@pass_settings
+def recover(
+    settings: Settings,
+    identity: Path | None,
+    peers: tuple[str, ...],
+    name: str | None,
+    network: str | None,
+) -> None:
+    """Bring a lost node back, from its exported key IDENTITY and at least one peer.
+
+    The home must be empty. Objects can be read again first; then the ledger goes
+    on, under a new incarnation, with all that the peers show of it. Nobody is
+    waited for: what a silent peer holds is listed as unproven, and taken when it
+    answers. A recovery that broke off goes on without IDENTITY, or with the next
+    start of the node.
+    """
+    from xsc.base.ids import to_text
+    from xsc.node.daemon import recover_home
+
+    text = None
+    if identity is not None:
+        text = read_file(identity, "key file", 4096).decode("ascii", "replace")
+    node_id, found, signing = recover_home(
+        settings.home,
+        text,
+        peers,
+        network=network,
+        name=name,
+        passphrase=key_passphrase(settings.home),
+    )
+    lost = () if found is None else found.lost
+    for unfound in lost:
+        warn(
+            f"the object {unfound or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
+    for peer in signing.silent:
+        warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
+    for peer, amount in sorted(signing.unproven.items()):
+        who = "it owed" if amount > 0 else "it was owed"
+        warn(
+            f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
+            "more than any entry that was shown"
+        )
+    if settings.json:
+        show_json(
+            {
+                "id": node_id,
+                "home": str(settings.home),
+                "state": "signing",
+                "peers": signing.peers,
+                "objects": None if found is None else found.objects,
+                "entries": signing.entries,
+                "incarnation": signing.incarnation,
+                "silent": [to_text(peer) for peer in signing.silent],
+                "unproven": [
+                    {"peer": to_text(peer), "amount_micro": amount}
+                    for peer, amount in sorted(signing.unproven.items())
+                ],
+                "lost": list(lost),
+            }
+        )
+        return
+    show(node_id)
+    objects = "" if found is None else f"{found.objects} objects, "
+    say(
+        f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
+        "entries; `xsc node start` runs it"
+    )
+
+
+class _StartCommand(Command):
+    """Takes every setting as an option; they are loaded only when this command is meant."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the shared options and one for every setting of docs/configuration.md."""
+        from xsc.node.config import KEYS
+
+        settings = [
+            click.Option(
+                [f"--{name.replace('_', '-')}"],
+                metavar="VALUE",
+                help=f"{key.meaning[:1].upper()}{key.meaning[1:]}."
+                + (f"  [{key.default}]" if key.default else ""),
+            )
+            for name, key in KEYS.items()
+        ]
+        return [*settings, *super().get_params(ctx)]
+
+
+@node.command(cls=_StartCommand)
+@click.pass_context
+def start(ctx: click.Context, /, **given: str | None) -> int:
+    """Run the node until it is told to stop (SIGTERM, Ctrl-C).
+
+    A home that does not exist is made first. Every setting of config.toml can
+    be given as an option, which is stronger than the file.
+    """
+    from xsc.node.daemon import main
+
+    settings = ctx.ensure_object(Settings)
+    overrides = {name: text for name, text in given.items() if text is not None}
+    return main(settings.home, overrides, key_passphrase(settings.home))
+
+
+@node.command()
+@pass_settings
+def status(settings: Settings) -> None:
+    """Show what the node is, holds and does."""
+    answer = settings.calls().status()
+    if settings.json:
+        show_json(answer)
+        return
+    peers, storage, compute = answer["peers"], answer["storage"], answer["compute"]
+    used, reserved, capacity = (
+        format_size(storage[f"{what}_bytes"]) for what in ("used", "reserved", "capacity")
+    )
+    sent, received = (
+        format_size(answer["traffic"][f"{what}_bytes"]) for what in ("sent", "received")
+    )
+    running, queued, workers = compute["running"], compute["queued"], compute["workers"]
+    show_pairs(
+        [
+            ("id", answer["id"]),
+            ("name", answer["name"]),
+            ("network", answer["network"]),
+            ("version", answer["version"]),
+            ("home", answer["home"]),
+            ("API", answer["api_url"]),
+            ("peers at", ", ".join(answer["addresses"]) or answer["peer_url"]),
+            ("up for", format_duration(answer["uptime_s"] * 1000)),
+            ("peers", f"{peers['healthy']} of {peers['known']} answer"),
+            (
+                "storage",
+                f"{used} used and {reserved} reserved of {capacity}",
+            ),
+            ("traffic", f"{sent} sent to peers and {received} received, since the start"),
+            (
+                "compute",
+                f"{running} running and {queued} queued on {workers} workers",
+            ),
+        ]
+    )
+    leases = answer["leases"]
+    if leases["ending"]:
+        why = "; ".join(leases["reasons"]) or "not asked yet"
+        warn(
+            f"leases that end soon: {leases['ending']}, under objects: {leases['objects']}, "
+            f"the first {moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
+        )
+
+
+@node.command()
+@click.option("--deep", is_flag=True, help="Check the root of every shard, too.")
+@click.option(
+    "--salvage",
+    is_flag=True,
+    help="Make the shard store anew out of what can be read; the node must be stopped.",
+)
+@pass_settings
+def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
+    """Check that the node can still give back all that it holds for others.
+
+    Works beside a running node, which only reports, and on the home of a
+    stopped one, where an index that is wrong is rebuilt. Exits with 6 if
+    something is damaged; what is stays listed until it is stored anew or
+    deleted.
+    """
+    running = (settings.home / "api.json").exists() and Core(settings.home).alive()
+    if running and salvage:
+        raise ArgumentInvalid("the node runs", hint="stop it first")
+    if running:
+        answer = settings.calls().fsck(deep=deep)
+    else:
+        from xsc.node.offline.fsck import check_home
+
+        answer = check_home(settings.home, deep=deep, salvaged=salvage).to_json()
+    if settings.json:
+        show_json(answer)
+    else:
+        show_pairs(
+            [
+                ("bodies", str(answer["bodies"])),
+                ("held", format_size(answer["bytes_held"])),
+                ("counted", format_size(answer["bytes_counted"])),
+                ("index", answer["index"]),
+                ("damaged", str(len(answer["damaged"]))),
+            ]
+        )
+    for fault in answer["index_faults"]:
+        warn(fault)
+    for first, last in answer["unreadable"]:
+        warn(f"what was stored as {first} to {last} cannot be read")
+    for row in answer["damaged"]:
+        where = f" segment {row['segment']}, column {row['column']}" if "column" in row else ""
+        warn(f"{row['kind']} of object {short(row['locate'])}{where} is {row['reason']}")
+    if answer["kept"] is not None:
+        say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
+    return 0 if answer["whole"] else StoreDamaged.exit_code
+
+
+@node.command()
+@pass_settings
+def doctor(settings: Settings) -> int:
+    """Check that this machine and this home can run a node well.
+
+    Looks at clock, disk, modes of files, settings, storage and the sandbox, and
+    at the node if it runs. Changes nothing. Exits with 5 if something does not
+    work.
+    """
+    from dataclasses import asdict
+
+    from xsc.node.offline.doctor import examine
+
+    found = examine(settings.home, settings.calls().status)
+    failed = any(finding.verdict == "fail" for finding in found)
+    if settings.json:
+        show_json({"works": not failed, "findings": [asdict(finding) for finding in found]})
+    else:
+        for finding in found:
+            show(f"{finding.verdict:<4}  {finding.check:<10}  {finding.text}")
+            if finding.hint:
+                show(f"      {'':<10}  hint: {finding.hint}")
+    return UnavailableError.exit_code if failed else 0
+
+
+node.add_command(drain)
+node.add_command(backup)
+node.add_command(restore)
+
+
+@node.group(cls=Group)
+def identity() -> None:
+    """Keep the node's key safe."""
+
+
+@identity.command()
+@click.argument("file", type=PATH)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
+@pass_settings
+def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
+    """Write a copy of the node's key to FILE, readable by its owner only.
+
+    The copy of a locked key is locked by the same passphrase.
+    """
+    from xsc.base.ids import to_text
+    from xsc.identity import keyfile
+    from xsc.node.home.folder import read_identity
+    from xsc.node.system import SystemEntropy
+
+    check_target(file)
+    opened_by = key_passphrase(settings.home)
+    key = read_identity(settings.home, opened_by)
+    locked_by = _new_passphrase(ask=True) if passphrase else opened_by
+    try:
+        keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
+    except OSError as fault:
+        raise unwritable(f"{file} cannot be written", fault) from None
+    if settings.json:
+        show_json({"id": to_text(key.node_id), "file": str(file), "locked": bool(locked_by)})
+    else:
+        show(to_text(key.node_id))
+    if not locked_by:
+        say(f"{file} is not locked: who can read it, is this node")
+
+
+def _new_passphrase(*, ask: bool) -> str:
+    """Return the passphrase for a new key file; an empty one locks nothing."""
+    given = os.environ.get(PASSPHRASE, "")
+    if given or not ask:
+        return given
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid(
+            "a passphrase can be asked for on a terminal only", hint=f"set {PASSPHRASE}"
+        )
+    return str(
+        click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str)
+    )

@@ -1,0 +1,663 @@
+"""xsc store: objects, cut and sealed on this node and kept by others."""
+
+from __future__ import annotations
+
+import sys
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xsc.base.errors import (
+    EXIT_PARTLY,
+    ArgumentInvalid,
+    ObjectUnknown,
+    PeerSilent,
+    ShardsDamaged,
+    UploadChanged,
+    unwritable,
+)
+from xsc.base.units import format_size
+from xsc.cli.options import (
+    CODE,
+    NAME,
+    OBJECT,
+    PATH,
+    RANGE,
+    SURVIVE,
+    WHOLE,
+    Group,
+    Settings,
+    capabilities,
+    object_of,
+    one_capability,
+    pass_settings,
+)
+from xsc.cli.output import (
+    moment,
+    progress_bar,
+    say,
+    short,
+    show,
+    show_json,
+    show_pairs,
+    show_table,
+    warn,
+)
+from xsc.cli.store import tree
+from xsc.client.calls import Calls, Named, unreadable
+from xsc.client.core import Document
+from xsc.client.files import check_target, size_of, upload_id, write_whole
+from xsc.client.tree import SUFFIX, tree_id
+
+STREAM = Path("-")
+
+
+@click.group(cls=Group)
+def store() -> None:
+    """Store objects so that any four of six nodes can give them back.
+
+    CAP is a capability: the text that `store put` prints, and all that is
+    needed to read the object. @FILE takes it from a file and - from standard
+    input, so that it need not stand in a list of processes. An object that this
+    node stored is found by its name, too.
+    """
+
+
+version_option = click.option(
+    "--version", type=WHOLE, metavar="N", help="That version of the name.  [the newest]"
+)
+
+
+@store.command()
+@click.argument("file", type=PATH)
+@click.option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
+@click.option(
+    "--survive",
+    type=SURVIVE,
+    metavar="2nodes,1site",
+    help="Refuse unless so many nodes, sites, owners or introducers may be lost."
+    "  [setting survive]",
+)
+@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
+@click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
+@click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
+@pass_settings
+def put(
+    settings: Settings,
+    file: Path,
+    name: str | None,
+    survive: str | None,
+    code: tuple[int, int] | None,
+    *,
+    recursive: bool,
+    reread: bool,
+) -> int:
+    """Store FILE, or standard input (-), and print its capability.
+
+    With -r a whole directory, under NAME/. What has not changed since its last
+    version is not sent again. Exits with 7 if something was left out.
+    """
+    contract = survive or ""
+    if recursive:
+        return tree.put(settings, file, name=name, survive=contract, code=code, reread=reread)
+    if reread:
+        raise ArgumentInvalid("--reread goes with -r")
+    calls = settings.calls()
+    stored = _upload(calls, file, name=name, survive=contract, code=code)
+    for warning in stored["warnings"]:
+        warn(warning)
+    if settings.json:
+        show_json(stored)
+        return 0
+    hosts = len({row["node"] for row in stored["hosts"]})
+    if sys.stderr.isatty() or settings.verbose:
+        say(
+            f"stored {format_size(stored['size_bytes'])} on {_count(hosts, 'node')}, "
+            f"survives the loss of {stored['survives']}"
+        )
+    show(stored["capability"])
+    return 0
+
+
+def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Document:  # noqa: ANN401
+    if file == STREAM:
+        with progress_bar("storing", None) as progress:
+            how |= {"name": name or "", "wait_for_name": bool(name)}
+            return calls.put(sys.stdin.buffer, progress=progress, **how)
+    try:
+        source = file.open("rb")
+    except OSError as fault:
+        error = unreadable(file, "file", fault)
+        if isinstance(fault, IsADirectoryError):
+            error.hint = f"store all of it: xsc store put -r {file}"
+        raise error from None
+    with source:
+        size = size_of(source)
+        how |= {"name": file.name if name is None else name, "size_bytes": size}
+        how["wait_for_name"] = bool(how["name"])
+        resume = upload_id(file, source, how["name"], how["survive"], how["code"])
+        if resume is not None and (before := calls.upload(resume)["stored_bytes"]):
+            say(f"going on: {format_size(before)} were stored before")
+        try:
+            with progress_bar(f"storing {file.name}", size) as progress:
+                return calls.put(source, resume=resume, progress=progress, **how)
+        except UploadChanged:
+            # Other content under the same size and time; what was stored of it is gone.
+            source.seek(0)
+            with progress_bar(f"storing {file.name}", size) as progress:
+                return calls.put(source, resume=resume, progress=progress, **how)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@store.command()
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
+)
+@click.option(
+    "--range",
+    "part",
+    type=RANGE,
+    metavar="FIRST-LAST",
+    help="Only these bytes, like 1000-1999, 1000- or -500.",
+)
+@click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
+@version_option
+@pass_settings
+def get(
+    settings: Settings,
+    cap: str | Named,
+    output: Path,
+    part: str | None,
+    version: int | None,
+    *,
+    recursive: bool,
+) -> None:
+    """Fetch the object that CAP or NAME stands for.
+
+    NAME/PATH is one file of a stored directory; with -r all of it is fetched.
+
+    FILE appears when all of it is there and has been checked; after an
+    interruption the same command goes on where it was. With - the content goes
+    to standard output as it arrives, and the exit code says whether it was all.
+    """
+    if output == STREAM and settings.json:
+        raise ArgumentInvalid("--json and -o - both want standard output")
+    if recursive:
+        if output == STREAM or part is not None:
+            raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
+        tree.get(settings, cap, output, version)
+        return
+    if output != STREAM:
+        check_target(output)
+    calls = settings.calls()
+    capability = tree.capability_or_file(calls, cap, version)
+    if capability is None:
+        # An empty file of a directory has no object.
+        size = 0 if output == STREAM else write_whole(output, [])
+    elif output != STREAM and part is None:
+        size = calls.fetch(capability, output, lambda total: progress_bar("fetching", total))
+    else:
+        with (
+            calls.open(capability, part) as download,
+            progress_bar("fetching", download.size_bytes) as progress,
+        ):
+            if output == STREAM:
+                for block in download.blocks(progress):
+                    sys.stdout.buffer.write(block)
+                sys.stdout.buffer.flush()
+                return
+            size = write_whole(output, download.blocks(progress))
+    if settings.json:
+        show_json({"file": str(output), "size_bytes": size})
+    elif settings.verbose:
+        say(f"fetched {format_size(size)} to {output}")
+
+
+@store.command("ls")
+@click.argument("prefix", required=False, default="", type=NAME)
+@click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
+@click.option(
+    "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
+)
+@click.option(
+    "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
+)
+@version_option
+@pass_settings
+def listing(
+    settings: Settings,
+    prefix: str,
+    version: int | None,
+    *,
+    versions: bool,
+    ending: bool,
+    recursive: bool,
+) -> None:
+    """List the objects that this node has stored, those whose names begin with PREFIX.
+
+    Names of directories end with a slash.
+    """
+    if recursive:
+        tree.show_tree(settings, object_of(prefix), version)
+        return
+    if version is not None:
+        raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
+    answer = settings.calls().objects(prefix, versions=versions or ending)
+    soon = [row for row in answer["objects"] if row.get("ending")]
+    if ending:
+        _show_ending(settings, soon)
+        return
+    if soon:
+        warn(f"{_count(len(soon), 'object')} may end soon; see: xsc store ls --ending")
+    if settings.json:
+        for row in answer["objects"]:
+            row.pop("ends_ms", None)
+            row.pop("ending", None)
+        if not versions:
+            # What scripts hold on to has these keys and no others.
+            for row in answer["objects"]:
+                row.pop("version", None)
+        show_json(answer)
+        return
+    show_table(
+        ["name", "<version", "<size", "stored", "<margin", "capability"],
+        [
+            [
+                row["name"] or "-",
+                str(row["version"]) if row["name"] else "-",
+                format_size(row["size_bytes"]),
+                moment(row["created_ms"]),
+                str(row["margin"]),
+                row["capability"],
+            ]
+            for row in answer["objects"]
+        ],
+        "this node has stored nothing under such names"
+        if prefix
+        else "this node has stored nothing",
+    )
+
+
+def _show_ending(settings: Settings, rows: Sequence[Document]) -> None:
+    if settings.json:
+        show_json({"objects": rows})
+        return
+    show_table(
+        ["name", "<version", "host", "kept until", "why"],
+        [
+            [
+                row["name"] or "-",
+                str(row["version"]) if row["name"] else "-",
+                short(end["node"]),
+                _until(end["ends_ms"]),
+                end["reason"] or "not asked yet",
+            ]
+            for row in rows
+            for end in row["ending"]
+        ],
+        "nothing ends soon",
+    )
+
+
+def _until(ends_ms: int | None) -> str:
+    return "-" if ends_ms is None else moment(ends_ms)
+
+
+def _warn_of_end(answer: Document) -> None:
+    """Say on standard error which hosts keep their part not much longer, and why."""
+    for end in answer.get("ending", []):
+        until = "not known" if end["ends_ms"] is None else moment(end["ends_ms"])
+        reason = f": {end['reason']}" if end["reason"] else ""
+        warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
+
+
+def _margin(answer: Document) -> str:
+    margin = answer["margin"]
+    if margin < 0:
+        return f"{_count(-margin, 'shard')} too few"
+    held = Counter(row["node"] for row in answer["hosts"] if row["state"] == "ok")
+    most = max(held.values(), default=0)
+    no_node = f", but no node: one holds {most} of them" if 0 < margin < most else ""
+    return f"{_count(margin, 'more shard')} may be lost{no_node}"
+
+
+def _introduced(answer: Document) -> str:
+    """Return through whom the hosts of an object came: who brought all may have made up all."""
+    hosts = len({row["node"] for row in answer["hosts"] if row["state"] == "ok"})
+    said = []
+    for row in answer["introducers"]:
+        of = f"all {hosts}" if row["hosts"] == hosts else f"{row['hosts']} of {hosts}"
+        itself = "" if row["hosts"] == row["brought"] else f"are {row['name']} or "
+        said.append(f"{of} hosts {itself}came through {row['name']}")
+    return "; ".join(said) or "none: all its hosts are known directly"
+
+
+def _domains(answer: Document) -> str:
+    """Return on how many nodes, sites and owners an object lies."""
+    parts = []
+    for kind, found in answer["domains"].items():
+        if kind == "introducer":
+            continue  # a line of its own
+        unknown = f" ({_count(found['unknown'], 'node')} without)" if found["unknown"] else ""
+        parts.append(
+            _count(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
+        )
+    return ", ".join(parts)
+
+
+@store.command()
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@version_option
+@pass_settings
+def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
+    """Ask an object's hosts which of its shards they still hold.
+
+    A capability that only checks is enough.
+    """
+    calls = settings.calls()
+    answer = calls.stat(one_capability(calls, cap, version))
+    if settings.json:
+        show_json(answer)
+        return
+    code = answer["code"]
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
+            ("readable", "yes" if answer["readable"] else "no"),
+            ("margin", _margin(answer)),
+            ("healable", "yes" if answer["healable"] else "no"),
+            ("leases until", _until(answer.get("ends_ms"))),
+        ]
+    )
+    _warn_of_end(answer)
+    show_table(
+        ["<shard", "node", "state"],
+        [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
+        "it has no shards: its content is in the manifest",
+    )
+
+
+@store.command()
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@click.option("--deep", is_flag=True, help="Read every shard and verify it.")
+@version_option
+@pass_settings
+def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
+    """Say what an object's placement is worth: what it survives, and for how long.
+
+    Exits with 6 if a shard is damaged or missing, with 5 if it only cannot be
+    asked for, and with 7 if all are there but do not survive what `--survive`
+    asked for when it was stored.
+    """
+    calls = settings.calls()
+    answer = calls.check(one_capability(calls, cap, version), deep=deep)
+    if settings.json:
+        show_json(answer)
+    else:
+        loss_ppb = answer["yearly_loss_ppb"]
+        show_pairs(
+            [
+                ("size", format_size(answer["size_bytes"])),
+                ("readable", "yes" if answer["readable"] else "no"),
+                ("margin", _margin(answer)),
+                ("healable", "yes" if answer["healable"] else "no"),
+                ("lies on", _domains(answer)),
+                ("introduced", _introduced(answer)),
+                ("survives", f"the loss of {answer['survives']}"),
+                *_contract(answer),
+                ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
+                *([("read", format_size(answer["read_bytes"]))] if deep else []),
+                ("leases until", _until(answer.get("ends_ms"))),
+            ]
+        )
+        _warn_of_end(answer)
+        if answer["bad"]:
+            show_table(
+                ["<segment", "<shard", "node", "reason"],
+                [
+                    [str(row["segment"]), str(row["shard"]), short(row["node"]), row["reason"]]
+                    for row in answer["bad"]
+                ],
+                "",
+            )
+    states = {row["state"] for row in answer["hosts"]}
+    lost = sum(row["state"] != "ok" for row in answer["hosts"])
+    if states & {"corrupt", "missing"}:
+        raise ShardsDamaged(f"{_count(lost, 'shard')} of it are damaged or gone")
+    if lost:
+        raise PeerSilent(f"{_count(lost, 'shard')} of it cannot be asked for")
+    if answer.get("contract_kept") is False:
+        warn(
+            f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
+            "once there are peers for it"
+        )
+        return EXIT_PARTLY
+    return 0
+
+
+def _contract(answer: Document) -> list[tuple[str, str]]:
+    """Return the line about what was asked for when an object was stored, if anything was."""
+    if not answer.get("contract"):
+        return []
+    kept = "kept" if answer["contract_kept"] else "broken"
+    return [("contract", f"the loss of {answer['contract']}: {kept}")]
+
+
+@store.command()
+@click.argument("cap", metavar="[CAP|NAME]", type=OBJECT, required=False)
+@version_option
+@pass_settings
+def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
+    """Build again, now, what an object has lost; without CAP, of all objects.
+
+    The node does the same by itself once a host was silent for repair_grace.
+    Exits with 7 if some shards have no new place yet.
+    """
+    calls = settings.calls()
+    rows = [] if cap is not None else calls.objects()["objects"]
+    wanted = [row["capability"] for row in rows]
+    if cap is not None:
+        wanted = [one_capability(calls, cap, version)]
+    answers = []
+    for number, each in enumerate(wanted, 1):
+        answer = calls.repair(each)
+        answers.append(answer)
+        where = f"object {number} of {len(wanted)}: " if cap is None else ""
+        for row in answer["moved"]:
+            say(
+                f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
+            )
+        if answer.get("patched"):
+            say(f"{where}{_count(answer['patched'], 'damaged shard')} stored anew in place")
+        if answer["left"]:
+            warn(
+                f"{where}{_count(len(answer['left']), 'shard')} left as it was: {answer['reason']}"
+            )
+    moved = sum(len(answer["moved"]) for answer in answers)
+    left = sum(len(answer["left"]) for answer in answers)
+    if settings.json:
+        show_json(answers[0] if cap is not None else {"objects": answers})
+    else:
+        show(f"{_count(moved, 'shard')} moved, {left} left")
+    return EXIT_PARTLY if left else 0
+
+
+@store.command()
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@click.option(
+    "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
+)
+@click.option("--version", type=WHOLE, metavar="N", help="That version of the name alone.  [all]")
+@click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
+@pass_settings
+def rm(
+    settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
+) -> int:
+    """Delete an object at all of its hosts; with a NAME, all its versions.
+
+    A directory goes with its files, once that was confirmed or with --yes.
+    Exits with 7 if a host has not confirmed it; what it holds runs out with
+    its lease.
+    """
+    from xsc.client.folders import clean, remove_all
+
+    if receipts is not None:
+        try:
+            receipts.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise unwritable(f"{receipts} cannot be made", fault) from None
+    calls = settings.calls()
+    cap, found = _to_delete(calls, cap, version)
+    if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
+        tree.confirm_removal(calls, cap.name, version, yes=yes)
+    answers = remove_all(calls, found)
+    names = {answer.pop("name", "") for answer in answers}
+    if isinstance(cap, Named):
+        names.add(cap.name)
+    for name in names:
+        if name.endswith(SUFFIX):
+            answers += clean(calls, name)
+    answer = _merged(answers)
+    if receipts is not None:
+        for number, each in enumerate(answers):
+            beside = f".{number}" if len(answers) > 1 else ""
+            for host, receipt in each["receipts"].items():
+                write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
+    if settings.json:
+        show_json(answer)
+    else:
+        show(f"deleted at {_count(len(answer['confirmed']), 'node')}")
+    for host in answer["unconfirmed"]:
+        warn(f"{short(host)} has not confirmed that it deleted its shards")
+    return EXIT_PARTLY if answer["unconfirmed"] else 0
+
+
+def _to_delete(
+    calls: Calls, target: str | Named, version: int | None
+) -> tuple[str | Named, Sequence[str]]:
+    """Return what is meant, a directory with its slash, and the capabilities of its versions.
+
+    There are none of a directory of which only files are left, because deleting it broke off.
+    """
+    try:
+        return target, capabilities(calls, target, version, deleting=True)
+    except ObjectUnknown:
+        if not isinstance(target, Named):
+            raise
+        folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
+        try:
+            return folder, capabilities(calls, folder, version, deleting=True)
+        except ObjectUnknown:
+            if version is None and calls.parts(tree_id(folder.name)):
+                return folder, ()
+            raise
+
+
+@store.command()
+@click.argument("name", type=NAME)
+@click.option(
+    "--version", type=WHOLE, metavar="N", required=True, help="The version that is wanted."
+)
+@pass_settings
+def restore(settings: Settings, name: str, version: int) -> None:
+    """Make version N of NAME its newest again, under a new number.
+
+    Nothing is copied: number N is free of it. Later versions stay.
+    """
+    calls = settings.calls()
+    try:
+        made = calls.restore(name, version)["version"]
+    except ObjectUnknown:
+        if name.endswith("/"):
+            raise
+        name += "/"
+        made = calls.restore(name, version)["version"]
+    if settings.json:
+        show_json({"name": name, "version": made})
+    else:
+        show(str(made))
+
+
+def _merged(answers: Sequence[Document]) -> Document:
+    """Return what became of several deletions as of one: a host confirms all or not."""
+    if len(answers) == 1:
+        return answers[0]
+    unconfirmed = {host for answer in answers for host in answer["unconfirmed"]}
+    confirmed = {host for answer in answers for host in answer["confirmed"]}
+    receipts = {host: proof for answer in answers for host, proof in answer["receipts"].items()}
+    return {
+        "confirmed": sorted(confirmed - unconfirmed),
+        "unconfirmed": sorted(unconfirmed),
+        "receipts": receipts,
+    }
+
+
+@store.command()
+@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@click.option("--read", is_flag=True, help="Whoever has it may read the object.")
+@click.option("--verify", is_flag=True, help="It may be checked, not read.")
+@version_option
+@pass_settings
+def share(
+    settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
+) -> None:
+    """Print the capability of an object to give to somebody: to read it, or to check it.
+
+    What only checks finds the object and says which shards its hosts hold; it
+    opens nothing. What was given cannot be taken back.
+    """
+    if read == verify:
+        raise ArgumentInvalid(
+            "a capability is to read, or only to check"
+            if read
+            else "it must be said what the capability is for",
+            hint="use --read or --verify",
+        )
+    from xsc.storage.object.capability import parse_read, parse_verify
+
+    given = one_capability(settings.calls(), cap, version)
+    shared = parse_read(given) if read else parse_verify(given)
+    if settings.json:
+        show_json({"capability": shared.to_text(), "allows": "read" if read else "verify"})
+    else:
+        show(shared.to_text())
+
+
+@store.command()
+@pass_settings
+def gc(settings: Settings) -> int:
+    """Drop what need not be kept, now, and give its room back to the disk.
+
+    That is: what lies under leases that are long over, what uploads left that
+    were given up, and deletions of own objects that some host has not
+    confirmed yet. The node does all of it by itself in time. Exits with 7 if a
+    host is still to be asked.
+    """
+    answer = settings.calls().collect_garbage()
+    if settings.json:
+        show_json(answer)
+    else:
+        show_pairs(
+            [
+                ("leases over", format_size(answer["expired_bytes"])),
+                ("uploads given up", format_size(answer["leftover_bytes"])),
+                ("deletions", f"{answer['deletions_confirmed']} completed"),
+                ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
+            ]
+        )
+        if answer["deletions_given_up"]:
+            ended = _count(answer["deletions_given_up"], "deletion")
+            show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
+    if answer["deletions_open"]:
+        warn(f"{_count(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
+        return EXIT_PARTLY
+    return 0

@@ -1,0 +1,1 @@
+"""Deployed programs that answer HTTP requests."""

@@ -1,0 +1,1 @@
+"""Jobs between nodes: orders, receipts, batches and replicated runs."""

@@ -1,0 +1,414 @@
+"""Sells runs of WebAssembly programs: runs an order once and signs what came of it.
+
+Idempotence: an order is known by its customer and nonce. While it runs, and as
+long as its answer is kept, the same order gets the same answer. An order whose
+answer is no longer kept, that is older than the request window, or that was
+made before this node started, is refused: none can be run or billed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xsc.base.clock import Clock, Executor, run_sized
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ClockSkewed,
+    JobUnfinished,
+    ModuleUnknown,
+    RecordInvalid,
+    ReplayRefused,
+)
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_texts
+from xsc.base.limits import (
+    ARGUMENTS_MAX,
+    BATCH_CALL_BYTES_MAX,
+    BATCH_CALL_PARTS_MAX,
+    ENVIRONMENT_MAX,
+    INPUT_BYTES_MAX,
+    INPUTS_HELD_A_PEER_BYTES_MAX,
+    INPUTS_HELD_BYTES_MAX,
+    MODULES_KEPT_BYTES_MAX,
+    OUTPUT_BYTES_MAX,
+    REQUEST_WINDOW_MS,
+)
+from xsc.base.log import Log
+from xsc.base.merkle import Part
+from xsc.compute.jobs.batch_signer import Notary
+from xsc.compute.jobs.fetching import Fetching
+from xsc.compute.jobs.orders import Known, Orders
+from xsc.compute.jobs.output_buffer import Tape, run_taped
+from xsc.compute.jobs.receipts import billed_steps, check_price, job_of, make_receipt
+from xsc.compute.jobs.replicated import Verified
+from xsc.compute.jobs.shares import Shares
+from xsc.compute.ports import ComputeBook, Handler, InputReader
+from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
+from xsc.compute.wasm.rows import calls_of
+from xsc.compute.wasm.sandbox import Sandbox
+from xsc.compute.worker.quick import PATIENCE_MS
+from xsc.identity.envelope import Signed, open_signed
+from xsc.identity.keys import KeyPair
+from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.lease import OWN_LEASE
+from xsc.terms.pricing import run_steps
+
+RUN = "compute.run"
+"""The method by which an order is asked for."""
+SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
+_FUNCTION_CHARS_LOGGED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What an order is run with, and at which price a quantum."""
+
+    module: bytes
+    given: RunInput
+    output_bytes: int
+    price: int
+    saved_bytes: int = 0
+    """What was here already."""
+    brought: bool = False
+    """Whether the order brought the module."""
+    jointly: bool = False
+    """Whether who asked can read a receipt that was signed with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A verified receipt and what came with it."""
+
+    receipt: Signed[ExecutionReceipt]
+    stdout: bytes
+    stderr: bytes
+    files: tuple[tuple[str, bytes], ...]
+    verified: Verified | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a customer is told of its run, as it is kept: bytes, and nothing made of them."""
+
+    receipt: bytes
+    stdout: bytes
+    stderr: bytes
+    files: tuple[tuple[str, bytes], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        files = sum(len(path) + len(data) for path, data in self.files)
+        return len(self.receipt) + len(self.stdout) + len(self.stderr) + files
+
+
+@dataclass(slots=True)
+class _Run:
+    """The run of an order."""
+
+    task: asyncio.Task[_Answer]
+    tape: Tape | None
+    """What it writes, where the customer wants to see it."""
+
+
+class Provider:
+    """Runs what others order from this node, and what it orders from itself."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        executor: Executor,
+        book: ComputeBook,
+        sandbox: Sandbox,
+        inputs: InputReader,
+        notary: Notary,
+        log: Log,
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._executor = executor
+        self._book = book
+        self._sandbox = sandbox
+        self._fetching = Fetching(inputs, clock)
+        self._inputs = Shares("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
+        self._notary = notary
+        self._log = log
+        self._started_ms = clock.now_ms()
+        self._modules: OrderedDict[bytes, bytes] = OrderedDict()
+        self._modules_bytes = 0
+        self._brought_by: dict[bytes, bytes] = {}
+        """The customer that each module came from."""
+        self._orders: Orders[_Run] = Orders()
+
+    async def stop(self) -> None:
+        """End what runs; it is not answered."""
+        tasks = [run.task for run in self._orders.runs()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what peers may call."""
+        return {RUN: self._serve}
+
+    def tape_of(self, customer: bytes, nonce: bytes) -> Tape | None:
+        """Return where a run that is wanted to be seen writes; None where there is none."""
+        known = self._orders.find((customer, nonce))
+        return None if known is None or known.run is None else known.run.tape
+
+    async def fulfil(
+        self, order: Signed[Order], granted: Granted, tape: Tape | None = None
+    ) -> Delivered:
+        """Run an order, and sign what came of it."""
+        started_ms = self._clock.now_ms()
+        began_ms = self._clock.monotonic_ms()
+        job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
+        if tape is None:
+            result = await self._sandbox.run(job)
+        else:
+            result = await run_taped(self._sandbox, job, tape)
+        wall_ms = self._clock.monotonic_ms() - began_ms
+        if result.trap in ("cancelled", "compile_limit"):
+            wall_ms = result.wall_ms
+        receipt = make_receipt(
+            order,
+            result,
+            price=granted.price,
+            started_ms=started_ms,
+            wall_ms=wall_ms,
+            saved_bytes=granted.saved_bytes,
+            compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
+            calls=calls_of(order.record.mode, granted.given.args),
+        )
+        signed = await self._notary.sign(receipt, jointly=granted.jointly)
+        return Delivered(signed, result.stdout, result.stderr, result.files)
+
+    async def _serve(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        order = open_signed(
+            take_bytes(header, "order"), Order, network=self._network, author=caller
+        )
+        asked = order.record
+        if asked.customer != caller or asked.provider != self._key.node_id:
+            raise RecordInvalid("the order is between other nodes")
+        if asked.lease_id == OWN_LEASE:
+            raise RecordInvalid("the order names no lease")
+        known = self._orders.find((caller, asked.nonce))
+        if known is None:
+            known = await self._accept(order, header, parts)
+        if known.order_id != order.id:
+            raise RecordInvalid("the nonce of this order was used for another one")
+        run = known.run
+        if run is None:
+            raise ReplayRefused("this order was run, and its answer is no longer kept")
+        if header.get("patience_ms") is not None:
+            await _let_share(run.task, take_int(header, "patience_ms", most=PATIENCE_MS))
+        # The run goes on when the caller goes away: the same order finds it again.
+        done = await asyncio.shield(run.task)
+        answer: dict[str, Value] = {
+            "receipt": done.receipt,
+            "files": [path for path, _ in done.files],
+        }
+        if header.get("joint") is True:
+            answer["joint"] = True
+        return answer, [done.stdout, done.stderr, *(data for _, data in done.files)]
+
+    async def _accept(
+        self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
+    ) -> Known[_Run]:
+        asked = order.record
+        self._check_fresh(asked)
+        given, references, brought = _received(header, parts)
+        if brought is None and asked.module not in self._modules:
+            raise ModuleUnknown("this provider does not have the module")
+        brought_bytes = 0 if brought is None else len(brought)
+        held_bytes = brought_bytes + given.size_bytes
+        if references:
+            held_bytes = brought_bytes + min(asked.given_bytes, INPUT_BYTES_MAX)
+        calls = _calls(asked, given)
+        steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
+        # Nobody without a lease has anything hashed, fetched or kept.
+        price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
+        task: asyncio.Task[_Answer] | None = None
+        try:
+            self._inputs.take(asked.customer, held_bytes)
+            try:
+                granted = await self._grant(asked, header, given, references, brought, price)
+                slot = (asked.customer, asked.nonce)
+                found = self._orders.find(slot)
+                if found is not None:  # the same order came twice at once
+                    return found
+                self._orders.check_room(asked.customer, self._clock.now_ms())
+                self._keep_module(asked.module, granted.module, asked.customer)
+                tape = Tape(self._clock) if header.get("stream") is True else None
+                task = asyncio.create_task(self._work(order, granted, steps, tape))
+            finally:
+                if task is None:
+                    self._inputs.give(asked.customer, held_bytes)
+        finally:
+            if task is None:
+                self._book.used_compute(asked.lease_id, steps, 0)
+        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, tape))
+        task.add_done_callback(lambda done: self._keep(slot, done))
+        task.add_done_callback(lambda _: self._inputs.give(asked.customer, held_bytes))
+        return known
+
+    async def _grant(  # noqa: PLR0917 - what a request brings, and what it is checked against
+        self,
+        asked: Order,
+        header: dict[str, Value],
+        given: RunInput,
+        references: Sequence[tuple[str, bytes]],
+        brought: bytes | None,
+        price: int,
+    ) -> Granted:
+        """Return what an order is run with; it must be what the order names."""
+        check_price(asked, price)
+        output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
+        module = await self._module(asked.module, brought)
+        saved_bytes = len(module) if brought is None else 0
+        if references:
+            given, here = await self._fetching.read(given, references, asked.given_bytes)
+            saved_bytes += here
+        if asked.given_bytes != len(module) + given.size_bytes:
+            raise RecordInvalid("module and input are not as long as the order says")
+        digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
+        if digest != asked.input:
+            raise RecordInvalid("the input is not the one that the order names")
+        return Granted(
+            module,
+            given,
+            output_bytes,
+            price,
+            saved_bytes,
+            brought=brought is not None,
+            jointly=header.get("joint") is True,
+        )
+
+    def _check_fresh(self, asked: Order) -> None:
+        now_ms = self._clock.now_ms()
+        if abs(now_ms - asked.created_ms) > REQUEST_WINDOW_MS:
+            raise ClockSkewed(
+                f"the order was made {now_ms - asked.created_ms} ms ago by this node's clock"
+            )
+        if asked.created_ms < self._started_ms:
+            raise ReplayRefused("the order was made before this node started")
+
+    async def _module(self, digest: bytes, brought: bytes | None) -> bytes:
+        if digest in self._modules:
+            self._modules.move_to_end(digest)
+            return self._modules[digest]
+        if brought is None:
+            raise ModuleUnknown("this provider does not have the module any more")
+        if await run_sized(self._executor, len(brought), digest_of, brought) != digest:
+            raise RecordInvalid("the module is not the one that the order names")
+        return brought
+
+    def _keep_module(self, digest: bytes, module: bytes, customer: bytes) -> None:
+        """Keep a module for later orders; only those of customers with a lease come here.
+
+        Where there is no room, the longest unused goes of the customer that brought most.
+        """
+        if digest not in self._modules:
+            self._modules[digest] = module
+            self._modules_bytes += len(module)
+            self._brought_by[digest] = customer
+        while self._modules_bytes > MODULES_KEPT_BYTES_MAX:
+            held: Counter[bytes] = Counter()
+            for each, kept in self._modules.items():
+                held[self._brought_by[each]] += len(kept)
+            most, _ = held.most_common(1)[0]
+            dropped = next(each for each in self._modules if self._brought_by[each] == most)
+            self._modules_bytes -= len(self._modules.pop(dropped))
+            del self._brought_by[dropped]
+
+    async def _work(
+        self, order: Signed[Order], granted: Granted, steps: int, tape: Tape | None
+    ) -> _Answer:
+        asked = order.record
+        used = 0
+        try:
+            done = await self.fulfil(order, granted, tape)
+            outcome = done.receipt.record.outcome
+            used = billed_steps(asked, outcome, done.receipt.record.observed)
+        finally:
+            self._book.used_compute(asked.lease_id, steps, used)
+        self._log.info(
+            "job",
+            customer=asked.customer.hex(),
+            function=asked.function[:_FUNCTION_CHARS_LOGGED],
+            duration_ms=done.receipt.record.observed.wall_ms,
+            fuel=outcome.fuel_used,
+            trap=outcome.trap or "",
+        )
+        return _Answer(done.receipt.raw, done.stdout, done.stderr, done.files)
+
+    def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Answer]) -> None:
+        """Keep an answer to be given again; forget what failed, for nothing was billed."""
+        if task.cancelled() or task.exception() is not None:
+            self._orders.drop(slot)
+            return
+        self._orders.ended(slot, task.result().size_bytes, self._clock.now_ms())
+
+
+async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
+    """Return once an order is done whose answer may go with those of others.
+
+    Raises:
+        JobUnfinished: it takes longer, or its answer is too large for that.
+    """
+    if not task.done():
+        await asyncio.wait([task], timeout=patience_ms / 1000)
+    if not task.done():
+        raise JobUnfinished("the order still runs", hint="ask for it alone")
+    if task.cancelled() or task.exception() is not None:
+        return
+    done = task.result()
+    if done.size_bytes > SHARED_ANSWER_BYTES_MAX or len(done.files) > BATCH_CALL_PARTS_MAX - 2:
+        raise JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
+
+
+def _calls(asked: Order, given: RunInput) -> int:
+    try:
+        return calls_of(asked.mode, given.args)
+    except ArgumentInvalid as fault:
+        raise RecordInvalid(fault.message) from None
+
+
+def _received(
+    header: dict[str, Value], parts: Sequence[Part]
+) -> tuple[RunInput, list[tuple[str, bytes]], bytes | None]:
+    """Return the input, references to more of it, and the module, if it is there, of a request."""
+    environment: list[tuple[str, str]] = []
+    for item in take_list(header, "environment", most=ENVIRONMENT_MAX):
+        match item:
+            case [str(name), str(text)]:
+                environment.append((name, text))
+            case _:
+                raise RecordInvalid("the field 'environment' must hold pairs of texts")
+    names = take_texts(header, "files", most=FILES_MAX)
+    referred = take_texts(header, "objects", most=FILES_MAX) if "objects" in header else []
+    with_module = take_bool(header, "module")
+    bodies = [bytes(part.data) for part in parts]
+    if len(bodies) != 1 + len(names) + len(referred) + with_module:
+        raise RecordInvalid("the request lacks a part or has one too many")
+    given = RunInput(
+        tuple(take_texts(header, "args", most=ARGUMENTS_MAX)),
+        tuple(environment),
+        bodies[0],
+        tuple(zip(names, bodies[1 : 1 + len(names)], strict=True)),
+    )
+    try:
+        check_input(given)
+    except ArgumentInvalid as fault:
+        raise RecordInvalid(fault.message) from None
+    first = 1 + len(names)
+    references = list(zip(referred, bodies[first : first + len(referred)], strict=True))
+    return given, references, bodies[-1] if with_module else None

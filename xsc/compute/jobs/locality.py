@@ -1,0 +1,79 @@
+"""What a job need not bring: inputs that a provider has shards of, a module that it has.
+
+`spared` is what the market prefers providers by (`xsc.market.locality`), and `saved_max`
+the most that one may then say it saved: its receipt's `observed.saved_bytes` is held
+against both what was sent and what it can have had. A saving below NEAR_BYTES_LEAST
+is not worth another choice of provider.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from xsc.base.errors import TooLarge
+from xsc.base.limits import INPUT_BYTES_MAX, MODULES_REMEMBERED_MAX, NEAR_BYTES_LEAST
+from xsc.compute.ports import InputObject
+from xsc.compute.wasm.inputs import RunInput, check_input
+
+
+class Holders:
+    """Which nodes are known to have which modules: those that ran them lately."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, dict[bytes, None]] = OrderedDict()
+
+    def note(self, module: bytes, node: bytes) -> None:
+        """Take note that a node has a module, by its hash."""
+        self._known.setdefault(module, {})[node] = None
+        self._known.move_to_end(module)
+        if len(self._known) > MODULES_REMEMBERED_MAX:
+            self._known.popitem(last=False)
+
+    def forget(self, module: bytes, node: bytes) -> None:
+        """Take note that a node has a module no more."""
+        self._known.get(module, {}).pop(node, None)
+
+    def of(self, module: bytes) -> Sequence[bytes]:
+        """Return the nodes that are known to have a module."""
+        return tuple(self._known.get(module, ()))
+
+
+def check_objects(given: RunInput, objects: Sequence[InputObject]) -> None:
+    """Return if files and objects together are within the bounds of an input.
+
+    Raises:
+        ArgumentInvalid, TooLarge: they are not.
+    """
+    names = [*given.files, *((item.name, b"") for item in objects)]
+    check_input(RunInput(given.args, given.environment, given.stdin, tuple(sorted(names))))
+    files_bytes = sum(len(data) for _, data in given.files)
+    if files_bytes + sum(item.size_bytes for item in objects) > INPUT_BYTES_MAX:
+        raise TooLarge(f"the input files are over {INPUT_BYTES_MAX} bytes together")
+
+
+def referred_to(node: bytes, objects: Sequence[InputObject]) -> list[InputObject]:
+    """Return the objects that a node reads itself: those of which it holds shards."""
+    return [item for item in objects if item.spared.get(node, 0) > 0]
+
+
+def spared(
+    objects: Sequence[InputObject], module_bytes: int, holders: Sequence[bytes]
+) -> Mapping[bytes, int]:
+    """Return how many bytes each node saves that saves any worth a choice."""
+    found: dict[bytes, int] = dict.fromkeys(holders, module_bytes)
+    for item in objects:
+        for node, saving in item.spared.items():
+            found[node] = found.get(node, 0) + saving
+    return {node: saving for node, saving in found.items() if saving >= NEAR_BYTES_LEAST}
+
+
+def saved_max(node: bytes, referred: Sequence[InputObject], module_bytes: int) -> int:
+    """Return the most that a node can have saved, which was sent all but these.
+
+    Args:
+        node: the provider.
+        referred: the objects that it was to read itself.
+        module_bytes: the module's size, 0 where it was sent.
+    """
+    return module_bytes + sum(item.spared.get(node, 0) for item in referred)

@@ -1,0 +1,150 @@
+"""What a running program has written so far, for whoever watches it.
+
+A tape holds both output streams, whole: as much as the program may give back
+anyhow, so that a slow reader holds up nothing and misses nothing. It carries the
+wish to end the run the other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from xsc.base.clock import Clock
+from xsc.base.limits import STREAM_PIECE_BYTES
+from xsc.compute.wasm.sandbox import Job, JobResult, Sandbox
+
+
+class Tape:
+    """The output of one run, and the wish to cancel it. To be used in one event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._news = asyncio.Event()
+        self._began_ms: int | None = None
+        self._streams: list[bytearray | bytes] = [bytearray(), bytearray()]
+        self.done = False
+        """Nothing more comes."""
+        self.compiled = False
+        """The module had to be compiled for this run."""
+        self.cancelled = asyncio.Event()
+        """Set by whoever wants the run to end."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on both streams."""
+        return sum(map(len, self._streams))
+
+    def compiling(self) -> None:
+        """Take note that the module is compiled for this run, however that ends."""
+        self.compiled = True
+
+    def began(self) -> None:
+        """Take note that the run begins now; what it waited for is not billed."""
+        self._began_ms = self._clock.monotonic_ms()
+
+    def ran_ms(self) -> int:
+        """Return how long it has run; 0 before it began."""
+        return 0 if self._began_ms is None else self._clock.monotonic_ms() - self._began_ms
+
+    def wrote(self, stream: int, data: bytes | memoryview) -> None:
+        """Add what the program wrote to standard output (1) or standard error (2)."""
+        kept = self._streams[stream - 1]
+        if not self.done and isinstance(kept, bytearray):
+            kept += data
+            self._tell()
+
+    def finish(self, stdout: bytes, stderr: bytes) -> bool:
+        """End with the whole output; False, and no end, where that does not begin as was told."""
+        if not (stdout.startswith(self._streams[0]) and stderr.startswith(self._streams[1])):
+            return False
+        # The same bytes as in the result: not kept twice.
+        self._streams = [stdout, stderr]
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """End it as it is."""
+        self.done = True
+        self._tell()
+
+    def cancel(self) -> None:
+        """Ask for the end of the run."""
+        self.cancelled.set()
+
+    def read(self, stream: int, start: int, size_max: int) -> bytes:
+        """Return what is on a stream from there on, at most so much."""
+        return bytes(memoryview(self._streams[stream - 1])[start : start + size_max])
+
+    def written(self) -> tuple[bytes, bytes]:
+        """Return all of both streams."""
+        return bytes(self._streams[0]), bytes(self._streams[1])
+
+    async def pieces(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield what is written, and to which stream, to its end."""
+        at = [0, 0]
+        while True:
+            done = self.done
+            for index in range(len(at)):
+                while piece := self.read(index + 1, at[index], STREAM_PIECE_BYTES):
+                    at[index] += len(piece)
+                    yield index + 1, piece
+            if done:
+                return
+            await self.more(*at)
+
+    async def more(self, stdout_at: int, stderr_at: int) -> None:
+        """Return once a stream goes on after that, or nothing more comes."""
+        while (
+            not self.done
+            and len(self._streams[0]) <= stdout_at
+            and len(self._streams[1]) <= stderr_at
+        ):
+            await self._news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+async def run_taped(sandbox: Sandbox, job: Job, tape: Tape) -> JobResult:
+    """Return what a job gave, or that it was cancelled, with what it had written by then."""
+    running = asyncio.ensure_future(sandbox.run(job, tape))
+    wish = asyncio.ensure_future(tape.cancelled.wait())
+    try:
+        await asyncio.wait({running, wish}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            ran_ms = tape.ran_ms()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            if running.cancelled():
+                return _cancelled(sandbox, tape, ran_ms)
+        result = running.result()
+        # A killed worker takes along what it wrote; what was told of it was written.
+        stdout, stderr = tape.written()
+        return result if tape.done else replace(result, stdout=stdout, stderr=stderr)
+    finally:
+        wish.cancel()
+        running.cancel()
+        await asyncio.gather(wish, running, return_exceptions=True)
+        tape.close()
+
+
+def _cancelled(sandbox: Sandbox, tape: Tape, ran_ms: int) -> JobResult:
+    about = sandbox.describe()
+    stdout, stderr = tape.written()
+    return JobResult(
+        results=(),
+        exit_code=None,
+        trap="cancelled",
+        fuel_used=0,
+        memory_peak_bytes=0,
+        stdout=stdout,
+        stderr=stderr,
+        files=(),
+        engine=str(about["engine"]),
+        engine_config=bytes.fromhex(str(about["engine_config"])),
+        wall_ms=ran_ms,
+        compiled=tape.compiled,
+    )

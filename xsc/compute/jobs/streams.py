@@ -1,0 +1,139 @@
+"""Watching and cancelling a run on another node.
+
+    compute.output   nonce, stdout, stderr (how much is there already), wait_ms
+                     -> known, done; parts: more of both
+    compute.cancel   nonce  -> known
+
+Both are about an order of the caller that came with `stream`. The customer asks
+again and again while the order runs; the answer to the order itself holds all of
+the output once more, and what was shown must be its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value
+from xsc.base.errors import ReceiptInvalid, XscError
+from xsc.base.fields import take_bool, take_bytes, take_int
+from xsc.base.limits import (
+    OUTPUT_BYTES_MAX,
+    PEER_TIMEOUT_MS,
+    STREAM_PAUSE_MS,
+    STREAM_PIECE_BYTES,
+    STREAM_TRIES_MAX,
+    STREAM_WAIT_MS,
+)
+from xsc.base.merkle import Part
+from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.ports import Caller, Handler
+
+OUTPUT = "compute.output"
+CANCEL = "compute.cancel"
+_NONCE_BYTES = 16
+
+
+class Streams:
+    """Both sides of watching a run."""
+
+    def __init__(
+        self, caller: Caller, clock: Clock, find: Callable[[bytes, bytes], Tape | None]
+    ) -> None:
+        """Serve tapes that `find` gives by customer and nonce."""
+        self._caller = caller
+        self._clock = clock
+        self._find = find
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what peers may call."""
+        return {OUTPUT: self._on_output, CANCEL: self._on_cancel}
+
+    async def _on_output(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        tape = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
+        stdout = take_int(header, "stdout", most=OUTPUT_BYTES_MAX)
+        stderr = take_int(header, "stderr", most=OUTPUT_BYTES_MAX)
+        wait_ms = take_int(header, "wait_ms", most=STREAM_WAIT_MS)
+        if tape is None:
+            return {"known": False, "done": False}, (b"", b"")
+        waiting = asyncio.ensure_future(tape.more(stdout, stderr))
+        pause = asyncio.ensure_future(self._clock.sleep_ms(wait_ms))
+        try:
+            await asyncio.wait({waiting, pause}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            pause.cancel()
+        pieces = [
+            tape.read(1, stdout, STREAM_PIECE_BYTES),
+            tape.read(2, stderr, STREAM_PIECE_BYTES),
+        ]
+        done = tape.done and tape.size_bytes == stdout + stderr + sum(map(len, pieces))
+        return {"known": True, "done": done}, pieces
+
+    async def _on_cancel(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        tape = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
+        if tape is not None:
+            tape.cancel()
+        return {"known": tape is not None}, ()
+
+    async def attend(self, node: bytes, nonce: bytes, tape: Tape, most: int) -> None:
+        """Copy an order's output to a tape, and cancel the order when that is wished; no end."""
+        await asyncio.gather(
+            self._follow(node, nonce, tape, most), self._cancel_on_wish(node, nonce, tape)
+        )
+
+    async def _follow(self, node: bytes, nonce: bytes, tape: Tape, most: int) -> None:
+        at, failed = [0, 0], 0
+        while failed < STREAM_TRIES_MAX and sum(at) <= most:
+            header: dict[str, Value] = {
+                "nonce": nonce,
+                "stdout": at[0],
+                "stderr": at[1],
+                "wait_ms": STREAM_WAIT_MS,
+            }
+            try:
+                reply = await self._caller.call(
+                    node, OUTPUT, header, timeout_ms=STREAM_WAIT_MS + PEER_TIMEOUT_MS
+                )
+                known, done = take_bool(reply.header, "known"), take_bool(reply.header, "done")
+            except XscError:
+                # It is shown at the end, then: the order itself is asked for all the while.
+                failed += 1
+                await self._clock.sleep_ms(STREAM_PAUSE_MS)
+                continue
+            if len(reply.parts) != len(at) or max(map(len, reply.parts)) > STREAM_PIECE_BYTES:
+                return  # what it says so is not shown; the answer to the order is checked
+            for index, part in enumerate(reply.parts):
+                at[index] += len(part)
+                tape.wrote(index + 1, part)
+            if done:
+                return
+            if not known or not any(map(len, reply.parts)):
+                # One that has waited loses nothing by it; one that does not wait is slowed.
+                await self._clock.sleep_ms(STREAM_PAUSE_MS)
+
+    async def _cancel_on_wish(self, node: bytes, nonce: bytes, tape: Tape) -> None:
+        await tape.cancelled.wait()
+        for _ in range(STREAM_TRIES_MAX):
+            try:
+                reply = await self._caller.call(node, CANCEL, {"nonce": nonce})
+                if take_bool(reply.header, "known"):
+                    return
+            except XscError:
+                pass
+            await self._clock.sleep_ms(STREAM_PAUSE_MS)
+
+
+def settle_tape(tape: Tape, stdout: bytes, stderr: bytes) -> None:
+    """End a tape with the output that a receipt names.
+
+    Raises:
+        ReceiptInvalid: something else was shown before.
+    """
+    if not tape.finish(stdout, stderr):
+        raise ReceiptInvalid("the provider's output does not begin with what it showed before")

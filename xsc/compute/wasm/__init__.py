@@ -1,0 +1,1 @@
+"""One run of a WebAssembly module: engine, WASI, values, limits and code."""

@@ -1,0 +1,737 @@
+"""The wasmtime engine: one job at a time, metered, in a fresh store.
+
+Only this module knows wasmtime. `xsc.compute.worker.main` runs it in a
+process that can be killed, `xsc.compute.worker.local` in this one. Decisions about a
+module are in `xsc.compute.wasm.program`, host calls in `xsc.compute.wasm.wasi`.
+
+How a run ends is named so: a trap of the engine by its code; a run that traps
+while its memory stands at its limit has exceeded its memory (a refused
+`memory.grow` gives -1 and no trap, and what follows is up to the program), and
+the engine's own reason stays in the text. A refused grow that the program gets
+over is no trap.
+
+Known traps of wasmtime-py 50 that are met here: an exception in a host function
+goes through a global of the package, therefore one job at a time; `set_fuel`
+takes -1 for 2^64-1, therefore limits are validated before; Python floats quiet a
+signalling f32 NaN, therefore numbers are handed over as raw bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import wasmtime
+from wasmtime import _ffi as ffi
+from wasmtime._extern import wrap_extern
+from wasmtime._func import enter_wasm
+
+from xsc.base.encoding import encode, tagged_sha256
+from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
+from xsc.base.limits import (
+    HOST_CALL_FUEL,
+    LISTED_ENTRY_FUEL,
+    MIB,
+    MODULES_COMPILED_BYTES_MAX,
+    MODULES_COMPILED_MAX,
+    MOVED_ENTRY_FUEL,
+    STACK_BYTES,
+    TABLE_ELEMENTS_MAX,
+    TABLES_MAX,
+)
+from xsc.compute.wasm import code_format as codes
+from xsc.compute.wasm import program as programs
+from xsc.compute.wasm import rows, wasi
+from xsc.compute.wasm.code_format import About, Code
+from xsc.compute.wasm.program import PAGE_BYTES, Program
+from xsc.compute.wasm.sandbox import Bits, Job, JobResult
+from xsc.compute.wasm.signature import Signature
+
+ENGINE = f"wasmtime-py/{version('wasmtime')}"
+_OPTIONS: dict[str, bool | int] = {
+    # Metering and deadlines
+    "consume_fuel": True,
+    "epoch_interruption": True,
+    "max_wasm_stack": STACK_BYTES,
+    # The same bits everywhere
+    "cranelift_nan_canonicalization": True,
+    "wasm_relaxed_simd_deterministic": True,
+    "wasm_threads": False,
+    "shared_memory": False,
+    # One memory, no garbage collector, no features that nothing here can meter
+    "wasm_multi_memory": False,
+    "wasm_memory64": False,
+    "wasm_custom_page_sizes": False,
+    "wasm_function_references": False,
+    "wasm_gc": False,
+    "wasm_exceptions": False,
+    "wasm_stack_switching": False,
+    "wasm_wide_arithmetic": False,
+    # Little address space: a worker's is bounded
+    "memory_reservation": 64 * MIB,
+    "memory_guard_size": 64 * 1024,
+    "memory_reservation_for_growth": 0,
+    # The worker can open no file, and copy-on-write memory is one
+    "memory_init_cow": False,
+    # A fork or a spawn after a parallel compile deadlocks
+    "parallel_compilation": False,
+}
+ENGINE_CONFIG = tagged_sha256(
+    "engine-config",
+    encode(
+        {
+            "engine": ENGINE,
+            "machine": platform.machine(),
+            "options": dict(_OPTIONS),
+            "host_call_fuel": HOST_CALL_FUEL,
+            "listed_entry_fuel": LISTED_ENTRY_FUEL,
+            "moved_entry_fuel": MOVED_ENTRY_FUEL,
+            "world": wasi.WORLD,
+            "table_elements": TABLE_ELEMENTS_MAX,
+        }
+    ),
+)
+"""Fuel and traps are comparable where this is equal, and only there."""
+
+_TRAPS = {
+    wasmtime.TrapCode.OUT_OF_FUEL: "fuel_exhausted",
+    wasmtime.TrapCode.INTERRUPT: "time_exceeded",
+    wasmtime.TrapCode.STACK_OVERFLOW: "stack_exhausted",
+}
+_KINDS = {
+    "i32": ffi.WASMTIME_I32.value,
+    "i64": ffi.WASMTIME_I64.value,
+    "f32": ffi.WASMTIME_F32.value,
+    "f64": ffi.WASMTIME_F64.value,
+    "v128": ffi.WASMTIME_V128.value,
+}
+_VALUE_TYPES = {"i32": wasmtime.ValType.i32, "i64": wasmtime.ValType.i64}
+_IDLE_S = 3600.0
+_SEED_BYTES = 32
+
+
+class Watchdog:
+    """Moves the engine's epoch when a deadline passes, which interrupts the running job.
+
+    Arming does not wake its thread unless the deadline is nearer than what the
+    thread waits for: a thread woken for each job would cost as much as the job.
+    """
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self._engine = engine
+        self._condition = threading.Condition()
+        self._deadline: float | None = None
+        self._wakes = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name="xsc-watchdog", daemon=True)
+        self._thread.start()
+
+    def arm(self, timeout_ms: int) -> None:
+        """Interrupt what runs once that much time has passed."""
+        with self._condition:
+            self._deadline = time.monotonic() + timeout_ms / 1000
+            if self._deadline < self._wakes:
+                self._condition.notify()
+
+    def disarm(self) -> None:
+        """Interrupt nothing any more; on return no interruption is under way."""
+        with self._condition:
+            self._deadline = None
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        with self._condition:
+            while not self._closed:
+                now = time.monotonic()
+                if self._deadline is not None and self._deadline <= now:
+                    self._deadline = None
+                    self._engine.increment_epoch()
+                wait = _IDLE_S if self._deadline is None else self._deadline - now
+                self._wakes = now + wait
+                self._condition.wait(wait)
+
+
+class _Host:
+    """The running program's memory and fuel, for host calls, and what is held for it beside."""
+
+    def __init__(self, store: wasmtime.Store, memory: str | None, memory_bytes_max: int) -> None:
+        self._store = store
+        self._name = memory
+        self._memory: wasmtime.Memory | None = None
+        self.memory_bytes_max = memory_bytes_max
+        self.held_bytes = 0
+        self._peak_bytes = 0
+
+    def meet(self, caller: wasmtime.Caller) -> None:
+        """Find the memory of the program that calls, the first time."""
+        if self._memory is None and self._name is not None:
+            found = caller.get(self._name)
+            assert isinstance(found, wasmtime.Memory)
+            self._memory = found
+
+    def _place(self, address: int, size: int) -> int:
+        if self._memory is None or address + size > self._memory.data_len(self._store):
+            raise wasi.Fault
+        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + address
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return bytes of the memory."""
+        return ctypes.string_at(self._place(address, size), size) if size else b""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to the memory."""
+        if data:
+            ctypes.memmove(self._place(address, len(data)), data, len(data))
+
+    def spend(self, fuel: int) -> bool:
+        """Take fuel, or all that is left."""
+        left = self._store.get_fuel()
+        self._store.set_fuel(max(0, left - fuel))
+        return fuel <= left
+
+    def hold(self, size: int) -> bool:
+        """Hold so much more beside the memory, which may then grow so much less."""
+        memory_bytes = 0 if self._memory is None else self._memory.data_len(self._store)
+        held_bytes = self.held_bytes + size
+        if memory_bytes + held_bytes > self.memory_bytes_max:
+            return False
+        self.peak_bytes(memory_bytes)
+        self.held_bytes = held_bytes
+        _limit(self._store, self.memory_bytes_max - held_bytes)
+        return True
+
+    def peak_bytes(self, memory_bytes: int) -> int:
+        """Return the most that memory and what is held have had, now that the memory has so much.
+
+        The memory never shrinks: the peak is where less is held from then on, or at the end.
+        """
+        self._peak_bytes = max(self._peak_bytes, memory_bytes + self.held_bytes)
+        return self._peak_bytes
+
+
+def _limit(store: wasmtime.Store, memory_bytes: int) -> None:
+    store.set_limits(
+        memory_size=memory_bytes,
+        table_elements=TABLE_ELEMENTS_MAX,
+        instances=1,
+        tables=TABLES_MAX,
+        memories=1,
+    )
+
+
+class _World:
+    """What the host calls of a linked module reach: the state of the one run that is on."""
+
+    def __init__(self) -> None:
+        self._run: tuple[_Host, wasi.Wasi] | None = None
+
+    def enter(self, host: _Host, state: wasi.Wasi) -> None:
+        """Begin a run."""
+        assert self._run is None
+        self._run = (host, state)
+
+    def leave(self) -> None:
+        """End it: what it was given and did is reachable no more."""
+        self._run = None
+
+    def call(self, caller: wasmtime.Caller, name: str, arguments: tuple[int, ...]) -> int:
+        """Answer a host call."""
+        assert self._run is not None
+        host, state = self._run
+        host.meet(caller)
+        return state.call(name, arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A module that is ready to run."""
+
+    program: Program
+    memory: str | None
+    start: str | None
+    ready: wasmtime.InstancePre
+    """Linked once, for all runs."""
+    world: _World
+    """Where the host calls of the run that is on find its state."""
+    source_bytes: int
+
+
+def _function_type(signature: Signature) -> wasmtime.FuncType:
+    return wasmtime.FuncType(
+        [_VALUE_TYPES[item]() for item in signature.params],
+        [_VALUE_TYPES[item]() for item in signature.results],
+    )
+
+
+def call_raw(
+    store: wasmtime.Store,
+    function: wasmtime.Func,
+    arguments: Sequence[Bits],
+    results: Sequence[str],
+) -> tuple[Bits, ...]:
+    """Call a function with raw bits: `Func.__call__` goes through floats, and is slow."""
+    given = (ffi.wasmtime_val_t * len(arguments))()
+    for slot, (kind, bits) in zip(given, arguments, strict=True):
+        slot.kind = _KINDS[kind]
+        if kind == "v128":
+            slot.of.v128[:] = bits
+        elif len(bits) == 4:
+            slot.of.i32 = int.from_bytes(bits, "little")
+        else:
+            slot.of.i64 = int.from_bytes(bits, "little")
+    taken = (ffi.wasmtime_val_t * len(results))()
+    with enter_wasm(store) as trap:
+        error = ffi.wasmtime_func_call(
+            store._context(),  # noqa: SLF001 - the engine is pinned to one minor version
+            ctypes.byref(function._func),  # noqa: SLF001 - the same
+            given,
+            len(arguments),
+            taken,
+            len(results),
+            trap,
+        )
+        if error:  # type: ignore[truthy-bool]
+            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - the same
+    return tuple((name, _bits_in(slot, name)) for slot, name in zip(taken, results, strict=True))
+
+
+def _bits_in(slot: ffi.wasmtime_val_t, kind: str) -> bytes:
+    if kind == "v128":
+        return bytes(slot.of.v128)
+    if kind.endswith("64"):
+        return int(slot.of.i64 % 2**64).to_bytes(8, "little")
+    return int(slot.of.i32 % 2**32).to_bytes(4, "little")
+
+
+def read_global(store: wasmtime.Store, found: wasmtime.Global) -> Bits:
+    """Return the value of a global as raw bits.
+
+    Its own `type` cannot be asked: the engine aborts where it is a vector.
+
+    Raises:
+        SignatureMismatch: it is a reference.
+    """
+    slot = ffi.wasmtime_val_t()
+    context, place = store._context(), found._global  # noqa: SLF001 - as in `call_raw`
+    ffi.wasmtime_global_get(context, ctypes.byref(place), ctypes.byref(slot))
+    for kind, number in _KINDS.items():
+        if int(slot.kind) == number:
+            return kind, _bits_in(slot, kind)
+    ffi.wasmtime_val_unroot(ctypes.byref(slot))
+    raise SignatureMismatch("the global is a reference")
+
+
+def name_trap(trap: wasmtime.Trap) -> str:
+    """Return a trap of the engine as `JobResult.trap` says it."""
+    code = trap.trap_code
+    assert code is not None
+    return _TRAPS.get(code, f"module_trapped: {code.name.lower().replace('_', ' ')}")
+
+
+def _quiet(_phase: str) -> None:
+    """Tell nobody."""
+
+
+def new_engine() -> wasmtime.Engine:
+    """Return an engine of the one configuration."""
+    config = wasmtime.Config()
+    for name, value in _OPTIONS.items():
+        setattr(config, name, value)
+    return wasmtime.Engine(config)
+
+
+def translate(
+    engine: wasmtime.Engine,
+    module_hash: bytes,
+    source: bytes,
+    linked: Collection[str] = (),
+) -> tuple[About, wasmtime.Module]:
+    """Compile a module here; `linked` as `xsc.compute.wasm.program.read` takes it.
+
+    Raises:
+        ModuleInvalid: it cannot run.
+    """
+    if hashlib.sha256(source).digest() != module_hash:
+        raise ModuleInvalid("the module is not the one that its hash names")
+    program = programs.read(source, linked)
+    prepared = programs.prepare(source, program)
+    try:
+        if prepared.start is not None:
+            # An export declares a function for `ref.func`, and a start does not.
+            wasmtime.Module.validate(engine, source)
+        module = wasmtime.Module(engine, prepared.module)
+    except wasmtime.WasmtimeError as fault:
+        lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
+        raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
+    return About(program, prepared.memory, prepared.start, len(source)), module
+
+
+def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -> Code:
+    """Return the code of a module.
+
+    Raises:
+        ModuleInvalid: it cannot run.
+    """
+    about, module = translate(engine, module_hash, source)
+    return Code(codes.describe(about), bytes(module.serialize()))
+
+
+def _deserialize(
+    engine: wasmtime.Engine, machine_code: ctypes.Array[ctypes.c_uint8]
+) -> wasmtime.Module:
+    """Return the module of code: `Module.deserialize` would copy it once more."""
+    made = ctypes.POINTER(ffi.wasmtime_module_t)()
+    error = ffi.wasmtime_module_deserialize(
+        engine.ptr(), machine_code, len(machine_code), ctypes.byref(made)
+    )
+    if error:  # type: ignore[truthy-bool]
+        raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - as in `call_raw`
+    return wasmtime.Module._from_ptr(made)  # noqa: SLF001 - the same
+
+
+class Machine:
+    """Compiles modules, keeps them, and runs jobs one after the other.
+
+    Args:
+        world: makes what a job's program finds around it.
+    """
+
+    def __init__(self, world: Callable[..., wasi.Wasi] = wasi.Wasi) -> None:
+        self._world = world
+        self._engine = new_engine()
+        self._watchdog = Watchdog(self._engine)
+        self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
+        # A FuncType belongs to the first engine that it is used with: another one aborts.
+        self._types = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End the watchdog."""
+        self._watchdog.close()
+
+    def has(self, module_hash: bytes) -> bool:
+        """Say whether that module is compiled: then a job need not bring it."""
+        return module_hash in self._modules
+
+    def prepare(self, job: Job) -> None:
+        """Compile the module of a job, if it is not compiled yet.
+
+        Raises:
+            ModuleInvalid: it cannot run.
+        """
+        with self._lock:
+            if job.module_hash not in self._modules:
+                self._compile(job)
+
+    def run(
+        self,
+        job: Job,
+        note: Callable[[str], None] = _quiet,
+        tell: Callable[[int, bytes], None] | None = None,
+    ) -> JobResult:
+        """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
+
+        `tell` is given what the program writes, and to which stream.
+
+        Raises:
+            ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
+            SandboxFailed: the engine failed.
+        """
+        with self._lock:
+            if job.module_hash in self._modules:
+                self._modules.move_to_end(job.module_hash)
+                compiled = self._modules[job.module_hash]
+            else:
+                note("compiling")
+                compiled = self._compile(job)
+                note("running")
+            if job.mode == "batch":
+                return self._run_batch(job, compiled)
+            return self._run(job, compiled, tell)
+
+    def load(
+        self, module_hash: bytes, description: bytes, machine_code: ctypes.Array[ctypes.c_uint8]
+    ) -> None:
+        """Take the code of a module, which must come from this node: nothing can check it.
+
+        Raises:
+            SandboxFailed: it is no code of this engine.
+        """
+        about = codes.read(description)
+        with self._lock:
+            self._make_room(about.source_bytes)
+            try:
+                module = _deserialize(self._engine, machine_code)
+            except wasmtime.WasmtimeError as fault:
+                raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
+            self._keep(module_hash, about, module)
+
+    def _run_batch(self, job: Job, compiled: _Compiled) -> JobResult:
+        shape = rows.shape_of(job.args)
+        signature = compiled.program.signature(job.function)
+        if not signature.callable:
+            raise SignatureMismatch(f"{signature.show(job.function)} takes or gives no numbers")
+        rows.check_size(shape.count, signature, job.limits.output_bytes)
+        began = time.monotonic()
+
+        def call(
+            index: int, arguments: tuple[Bits, ...], fuel: int, timeout_ms: int
+        ) -> tuple[rows.Row, int]:
+            one = replace(
+                job,
+                mode="invoke",
+                arguments=arguments,
+                args=(),
+                stdin=b"",
+                limits=replace(job.limits, fuel=fuel, timeout_ms=timeout_ms),
+                seed=rows.seed_at(job.seed, index),
+            )
+            result = self._run(one, compiled)
+            return rows.Row(result.results, result.trap, result.fuel_used), (
+                result.memory_peak_bytes
+            )
+
+        def elapsed_ms() -> int:
+            return int((time.monotonic() - began) * 1000)
+
+        table, traps, spent, peak = rows.run_all(
+            shape,
+            signature,
+            job.stdin,
+            fuel=job.limits.fuel,
+            timeout_ms=job.limits.timeout_ms,
+            elapsed_ms=elapsed_ms,
+            call=call,
+        )
+        return JobResult(
+            (), None, None, spent, peak, table, traps, (), ENGINE, ENGINE_CONFIG, elapsed_ms()
+        )
+
+    def _compile(self, job: Job) -> _Compiled:
+        self._make_room(len(job.module))
+        return self._keep(job.module_hash, *translate(self._engine, job.module_hash, job.module))
+
+    def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
+        world = _World()
+        linker = self._link(about.program, world)
+        try:
+            ready = linker.instantiate_pre(module)
+        finally:
+            linker.close()
+        self._modules[module_hash] = compiled = _Compiled(
+            about.program, about.memory, about.start, ready, world, about.source_bytes
+        )
+        return compiled
+
+    def _make_room(self, source_bytes: int) -> None:
+        """Forget modules, the longest unused first: what is kept takes room from compiling."""
+        kept = sum(each.source_bytes for each in self._modules.values())
+        while self._modules and (
+            len(self._modules) >= MODULES_COMPILED_MAX
+            or kept + source_bytes > MODULES_COMPILED_BYTES_MAX
+        ):
+            _, dropped = self._modules.popitem(last=False)
+            kept -= dropped.source_bytes
+
+    def _run(
+        self,
+        job: Job,
+        compiled: _Compiled,
+        tell: Callable[[int, bytes], None] | None = None,
+    ) -> JobResult:
+        began = time.monotonic()
+        check_call(job, compiled.program)
+        empty = JobResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
+        memory = compiled.program.memory
+        if memory is not None and memory.pages_min * PAGE_BYTES > job.limits.memory_bytes:
+            declared = memory.pages_min * PAGE_BYTES
+            return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
+
+        store = wasmtime.Store(self._engine)
+        try:
+            _limit(store, job.limits.memory_bytes)
+            store.set_fuel(job.limits.fuel)
+            store.set_epoch_deadline(1)
+            state = None
+            host = _Host(store, compiled.memory, job.limits.memory_bytes)
+            if compiled.program.imports:
+                state = self._state(job, host, tell)
+                compiled.world.enter(host, state)
+            run = _Run(store, compiled, state, job)
+            self._watchdog.arm(job.limits.timeout_ms)
+            try:
+                results = run.go()
+            finally:
+                self._watchdog.disarm()
+            left = store.get_fuel()
+            memory_bytes = run.memory_bytes()
+        finally:
+            compiled.world.leave()
+            store.close()
+
+        trap = run.trap
+        if trap is not None and trap.startswith("module_trapped"):
+            limit = (job.limits.memory_bytes - host.held_bytes) // PAGE_BYTES * PAGE_BYTES
+            if memory is not None and memory_bytes == limit:
+                reason = trap.partition(": ")[2]
+                trap = f"memory_exceeded: {reason} with its memory at the limit"
+        spent = job.limits.fuel if trap == "fuel_exhausted" else job.limits.fuel - left
+        return replace(
+            empty,
+            results=results,
+            exit_code=run.exit_code,
+            trap=trap,
+            fuel_used=spent,
+            memory_peak_bytes=host.peak_bytes(memory_bytes),
+            stdout=b"" if state is None else bytes(state.stdout),
+            stderr=b"" if state is None else bytes(state.stderr),
+            files=() if state is None else tuple(state.files()),
+            wall_ms=int((time.monotonic() - began) * 1000),
+        )
+
+    def _state(self, job: Job, host: _Host, tell: Callable[[int, bytes], None] | None) -> wasi.Wasi:
+        """Return what the program finds around it; one without imports finds nothing."""
+        wall = "clock" in job.grants
+        return self._world(
+            host,
+            args=job.args,
+            environment=job.environment,
+            stdin=job.stdin,
+            files=dict(job.files),
+            output_bytes=job.limits.output_bytes,
+            seed=os.urandom(_SEED_BYTES) if "random" in job.grants else job.seed,
+            clock_ms=time.time_ns() // 1_000_000 if wall else job.clock_ms,
+            wall_ns=time.monotonic_ns if wall else None,
+            tell=tell,
+        )
+
+    def _link(self, program: Program, world: _World) -> wasmtime.Linker:
+        linker = wasmtime.Linker(self._engine)
+
+        def define(name: str) -> None:
+            def called(caller: wasmtime.Caller, *arguments: int) -> int:
+                return world.call(caller, name, arguments)
+
+            linker.define_func(wasi.MODULE, name, self._types[name], called, access_caller=True)
+
+        for name in program.imports:
+            define(name)
+        return linker
+
+
+class _Run:
+    """One run in its store."""
+
+    def __init__(
+        self,
+        store: wasmtime.Store,
+        compiled: _Compiled,
+        state: wasi.Wasi | None,
+        job: Job,
+    ) -> None:
+        self._store = store
+        self._compiled = compiled
+        self._state = state
+        self._job = job
+        self._memory: wasmtime.Memory | None = None
+        self.trap: str | None = None
+        self.exit_code: int | None = None
+
+    def memory_bytes(self) -> int:
+        """Return the size of the memory: it never shrinks, so at the end this is the peak."""
+        if self._memory is not None:
+            return self._memory.data_len(self._store)
+        shape = self._compiled.program.memory
+        # A trap in a data segment: the instance is lost, and nothing could grow yet.
+        return shape.pages_min * PAGE_BYTES if shape else 0
+
+    def go(self) -> tuple[Bits, ...]:
+        """Run it, and leave in `trap` and `exit_code` how it ended."""
+        try:
+            results = self._go()
+        except wasi.Ended:
+            assert self._state is not None
+            if self._state.trap is not None:
+                self.trap = self._state.trap
+            elif self._job.mode == "run":
+                self.exit_code = self._state.exit_code
+            else:
+                self.trap = f"module_trapped: it exited with code {self._state.exit_code}"
+            return ()
+        except wasmtime.Trap as trap:
+            self.trap = name_trap(trap)
+            return ()
+        except wasmtime.WasmtimeError as fault:
+            # What can be the module's fault was refused before: this is the engine's.
+            raise SandboxFailed(f"the engine failed: {str(fault)[:300]}") from None
+        if self._job.mode == "run":
+            self.exit_code = 0
+        return results
+
+    def _go(self) -> tuple[Bits, ...]:
+        compiled = self._compiled
+        instance = compiled.ready.instantiate(self._store)
+        if compiled.memory is not None:
+            memory = _export(self._store, instance, compiled.memory)
+            assert isinstance(memory, wasmtime.Memory)
+            self._memory = memory
+        before = [compiled.start] if compiled.start is not None else []
+        if self._job.mode == "invoke" and self._job.function != "_initialize":
+            before += ["_initialize"] if _is_command(compiled.program, "_initialize") else []
+        for name in before:
+            function = _export(self._store, instance, name)
+            assert isinstance(function, wasmtime.Func)
+            call_raw(self._store, function, (), ())
+        function = _export(self._store, instance, self._job.function)
+        assert isinstance(function, wasmtime.Func)
+        signature = compiled.program.functions[self._job.function]
+        return call_raw(self._store, function, self._job.arguments, signature.results)
+
+
+def _export(store: wasmtime.Store, instance: wasmtime.Instance, name: str) -> object:
+    """Return one export that must be there: `Instance.exports` wraps all of them for each run."""
+    item = ffi.wasmtime_extern_t()
+    raw = name.encode()
+    there = ffi.wasmtime_instance_export_get(
+        store._context(),  # noqa: SLF001 - as in `call_raw`
+        ctypes.byref(instance._instance),  # noqa: SLF001 - the same
+        ctypes.create_string_buffer(raw),
+        len(raw),
+        ctypes.byref(item),
+    )
+    assert there
+    return wrap_extern(item)
+
+
+def _is_command(program: Program, name: str) -> bool:
+    return program.functions.get(name) == Signature((), ())
+
+
+def check_call(job: Job, program: Program) -> None:
+    """Return if the job fits what the module exports.
+
+    Raises:
+        ExportUnknown, SignatureMismatch: it does not.
+    """
+    signature = program.signature(job.function)
+    if job.mode == "run" and not _is_command(program, job.function):
+        raise ExportUnknown("the module is no WASI command: its _start takes or gives values")
+    given = tuple(kind for kind, _ in job.arguments)
+    if given != signature.params or not signature.callable:
+        shown = signature.show(job.function)
+        raise SignatureMismatch(f"{shown} cannot be called with ({', '.join(given)})")

@@ -1,0 +1,57 @@
+"""How much one run may use: every run has every limit.
+
+The bounds of the limits are in `xsc.base.limits`; who pays for them is decided
+in `xsc.compute.jobs.receipts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import (
+    FUEL_DEFAULT,
+    FUEL_MAX,
+    MEMORY_BYTES_DEFAULT,
+    MEMORY_BYTES_MAX,
+    OUTPUT_BYTES_MAX,
+    TIMEOUT_MS_DEFAULT,
+    TIMEOUT_MS_MAX,
+)
+from xsc.terms.pricing import run_steps
+
+_MOST = {
+    "fuel": FUEL_MAX,
+    "memory_bytes": MEMORY_BYTES_MAX,
+    "timeout_ms": TIMEOUT_MS_MAX,
+    "output_bytes": OUTPUT_BYTES_MAX,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one run, each from 1 to its bound.
+
+    Raises:
+        ArgumentInvalid: a limit is out of its range.
+    """
+
+    fuel: int = FUEL_DEFAULT
+    """Units of fuel, about one an instruction; host calls are charged as well."""
+    memory_bytes: int = MEMORY_BYTES_DEFAULT
+    """Linear memory; whole pages of 64 KiB are given out, rounded down."""
+    timeout_ms: int = TIMEOUT_MS_DEFAULT
+    """Wall time of the run; compiling has a bound of its own."""
+    output_bytes: int = OUTPUT_BYTES_MAX
+    """Standard output, standard error and output files, together."""
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                value = getattr(self, name)
+                raise ArgumentInvalid(f"{name} must be from 1 to {most}, not {value}")
+
+    @property
+    def steps(self) -> int:
+        """The fuel steps that a lease must have room for, but for compiling the module."""
+        return run_steps(self.fuel, self.memory_bytes)

@@ -1,0 +1,1 @@
+"""The processes that compile and run modules, and the pool that keeps them."""

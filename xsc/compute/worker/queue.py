@@ -1,0 +1,219 @@
+"""A worker's line: quick calls that it answers one after the other, without a word between.
+
+Half of what a small job takes is its way to the worker and back, and the worker
+stands still in between. What is known to be quick is therefore given to it while
+others are before it, all of a turn of the event loop in one message. It still
+runs one at a time, each in a fresh store, and answers each for itself.
+
+The first call of a line is the one that runs. Its deadline counts from when it
+became the first. One that takes longer than a quick one may is overdue or stalls
+the line, which its owner is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from xsc.base.encoding import Value
+from xsc.base.errors import RecordInvalid
+from xsc.base.limits import KILL_GRACE_MS, LINE_CALLS_MAX
+from xsc.compute.wasm.sandbox import Job, JobResult
+from xsc.compute.worker import frames
+from xsc.compute.worker.process import ProcessLost, SandboxProcess
+from xsc.compute.worker.quick import QUICK_MS
+
+_STALL_S = QUICK_MS / 1000
+
+
+class Call:
+    """A job that may stand in a line.
+
+    `done` gives its result; or a worker, or None, where it must be run alone: on that
+    worker, which is free, or on any.
+    """
+
+    __slots__ = ("done", "job", "line")
+
+    def __init__(self, job: Job, done: asyncio.Future[JobResult | SandboxProcess | None]) -> None:
+        self.job = job
+        self.done = done
+        self.line: Line | None = None
+
+
+class Owner(Protocol):
+    """Hears what becomes of a line."""
+
+    def emptied(self, line: Line) -> None:
+        """The worker has answered all."""
+
+    def stalled(self, line: Line) -> None:
+        """The first call is not quick."""
+
+    def overdue(self, line: Line) -> None:
+        """The first call ran for longer than it may."""
+
+    def broken(self, line: Line, reason: str) -> None:
+        """The worker ended, or broke the protocol."""
+
+
+class Line:
+    """The calls that a worker was given and has not answered."""
+
+    def __init__(self, worker: SandboxProcess, owner: Owner) -> None:
+        self.worker = worker
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._calls: deque[Call] = deque()
+        self._unsent: list[Job] = []
+        self._sending = False
+        self._stalled = False
+        self._began_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Return how many calls are not answered."""
+        return len(self._calls)
+
+    @property
+    def first(self) -> Call:
+        """The call that runs; there must be one."""
+        return self._calls[0]
+
+    def takes(self, module_hash: bytes) -> bool:
+        """Say whether a call of that module may be given."""
+        return (
+            len(self._calls) < LINE_CALLS_MAX
+            and not self._stalled
+            and module_hash in self.worker.seen
+        )
+
+    def give(self, call: Call) -> None:
+        """Let a call stand in the line; the worker must be free, or in it already."""
+        call.line = self
+        self._calls.append(call)
+        self._unsent.append(call.job)
+        if len(self._calls) == 1:
+            self.worker.pipes.hear = self._heard
+            self._begin()
+            if self.worker.pipes.ended:
+                self._loop.call_soon(self._heard)
+        if not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._send)
+
+    def clear(self) -> list[Call]:
+        """Return what is not answered, and hear the worker no more."""
+        calls = list(self._calls)
+        self._calls.clear()
+        self._unsent.clear()
+        self._rest()
+        return calls
+
+    def shorten(self) -> list[Call]:
+        """Return what waits behind the first call; what the worker says of that is dropped."""
+        waiting = [self._calls[place] for place in range(1, len(self._calls))]
+        for place, call in enumerate(waiting, 1):
+            call.line = None
+            gone = Call(call.job, self._loop.create_future())
+            gone.done.cancel()
+            self._calls[place] = gone
+        return waiting
+
+    def _send(self) -> None:
+        self._sending = False
+        if self._unsent:
+            jobs, self._unsent = self._unsent, []
+            self.worker.pipes.write(frames.to_frame(frames.calls_message(jobs)))
+
+    def _allowed_s(self) -> float:
+        return (self._calls[0].job.limits.timeout_ms + KILL_GRACE_MS) / 1000
+
+    def _begin(self) -> None:
+        """Let the time of the first call begin."""
+        self._stalled = False
+        self._began_s = self._loop.time()
+        self._wait_until(self._began_s + min(_STALL_S, self._allowed_s()))
+
+    def _wait_until(self, due_s: float) -> None:
+        # A timer that is early looks again; one for each call would cost as much as the rest.
+        if self._timer is not None:
+            if self._timer.when() <= due_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._calls:
+            return
+        now_s = self._loop.time()
+        end_s = self._began_s + self._allowed_s()
+        if now_s >= end_s:
+            self._owner.overdue(self)
+        elif self._stalled or now_s < self._began_s + _STALL_S:
+            self._wait_until(end_s if self._stalled else min(end_s, self._began_s + _STALL_S))
+        else:
+            self._stalled = True
+            self._wait_until(end_s)
+            self._owner.stalled(self)
+
+    def _heard(self) -> None:
+        """Take the answers that have come whole."""
+        try:
+            answered = 0
+            while (message := self.worker.heard()) is not None:
+                if not self._calls:
+                    raise ProcessLost("it broke the protocol: it answers what nobody asked")
+                _settle(self._calls[0], self.worker, message)
+                self._calls.popleft()
+                answered += 1
+            if self.worker.pipes.ended:
+                raise ProcessLost("it ended")
+        except (ProcessLost, RecordInvalid) as fault:
+            reason = str(fault)
+            if isinstance(fault, RecordInvalid):
+                reason = f"it broke the protocol: {fault.message}"
+            self._owner.broken(self, reason)
+            return
+        if self._calls:
+            if answered:
+                self._begin()
+        elif answered:
+            self._rest()
+            self._owner.emptied(self)
+
+    def _rest(self) -> None:
+        self._stalled = False
+        self.worker.pipes.hear = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _settle(call: Call, worker: SandboxProcess, message: dict[str, Value]) -> None:
+    """Hand an answer to who waits for it.
+
+    Raises:
+        RecordInvalid, ProcessLost: it is no answer to that call.
+    """
+    done = call.done
+    match message.get("kind"):
+        case "answer":
+            result = frames.result_of_answer(message, call.job, worker.engine, worker.config)
+        case "result":
+            result = frames.result_of(message, call.job)
+        case "error":
+            if not done.done():
+                done.set_exception(frames.error_of(message))
+            return
+        case "code_wanted":
+            worker.seen.discard(call.job.module_hash)
+            if not done.done():
+                done.set_result(None)
+            return
+        case other:
+            raise ProcessLost(f"it broke the protocol: it said {other!r}")
+    if not done.done():
+        done.set_result(result)

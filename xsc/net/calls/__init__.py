@@ -1,0 +1,1 @@
+"""Signed calls: frames, signatures, replay protection, quotas, batching."""

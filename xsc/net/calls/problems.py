@@ -1,0 +1,104 @@
+"""Errors between peers: problem documents (RFC 9457), and what a peer's error means here.
+
+A caller that is not known gets one answer, whatever was wrong. What a peer
+reports keeps its class, except that its own damage and bugs are, seen from
+here, only a peer that failed.
+"""
+
+from __future__ import annotations
+
+import json
+
+from xsc.base.errors import (
+    CorruptionError,
+    PeerError,
+    PeerSilent,
+    Unauthorized,
+    UnavailableError,
+    XscError,
+    from_code,
+)
+from xsc.base.limits import RETRY_AFTER_S_MAX
+from xsc.net.transport.port import Buffer, RawResponse
+
+CONTENT_TYPE = "application/problem+json"
+TEXT_CHARS_MAX = 1_000
+PROBLEM_BYTES_MAX = 16 * 1024
+
+
+def _response(
+    status: int, code: str, detail: str, hint: str, retry_after_s: int = 0
+) -> RawResponse:
+    document: dict[str, str | int] = {
+        "code": code,
+        "title": code.replace("_", " "),
+        "status": status,
+        "detail": detail[:TEXT_CHARS_MAX],
+        "hint": hint[:TEXT_CHARS_MAX],
+    }
+    headers = {"content-type": CONTENT_TYPE}
+    if retry_after_s:
+        document["retry_after_s"] = retry_after_s
+        headers["retry-after"] = str(retry_after_s)
+    return RawResponse(status, headers, [json.dumps(document).encode()])
+
+
+def answer_of(error: XscError) -> RawResponse:
+    """Return the answer that carries an error to a peer."""
+    if isinstance(error, CorruptionError):
+        return failed()
+    return _response(error.http_status, error.code, error.message, error.hint, error.retry_after_s)
+
+
+def failed() -> RawResponse:
+    """Return the answer for what is this node's own fault; it tells no details."""
+    return _response(500, "peer_error", "the peer failed at this", "")
+
+
+def nothing() -> RawResponse:
+    """Return the one answer for callers that are not known."""
+    return _response(401, "unauthorized", "only known peers are answered here", "")
+
+
+def busy() -> RawResponse:
+    """Return the answer for callers that are not known, when there are too many."""
+    return _response(429, "rate_limited", "too many requests", "", 1)
+
+
+def _clean(text: object) -> str:
+    """Return a peer's text as it can be shown: on one line, bounded, printable."""
+    if not isinstance(text, str):
+        return ""
+    return "".join(char if char.isprintable() else " " for char in text[:TEXT_CHARS_MAX])
+
+
+def error_of(status: int, body: Buffer, name: str) -> XscError:
+    """Return the error that a peer answered with.
+
+    Args:
+        status: of HTTP, used where there is no document.
+        body: the document.
+        name: of the peer, for messages.
+    """
+    try:
+        document = json.loads(bytes(body)) if len(body) <= PROBLEM_BYTES_MAX else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return PeerError(f"the peer {name} answered with status {status} and no reason")
+    code, detail, hint = (_clean(document.get(key)) for key in ("code", "detail", "hint"))
+    wait = document.get("retry_after_s")
+    if not isinstance(wait, int) or not 0 <= wait <= RETRY_AFTER_S_MAX:
+        wait = None  # as if it had said nothing: a peer cannot make this node wait for ever
+    error = from_code(code, detail, hint, retry_after_s=wait)
+    if isinstance(error, Unauthorized):
+        return Unauthorized(
+            f"the peer {name} does not answer this node: it does not know it, or blocked it",
+            hint="join again with a new invitation",
+        )
+    if isinstance(error, PeerSilent):
+        # It did answer; what is silent is somebody behind it.
+        return UnavailableError(f"the peer {name}: {detail}", hint=hint)
+    if type(error) is XscError or isinstance(error, CorruptionError):
+        return PeerError(f"the peer {name}: {detail or code or 'no reason given'}", hint=hint)
+    return error

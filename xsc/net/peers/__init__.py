@@ -1,0 +1,1 @@
+"""Known peers: their registry, invitations and introductions."""

@@ -1,0 +1,1 @@
+"""Carries bytes between addresses: HTTP, TLS, and a network in memory."""

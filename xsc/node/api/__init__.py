@@ -1,0 +1,1 @@
+"""The HTTP servers of a node: the loopback API and deployed programs."""

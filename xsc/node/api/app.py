@@ -1,0 +1,300 @@
+"""The loopback API: one aiohttp application, its guard and its error mapping.
+
+Every path but `/health` and `/v1/proof` needs the bearer token of the home. Errors leave as
+problem documents (`xsc.api.problems`); a fault that nobody expected is logged
+with its trace and answered without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from xsc.api import proof
+from xsc.api.problems import CONTENT_TYPE, bug, problem
+from xsc.base.errors import (
+    ArgumentInvalid,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    XscError,
+)
+from xsc.base.limits import MIB
+from xsc.base.log import Log
+from xsc.net.transport.front import Answer
+from xsc.net.transport.gate import Gate
+from xsc.net.transport.plain import Plain
+from xsc.net.transport.port import RawResponse
+
+JSON_BYTES_MAX = 1 * MIB
+"""Bound of a JSON request; streams and modules have their own."""
+
+KEEP_ALIVE_MS = 75_000
+"""How long a connection may be idle."""
+_OPEN = ("/health", proof.PATH)
+"""Paths that need no token: the first says nothing, the second is asked before it is shown."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PlainHandler = Callable[[Plain], Awaitable[tuple[int, dict[str, object]]]]
+"""Answers a plain request with a status and a document."""
+B = TypeVar("B", bound=BaseModel)
+
+_BOUNDS = {
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+}
+"""Of what pydantic complains: the bound's name, and our words."""
+
+
+class Running:
+    """Counts the requests that run, so that the end of the node can wait for them.
+
+    Args:
+        gate: told of the connections that they run on.
+    """
+
+    def __init__(self, gate: Gate | None = None) -> None:
+        self._gate = gate
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one request for as long as the context is open."""
+        self._count += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._idle.set()
+
+    @contextmanager
+    def on(self, transport: asyncio.Transport | None) -> Iterator[None]:
+        """Count one request that has come on a connection."""
+        with self.one(), nullcontext() if self._gate is None else self._gate.serving(transport):
+            yield
+
+    async def ended(self, timeout_s: float) -> None:
+        """Return once no request runs, or when the time is up."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return
+
+
+class Reports(logging.Handler):
+    """Hands on what libraries report, as lines of the node's log.
+
+    What the other end of a connection did wrong is dropped: anybody can do it, as often as
+    they like, and fill the disk.
+    """
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or none."""
+        fault = record.exc_info[1] if record.exc_info else None
+        if isinstance(fault, ConnectionError | HttpProcessingError):
+            return
+        trace = "" if fault is None else "".join(traceback.format_exception(fault))
+        self._log.error("library", source=record.name, message=record.getMessage(), trace=trace)
+
+
+def problem_response(error: XscError) -> web.Response:
+    """Return the response that carries an error."""
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+    return web.json_response(
+        problem(error), status=error.http_status, headers=headers, content_type=CONTENT_TYPE
+    )
+
+
+async def read_body(request: web.Request, kind: type[B]) -> B:
+    """Return the request's JSON body as the model that is expected; none counts as `{}`.
+
+    Raises:
+        TooLarge: over JSON_BYTES_MAX.
+        ArgumentInvalid: not JSON, or not of the model; names the first field that is wrong.
+    """
+    raw = await request.content.read(JSON_BYTES_MAX + 1)
+    while len(raw) <= JSON_BYTES_MAX and (more := await request.content.read(JSON_BYTES_MAX)):
+        raw += more
+    if len(raw) > JSON_BYTES_MAX:
+        raise TooLarge(f"a JSON request is bounded to {JSON_BYTES_MAX} bytes")
+    return parse(raw or b"{}", kind)
+
+
+def parse(raw: bytes, kind: type[B]) -> B:
+    """Return JSON bytes as a model.
+
+    Raises:
+        ArgumentInvalid: not JSON, or not of the model; names the first field that is wrong.
+    """
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as fault:
+        raise ArgumentInvalid(_complaint(fault.errors()[0])) from None
+
+
+def _complaint(first: ErrorDetails) -> str:
+    """Return what is wrong with a field: a bound in the words that a node without API uses."""
+    place = ".".join(str(part) for part in first["loc"]) or "the body"
+    if first["type"] in _BOUNDS:
+        name, words = _BOUNDS[first["type"]]
+        return f"{place} must be {words} {first['ctx'][name]}, not {str(first['input'])[:40]}"
+    return f"the request is wrong at {place}: {first['msg']}"
+
+
+def whole_number(given: str, what: str, most: int, *, least: int = 0) -> int:
+    """Return the number that a caller wrote in a query or a header.
+
+    Raises:
+        ArgumentInvalid: it is none from `least` to `most`; names `what` it is.
+    """
+    if not re.fullmatch(r"[0-9]{1,20}", given) or not least <= int(given) <= most:
+        bounds = f"from {least} to {most}" if least else f"up to {most}"
+        raise ArgumentInvalid(f"{what} must be a whole number {bounds}")
+    return int(given)
+
+
+def reply(value: BaseModel | dict[str, object], *, status: int = 200) -> web.Response:
+    """Return a JSON response."""
+    document = value.model_dump() if isinstance(value, BaseModel) else value
+    return web.Response(text=_text(document), status=status, content_type="application/json")
+
+
+def _text(document: dict[str, object]) -> str:
+    return json.dumps(document, ensure_ascii=False) + "\n"
+
+
+class Prover:
+    """Proves to clients that this is the node whose token they are about to show.
+
+    Args:
+        token: of the home.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self.port = 0
+        """Where the API listens, once it does."""
+
+    async def plain(self, request: Plain) -> tuple[int, dict[str, object]]:
+        """Answer a challenge."""
+        return 200, {"proof": proof.proof_of(self._token, self.port, request.body)}
+
+    async def route(self, request: web.Request) -> web.Response:
+        """Answer a challenge that came in another form."""
+        challenge = await request.content.read(2 * proof.CHALLENGE_BYTES + 1)
+        return reply({"proof": proof.proof_of(self._token, self.port, challenge)})
+
+
+async def _alive(_: web.Request) -> web.Response:
+    """Say that the process runs, and no more: `/health` is open to everybody."""
+    return web.json_response({"status": "ok"})
+
+
+def _check_token(given: str, expected: bytes) -> None:
+    # Bytes that are no text are compared as they came.
+    if not hmac.compare_digest(given.encode(errors="surrogateescape"), expected):
+        raise Unauthorized(
+            "the API needs the token of the node's home",
+            hint="it is in api.token; send it as `Authorization: Bearer …`",
+        )
+
+
+def _expected(token: str) -> bytes:
+    return f"Bearer {token}".encode()
+
+
+def _note(error: XscError, path: str, log: Log) -> None:
+    if error.exit_code == 1:
+        log.error("request_failed", path=path, fault=error.message)
+
+
+def plain_answers(
+    handlers: Mapping[str, PlainHandler], token: str, log: Log, running: Running
+) -> Answer:
+    """Return what answers plain requests of these paths, as the application would."""
+    expected = _expected(token)
+
+    def packed(status: int, kind: str, document: dict[str, object]) -> RawResponse:
+        body = _text(document).encode()
+        headers = {"content-type": f"{kind}; charset=utf-8"}
+        if document.get("retry_after_s"):
+            headers["retry-after"] = str(document["retry_after_s"])
+        return RawResponse(status, headers, [body])
+
+    async def answer(request: Plain) -> RawResponse:
+        with running.one():
+            try:
+                if request.path not in _OPEN:
+                    _check_token(request.headers.get("authorization", ""), expected)
+                status, document = await handlers[request.path](request)
+                return packed(status, "application/json", document)
+            except XscError as error:
+                _note(error, request.path, log)
+                return packed(error.http_status, CONTENT_TYPE, problem(error))
+            except Exception:  # noqa: BLE001 - as the application's guard
+                log.error("request_bug", path=request.path, trace=traceback.format_exc())
+                return packed(500, CONTENT_TYPE, bug())
+
+    return answer
+
+
+def application(
+    routes: list[web.RouteDef], token: str, log: Log, running: Running
+) -> web.Application:
+    """Return the API's application; `running` counts its requests."""
+    expected = _expected(token)
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with running.on(request.transport):
+            return await handler(request)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if request.path not in _OPEN:
+                _check_token(request.headers.get("Authorization", ""), expected)
+            return await handler(request)
+        except XscError as error:
+            _note(error, request.path, log)
+            return problem_response(error)
+        except web.HTTPException as fault:
+            if fault.status in (404, 405):
+                return problem_response(
+                    NotFound(f"there is no {request.method} {request.path} in this API")
+                )
+            if fault.status == 413:
+                return problem_response(TooLarge("the request is too large"))
+            return problem_response(ArgumentInvalid(f"the request is malformed: {fault.reason}"))
+        except ConnectionError:
+            raise  # the client went away: aiohttp closes what is left of the exchange
+        except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
+            log.error("request_bug", path=request.path, trace=traceback.format_exc())
+            return web.json_response(bug(), status=500, content_type=CONTENT_TYPE)
+
+    app = web.Application(middlewares=[count, guard], client_max_size=JSON_BYTES_MAX)
+    app.add_routes([web.get("/health", _alive), *routes])
+    return app

@@ -1,0 +1,155 @@
+"""What goes into a backup: the home's files, the state, and the shards that lie here.
+
+Both stores are read as they are at one moment, while the node runs: a scan sees
+the state at its start and keeps no writer waiting. The state's moment comes
+first, so that whatever it names lies in the bodies; what is put between the two
+is in the bodies alone, and is found there as a leftover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from xsc.base.errors import HomeInvalid, IdentityInvalid
+from xsc.base.keyvalue import KeyValue
+from xsc.base.log import SilentLog
+from xsc.identity.keys import KeyPair
+from xsc.node.home import folder as homes
+from xsc.node.home.archive import (
+    BODY,
+    FILE,
+    SALT_BYTES,
+    STATE,
+    Entry,
+    Head,
+    SealKind,
+    frames,
+    seal_of,
+)
+from xsc.node.home.stores import open_stores
+from xsc.node.system import SystemClock, SystemEntropy
+
+KEY_FILE: Final = "identity.key"
+FILES: Final = ("format", "network", "config.toml", "capacity", "peer.port", KEY_FILE)
+"""Of the home; all else in it is made anew, or belongs to the process that runs."""
+FILE_BYTES_MAX: Final = 1024 * 1024
+
+
+def home_files(path: Path, *, identity: bool) -> Iterator[Entry]:
+    """Yield the files of a home that a backup holds.
+
+    Raises:
+        HomeInvalid, IdentityInvalid: one cannot be read, or the key is not there.
+    """
+    for name in FILES:
+        if name == KEY_FILE and not identity:
+            continue
+        try:
+            with (path / name).open("rb") as file:
+                raw = file.read(FILE_BYTES_MAX + 1)
+        except FileNotFoundError:
+            if name == KEY_FILE:
+                raise IdentityInvalid(f"the home {path} has lost its {KEY_FILE}") from None
+            continue
+        except OSError as fault:
+            raise HomeInvalid(f"{path / name} cannot be read: {fault.strerror}") from None
+        if len(raw) > FILE_BYTES_MAX:
+            raise HomeInvalid(f"{path / name} is too large for a file of a home")
+        yield Entry(FILE, name.encode(), raw)
+
+
+def entries(
+    path: Path, state: KeyValue, bodies: KeyValue | None, *, identity: bool
+) -> Iterator[Entry]:
+    """Return the records of a backup, as everything is at this call.
+
+    Raises:
+        HomeInvalid, IdentityInvalid: as `home_files`.
+        StoreDamaged: while they are read: a store cannot be read to its end.
+    """
+    files = list(home_files(path, identity=identity))
+    rows = state.scan(b"")
+    shards = None if bodies is None else bodies.scan(b"")
+    return _entries(files, rows, shards)
+
+
+def _entries(
+    files: Iterable[Entry],
+    rows: Iterator[tuple[bytes, bytes]],
+    shards: Iterator[tuple[bytes, bytes]] | None,
+) -> Iterator[Entry]:
+    yield from files
+    for key, value in rows:
+        yield Entry(STATE, key, value)
+    for key, value in shards or ():
+        yield Entry(BODY, key, value)
+
+
+def new_head(
+    node: bytes, network: str, *, identity: bool, bodies: bool, seal: SealKind, now_ms: int
+) -> Head:
+    """Return the head of a new backup, with a salt of its own."""
+    salt = SystemEntropy().token(SALT_BYTES)
+    return Head(node, network, now_ms, identity, bodies, seal, salt)
+
+
+def stream(
+    path: Path,
+    network: str,
+    key: KeyPair,
+    state: KeyValue,
+    bodies: KeyValue | None,
+    *,
+    identity: bool,
+    now_ms: int,
+) -> Iterator[bytes]:
+    """Return the bytes of a backup as everything is at this call, a frame at a time.
+
+    With the identity in it nobody's secret seals it; without, the node's key does.
+
+    Raises:
+        XscError: as `entries`.
+    """
+    head = new_head(
+        key.node_id,
+        network,
+        identity=identity,
+        bodies=bodies is not None,
+        seal="nothing" if identity else "identity",
+        now_ms=now_ms,
+    )
+    found = entries(path, state, bodies, identity=identity)
+    return frames(head, found, seal_of(head, key=key))
+
+
+def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool) -> Iterator[bytes]:
+    """Yield the bytes of a backup of a home whose node does not run.
+
+    Raises:
+        HomeInvalid, HomeLocked: no whole home, or its node runs.
+        XscError: as `entries`.
+    """
+    homes.check_format(path)
+    homes.check_finished(path)
+    with homes.lock(path):
+        home = homes.open_home(path, passphrase)
+        if not (home.databases / "state").exists():
+            raise HomeInvalid(
+                f"the node of {path} never ran", hint="`xsc node identity export` keeps its key"
+            )
+        clock = SystemClock()
+        stores = open_stores(home.databases, SilentLog())
+        try:
+            yield from stream(
+                path,
+                home.network,
+                home.key,
+                stores.state,
+                stores.bodies if bodies else None,
+                identity=identity,
+                now_ms=clock.now_ms(),
+            )
+        finally:
+            stores.close()

@@ -1,0 +1,317 @@
+"""The home of a node: its files, their modes, the format version and the lock.
+
+format        text, the version of everything below
+network       the network's name
+identity.key  the private key, mode 0600
+config.toml   settings, where there are any
+lock          held by the node that runs
+node.pid      its process id           api.json   where its API listens
+api.token     the API's bearer token, mode 0600
+db/           bodies, index, state     cache/     compiled modules
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from xsc.base.errors import (
+    ConfigInvalid,
+    HomeInvalid,
+    HomeLocked,
+    IdentityInvalid,
+)
+from xsc.base.ids import to_text
+from xsc.identity import keyfile
+from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
+from xsc.node.config import check
+from xsc.node.home.disk_trial import drop_left
+from xsc.node.system import SystemEntropy
+
+FORMAT = 1
+TOKEN_BYTES = 32
+RECOVERY = "recover.json"
+"""Stands in a home whose recovery is not finished, and says how far it is."""
+RESTORE = "restore.json"
+"""Stands in a home that came from a backup, until it knows what was signed since."""
+_OPERATORS = frozenset({"config.toml", "node.log", "lock", RECOVERY})
+"""What may stand in a directory before it is a home."""
+_UNFINISHED = frozenset({"format", "network"})
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """An opened home."""
+
+    path: Path
+    network: str
+    key: KeyPair
+
+    @property
+    def databases(self) -> Path:
+        """Where the LevelDB databases are."""
+        return self.path / "db"
+
+
+def write_file(path: Path, raw: bytes) -> None:
+    """Replace a file by one with mode 0600, whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def _write_private(path: Path, text: str) -> None:
+    write_file(path, text.encode())
+
+
+def check_format(path: Path) -> None:
+    """Return if the directory is a home of a format known here.
+
+    Raises:
+        HomeInvalid: no home, or of a newer format.
+    """
+    try:
+        text = (path / "format").read_text().strip()
+    except FileNotFoundError:
+        raise HomeInvalid(
+            f"{path} is no XSC home", hint="`xsc node init` makes one in an empty directory"
+        ) from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"{path} cannot be read: {fault}") from None
+    if not text.isdigit():
+        raise HomeInvalid(f"{path / 'format'} does not hold a format version")
+    if int(text) != FORMAT:
+        raise HomeInvalid(
+            f"the home {path} is of format {text}, this xsc knows format {FORMAT}",
+            hint="use the xsc that made it, or a newer one",
+        )
+
+
+def is_home(path: Path) -> bool:
+    """Say whether a directory holds a home, finished or not."""
+    return (path / "format").exists()
+
+
+def init_home(
+    path: Path,
+    *,
+    passphrase: str = "",
+    name: str | None = None,
+    network: str | None = None,
+    recover: str | None = None,
+) -> dict[str, str]:
+    """Make a home in an empty or absent directory; return its id, path and network.
+
+    The format is written first and the identity last, so that an interrupted
+    start is told apart from a lost key and simply goes on.
+
+    Args:
+        path: the directory.
+        passphrase: locks the key file; an empty one does not.
+        name: written to `config.toml`, where given.
+        network: the network's name; signatures of one are worth nothing in another.
+        recover: text of an exported key file, instead of a new identity.
+
+    Raises:
+        HomeInvalid: the directory holds something else, or a finished home.
+        IdentityInvalid: `recover` is no key file.
+        ConfigInvalid: the name or the network's is none.
+    """
+    if name is not None:
+        check("name", name, "the name")
+    if network is not None and not (
+        0 < len(network) <= 64 and network.isprintable() and network == network.strip()
+    ):
+        raise ConfigInvalid("a network's name has 1 to 64 characters, none of them at an end blank")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        drop_left(path)
+        there = {entry.name for entry in path.iterdir()}
+    except OSError as fault:
+        raise HomeInvalid(f"the home {path} cannot be made: {fault.strerror}") from None
+    if "identity.key" in there:
+        raise HomeInvalid(f"{path} is a home already", hint="`xsc node start` runs it")
+    foreign = there - _OPERATORS - _UNFINISHED
+    if foreign or (there & _UNFINISHED and "format" not in there):
+        raise HomeInvalid(
+            f"{path} is not empty and no XSC home", hint="give an empty or a new directory"
+        )
+    entropy = SystemEntropy()
+    key = KeyPair(entropy.token(32)) if recover is None else keyfile.from_line(recover, passphrase)
+    _write_private(path / "format", f"{FORMAT}\n")
+    _write_private(path / "network", f"{network or NETWORK_DEFAULT}\n")
+    if name is not None:
+        _write_private(path / "config.toml", f"name = {json.dumps(name)}\n")
+    keyfile.write(path / "identity.key", keyfile.to_line(key, entropy, passphrase))
+    return {
+        "id": to_text(key.node_id),
+        "home": str(path),
+        "network": network or NETWORK_DEFAULT,
+    }
+
+
+def begin_recovery(path: Path) -> None:
+    """Mark a home, before it has an identity, as one that has to be recovered."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": "begun"}) + "\n")
+
+
+def mark_readable(path: Path) -> None:
+    """Mark a home that is being recovered as one whose objects can be read."""
+    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": "readable"}) + "\n")
+
+
+def recovery_stage(path: Path) -> str | None:
+    """Return how far a recovery came; None where there was none, or it is finished."""
+    return _stage(path / RECOVERY, "begun", "readable")
+
+
+def end_recovery(path: Path) -> None:
+    """Take the mark away: everything is there."""
+    (path / RECOVERY).unlink()
+
+
+def mark_restore(path: Path, stage: Literal["writing", "written"]) -> None:
+    """Mark a home as coming from a backup: not whole yet, or whole and of the past."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _write_private(path / RESTORE, json.dumps({"v": 1, "stage": stage}) + "\n")
+
+
+def restore_stage(path: Path) -> str | None:
+    """Return how far a restore came; None where there was none, or it is finished."""
+    return _stage(path / RESTORE, "writing", "written")
+
+
+def _stage(path: Path, first: str, last: str) -> str | None:
+    try:
+        stage = json.loads(path.read_text())["stage"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return first  # what cannot be read was not written to its end
+    return last if stage == last else first
+
+
+def end_restore(path: Path) -> None:
+    """Take the mark away: the home knows all that its node has signed."""
+    (path / RESTORE).unlink()
+
+
+def check_finished(path: Path) -> None:
+    """Return if a home is whole.
+
+    Raises:
+        HomeInvalid: a recovery has nothing to open yet, or a restore was interrupted.
+    """
+    if recovery_stage(path) == "begun":
+        raise HomeInvalid(
+            f"the recovery of {path} has found no objects yet",
+            hint="go on with it: xsc node recover --peer PEER",
+        )
+    if restore_stage(path) == "writing":
+        raise HomeInvalid(
+            f"the restore of {path} was interrupted", hint="begin it again: xsc node restore FILE"
+        )
+
+
+def read_identity(path: Path, passphrase: str = "") -> KeyPair:
+    """Return the identity of a home.
+
+    Raises:
+        HomeInvalid, IdentityInvalid: no home, or the key cannot be had.
+    """
+    check_format(path)
+    return keyfile.read(path / "identity.key", passphrase)
+
+
+def open_home(path: Path, passphrase: str = "") -> Home:
+    """Return the home at a directory, made first where there is none yet.
+
+    Raises:
+        HomeInvalid, IdentityInvalid: it cannot be used, and why.
+    """
+    unfinished = is_home(path) and not (path / "identity.key").exists()
+    if unfinished and (path / "db").exists():
+        raise IdentityInvalid(
+            f"the home {path} has lost its identity.key",
+            hint="put the exported key file back in its place",
+        )
+    if unfinished or not path.exists() or not is_home(path):
+        init_home(path, passphrase=passphrase)
+    key = read_identity(path, passphrase)
+    try:
+        network = (path / "network").read_text().strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"the home {path} has lost its network's name: {fault}") from None
+    path.chmod(0o700)
+    return Home(path, network, key)
+
+
+def lock(path: Path) -> IO[str]:
+    """Take the home for this process, until the returned file is closed.
+
+    Raises:
+        HomeLocked: another node runs on it.
+        HomeInvalid: it is something else than a home.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        drop_left(path)
+        if not is_home(path) and {entry.name for entry in path.iterdir()} - _OPERATORS:
+            check_format(path)
+        file = (path / "lock").open("a+")
+    except OSError as fault:
+        raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        pid = (path / "node.pid").read_text().strip() if (path / "node.pid").exists() else "?"
+        raise HomeLocked(
+            f"a node runs on {path} already (process {pid})",
+            hint="stop it, or give another home with --home",
+        ) from None
+    return file
+
+
+def publish(path: Path, *, api_url: str, peer_url: str, token: str) -> None:
+    """Write where the running node is to be reached; the token first, the place last."""
+    _write_private(path / "api.token", token + "\n")
+    _write_private(path / "node.pid", f"{os.getpid()}\n")
+    place = {"url": api_url, "token_file": str(path / "api.token"), "peer_url": peer_url}
+    _write_private(path / "api.json", json.dumps(place) + "\n")
+
+
+def unpublish(path: Path) -> None:
+    """Take those files away again."""
+    for name in ("api.json", "api.token", "node.pid"):
+        (path / name).unlink(missing_ok=True)
+
+
+def read_number(path: Path) -> int | None:
+    """Return the number that a file of the home holds; None where there is none."""
+    try:
+        text = path.read_text().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdigit() and len(text) < 20 else None
+
+
+def write_number(path: Path, number: int) -> None:
+    """Keep a number in a file of the home, whole or not at all."""
+    _write_private(path, f"{number}\n")
+
+
+def remember_port(path: Path, peer_url: str) -> None:
+    """Keep the peer port, so that the next start takes the same and peers find the node."""
+    port = peer_url.rstrip("/").rsplit(":", 1)[-1]
+    if port.isdigit():
+        write_number(path / "peer.port", int(port))

@@ -1,0 +1,84 @@
+"""Opens the three databases of a home, and decides what their damage means.
+
+The index is disposable: where it cannot be opened or read it is thrown away, and
+made again from the bodies. Bodies and state are not: a node refuses to start on
+what cannot be opened, and says what can be done. Single bodies that cannot be
+read do not keep a node from starting (`xsc.storage.shardstore.scan`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from xsc.base.errors import StoreDamaged
+from xsc.base.log import Log
+from xsc.db.leveldb import LevelDBKeyValue
+
+INDEX_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The databases of one node."""
+
+    bodies: LevelDBKeyValue
+    index: LevelDBKeyValue
+    state: LevelDBKeyValue
+
+    def close(self) -> None:
+        """Release them."""
+        for store in (self.index, self.bodies, self.state):
+            store.close()
+
+
+def open_stores(folder: Path, log: Log) -> Stores:
+    """Return the databases in a folder; the index can be a new one.
+
+    Raises:
+        StoreDamaged: bodies or state are damaged.
+        HomeLocked: another process has them open.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    opened: list[LevelDBKeyValue] = []
+    try:
+        state = LevelDBKeyValue(folder / "state", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+        opened.append(state)
+        bodies = _open_bodies(folder / "bodies")
+        opened.append(bodies)
+        index = _open_index(folder / "index", log)
+    except BaseException:
+        for store in opened:
+            store.close()
+        raise
+    return Stores(bodies, index, state)
+
+
+def _open_bodies(path: Path) -> LevelDBKeyValue:
+    try:
+        return LevelDBKeyValue(path)
+    except StoreDamaged as fault:
+        raise StoreDamaged(
+            fault.message,
+            hint="`xsc node fsck --salvage` saves what can be read, and keeps the old directory",
+        ) from None
+
+
+def _open_index(path: Path, log: Log) -> LevelDBKeyValue:
+    try:
+        index = LevelDBKeyValue(path, write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+        try:
+            for _ in index.scan(b""):
+                pass
+        except StoreDamaged:
+            index.close()
+            raise
+    except StoreDamaged as fault:
+        log.warning("index_damaged", fault=fault.message)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return LevelDBKeyValue(path, write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+    return index

@@ -1,0 +1,1 @@
+"""What the API needs to run jobs: batches, inputs, modules, outputs, results."""

@@ -1,0 +1,1 @@
+"""Work without a running node: verify, re-execute, check and diagnose."""

@@ -1,0 +1,439 @@
+"""Looks whether this machine and this home can run a node well, and says what would not.
+
+Every check says one thing: `ok`, `warn` (it works, but not as it should) or
+`fail` (a node would not start, would lose something, or would give something
+away). A check that cannot be made is a `fail`. Nothing is changed; what is tried
+is tried beside the home's data, in a directory that is removed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import hashlib
+import itertools
+import os
+import platform
+import resource
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from xsc.base.errors import XscError
+from xsc.base.limits import PPM, REQUEST_WINDOW_MS
+from xsc.base.log import SilentLog
+from xsc.base.merkle import root_of
+from xsc.base.units import format_size
+from xsc.compute.wasm.sandbox import Job
+from xsc.compute.worker.main import WARM_UP
+from xsc.compute.worker.pool import PoolSandbox
+from xsc.db.leveldb import LevelDBKeyValue
+from xsc.net.transport.addresses import is_loopback, split
+from xsc.node import config as configs
+from xsc.node.home import folder as homes
+from xsc.node.home.disk_trial import DATABASE, SYNCED, trial_in
+from xsc.node.system import SystemClock
+from xsc.storage.object.erasure import Code, decode, encode
+from xsc.storage.object.segment import Place, open_sealed, seal
+
+Verdict = Literal["ok", "warn", "fail"]
+
+DESCRIPTORS_MIN = 1024
+MEMORY_BYTES_MIN = 1 << 30
+SYNC_MS_WARN = 50
+SYNCS = 9
+_NET_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p")
+_CLOCK_UNSYNCHRONISED = 5
+_CLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    verdict: Verdict
+    text: str
+    hint: str = ""
+
+
+def ok(check: str, text: str) -> Finding:
+    """Return that nothing is wrong."""
+    return Finding(check, "ok", text)
+
+
+def warn(check: str, text: str, hint: str = "") -> Finding:
+    """Return that it works, but not as it should."""
+    return Finding(check, "warn", text, hint)
+
+
+def fail(check: str, text: str, hint: str = "") -> Finding:
+    """Return that it does not work."""
+    return Finding(check, "fail", text, hint)
+
+
+Ask = Callable[[], Mapping[str, Any]]
+
+
+def examine(home: Path, ask: Ask) -> list[Finding]:
+    """Return what every check finds of this machine and a home, which need not be there.
+
+    Args:
+        home: its directory.
+        ask: returns the status of the node that runs there (`GET /v1/status`).
+    """
+    return run_checks(
+        [
+            ("machine", _machine),
+            ("clock", _clock),
+            ("home", lambda: _home(home)),
+            ("settings", lambda: _settings(home)),
+            ("disk", lambda: _disk(home)),
+            ("storage", lambda: _storage(home)),
+            ("sandbox", _sandbox),
+            ("node", lambda: _node(home, ask)),
+        ]
+    )
+
+
+def run_checks(checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]]) -> list[Finding]:
+    """Return what checks find; one that cannot be made fails, and the others are made."""
+    found: list[Finding] = []
+    for name, check in checks:
+        try:
+            found += check()
+        except XscError as fault:
+            found.append(fail(name, fault.message, fault.hint))
+        except OSError as fault:
+            found.append(fail(name, f"it cannot be checked: {fault}"))
+    return found
+
+
+# The machine
+
+
+def _machine() -> Iterator[Finding]:
+    python, machine = platform.python_version(), platform.machine()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0))
+    text = f"Python {python} on {sys.platform} {machine}, {cores} cores, {format_size(memory)}"
+    yield judge_memory(text, memory)
+    yield judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def judge_memory(text: str, memory_bytes: int) -> Finding:
+    """Return what a machine's memory allows."""
+    if memory_bytes < MEMORY_BYTES_MIN:
+        least = format_size(MEMORY_BYTES_MIN)
+        return warn("machine", f"{text}: less memory than {least}", "set compute_workers = 1")
+    return ok("machine", text)
+
+
+def judge_descriptors(limit: int) -> Finding:
+    """Return what a limit of open files allows."""
+    if 0 <= limit < DESCRIPTORS_MIN:
+        return warn(
+            "open files",
+            f"{limit} are allowed: with many peers or objects that is too few",
+            f"ulimit -n {DESCRIPTORS_MIN}, or LimitNOFILE= of the unit",
+        )
+    return ok("open files", "unlimited" if limit < 0 else f"{limit} are allowed")
+
+
+def _clock() -> Iterator[Finding]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    yield judge_clock(int(libc.adjtimex(ctypes.create_string_buffer(_CLOCK_BYTES))))
+
+
+def judge_clock(state: int) -> Finding:
+    """Return what the kernel's word on its clock (adjtimex) means."""
+    window_s = REQUEST_WINDOW_MS // 1000
+    if 0 <= state < _CLOCK_UNSYNCHRONISED:
+        return ok("clock", "the kernel says that it is synchronised")
+    return warn(
+        "clock",
+        f"nothing says that it is synchronised; peers refuse what is {window_s} s off",
+        "run an NTP client (systemd-timesyncd, chrony); in a container, the host does",
+    )
+
+
+# The home
+
+
+def _home(home: Path) -> Iterator[Finding]:
+    if not homes.is_home(home):
+        yield ok("home", f"there is none at {home} yet; `xsc node start` makes one")
+        return
+    homes.check_format(home)
+    if homes.recovery_stage(home) == "begun":
+        yield warn("home", "its recovery is not finished", "go on with `xsc node recover`")
+    if homes.recovery_stage(home) == "readable":
+        yield warn("home", "its recovery is not finished", "`xsc node start` finishes it")
+    about = home.stat()
+    if about.st_uid != os.geteuid():
+        yield fail("home", f"{home} belongs to another user", "run xsc as the one who owns it")
+    for name in ("", "identity.key", "api.token", "config.toml"):
+        path = home / name
+        if path.exists():
+            yield from judge_mode(
+                path, stat.S_IMODE(path.stat().st_mode), private=name != "config.toml"
+            )
+    if (home / "identity.key").exists():
+        yield ok("home", f"{home}, format {homes.FORMAT}")
+    else:
+        yield fail("home", "its identity.key is missing", "see `xsc node recover`")
+
+
+def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:
+    """Yield what is wrong with a file's mode: others must not write, nor read what is private."""
+    wrong = mode & (0o077 if private else 0o022)
+    if wrong:
+        what = "read" if wrong & 0o044 else "write"
+        yield fail("home", f"others can {what} {path}", f"chmod go-rwx {path}")
+
+
+def _settings(home: Path) -> Iterator[Finding]:
+    loaded = configs.from_environment(home, {})
+    yield judge_addresses(loaded.peer_listen, loaded.advertise)
+
+
+def judge_addresses(listen: str, advertise: Sequence[str]) -> Finding:
+    """Return what the addresses mean at which a node listens and that it tells others."""
+    if is_loopback(split(listen)[0]):
+        return ok("settings", "peers of this machine alone can reach the node (peer_listen)")
+    if advertise:
+        return ok("settings", f"peers are told to reach the node at {', '.join(advertise)}")
+    return warn(
+        "settings",
+        f"peer_listen is {listen} and advertise is not set: peers are told the address that this "
+        "machine has in its own network",
+        "set advertise to the address or name that reaches this machine from outside",
+    )
+
+
+# The disk and what is stored on it
+
+
+def _beside(home: Path) -> AbstractContextManager[Path]:
+    """Make a directory on the home's disk, and remove it again."""
+    place = home
+    while not place.is_dir():
+        place = place.parent
+    return trial_in(place)
+
+
+def _disk(home: Path) -> Iterator[Finding]:
+    reserve_ppm = configs.from_environment(home, {}).disk_reserve_ppm
+    with _beside(home) as folder:
+        usage = shutil.disk_usage(folder)
+        yield judge_space(usage.free, usage.total, reserve_ppm)
+        yield judge_filesystem(_filesystem_of(folder, Path("/proc/self/mounts").read_text()))
+        yield judge_syncs(_sync_times_us(folder / SYNCED))
+
+
+def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
+    """Return whether a disk has more left than is kept free."""
+    kept = total * reserve_ppm // PPM
+    text = f"{format_size(free)} of {format_size(total)} are free"
+    if free <= kept:
+        return fail("disk", f"{text}, and {format_size(kept)} are kept free", "see disk_reserve")
+    return ok("disk", text)
+
+
+def _filesystem_of(path: Path, mounts: str) -> str:
+    """Return the kind of the filesystem that a path is on."""
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        _, point, found, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        inside = path == Path(point) or Path(point) in path.parents
+        if inside and len(point) >= len(best):
+            best, kind = point, found
+    return kind
+
+
+def judge_filesystem(kind: str) -> Finding:
+    """Return what a kind of filesystem means for what is stored."""
+    if kind in ("tmpfs", "ramfs"):
+        return warn("disk", f"the home is in memory ({kind}): a reboot loses all of it")
+    if kind.startswith(_NET_FILESYSTEMS):
+        return warn(
+            "disk", f"the home is on a network filesystem ({kind}): locks and syncs are its"
+        )
+    return ok("disk", f"its filesystem is {kind}")
+
+
+def _sync_times_us(path: Path) -> list[int]:
+    times = []
+    with path.open("wb") as file:
+        for _ in range(SYNCS):
+            file.write(os.urandom(4096))
+            file.flush()
+            began = time.perf_counter_ns()
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter_ns() - began) // 1000)
+    return times
+
+
+def judge_syncs(times_us: list[int]) -> Finding:
+    """Return how fast a disk makes writes durable: every receipt waits for it."""
+    median = sorted(times_us)[len(times_us) // 2]
+    text = f"a synced write takes {median // 1000}.{median % 1000 // 100} ms"
+    if median > SYNC_MS_WARN * 1000:
+        return warn("disk", f"{text}: puts will be slow", "a disk with a write cache that survives")
+    return ok("disk", text)
+
+
+def _storage(home: Path) -> Iterator[Finding]:
+    code, data = Code(), os.urandom(100_001)
+    shards = encode(data, code)
+    losses = list(itertools.combinations(range(code.n), code.m))
+    for lost in losses:
+        left = {column: shards[column] for column in range(code.n) if column not in lost}
+        if decode(left, code, len(data)) != data:
+            yield fail("storage", f"the erasure code does not give back what lost {lost}")
+    place = Place(bytes(32), 0, len(data), final=True)
+    key, nonce = os.urandom(32), os.urandom(12)
+    sealed, tag = seal(key, nonce, place, data)
+    if open_sealed(key, nonce, tag, place, bytes(sealed)) != data:
+        yield fail("storage", "the cipher does not give back what it sealed")
+    with _beside(home) as folder:
+        database = LevelDBKeyValue(folder / DATABASE)
+        database.write([(b"key", data)], sync=True)
+        database.close()
+        database = LevelDBKeyValue(folder / DATABASE)
+        kept = database.get(b"key")
+        database.close()
+    if kept is None or root_of(kept) != root_of(data):
+        yield fail("storage", "the database does not give back what was synced")
+        return
+    yield ok("storage", f"code, cipher and database give everything back ({len(losses)} losses)")
+
+
+# The sandbox
+
+
+def _sandbox() -> Iterator[Finding]:
+    said = asyncio.run(_try_sandbox())
+    confined = said["confined"]
+    assert isinstance(confined, Mapping)
+    yield ok("sandbox", f"a program ran; {said['engine']}")
+    yield from judge_confinement(confined, root=os.geteuid() == 0)
+
+
+async def _try_sandbox() -> dict[str, Any]:
+    pool = PoolSandbox(1, SystemClock(), SilentLog())
+    await pool.start()
+    try:
+        job = Job(hashlib.sha256(WARM_UP).digest(), WARM_UP, function="run")
+        result = await pool.run(job)
+        assert result.trap is None
+        return dict(pool.describe())
+    finally:
+        await pool.stop()
+
+
+_GIVEN_UP = {
+    "no_new_privileges": "a program that broke out could gain privileges",
+    "no_descriptors": "a program that broke out could use open files",
+    "capabilities_dropped": "a program that broke out would have the node's capabilities",
+    "not_traceable": "other processes of the user can look into the sandbox",
+    "dies_with_parent": "a worker may outlive the node",
+}
+
+
+def judge_confinement(confined: Mapping[str, Any], *, root: bool) -> Iterator[Finding]:
+    """Yield what a sandbox worker could not give up (`xsc.compute.worker.confine`)."""
+    for name, meaning in _GIVEN_UP.items():
+        if not confined.get(name):
+            yield fail("sandbox", f"{name.replace('_', ' ')} does not hold here: {meaning}")
+    version = confined.get("landlock", 0)
+    if version:
+        yield ok("sandbox", f"landlock {version} denies every path")
+    else:
+        yield warn(
+            "sandbox",
+            "this kernel has no landlock: what denies files is that none can be opened",
+            "Linux 5.13 or newer, with landlock among its security modules",
+        )
+    if root:
+        yield warn(
+            "sandbox",
+            "the node would run as root, whom the kernel does not hold to the limit of processes",
+            "run it as a user of its own",
+        )
+
+
+# The node that runs
+
+
+def _node(home: Path, ask: Ask) -> Iterator[Finding]:
+    if not (home / "api.json").exists():
+        yield _port(home)
+        return
+    status = ask()
+    peers = status["peers"]
+    yield judge_peers(peers["healthy"], peers["known"])
+    yield from judge_reach(peers["reached_by"], peers["not_reached_by"], status["addresses"])
+    yield from judge_clock_of_peers(peers["clock_refused_by"], peers["known"])
+    ending = status["leases"]["ending"]
+    if ending:
+        yield warn("node", f"{ending} leases end soon", "xsc store ls --ending")
+
+
+def judge_reach(
+    reached_by: int, not_reached_by: int, addresses: Sequence[str]
+) -> Iterator[Finding]:
+    """Yield what it means that so many peers say they reach this node, and so many do not."""
+    if not_reached_by:
+        where = ", ".join(addresses) or "no address"
+        of = f"{not_reached_by} of {reached_by + not_reached_by} peers"
+        yield (warn if reached_by else fail)(
+            "node",
+            f"{of} that this node reaches cannot reach it at {where}",
+            "open that port in the firewall or router, or set advertise to what reaches it",
+        )
+    elif reached_by:
+        yield ok("node", f"{reached_by} peers say that they reach it")
+
+
+def judge_clock_of_peers(refused_by: int, known: int) -> Iterator[Finding]:
+    """Yield what it means that so many peers refuse requests for the time that they name."""
+    if not refused_by:
+        return
+    window_s = REQUEST_WINDOW_MS // 1000
+    mine = 2 * refused_by > known
+    yield (fail if mine else warn)(
+        "clock",
+        f"{refused_by} of {known} peers say that this node's clock and theirs are more than "
+        f"{window_s} s apart",
+        "set this machine's clock" if mine else "xsc peer ls names them; their clock may be wrong",
+    )
+
+
+def _port(home: Path) -> Finding:
+    """Return whether a node that starts now could listen where it wants to."""
+    host, _, port = configs.from_environment(home, {}).peer_listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host.strip("[]"), int(port)))
+        except OSError as fault:
+            return fail("node", f"it could not listen at {host}:{port}: {fault.strerror}")
+    return ok("node", "it does not run; it could listen where it is told to")
+
+
+def judge_peers(healthy: int, known: int) -> Finding:
+    """Return what the number of peers that answer means."""
+    text = f"it runs; {healthy} of {known} peers answer"
+    if not known:
+        return warn("node", "it runs, and knows no peer", "xsc peer invite")
+    return ok("node", text) if healthy else warn("node", text, "xsc peer ls")

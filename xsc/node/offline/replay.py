@@ -1,0 +1,173 @@
+"""Runs the order of a receipt again: `xsc compute verify`, without any node.
+
+The sandbox is the node's own, in worker processes, and so are the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ExportUnknown,
+    LimitError,
+    ModuleInvalid,
+    PeerError,
+    ProofInvalid,
+    SignatureMismatch,
+)
+from xsc.base.ids import to_text
+from xsc.base.limits import COMPILE_MS_MAX, PEER_BODY_BYTES_MAX
+from xsc.base.log import SilentLog
+from xsc.compute.jobs.receipts import check_compiled
+from xsc.compute.jobs.replay import Judgement, judge, replay_job, why_not
+from xsc.compute.wasm import rows
+from xsc.compute.wasm.inputs import RunInput, check_input, input_hash
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.program import read
+from xsc.compute.wasm.sandbox import Job, JobResult
+from xsc.compute.worker.pool import PoolSandbox
+from xsc.identity.envelope import kind_of
+from xsc.node.jobs.batch import read_lines
+from xsc.node.offline.verify import open_dissent, open_execution
+from xsc.node.system import SystemClock
+from xsc.terms.dissent import Dissent
+from xsc.terms.execution import ExecutionReceipt, Order, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the run was given, as the command line says it."""
+
+    arguments: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes = b""
+    """Of a batch: its lines."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    item_fuel: int | None = None
+
+
+def input_of(order: Order, module: bytes, given: Given) -> RunInput:
+    """Return the input that an order names.
+
+    Raises:
+        ArgumentInvalid: what was given is another one.
+    """
+    if order.mode == "batch":
+        calls = read_lines(given.stdin)
+        shape = rows.Shape(len(calls), given.item_fuel or order.fuel_max)
+        signature = read(module).signature(order.function)
+        found = RunInput(shape.texts(), stdin=rows.table_of(calls, order.function, signature))
+    else:
+        found = RunInput(
+            tuple(given.arguments),
+            tuple(sorted(given.env.items())),
+            given.stdin,
+            tuple(sorted(given.files.items())),
+        )
+        check_input(found)
+    if input_hash(found, Limits().output_bytes) != order.input:
+        what = {
+            "invoke": "an invocation has none beside its arguments, which the receipt holds",
+            "run": "give the same arguments, --env, --stdin and files as the run had",
+            "batch": "give the same lines with --batch, and --item-fuel if there was one",
+        }
+        raise ArgumentInvalid(
+            "what is given is not the input that the order names", hint=what[order.mode]
+        )
+    return found
+
+
+async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> JobResult | str:
+    """Return what a second run gives, or why none could say anything."""
+    sandbox = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
+    try:
+        await sandbox.start()
+        about = sandbox.describe()
+        engine, config = str(about["engine"]), bytes.fromhex(str(about["engine_config"]))
+        refusals = [why_not(order, each, engine, config) for each in told]
+        return refusals[0] if refusals[0] is not None else await sandbox.run(job)
+    finally:
+        await sandbox.stop()
+
+
+def _judge_all(
+    order: Order, told: Sequence[Outcome], module: bytes, given: Given
+) -> list[Judgement]:
+    """Run an order again, once, and return what that says of each outcome."""
+    if hashlib.sha256(module).digest() != order.module:
+        raise ArgumentInvalid(
+            "the receipt is for another module than the one given",
+            hint=f"it is for the module with the SHA-256 {order.module.hex()}",
+        )
+    try:
+        results = read(module).signature(order.function).results
+        found = input_of(order, module, given)
+        job = replay_job(order, module, found, Limits().output_bytes)
+        again = asyncio.run(_again(order, job, told))
+    except (ModuleInvalid, ExportUnknown, SignatureMismatch) as fault:
+        return [Judgement("differs", (f"such a run cannot be: {fault.message}",))] * len(told)
+    if isinstance(again, str):
+        return [Judgement("cannot_tell", (again,))] * len(told)
+    return [judge(order, each, again, found, results) for each in told]
+
+
+def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
+    """Run the order of a receipt, or of evidence, again; return the verdict as a document.
+
+    Raises:
+        ProofInvalid: it is neither, or does not hold by itself.
+        ArgumentInvalid: module or input are not those of the order.
+    """
+    if _is_evidence(raw):
+        (order, first), (_, second) = open_dissent(raw)
+        for each in (first, second):
+            _check_bill(each.record, module)
+        outcomes = [first.record.outcome, second.record.outcome]
+        verdicts = _judge_all(order.record, outcomes, module, given)
+        told = any(verdict.verdict == "differs" for verdict in verdicts)
+        return {
+            "verdict": "convicts" if told else "cannot_tell",
+            "providers": [
+                {
+                    "provider": to_text(receipt.author),
+                    "verdict": verdict.verdict,
+                    "reasons": list(verdict.reasons),
+                }
+                for receipt, verdict in zip((first, second), verdicts, strict=True)
+            ],
+        }
+    order, receipt = open_execution(raw)
+    _check_bill(receipt.record, module)
+    outcome = receipt.record.outcome
+    (verdict,) = _judge_all(order.record, [outcome], module, given)
+    if outcome.mode == "batch" and receipt.record.observed.calls != len(read_lines(given.stdin)):
+        raise ProofInvalid("it bills other calls than the batch has")
+    return {
+        "verdict": verdict.verdict,
+        "reasons": list(verdict.reasons),
+        "fuel_used": outcome.fuel_used,
+        "memory_peak_bytes": outcome.memory_peak_bytes,
+        "output": outcome.output.hex(),
+        "engine": outcome.engine,
+    }
+
+
+def _check_bill(receipt: ExecutionReceipt, module: bytes) -> None:
+    fault = check_compiled(receipt, len(module)) if _is_of(receipt, module) else None
+    if fault is not None:
+        raise ProofInvalid(fault)
+
+
+def _is_of(receipt: ExecutionReceipt, module: bytes) -> bool:
+    return hashlib.sha256(module).digest() == receipt.outcome.module
+
+
+def _is_evidence(raw: bytes) -> bool:
+    try:
+        return kind_of(raw, size_max=PEER_BODY_BYTES_MAX) == Dissent.KIND
+    except (PeerError, LimitError):
+        return False

@@ -1,0 +1,432 @@
+"""Checks a signed record offline: what `xsc verify FILE` proves, in one line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from xsc.base.errors import LimitError, PeerError, ProofInvalid
+from xsc.base.ids import short, to_text
+from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_QUANTUM, PEER_BODY_BYTES_MAX
+from xsc.base.units import ceil_div, format_credits, format_size
+from xsc.compute.deployments.rules import check_receipt as check_service_receipt
+from xsc.compute.jobs.evidence import differing
+from xsc.compute.jobs.quorum import contradict, same_content
+from xsc.compute.jobs.receipts import billed_steps, check_compiled, check_receipt
+from xsc.compute.wasm.values import format_number
+from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
+from xsc.ledger.audit import verify_settled
+from xsc.ledger.entry import SettledEntry
+from xsc.market.quote import why
+from xsc.storage.repair.departures import check_proof
+from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.deployment import Deployment, ServiceReceipt
+from xsc.terms.dissent import Dissent
+from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
+from xsc.terms.lease_denial import LeaseDenial
+from xsc.terms.pricing import compute_amount
+from xsc.terms.quote import Quote
+from xsc.terms.renewal import Renewal, RenewalRequest
+from xsc.terms.storage_receipt import StorageReceipt
+from xsc.terms.voucher import Voucher
+
+S = TypeVar("S", bound=Record)
+T = TypeVar("T", Lease, Renewal)
+Q = TypeVar("Q", LeaseRequest, RenewalRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What a lease costs, what its provider had asked, and why it is so."""
+
+    quote: Quote
+    price: int
+    why: str
+
+
+Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
+
+
+def _open(raw: bytes, kind: type[R], author: bytes | None = None) -> Signed[R]:
+    return open_signed(raw, kind, network=None, author=author, size_max=PEER_BODY_BYTES_MAX)
+
+
+def _require(holds: bool, fault: str) -> None:
+    if not holds:
+        raise ProofInvalid(fault)
+
+
+def _same_network(inner: Signed[R], outer: Signed[S]) -> None:
+    _require(inner.network == outer.network, "a record inside is of another network")
+
+
+def _quote(raw: bytes) -> str:
+    signed = _open(raw, Quote)
+    quote = signed.record
+    _require(signed.author == quote.provider, "the quote is not signed by its provider")
+    return (
+        f"quote: {short(quote.provider)} offers {quote.kind} to {short(quote.customer)} at "
+        f"{format_credits(quote.price)} credits a quantum ({quote.tier})"
+    )
+
+
+def _granted(signed: Signed[T], request: Signed[Q], kind: str, quantity: int, *, what: str) -> None:
+    """Check what a provider granted, a lease or a renewal, against what was asked and quoted."""
+    asked = request.record
+    _same_network(request, signed)
+    _require(signed.author == asked.provider, f"the {what} is not signed by its provider")
+    _require(request.author == asked.customer, "the request is not signed by its customer")
+    quote = _open(asked.quote, Quote, asked.provider)
+    _same_network(quote, signed)
+    _require(
+        (quote.record.customer, quote.record.kind) == (asked.customer, kind),
+        "the quote is for another customer or kind",
+    )
+    _require(asked.price >= quote.record.price, "the price is below the quote")
+    _require(
+        asked.quantity_min <= quantity <= asked.quantity,
+        "the grant is outside of what was asked for",
+    )
+
+
+def _lease(raw: bytes) -> str:
+    signed = _open(raw, Lease)
+    request = _open(signed.record.request, LeaseRequest)
+    asked, quantity = request.record, signed.record.quantity
+    _granted(signed, request, asked.kind, quantity, what="lease")
+    return (
+        f"lease: {short(asked.provider)} grants {short(asked.customer)} "
+        f"{quantity} of {asked.kind} at {format_credits(asked.price)} "
+        "credits a quantum"
+    )
+
+
+def explain_price(raw: bytes) -> Priced:
+    """Return how the price of a signed lease, or of a renewal of one, came about.
+
+    Raises:
+        ProofInvalid, RecordInvalid, SignatureInvalid: it proves nothing.
+    """
+    renewed = kind_of(raw) == Renewal.KIND
+    asked: LeaseRequest | RenewalRequest
+    if renewed:
+        _renewal(raw)
+        asked = _open(_open(raw, Renewal).record.request, RenewalRequest).record
+    else:
+        _lease(raw)
+        asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
+    quote = _open(asked.quote, Quote).record
+    return Priced(quote, asked.price, why(quote, asked.price, renewed=renewed))
+
+
+def _renewal(raw: bytes) -> str:
+    signed = _open(raw, Renewal)
+    request = _open(signed.record.request, RenewalRequest)
+    asked, quantity = request.record, signed.record.quantity
+    _granted(signed, request, "storage", quantity, what="renewal")
+    return (
+        f"renewal {asked.number} of lease {short(asked.lease_id)}: {short(asked.provider)} keeps "
+        f"{format_size(quantity)} for {short(asked.customer)} at "
+        f"{format_credits(asked.price)} credits a quantum"
+    )
+
+
+def _voucher(raw: bytes) -> str:
+    signed = _open(raw, Voucher)
+    voucher = signed.record
+    _require(signed.author == voucher.customer, "the voucher is not signed by its customer")
+    return (
+        f"voucher: {short(voucher.customer)} owes {short(voucher.provider)} "
+        f"{format_credits(voucher.amount_micro)} credits in all under lease "
+        f"{short(voucher.lease_id)}"
+    )
+
+
+def _storage_receipt(raw: bytes) -> str:
+    signed = _open(raw, StorageReceipt)
+    receipt = signed.record
+    _require(signed.author == receipt.host, "the receipt is not signed by its host")
+    held = sum(shard.size_bytes for shard in receipt.shards)
+    return (
+        f"storage receipt: {short(receipt.host)} holds {len(receipt.shards)} shards, "
+        f"{format_size(held)}, of object {short(receipt.locate)} for {short(receipt.customer)}"
+    )
+
+
+def _deletion_receipt(raw: bytes) -> str:
+    signed = _open(raw, DeletionReceipt)
+    receipt = signed.record
+    _require(signed.author == receipt.host, "the receipt is not signed by its host")
+    leases = {item.lease_id for item in receipt.freed}
+    _require(len(leases) == len(receipt.freed), "the receipt names a lease twice")
+    return (
+        f"deletion receipt: {short(receipt.host)} holds nothing more of object "
+        f"{short(receipt.locate)} for {short(receipt.customer)}, "
+        f"and freed {format_size(receipt.freed_bytes)}"
+    )
+
+
+def _lease_denial(raw: bytes) -> str:
+    signed = _open(raw, LeaseDenial)
+    denial = signed.record
+    _require(signed.author == denial.provider, "the denial is not signed by the provider")
+    _require(len(set(denial.leases)) == len(denial.leases), "the denial names a lease twice")
+    named = ", ".join(short(lease_id) for lease_id in denial.leases)
+    return (
+        f"lease denial: {short(denial.provider)} knows no lease of {short(denial.customer)} "
+        f"with the id {named}; this does not show that it broke one, "
+        "because a lease that holds nothing is taken back before its end"
+    )
+
+
+def open_execution(raw: bytes, lease: bytes | None = None) -> Execution:
+    """Return order and receipt of an execution receipt, once all that it says of itself holds.
+
+    Args:
+        raw: the receipt's bytes.
+        lease: the lease under which it was run, for the price.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    try:
+        return _open_execution(raw, lease)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+
+
+def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
+    signed = _open(raw, ExecutionReceipt)
+    receipt = signed.record
+    order = _open(receipt.order, Order)
+    asked = order.record
+    _same_network(order, signed)
+    _require(order.author == asked.customer, "the order is not signed by its customer")
+    _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
+    price = _price_of(asked, signed, lease)
+    if price is not None:
+        fault = check_receipt(order, receipt, price)
+    else:
+        # The price is the lease's, which is not here: everything else is checked at
+        # price 0, and the amount against a price that could have given it.
+        fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
+    _require(fault is None, str(fault))
+    if price is None:
+        steps = billed_steps(asked, receipt.outcome, receipt.observed)
+        price = ceil_div(receipt.amount_micro * FUEL_QUANTUM, steps)
+        _require(
+            compute_amount(price, steps) == receipt.amount_micro, "no price gives what it bills"
+        )
+    return order, signed
+
+
+def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | None) -> int | None:
+    """Return the price that an order was run at, where it is known."""
+    if asked.lease_id == OWN_LEASE:
+        _require(
+            asked.customer == asked.provider, "between two nodes there is no run without lease"
+        )
+        _require(lease is None, "it was run without a lease, by the customer's own node")
+        return 0
+    if lease is None:
+        return None
+    parties = (asked.customer, asked.provider)
+    return _lease_price(lease, receipt, asked.lease_id, parties, asked.created_ms)
+
+
+def _lease_price(
+    lease: bytes, receipt: Signed[R], lease_id: bytes, parties: tuple[bytes, bytes], at_ms: int
+) -> int:
+    """Return the price of the lease that a run of that moment was made under."""
+    _lease(lease)
+    granted = _open(lease, Lease)
+    _same_network(granted, receipt)
+    terms = _open(granted.record.request, LeaseRequest).record
+    _require(terms.lease_id == lease_id, "it was run under another lease than the one given")
+    _require(
+        (terms.customer, terms.provider, terms.kind) == (*parties, "compute"),
+        "the lease is between others, or not for compute",
+    )
+    _require(at_ms < terms.end_ms, "the order was made when the lease was over")
+    return terms.price
+
+
+def _is_of(module: bytes | None, expected: bytes) -> None:
+    _require(
+        module is None or hashlib.sha256(module).digest() == expected,
+        "the receipt is for another module than the one given",
+    )
+
+
+def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
+    order, signed = open_execution(raw, lease)
+    receipt, outcome, asked = signed.record, signed.record.outcome, order.record
+    _is_of(module, outcome.module)
+    if module is not None:
+        fault = check_compiled(receipt, len(module))
+        _require(fault is None, str(fault))
+    call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
+    if outcome.mode == "batch":
+        call = f"a batch of calls of {outcome.function}"
+    if outcome.trap is not None:
+        ended = f"ended by {outcome.trap}"
+    elif outcome.mode == "run":
+        ended = f"exited with {outcome.exit_code}"
+    elif outcome.mode == "batch":
+        ended = f"gave results of hash {outcome.output.hex()[:16]}"
+    else:
+        ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
+    priced = ""
+    if saved := receipt.observed.saved_bytes:
+        ended += f", {format_size(saved)} of {format_size(asked.given_bytes)} were there already"
+    compiling = ""
+    if compiled := receipt.observed.compiled_bytes:
+        compiling = f" and {compiled * COMPILE_BYTE_FUEL} to compile"
+    if asked.grants:
+        ended += f", seeing the provider's {' and '.join(asked.grants)}"
+    if asked.lease_id != OWN_LEASE:
+        priced = f", {'under' if lease is None else 'as agreed in'} lease {short(asked.lease_id)}"
+    return (
+        f"execution receipt: {short(signed.author)} ran {call} of module "
+        f"{outcome.module.hex()[:16]} for {short(asked.customer)}: it {ended}, "
+        f"{outcome.fuel_used} fuel{compiling}, "
+        f"{format_credits(receipt.amount_micro)} credits{priced}"
+    )
+
+
+def open_dissent(raw: bytes) -> tuple[Execution, Execution]:
+    """Return both orders and receipts of evidence, once it is certain that one is false.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    try:
+        signed = _open(raw, Dissent)
+        dissent = signed.record
+        first, second = _open_execution(dissent.first, None), _open_execution(dissent.second, None)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    _same_network(first[1], signed)
+    _require(
+        same_content(first[0].record, second[0].record),
+        "the two receipts are not of two providers for the same order",
+    )
+    customers = (signed.author, dissent.customer)
+    _require(
+        customers == (first[0].author, first[0].author),
+        "the evidence is not signed by the customer of the orders",
+    )
+    _require(
+        contradict(first[1].record.outcome, second[1].record.outcome),
+        "the two receipts do not contradict each other",
+    )
+    return first, second
+
+
+def _dissent(raw: bytes) -> str:
+    (order, first), (_, second) = open_dissent(raw)
+    fields = ", ".join(differing(first.record, second.record))
+    return (
+        f"dissent: {short(first.author)} and {short(second.author)} ran the same order of "
+        f"{short(order.author)} for module {order.record.module.hex()[:16]} and signed different "
+        f"outcomes ({fields}): at least one of the receipts is false"
+    )
+
+
+def _deployment(raw: bytes) -> str:
+    signed = _open(raw, Deployment)
+    record = signed.record
+    _require(signed.author == record.owner, "the deployment is not signed by its owner")
+    return (
+        f"deployment: {short(record.owner)} has {short(record.provider)} hold version "
+        f"{record.version} of '{record.name}', module {record.module.hex()[:16]}"
+    )
+
+
+def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
+    signed = _open(raw, ServiceReceipt)
+    receipt, outcome = signed.record, signed.record.outcome
+    deployment = _open(receipt.deployment, Deployment)
+    record = deployment.record
+    _same_network(deployment, signed)
+    _require(deployment.author == record.owner, "the deployment is not signed by its owner")
+    _require(
+        signed.author == record.provider, "the receipt is not signed by the deployment's provider"
+    )
+    price = None
+    if lease is not None:
+        parties = (record.owner, record.provider)
+        price = _lease_price(lease, signed, receipt.lease_id, parties, receipt.created_ms)
+    fault = check_service_receipt(record, receipt, price)
+    _require(fault is None, str(fault))
+    _is_of(module, outcome.module)
+    return (
+        f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "
+        f"version {record.version} of '{record.name}' of {short(record.owner)} with "
+        f"{receipt.status}, {outcome.fuel_used} fuel, "
+        f"{format_credits(receipt.amount_micro)} credits"
+    )
+
+
+def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
+    """Return, in one line for people, what a signed record proves.
+
+    Args:
+        raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
+            lease, lease denial, quote, voucher or exported ledger entry.
+        module: a module that an execution or service receipt must be about.
+        lease: the lease that such a receipt must be under, and billed by.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    checks: dict[str, Callable[[bytes], str]] = {
+        ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module, lease),
+        Dissent.KIND: _dissent,
+        StorageReceipt.KIND: _storage_receipt,
+        DeletionReceipt.KIND: _deletion_receipt,
+        Deployment.KIND: _deployment,
+        ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
+        Lease.KIND: _lease,
+        Renewal.KIND: _renewal,
+        LeaseDenial.KIND: _lease_denial,
+        Quote.KIND: _quote,
+        Voucher.KIND: _voucher,
+        SettledEntry.KIND: verify_settled,
+    }
+    try:
+        kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
+        if kind not in checks:
+            raise ProofInvalid(f"a record of kind '{kind[:40]}' is nothing that can be verified")
+        _require(
+            lease is None or kind in (ExecutionReceipt.KIND, ServiceReceipt.KIND),
+            "a lease goes with a service receipt or an execution receipt alone",
+        )
+        return checks[kind](raw)
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+
+
+def verify_drain(read: Callable[[int], bytes]) -> str:
+    """Return, in one line for people, what the proof of a node that left proves.
+
+    Args:
+        read: gives up to so many of the next bytes of the file.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    proof = check_proof(read)
+    said = proof.drained
+    rest = f", and still holds {_count(said.left_objects, 'object')}" if said.left_objects else ""
+    return (
+        f"drain proof: {_count(proof.customers, 'customer')} of {short(proof.node)} ordered the "
+        f"deletion of {_count(said.objects, 'object')}, {format_size(said.released_bytes)}{rest}"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,1 @@
+"""Brings a node back: from its peers, or from a backup."""

@@ -1,0 +1,297 @@
+"""Makes a home out of a backup, and brings it up to date before anything is signed.
+
+A backup is of the past: since then the node may have signed entries, vouchers
+and directories that it does not hold. So a restored home carries a mark, and no
+node serves on it before its peers were asked what they hold of its ledger and
+directory. What must not be used a second time is left out of the home: open
+invitations, puts that were under way, whose objects may be complete by now, and
+leases as a customer, which the hosts tell with the last voucher that was signed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from xsc.base.errors import HomeInvalid, PeerSilent, StoreDamaged
+from xsc.base.ids import short
+from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.limits import MIB, REQUEST_WINDOW_MS
+from xsc.base.log import SilentLog
+from xsc.ledger.service import HALF
+from xsc.market.lease_store import CUSTOMER
+from xsc.net.peers import invitation, registry
+from xsc.node.build import Node
+from xsc.node.home import folder as homes
+from xsc.node.home.archive import BODY, FILE, STATE, Entry, Head, Reader, Seal, batches
+from xsc.node.home.backup import FILES, KEY_FILE
+from xsc.node.home.disk_trial import drop_left
+from xsc.node.home.stores import open_stores
+from xsc.node.recovery.recover import (
+    adopt_all,
+    call_peers,
+    find_head,
+    noted_of,
+    read_directory,
+    recall_leases,
+)
+from xsc.storage.catalogue.directory import Listed
+from xsc.storage.object.capability import parse_read
+from xsc.storage.service import OBJECTS
+from xsc.storage.transfer import journal
+
+BATCH_BYTES: Final = 4 * MIB
+LEFT_OUT: Final = (invitation.PREFIX, journal.PREFIX, *CUSTOMER)
+_COUNTED: Final = {OBJECTS: "objects", registry.PREFIX: "peers", HALF: "entries"}
+
+
+@dataclass(slots=True)
+class Brought:
+    """What a backup brings back."""
+
+    head: Head
+    objects: int = 0
+    """Own ones, with those that are hidden."""
+    peers: int = 0
+    entries: int = 0
+    """Of the ledger."""
+    bodies: int = 0
+    """Shards and records that lie here, own ones and others'."""
+    bodies_bytes: int = 0
+    files: list[str] = field(default_factory=list)
+
+    def count(self, letter: bytes, rows: Iterable[Change]) -> None:
+        """Take note of rows."""
+        for key, value in rows:
+            if letter == BODY:
+                self.bodies += 1
+                self.bodies_bytes += len(value or b"")
+            for prefix, name in _COUNTED.items():
+                if letter == STATE and key.startswith(prefix):
+                    setattr(self, name, getattr(self, name) + 1)
+
+
+def kept(letter: bytes, rows: Iterable[Change]) -> list[Change]:
+    """Return the rows that may go into a store."""
+    return [row for row in rows if letter != STATE or not row[0].startswith(LEFT_OUT)]
+
+
+def read_into(entries: Iterable[Entry], state: KeyValue, bodies: KeyValue, found: Brought) -> None:
+    """Write the rows of a backup into two empty stores, synced at the end.
+
+    Raises:
+        StoreDamaged, IdentityInvalid: the backup is damaged; the stores are worth nothing then.
+    """
+    stores = {STATE: state, BODY: bodies}
+    for letter, rows in batches(entries, BATCH_BYTES):
+        stores[letter].write(kept(letter, rows), sync=False)
+        found.count(letter, rows)
+    for store in stores.values():
+        store.write([], sync=True)
+
+
+def check(reader: Reader, seal: Seal) -> Brought:
+    """Read all of a backup and write nothing; return what it would bring back.
+
+    Raises:
+        StoreDamaged, IdentityInvalid: it is damaged, or does not open.
+    """
+    found = Brought(reader.head)
+    for letter, rows in batches(reader.entries(seal), BATCH_BYTES):
+        if letter == FILE:
+            found.files += [key.decode("utf-8", "replace") for key, _ in rows]
+        found.count(letter, rows)
+    return found
+
+
+def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
+    """Make a home in an empty directory out of a backup; return what came.
+
+    Where it fails nothing is left. Where it is killed, the same call begins anew.
+
+    Args:
+        reader: of the backup.
+        seal: what opens its frames.
+        path: the directory, empty or absent.
+        key_line: the key file's text, where the backup holds none.
+
+    Raises:
+        HomeInvalid: the directory holds something.
+        StoreDamaged, IdentityInvalid: the backup is damaged, or does not open.
+    """
+    _check_empty(path)
+    with homes.lock(path):
+        _check_empty(path)
+        homes.mark_restore(path, "writing")
+        _clear(path)
+        try:
+            found = _fill(reader, seal, path, key_line)
+        except BaseException:
+            _clear(path)
+            homes.end_restore(path)
+            raise
+        homes.mark_restore(path, "written")
+        return found
+
+
+def _check_empty(path: Path) -> None:
+    try:
+        if path.exists():
+            drop_left(path)
+        there = {entry.name for entry in path.iterdir()} - {"lock"} if path.exists() else set()
+    except OSError as fault:
+        raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
+    if there and homes.restore_stage(path) != "writing":
+        raise HomeInvalid(
+            f"{path} is not empty", hint="a backup is restored into an empty or a new directory"
+        )
+
+
+def _clear(path: Path) -> None:
+    shutil.rmtree(path / "db", ignore_errors=True)
+    for name in FILES:
+        (path / name).unlink(missing_ok=True)
+
+
+def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
+    found = Brought(reader.head)
+    files: dict[str, bytes] = {}
+    stores = open_stores(path / "db", SilentLog())
+
+    def rows() -> Iterable[Entry]:
+        for entry in reader.entries(seal):
+            if entry.letter == FILE:
+                files[_file_name(entry.key, reader.head)] = entry.value
+            else:
+                yield entry
+
+    try:
+        read_into(rows(), stores.state, stores.bodies, found)
+    finally:
+        stores.close()
+    if not reader.head.identity:
+        if key_line is None:
+            raise HomeInvalid("the backup holds no identity", hint="give it with --identity FILE")
+        files[KEY_FILE] = key_line.encode()
+    found.files = sorted(files)
+    # The key last: a home without it is told apart from one that lost it.
+    for name in sorted(files, key=lambda name: (name == KEY_FILE, name)):
+        homes.write_file(path / name, files[name])
+    homes.check_format(path)
+    return found
+
+
+def _file_name(raw: bytes, head: Head) -> str:
+    for name in FILES:
+        if raw == name.encode() and (head.identity or name != KEY_FILE):
+            return name
+    raise StoreDamaged("the backup holds a file that has no place in a home")
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What a restored node learned from its peers."""
+
+    peers: int
+    objects: int
+    """That it did not have."""
+    gone: int
+    """That it had and that were deleted since."""
+    entries: int
+    """Of its ledger that it did not have."""
+    silent: tuple[bytes, ...]
+    """Peers that were not asked, by the operator's word."""
+    lost: tuple[str, ...]
+    """Names of newer objects that nobody who answered has, by the operator's word; they are
+    looked for again."""
+
+
+async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
+    """Learn from the peers what this node has signed and stored since its backup.
+
+    May be repeated after any failure. Nothing is signed before it is over; then the
+    ledger goes on under a new incarnation, and vouchers from their own newest end.
+
+    Args:
+        node: built with `recovering` on a restored home, not started.
+        without_silent: go on although peers are silent; what they hold of the ledger is
+            taken when they answer.
+
+    Raises:
+        PeerSilent: peers do not answer, or newer objects are not found.
+    """
+    before, known = node.ledger.settled_entries(), {ref for ref, _ in node.storage.entries()}
+    unfound = {_ref(item) for item in node.storage.unfound()}
+    own_generation = node.directory.generation
+    await call_peers(node)
+    await node.shards.start()
+    found = await find_head(node, own=node.directory.head)
+    silent = set(found.silent)
+    _check_silent(silent, without_silent)
+    noted = noted_of(found.body)
+    objects, gone, lost = 0, 0, list[str]()
+    if found.body is not None:
+        listed = await read_directory(node, found.body)
+        refs = {_ref(item) for item in listed}
+        missing = [item for item in await adopt_all(node, listed) if _ref(item) not in known]
+        # What the home lists itself stays listed although nobody answers for it now.
+        lost = [item.name for item in missing if _ref(item) not in unfound]
+        if lost and not without_silent:
+            raise PeerSilent(
+                f"{len(lost)} newer objects are at no host that answers",
+                hint="try again when more peers are back; --without-silent goes on, "
+                "and looks for them again",
+            )
+        await node.storage.keep_unfound(missing)
+        objects = len(refs - known) - len(missing)
+        if found.generation > own_generation:
+            for ref in known - refs:
+                gone += await node.storage.drop_gone(ref)
+            for peer in found.body.peers:
+                if peer.node in node.peers.peers():
+                    await node.allocation.recognise(peer.node, peer.weight_ppm)
+    if found.raw:
+        await node.directory.go_on_from(found.raw)
+    await _raise_floors(node, silent)
+    await recall_leases(node, node.storage.directory())
+    silent |= {*(await node.ledger.restart(node.peers.peers(), noted)).silent}
+    return CaughtUp(
+        peers=len(node.peers.peers()),
+        objects=objects,
+        gone=gone,
+        entries=node.ledger.settled_entries() - before,
+        silent=tuple(sorted(silent)),
+        lost=tuple(lost),
+    )
+
+
+def _check_silent(silent: set[bytes], without_silent: bool) -> None:
+    if silent and not without_silent:
+        names = ", ".join(sorted(short(peer) for peer in silent))
+        raise PeerSilent(
+            f"these peers do not answer, and may hold what was stored and signed since: {names}",
+            hint="try again when they are back, or go on without them: "
+            "xsc node restore --without-silent",
+        )
+
+
+def _ref(item: Listed) -> bytes:
+    return parse_read(item.capability).manifest_hash
+
+
+async def _raise_floors(node: Node, silent: set[bytes]) -> None:
+    """Refuse from now on what peers may have signed before: this home has not seen it all.
+
+    Until now no peer can have signed a request that lies after its own clock. What lies after
+    the window is refused by that anyway, whatever a peer says that its clock shows.
+    """
+    for peer in node.peers.peers():
+        theirs_ms = None if peer in silent else await node.health.clock_of(peer)
+        now_ms = node.clock.now_ms()
+        latest_ms = now_ms + REQUEST_WINDOW_MS
+        if theirs_ms is not None:
+            latest_ms = min(latest_ms, max(now_ms, theirs_ms))
+        node.peers.refuse_before(peer, latest_ms + 1)

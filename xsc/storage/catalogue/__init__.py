@@ -1,0 +1,1 @@
+"""Names and versions of the own objects, and the directory that lists them."""

@@ -1,0 +1,96 @@
+"""Keeps the directory heads of peers: one a peer, whole, the newest that it signed.
+
+    storage.head_put  -; the signed head  -> stored; where it is not, the head that is held
+    storage.head_get  locate              -> found; the signed head
+
+Only the owner puts and gets its head. Kept in the state database under
+`storage/head/<owner>`, on the disk before it is confirmed. A head that is not
+stored is answered with the one that stands in its way: without that proof its
+owner does not believe that there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xsc.base.clock import Clock, Executor, run_sized
+from xsc.base.encoding import Value
+from xsc.base.errors import RecordInvalid
+from xsc.base.fields import take_bytes
+from xsc.base.ids import ID_BYTES
+from xsc.base.keyvalue import KeyValue
+from xsc.base.limits import (
+    DIRECTORY_HEAD_BYTES_MAX,
+    HEAD_STEP_BYTES,
+    HEADS_A_PEER_MAX,
+    HEADS_MS,
+)
+from xsc.base.merkle import Part
+from xsc.base.peering import Answered, Handler
+from xsc.base.tally import Tally
+from xsc.base.turns import Turns
+from xsc.base.units import ceil_div
+from xsc.storage.catalogue.directory import DirectoryHead, open_head
+from xsc.storage.ports import Commit
+
+HEADS = b"storage/head/"
+HEAD_PUT = "storage.head_put"
+HEAD_GET = "storage.head_get"
+
+
+def steps_of(size_bytes: int) -> int:
+    """Return how often a head of that size counts."""
+    return max(1, ceil_div(size_bytes, HEAD_STEP_BYTES))
+
+
+class Heads:
+    """See the module."""
+
+    def __init__(
+        self, network: bytes, state: KeyValue, commit: Commit, executor: Executor, clock: Clock
+    ) -> None:
+        self._network = network
+        self._state = state
+        self._commit = commit
+        self._executor = executor
+        self._clock = clock
+        self._turns: Turns[bytes] = Turns()
+        self._written = Tally(HEADS_A_PEER_MAX, HEADS_MS)
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what answers peers, by method."""
+        return {HEAD_PUT: self._on_put, HEAD_GET: self._on_get}
+
+    async def _on_put(
+        self, caller: bytes, _header: dict[str, Value], parts: Sequence[Part]
+    ) -> Answered:
+        if len(parts) != 1 or len(parts[0].data) > DIRECTORY_HEAD_BYTES_MAX:
+            raise RecordInvalid("a head is one part within its bound")
+        raw = bytes(parts[0].data)
+        generation = (await self._opened(raw, caller)).generation
+        async with self._turns.of(caller):
+            held = await self._held(caller)
+            if held == raw:
+                return {"stored": True}, ()
+            if held is not None and (await self._opened(held, caller)).generation >= generation:
+                return {"stored": False}, (held,)
+            now_ms = self._clock.monotonic_ms()
+            self._written.count(caller, now_ms, "directory heads", times=steps_of(len(raw)))
+            await self._commit([(HEADS + caller, raw)])
+            return {"stored": True}, ()
+
+    async def _held(self, owner: bytes) -> bytes | None:
+        return await self._executor.run(self._state.get, HEADS + owner)
+
+    async def _opened(self, raw: bytes, owner: bytes) -> DirectoryHead:
+        head = await run_sized(self._executor, len(raw), open_head, raw, owner, self._network)
+        return head.record
+
+    async def _on_get(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> Answered:
+        locate = take_bytes(header, "locate", size=ID_BYTES)
+        raw = await self._held(caller)
+        if raw is None or (await self._opened(raw, caller)).locate != locate:
+            return {"found": False}, ()
+        return {"found": True}, (raw,)

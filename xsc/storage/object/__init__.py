@@ -1,0 +1,1 @@
+"""Objects as values: segments, codes, manifests, placements and what hosts hold. No I/O."""

@@ -1,0 +1,179 @@
+"""When what lies at hosts ends, as leases stand: rules over what is held and what hosts say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from xsc.base.limits import LEASE_LAST_MS, LEASE_URGENT_MS
+from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
+from xsc.storage.object.manifest import Manifest, expected_digest
+from xsc.storage.object.placement import State
+from xsc.storage.ports import LeaseEnd
+
+UNKNOWN: Final = "this node does not know the lease"
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnd:
+    """Until when a host keeps its part of an object."""
+
+    node: bytes
+    ends_ms: int | None
+    """None: no lease bounds it, or nothing is known of its lease."""
+    reason: str = ""
+    """Why the lease was not renewed although it is time to."""
+
+
+def own_ends(
+    held: Iterable[tuple[bytes, bytes]],
+    own: bytes,
+    end_of: Callable[[bytes], LeaseEnd | None],
+) -> list[HostEnd]:
+    """Return for each host when the first of the own leases there ends.
+
+    Args:
+        held: host and lease of all that this node pays for.
+        own: this node, which needs no lease with itself.
+        end_of: what the market knows of a lease.
+    """
+    found: dict[bytes, HostEnd] = {}
+    for node, lease_id in held:
+        if node == own:
+            continue
+        known = end_of(lease_id)
+        end = (
+            HostEnd(node, None, UNKNOWN)
+            if known is None
+            else HostEnd(node, known.end_ms, known.reason)
+        )
+        before = found.get(node)
+        if before is None or _earlier(end, before):
+            found[node] = end
+    return [found[node] for node in sorted(found)]
+
+
+def _earlier(one: HostEnd, other: HostEnd) -> bool:
+    if one.ends_ms is None or other.ends_ms is None:
+        return one.ends_ms is None
+    return one.ends_ms < other.ends_ms
+
+
+def ending(ends: Iterable[HostEnd], until_ms: int) -> list[HostEnd]:
+    """Return the hosts that keep their part no longer than that, as things stand."""
+    return [
+        end
+        for end in ends
+        if (end.ends_ms is None and end.reason)
+        or (end.ends_ms is not None and end.ends_ms <= until_ms)
+    ]
+
+
+def first_end(ends: Iterable[HostEnd]) -> int | None:
+    """Return when the first host stops; None where none is known to."""
+    return min((end.ends_ms for end in ends if end.ends_ms is not None), default=None)
+
+
+def told_ends(answers: Mapping[bytes, HeldObject | None]) -> list[HostEnd]:
+    """Return until when each host that answered says that it keeps its part."""
+    return [
+        HostEnd(node, held.ends_ms)
+        for node, held in sorted(answers.items())
+        if held is not None and (held.columns or held.records)
+    ]
+
+
+def with_ends(held: HeldObject, end_of: Callable[[bytes], int | None]) -> HeldObject:
+    """Return what a host holds with the end of each lease that it lies under."""
+
+    def until(leases: Iterable[bytes]) -> int | None:
+        known = [end for end in map(end_of, sorted(leases)) if end is not None]
+        return min(known, default=None)
+
+    columns: list[HeldColumn] = [replace(item, ends_ms=until(item.leases)) for item in held.columns]
+    records: list[HeldRecord] = [
+        replace(item, ends_ms=until([item.lease_id])) for item in held.records
+    ]
+    return replace(held, columns=tuple(columns), records=tuple(records))
+
+
+def _copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
+    """Return who has a whole column at a host, and until when; of an inline object, the record.
+
+    Whoever wants can keep a copy for itself and let it go again.
+    """
+    if manifest.inline is not None:
+        return [(item.customer, item.ends_ms) for item in held.records]
+    digest = expected_digest(manifest, column)
+    return [
+        (item.customer, item.ends_ms)
+        for item in held.columns
+        if (item.column, item.digest, item.damaged) == (column, digest, 0)
+    ]
+
+
+def own_expiring(
+    manifest: Manifest,
+    columns: Sequence[bytes],
+    states: Sequence[State],
+    answers: Mapping[bytes, HeldObject | None],
+    *,
+    ends: Iterable[HostEnd],
+    own: bytes,
+    now_ms: int,
+) -> frozenset[int]:
+    """Return the columns that their owner must move, because a lease was refused and ends soon.
+
+    What the host says of the own copy decides where it says more than is known here.
+    """
+    until_ms = now_ms + LEASE_URGENT_MS
+    refused = {end.node for end in ending(ends, until_ms) if end.ends_ms is not None and end.reason}
+    found = set()
+    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
+        held = answers[node]
+        if node not in refused or state != "ok" or held is None:
+            continue
+        told = [end for customer, end in _copies(manifest, column, held) if customer == own]
+        if not any(end is not None and end > until_ms for end in told):
+            found.add(column)
+    return frozenset(found)
+
+
+def ward_expiring(
+    manifest: Manifest,
+    columns: Sequence[bytes],
+    states: Sequence[State],
+    answers: Mapping[bytes, HeldObject | None],
+    *,
+    own: bytes,
+    trusted: Collection[bytes],
+    now_ms: int,
+    rescue_ms: int,
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the columns that a guardian must keep where they are, and those it must move.
+
+    A column is safe while one of those trusted, the owner or a guardian before this one, or this
+    node keeps it for longer than `rescue_ms`. It is kept where it
+    is, under a lease of the guardian, unless it has one there already, which was not renewed,
+    or the end is near and the host has not given it one.
+    """
+    here, elsewhere = set(), set()
+    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
+        held = answers[node]
+        if state != "ok" or held is None:
+            continue
+        every = _copies(manifest, column, held)
+        copies = [item for item in every if item[0] == own or item[0] in trusted]
+        known = [end for _, end in copies if end is not None]
+        if not every or len(known) < len(copies):
+            continue
+        last_ms = max(known, default=now_ms + LEASE_LAST_MS + 1)
+        if known and last_ms > now_ms + rescue_ms:
+            continue
+        mine = any(customer == own for customer, _ in copies)
+        if mine or last_ms <= now_ms + LEASE_LAST_MS:
+            elsewhere.add(column)
+        else:
+            here.add(column)
+    return frozenset(here), frozenset(elsewhere)

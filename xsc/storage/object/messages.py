@@ -1,0 +1,519 @@
+"""What storage says to peers: building requests and answers, and refusing bad ones.
+
+Header; parts -> answer; its parts:
+
+    storage.put     lease, locate, generation, shards, manifest; shards, sealed manifest
+                    -> receipt
+    storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
+    storage.stat    locate, generation, manifest, after -> record, columns, records, mine, until
+    storage.keep    lease, locate, generation, shards with roots -> receipt
+    storage.find    locate, manifest -> ; sealed manifest where it is held
+    storage.holds   locate, generation, manifest, roots -> columns, record
+    storage.delete  order -> receipt
+
+A put that says `manifest` ends with the sealed manifest as its last part. A
+get names whole shards, or in `leaves` the first leaf, the one after the last, and
+the size of the shard; `proofs` holds a path for each of those that are given, and
+is there only where leaves were asked for. A stat speaks of the shards behind `after`;
+where others come behind those, `until` is the place of the last one, and the next stat
+names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from xsc.base.encoding import Value
+from xsc.base.errors import RecordInvalid, TooLarge
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
+from xsc.base.ids import ID_BYTES
+from xsc.base.limits import (
+    COLUMNS_MAX,
+    DAMAGED_TOLD_MAX,
+    FRAME_PARTS_MAX,
+    MANIFEST_BYTES_MAX,
+    PEER_BODY_BYTES_MAX,
+    SEGMENT_BYTES,
+    SHARDS_MAX,
+)
+from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
+from xsc.base.units import held_bytes
+from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
+from xsc.storage.object.inventory import (
+    PLACE_BYTES,
+    Found,
+    HeldColumn,
+    HeldObject,
+    HeldRecord,
+    HeldState,
+    Holds,
+    Span,
+    Wanted,
+)
+from xsc.terms.storage_receipt import HeldShard
+
+PUT = "storage.put"
+GET = "storage.get"
+STAT = "storage.stat"
+FIND = "storage.find"
+KEEP = "storage.keep"
+HOLDS = "storage.holds"
+DELETE = "storage.delete"
+SHARD_BYTES_MAX = SEGMENT_BYTES
+GET_MAX = 64
+"""Shards in one get."""
+PATH_MAX = 64
+"""Hashes that prove leaves of one shard: two a level, more than any shard has."""
+LEASES_TOLD_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """A sealed manifest, as hosts keep it."""
+
+    sealed: bytes
+    sealed_root: bytes
+    manifest_hash: bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts for at a host."""
+        return held_bytes(len(self.sealed))
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    """A checked `storage.put`."""
+
+    lease_id: bytes
+    locate: bytes
+    generation: int
+    shards: tuple[tuple[int, StorageShard], ...]
+    """Segment and shard."""
+    sealed: Buffer | None
+    seal: bool = False
+    """Whether its receipt may stand under a seal with others."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts for where nothing of it is held yet."""
+        size = held_bytes(sum(len(shard.data) for _, shard in self.shards), len(self.shards))
+        return size if self.sealed is None else size + held_bytes(len(self.sealed))
+
+
+def _map(value: Value) -> Mapping[str, Value]:
+    if not isinstance(value, dict):
+        raise RecordInvalid("an item of a list must be a map")
+    return value
+
+
+def put_message(
+    lease_id: bytes,
+    locate: bytes,
+    generation: int,
+    shards: Sequence[tuple[int, StorageShard]],
+    record: ObjectRecord | None,
+) -> tuple[dict[str, Value], list[Part]]:
+    """Return header and parts of a `storage.put`."""
+    listed: list[Value] = [
+        {"segment": segment, "column": shard.column} for segment, shard in shards
+    ]
+    parts = [Part(shard.data, shard.root) for _, shard in shards]
+    if record is not None:
+        parts.append(Part(record.sealed, record.sealed_root))
+    header: dict[str, Value] = {
+        "lease": lease_id,
+        "locate": locate,
+        "generation": generation,
+        "shards": listed,
+        "manifest": record is not None,
+        "seal": True,
+    }
+    return header, parts
+
+
+def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
+    """Return a `storage.put`, its parts already verified against their roots.
+
+    Raises:
+        RecordInvalid, TooLarge: it breaks a rule.
+    """
+    listed = take_list(header, "shards", most=FRAME_PARTS_MAX)
+    carried = take_bool(header, "manifest")
+    if len(parts) != len(listed) + carried:
+        raise RecordInvalid(f"{len(listed) + carried} parts are announced, {len(parts)} came")
+    if not parts:
+        raise RecordInvalid("there is nothing to store")
+    shards = []
+    places = set()
+    for item, part in zip(listed, parts, strict=False):
+        fields = _map(item)
+        segment = take_int(fields, "segment", most=SEGMENT_MAX)
+        column = take_int(fields, "column", most=COLUMN_MAX)
+        if not 0 < len(part.data) <= SHARD_BYTES_MAX:
+            raise TooLarge(f"a shard has 1 to {SHARD_BYTES_MAX} bytes, this has {len(part.data)}")
+        places.add((segment, column))
+        shards.append((segment, StorageShard(column, part.data, part.root)))
+    if len(places) != len(shards):
+        raise RecordInvalid("a shard is named twice")
+    sealed = parts[-1].data if carried else None
+    if sealed is not None and len(sealed) > MANIFEST_BYTES_MAX:
+        raise TooLarge(f"a sealed manifest has at most {MANIFEST_BYTES_MAX} bytes")
+    return PutRequest(
+        take_bytes(header, "lease", size=ID_BYTES),
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        tuple(shards),
+        sealed,
+        seal=take_bool(header, "seal"),
+    )
+
+
+def get_message(locate: bytes, generation: int, wanted: Sequence[Wanted]) -> dict[str, Value]:
+    """Return the header of a `storage.get`."""
+    listed: list[Value] = [_asked(want) for want in wanted]
+    return {"locate": locate, "generation": generation, "shards": listed}
+
+
+def _asked(want: Wanted) -> dict[str, Value]:
+    item: dict[str, Value] = {"segment": want.segment, "column": want.column, "root": want.root}
+    if want.span is not None:
+        item["leaves"] = [want.span.first, want.span.stop, want.span.shard_bytes]
+    return item
+
+
+def _span(fields: Mapping[str, Value]) -> Span | None:
+    if "leaves" not in fields:
+        return None
+    match fields["leaves"]:
+        case [int(first), int(stop), int(size)] if not any(
+            isinstance(item, bool) for item in (first, stop, size)
+        ):
+            if 0 < size <= SHARD_BYTES_MAX and 0 <= first < stop <= leaf_count(size):
+                return Span(first, stop, size)
+    raise RecordInvalid("leaves are the first, the one after the last, and the size of the shard")
+
+
+def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
+    """Return locate id, generation and what is wanted.
+
+    Raises:
+        RecordInvalid: it breaks a rule, or names a shard twice.
+    """
+    wanted = []
+    for item in take_list(header, "shards", most=GET_MAX):
+        fields = _map(item)
+        wanted.append(
+            Wanted(
+                take_int(fields, "segment", most=SEGMENT_MAX),
+                take_int(fields, "column", most=COLUMN_MAX),
+                take_bytes(fields, "root", size=ID_BYTES),
+                _span(fields),
+            )
+        )
+    if len({(item.segment, item.column) for item in wanted}) != len(wanted):
+        raise RecordInvalid("a shard is named twice")
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        wanted,
+    )
+
+
+def get_bytes_max(header: Mapping[str, Value]) -> int:
+    """Return how many bytes the answer to a `storage.get` holds in memory at most.
+
+    Raises:
+        RecordInvalid: as `read_get`.
+    """
+    _, _, wanted = read_get(header)
+    sizes = (SHARD_BYTES_MAX if it.span is None else it.span.shard_bytes for it in wanted)
+    return min(PEER_BODY_BYTES_MAX, sum(sizes))
+
+
+ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
+    GET: get_bytes_max,
+    KEEP: get_bytes_max,
+    FIND: lambda _: PEER_BODY_BYTES_MAX,
+}
+"""How much the answers of methods have in memory at most that read what is stored."""
+
+
+def keep_message(
+    lease_id: bytes, locate: bytes, generation: int, shards: Sequence[HeldShard]
+) -> dict[str, Value]:
+    """Return the header of a `storage.keep`: a put of what the host has already."""
+    wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
+    return {"lease": lease_id, **get_message(locate, generation, wanted)}
+
+
+def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Wanted]]:
+    """Return lease, locate id, generation and what is to be kept.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    locate, generation, wanted = read_get(header)
+    if not wanted or any(item.span is not None for item in wanted):
+        raise RecordInvalid("whole shards are kept, one at least")
+    return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted
+
+
+def get_answer(found: Sequence[Found]) -> tuple[dict[str, Value], list[Buffer]]:
+    """Return the answer to a `storage.get`."""
+    states: list[Value] = [item.state for item in found]
+    header: dict[str, Value] = {"states": states}
+    proofs: list[Value] = [list(item.path) for item in found if item.path is not None]
+    if proofs:
+        header["proofs"] = proofs
+    return header, [item.data for item in found if item.data is not None]
+
+
+def _path(value: Value) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) > PATH_MAX:
+        raise RecordInvalid(f"a proof is a list of at most {PATH_MAX} hashes")
+    path = []
+    for item in value:
+        if not isinstance(item, bytes) or len(item) != ROOT_BYTES:
+            raise RecordInvalid("a proof consists of hashes")
+        path.append(item)
+    return tuple(path)
+
+
+def _holds(data: Buffer, span: Span, root: bytes, path: tuple[bytes, ...]) -> bool:
+    return len(data) == span.size_bytes and span_holds(
+        root, span.shard_bytes, span.first, data, path
+    )
+
+
+def read_got(
+    header: Mapping[str, Value], parts: Sequence[Buffer], wanted: Sequence[Wanted]
+) -> list[Found]:
+    """Return what a peer answered; what does not fit the root that was asked for is corrupt.
+
+    Raises:
+        RecordInvalid: the answer is not about what was asked.
+    """
+    states = take_list(header, "states", most=GET_MAX)
+    if len(states) != len(wanted) or len(parts) != states.count("ok"):
+        raise RecordInvalid("the answer does not fit the shards that were asked for")
+    given = [want for state, want in zip(states, wanted, strict=True) if state == "ok"]
+    proved = sum(want.span is not None for want in given)
+    proofs = take_list(header, "proofs", most=GET_MAX) if proved else []
+    if len(proofs) != proved:
+        raise RecordInvalid("the answer does not prove what it gives")
+    data, paths = iter(parts), iter(proofs)
+    found = []
+    for state, want in zip(states, wanted, strict=True):
+        match state:
+            case "ok":
+                piece = next(data)
+                good = (
+                    root_of(piece) == want.root
+                    if want.span is None
+                    else _holds(piece, want.span, want.root, _path(next(paths)))
+                )
+                found.append(Found("ok", piece) if good else Found("corrupt"))
+            case "missing":
+                found.append(Found("missing"))
+            case "corrupt":
+                found.append(Found("corrupt"))
+            case _:
+                raise RecordInvalid("a shard is in no known state")
+    return found
+
+
+def stat_message(
+    locate: bytes, generation: int, manifest_hash: bytes, after: bytes = b""
+) -> dict[str, Value]:
+    """Return the header of a `storage.stat`."""
+    return {
+        "locate": locate,
+        "generation": generation,
+        "manifest": manifest_hash,
+        "after": after or None,
+    }
+
+
+def _place(header: Mapping[str, Value], name: str) -> bytes:
+    place = take_opt_bytes(header, name)
+    if place is not None and len(place) != PLACE_BYTES:
+        raise RecordInvalid(f"the field '{name}' must be a segment, a column and a customer")
+    return place or b""
+
+
+def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, bytes]:
+    """Return locate id, generation, manifest hash, and the place behind which to go on.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        take_bytes(header, "manifest", size=ID_BYTES),
+        _place(header, "after"),
+    )
+
+
+def stat_answer(held: HeldObject, caller: bytes) -> dict[str, Value]:
+    """Return the answer to a `storage.stat` of that caller."""
+    columns: list[Value] = [
+        {
+            "customer": item.customer,
+            "column": item.column,
+            "segments": item.segments,
+            "digest": item.digest,
+            "damaged": item.damaged,
+            "ends_ms": item.ends_ms,
+            **({"bad": [*item.bad]} if item.bad else {}),
+        }
+        for item in held.columns[:COLUMNS_MAX]
+    ]
+    records: list[Value] = [
+        {"customer": item.customer, "ends_ms": item.ends_ms} for item in held.records[:COLUMNS_MAX]
+    ]
+    mine: list[Value] = [[lease, size] for lease, size in held.sizes_of(caller)]
+    return {
+        "record": held.record,
+        "columns": columns,
+        "records": records,
+        "until": held.until or None,
+        # A part of them would say that nothing lies under the others.
+        **({"mine": mine} if len(mine) <= LEASES_TOLD_MAX else {}),
+    }
+
+
+def _end(fields: Mapping[str, Value]) -> int | None:
+    """Return when a lease ends; releases before this field never say so."""
+    return None if fields.get("ends_ms") is None else take_int(fields, "ends_ms")
+
+
+def _bad(fields: Mapping[str, Value]) -> tuple[int, ...]:
+    """Return which segments are damaged; releases before this field never say so."""
+    listed = take_list({"bad": []} | dict(fields), "bad", most=DAMAGED_TOLD_MAX)
+    return tuple(take_int({"bad": segment}, "bad", most=SEGMENT_MAX) for segment in listed)
+
+
+def _mine(header: Mapping[str, Value]) -> tuple[tuple[bytes, int], ...] | None:
+    """Return what lies there for the caller by lease; releases before this field never say so."""
+    if "mine" not in header:
+        return None
+    found: dict[bytes, int] = {}
+    for item in take_list(header, "mine", most=LEASES_TOLD_MAX):
+        match item:
+            case [bytes(lease), int(size)] if len(lease) == ID_BYTES and 0 <= size < 2**63:
+                found[lease] = size
+            case _:
+                raise RecordInvalid("an item is not a lease and the bytes under it")
+    return tuple(found.items())
+
+
+def read_stated(header: Mapping[str, Value]) -> HeldObject:
+    """Return what a peer says that it holds.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+    """
+    record = take_str(header, "record")
+    if record not in ("ok", "missing", "corrupt"):
+        raise RecordInvalid("the record is in no known state")
+    columns = []
+    for item in take_list(header, "columns", most=COLUMNS_MAX):
+        fields = _map(item)
+        columns.append(
+            HeldColumn(
+                take_bytes(fields, "customer", size=ID_BYTES),
+                take_int(fields, "column", most=COLUMN_MAX),
+                take_int(fields, "segments"),
+                take_bytes(fields, "digest", size=ID_BYTES),
+                take_int(fields, "damaged"),
+                _end(fields),
+                bad=_bad(fields),
+            )
+        )
+    records = []
+    for item in take_list(header, "records", most=COLUMNS_MAX) if "records" in header else []:
+        fields = _map(item)
+        customer = take_bytes(fields, "customer", size=ID_BYTES)
+        records.append(HeldRecord(customer, _end(fields)))
+    return HeldObject(
+        tuple(columns),
+        cast(HeldState, record),
+        tuple(records),
+        mine=_mine(header),
+        until=_place(header, "until"),
+    )
+
+
+def find_message(locate: bytes, manifest_hash: bytes) -> dict[str, Value]:
+    """Return the header of a `storage.find`."""
+    return {"locate": locate, "manifest": manifest_hash}
+
+
+def read_find(header: Mapping[str, Value]) -> tuple[bytes, bytes]:
+    """Return locate id and manifest hash.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_bytes(header, "manifest", size=ID_BYTES),
+    )
+
+
+def read_found(parts: Sequence[Buffer]) -> Buffer | None:
+    """Return the sealed manifest that a peer found, unverified.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+    """
+    if len(parts) > 1:
+        raise RecordInvalid("the answer has more than a manifest")
+    return parts[0] if parts else None
+
+
+def holds_message(
+    locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
+) -> dict[str, Value]:
+    """Return the header of a `storage.holds`."""
+    return {
+        "locate": locate,
+        "generation": generation,
+        "manifest": manifest_hash,
+        "roots": [*roots],
+    }
+
+
+def read_holds(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, list[bytes]]:
+    """Return locate id, generation, manifest hash and the roots of the first segment.
+
+    Raises:
+        RecordInvalid: it breaks a rule.
+    """
+    listed = take_list(header, "roots", most=SHARDS_MAX)
+    return (
+        take_bytes(header, "locate", size=ID_BYTES),
+        take_int(header, "generation", most=GENERATION_MAX),
+        take_bytes(header, "manifest", size=ID_BYTES),
+        [take_bytes({"root": root}, "root", size=ID_BYTES) for root in listed],
+    )
+
+
+def holds_answer(holds: Holds) -> dict[str, Value]:
+    """Return the answer to a `storage.holds`."""
+    return {"columns": [*sorted(holds.columns)], "record": holds.record}
+
+
+def read_held(header: Mapping[str, Value], n: int) -> Holds:
+    """Return what a peer says that it holds of an object of n columns.
+
+    Raises:
+        RecordInvalid: the answer breaks a rule.
+    """
+    listed = take_list(header, "columns", most=n)
+    columns = [take_int({"column": column}, "column", most=n - 1) for column in listed]
+    return Holds(frozenset(columns), take_bool(header, "record"))

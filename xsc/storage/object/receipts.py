@@ -1,0 +1,109 @@
+"""Whether the receipt of a host says what was sent to it, or deleted there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xsc.base.limits import REQUEST_WINDOW_MS
+from xsc.identity.envelope import Signed
+from xsc.storage.object.erasure import StorageShard
+from xsc.storage.object.manifest import Manifest, code_of, root_at, segments_of
+from xsc.storage.object.segment import length_of
+from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+
+
+def expected_receipt(
+    *,
+    host: bytes,
+    customer: bytes,
+    lease_id: bytes,
+    locate: bytes,
+    generation: int,
+    shards: Sequence[tuple[int, StorageShard]],
+    manifest: bytes | None,
+    stored_ms: int,
+) -> StorageReceipt:
+    """Return the receipt for (segment, shard) in the order in which they were sent."""
+    return StorageReceipt(
+        host=host,
+        customer=customer,
+        lease_id=lease_id,
+        locate=locate,
+        generation=generation,
+        shards=tuple(
+            HeldShard(
+                segment=segment, column=shard.column, size_bytes=len(shard.data), root=shard.root
+            )
+            for segment, shard in shards
+        ),
+        manifest=manifest,
+        stored_ms=stored_ms,
+    )
+
+
+def receipt_fault(receipt: StorageReceipt, expected: StorageReceipt) -> str | None:
+    """Return the first thing that a receipt says otherwise than expected, or None.
+
+    When it was stored is the host's to say.
+    """
+    for name in ("host", "customer", "lease_id", "locate", "generation"):
+        if getattr(receipt, name) != getattr(expected, name):
+            return f"the receipt names another {name.replace('_', ' ')}"
+    if len(receipt.shards) != len(expected.shards):
+        return f"the receipt names {len(receipt.shards)} shards of {len(expected.shards)} sent"
+    for held, sent in zip(receipt.shards, expected.shards, strict=True):
+        if held != sent:
+            return f"the receipt is wrong about segment {sent.segment}, column {sent.column}"
+    if receipt.manifest != expected.manifest:
+        return "the receipt names another manifest"
+    return None
+
+
+def order_fault(order: DeletionOrder, *, host: bytes, customer: bytes) -> str | None:
+    """Return the first rule that a deletion order breaks, or None."""
+    if (order.customer, order.host) != (customer, host):
+        return "the deletion order is of another customer or host"
+    if list(order.columns) != sorted(set(order.columns)):
+        return "the deletion order does not name its columns in order, each once"
+    if order.columns and order.final:
+        return "a deletion order that is final names no columns"
+    return None
+
+
+def deletion_fault(
+    receipt: DeletionReceipt, order: Signed[DeletionOrder], *, now_ms: int
+) -> str | None:
+    """Return the first thing that a deletion receipt says otherwise than expected, or None.
+
+    What it freed is the host's to say: the customer compares it with what it paid for.
+    """
+    for name in ("host", "customer", "locate"):
+        if getattr(receipt, name) != getattr(order.record, name):
+            return f"the deletion receipt names another {name}"
+    if receipt.order != order.id:
+        return "the deletion receipt is for another order"
+    if len({item.lease_id for item in receipt.freed}) != len(receipt.freed):
+        return "the deletion receipt names a lease twice"
+    if abs(receipt.deleted_ms - now_ms) > REQUEST_WINDOW_MS:
+        return "the deletion receipt is of another time"
+    return None
+
+
+def shards_of(
+    manifest: Manifest, column: int, segments: range | None = None
+) -> tuple[HeldShard, ...]:
+    """Return the shards of a column, by segment: of some, or of all segments."""
+    code = code_of(manifest)
+    return tuple(
+        HeldShard(
+            segment=index,
+            column=column,
+            size_bytes=code.shard_bytes(
+                length_of(index, manifest.size_bytes, manifest.segment_bytes)
+            ),
+            root=root_at(manifest, index, column),
+        )
+        for index in (range(segments_of(manifest)) if segments is None else segments)
+    )

@@ -1,0 +1,1 @@
+"""Keeps objects whole: survey, repair, renewal, custody, drain."""

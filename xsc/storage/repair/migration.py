@@ -1,0 +1,217 @@
+"""Where columns go that need another node, and which others move so that a contract is kept.
+
+In this order: a column without a home goes to a node that holds none of the
+object, so that as much as can be survives (`durability`), the object's contract
+first; then, where the contract is broken and can be kept, as few columns as
+possible move; then columns that lie doubled up spread. The plan is made one
+column at a time and anew after each, so that a node that turns out to have no
+room is left out of the next. Design: docs/design/storage-repair.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Final
+
+from xsc.storage.object.durability import Host, Survival, plan_around, survival
+
+MOVES_TRIED_MAX: Final = 256
+"""Choices of columns to move that are planned through; beyond them nothing moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An object as it lies, or is planned so far."""
+
+    columns: tuple[bytes, ...]
+    """The node of each column."""
+    homeless: frozenset[int]
+    """Columns that are lost or must leave their node."""
+    m: int
+    own: bytes
+    """This node; it takes columns only where no other does as well."""
+    doubled: bool
+    """Whether some node held several columns before anything was planned."""
+    labels: Mapping[bytes, Host]
+    """Of the nodes that say where they are."""
+    asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
+    """The contract."""
+    movable: bool = False
+    """Whether columns may move that are well where they are, for the contract's sake."""
+
+    def host(self, node: bytes) -> Host:
+        """Return a node with its labels."""
+        return self.labels.get(node) or Host(node)
+
+    def placed(self, column: int, node: bytes) -> Layout:
+        """Return the layout with a column at another node."""
+        columns = list(self.columns)
+        columns[column] = node
+        return replace(self, columns=tuple(columns), homeless=self.homeless - {column})
+
+    @property
+    def keeps_contract(self) -> bool:
+        """Whether the columns that have a home survive what is asked."""
+        live = [self.host(n) for c, n in enumerate(self.columns) if c not in self.homeless]
+        spares = self.m - len(self.homeless)
+        return survival(live, spares).meets(self.asked) if spares >= 0 else False
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A column that needs a node, and the nodes that may take it."""
+
+    column: int
+    targets: frozenset[bytes]
+    """None of them is better than another."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A plan for the columns that lack a node."""
+
+    placing: int
+    meets: bool
+    kept: Counter[bytes]
+    new: tuple[bytes, ...]
+    """Nodes that get one more, the preferred first."""
+    survives: Survival
+
+
+def next_want(layout: Layout, available: Collection[bytes]) -> Want | None:
+    """Return the next column to place; None where nothing can be improved.
+
+    Args:
+        layout: the object.
+        available: nodes that are up and may be given columns.
+    """
+    able = frozenset(available)
+    if layout.homeless:
+        return _home(layout, able)
+    return _for_the_contract(layout, able) or _spread(layout, able)
+
+
+def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _Filled | None:
+    """Plan for all columns that are not kept; fewer where there is no room for all."""
+    most = len(layout.columns) if layout.doubled else 1
+    nodes = [*sorted(targets - {layout.own}), *sorted(targets & {layout.own})]
+    nodes += sorted(node for node in kept if kept[node] and node not in targets)
+    bounds = tuple((kept[node], max(kept[node], most if node in targets else 0)) for node in nodes)
+    wanted = len(layout.columns) - kept.total()
+    placing = min(wanted, sum(limit for _, limit in bounds) - kept.total())
+    if placing <= 0:
+        return None
+    hosts = tuple(layout.host(node) for node in nodes)
+    n, m = kept.total() + placing, max(0, layout.m - (wanted - placing))
+    held = plan_around(hosts, bounds, n, m, layout.asked)
+    meets = held is not None
+    if held is None:
+        held = plan_around(hosts, bounds, n, m, Survival())
+    if held is None:
+        return None
+    after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
+    new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
+    return _Filled(placing, meets, kept, new, survival(after, m))
+
+
+def _alike(layout: Layout, filled: _Filled, node: bytes, targets: frozenset[bytes]) -> set[bytes]:
+    """Return the nodes that would do exactly as well as one of a plan."""
+    host = layout.host(node)
+    return {
+        other
+        for other in targets
+        if layout.host(other)[1:] == host[1:]
+        and filled.kept[other] == filled.kept[node]
+        and (other == layout.own) == (node == layout.own)
+    }
+
+
+def _home(layout: Layout, able: frozenset[bytes]) -> Want | None:
+    kept = Counter(n for c, n in enumerate(layout.columns) if c not in layout.homeless)
+    # Where it was lost it may be lost again.
+    losers = {layout.columns[column] for column in layout.homeless}
+    best: tuple[_Filled, frozenset[bytes]] | None = None
+    for targets in (able - {layout.own} - losers, able - {layout.own}, able):
+        filled = _fill(layout, kept, targets)
+        if filled is None:
+            continue
+        if best is None or (filled.placing, filled.meets) > (best[0].placing, best[0].meets):
+            best = filled, targets
+    if best is None:
+        return None
+    filled, targets = best
+    column = min(layout.homeless)
+    before = layout.columns[column]
+    node = next((node for node in filled.new if node != before), filled.new[0])
+    alike = _alike(layout, filled, node, targets)
+    return Want(column, frozenset((alike - {before}) or alike))
+
+
+def _freed(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]:
+    """Yield the nodes that give columns up, of nodes that are alike only some."""
+    held = Counter(layout.columns)
+    seen: set[tuple[tuple[object, ...], ...]] = set()
+    for nodes in combinations(sorted(layout.columns), moves):
+        given = Counter(nodes)
+        kinds = tuple(sorted((*layout.host(n)[1:], held[n] * 256 + given[n]) for n in given))
+        if kinds not in seen:
+            seen.add(kinds)
+            yield nodes
+
+
+def _for_the_contract(layout: Layout, able: frozenset[bytes]) -> Want | None:
+    """Return the first of the fewest moves after which the contract is kept, if there are any."""
+    if not layout.movable or layout.keeps_contract:
+        return None
+    free = _fill(layout, Counter(), able | frozenset(layout.columns))
+    if free is None or not free.meets:
+        return None
+    tried = 0
+    for moves in range(1, len(layout.columns) + 1):
+        best: tuple[_Filled, tuple[bytes, ...], frozenset[bytes]] | None = None
+        for targets in (able - {layout.own}, able):
+            for nodes in _freed(layout, moves):
+                tried += 1
+                if tried > MOVES_TRIED_MAX:
+                    return None
+                kept = Counter(layout.columns) - Counter(nodes)
+                filled = _fill(layout, kept, targets - {*nodes})
+                if filled is None or not filled.meets or filled.placing < moves:
+                    continue
+                if best is None or filled.survives > best[0].survives:
+                    best = filled, nodes, targets
+            if best is not None:
+                filled, given, among = best
+                alike = _alike(layout, filled, filled.new[0], among) - {*given}
+                column = max(c for c, holder in enumerate(layout.columns) if holder in given)
+                return Want(column, frozenset(alike))
+    return None
+
+
+def _spread(layout: Layout, able: frozenset[bytes]) -> Want | None:
+    """Return a column to be moved from where most lie to where at least two fewer do."""
+    load = Counter(layout.columns)
+    if not able or not load:
+        return None
+    fewest = min(load[node] for node in able)
+    least = {node for node in able if load[node] == fewest}
+    most = max(load.values())
+    if most - fewest < 2:
+        return None
+    crowded = max(node for node, held in load.items() if held == most)
+    column = max(c for c, node in enumerate(layout.columns) if node == crowded)
+    moved = {node: layout.placed(column, node) for node in (least - {layout.own}) or least}
+    if layout.keeps_contract:
+        moved = {node: after for node, after in moved.items() if after.keeps_contract}
+    if not moved:
+        return None
+    worth = {node: _survives(after) for node, after in moved.items()}
+    best = max(worth.values())
+    return Want(column, frozenset(node for node, survives in worth.items() if survives == best))
+
+
+def _survives(layout: Layout) -> Survival:
+    return survival([layout.host(node) for node in layout.columns], layout.m)

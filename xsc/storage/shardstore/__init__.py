@@ -1,0 +1,1 @@
+"""What a host keeps for its customers: bodies, index, tombstones, receipts."""

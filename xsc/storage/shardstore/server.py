@@ -1,0 +1,268 @@
+"""The host's side: what customers have this node store, show, count and delete.
+
+Each put is held against its lease before anything is written, and is answered with
+a signed receipt once it is on the disk. Each deletion is ordered by a record that
+the customer signed. A host knows neither key nor name of what it holds.
+docs/design/storage.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value
+from xsc.base.errors import RecordInvalid, XscError
+from xsc.base.fields import take_bytes
+from xsc.base.merkle import Part
+from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
+from xsc.base.turns import Turns
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.storage.object import held_shards, messages
+from xsc.storage.object.erasure import Buffer
+from xsc.storage.object.expiry import with_ends
+from xsc.storage.object.inventory import whole_of
+from xsc.storage.object.manifest import hash_of
+from xsc.storage.object.messages import ObjectRecord, PutRequest
+from xsc.storage.object.receipts import expected_receipt, order_fault
+from xsc.storage.ports import Departure, Leases
+from xsc.storage.shardstore.bodies import bodies_of
+from xsc.storage.shardstore.receipt_signer import Sealer
+from xsc.storage.shardstore.store import StorageNode, Write
+from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.deletion_receipt import DeletionReceipt, Freed
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+
+
+class Hosting:
+    """Answers the calls of customers about what lies in this node's shard store."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        leases: Leases,
+        node: StorageNode,
+        drain: Departure,
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._leases = leases
+        self._node = node
+        self._drain = drain
+        self._sealer = Sealer(key, network)
+        self._looks: Turns[bytes] = Turns()
+        """One question at a time for each caller that reads much for some bytes."""
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what answers peers, by method."""
+        return {
+            messages.PUT: self._on_put,
+            messages.GET: self._on_get,
+            held_shards.HAVE: self._on_have,
+            messages.KEEP: self._on_keep,
+            messages.STAT: self._on_stat,
+            messages.FIND: self._on_find,
+            messages.HOLDS: self._on_holds,
+            messages.DELETE: self._on_delete,
+        }
+
+    def group_handlers(self) -> dict[str, GroupHandler]:
+        """Return what answers several calls that came together."""
+        return {messages.PUT: self._on_puts}
+
+    @staticmethod
+    def _record_of(request: PutRequest) -> ObjectRecord | None:
+        if request.sealed is None:
+            return None
+        sealed = bytes(request.sealed)
+        return ObjectRecord(sealed=sealed, sealed_root=b"", manifest_hash=hash_of(sealed))
+
+    def _taken(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> Write:
+        """Return what is to be written for a put, once its lease has room for that.
+
+        Raises:
+            LeaseExhausted, SpaceExhausted: it has none.
+        """
+        size = request.held_bytes
+        bodies = bodies_of(
+            customer=caller,
+            lease_id=request.lease_id,
+            locate=request.locate,
+            generation=request.generation,
+            shards=request.shards,
+            record=record,
+        )
+
+        # Told also where the caller has given up: the lease must learn what was stored.
+        def settle(held: Mapping[bytes, int]) -> None:
+            self._leases.stored(request.lease_id, size, held.get(request.lease_id, 0))
+            # A record or a damaged shard may have lain under another lease before.
+            for lease_id, delta in held.items():
+                if lease_id != request.lease_id:
+                    self._leases.settle_use(lease_id, delta)
+
+        write = Write(bodies, settle)
+        self._leases.admit(request.lease_id, caller, size)
+        return write
+
+    async def _on_put(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        (answer,) = await self._on_puts(caller, [(header, parts)])
+        if isinstance(answer, XscError):
+            raise answer
+        return answer
+
+    async def _on_puts(self, caller: bytes, calls: Sequence[Asked]) -> list[Outcome]:
+        """Store what several puts bring: each is checked, stored and confirmed for itself."""
+        outcomes: dict[int, dict[str, Value] | asyncio.Future[dict[str, Value]] | XscError] = {}
+        asked: dict[int, tuple[PutRequest, ObjectRecord | None]] = {}
+        writes: list[Write] = []
+        for number, (header, parts) in enumerate(calls):
+            try:
+                request = messages.read_put(header, parts)
+                record = self._record_of(request)
+                self._drain.check_room()
+                writes.append(self._taken(request, record, caller))
+            except XscError as fault:
+                outcomes[number] = fault
+            else:
+                asked[number] = request, record
+        stored = await self._node.store_together(writes)
+        for (number, (request, record)), held in zip(asked.items(), stored, strict=True):
+            if isinstance(held, XscError):
+                outcomes[number] = held
+                continue
+            receipt = self._receipt(caller, request, record)
+            if request.seal:
+                outcomes[number] = self._sealer.together(receipt)
+            else:
+                outcomes[number] = self._sealer.alone(receipt)
+        answers: list[Outcome] = []
+        for number in range(len(calls)):
+            outcome = outcomes[number]
+            if isinstance(outcome, asyncio.Future):
+                outcome = await outcome
+            answers.append(outcome if isinstance(outcome, XscError) else (outcome, []))
+        return answers
+
+    def _receipt(
+        self, caller: bytes, request: PutRequest, record: ObjectRecord | None
+    ) -> StorageReceipt:
+        """Return what confirms a put that is on the disk, not signed yet."""
+        return expected_receipt(
+            host=self._key.node_id,
+            customer=caller,
+            lease_id=request.lease_id,
+            locate=request.locate,
+            generation=request.generation,
+            shards=request.shards,
+            manifest=None if record is None else record.manifest_hash,
+            stored_ms=self._clock.now_ms(),
+        )
+
+    async def _on_keep(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        """Store under a lease of the caller what lies here already: a put without its bytes."""
+        lease_id, locate, generation, wanted = messages.read_keep(header)
+        self._drain.check_room()
+        found = await self._node.get(locate, generation, wanted)
+        shards = whole_of(wanted, found)
+        request = PutRequest(lease_id, locate, generation, tuple(shards), None)
+        (held,) = await self._node.store_together([self._taken(request, None, caller)])
+        if isinstance(held, XscError):
+            raise held
+        return self._sealer.alone(self._receipt(caller, request, None)), []
+
+    async def _on_get(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        locate, generation, wanted = messages.read_get(header)
+        return messages.get_answer(await self._node.get(locate, generation, wanted))
+
+    async def _on_have(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        lease_id, locate, generation, wanted = held_shards.read_have(header)
+        async with self._looks.of(caller):
+            held = await self._node.have(locate, generation, caller, lease_id, wanted)
+        receipt = StorageReceipt(
+            host=self._key.node_id,
+            customer=caller,
+            lease_id=lease_id,
+            locate=locate,
+            generation=generation,
+            shards=tuple(
+                HeldShard(segment=want.segment, column=want.column, size_bytes=size, root=want.root)
+                for want, size in held
+            ),
+            manifest=None,
+            stored_ms=self._clock.now_ms(),
+        )
+        return self._sealer.alone(receipt), []
+
+    async def _on_stat(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        asked = messages.read_stat(header)
+        async with self._looks.of(caller):
+            held = await self._node.stat(*asked)
+        return messages.stat_answer(with_ends(held, self._leases.end_ms), caller), []
+
+    async def _on_find(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        sealed = await self._node.find(*messages.read_find(header))
+        return {}, [] if sealed is None else [sealed]
+
+    async def _on_holds(
+        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        return messages.holds_answer(await self._node.holds(*messages.read_holds(header))), []
+
+    async def _on_delete(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+        signed = open_signed(
+            take_bytes(header, "order"), DeletionOrder, network=self._network, author=caller
+        )
+        order = signed.record
+        fault = order_fault(order, host=self._key.node_id, customer=caller)
+        if fault is not None:
+            raise RecordInvalid(fault)
+        # A caller that gives up must not keep the lease from learning what was freed.
+        freed = await asyncio.shield(asyncio.create_task(self._deleted(signed)))
+        receipt = DeletionReceipt(
+            host=self._key.node_id,
+            customer=caller,
+            locate=order.locate,
+            order=signed.id,
+            freed=tuple(
+                Freed(lease_id=lease_id, size_bytes=size)
+                for lease_id, size in sorted(freed.items())
+            ),
+            deleted_ms=self._clock.now_ms(),
+        )
+        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+
+    async def _deleted(self, signed: Signed[DeletionOrder]) -> dict[bytes, int]:
+        order = signed.record
+        # Before anything is deleted: what the proof of a leave lacks cannot be had again.
+        columns = frozenset(order.columns)
+        if self._drain.active and await self._node.has_any(order.locate, order.customer, columns):
+            await self._drain.keep(signed)
+        if columns:
+            async with self._looks.of(order.customer):
+                freed = await self._node.trim(order.locate, order.customer, columns)
+        else:
+            freed = await self._node.delete(order.locate, order.customer, final=order.final)
+        for lease_id, size in freed.items():
+            self._leases.settle_use(lease_id, -size)
+        return freed

@@ -1,0 +1,189 @@
+"""Drops what a host need not keep: a little each round, and never while in doubt.
+
+    storage/mark/<ms, 8 bytes>     the next sequence at that time
+    storage/orphan/<lease id>      when a lease was first seen that the market does not know
+
+The rules are in `xsc.storage.shardstore.sweep_rules`. A lease that the market does not know, for
+instance because the state database was lost, counts as one that began when it
+was first missed, and has the longest length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base.clock import Clock, Executor
+from xsc.base.ids import short
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import (
+    STORAGE_LEASE_MS,
+    SWEEP_OBJECTS_MAX,
+    SWEEP_PAUSE_MS,
+    SWEEP_SLICE,
+)
+from xsc.base.log import Log
+from xsc.storage.ports import Leases
+from xsc.storage.shardstore.bodies import decode_number, encode_number
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.shardstore.sweep_rules import (
+    Mark,
+    Owner,
+    ended,
+    needless,
+    newest_of,
+    older_than,
+    under_ended,
+)
+from xsc.storage.transfer import deletions
+from xsc.terms.lease import OWN_LEASE
+
+MARKS: Final = b"storage/mark/"
+ORPHANS: Final = b"storage/orphan/"
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one round dropped."""
+
+    expired_bytes: int
+    """Under leases that were over for longer than the grace."""
+    leftover_bytes: int
+    """Of uploads that were given up."""
+    objects: int
+    """Parts of objects of which something was dropped."""
+    more: bool
+    """Whether the bound of a round was reached."""
+
+
+class Sweeper:
+    """Goes through the shard store of one host, round by round."""
+
+    def __init__(
+        self,
+        *,
+        node: StorageNode,
+        leases: Leases,
+        state: KeyValue,
+        clock: Clock,
+        executor: Executor,
+        log: Log,
+        grace_ms: int,
+        leftover_ms: int,
+    ) -> None:
+        self._node = node
+        self._leases = leases
+        self._state = state
+        self._clock = clock
+        self._executor = executor
+        self._log = log
+        self._grace_ms = grace_ms
+        self._leftover_ms = leftover_ms
+
+    async def round(self, *, everything: bool = False) -> Swept:
+        """Drop what may be dropped, at most SWEEP_OBJECTS_MAX objects unless `everything`.
+
+        Raises:
+            StoreDamaged, SpaceExhausted: the databases cannot be read or written.
+        """
+        now_ms = self._clock.now_ms()
+        cutoff = await self._executor.run(self._mark, now_ms)
+        ends_ms = await self._executor.run(self._ends_ms, now_ms)
+        over = ended(ends_ms, now_ms, self._grace_ms)
+        doomed, newest = await self._survey(over)
+        most = len(doomed) + len(newest) if everything else SWEEP_OBJECTS_MAX
+        objects = expired = leftover = 0
+
+        for owner in list(doomed)[:most]:
+            freed = await self._drop(owner, over, None)
+            expired += freed
+            objects += freed > 0
+        for owner in [owner for owner, last in newest.items() if last < cutoff]:
+            if objects >= most:
+                break
+            freed = await self._drop(owner, frozenset(), cutoff)
+            leftover += freed
+            objects += freed > 0
+        if objects:
+            self._log.info(
+                "storage_swept", objects=objects, expired_bytes=expired, leftover_bytes=leftover
+            )
+        old = await self._executor.run(deletions.too_old, self._state, now_ms, SWEEP_SLICE)
+        if old:
+            await self._executor.run(self._write, old)
+        return Swept(expired, leftover, objects, objects >= most and not everything)
+
+    async def _survey(self, over: frozenset[bytes]) -> tuple[dict[Owner, None], dict[Owner, int]]:
+        """Return who has something under ended leases, and the newest shard of every owner."""
+        doomed: dict[Owner, None] = {}
+        newest: dict[Owner, int] = {}
+        after = b""
+        while entries := await self._node.entries(after, SWEEP_SLICE):
+            doomed |= under_ended(entries, over)
+            newest_of(entries, newest)
+            after = entries[-1][0]
+            await self._clock.sleep_ms(SWEEP_PAUSE_MS)
+        return doomed, newest
+
+    async def _drop(self, owner: Owner, over: frozenset[bytes], cutoff: int | None) -> int:
+        """Drop what lies under the leases; with a cutoff, all, if it still is a leftover."""
+        if cutoff is None:
+            freed = await self._node.drop(owner.locate, owner.customer, over)
+        else:
+            freed = await self._node.drop_leftover(owner.locate, owner.customer, cutoff)
+        for lease_id, size in freed.items():
+            self._leases.settle_use(lease_id, -size)
+        size = sum(freed.values())
+        if size:
+            why = "lease_over" if cutoff is None else "upload_given_up"
+            self._log.info(
+                "storage_dropped", why=why, customer=short(owner.customer), size_bytes=size
+            )
+        return size
+
+    # Time
+
+    def _write(self, changes: list[Change]) -> None:
+        self._state.write(changes, sync=False)
+
+    def _mark(self, now_ms: int) -> int:
+        """Take note of the present sequence; return below which all bodies may be leftovers."""
+        marks = [
+            Mark(int.from_bytes(key[len(MARKS) :], "big"), decode_number(raw))
+            for key, raw in self._state.scan(MARKS, prefix_end(MARKS))
+        ]
+        before_ms = now_ms - self._leftover_ms
+        # A clock that was ahead left marks in what is the future now: they say nothing.
+        stale = [mark for mark in marks if mark.time_ms > now_ms] + needless(marks, before_ms)
+        changes: list[Change] = [(_mark_key(mark.time_ms), None) for mark in stale]
+        changes.append((_mark_key(now_ms), encode_number(self._node.next_sequence)))
+        self._write(changes)
+        return older_than(marks, before_ms)
+
+    def _ends_ms(self, now_ms: int) -> dict[bytes, int]:
+        """Return when each lease under which something is held ends or ended."""
+        ends: dict[bytes, int] = {}
+        changes: list[Change] = []
+        held = set(self._node.usage) - {OWN_LEASE}
+        for lease_id in sorted(held):
+            end_ms = self._leases.end_ms(lease_id)
+            key = ORPHANS + lease_id
+            if end_ms is not None:
+                ends[lease_id] = end_ms
+                continue
+            raw = self._state.get(key)
+            since_ms = now_ms if raw is None else decode_number(raw)
+            if raw is None:
+                changes.append((key, encode_number(now_ms)))
+            ends[lease_id] = since_ms + STORAGE_LEASE_MS
+        for key, _ in self._state.scan(ORPHANS, prefix_end(ORPHANS)):
+            lease_id = key[len(ORPHANS) :]
+            if lease_id not in held or self._leases.end_ms(lease_id) is not None:
+                changes.append((key, None))
+        if changes:
+            self._write(changes)
+        return ends
+
+
+def _mark_key(time_ms: int) -> bytes:
+    return MARKS + time_ms.to_bytes(8, "big")

@@ -1,0 +1,1 @@
+"""Moves objects between this node and hosts: put, get, resume, delete."""

@@ -1,0 +1,102 @@
+"""Reads every shard of an object and verifies it: what a deep check does.
+
+Needs no read key: roots are in the manifest, nothing is deciphered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from xsc.base.errors import (
+    PeerUnknown,
+    RateLimited,
+    ShardsInsufficient,
+    UnavailableError,
+    XscError,
+)
+from xsc.base.ids import short
+from xsc.storage.object.inventory import Wanted
+from xsc.storage.object.manifest import code_of, hash_of, segments_of
+from xsc.storage.object.segment import length_of
+from xsc.storage.transfer.get import Located, roots_of
+from xsc.storage.transfer.host_client import Reach
+
+SHARDS_IN_FLIGHT = 8
+
+
+def is_silent(fault: XscError) -> bool:
+    """Say whether a host was not heard, instead of having said that it lacks something."""
+    unheard = isinstance(fault, (UnavailableError, PeerUnknown, RateLimited))
+    return unheard and not isinstance(fault, ShardsInsufficient)
+
+
+async def unpaced(_size_bytes: int) -> None:
+    """Wait for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadShard:
+    """A shard that its host did not give whole."""
+
+    segment: int
+    column: int
+    node: bytes
+    reason: str
+    silent: bool = False
+    """Whether the host said nothing, which is no loss yet."""
+
+
+async def read_every_shard(
+    reach: Reach,
+    located: Located,
+    columns: Sequence[bytes | None],
+    pace: Callable[[int], Awaitable[None]] = unpaced,
+) -> tuple[int, list[BadShard]]:
+    """Return the bytes that were read and verified, and the shards that could not be.
+
+    Args:
+        reach: the hosts.
+        located: the object.
+        columns: the node of each column; None where nobody is known to hold it.
+        pace: waits for the turn of so many bytes.
+    """
+    manifest = located.manifest
+    code = code_of(manifest)
+    room = asyncio.Semaphore(SHARDS_IN_FLIGHT)
+    read_bytes = 0
+    bad: list[BadShard] = []
+
+    async def one(segment: int, column: int, node: bytes, root: bytes) -> None:
+        nonlocal read_bytes
+        want = Wanted(segment, column, root)
+        async with room:
+            try:
+                data = await reach.fetch(node, located.locate, manifest.generation, want)
+            except XscError as fault:
+                bad.append(BadShard(segment, column, node, fault.message, is_silent(fault)))
+            else:
+                read_bytes += len(data)
+
+    async def record(column: int, node: bytes) -> None:
+        nonlocal read_bytes
+        try:
+            sealed = await reach.find(node, located.locate, hash_of(located.sealed))
+        except XscError as fault:
+            bad.append(BadShard(0, column, node, fault.message, is_silent(fault)))
+            return
+        if sealed is None or bytes(sealed) != located.sealed:
+            bad.append(BadShard(0, column, node, f"{short(node)} does not have the object"))
+        else:
+            read_bytes += len(sealed)
+
+    listed = [(column, node) for column, node in enumerate(columns) if node is not None]
+    if manifest.inline is not None:
+        await asyncio.gather(*(record(column, node) for column, node in listed))
+    for index in range(segments_of(manifest)):
+        roots = roots_of(manifest, index)
+        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
+        await pace(code.shard_bytes(length) * len(listed))
+        await asyncio.gather(*(one(index, column, node, roots[column]) for column, node in listed))
+    return read_bytes, sorted(bad, key=lambda fault: (fault.segment, fault.column))

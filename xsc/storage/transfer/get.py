@@ -1,0 +1,417 @@
+"""Reads an object: k verified shards a segment, decoded and decrypted in order.
+
+Touches hosts through `Reach`. A wrong shard never reaches the decoder, and a
+segment that does not open never reaches the reader whole. Of a segment that is read in
+part, only the leaves that hold it are fetched, each held against the roots of the
+manifest. What is fetched and not yet delivered is a segment at most, which bounds memory
+and what a reader that is killed fetches again: what it was given last is kept (`tails`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.storage.object import segment as segments
+from xsc.storage.object.capability import ReadCapability
+from xsc.storage.object.erasure import Buffer, Code, decode_rows
+from xsc.storage.object.inventory import Wanted
+from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
+from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
+from xsc.storage.object.segment import Opener, Place
+from xsc.storage.transfer.host_client import (
+    Reach,
+    Source,
+    first_of,
+    in_order,
+    race,
+    stop_all,
+    together,
+)
+from xsc.storage.transfer.latency import patience_ms
+from xsc.storage.transfer.read_ahead_cache import Tails
+from xsc.storage.transfer.rolling import Intake, Room
+
+SEGMENTS_BEGUN = 2
+"""The one that is read, and the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """An object that was found, and everything about it verified."""
+
+    locate: bytes
+    manifest: Manifest
+    sealed: bytes
+    holders: tuple[tuple[bytes, ...], ...]
+    """By column, the nodes that should hold it: by the own placement, or by their own word."""
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every column at every node that should hold it."""
+        return [Source(column, node) for column, nodes in enumerate(self.holders) for node in nodes]
+
+
+def roots_of(manifest: Manifest, index: int) -> tuple[bytes, ...]:
+    """Return the roots of one segment, in order of columns."""
+    n = manifest.k + manifest.m
+    return manifest.roots[index * n : (index + 1) * n]
+
+
+def first_of_each(sources: Sequence[Source]) -> list[Source]:
+    """Return the first source of each column, in the same order."""
+    firsts: dict[int, Source] = {}
+    for source in sources:
+        firsts.setdefault(source.column, source)
+    return list(firsts.values())
+
+
+def _join(
+    shards: Mapping[int, Buffer],
+    code: Code,
+    content_key: bytes,
+    seal: tuple[bytes, bytes],
+    place: Place,
+) -> bytes:
+    nonce, tag = seal
+    opener = Opener(content_key, nonce, tag, place)
+    plain = b"".join([opener.update(row) for row in decode_rows(shards, code, place.length)])
+    opener.finish()
+    return plain
+
+
+def _decipher(
+    content_key: bytes,
+    nonce: bytes,
+    start: int,
+    pieces: Sequence[Piece],
+    leaves: Sequence[Buffer],
+) -> bytes:
+    plain = []
+    for piece, data in zip(pieces, leaves, strict=True):
+        wanted = memoryview(data)[piece.low : piece.high]
+        plain.append(segments.decipher_at(content_key, nonce, start, wanted))
+        start += len(wanted)
+    return b"".join(plain)
+
+
+class _Coming:
+    """The plaintext of one segment, in pieces, as they can be read."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[tuple[Buffer, int] | None] = asyncio.Queue()
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        """Do what gives the pieces."""
+        self.task = asyncio.create_task(work)
+        self.task.add_done_callback(lambda _: self._pieces.put_nowait(None))
+
+    def give(self, piece: Buffer, held_bytes: int) -> None:
+        """Give the next piece, and say how much room was taken for it."""
+        self._pieces.put_nowait((piece, held_bytes))
+
+    async def whole(self) -> None:
+        """Return once all pieces are given; raises what kept them from it."""
+        await asyncio.wait([self.task])
+        self.task.result()
+
+    async def next(self) -> tuple[Buffer, int] | None:
+        """Return the next piece and its room, or None behind the last.
+
+        Raises what kept it from coming.
+        """
+        given = await self._pieces.get()
+        if given is None:
+            self.task.result()
+        return given
+
+
+class ObjectReader:
+    """An object that can be read, from the start or from anywhere in it."""
+
+    def __init__(
+        self,
+        reach: Reach,
+        located: Located,
+        capability: ReadCapability,
+        tails: Tails,
+        *,
+        name: str | None,
+        search: Callable[[Located], Coroutine[None, None, Located]],
+    ) -> None:
+        self.name = name
+        """The name that this node stored it under; None where another node did."""
+        self.size_bytes = located.manifest.size_bytes
+        self._reach = reach
+        self._located = located
+        self._content_key = capability.content_key
+        self._tails = tails
+        self._search = search
+        self._searching: asyncio.Task[Located] | None = None
+        self._doubted: set[bytes] = set()
+        """Nodes that gave something wrong, or nothing: they are asked last from then on."""
+        self._key = (located.locate, capability.manifest_hash)
+
+    async def stream(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[Buffer]:
+        """Yield the bytes from `start` up to `stop`, or to the end, in order.
+
+        What is yielded is not used again here: views may be kept. The first piece comes when
+        all of its segment is there, so that most faults show before it; from then on
+        each column comes as soon as it is there, and is not asked for before all but a
+        segment of what stands before it was taken. What a reader that went away was given
+        last comes first, without asking hosts.
+
+        Raises:
+            ArgumentInvalid: not a range within the object.
+            ShardsInsufficient: fewer than k shards of a segment can be fetched.
+            RecordInvalid: a segment was sealed otherwise than its manifest says.
+        """
+        end = self.size_bytes if stop is None else stop
+        if not 0 <= start <= end <= self.size_bytes:
+            raise ArgumentInvalid(
+                f"bytes {start} to {end} do not lie within an object of {self.size_bytes} bytes"
+            )
+        if start == end:
+            return
+        clock = self._reach.clock
+        kept = self._tails.take(self._key, start, clock.monotonic_ms())
+        tail = self._tails.begin(self._key, start)
+        taken = False
+        try:
+            for piece in kept:
+                view = memoryview(piece)[: end - tail.stop]
+                if len(view):
+                    self._tails.give(tail, view)
+                    yield view
+            if tail.stop < end:
+                async with aclosing(self._fetched(tail.stop, end)) as fetched:
+                    async for piece in fetched:
+                        self._tails.give(tail, piece)
+                        yield piece
+            taken = True
+        finally:
+            self._tails.end(tail, clock.monotonic_ms(), taken=taken)
+
+    async def _fetched(self, start: int, end: int) -> AsyncGenerator[Buffer]:
+        """Yield bytes that come from hosts."""
+        size = self._located.manifest.segment_bytes
+        room = Room(size)
+        following = start // size
+        ahead: deque[_Coming] = deque()
+        try:
+            while following * size < end or ahead:
+                while following * size < end and len(ahead) < SEGMENTS_BEGUN:
+                    low = max(0, start - following * size)
+                    high = min(size, end - following * size)
+                    ahead.append(self._begin(following, low, high, room))
+                    following += 1
+                if following - len(ahead) == start // size:
+                    await ahead[0].whole()
+                while (given := await ahead[0].next()) is not None:
+                    piece, held_bytes = given
+                    if len(piece):
+                        yield piece
+                    room.free(held_bytes)
+                ahead.popleft()
+        finally:
+            searching = [] if self._searching is None else [self._searching]
+            self._searching = None
+            await stop_all([*(coming.task for coming in ahead), *searching])
+
+    def _begin(self, index: int, low: int, high: int, room: Room) -> _Coming:
+        """Begin to fetch bytes of one segment, as there is room for them."""
+        manifest = self._located.manifest
+        code = code_of(manifest)
+        place = place_of(manifest, self._located.locate, index)
+        coming = _Coming()
+        if manifest.inline is None and is_whole(low, high, place.length, code):
+            opener = Opener(self._content_key, manifest.nonces[index], manifest.tags[index], place)
+            intake = Intake(opener, place, code, room)
+            coming.start(self._segment(index, (low, high), intake, coming))
+        else:
+            ticket = room.ticket(high - low)
+            coming.start(self._part(index, low, high, ticket, coming))
+        return coming
+
+    async def _part(
+        self, index: int, low: int, high: int, ticket: asyncio.Future[None], coming: _Coming
+    ) -> None:
+        """Fetch bytes of one segment, by the leaves that hold them."""
+        await ticket
+        manifest = self._located.manifest
+        if manifest.inline is not None:
+            coming.give(self._inline()[low:high], high - low)
+            return
+        code = code_of(manifest)
+        length = place_of(manifest, self._located.locate, index).length
+        pieces = pieces_of(low, high, length, code)
+        leaves = await together(self._leaves(index, piece, code) for piece in pieces)
+        nonce = manifest.nonces[index]
+        plain = await self._reach.executor.run(
+            _decipher, self._content_key, nonce, low, pieces, leaves
+        )
+        coming.give(plain, high - low)
+
+    async def _leaves(self, index: int, piece: Piece, code: Code) -> Buffer:
+        """Return the verified leaves of a piece: from its host, or rebuilt where that fails.
+
+        The host is raced by those of the other columns once it is late.
+        """
+        located, manifest, reach = self._located, self._located.manifest, self._reach
+        roots = roots_of(manifest, index)
+        size = piece.span.size_bytes
+        direct = [source for source in located.sources if source.column == piece.column]
+        direct = in_order(reach, direct, code.k, size, self._doubted)
+        want = Wanted(index, piece.column, roots[piece.column], piece.span)
+
+        async def rebuild() -> Buffer:
+            others = [source for source in located.sources if source not in direct[:1]]
+            got = await race(
+                reach,
+                locate=located.locate,
+                generation=manifest.generation,
+                segment=index,
+                roots=roots,
+                sources=in_order(reach, others, code.k, size, self._doubted),
+                k=code.k,
+                span=piece.span,
+                more=self._more,
+                doubted=self._doubted,
+            )
+            return await reach.executor.run(rebuild_span, got, code, piece.column, piece.span)
+
+        if not direct:
+            return await rebuild()
+        host = direct[0].node
+
+        async def ask() -> Buffer:
+            return await reach.fetch(host, located.locate, manifest.generation, want)
+
+        late = reach.late_since_ms(host) or host in self._doubted
+        quick = reach.is_up(host) and not late
+        return await first_of(
+            reach.clock,
+            [ask, rebuild] if quick else [rebuild, ask],
+            patience_ms(reach.kth_ms(located.sources, code.k, size), size),
+            lambda: reach.note_late(host) if quick else None,
+        )
+
+    async def _more(self) -> list[Source]:
+        """Ask all peers once what they hold: where the known holders do not give the object."""
+        if self._searching is None:
+            self._searching = asyncio.create_task(self._search(self._located))
+        # One search for all that wait for it, also where the first of them needs it no more.
+        self._located = await asyncio.shield(self._searching)
+        code = code_of(self._located.manifest)
+        return in_order(self._reach, self._located.sources, code.k, doubted=self._doubted)
+
+    def _inline(self) -> bytes:
+        manifest = self._located.manifest
+        assert manifest.inline is not None
+        place = place_of(manifest, self._located.locate, 0)
+        nonce, tag = manifest.nonces[0], manifest.tags[0]
+        return segments.open_sealed(self._content_key, nonce, tag, place, manifest.inline)
+
+    async def _segment(
+        self, index: int, wanted: tuple[int, int], intake: Intake, coming: _Coming
+    ) -> None:
+        """Fetch all of a segment, and give each of its columns once those before it are given."""
+        low, high = wanted
+        begin = 0
+        located, manifest = self._located, self._located.manifest
+        code = code_of(manifest)
+        length = place_of(manifest, located.locate, index).length
+        size = code.shard_bytes(length)
+        ranked = in_order(self._reach, located.sources, code.k, size, self._doubted)
+        firsts = first_of_each(ranked)[: code.k]
+        # Of those that are asked, the one whose bytes are read first comes first.
+        chosen = sorted(firsts, key=lambda source: source.column)
+        rest = [source for source in ranked if source not in firsts]
+
+        def arrived() -> None:
+            nonlocal begin
+            for piece in intake.opened():
+                view = memoryview(piece)[max(0, low - begin) : max(0, high - begin)]
+                coming.give(view, len(piece))
+                begin += len(piece)
+
+        shards = await race(
+            self._reach,
+            locate=located.locate,
+            generation=manifest.generation,
+            segment=index,
+            roots=roots_of(manifest, index),
+            sources=[*chosen, *rest],
+            k=code.k,
+            size_bytes=size,
+            intake=intake,
+            arrived=arrived,
+            more=self._more,
+            doubted=self._doubted,
+        )
+        if not intake.is_open:
+            await self._reach.executor.run(intake.complete, shards)
+        arrived()
+
+
+async def read_segment(
+    reach: Reach, located: Located, content_key: bytes, index: int
+) -> tuple[Buffer, int]:
+    """Return one segment that lies as shards, and how many bytes of them came from others.
+
+    Shards of this node are taken also where they are parity.
+    """
+    manifest = located.manifest
+    assert index < segments_of(manifest)
+    code = code_of(manifest)
+    place = place_of(manifest, located.locate, index)
+    size = code.shard_bytes(place.length)
+    sources = in_order(reach, located.sources, manifest.k, size)
+    sources.sort(key=lambda source: source.node != reach.own)
+    own = {source.column for source in sources if source.node == reach.own}
+    shards = await race(
+        reach,
+        locate=located.locate,
+        generation=manifest.generation,
+        segment=index,
+        roots=roots_of(manifest, index),
+        sources=sources,
+        k=manifest.k,
+        size_bytes=size,
+    )
+    received = sum(len(data) for column, data in shards.items() if column not in own)
+    seal = manifest.nonces[index], manifest.tags[index]
+    data = await reach.executor.run(_join, shards, code, content_key, seal, place)
+    return data, received
+
+
+async def read_whole(
+    reach: Reach, located: Located, content_key: bytes, segments_in_flight: int
+) -> tuple[bytes, int]:
+    """Return an object that lies as shards, its own first, and how many bytes came from others.
+
+    Raises:
+        ShardsInsufficient, RecordInvalid: as `ObjectReader.stream`.
+    """
+    ahead: deque[asyncio.Task[tuple[Buffer, int]]] = deque()
+    found: list[Buffer] = []
+    received = following = 0
+    try:
+        while following < segments_of(located.manifest) or ahead:
+            while following < segments_of(located.manifest) and len(ahead) < segments_in_flight:
+                reading = read_segment(reach, located, content_key, following)
+                ahead.append(asyncio.create_task(reading))
+                following += 1
+            data, fetched = await ahead[0]
+            ahead.popleft()
+            found.append(data)
+            received += fetched
+    finally:
+        await stop_all(ahead)
+    return b"".join(found), received

@@ -1,0 +1,825 @@
+"""How a node reaches the hosts of an object: by calls, and itself without one.
+
+Touches the network and the own shard store. What comes back from here is
+verified: shards against the root asked for, receipts against what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, cast
+
+from xsc.base.clock import Clock, Executor
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    CreditExceeded,
+    LeaseExhausted,
+    PeerSilent,
+    ReceiptInvalid,
+    RecordInvalid,
+    ShardMismatch,
+    ShardsInsufficient,
+    XscError,
+)
+from xsc.base.fields import take_bytes
+from xsc.base.ids import short
+from xsc.base.limits import (
+    MIB,
+    STAT_PAGES_MAX,
+    STAT_TIMEOUT_MS,
+    STORAGE_QUESTION_TIMEOUT_MS,
+    STORE_REQUEST_BYTES_MAX,
+)
+from xsc.base.log import Log
+from xsc.base.peering import Caller, Reply
+from xsc.base.refusals import reasons
+from xsc.base.units import held_bytes
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.storage.object import held_shards, messages
+from xsc.storage.object.erasure import Buffer, StorageShard
+from xsc.storage.object.expiry import with_ends
+from xsc.storage.object.inventory import Found, HeldObject, Holds, Span, Wanted, whole_of
+from xsc.storage.object.inventory_pages import Stated
+from xsc.storage.object.manifest import Manifest
+from xsc.storage.object.messages import ObjectRecord
+from xsc.storage.object.receipts import deletion_fault, expected_receipt
+from xsc.storage.ports import HostLease, Hosts, Leases
+from xsc.storage.shardstore.bodies import bodies_of
+from xsc.storage.shardstore.receipt_signer import Seals
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.transfer import latency
+from xsc.storage.transfer.deletions import dropped_ms
+from xsc.storage.transfer.latency import Pace
+from xsc.storage.transfer.rolling import Intake
+from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.lease import OWN_LEASE
+from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+
+T = TypeVar("T")
+VERIFIED_AT_ONCE_BYTES = MIB
+"""Up to here a shard is verified where it arrives. A thread would give up and take the interpreter
+lock for each leaf beside a busy event loop: half a millisecond of work took three."""
+More: TypeAlias = Callable[[], Awaitable[Sequence["Source"]]]
+"""Finds further sources of an object."""
+Take: TypeAlias = Callable[[int, Buffer], None]
+"""Takes a column's shard that was verified, in whatever thread."""
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return what all give, in order; the first to fail stops the others."""
+    tasks = [asyncio.create_task(item) for item in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await stop_all(tasks)
+
+
+async def rest(clock: Clock, woken: asyncio.Event, duration_ms: int) -> None:
+    """Wait that long, or until an event is set, and clear it."""
+    sleep = asyncio.ensure_future(clock.sleep_ms(duration_ms))
+    wake = asyncio.ensure_future(woken.wait())
+    try:
+        await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleep.cancel()
+        wake.cancel()
+    woken.clear()
+
+
+async def stop_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they are over, also where the waiting is cancelled."""
+    waiting = []
+    for task in tasks:
+        if not task.done():
+            task.cancel()
+            waiting.append(task)
+        elif not task.cancelled():
+            task.exception()  # asked for: asyncio reports what nobody has
+    if waiting:
+        # Unlike `asyncio.wait`, this ends after them even so.
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int) -> None:
+    """Wait until tasks are over, however they end, but no longer than that."""
+    waiting = {task for task in tasks if not task.done()}
+    alarm = asyncio.create_task(clock.sleep_ms(most_ms))
+    try:
+        while waiting and not alarm.done():
+            done, _ = await asyncio.wait({*waiting, alarm}, return_when=asyncio.FIRST_COMPLETED)
+            waiting -= done
+    finally:
+        alarm.cancel()
+
+
+def _read_one(reply: Reply, want: Wanted, take: Take | None) -> Found:
+    """Return what a peer answered to a question about one shard."""
+    (found,) = messages.read_got(reply.header, reply.parts, [want])
+    if take is not None and found.data is not None:
+        take(want.column, found.data)
+    return found
+
+
+def requests_of(
+    shards: Sequence[tuple[int, StorageShard]], record: ObjectRecord | None
+) -> list[tuple[list[tuple[int, StorageShard]], ObjectRecord | None]]:
+    """Return the requests that carry these shards: one, unless they are too many bytes."""
+    batches: list[list[tuple[int, StorageShard]]] = [[]]
+    size = 0
+    for item in shards:
+        size += len(item[1].data)
+        if batches[-1] and size > STORE_REQUEST_BYTES_MAX:
+            batches.append([])
+            size = len(item[1].data)
+        batches[-1].append(item)
+    if (
+        record is not None
+        and batches[-1]
+        and size + len(record.sealed) > 2 * STORE_REQUEST_BYTES_MAX
+    ):
+        batches.append([])
+    last = len(batches) - 1
+    return [(batch, record if index == last else None) for index, batch in enumerate(batches)]
+
+
+class Reach:
+    """The hosts of objects, this node among them."""
+
+    def __init__(
+        self,
+        *,
+        key: KeyPair,
+        network: bytes,
+        clock: Clock,
+        executor: Executor,
+        caller: Caller,
+        hosts: Hosts,
+        leases: Leases,
+        node: StorageNode,
+        log: Log,
+        lease_grace_ms: int,
+    ) -> None:
+        self._key = key
+        self.own = key.node_id
+        self.network = network
+        self.clock = clock
+        self.executor = executor
+        self.hosts = hosts
+        self.log = log
+        self._caller = caller
+        self._leases = leases
+        self._node = node
+        self.lease_grace_ms = lease_grace_ms
+        self.leaving: Callable[[], Collection[bytes]] = frozenset
+        """Returns the nodes that leave."""
+        self._paces: dict[bytes, Pace] = {}
+        self._trials: dict[bytes, asyncio.Task[None]] = {}
+        self._seals = Seals(network)
+
+    def is_up(self, node: bytes) -> bool:
+        """Say whether a node can be asked with hope; the own node always."""
+        return node == self.own or self.hosts.is_up(node)
+
+    def has_dropped(self, node: bytes, lease_id: bytes, deleted_ms: int | None = None) -> bool:
+        """Say whether a host must have dropped by itself what lay there under a lease.
+
+        One that is no peer any more, or that leaves, is given no grace: nobody asks it again.
+        """
+        if node == self.own:
+            return False
+        end = self.hosts.lease_end(lease_id)
+        stays = node in self.hosts.peers() and node not in self.leaving()
+        at_ms = dropped_ms(
+            None if end is None else end.end_ms, deleted_ms, self.lease_grace_ms if stays else 0
+        )
+        return at_ms is not None and self.clock.now_ms() > at_ms
+
+    def _pace(self, node: bytes) -> Pace:
+        return self._paces.get(node) or Pace(self.hosts.response_ms(node))
+
+    def expected_ms(self, node: bytes, size_bytes: int) -> int:
+        """Return how long an answer of that size is expected to take."""
+        return 0 if node == self.own else self._pace(node).expected_ms(size_bytes)
+
+    def kth_ms(self, sources: Iterable[Source], k: int, size_bytes: int) -> int:
+        """Return how long an answer of the k-th best of some sources is expected to take."""
+        return latency.kth_ms((self.expected_ms(each.node, size_bytes) for each in sources), k)
+
+    def note_late(self, node: bytes) -> None:
+        """Take note that a node has not answered in time."""
+        if node != self.own:
+            self._paces[node] = latency.late(self._pace(node), self.clock.monotonic_ms())
+
+    def late_since_ms(self, node: bytes) -> int:
+        """Return when a node was last found late, if it has not answered since; 0 where it has."""
+        return self._paces[node].late_ms if node in self._paces else 0
+
+    def forget(self, node: bytes) -> None:
+        """Expect of a node what is expected of one that was never asked: it has come up anew."""
+        self._paces.pop(node, None)
+
+    def try_again(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
+        """Ask a node that is asked last for a shard that nobody waits for, if it is time to."""
+        now_ms = self.clock.monotonic_ms()
+        if not self.is_up(node) or node == self.own or node in self._trials:
+            return False
+        if not latency.is_due(self._pace(node), now_ms):
+            return False
+        self._paces[node] = latency.on_trial(self._pace(node), now_ms)
+
+        async def trial() -> None:
+            try:
+                await self.fetch(node, locate, generation, want)
+            except XscError:
+                self.note_late(node)
+
+        task = asyncio.create_task(trial())
+        self._trials[node] = task
+        task.add_done_callback(lambda _: self._trials.pop(node, None))
+        return True
+
+    def _blame(self, node: bytes, what: str, reason: str) -> None:
+        self.log.warning("storage_peer_wrong", peer=short(node), what=what, reason=reason)
+        self.hosts.report(node, what)
+
+    async def store(
+        self,
+        lease: HostLease,
+        locate: bytes,
+        generation: int,
+        *,
+        shards: Sequence[tuple[int, StorageShard]],
+        record: ObjectRecord | None,
+    ) -> int:
+        """Store at a host in one request and verify its receipt; return the bytes confirmed.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        size = held_bytes(sum(len(shard.data) for _, shard in shards), len(shards))
+        if record is not None:
+            size += record.held_bytes
+        if lease.node == self.own:
+            # The own node has no lease with itself, but room that is promised to others.
+            self._leases.admit(OWN_LEASE, self.own, size)
+            await self._node.store(
+                bodies_of(
+                    customer=self.own,
+                    lease_id=OWN_LEASE,
+                    locate=locate,
+                    generation=generation,
+                    shards=shards,
+                    record=record,
+                )
+            )
+        else:
+            try:
+                await self._store_at_peer(lease, locate, generation, shards, record)
+            except (CreditExceeded, LeaseExhausted):
+                await self.hosts.refused(lease.lease_id)
+                raise
+            await self.hosts.used(lease.lease_id, size)
+        return size
+
+    async def _store_at_peer(
+        self,
+        lease: HostLease,
+        locate: bytes,
+        generation: int,
+        batch: Sequence[tuple[int, StorageShard]],
+        record: ObjectRecord | None,
+    ) -> None:
+        header, parts = messages.put_message(lease.lease_id, locate, generation, batch, record)
+        reply = await self._caller.call(lease.node, messages.PUT, header, parts)
+        expected = expected_receipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=batch,
+            manifest=None if record is None else record.manifest_hash,
+            stored_ms=0,
+        )
+        self._check_receipt(lease.node, reply.header, expected)
+
+    def _check_receipt(
+        self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
+    ) -> None:
+        try:
+            self._seals.check(header, expected)
+        except XscError as fault_error:
+            self._blame(node, "receipt_invalid", fault_error.message)
+            raise
+
+    async def have(
+        self,
+        lease: HostLease,
+        locate: bytes,
+        generation: int,
+        wanted: Sequence[Wanted],
+        size_of: Callable[[Wanted], int],
+    ) -> set[tuple[int, int]]:
+        """Return segment and column of the shards that a host has under a lease, by its receipt.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        if lease.node == self.own:
+            own = await self._node.have(locate, generation, self.own, OWN_LEASE, wanted)
+            return {(want.segment, want.column) for want, _ in own}
+        header = held_shards.have_message(lease.lease_id, locate, generation, wanted)
+        reply = await self._caller.call(lease.node, held_shards.HAVE, header)
+        try:
+            receipt = open_signed(
+                take_bytes(reply.header, "receipt"),
+                StorageReceipt,
+                network=self.network,
+                author=lease.node,
+            ).record
+            fault = held_shards.having_fault(
+                receipt,
+                host=lease.node,
+                customer=self.own,
+                lease_id=lease.lease_id,
+                locate=locate,
+                generation=generation,
+                wanted=wanted,
+                size_of=size_of,
+            )
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as wrong:
+            self._blame(lease.node, "receipt_invalid", wrong.message)
+            raise
+        size = held_bytes(sum(held.size_bytes for held in receipt.shards), len(receipt.shards))
+        await self.hosts.used(lease.lease_id, size)
+        return {(held.segment, held.column) for held in receipt.shards}
+
+    async def keep(
+        self, lease: HostLease, locate: bytes, generation: int, shards: Sequence[HeldShard]
+    ) -> int:
+        """Have a host keep, under a lease of this node too, what it has; return its bytes.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        size = held_bytes(sum(item.size_bytes for item in shards), len(shards))
+        if lease.node == self.own:
+            wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
+            found = whole_of(wanted, await self._node.get(locate, generation, wanted))
+            return await self.store(lease, locate, generation, shards=found, record=None)
+        reply = await self._caller.call(
+            lease.node,
+            messages.KEEP,
+            messages.keep_message(lease.lease_id, locate, generation, shards),
+        )
+        expected = StorageReceipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=tuple(shards),
+            manifest=None,
+            stored_ms=0,
+        )
+        self._check_receipt(lease.node, reply.header, expected)
+        await self.hosts.used(lease.lease_id, size)
+        return size
+
+    async def fetch(
+        self,
+        node: bytes,
+        locate: bytes,
+        generation: int,
+        want: Wanted,
+        take: Take | None = None,
+    ) -> Buffer:
+        """Return one shard from a host, verified against its root.
+
+        `take` is given it at once, in the thread that has verified it.
+
+        Raises:
+            ShardMismatch: the host gave other bytes, and is reported.
+            ShardsInsufficient: the host does not have it, or knows that it is damaged.
+            XscError: what the host answered, or that it is silent.
+        """
+        if node == self.own:
+            (found,) = await self._node.get(locate, generation, [want])
+            blame = False
+            if take is not None and found.data is not None:
+                take(want.column, found.data)
+        else:
+            begun_ms = self.clock.monotonic_ms()
+            header = messages.get_message(locate, generation, [want])
+            reply = await self._caller.call(node, messages.GET, header)
+            size = sum(len(part) for part in reply.parts)
+            now_ms = self.clock.monotonic_ms()
+            self._paces[node] = latency.answered(self._pace(node), size, now_ms - begun_ms, now_ms)
+            try:
+                if size > VERIFIED_AT_ONCE_BYTES:
+                    found = await self.executor.run(_read_one, reply, want, take)
+                else:
+                    found = _read_one(reply, want, take)
+            except RecordInvalid as fault:
+                self._blame(node, "record_invalid", fault.message)
+                raise
+            blame = found.state == "corrupt" and reply.header["states"] == ["ok"]
+        where = f"segment {want.segment}, column {want.column}"
+        if blame:
+            self._blame(node, "shard_mismatch", where)
+            raise ShardMismatch(f"{short(node)} gave other bytes than it was given for {where}")
+        if found.data is None:
+            if found.state == "corrupt":
+                self.log.warning("storage_shard_damaged", peer=short(node), shard=where)
+            raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
+        return found.data
+
+    async def stat(
+        self, node: bytes, locate: bytes, manifest: Manifest, manifest_hash: bytes
+    ) -> HeldObject:
+        """Return what a host says that it holds of an object, all pages of it.
+
+        Raises:
+            PeerSilent: it does not answer, or comes to no end in time.
+            RecordInvalid: it answers nonsense, or goes backwards.
+            XscError: what it answered.
+        """
+        end_ms = self.clock.monotonic_ms() + STAT_TIMEOUT_MS
+        stated = Stated(manifest)
+        after = b""
+        for _ in range(STAT_PAGES_MAX):
+            left_ms = end_ms - self.clock.monotonic_ms()
+            if left_ms <= 0:
+                break
+            asked = (locate, manifest.generation, manifest_hash, after)
+            after = stated.add(await self._stat_page(node, asked, left_ms))
+            if not after:
+                return stated.whole()
+        raise PeerSilent(f"{short(node)} comes to no end of what it holds")
+
+    async def _stat_page(
+        self, node: bytes, asked: tuple[bytes, int, bytes, bytes], left_ms: int
+    ) -> HeldObject:
+        if node == self.own:
+            return with_ends(await self._node.stat(*asked), self._leases.end_ms)
+        reply = await self._caller.call(
+            node,
+            messages.STAT,
+            messages.stat_message(*asked),
+            timeout_ms=min(left_ms, STORAGE_QUESTION_TIMEOUT_MS),
+        )
+        return messages.read_stated(reply.header)
+
+    async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
+        """Return the sealed manifest that a host keeps, unverified."""
+        if node == self.own:
+            return await self._node.find(locate, manifest_hash)
+        header = messages.find_message(locate, manifest_hash)
+        reply = await self._caller.call(
+            node, messages.FIND, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
+        return messages.read_found(reply.parts)
+
+    async def holds(
+        self,
+        node: bytes,
+        locate: bytes,
+        generation: int,
+        manifest_hash: bytes,
+        roots: Sequence[bytes],
+    ) -> Holds:
+        """Return which columns a host says that it holds, by the roots of the first segment."""
+        if node == self.own:
+            return await self._node.holds(locate, generation, manifest_hash, roots)
+        header = messages.holds_message(locate, generation, manifest_hash, roots)
+        reply = await self._caller.call(
+            node, messages.HOLDS, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
+        return messages.read_held(reply.header, max(1, len(roots)))
+
+    async def delete(
+        self, node: bytes, locate: bytes, *, columns: Collection[int] = (), final: bool = False
+    ) -> tuple[dict[bytes, int], Signed[DeletionReceipt] | None]:
+        """Have a host delete what this node stored of an object there.
+
+        Args:
+            node: the host.
+            locate: of the object.
+            columns: which columns; none named: everything.
+            final: for good: a put that is still under way to the host is refused there.
+
+        Returns:
+            The bytes freed under each lease, and the host's verified receipt: None for the own
+            node, which owes none to itself.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
+        if node == self.own:
+            if columns:
+                return await self._node.trim(locate, self.own, frozenset(columns)), None
+            return await self._node.delete(locate, self.own, final=final), None
+        order = sign(
+            DeletionOrder(
+                customer=self.own,
+                host=node,
+                locate=locate,
+                columns=tuple(sorted(columns)),
+                final=final,
+                ordered_ms=self.clock.now_ms(),
+            ),
+            self._key,
+            self.network,
+        )
+        reply = await self._caller.call(node, messages.DELETE, {"order": order.raw})
+        try:
+            signed = open_signed(
+                take_bytes(reply.header, "receipt"),
+                DeletionReceipt,
+                network=self.network,
+                author=node,
+            )
+            fault = deletion_fault(signed.record, order, now_ms=self.clock.now_ms())
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as wrong:
+            self._blame(node, "receipt_invalid", wrong.message)
+            raise
+        return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
+
+    async def note_recounted(self, node: bytes, lease_id: bytes, more_bytes: int) -> None:
+        """Take note that a host has held so much more, or less, than was counted."""
+        try:
+            await self.hosts.recounted(lease_id, more_bytes)
+        except LeaseExhausted:
+            self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
+
+    async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
+        """Take note of bytes that a host confirmed to have deleted."""
+        if node == self.own or not size_bytes:
+            return
+        try:
+            await self.hosts.used(lease_id, -size_bytes)
+        except LeaseExhausted:
+            self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
+
+
+async def first_of(
+    clock: Clock,
+    ways: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+    late_ms: int,
+    note_late: Callable[[], None],
+) -> T:
+    """Return what the first way gives; the next is taken where it fails, or beside it when late.
+
+    `note_late` is called when the first is late.
+
+    Raises:
+        XscError: all failed; the fault of the last.
+    """
+    waiting = list(ways)
+    running: set[asyncio.Task[Any]] = set()
+    alarm: asyncio.Task[None] | None = None
+    try:
+        while True:
+            if waiting and (not running or alarm is None):
+                running.add(asyncio.create_task(waiting.pop(0)()))
+                if alarm is None:
+                    alarm = asyncio.create_task(clock.sleep_ms(late_ms))
+            pending: set[asyncio.Task[Any]] = set(running)
+            if alarm is not None:
+                pending.add(alarm)
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done.intersection(running):
+                running.discard(task)
+                try:
+                    return cast(T, task.result())
+                except XscError:
+                    if not waiting and not running:
+                        raise
+            if alarm in done:
+                alarm = None
+                if len(waiting) == len(ways) - 1:
+                    note_late()
+    finally:
+        await stop_all([*running, *([] if alarm is None else [alarm])])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A column and the node that should hold it."""
+
+    column: int
+    node: bytes
+
+
+def in_order(
+    reach: Reach,
+    sources: Iterable[Source],
+    k: int,
+    size_bytes: int = MIB,
+    doubted: Container[bytes] = (),
+) -> list[Source]:
+    """Return sources in the order to ask them: up, not late, not slow, data columns, the fastest.
+
+    Nodes that are doubted, because they failed this reader before, come last.
+    """
+    listed = list(sources)
+    expected = [reach.expected_ms(source.node, size_bytes) for source in listed]
+    slow_ms = latency.slow_from_ms(latency.kth_ms(expected, k))
+    ranked = sorted(
+        zip(listed, expected, strict=True),
+        key=lambda item: (
+            item[0].node in doubted,
+            not reach.is_up(item[0].node),
+            # Who was found late comes last, and of those the one that waits longest first.
+            reach.late_since_ms(item[0].node),
+            item[1] > slow_ms,
+            item[0].column >= k,
+            item[1],
+            item[0].column,
+        ),
+    )
+    return [source for source, _ in ranked]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question of a race that is under way."""
+
+    source: Source
+    begun_ms: int
+    expected_ms: int
+
+
+async def race(
+    reach: Reach,
+    *,
+    locate: bytes,
+    generation: int,
+    segment: int,
+    roots: Sequence[bytes],
+    sources: Sequence[Source],
+    k: int,
+    span: Span | None = None,
+    size_bytes: int = MIB,
+    intake: Intake | None = None,
+    arrived: Callable[[], None] | None = None,
+    more: More | None = None,
+    doubted: set[bytes] | None = None,
+) -> dict[int, Buffer]:
+    """Return k verified shards of a segment, from the first sources of k columns to give theirs.
+
+    With a span it is the same leaves of each. An intake is given each shard by itself,
+    which `arrived` is told then, and says by its tickets how many may be asked for.
+    Several sources may name one column. Where all have failed, `more` finds others,
+    once; nodes that fail are added to those `doubted`.
+
+    The next source is asked at once where one fails, and beside it where one takes
+    longer than `pace.patience_ms`.
+
+    Raises:
+        ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
+    """
+    clock = reach.clock
+    size = size_bytes if span is None else span.size_bytes
+    kth_ms = reach.kth_ms(sources, k, size)
+    waiting = list(sources)
+    running: dict[asyncio.Task[Any], _Asked] = {}
+    late: set[asyncio.Task[Any]] = set()
+    answers: list[tuple[int, int]] = []
+    got: dict[int, Buffer] = {}
+    failed: list[tuple[Source, XscError]] = []
+    faulty = set() if doubted is None else doubted
+    take = None if intake is None else intake.take
+    tickets = deque(() if intake is None else intake.tickets)
+    lacking = 0  # how many are late beside whom nobody was asked yet
+    searching: asyncio.Task[list[Source]] | None = None
+    alarm: asyncio.Task[None] | None = None
+
+    def next_source(*, also_running: bool = False) -> Source | None:
+        """Return a source of a column that nobody is asked for, else of one that is late."""
+        asked = {each.source.column for each in running.values()}
+        busy = {each.source.node for each in running.values()}
+        # Nodes that failed come last. A node that says that it holds what others hold, too, is
+        # asked for one shard at a time: so a liar is believed once.
+        waiting.sort(key=lambda source: source.node in faulty)
+        left = [source for source in waiting if source.column not in got]
+        fresh = [source for source in left if source.column not in asked]
+        count = Counter(source.column for source in fresh)
+        free = (each for each in fresh if count[each.column] == 1 or each.node not in busy)
+        return next(free, None) or next(iter(fresh or (left if also_running else ())), None)
+
+    def ask(source: Source) -> None:
+        waiting.remove(source)
+        want = Wanted(segment, source.column, roots[source.column], span)
+        task = asyncio.create_task(reach.fetch(source.node, locate, generation, want, take))
+        expected_ms = reach.expected_ms(source.node, size)
+        running[task] = _Asked(source, clock.monotonic_ms(), expected_ms)
+
+    async def others(find: More) -> list[Source]:
+        found = await find()
+        tried = {*(each.source for each in running.values()), *(source for source, _ in failed)}
+        return [source for source in found if source not in tried]
+
+    def search() -> None:
+        """Look for others beside all else, once."""
+        nonlocal more, searching
+        if more is not None:
+            searching, more = asyncio.create_task(others(more)), None
+
+    try:
+        while len(got) < k:
+            while tickets and tickets[0].done():
+                tickets.popleft()
+            while len({*got, *(each.source.column for each in running.values())}) < k - len(
+                tickets
+            ):
+                source = next_source()
+                if source is None:
+                    break
+                ask(source)
+            while lacking and (beside := next_source(also_running=True)) is not None:
+                ask(beside)
+                lacking -= 1
+            if lacking or not (running or tickets or searching):
+                search()
+            if not (running or tickets or searching):
+                raise insufficient(segment, k, len(got), failed)
+            patience_ms = latency.patience_ms(kth_ms, size, answers)
+            awaited: list[asyncio.Future[Any]] = [*running, *list(tickets)[:1]]
+            if searching is not None:
+                awaited.append(searching)
+            on_time = [each.begun_ms for task, each in running.items() if task not in late]
+            if on_time:
+                left_ms = min(on_time) + patience_ms - clock.monotonic_ms()
+                alarm = asyncio.create_task(clock.sleep_ms(max(0, left_ms)))
+                awaited.append(alarm)
+            over, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if alarm is not None:
+                alarm.cancel()
+            now_ms = clock.monotonic_ms()
+            # Answers first: where this node itself was slow, they come with their alarm.
+            for task in [task for task in running if task in over]:
+                each = running.pop(task)
+                try:
+                    got[each.source.column] = task.result()
+                except XscError as fault:
+                    failed.append((each.source, fault))
+                    faulty.add(each.source.node)
+                else:
+                    answers.append((now_ms - each.begun_ms, each.expected_ms))
+                    if arrived is not None:
+                        arrived()
+            if searching is not None and searching in over:
+                waiting, searching = searching.result(), None
+            patience_ms = latency.patience_ms(kth_ms, size, answers)
+            for task, each in running.items():
+                if task not in late and now_ms - each.begun_ms >= patience_ms:
+                    late.add(task)
+                    reach.note_late(each.source.node)
+                    lacking += 1
+        if span is None:
+            slow_ms = latency.slow_from_ms(kth_ms)
+            for source in waiting:
+                is_last = reach.expected_ms(source.node, size) > slow_ms
+                want = Wanted(segment, source.column, roots[source.column])
+                if (is_last or reach.late_since_ms(source.node)) and reach.try_again(
+                    source.node, locate, generation, want
+                ):
+                    break
+        return dict(sorted(got.items())[:k])
+    finally:
+        alarms = [task for task in (alarm, searching) if task is not None]
+        await stop_all([*running, *alarms])
+
+
+def insufficient(
+    segment: int, k: int, got: int, failed: Sequence[tuple[Source, XscError]]
+) -> ShardsInsufficient:
+    """Return the error that says how many of k shards were fetched, and what failed."""
+    named = reasons((source.node, fault) for source, fault in failed)
+    return ShardsInsufficient(
+        f"{got} of the {k} shards needed of segment {segment} could be fetched ({named})",
+        hint="try again when the silent peers are back; `xsc store stat` shows every shard",
+    )

@@ -1,0 +1,233 @@
+"""What a put remembers on the disk, so that it can go on after a kill.
+
+    storage/upload/h/<id>                      head: secret, code, hosts
+    storage/upload/s/<id><segment>             nonce, tag and roots; on the disk before it is sent
+    storage/upload/a/<id><segment><column>     a host's receipt for its columns of a segment
+    storage/upload/r/<id>                      the sealed manifest, before it is sent
+
+The id is the caller's. A segment is sealed anew under its kept nonce only to
+compare: where tag or roots differ the content has changed, and nothing of what
+was computed leaves this process. So one nonce never protects two contents.
+docs/design/storage.md, "Going on".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base.ids import ID_BYTES
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import MIB
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.storage.object.capability import VerifyCapability, verify_key
+from xsc.storage.object.erasure import Code
+from xsc.storage.object.manifest import Nonce, SealedSegment, Tag, hash_of, open_manifest
+
+PREFIX = b"storage/upload/"
+HEAD = PREFIX + b"h/"
+SEGMENT = PREFIX + b"s/"
+ACK = PREFIX + b"a/"
+RECORD = PREFIX + b"r/"
+_KINDS = (HEAD, SEGMENT, ACK, RECORD)
+
+
+class KeptSlot(Record):
+    """Columns that stay together, and where they go."""
+
+    KIND: ClassVar[str] = "upload_slot"
+
+    columns: tuple[Count, ...]
+    node: Id32
+    lease_id: Id32
+    price: Count
+
+
+class KeptPlace(Record):
+    """A host that may hold something of the object."""
+
+    KIND: ClassVar[str] = "upload_place"
+
+    node: Id32
+    lease_id: Id32
+    size_bytes: Count
+
+
+class Head(Record):
+    """What is the same for a whole upload."""
+
+    KIND: ClassVar[str] = "upload_head"
+
+    secret: Id32
+    k: Count
+    m: Count
+    touched_ms: Count
+    """When it was begun, or last went on."""
+    slots: tuple[KeptSlot, ...]
+    places: tuple[KeptPlace, ...]
+
+
+class KeptSegment(Record):
+    """How a segment was sealed."""
+
+    KIND: ClassVar[str] = "upload_segment"
+
+    length: Count
+    nonce: Nonce
+    tag: Tag
+    roots: tuple[Id32, ...]
+
+
+@dataclass(slots=True)
+class Kept:
+    """Everything that is kept of one upload."""
+
+    head: Head
+    segments: dict[int, KeptSegment] = field(default_factory=dict)
+    acks: dict[tuple[int, int], KeptPlace] = field(default_factory=dict)
+    """By segment and first column of the slot."""
+    sealed: bytes | None = None
+    """The sealed manifest, once there is one."""
+
+    @property
+    def code(self) -> Code:
+        """The code it was begun with."""
+        return Code(self.head.k, self.head.m)
+
+    def has(self, segment: int, slot: KeptSlot) -> bool:
+        """Say whether a slot's present host gave a receipt for a segment."""
+        ack = self.acks.get((segment, slot.columns[0]))
+        return ack is not None and ack.node == slot.node
+
+    def whole(self) -> list[int]:
+        """Return the segments that every host of now gave a receipt for."""
+        return [
+            segment
+            for segment in sorted(self.segments)
+            if all(self.has(segment, slot) for slot in self.head.slots)
+        ]
+
+    def stored_bytes(self) -> int:
+        """Return how much of the content need not be sent again."""
+        return sum(self.segments[segment].length for segment in self.whole())
+
+    def held(self) -> dict[tuple[bytes, bytes], int]:
+        """Return what may lie where, by node and lease."""
+        places = {(place.node, place.lease_id): place.size_bytes for place in self.head.places}
+        receipted: dict[tuple[bytes, bytes], int] = {}
+        for ack in self.acks.values():
+            place = (ack.node, ack.lease_id)
+            receipted[place] = receipted.get(place, 0) + ack.size_bytes
+        for place, size in receipted.items():
+            places[place] = max(size, places.get(place, 0))
+        return places
+
+
+def sealed_of(kept: KeptSegment) -> SealedSegment:
+    """Return what the manifest will say of a segment."""
+    return SealedSegment(kept.nonce, kept.tag, kept.roots)
+
+
+def segment_change(upload: bytes, index: int, length: int, sealed: SealedSegment) -> Change:
+    """Return the write that keeps how a segment was sealed."""
+    kept = KeptSegment(length=length, nonce=sealed.nonce, tag=sealed.tag, roots=sealed.roots)
+    return SEGMENT + upload + index.to_bytes(4, "big"), kept.to_bytes()
+
+
+def ack_change(upload: bytes, index: int, column: int, place: KeptPlace) -> Change:
+    """Return the write that keeps a receipt."""
+    return ACK + upload + index.to_bytes(4, "big") + column.to_bytes(2, "big"), place.to_bytes()
+
+
+def ids(state: KeyValue) -> Iterator[bytes]:
+    """Yield every upload that something is kept of."""
+    for key, _ in state.scan(HEAD, prefix_end(HEAD)):
+        yield key.removeprefix(HEAD)
+
+
+def read_head(state: KeyValue, upload: bytes) -> Head | None:
+    """Return what is kept of an upload as a whole, or None.
+
+    Raises:
+        StoreDamaged: what is kept is not what was written.
+    """
+    raw = state.get(HEAD + upload)
+    if raw is None:
+        return None
+    try:
+        return Head.from_bytes(raw, size_max=MIB)
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
+
+
+def read(state: KeyValue, upload: bytes) -> Kept | None:
+    """Return what is kept of an upload, or None.
+
+    Raises:
+        StoreDamaged: what is kept is not what was written.
+    """
+    head = read_head(state, upload)
+    if head is None:
+        return None
+    kept = Kept(head)
+    try:
+        for tail, value in _tails(state, SEGMENT + upload):
+            segment = KeptSegment.from_bytes(value)
+            kept.segments[int.from_bytes(tail, "big")] = segment
+        for tail, value in _tails(state, ACK + upload):
+            place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
+            kept.acks[place] = KeptPlace.from_bytes(value)
+        kept.sealed = state.get(RECORD + upload)
+        if kept.sealed is not None:
+            # Whoever goes on sends it as it is: what does not open cannot be sent.
+            verify = VerifyCapability(verify_key(head.secret), hash_of(kept.sealed))
+            open_manifest(kept.sealed, verify)
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
+    return kept
+
+
+def read_rest(state: KeyValue, upload: bytes) -> Kept | None:
+    """Return what can be read of a journal that is damaged: enough to delete what it speaks of.
+
+    None where the head cannot be read, without which nobody knows the object.
+    """
+    try:
+        head = read_head(state, upload)
+    except StoreDamaged:
+        return None
+    if head is None:
+        return None
+    kept = Kept(head)
+    with suppress(StoreDamaged):
+        for tail, value in _tails(state, ACK + upload):
+            with suppress(RecordInvalid):
+                place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
+                kept.acks[place] = KeptPlace.from_bytes(value)
+    # A host whose receipts cannot be read may hold something all the same.
+    known = {**{(slot.node, slot.lease_id): 0 for slot in head.slots}, **kept.held()}
+    kept.head = head.model_copy(update={"places": places(known)})
+    return kept
+
+
+def _tails(state: KeyValue, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for key, value in state.scan(prefix, prefix_end(prefix)):
+        yield key.removeprefix(prefix), value
+
+
+def forget(state: KeyValue, upload: bytes) -> list[Change]:
+    """Return the writes that drop all that is kept of an upload."""
+    assert len(upload) == ID_BYTES
+    prefixes = [kind + upload for kind in _KINDS]
+    return [(key, None) for prefix in prefixes for key, _ in state.scan(prefix, prefix_end(prefix))]
+
+
+def places(held: Mapping[tuple[bytes, bytes], int]) -> tuple[KeptPlace, ...]:
+    """Return what may lie where, as it is kept."""
+    return tuple(
+        KeptPlace(node=node, lease_id=lease_id, size_bytes=size)
+        for (node, lease_id), size in held.items()
+    )

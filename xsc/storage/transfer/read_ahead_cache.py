@@ -1,0 +1,116 @@
+"""The last bytes that reads gave, kept for a while where a reader went away in the middle.
+
+What was given is not yet what a client has: some of it lies in sockets, some in the client's
+memory, and all that is gone when the client is killed. It asks for those bytes again, and
+they need not come from the hosts again. What is kept is bounded in bytes for each read and
+for all of them, and in time; it is verified plaintext, given only to whoever opens the same
+object, which takes its read capability.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from xsc.base.limits import TAIL_BYTES, TAIL_KEPT_MS, TAILS_BYTES_MAX, TAILS_MAX
+from xsc.storage.object.erasure import Buffer
+
+ObjectKey: TypeAlias = tuple[bytes, bytes]
+"""Locate id and manifest hash."""
+
+
+@dataclass(eq=False, slots=True)
+class Tail:
+    """What a read gave last, without a gap."""
+
+    key: ObjectKey
+    stop: int
+    """Where in the object the read is."""
+    pieces: deque[Buffer] = field(default_factory=deque)
+    size_bytes: int = 0
+    left_ms: int | None = None
+    """When its reader went away; None while it reads."""
+
+    @property
+    def start(self) -> int:
+        """Where what is kept begins."""
+        return self.stop - self.size_bytes
+
+    def drop_first(self) -> int:
+        """Forget the first piece; return its size in bytes."""
+        size = len(self.pieces.popleft())
+        self.size_bytes -= size
+        return size
+
+
+class Tails:
+    """What all reads of a node gave last."""
+
+    def __init__(self) -> None:
+        self._tails: list[Tail] = []
+        """Who began first stands first, and loses first what is too much."""
+        self._size_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """How much is kept of all."""
+        return self._size_bytes
+
+    def begin(self, key: ObjectKey, start: int) -> Tail:
+        """Return what takes down what a read gives from `start` on."""
+        tail = Tail(key, start)
+        self._tails.append(tail)
+        return tail
+
+    def give(self, tail: Tail, piece: Buffer) -> None:
+        """Take down what comes next."""
+        tail.pieces.append(piece)
+        tail.stop += len(piece)
+        tail.size_bytes += len(piece)
+        self._size_bytes += len(piece)
+        while tail.size_bytes - len(tail.pieces[0]) >= TAIL_BYTES:
+            self._size_bytes -= tail.drop_first()
+        while self._size_bytes > TAILS_BYTES_MAX:
+            first = next(tail for tail in self._tails if tail.pieces)
+            self._size_bytes -= first.drop_first()
+
+    def end(self, tail: Tail, now_ms: int, *, taken: bool) -> None:
+        """Keep what a read gave whose reader went away.
+
+        Where its reader took all, that is forgotten, and what was kept of readers before it.
+        """
+        tail.left_ms = now_ms
+        left = [other for other in self._tails if other.left_ms is not None]
+        if taken:
+            gone = [other for other in left if other.key == tail.key and other.stop <= tail.stop]
+        else:
+            gone = [other for other in left if not other.size_bytes] or left[:-TAILS_MAX]
+        for other in gone:
+            self._drop(other)
+
+    def take(self, key: ObjectKey, start: int, now_ms: int) -> list[Buffer]:
+        """Return what is kept of an object from `start` on, without a gap; it may be nothing."""
+        self.expire(now_ms)
+        for tail in self._tails:
+            if tail.key == key and tail.start <= start < tail.stop:
+                break
+        else:
+            return []
+        skipped = start - tail.start
+        found: list[Buffer] = []
+        for piece in tail.pieces:
+            if skipped < len(piece):
+                found.append(memoryview(piece)[skipped:])
+            skipped = max(0, skipped - len(piece))
+        return found
+
+    def expire(self, now_ms: int) -> None:
+        """Forget what nobody came back for."""
+        for tail in list(self._tails):
+            if tail.left_ms is not None and now_ms - tail.left_ms >= TAIL_KEPT_MS:
+                self._drop(tail)
+
+    def _drop(self, tail: Tail) -> None:
+        self._tails.remove(tail)
+        self._size_bytes -= tail.size_bytes

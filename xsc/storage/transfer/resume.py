@@ -1,0 +1,245 @@
+"""Writes the journal of a put, and ends puts that broke off and did not go on.
+
+How a segment is sealed is synced before it is sent. Receipts are written without
+a sync: a kill loses none, and a power failure some, whose shards are sent again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from xsc.base.clock import Clock, Executor
+from xsc.base.errors import StoreDamaged, XscError
+from xsc.base.ids import short
+from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.limits import UPLOAD_KEPT_MS, UPLOADS_INTERVAL_MS
+from xsc.base.turns import Turns
+from xsc.storage.object.capability import VerifyCapability, verify_key
+from xsc.storage.object.manifest import SealedSegment
+from xsc.storage.ports import Commit
+from xsc.storage.transfer import journal
+from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.journal import Head, Kept, KeptPlace
+
+
+class Journal:
+    """The journal of one upload."""
+
+    def __init__(
+        self, upload: bytes, state: KeyValue, commit: Commit, clock: Clock, executor: Executor
+    ) -> None:
+        self.upload = upload
+        self._state = state
+        self._commit = commit
+        self._clock = clock
+        self._executor = executor
+        self._begun = False
+
+    async def going_on(self) -> Kept | None:
+        """Return what a put can go on with.
+
+        Raises:
+            StoreDamaged: it cannot be read.
+        """
+        kept = await self._executor.run(journal.read, self._state, self.upload)
+        return kept if kept is not None and kept.head.slots else None
+
+    def now_ms(self) -> int:
+        """Return the time that heads are marked with."""
+        return self._clock.now_ms()
+
+    async def begin(self, head: Head, index: int, length: int, sealed: SealedSegment) -> None:
+        """Keep how a segment is sealed; it may be sent once this returned."""
+        changes: list[Change] = [journal.segment_change(self.upload, index, length, sealed)]
+        if not self._begun:
+            changes.append((journal.HEAD + self.upload, head.to_bytes()))
+        self._begun = True
+        await self._commit(changes)
+
+    def acked(self, index: int, columns: Sequence[int], place: KeptPlace) -> None:
+        """Keep a receipt for the columns of a slot."""
+        self._state.write([journal.ack_change(self.upload, index, columns[0], place)], sync=False)
+
+    def lies_at(self, head: Head) -> None:
+        """Keep where something is about to lie of a put that nothing goes on with.
+
+        Without a sync: what is counted afterwards is on the disk only where this is.
+        """
+        self._begun = True
+        self._state.write([(journal.HEAD + self.upload, self._over(head).to_bytes())], sync=False)
+
+    async def undone(self, head: Head) -> None:
+        """Keep of a put that has failed only where something of it may lie still."""
+        changes = await self.forget()
+        if head.places:
+            changes.append((journal.HEAD + self.upload, self._over(head).to_bytes()))
+        if changes:
+            await self._commit(changes)
+
+    def _over(self, head: Head) -> Head:
+        """Return the head of a put that is over, and whose hosts are asked for a day."""
+        touched_ms = max(0, self.now_ms() - UPLOAD_KEPT_MS)
+        return head.model_copy(update={"slots": (), "touched_ms": touched_ms})
+
+    @property
+    def begun(self) -> bool:
+        """Whether something of this run of the put is kept."""
+        return self._begun
+
+    def moved(self, head: Head) -> None:
+        """Keep where columns go from now on."""
+        self._begun = True
+        self._state.write([(journal.HEAD + self.upload, head.to_bytes())], sync=False)
+
+    async def sealed(self, sealed: bytes) -> None:
+        """Keep the sealed manifest; it may be sent afterwards."""
+        await self._commit([(journal.RECORD + self.upload, sealed)])
+
+    async def forget(self) -> list[Change]:
+        """Return the writes that drop the journal."""
+        return await self._executor.run(journal.forget, self._state, self.upload)
+
+
+class Uploads:
+    """All puts that can go on: one at a time for each id, and none for ever.
+
+    Journals have rows by the 100 000 where much was stored: they are gone through in
+    threads, so that others are answered meanwhile.
+    """
+
+    def __init__(self, reach: Reach, state: KeyValue, commit: Commit) -> None:
+        self._reach = reach
+        self._state = state
+        self._commit = commit
+        self._turns: Turns[bytes] = Turns()
+
+    @asynccontextmanager
+    async def turn(self, upload: bytes) -> AsyncIterator[Journal]:
+        """Give the journal of an upload, once no other put of that id runs."""
+        async with self._turns.of(upload):
+            yield self._journal(upload)
+
+    def _journal(self, upload: bytes) -> Journal:
+        reach = self._reach
+        return Journal(upload, self._state, self._commit, reach.clock, reach.executor)
+
+    async def stored_bytes(self, upload: bytes) -> int:
+        """Return how much of an upload's content need not be sent again."""
+
+        def count() -> int:
+            try:
+                kept = journal.read(self._state, upload)
+            except StoreDamaged:
+                return 0  # It will begin anew.
+            return 0 if kept is None else kept.stored_bytes()
+
+        return await self._reach.executor.run(count)
+
+    def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
+        """Return the bytes under each lease that uploads which have not ended have stored.
+
+        And how many transfers may have been under way there: each has some at any time.
+        """
+        held: Counter[bytes] = Counter()
+        doubts: Counter[bytes] = Counter()
+        for upload in journal.ids(self._state):
+            try:
+                kept = journal.read(self._state, upload)
+            except StoreDamaged:
+                continue  # `expire` tells it, and drops the journal.
+            if kept is None:
+                continue
+            doubts.update({slot.lease_id for slot in kept.head.slots})
+            for (_, lease_id), size in kept.held().items():
+                held[lease_id] += size
+                doubts[lease_id] += 1
+        return held, doubts
+
+    async def run(self) -> None:
+        """End what nobody goes on with, again and again, until cancelled."""
+        while True:
+            await self._reach.clock.sleep_ms(UPLOADS_INTERVAL_MS)
+            await self.expire()
+
+    async def expire(self) -> None:
+        """Delete what puts have stored that broke off too long ago, and their journals."""
+        now_ms = self._reach.clock.now_ms()
+        for upload in list(journal.ids(self._state)):
+            if upload in self._turns:
+                continue
+            async with self.turn(upload):
+                try:
+                    kept = await self._over(upload, now_ms)
+                except StoreDamaged as fault:
+                    await self.give_up(upload, fault)
+                    continue
+                if kept is not None:
+                    await self._end(upload, kept, now_ms)
+
+    async def give_up(self, upload: bytes, fault: StoreDamaged) -> None:
+        """End a put whose journal is damaged; to be called in its turn.
+
+        The hosts that can still be read of are asked to delete what it stored. Where not even
+        the head can be read, hosts drop it by themselves.
+        """
+        self._reach.log.error("storage_journal_damaged", reason=fault.message)
+        kept = await self._reach.executor.run(journal.read_rest, self._state, upload)
+        if kept is None:
+            await self._commit(await self._journal(upload).forget())
+        else:
+            await self._end(upload, kept, self._reach.clock.now_ms())
+
+    async def set_apart(self, upload: bytes) -> None:
+        """Keep under another id what a put that is over left at silent hosts.
+
+        To be called in the turn of its id, before a put of that id begins anew.
+        """
+        head = journal.read_head(self._state, upload)
+        if head is not None:
+            rows = [(journal.HEAD + upload, None), (journal.HEAD + _locate(head), head.to_bytes())]
+            await self._commit(rows)
+
+    async def _over(self, upload: bytes, now_ms: int) -> Kept | None:
+        """Return what is kept of an upload that nobody went on with for too long, else None."""
+        head = journal.read_head(self._state, upload)
+        if head is None or now_ms - head.touched_ms < UPLOAD_KEPT_MS:
+            return None
+        asked_for_good = not head.slots and now_ms - head.touched_ms < 2 * UPLOAD_KEPT_MS
+        if asked_for_good and not any(self._reach.is_up(place.node) for place in head.places):
+            return None
+        return await self._reach.executor.run(journal.read, self._state, upload)
+
+    async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
+        held, touched_ms = kept.held(), kept.head.touched_ms
+        if kept.head.slots:
+            # Silent hosts are asked from now on, however long this node itself was away.
+            touched_ms = now_ms - UPLOAD_KEPT_MS
+        # From here on nothing can go on with it: hosts lose its shards one by one.
+        head = kept.head.model_copy(
+            update={"slots": (), "places": journal.places(held), "touched_ms": touched_ms}
+        )
+        rows = await self._journal(upload).forget()
+        await self._commit([*rows, (journal.HEAD + upload, head.to_bytes())])
+        locate = _locate(kept.head)
+        left = dict(held)
+        for node in sorted({node for node, _ in held}):
+            try:
+                await self._reach.delete(node, locate, final=True)
+            except XscError as fault:
+                self._reach.log.info("storage_upload_left", peer=short(node), code=fault.code)
+                continue
+            for place in [place for place in left if place[0] == node]:
+                await self._reach.note_freed(*place, left.pop(place))
+        if left and now_ms - touched_ms < 2 * UPLOAD_KEPT_MS:
+            rest = head.model_copy(update={"places": journal.places(left)})
+            await self._commit([(journal.HEAD + upload, rest.to_bytes())])
+        else:
+            await self._commit([(journal.HEAD + upload, None)])
+        self._reach.log.info("storage_upload_ended", hosts=len(held), left_at=len(left))
+
+
+def _locate(head: Head) -> bytes:
+    """Return what hosts file the object under."""
+    return VerifyCapability(verify_key(head.secret), bytes(32)).locate
