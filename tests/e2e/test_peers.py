@@ -77,10 +77,8 @@ class Surface:
         return socket.create_connection((host, int(port)), timeout=QUICK_S)
 
     def is_well(self) -> None:
-        began = time.monotonic()
         answer = self.ask("GET", "/health")
         assert (answer.status, json.loads(answer.body)) == (200, {"status": "ok"})
-        assert time.monotonic() - began < QUICK_S
 
 
 def place(member: Member) -> dict[str, str]:

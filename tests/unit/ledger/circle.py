@@ -85,11 +85,12 @@ class Member:
 
 
 class Circle:
-    """Members by id, and the fate of each message."""
+    """Members by id, the fate of each message, and what changes each answer on its way."""
 
     def __init__(self, count: int = 2) -> None:
         self.clock = ManualClock()
         self.fate: Callable[[], str] = lambda: "pass"
+        self.change: Callable[[Answer], None] = lambda answer: None
         self.sent: list[tuple[bytes, bytes, str, bytes]] = []
         self.gone: set[bytes] = set()
         self.members = [Member(self, number) for number in range(1, count + 1)]
@@ -106,7 +107,9 @@ class Circle:
         answer, _ = await self.member(peer).ledger.handlers()[method](caller, header, ())
         answer = decode(encode(answer))
         assert isinstance(answer, dict)
-        return Answer(answer)
+        reply = Answer(answer)
+        self.change(reply)
+        return reply
 
 
 class Wire:

@@ -204,33 +204,28 @@ async def test_nobody_proposes_for_another(a, b, circle):
         await circle.deliver(b.id, b.id, PROPOSE, stolen)
 
 
-async def test_an_answer_that_does_not_fit_leaves_the_entry_open(a, b, circle, monkeypatch):
+async def test_an_answer_that_does_not_fit_leaves_the_entry_open(a, b, circle):
     await collect(a, b, 5, lease=9, xid=9)
-    good = circle.deliver
 
-    async def wrong(caller, peer, method, raw):
-        reply = await good(caller, peer, method, raw)
+    def wrong(reply):
         half = open_half(reply.header["counter"], network=NETWORK)
         changed = half.record.model_copy(update={"amount_micro": 1})
         reply.header["counter"] = sign(changed, b.key, NETWORK).raw
-        return reply
 
-    monkeypatch.setattr(circle, "deliver", wrong)
+    circle.change = wrong
     with pytest.raises(ReceiptInvalid, match="does not say what was proposed"):
         await collect(a, b, 100)
 
-    async def forked(caller, peer, method, raw):
-        reply = await good(caller, peer, method, raw)
+    def forked(reply):
         half = open_half(reply.header["counter"], network=NETWORK)
         changed = half.record.model_copy(update={"seq": 0})
         reply.header["counter"] = sign(changed, b.key, NETWORK).raw
-        return reply
 
-    monkeypatch.setattr(circle, "deliver", forked)
+    circle.change = forked
     with pytest.raises(ReceiptInvalid, match="two ledgers"):
         await collect(a, b, 100)
     assert (a.ledger.pending(), a.ledger.balance(b.id)) == (1, 5)
-    monkeypatch.setattr(circle, "deliver", good)
+    circle.change = lambda reply: None
     assert await collect(a, b, 100) == 100
     assert (await a.ledger.verify()).conflicts == 1
 
