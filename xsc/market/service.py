@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value, tagged_sha256
@@ -38,6 +38,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.fields import take_bytes, take_int, take_str
+from xsc.base.gather import Gather
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
@@ -154,13 +155,12 @@ class LeaseView:
     """How often it was renewed."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     """A lease request in the present window."""
 
     request: Signed[LeaseRequest]
     raw: bytes
-    granted: asyncio.Future[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +252,15 @@ class MarketService:
         """Customers that may come to owe nothing more, as of the last `tidy`."""
         self._leasing: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._settling: defaultdict[tuple[Role, bytes], asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._waiting: dict[Kind, dict[bytes, _Waiting]] = {kind: {} for kind in KINDS}
-        self._windows: set[asyncio.Task[None]] = set()
+        self._waiting: dict[bytes, tuple[_Waiting, asyncio.Future[bytes]]] = {}
+        """The requests of the present windows and their leases, by lease."""
+        self._windows: Gather[Kind, _Waiting, bytes] = Gather(
+            self._clear_window,
+            pause=lambda: self._clock.sleep_ms(CLEARING_WINDOW_MS),
+            spawn=self._open_window,
+            stopped=lambda: NoOffers("the provider stopped before it granted a lease"),
+        )
+        self._window_tasks: set[asyncio.Task[None]] = set()
         self.renewals = Renewals(
             key=key,
             network=network,
@@ -379,9 +386,9 @@ class MarketService:
         """Settle what can be settled, and end the windows that are open."""
         await self.settle_all()
         self._book.close()
-        for task in self._windows:
+        for task in self._window_tasks:
             task.cancel()
-        await asyncio.gather(*self._windows, return_exceptions=True)
+        await asyncio.gather(*self._window_tasks, return_exceptions=True)
 
     def handlers(self) -> dict[str, Handler]:
         """Return the methods that peers may call."""
@@ -614,19 +621,18 @@ class MarketService:
             if known.request_id != request.id:
                 raise RecordInvalid("another lease has the same id")
             return {"lease": known.raw}, ()
-        waiting = next((w[lease_id] for w in self._waiting.values() if lease_id in w), None)
-        if waiting is not None and waiting.request.id != request.id:
-            raise RecordInvalid("another request has the same lease id")
-        if waiting is None:
+        if lease_id in self._waiting:
+            waiting, granted = self._waiting[lease_id]
+            if waiting.request.id != request.id:
+                raise RecordInvalid("another request has the same lease id")
+        else:
             self._check_request(request.record)
-            waiting = _Waiting(request, raw, asyncio.get_running_loop().create_future())
-            self._waiting[kind][lease_id] = waiting
-            if len(self._waiting[kind]) == 1:
-                task = asyncio.create_task(self._window(kind))
-                self._windows.add(task)
-                task.add_done_callback(self._window_ended)
+            waiting = _Waiting(request, raw)
+            granted = self._windows.submit(kind, waiting)
+            granted.add_done_callback(lambda _: self._waiting.pop(lease_id))
+            self._waiting[lease_id] = waiting, granted
         # Shielded: a caller that hangs up must not cancel what another waits for.
-        return {"lease": await asyncio.shield(waiting.granted)}, ()
+        return {"lease": await asyncio.shield(granted)}, ()
 
     def _check_request(self, request: LeaseRequest) -> None:
         now_ms = self._clock.now_ms()
@@ -644,14 +650,10 @@ class MarketService:
         if used or self._credit.settled(request.lease_id) > 0:
             # What was settled under it before would pay for the new lease as well.
             raise RecordInvalid("the lease id was used before")
-        waiting = [
-            item.request.record.customer
-            for by_lease in self._waiting.values()
-            for item in by_lease.values()
-        ]
-        of_customer = waiting.count(request.customer)
+        waiting = [item.request.record for item, _ in self._waiting.values()]
+        of_customer = sum(each.customer == request.customer for each in waiting)
         if (
-            len(self._waiting[request.kind]) >= LEASE_REQUESTS_WAITING_MAX
+            sum(each.kind == request.kind for each in waiting) >= LEASE_REQUESTS_WAITING_MAX
             or of_customer >= LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
         ):
             raise RateLimited("too many leases are asked for at this moment")
@@ -671,33 +673,26 @@ class MarketService:
         over = rules.status(entry.terms, use, now_ms) in ("settled", "expired")
         return over and not use.held_bytes and not entry.reserved and entry.booking is None
 
-    async def _window(self, kind: Kind) -> None:
-        """Wait for the window to pass, then clear what came in."""
-        outcome: dict[bytes, bytes | XscError] = {}
-        waiting: list[_Waiting] = []
-        try:
-            await self._clock.sleep_ms(CLEARING_WINDOW_MS)
-            waiting = list(self._waiting[kind].values())
-            self._waiting[kind] = {}
-            outcome = self._clear(kind, waiting)
-        finally:
-            for item in waiting or self._waiting[kind].values():
-                result = outcome.get(item.request.record.lease_id)
-                if isinstance(result, bytes):
-                    item.granted.set_result(result)
-                else:
-                    item.granted.set_exception(
-                        result or NoOffers("the provider stopped before it granted a lease")
-                    )
-                    # Seen here already: a caller that hung up does not come for it.
-                    item.granted.exception()
-            if not waiting:
-                self._waiting[kind] = {}
+    def _open_window(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._window_tasks.add(task)
+        task.add_done_callback(self._window_ended)
+        return task
 
     def _window_ended(self, task: asyncio.Task[None]) -> None:
-        self._windows.discard(task)
+        self._window_tasks.discard(task)
         if not task.cancelled() and (fault := task.exception()) is not None:
             self._log.error("clearing_failed", fault=repr(fault))
+
+    async def _clear_window(
+        self, kind: Kind, waiting: Sequence[_Waiting]
+    ) -> Sequence[bytes | XscError]:
+        try:
+            outcome = self._clear(kind, waiting)
+        except XscError as fault:
+            self._log.error("clearing_failed", fault=repr(fault))
+            raise NoOffers("the provider could not grant leases") from fault
+        return [outcome[item.request.record.lease_id] for item in waiting]
 
     def _clear(self, kind: Kind, waiting: Sequence[_Waiting]) -> dict[bytes, bytes | XscError]:
         now_ms = self._clock.now_ms()
