@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import PeerSilent
+from xsc.base.errors import PeerSilent, SpaceExhausted
 
 
 class Memory:
@@ -13,6 +13,7 @@ class Memory:
         self.table = {}
         self.synced = 0
         self.writes = 0
+        self.full = False
 
     def get(self, key):
         return self.table.get(key)
@@ -23,6 +24,8 @@ class Memory:
             yield key, self.table[key]
 
     def write(self, changes, *, sync):
+        if self.full:
+            raise SpaceExhausted("the disk is full")
         self.synced += sync
         self.writes += 1
         for key, value in changes:

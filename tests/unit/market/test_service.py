@@ -1147,6 +1147,18 @@ async def test_one_customer_does_not_fill_the_window(world, pair):
     assert [isinstance(item, RateLimited) for item in answers] == [False] * most + [True] * 3
 
 
+async def test_a_window_whose_leases_cannot_be_kept_grants_none_and_the_next_one_does(world, pair):
+    customer, provider = pair
+    later = {"end_ms": world.clock.now_ms() + 60_000}
+    provider.state.full = True
+    answers = await short_leases(world, customer, provider, 2, **later)
+    assert [type(item) for item in answers] == [NoOffers] * 2
+    provider.state.full = False
+    answers = await short_leases(world, customer, provider, 2, **later)
+    assert [type(item) for item in answers] == [tuple] * 2
+    assert len(provider.market.leases()) == 2
+
+
 async def test_leases_that_are_over_at_once_do_not_fill_the_disk(world, pair):
     customer, provider = pair
     rounds = 2 * LEASES_DONE_A_CUSTOMER_MAX // LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
