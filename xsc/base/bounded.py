@@ -23,10 +23,11 @@ H = TypeVar("H", bound=Hashable)
 class Bounded(Generic[K, V]):
     """A least-recently-used cache.
 
-    `get` and `put` use an entry; `in` and iteration do not. No value is None.
+    `get` and `put` use an entry; `in` and iteration do not. The newest entry stays, whatever
+    its size. No value is None.
 
     Args:
-        count_max: most entries; None for any number.
+        count_max: most entries, at least 1; None for any number.
         size_max: most that the sizes of all entries may add up to; None for any size.
         size_of: returns the size of a value, which must not change while it is kept.
     """
@@ -68,21 +69,16 @@ class Bounded(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> list[K]:
-        """Keep a value in place of the one before; return the keys that were dropped for it.
-
-        A value that is larger than `size_max` by itself is not kept, and its key is returned.
-        """
+        """Keep a value in place of the one before; return the keys that were dropped for it."""
         self.pop(key)
         size = 0 if self._size_max is None else self._size_of(value)
-        if self._size_max is not None and size > self._size_max:
-            return [key]
         dropped = self.make_room(size)
         self._entries[key] = value
         self._size += size
         return dropped
 
     def make_room(self, size: int = 0) -> list[K]:
-        """Drop what one more entry of that size has no room beside; return the dropped keys."""
+        """Drop entries until there is room for one more of that size; return their keys."""
         dropped: list[K] = []
         while self._entries and self._is_full(size):
             key, value = self._entries.popitem(last=False)
@@ -103,13 +99,18 @@ class Bounded(Generic[K, V]):
             self._size -= self._size_of(value)
         return value
 
+    def clear(self) -> None:
+        """Drop all entries."""
+        self._entries.clear()
+        self._size = 0
+
 
 class FairBounded(Generic[H, K, V]):
     """A cache that holders share: a full one drops the oldest entry of the holder with most.
 
+    "Oldest" is least recently used: `get` and `put` use an entry, `in` and iteration do not.
     Of holders that have the same, the one that came first loses. The newest entry stays,
-    unless it is larger than `size_max` by itself. `get` and `put` use an entry; `in` does not.
-    No value is None.
+    whatever its size. No value is None.
 
     Args:
         size_max: most that the sizes of all entries may add up to.
@@ -134,6 +135,10 @@ class FairBounded(Generic[H, K, V]):
     def __contains__(self, key: K) -> bool:
         return key in self._entries
 
+    def __iter__(self) -> Iterator[K]:
+        """Yield the keys, in the order in which their values were put."""
+        return iter(self._entries)
+
     def get(self, key: K) -> V | None:
         """Return the value of a key, None where it is not kept."""
         entry = self._entries.get(key)
@@ -144,19 +149,14 @@ class FairBounded(Generic[H, K, V]):
         return value
 
     def put(self, key: K, value: V, holder: H, size: int = 1) -> list[K]:
-        """Keep a value in place of the one before; return the keys that were dropped for it.
-
-        A value that is larger than `size_max` by itself is not kept, and its key is returned.
-        """
+        """Keep a value in place of the one before; return the keys that were dropped for it."""
         self.pop(key)
-        if size > self._size_max:
-            return [key]
         self._entries[key] = holder, value, size
         self._keys.setdefault(holder, OrderedDict())[key] = None
         self._sizes[holder] += size
         self._size += size
         dropped: list[K] = []
-        while self._size > self._size_max:
+        while self._size > self._size_max and len(self._entries) > 1:
             dropped.append(self._next_to_drop(key))
             self.pop(dropped[-1])
         return dropped
@@ -183,3 +183,10 @@ class FairBounded(Generic[H, K, V]):
         if not keys:
             del self._keys[holder], self._sizes[holder]
         return value
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        self._entries.clear()
+        self._keys.clear()
+        self._sizes.clear()
+        self._size = 0
