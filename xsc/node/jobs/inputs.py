@@ -7,10 +7,10 @@ that orders; its digest is remembered from then on, for an object never changes.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Executor, run_sized
 from xsc.base.errors import TooLarge
 from xsc.base.limits import INPUT_BYTES_MAX, INPUT_HASHES_REMEMBERED_MAX
@@ -49,7 +49,7 @@ class JobInputs:
     def __init__(self, storage: StorageService, executor: Executor) -> None:
         self._storage = storage
         self._executor = executor
-        self._digests: OrderedDict[bytes, bytes] = OrderedDict()
+        self._digests: Bounded[bytes, bytes] = Bounded(INPUT_HASHES_REMEMBERED_MAX)
 
     async def find(self, capabilities: Mapping[str, str]) -> Sequence[StoredInput]:
         """Return the objects of a job, each under the name of its file.
@@ -71,11 +71,7 @@ class JobInputs:
         if digest is None:
             content = await _content(self._storage, capability)
             digest = await run_sized(self._executor, len(content), _sha256, content)
-            self._digests[referred.manifest_hash] = digest
-            if len(self._digests) > INPUT_HASHES_REMEMBERED_MAX:
-                self._digests.popitem(last=False)
-        else:
-            self._digests.move_to_end(referred.manifest_hash)
+            self._digests.put(referred.manifest_hash, digest)
         return StoredInput(
             name,
             digest,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
+from xsc.base.bounded import Bounded
 from xsc.base.errors import ArgumentInvalid, ModuleUnknown
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
 
@@ -25,8 +24,7 @@ class Modules:
     """The modules that came last, by their SHA-256; small ones are quicker sent than named."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
-        self._kept_bytes = 0
+        self._kept: Bounded[bytes, bytes] = Bounded(size_max=MODULES_NAMED_BYTES_MAX, size_of=len)
 
     @staticmethod
     def wants(module: bytes) -> bool:
@@ -35,13 +33,7 @@ class Modules:
 
     def keep(self, digest: bytes, module: bytes) -> None:
         """Keep a module; those that were not used longest go."""
-        if digest not in self._kept:
-            self._kept[digest] = module
-            self._kept_bytes += len(module)
-        self._kept.move_to_end(digest)
-        while self._kept_bytes > MODULES_NAMED_BYTES_MAX:
-            _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= len(dropped)
+        self._kept.put(digest, module)
 
     def get(self, digest: bytes) -> bytes:
         """Return a module.
@@ -52,5 +44,4 @@ class Modules:
         module = self._kept.get(digest)
         if module is None:
             raise ModuleUnknown("this node does not have the module", hint="send its bytes along")
-        self._kept.move_to_end(digest)
         return module

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from xsc.api import ranges
 from xsc.api.problems import problem
+from xsc.base.bounded import Bounded
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
@@ -138,7 +139,7 @@ class Faults:
     """Remembers how streams broke off: a response that has begun can carry no problem."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[str, object]] = {}
+        self._kept: Bounded[str, dict[str, object]] = Bounded(FAULTS_KEPT)
         self._next = 0
 
     def begin(self) -> str:
@@ -148,9 +149,7 @@ class Faults:
 
     def keep(self, request_id: str, fault: XscError) -> None:
         """Remember a fault, at most FAULTS_KEPT of them."""
-        self._kept[request_id] = problem(fault)
-        while len(self._kept) > FAULTS_KEPT:
-            del self._kept[next(iter(self._kept))]
+        self._kept.put(request_id, problem(fault))
 
     def break_off(
         self,
@@ -172,9 +171,10 @@ class Faults:
         Raises:
             NotFound: it did not break off, or too long ago.
         """
-        if request_id not in self._kept:
+        found = self._kept.get(request_id)
+        if found is None:
             raise NotFound("nothing is known of that request")
-        return self._kept[request_id]
+        return found
 
 
 async def _stored(
