@@ -9,10 +9,10 @@ the lease's price and what was delivered. The provider's side is
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -228,9 +228,9 @@ class ComputeService:
         self._panel = Panel(
             key=key, network=network, clock=clock, leases=leases, evidence=evidence, log=log
         )
-        self._programs: OrderedDict[bytes, Program] = OrderedDict()
+        self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
         self._quick = Quick()
-        self._lost: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
+        self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
         """When this node heard of a worker lost, by provider and module."""
         self._notary = Notary(key, network)
         self._reads_joint: set[bytes] = set()
@@ -433,11 +433,8 @@ class ComputeService:
         digest = await run_sized(self._executor, len(module), digest_of, module)
         known = self._programs.get(digest)
         if known is None:
-            known = self._programs[digest] = await self._executor.run(read, module)
-            if len(self._programs) > PROGRAMS_REMEMBERED_MAX:
-                self._programs.popitem(last=False)
-        else:
-            self._programs.move_to_end(digest)
+            known = await self._executor.run(read, module)
+            self._programs.put(digest, known)
         return known, digest
 
     async def _execute(
@@ -601,10 +598,7 @@ class ComputeService:
         )
         self._holders.note(task.module_hash, lease.node)
         if done.receipt.record.outcome.trap == "worker_lost":
-            self._lost[lease.node, task.module_hash] = self._clock.now_ms()
-            self._lost.move_to_end((lease.node, task.module_hash))
-            if len(self._lost) > MODULES_REMEMBERED_MAX:
-                self._lost.popitem(last=False)
+            self._lost.put((lease.node, task.module_hash), self._clock.now_ms())
         if reply.header.get("joint") is True:
             self._reads_joint.add(lease.node)
         if task.mode == "invoke":

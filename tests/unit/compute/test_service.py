@@ -43,8 +43,6 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs import executor as providing
-from xsc.compute.jobs import orders
 from xsc.compute.jobs.evidence import EvidenceBook
 from xsc.compute.jobs.executor import SHARED_ANSWER_BYTES_MAX
 from xsc.compute.service import ComputeService
@@ -559,7 +557,7 @@ async def test_an_old_order_is_not_run_again_after_it_was_forgotten(world):
 async def test_an_answer_that_is_no_longer_kept_is_not_made_again(world, monkeypatch):
     await world.invoke()
     _, header, parts = world.wire.sent[-1]
-    monkeypatch.setattr(orders, "ANSWERS_KEPT_BYTES_MAX", 0)
+    monkeypatch.setattr(world.provider.service._provider._orders._answers, "_size_max", 0)
     await world.invoke("fib", "fib", ["5"], on=world.provider.key.node_id)
     with pytest.raises(ReplayRefused, match="no longer kept"):
         await world.serve(header, parts)
@@ -675,27 +673,26 @@ async def test_another_module_than_the_order_names_is_refused(world):
 
 
 async def test_modules_are_kept_within_their_bound(world, monkeypatch):
-    monkeypatch.setattr(providing, "MODULES_KEPT_BYTES_MAX", 100)
+    kept = world.provider.service._provider._modules
+    monkeypatch.setattr(kept, "_size_max", 100)
     for name, function, arguments in (("add", "add", ["1", "2"]), ("fib", "fib", ["3"])) * 2:
         await world.invoke(name, function, arguments, on=world.provider.key.node_id)
-    kept = world.provider.service._provider._modules
-    assert sum(map(len, kept.values())) == world.provider.service._provider._modules_bytes <= 100
+    assert 0 < kept.size <= 100
 
 
 async def test_modules_of_one_customer_take_no_room_of_others(world, monkeypatch):
-    monkeypatch.setattr(providing, "MODULES_KEPT_BYTES_MAX", 200)
-    provider = world.provider.service._provider
+    kept = world.provider.service._provider._modules
+    monkeypatch.setattr(kept, "_size_max", 200)
     theirs = wasm("add64")
-    provider._keep_module(digest_of(theirs), theirs, world.other.key.node_id)
+    kept.put(digest_of(theirs), theirs, world.other.key.node_id, len(theirs))
     for name, function, arguments in (
         ("fib", "fib", ["3"]),
         ("trap", "load", ["0"]),
         ("multi", "nothing", []),
     ) * 2:
         await world.invoke(name, function, arguments, on=world.provider.key.node_id)
-        assert digest_of(theirs) in provider._modules
-        assert provider._modules_bytes == sum(map(len, provider._modules.values())) <= 200
-    assert set(provider._brought_by) == set(provider._modules)
+        assert digest_of(theirs) in kept
+        assert kept.size <= 200
 
 
 async def test_it_says_what_its_sandbox_says(world):
@@ -708,7 +705,7 @@ async def test_a_module_is_kept_only_for_customers_with_a_lease(world):
     with pytest.raises(LeaseExhausted):
         await world.invoke(on=world.provider.key.node_id)
     assert any(header["module"] for _, header, _ in world.wire.sent), "it was sent"
-    assert world.provider.service._provider._modules == {}
+    assert not list(world.provider.service._provider._modules)
 
 
 def joint(raw):

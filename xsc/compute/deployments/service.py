@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -212,7 +212,9 @@ class Services:
         """Where requests reach this node, once it listens."""
         self._services: dict[ServiceKey, _Service] = {}
         self._sizes: dict[bytes, int] = {}
-        self._warm: OrderedDict[bytes, bytes] = OrderedDict()
+        self._warm: Bounded[bytes, bytes] = Bounded(
+            size_max=SERVICE_MODULES_WARM_BYTES_MAX, size_of=len
+        )
         self._locks: WeakValueDictionary[ServiceKey, asyncio.Lock] = WeakValueDictionary()
         self._writing = asyncio.Lock()
         """Held while it is decided which modules are written and dropped; never over a call."""
@@ -701,7 +703,7 @@ class Services:
             service.since = service.since or record.generation
             service.versions = versions
             self._services[service.key] = service
-            self._warm_up(record.module, module)
+            self._warm.put(record.module, module)
             self._drop_modules()
 
     async def _drop(self, service: _Service) -> None:
@@ -722,7 +724,7 @@ class Services:
         for digest in set(self._sizes) - used:
             self._store.drop_module(digest)
             del self._sizes[digest]
-            self._warm.pop(digest, None)
+            self._warm.pop(digest)
 
     async def _drop_silent(self) -> None:
         now_ms = self._clock.monotonic_ms()
@@ -742,16 +744,8 @@ class Services:
             except (NotFound, StoreDamaged):
                 self._sizes.pop(digest, None)  # so the deployment that brings it again writes it
                 raise
-            self._warm_up(digest, found)
-        else:
-            self._warm.move_to_end(digest)
+            self._warm.put(digest, found)
         return found
-
-    def _warm_up(self, digest: bytes, module: bytes) -> None:
-        self._warm[digest] = module
-        self._warm.move_to_end(digest)
-        while sum(map(len, self._warm.values())) > SERVICE_MODULES_WARM_BYTES_MAX:
-            self._warm.popitem(last=False)
 
     def _add(self, service: _Service, rows: Sequence[Row], *, failures: int) -> None:
         """Add rows to the log; the oldest go where there are too many."""

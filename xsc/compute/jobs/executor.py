@@ -9,10 +9,10 @@ made before this node started, is refused: none can be run or billed twice.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xsc.base.bounded import FairBounded
 from xsc.base.clock import Clock, Executor, run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -140,9 +140,8 @@ class Provider:
         self._notary = notary
         self._log = log
         self._started_ms = clock.now_ms()
-        self._modules: OrderedDict[bytes, bytes] = OrderedDict()
-        self._modules_bytes = 0
-        self._brought_by: dict[bytes, bytes] = {}
+        self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
+        """By hash; each counts for the customer that brought it first."""
         """The customer that each module came from."""
         self._orders: Orders[_Run] = Orders()
 
@@ -246,7 +245,9 @@ class Provider:
                 if found is not None:  # the same order came twice at once
                     return found
                 self._orders.check_room(asked.customer, self._clock.now_ms())
-                self._keep_module(asked.module, granted.module, asked.customer)
+                if asked.module not in self._modules:
+                    module = granted.module
+                    self._modules.put(asked.module, module, asked.customer, len(module))
                 tape = Tape(self._clock) if header.get("stream") is True else None
                 task = asyncio.create_task(self._work(order, granted, steps, tape))
             finally:
@@ -302,32 +303,13 @@ class Provider:
             raise ReplayRefused("the order was made before this node started")
 
     async def _module(self, digest: bytes, brought: bytes | None) -> bytes:
-        if digest in self._modules:
-            self._modules.move_to_end(digest)
-            return self._modules[digest]
+        if (kept := self._modules.get(digest)) is not None:
+            return kept
         if brought is None:
             raise ModuleUnknown("this provider does not have the module any more")
         if await run_sized(self._executor, len(brought), digest_of, brought) != digest:
             raise RecordInvalid("the module is not the one that the order names")
         return brought
-
-    def _keep_module(self, digest: bytes, module: bytes, customer: bytes) -> None:
-        """Keep a module for later orders; only those of customers with a lease come here.
-
-        Where there is no room, the longest unused goes of the customer that brought most.
-        """
-        if digest not in self._modules:
-            self._modules[digest] = module
-            self._modules_bytes += len(module)
-            self._brought_by[digest] = customer
-        while self._modules_bytes > MODULES_KEPT_BYTES_MAX:
-            held: Counter[bytes] = Counter()
-            for each, kept in self._modules.items():
-                held[self._brought_by[each]] += len(kept)
-            most, _ = held.most_common(1)[0]
-            dropped = next(each for each in self._modules if self._brought_by[each] == most)
-            self._modules_bytes -= len(self._modules.pop(dropped))
-            del self._brought_by[dropped]
 
     async def _work(
         self, order: Signed[Order], granted: Granted, steps: int, tape: Tape | None

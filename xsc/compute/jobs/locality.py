@@ -8,9 +8,9 @@ is not worth another choice of provider.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
+from xsc.base.bounded import Bounded
 from xsc.base.errors import TooLarge
 from xsc.base.limits import INPUT_BYTES_MAX, MODULES_REMEMBERED_MAX, NEAR_BYTES_LEAST
 from xsc.compute.ports import InputObject
@@ -21,22 +21,23 @@ class Holders:
     """Which nodes are known to have which modules: those that ran them lately."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, dict[bytes, None]] = OrderedDict()
+        self._known: Bounded[bytes, dict[bytes, None]] = Bounded(MODULES_REMEMBERED_MAX)
 
     def note(self, module: bytes, node: bytes) -> None:
         """Take note that a node has a module, by its hash."""
-        self._known.setdefault(module, {})[node] = None
-        self._known.move_to_end(module)
-        if len(self._known) > MODULES_REMEMBERED_MAX:
-            self._known.popitem(last=False)
+        nodes = self._known.get(module)
+        if nodes is None:
+            self._known.put(module, {node: None})
+        else:
+            nodes[node] = None
 
     def forget(self, module: bytes, node: bytes) -> None:
         """Take note that a node has a module no more."""
-        self._known.get(module, {}).pop(node, None)
+        (self._known.get(module) or {}).pop(node, None)
 
     def of(self, module: bytes) -> Sequence[bytes]:
         """Return the nodes that are known to have a module."""
-        return tuple(self._known.get(module, ()))
+        return tuple(self._known.get(module) or ())
 
 
 def check_objects(given: RunInput, objects: Sequence[InputObject]) -> None:

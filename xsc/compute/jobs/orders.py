@@ -8,11 +8,12 @@ of the customer goes that has most.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
+from xsc.base.bounded import FairBounded
 from xsc.base.errors import RateLimited
 from xsc.base.limits import (
     ANSWER_COST_BYTES,
@@ -45,9 +46,8 @@ class Orders(Generic[R]):
         self._of_customer: Counter[bytes] = Counter()
         self._due: list[tuple[int, Slot]] = []
         """When what has ended may be forgotten, as a heap."""
-        self._answers: dict[bytes, OrderedDict[Slot, int]] = {}
-        """What the kept answers of each customer take, in bytes, the oldest first."""
-        self._answers_bytes: Counter[bytes] = Counter()
+        self._answers: FairBounded[bytes, Slot, Literal[True]] = FairBounded(ANSWERS_KEPT_BYTES_MAX)
+        """The orders whose answers are kept."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -87,8 +87,7 @@ class Orders(Generic[R]):
         self._of_customer[slot[0]] -= 1
         if not self._of_customer[slot[0]]:
             del self._of_customer[slot[0]]
-        if slot in self._answers.get(slot[0], ()):
-            self._let_go(slot)
+        self._answers.pop(slot)
 
     def ended(self, slot: Slot, size_bytes: int, now_ms: int) -> None:
         """Keep the answer to an order that has ended, and let go the oldest that are too many.
@@ -104,21 +103,5 @@ class Orders(Generic[R]):
             return
         last_ms = max(now_ms, known.created_ms) + REQUEST_WINDOW_MS
         heapq.heappush(self._due, (last_ms + 1, slot))
-        self._answers.setdefault(slot[0], OrderedDict())[slot] = size_bytes + ANSWER_COST_BYTES
-        self._answers_bytes[slot[0]] += size_bytes + ANSWER_COST_BYTES
-        while self._answers_bytes.total() > ANSWERS_KEPT_BYTES_MAX:
-            for customer, _ in self._answers_bytes.most_common():
-                oldest = next(iter(self._answers[customer]))
-                if oldest != slot:
-                    break
-            else:
-                return  # the newest is kept
-            self._let_go(oldest)
+        for oldest in self._answers.put(slot, True, slot[0], size_bytes + ANSWER_COST_BYTES):
             self._known[oldest].run = None
-
-    def _let_go(self, slot: Slot) -> None:
-        """Keep an answer no more."""
-        answers = self._answers[slot[0]]
-        self._answers_bytes[slot[0]] -= answers.pop(slot)
-        if not answers:
-            del self._answers[slot[0]], self._answers_bytes[slot[0]]

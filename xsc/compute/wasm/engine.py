@@ -24,7 +24,6 @@ import os
 import platform
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -34,6 +33,7 @@ from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 from wasmtime._func import enter_wasm
 
+from xsc.base.bounded import Bounded
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
 from xsc.base.limits import (
@@ -415,7 +415,11 @@ class Machine:
         self._world = world
         self._engine = new_engine()
         self._watchdog = Watchdog(self._engine)
-        self._modules: OrderedDict[bytes, _Compiled] = OrderedDict()
+        self._modules: Bounded[bytes, _Compiled] = Bounded(
+            MODULES_COMPILED_MAX,
+            size_max=MODULES_COMPILED_BYTES_MAX,
+            size_of=lambda compiled: compiled.source_bytes,
+        )
         # A FuncType belongs to the first engine that it is used with: another one aborts.
         self._types = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
         self._lock = threading.Lock()
@@ -453,10 +457,8 @@ class Machine:
             SandboxFailed: the engine failed.
         """
         with self._lock:
-            if job.module_hash in self._modules:
-                self._modules.move_to_end(job.module_hash)
-                compiled = self._modules[job.module_hash]
-            else:
+            compiled = self._modules.get(job.module_hash)
+            if compiled is None:
                 note("compiling")
                 compiled = self._compile(job)
                 note("running")
@@ -474,7 +476,7 @@ class Machine:
         """
         about = codes.read(description)
         with self._lock:
-            self._make_room(about.source_bytes)
+            self._modules.make_room(about.source_bytes)  # what is kept takes room from loading
             try:
                 module = _deserialize(self._engine, machine_code)
             except wasmtime.WasmtimeError as fault:
@@ -523,7 +525,7 @@ class Machine:
         )
 
     def _compile(self, job: Job) -> _Compiled:
-        self._make_room(len(job.module))
+        self._modules.make_room(len(job.module))  # what is kept takes room from compiling
         return self._keep(job.module_hash, *translate(self._engine, job.module_hash, job.module))
 
     def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
@@ -533,20 +535,11 @@ class Machine:
             ready = linker.instantiate_pre(module)
         finally:
             linker.close()
-        self._modules[module_hash] = compiled = _Compiled(
+        compiled = _Compiled(
             about.program, about.memory, about.start, ready, world, about.source_bytes
         )
+        self._modules.put(module_hash, compiled)
         return compiled
-
-    def _make_room(self, source_bytes: int) -> None:
-        """Forget modules, the longest unused first: what is kept takes room from compiling."""
-        kept = sum(each.source_bytes for each in self._modules.values())
-        while self._modules and (
-            len(self._modules) >= MODULES_COMPILED_MAX
-            or kept + source_bytes > MODULES_COMPILED_BYTES_MAX
-        ):
-            _, dropped = self._modules.popitem(last=False)
-            kept -= dropped.source_bytes
 
     def _run(
         self,

@@ -12,10 +12,10 @@ import hashlib
 import os
 import stat
 import threading
-from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
+from xsc.base.bounded import Bounded
 from xsc.base.limits import CODE_CACHE_BYTES_MAX, CODE_CACHE_FILES_MAX
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import Code
@@ -38,7 +38,7 @@ class CodeCache:
         self._key = key
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
-        self._sizes: OrderedDict[str, int] | None = None
+        self._sizes: Bounded[str, int] | None = None
         self._usable = True
 
     def get(self, module_hash: bytes, config: bytes) -> Code | None:
@@ -46,9 +46,8 @@ class CodeCache:
         with self._lock:
             sizes = self._opened()
             name = _name(module_hash, config)
-            if name not in sizes:
+            if sizes.get(name) is None:
                 return None
-            sizes.move_to_end(name)
         try:
             raw = self._read(name)
         except OSError:
@@ -68,29 +67,26 @@ class CodeCache:
                 return
             name = _name(module_hash, config)
             self._remove(name)
-            kept = sum(sizes.values())
-            while sizes and (
-                len(sizes) >= CODE_CACHE_FILES_MAX or kept + len(raw) > self._bytes_max
-            ):
-                oldest = next(iter(sizes))
-                kept -= sizes[oldest]
+            for oldest in sizes.make_room(len(raw)):
                 self._remove(oldest)
             try:
                 self._write(name, raw)
             except OSError:
                 self._remove(name + ".part")
             else:
-                sizes[name] = len(raw)
+                sizes.put(name, len(raw))
 
     def describe(self) -> dict[str, int]:
         """Return how many files there are, and their bytes."""
         with self._lock:
             sizes = self._opened()
-            return {"files": len(sizes), "bytes": sum(sizes.values())}
+            return {"files": len(sizes), "bytes": sizes.size}
 
-    def _opened(self) -> OrderedDict[str, int]:
+    def _opened(self) -> Bounded[str, int]:
         if self._sizes is None:
-            self._sizes = OrderedDict()
+            self._sizes = Bounded(
+                CODE_CACHE_FILES_MAX, size_max=self._bytes_max, size_of=lambda size: size
+            )
             try:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 there = self._folder.lstat()
@@ -112,7 +108,8 @@ class CodeCache:
                 about = entry.stat(follow_symlinks=False)
                 found.append((about.st_mtime_ns, entry.name, about.st_size))
         for _, name, size in sorted(found):
-            self._sizes[name] = size
+            for oldest in self._sizes.put(name, size):
+                self._remove(oldest)
 
     def _read(self, name: str) -> bytes:
         handle = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -134,7 +131,7 @@ class CodeCache:
 
     def _remove(self, name: str) -> None:
         assert self._sizes is not None
-        self._sizes.pop(name, None)
+        self._sizes.pop(name)
         with suppress(OSError):
             (self._folder / name).unlink()
 

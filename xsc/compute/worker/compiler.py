@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import CompileLimit, RateLimited, RecordInvalid, SandboxFailed
@@ -71,8 +72,11 @@ class Compiler:
         self._turns: dict[bytes, asyncio.Lock] = {}
         self._queued: Counter[bytes] = Counter()
         self._under_way: dict[tuple[bytes, bytes], asyncio.Task[Code]] = {}
-        self._bombs: OrderedDict[bytes, int] = OrderedDict()
-        self._kept: OrderedDict[tuple[bytes, bytes], Code] = OrderedDict()
+        self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
+        """When each module that went over the bounds may be tried again."""
+        self._kept: Bounded[tuple[bytes, bytes], Code] = Bounded(
+            size_max=CODE_KEPT_BYTES_MAX, size_of=lambda code: len(code.machine)
+        )
         self._idle: list[SandboxProcess] = []
         self._compiled = 0
         self._taken = TimeShare(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
@@ -154,24 +158,20 @@ class Compiler:
     async def _found(self, slot: tuple[bytes, bytes]) -> Code | None:
         if self._cache is not None:
             return await asyncio.to_thread(self._cache.get, *slot)
-        if slot in self._kept:
-            self._kept.move_to_end(slot)
         return self._kept.get(slot)
 
     async def _keep(self, slot: tuple[bytes, bytes], code: Code) -> None:
         if self._cache is not None:
             await asyncio.to_thread(self._cache.put, *slot, code)
             return
-        self._kept[slot] = code
-        while sum(len(each.machine) for each in self._kept.values()) > CODE_KEPT_BYTES_MAX:
-            self._kept.popitem(last=False)
+        self._kept.put(slot, code)
 
     def _refuse_bomb(self, module_hash: bytes) -> None:
         until_ms = self._bombs.get(module_hash)
         if until_ms is None:
             return
         if until_ms <= self._clock.monotonic_ms():
-            del self._bombs[module_hash]
+            self._bombs.pop(module_hash)
             return
         raise CompileLimit(
             "the module went over the bounds of compiling a short while ago",
@@ -239,9 +239,7 @@ class Compiler:
         return raw
 
     def _bomb(self, job: Job) -> CompileBoundMet:
-        self._bombs[job.module_hash] = self._clock.monotonic_ms() + _BOMB_MS
-        if len(self._bombs) > _BOMBS_MAX:
-            self._bombs.popitem(last=False)
+        self._bombs.put(job.module_hash, self._clock.monotonic_ms() + _BOMB_MS)
         return CompileBoundMet()
 
 

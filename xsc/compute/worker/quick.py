@@ -8,8 +8,9 @@ once however often it comes, is asked for again by itself.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from typing import Literal
 
+from xsc.base.bounded import Bounded
 from xsc.base.limits import FUNCTIONS_REMEMBERED_MAX, MILLISECOND_FUEL
 
 QUICK_FUEL = MILLISECOND_FUEL
@@ -24,7 +25,7 @@ class Quick:
     """What is known of functions, each by its module's hash and its name."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[bytes, str], None] = OrderedDict()
+        self._known: Bounded[tuple[bytes, str], Literal[True]] = Bounded(FUNCTIONS_REMEMBERED_MAX)
 
     def __contains__(self, function: tuple[bytes, str]) -> bool:
         """Say whether a function was quick the last time; one that is not known was not."""
@@ -35,11 +36,9 @@ class Quick:
         if fuel > QUICK_FUEL or wall_ms > QUICK_MS:
             self.failed(function)
             return
-        self._known[function] = None
-        self._known.move_to_end(function)
-        if len(self._known) > FUNCTIONS_REMEMBERED_MAX:
-            self._known.popitem(last=False)
+        if self._known.get(function) is None:
+            self._known.put(function, True)
 
     def failed(self, function: tuple[bytes, str]) -> None:
         """Take note of a run that was not answered in a shared request."""
-        self._known.pop(function, None)
+        self._known.pop(function)

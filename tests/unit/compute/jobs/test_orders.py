@@ -125,7 +125,7 @@ def test_answers_of_one_customer_take_no_room_of_others():
         assert orders.find(slot(ALICE, number)).run == "run"
         for customer in (BOB, CAROL):
             assert orders.find(slot(customer, 0)).run == "run"
-        assert orders._answers_bytes.total() <= ANSWERS_KEPT_BYTES_MAX
+        assert orders._answers.size <= ANSWERS_KEPT_BYTES_MAX
 
 
 DEEDS = st.lists(

@@ -7,7 +7,6 @@ import pytest
 from tests.unit.compute.programs import i32, job, job_of, wasm
 from xsc.base.errors import ExportUnknown
 from xsc.base.limits import FUEL_MAX, MODULES_COMPILED_MAX
-from xsc.compute.wasm import engine as engines
 from xsc.compute.wasm.engine import ENGINE_CONFIG, Machine
 
 
@@ -31,7 +30,7 @@ def test_compiled_modules_are_bounded_in_number(machine):
 
 
 def test_compiled_modules_are_bounded_in_size(machine, monkeypatch):
-    monkeypatch.setattr(engines, "MODULES_COMPILED_BYTES_MAX", 3 * len(variant(0)))
+    monkeypatch.setattr(machine._modules, "_size_max", 3 * len(variant(0)))
     for number in range(5):
         machine.run(job_of(variant(number), "add", i32(1), i32(2)))
     assert len(machine._modules) == 3

@@ -218,7 +218,7 @@ async def test_a_worker_whose_module_cannot_be_brought_again_takes_the_next_job(
         await pool.run(each)
     first = many[0]
     pool._compiler._kept.clear()
-    pool._compiler._bombs[first.module_hash] = 2**62
+    pool._compiler._bombs.put(first.module_hash, 2**62)
     with pytest.raises(CompileLimit):
         await pool.run(first)
     before = pids(pool)
@@ -293,7 +293,7 @@ async def test_a_worker_whose_code_cannot_be_brought_takes_the_next_job():
     held = asyncio.create_task(pool.run(SPIN))
     await asyncio.sleep(0)
     pool._compiler._kept.clear()
-    pool._compiler._bombs[ADD.module_hash] = 2**62
+    pool._compiler._bombs.put(ADD.module_hash, 2**62)
     for _ in range(3):
         with pytest.raises(CompileLimit):
             await pool.run(ADD)
