@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 CODE := $(wildcard xsc tests benchmarks scripts)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage mutants check static bench spec wasi python format lock clean
+.PHONY: help install demo test test-long coverage mutants check static bench spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,16 @@ demo: install  ## Start a network on this machine, use it, take a node away
 
 test: install  ## Run all tests, on every core
 	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal $(PYTEST_ARGS)
+
+# What test-long plays, and how long: about two hours on two cores.
+LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_hosts.py \
+	tests/sim/test_adversary.py tests/sim/test_canaries.py tests/e2e/test_kills.py \
+	tests/properties/test_compute_modules.py
+SIZES := XSC_LAWS_EXAMPLES=200 XSC_LAWS_STEPS=40 XSC_STOPPED_ROUNDS=10 XSC_ADVERSARY_SEEDS=2000 \
+	XSC_ADVERSARY_CANARIES=1 XSC_KILLS=60 XSC_FUZZ_CASES=20000
+
+test-long: install  ## Play the laws with far more cases, for hours: before a release
+	@env $(SIZES) $(PYTHON) -m pytest --numprocesses auto --dist worksteal $(or $(PYTEST_ARGS),$(LONG))
 
 coverage: install  ## Run all tests, and say which lines and branches none of them takes
 	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal --cov=xsc $(PYTEST_ARGS)

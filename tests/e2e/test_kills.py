@@ -28,7 +28,7 @@ from xsc.client.core import Core
 SEED = 20
 NODES = 8
 OWNER = 0
-KILLS = 20
+KILLS = int(os.environ.get("XSC_KILLS", "8"))
 MIB = 1024 * 1024
 TAIL_S = 0.2
 """How long after the end of its stream a put may still be killed: some take less."""
@@ -147,6 +147,7 @@ def crowd(tmp_path_factory):
     assert set(codes) <= {0}
 
 
+@pytest.mark.timeout(max(300, 15 * KILLS))
 def test_what_was_acknowledged_outlives_kills(crowd):
     dice = random.Random(SEED)
     hosts = list(range(1, NODES))

@@ -18,7 +18,7 @@ from tests.sim.adversary.play import ROUNDS, STEPS, WEIGHTS, Play
 from xsc.net.service import JOIN
 
 LENGTH = int(os.environ.get("XSC_ADVERSARY_STEPS", STEPS))
-FIRST, _, LAST = os.environ.get("XSC_ADVERSARY_SEEDS", "200").rpartition("-")
+FIRST, _, LAST = os.environ.get("XSC_ADVERSARY_SEEDS", "60").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))
 WORLDS = sorted({seed - seed % ROUNDS for seed in SEEDS})
 
