@@ -177,13 +177,9 @@ UNKNOWN_SOURCES_MAX = 1_024
 """Sources of callers that are not known whose requests are counted one by one."""
 BATCH_CALLS_MAX = 32
 """Small calls that travel in one request."""
-SEALED_RECEIPTS_MAX = BATCH_CALLS_MAX
-"""Storage receipts under one signature."""
 SIGNATURES_KEPT = 8_192
 """Verified signatures of records that a process remembers: a node looks at the records of its
 objects again and again."""
-SEALS_KEPT = 64
-"""Verified seals that a node remembers; each is asked for as often as it covers something."""
 BATCH_CALL_BYTES_MAX = 64 * KIB
 """Header and parts of a call that may travel with others, and of its answer."""
 BATCH_CALL_PARTS_MAX = FRAME_PARTS_MAX // BATCH_CALLS_MAX

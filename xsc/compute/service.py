@@ -44,7 +44,6 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs.batch_signer import Notary
 from xsc.compute.jobs.evidence import EvidenceBook
 from xsc.compute.jobs.executor import RUN, Delivered, Granted, Provider
 from xsc.compute.jobs.locality import Holders, check_objects, referred_to, saved_max, spared
@@ -70,6 +69,7 @@ from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.sandbox import Mode, Sandbox, is_trap, trap_error
 from xsc.compute.wasm.values import format_bits, format_number, parse_arguments
 from xsc.compute.worker.quick import PATIENCE_MS, Quick
+from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Grant, Number, Order
@@ -232,9 +232,7 @@ class ComputeService:
         self._quick = Quick()
         self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
         """When this node heard of a worker lost, by provider and module."""
-        self._notary = Notary(key, network)
-        self._reads_joint: set[bytes] = set()
-        """Providers that can read an order that was signed with others."""
+        self._signer = BatchSigner(key, network)
         self._provider = Provider(
             key=key,
             network=network,
@@ -243,7 +241,7 @@ class ComputeService:
             book=book,
             sandbox=sandbox,
             inputs=inputs,
-            notary=self._notary,
+            signer=self._signer,
             log=log,
         )
         self._streams = Streams(caller, clock, self._provider.tape_of)
@@ -529,13 +527,12 @@ class ComputeService:
             order = order.model_copy(update={"grants": task.grants})
         if lease_id != OWN_LEASE:
             order = order.model_copy(update={"given_bytes": task.given_bytes})
-        jointly = provider == self._key.node_id or provider in self._reads_joint
-        return await self._notary.sign(order, jointly=jointly)
+        return await self._signer.sign(order)
 
     async def _run_here(self, task: _Task) -> Delivered:
         task = await _brought(task, task.objects)
         order = await self._order(task, self._key.node_id, OWN_LEASE)
-        granted = Granted(task.module, task.given, task.limits.output_bytes, 0, jointly=True)
+        granted = Granted(task.module, task.given, task.limits.output_bytes, 0)
         return await self._provider.fulfil(order, granted, task.tape)
 
     async def _buy(self, task: _Task, lease: ComputeLease, order: Signed[Order]) -> Delivered:
@@ -588,9 +585,6 @@ class ComputeService:
                 if not referred:
                     raise
                 referred = []
-            except RecordInvalid:
-                self._reads_joint.discard(lease.node)  # it may be of an older release by now
-                raise
         size_bytes = sum(len(part) for part in reply.parts)
         most = saved_max(lease.node, referred, 0 if with_module else len(task.module))
         done = await run_sized(
@@ -599,8 +593,6 @@ class ComputeService:
         self._holders.note(task.module_hash, lease.node)
         if done.receipt.record.outcome.trap == "worker_lost":
             self._lost.put((lease.node, task.module_hash), self._clock.now_ms())
-        if reply.header.get("joint") is True:
-            self._reads_joint.add(lease.node)
         if task.mode == "invoke":
             receipt = done.receipt.record
             self._quick.took(function, receipt.outcome.fuel_used, receipt.observed.wall_ms)
@@ -628,7 +620,6 @@ class ComputeService:
             "output_bytes": task.limits.output_bytes,
             "module": with_module,
             "stream": task.tape is not None,
-            "joint": True,
         }
         bodies = [task.given.stdin, *(data for _, data in task.given.files)]
         if referred:

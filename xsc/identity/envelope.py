@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, Generic, Self, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -196,17 +196,17 @@ def sign_jointly(records: Sequence[R], key: KeyPair, network: bytes) -> list[Sig
 def _way(value: dict[str, Value]) -> tuple[int, list[bytes]]:
     """Return place and path of a record that was signed with others."""
     place, path = value["place"], value["path"]
-    found = [item for item in path if isinstance(item, bytes)] if isinstance(path, list) else []
     if (
         not isinstance(place, int)
         or isinstance(place, bool)
-        or found != path
-        or not 1 <= len(found) <= joint.PATH_MAX
-        or any(len(item) != joint.HASH_BYTES for item in found)
-        or not 0 <= place < 1 << len(found)
+        or not isinstance(path, list)
+        or set(map(type, path)) != {bytes}
+        or set(map(len, cast("list[bytes]", path))) != {joint.HASH_BYTES}
+        or len(path) > joint.PATH_MAX
+        or not 0 <= place < 1 << len(path)
     ):
-        raise RecordInvalid("not a signed record: its way to the signature is malformed")
-    return place, found
+        raise RecordInvalid("not a signed record: its path to the signature is malformed")
+    return place, cast("list[bytes]", path)
 
 
 _Fields: TypeAlias = "tuple[str, bytes, bytes, bytes, bytes, tuple[int, list[bytes]] | None]"

@@ -8,9 +8,10 @@ Vectors: `tests/vectors/joint.json`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
-from xsc.base.encoding import domain, tagged_sha256
+from xsc.base.encoding import domain
 from xsc.base.limits import JOINT_RECORDS_MAX
 
 HASH_BYTES = 32
@@ -23,14 +24,21 @@ def message_of(network: bytes, root: bytes) -> bytes:
     return domain("joint") + network + root
 
 
+_LEAF, _NODE = domain("joint-leaf"), domain("joint-node")
+
+
+def _leaf(message: bytes) -> bytes:
+    return hashlib.sha256(_LEAF + message).digest()
+
+
 def _joined(left: bytes, right: bytes) -> bytes:
-    return tagged_sha256("joint-node", left, right)
+    return hashlib.sha256(_NODE + left + right).digest()
 
 
 def plant(messages: Sequence[bytes]) -> tuple[bytes, list[list[bytes]]]:
     """Return the root over messages, and the path of each: from 2 to JOINT_RECORDS_MAX."""
     assert 2 <= len(messages) <= JOINT_RECORDS_MAX
-    level = [tagged_sha256("joint-leaf", message) for message in messages]
+    level = [_leaf(message) for message in messages]
     paths: list[list[bytes]] = [[] for _ in messages]
     height = 0
     while len(level) > 1:
@@ -45,7 +53,7 @@ def plant(messages: Sequence[bytes]) -> tuple[bytes, list[list[bytes]]]:
 
 def root_of(message: bytes, place: int, path: Sequence[bytes]) -> bytes:
     """Return the root that a message has at a place, with that path."""
-    found = tagged_sha256("joint-leaf", message)
+    found = _leaf(message)
     for other in path:
         found = _joined(other, found) if place & 1 else _joined(found, other)
         place >>= 1

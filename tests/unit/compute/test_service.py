@@ -714,7 +714,7 @@ def joint(raw):
 
 async def test_receipts_and_orders_of_one_moment_are_signed_together(world):
     await world.invoke(on=world.provider.key.node_id)
-    assert not joint(world.wire.sent[0][1]["order"])  # what the provider reads is not known yet
+    assert not joint(world.wire.sent[0][1]["order"])  # one alone is signed by itself
     done = await asyncio.gather(
         *(world.invoke(on=world.provider.key.node_id, arguments=("2", str(n))) for n in range(4))
     )
@@ -731,38 +731,3 @@ async def test_receipts_and_orders_of_one_moment_are_signed_together(world):
         assert order.customer == world.customer.key.node_id
     here = await asyncio.gather(*(world.invoke(local=True) for _ in range(2)))
     assert all(joint(each.receipt) for each in here)
-
-
-async def test_who_does_not_read_joint_envelopes_gets_none(world):
-    await world.invoke(on=world.provider.key.node_id)
-
-    def of_before(answer):
-        answer.header.pop("joint", None)
-        return answer
-
-    world.wire.tap = of_before
-    world.customer.service._reads_joint.clear()
-    await asyncio.gather(*(world.invoke(on=world.provider.key.node_id) for _ in range(3)))
-    assert not any(joint(header["order"]) for _, header, _ in world.wire.sent)
-    asked = []
-    for number in range(3):
-        header, parts = world.order(nonce=bytes([number]) * 16)
-        del header["joint"]
-        asked.append(world.serve(header, parts))
-    for answer, _ in await asyncio.gather(*asked):
-        assert not joint(answer["receipt"])
-        assert "joint" not in answer
-
-
-async def test_who_refuses_an_order_gets_the_next_one_signed_alone(world):
-    await world.invoke(on=world.provider.key.node_id)
-    provider = world.provider.key.node_id
-    assert provider in world.customer.service._reads_joint
-
-    def refuse(_answer):
-        raise RecordInvalid("this envelope is of version 2, known here is 1")
-
-    world.wire.tap = refuse
-    with pytest.raises(RecordInvalid):
-        await world.invoke(on=world.provider.key.node_id)
-    assert provider not in world.customer.service._reads_joint

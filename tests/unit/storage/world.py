@@ -25,7 +25,6 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
 from xsc.terms.lease import OWN_LEASE
-from xsc.terms.receipt_seal import ReceiptSeal
 from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
@@ -290,10 +289,5 @@ def content(size: int, seed: int = 1) -> bytes:
 
 
 def receipt_in(header) -> StorageReceipt:
-    """Return the receipt that an answer to a put carries, signed alone or under a seal."""
-    if "seal" in header:
-        seal = open_signed(header["seal"], ReceiptSeal, network=NETWORK).record
-        receipt = StorageReceipt.from_bytes(header["receipt_body"])
-        assert receipt.id in seal.receipts
-        return receipt
+    """Return the receipt that an answer to a put carries."""
     return open_signed(header["receipt"], StorageReceipt, network=NETWORK).record

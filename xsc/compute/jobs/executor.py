@@ -38,7 +38,6 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.compute.jobs.batch_signer import Notary
 from xsc.compute.jobs.fetching import Fetching
 from xsc.compute.jobs.orders import Known, Orders
 from xsc.compute.jobs.output_buffer import Tape, run_taped
@@ -50,6 +49,7 @@ from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of,
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.compute.worker.quick import PATIENCE_MS
+from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.envelope import Signed, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Order
@@ -74,8 +74,6 @@ class Granted:
     """What was here already."""
     brought: bool = False
     """Whether the order brought the module."""
-    jointly: bool = False
-    """Whether who asked can read a receipt that was signed with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ class Provider:
         book: ComputeBook,
         sandbox: Sandbox,
         inputs: InputReader,
-        notary: Notary,
+        signer: BatchSigner,
         log: Log,
     ) -> None:
         self._key = key
@@ -137,7 +135,7 @@ class Provider:
         self._sandbox = sandbox
         self._fetching = Fetching(inputs, clock)
         self._inputs = Shares("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
-        self._notary = notary
+        self._signer = signer
         self._log = log
         self._started_ms = clock.now_ms()
         self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
@@ -185,7 +183,7 @@ class Provider:
             compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
             calls=calls_of(order.record.mode, granted.given.args),
         )
-        signed = await self._notary.sign(receipt, jointly=granted.jointly)
+        signed = await self._signer.sign(receipt)
         return Delivered(signed, result.stdout, result.stderr, result.files)
 
     async def _serve(
@@ -215,8 +213,6 @@ class Provider:
             "receipt": done.receipt,
             "files": [path for path, _ in done.files],
         }
-        if header.get("joint") is True:
-            answer["joint"] = True
         return answer, [done.stdout, done.stderr, *(data for _, data in done.files)]
 
     async def _accept(
@@ -290,7 +286,6 @@ class Provider:
             price,
             saved_bytes,
             brought=brought is not None,
-            jointly=header.get("joint") is True,
         )
 
     def _check_fresh(self, asked: Order) -> None:

@@ -93,8 +93,6 @@ class PutRequest:
     shards: tuple[tuple[int, StorageShard], ...]
     """Segment and shard."""
     sealed: Buffer | None
-    seal: bool = False
-    """Whether its receipt may stand under a seal with others."""
 
     @property
     def held_bytes(self) -> int:
@@ -129,7 +127,6 @@ def put_message(
         "generation": generation,
         "shards": listed,
         "manifest": record is not None,
-        "seal": True,
     }
     return header, parts
 
@@ -167,7 +164,6 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
         take_int(header, "generation", most=GENERATION_MAX),
         tuple(shards),
         sealed,
-        seal=take_bool(header, "seal"),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import ReceiptInvalid
+from xsc.base.fields import take_bytes, take_int
 from xsc.base.limits import REQUEST_WINDOW_MS
-from xsc.identity.envelope import Signed
+from xsc.identity.envelope import Signed, open_body
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import Manifest, code_of, root_at, segments_of
 from xsc.storage.object.segment import length_of
@@ -59,6 +62,25 @@ def receipt_fault(receipt: StorageReceipt, expected: StorageReceipt) -> str | No
     if receipt.manifest != expected.manifest:
         return "the receipt names another manifest"
     return None
+
+
+def check_receipt(answer: Mapping[str, Value], expected: StorageReceipt, network: bytes) -> None:
+    """Return if an answer carries the receipt that is expected; `stored_ms` is the host's to say.
+
+    Raises:
+        TooLarge, RecordInvalid: malformed.
+        SignatureInvalid: not signed by the host.
+        ReceiptInvalid: it says something else than expected.
+    """
+    body = open_body(
+        take_bytes(answer, "receipt"), StorageReceipt.KIND, network=network, author=expected.host
+    )
+    value = decode(body)
+    stored_ms = take_int(value if isinstance(value, dict) else {}, "stored_ms")
+    # One byte string stands for each value, so comparing bytes saves building the record.
+    if body != encode({**expected.to_value(), "stored_ms": stored_ms}):
+        fault = receipt_fault(StorageReceipt.from_bytes(body), expected)
+        raise ReceiptInvalid(fault or "the receipt is not what it must be")
 
 
 def order_fault(order: DeletionOrder, *, host: bytes, customer: bytes) -> str | None:

@@ -18,6 +18,7 @@ from xsc.base.fields import take_bytes
 from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.turns import Turns
+from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage.object import held_shards, messages
@@ -29,7 +30,6 @@ from xsc.storage.object.messages import ObjectRecord, PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
 from xsc.storage.ports import Departure, Leases
 from xsc.storage.shardstore.bodies import bodies_of
-from xsc.storage.shardstore.receipt_signer import Sealer
 from xsc.storage.shardstore.store import StorageNode, Write
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
@@ -55,7 +55,7 @@ class Hosting:
         self._leases = leases
         self._node = node
         self._drain = drain
-        self._sealer = Sealer(key, network)
+        self._signer = BatchSigner(key, network)
         self._looks: Turns[bytes] = Turns()
         """One question at a time for each caller that reads much for some bytes."""
 
@@ -121,7 +121,7 @@ class Hosting:
 
     async def _on_puts(self, caller: bytes, calls: Sequence[Asked]) -> list[Outcome]:
         """Store what several puts bring: each is checked, stored and confirmed for itself."""
-        outcomes: dict[int, dict[str, Value] | asyncio.Future[dict[str, Value]] | XscError] = {}
+        outcomes: dict[int, asyncio.Future[Signed[StorageReceipt]] | XscError] = {}
         asked: dict[int, tuple[PutRequest, ObjectRecord | None]] = {}
         writes: list[Write] = []
         for number, (header, parts) in enumerate(calls):
@@ -139,17 +139,14 @@ class Hosting:
             if isinstance(held, XscError):
                 outcomes[number] = held
                 continue
-            receipt = self._receipt(caller, request, record)
-            if request.seal:
-                outcomes[number] = self._sealer.together(receipt)
-            else:
-                outcomes[number] = self._sealer.alone(receipt)
+            outcomes[number] = self._signer.sign(self._receipt(caller, request, record))
         answers: list[Outcome] = []
         for number in range(len(calls)):
             outcome = outcomes[number]
-            if isinstance(outcome, asyncio.Future):
-                outcome = await outcome
-            answers.append(outcome if isinstance(outcome, XscError) else (outcome, []))
+            if isinstance(outcome, XscError):
+                answers.append(outcome)
+            else:
+                answers.append(({"receipt": (await outcome).raw}, []))
         return answers
 
     def _receipt(
@@ -179,7 +176,8 @@ class Hosting:
         (held,) = await self._node.store_together([self._taken(request, None, caller)])
         if isinstance(held, XscError):
             raise held
-        return self._sealer.alone(self._receipt(caller, request, None)), []
+        signed = await self._signer.sign(self._receipt(caller, request, None))
+        return {"receipt": signed.raw}, []
 
     async def _on_get(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -206,7 +204,7 @@ class Hosting:
             manifest=None,
             stored_ms=self._clock.now_ms(),
         )
-        return self._sealer.alone(receipt), []
+        return {"receipt": (await self._signer.sign(receipt)).raw}, []
 
     async def _on_stat(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

@@ -55,10 +55,9 @@ from xsc.storage.object.inventory import Found, HeldObject, Holds, Span, Wanted,
 from xsc.storage.object.inventory_pages import Stated
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.object.receipts import deletion_fault, expected_receipt
+from xsc.storage.object.receipts import check_receipt, deletion_fault, expected_receipt
 from xsc.storage.ports import HostLease, Hosts, Leases
 from xsc.storage.shardstore.bodies import bodies_of
-from xsc.storage.shardstore.receipt_signer import Seals
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import latency
 from xsc.storage.transfer.deletions import dropped_ms
@@ -188,7 +187,6 @@ class Reach:
         """Returns the nodes that leave."""
         self._paces: dict[bytes, Pace] = {}
         self._trials: dict[bytes, asyncio.Task[None]] = {}
-        self._seals = Seals(network)
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
@@ -322,7 +320,7 @@ class Reach:
         self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
     ) -> None:
         try:
-            self._seals.check(header, expected)
+            check_receipt(header, expected, self.network)
         except XscError as fault_error:
             self._blame(node, "receipt_invalid", fault_error.message)
             raise

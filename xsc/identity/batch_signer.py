@@ -1,13 +1,14 @@
-"""Signs what this node says of runs; what it says in the same moment is signed at once.
+"""Signs records in batches: all that are given in one turn of the event loop share a signature.
 
-A signature takes 30 µs and its check 90, as long as much else of a small call.
-Records that are given within one turn of the event loop stand under one signature
-(`xsc.identity.joint`), and each of them is still shown and checked alone. Nothing
-waits for company; one alone is signed as ever.
+A signature takes 30 µs and its verification 90, as long as the rest of a small call
+or put. Each record gets an envelope of its own, which anybody can verify without the
+others (`xsc.identity.joint`). Nothing waits for more records to come; a single one gets
+a plain envelope.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
@@ -20,7 +21,7 @@ from xsc.identity.keys import KeyPair
 R = TypeVar("R", bound=Record)
 
 
-class Notary:
+class BatchSigner:
     """Signs for one node in one network."""
 
     def __init__(self, key: KeyPair, network: bytes) -> None:
@@ -30,15 +31,12 @@ class Notary:
             self._sign_all, most=lambda *_: JOINT_RECORDS_MAX
         )
 
-    async def sign(self, record: R, *, jointly: bool) -> Signed[R]:
-        """Return the record signed; `jointly` with others that are given in this turn.
+    def sign(self, record: R) -> asyncio.Future[Signed[R]]:
+        """Return a future of the signed record.
 
-        Raises:
-            RecordInvalid: it cannot be encoded.
+        It fails with RecordInvalid where the record cannot be encoded.
         """
-        if not jointly:
-            return sign(record, self._key, self._network)
-        return cast("Signed[R]", await self._gather.submit(None, record))
+        return cast("asyncio.Future[Signed[R]]", self._gather.submit(None, record))
 
     async def _sign_all(
         self, _key: None, records: Sequence[Record]
@@ -46,7 +44,7 @@ class Notary:
         try:
             return sign_jointly(records, self._key, self._network)
         except XscError:
-            # One of them cannot be signed: that is its own error.
+            # One of them cannot be encoded. Only that one fails.
             return [self._sign_one(record) for record in records]
 
     def _sign_one(self, record: Record) -> Signed[Record] | XscError:
