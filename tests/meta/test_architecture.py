@@ -77,7 +77,7 @@ SHELL = {
     "xsc.net.transport.turns": "lets large bodies wait for each other",
     "xsc.storage.catalogue.heads": "keeps the directory heads of peers and answers them",
     "xsc.storage.repair.drain": "tells peers that this node leaves, keeps deletion orders",
-    "xsc.storage.repair.custodian": "asks guardians, and is one",
+    "xsc.storage.repair.custodian": "assigns custodians, and is one",
     "xsc.storage.shardstore.server": "answers customers about what lies here",
     "xsc.storage.repair.repairer": "asks hosts, and moves columns between them",
     "xsc.storage.transfer.put": "moves segments between a stream and hosts",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from xsc.storage.object import rebuild
 from xsc.storage.object.capability import ReadCapability, VerifyCapability
 from xsc.storage.repair import repair_rules, repairer
-from xsc.storage.repair.repairer import Charge
+from xsc.storage.repair.repairer import MaintainedObject
 from xsc.storage.transfer import deep_read
 
 READERS = {"ReadCapability", "content_key", "open_sealed", "parse_read", "ObjectReader"}
@@ -32,7 +32,7 @@ def test_no_module_of_repair_names_what_reads():
 
 
 def test_a_charge_holds_a_verify_capability():
-    assert Charge.__annotations__["capability"] == "VerifyCapability"
+    assert MaintainedObject.__annotations__["capability"] == "VerifyCapability"
 
 
 def reachable(value, seen):

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from tests.sim.network import content, get, put, run, stream
-from tests.sim.test_repair import QUICK, agree, guarded, nodes_of, whole
+from tests.sim.test_repair import QUICK, agree, custodians_of, nodes_of, whole
 from xsc.base.errors import NotAllowed, SpaceExhausted
 from xsc.base.limits import MIB
 from xsc.storage.object import messages
@@ -210,11 +210,11 @@ def test_with_six_nodes_a_drain_says_why_it_cannot_end_and_goes_on_with_a_sevent
     run(75, 7, play, QUICK)
 
 
-def test_only_the_owner_releases_what_guardians_have_stored_elsewhere_meanwhile():
+def test_only_the_owner_releases_what_custodians_have_stored_elsewhere_meanwhile():
     async def play(world):
         data = content(MIB)
         capability = await put(world.nodes[0], data)
-        ((first, second),) = await guarded(world)
+        ((first, second),) = await custodians_of(world)
         hosts = {index for index, _ in await nodes_of(world, capability)}
         leaver = min(hosts - {0, first, second})
         held = set(await held_by(world, leaver))
@@ -222,7 +222,7 @@ def test_only_the_owner_releases_what_guardians_have_stored_elsewhere_meanwhile(
         drain = world.nodes[leaver].storage.drain
         await drain.begin()
         await world.until(lambda: bool(drain._look and drain._look.stuck), within_ms=400_000)
-        assert set(await held_by(world, leaver)) == held, "a guardian releases nothing of another"
+        assert set(await held_by(world, leaver)) == held, "a custodian releases nothing of another"
         await world.crash(leaver)
         verify = parse_verify(capability).to_text()
         await whole(world, verify, without=[0, leaver], reader=first)
@@ -238,7 +238,7 @@ def test_only_the_owner_releases_what_guardians_have_stored_elsewhere_meanwhile(
     run(76, 10, play, QUICK | {"storage_capacity": "1GiB"})
 
 
-def test_an_owner_that_is_away_without_guardians_is_said():
+def test_an_owner_that_is_away_without_custodians_is_said():
     async def play(world):
         await put(world.nodes[0], content(MIB))
         leaver = next(index for index in range(1, 7) if world.nodes[index].shards.used_bytes)

@@ -172,14 +172,14 @@ def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_pe
             "2nodes,1site",
             False,
         )
-        moved = [item for _, done in owner.storage.mender.lately for item in done.moved]
+        moved = [item for _, done in owner.storage.repairer.recent for item in done.moved]
         assert len(moved) == 1, "what is well moves only where that helps"
         world.net.heal()
         await world.clock.sleep_ms(200_000)
         found = await check(owner, capability)
         assert found.to_json()["contract_kept"] is True
         assert 7 in await at()
-        moved = [item for _, done in owner.storage.mender.lately for item in done.moved]
+        moved = [item for _, done in owner.storage.repairer.recent for item in done.moved]
         assert len(moved) == 2
         await world.clock.sleep_ms(120_000)
         assert await get(world.nodes[3], capability) == content(MIB)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.sim.network import content, get, put, run
-from tests.sim.test_repair import QUICK, guarded
+from tests.sim.test_repair import QUICK, custodians_of
 from xsc.base.errors import ObjectUnknown
 from xsc.storage.object.capability import parse_verify
 
@@ -26,16 +26,16 @@ def test_an_object_that_is_being_deleted_is_no_object_to_its_owner():
     run(95, 7, play)
 
 
-def test_a_guardian_that_missed_a_deletion_gives_back_what_it_repaired():
-    """A host and the guardians were cut off from the owner, which then went away."""
+def test_a_custodian_that_missed_a_deletion_gives_back_what_it_repaired():
+    """A host and the custodians were cut off from the owner, which then went away."""
 
     async def play(world):
         owner = world.nodes[0]
         capability = await put(owner, content(100))
-        await guarded(world)
+        await custodians_of(world)
         ref = parse_verify(capability).manifest_hash
-        guardians = [node for node in world.nodes if list(node.storage.guards.wards())]
-        names = {world.name(world.index_of(node.key.node_id)) for node in guardians}
+        custodians = [node for node in world.nodes if list(node.storage.custodian.objects())]
+        names = {world.name(world.index_of(node.key.node_id)) for node in custodians}
         hosts = [world.index_of(host.node) for host in (await owner.storage.stat(capability)).hosts]
         silent = next(f"node-{i}" for i in hosts if i and f"node-{i}" not in names)
         for name in names | {silent}:
@@ -44,7 +44,9 @@ def test_a_guardian_that_missed_a_deletion_gives_back_what_it_repaired():
         await world.crash(0)
 
         def held():
-            return [ward.held for node in guardians for _, ward in node.storage.guards.wards()]
+            return [
+                ward.held for node in custodians for _, ward in node.storage.custodian.objects()
+            ]
 
         await world.until(lambda: any(held()), within_ms=900_000)
         world.net.heal()

@@ -143,8 +143,8 @@ async def read_all(world, reader, kept):
         assert await get(world.nodes[reader], capability) == data
 
 
-def guarded_by(world, index):
-    return [ward for _, ward in world.nodes[index].storage.guards.wards() if not ward.ended]
+def in_custody_at(world, index):
+    return [ward for _, ward in world.nodes[index].storage.custodian.objects() if not ward.ended]
 
 
 def counted_exactly(world, nodes):
@@ -160,7 +160,7 @@ def counted_exactly(world, nodes):
         assert sum(node.shards.usage.values()) == node.shards.used_bytes
 
 
-def without_guardians(*but):
+def without_custodians(*but):
     def prepare(world):
         for index in range(world.count):
             if index not in but:
@@ -169,12 +169,12 @@ def without_guardians(*but):
     return prepare
 
 
-def test_with_the_owner_away_and_nobody_to_guard_it_is_gone_after_end_and_grace():
+def test_with_the_owner_away_and_no_custodian_it_is_gone_after_end_and_grace():
     async def play(world):
         kept = await put_all(world)
         start_ms = world.clock.now_ms()
         await world.clock.sleep_ms(120_000)
-        assert not any(guarded_by(world, index) for index in range(1, 4))
+        assert not any(in_custody_at(world, index) for index in range(1, 4))
         before = [world.nodes[index].shards.used_bytes for index in range(1, 4)]
         assert sum(before) > 2 * sum(SIZES)
         await world.crash(OWNER)
@@ -186,14 +186,14 @@ def test_with_the_owner_away_and_nobody_to_guard_it_is_gone_after_end_and_grace(
         assert [world.nodes[index].shards.used_bytes for index in range(1, 4)] == [0, 0, 0]
         counted_exactly(world, range(1, 4))
 
-    run(13, 4, play, SETTINGS, without_guardians())
+    run(13, 4, play, SETTINGS, without_custodians())
 
 
-def test_with_the_owner_away_one_guardian_keeps_an_object_for_ever_and_gives_it_back():
+def test_with_the_owner_away_one_custodian_keeps_an_object_for_ever_and_gives_it_back():
     async def play(world):
         kept = await put_all(world)
         owner_id = world.nodes[OWNER].key.node_id
-        await world.until(lambda: len(guarded_by(world, 1)) == len(SIZES))
+        await world.until(lambda: len(in_custody_at(world, 1)) == len(SIZES))
         await world.crash(OWNER)
         for _ in range(8):
             await world.skip(50 * DAY_MS, 10 * DAY_MS)
@@ -202,14 +202,16 @@ def test_with_the_owner_away_one_guardian_keeps_an_object_for_ever_and_gives_it_
         for node in world.nodes[1:]:
             views = [view for view in node.market.leases() if view.held_bytes]
             assert all(view.peer != owner_id for view in views), "the owner's part is swept"
-        guardian = world.nodes[1]
-        assert any(view.held_bytes for view in guardian.market.leases())
+        custodian = world.nodes[1]
+        assert any(view.held_bytes for view in custodian.market.leases())
 
         owner = await world.restart(OWNER)
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
         await world.skip(DAY_MS, DAY_MS // 4, 70_000)
-        assert not any(ward.held for ward in guarded_by(world, 1)), "the owner took all of it over"
-        guards = guardian.key.node_id
+        assert not any(ward.held for ward in in_custody_at(world, 1)), (
+            "the owner took all of it over"
+        )
+        guards = custodian.key.node_id
         mine = {view.lease_id for view in owner.market.leases() if view.held_bytes}
         for node in world.nodes[1:]:
             for view in node.market.leases():
@@ -223,7 +225,7 @@ def test_with_the_owner_away_one_guardian_keeps_an_object_for_ever_and_gives_it_
         await settle(world)
         assert settled_in_full(world, owner) > 0
 
-    run(14, 4, play, SETTINGS, without_guardians(1))
+    run(14, 4, play, SETTINGS, without_custodians(1))
 
 
 def test_what_a_host_does_not_renew_moves_before_the_end():
@@ -334,7 +336,7 @@ def lose_power_at(world, index, sync, *, before):
 
 EVERYWHERE = "XSC_LAWS_EXAMPLES" in os.environ
 TAKING = [(n, before) for n in range(1, 7) for before in (True, False)]
-"""The synced writes of a guardian that takes two objects over, and whether it is made."""
+"""The synced writes of a custodian that takes two objects over, and whether it is made."""
 BACK = range(1, 13)
 """The same of an owner that takes them back, from its start."""
 
@@ -368,22 +370,22 @@ async def pays_for_all(world, payer):
 @pytest.mark.parametrize(
     ("sync", "before"), TAKING if EVERYWHERE else [(3, False), (4, True), (5, True), (6, True)]
 )
-def test_a_guardian_that_loses_its_power_while_it_takes_over_pays_for_all_that_it_keeps(
+def test_a_custodian_that_loses_its_power_while_it_takes_over_pays_for_all_that_it_keeps(
     sync, before
 ):
     async def play(world):
         for size in SIZES[1:]:
             await put(world.nodes[OWNER], content(size), code=(1, 1))
-        await world.until(lambda: len(guarded_by(world, 1)) == 2)
+        await world.until(lambda: len(in_custody_at(world, 1)) == 2)
         await world.crash(OWNER)
         await world.skip(66 * DAY_MS, 33 * DAY_MS)
         lost, kept = lose_power_at(world, 1, sync, before=before)
         world.clock.advance_to(world.clock.now_ms() + 5 * DAY_MS)
-        guardian = await power_is_lost(world, 1, lost, kept)
+        custodian = await power_is_lost(world, 1, lost, kept)
         assert kept or sync > 4
-        await pays_for_all(world, guardian)
+        await pays_for_all(world, custodian)
 
-    run(16, 4, play, POWER, without_guardians(1))
+    run(16, 4, play, POWER, without_custodians(1))
 
 
 @pytest.mark.parametrize("sync", BACK if EVERYWHERE else (5, 6, 7))
@@ -391,17 +393,17 @@ def test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_
     async def play(world):
         for size in SIZES[1:]:
             await put(world.nodes[OWNER], content(size), code=(1, 1))
-        await world.until(lambda: len(guarded_by(world, 1)) == 2)
+        await world.until(lambda: len(in_custody_at(world, 1)) == 2)
         await world.crash(OWNER)
         await world.skip(66 * DAY_MS, 33 * DAY_MS)
         await world.skip(64 * DAY_MS, 16 * DAY_MS, 20_000)
-        assert all(ward.held for ward in guarded_by(world, 1))
+        assert all(ward.held for ward in in_custody_at(world, 1))
         await world.restart(OWNER)
         lost, kept = lose_power_at(world, OWNER, sync, before=True)
         owner = await power_is_lost(world, OWNER, lost, kept)
         assert kept or sync > 7
         await pays_for_all(world, owner)
-        # The guardian gives all of it back, a column at a time.
+        # The custodian gives all of it back, a column at a time.
         await world.until(lambda: not held_by(world, world.nodes[1]), 900_000)
 
-    run(17, 4, play, POWER, without_guardians(1))
+    run(17, 4, play, POWER, without_custodians(1))

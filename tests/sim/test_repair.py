@@ -36,8 +36,8 @@ def moves(world):
     return sum(
         len(done.moved)
         for node in world.nodes
-        for mender in (node.storage.mender, node.storage.ward_mender)
-        for _, done in mender.lately
+        for repairer in (node.storage.repairer, node.storage.custody_repairer)
+        for _, done in repairer.recent
     )
 
 
@@ -110,7 +110,7 @@ def test_where_nothing_can_be_deleted_hosts_are_asked_no_more_often_than_ever():
             event.what == "sent" and event.path.endswith("storage.stat")
             for event in world.net.trace[before:]
         )
-        assert asked <= 3 * 6, "its owner and two guardians, of six hosts"
+        assert asked <= 3 * 6, "its owner and two custodians, of six hosts"
         # But once that node is back.
         await world.restart(victim)
         await world.until(lambda: world.nodes[victim].shards.used_bytes == 0, 120_000)
@@ -119,7 +119,7 @@ def test_where_nothing_can_be_deleted_hosts_are_asked_no_more_often_than_ever():
     run(41, 7, play, QUICK | {"repair_interval": "1h"})
 
 
-def test_the_weakest_object_is_mended_first():
+def test_the_weakest_object_is_repaired_first():
     async def play(world):
         owner = world.nodes[0]
         kept = []
@@ -130,9 +130,9 @@ def test_the_weakest_object_is_mended_first():
         await world.crash(victim)
         for capability in kept:
             await whole(world, capability, without=[victim])
-        margins = [done.margin for _, done in owner.storage.mender.lately]
+        margins = [done.margin for _, done in owner.storage.repairer.recent]
         assert Counter(margins) == {0: 3, 1: 3, 2: 3}
-        # Two are mended at once, so the last of one kind may end beside the first of the next.
+        # Two are repaired at once, so the last of one kind may end beside the first of the next.
         assert all(later >= earlier - 1 for earlier, later in pairwise(margins))
         assert margins[:2] == [0, 0]
         assert margins[-2:] == [2, 2]
@@ -230,8 +230,8 @@ def test_an_owner_killed_in_the_middle_of_a_repair_finishes_it_and_leaves_nothin
         capability = await put(world.nodes[0], data)
         victim = next(index for index, _ in await nodes_of(world, capability) if index)
         await world.crash(victim)
-        mender = world.nodes[0].storage.mender
-        await world.until(lambda: bool(mender.gone([world.nodes[victim].key.node_id])))
+        repairer = world.nodes[0].storage.repairer
+        await world.until(lambda: bool(repairer.gone([world.nodes[victim].key.node_id])))
         await world.clock.sleep_ms(moment_ms)
         await world.crash(0)
         await world.restart(0)
@@ -279,14 +279,14 @@ def test_the_objects_of_a_once_lone_node_spread_when_peers_join(count):
     run(50, count, play, QUICK)
 
 
-async def guarded(world, owner=0):
-    """Wait until every object of a node has its guardians; return them by index."""
+async def custodians_of(world, owner=0):
+    """Wait until every object of a node has its custodians; return them by index."""
     node = world.nodes[owner].key.node_id
 
     def wards():
         found = {}
         for index, other in enumerate(world.nodes):
-            for ref, ward in other.storage.guards.wards():
+            for ref, ward in other.storage.custodian.objects():
                 if ward.owner == node:
                     found.setdefault(ref, []).append((len(ward.before), index))
         return found
@@ -299,11 +299,11 @@ async def guarded(world, owner=0):
 
 
 @pytest.mark.parametrize("first_dies", [False, True])
-def test_guardians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_back(first_dies):
+def test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_back(first_dies):
     async def play(world):
         data = content(5 * MIB)
         capability = await put(world.nodes[0], data)
-        ((first, second),) = await guarded(world)
+        ((first, second),) = await custodians_of(world)
         before = {index for index, _ in await nodes_of(world, capability)}
         victim = min(before - {0, first, second})
         dead = [0, victim, *([first] if first_dies else [])]
@@ -314,13 +314,15 @@ def test_guardians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_bac
         await whole(world, verify, without=dead, reader=reader, within_ms=1_200_000)
         assert await get(world.nodes[reader], capability) == data
         assert moves(world) == len(set(dead) & before)
-        # The owner is back: it pays itself, and the guardian holds nothing any more.
+        # The owner is back: it pays itself, and the custodian holds nothing any more.
         for index in dead:
             await world.restart(index)
         await world.until(
             lambda: (
                 not any(
-                    ward.held for node in world.nodes for _, ward in node.storage.guards.wards()
+                    ward.held
+                    for node in world.nodes
+                    for _, ward in node.storage.custodian.objects()
                 )
             ),
             within_ms=1_200_000,
@@ -339,24 +341,24 @@ def test_guardians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_bac
     run(51, 10, play, QUICK | {"storage_capacity": "1GiB"})
 
 
-def test_guardians_do_nothing_while_the_owner_answers():
+def test_custodians_do_nothing_while_the_owner_answers():
     async def play(world):
         await put(world.nodes[0], content(MIB))
-        ((first, second),) = await guarded(world)
+        ((first, second),) = await custodians_of(world)
         await world.crash(next(i for i in range(1, 8) if i not in (first, second)))
         await world.clock.sleep_ms(400_000)
         for index in (first, second):
-            assert not world.nodes[index].storage.ward_mender.lately
+            assert not world.nodes[index].storage.custody_repairer.recent
 
     run(52, 8, play, QUICK)
 
 
-def test_a_deleted_object_is_guarded_no_more():
+def test_a_deleted_object_is_in_custody_no_more():
     async def play(world):
         capability = await put(world.nodes[0], content(MIB))
-        await guarded(world)
+        await custodians_of(world)
         await world.nodes[0].storage.rm(capability)
-        assert not any(list(node.storage.guards.wards()) for node in world.nodes)
+        assert not any(list(node.storage.custodian.objects()) for node in world.nodes)
         await world.crash(0)
         await world.clock.sleep_ms(400_000)
         assert moves(world) == 0

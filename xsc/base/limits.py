@@ -110,9 +110,9 @@ REPAIR_GRACE_MS = 15 * 60_000
 REPAIR_BYTES_A_SECOND = 32 * MIB
 REPAIR_CHECK_MS = 10 * 60_000
 """How often every host of every object is asked, also where nothing happened."""
-MENDS_AT_ONCE = 2
-MENDS_A_ROUND_MAX = 256
-"""Objects mended before the order of urgency is made anew."""
+REPAIRS_AT_ONCE = 2
+REPAIRS_A_ROUND_MAX = 256
+"""Objects repaired before the order of urgency is made anew."""
 SURVEYS_AT_ONCE = 8
 LOG_LINES_MAX = 120
 """Log lines a minute of one event about one peer; the next one says how many were dropped."""
@@ -120,24 +120,24 @@ LOG_KINDS_MAX = 4_096
 """Kinds of lines that are counted apart within a minute."""
 WATCHES_MAX = 4_096
 """Nodes of which it is remembered since when they are silent: peers, and what placements name."""
-GUARDIANS = 2
+CUSTODIANS = 2
 """Peers that are asked to look after an object while its owner is away."""
-GUARD_RETRY_MS = 600_000
-"""A node that refused to guard is asked again after that."""
-GUARDIANS_MAX = 16
+CUSTODIAN_RETRY_MS = 600_000
+"""A node that refused custody is asked again after that."""
+CUSTODIANS_MAX = 16
 """Of one object, as far as one is told of those before it."""
-GUARD_BYTES = 4 * GIB
+CUSTODY_BYTES = 4 * GIB
 """What a node stores at hosts, and pays for, in place of one absent owner, unless it says so."""
 REPORTS_AN_OBJECT_MAX = 16
 """How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
 REPORTS_MS = 24 * 3_600_000
-GUARD_SHARES = 4
+CUSTODY_SHARES = 4
 """What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
-WARDS_A_PEER_MAX = 10_000
-"""Objects that a node guards for one peer."""
-WARDS_MS = 3_600_000
-"""Within that time a peer may hand over each of its wards twice: each is a synced write."""
-WARD_BYTES_A_PEER_MAX = 16 * MIB
+CUSTODY_OBJECTS_A_PEER_MAX = 10_000
+"""Objects that a node has in custody for one peer."""
+CUSTODY_MS = 3_600_000
+"""Within that time a peer may hand over each of its objects twice: each is a synced write."""
+CUSTODY_ROW_BYTES_A_PEER_MAX = 16 * MIB
 """What it keeps on its disk of those: the row of one can have from 400 to 9 000 bytes."""
 LEFTOVERS_KEPT_MS = 60_000
 """How long moved columns stay where they were, unless the operator says otherwise."""
@@ -493,9 +493,9 @@ HISTORY_LEASES_MAX = 64
 LEASE_URGENT_MS = 30 * 24 * 3_600_000
 """So long before the end of a lease that a host refused to renew, what lies there moves."""
 LEASE_RESCUE_MS = 21 * 24 * 3_600_000
-"""So long before the end the first guardian keeps what an absent owner did not renew."""
+"""So long before the end the first custodian keeps what an absent owner did not renew."""
 LEASE_TURN_MS = 5 * 24 * 3_600_000
-"""The next guardian comes so much later."""
+"""The next custodian comes so much later."""
 LEASE_LAST_MS = 7 * 24 * 3_600_000
 """Then it moves what it cannot keep where it is."""
 LEASE_WARNING_MS = 30 * 24 * 3_600_000
@@ -620,7 +620,7 @@ assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS
 assert LEASE_URGENT_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
-assert LEASE_LAST_MS < LEASE_RESCUE_MS - (GUARDIANS - 1) * LEASE_TURN_MS
+assert LEASE_LAST_MS < LEASE_RESCUE_MS - (CUSTODIANS - 1) * LEASE_TURN_MS
 assert LEASE_RESCUE_MS < LEASE_URGENT_MS
 assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS

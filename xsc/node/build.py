@@ -53,7 +53,7 @@ from xsc.node.tasks import Tasks
 from xsc.storage.catalogue.heads import Heads
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
-from xsc.storage.repair.repairer import MendSettings
+from xsc.storage.repair.repairer import RepairSettings
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
@@ -278,7 +278,7 @@ class Node:
             commit=self._state_commit.commit,
             log=log,
             lease_grace_ms=config.lease_grace_ms,
-            mending=MendSettings(
+            repair=RepairSettings(
                 config.repair_grace_ms,
                 config.repair_bytes_a_second,
                 config.repair_interval_ms,
@@ -286,8 +286,8 @@ class Node:
             ),
             weight_ppm=self.allocation.weight_ppm,
             lease_warning_ms=config.lease_warning_ms,
-            guards_for=self._guards_for,
-            guard_bytes=config.guard_bytes,
+            custodian_for=self._custodian_for,
+            custody_bytes=config.guard_bytes,
             survive=config.survive,
         )
         drain = self.storage.drain
@@ -368,7 +368,7 @@ class Node:
             compile_ms=config.compile_limit_ms,
         )
 
-    def _guards_for(self, peer: bytes) -> bool:
+    def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""
         if self.config.guard == "recognised":
             return self.allocation.weight_ppm(peer) > 0
@@ -471,9 +471,9 @@ class Node:
         self.tasks.start("ledger", self.ledger.run)
         self.tasks.start("payments", self.payments.run)
         self.tasks.start("directory", self.directory.run)
-        self.tasks.start("repair", self.storage.mender.run)
-        self.tasks.start("guard", self.storage.guards.run)
-        self.tasks.start("repair_for_others", self.storage.ward_mender.run)
+        self.tasks.start("repair", self.storage.repairer.run)
+        self.tasks.start("custody", self.storage.custodian.run)
+        self.tasks.start("repair_in_custody", self.storage.custody_repairer.run)
         self.tasks.start("drain", self.storage.drain.run)
         self.tasks.start("services", self.services.run)
         self.tasks.start("reclaim", self._reclaim)

@@ -37,8 +37,8 @@ from xsc.base.errors import (
 from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
+    CUSTODY_BYTES,
     FIND_GRACE_MS,
-    GUARD_BYTES,
     LEASE_WARNING_MS,
     LEFTOVERS_KEPT_MS,
     MANIFEST_BYTES_MAX,
@@ -82,9 +82,16 @@ from xsc.storage.object.placement import (
     placement_of,
 )
 from xsc.storage.ports import Commit, Hosts, Leases
-from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, Guards
+from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, Custodian
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.repairer import Charge, Keeper, Mended, Mender, MendSettings, Progress
+from xsc.storage.repair.repairer import (
+    MaintainedObject,
+    MaintainedObjects,
+    Progress,
+    Repairer,
+    RepairResult,
+    RepairSettings,
+)
 from xsc.storage.shardstore.server import Hosting
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import deletions
@@ -104,7 +111,7 @@ UNFOUND = b"storage/unfound/"
 UNFOUND_MARGIN = -1
 """Of such an object: it cannot be read, and its code is not known."""
 MANIFESTS = b"storage/manifest/"
-MEND_DEFAULTS = MendSettings(
+REPAIR_DEFAULTS = RepairSettings(
     REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
 )
 
@@ -303,7 +310,7 @@ def _held_at(listed: Listed) -> tuple[HeldAt, ...]:
 
 
 class _Owned:
-    """The objects that a node stored, as charges of its mender."""
+    """The objects that a node stored, as maintained objects of its repairer."""
 
     def __init__(self, service: StorageService, own: bytes) -> None:
         self._service = service
@@ -315,14 +322,14 @@ class _Owned:
             (ref, entry.placement) for ref, entry in self._service.entries() if not entry.deleting
         )
 
-    def load(self, ref: bytes) -> Charge | None:
-        """Return what the mender may know: not how to read."""
+    def load(self, ref: bytes) -> MaintainedObject | None:
+        """Return what the repairer may know: not how to read."""
         entry = self._service.entry(ref)
         if entry is None or entry.deleting:
             return None
         held = tuple(Held(item.node, item.lease_id, item.size_bytes) for item in entry.held)
         capability = parse_verify(entry.capability)
-        return Charge(ref, capability, self._own, entry.placement, held)
+        return MaintainedObject(ref, capability, self._own, entry.placement, held)
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
         """Keep placement and what is held, unless it is being deleted."""
@@ -349,11 +356,11 @@ class StorageService:
         log: Log,
         lease_grace_ms: int,
         segments_in_flight: int = SEGMENTS_IN_FLIGHT,
-        mending: MendSettings = MEND_DEFAULTS,
+        repair: RepairSettings = REPAIR_DEFAULTS,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         lease_warning_ms: int = LEASE_WARNING_MS,
-        guards_for: Callable[[bytes], bool] = lambda _: True,
-        guard_bytes: int = GUARD_BYTES,
+        custodian_for: Callable[[bytes], bool] = lambda _: True,
+        custody_bytes: int = CUSTODY_BYTES,
         survive: Survival | None = None,
     ) -> None:
         self._key = key
@@ -397,7 +404,7 @@ class StorageService:
             state=state,
             commit=commit,
             log=log,
-            grace_ms=mending.grace_ms,
+            grace_ms=repair.grace_ms,
         )
         self._hosting = Hosting(
             key=key,
@@ -408,7 +415,7 @@ class StorageService:
             drain=self.drain,
         )
         owned = _Owned(self, key.node_id)
-        self.guards = Guards(
+        self.custodian = Custodian(
             reach=self._reach,
             caller=caller,
             state=state,
@@ -416,23 +423,23 @@ class StorageService:
             weight_ppm=weight_ppm,
             own=owned.refs,
             load=owned.load,
-            grace_ms=mending.grace_ms,
+            grace_ms=repair.grace_ms,
             leaving=self.drain.leaving,
-            accepts=guards_for,
-            budget_bytes=guard_bytes,
+            accepts=custodian_for,
+            budget_bytes=custody_bytes,
         )
-        self.guards.owner = self.mender = self._mender(owned, mending)
-        self.guards.mender = self.ward_mender = self._mender(self.guards, mending)
+        self.custodian.owner = self.repairer = self._repairer(owned, repair)
+        self.custodian.repairer = self.custody_repairer = self._repairer(self.custodian, repair)
         self.drain.on_change = self.node_changed
         self._reach.leaving = self.drain.leaving
-        self.drain.silent_ms = self.mender.silent_ms
+        self.drain.silent_ms = self.repairer.silent_ms
         self.uploads = Uploads(self._reach, state, commit)
         self.tails = Tails()
 
-    def _mender(self, keeper: Keeper, settings: MendSettings) -> Mender:
-        return Mender(
+    def _repairer(self, objects: MaintainedObjects, settings: RepairSettings) -> Repairer:
+        return Repairer(
             reach=self._reach,
-            keeper=keeper,
+            objects=objects,
             settings=settings,
             find=self._find,
             search=self._search,
@@ -442,8 +449,8 @@ class StorageService:
 
     def node_changed(self) -> None:
         """Take note that a peer came up or went down, or is leaving."""
-        self.mender.node_changed()
-        self.ward_mender.node_changed()
+        self.repairer.node_changed()
+        self.custody_repairer.node_changed()
 
     def node_up(self, node: bytes) -> None:
         """Take note that a peer has come up: how it was before it was down counts no more."""
@@ -452,7 +459,7 @@ class StorageService:
 
     async def leases_denied(self, leases: Collection[bytes]) -> None:
         """Look at once at what lies under leases that their host does not know any more."""
-        self.mender.look_at(
+        self.repairer.look_at(
             [
                 ref
                 async for ref, entry in sliced(self.entries())
@@ -517,7 +524,7 @@ class StorageService:
         else:
             done, version = await self._put_on(resume, upload, source, size_hint, name)
         for warning in done.warnings:
-            self._log.warning("storage_put_warning", warning=warning)
+            self._log.warning("storage.put_warning", warning=warning)
         return PutResult(
             capability=done.capability.to_text(),
             size_bytes=done.size_bytes,
@@ -805,12 +812,12 @@ class StorageService:
     def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
         """Return what the own records name under each lease, and how much was on its way there.
 
-        The first are bytes of objects, wards and puts under way; the second counts the
+        The first are bytes of objects, objects in custody and puts under way; the second counts the
         transfers that a crash may have cut off.
         """
         held: Counter[bytes] = Counter()
         doubts: Counter[bytes] = Counter()
-        for records in (self.entries(), self.guards.wards()):
+        for records in (self.entries(), self.custodian.objects()):
             for _, record in records:
                 for item in record.held:
                     held[item.lease_id] += item.size_bytes
@@ -954,7 +961,7 @@ class StorageService:
             except XscError as fault:
                 if node == self._key.node_id:
                     raise
-                self._log.warning("storage_find_wrong", peer=short(node), reason=fault.message)
+                self._log.warning("storage.find_wrong", peer=short(node), reason=fault.message)
                 self._hosts.report(node, "record_invalid")
                 return None
 
@@ -1037,7 +1044,7 @@ class StorageService:
                         continue
                     except XscError as fault:
                         self._log.warning(
-                            "storage_find_failed", peer=short(node), reason=fault.message
+                            "storage.find_failed", peer=short(node), reason=fault.message
                         )
                         continue
                     if answer is not None:
@@ -1073,7 +1080,7 @@ class StorageService:
         answers = await self._said(verify, located, {})
         columns, states = await self._executor.run(self._best, located, answers)
         if is_own and manifest.inline is None and set(states) & {"missing", "corrupt"}:
-            # A guardian may have built them again elsewhere.
+            # A custodian may have built them again elsewhere.
             found = await self._search(verify, located)
             both = zip(located.holders, found.holders, strict=True)
             holders = tuple(tuple(dict.fromkeys((*own, *other))) for own, other in both)
@@ -1226,11 +1233,11 @@ class StorageService:
             if fault.retryable:
                 return None
             # A host that cannot say what it holds holds nothing that can be counted on.
-            self._log.warning("storage_stat_failed", peer=short(node), reason=fault.message)
+            self._log.warning("storage.stat_failed", peer=short(node), reason=fault.message)
             state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
             return HeldObject((), cast(Any, state))
 
-    async def repair(self, capability: str, progress: Progress | None = None) -> Mended:
+    async def repair(self, capability: str, progress: Progress | None = None) -> RepairResult:
         """Mend one object that this node stored, now.
 
         Raises:
@@ -1238,8 +1245,8 @@ class StorageService:
             NotAllowed: this node does not look after it.
         """
         verify = parse_verify(capability)
-        self.mender.look()
-        done = await self.mender.mend(verify.manifest_hash, progress)
+        self.repairer.look()
+        done = await self.repairer.repair(verify.manifest_hash, progress)
         if done is None:
             raise NotAllowed(
                 "this node does not look after that object",
@@ -1302,8 +1309,8 @@ class StorageService:
             if entry is not None and not entry.deleting:
                 going = entry.model_copy(update={"deleting": True}).to_bytes()
                 await self._commit([(OBJECTS + ref, going), (UNFOUND + ref, None)])
-        # Who mends it stops, and says what lies where by then.
-        async with self.mender.apart(ref), self._turns.of(ref):
+        # Who repairs it stops, and says what lies where by then.
+        async with self.repairer.apart(ref), self._turns.of(ref):
             return await self._rm(verify)
 
     def _never_found(self, listed: Listed) -> ObjectEntry:
@@ -1350,7 +1357,7 @@ class StorageService:
         )
         for item in over:
             await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
-            self._log.info("storage_deletion_over", peer=short(item.node), object=short(ref))
+            self._log.info("storage.deletion_over", peer=short(item.node), object=short(ref))
         left = tuple(item for item in held if item.node not in confirmed and item not in over)
         changes: list[tuple[bytes, bytes | None]] = [
             (OBJECTS + ref, None),
@@ -1366,7 +1373,7 @@ class StorageService:
             changes.append(deletions.ended_row(ref, self._clock.now_ms()))
         await self._commit(changes)
         self.on_change()
-        await self.guards.release(ref)
+        await self.custodian.release(ref)
         asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
         name = "" if entry is None or entry.name.startswith(HIDDEN) else entry.name
         return RmResult(confirmed, tuple(sorted(asked)), receipts, name, bool(over))
@@ -1378,7 +1385,7 @@ class StorageService:
         try:
             _, receipt = await self._reach.delete(node, locate, final=True)
         except XscError as fault:
-            self._log.warning("storage_delete_failed", peer=short(node), reason=fault.message)
+            self._log.warning("storage.delete_failed", peer=short(node), reason=fault.message)
             return False, None
         else:
             return True, receipt
@@ -1387,7 +1394,7 @@ class StorageService:
         """Ask again where a deletion was not confirmed."""
         done = left = given_up = 0
         for ref in [ref async for ref, entry in sliced(self.entries()) if entry.deleting]:
-            async with self.mender.apart(ref), self._turns.of(ref):
+            async with self.repairer.apart(ref), self._turns.of(ref):
                 entry = self._entry(ref)
                 if entry is None:
                     continue  # Somebody else has finished it meanwhile.
@@ -1403,11 +1410,11 @@ class StorageService:
         """Return what answers peers, by method."""
         return {
             **self._hosting.handlers(),
-            GUARD: self.guards.on_guard,
-            UNGUARD: self.guards.on_unguard,
-            HEALED: self.guards.on_healed,
+            GUARD: self.custodian.on_guard,
+            UNGUARD: self.custodian.on_unguard,
+            HEALED: self.custodian.on_healed,
             **self.drain.handlers(),
-            RESIGN: self.guards.on_resign,
+            RESIGN: self.custodian.on_resign,
         }
 
     def group_handlers(self) -> dict[str, GroupHandler]:

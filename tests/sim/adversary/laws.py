@@ -17,6 +17,7 @@ from tests.sim.network import World
 from xsc.base.errors import RecordInvalid, SandboxFailed
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
+    CUSTODY_OBJECTS_A_PEER_MAX,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     ORDERS_REMEMBERED_A_PEER_MAX,
@@ -25,7 +26,6 @@ from xsc.base.limits import (
     ROOM_A_PEER_PPM_MAX,
     SERVICES_A_PEER_MAX,
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
-    WARDS_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
@@ -139,9 +139,9 @@ class Oracle:
     """Orders of honest nodes, of what does not lie whole elsewhere."""
     kept: list[Kept] = field(default_factory=list)
     wards: dict[int, set[tuple[bytes, bytes]]] = field(default_factory=dict)
-    """By honest guardian, owner and object of what it guarded at the last look."""
+    """By honest custodian, owner and object of what it guarded at the last look."""
     unguarded: set[tuple[int, bytes, bytes]] = field(default_factory=set)
-    """Guardian, owner and object, of what an owner has ended."""
+    """Custodian, owner and object, of what an owner has ended."""
     sequences: dict[int, int] = field(default_factory=dict)
     _bodies: dict[bytes, tuple[Any, bool]] = field(default_factory=dict)
 
@@ -298,7 +298,7 @@ class Oracle:
         self.nobody_is_turned_away()
         self.nothing_is_lost()
         self.nothing_is_given_up()
-        self.guards_stand()
+        self.custody_stands()
         self.only_customers_delete()
         self.nothing_is_free()
         self.room_is_left()
@@ -325,13 +325,13 @@ class Oracle:
         """Who deletes a whole column knows that every column lies elsewhere."""
         expect(not self.deletions, "proven", "; ".join(self.deletions[:3]))
 
-    def guards_stand(self) -> None:
+    def custody_stands(self) -> None:
         """What is guarded for an honest owner stays guarded until that owner ends it."""
         known = {kept.manifest_hash for kept in self.kept}
         for index in self.up():
             now = {
                 (ward.owner, parse_verify(ward.capability).manifest_hash)
-                for _, ward in self.world.nodes[index].storage.guards.wards()
+                for _, ward in self.world.nodes[index].storage.custodian.objects()
                 if ward.owner != self.foe
             }
             for owner, ref in self.wards.get(index, set()) - now:
@@ -468,8 +468,8 @@ class Oracle:
                     LEASES_A_CUSTOMER_MAX,
                 ),
                 "wards": (
-                    sum(ward.owner == self.foe for _, ward in node.storage.guards.wards()),
-                    WARDS_A_PEER_MAX,
+                    sum(ward.owner == self.foe for _, ward in node.storage.custodian.objects()),
+                    CUSTODY_OBJECTS_A_PEER_MAX,
                 ),
                 "services": (
                     sum(view.owner == self.foe for view in node.services.views()),

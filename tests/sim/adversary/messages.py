@@ -18,9 +18,9 @@ from tests.sim.adversary.programs import hostile_program
 from xsc.base.encoding import encode
 from xsc.base.limits import (
     BATCH_CALLS_MAX,
+    CUSTODIANS_MAX,
     FRAME_PARTS_MAX,
     GIB,
-    GUARDIANS_MAX,
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
     OUTPUT_BYTES_MAX,
@@ -85,7 +85,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.guard": {
         "capability": str,
         "placement": Unsigned("placement"),
-        "before": Many(Id32, GUARDIANS_MAX),
+        "before": Many(Id32, CUSTODIANS_MAX),
     },
     "storage.unguard": {"object": Id32},
     "storage.healed": {"object": Id32},

@@ -314,7 +314,7 @@ class Play:
         await self.world.until(lambda: all(node.health.is_up(other) for other in others))
 
     def away(self) -> None:
-        """A node is away for longer than the grace: others mend what it held, and it is back."""
+        """A node is away for longer than the grace: others repair what it held, and it is back."""
         if self.forge.chance(0.5):
             self.proxy.manner = Manner(boasts=1.0)
         if len(self.oracle.up()) == len(self.oracle.honest()):

@@ -138,11 +138,11 @@ def test_repair_says_what_moved_and_what_did_not():
         for gone in (victim, world.index_of(hosts[4]), world.index_of(hosts[5])):
             await world.crash(gone)
         await world.until(
-            lambda: len(owner.storage.mender.gone([hosts[4], hosts[5]])) == 2,
+            lambda: len(owner.storage.repairer.gone([hosts[4], hosts[5]])) == 2,
             within_ms=7_200_000,
         )
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
-        lately = [item.column for _, done in owner.storage.mender.lately for item in done.moved]
+        lately = [item.column for _, done in owner.storage.repairer.recent for item in done.moved]
         assert sorted([*lately, *answer["left"]]) == [2, 4, 5]
         assert len(answer["left"]) == 1
         assert "no node that is up" in answer["reason"]

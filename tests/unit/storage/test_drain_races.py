@@ -178,11 +178,11 @@ def test_a_deletion_waits_for_one_segment_of_a_look_and_not_for_all():
     async def story(world):
         owner, leaver = world[0], world[1]
         done = await put(owner, content(3 * SEGMENT_BYTES), code=(1, 1))
-        owner.service.mender.look()
+        owner.service.repairer.look()
         await leaver.service.drain.begin()
         await leaver.service.drain.tell()
         ref = parse_verify(done.capability).manifest_hash
-        assert (await finished(world, owner.service.mender.mend(ref))).moved
+        assert (await finished(world, owner.service.repairer.repair(ref))).moved
         await finished(world, world.clock.sleep_ms(61_000))
         deleting = []
 
@@ -194,7 +194,7 @@ def test_a_deletion_waits_for_one_segment_of_a_look_and_not_for_all():
             host.before = read
             host.delay = lambda method: 5 * (method == messages.GET)
         owner.calls.clear()
-        await finished(world, owner.service.mender.mend(ref))
+        await finished(world, owner.service.repairer.repair(ref))
         assert not (await finished(world, deleting[0])).partly
         asked = [method for _, method in owner.calls].count(messages.GET)
         assert 1 <= asked < 6

@@ -121,7 +121,7 @@ async def broken(world):
     host = world.by_id[done.hosts[1]]
     for lease, size in (await host.node.delete(verify.locate, owner.id)).items():
         host.book.settle_use(lease, -size)
-    owner.service.mender.look()
+    owner.service.repairer.look()
     return owner, verify
 
 
@@ -129,38 +129,38 @@ def pays_where_it_lies(owner, ref):
     """Say whether the column that was lost is elsewhere, and the owner pays for all columns."""
     entry = owner.service.entry(ref)
     paying = {item.node for item in entry.held if item.size_bytes}
-    return set(entry.placement.columns) <= paying and len(owner.service.mender.lately) == 1
+    return set(entry.placement.columns) <= paying and len(owner.service.repairer.recent) == 1
 
 
-def test_what_a_guardian_reports_does_not_undo_what_was_mended_meanwhile():
+def test_what_a_custodian_reports_does_not_undo_what_was_repaired_meanwhile():
     async def story(world):
         owner, verify = await broken(world)
         ref = verify.manifest_hash
-        mending = asyncio.ensure_future(owner.service.mender.mend(ref))
+        repairing = asyncio.ensure_future(owner.service.repairer.repair(ref))
         await asyncio.sleep(0)
-        answer, _ = await owner.service.guards.on_healed(world[3].id, {"object": ref}, [])
+        answer, _ = await owner.service.custodian.on_healed(world[3].id, {"object": ref}, [])
         assert answer == {"ended": False, "release": False}
-        assert (await mending).moved
+        assert (await repairing).moved
         assert pays_where_it_lies(owner, ref)
 
     play(story, 5)
 
 
-def test_a_look_at_an_object_does_not_undo_what_was_mended_meanwhile():
+def test_a_look_at_an_object_does_not_undo_what_was_repaired_meanwhile():
     async def story(world):
         owner, verify = await broken(world)
-        ref, mender = verify.manifest_hash, owner.service.mender
+        ref, repairer = verify.manifest_hash, owner.service.repairer
         listed = [(ref, owner.service.entry(ref).placement)]
         sent = asyncio.Event()
         for host in world.hosts[1:]:
             host.before = lambda method, _: sent.set() if method == messages.PUT else None
-        mending = asyncio.ensure_future(mender.mend(ref))
+        repairing = asyncio.ensure_future(repairer.repair(ref))
         await sent.wait()
-        # It has been asked about; who looks from now on hears of it only when it is mended.
+        # It has been asked about; who looks from now on hears of it only when it is repaired.
         for host in world.hosts[1:]:
             host.delay = lambda method: 5 * (method == messages.STAT)
-        looking = asyncio.ensure_future(mender.round(listed, everything=True))
-        assert (await finished(world, mending)).moved
+        looking = asyncio.ensure_future(repairer.round(listed, everything=True))
+        assert (await finished(world, repairing)).moved
         await finished(world, looking)
         assert pays_where_it_lies(owner, ref)
 
@@ -170,29 +170,29 @@ def test_a_look_at_an_object_does_not_undo_what_was_mended_meanwhile():
 def test_an_object_that_takes_long_to_mend_holds_up_no_other():
     async def story(world):
         owner, verify = await broken(world)
-        ref, mender = verify.manifest_hash, owner.service.mender
+        ref, repairer = verify.manifest_hash, owner.service.repairer
         other = parse_verify((await put(owner, content(100), code=(1, 1))).capability)
-        async with mender._turns.of(other.manifest_hash):
+        async with repairer._turns.of(other.manifest_hash):
             listed = [(key, entry.placement) for key, entry in owner.service.entries()]
             assert len(listed) == 2
-            await asyncio.wait_for(mender.round(listed, everything=True), 20)
-        assert [key for key, _ in mender.lately] == [ref]
+            await asyncio.wait_for(repairer.round(listed, everything=True), 20)
+        assert [key for key, _ in repairer.recent] == [ref]
 
     play(story, 5)
 
 
-def test_of_an_object_that_is_deleted_after_it_was_mended_nothing_is_remembered():
+def test_of_an_object_that_is_deleted_after_it_was_repaired_nothing_is_remembered():
     async def story(world):
         owner, verify = await broken(world)
-        mender = owner.service.mender
-        assert (await mender.mend(verify.manifest_hash)).moved
-        assert mender._moved_ms
+        repairer = owner.service.repairer
+        assert (await repairer.repair(verify.manifest_hash)).moved
+        assert repairer._moved_ms
         await owner.service.rm(verify.to_text())
-        running = asyncio.ensure_future(mender.run())
+        running = asyncio.ensure_future(repairer.run())
         await finished(world, world.clock.sleep_ms(2 * LEFTOVERS_KEPT_MS))
         running.cancel()
-        assert (mender._moved_ms, mender._failed, mender._reported) == ({}, {}, {})
-        assert len(mender._turns) == 0
+        assert (repairer._moved_ms, repairer._failed, repairer._reported) == ({}, {}, {})
+        assert len(repairer._turns) == 0
 
     play(story, 5)
 
@@ -216,29 +216,29 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
         raw = owner.state.get(OBJECTS + ref)
         many = [(OBJECTS + number.to_bytes(32, "big"), raw) for number in range(640)]
         owner.state.write(many, sync=True)
-        guards, mender = owner.service.guards, owner.service.mender
-        mender.look()
-        guards._refused = dict.fromkeys(owner.peers(), 2**62)
+        custody, repairer = owner.service.custodian, owner.service.repairer
+        repairer.look()
+        custody._refused = dict.fromkeys(owner.peers(), 2**62)
         placement = owner.service.entry(ref).placement
         listed = [(ref, placement)] * 640
-        assert await turns_of_others(mender.round(listed, everything=False)) > 10
-        assert await turns_of_others(guards.ask_all()) > 10
+        assert await turns_of_others(repairer.round(listed, everything=False)) > 10
+        assert await turns_of_others(custody.ask_all()) > 10
         assert await turns_of_others(owner.service.retry_deletions()) > 10
 
     play(story)
 
 
 @pytest.mark.parametrize("count", range(0, 60, 3))
-def test_an_object_that_is_deleted_while_it_is_mended_is_paid_for_no_more(count):
+def test_an_object_that_is_deleted_while_it_is_repaired_is_paid_for_no_more(count):
     """After so many turns of the event loop: some of what moves is there by then, some comes."""
 
     async def story(world):
         owner, verify = await broken(world)
         await put(owner, content(70_000), name="another", code=(1, 1))
-        mending = asyncio.ensure_future(owner.service.mender.mend(verify.manifest_hash))
+        repairing = asyncio.ensure_future(owner.service.repairer.repair(verify.manifest_hash))
         await turns(count)
         assert not (await owner.service.rm(verify.to_text())).partly
-        await asyncio.gather(mending, return_exceptions=True)
+        await asyncio.gather(repairing, return_exceptions=True)
         await owner.service.retry_deletions()
         assert owner.service.entry(verify.manifest_hash) is None
         for host in world.hosts[1:]:

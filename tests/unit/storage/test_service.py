@@ -534,7 +534,7 @@ async def test_receipts_of_deletions_are_dropped_once_no_lease_can_be_left():
     assert len(deletions.too_old(state, late, 2)) == 2
     state.write(deletions.too_old(state, late, 100), sync=False)
     assert not list(state.scan(deletions.DELETED, prefix_end(deletions.DELETED)))
-    # A guardian that did not hear of the deletion may come much later.
+    # A custodian that did not hear of the deletion may come much later.
     late = now_ms + deletions.ENDED_KEPT_MS
     assert deletions.too_old(state, late, 100) == []
     state.write(deletions.too_old(state, late + 1, 100), sync=False)

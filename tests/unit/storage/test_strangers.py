@@ -146,7 +146,7 @@ def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
         owner, data = world[0], content(50_000)
         done = await put(owner, data)
         verify = parse_verify(done.capability)
-        ref, mender = verify.manifest_hash, owner.service.mender
+        ref, repairer = verify.manifest_hash, owner.service.repairer
         manifest = (await owner.service._locate(verify)).manifest
         free = [host for host in world.hosts[1:] if host.id not in done.hosts]
         for liar in free[:liars]:
@@ -168,14 +168,14 @@ def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
                 return nothing_there(method, answer)
 
             liar.corrupt = claims_all(lie)
-        mender.look()
+        repairer.look()
         for node in done.hosts[:2]:
             world.by_id[node].up = False
-            mender.look()
+            repairer.look()
             world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-            mender.look()
+            repairer.look()
             for _ in range(3):
-                await in_time(world, mender.mend(ref))
+                await in_time(world, repairer.repair(ref))
         columns = owner.service.entry(ref).placement.columns
         holding = [
             column
@@ -253,14 +253,14 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         ref = parse_verify(done.capability).manifest_hash
         used = [host.node.used_bytes for host in world.hosts]
         before = owner.service.entry(ref)
-        mender = owner.service.mender
-        mender.look()
+        repairer = owner.service.repairer
+        repairer.look()
         granted = 0
         for round_ in range(4):
             reply = await liar.call(owner.id, HEALED, {"object": ref})
             granted += reply.header["release"]
             owner.calls.clear()
-            await finished(world, mender.round([(ref, before.placement)], everything=False))
+            await finished(world, repairer.round([(ref, before.placement)], everything=False))
             read = {node for node, method in owner.calls if method == messages.GET}
             if round_ == 0:
                 assert read == set(done.hosts) - {owner.id}
@@ -269,9 +269,9 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         assert owner.service.entry(ref) == before
         # Where one of them cannot be read nothing is let go.
         world.by_id[done.hosts[2]].corrupt = wrong_bytes
-        mender.reported(ref, world[7].id)
-        await finished(world, mender.round([(ref, before.placement)], everything=False))
-        assert not mender.reported(ref, world[7].id)
+        repairer.reported(ref, world[7].id)
+        await finished(world, repairer.round([(ref, before.placement)], everything=False))
+        assert not repairer.reported(ref, world[7].id)
 
     play(story)
 
@@ -279,7 +279,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
 @pytest.mark.parametrize("missing", [*combinations(range(3), 2)])
 def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing):
     async def story(world):
-        owner, guardian = world[0], world[7]
+        owner, custodian = world[0], world[7]
         data = content(3 * MIB)
         done = await put(owner, data, code=(1, 2))
         verify = parse_verify(done.capability)
@@ -289,10 +289,10 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
             located = await owner.service._locate(verify)
             root = located.manifest.roots[column]
             (found,) = await host.node.get(verify.locate, 0, [messages.Wanted(0, column, root)])
-            lease = Lease(other.id, guardian.lease_id(other.id))
+            lease = Lease(other.id, custodian.lease_id(other.id))
             shard = StorageShard(column, bytes(found.data), root)
             sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
-            await guardian.service._reach.store(
+            await custodian.service._reach.store(
                 lease,
                 verify.locate,
                 0,
@@ -310,11 +310,11 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
         for index in missing:
             world.hosts[4 + index].up = True
         # It takes them over where they are: nothing is sent a second time.
-        mender = owner.service.mender
-        mender.look()
+        repairer = owner.service.repairer
+        repairer.look()
         owner.calls.clear()
-        mended = await mender.mend(verify.manifest_hash)
-        assert not mended.left
+        repaired = await repairer.repair(verify.manifest_hash)
+        assert not repaired.left
         assert not [node for node, method in owner.calls if method == messages.PUT][3:]
         # What somebody only says that it holds counts once it was read.
         read = {node for node, method in owner.calls if method == messages.GET}
@@ -332,26 +332,26 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
         owner, data = world[0], content(MIB)
         done = await put(owner, data)
         verify = parse_verify(done.capability)
-        ref, mender = verify.manifest_hash, owner.service.mender
+        ref, repairer = verify.manifest_hash, owner.service.repairer
         away = [world.by_id[node] for node in done.hosts[:2]]
-        mender.look()
+        repairer.look()
         for host in away:
             host.up = False
-        mender.look()
+        repairer.look()
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-        mender.look()
-        assert len((await finished(world, mender.mend(ref))).moved) == 2
+        repairer.look()
+        assert len((await finished(world, repairer.repair(ref))).moved) == 2
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
         for host in away:
             host.up = True
-        mender.look()
+        repairer.look()
         held = sum(host.node.used_bytes > 0 for host in away)
         assert held == 2
         placement = owner.service.entry(ref).placement
         # A new host claims to hold what it has lost.
         new = world.by_id[placement.columns[0]]
         new.corrupt = wrong_bytes
-        await finished(world, mender.mend(ref))
+        await finished(world, repairer.repair(ref))
         assert sum(host.node.used_bytes > 0 for host in away) == 2
         new.corrupt = lambda method, answer: answer
         surplus = 2
@@ -359,7 +359,7 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
             world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
             before = owner.service.entry(ref).placement
             owner.calls.clear()
-            await finished(world, mender.mend(ref))
+            await finished(world, repairer.repair(ref))
             read = {node for node, method in owner.calls if method == messages.GET}
             left = sum(host.node.used_bytes > 0 for host in (*away, new))
             left -= sum(node in before.columns for node in {host.id for host in (*away, new)})
@@ -381,37 +381,37 @@ def test_a_silent_custodian_host_is_no_loss():
         owner = world[0]
         done = await put(owner, content(50_000))
         ref = parse_verify(done.capability).manifest_hash
-        mender = owner.service.mender
-        mender.look()
+        repairer = owner.service.repairer
+        repairer.look()
 
         def silent(method, _):
             if method == messages.GET:
                 raise PeerSilent("the peer does not answer")
 
         world.by_id[done.hosts[1]].before = silent
-        mender.reported(ref, world[7].id)
-        survey = await mender.survey(mender._keeper.load(ref))
-        assert not await mender._is_proven(survey)
-        assert mender._failed == {}
+        repairer.reported(ref, world[7].id)
+        survey = await repairer.survey(repairer._keeper.load(ref))
+        assert not await repairer._is_proven(survey)
+        assert repairer._failed == {}
 
     play(story)
 
 
-def test_wards_that_name_nodes_without_end_are_not_remembered_without_end():
+def test_objects_in_custody_that_name_nodes_without_end_are_not_remembered_without_end():
     async def story(world):
         world[0].is_up = lambda node: node in world.by_id and world.by_id[node].up
-        mender = world[0].service.ward_mender
-        mender.look()
+        repairer = world[0].service.custody_repairer
+        repairer.look()
         for number in range(3):
             nodes = [bytes([number]) + index.to_bytes(31, "big") for index in range(WATCHES_MAX)]
-            mender.gone(nodes)
-        assert len(mender._watches) <= WATCHES_MAX + len(world.hosts)
+            repairer.gone(nodes)
+        assert len(repairer._watches) <= WATCHES_MAX + len(world.hosts)
         # Peers are known as ever.
         world[1].up = False
-        mender.look()
-        assert world[1].id not in mender.gone([world[1].id])
+        repairer.look()
+        assert world[1].id not in repairer.gone([world[1].id])
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-        assert world[1].id in mender.gone([world[1].id])
+        assert world[1].id in repairer.gone([world[1].id])
 
     play(story)
 
@@ -427,10 +427,10 @@ def test_the_first_friend_makes_a_lone_nodes_objects_no_worse(size):
         done = await put(owner, data)
         assert set(done.hosts) == {owner.id}
         friend.up = True
-        ref, mender = parse_verify(done.capability).manifest_hash, owner.service.mender
+        ref, repairer = parse_verify(done.capability).manifest_hash, owner.service.repairer
         for _ in range(6):
-            mender.look()
-            await in_time(world, mender.mend(ref))
+            repairer.look()
+            await in_time(world, repairer.repair(ref))
             world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
         friend.up = False
         assert await get(owner, done.capability) == data
@@ -438,17 +438,17 @@ def test_the_first_friend_makes_a_lone_nodes_objects_no_worse(size):
     play(story, 2)
 
 
-def test_a_guardian_that_repeats_its_report_has_an_object_read_so_often_and_no_more():
+def test_a_custodian_that_repeats_its_report_has_an_object_read_so_often_and_no_more():
     async def story(world):
         owner = world[0]
         done = await put(owner, content(50_000))
-        ref, mender = parse_verify(done.capability).manifest_hash, owner.service.mender
-        mender.look()
+        ref, repairer = parse_verify(done.capability).manifest_hash, owner.service.repairer
+        repairer.look()
         read = 0
         for _ in range(3 * REPORTS_AN_OBJECT_MAX):
-            mender.reported(ref, world[7].id)
+            repairer.reported(ref, world[7].id)
             owner.calls.clear()
-            await in_time(world, mender.mend(ref))
+            await in_time(world, repairer.repair(ref))
             read += any(method == messages.GET for _, method in owner.calls)
         assert read == REPORTS_AN_OBJECT_MAX
 

@@ -58,7 +58,7 @@ async def _document(node: Node, wait_ms: int = 0) -> dict[str, Any]:
             for item in look.stuck
         ],
         "directories_only_here": [to_text(owner) for owner in look.only_here],
-        "guarded_at_own_cost": sum(bool(ward.held) for _, ward in node.storage.guards.wards()),
+        "guarded_at_own_cost": sum(bool(ward.held) for _, ward in node.storage.custodian.objects()),
         "owed_micro": sum(lease.due_micro - lease.settled_micro for lease in owed),
     }
 

@@ -140,7 +140,7 @@ def own_expiring(
     return frozenset(found)
 
 
-def ward_expiring(
+def custody_expiring(
     manifest: Manifest,
     columns: Sequence[bytes],
     states: Sequence[State],
@@ -151,11 +151,11 @@ def ward_expiring(
     now_ms: int,
     rescue_ms: int,
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the columns that a guardian must keep where they are, and those it must move.
+    """Return the columns that a custodian must keep where they are, and those it must move.
 
-    A column is safe while one of those trusted, the owner or a guardian before this one, or this
+    A column is safe while one of those trusted, the owner or a custodian before this one, or this
     node keeps it for longer than `rescue_ms`. It is kept where it
-    is, under a lease of the guardian, unless it has one there already, which was not renewed,
+    is, under a lease of the custodian, unless it has one there already, which was not renewed,
     or the end is near and the host has not given it one.
     """
     here, elsewhere = set(), set()

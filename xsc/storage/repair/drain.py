@@ -1,7 +1,7 @@
 """Leaving: who of the peers leaves, and this node's own leave until all it held is elsewhere.
 
 A node that leaves tells every peer, takes nothing new, and waits: owners move its
-columns as they would mend lost ones (`mender`), and then order their deletion. It
+columns as they would repair lost ones (`repairer`), and then order their deletion. It
 keeps these orders on the disk, counts what is still here, and says why. Nothing else
 is kept: after a crash the count is made anew from the index.
 Design: docs/design/storage-drain.md.
@@ -222,7 +222,7 @@ class Drain:
         async with self._turn:
             if not self.active:
                 await self._say(leaving=True)
-                self._log.info("drain_begun", held_bytes=self._node.used_bytes)
+                self._log.info("drain.begun", held_bytes=self._node.used_bytes)
 
     async def cancel(self) -> None:
         """Stay after all, and tell the peers, also such as heard something else from before.
@@ -236,7 +236,7 @@ class Drain:
             await self._say(leaving=False, changes=changes)
             self._released.clear()
             self._stays.clear()
-            self._log.info("drain_cancelled")
+            self._log.info("drain.cancelled")
 
     async def _say(self, *, leaving: bool, changes: Sequence[Change] = ()) -> None:
         before = -1 if self._word is None else self._word.said_ms
@@ -304,7 +304,7 @@ class Drain:
             )
             self._copies[peer] = take_int(reply.header, "copies", most=COPIES_MAX)
         except XscError as fault:
-            self._log.info("drain_not_told", peer=short(peer), reason=fault.message)
+            self._log.info("drain.not_told", peer=short(peer), reason=fault.message)
         else:
             self._told[peer] = said_ms
 
@@ -341,7 +341,7 @@ class Drain:
             only_here=tuple(only_here),
         )
         if self._look != look and _is_done(look):
-            self._log.info("drained", objects=len(self._released))
+            self._log.info("drain.done", objects=len(self._released))
         self._look = look
         self._looked.set()
         return look
@@ -434,7 +434,9 @@ class Drain:
                 # Not entered before it is kept: where that fails it is said, and heard, again.
                 await self._commit([(LEAVERS + caller, raw)])
                 self._leavers[caller] = said
-                self._log.info("peer_leaves" if said.leaving else "peer_stays", peer=short(caller))
+                self._log.info(
+                    "drain.peer_leaves" if said.leaving else "drain.peer_stays", peer=short(caller)
+                )
                 self._changed()
         return {"copies": self.copies(caller)}, []
 
@@ -469,7 +471,7 @@ class Drain:
                 timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
             )
         except XscError as fault:
-            self._log.info("drain_not_excused", peer=short(leaver), reason=fault.message)
+            self._log.info("drain.reason_not_told", peer=short(leaver), reason=fault.message)
 
 
 def _is_done(look: Look) -> bool:

@@ -1,9 +1,9 @@
 """Keeps objects whole: looks after each, and moves columns that are lost or must leave.
 
-Touches hosts through `Reach`. What it is given of an object is a `Charge`: a
-*verify* capability, and where its columns were last. It cannot read what it mends,
-and stores as an ordinary customer, whether it is the owner or a guardian. Plans are
-made anew from what the hosts say (`mending`) and are kept nowhere, so that a restart
+Touches hosts through `Reach`. What it is given of an object is a `MaintainedObject`: a
+*verify* capability, and where its columns were last. It cannot read what it repairs,
+and stores as an ordinary customer, whether it is the owner or a custodian. Plans are
+made anew from what the hosts say (`repairing`) and are kept nowhere, so that a restart
 loses at most the object that was being worked on: whom it sends to is written down
 first, and what is there without being in the placement is deleted before the next try.
 
@@ -38,8 +38,8 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import short
 from xsc.base.limits import (
-    MENDS_A_ROUND_MAX,
-    MENDS_AT_ONCE,
+    REPAIRS_A_ROUND_MAX,
+    REPAIRS_AT_ONCE,
     REPORTS_AN_OBJECT_MAX,
     REPORTS_MS,
     STORE_REQUEST_BYTES_MAX,
@@ -54,7 +54,7 @@ from xsc.base.units import held_bytes
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.durability import Host, survival
 from xsc.storage.object.erasure import Buffer, StorageShard
-from xsc.storage.object.expiry import own_ends, own_expiring, ward_expiring
+from xsc.storage.object.expiry import custody_expiring, own_ends, own_expiring
 from xsc.storage.object.inventory import HeldObject, Wanted
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
@@ -100,7 +100,7 @@ from xsc.terms.lease import OWN_LEASE
 
 
 @dataclass(frozen=True, slots=True)
-class MendSettings:
+class RepairSettings:
     """What the operator decides."""
 
     grace_ms: int
@@ -114,46 +114,46 @@ class MendSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class MaintainedObject:
     """An object to look after, and by what right."""
 
     ref: bytes
-    """What the keeper files it under."""
+    """What the objects files it under."""
     capability: VerifyCapability
     owner: bytes
     placement: Placement
     held: tuple[Held, ...]
     """What this node pays for, by host and lease; also what it was about to send."""
     is_own: bool = True
-    """Whether this node is the owner; else it is a guardian."""
+    """Whether this node is the owner; else it is a custodian."""
     before: tuple[bytes, ...] = ()
-    """At a guardian: the guardians whose turn comes first."""
+    """At a custodian: the custodians whose turn comes first."""
     budget_bytes: int | None = None
-    """At a guardian: how much more it may keep for that owner."""
+    """At a custodian: how much more it may keep for that owner."""
     rescue_ms: int = 0
-    """At a guardian: how long before its end it keeps what the owner did not renew."""
+    """At a custodian: how long before its end it keeps what the owner did not renew."""
     only_clean: bool = False
-    """Nothing is to be mended by this node: only what it pays for in vain is deleted."""
+    """Nothing is to be repaired by this node: only what it pays for in vain is deleted."""
 
 
-class Keeper(Protocol):
-    """Holds charges on the disk."""
+class MaintainedObjects(Protocol):
+    """Holds objects on the disk."""
 
     def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield the charges to be looked after at this moment: reference and placement."""
+        """Yield the objects to be looked after at this moment: reference and placement."""
 
-    def load(self, ref: bytes) -> Charge | None:
-        """Return a charge; None where it is gone."""
+    def load(self, ref: bytes) -> MaintainedObject | None:
+        """Return an object; None where it is gone."""
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
-        """Keep placement and what is held, synced; False where the charge is gone.
+        """Keep placement and what is held, synced; False where the object is gone.
 
         Of one that is being deleted what is held is kept still: all of that is deleted.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class LoneLease:
+class KnownLease:
     """Room at a host that is held under a lease known before."""
 
     node: bytes
@@ -162,7 +162,7 @@ class LoneLease:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MovedColumn:
     """A column that has a new home."""
 
     column: int
@@ -171,12 +171,12 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
+class RepairResult:
     """What one look at an object came to."""
 
     margin: int
     """Before."""
-    moved: tuple[Moved, ...]
+    moved: tuple[MovedColumn, ...]
     left: tuple[int, ...]
     """Columns that are lost or must leave, and have no new home yet."""
     reason: str
@@ -189,7 +189,7 @@ class Mended:
 class Survey:
     """What the hosts of an object say."""
 
-    charge: Charge
+    kept: MaintainedObject
     located: Located
     columns: tuple[bytes, ...]
     """The node of each column: of the placement, or where it was found instead."""
@@ -199,7 +199,7 @@ class Survey:
     """Columns that are lost, or on nodes that leave."""
     foreign: frozenset[int]
     """Columns that stay where they are, but must come under a lease of this node: at the
-    owner, those that others pay for; at a guardian, those that the owner did not renew."""
+    owner, those that others pay for; at a custodian, those that the owner did not renew."""
     expiring: frozenset[int] = frozenset()
     """Columns whose lease ends soon where no other is to be had; part of `homeless`."""
     labelled: frozenset[bytes] = frozenset()
@@ -231,22 +231,22 @@ Progress = Callable[[int, int], None]
 """Hears how many segments of how many are done."""
 
 
-class Mender:
+class Repairer:
     """See the module."""
 
     def __init__(
         self,
         *,
         reach: Reach,
-        keeper: Keeper,
-        settings: MendSettings,
+        objects: MaintainedObjects,
+        settings: RepairSettings,
         find: Callable[[VerifyCapability], Awaitable[Located]],
         search: Callable[[VerifyCapability, Located], Awaitable[Located]],
         stat: Callable[[bytes, VerifyCapability, Manifest], Coroutine[Any, Any, HeldObject | None]],
         drain: Drain,
     ) -> None:
         self._reach = reach
-        self._keeper = keeper
+        self._objects = objects
         self._settings = settings
         self._find = find
         self._search = search
@@ -260,15 +260,15 @@ class Mender:
         self._reports = Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
         self._watches: dict[bytes, Watch] = {}
         self._turns: Turns[bytes] = Turns()
-        """By object: held while a charge is looked at, mended or changed."""
+        """By object: held while an object is looked at, repaired or changed."""
         self._moved_ms: dict[bytes, int] = {}
         self._left: set[bytes] = set()
         """Objects of which something may lie at nodes that are silent and count no more."""
         self._again: set[bytes] = set()
         self._woken = asyncio.Event()
         self._free_ms = 0
-        self.lately: deque[tuple[bytes, Mended]] = deque(maxlen=MENDS_A_ROUND_MAX)
-        """What was mended in this run, by reference, the oldest first."""
+        self.recent: deque[tuple[bytes, RepairResult]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
+        """What was repaired in this run, by reference, the oldest first."""
 
     @property
     def _leaving(self) -> frozenset[bytes]:
@@ -295,7 +295,7 @@ class Mender:
         self._woken.set()
 
     def look_at(self, refs: Collection[bytes]) -> None:
-        """Look at some charges at once: a host has told that it holds them no more."""
+        """Look at some objects at once: a host has told that it holds them no more."""
         self._again.update(refs)
         self._woken.set()
 
@@ -308,7 +308,7 @@ class Mender:
             if len(self._watches) < WATCHES_MAX:
                 # Not even a peer any more: its time runs from now on.
                 self._watches[node] = Watch(None if self._reach.is_up(node) else now_ms, now_ms)
-        # Where wards name more nodes than there can be, the rest were never there.
+        # Where objects in custody name more nodes than there can be, the rest were never there.
         over = {node for node in unknown if node not in self._watches}
         return frozenset(
             node
@@ -334,7 +334,7 @@ class Mender:
         return frozenset((up | {self._reach.own}) - self._leaving)
 
     async def run(self) -> None:
-        """Look after all charges until cancelled."""
+        """Look after all objects until cancelled."""
         seen: object = None
         full_ms = 0
         while True:
@@ -343,12 +343,12 @@ class Mender:
             everything = now_ms >= full_ms
             if everything:
                 full_ms = now_ms + self._settings.check_ms
-            listed = [item async for item in sliced(self._keeper.refs())]
+            listed = [item async for item in sliced(self._objects.refs())]
             situation = (
                 self.gone({*self._watches}),
                 self.available(),
                 self._leaving,
-                frozenset(ref for ref, _ in listed) if len(listed) < MENDS_A_ROUND_MAX else 0,
+                frozenset(ref for ref, _ in listed) if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
             cleanable = {
                 ref: moved_ms
@@ -407,12 +407,12 @@ class Mender:
     def apart(self, ref: bytes) -> AbstractAsyncContextManager[object]:
         """Hold an object's turn: nothing of it is looked at, moved or counted meanwhile.
 
-        What is under way ends first; of a charge that is gone by then, at the next segment.
+        What is under way ends first; of an object that is gone by then, at the next segment.
         """
         return self._turns.of(ref)
 
     def _is_gone(self, ref: bytes) -> bool:
-        return self._keeper.load(ref) is None
+        return self._objects.load(ref) is None
 
     def _concerned(self, placement: Placement) -> bool:
         columns = placement.columns
@@ -432,7 +432,7 @@ class Mender:
         everything: bool,
         also: Collection[bytes] = (),
     ) -> None:
-        """Look at every charge that may need something; mend the weakest first."""
+        """Look at every object that may need something; repair the weakest first."""
         again, self._again = self._again, set()
         refs = [
             ref
@@ -444,16 +444,16 @@ class Mender:
         async def look(ref: bytes) -> tuple[int, bytes] | None:
             async with places:
                 if ref in self._turns:
-                    # It is being mended; that can take long, and others wait.
+                    # It is being repaired; that can take long, and others wait.
                     self._again.add(ref)
                     return None
-                # What is found anew is kept: nobody else may be changing the charge meanwhile.
+                # What is found anew is kept: nobody else may be changing the object meanwhile.
                 async with self._turns.of(ref):
-                    charge = self._keeper.load(ref)
-                    if charge is None:
+                    kept = self._objects.load(ref)
+                    if kept is None:
                         return None
                     try:
-                        survey = await self.survey(charge)
+                        survey = await self.survey(kept)
                     except XscError as fault:
                         self._fault(ref, fault)
                         return None
@@ -464,22 +464,22 @@ class Mender:
 
         found = await together(look(ref) for ref in refs)
         order = sorted(item for item in found if item is not None)
-        self._again.update(ref for _, ref in order[MENDS_A_ROUND_MAX:])
-        queue = [ref for _, ref in order[:MENDS_A_ROUND_MAX]]
+        self._again.update(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
+        queue = [ref for _, ref in order[:REPAIRS_A_ROUND_MAX]]
 
         async def work() -> None:
             while queue:
                 ref = queue.pop(0)
                 try:
-                    await self.mend(ref)
+                    await self.repair(ref)
                 except XscError as fault:
                     self._fault(ref, fault)
 
-        await together(work() for _ in range(MENDS_AT_ONCE))
+        await together(work() for _ in range(REPAIRS_AT_ONCE))
 
     def _nothing_to_do(self, survey: Survey) -> None:
         """Forget when an object moved of which nothing can be deleted, until somebody is back."""
-        ref, now_ms = survey.charge.ref, self._reach.clock.monotonic_ms()
+        ref, now_ms = survey.kept.ref, self._reach.clock.monotonic_ms()
         moved_ms = self._moved_ms.get(ref)
         if moved_ms is not None and now_ms - moved_ms >= self._settings.kept_ms:
             del self._moved_ms[ref]
@@ -488,37 +488,37 @@ class Mender:
             self._left.discard(ref)
 
     def _fault(self, ref: bytes, fault: XscError) -> None:
-        self._reach.log.warning("storage_mend_failed", object=short(ref), reason=fault.message)
+        self._reach.log.warning("repair.failed", object=short(ref), reason=fault.message)
 
     # What an object needs
 
-    async def survey(self, charge: Charge) -> Survey:
+    async def survey(self, kept: MaintainedObject) -> Survey:
         """Ask all hosts of an object; what they have lost is looked for at all peers.
 
         Raises:
             RecordInvalid: the manifest is not of the object that is to be looked after.
             XscError: the object cannot be found.
         """
-        located = await self._find(charge.capability)
-        manifest, columns = located.manifest, list(charge.placement.columns)
-        if manifest.owner != charge.owner or len(columns) != manifest.k + manifest.m:
+        located = await self._find(kept.capability)
+        manifest, columns = located.manifest, list(kept.placement.columns)
+        if manifest.owner != kept.owner or len(columns) != manifest.k + manifest.m:
             raise RecordInvalid("the object is another one than its placement is for")
-        answers = await self._ask(charge, manifest, columns)
+        answers = await self._ask(kept, manifest, columns)
         states = await self._reach.executor.run(column_states, manifest, columns, answers)
-        for column, node in self._failed.get(charge.ref, ()):
+        for column, node in self._failed.get(kept.ref, ()):
             if columns[column] == node:
                 states[column] = "corrupt"
-        await self._found_elsewhere(charge, located, columns, states, answers)
+        await self._found_elsewhere(kept, located, columns, states, answers)
         lost = lost_columns(columns, states, self.gone(set(columns)))
         leaving = {column for column, node in enumerate(columns) if node in self._leaving}
-        foreign, expiring = self._to_renew(charge, columns, manifest, states, answers)
+        foreign, expiring = self._to_renew(kept, columns, manifest, states, answers)
         homeless = lost | leaving | expiring
         labelled: frozenset[bytes] = frozenset()
         if homeless or any(asked_of(manifest.survive)[1:]):
             nodes = sorted({*columns, *self.available(also_unsteady=True)})
             labelled = await self._reach.hosts.learn_labels(nodes)
         return Survey(
-            charge,
+            kept,
             located,
             tuple(columns),
             tuple(states),
@@ -530,21 +530,21 @@ class Mender:
         )
 
     async def _ask(
-        self, charge: Charge, manifest: Manifest, nodes: Iterable[bytes]
+        self, kept: MaintainedObject, manifest: Manifest, nodes: Iterable[bytes]
     ) -> dict[bytes, HeldObject | None]:
         ordered = sorted(set(nodes))
-        said = await together(self._stat(node, charge.capability, manifest) for node in ordered)
+        said = await together(self._stat(node, kept.capability, manifest) for node in ordered)
         return dict(zip(ordered, said, strict=True))
 
     async def _found_elsewhere(
         self,
-        charge: Charge,
+        kept: MaintainedObject,
         located: Located,
         columns: list[bytes],
         states: list[State],
         answers: dict[bytes, HeldObject | None],
     ) -> None:
-        """Take lost columns where another host has them: a guardian may have rebuilt them.
+        """Take lost columns where another host has them: a custodian may have rebuilt them.
 
         A node that has another column already does not count: one that says that it holds all
         would get all.
@@ -553,8 +553,8 @@ class Mender:
         if not lost:
             return
         manifest = located.manifest
-        found = await self._search(charge.capability, located)
-        failed = self._failed.get(charge.ref, frozenset())
+        found = await self._search(kept.capability, located)
+        failed = self._failed.get(kept.ref, frozenset())
         for column in sorted(lost):
             before = columns[column]
             others = set(found.holders[column]) - self._leaving - {before}
@@ -562,14 +562,14 @@ class Mender:
                 if (column, node) in failed:
                     continue
                 if answers.get(node) is None:
-                    answers |= await self._ask(charge, manifest, [node])
+                    answers |= await self._ask(kept, manifest, [node])
                 if column_state(manifest, column, answers[node]) == "ok":
                     columns[column], states[column] = node, "ok"
                     break
 
     def _to_renew(
         self,
-        charge: Charge,
+        kept: MaintainedObject,
         columns: Sequence[bytes],
         manifest: Manifest,
         states: Sequence[State],
@@ -577,21 +577,21 @@ class Mender:
     ) -> tuple[frozenset[int], frozenset[int]]:
         """Return the columns that need a lease of this node where they are, or elsewhere."""
         own, now_ms = self._reach.own, self._reach.clock.now_ms()
-        if not charge.is_own:
-            if charge.only_clean:
+        if not kept.is_own:
+            if kept.only_clean:
                 return frozenset(), frozenset()
-            return ward_expiring(
+            return custody_expiring(
                 manifest,
                 columns,
                 states,
                 answers,
                 own=own,
-                trusted={charge.owner, *charge.before},
+                trusted={kept.owner, *kept.before},
                 now_ms=now_ms,
-                rescue_ms=charge.rescue_ms,
+                rescue_ms=kept.rescue_ms,
             )
         foreign = self._not_mine(manifest, columns, states, answers)
-        held = ((item.node, item.lease_id) for item in charge.held if item.size_bytes)
+        held = ((item.node, item.lease_id) for item in kept.held if item.size_bytes)
         ends = own_ends(held, own, self._reach.hosts.lease_end)
         ending = own_expiring(manifest, columns, states, answers, ends=ends, own=own, now_ms=now_ms)
         return foreign, ending - foreign
@@ -607,9 +607,8 @@ class Mender:
             doubled=survey.doubled,
             labels=self._hosts_of(survey.labelled),
             asked=asked,
-            # Guardians move what is lost, and nobody moves for labels that were not heard yet.
-            movable=survey.charge.is_own
-            and (not any(asked[1:]) or survey.labelled >= set(columns)),
+            # Custodians move what is lost, and nobody moves for labels that were not heard yet.
+            movable=survey.kept.is_own and (not any(asked[1:]) or survey.labelled >= set(columns)),
         )
 
     def _hosts_of(self, nodes: Iterable[bytes]) -> dict[bytes, Host]:
@@ -655,7 +654,7 @@ class Mender:
     @staticmethod
     def _outdated(survey: Survey) -> set[bytes]:
         """Return the nodes of no column at which this node pays."""
-        return {item.node for item in survey.charge.held} - set(survey.columns)
+        return {item.node for item in survey.kept.held} - set(survey.columns)
 
     def _leftovers(self, survey: Survey) -> set[bytes]:
         """Return those of them that can be asked to delete it now."""
@@ -688,7 +687,7 @@ class Mender:
         manifest = survey.located.manifest
         a_column = self._column_bytes(manifest)
         a_record = self._record_bytes(survey.located)
-        held = survey.charge.held
+        held = survey.kept.held
         for node, answer in survey.answers.items():
             if node != self._reach.own and answer is not None:
                 most = most_held(answer, self._reach.own, a_column, a_record)
@@ -697,75 +696,75 @@ class Mender:
 
     async def _recount(self, survey: Survey) -> Survey:
         """Count what hosts hold for this node as they say it, where a crash lost the count."""
-        charge, held = survey.charge, self._recounted(survey)
-        if held == charge.held:
+        kept, held = survey.kept, self._recounted(survey)
+        if held == kept.held:
             return survey
-        for node, lease_id, more_bytes in differences(charge.held, held):
+        for node, lease_id, more_bytes in differences(kept.held, held):
             await self._reach.note_recounted(node, lease_id, more_bytes)
             self._reach.log.info(
-                "storage_recounted",
-                object=short(charge.ref),
+                "repair.recounted",
+                object=short(kept.ref),
                 peer=short(node),
                 lease=short(lease_id),
                 more_bytes=more_bytes,
             )
-        await self._keeper.save(charge.ref, charge.placement, held)
-        return replace(survey, charge=replace(charge, held=held))
+        await self._objects.save(kept.ref, kept.placement, held)
+        return replace(survey, kept=replace(kept, held=held))
 
     def _needs(self, survey: Survey) -> bool:
-        if self._recounted(survey) != survey.charge.held:
+        if self._recounted(survey) != survey.kept.held:
             return True
-        if survey.charge.only_clean:
+        if survey.kept.only_clean:
             return bool(self._leftovers(survey))
         wanted = bool(survey.homeless or survey.foreign)
-        wanted = wanted or (survey.charge.is_own and bool(self._stale(survey)))
+        wanted = wanted or (survey.kept.is_own and bool(self._stale(survey)))
         if wanted or self._leftovers(survey) or self._surplus(survey):
             return True
-        if self._is_reported(survey.charge.ref):
+        if self._is_reported(survey.kept.ref):
             return True
-        if self._long_gone(survey, survey.charge.held):
+        if self._long_gone(survey, survey.kept.held):
             return True
         return next_want(self._layout(survey), self.available()) is not None
 
-    async def _part(self, survey: Survey, mended: Mended) -> None:
+    async def _part(self, survey: Survey, repaired: RepairResult) -> None:
         """Look again at once at what moved from a node that leaves; tell it what could not."""
         leaving = self._leaving
-        if any(item.source in leaving for item in mended.moved):
-            self._again.add(survey.charge.ref)
+        if any(item.source in leaving for item in repaired.moved):
+            self._again.add(survey.kept.ref)
             self._woken.set()
-        for node in sorted({survey.columns[column] for column in mended.left} & leaving):
-            await self._drain.excuse(node, survey.located.locate, mended.reason)
+        for node in sorted({survey.columns[column] for column in repaired.left} & leaving):
+            await self._drain.excuse(node, survey.located.locate, repaired.reason)
 
     # Mending
 
-    async def mend(self, ref: bytes, progress: Progress | None = None) -> Mended | None:
+    async def repair(self, ref: bytes, progress: Progress | None = None) -> RepairResult | None:
         """Give an object what it needs; None where this node does not look after it.
 
         Raises:
             XscError: the object cannot be found.
         """
         async with self._turns.of(ref):
-            charge = self._keeper.load(ref)
-            if charge is None:
+            kept = self._objects.load(ref)
+            if kept is None:
                 return None
             failed = self._failed.get(ref)
-            survey = await self._confirmed(charge)
+            survey = await self._confirmed(kept)
             survey = await self._recount(survey)
             survey = await self._moved_by_others(survey)
-            charge = await self._clean(survey)
-            survey = replace(survey, charge=charge)
-            if charge.only_clean:
-                return Mended(survey.margin, (), (), "")
+            kept = await self._clean(survey)
+            survey = replace(survey, kept=kept)
+            if kept.only_clean:
+                return RepairResult(survey.margin, (), (), "")
             before = survey.margin
             if patched := await self._patch(survey):
-                survey = await self._confirmed(charge)
+                survey = await self._confirmed(kept)
             chosen, reason = await self._choose(survey)
-            moved: tuple[Moved, ...] = ()
+            moved: tuple[MovedColumn, ...] = ()
             if chosen:
                 moved, fault = await self._move(survey, chosen, progress)
                 reason = fault or reason
-            elif charge.is_own and (stale := self._stale(survey)):
-                await self._spread(charge, survey, stale)
+            elif kept.is_own and (stale := self._stale(survey)):
+                await self._spread(kept, survey, stale)
             if failed is not None and self._failed.get(ref) is failed:
                 # It counted for this look; whether it can be read by now is seen anew.
                 del self._failed[ref]
@@ -776,19 +775,19 @@ class Mender:
                 reason = "no node that is up and holds none of it has room"
             if left:
                 self._reach.log.warning(
-                    "storage_not_healed", object=short(ref), columns=list(left), reason=reason
+                    "repair.incomplete", object=short(ref), columns=list(left), reason=reason
                 )
-            mended = Mended(before, moved, left, reason if left else "", patched)
+            repaired = RepairResult(before, moved, left, reason if left else "", patched)
             if moved:
-                self.lately.append((ref, mended))
-            await self._part(survey, mended)
-            return mended
+                self.recent.append((ref, repaired))
+            await self._part(survey, repaired)
+            return repaired
 
-    async def _confirmed(self, charge: Charge) -> Survey:
+    async def _confirmed(self, kept: MaintainedObject) -> Survey:
         """Survey an object; what was found elsewhere counts only once it was read whole there."""
         while True:
-            survey = await self.survey(charge)
-            placed = zip(survey.columns, charge.placement.columns, strict=True)
+            survey = await self.survey(kept)
+            placed = zip(survey.columns, kept.placement.columns, strict=True)
             found = [node if node != before else None for node, before in placed]
             if not any(found):
                 return survey
@@ -796,54 +795,56 @@ class Mender:
             if not bad:
                 return survey
             wrong = frozenset((fault.column, fault.node) for fault in bad)
-            self._failed[charge.ref] = self._failed.get(charge.ref, frozenset()) | wrong
+            self._failed[kept.ref] = self._failed.get(kept.ref, frozenset()) | wrong
 
     async def _moved_by_others(self, survey: Survey) -> Survey:
         """Keep where columns were found, but for those that are still to be taken over."""
-        charge = survey.charge
-        before = charge.placement.columns
-        foreign = survey.foreign if charge.is_own else ()
+        kept = survey.kept
+        before = kept.placement.columns
+        foreign = survey.foreign if kept.is_own else ()
         columns = [
             before[column] if column in foreign else node
             for column, node in enumerate(survey.columns)
         ]
         if columns == [*before]:
             return survey
-        charge = replace(charge, placement=placement_of(survey.manifest, columns))
-        await self._keeper.save(charge.ref, charge.placement, charge.held)
-        return replace(survey, charge=charge)
+        kept = replace(kept, placement=placement_of(survey.manifest, columns))
+        await self._objects.save(kept.ref, kept.placement, kept.held)
+        return replace(survey, kept=kept)
 
     async def _patch(self, survey: Survey) -> int:
         """Store damaged shards anew at hosts that have the rest of their columns; return how many.
 
         What cannot be stored there is left to be moved with its column.
         """
-        charge, located = survey.charge, survey.located
+        kept, located = survey.kept, survey.located
         manifest, leaving = located.manifest, self._leaving
         done = 0
         for column, segments in damaged_segments(
             manifest, survey.columns, survey.answers, self._reach.own
         ).items():
             node = survey.columns[column]
-            leases = list({item.lease_id for item in charge.held if item.node == node})
+            leases = list({item.lease_id for item in kept.held if item.node == node})
             if node in leaving or len(leases) != 1:
                 # Under which of several leases the shard lies is not known here.
                 continue
-            lease = LoneLease(node, leases[0])
+            lease = KnownLease(node, leases[0])
             try:
                 for segment in segments:
                     shard = await self._patched(survey, segment, column)
                     size, fault = await self._send(lease, located, segment, shard)
                     if fault:
-                        self._reach.log.info("storage_not_patched", peer=short(node), reason=fault)
+                        self._reach.log.info(
+                            "repair.shard_not_rewritten", peer=short(node), reason=fault
+                        )
                         break
                     # It takes the place of what was counted already.
                     await self._reach.note_freed(node, lease.lease_id, size)
                     done += 1
             except XscError as fault_error:
-                self._fault(charge.ref, fault_error)
+                self._fault(kept.ref, fault_error)
         if done:
-            self._reach.log.info("storage_shards_patched", object=short(charge.ref), shards=done)
+            self._reach.log.info("repair.shards_rewritten", object=short(kept.ref), shards=done)
         return done
 
     async def _patched(self, survey: Survey, segment: int, column: int) -> StorageShard:
@@ -867,20 +868,20 @@ class Mender:
         (shard,) = await self._reach.executor.run(rebuild, got, code, length, [column])
         return shard
 
-    async def _clean(self, survey: Survey) -> Charge:
+    async def _clean(self, survey: Survey) -> MaintainedObject:
         """Delete what counts no more, once nobody can still be reading it there.
 
         What is no whole column is deleted at once. Of whole columns one is deleted a look, or
-        a guardian may give one up, after all that remain were read.
+        a custodian may give one up, after all that remain were read.
         """
-        charge, now_ms = survey.charge, self._reach.clock.monotonic_ms()
-        moved_ms = self._moved_ms.get(charge.ref)
+        kept, now_ms = survey.kept, self._reach.clock.monotonic_ms()
+        moved_ms = self._moved_ms.get(kept.ref)
         if moved_ms is not None and now_ms - moved_ms < self._settings.kept_ms:
-            return charge
-        self._moved_ms.pop(charge.ref, None)
-        held = list(charge.held)
+            return kept
+        self._moved_ms.pop(kept.ref, None)
+        held = list(kept.held)
         good: list[tuple[bytes, frozenset[int]]] = []
-        answers = await self._ask(charge, survey.manifest, sorted(self._leftovers(survey)))
+        answers = await self._ask(kept, survey.manifest, sorted(self._leftovers(survey)))
         for node, said in answers.items():
             if said is None:
                 continue
@@ -891,7 +892,7 @@ class Mender:
                 # The last one goes with all that is there beside it.
                 good.append((node, frozenset({min(whole)}) if len(whole) > 1 else frozenset()))
             else:
-                self._left.add(charge.ref)
+                self._left.add(kept.ref)
         for node, columns in sorted(self._surplus(survey).items()):
             whole = self._whole_columns(survey, survey.answers[node]) & columns
             if broken := columns - whole:
@@ -904,20 +905,20 @@ class Mender:
         for item in self._long_gone(survey, held):
             await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
             held.remove(item)
-        reported = self._is_reported(charge.ref)
+        reported = self._is_reported(kept.ref)
         if good:
             # Where it cannot be deleted now, it is looked at again when nodes come or go.
-            self._left.add(charge.ref)
-        if (good or reported) and not charge.only_clean and await self._is_proven(survey):
+            self._left.add(kept.ref)
+        if (good or reported) and not kept.only_clean and await self._is_proven(survey):
             if good:
                 held = await self._delete(survey, *good[0], held)
-                self._again.add(charge.ref)
+                self._again.add(kept.ref)
             elif reported:
-                self._reported[charge.ref] = dict.fromkeys(self._reported[charge.ref], True)
-        if tuple(held) != charge.held:
-            charge = replace(charge, held=tuple(held))
-            await self._keeper.save(charge.ref, charge.placement, charge.held)
-        return charge
+                self._reported[kept.ref] = dict.fromkeys(self._reported[kept.ref], True)
+        if tuple(held) != kept.held:
+            kept = replace(kept, held=tuple(held))
+            await self._objects.save(kept.ref, kept.placement, kept.held)
+        return kept
 
     def _may_go(self, survey: Survey, node: bytes, column: int) -> bool:
         """Say whether a good column may go although it is elsewhere, too.
@@ -949,7 +950,7 @@ class Mender:
         try:
             freed, _ = await self._reach.delete(node, locate, columns=columns)
         except XscError as fault:
-            self._fault(survey.charge.ref, fault)
+            self._fault(survey.kept.ref, fault)
             return held
         if columns:
             for lease_id, size in freed.items():
@@ -963,7 +964,7 @@ class Mender:
         """Say whether every column is good where it is: each is read whole, and verified."""
         if not survey.is_whole:
             return False
-        ref = survey.charge.ref
+        ref = survey.kept.ref
 
         async def pace(size_bytes: int) -> None:
             if self._is_gone(ref):
@@ -981,7 +982,7 @@ class Mender:
             self._failed[ref] = failed
         for fault in bad[:1]:
             self._reach.log.warning(
-                "storage_column_not_proven",
+                "repair.column_not_proven",
                 object=short(ref),
                 peer=short(fault.node),
                 column=fault.column,
@@ -1010,7 +1011,7 @@ class Mender:
         available -= {survey.columns[column] for column in survey.expiring}
         located = survey.located
         size = self._column_bytes(located.manifest) + self._record_bytes(located)
-        budget_bytes = survey.charge.budget_bytes
+        budget_bytes = survey.kept.budget_bytes
         most = len(layout.columns) if budget_bytes is None else budget_bytes // max(1, size)
         chosen: dict[int, HostLease] = {}
         reason = ""
@@ -1056,17 +1057,17 @@ class Mender:
         survey: Survey,
         chosen: dict[int, HostLease],
         progress: Progress | None,
-    ) -> tuple[tuple[Moved, ...], str]:
+    ) -> tuple[tuple[MovedColumn, ...], str]:
         """Build or copy the chosen columns at their new hosts, then say where they are."""
-        charge, located = survey.charge, survey.located
+        kept, located = survey.kept, survey.located
         # First on the disk: after a crash it is known where something may lie.
         # It stands apart from what was confirmed: so it is known that more may lie there.
-        held = (*charge.held, *marks(chosen.values()))
-        if not await self._keeper.save(charge.ref, charge.placement, held):
+        held = (*kept.held, *marks(chosen.values()))
+        if not await self._objects.save(kept.ref, kept.placement, held):
             return (), "it is being deleted"
         sent: list[Held] = []
         alive = dict(chosen)
-        before = list(charge.held)
+        before = list(kept.held)
         fault = ""
         try:
             for column, lease in chosen.items():
@@ -1076,7 +1077,7 @@ class Mender:
             count = segments_of(located.manifest)
             moving = await self._keep_there(survey, alive, sent)
             for index in range(count if moving else 0):
-                if self._is_gone(charge.ref):
+                if self._is_gone(kept.ref):
                     fault, alive = "it is being deleted", {}
                     break
                 shards = await self._build(survey, index, sorted(moving & set(alive)))
@@ -1097,13 +1098,13 @@ class Mender:
             fault, alive = broken.message, {}
         held = self._without_ended(merged(before, sent), alive)
         moved = tuple(
-            Moved(column, survey.columns[column], lease.node)
+            MovedColumn(column, survey.columns[column], lease.node)
             for column, lease in sorted(alive.items())
         )
         if fault:
-            self._again.add(charge.ref)
+            self._again.add(kept.ref)
         if not moved:
-            await self._keeper.save(charge.ref, charge.placement, held)
+            await self._objects.save(kept.ref, kept.placement, held)
             return (), fault
         columns = list(survey.columns)
         for item in moved:
@@ -1111,16 +1112,16 @@ class Mender:
         placement = placement_of(located.manifest, columns)
         # The record goes there, too.
         held = (*held, *marks(alive.values()))
-        if not await self._keeper.save(charge.ref, placement, held):
+        if not await self._objects.save(kept.ref, placement, held):
             return (), "it is being deleted"
-        self._moved_ms[charge.ref] = self._reach.clock.monotonic_ms()
-        self._failed.pop(charge.ref, None)
-        charge = replace(charge, placement=placement, held=held)
-        await self._spread(charge, survey, [item.target for item in moved])
+        self._moved_ms[kept.ref] = self._reach.clock.monotonic_ms()
+        self._failed.pop(kept.ref, None)
+        kept = replace(kept, placement=placement, held=held)
+        await self._spread(kept, survey, [item.target for item in moved])
         for item in moved:
             self._reach.log.info(
-                "storage_column_moved",
-                object=short(charge.ref),
+                "repair.column_moved",
+                object=short(kept.ref),
                 column=item.column,
                 source=short(item.source),
                 target=short(item.target),
@@ -1146,7 +1147,7 @@ class Mender:
                     )
                     sent.append(Held(lease.node, lease.lease_id, size))
             except XscError as fault:
-                self._fault(survey.charge.ref, fault)
+                self._fault(survey.kept.ref, fault)
                 continue
             moving.discard(column)
         return moving
@@ -1185,7 +1186,7 @@ class Mender:
             try:
                 return await together(self._copy(survey, index, column) for column in columns)
             except XscError as fault:
-                self._fault(survey.charge.ref, fault)
+                self._fault(survey.kept.ref, fault)
         good = [
             Source(column, node)
             for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True))
@@ -1242,7 +1243,7 @@ class Mender:
 
     # The manifest
 
-    async def _spread(self, charge: Charge, survey: Survey, nodes: Iterable[bytes]) -> None:
+    async def _spread(self, kept: MaintainedObject, survey: Survey, nodes: Iterable[bytes]) -> None:
         """Store the manifest at hosts; who misses it now gets it at the next look."""
         sealed = survey.located.sealed
         record = ObjectRecord(
@@ -1251,17 +1252,17 @@ class Mender:
         # A node that had something of it before may have the manifest still.
         wanted = list(dict.fromkeys(nodes))
         new = [node for node in wanted if node not in survey.answers]
-        answers = survey.answers | await self._ask(charge, survey.manifest, new)
+        answers = survey.answers | await self._ask(kept, survey.manifest, new)
         survey = replace(survey, answers=answers)
         lacking = [node for node in wanted if not self._has_record(survey, node)]
-        rooms = await self._rooms_for(charge, record, lacking)
-        if rooms and not await self._keeper.save(
-            charge.ref, charge.placement, (*charge.held, *marks(rooms.values()))
+        rooms = await self._rooms_for(kept, record, lacking)
+        if rooms and not await self._objects.save(
+            kept.ref, kept.placement, (*kept.held, *marks(rooms.values()))
         ):
             return
         damaged = {node for node in lacking if self._is_damaged(survey, node)}
         added = await together(
-            self._tell(charge, survey.located, record, node, rooms.get(node)) for node in lacking
+            self._tell(kept, survey.located, record, node, rooms.get(node)) for node in lacking
         )
         counted: list[Held] = []
         for item in added:
@@ -1270,15 +1271,15 @@ class Mender:
                 await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
             elif item is not None:
                 counted.append(item)
-        held = merged(charge.held, counted)
-        if held != charge.held:
-            await self._keeper.save(charge.ref, charge.placement, held)
+        held = merged(kept.held, counted)
+        if held != kept.held:
+            await self._objects.save(kept.ref, kept.placement, held)
 
     @staticmethod
     def _is_damaged(survey: Survey, node: bytes) -> bool:
         """Say whether a host has a record of this node that cannot be read any more."""
         said = survey.answers.get(node)
-        pays = any(item.node == node and item.size_bytes for item in survey.charge.held)
+        pays = any(item.node == node and item.size_bytes for item in survey.kept.held)
         return said is not None and said.record == "corrupt" and pays
 
     def _has_record(self, survey: Survey, node: bytes) -> bool:
@@ -1286,10 +1287,10 @@ class Mender:
         return said is not None and any(row.customer == self._reach.own for row in said.records)
 
     async def _rooms_for(
-        self, charge: Charge, record: ObjectRecord, nodes: Collection[bytes]
+        self, kept: MaintainedObject, record: ObjectRecord, nodes: Collection[bytes]
     ) -> dict[bytes, HostLease]:
         """Return room for the record at nodes where this node pays for nothing of the object."""
-        known = {item.node for item in charge.held} | {self._reach.own}
+        known = {item.node for item in kept.held} | {self._reach.own}
         unknown = [node for node in nodes if node not in known]
         size = record.held_bytes
         found = await together(self._lease(frozenset({node}), size) for node in unknown)
@@ -1301,7 +1302,7 @@ class Mender:
 
     async def _tell(
         self,
-        charge: Charge,
+        kept: MaintainedObject,
         located: Located,
         record: ObjectRecord,
         node: bytes,
@@ -1309,10 +1310,10 @@ class Mender:
     ) -> Held | None:
         """Store the record at one host; return what it counts for there."""
         # The newest lease first: the others may be full, or over.
-        known = [item.lease_id for item in reversed(charge.held) if item.node == node]
-        leases: list[HostLease] = [LoneLease(node, id_) for id_ in dict.fromkeys(known)]
+        known = [item.lease_id for item in reversed(kept.held) if item.node == node]
+        leases: list[HostLease] = [KnownLease(node, id_) for id_ in dict.fromkeys(known)]
         if node == self._reach.own:
-            leases = [LoneLease(node, OWN_LEASE)]
+            leases = [KnownLease(node, OWN_LEASE)]
         elif room is not None:
             leases = [room]
         for lease in leases:
@@ -1321,7 +1322,7 @@ class Mender:
             except LeaseExhausted:
                 continue
             except XscError as fault:
-                self._fault(charge.ref, fault)
+                self._fault(kept.ref, fault)
                 return None
             return Held(lease.node, lease.lease_id, record.held_bytes)
         fresh, _ = await self._lease(frozenset({node}), record.held_bytes)
@@ -1330,7 +1331,7 @@ class Mender:
         try:
             await self._record(fresh, located, record)
         except XscError as fault:
-            self._fault(charge.ref, fault)
+            self._fault(kept.ref, fault)
             return None
         return Held(fresh.node, fresh.lease_id, record.held_bytes)
 

@@ -5,7 +5,7 @@
 
 A receipt is kept as long as a lease can run, because so long its host could still
 ask for money: it shows what that had confirmed to hold no more. That an object was
-deleted is kept for ten years: a guardian that did not hear of it renews its own
+deleted is kept for ten years: a custodian that did not hear of it renews its own
 leases, and pays, until it is told.
 """
 

@@ -15,12 +15,12 @@ from xsc.storage.object.capability import parse_read
 from xsc.storage.object.expiry import (
     UNKNOWN,
     HostEnd,
+    custody_expiring,
     ending,
     first_end,
     own_ends,
     own_expiring,
     told_ends,
-    ward_expiring,
     with_ends,
 )
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord, Wanted
@@ -132,7 +132,7 @@ async def looked_at(size):
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
-async def test_a_guardian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(size):
+async def test_a_custodian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(size):
     manifest, columns, said = await looked_at(size)
     soon, far = NOW + 20 * DAY, NOW + 22 * DAY
     answers = {
@@ -146,7 +146,7 @@ async def test_a_guardian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(siz
     states = ["ok"] * 5 + ["unreachable"]
 
     def expiring():
-        return ward_expiring(
+        return custody_expiring(
             manifest,
             columns,
             states,
@@ -191,17 +191,17 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
     done = await put(world[0], content(100_000))
     manifest = manifest_of(world, done)
     locate = parse_read(done.capability).verify.locate
-    guardian, host = world[6], world.by_id[done.hosts[2]]
-    offered = await guardian.lease_hosts(
+    custodian, host = world[6], world.by_id[done.hosts[2]]
+    offered = await custodian.lease_hosts(
         size_bytes=1, count=1, exclude=frozenset(other.id for other in world.hosts) - {host.id}
     )
     (lease,) = offered.leases
-    reach = guardian.service._reach
+    reach = custodian.service._reach
     before = host.node.used_bytes
     shards = shards_of(manifest, 2)
     size = await reach.keep(lease, locate, 0, shards)
     assert host.node.used_bytes - before == size == sum(held_bytes(s.size_bytes) for s in shards)
-    assert guardian.customer_used[lease.lease_id] == host.node.usage[lease.lease_id] == size
+    assert custodian.customer_used[lease.lease_id] == host.node.usage[lease.lease_id] == size
     assert await reach.keep(lease, locate, 0, shards) == size, "again is the same"
     assert host.node.usage[lease.lease_id] == size
     await host.node.delete(locate, world[0].id)
@@ -221,13 +221,13 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
 
     other = world.by_id[done.hosts[3]]
     other.corrupt = lies
-    offered = await guardian.lease_hosts(
+    offered = await custodian.lease_hosts(
         size_bytes=1, count=1, exclude=frozenset(each.id for each in world.hosts) - {other.id}
     )
     (lease,) = offered.leases
     with pytest.raises((RecordInvalid, SignatureInvalid)):
         await reach.keep(lease, locate, 0, shards_of(manifest, 3))
-    assert lease.lease_id not in guardian.customer_used
+    assert lease.lease_id not in custodian.customer_used
 
 
 def test_what_is_to_be_kept_is_named_once_and_whole():

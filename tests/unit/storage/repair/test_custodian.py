@@ -1,4 +1,4 @@
-"""What a guardian takes, from whom, and whom an owner asks."""
+"""What a custodian takes, from whom, and whom an owner asks."""
 
 import pytest
 from hypothesis import given
@@ -12,8 +12,8 @@ from xsc.storage.repair.custodian import (
     GUARD,
     HEALED,
     UNGUARD,
-    guard_message,
-    guardians_in_order,
+    custodians_in_order,
+    custody_message,
 )
 
 NODES = [bytes([node]) * 32 for node in range(9)]
@@ -21,7 +21,7 @@ NODES = [bytes([node]) * 32 for node in range(9)]
 
 @given(st.sets(st.sampled_from(NODES)), st.sets(st.sampled_from(NODES)))
 def test_the_recognised_come_first_then_those_that_hold_nothing(up, hosts):
-    chosen = guardians_in_order(up, hosts, lambda node: 5 if node == NODES[8] else 0)
+    chosen = custodians_in_order(up, hosts, lambda node: 5 if node == NODES[8] else 0)
     assert len(chosen) == len(set(chosen))
     assert set(chosen) == up
     if NODES[8] in up:
@@ -31,49 +31,49 @@ def test_the_recognised_come_first_then_those_that_hold_nothing(up, hosts):
     assert set(others[: len(spare)]) == spare
 
 
-def test_what_one_owner_has_guarded_is_no_matter_of_another():
+def test_what_one_owner_has_in_custody_is_no_matter_of_another():
     async def play(world):
-        owner, guardian, other = world.nodes[0], world.nodes[1], world.nodes[2]
+        owner, custodian, other = world.nodes[0], world.nodes[1], world.nodes[2]
         read = parse_read(await put(owner, content(MIB)))
         verify, ref = read.verify, read.manifest_hash
-        good = guard_message(verify, owner.storage.entry(ref).placement, [])
+        good = custody_message(verify, owner.storage.entry(ref).placement, [])
 
         async def refused(fault, method, header, sender=owner):
             with pytest.raises(fault):
-                await sender.peers.call(guardian.key.node_id, method, header)
+                await sender.peers.call(custodian.key.node_id, method, header)
 
         await refused(RecordInvalid, GUARD, good | {"capability": read.to_text()})
         await refused(CapabilityInvalid, GUARD, good | {"capability": "xsc:v:abc"})
         await refused(RecordInvalid, GUARD, good | {"before": [bytes(32)] * 17})
         await refused(NotAllowed, UNGUARD, {"object": ref})
-        assert list(guardian.storage.guards.wards()) == []
+        assert list(custodian.storage.custodian.objects()) == []
         # Whoever holds the capability may register it first, and takes nothing from the owner.
-        await other.peers.call(guardian.key.node_id, GUARD, good)
-        await owner.peers.call(guardian.key.node_id, GUARD, good)
-        await owner.peers.call(guardian.key.node_id, GUARD, good)
-        wards = dict(guardian.storage.guards.wards())
+        await other.peers.call(custodian.key.node_id, GUARD, good)
+        await owner.peers.call(custodian.key.node_id, GUARD, good)
+        await owner.peers.call(custodian.key.node_id, GUARD, good)
+        wards = dict(custodian.storage.custodian.objects())
         assert {key[:32] for key in wards} == {owner.key.node_id, other.key.node_id}
         # What is not of the owner that it is guarded for is not repaired.
-        mender = guardian.storage.ward_mender
+        repairer = custodian.storage.custody_repairer
         with pytest.raises(RecordInvalid):
-            await mender.survey(guardian.storage.guards.load(other.key.node_id + ref))
-        await other.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
-        assert list(dict(guardian.storage.guards.wards())) == [owner.key.node_id + ref]
+            await repairer.survey(custodian.storage.custodian.load(other.key.node_id + ref))
+        await other.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
+        assert list(dict(custodian.storage.custodian.objects())) == [owner.key.node_id + ref]
         # A report changes nothing, whoever it is by.
         before = owner.storage.entry(ref)
-        for node in (guardian, other):
+        for node in (custodian, other):
             reply = await node.peers.call(owner.key.node_id, HEALED, {"object": ref})
             assert reply.header == {"ended": False, "release": False}
         reply = await other.peers.call(owner.key.node_id, HEALED, {"object": bytes(32)})
         assert reply.header == {"ended": False, "release": False}
         assert owner.storage.entry(ref) == before
-        await owner.peers.call(guardian.key.node_id, UNGUARD, {"object": ref})
-        assert list(guardian.storage.guards.wards()) == []
+        await owner.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
+        assert list(custodian.storage.custodian.objects()) == []
 
     run(61, 3, play)
 
 
-def test_who_refuses_to_guard_is_left_out_and_others_are_asked():
+def test_a_peer_that_refuses_custody_is_left_out_and_others_are_asked():
     def prepare(world):
         world.settings_of = {1: {"guard": "none"}, 2: {"guard": "recognised"}}
 
@@ -84,9 +84,9 @@ def test_who_refuses_to_guard_is_left_out_and_others_are_asked():
                 node.key.node_id, 500_000 if node is world.nodes[1] else 1_000
             )
         await put(owner, content(MIB))
-        guarding = [node.storage.guards for node in world.nodes]
-        await world.until(lambda: sum(len(list(guards.wards())) for guards in guarding) == 2)
-        assert list(guarding[1].wards()) == list(guarding[2].wards()) == []
+        guarding = [node.storage.custodian for node in world.nodes]
+        await world.until(lambda: sum(len(list(custody.objects())) for custody in guarding) == 2)
+        assert list(guarding[1].objects()) == list(guarding[2].objects()) == []
         asked = len(world.net.trace)
         await world.clock.sleep_ms(120_000)
         refusals = [item for item in world.net.trace[asked:] if GUARD in repr(item)]
@@ -95,14 +95,16 @@ def test_who_refuses_to_guard_is_left_out_and_others_are_asked():
     run(62, 5, play, prepare=prepare)
 
 
-def test_a_guardian_that_will_guard_no_longer_says_so_and_another_takes_its_place():
+def test_a_custodian_that_resigns_says_so_and_another_takes_its_place():
     async def play(world):
         owner = world.nodes[0]
         await put(owner, content(MIB))
 
         def guarding():
             return [
-                index for index, node in enumerate(world.nodes) if list(node.storage.guards.wards())
+                index
+                for index, node in enumerate(world.nodes)
+                if list(node.storage.custodian.objects())
             ]
 
         await world.until(lambda: len(guarding()) == 2)
@@ -112,7 +114,7 @@ def test_a_guardian_that_will_guard_no_longer_says_so_and_another_takes_its_plac
         await world.restart(leaves)
         await world.until(lambda: len(guarding()) == 2 and leaves not in guarding())
         assert stays in guarding()
-        assert list(world.nodes[leaves].storage.guards.wards()) == []
+        assert list(world.nodes[leaves].storage.custodian.objects()) == []
 
     run(63, 5, play)
 
@@ -123,9 +125,9 @@ def test_many_objects_are_handed_over_in_few_requests():
         for _ in range(40):
             await put(owner, content(1_000))
         begun = len(world.net.trace)
-        await owner.storage.guards.ask_all()
+        await owner.storage.custodian.ask_all()
         for node in world.nodes[1:]:
-            assert len(list(node.storage.guards.wards())) == 40
+            assert len(list(node.storage.custodian.objects())) == 40
         sent = [e for e in world.net.trace[begun:] if e.source == "node-0" and e.what == "sent"]
         assert len(sent) < 20  # for 80 calls
 

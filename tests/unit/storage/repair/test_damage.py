@@ -110,7 +110,7 @@ def damage(disk, locate, places):
     return hit
 
 
-def test_damage_in_every_column_is_mended_in_place_and_nothing_else_is_sent():
+def test_damage_in_every_column_is_repaired_in_place_and_nothing_else_is_sent():
     async def play(world):
         owner = world.nodes[0]
         data = content(2 * SEGMENT_BYTES + MIB)

@@ -304,7 +304,7 @@ async def test_a_body_that_is_gone_is_corrupt(disk):
     assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
 
 
-async def test_a_damaged_shard_is_mended_by_storing_it_again(disk):
+async def test_a_damaged_shard_is_repaired_by_storing_it_again(disk):
     node = await disk.node()
     await node.store([shard()])
     disk.damage(b"data", b"dada")
@@ -315,7 +315,7 @@ async def test_a_damaged_shard_is_mended_by_storing_it_again(disk):
     assert len(list(disk.bodies.scan(b"b"))) == 1
 
 
-async def test_a_damaged_manifest_is_mended_by_storing_it_again(disk):
+async def test_a_damaged_manifest_is_repaired_by_storing_it_again(disk):
     node = await disk.node()
     await node.store([record()])
     disk.damage(b"sealed", b"sEaled")
@@ -617,7 +617,7 @@ async def test_a_body_that_cannot_be_read_does_not_stop_a_rebuild(disk):
     assert await node.get(LOCATE, 0, [wanted(column=2, segment=7)]) == [Found("ok", b"data")]
 
 
-async def test_a_mended_and_deleted_shard_leaves_nothing_in_a_lagging_index(disk):
+async def test_a_repaired_and_deleted_shard_leaves_nothing_in_a_lagging_index(disk):
     node = await disk.node()
     await node.store([shard()])
     lagging = dict(disk.index.scan(b""))
