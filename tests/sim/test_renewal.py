@@ -208,15 +208,15 @@ def test_with_the_owner_away_one_custodian_keeps_an_object_for_ever_and_gives_it
         owner = await world.restart(OWNER)
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
         await world.skip(DAY_MS, DAY_MS // 4, 70_000)
-        assert not any(ward.held for ward in in_custody_at(world, 1)), (
+        assert not any(item.held for item in in_custody_at(world, 1)), (
             "the owner took all of it over"
         )
-        guards = custodian.key.node_id
+        custodian_id = custodian.key.node_id
         mine = {view.lease_id for view in owner.market.leases() if view.held_bytes}
         for node in world.nodes[1:]:
             for view in node.market.leases():
                 if view.role == "provider" and view.held_bytes:
-                    assert view.peer != guards
+                    assert view.peer != custodian_id
                     assert view.lease_id in mine
         counted_exactly(world, range(4))
         await world.skip(70 * DAY_MS, 10 * DAY_MS)

@@ -390,7 +390,7 @@ def test_a_silent_custodian_host_is_no_loss():
 
         world.by_id[done.hosts[1]].before = silent
         repairer.reported(ref, world[7].id)
-        survey = await repairer.survey(repairer._keeper.load(ref))
+        survey = await repairer.survey(repairer._objects.load(ref))
         assert not await repairer._is_proven(survey)
         assert repairer._failed == {}
 
