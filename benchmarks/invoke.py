@@ -59,8 +59,8 @@ def job(module: bytes, on: str | None, local: bool) -> bytes:
     return len(head).to_bytes(4, "big") + head + module
 
 
-def plain(home: Path, pids: list[int], body: bytes, count: int, flight: int) -> list[load.Run]:
-    """Return three rounds of plain requests to the node of a home, after one that warms it up."""
+def prepared(home: Path, pids: list[int], body: bytes, count: int, flight: int) -> list[load.Run]:
+    """Return three rounds of small requests to the node of a home, after one that warms it up."""
     place = find_place(home)
     raw = load.request(HOST, "/v1/jobs", body, place.token)
     rounds = [
@@ -96,8 +96,8 @@ def run(homes: list[Path], calls: list[Calls], pids: list[int], quick: bool) -> 
     count = 1_000 if quick else 4_000
     for label, on, local in (("own node", None, True), ("remote", name, False)):
         body = job(module, on, local)
-        one = plain(homes[0], watched, body, count // 8, 1)
-        many = plain(homes[0], watched, body, count, FLIGHT)
+        one = prepared(homes[0], watched, body, count // 8, 1)
+        many = prepared(homes[0], watched, body, count, FLIGHT)
         warm = [call(on, local) for _ in range(count // 8)]
         with ThreadPoolExecutor(FLIGHT) as pool:
             rates = [
@@ -108,7 +108,7 @@ def run(homes: list[Path], calls: list[Calls], pids: list[int], quick: bool) -> 
             ]
         delays = [delay for each in one for delay in each.delays]
         print(
-            f"  {label:9s} plain requests    warm p50 {at(delays, 0.5) * 1e3:.2f} ms  "
+            f"  {label:9s} small requests    warm p50 {at(delays, 0.5) * 1e3:.2f} ms  "
             f"p99 {at(delays, 0.99) * 1e3:.2f} ms\n"
             f"  {label:9s} 16 in flight      {shown(many)}\n"
             f"  {label:9s} Python client     warm p50 {at(warm, 0.5) * 1e3:.2f} ms  "

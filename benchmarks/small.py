@@ -1,6 +1,6 @@
 """Small objects: how many are stored a second, and what each costs the processors.
 
-"plain requests" come prepared from `benchmarks.load`; "Python client" is
+"small requests" come prepared from `benchmarks.load`; "Python client" is
 `xsc.client` in threads, whose own processor time is then part of the figure.
 Puts are compared by their processor time: rates depend on what else runs.
 """
@@ -30,7 +30,7 @@ def at(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def plain(home: Path, pids: list[int], count: int, flight: int) -> list[load.Run]:
+def prepared(home: Path, pids: list[int], count: int, flight: int) -> list[load.Run]:
     """Return rounds of prepared requests to the node of a home; each puts objects of its own."""
     place = find_place(home)
     rounds = []
@@ -93,11 +93,11 @@ def shown(rounds: list[load.Run], own: int) -> str:
 def run(home: Path, calls: Calls, pids: list[int], quick: bool) -> None:
     """Measure, and print. The first process is the one that is asked to put."""
     print("\nsmall objects: 1 KiB, durable on six nodes when acknowledged")
-    plain(home, pids, 50, 16)  # the first of all take the leases
+    prepared(home, pids, 50, 16)  # the first of all take the leases
     for flight in (1, 16):
         count = (100 if quick else 300) if flight == 1 else (400 if quick else 1500)
         for label, rounds in (
-            ("plain requests", plain(home, pids, count, flight)),
+            ("small requests", prepared(home, pids, count, flight)),
             ("Python client", client(calls, pids, count, flight)),
         ):
             print(f"  {flight:2d} in flight   {label:14s} {shown(rounds, pids[0])}")

@@ -22,10 +22,10 @@ from xsc.base.limits import (
 )
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
-from xsc.net.transport.plain import Plain
+from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
 from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
-from xsc.node.routes.objects import PATH, plain_handlers
+from xsc.node.routes.objects import PATH, fast_path_handlers
 from xsc.storage.catalogue.directory import HeadBody, make_head
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS
 
@@ -515,9 +515,9 @@ def test_a_put_says_where_its_name_is_at_fewer_peers_than_it_should(silent):
         found, wanted = await owner.directory.told(4)
         waited_ms = world.clock.now_ms() - began_ms
         assert (found, wanted) == (6 - silent, 4)
-        stored = plain_handlers(owner)[PATH]
+        stored = fast_path_handlers(owner)[PATH]
         headers = {"xsc-name": "b", "xsc-wait-for-name": "1"}
-        _, said = await stored(Plain(PATH, headers, b"content"))
+        _, said = await stored(SmallRequest(PATH, headers, b"content"))
         assert ["the name is at 3 of 4 peers" in text for text in said["warnings"]] == (
             [True] if silent == 3 else []
         )

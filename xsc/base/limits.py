@@ -226,9 +226,9 @@ CONNECTIONS_TO_A_PEER_MAX = PEER_REQUESTS_IN_FLIGHT_MAX
 """One request each: a long job must not keep a probe waiting."""
 PEER_HEADER_BYTES_MAX = 16 * KIB
 """All header fields of one message."""
-PLAIN_BYTES_MAX = 64 * KIB
-"""A whole request that is read without the general HTTP parser."""
-PLAIN_HEAD_BYTES_MAX = 8 * KIB
+FAST_PATH_BYTES_MAX = 64 * KIB
+"""A whole request that is answered before the general HTTP server."""
+FAST_PATH_HEAD_BYTES_MAX = 8 * KIB
 NO_PROGRESS_MS = 10_000
 """The window in which a transfer must bring what is due, or end; a head may take as long."""
 BODY_BYTES_A_SECOND_MIN = 16 * KIB

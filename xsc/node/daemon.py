@@ -29,11 +29,11 @@ from xsc.base.units import format_credits, format_size
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.transport.front import Fronts
+from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.listener import listen
-from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, plain_answers
+from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
@@ -170,7 +170,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
     gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
     running = Running(gate)
-    fronts: Fronts | None = None
+    fast_path: FastPath | None = None
     listening: asyncio.Server | None = None
     runner = web.AppRunner(
         application(
@@ -184,19 +184,19 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         await runner.setup()
         host, port = _split(config.api_listen)
         assert runner.server is not None
-        plain = {
-            **jobs.plain_handlers(node),
-            **objects.plain_handlers(node),
-            proof.PATH: prover.plain,
+        handlers = {
+            **jobs.fast_path_handlers(node),
+            **objects.fast_path_handlers(node),
+            proof.PATH: prover.answer,
         }
-        fronts = Fronts(
+        fast_path = FastPath(
             runner.server,
-            plain_answers(plain, token, log, running),
+            fast_path_answer(handlers, token, log, running),
             gate,
-            paths=plain,
+            paths=handlers,
         )
         try:
-            listening = await listen(fronts, host, port, backlog=gate.backlog)
+            listening = await listen(fast_path, host, port, backlog=gate.backlog)
         except OSError as fault:
             raise ConfigInvalid(
                 f"the API cannot listen on {config.api_listen}: {fault.strerror}",
@@ -228,8 +228,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
         gate.close()
-        if fronts is not None:
-            await fronts.ended(CANCEL_TIMEOUT_S)
+        if fast_path is not None:
+            await fast_path.ended(CANCEL_TIMEOUT_S)
         await runner.cleanup()
         await node.stop()
 

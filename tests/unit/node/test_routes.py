@@ -19,7 +19,7 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
-from xsc.net.transport.plain import Plain
+from xsc.net.transport.parser import SmallRequest
 from xsc.node.routes import drain, ledger, objects
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
@@ -52,8 +52,10 @@ class Nothing(BaseProtocol):
 
 
 async def answers(node, fields, body):
-    """Return what a put is answered by the general route and in the plain form, or refused."""
-    request = Plain("/v1/objects", {name.lower(): value for name, value in fields.items()}, body)
+    """Return what a put is answered by the general route and on the fast path, or refused."""
+    request = SmallRequest(
+        "/v1/objects", {name.lower(): value for name, value in fields.items()}, body
+    )
     stream = StreamReader(Nothing(asyncio.get_running_loop()), 2**16)
     stream.feed_data(body)
     stream.feed_eof()
@@ -64,7 +66,7 @@ async def answers(node, fields, body):
     told = []
     for call in (
         general(make_mocked_request("POST", "/v1/objects", headers=fields, payload=stream)),
-        objects.plain_handlers(node)["/v1/objects"](request),
+        objects.fast_path_handlers(node)["/v1/objects"](request),
     ):
         try:
             answer = await call
@@ -77,7 +79,7 @@ async def answers(node, fields, body):
     return told
 
 
-def test_a_small_put_is_answered_alike_in_the_plain_form_and_by_the_general_route():
+def test_a_small_put_is_answered_alike_on_the_fast_path_and_by_the_general_route():
     tree = "ab" * 32
 
     async def play(world):

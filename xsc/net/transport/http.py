@@ -25,14 +25,14 @@ from xsc.base.limits import (
 )
 from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
-from xsc.net.transport import answers
 from xsc.net.transport.addresses import is_loopback, source_of, split
+from xsc.net.transport.connection import PIECE_BYTES, pieces
+from xsc.net.transport.connection_pool import ConnectionPool
+from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.flow import Flow
-from xsc.net.transport.front import Fronts
 from xsc.net.transport.gate import Gate
-from xsc.net.transport.lines import Lines
 from xsc.net.transport.listener import Server, listen, read_body
-from xsc.net.transport.plain import PIECE_BYTES, Plain, pieces
+from xsc.net.transport.parser import SmallRequest, request_head
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take
 from xsc.net.transport.tls import Door, certificate_of, server_context
 from xsc.net.transport.turns import turn_to_send
@@ -78,9 +78,9 @@ class HttpTransport:
         self._stop_ms = stop_ms
         self._listening: asyncio.Server | None = None
         self._server: Server | None = None
-        self._fronts: Fronts | None = None
+        self._fast_path: FastPath | None = None
         self._door: Door | None = None
-        self._lines = Lines(
+        self._pool = ConnectionPool(
             idle_ms=KEEP_ALIVE_MS // 2,
             progress_ms=progress_ms,
             most=min(CONNECTIONS_OUT_MAX, connections_max),
@@ -116,13 +116,13 @@ class HttpTransport:
         if fingerprint is None and not is_loopback(place[0]):
             raise PeerSilent(f"{address} is not on this machine and has told no certificate")
         size = sum(len(buffer) for buffer in request.body)
-        head = answers.request_head(request.method, request.path, address, request.headers, size)
+        head = request_head(request.method, request.path, address, request.headers, size)
         try:
             async with (
                 asyncio.timeout(timeout_ms / 1000),
                 turn_to_send(self._turns, address, size) as left,
             ):
-                return await self._lines.ask(
+                return await self._pool.ask(
                     place, fingerprint, head, request.body, left, local=self._is_local
                 )
         except TimeoutError:
@@ -149,15 +149,15 @@ class HttpTransport:
             max_field_size=PEER_HEADER_BYTES_MAX // 2,
             read_bufsize=PIECE_BYTES,
         )
-        self._fronts = Fronts(
+        self._fast_path = FastPath(
             self._server,
-            self._answer_plain,
+            self._answer_small,
             self._gate,
             progress_ms=self._progress_ms,
         )
-        made: Callable[[], asyncio.Protocol] = self._fronts
+        made: Callable[[], asyncio.Protocol] = self._fast_path
         if self._certificate is not None:
-            self._door = made = Door(server_context(self._certificate), self._fronts, self._gate)
+            self._door = made = Door(server_context(self._certificate), self._fast_path, self._gate)
         try:
             self._listening = await listen(
                 made, self._host.strip("[]"), self._port, backlog=self._gate.backlog
@@ -168,7 +168,7 @@ class HttpTransport:
                 hint="another program may use that port",
             ) from None
 
-    async def _answer_plain(self, request: Plain) -> RawResponse:
+    async def _answer_small(self, request: SmallRequest) -> RawResponse:
         assert self._handler is not None
 
         async def read(take: Take) -> memoryview:
@@ -237,9 +237,9 @@ class HttpTransport:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
-        if self._fronts is not None:
-            await self._fronts.ended(self._stop_ms / 1000)
-            self._fronts = None
+        if self._fast_path is not None:
+            await self._fast_path.ended(self._stop_ms / 1000)
+            self._fast_path = None
         if self._door is not None:
             await self._door.close()
             self._door = None
@@ -249,7 +249,7 @@ class HttpTransport:
             self._server.pre_shutdown()
             await self._server.shutdown(self._stop_ms / 1000)
             self._server = None
-        await self._lines.close()
+        await self._pool.close()
 
 
 def _own_host() -> str:

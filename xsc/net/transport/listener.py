@@ -17,9 +17,9 @@ from aiohttp import hdrs, web
 
 from xsc.base.errors import FrameInvalid
 from xsc.base.limits import BODY_BYTES_A_SECOND_MIN, KIB, PORT_RETRY_MS, PORT_WAIT_MS
+from xsc.net.transport.connection import PIECE_BYTES
 from xsc.net.transport.flow import Flow
 from xsc.net.transport.gate import Gate
-from xsc.net.transport.plain import PIECE_BYTES
 from xsc.net.transport.port import Take
 
 GATHERED_BYTES = 16 * KIB
@@ -90,7 +90,7 @@ async def read_body(
     return memoryview(b"".join(pieces))
 
 
-class Connection(web.RequestHandler):
+class QuietHandler(web.RequestHandler):
     """Says a status to what is not HTTP, and nothing to those who have gone."""
 
     def handle_error(
@@ -135,9 +135,9 @@ class Server(web.Server):
         self._options = options
         self._gate = gate
 
-    def __call__(self) -> Connection:
+    def __call__(self) -> QuietHandler:
         """Return what serves a new connection."""
-        return Connection(self, loop=self._loop, **self._options)
+        return QuietHandler(self, loop=self._loop, **self._options)
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
         """Begin to serve a connection, if it is let in."""

@@ -108,7 +108,7 @@ class Door:
         """Let a connection in and have the handshake made."""
         if not self.gate.enter(raw):
             return
-        # Neither side of TLS keeps what the reader does not take (`xsc.net.transport.front`).
+        # Neither side of TLS keeps what the reader does not take (`xsc.net.transport.fast_path`).
         raw.set_write_buffer_limits(high=1, low=0)
         # What comes is the handshake's.
         raw.pause_reading()

@@ -33,9 +33,9 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import MIB
 from xsc.base.log import Log
-from xsc.net.transport.front import Answer
+from xsc.net.transport.fast_path import Answer
 from xsc.net.transport.gate import Gate
-from xsc.net.transport.plain import Plain
+from xsc.net.transport.parser import SmallRequest
 from xsc.net.transport.port import RawResponse
 
 JSON_BYTES_MAX = 1 * MIB
@@ -47,8 +47,8 @@ _OPEN = ("/health", proof.PATH)
 """Paths that need no token: the first says nothing, the second is asked before it is shown."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-PlainHandler = Callable[[Plain], Awaitable[tuple[int, dict[str, object]]]]
-"""Answers a plain request with a status and a document."""
+FastPathHandler = Callable[[SmallRequest], Awaitable[tuple[int, dict[str, object]]]]
+"""Answers a small request with a status and a document."""
 B = TypeVar("B", bound=BaseModel)
 
 _BOUNDS = {
@@ -198,7 +198,7 @@ class Prover:
         self.port = 0
         """Where the API listens, once it does."""
 
-    async def plain(self, request: Plain) -> tuple[int, dict[str, object]]:
+    async def answer(self, request: SmallRequest) -> tuple[int, dict[str, object]]:
         """Answer a challenge."""
         return 200, {"proof": proof.proof_of(self._token, self.port, request.body)}
 
@@ -231,10 +231,10 @@ def _note(error: XscError, path: str, log: Log) -> None:
         log.error("request_failed", path=path, fault=error.message)
 
 
-def plain_answers(
-    handlers: Mapping[str, PlainHandler], token: str, log: Log, running: Running
+def fast_path_answer(
+    handlers: Mapping[str, FastPathHandler], token: str, log: Log, running: Running
 ) -> Answer:
-    """Return what answers plain requests of these paths, as the application would."""
+    """Return what answers small requests of these paths as the application would."""
     expected = _expected(token)
 
     def packed(status: int, kind: str, document: dict[str, object]) -> RawResponse:
@@ -244,7 +244,7 @@ def plain_answers(
             headers["retry-after"] = str(document["retry_after_s"])
         return RawResponse(status, headers, [body])
 
-    async def answer(request: Plain) -> RawResponse:
+    async def answer(request: SmallRequest) -> RawResponse:
         with running.one():
             try:
                 if request.path not in _OPEN:

@@ -18,8 +18,8 @@ from xsc.base.clock import run_sized
 from xsc.base.errors import ArgumentInvalid
 from xsc.compute.jobs.output_buffer import Tape
 from xsc.compute.jobs.quorum import read_quorum
-from xsc.net.transport.plain import Plain
-from xsc.node.api.app import PlainHandler, parse, reply
+from xsc.net.transport.parser import SmallRequest
+from xsc.node.api.app import FastPathHandler, parse, reply
 from xsc.node.api.framing import (
     LENGTH_BYTES,
     check_head,
@@ -150,11 +150,11 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def plain_handlers(node: Node) -> dict[str, PlainHandler]:
-    """Return what answers jobs that came in a plain request."""
+def fast_path_handlers(node: Node) -> dict[str, FastPathHandler]:
+    """Return the handler of jobs that are small requests."""
     job = jobs(node)
 
-    async def handle(request: Plain) -> tuple[int, dict[str, object]]:
+    async def handle(request: SmallRequest) -> tuple[int, dict[str, object]]:
         return 200, await job(*_split(request.body))
 
     return {PATH: handle}

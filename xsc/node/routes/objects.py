@@ -36,8 +36,8 @@ from xsc.base.limits import (
     PEERS_MAX,
     SHARDS_MAX,
 )
-from xsc.net.transport.plain import Plain
-from xsc.node.api.app import PlainHandler, problem_response, reply, whole_number
+from xsc.net.transport.parser import SmallRequest
+from xsc.node.api.app import FastPathHandler, problem_response, reply, whole_number
 from xsc.node.build import Node
 from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import parse as parse_survival
@@ -215,10 +215,10 @@ async def _stored(
     }
 
 
-def plain_handlers(node: Node) -> dict[str, PlainHandler]:
-    """Return what stores small objects that came in a plain request."""
+def fast_path_handlers(node: Node) -> dict[str, FastPathHandler]:
+    """Return the handler of puts that are small requests."""
 
-    async def handle(request: Plain) -> tuple[int, dict[str, object]]:
+    async def handle(request: SmallRequest) -> tuple[int, dict[str, object]]:
         async def body() -> AsyncIterator[bytes]:
             yield request.body
 

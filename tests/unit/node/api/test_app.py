@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 
 from xsc.api.problems import bug
 from xsc.base.errors import ArgumentInvalid, RateLimited, TooLarge
-from xsc.net.transport.plain import Plain
-from xsc.node.api.app import Reports, Running, application, parse, plain_answers
+from xsc.net.transport.parser import SmallRequest
+from xsc.node.api.app import Reports, Running, application, fast_path_answer, parse
 
 TOKEN = "a" * 52
 
@@ -114,11 +114,11 @@ async def test_who_is_refused_for_now_is_told_when_to_come_again(api):
     assert b"\r\nRetry-After: 7\r\n" in top
     assert json.loads(body)["retry_after_s"] == 7
 
-    async def busy(_: Plain) -> tuple[int, dict[str, object]]:
+    async def busy(_: SmallRequest) -> tuple[int, dict[str, object]]:
         raise RateLimited("too many", retry_after_s=7)
 
-    plain = plain_answers({"/v1/body": busy}, TOKEN, api.log, api.running)
-    answered = await plain(Plain("/v1/body", {"authorization": f"Bearer {TOKEN}"}, b""))
+    plain = fast_path_answer({"/v1/body": busy}, TOKEN, api.log, api.running)
+    answered = await plain(SmallRequest("/v1/body", {"authorization": f"Bearer {TOKEN}"}, b""))
     assert answered.headers["retry-after"] == "7"
     assert json.loads(b"".join(answered.body)) == json.loads(body)
 
@@ -146,47 +146,47 @@ async def test_running_requests_are_waited_for_but_not_for_ever():
     await asyncio.wait_for(waiting, 5)
 
 
-async def plainly(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str, object]]:
-    """Return what a plain request is answered, by a handler of one path."""
-    answer = plain_answers({"/v1/body": handler}, TOKEN, api.log, api.running)
-    asked = Plain("/v1/body", {"authorization": f"Bearer {token}"}, b"asked")
+async def on_fast_path(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str, object]]:
+    """Return what a small request is answered, by a handler of one path."""
+    answer = fast_path_answer({"/v1/body": handler}, TOKEN, api.log, api.running)
+    asked = SmallRequest("/v1/body", {"authorization": f"Bearer {token}"}, b"asked")
     answered = await answer(asked)
     return answered.status, json.loads(b"".join(answered.body))
 
 
-async def test_a_plain_request_is_answered_and_counted(api):
-    async def handler(asked: Plain) -> tuple[int, dict[str, object]]:
+async def test_a_small_request_is_answered_and_counted(api):
+    async def handler(asked: SmallRequest) -> tuple[int, dict[str, object]]:
         ending = asyncio.create_task(api.running.ended(10))
         done, _ = await asyncio.wait([ending], timeout=0)
         assert not done
         return 201, {"raw": asked.body.decode(), "text": "ä"}
 
-    assert await plainly(api, handler) == (201, {"raw": "asked", "text": "ä"})
+    assert await on_fast_path(api, handler) == (201, {"raw": "asked", "text": "ä"})
     await api.running.ended(10)
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "a" * 51, "a" * 53])
-async def test_a_plain_request_needs_the_token_like_any_other(api, token):
-    async def handler(asked: Plain) -> tuple[int, dict[str, object]]:
+async def test_a_small_request_needs_the_token_like_any_other(api, token):
+    async def handler(asked: SmallRequest) -> tuple[int, dict[str, object]]:
         raise AssertionError(asked)
 
-    status, told = await plainly(api, handler, token)
+    status, told = await on_fast_path(api, handler, token)
     other = await api.raw(request(token=token.encode()))
     assert status == 401
     assert told == json.loads(other.partition(b"\r\n\r\n")[2])
 
 
-async def test_faults_of_plain_requests_are_told_and_noted_like_any_other(api):
-    async def refuses(asked: Plain) -> tuple[int, dict[str, object]]:
+async def test_faults_of_small_requests_are_told_and_noted_like_any_other(api):
+    async def refuses(asked: SmallRequest) -> tuple[int, dict[str, object]]:
         raise TooLarge("too much", hint="less")
 
-    async def slips(asked: Plain) -> tuple[int, dict[str, object]]:
+    async def slips(asked: SmallRequest) -> tuple[int, dict[str, object]]:
         raise KeyError("slip")
 
-    status, told = await plainly(api, refuses)
+    status, told = await on_fast_path(api, refuses)
     assert (status, told["code"], told["hint"]) == (TooLarge.http_status, "too_large", "less")
     assert not api.log.events
-    status, told = await plainly(api, slips)
+    status, told = await on_fast_path(api, slips)
     assert (status, told) == (500, bug())
     assert [event for event, _ in api.log.events] == ["request_bug"]
 

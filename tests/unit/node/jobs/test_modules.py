@@ -16,10 +16,10 @@ from tests.sim.network import run
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleUnknown
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
-from xsc.net.transport.plain import Plain
+from xsc.net.transport.parser import SmallRequest
 from xsc.node.jobs.modules import Modules
 from xsc.node.routes import services
-from xsc.node.routes.jobs import PATH, plain_handlers
+from xsc.node.routes.jobs import PATH, fast_path_handlers
 
 LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
 
@@ -47,8 +47,8 @@ def body(brought=b"", named=None):
 
 
 async def answer(node, raw: bytes) -> dict[str, object]:
-    """Return what a job in the plain form is answered."""
-    status, document = await plain_handlers(node)[PATH](Plain(PATH, {}, raw))
+    """Return what a job is answered that is a small request."""
+    status, document = await fast_path_handlers(node)[PATH](SmallRequest(PATH, {}, raw))
     assert status == 200
     return document
 

@@ -1,9 +1,8 @@
-"""Connections to peers: kept, each with one request under way, read into place.
+"""The pool of connections to peers: keep-alive, one request at a time on each.
 
-A body is received into one buffer, which grows as it comes: what a peer announces
-is not held for it. A connection whose request was given up, or was answered before
-all of it was sent, is not used again; nor is one that was idle for longer than peers
-keep them.
+A body is received into one buffer, which grows with the bytes that arrive, not with the
+announced length. A connection is not used again if its request was given up, if it was
+answered before all of the request was sent, or if it was idle for longer than peers keep it.
 """
 
 from __future__ import annotations
@@ -19,82 +18,68 @@ from xsc.base.limits import (
     BODY_BYTES_A_SECOND_MIN,
     CONNECTIONS_OUT_MAX,
     CONNECTIONS_TO_A_PEER_MAX,
+    FAST_PATH_BYTES_MAX,
     PEER_BODY_BYTES_MAX,
     PEER_CONNECT_TIMEOUT_MS,
     PEER_HEADER_BYTES_MAX,
-    PLAIN_BYTES_MAX,
     REPLIES_A_PEER_BYTES_MAX,
     REPLIES_BYTES_MAX,
     REPLY_STEP_BYTES,
     SMALL_BODIES_BYTES,
     SMALL_BODY_BYTES_MAX,
 )
-from xsc.net.transport import answers
 from xsc.net.transport.addresses import is_ip, may_be_peer
+from xsc.net.transport.connection import Connection, pieces
 from xsc.net.transport.flow import Flow
-from xsc.net.transport.plain import pieces
+from xsc.net.transport.parser import END, AnswerHead, read_answer
 from xsc.net.transport.port import Buffer, Dropped, RawResponse
 from xsc.net.transport.room import Room
 
 
-class Line(asyncio.BufferedProtocol):
-    """One connection."""
+class PeerConnection(Connection, asyncio.BufferedProtocol):
+    """One connection to a peer."""
 
-    def __init__(self, window_ms: int, alive: set[Line], room: Room, peer: Hashable) -> None:
+    def __init__(
+        self, window_ms: int, alive: set[PeerConnection], room: Room, peer: Hashable
+    ) -> None:
+        super().__init__()
         self._window_ms = window_ms
         self._alive = alive
         self._room = room
         self._peer = peer
         self._taken = 0
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
         self._scratch = bytearray(PEER_HEADER_BYTES_MAX)
         self._answer: asyncio.Future[RawResponse] | None = None
-        self._writable: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._head: answers.Head | None = None
+        self._head: AnswerHead | None = None
         self._into = memoryview(self._scratch)
         self._filled = 0
         self._body: bytearray | None = None
         self._flow: Flow | None = None
         self.idle_since = 0.0
         self.reusable = True
-        """Whether another request may go this way; False once it is not to be trusted."""
+        """Whether another request may be sent on it."""
 
-    # What asyncio tells
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        """Count the connection."""
+        super().connection_made(transport)
         self._alive.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (each end is one)
-        """End: what is under way has no answer."""
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the request that is under way."""
         self.reusable = False
-        self._transport = None
         begun = self._head is not None or self._filled > 0
         self._fail(FrameInvalid("it broke off") if begun else Dropped())
-        self._wake()
+        super().connection_lost(exc)
         self._alive.discard(self)
 
-    def pause_writing(self) -> None:
-        """Send no more for now."""
-        self._writable = self._loop.create_future()
-
-    def resume_writing(self) -> None:
-        """Go on sending."""
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._writable is not None:
-            self._writable.set_result(None)
-            self._writable = None
-
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (a hint only)
-        """Return where the next bytes go; it is never empty."""
+        """Return the buffer for the next bytes; it is never empty."""
         if self._head is not None and self._body is not None and self._filled == len(self._body):
-            # Here and not when they have come: who brings them still holds the buffer then.
+            # Not when bytes arrive: asyncio still uses the buffer then, so it cannot grow.
             try:
                 self._grow(self._body, self._head.size_bytes)
             except RateLimited as fault:
@@ -103,15 +88,15 @@ class Line(asyncio.BufferedProtocol):
         return self._into[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what has come."""
+        """Take received bytes."""
         if self._answer is None or self._answer.done():
-            # Nobody has asked for it.
+            # No request is under way.
             self.close()
             return
         self._filled += nbytes
         try:
             if self._head is None:
-                self._begin(max(0, self._filled - nbytes - len(answers.END)))
+                self._begin(max(0, self._filled - nbytes - len(END)))
                 return
             if self._flow is not None:
                 self._went_on(self._flow, nbytes)
@@ -120,16 +105,20 @@ class Line(asyncio.BufferedProtocol):
             self.close()
 
     def _begin(self, looked: int) -> None:
-        """Read the head, once it is whole, and what came with it of the body."""
-        end = self._scratch.find(answers.END, looked, self._filled)
+        """Read the head once it is received whole, and the bytes of the body behind it.
+
+        Args:
+            looked: up to where the end of the head was looked for already.
+        """
+        end = self._scratch.find(END, looked, self._filled)
         if end < 0:
             if self._filled == len(self._scratch):
                 raise FrameInvalid("its head is over its bound")
             return
-        head = self._head = answers.read_head(bytes(self._scratch[:end]))
+        head = self._head = read_answer(bytes(self._scratch[: end + len(END)]))
         if head.size_bytes > PEER_BODY_BYTES_MAX:
             raise TooLarge(f"the answer of {head.size_bytes} bytes is over the bound of a message")
-        begun = memoryview(self._scratch)[end + len(answers.END) : self._filled]
+        begun = memoryview(self._scratch)[end + len(END) : self._filled]
         if len(begun) > head.size_bytes:
             raise FrameInvalid("it is longer than announced")
         if head.size_bytes == len(begun):
@@ -144,7 +133,7 @@ class Line(asyncio.BufferedProtocol):
         self._went_on(self._flow, len(begun))
 
     def _take(self, size_bytes: int) -> None:
-        """Have room for so much of a body.
+        """Take room for a body up to this size.
 
         Raises:
             RateLimited: this peer's answers, or those of all, take up their room already.
@@ -155,15 +144,15 @@ class Line(asyncio.BufferedProtocol):
         self._taken = size_bytes
 
     def _grow(self, body: bytearray, size_bytes: int) -> None:
-        """Make room for as many bytes of a body again as have come."""
+        """Double the buffer of a body, up to its announced size."""
         self._take(min(size_bytes, 2 * len(body)))
-        # A buffer that others look into cannot grow.
+        # A bytearray with views cannot grow.
         self._into.release()
         body.extend(bytes(self._taken - len(body)))
         self._into = memoryview(body)
 
     def _went_on(self, flow: Flow, size_bytes: int) -> None:
-        """Take note of bytes of a body."""
+        """Count received bytes of a body, and finish it with the last one."""
         assert self._head is not None
         assert self._body is not None
         flow.moved(self._loop.time(), size_bytes)
@@ -171,7 +160,7 @@ class Line(asyncio.BufferedProtocol):
             self._finish(self._body)
 
     def _check(self) -> None:
-        """Give up a body that brings nothing, or too little."""
+        """Give up a body that arrives too slowly."""
         assert self._flow is not None
         if self._loop.time() >= self._flow.ends_s:
             self._fail(self._flow.fault())
@@ -188,10 +177,10 @@ class Line(asyncio.BufferedProtocol):
         whole = [memoryview(body).toreadonly()] if head.size_bytes else []
         self._answer.set_result(RawResponse(head.status, head.headers, whole))
         self._rest()
-        self._wake()
+        self._writable.set()
 
     def _rest(self) -> None:
-        """Make ready for the next answer."""
+        """Reset for the next answer."""
         self._room.give(self._peer, self._taken)
         self._taken = 0
         self._head, self._into, self._filled = None, memoryview(self._scratch), 0
@@ -205,16 +194,17 @@ class Line(asyncio.BufferedProtocol):
             self._answer.set_exception(fault)
         self._rest()
 
-    # What the pool asks for
+    # Called by the pool
 
     async def ask(
         self, head: bytes, body: Sequence[Buffer], left: Callable[[], None]
     ) -> RawResponse:
-        """Return the answer to a request; `left` is called once all of it has left.
+        """Send a request and return its answer; `left` is called once all of it was sent.
 
         Raises:
             Dropped: the connection ended before any byte of an answer.
-            FrameInvalid, TooLarge: the answer is none, or over its bound.
+            FrameInvalid: the answer is malformed, or arrived too slowly.
+            TooLarge: the answer is over the bound of a message.
             RateLimited: there is no room for it here.
         """
         if self._transport is None:
@@ -224,8 +214,8 @@ class Line(asyncio.BufferedProtocol):
         whole = False
         try:
             for piece in pieces([head, *body]):
-                while self._writable is not None:
-                    await asyncio.shield(self._writable)
+                if not self._writable.is_set():
+                    await self._writable.wait()
                 if self._answer.done():
                     break
                 self._transport.write(piece)
@@ -239,29 +229,29 @@ class Line(asyncio.BufferedProtocol):
                 self.close()
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Abort the connection."""
         self.reusable = False
         if self._transport is not None:
             self._transport.abort()
 
 
 class _Peer:
-    """The connections to one end."""
+    """The connections to one peer."""
 
     def __init__(self) -> None:
         self.places = asyncio.Semaphore(CONNECTIONS_TO_A_PEER_MAX)
         self.users = 0
-        self.idle: tuple[list[Line], list[Line]] = ([], [])
-        """Those that small requests used, which the other end may read plainly, and others."""
+        self.idle: tuple[list[PeerConnection], list[PeerConnection]] = ([], [])
+        """Those for small requests, which stay on the peer's fast path, and those for others."""
 
 
-class Lines:
+class ConnectionPool:
     """All connections to peers.
 
     Args:
-        idle_ms: how long one may be idle and still be used.
+        idle_ms: how long a connection may be idle and still be used.
         progress_ms: the window in which an answer must bring what is due.
-        most: how many there may be.
+        most: how many connections there may be.
         room: for answers that are being received.
     """
 
@@ -280,9 +270,9 @@ class Lines:
             REPLIES_BYTES_MAX, REPLIES_A_PEER_BYTES_MAX, small=SMALL_BODIES_BYTES
         )
         self._peers: dict[tuple[str, bytes | None], _Peer] = {}
-        self._all: set[Line] = set()
+        self._all: set[PeerConnection] = set()
         self._opening = 0
-        """Connections that are being made."""
+        """Connections that are being opened."""
         self._timer: asyncio.TimerHandle | None = None
         self._secure: ssl.SSLContext | None = None
 
@@ -296,58 +286,58 @@ class Lines:
         *,
         local: Callable[[], bool] = lambda: True,
     ) -> RawResponse:
-        """Return the answer of the node at a host and port; see `Line.ask`.
+        """Return the answer of the node at a host and port; see `PeerConnection.ask`.
 
         Args:
             place: host and port.
             fingerprint: of the certificate that it must show; None for one without TLS.
             head: of the request.
             body: of the request.
-            left: called once all of it has left.
+            left: called once all of the request was sent.
             local: says whether the other node may be on loopback.
 
         Raises:
-            PeerSilent: no connection, another certificate, or no place that a peer can be at.
+            PeerSilent: no connection, another certificate, or an address that no peer can have.
         """
         host, port = place
         key = (f"{host}:{port}", fingerprint)
         peer = self._peers.setdefault(key, _Peer())
         peer.users += 1
-        large = len(head) + sum(len(buffer) for buffer in body) > PLAIN_BYTES_MAX
+        large = len(head) + sum(len(buffer) for buffer in body) > FAST_PATH_BYTES_MAX
         try:
             async with peer.places:
-                line = self._kept(peer, large) or await self._connected(
+                connection = self._kept(peer, large) or await self._connected(
                     key, host, port, fingerprint, local
                 )
                 try:
-                    answer = await line.ask(head, body, left)
+                    answer = await connection.ask(head, body, left)
                 except BaseException as fault:
-                    line.close()
+                    connection.close()
                     if isinstance(fault, Dropped):
-                        # The others to that end are as old, or older.
+                        # The other idle connections to that peer are as old, or older.
                         _close(peer)
                     raise
-                if line.reusable:
-                    line.idle_since = asyncio.get_running_loop().time()
-                    peer.idle[large].append(line)
+                if connection.reusable:
+                    connection.idle_since = asyncio.get_running_loop().time()
+                    peer.idle[large].append(connection)
                     self._watch()
                 return answer
         finally:
             peer.users -= 1
             self._drop_empty(key, peer)
 
-    def _kept(self, peer: _Peer, large: bool) -> Line | None:
+    def _kept(self, peer: _Peer, large: bool) -> PeerConnection | None:
         oldest = asyncio.get_running_loop().time() - self._idle_s
         idle = peer.idle[large]
         while idle:
-            line = idle.pop()
-            if line.reusable and line.idle_since > oldest:
-                return line
-            line.close()
+            connection = idle.pop()
+            if connection.reusable and connection.idle_since > oldest:
+                return connection
+            connection.close()
         return None
 
     def _make_place(self, where: str) -> None:
-        """See to it that one more connection may be opened.
+        """Close an idle connection if another one could not be opened otherwise.
 
         Raises:
             PeerSilent: all are in use.
@@ -355,15 +345,15 @@ class Lines:
         if len(self._all) + self._opening < self._most:
             return
         idle = [
-            line
+            connection
             for peer in self._peers.values()
-            for lines in peer.idle
-            for line in lines
-            if line.reusable
+            for kept in peer.idle
+            for connection in kept
+            if connection.reusable
         ]
         if not idle:
             raise PeerSilent(f"{where} is not asked: this node has {self._most} connections open")
-        min(idle, key=lambda line: line.idle_since).close()
+        min(idle, key=lambda connection: connection.idle_since).close()
 
     async def _found(self, host: str, port: int, *, local: bool) -> list[str]:
         """Return the IP addresses of a host, those that a peer may have.
@@ -393,7 +383,7 @@ class Lines:
         port: int,
         fingerprint: bytes | None,
         local: Callable[[], bool],
-    ) -> Line:
+    ) -> PeerConnection:
         loop = asyncio.get_running_loop()
         where = f"{host}:{port}"
         self._make_place(where)
@@ -403,8 +393,8 @@ class Lines:
             async with asyncio.timeout(PEER_CONNECT_TIMEOUT_MS / 1000) as patience:
                 for ip in await self._found(host, port, local=local()):
                     try:
-                        transport, line = await loop.create_connection(
-                            lambda: Line(self._progress_ms, self._all, self._room, key),
+                        transport, connection = await loop.create_connection(
+                            lambda: PeerConnection(self._progress_ms, self._all, self._room, key),
                             ip,
                             port,
                             ssl=None if fingerprint is None else self._context(),
@@ -429,15 +419,15 @@ class Lines:
             secure: ssl.SSLObject = transport.get_extra_info("ssl_object")
             shown = secure.getpeercert(binary_form=True) or b""
             if hashlib.sha256(shown).digest() != fingerprint:
-                line.close()
+                connection.close()
                 raise PeerSilent(
                     f"{where} shows another certificate than the peer's",
                     hint="it may have moved, or somebody stands between",
                 )
-        return line
+        return connection
 
     def _context(self) -> ssl.SSLContext:
-        """Return how peers are met: the pin is compared afterwards, and is all that counts."""
+        """Return the TLS context; the pinned fingerprint is compared after the handshake."""
         if self._secure is None:
             self._secure = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._secure.check_hostname = False
@@ -452,14 +442,14 @@ class Lines:
             self._timer = loop.call_later(self._idle_s, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what was idle for too long."""
+        """Close connections that were idle for too long."""
         self._timer = None
         oldest = asyncio.get_running_loop().time() - self._idle_s
         for key, peer in list(self._peers.items()):
             for idle in peer.idle:
-                for line in [line for line in idle if line.idle_since <= oldest]:
-                    line.close()
-                idle[:] = [line for line in idle if line.reusable]
+                for connection in [kept for kept in idle if kept.idle_since <= oldest]:
+                    connection.close()
+                idle[:] = [kept for kept in idle if kept.reusable]
             self._drop_empty(key, peer)
         if self._peers:
             self._watch()
@@ -469,20 +459,20 @@ class Lines:
             del self._peers[key]
 
     async def close(self) -> None:
-        """Drop all connections; what is under way ends unanswered."""
+        """Abort all connections; requests that are under way get no answer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for peer in self._peers.values():
             _close(peer)
-        for line in list(self._all):
-            line.close()
-        # Their ends are told in the next turn.
+        for connection in list(self._all):
+            connection.close()
+        # asyncio calls `connection_lost` in the next turn.
         await asyncio.sleep(0)
 
 
 def _close(peer: _Peer) -> None:
     for idle in peer.idle:
-        for line in idle:
-            line.close()
+        for connection in idle:
+            connection.close()
         idle.clear()

@@ -1,4 +1,4 @@
-"""Laws of the plain form: strict, and never at odds with the general parser."""
+"""Laws of small requests: read as the general parser reads them, or left to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import PLAIN_BYTES_MAX, PLAIN_HEAD_BYTES_MAX
-from xsc.net.transport.plain import PIECE_BYTES, Plain, head_of, pieces, read
+from xsc.base.limits import FAST_PATH_BYTES_MAX, FAST_PATH_HEAD_BYTES_MAX
+from xsc.net.transport.connection import PIECE_BYTES, pieces
+from xsc.net.transport.parser import SmallRequest, answer_head, read_request
 
 HEAD = (
     b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nAuthorization: Bearer a b\r\n\r\n"
@@ -43,21 +44,21 @@ def general(raw: bytes) -> tuple[str, dict[str, str], int] | None:
 
 
 def agrees(raw: bytes) -> None:
-    found = read(raw, None)
-    if isinstance(found, Plain):
+    found = read_request(raw, None)
+    if isinstance(found, SmallRequest):
         assert general(raw) == (found.path, dict(found.headers), len(found.body))
         assert raw.endswith(found.body)
 
 
-def test_a_plain_request_is_read():
+def test_a_small_request_is_read():
     fields = {"host": "x", "content-length": "3", "authorization": "Bearer a b"}
-    assert read(WHOLE, ["/v1/jobs"]) == Plain("/v1/jobs", fields, b"abc")
+    assert read_request(WHOLE, ["/v1/jobs"]) == SmallRequest("/v1/jobs", fields, b"abc")
     agrees(WHOLE)
 
 
 def test_every_beginning_asks_for_more():
     for size in range(len(WHOLE)):
-        wanted = read(WHOLE[:size], None)
+        wanted = read_request(WHOLE[:size], None)
         assert isinstance(wanted, int)
         assert size < wanted <= len(WHOLE)
 
@@ -98,22 +99,22 @@ def test_every_beginning_asks_for_more():
         WHOLE.replace(b"Host: x", b"Host: x\n"),
         WHOLE.replace(b"Host: x", b"Host: \xe4"),
         WHOLE.replace(b"Host: x", b"Host: x\r\n" + b"A: \r\n" * 31),
-        b"POST /" + b"a" * PLAIN_HEAD_BYTES_MAX,
-        HEAD.replace(b": 3", b": %d" % PLAIN_BYTES_MAX),
+        b"POST /" + b"a" * FAST_PATH_HEAD_BYTES_MAX,
+        HEAD.replace(b": 3", b": %d" % FAST_PATH_BYTES_MAX),
     ],
 )
 def test_everything_else_is_left_to_the_general_parser(raw):
-    assert read(raw, None) is None
+    assert read_request(raw, None) is None
 
 
 @pytest.mark.timeout(20)
 def test_a_head_with_a_fault_at_its_end_is_read_once_and_not_in_every_way():
     fields = b"".join(b"A%d: b\r\n" % index for index in range(31))
-    assert read(WHOLE.replace(b"Host: x\r\n", fields + b"Host: \x01\r\n"), None) is None
+    assert read_request(WHOLE.replace(b"Host: x\r\n", fields + b"Host: \x01\r\n"), None) is None
 
 
 def test_other_paths_are_left_to_the_general_parser():
-    assert read(WHOLE, ["/v1/job", "/v1/jobs/"]) is None
+    assert read_request(WHOLE, ["/v1/job", "/v1/jobs/"]) is None
 
 
 @given(st.data())
@@ -132,10 +133,10 @@ def test_what_is_read_here_the_general_parser_reads_as_well(data):
 
 
 def test_answers_are_announced_whole():
-    assert head_of(200, {"a": "b"}, 7) == (
+    assert answer_head(200, {"a": "b"}, 7) == (
         b"HTTP/1.1 200 OK\r\na: b\r\ncontent-length: 7\r\nserver: xsc\r\n\r\n"
     )
-    assert head_of(429, {}, 0).startswith(b"HTTP/1.1 429 Refused\r\n")
+    assert answer_head(429, {}, 0).startswith(b"HTTP/1.1 429 Refused\r\n")
 
 
 @given(st.lists(st.integers(0, 3 * PIECE_BYTES // 2), max_size=4))

@@ -1,4 +1,4 @@
-"""Heads of answers: read to the letter, refused otherwise, never read in another way."""
+"""Heads of answers: read as the general parser reads them, or refused."""
 
 from __future__ import annotations
 
@@ -13,22 +13,35 @@ from hypothesis import strategies as st
 
 from xsc.base.errors import FrameInvalid
 from xsc.base.limits import PEER_HEADER_BYTES_MAX
-from xsc.net.transport.answers import FIELDS_MAX, Head, read_head, request_head
-from xsc.net.transport.plain import Plain, head_of, read
+from xsc.net.transport.parser import (
+    END,
+    FIELDS_MAX,
+    AnswerHead,
+    SmallRequest,
+    answer_head,
+    read_answer,
+    read_request,
+    request_head,
+)
 
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 3\r\nServer: xsc"
 
 
+def read_head(raw: bytes) -> AnswerHead:
+    """Read a head that is given without its empty line."""
+    return read_answer(raw + END)
+
+
 def test_what_this_node_answers_is_read():
-    raw = head_of(404, {"content-type": "a/b; c=d"}, 12)
-    assert read_head(raw.removesuffix(b"\r\n\r\n")) == Head(
+    raw = answer_head(404, {"content-type": "a/b; c=d"}, 12)
+    assert read_head(raw.removesuffix(END)) == AnswerHead(
         404, {"content-type": "a/b; c=d", "content-length": "12", "server": "xsc"}, 12, True
     )
 
 
-def test_what_this_node_asks_is_plain():
+def test_what_this_node_asks_is_a_small_request():
     head = request_head("POST", "/peer/v1/storage.put", "127.0.0.1:80", {"xsc-to": "a"}, 2)
-    assert read(head + b"ab", None) == Plain(
+    assert read_request(head + b"ab", None) == SmallRequest(
         "/peer/v1/storage.put",
         {"host": "127.0.0.1:80", "xsc-to": "a", "content-length": "2"},
         b"ab",

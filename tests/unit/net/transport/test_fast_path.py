@@ -12,19 +12,19 @@ import pytest
 from tests.settle import until
 from tests.unit.net.nodes import take_all
 from xsc.api import proof
-from xsc.base.limits import NONCE_BYTES, PLAIN_BYTES_MAX
+from xsc.base.limits import FAST_PATH_BYTES_MAX, NONCE_BYTES
 from xsc.client.core import Core
 from xsc.identity.keys import KeyPair
 from xsc.net.calls.signing import STAMP_BYTES, sign_request
-from xsc.net.transport import front
-from xsc.net.transport.front import Fronts
+from xsc.net.transport import fast_path
+from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.plain import Plain
+from xsc.net.transport.parser import SmallRequest
 from xsc.net.transport.port import Arrival, RawRequest, RawResponse
 
 
-def request(body: bytes, path: str = "/plain") -> bytes:
+def request(body: bytes, path: str = "/small") -> bytes:
     return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (
         path.encode(),
         len(body),
@@ -44,7 +44,7 @@ class Behind(asyncio.Protocol):
         self.server.made += 1
 
     def data_received(self, data: bytes) -> None:
-        self.server.given_up.set()
+        self.server.handed_over.set()
         self.got += data
         if self.got.endswith(b"!"):
             self.transport.write(b"behind " + self.got)
@@ -55,7 +55,7 @@ class Behind(asyncio.Protocol):
 
 
 class Server:
-    """Fronts before `Behind`, on a port."""
+    """A fast path before `Behind`, on a port."""
 
     def __init__(self, idle_ms: int, progress_ms: int) -> None:
         self.made = 0
@@ -63,21 +63,21 @@ class Server:
         self.begun = asyncio.Event()
         self.go_on = asyncio.Event()
         self.seen: list[bytes] = []
-        self.given_up = asyncio.Event()
+        self.handed_over = asyncio.Event()
         self.gate = Gate(most=100, share=100, idle_ms=idle_ms)
-        self.fronts = Fronts(
+        self.path = FastPath(
             lambda: Behind(self),
             self.answer,
             self.gate,
             progress_ms=progress_ms,
-            paths=["/plain", "/wait", "/big", "/bug", proof.PATH],
+            paths=["/small", "/wait", "/big", "/bug", proof.PATH],
         )
         self.sent = 0
 
     def _sent(self) -> None:
         self.sent += 1
 
-    async def answer(self, request: Plain) -> RawResponse:
+    async def answer(self, request: SmallRequest) -> RawResponse:
         self.seen.append(request.body)
         if request.path == "/wait":
             self.begun.set()
@@ -100,11 +100,11 @@ class Server:
 async def serving(idle_ms: int, progress_ms: int) -> AsyncIterator[Server]:
     server = Server(idle_ms, progress_ms)
     loop = asyncio.get_running_loop()
-    server.listening = await loop.create_server(server.fronts, "127.0.0.1", 0)
+    server.listening = await loop.create_server(server.path, "127.0.0.1", 0)
     yield server
     server.go_on.set()
     server.listening.close()
-    await server.fronts.ended(1)
+    await server.path.ended(1)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_requests_one_after_the_other_are_answered(server):
     writer.close()
     await server.lost.wait()
     assert server.made == 1
-    assert not server.given_up.is_set()
+    assert not server.handed_over.is_set()
 
 
 async def test_a_request_in_pieces_is_answered(server):
@@ -187,7 +187,7 @@ async def test_after_the_first_other_request_all_are_the_servers(server):
     writer.write(request(b"!"))
     assert await reader.read() == b"behind " + request(b"other", "/other") + request(b"!")
     assert server.seen == [b"mine"]
-    assert server.given_up.is_set()
+    assert server.handed_over.is_set()
     writer.close()
 
 
@@ -195,7 +195,7 @@ async def test_what_floods_during_an_answer_is_not_held_without_bound(server):
     reader, writer = await server.open()
     writer.write(request(b"first", "/wait"))
     await server.begun.wait()
-    flood = b"x" * (192 * PLAIN_BYTES_MAX)
+    flood = b"x" * (192 * FAST_PATH_BYTES_MAX)
     writer.write(flood)
     writer.write(b"!")
     with pytest.raises(TimeoutError):
@@ -214,7 +214,7 @@ async def test_a_request_that_stops_half_way_is_the_servers_after_a_while(hasty)
     half = request(b"abcdef")[:-3]
     writer.write(half)
     await writer.drain()
-    await hasty.given_up.wait()
+    await hasty.handed_over.wait()
     writer.write(b"!")
     assert await reader.read() == b"behind " + half + b"!"
     assert not hasty.seen
@@ -268,7 +268,7 @@ async def test_the_end_waits_for_answers_but_not_for_ever(server):
     reader, writer = await server.open()
     writer.write(request(b"last", "/wait"))
     await server.begun.wait()
-    ending = asyncio.create_task(server.fronts.ended(10))
+    ending = asyncio.create_task(server.path.ended(10))
     server.go_on.set()
     await ending
     assert await answered(reader) == b"last"
@@ -276,13 +276,13 @@ async def test_the_end_waits_for_answers_but_not_for_ever(server):
     server.begun.clear()
     writer.write(request(b"late", "/wait"))
     await server.begun.wait()
-    await server.fronts.ended(0.01)
+    await server.path.ended(0.01)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await reader.readexactly(1)
     writer.close()
 
 
-async def test_what_our_own_peers_send_is_plain(monkeypatch):
+async def test_what_our_own_peers_send_is_a_small_request(monkeypatch):
     key, to = KeyPair(b"\1" * 32), KeyPair(b"\2" * 32)
     near = HttpTransport(listen="127.0.0.1:0", key=key)
     far = HttpTransport(listen="127.0.0.1:0", key=to)
@@ -291,8 +291,8 @@ async def test_what_our_own_peers_send_is_plain(monkeypatch):
         return RawResponse(200, {}, [await arrival.read(take_all)])
 
     await far.serve(handler)
-    given_up: list[object] = []
-    monkeypatch.setattr(front.Front, "_give_up", given_up.append)
+    handed_over: list[object] = []
+    monkeypatch.setattr(fast_path.FastPathConnection, "_hand_over", handed_over.append)
     headers = sign_request(
         key,
         network=bytes(32),
@@ -311,13 +311,13 @@ async def test_what_our_own_peers_send_is_plain(monkeypatch):
     finally:
         await near.close()
         await far.close()
-    assert not given_up
+    assert not handed_over
 
 
-async def test_what_our_own_client_sends_is_plain(server, tmp_path):
+async def test_what_our_own_client_sends_is_a_small_request(server, tmp_path):
     host, port = server.listening.sockets[0].getsockname()
     (tmp_path / "api.json").write_text(json.dumps({"url": f"http://{host}:{port}"}))
     (tmp_path / "api.token").write_text("a" * 52)
-    told = await asyncio.to_thread(Core(tmp_path).send, "POST", "/plain", [b'{"a": ', b"1}"])
+    told = await asyncio.to_thread(Core(tmp_path).send, "POST", "/small", [b'{"a": ', b"1}"])
     assert told == {"a": 1}
-    assert not server.given_up.is_set()
+    assert not server.handed_over.is_set()

@@ -10,16 +10,16 @@ import pytest
 from tests.settle import until
 from xsc.base.errors import PeerSilent, RateLimited
 from xsc.base.limits import (
+    FAST_PATH_BYTES_MAX,
     PEER_BODY_BYTES_MAX,
-    PLAIN_BYTES_MAX,
     REPLIES_A_PEER_BYTES_MAX,
     REPLIES_BYTES_MAX,
     REPLY_STEP_BYTES,
 )
 from xsc.identity.keys import KeyPair
-from xsc.net.transport import lines
+from xsc.net.transport import connection_pool
+from xsc.net.transport.connection_pool import ConnectionPool
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.lines import Lines
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse
 from xsc.net.transport.room import Room
 
@@ -148,7 +148,7 @@ async def test_an_answer_that_stops_is_given_up(ours, serve):
 
 
 async def test_an_answer_that_dribbles_is_given_up(ours, serve, monkeypatch):
-    monkeypatch.setattr(lines, "BODY_BYTES_A_SECOND_MIN", 10_000)
+    monkeypatch.setattr(connection_pool, "BODY_BYTES_A_SECOND_MIN", 10_000)
 
     async def talk(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -251,12 +251,12 @@ async def test_small_requests_and_large_ones_have_connections_of_their_own(ours,
     there = await serve(answering)
     for _ in range(3):
         await ask(ours, there, b"small")
-        await ask(ours, there, bytes(PLAIN_BYTES_MAX))
+        await ask(ours, there, bytes(FAST_PATH_BYTES_MAX))
     assert there.connections == 2
 
 
 async def test_no_more_than_so_many_connections_to_one_end(ours, serve, monkeypatch):
-    monkeypatch.setattr(lines, "CONNECTIONS_TO_A_PEER_MAX", 3)
+    monkeypatch.setattr(connection_pool, "CONNECTIONS_TO_A_PEER_MAX", 3)
     there = await serve(answering)
     answers = await asyncio.gather(*(ask(ours, there) for _ in range(20)))
     assert [answer.status for answer in answers] == [200] * 20
@@ -264,7 +264,7 @@ async def test_no_more_than_so_many_connections_to_one_end(ours, serve, monkeypa
 
 
 async def test_what_is_idle_for_too_long_is_closed(serve):
-    kept = Lines(idle_ms=20, progress_ms=1_000)
+    kept = ConnectionPool(idle_ms=20, progress_ms=1_000)
     there = await serve(answering)
     host, _, port = there.address.partition(":")
     head = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -323,8 +323,8 @@ async def test_an_announced_answer_takes_room_only_as_it_comes(serve):
 
     there = await serve(talk)
     room = Room(REPLIES_BYTES_MAX, REPLIES_A_PEER_BYTES_MAX)
-    lines_ = Lines(idle_ms=1_000, progress_ms=60_000, room=room)
-    asking = asyncio.create_task(lines_.ask(place_of(there), None, HEAD, (), lambda: None))
+    pool = ConnectionPool(idle_ms=1_000, progress_ms=60_000, room=room)
+    asking = asyncio.create_task(pool.ask(place_of(there), None, HEAD, (), lambda: None))
     (key,) = [(there.address, None)]
     while room.held(key) < 5_000_000:
         await asyncio.sleep(0)
@@ -338,7 +338,7 @@ async def test_an_announced_answer_takes_room_only_as_it_comes(serve):
         start += size
         assert whole[start - size : start] == bytes([start % 251]) * size
     assert room.held(key) == 0
-    await lines_.close()
+    await pool.close()
 
 
 async def test_answers_of_one_peer_have_a_share_and_others_theirs(serve):
@@ -349,16 +349,16 @@ async def test_answers_of_one_peer_have_a_share_and_others_theirs(serve):
 
     greedy, other = await serve(half), await serve(answering_late)
     room = Room(5_000, 2_000)
-    lines_ = Lines(idle_ms=1_000, progress_ms=60_000, room=room)
+    pool = ConnectionPool(idle_ms=1_000, progress_ms=60_000, room=room)
     asked = [
-        asyncio.create_task(lines_.ask(place_of(greedy), None, HEAD, (), lambda: None))
+        asyncio.create_task(pool.ask(place_of(greedy), None, HEAD, (), lambda: None))
         for _ in range(3)
     ]
     done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
     assert [type(task.exception()) for task in done] == [RateLimited]
-    answer = await lines_.ask(place_of(other), None, HEAD, (), lambda: None)
+    answer = await pool.ask(place_of(other), None, HEAD, (), lambda: None)
     assert bytes(answer.body[0]) == b"abc"
-    await lines_.close()
+    await pool.close()
     await asyncio.gather(*asked, return_exceptions=True)
     assert room.held((greedy.address, None)) == 0
 
@@ -379,19 +379,19 @@ async def test_connections_to_all_peers_are_bounded_and_idle_ones_go_first(serve
 
     kept = [await serve(answering) for _ in range(2)]
     silent = [await serve(never) for _ in range(2)]
-    lines_ = Lines(idle_ms=60_000, progress_ms=60_000, most=2)
+    pool = ConnectionPool(idle_ms=60_000, progress_ms=60_000, most=2)
     for there in kept:
-        await lines_.ask(place_of(there), None, HEAD, (), lambda: None)
+        await pool.ask(place_of(there), None, HEAD, (), lambda: None)
     asking = [
-        asyncio.create_task(lines_.ask(place_of(there), None, HEAD, (), lambda: None))
+        asyncio.create_task(pool.ask(place_of(there), None, HEAD, (), lambda: None))
         for there in silent
     ]
     for there in kept:
         await there.ended.wait()
     await until(lambda: sum(there.connections for there in silent) >= 2)
     with pytest.raises(PeerSilent, match="2 connections open"):
-        await lines_.ask(place_of(kept[0]), None, HEAD, (), lambda: None)
-    await lines_.close()
+        await pool.ask(place_of(kept[0]), None, HEAD, (), lambda: None)
+    await pool.close()
     await asyncio.gather(*asking, return_exceptions=True)
 
 
@@ -400,12 +400,12 @@ async def test_connections_to_all_peers_are_bounded_and_idle_ones_go_first(serve
 )
 async def test_a_peer_is_not_looked_for_on_this_machine(serve, host):
     there = await serve(answering)
-    lines_ = Lines(idle_ms=1_000, progress_ms=1_000)
+    pool = ConnectionPool(idle_ms=1_000, progress_ms=1_000)
     port = place_of(there)[1]
     with pytest.raises(PeerSilent, match="no place for a peer"):
-        await lines_.ask((host, port), None, HEAD, (), lambda: None, local=lambda: False)
+        await pool.ask((host, port), None, HEAD, (), lambda: None, local=lambda: False)
     assert there.connections == 0
-    await lines_.close()
+    await pool.close()
 
 
 @pytest.mark.parametrize(("listen", "found"), [("127.0.0.1:0", True), ("0.0.0.0:0", False)])
