@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from xsc.base.bounded import Bounded
 from xsc.base.errors import RateLimited
 from xsc.base.limits import (
     ANSWERS_A_PEER_BYTES_MAX,
@@ -30,8 +31,6 @@ from xsc.net.transport.room import Room
 
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
-EVERYBODY = ""
-"""Stands for all callers that are not known, together."""
 
 
 @dataclass(slots=True)
@@ -127,13 +126,15 @@ class Quota:
         answers: Room | None = None,
     ) -> None:
         self._rate = rate
-        self._unknown_rate = unknown_rate
         self._source_rate = source_rate
         self._share = share
         self._in_flight_max = in_flight_max
         self._in_flight: Counter[Caller] = Counter()
         self._total = 0
-        self._buckets: dict[Caller, _Bucket] = {}
+        self._peers: dict[bytes, _Bucket] = {}
+        self._sources: Bounded[str, _Bucket] = Bounded(UNKNOWN_SOURCES_MAX)
+        """Those that asked last: the bucket of all sources bounds them together."""
+        self._everybody = _Bucket(unknown_rate, unknown_rate * 1000, 0)
         self.bodies = bodies or Room(
             REQUEST_BODIES_BYTES_MAX,
             REQUEST_BODIES_A_PEER_BYTES_MAX,
@@ -147,31 +148,19 @@ class Quota:
         """Return how many requests of a caller have a place."""
         return self._in_flight[caller]
 
-    def _bucket(self, caller: Caller, now_ms: int) -> _Bucket:
-        bucket = self._buckets.get(caller)
-        if bucket is None:
-            rate = self._rate
-            if isinstance(caller, str):
-                rate = self._source_rate if caller else self._unknown_rate
-                self._forget_sources()
-            bucket = self._buckets[caller] = _Bucket(rate, rate * 1000, now_ms)
-        return bucket
-
-    def _forget_sources(self) -> None:
-        """Keep a bounded number of sources in mind: the bucket of all bounds them together."""
-        known = [caller for caller in self._buckets if isinstance(caller, str) and caller]
-        if len(known) >= UNKNOWN_SOURCES_MAX:
-            for caller in known[: len(known) // 2]:
-                del self._buckets[caller]
-
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.
 
         Raises:
             RateLimited: too many from there, or of all; the hint says for how long.
         """
-        self._bucket(source or "?", now_ms).take(now_ms)
-        self._bucket(EVERYBODY, now_ms).take(now_ms)
+        source = source or "?"
+        bucket = self._sources.get(source)
+        if bucket is None:
+            bucket = _Bucket(self._source_rate, self._source_rate * 1000, now_ms)
+            self._sources.put(source, bucket)
+        bucket.take(now_ms)
+        self._everybody.take(now_ms)
 
     def enter(self, caller: Caller, now_ms: int) -> Ticket:
         """Take one request, and hold its place until the ticket is given back.
@@ -186,7 +175,10 @@ class Quota:
         if self._total >= self._in_flight_max:
             raise RateLimited("too many requests are under way at this node")
         if isinstance(caller, bytes):
-            self._bucket(caller, now_ms).take(now_ms)
+            bucket = self._peers.get(caller)
+            if bucket is None:
+                bucket = self._peers[caller] = _Bucket(self._rate, self._rate * 1000, now_ms)
+            bucket.take(now_ms)
         else:
             self.count(caller, now_ms)
         self._in_flight[caller] += 1
@@ -204,4 +196,4 @@ class Quota:
     def forget(self, caller: bytes) -> None:
         """Drop the bucket of a peer that was removed, unless it is in use."""
         if not self._in_flight[caller]:
-            self._buckets.pop(caller, None)
+            self._peers.pop(caller, None)

@@ -103,11 +103,11 @@ def test_so_many_sources_are_remembered_and_no_more():
     quota = Quota()
     for number in range(3 * UNKNOWN_SOURCES_MAX):
         refused(quota.count, str(number), number)
-    assert len(quota._buckets) <= UNKNOWN_SOURCES_MAX + 1
+    assert len(quota._sources) == UNKNOWN_SOURCES_MAX
     quota.enter(A, 0)
     for number in range(3 * UNKNOWN_SOURCES_MAX):
         refused(quota.count, str(number), number)
-    assert A in quota._buckets
+    assert A in quota._peers
 
 
 def test_bytes_of_bodies_have_a_share_for_each_caller_and_come_back():
