@@ -19,7 +19,6 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from weakref import WeakValueDictionary
 
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
@@ -76,6 +75,7 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
 from xsc.base.tally import Tally
+from xsc.base.turns import Turns
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.gate import Gate
 from xsc.compute.deployments.rules import Answer, fault_answer
@@ -215,7 +215,8 @@ class Services:
         self._warm: Bounded[bytes, bytes] = Bounded(
             size_max=SERVICE_MODULES_WARM_BYTES_MAX, size_of=len
         )
-        self._locks: WeakValueDictionary[ServiceKey, asyncio.Lock] = WeakValueDictionary()
+        self._changing: Turns[ServiceKey] = Turns()
+        """Held while one service changes: over calls to peers, hence not one lock for all."""
         self._writing = asyncio.Lock()
         """Held while it is decided which modules are written and dropped; never over a call."""
         self._tasks: set[asyncio.Task[Served]] = set()
@@ -263,10 +264,6 @@ class Services:
 
     def _new(self, key: ServiceKey, rows: int = 0, last: int = 0) -> _Service:
         return _Service(key, {}, rows=rows, last=last, heard_ms=self._clock.monotonic_ms())
-
-    def _changing(self, key: ServiceKey) -> asyncio.Lock:
-        """Return the lock of a service: over calls to peers, hence not one lock for all."""
-        return self._locks.setdefault(key, asyncio.Lock())
 
     def _placed(self) -> list[_Service]:
         return [
@@ -316,7 +313,7 @@ class Services:
         digest = await run_sized(self._executor, len(module), digest_of, module)
         key = (self._own, name)
         provider = self._own if on is None else on
-        async with self._changing(key):
+        async with self._changing.of(key):
             known = self._services.get(key)
             versions = {} if known is None else known.versions
             if known is not None and known.active.record.provider != provider:
@@ -366,7 +363,7 @@ class Services:
             NotFound: no such service or version.
             XscError: the peer that holds it does not answer.
         """
-        async with self._changing((self._own, name)):
+        async with self._changing.of((self._own, name)):
             service = self._mine(name)
             chosen = rules.to_roll_back(name, service.versions, to).record
             now_ms = self._clock.now_ms()
@@ -386,7 +383,7 @@ class Services:
         Raises:
             NotFound: there is none.
         """
-        async with self._changing((self._own, name)):
+        async with self._changing.of((self._own, name)):
             service = self._mine(name)
             provider = service.active.record.provider
             warning = ""
@@ -549,7 +546,7 @@ class Services:
     async def _look_after(self, service: _Service) -> None:
         """Keep a service at a peer paid and its log here; what fails is tried again."""
         try:
-            async with self._changing(service.key):
+            async with self._changing.of(service.key):
                 if self._services.get(service.key) is service and not service.refuted:
                     await self._collect(service)
         except XscError as fault:
@@ -906,7 +903,7 @@ class Services:
         rules.check_received(record)
         self._check_lease(lease_id, record)
         key = (caller, record.name)
-        async with self._changing(key):
+        async with self._changing.of(key):
             service = self._services.get(key)
             if (
                 service is None
@@ -992,7 +989,7 @@ class Services:
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         service = self._held(caller, header)
-        async with self._changing(service.key):
+        async with self._changing.of(service.key):
             await self._drop(service)
         return {}, ()
 

@@ -29,6 +29,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.base.tally import TimeShare
+from xsc.base.turns import Turns
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import Code
 from xsc.compute.wasm.sandbox import Job
@@ -69,7 +70,8 @@ class Compiler:
         self._limit_ms = limit_ms
         self._command = (*command, str(limit_ms))
         self._jails = asyncio.Semaphore(jails)
-        self._turns: dict[bytes, asyncio.Lock] = {}
+        self._turns: Turns[bytes] = Turns()
+        """By customer: one module of each is compiled at a time."""
         self._queued: Counter[bytes] = Counter()
         self._under_way: dict[tuple[bytes, bytes], asyncio.Task[Code]] = {}
         self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
@@ -153,7 +155,6 @@ class Compiler:
         self._queued[customer] -= 1
         if not self._queued[customer]:
             del self._queued[customer]
-            self._turns.pop(customer, None)
 
     async def _found(self, slot: tuple[bytes, bytes]) -> Code | None:
         if self._cache is not None:
@@ -179,8 +180,7 @@ class Compiler:
         )
 
     async def _compile(self, job: Job, slot: tuple[bytes, bytes]) -> Code:
-        turn = self._turns.setdefault(job.customer, asyncio.Lock())
-        async with turn, self._jails:
+        async with self._turns.of(job.customer), self._jails:
             raw: bytes | None = None
             while raw is None:
                 raw = await self._in_some_jail(job)

@@ -1,7 +1,6 @@
-"""What waits, a queue for each customer: they take turns, and each goes on in its own order.
+"""A queue that serves its customers round robin: first in, first out for each of them.
 
-One queue for all would let a customer that asks for thirty-two long runs hold everybody
-else behind them.
+With one queue for all, a customer that asks for 32 long runs would hold up the others.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
-    """See the module."""
+class FairQueue(Generic[T]):
+    """Holds what waits: `take` serves the customers in turns."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[bytes, deque[T]] = OrderedDict()

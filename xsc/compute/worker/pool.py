@@ -53,7 +53,7 @@ from xsc.compute.worker import frames
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.compiler import COMMAND as JAIL
 from xsc.compute.worker.compiler import CompileBoundMet, Compiler
-from xsc.compute.worker.fair_queue import Turns
+from xsc.compute.worker.fair_queue import FairQueue
 from xsc.compute.worker.mailbox import Mailbox, MailboxClosed
 from xsc.compute.worker.process import ProcessLost, SandboxProcess, spawn
 from xsc.compute.worker.queue import Call, Line
@@ -101,7 +101,7 @@ class PoolSandbox:
         self._started = False
         self._workers: set[SandboxProcess] = set()
         self._idle: list[SandboxProcess] = []
-        self._waiting: Turns[asyncio.Future[SandboxProcess] | Call] = Turns()
+        self._waiting: FairQueue[asyncio.Future[SandboxProcess] | Call] = FairQueue()
         self._lines: dict[SandboxProcess, Line] = {}
         self._quick = Quick()
         self._customers: Counter[bytes] = Counter()

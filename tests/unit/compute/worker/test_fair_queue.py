@@ -7,14 +7,14 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.compute.worker.fair_queue import Turns
+from xsc.compute.worker.fair_queue import FairQueue
 
 CUSTOMERS = st.sampled_from([b"a", b"b", b"c"])
 
 
 @given(st.lists(st.tuples(CUSTOMERS, st.integers(0, 3)), max_size=40))
 def test_who_waits_is_passed_once_by_each_other_and_goes_in_its_own_order(steps):
-    turns, waiting, passed = Turns(), {}, Counter()
+    turns, waiting, passed = FairQueue(), {}, Counter()
     for number, (customer, what) in enumerate(steps):
         mine = waiting.setdefault(customer, [])
         if what == 0 and len(turns):
