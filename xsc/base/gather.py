@@ -38,8 +38,7 @@ class Gather(Generic[K, T, R]):
     takes its first batch: all calls made in the meantime, at least those of the same turn
     of the event loop. Calls run in the order in which they were made.
 
-    A call whose caller was cancelled before its batch began is left out; a caller that
-    wants it to run all the same awaits the future shielded.
+    A call whose caller was cancelled before its batch began is left out, unless `all_run`.
 
     Args:
         run: called with the key and a batch; returns the result or the error of each call,
@@ -49,6 +48,7 @@ class Gather(Generic[K, T, R]):
         size_of: returns the size of a call.
         size_max: most that the sizes of a batch may add up to; a larger call is a batch of
             its own.
+        all_run: whether calls are run whose callers were cancelled before.
         pause: awaited before the first batch of an idle key.
         spawn: starts the task of a key.
         stopped: makes the error of all unanswered calls where that task is cancelled, or
@@ -62,6 +62,7 @@ class Gather(Generic[K, T, R]):
         most: Callable[[int, int], int] | None = None,
         size_of: Callable[[T], int] | None = None,
         size_max: int = 0,
+        all_run: bool = False,
         pause: Callable[[], Awaitable[None]] | None = None,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task,
         stopped: Callable[[], XscError] = lambda: UnavailableError("this node was stopped"),
@@ -70,6 +71,7 @@ class Gather(Generic[K, T, R]):
         self._most = most
         self._size_of = size_of
         self._size_max = size_max
+        self._all_run = all_run
         self._pause = pause
         self._spawn = spawn
         self._stopped = stopped
@@ -122,7 +124,7 @@ class Gather(Generic[K, T, R]):
         size = 0
         while waiting and len(batch) < most:
             call, future = waiting[0]
-            if future.done():
+            if future.done() and not self._all_run:
                 waiting.popleft()
                 continue
             if self._size_of is not None:
@@ -147,6 +149,6 @@ def _settle(future: asyncio.Future[R], outcome: R | XscError) -> None:
         return
     if isinstance(outcome, XscError):
         future.set_exception(outcome)
-        future.exception()  # so that asyncio does not warn where a shielded caller has gone
+        future.exception()  # so that asyncio does not warn where the caller has gone
     else:
         future.set_result(outcome)

@@ -6,7 +6,6 @@ during a write form the next one.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from xsc.base.clock import Executor
@@ -27,7 +26,7 @@ class GroupCommit:
         self._store = store
         self._executor = executor
         self._gather: Gather[None, list[Change], None] = Gather(
-            self._write, size_of=_size_bytes, size_max=group_bytes
+            self._write, size_of=_size_bytes, size_max=group_bytes, all_run=True
         )
 
     async def commit(self, changes: list[Change]) -> None:
@@ -38,7 +37,7 @@ class GroupCommit:
         Raises:
             XscError: the write of the group failed; every caller in it gets the error.
         """
-        await asyncio.shield(self._gather.submit(None, changes))
+        await self._gather.submit(None, changes)
 
     async def _write(self, _key: None, commits: Sequence[list[Change]]) -> Sequence[None]:
         group = [change for changes in commits for change in changes]

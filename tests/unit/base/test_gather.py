@@ -106,12 +106,12 @@ async def test_a_cancelled_caller_hurts_nobody_and_is_left_out():
     assert desk.batches == [[1, 2], [4]]
 
 
-async def test_a_shielded_call_runs_though_its_caller_has_gone():
-    desk = Desk()
-    asyncio.shield(desk.submit(1)[0]).cancel()
-    await asyncio.sleep(0)
-    await desk.gather.idle()
-    assert desk.batches == [[1]]
+async def test_all_calls_can_be_run_though_their_callers_have_gone():
+    desk = Desk(all_run=True)
+    first, second = desk.submit(1, 2)
+    first.cancel()
+    assert await second == 20
+    assert desk.batches == [[1, 2]]
 
 
 async def test_an_error_of_the_batch_reaches_each_caller_as_its_own_and_no_other_batch():

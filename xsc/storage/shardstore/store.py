@@ -167,7 +167,7 @@ class StorageNode:
         self._deleting: set[tuple[bytes, bytes]] = set()
         self._freed = asyncio.Event()
         self._ended = Ended()
-        self._settling: Gather[None, _Settling, None] = Gather(self._settle_all)
+        self._settling: Gather[None, _Settling, None] = Gather(self._settle_all, all_run=True)
         self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dead = DeadSpace()
@@ -459,7 +459,7 @@ class StorageNode:
         drops: Sequence[tuple[bytes, int]],
     ) -> None:
         """Bring the index up to these bodies, even if the caller is cancelled."""
-        await asyncio.shield(self._settling.submit(None, _Settling(sequences, puts, drops)))
+        await self._settling.submit(None, _Settling(sequences, puts, drops))
 
     async def _settle_all(self, _key: None, group: Sequence[_Settling]) -> Sequence[None]:
         settled = {sequence for item in group for sequence in item.sequences}
