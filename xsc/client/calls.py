@@ -146,12 +146,6 @@ class Named:
     name: str
 
 
-def _wish(grants: Sequence[str], verify: str | None = None) -> Document:
-    """Return what is said of a job only where it is wished: older nodes do not know it."""
-    wish: Document = {"grants": list(grants), "verify": verify}
-    return {name: value for name, value in wish.items() if value}
-
-
 def _quoted(name: str) -> str:
     try:
         return quote(name, safe="")
@@ -234,7 +228,7 @@ class Calls:
         download = self.core.download("/v1/object", {**headers, "Range": UNIT + check_range(part)})
         if download.part is None:
             download.close()
-            raise NodeUnreachable("the node gives no ranges", hint="it may be of an older release")
+            raise NodeUnreachable("the node did not send a range")
         return download
 
     def get(self, capability: str, path: Path, progress: Progress = ignore_progress) -> int:
@@ -334,7 +328,7 @@ class Calls:
             "on": on,
             "local": local,
         }
-        order |= _wish(grants, verify)
+        order |= {"grants": list(grants), "verify": verify}
         return self._job(order, module, b"", limits)
 
     def batch(
@@ -357,7 +351,7 @@ class Calls:
             "on": on,
             "local": local,
         }
-        order |= _wish(grants)
+        order |= {"grants": list(grants)}
         return self._job(order, module, lines, limits)
 
     def run(
@@ -389,7 +383,7 @@ class Calls:
             "on": on,
             "local": local,
         }
-        order |= _wish(grants, verify)
+        order |= {"grants": list(grants), "verify": verify}
         if store is not None:
             order["store"] = store
         return self._job(order, module, program.stdin, limits, show)

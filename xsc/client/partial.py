@@ -7,11 +7,9 @@ as after a power loss, is fetched again, and so is what belongs to another capab
 A kill at any moment costs the block that was not whole; where the node breaks off, that has
 a sum as well: the last one may be of a shorter block, up to the end of what has come.
 
-    xsc part 2 <id of the object> <its size in bytes>
+    xsc part 1 <id of the object> <its size in bytes>
     <sum of block 0>
     <sum of block 1> …
-
-Version 1, of earlier releases, is the same with blocks of a segment, and is gone on with so.
 """
 
 from __future__ import annotations
@@ -28,14 +26,12 @@ from types import TracebackType
 from typing import Self
 
 from xsc.base.errors import ArgumentInvalid, unwritable
-from xsc.base.limits import MIB, SEGMENT_BYTES
+from xsc.base.limits import MIB
 from xsc.client.core import Download, Progress
 from xsc.client.files import check_target, put_in_place, write_whole
 
 BLOCK_BYTES = MIB
-_BLOCKS = {"1": SEGMENT_BYTES, "2": BLOCK_BYTES}
-"""By version."""
-_HEAD = re.compile(r"xsc part ([12]) ([0-9a-f]{64}) ([0-9]{1,19})\n")
+_HEAD = re.compile(r"xsc part 1 ([0-9a-f]{64}) ([0-9]{1,19})\n")
 _SUM_CHARS = 64
 
 Opened = Callable[[str | None], Download]
@@ -69,7 +65,6 @@ class Partial:
         self._part = path.with_name(path.name + ".part")
         self._sums = path.with_name(path.name + ".part.sums")
         self._block = bytearray()
-        self._block_bytes = BLOCK_BYTES
         self._kept = 0
         """In whole blocks."""
         self.size_bytes: int | None = None
@@ -125,49 +120,47 @@ class Partial:
         with os.fdopen(os.dup(self._log), "r", encoding="ascii", errors="replace") as log:
             head = _HEAD.fullmatch(log.readline())
             sums = log.read().split("\n")[:-1]
-        if head is None or head[2] != self._id:
+        if head is None or head[1] != self._id:
             self.restart()
             return
-        self.size_bytes = int(head[3])
-        size = self._block_bytes = _BLOCKS[head[1]]
+        self.size_bytes = int(head[2])
         for number, expected in enumerate(sums):
-            block = os.pread(self._file, size, number * size)
+            block = os.pread(self._file, BLOCK_BYTES, number * BLOCK_BYTES)
             if not block or self._kept + len(block) > self.size_bytes or _sum_of(block) != expected:
                 break
-            if len(block) < size:
+            if len(block) < BLOCK_BYTES:
                 self._block += block
                 break
-            self._kept += size
+            self._kept += BLOCK_BYTES
         os.truncate(self._file, self.kept_bytes)
         os.lseek(self._file, self.kept_bytes, os.SEEK_SET)
-        end = head.end() + self._kept // size * (_SUM_CHARS + 1)
+        end = head.end() + self._kept // BLOCK_BYTES * (_SUM_CHARS + 1)
         os.truncate(self._log, end)
         os.lseek(self._log, end, os.SEEK_SET)
 
     def restart(self, size_bytes: int | None = None) -> None:
         """Forget what is there; take down the size of what comes, where it is known."""
         self._kept = 0
-        self._block_bytes = BLOCK_BYTES
         self.size_bytes = size_bytes
         self._block.clear()
         for handle in (self._log, self._file):
             os.truncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
         if size_bytes is not None:
-            _write_all(self._log, f"xsc part 2 {self._id} {size_bytes}\n".encode())
+            _write_all(self._log, f"xsc part 1 {self._id} {size_bytes}\n".encode())
 
     def fill(self, blocks: Iterable[bytes]) -> None:
         """Write what comes; each whole block counts from then on."""
         for data in blocks:
             view = memoryview(data)
             while view:
-                taken = view[: self._block_bytes - len(self._block)]
+                taken = view[: BLOCK_BYTES - len(self._block)]
                 _write_all(self._file, taken)
                 self._block += taken
                 view = view[len(taken) :]
-                if len(self._block) == self._block_bytes:
+                if len(self._block) == BLOCK_BYTES:
                     self._sum_up()
-                    self._kept += self._block_bytes
+                    self._kept += BLOCK_BYTES
                     self._block.clear()
 
     def _sum_up(self) -> None:

@@ -620,11 +620,10 @@ class ComputeService:
             "output_bytes": task.limits.output_bytes,
             "module": with_module,
             "stream": task.tape is not None,
+            "objects": [item.name for item in referred],
         }
         bodies = [task.given.stdin, *(data for _, data in task.given.files)]
-        if referred:
-            header["objects"] = [item.name for item in referred]
-            bodies += [item.reference for item in referred]
+        bodies += [item.reference for item in referred]
         if sum(map(len, bodies)) + len(task.module) + _ROOM_BYTES > PEER_BODY_BYTES_MAX:
             raise TooLarge(
                 f"module and input are over {PEER_BODY_BYTES_MAX - _ROOM_BYTES} bytes together",

@@ -757,7 +757,7 @@ class PeerNet:
             return self._join(caller, header)
         handler = self._handlers.get(method)
         if handler is None or arrival.method != "POST" or arrival.path != ROOT + method:
-            raise NotFound("this node has no such method", hint="it may be of an older release")
+            raise NotFound("this node has no such method")
         if method in self._bounds:
             await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)

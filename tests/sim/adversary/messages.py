@@ -114,6 +114,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "args": Many(Name, 2),
         "module": bool,
         "stream": bool,
+        "objects": Many(Name, 2),
     },
     "compute.output": {"nonce": Nonce, "stdout": Size, "stderr": Size, "wait_ms": Count},
     "compute.cancel": {"nonce": Nonce},

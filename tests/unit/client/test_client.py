@@ -124,6 +124,8 @@ async def test_a_function_is_invoked(there, tmp_path):
         "on": "bob",
         "local": False,
         "module_bytes": 4,
+        "grants": [],
+        "verify": None,
     }
 
 

@@ -244,7 +244,7 @@ class Provider:
                 if asked.module not in self._modules:
                     module = granted.module
                     self._modules.put(asked.module, module, asked.customer, len(module))
-                tape = Tape(self._clock) if header.get("stream") is True else None
+                tape = Tape(self._clock) if take_bool(header, "stream") else None
                 task = asyncio.create_task(self._work(order, granted, steps, tape))
             finally:
                 if task is None:
@@ -371,7 +371,7 @@ def _received(
             case _:
                 raise RecordInvalid("the field 'environment' must hold pairs of texts")
     names = take_texts(header, "files", most=FILES_MAX)
-    referred = take_texts(header, "objects", most=FILES_MAX) if "objects" in header else []
+    referred = take_texts(header, "objects", most=FILES_MAX)
     with_module = take_bool(header, "module")
     bodies = [bytes(part.data) for part in parts]
     if len(bodies) != 1 + len(names) + len(referred) + with_module:

@@ -364,38 +364,38 @@ def stat_answer(held: HeldObject, caller: bytes) -> dict[str, Value]:
             "digest": item.digest,
             "damaged": item.damaged,
             "ends_ms": item.ends_ms,
-            **({"bad": [*item.bad]} if item.bad else {}),
+            "bad": [*item.bad],
         }
         for item in held.columns[:COLUMNS_MAX]
     ]
     records: list[Value] = [
         {"customer": item.customer, "ends_ms": item.ends_ms} for item in held.records[:COLUMNS_MAX]
     ]
-    mine: list[Value] = [[lease, size] for lease, size in held.sizes_of(caller)]
+    sizes: list[Value] = [[lease, size] for lease, size in held.sizes_of(caller)]
     return {
         "record": held.record,
         "columns": columns,
         "records": records,
         "until": held.until or None,
-        # A part of them would say that nothing lies under the others.
-        **({"mine": mine} if len(mine) <= LEASES_TOLD_MAX else {}),
+        # A part of them would say that nothing is stored under the others.
+        "mine": sizes if len(sizes) <= LEASES_TOLD_MAX else None,
     }
 
 
 def _end(fields: Mapping[str, Value]) -> int | None:
-    """Return when a lease ends; releases before this field never say so."""
+    """Return when a lease ends; None where it never does, or the host does not say."""
     return None if fields.get("ends_ms") is None else take_int(fields, "ends_ms")
 
 
 def _bad(fields: Mapping[str, Value]) -> tuple[int, ...]:
-    """Return which segments are damaged; releases before this field never say so."""
-    listed = take_list({"bad": []} | dict(fields), "bad", most=DAMAGED_TOLD_MAX)
+    """Return which segments are damaged."""
+    listed = take_list(fields, "bad", most=DAMAGED_TOLD_MAX)
     return tuple(take_int({"bad": segment}, "bad", most=SEGMENT_MAX) for segment in listed)
 
 
 def _mine(header: Mapping[str, Value]) -> tuple[tuple[bytes, int], ...] | None:
-    """Return what lies there for the caller by lease; releases before this field never say so."""
-    if "mine" not in header:
+    """Return the bytes stored for the caller by lease; None where the host does not say."""
+    if header.get("mine", ()) is None:
         return None
     found: dict[bytes, int] = {}
     for item in take_list(header, "mine", most=LEASES_TOLD_MAX):
@@ -431,7 +431,7 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
             )
         )
     records = []
-    for item in take_list(header, "records", most=COLUMNS_MAX) if "records" in header else []:
+    for item in take_list(header, "records", most=COLUMNS_MAX):
         fields = _map(item)
         customer = take_bytes(fields, "customer", size=ID_BYTES)
         records.append(HeldRecord(customer, _end(fields)))

@@ -335,7 +335,7 @@ class Upload:
                     lease, self._locate, self._code.generation, asked, size_of
                 )
             except XscError as fault:
-                # Silent, or of an earlier release: it is sent again.
+                # What it does not confirm is sent again.
                 self._reach.log.info(
                     "storage_host_not_asked", peer=short(slot.node), code=fault.code
                 )

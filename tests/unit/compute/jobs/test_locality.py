@@ -123,7 +123,7 @@ async def test_what_a_provider_cannot_read_is_sent(world, stored):
     assert done.files["deep/TEXT"] == TEXT.upper()
     assert (done.saved_bytes, stored.reads) == (0, 1)
     sent = [(header.get("objects"), header["files"]) for _, header, _ in world.wire.sent]
-    assert sent == [(["text"], []), (["text"], []), (None, ["text"])]
+    assert sent == [(["text"], []), (["text"], []), ([], ["text"])]
     assert world.provider.market.reserved == 0
 
 
@@ -284,6 +284,8 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             "args": [],
             "environment": [],
             "files": ["big"],
+            "objects": [],
+            "stream": False,
             "output_bytes": 1000,
             "module": True,
         }

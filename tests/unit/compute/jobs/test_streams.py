@@ -321,7 +321,7 @@ async def test_output_that_is_taken_back_is_refused(world):
 
 
 async def test_a_provider_that_shows_nothing_still_answers(world):
-    """One of an older release: it does not know the methods."""
+    """It refuses the methods by which output is watched."""
     handlers = world.provider.service.handlers()
     world.provider.service.handlers = lambda: {
         name: handler for name, handler in handlers.items() if name not in (OUTPUT, CANCEL)
