@@ -18,13 +18,14 @@ import argparse
 import ast
 import difflib
 import importlib
+import multiprocessing
 import os
 import random
 import re
 import resource
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +34,12 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 MEMORY_BYTES_MAX = 4 << 30
+SLOW_IMPORTS = ["aiohttp", "cryptography.x509", "hypothesis.strategies", "pydantic", "zfec"]
+"""Imported once: each mutant is a fork."""
 PAIRS: list[tuple[type[ast.AST], type[ast.AST]]] = [
     (ast.Lt, ast.LtE),
     (ast.Gt, ast.GtE),
@@ -50,12 +55,12 @@ NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 def rule_modules() -> list[Path]:
     """Return the rules: all but what the architecture test calls shell, and plain numbers."""
-    sys.path.insert(0, str(ROOT))
-    listed = importlib.import_module("tests.meta.test_architecture")
+    listed = runpy.run_path(str(ROOT / "tests" / "meta" / "test_architecture.py"))
     return [
         path
-        for name, path in listed.MODULES.items()
-        if name not in {*listed.SHELL, "xsc.base.limits"} and not name.startswith(listed.PROGRAMS)
+        for name, path in listed["MODULES"].items()
+        if name not in {*listed["SHELL"], "xsc.base.limits"}
+        and not name.startswith(listed["PROGRAMS"])
     ]
 
 
@@ -128,24 +133,30 @@ def own_tests(path: Path) -> list[Path]:
     return [test.relative_to(ROOT) for test in tests]
 
 
+def run_tests(copy: Path, tests: list[Path]) -> None:
+    """Run tests in a copy of the checkout, and leave the process with pytest's exit code."""
+    os.setsid()
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path.insert(0, str(copy))
+    sys.dont_write_bytecode = True
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    imported = "ignore::pytest.PytestAssertRewriteWarning"
+    sys.exit(pytest.main(["-qx", "-p", "no:cacheprovider", "-W", imported, *map(str, tests)]))
+
+
 def passes(copy: Path, tests: list[Path], timeout_s: int) -> bool:
     """Say whether tests pass in a copy of the checkout, in time."""
-    child = subprocess.Popen(
-        [sys.executable, "-B", "-m", "pytest", "-qx", "-p", "no:cacheprovider", *map(str, tests)],
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return child.wait(timeout_s) == 0
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+    child = multiprocessing.get_context("fork").Process(target=run_tests, args=(copy, tests))
+    child.start()
+    assert child.pid is not None
+    child.join(timeout_s)
+    if child.is_alive():
+        os.killpg(child.pid, signal.SIGKILL)
+        child.join()
+    return child.exitcode == 0
 
 
 def survivors(copy: Path, path: Path, numbers: list[int], timeout_s: int) -> Iterator[str]:
@@ -182,6 +193,8 @@ def main() -> int:
     ]
     sample = random.Random(args.seed).sample(sites, min(args.count, len(sites)))
     print(f"{len(sample)} of {len(sites)} mutants of {len(modules)} modules, seed {args.seed}")
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX,) * 2)
     survived = 0
     with tempfile.TemporaryDirectory() as folder:

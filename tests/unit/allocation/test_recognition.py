@@ -3,11 +3,11 @@ import pytest
 from xsc.allocation.recognition import Recognition, mutual_ppm, tier_of, with_weight
 from xsc.base.errors import ArgumentInvalid, RecordInvalid
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM as TAU
-from xsc.base.limits import PPM
+from xsc.base.limits import PEERS_MAX, PPM
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 
-ME, A, B = b"\1" * 32, b"\2" * 32, b"\3" * 32
+ME, A, B, C = (bytes([n]) * 32 for n in range(1, 5))
 
 
 def record(weights, owner=ME, sequence=1):
@@ -37,16 +37,43 @@ def test_a_recognition_survives_the_wire():
         [(A, 500_001), (B, 500_000)],
         [(B, 1), (A, 1)],
         [(A, 1), (A, 1)],
+        [(A, 1), (C, 1), (B, 1)],
         [(ME, 1)],
         [(A, 0)],
         [(A, PPM + 1)],
         [(A[:31], 1)],
     ],
-    ids=["above the whole", "falling", "twice", "itself", "nothing", "too much", "no id"],
+    ids=[
+        "above the whole",
+        "falling",
+        "twice",
+        "rising and falling",
+        "itself",
+        "nothing",
+        "too much",
+        "no id",
+    ],
 )
 def test_a_false_recognition_is_refused(weights):
     with pytest.raises(RecordInvalid):
         Recognition.from_value(record(weights))
+
+
+def test_the_least_weight_is_accepted():
+    assert Recognition.from_value(record([(A, 1)])).weight_ppm(A) == 1
+
+
+def test_the_whole_can_be_given_to_one():
+    assert with_weight({}, A, PPM) == {A: PPM}
+
+
+def test_so_many_peers_and_no_more_are_recognised():
+    weights = {number.to_bytes(32, "big"): 1 for number in range(PEERS_MAX - 1)}
+    full = with_weight(weights, A, 1)
+    assert len(full) == PEERS_MAX
+    assert with_weight(full, A, 2)[A] == 2
+    with pytest.raises(ArgumentInvalid, match="peers can be recognised"):
+        with_weight(full, B, 1)
 
 
 def test_a_full_budget_is_accepted():

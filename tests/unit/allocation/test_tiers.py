@@ -106,6 +106,36 @@ def test_no_level_binds_where_all_are_sated():
     assert [result.given for result in division.tiers] == [4, 0, 5]
 
 
+def test_the_denominator_is_never_taken_for_less_than_a_ten_thousandth():
+    lone = Claim(b"a", "mutual", 500_000, 10, 5)
+    tier = proportional(10, [lone]).tier("mutual")
+    assert tier.denominator == Fraction(5 * 10, 1_000_000)
+    assert (tier.level, tier.given) == (10 * 10_000, 5)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_a_claim_that_needs_nothing_changes_nothing(rule):
+    claims = [Claim(b"a", "mutual", 2, 10), Claim(b"b", "mutual", 3, 90), Claim(b"c", "open", 0, 9)]
+    idle = [Claim(b"d", "mutual", 7, 0), Claim(b"e", "open", 0, 0)]
+    for capacity in (0, 50, 105):
+        alone, beside = rule(capacity, claims), rule(capacity, [*claims, *idle])
+        assert beside.tiers == alone.tiers
+        assert beside.allocations == alone.allocations | {b"d": 0, b"e": 0}
+
+
+def test_a_tier_that_finds_nothing_left_says_so():
+    claims = [Claim(b"a", "mutual", 1, 10), Claim(b"b", "one_way", 1, 10)]
+    tier = proportional(10, claims).tier("one_way")
+    assert (tier.capacity, tier.given, tier.denominator, tier.level) == (0, 0, 0, None)
+
+
+def test_the_level_binds_while_one_claim_lacks_something():
+    claims = [Claim(b"a", "mutual", 900, 1), Claim(b"b", "mutual", 100, 90)]
+    tier = proportional(20, claims).tier("mutual")
+    assert tier.given < 20
+    assert tier.level == 20 / tier.denominator
+
+
 @pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 def test_a_claim_a_division_cannot_understand_is_a_bug(rule):
     with pytest.raises(AssertionError):

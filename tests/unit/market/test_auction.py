@@ -1,7 +1,7 @@
 import pytest
 
 from xsc.base.limits import PPM
-from xsc.market.auction import Bid, Held, Winner, dear, place, reserve
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Held, Winner, dear, place, reserve
 
 
 def bid(name, price, quality=PPM, domain=None):
@@ -57,6 +57,10 @@ def test_the_reserve_is_raised_in_eighths_while_a_further_one_can_win():
 def test_a_posted_price_is_paid_and_still_sets_those_of_others():
     bids = [Bid(b"a", 5, PPM, b"a", posted=True), bid(b"b", 6), Bid(b"c", 8, PPM, b"c", True)]
     assert place(bids, 2, 10) == [Winner(b"a", 5), Winner(b"b", 8)]
+
+
+def test_a_provider_without_history_counts_a_hundredth():
+    assert QUALITY_PPM_LEAST == PPM // 100
 
 
 def test_nothing_comes_of_nothing():

@@ -80,6 +80,18 @@ def test_the_lowest_tier_gives_way_first():
     assert clear(asks, 5, divide, SALT).grants == {}
 
 
+def test_a_tier_gives_way_before_the_next_however_little_it_lacks():
+    asks = [
+        ask(b"a", 5, 5, tier="mutual", weight=10_000),
+        ask(b"b", 6, 6, tier="one_way", weight=10_000),
+        ask(b"c", 3, 1),
+    ]
+    # With b refused first there would be room for c.
+    assert clear(asks, 6, divide, SALT).grants == {b"a": 5}
+    twice = [asks[0], ask(b"d", 3, 3, tier="mutual", weight=40_000), asks[1]]
+    assert clear(twice, 6, divide, SALT).grants == {b"d": 3}
+
+
 @given(
     st.integers(0, 40),
     st.lists(

@@ -98,3 +98,4 @@ def test_the_domain_is_the_site_then_the_owner_then_the_node():
     assert domain_of(made(site="attic", owner="eva")) == domain_of(made(site="attic", owner="leo"))
     assert domain_of(made(owner="eva")) != domain_of(made(site="eva"))
     assert KEY.node_id in domain_of(made())
+    assert domain_of(made(owner="eva")) == domain_of(made(owner="eva", provider=b"p" * 32))

@@ -7,7 +7,7 @@ from tests.strategies import vectors
 from tests.unit.storage.world import content
 from xsc.base.errors import ArgumentInvalid, ShardsInsufficient
 from xsc.base.merkle import root_of
-from xsc.storage.object.erasure import ZFEC, Code, cut, decode, encode
+from xsc.storage.object.erasure import ZFEC, Code, cut, decode, decode_rows, encode
 
 MIB = 2**20
 SIZES = [0, 1, 3, 4, 5, 4096, 4097, 100 * 1024]
@@ -126,7 +126,22 @@ def test_shards_that_do_not_fit_are_refused():
     with pytest.raises(ArgumentInvalid):
         decode({0: shards[0], 1: shards[1], 2: shards[2], 6: shards[3]}, Code(), 100)
     with pytest.raises(ArgumentInvalid):
+        decode({-1: shards[0], 1: shards[1], 2: shards[2], 3: shards[3]}, Code(), 100)
+    with pytest.raises(ArgumentInvalid):
         decode(shards, Code(), 101)
+    for column in range(4):
+        with pytest.raises(ArgumentInvalid, match="has 25 bytes"):
+            decode({**shards, column: bytes(shards[column]) + b"x"}, Code(), 100)
+
+
+def test_whole_data_shards_are_given_as_they_are():
+    shards = dict(enumerate(encode(content(100), Code())))
+    assert all(row is shards[n] for n, row in enumerate(decode_rows(shards, Code(), 100)))
+
+
+def test_a_codec_is_never_given_what_is_empty():
+    assert encode(b"", Code(), codec=None) == [b""] * 6
+    assert decode_rows(dict.fromkeys((0, 1, 2, 5), b""), Code(), 0, codec=None) == []
 
 
 @pytest.mark.parametrize(("k", "m"), [(0, 2), (-1, 2), (4, -1), (200, 56), (256, 0)])
@@ -135,9 +150,12 @@ def test_impossible_codes_are_refused(k, m):
         Code(k, m)
 
 
-def test_generations_have_a_bound():
-    with pytest.raises(ArgumentInvalid):
-        Code(4, 2, 2**32)
+def test_generations_have_bounds():
+    assert Code().generation == 0
+    assert Code(4, 2, 2**32 - 1).generation == 2**32 - 1
+    for generation in (-1, 2**32):
+        with pytest.raises(ArgumentInvalid):
+            Code(4, 2, generation)
 
 
 def test_cut_names_columns_and_roots():

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.storage.object.test_manifest import OWNER, make
+from xsc.base.errors import RecordInvalid
 from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.units import held_bytes
 from xsc.storage.object.durability import Host, Survival, plan
@@ -12,12 +13,15 @@ from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.placement import (
+    Placement,
     asked_of,
     assign,
     check_code,
+    column_state,
     column_states,
     columns_of,
     condition,
+    contract_of,
     default_contract,
     host_bytes,
     likely_columns,
@@ -43,6 +47,24 @@ def test_a_placement_says_what_its_manifest_says_and_where_the_columns_are():
         assert (placement.k, placement.m, placement.columns) == (4, 2, tuple(NODES[:6]))
         assert placement.asked == asked_of(manifest.survive) == Survival(2, 1)
         assert placement_of(make(size), NODES[:6]).asked == Survival()
+
+
+@pytest.mark.parametrize("change", [{"k": 0}, {"k": 256}, {"columns": []}])
+def test_a_placement_out_of_bounds_is_refused(change):
+    value = placement_of(make(5), NODES[:1]).to_value()
+    assert Placement.from_value({**value, "k": 1}).m == 0
+    with pytest.raises(RecordInvalid):
+        Placement.from_value({**value, **change})
+
+
+def test_a_contract_is_kept_with_the_kinds_that_it_needs():
+    assert contract_of(Survival()) is None
+    assert contract_of(Survival(2)) == contract_of(Survival(2, 0)) == (2, 0, 0)
+    assert contract_of(Survival(0, 1)) == (0, 1, 0)
+    assert contract_of(Survival(0, 0, 1)) == (0, 0, 1)
+    assert contract_of(Survival(1, 0, 0, 1)) == (1, 0, 0, 1)
+    for counts in itertools.product(range(2), repeat=4):
+        assert asked_of(contract_of(Survival(*counts))) == Survival(*counts)
 
 
 @pytest.mark.parametrize("hosts", range(1, 10))
@@ -99,6 +121,7 @@ def test_warnings_name_what_is_thin():
         "the object does not survive the loss of this node"
     ]
     assert "one node" in warnings_of(assign(NODES[:1], 6), Code(), NODES[1])[0]
+    assert "this node" in warnings_of(NODES[:1], Code(1, 0), NODES[0])[0]
     assert "5 nodes" in warnings_of(assign(NODES[:5], 6), Code(), NODES[1])[0]
 
 
@@ -158,6 +181,13 @@ def test_the_state_of_a_column_is_the_worst_of_its_segments():
     ]
 
 
+@pytest.mark.parametrize("state", ["ok", "missing", "corrupt"])
+def test_a_column_of_an_inline_object_is_the_record_itself(state):
+    manifest = make(5)
+    assert manifest.inline is not None
+    assert column_state(manifest, 0, HeldObject((), state)) == state
+
+
 def test_what_another_customer_stored_in_that_place_changes_nothing():
     manifest = make(5000)
     stranger = held(manifest, 0, customer=b"x" * 32, segments=9, digest=bytes(32), damaged=9)
@@ -168,6 +198,9 @@ def test_what_another_customer_stored_in_that_place_changes_nothing():
 def test_room_covers_what_an_object_takes():
     assert host_bytes(100, Code(), 6, 4096) == held_bytes(25)
     assert host_bytes(4096 * 3 + 1, Code(), 3, 4096) == 2 * held_bytes(3 * 1024 + 1, 4)
+    # For each segment the roots of its columns, nonce and tag; below 4096 bytes the content.
+    assert record_bytes(7, Code(), 4096) == held_bytes(1024 + 7 + 34 * 6 + 40)
+    assert record_bytes(5000, Code(), 4096) == held_bytes(1024 + 4096 + 2 * (34 * 6 + 40))
     for size in (0, 4096, 5000, 9 * SEGMENT_BYTES):
         manifest = make(size)
         asked = manifest.model_copy(update={"survive": (254, 254, 254)})
@@ -256,3 +289,5 @@ def test_who_holds_one_column_keeps_it_where_others_hold_several():
     assert likely_columns([(), (), ()], (a,), OWN) == (a, OWN, OWN)
     assert likely_columns([(), (a,), ()], (a,), OWN) == (OWN, a, OWN)
     assert likely_columns([], (a,), OWN) == ()
+    # Who holds fewest takes the next.
+    assert likely_columns([(a,), (b,), (a,), (a, b)], (), OWN) == (a, b, a, b)

@@ -89,6 +89,8 @@ def test_a_segment_in_pieces_opens_like_a_whole_one(plain, cuts):
         open_pieces(KEY, NONCE, tag, replace(place, index=4), pieces)
     with pytest.raises(RecordInvalid):
         open_pieces(KEY, NONCE, tag, place, [*pieces, b"x"])
+    with pytest.raises(RecordInvalid, match="not as long as it should be"):
+        open_pieces(KEY, NONCE, tag, replace(place, length=len(plain) + 1), pieces)
     if plain:
         at = cuts[0] % len(plain) if cuts else 0
         bad = bytearray(b"".join(pieces))

@@ -1,0 +1,525 @@
+"""A stored book replays to the same state, and each row that does not fit is named."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.ledger.circle import NETWORK, Circle, collect, voucher
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import EntryRefused, LedgerDamaged, PeerSilent, ProofInvalid, RecordInvalid
+from xsc.identity.envelope import sign
+from xsc.identity.keys import network_id
+from xsc.ledger.audit import (
+    Mark,
+    claim_bytes,
+    conflict_bytes,
+    mark_bytes,
+    replay,
+    trusted,
+    verify_settled,
+)
+from xsc.ledger.entry import (
+    GENESIS,
+    Half,
+    SettledEntry,
+    counter_half,
+    limit_half,
+    open_half,
+    post_half,
+)
+from xsc.ledger.incarnation import carried_hash, open_restart, restart_bytes
+from xsc.ledger.service import PROPOSE
+from xsc.ledger.state import digest
+from xsc.terms.voucher import Voucher, off_books_lease
+
+AMOUNT = 100
+
+
+@pytest.fixture
+def circle():
+    return Circle(3)
+
+
+@pytest.fixture
+async def a(circle):
+    """Return a node with a half of each kind, and a peer that signed two halves in one place."""
+    a, b, c = circle.members
+    await collect(b, a, AMOUNT, lease=1, xid=1)
+    await collect(a, c, 500, lease=3, xid=3)
+    circle.fate = lambda: "request lost"
+    with pytest.raises(PeerSilent):
+        await collect(a, c, 7, lease=4, xid=4)
+    circle.fate = lambda: "pass"
+    half = open_half(
+        next(decode(raw)["half"] for _, peer, _, raw in circle.sent if peer == a.id),
+        network=NETWORK,
+    )
+    other = sign(half.record.model_copy(update={"created_ms": 1}), b.key, NETWORK)
+    header = {"v": 1, "half": other.raw, "voucher": voucher(a, b, AMOUNT).raw}
+    with pytest.raises(EntryRefused):
+        await circle.deliver(b.id, a.id, PROPOSE, encode(header))
+    return a
+
+
+@pytest.fixture
+async def restarted(a, circle):
+    """Return the node after it lost its book and B was silent; B's entry is a claim by now."""
+    _, b, c = circle.members
+    await collect(c, a, 20, lease=5, xid=5)
+    circle.gone.add(b.id)
+    await a.come_back(a.ledger.noted())
+    await collect(c, a, 25, of=45, lease=5, xid=6)
+    circle.gone.clear()
+    await a.ledger.confirm_head([b.id])
+    await collect(c, a, 5, of=50, lease=5, xid=7)
+    return a
+
+
+def audited(member, rows=None, *, signatures=True):
+    rows = member.ledger._rows() if rows is None else rows
+    return replay(rows, me=member.id, network=NETWORK, signatures=signatures)
+
+
+def damaged(member, says, **changed):
+    """Check that a book with other rows is refused, with signatures and without."""
+    rows = replace(member.ledger._rows(), **changed)
+    for signatures in (True, False):
+        with pytest.raises(LedgerDamaged, match=says):
+            audited(member, rows, signatures=signatures)
+
+
+def without(table, *keys):
+    return {key: raw for key, raw in table.items() if key not in keys}
+
+
+def by_kind(rows, kind, *, answers=False):
+    """Return the numbers of the own halves of a kind."""
+    halves = {seq: open_half(raw, network=NETWORK).record for seq, raw in rows.halves.items()}
+    return [
+        seq
+        for seq, half in sorted(halves.items())
+        if half.kind == kind and (half.link is not None) == answers
+    ]
+
+
+@pytest.mark.parametrize("signatures", [True, False])
+async def test_a_book_replays_to_the_state_that_the_service_has(a, signatures):
+    found = audited(a, signatures=signatures)
+    assert digest(found.state) == digest(a.ledger._ledger)
+    assert (found.settled, found.conflicts) == (2, 1)
+    assert found.state.next_seq == len(a.ledger._rows().halves) == 4
+
+
+@pytest.mark.parametrize("signatures", [True, False])
+async def test_a_book_that_began_anew_replays_with_what_it_took_along(restarted, signatures):
+    rows = restarted.ledger._rows()
+    assert len(rows.claims) == 1
+    assert min(rows.halves) < restarted.ledger._ledger.first_seq
+    found = audited(restarted, rows, signatures=signatures)
+    assert digest(found.state) == digest(restarted.ledger._ledger)
+    assert found.state.claims == set(rows.claims)
+    assert found.settled == 5
+
+
+def test_an_empty_store_is_an_empty_book(circle):
+    member = circle.members[0]
+    found = audited(member)
+    assert (found.state.next_seq, found.settled, found.conflicts) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        b"",
+        b"\xff",
+        encode(1),
+        encode({"v": 2, "next_seq": 5, "head": GENESIS, "claims": GENESIS}),
+        encode({"v": 1, "next_seq": 5, "head": GENESIS, "claims": GENESIS, "more": 0}),
+        encode({"v": 1, "next_seq": "5", "head": GENESIS, "claims": GENESIS}),
+    ],
+)
+async def test_a_damaged_mark_is_named(a, mark):
+    damaged(a, "mark is damaged", mark=mark)
+
+
+async def test_the_mark_says_where_the_chain_ends(a):
+    rows = a.ledger._rows()
+    state = audited(a).state
+    right = Mark(state.next_seq, state.head, state.claims_head)
+    assert rows.mark == mark_bytes(right)
+    for wrong in (
+        replace(right, next_seq=3),
+        replace(right, next_seq=5),
+        replace(right, head=GENESIS),
+        replace(right, claims=b"c" * 32),
+    ):
+        damaged(a, "entry 4 .* does not end where it should", mark=mark_bytes(wrong))
+    damaged(a, "does not end where it should", mark=None)
+    # The last row alone is gone, and with it what stands beside it.
+    damaged(
+        a,
+        "entry 3 .* does not end where it should",
+        halves=without(rows.halves, 3),
+        vouchers=without(rows.vouchers, 3),
+    )
+
+
+def test_a_mark_in_an_empty_store_is_damage(circle):
+    nothing = Mark(1, GENESIS, GENESIS)
+    damaged(circle.members[0], "does not end", mark=mark_bytes(nothing))
+
+
+async def test_a_missing_half_is_named(a):
+    for seq in range(3):
+        rows = a.ledger._rows()
+        damaged(a, f"entry {seq} of .*: it is missing", halves=without(rows.halves, seq))
+
+
+async def test_parts_without_their_entry_are_damage(a, restarted):
+    rows = restarted.ledger._rows()
+    beyond = max(rows.halves) + 9
+    for table in ("others", "vouchers"):
+        kept = getattr(rows, table)
+        stray = {**kept, beyond: next(iter(kept.values()))}
+        damaged(restarted, f"entry {beyond} .* the entry itself is not", **{table: stray})
+
+
+async def test_a_post_has_a_voucher_and_no_other_half_has_one(a):
+    rows = a.ledger._rows()
+    (own,) = by_kind(rows, "post", answers=True)
+    for seq in (own, *by_kind(rows, "post")):
+        damaged(a, f"entry {seq} .*a voucher is missing", vouchers=without(rows.vouchers, seq))
+    spare = rows.vouchers[own]
+    for kind in ("open", "limit"):
+        for seq in by_kind(rows, kind):
+            damaged(a, f"entry {seq} .*one too many", vouchers={**rows.vouchers, seq: spare})
+
+
+async def test_the_answer_beside_a_post_says_what_was_proposed(a, circle):
+    _, b, c = circle.members
+    rows = a.ledger._rows()
+    (seq, waits) = by_kind(rows, "post")
+    answer = open_half(rows.others[seq], network=NETWORK).record
+
+    def beside(place, key=c.key, **changed):
+        half = sign(answer.model_copy(update=changed), key, NETWORK)
+        return {**rows.others, place: half.raw}
+
+    damaged(a, f"entry {seq} .* does not say what was", others=beside(seq, amount_micro=499))
+    damaged(a, f"entry {seq} .* another entry", others=beside(seq, link=GENESIS))
+    damaged(a, f"entry {waits} .* another entry", others=beside(waits))
+    # Two answers in one place of the peer's chain.
+    post = open_half(rows.halves[waits], network=NETWORK)
+    again = counter_half(post, seq=answer.seq, prev=answer.prev, created_ms=0)
+    others = {**rows.others, waits: sign(again, c.key, NETWORK).raw}
+    damaged(a, f"entry {waits} .* signed another entry", others=others)
+    with pytest.raises(LedgerDamaged):
+        audited(a, replace(rows, others=beside(seq, key=b.key)))
+
+
+async def test_what_concerns_its_author_alone_has_no_answer(a, circle):
+    rows = a.ledger._rows()
+    (first, *_) = by_kind(rows, "open")
+    half = open_half(rows.halves[first], network=NETWORK)
+    peer = next(member for member in circle.members if member.id == half.record.peer)
+    answer = sign(counter_half(half, seq=9, prev=b"p" * 32, created_ms=0), peer.key, NETWORK)
+    damaged(a, f"entry {first} .* has no answer", others={**rows.others, first: answer.raw})
+
+
+async def test_the_half_that_an_answer_is_to_must_be_there(a):
+    rows = a.ledger._rows()
+    (seq,) = by_kind(rows, "post", answers=True)
+    damaged(a, f"entry {seq} .* answers is missing", others=without(rows.others, seq))
+
+
+async def test_signatures_are_verified_only_where_that_is_asked(a):
+    rows = a.ledger._rows()
+    for table in ("halves", "others", "vouchers"):
+        for seq, raw in getattr(rows, table).items():
+            fields = decode(raw)
+            forged = encode({**fields, "sig": bytes(64)})
+            bad = replace(rows, **{table: {**getattr(rows, table), seq: forged}})
+            with pytest.raises(LedgerDamaged, match=f"entry {seq} "):
+                audited(a, bad)
+            assert audited(a, bad, signatures=False).settled == 2
+
+
+async def test_evidence_is_two_halves_that_one_author_signed(a, circle):
+    _, b, c = circle.members
+    rows = a.ledger._rows()
+    ((key, raw),) = rows.conflicts.items()
+    kept, other = (decode(raw)[name] for name in ("kept", "other"))
+    assert conflict_bytes(kept, other) == raw
+    of_c = next(iter(trusted_halves(rows, c.id)))
+    ids = {half: open_half(half, network=NETWORK).id for half in (kept, other, of_c)}
+    for place, value in [
+        (key, b""),
+        (key, encode({"v": 2, "kept": kept, "other": other})),
+        (key, encode({"v": 1, "kept": kept, "other": 7})),
+        (key, conflict_bytes(other, kept)),
+        (key, conflict_bytes(kept, kept)),
+        (key, conflict_bytes(of_c, other)),
+        (key, conflict_bytes(kept, of_c)),
+        (key, conflict_bytes(b"", other)),
+        (b.id + ids[kept], conflict_bytes(kept, kept)),
+        (b.id + ids[of_c], conflict_bytes(kept, of_c)),
+        (c.id + ids[other], conflict_bytes(of_c, other)),
+        (c.id + key[32:], raw),
+        (b.id + GENESIS, raw),
+    ]:
+        damaged(a, "the evidence .* is damaged", conflicts={place: value})
+    assert audited(a, replace(rows, conflicts={})).conflicts == 0
+    forged = encode({**decode(other), "sig": bytes(64)})
+    bad = replace(rows, conflicts={key: conflict_bytes(kept, forged)})
+    with pytest.raises(LedgerDamaged, match="the evidence"):
+        audited(a, bad)
+    assert audited(a, bad, signatures=False).conflicts == 1
+
+
+def trusted_halves(rows, author):
+    for raw in rows.others.values():
+        if open_half(raw, network=NETWORK).author == author:
+            yield raw
+
+
+def test_a_claim_keeps_its_turn():
+    assert claim_bytes(1, 2) == bytes([0] * 7 + [1] + [0] * 7 + [2])
+    assert claim_bytes(2**63, 2**63) == bytes([128] + [0] * 7) * 2
+
+
+async def test_claims_are_taken_at_their_turn_and_in_their_order(restarted):
+    rows = restarted.ledger._rows()
+    ((seq, turn),) = rows.claims.items()
+    at = int.from_bytes(turn[:8], "big")
+    assert at > restarted.ledger._ledger.first_seq
+    for other in (at - 1, at + 1, 2**40):
+        moved = {seq: claim_bytes(other, int.from_bytes(turn[8:], "big"))}
+        damaged(restarted, "does not end where it should|entry", claims=moved)
+    damaged(restarted, "what its incarnation took along", claims={})
+
+
+async def test_several_claims_are_taken_in_the_order_of_their_turns(circle):
+    a, b, _ = circle.members
+    for number in range(1, 5):
+        await collect(a, b, 10 * number, lease=number, xid=number)
+    circle.gone.add(b.id)
+    await a.come_back(a.ledger.noted())
+    circle.gone.clear()
+    await a.ledger.confirm_head([b.id])
+    rows = a.ledger._rows()
+    assert len(rows.claims) == 4
+    assert rows.halves.keys() == rows.claims.keys()
+    for signatures in (True, False):
+        found = audited(a, signatures=signatures)
+        assert digest(found.state) == digest(a.ledger._ledger)
+        assert found.settled == 4
+    (first, *_, last) = sorted(rows.claims, key=rows.claims.__getitem__)
+    swapped = {**rows.claims, first: rows.claims[last], last: rows.claims[first]}
+    damaged(a, "does not end where it should", claims=swapped)
+
+
+async def test_a_damaged_restart_is_named(restarted, circle):
+    rows = restarted.ledger._rows()
+    b = circle.members[1]
+    began = open_restart(rows.restart, author=restarted.id, network=NETWORK)
+    record = began.incarnation.record
+    of_b = replace(began, incarnation=sign(record, b.key, NETWORK))
+    damaged(restarted, "restart of the ledger is damaged", restart=b"")
+    damaged(restarted, "restart of the ledger is damaged", restart=restart_bytes(of_b))
+    other = sign(record.model_copy(update={"carried": GENESIS}), restarted.key, NETWORK)
+    damaged(
+        restarted,
+        "what its incarnation took along",
+        restart=restart_bytes(replace(began, incarnation=other)),
+    )
+    damaged(restarted, " missing", restart=None)
+
+
+async def test_what_was_taken_along_is_whole(restarted):
+    rows = restarted.ledger._rows()
+    first_seq = audited(restarted).state.first_seq
+    carried = sorted(seq for seq in rows.halves if seq < first_seq and seq not in rows.claims)
+    assert len(carried) == 2
+    (seq, later) = carried
+    tables = {name: getattr(rows, name) for name in ("halves", "others", "vouchers")}
+    damaged(
+        restarted,
+        "what its incarnation took along",
+        **{name: without(table, seq) for name, table in tables.items()},
+    )
+    for old in (*carried, *rows.claims):
+        for name in ("others", "vouchers"):
+            parts = {name: without(tables[name], old)}
+            damaged(restarted, f"entry {old} .* both parties signed", **parts)
+        forged = {**rows.halves, old: b"?"}
+        damaged(restarted, f"entry {old} of", halves=forged)
+    for name in ("halves", "others"):
+        swapped = {**tables[name], seq: tables[name][later], later: tables[name][seq]}
+        damaged(restarted, f"entry {seq} ", **{name: swapped})
+    swapped = {**rows.vouchers, seq: rows.vouchers[later], later: rows.vouchers[seq]}
+    damaged(restarted, f"entry {seq} .* is not the one that the entry names", vouchers=swapped)
+
+
+async def test_an_old_entry_has_its_own_number_and_author(restarted):
+    """With all else in order: what was taken along is hashed anew each time."""
+    rows = restarted.ledger._rows()
+    began = open_restart(rows.restart, author=restarted.id, network=NETWORK)
+    first_seq = began.incarnation.record.first_seq
+    old = sorted(seq for seq in rows.halves if seq < first_seq and seq not in rows.claims)
+    tables = {name: dict(getattr(rows, name)) for name in ("halves", "others", "vouchers")}
+    seq = old[0]
+
+    def begun(listed):
+        ids = [
+            tuple(open_half(raw, network=NETWORK).id for raw in (half, other))
+            for half, other in listed
+        ]
+        record = began.incarnation.record.model_copy(
+            update={"carried": carried_hash(began.noted, ids)}
+        )
+        return restart_bytes(replace(began, incarnation=sign(record, restarted.key, NETWORK)))
+
+    # Both halves trade places: the own one stands where the peer's should.
+    turned = {
+        "halves": {**tables["halves"], seq: tables["others"][seq]},
+        "others": {**tables["others"], seq: tables["halves"][seq]},
+    }
+    listed = [(turned["halves"][n], turned["others"][n]) for n in old]
+    damaged(restarted, f"entry {seq} .* not this node's", **turned, restart=begun(listed))
+    # The same entry under another number.
+    moved = {
+        name: {**without(table, seq), seq + 1_000: table[seq]} for name, table in tables.items()
+    }
+    damaged(restarted, f"entry {seq + 1_000} .* of another number", **moved)
+
+
+async def test_a_claim_is_of_an_incarnation_before(restarted):
+    rows = restarted.ledger._rows()
+    first_seq = audited(restarted).state.first_seq
+    (seq, *_) = [s for s in by_kind(rows, "post", answers=True) if s >= first_seq]
+    claims = {**rows.claims, seq: claim_bytes(first_seq, 9)}
+    damaged(restarted, f"entry {seq} .* both parties signed", claims=claims)
+
+
+async def test_a_record_of_the_own_store_is_read_without_its_signature(a):
+    raw = next(iter(a.ledger._rows().halves.values()))
+    half = trusted(raw, Half, NETWORK)
+    assert half == open_half(raw, network=NETWORK)
+    for wrong in (encode(1), encode({"body": b""}), b"", raw[:-1]):
+        with pytest.raises(RecordInvalid):
+            trusted(wrong, Half, NETWORK)
+    with pytest.raises(RecordInvalid, match="of this network"):
+        trusted(raw, Half, network_id("other"))
+
+
+# Exported entries
+
+
+class Export:
+    """An entry between two nodes, and what an exported copy of it consists of."""
+
+    def __init__(self, circle, *, lease=b"l" * 32, created_ms=1_700_000_000_000):
+        self.creditor, self.debtor, self.stranger = circle.members
+        said = Voucher(
+            lease_id=lease,
+            provider=self.creditor.id,
+            customer=self.debtor.id,
+            number=1,
+            amount_micro=AMOUNT,
+            quantity=0,
+            until_ms=0,
+        )
+        self.voucher = sign(said, self.debtor.key, NETWORK)
+        self.post = post_half(
+            creditor=self.creditor.id,
+            debtor=self.debtor.id,
+            seq=3,
+            prev=b"p" * 32,
+            xid=b"x" * 16,
+            amount_micro=AMOUNT,
+            lease=lease,
+            receipt=self.voucher.id,
+            created_ms=0,
+        )
+        self.created_ms = created_ms
+
+    def raw(self, *, by=None, answer=None, under=None, **changed):
+        half = sign(self.post.model_copy(update=changed), self.creditor.key, NETWORK)
+        said = counter_half(half, seq=0, prev=GENESIS, created_ms=self.created_ms)
+        counter = sign(said.model_copy(update=answer or {}), self.debtor.key, NETWORK)
+        exported = SettledEntry(
+            half=half.raw, counter=counter.raw, voucher=(under or self.voucher).raw
+        )
+        return sign(exported, (by or self.creditor).key, NETWORK).raw
+
+    def refused(self, says, **how):
+        with pytest.raises(ProofInvalid, match=says):
+            verify_settled(self.raw(**how))
+
+
+def test_an_export_says_what_it_proves(circle):
+    made = Export(circle)
+    for by in (made.creditor, made.debtor):
+        text = verify_settled(made.raw(by=by))
+        assert "owes" in text
+        assert "0.000100 credits under lease" in text
+        assert text.endswith("signed by both, answered 2023-11-14 22:13:20 UTC")
+    assert "0.000099 credits" in verify_settled(made.raw(amount_micro=AMOUNT - 1))
+
+
+def test_an_export_that_does_not_hold_is_refused(circle):
+    made = Export(circle)
+    a, b, c = circle.members
+    made.refused("to another entry", answer={"link": GENESIS})
+    made.refused("what was proposed", answer={"amount_micro": 1})
+    made.refused("not the one that the entry names", under=voucher(b, a, AMOUNT, number=2))
+    made.refused("not the one that the entry names", receipt=b"r" * 32)
+    made.refused("a stranger exported it", by=c)
+    made.refused("over more than the voucher", amount_micro=AMOUNT + 1)
+    made.refused("no debt that its creditor booked", kind="void")
+    # The creditor signs that it owes, under a voucher of its own.
+    said = made.voucher.record.model_copy(update={"provider": b.id, "customer": a.id})
+    under = sign(said, a.key, NETWORK)
+    turned = {"debit": a.id, "credit": b.id, "receipt": under.id}
+    made.refused("no debt that its creditor booked", under=under, **turned)
+    for raw in (b"", made.raw()[:-1], sign(made.post, a.key, NETWORK).raw):
+        with pytest.raises(ProofInvalid, match="does not hold"):
+            verify_settled(raw)
+
+
+def test_an_answer_to_an_answer_is_no_debt(circle):
+    made = Export(circle)
+    made.refused("no debt that its creditor booked", link=b"k" * 32, answer=None)
+
+
+def test_a_payment_off_the_books_says_the_payer_paid(circle):
+    a, b, _ = circle.members
+    made = Export(circle, lease=off_books_lease(a.id, b.id))
+    assert "paid" in verify_settled(made.raw())
+    assert "off the books" in verify_settled(made.raw())
+    other = Export(circle, lease=off_books_lease(b.id, a.id))
+    assert "owes" in verify_settled(other.raw())
+
+
+def test_no_moment_is_too_late_for_words(circle):
+    last_ms = 253_402_300_799_999
+    for created_ms in (last_ms, last_ms + 1, 2**63 - 1):
+        made = Export(circle, created_ms=created_ms)
+        assert verify_settled(made.raw()).endswith("answered 9999-12-31 23:59:59 UTC")
+
+
+def test_a_limit_is_no_debt(circle):
+    a, b, _ = circle.members
+    made = Export(circle)
+    half = limit_half(
+        "limit",
+        author=a.id,
+        peer=b.id,
+        seq=0,
+        prev=GENESIS,
+        xid=b"x" * 16,
+        amount_micro=AMOUNT,
+        created_ms=0,
+    )
+    made.post = half.model_copy(update={"lease": b"l" * 32, "receipt": made.voucher.id})
+    made.refused("no debt that its creditor booked")
