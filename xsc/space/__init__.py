@@ -1,0 +1,1 @@
+"""The replicated, signed key space of each node: records, heads, causality, cells."""

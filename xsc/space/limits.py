@@ -1,0 +1,42 @@
+"""Bounds of the space. Sizes are bytes, times milliseconds; all are part of the formats."""
+
+from __future__ import annotations
+
+from xsc.base.limits import KIB, MIB
+
+PATH_BYTES_MAX = 1_024
+PART_BYTES_MAX = 128
+PATH_PARTS_MAX = 32
+TOP_PREFIXES_MAX = 64
+"""First parts of the live paths of one owner: its head has a hash for each."""
+
+VALUE_BYTES_MAX = 1 * MIB
+VALUE_INLINE_BYTES_MAX = 4 * KIB
+"""Values up to this size travel beside their record; larger ones are fetched by their hash."""
+RECORDS_MAX = 10_000
+"""Live records of one owner."""
+OWNER_BYTES_MAX = 64 * MIB
+"""Values and record bodies of one owner, live and deleted."""
+TOMBSTONES_MAX = 10_000
+"""Tombstones of one owner that a replica keeps; the oldest goes first."""
+TOMBSTONE_KEPT_MS = 30 * 24 * 3_600_000
+UNSUBSCRIBED_KEPT_MS = 24 * 3_600_000
+"""How long records are kept that nobody here subscribes to any more."""
+FUTURE_MS_MAX = 10 * 60_000
+"""How far ahead of the receiver's clock a record or head may be dated."""
+
+HEAD_INTERVAL_MS = 30_000
+"""Least time between two heads of one owner."""
+ACTIVE_MS = 60_000
+"""An owner counts as active this long after the date of its newest head."""
+HELD_REQUEST_MS_MAX = 25_000
+
+CLOCK_DEPTH_MAX = 64
+CLOCK_NODES_MAX = 4_096
+CLOCK_NODES_JOINED_MAX = 3_072
+"""A node joins no interval that would make its own stamp larger: others would refuse it."""
+CLOCK_BYTES_MAX = 16 * KIB
+COUNTER_END = 2**53
+"""Counters of a clock are below this."""
+FILL_END = 2**52
+"""`fill` lifts no counter to this or above, so that no neighbour can use up the counters left."""

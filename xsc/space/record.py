@@ -1,0 +1,163 @@
+"""What an owner signs in its space: records, tombstones and heads.
+
+A record is metadata: path, sequence, stamp, and the hash of a value. The value is apart: it
+travels beside its record where it is small, and is fetched by its hash where it is not. The
+owner is the author of the envelope. docs/design/space.md. Vectors: `tests/vectors/space.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, ClassVar, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from xsc.base.encoding import tagged_sha256
+from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge
+from xsc.base.limits import KIB
+from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
+from xsc.space.itc import Stamp, read_event
+from xsc.space.limits import (
+    CLOCK_BYTES_MAX,
+    FUTURE_MS_MAX,
+    TOP_PREFIXES_MAX,
+    VALUE_BYTES_MAX,
+)
+from xsc.space.paths import check_path
+
+RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
+HEAD_ENVELOPE_BYTES_MAX = 24 * KIB
+
+Sequence = Annotated[int, Field(ge=1, lt=2**63)]
+Json: TypeAlias = "str | dict[str, str] | None"
+"""A value in JSON: text, {"base64": text}, or null for a deleted one."""
+
+
+class SpaceRecord(Record):
+    """One version of one path: the value of a hash, or a tombstone where there is no hash."""
+
+    KIND: ClassVar[str] = "space_record"
+
+    path: str
+    sequence: Sequence
+    written_ms: Count
+    domain: Id32
+    stamp: bytes
+    digest: Id32 | None
+    size_bytes: Annotated[int, Field(ge=0, le=VALUE_BYTES_MAX)]
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        check_path(self.path)
+        read_event(self.stamp)
+        if self.digest is None and self.size_bytes:
+            raise ValueError("a tombstone has no value, and so no size")
+        return self
+
+    @property
+    def causality(self) -> Stamp:
+        """The stamp as it is compared."""
+        return Stamp(self.domain, read_event(self.stamp))
+
+
+class SpaceHead(Record):
+    """What is live in a space at a sequence: a hash for each first part of the live paths."""
+
+    KIND: ClassVar[str] = "space_head"
+
+    sequence: Count
+    written_ms: Count
+    tops: Annotated[tuple[tuple[str, Id32], ...], Field(max_length=TOP_PREFIXES_MAX)]
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        names = [name for name, _ in self.tops]
+        if any("/" in check_path(name) for name in names):
+            raise ValueError("a first part has no slash")
+        if names != sorted(set(names)):
+            raise ValueError("the first parts are not in order, or not different")
+        return self
+
+
+def value_digest(value: bytes) -> bytes:
+    """Return the hash by which a record names its value, 32 bytes."""
+    return tagged_sha256("space_value", value)
+
+
+def _check_date(written_ms: int, now_ms: int) -> None:
+    if written_ms > now_ms + FUTURE_MS_MAX:
+        ahead_s = (written_ms - now_ms) // 1000
+        raise RecordInvalid(f"dated {ahead_s} s in the future, allowed are {FUTURE_MS_MAX // 1000}")
+
+
+def open_record(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceRecord]:
+    """Return a record of an owner, once everything about it was checked.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`; also a false path or stamp,
+            or a date more than FUTURE_MS_MAX ahead.
+    """
+    signed = open_signed(
+        raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
+    )
+    _check_date(signed.record.written_ms, now_ms)
+    return signed
+
+
+def open_head(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceHead]:
+    """Return a head of an owner, once everything about it was checked.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: as `open_record`.
+    """
+    signed = open_signed(
+        raw, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX
+    )
+    _check_date(signed.record.written_ms, now_ms)
+    return signed
+
+
+def check_value(record: SpaceRecord, value: bytes) -> bytes:
+    """Return the value of a record.
+
+    Raises:
+        RecordInvalid: the record is a tombstone, or names another value.
+    """
+    if len(value) != record.size_bytes or value_digest(value) != record.digest:
+        raise RecordInvalid("the value is not the one that the record names")
+    return value
+
+
+def to_json(value: bytes | None) -> Json:
+    """Return a value as JSON shows it."""
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+def from_json(shown: object) -> bytes:
+    """Return the value that JSON shows.
+
+    Raises:
+        ArgumentInvalid: neither text nor {"base64": text}.
+        TooLarge: longer than VALUE_BYTES_MAX.
+    """
+    if isinstance(shown, dict) and set(shown) == {"base64"} and isinstance(shown["base64"], str):
+        try:
+            value = base64.b64decode(shown["base64"], validate=True)
+        except (binascii.Error, ValueError):
+            raise ArgumentInvalid("that is not base64 text") from None
+    elif isinstance(shown, str):
+        try:
+            value = shown.encode()
+        except UnicodeEncodeError:
+            raise ArgumentInvalid("a text holds half a surrogate pair") from None
+    else:
+        raise ArgumentInvalid('a value is text or {"base64": text}')
+    if len(value) > VALUE_BYTES_MAX:
+        raise TooLarge(f"a value has at most {VALUE_BYTES_MAX} bytes, this has {len(value)}")
+    return value
