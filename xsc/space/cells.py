@@ -122,15 +122,15 @@ def latest(content: Mapping[bytes, Contribution]) -> bytes:
     """Return the source of the last contribution.
 
     Only contributions count that no other follows by its stamp. Of several, concurrent ones,
-    the last by date counts, then the one with the greater id. Comparing two at a time would not
-    do: with skewed clocks three contributions can each be later than the next.
+    the last by date counts, then the one with the greater id, then the greater source. Comparing
+    two at a time would not do: with skewed clocks three can each be later than the next.
     """
     ends = [
         source
         for source, said in content.items()
         if not any(said.stamp.before(other.stamp) for other in content.values())
     ]
-    return max(ends, key=lambda source: (content[source].written_ms, content[source].id))
+    return max(ends, key=lambda source: (content[source].written_ms, content[source].id, source))
 
 
 # Merge rules: each takes the values of a content, and says which sources' are of no use

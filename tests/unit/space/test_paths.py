@@ -1,0 +1,144 @@
+"""Paths: what is one, what is refused, and that no other module makes them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from xsc.base.errors import ArgumentInvalid, RecordInvalid
+from xsc.base.ids import to_text
+from xsc.space import paths
+from xsc.space.limits import PART_BYTES_MAX, PATH_BYTES_MAX, PATH_PARTS_MAX
+from xsc.space.paths import UserSpacePaths, check_path, is_under, parse_address
+
+HASH = bytes(range(32))
+SOURCES = sorted((Path(__file__).parents[3] / "xsc").rglob("*.py"))
+LONG = "/".join(["x" * PART_BYTES_MAX] * 8)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a", "a/b", "A-z_0.9~/..b/b../...", "x" * PART_BYTES_MAX, "/".join("a" * PATH_PARTS_MAX)],
+)
+def test_a_path_is_parts_of_ascii(path):
+    assert check_path(path) == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "/a",
+        "a/",
+        "a//b",
+        ".",
+        "..",
+        "a/../b",
+        "a/.",
+        "a\0",
+        "a\n",
+        "a b",
+        "a:b",
+        "a\\b",
+        "a%2fb",
+        "а",  # Cyrillic
+        "é",
+        "e\u0301",
+        "ａ",  # full width
+        "a\u200b",
+        "a\u2044b",
+        "\ud800",
+        "x" * (PART_BYTES_MAX + 1),
+        "/".join("a" * (PATH_PARTS_MAX + 1)),
+        LONG[: PATH_BYTES_MAX - 1] + "/x",
+    ],
+)
+def test_a_trick_is_no_path(path):
+    with pytest.raises(RecordInvalid):
+        check_path(path)
+
+
+def test_the_bound_of_a_path_is_in_bytes():
+    parts = ["x" * 127] * 8
+    path = "/".join(parts)
+    assert len(path) == PATH_BYTES_MAX - 1
+    assert check_path(path + "x") == path + "x"
+    with pytest.raises(RecordInvalid):
+        check_path(path + "/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "owner", "path"),
+    [
+        ("a/b", None, "a/b"),
+        ("a/b/", None, "a/b"),
+        ("", None, ""),
+        ("friend:a", "friend", "a"),
+        ("friend:", "friend", ""),
+        (to_text(HASH) + ":nodes/address", to_text(HASH), "nodes/address"),
+    ],
+)
+def test_an_address_has_an_owner_and_a_path(text, owner, path):
+    assert parse_address(text) == (owner, path)
+
+
+@pytest.mark.parametrize("text", [":a", "friend:..", "friend:a//", "a b", "a\0"])
+def test_a_false_address_is_refused(text):
+    with pytest.raises(ArgumentInvalid):
+        parse_address(text)
+
+
+def test_a_prefix_ends_with_a_part():
+    assert is_under("a/b", "a")
+    assert is_under("a", "a")
+    assert is_under("a/b", "")
+    assert not is_under("ab", "a")
+    assert not is_under("a", "a/b")
+
+
+MADE = {
+    "allocation/recognition": UserSpacePaths.RECOGNITION,
+    "nodes/address": UserSpacePaths.ADDRESS,
+    "nodes/members/$": UserSpacePaths.member(HASH),
+    "causality/grants/7": UserSpacePaths.grant(7),
+    "programs/registry/$": UserSpacePaths.program(HASH),
+    "programs/active/$": UserSpacePaths.active_program(HASH),
+    "compute/$/variables/x": UserSpacePaths.variable(HASH, "x"),
+    "compute/$/results/x": UserSpacePaths.result(HASH, "x"),
+    "compute/$/outputs/x": UserSpacePaths.output(HASH, "x"),
+    "compute/provenance/$/$": UserSpacePaths.provenance(HASH, HASH),
+    "subscriptions/local/a/b": UserSpacePaths.local_subscription("a/b"),
+    "subscriptions/peers/$/a/b": UserSpacePaths.peer_subscription(HASH, "a/b"),
+    "market/offers/$": UserSpacePaths.market("offers", HASH),
+    "objects/$": UserSpacePaths.object(HASH),
+}
+
+
+@pytest.mark.parametrize("shown", MADE)
+def test_paths_of_xsc(shown):
+    assert MADE[shown] == check_path(shown.replace("$", to_text(HASH)))
+
+
+@pytest.mark.parametrize("name", ["", "..", "a b", "é", "a/../b"])
+def test_a_name_that_is_no_part_makes_no_path(name):
+    with pytest.raises(ArgumentInvalid):
+        UserSpacePaths.variable(HASH, name)
+
+
+TOPS = {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
+TOPS.add("subscriptions")
+
+
+@pytest.mark.parametrize(
+    "source", [path for path in SOURCES if "space" in path.parts and path.stem != "paths"]
+)
+def test_no_other_module_of_the_space_makes_a_path(source):
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert not [text for text in texts if "/" in text and paths.top_of(text) in TOPS]
