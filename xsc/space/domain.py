@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid
 from xsc.identity.envelope import Count, Id32, Record, Signed, kind_of, open_signed
 from xsc.space.itc import (
@@ -133,6 +134,26 @@ def follow(holding: Holding, grant: Signed[Grant], node: bytes) -> Holding:
     if node == record.receiver:
         return Holding(holding.domain, node, grant.id, given, given)
     return Holding(holding.domain, holding.node, holding.source, holding.first, kept, record.number)
+
+
+def chain_bytes(chain: Many[bytes]) -> bytes:
+    """Return the value under which a node publishes its chain."""
+    return encode([*chain])
+
+
+def published_chain(value: bytes) -> list[bytes]:
+    """Return the items of a chain that a node published; none is checked.
+
+    Raises:
+        TooLarge, RecordInvalid: not a list of byte strings.
+    """
+    items = decode(value)
+    if not isinstance(items, list):
+        raise RecordInvalid("a chain is a list")
+    chain = [item for item in items if isinstance(item, bytes)]
+    if len(chain) != len(items):
+        raise RecordInvalid("an item of a chain is a byte string")
+    return chain
 
 
 def read_chain(chain: Many[bytes], node: bytes, *, network: bytes) -> Holding:

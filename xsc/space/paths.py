@@ -89,7 +89,7 @@ class UserSpacePaths:
     NODES = "nodes"
     ADDRESS = "nodes/address"
     PROPAGATORS = "nodes/propagators"
-    GENESIS = "causality/genesis"
+    INTERVAL = "causality/interval"
     GRANTS = "causality/grants"
 
     @staticmethod

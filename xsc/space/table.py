@@ -70,8 +70,8 @@ class Plan:
     put: bool
     archive: bool = False
     """The record that is replaced is a superseded version, for the archive."""
-    evidence: bool = False
-    """The owner signed two records under one sequence: keep both."""
+    evidence: str | None = None
+    """Path of another record that the owner signed under the same sequence: keep both."""
     drop: str | None = None
     """Path of the oldest tombstone, which makes room for this one."""
 
@@ -84,6 +84,8 @@ class Proven:
     proof: Proof
     before: dict[str, int]
     """Sequences at the head of live paths that have changed since."""
+    whole: bool = True
+    """Whether `before` has all of these; after a restart it may not, and nothing is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,9 @@ class OwnerTable:
         if held is not None and held.id == row.id:
             return Plan(put=False)
         first = bisect_left(self._order, (row.sequence, ""))
-        evidence = first < len(self._order) and self._order[first][0] == row.sequence
+        evidence = None
+        if first < len(self._order) and self._order[first][0] == row.sequence:
+            evidence = self._order[first][1]
         replaces_equal = held is not None and held.sequence == row.sequence
         if held is not None and not row.outranks(held):
             return Plan(put=False, evidence=evidence)
@@ -271,8 +275,10 @@ class OwnerTable:
         return True
 
     def _cover(self, prefix: str) -> tuple[str, Proven] | None:
-        """Return the newest proof that covers a prefix."""
-        covers = [held for held in self.proven.items() if is_under(prefix, held[0])]
+        """Return the newest whole proof that covers a prefix."""
+        covers = [
+            held for held in self.proven.items() if held[1].whole and is_under(prefix, held[0])
+        ]
         return max(covers, key=lambda held: (held[1].head.record.sequence, held[0]), default=None)
 
     def show(self, prefix: str) -> Shown | None:

@@ -122,7 +122,7 @@ def test_of_two_records_under_one_sequence_the_smaller_id_holds_and_both_are_evi
         table = OwnerTable()
         take(table, order[0])
         plan = take(table, order[1])
-        assert plan.evidence
+        assert plan.evidence == "a"
         assert not plan.archive
         assert table.rows["a"].id == two[0].id
 
@@ -130,7 +130,7 @@ def test_of_two_records_under_one_sequence_the_smaller_id_holds_and_both_are_evi
 def test_one_sequence_on_two_paths_is_evidence_too(owner):
     table = OwnerTable()
     take(table, owner.record("a", sequence=3))
-    assert take(table, owner.record("b", sequence=3)) == Plan(put=True, evidence=True)
+    assert take(table, owner.record("b", sequence=3)) == Plan(put=True, evidence="a")
 
 
 def test_fault_5_a_clock_above_a_record_does_not_make_it_stale(owner):
