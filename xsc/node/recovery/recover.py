@@ -196,7 +196,7 @@ async def read_directory(node: Node, body: HeadBody) -> list[Listed]:
 
 def noted_of(body: HeadBody | None) -> Noted:
     """Return what a directory says of the ledger."""
-    return Noted() if body is None or body.ledger is None else open_noted(body.ledger)
+    return Noted() if body is None else open_noted(body.ledger)
 
 
 async def adopt_all(node: Node, listed: Sequence[Listed]) -> list[Listed]:

@@ -98,8 +98,8 @@ class HeadBody:
     peers: tuple[KnownPeer, ...]
     directory: bytes | None
     capability: str | None
-    ledger: bytes | None = None
-    """What the owner's ledger says of itself, where it says something."""
+    ledger: bytes
+    """What the owner's ledger says of itself."""
     removed: tuple[bytes, ...] = ()
     """Peers that the operator removed, the newest first; REMOVED_LISTED_MAX at most."""
 
@@ -221,7 +221,6 @@ def body_bytes(body: HeadBody) -> bytes:
     """Return the canonical bytes of what a head seals."""
     peers: list[Value] = [_peer_value(peer) for peer in body.peers]
     removed: list[Value] = [*body.removed]
-    said: dict[str, Value] = {} if body.ledger is None else {"ledger": body.ledger}
     return encode(
         {
             "v": _VERSION,
@@ -230,7 +229,7 @@ def body_bytes(body: HeadBody) -> bytes:
             "removed": removed,
             "directory": body.directory,
             "capability": body.capability,
-            **said,
+            "ledger": body.ledger,
         }
     )
 
@@ -288,7 +287,7 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
         tuple(_peer(item) for item in take_list(value, "peers", most=PEERS_MAX)),
         directory,
         capability,
-        take_opt_bytes(value, "ledger"),
+        take_bytes(value, "ledger"),
         tuple(_node(item) for item in take_list(value, "removed", most=REMOVED_LISTED_MAX)),
     )
 
