@@ -522,11 +522,9 @@ class ComputeService:
             memory_bytes_max=task.limits.memory_bytes,
             timeout_ms=task.limits.timeout_ms,
             created_ms=self._clock.now_ms(),
+            grants=task.grants,
+            given_bytes=0 if lease_id == OWN_LEASE else task.given_bytes,
         )
-        if task.grants:
-            order = order.model_copy(update={"grants": task.grants})
-        if lease_id != OWN_LEASE:
-            order = order.model_copy(update={"given_bytes": task.given_bytes})
         return await self._signer.sign(order)
 
     async def _run_here(self, task: _Task) -> Delivered:

@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from xsc.base.encoding import Value
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     BATCH_ITEMS_MAX,
@@ -18,20 +17,13 @@ from xsc.base.limits import (
     MEMORY_BYTES_MAX,
     TIMEOUT_MS_MAX,
 )
-from xsc.identity.envelope import Count, Id32, R, Record
+from xsc.identity.envelope import Count, Id32, Record
 
 Text = Annotated[str, Field(max_length=1024)]
 NumberType = Literal["i32", "i64", "f32", "f64"]
 Grant = Literal["clock", "random"]
 """The real time, or bytes from the system's source of chance."""
 WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
-
-
-def _not_zero(record: R, name: str) -> R:
-    """Return the record: there is one way to write that nothing is said."""
-    if name in record.model_fields_set and not getattr(record, name):
-        raise ValueError(f"no {name} is written as nothing")
-    return record
 
 
 class Number(Record):
@@ -72,32 +64,18 @@ class Order(Record):
     memory_bytes_max: Annotated[int, Field(gt=0, le=MEMORY_BYTES_MAX)]
     timeout_ms: Annotated[int, Field(gt=0, le=TIMEOUT_MS_MAX)]
     created_ms: Count
-    grants: tuple[Grant, ...] = ()
+    grants: tuple[Grant, ...]
     """What the program may see of the provider's world, in alphabetical order: no second run
-    can repeat it then. Not written where there is none, as in orders from before it was."""
-    given_bytes: Count = 0
+    can repeat it then."""
+    given_bytes: Count
     """Module and input together, in bytes: what the provider would receive that has none of it.
-    Not written where it is 0, as in orders to the own node; another provider refuses it so."""
+    0 in orders to the own node."""
 
     @model_validator(mode="after")
     def _granted_once(self) -> Order:
         if list(self.grants) != sorted(set(self.grants)):
             raise ValueError("the grants are not in order, or one is there twice")
-        if "grants" in self.model_fields_set and not self.grants:
-            raise ValueError("no grants are written as nothing")
         return self
-
-    @model_validator(mode="after")
-    def _given_or_not_said(self) -> Order:
-        return _not_zero(self, "given_bytes")
-
-    def to_value(self) -> dict[str, Value]:
-        """Return the order as plain values, without what is not said."""
-        value = super().to_value()
-        for name in ("grants", "given_bytes"):
-            if not value[name]:
-                del value[name]
-        return value
 
 
 class Outcome(Record):
@@ -133,30 +111,12 @@ class Observed(Record):
 
     started_ms: Count
     wall_ms: Count
-    saved_bytes: Count = 0
-    """How much of the order's `given_bytes` the provider did not have to receive, from anybody.
-    Not written where it is 0, as in receipts from before it was."""
-
-    compiled_bytes: Count = 0
-    """The module's size, where this order brought it and it had to be compiled: that is billed.
-    Not written where it is 0."""
-
-    calls: Annotated[int, Field(ge=0, le=BATCH_ITEMS_MAX)] = 0
-    """The calls of a batch, each of which is billed beside its fuel. Not written where it is 0."""
-
-    @model_validator(mode="after")
-    def _something_or_not_said(self) -> Observed:
-        for name in ("saved_bytes", "compiled_bytes", "calls"):
-            _not_zero(self, name)
-        return self
-
-    def to_value(self) -> dict[str, Value]:
-        """Return it as plain values, without what is not said."""
-        value = super().to_value()
-        for name in ("saved_bytes", "compiled_bytes", "calls"):
-            if not value[name]:
-                del value[name]
-        return value
+    saved_bytes: Count
+    """How much of the order's `given_bytes` the provider did not have to receive from anybody."""
+    compiled_bytes: Count
+    """The module's size, where this order brought it and it had to be compiled: that is billed."""
+    calls: Annotated[int, Field(ge=0, le=BATCH_ITEMS_MAX)]
+    """The calls of a batch, each of which is billed beside its fuel; 0 for another job."""
 
 
 class ExecutionReceipt(Record):

@@ -112,8 +112,6 @@ async def test_an_order_that_says_another_size_than_it_brings_is_refused(world, 
     _, header, parts = world.wire.sent[1]
     order = open_signed(header["order"], Order, network=None).record
     value = {**order.to_value(), "nonce": b"n" * 16, "given_bytes": said}
-    if not said:
-        del value["given_bytes"]
     raw = sign(Order.from_value(value), world.customer.key, world.network).raw
     with pytest.raises(RecordInvalid, match="not as long as the order says"):
         await world.serve({**header, "order": raw}, parts)
@@ -189,7 +187,7 @@ async def test_a_bill_for_compiling_that_was_not_due_is_not_paid(world, claimed)
         await world.invoke(**there(world))  # from now on the module is not sent
 
     def claim(receipt):
-        observed = Observed(started_ms=1, wall_ms=1, compiled_bytes=claimed)
+        observed = Observed(started_ms=1, wall_ms=1, saved_bytes=0, compiled_bytes=claimed, calls=0)
         order = open_signed(receipt.order, Order, network=None).record
         amount = bill(order, receipt.outcome, observed, 1_000_000)
         return receipt.model_copy(update={"observed": observed, "amount_micro": amount})
@@ -208,7 +206,7 @@ async def test_offline_it_is_held_against_the_module(world):
     assert again["verdict"] == "agrees"
     receipt = receipt_of(done)
     order = open_signed(receipt.order, Order, network=None)
-    short = Observed(started_ms=1, wall_ms=1, compiled_bytes=len(ADD) - 1)
+    short = Observed(started_ms=1, wall_ms=1, saved_bytes=0, compiled_bytes=len(ADD) - 1, calls=0)
     amount = bill(order.record, receipt.outcome, short, 1_000_000)
     lie = receipt.model_copy(update={"observed": short, "amount_micro": amount})
     raw = sign(lie, world.provider.key, world.network).raw
@@ -230,7 +228,7 @@ async def test_offline_it_is_held_against_the_module(world):
     st.integers(0, 10**9),
 )
 def test_no_bill_is_above_what_the_customer_signed(fuel_max, memory_bytes, used, compiled, price):
-    observed = Observed(started_ms=0, wall_ms=0).model_copy(update={"compiled_bytes": compiled})
+    observed = Observed(started_ms=0, wall_ms=0, saved_bytes=0, compiled_bytes=compiled, calls=0)
     outcome = _OUTCOME.model_copy(update={"fuel_used": min(used, fuel_max)})
     limits = {"fuel_max": fuel_max, "memory_bytes_max": memory_bytes, "given_bytes": compiled}
     order = _ORDER.model_copy(update=limits)

@@ -13,7 +13,6 @@ from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity import joint
 from xsc.identity.envelope import Record, kind_of, open_signed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
-from xsc.terms.execution import Observed
 
 GOLDEN = vectors("joint")
 
@@ -22,6 +21,13 @@ class Note(Record):
     KIND: ClassVar[str] = "note"
 
     text: str
+
+
+class Observed(Record):
+    KIND: ClassVar[str] = "observed"
+
+    started_ms: int
+    wall_ms: int
 
 
 def notes(count):

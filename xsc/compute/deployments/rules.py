@@ -288,7 +288,9 @@ def make_receipt(
             engine=result.engine,
             engine_config=result.engine_config,
         ),
-        observed=Observed(started_ms=created_ms, wall_ms=wall_ms),
+        observed=Observed(
+            started_ms=created_ms, wall_ms=wall_ms, saved_bytes=0, compiled_bytes=0, calls=0
+        ),
         amount_micro=compute_amount(price, steps_of(record, fuel_used)),
     )
 

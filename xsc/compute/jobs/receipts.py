@@ -147,13 +147,13 @@ def make_receipt(
     of a batch.
     """
     asked = order.record
-    observed = Observed(started_ms=started_ms, wall_ms=wall_ms)
-    if saved_bytes:
-        observed = observed.model_copy(update={"saved_bytes": saved_bytes})
-    if compiled_bytes:
-        observed = observed.model_copy(update={"compiled_bytes": compiled_bytes})
-    if calls:
-        observed = observed.model_copy(update={"calls": calls})
+    observed = Observed(
+        started_ms=started_ms,
+        wall_ms=wall_ms,
+        saved_bytes=saved_bytes,
+        compiled_bytes=compiled_bytes,
+        calls=calls,
+    )
     by_time = time_fuel(asked, result.trap, wall_ms)
     fuel_used = result.fuel_used if by_time is None else by_time
     outcome = Outcome(

@@ -1067,7 +1067,9 @@ RECEIPT_LIES = {
         "status": 504,
         "outcome": {"exit_code": None, "trap": "time_exceeded"},
     },
-    "bytes saved": {"observed": Observed(started_ms=1, wall_ms=1, saved_bytes=1)},
+    "bytes saved": {
+        "observed": Observed(started_ms=1, wall_ms=1, saved_bytes=1, compiled_bytes=0, calls=0)
+    },
     "a number that came before": {"number": 1},
     "another's signature": {"key": KeyPair(b"x" * 32)},
     "another's deployment": {"deployment": b"x"},

@@ -277,6 +277,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             memory_bytes_max=LIMITS.memory_bytes,
             timeout_ms=1000,
             created_ms=world.clock.now_ms(),
+            grants=(),
             given_bytes=size + len(module),
         )
         header = {

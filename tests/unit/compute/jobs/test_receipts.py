@@ -55,6 +55,8 @@ def an_order(alice, bob, **changed):
         "memory_bytes_max": 1 << 27,
         "timeout_ms": 1000,
         "created_ms": 77,
+        "grants": (),
+        "given_bytes": 0,
     }
     return Order(**{**fields, **changed})
 
