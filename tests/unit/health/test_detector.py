@@ -82,6 +82,20 @@ def test_results_of_a_clock_that_was_wrong_are_dropped():
     assert [number for number, raw in made.changes(NODE) if raw is None] == [900]
 
 
+def test_a_result_of_the_next_hours_is_of_a_clock_that_was_wrong():
+    made = AvailabilityTester()
+    made.record_result(NODE, False, 0, 8 * BUCKET_MS)
+    made.record_result(NODE, True, 0, 7 * BUCKET_MS)
+    assert made.get_stats(NODE).probes == 1
+
+
+def test_it_was_seen_at_its_last_answer():
+    made = AvailabilityTester()
+    for number in (3, 5, 4 + BUCKETS_KEPT // 2):
+        made.record_result(NODE, True, 1, number * BUCKET_MS)
+    assert made.get_stats(NODE).last_seen_ms == (4 + BUCKETS_KEPT // 2) * BUCKET_MS
+
+
 def test_the_expected_time_is_that_of_the_last_answers():
     made = after(*[(True, 900)] * 50, *[(True, 7)] * RESPONSES_KEPT)
     assert made.get_stats(NODE).avg_response_ms == 7

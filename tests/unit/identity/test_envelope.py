@@ -12,7 +12,18 @@ from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge
 from xsc.base.limits import SIGNATURES_KEPT
 from xsc.identity import envelope as envelopes
-from xsc.identity.envelope import Count, Id32, Record, kind_of, open_signed, sign
+from xsc.identity import joint
+from xsc.identity.envelope import (
+    Count,
+    Id32,
+    Record,
+    author_of,
+    kind_of,
+    open_signed,
+    read_claimed,
+    sign,
+    sign_jointly,
+)
 from xsc.identity.keys import KeyPair, network_id
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
@@ -102,6 +113,63 @@ def test_what_was_signed_is_opened(alice, network):
     assert open_signed(signed.raw, Note, network=network, author=alice.node_id) == signed
     assert open_signed(signed.raw, Note, network=None).record == NOTE
     assert kind_of(signed.raw) == "note"
+
+
+def test_what_is_signed_together_opens_alone(alice, network):
+    notes = [NOTE.model_copy(update={"count": number}) for number in range(5)]
+    for note, signed in zip(notes, sign_jointly(notes, alice, network), strict=True):
+        assert decode(signed.raw)["v"] == 2
+        assert open_signed(signed.raw, Note, network=network, author=alice.node_id) == signed
+        assert read_claimed(signed.raw, Note, network=network) == signed
+        assert signed.record == note
+    assert sign_jointly([NOTE], alice, network) == [sign(NOTE, alice, network)]
+
+
+WAYS = [
+    {"place": -1},
+    {"place": 4},
+    {"place": True},
+    {"place": "0"},
+    {"path": []},
+    {"path": b"p" * 32},
+    {"path": [b"p" * 31, b"p" * 32]},
+    {"path": [b"p" * 33, b"p" * 33]},
+    {"path": [b"p" * 32, 1]},
+    {"path": [1, 2]},
+    {"path": [b"p" * 32] * (joint.PATH_MAX + 1)},
+]
+
+
+@pytest.mark.parametrize("change", WAYS, ids=str)
+def test_a_path_to_the_signature_has_one_form(alice, network, change):
+    raw = sign_jointly([NOTE, NOTE, NOTE, NOTE], alice, network)[1].raw
+    wrong = encode({**decode(raw), **change})
+    with pytest.raises(RecordInvalid, match="path to the signature is malformed"):
+        read_claimed(wrong, Note, network=network)
+
+
+def test_the_longest_path_is_read(alice, network):
+    raw = sign_jointly([NOTE, NOTE], alice, network)[1].raw
+    path = [b"p" * 32] * joint.PATH_MAX
+    for place in (0, 2**joint.PATH_MAX - 1):
+        long = encode({**decode(raw), "path": path, "place": place})
+        assert read_claimed(long, Note, network=network).record == NOTE
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, True, "2", None])
+def test_a_joint_envelope_of_another_version_is_refused(alice, network, version):
+    raw = sign_jointly([NOTE, NOTE], alice, network)[0].raw
+    with pytest.raises(RecordInvalid, match="known here is 2"):
+        author_of(encode({**decode(raw), "v": version}))
+
+
+def test_an_id_has_32_bytes_and_the_first_fault_is_named():
+    value = NOTE.to_value()
+    for size in (31, 33):
+        with pytest.raises(RecordInvalid, match="wrong at about"):
+            Note.from_value({**value, "about": bytes(size)})
+    with pytest.raises(RecordInvalid, match="wrong at text"):
+        Note.from_value({**value, "text": "x" * 101, "about": b"", "count": -1})
 
 
 def test_every_changed_bit_is_refused_also_where_the_record_was_verified(alice, network):

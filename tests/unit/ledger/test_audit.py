@@ -318,6 +318,21 @@ async def test_several_claims_are_taken_in_the_order_of_their_turns(circle):
     damaged(a, "does not end where it should", claims=swapped)
 
 
+async def test_claims_at_different_turns_are_taken_at_theirs(a, circle):
+    _, b, c = circle.members
+    circle.gone |= {b.id, c.id}
+    await a.come_back(a.ledger.noted())
+    circle.gone.discard(c.id)
+    await a.ledger.confirm_head([c.id])
+    await collect(a, c, 8, of=508, lease=3, xid=8)
+    circle.gone.clear()
+    await a.ledger.confirm_head([b.id])
+    rows = a.ledger._rows()
+    assert len({turn[:8] for turn in rows.claims.values()}) == len(rows.claims) == 2
+    for signatures in (True, False):
+        assert digest(audited(a, signatures=signatures).state) == digest(a.ledger._ledger)
+
+
 async def test_a_damaged_restart_is_named(restarted, circle):
     rows = restarted.ledger._rows()
     b = circle.members[1]

@@ -1,12 +1,21 @@
 import pytest
 
 from tests.unit.ledger.circle import NETWORK
+from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.entry import GENESIS, counter_half, limit_half, post_half, void_half
-from xsc.ledger.state import LedgerState, append, digest, settle
-from xsc.ledger.validation import check_chain, check_counter, check_own_next, check_proposal
+from xsc.ledger.incarnation import Incarnation
+from xsc.ledger.state import LedgerState, append, digest, settle, take_old
+from xsc.ledger.validation import (
+    check_chain,
+    check_counter,
+    check_incarnation,
+    check_old,
+    check_own_next,
+    check_proposal,
+)
 from xsc.terms.voucher import Voucher
 
 A, B, C = (KeyPair(bytes([n]) * 32) for n in (1, 2, 3))
@@ -153,6 +162,97 @@ def test_two_halves_in_one_place_are_a_fork():
 def test_a_balance_stays_within_63_bits():
     state = LedgerState(B.node_id, balances={A.node_id: -AMOUNT_MAX})
     assert proposed(post(voucher(1)), voucher(1), state=state) == "amount_overflow"
+    state = LedgerState(B.node_id, balances={A.node_id: 1 - AMOUNT_MAX})
+    assert proposed(post(voucher(1)), voucher(1), state=state) is None
+    assert proposed(post(voucher(AMOUNT_MAX)), voucher(AMOUNT_MAX)) is None
+
+
+def test_an_old_entry_is_one_that_both_signed_whoever_shows_it():
+    half, under = post(voucher()), voucher()
+
+    def answer(by=B, to=half, **other):
+        made = counter_half(to, seq=4, prev=GENESIS, created_ms=9)
+        return sign(made.model_copy(update=other), by, NETWORK)
+
+    assert check_old(half, answer(), under) is None
+    assert check_old(answer(), half, under) is None
+    assert code(check_old(half, half, under)) == "answer_wrong"
+    assert code(check_old(half, answer(amount_micro=9), under)) == "answer_wrong"
+    assert code(check_old(answer(link=GENESIS), half, under)) == "answer_wrong"
+    assert code(check_old(half, answer(), voucher(number=2))) == "voucher_wrong"
+    assert code(check_old(half, answer(), voucher(by=C, customer=B))) == "voucher_wrong"
+    void = post(voucher(), kind="void")
+    assert code(check_old(void, answer(to=void), under)) == "kind_unknown"
+
+
+def test_a_new_half_is_of_its_authors_present_incarnation():
+    record = Incarnation(first_seq=50, proven_seq=3, proven=GENESIS, carried=GENESIS, created_ms=0)
+    told = sign(record, A, NETWORK)
+
+    def checked(seq, prev=b"p" * 32, known=told):
+        return code(check_incarnation(known, post(voucher(), seq=seq, prev=prev)))
+
+    assert checked(0, GENESIS, None) is checked(49, known=None) is None
+    assert checked(49) == "incarnation_over"
+    assert checked(50) == "fork"
+    assert checked(50, told.id) is None
+    assert checked(51) is None
+
+
+def test_a_half_that_speaks_for_another_is_not_the_own():
+    state = LedgerState(A.node_id)
+    of_b = limit(state=state, peer=C).record.model_copy(update={"credit": B.node_id})
+    assert of_b.author == B.node_id
+    assert code(check_own_next(state, sign(of_b, A, NETWORK))) == "author_wrong"
+    assert code(check_own_next(state, sign(limit(state=state).record, B, NETWORK))) == (
+        "author_wrong"
+    )
+
+
+def test_what_is_owed_to_a_peer_is_lent_by_it_without_a_limit():
+    state = LedgerState(A.node_id, balances={B.node_id: -100})
+    assert check_own_next(state, post(voucher(100)), voucher=voucher(100)) is None
+    assert code(check_own_next(state, post(voucher(101)), voucher=voucher(101))) == (
+        "limit_exceeded"
+    )
+
+
+def old(amount, under, *, seq=0):
+    """Return an entry of an incarnation before, as A has it: its half and B's answer."""
+    half = post(under, seq=seq, amount_micro=amount)
+    made = counter_half(half, seq=7 + seq, prev=GENESIS, created_ms=0)
+    return half, sign(made, B, NETWORK)
+
+
+def test_an_old_entry_counts_as_far_as_its_debtor_promised():
+    for promised, covered in ((100, set()), (99, {0}), (0, {0})):
+        state = LedgerState(A.node_id)
+        under = voucher(promised)
+        half, answer = old(100, under)
+        take_old(state, half, answer, under.record)
+        assert state.covered == covered
+        assert state.balances.get(B.node_id, 0) == (0 if covered else 100)
+        assert state.seen[B.node_id][7].id == answer.id, "counted or not, it was seen"
+    state = LedgerState(A.node_id)
+    under = voucher(0)
+    half, answer = old(1, under)
+    take_old(state, half, answer, under.record)
+    assert state.covered == {0}
+
+
+def test_what_was_noted_shows_the_old_halves_before_it():
+    for noted_seq, shown in ((3, {}), (4, {B.node_id: 100})):
+        state = LedgerState(A.node_id, noted={B.node_id: 100}, noted_seq=noted_seq)
+        under = voucher()
+        take_old(state, *old(100, under, seq=3), under.record)
+        assert state.shown == shown
+        assert state.unproven_micro(B.node_id) == 100 - sum(shown.values())
+
+
+def test_what_the_own_side_owes_unproven_lends_the_peer_nothing():
+    state = LedgerState(A.node_id, noted={B.node_id: -50})
+    assert state.unproven_micro(B.node_id) == -50
+    assert state.exposure(B.node_id) == 0
 
 
 def test_an_answer_says_what_was_proposed():
@@ -271,3 +371,11 @@ def test_the_digest_covers_every_part_of_the_state(field):
     assert digest(state) == digest(made())
     getattr(state, field).clear()
     assert digest(state) != digest(made())
+
+
+def test_the_digest_of_an_empty_book_is_as_ever():
+    lists = "balances limits open voided settled entries seen noted shown promised claims covered"
+    numbers = "next_seq first_seq noted_seq"
+    value = {name: [] for name in lists.split()} | dict.fromkeys(numbers.split(), 0)
+    value |= {"v": 1, "me": A.node_id, "head": GENESIS, "claims_head": GENESIS}
+    assert digest(LedgerState(A.node_id)) == tagged_sha256("ledger_state", encode(value))
