@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 
 from tests.strategies import vectors
@@ -8,6 +10,7 @@ from xsc.base.limits import MANIFEST_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.manifest import (
+    Manifest,
     SealedSegment,
     build,
     check_manifest,
@@ -144,6 +147,32 @@ def test_an_unknown_version_is_refused():
         type(make(5000)).from_bytes(encode(value))
 
 
+@pytest.mark.parametrize("survive", [(), (1,), (1, 1), (1,) * 5, (255, 0, 0), (0, -1, 0)])
+def test_a_contract_of_another_form_is_refused(survive):
+    with pytest.raises(RecordInvalid, match="survive"):
+        Manifest.from_value({**make(5000).to_value(), "survive": [*survive]})
+
+
+@pytest.mark.parametrize("survive", [(0, 0, 0), (254, 254, 254), (1, 1, 1, 1)])
+def test_a_contract_speaks_of_three_kinds_or_all(survive):
+    value = {**make(5000).to_value(), "survive": [*survive]}
+    assert Manifest.from_value(value).survive == survive
+
+
+@pytest.mark.parametrize(
+    ("size", "change"),
+    [
+        (5000, {"generation": 2**32 - 1}),
+        (5000, {"k": 1, "m": 5}),
+        (5000, {"k": 6, "m": 0}),
+        (5000, {"k": 200, "m": 55, "roots": (b"r" * 32,) * 255}),
+        (4096, {"k": 200, "m": 55}),
+    ],
+)
+def test_what_stands_at_a_bound_is_within_it(size, change):
+    assert check_manifest(make(size).model_copy(update=change)) is None
+
+
 def test_the_largest_object_fits_its_bound():
     """What the bound of OBJECT_BYTES_MAX in base/limits counts on."""
     small, large = make(10 * SEGMENT_BYTES), make(110 * SEGMENT_BYTES)
@@ -158,6 +187,7 @@ def test_places_count_to_the_end():
     places = [place_of(manifest, b"l" * 32, index) for index in range(3)]
     assert [place.length for place in places] == [SEGMENT_BYTES, SEGMENT_BYTES, 7]
     assert [place.final for place in places] == [False, False, True]
+    assert segments_of(make(9)) == 0
     inline = place_of(make(9), b"l" * 32, 0)
     assert (inline.length, inline.final) == (9, True)
 
@@ -165,7 +195,10 @@ def test_places_count_to_the_end():
 def test_a_digest_stands_for_a_whole_column():
     manifest = make(2 * SEGMENT_BYTES + 7)
     roots = [(index, root_at(manifest, index, 4)) for index in range(3)]
+    assert [root for _, root in roots] == [manifest.roots[index * 6 + 4] for index in range(3)]
     assert column_digest(roots) == expected_digest(manifest, 4)
+    listed = b"".join(index.to_bytes(8, "big") + root for index, root in roots)
+    assert column_digest(roots) == hashlib.sha256(b"XSC/1/column\0" + listed).digest()
     assert column_digest(roots[:2]) != expected_digest(manifest, 4)
     assert column_digest([(index + 1, root) for index, root in roots]) != expected_digest(
         manifest, 4
