@@ -1,11 +1,15 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from xsc.base.limits import (
+    AMOUNT_MAX,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    LEASE_TIMEOUT_MS,
     MIB,
+    REFUSED_RETRY_MS,
+    REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
     RESERVED_EPOCHS,
     STORAGE_LEASE_IDLE_MS,
@@ -21,15 +25,19 @@ from xsc.market.lease import (
     counted,
     due_micro,
     exposure_micro,
+    half_ms,
     hold,
+    hold_since,
     is_idle,
     is_useful,
     next_voucher,
     owed_micro,
     reserved,
+    retry_ms,
     room,
     spend,
     status,
+    storage_due,
     terms_of,
     with_voucher,
 )
@@ -227,6 +235,23 @@ def test_requests(change, reason):
     assert (refusal is None) if reason is None else reason in refusal
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start_ms": T0 - REQUEST_WINDOW_MS, "end_ms": T0 + 1},
+        {"start_ms": T0 + REQUEST_WINDOW_MS},
+        {"price": AMOUNT_MAX, "quantity": 1, "quantity_min": 1, "end_ms": T0 + EPOCH_MS},
+    ],
+)
+def test_a_request_at_a_bound_is_within_it(change):
+    assert check_request(wish(**change), QUOTE, T0) is None
+
+
+def test_the_worth_of_a_request_counts_every_epoch_that_begins():
+    most = {"price": AMOUNT_MAX, "quantity": 1, "quantity_min": 1}
+    assert check_request(wish(**most, end_ms=T0 + EPOCH_MS + 1), QUOTE, T0)
+
+
 def test_grants():
     request = wish()
     assert terms_of(request, 7).quantity == 7
@@ -348,3 +373,131 @@ def test_what_came_in_that_minute_is_owed_and_only_what_was_held_before_is_not()
         )
     again = hold(STORAGE, hold(STORAGE, use, size, begun + 3_000), -size, begun + 9 * EPOCH_MS)
     assert again.edge == size, "once a lease: what was held into the last epoch"
+
+
+# Bounds, each from both sides
+
+
+def test_nothing_was_used_of_a_lease_that_is_fresh():
+    assert set(asdict(LeaseUse(0)).values()) == {0}
+    assert (STORAGE.renewals, STORAGE.renewed_ms, STORAGE.base_quantity, STORAGE.base_micro) == (
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+def test_an_order_must_still_arrive_in_time():
+    assert is_useful(COMPUTE, FRESH, COMPUTE.end_ms - LEASE_TIMEOUT_MS - 1)
+    assert not is_useful(COMPUTE, FRESH, COMPUTE.end_ms - LEASE_TIMEOUT_MS)
+
+
+def test_the_half_is_that_of_the_present_term():
+    renewed = replace(STORAGE, renewals=1, renewed_ms=T0 + 100, end_ms=T0 + 300)
+    assert (half_ms(renewed), half_ms(replace(STORAGE, end_ms=T0 + 300))) == (T0 + 200, T0 + 150)
+
+
+def test_one_micro_credit_settles():
+    over = replace(FRESH, given_back=True, settled_micro=1)
+    assert status(STORAGE, over, T0) == "settled"
+
+
+def test_refused_bookings_are_tried_ever_more_rarely():
+    assert [retry_ms(refusals) for refusals in range(5)] == [
+        0,
+        0,
+        REFUSED_RETRY_MS,
+        2 * REFUSED_RETRY_MS,
+        4 * REFUSED_RETRY_MS,
+    ]
+    waits = [retry_ms(refusals) for refusals in range(2, 40)]
+    assert waits == [
+        min(REFUSED_RETRY_MS * 2**number, REFUSED_RETRY_MS_MAX) for number in range(38)
+    ]
+
+
+def test_a_clock_before_the_start_begins_no_epoch():
+    use = hold(STORAGE, FRESH, MIB, T0 - 5 * EPOCH_MS)
+    assert (use.epoch, use.used) == (0, MIB)
+
+
+def test_bytes_carried_into_an_epoch_are_its_edge_until_others_come():
+    first = hold(STORAGE, FRESH, 5, T0)
+    assert first.edge == 0
+    second = advance(STORAGE, first, T0 + EPOCH_MS)
+    assert (second.edge, second.used) == (5, 10)
+    assert hold(STORAGE, second, 3, T0 + EPOCH_MS).edge == 5
+    at_once = T0 + EPOCH_MS + REQUEST_WINDOW_MS - 1
+    gone = hold(STORAGE, second, -5, at_once)
+    assert gone.edge == 5, "another clock may not count this epoch"
+    assert hold(STORAGE, second, -5, at_once + 1).edge == 0
+    assert hold(STORAGE, gone, 0, at_once).edge == 5
+    assert hold(STORAGE, gone, 1, at_once).edge == 0
+    assert advance(STORAGE, gone, T0 + 3 * EPOCH_MS).edge == 5
+
+
+def test_a_lease_lapses_where_less_than_its_part_was_filled():
+    part = STORAGE.quantity // RESERVED_EPOCHS
+    for held, lapsed in ((part, False), (part - 1, True)):
+        use = advance(STORAGE, hold(STORAGE, FRESH, held, T0), T0 + EPOCH_MS)
+        assert use.lapsed == lapsed
+
+
+def test_what_was_held_and_not_counted_is_due_since_its_epoch():
+    use = advance(STORAGE, hold(STORAGE, FRESH, 10, T0), T0 + 3 * EPOCH_MS)
+    now_ms = T0 + 3 * EPOCH_MS
+    more = hold_since(STORAGE, use, 4, 1, now_ms)
+    assert (more.held_bytes, more.used) == (14, use.used + 4 + 2 * 4)
+    assert hold_since(STORAGE, use, 4, 3, now_ms).used == use.used + 4
+    assert hold_since(STORAGE, use, 4, 4, now_ms).used == use.used + 4
+    less = hold_since(STORAGE, use, -4, 0, now_ms)
+    assert (less.held_bytes, less.used) == (6, use.used)
+
+
+def test_former_terms_cost_what_was_signed():
+    renewed = replace(STORAGE, renewals=1, price=MIB, base_quantity=10, base_micro=7)
+    assert [storage_due(renewed, used) for used in (0, 9, 10, 11)] == [7, 7, 7, 8]
+
+
+def test_a_voucher_of_a_renewed_lease_pays_former_terms_as_signed():
+    renewed = replace(STORAGE, renewals=1, price=MIB, base_quantity=10, base_micro=7)
+    use = replace(FRESH, used=20)
+
+    def says(amount_micro, quantity):
+        voucher = next_voucher(renewed, use, T0)
+        given = {"amount_micro": amount_micro, "quantity": quantity}
+        return check_voucher(renewed, use, voucher.model_copy(update=given)) or ""
+
+    assert says(7, 9) == says(6, 9) == ""
+    assert "above the price" in says(8, 9)
+    assert says(7, 10) == says(8, 11) == ""
+    assert "not the price" in says(6, 10)
+    most = 20 + STORAGE.quantity
+    assert says(7 + most - 10, most) == ""
+    assert "more than was held" in says(7 + most - 9, most + 1)
+
+
+def test_a_voucher_may_repeat_the_last_ones_amount_and_quantity():
+    use = spend(COMPUTE, FRESH, 1_000_000, 10)
+    first = next_voucher(COMPUTE, use, T0)
+    again = first.model_copy(update={"number": 2})
+    assert check_voucher(COMPUTE, with_voucher(use, first), again) is None
+    whole = {"amount_micro": 50, "quantity": COMPUTE.quantity}
+    assert check_voucher(COMPUTE, use, first.model_copy(update=whole)) is None
+    whole["amount_micro"] = 51
+    assert "above the price" in check_voucher(COMPUTE, use, first.model_copy(update=whole))
+
+
+def test_what_is_forgiven_at_the_end_is_at_most_the_edge():
+    over = replace(FRESH, given_back=True, used=20 * MIB, edge=MIB)
+    paid = replace(over, voucher_micro=1, settled_micro=1, voucher_quantity=19 * MIB)
+    assert owed_micro(STORAGE, paid, T0) == 0
+    for change in (
+        {"voucher_quantity": 19 * MIB - 1},
+        {"settled_micro": 0},
+        {"voucher_micro": 0},
+        {"held_bytes": 1},
+        {"given_back": False},
+    ):
+        assert owed_micro(STORAGE, replace(paid, **change), T0) > 0

@@ -50,12 +50,13 @@ class Node:
         transport: Transport | None = None,
         quota: Quota | None = None,
         accepts: bool = False,
+        store: MemoryKeyValue | None = None,
     ) -> None:
         self.accepts = accepts
         self.memory = network
         self.name = name
         self.clock = clock or ManualClock()
-        self.store = MemoryKeyValue()
+        self.store = store or MemoryKeyValue()
         self.log = RecordingLog()
         self.key = KeyPair(name.encode().ljust(32, b"\0"))
         self.id = self.key.node_id

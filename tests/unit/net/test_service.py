@@ -40,6 +40,7 @@ from xsc.base.limits import (
     UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
 )
 from xsc.base.merkle import Part
+from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import pack_head
@@ -528,16 +529,16 @@ async def test_an_answer_for_which_there_is_no_room_is_refused_and_not_kept(memo
     assert room.held(anna.id) == bert.net._quota.in_flight(anna.id) == 0
 
 
-async def test_what_a_peer_says_of_its_address_costs_no_synced_write(nodes, monkeypatch):
-    anna, bert = nodes
-    synced = []
-    write = bert.store.write
+async def test_what_a_peer_says_of_its_address_costs_no_synced_write(memory):
+    class Noting(MemoryKeyValue):
+        def write(self, changes, *, sync):
+            synced.append(sync)
+            super().write(changes, sync=sync)
 
-    def noted(changes, *, sync):
-        synced.append(sync)
-        write(changes, sync=sync)
-
-    monkeypatch.setattr(bert.store, "write", noted)
+    synced: list[bool] = []
+    anna, bert = Node(memory, "anna"), Node(memory, "bert", store=Noting())
+    await acquainted(anna, bert)
+    synced.clear()
     for number in range(1, 9):
         record = AddressRecord(
             name="anna",

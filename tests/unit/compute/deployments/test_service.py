@@ -110,11 +110,22 @@ def result(stdout=b"Content-Type: a/b\n\nx", **changed):
     return replace(made, **changed)
 
 
+class Disk(MemoryKeyValue):
+    """A disk that may be full."""
+
+    full = False
+
+    def write(self, changes, *, sync):
+        if self.full:
+            raise SpaceExhausted("the disk is full")
+        super().write(changes, sync=sync)
+
+
 class Node:
     def __init__(self, wire, clock, network, name, *, sandbox, disk=None, serving=True):
         self.key = KeyPair(name * 32)
         self.market = ServiceMarket()
-        self.disk = disk or MemoryKeyValue()
+        self.disk = disk or Disk()
         self.services = Services(
             key=self.key,
             network=network,
@@ -525,13 +536,9 @@ async def test_the_log_keeps_so_many_rows_and_follows(world, monkeypatch):
     assert SERVICE_LOG_ROWS_MAX > SERVICE_UNPAID_ROWS_MAX
 
 
-async def test_an_answer_is_given_also_where_its_row_cannot_be_kept(world, monkeypatch):
+async def test_an_answer_is_given_also_where_its_row_cannot_be_kept(world):
     await world.owner.deploy()
-
-    def full(*_, **__):
-        raise SpaceExhausted("the disk is full")
-
-    monkeypatch.setattr(world.owner.disk, "write", full)
+    world.owner.disk.full = True
     assert body(await world.owner.ask()) == b"Hello, world!\n"
     assert await world.owner.rows() == []
     assert world.owner.services.views()[0].running == 0
