@@ -9,9 +9,9 @@ divide inside of a tier and have one signature:
   to the unsatisfied claim with the highest weight / (units + 1), ties to the
   lower id. Largest remainders would break monotonicity in capacity; this does
   not, and no claim gains by stating another need than it has.
-- `proportional`, the seed's formula (commons-architecture-v2): shares by weight
-  times active need, capped by need. It pays whoever inflates a need and may
-  serve tier 2 before tier 1 is sated; it is kept for those who ask for it.
+- `proportional`: shares by weight times active need, capped by need. A claim gains
+  by inflating its need, and tier 2 may be served before tier 1 is satisfied. It is
+  kept for operators who select it (docs/adr/0019-weighted-uniform-division.md).
 
 Both are exact: no floats, no order of input, no state. Slot matching, filters
 and the history behind the damping factor are not decided here.
@@ -30,7 +30,7 @@ from xsc.terms.quote import Tier
 
 TIERS: Final[tuple[Tier, ...]] = ("mutual", "one_way", "open")
 DENOMINATOR_FLOOR: Final = Fraction(1, 10_000)
-"""The seed's guard against division by nothing."""
+"""Least denominator of `proportional`, so that it never divides by zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class TierResult:
     """What came to the tier."""
     given: int
     denominator: Fraction
-    """Sum of the weights (weighted uniform) or of the seed's numerators (proportional)."""
+    """Sum of the weights (weighted uniform) or of the numerators (proportional)."""
     level: Fraction | None
     """Units a unit of weight (or of numerator); None where everybody got all it needs.
 
@@ -175,7 +175,7 @@ def weighted_uniform(capacity: int, claims: Sequence[Claim]) -> Division:
 
 
 def proportional(capacity: int, claims: Sequence[Claim]) -> Division:
-    """Divide by the seed's formula, tier after tier.
+    """Divide in proportion to weight times need, tier after tier.
 
     For each tier with Q left: share_r = weight_r / sum of weights, numerator_r = share_r ·
     need_r · damping_r, D = sum of numerators, x_r = min(need_r, Q · numerator_r /

@@ -1,7 +1,7 @@
 """What a node asks for its capacity: a base price, raised by use, and a ladder of discounts.
 
 The unit price rises in a straight line with utilisation: twice the base price
-at full use (the seed's `1 + utilisation`). It only proposes the reserve, which
+at full use (`1 + utilisation`). It only proposes the reserve, which
 is what unrecognised peers pay at least; recognised and mutual peers pay the
 lower rungs (docs/design/market.md). What a use costs at a price is the arithmetic of
 `xsc.terms.pricing`, which customers recompute.
@@ -74,10 +74,9 @@ def ladder(reserve: int, prices: PriceList) -> Ladder:
 
 @dataclass(frozen=True, slots=True)
 class MarketPricing:
-    """A price list at one moment's utilisation; the seed's three methods, in integers.
+    """A price list at one moment's utilisation, in integers.
 
-    The seed prices compute by time; here its duration is fuel, so that a bill
-    needs no clock.
+    The duration of compute is fuel, not time, so that a bill needs no clock.
     """
 
     prices: PriceList

@@ -174,49 +174,53 @@ def _capacity(text: str) -> int:
 
 _PRICE: Final = _between(0, 10**12)
 KEYS: Final[dict[str, Key]] = {
-    "name": Key("name", "", _name, "name shown to peers; the host's name where empty"),
+    "name": Key("name", "", _name, "name shown to peers; the host's name if empty"),
     "api_listen": Key(
-        "api_listen", "127.0.0.1:0", _loopback, "where the API listens; port 0 takes a free one"
+        "api_listen", "127.0.0.1:0", _loopback, "address of the API; port 0 chooses a free port"
     ),
     "peer_listen": Key(
         "peer_listen",
         "127.0.0.1:0",
         _address,
-        "where peers reach the node; port 0 takes a free one and keeps it",
+        "address for peers; port 0 chooses a free port and keeps it",
     ),
     "services_listen": Key(
         "services_listen",
         "",
         _listener,
-        "where services answer: an address and port, or a port on this machine; off where empty",
+        "address and port of services, or a port on this machine; off if empty",
     ),
     "services_url": Key(
-        "services_url", "", _url, "how that is reached from outside, where it is behind a proxy"
+        "services_url", "", _url, "external URL of services, if they are behind a proxy"
     ),
     "advertise": Key(
-        "advertise", "", _addresses, "addresses told to peers, comma-separated, instead of that"
+        "advertise",
+        "",
+        _addresses,
+        "addresses announced to peers, comma-separated, instead of peer_listen",
     ),
     "accept_peers": Key(
         "accept_peers",
         "introduced",
         _choice("introduced", "invited"),
-        "who becomes a peer: friends of friends, too, or only by an invitation",
+        "introduced: friends of friends become peers, too; invited: only by an invitation",
     ),
-    "site": Key("site", "", _label, "failure domain: the place the node stands in"),
-    "owner": Key("owner", "", _label, "failure domain: who runs the node"),
+    "site": Key("site", "", _label, "failure domain: the place of the node"),
+    "owner": Key("owner", "", _label, "failure domain: the person who runs the node"),
     "survive": Key(
         "survive",
         "auto",
         _contract,
-        "what may be lost of what is stored without --survive, as 1node,1site; auto: as many nodes "
-        "as all known ones allow, at most 2",
+        "contract of objects that are stored without --survive, such as 1node,1site; auto: as many "
+        "nodes as the known ones allow, at most 2",
     ),
-    "log_level": Key("log_level", "info", _choice(*LEVELS), "least level that is logged"),
+    "log_level": Key("log_level", "info", _choice(*LEVELS), "lowest level that is logged"),
     "storage_capacity": Key(
         "storage_capacity_bytes",
         "auto",
         _capacity,
-        "bytes offered to others and itself; auto: half of the free disk, at most 100 GiB",
+        "bytes offered to others and itself; auto: half of the free disk at the first start, at "
+        "most 100 GiB",
     ),
     "disk_reserve": Key(
         "disk_reserve_ppm", "5%", parse_share_ppm, "share of the disk that is kept free"
@@ -234,25 +238,25 @@ KEYS: Final[dict[str, Key]] = {
         "fuel",
         str(limits.FUEL_DEFAULT),
         _between(1, limits.FUEL_MAX),
-        "fuel of a job that names none",
+        "fuel limit of a job that names none",
     ),
     "memory": Key(
         "memory_bytes",
         "64MiB",
         _between(65536, limits.MEMORY_BYTES_MAX, parse_size),
-        "memory of a job that names none",
+        "memory limit of a job that names none",
     ),
     "timeout": Key(
         "timeout_ms",
         "10s",
         _between(1, limits.TIMEOUT_MS_MAX, parse_duration_ms),
-        "wall time of a job that names none",
+        "time limit of a job that names none",
     ),
     "compile_limit": Key(
         "compile_limit_ms",
         "20s",
         _between(1_000, limits.COMPILE_MS_MAX, parse_duration_ms),
-        "how long a module may be compiled, here for others, and elsewhere for this node",
+        "time limit for compiling a module, here for others, and elsewhere for this node",
     ),
     "storage_price": Key(
         "storage_price_micro", "10", _PRICE, "micro-credits a MiB and hour of an idle node"
@@ -264,16 +268,22 @@ KEYS: Final[dict[str, Key]] = {
         "micro-credits a million fuel and 64 MiB step of an idle node",
     ),
     "mutual_discount": Key(
-        "mutual_discount_ppm", "20%", parse_share_ppm, "off the reserve for mutual peers"
+        "mutual_discount_ppm", "20%", parse_share_ppm, "discount on the reserve for mutual peers"
     ),
     "one_way_discount": Key(
-        "one_way_discount_ppm", "10%", parse_share_ppm, "off the reserve for recognised peers"
+        "one_way_discount_ppm",
+        "10%",
+        parse_share_ppm,
+        "discount on the reserve for recognised peers",
     ),
     "storage_price_max": Key(
-        "storage_price_max_micro", "40", _PRICE, "most that this node pays a MiB and hour"
+        "storage_price_max_micro", "40", _PRICE, "maximum that this node pays a MiB and hour"
     ),
     "compute_price_max": Key(
-        "compute_price_max_micro", "40", _PRICE, "most that this node pays a million fuel and step"
+        "compute_price_max_micro",
+        "40",
+        _PRICE,
+        "maximum that this node pays a million fuel and step",
     ),
     "division_rule": Key(
         "division_rule",
@@ -294,7 +304,7 @@ KEYS: Final[dict[str, Key]] = {
         "settle_interval_ms",
         "10s",
         _between(100, 86_400_000, parse_duration_ms),
-        "time between settlements of what is owed",
+        "time between settlements of debts",
     ),
     "lease_grace": Key(
         "lease_grace_ms",
@@ -307,13 +317,13 @@ KEYS: Final[dict[str, Key]] = {
         "30d",
         # More than 33 days are left of every lease that is renewed in time.
         _between(0, 33 * 86_400_000, parse_duration_ms),
-        "how long before the end of a lease that was not renewed the node says so",
+        "how long before the end of a lease that was not renewed the node warns",
     ),
     "leftover_after": Key(
         "leftover_after_ms",
         "24h",
         _between(3_600_000, 365 * 86_400_000, parse_duration_ms),
-        "how long shards of an upload are kept that was never completed",
+        "how long shards of an unfinished upload are kept",
     ),
     "node_life": Key(
         "node_life_ms",
@@ -343,37 +353,37 @@ KEYS: Final[dict[str, Key]] = {
         "guard",
         "recognised",
         _choice("all", "recognised", "none"),
-        "whose objects are looked after and paid for while their owner is away",
+        "for whom this node is custodian: keeps objects and pays for them while the owner is away",
     ),
     "guard_bytes": Key(
         "guard_bytes",
         "4GiB",
         _between(0, 2**53, parse_size),
-        "how much is stored at hosts, and paid for, in place of one absent owner",
+        "how much a custodian stores at hosts, and pays for, in place of one absent owner",
     ),
     "repair_grace": Key(
         "repair_grace_ms",
         "15min",
         _between(1_000, 30 * 86_400_000, parse_duration_ms),
-        "how long a node must be silent before its shards are built again elsewhere",
+        "how long a node must be silent before its shards are rebuilt elsewhere",
     ),
     "repair_bandwidth": Key(
         "repair_bytes_a_second",
         "32MiB",
         _between(0, 2**40, parse_size),
-        "bytes a second that repairs may move; 0: no bound",
+        "bytes a second that repairs may move; 0: no limit",
     ),
     "repair_interval": Key(
         "repair_interval_ms",
         "10min",
         _between(1_000, 30 * 86_400_000, parse_duration_ms),
-        "time between two looks at every object, also where nothing happened",
+        "time between two checks of every object, even if nothing happened",
     ),
     "moved_kept": Key(
         "moved_kept_ms",
         "60s",
         _between(1_000, 30 * 86_400_000, parse_duration_ms),
-        "how long shards that this node moved stay where they were, too, for reads that run",
+        "how long old copies of moved shards are kept, for reads in progress",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The ten defects of the original (research: allocation, 1.2), at the level of one division.
+"""The ten defects of the formula that `proportional` keeps, at the level of one division.
 
 D1  tier 2 served while tier 1 lacks: kept exact in `proportional`, corrected in the default.
 D6  damping of a lone recipient cancels in the ratio: kept exact in `proportional`; the
