@@ -51,8 +51,8 @@ class Gather(Generic[K, T, R]):
         all_run: whether calls are run whose callers were cancelled before.
         pause: awaited before the first batch of an idle key.
         spawn: starts the task of a key.
-        stopped: makes the error of all unanswered calls where that task is cancelled, or
-            fails by a bug; the bug is the error of the task.
+        stopped: makes the error of all unanswered calls where that task is cancelled. Where
+            it fails by a bug, each of them raises the bug.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Gather(Generic[K, T, R]):
             queue = self._queues[key] = _Queue()
             queue.task = self._spawn(self._work(key, queue))
             # A task that is cancelled before its first step runs none of its own code.
-            queue.task.add_done_callback(lambda _: self._end(key, queue))
+            queue.task.add_done_callback(lambda task: self._end(key, queue, task))
         queue.waiting.append((call, future))
         return future
 
@@ -135,12 +135,18 @@ class Gather(Generic[K, T, R]):
         queue.batch = batch
         return bool(batch)
 
-    def _end(self, key: K, queue: _Queue[T, R]) -> None:
+    def _end(self, key: K, queue: _Queue[T, R], task: asyncio.Task[None]) -> None:
         """Fail the calls that a task has left unanswered because it was cancelled or failed."""
         if self._queues.get(key) is queue:
             del self._queues[key]
         for _, future in (*queue.batch, *queue.waiting):
-            _settle(future, self._stopped())
+            if future.done():
+                continue
+            bug = None if task.cancelled() else task.exception()
+            if bug is None:
+                _settle(future, self._stopped())
+            else:
+                future.set_exception(bug)
 
 
 def _settle(future: asyncio.Future[R], outcome: R | XscError) -> None:

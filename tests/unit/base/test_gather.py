@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import turns
-from xsc.base.errors import NoOffers, RateLimited, SpaceExhausted, UnavailableError
+from xsc.base.errors import NoOffers, RateLimited, SpaceExhausted
 from xsc.base.gather import Gather
 
 
@@ -146,19 +146,13 @@ async def test_a_stop_at_any_turn_leaves_nobody_waiting(count):
     assert await desk.submit(4)[0] == 40
 
 
-async def test_a_bug_is_the_error_of_the_task_and_leaves_nobody_waiting():
-    tasks = []
-
-    def spawn(work):
-        tasks.append(asyncio.create_task(work))
-        return tasks[-1]
-
-    desk = Desk(spawn=spawn)
+async def test_a_bug_reaches_each_caller_as_what_it_is():
+    desk = Desk()
     desk.fault = TypeError("a bug")
     faults = await asyncio.gather(*desk.submit(1, 2), return_exceptions=True)
-    assert [type(fault) for fault in faults] == [UnavailableError] * 2
-    with pytest.raises(TypeError):
-        await tasks[0]
+    assert faults == [desk.fault] * 2
+    desk.fault = None
+    assert await desk.submit(3)[0] == 30
 
 
 @given(
