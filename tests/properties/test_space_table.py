@@ -55,7 +55,7 @@ def history(writes, heads_at):
         records.append(signed(path, number, value))
         take(table, records[-1])
         if number in heads_at or number == len(writes):
-            head = SpaceHead(sequence=number, written_ms=0, tops=tuple(table.tree.tops()))
+            head = SpaceHead(sequence=number, written_ms=0, root=table.tree.digest())
             heads.append(sign(head, KEY, NETWORK))
             assert table.prove("", heads[-1], (), {})
     return table, records, heads
@@ -88,7 +88,7 @@ def test_replicas_with_the_same_records_are_equal(writes, seed):
             take(table, record)
         tables.append(table)
     assert all(table.rows == tables[0].rows for table in tables)
-    assert all(table.tree.tops() == tables[0].tree.tops() for table in tables)
+    assert all(table.tree.digest() == tables[0].tree.digest() for table in tables)
     assert all(table.size_bytes == tables[0].size_bytes for table in tables)
 
 
@@ -185,8 +185,7 @@ def test_only_what_a_head_is_over_matches_it(mine, theirs, prefix):
     same = {path: at for path, at in mine.items() if is_under(path, prefix)} == {
         path: at for path, at in theirs.items() if is_under(path, prefix)
     }
-    proof = other.proof(prefix) if prefix else ()
-    assert proves(tuple(other.tops()), prefix, one.at(prefix), proof) == same
+    assert proves(other.digest(), prefix, one.at(prefix), other.proof(prefix)) == same
 
 
 @given(st.text(max_size=30))

@@ -7,8 +7,6 @@ from xsc.base.limits import KIB, MIB
 PATH_BYTES_MAX = 1_024
 PART_BYTES_MAX = 128
 PATH_PARTS_MAX = 32
-TOP_PREFIXES_MAX = 64
-"""First parts of the live paths of one owner: its head has a hash for each."""
 
 VALUE_BYTES_MAX = 1 * MIB
 VALUE_INLINE_BYTES_MAX = 4 * KIB
@@ -19,6 +17,8 @@ OWNER_BYTES_MAX = 64 * MIB
 """Values and record bodies of one owner, live and deleted."""
 TOMBSTONES_MAX = 10_000
 """Tombstones of one owner that a replica keeps; the oldest goes first."""
+EVIDENCE_MAX = 16
+"""Pairs of records of one sequence that are kept against one owner."""
 TOMBSTONE_KEPT_MS = 30 * 24 * 3_600_000
 UNSUBSCRIBED_KEPT_MS = 24 * 3_600_000
 """How long records are kept that nobody here subscribes to any more."""
@@ -27,9 +27,10 @@ FUTURE_MS_MAX = 10 * 60_000
 
 HEAD_INTERVAL_MS = 30_000
 """Least time between two heads of one owner."""
-ACTIVE_MS = 60_000
-"""An owner counts as active this long after the date of its newest head."""
-HELD_REQUEST_MS_MAX = 25_000
+DEBOUNCE_MS = 100
+"""How long a value that may wait does so, for others to be written with it."""
+WATCHES_MAX = 256
+SCHEMAS_MAX = 256
 
 CLOCK_DEPTH_MAX = 64
 CLOCK_NODES_MAX = 4_096

@@ -58,14 +58,17 @@ def parse_address(text: str) -> tuple[str | None, str]:
     return owner or None, path
 
 
-def top_of(path: str) -> str:
-    """Return the first part of a path."""
-    return path.partition("/")[0]
-
-
 def is_under(path: str, prefix: str) -> bool:
     """Say whether a path is the prefix or below it; all paths are below the empty prefix."""
     return not prefix or path == prefix or path.startswith(prefix + "/")
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Say whether a path is one of a pattern's, in which `*` stands for one part."""
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(
+        want in {"*", part} for part, want in zip(parts, wanted, strict=True)
+    )
 
 
 def _made(*parts: str) -> str:

@@ -18,16 +18,11 @@ from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge
 from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space.itc import Stamp, read_event
-from xsc.space.limits import (
-    CLOCK_BYTES_MAX,
-    FUTURE_MS_MAX,
-    TOP_PREFIXES_MAX,
-    VALUE_BYTES_MAX,
-)
+from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX
 from xsc.space.paths import check_path
 
 RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
-HEAD_ENVELOPE_BYTES_MAX = 24 * KIB
+HEAD_ENVELOPE_BYTES_MAX = 4 * KIB
 
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 Json: TypeAlias = "str | dict[str, str] | None"
@@ -62,22 +57,13 @@ class SpaceRecord(Record):
 
 
 class SpaceHead(Record):
-    """What is live in a space at a sequence: a hash for each first part of the live paths."""
+    """What is live in a space at a sequence: the hash of the tree of paths, None without any."""
 
     KIND: ClassVar[str] = "space_head"
 
     sequence: Count
     written_ms: Count
-    tops: Annotated[tuple[tuple[str, Id32], ...], Field(max_length=TOP_PREFIXES_MAX)]
-
-    @model_validator(mode="after")
-    def _is_well_formed(self) -> Self:
-        names = [name for name, _ in self.tops]
-        if any("/" in check_path(name) for name in names):
-            raise ValueError("a first part has no slash")
-        if names != sorted(set(names)):
-            raise ValueError("the first parts are not in order, or not different")
-        return self
+    root: Id32 | None
 
 
 def value_digest(value: bytes) -> bytes:

@@ -19,10 +19,9 @@ from xsc.space.limits import (
     RECORDS_MAX,
     TOMBSTONE_KEPT_MS,
     TOMBSTONES_MAX,
-    TOP_PREFIXES_MAX,
     UNSUBSCRIBED_KEPT_MS,
 )
-from xsc.space.paths import is_under, top_of
+from xsc.space.paths import is_under
 from xsc.space.record import SpaceHead, SpaceRecord
 from xsc.space.tree import PathTree, Proof, proves
 
@@ -144,22 +143,17 @@ class OwnerTable:
             return Plan(put=False, evidence=evidence)
         if not replaces_equal and not recovering and row.sequence <= self.proven_sequence(path):
             return Plan(put=False, evidence=evidence)
-        self._check_quota(path, row, held)
+        self._check_quota(row, held)
         drop = None
         if row.deleted and len(self.rows) - self.live >= TOMBSTONES_MAX:
             drop = next((at for _, at in self._order if self.rows[at].deleted and at != path), None)
         archive = held is not None and not held.deleted and not replaces_equal
         return Plan(put=True, archive=archive, evidence=evidence, drop=drop)
 
-    def _check_quota(self, path: str, row: Row, held: Row | None) -> None:
+    def _check_quota(self, row: Row, held: Row | None) -> None:
         was_live = held is not None and not held.deleted
-        if not row.deleted and not was_live:
-            if self.live >= RECORDS_MAX:
-                raise SpaceExhausted(f"an owner has at most {RECORDS_MAX} records")
-            if not self.tree.has(top_of(path)) and len(self.tree) >= TOP_PREFIXES_MAX:
-                raise SpaceExhausted(
-                    f"paths of an owner have at most {TOP_PREFIXES_MAX} first parts"
-                )
+        if not row.deleted and not was_live and self.live >= RECORDS_MAX:
+            raise SpaceExhausted(f"an owner has at most {RECORDS_MAX} records")
         more = row.size_bytes - (held.size_bytes if held else 0)
         if more > 0 and self.size_bytes + more > OWNER_BYTES_MAX:
             raise SpaceExhausted(f"an owner has at most {OWNER_BYTES_MAX} bytes of records")
@@ -268,7 +262,7 @@ class OwnerTable:
             prefix,
             sequence,
             mine,
-            lambda tree: proves(head.record.tops, prefix, tree.at(prefix), proof),
+            lambda tree: proves(head.record.root, prefix, tree.at(prefix), proof),
         ):
             return False
         self.proven[prefix] = Proven(head, proof, mine)
@@ -287,14 +281,12 @@ class OwnerTable:
         if found is None:
             return None
         cover, proven = found
-        proof: Proof = ()
-        if prefix:
-            proof = self._as_of(
-                cover,
-                proven.head.record.sequence,
-                proven.before,
-                lambda tree: proven.proof + tree.proof(prefix)[len(proven.proof) :],
-            )
+        proof = self._as_of(
+            cover,
+            proven.head.record.sequence,
+            proven.before,
+            lambda tree: proven.proof + tree.proof(prefix)[len(proven.proof) :],
+        )
         before = {path: at for path, at in proven.before.items() if is_under(path, prefix)}
         return Shown(proven.head.raw, proof, before)
 
@@ -324,7 +316,7 @@ class OwnerTable:
         for path, sequence in rows.items():
             tree.set(path, sequence)
         if not all(is_under(path, prefix) for path in rows) or not proves(
-            head.record.tops, prefix, tree.at(prefix), proof
+            head.record.root, prefix, tree.at(prefix), proof
         ):
             raise RecordInvalid("a listing that does not match the owner's head")
         fetch = [
@@ -379,7 +371,7 @@ class OwnerTable:
 
 def conflict(one: SpaceHead, other: SpaceHead) -> bool:
     """Say whether two heads of one owner prove that it signed two histories."""
-    return one.sequence == other.sequence and one.tops != other.tops
+    return one.sequence == other.sequence and one.root != other.root
 
 
 def old_versions(

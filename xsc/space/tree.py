@@ -1,10 +1,10 @@
 """One hash over the live paths of an owner and their sequences, and proofs for a part of it.
 
 The hash of a path's node covers its own sequence and the hashes of the parts below, so that a
-change hashes only the nodes above it again. The head of an owner has the hash of each
-first part. Who holds only what is under a prefix checks it against the head with the hashes
-beside the way down to the prefix. A sum of hashes would be shorter, but a replica
-could choose old records that give the same sum.
+change hashes only the nodes above it again. The head of an owner has the hash of the root. A
+node that holds only what is under a prefix checks it against the head with the hashes beside
+the way down to the prefix. A sum of hashes would be shorter, but a replica could choose old
+records that give the same sum.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TypeAlias
 from xsc.base.encoding import Value, encode, tagged_sha256
 
 Proof: TypeAlias = "tuple[tuple[int, tuple[tuple[str, bytes], ...]], ...]"
-"""For each node from the first part down to the prefix's parent: its sequence, and the parts
-below it with their hashes, without the one on the way."""
+"""For each node from the root down to the prefix's parent: its sequence, and the parts below it
+with their hashes, without the one on the way."""
 
 
 def _digest(sequence: int, parts: list[tuple[str, bytes]]) -> bytes | None:
@@ -68,22 +68,14 @@ class PathTree:
     def digest(self) -> bytes | None:
         """Return the hash of this node and all below; None where nothing is there."""
         if self._digest is None:
-            self._digest = _digest(self.sequence, self.tops())
+            self._digest = _digest(self.sequence, self._below())
         return self._digest
 
-    def tops(self) -> list[tuple[str, bytes]]:
+    def _below(self) -> list[tuple[str, bytes]]:
         """Return the parts right below and their hashes, in order."""
         return [
             (name, digest) for name in sorted(self._parts) if (digest := self._parts[name].digest())
         ]
-
-    def has(self, part: str) -> bool:
-        """Say whether a part is right below."""
-        return part in self._parts
-
-    def __len__(self) -> int:
-        """Return the number of parts right below."""
-        return len(self._parts)
 
     def rows(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield the paths of this node and below with their sequences, below `prefix`."""
@@ -93,34 +85,31 @@ class PathTree:
             yield from self._parts[name].rows(f"{prefix}/{name}" if prefix else name)
 
     def proof(self, prefix: str) -> Proof:
-        """Return what shows that the node of a prefix belongs to the hash of its first part."""
+        """Return what shows that the node of a prefix belongs to the hash of the whole tree."""
         levels = []
-        parts = prefix.split("/")
-        node = self.at(parts[0])
-        for part in parts[1:]:
-            beside = tuple(row for row in node.tops() if row[0] != part)
+        node = self
+        for part in prefix.split("/") if prefix else ():
+            beside = tuple(row for row in node._below() if row[0] != part)
             levels.append((node.sequence, beside))
             node = node.at(part)
         return tuple(levels)
 
 
-def proves(tops: tuple[tuple[str, bytes], ...], prefix: str, node: PathTree, proof: Proof) -> bool:
+def proves(root: bytes | None, prefix: str, node: PathTree, proof: Proof) -> bool:
     """Say whether a node with all below is what a head has under a prefix.
 
     Args:
-        tops: of the head.
+        root: of the head.
         prefix: of the node; the empty one stands for everything, and needs no proof.
         node: of the tree that is checked.
         proof: as `PathTree.proof` gave it at a replica.
     """
-    if not prefix:
-        return not proof and not node.sequence and tuple(node.tops()) == tops
-    parts = prefix.split("/")
-    if len(proof) != len(parts) - 1:
+    parts = prefix.split("/") if prefix else []
+    if len(proof) != len(parts):
         return False
     digest = node.digest()
-    for part, (sequence, beside) in zip(reversed(parts[1:]), reversed(proof), strict=True):
+    for part, (sequence, beside) in zip(reversed(parts), reversed(proof), strict=True):
         if any(name == part for name, _ in beside):
             return False
         digest = _digest(sequence, [*beside, *([(part, digest)] if digest else [])])
-    return dict(tops).get(parts[0]) == digest
+    return digest == root

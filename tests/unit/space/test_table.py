@@ -13,7 +13,6 @@ from xsc.space import table as tables
 from xsc.space.itc import Clock, cut_grant, event_bytes, join_events
 from xsc.space.limits import (
     TOMBSTONE_KEPT_MS,
-    TOP_PREFIXES_MAX,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_BYTES_MAX,
 )
@@ -65,7 +64,7 @@ class Owner:
         return self.put(path, None)
 
     def head(self):
-        record = SpaceHead(sequence=self.sequence, written_ms=0, tops=tuple(self.table.tree.tops()))
+        record = SpaceHead(sequence=self.sequence, written_ms=0, root=self.table.tree.digest())
         head = sign(record, self.key, self.network)
         assert self.table.prove("", head, (), {})
         return head
@@ -207,17 +206,6 @@ def test_the_size_that_a_record_names_counts_before_the_value_is_there(owner, mo
         table.plan(owner.record("b", size_bytes=VALUE_BYTES_MAX))
 
 
-def test_an_owner_has_so_many_first_parts(owner):
-    for number in range(TOP_PREFIXES_MAX):
-        owner.put(f"t{number}/x")
-    owner.put("t0/y")
-    with pytest.raises(SpaceExhausted):
-        owner.put("one-more")
-    owner.rm("t0/x")
-    owner.rm("t0/y")
-    owner.put("one-more")
-
-
 def test_the_oldest_tombstone_makes_room_for_a_new_one(owner, monkeypatch):
     monkeypatch.setattr(tables, "TOMBSTONES_MAX", 2)
     for path in ("a", "b", "c"):
@@ -247,7 +235,7 @@ def test_golden_hashes_of_a_tree():
     tree = PathTree()
     for path, sequence in GOLDEN["rows"].items():
         tree.set(path, sequence)
-    assert {name: digest.hex() for name, digest in tree.tops()} == GOLDEN["tops"]
+    assert tree.digest().hex() == GOLDEN["root"]
     assert dict(tree.rows()) == GOLDEN["rows"]
     prefix = GOLDEN["proof"]["prefix"]
     proof = tree.proof(prefix)
@@ -256,14 +244,14 @@ def test_golden_hashes_of_a_tree():
     part = PathTree()
     for path, sequence in tree.at(prefix).rows(prefix):
         part.set(path, sequence)
-    tops = tuple(tree.tops())
-    assert proves(tops, prefix, part.at(prefix), proof)
+    root = tree.digest()
+    assert proves(root, prefix, part.at(prefix), proof)
     part.set("allocation/recognition/new", 10)
-    assert not proves(tops, prefix, part.at(prefix), proof)
-    assert not proves(tops, prefix, tree.at(prefix), ())
-    assert not proves(tops, "allocation", tree.at(prefix), proof)
-    beside = ((0, (*proof[0][1], ("recognition", bytes(32)))),)
-    assert not proves(tops, prefix, part.at(prefix), beside)
+    assert not proves(root, prefix, part.at(prefix), proof)
+    assert not proves(root, prefix, tree.at(prefix), ())
+    assert not proves(root, "allocation", tree.at(prefix), proof)
+    beside = (proof[0], (0, (*proof[1][1], ("recognition", bytes(32)))))
+    assert not proves(root, prefix, part.at(prefix), beside)
 
 
 def test_a_replica_that_has_all_proves_a_head(owner):
@@ -440,9 +428,9 @@ def test_without_a_proof_nothing_is_listed_or_shown():
 def test_two_heads_of_one_sequence_that_differ_are_evidence(owner):
     owner.put("a")
     one = owner.head().record
-    assert not conflict(one, SpaceHead(sequence=1, written_ms=5, tops=one.tops))
-    assert conflict(one, SpaceHead(sequence=1, written_ms=5, tops=()))
-    assert not conflict(one, SpaceHead(sequence=2, written_ms=5, tops=()))
+    assert not conflict(one, SpaceHead(sequence=1, written_ms=5, root=one.root))
+    assert conflict(one, SpaceHead(sequence=1, written_ms=5, root=None))
+    assert not conflict(one, SpaceHead(sequence=2, written_ms=5, root=None))
 
 
 # Bounded growth

@@ -1,0 +1,445 @@
+"""The store of the space: what is acknowledged is there, whatever kills the node, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import open_signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.space import store as stores
+from xsc.space import table as tables
+from xsc.space.domain import read_chain
+from xsc.space.itc import event_bytes, sum_intervals
+from xsc.space.limits import VALUE_INLINE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import SpaceRecord, open_head, open_record, value_digest
+from xsc.space.store import SpaceStore
+
+CAROL = KeyPair(b"\xc0" * 32)
+
+
+class Journal(MemoryKeyValue):
+    """Keeps every write, so that a test can stop the node after any of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = []
+
+    def write(self, changes, *, sync):
+        assert sync, "what is acknowledged is on the disk"
+        self.writes.append(changes)
+        super().write(changes, sync=sync)
+
+    def after(self, count):
+        kept = MemoryKeyValue()
+        for changes in self.writes[:count]:
+            kept.write(changes, sync=True)
+        return kept
+
+
+def opened(key, network, db=None, **policy):
+    db = Journal() if db is None else db
+    return SpaceStore(db, InlineExecutor(), ManualClock(), key, network, **policy)
+
+
+@pytest.fixture
+def mine(alice, network):
+    return opened(alice, network)
+
+
+@pytest.fixture
+def other(bob, network):
+    return opened(bob, network)
+
+
+def again(store):
+    """The store of a node that was killed and started again."""
+    return opened(store._key, store._network, store._db)
+
+
+def record(key, network, path="a", sequence=1, value=b"v"):
+    made = SpaceRecord(
+        path=path,
+        sequence=sequence,
+        written_ms=0,
+        domain=bytes(32),
+        stamp=event_bytes(0),
+        digest=None if value is None else value_digest(value),
+        size_bytes=len(value or b""),
+    )
+    return sign(made, key, network)
+
+
+async def everything(source, prefix="", after=0):
+    return await source.page(source.owner, prefix, after, count=1_000, size_bytes=2**20)
+
+
+async def pull(source, target, prefix="", after=0):
+    """Bring what a cursor is missing from an owner to a replica, verified as a peer's is."""
+    page = await everything(source, prefix, after)
+    offered = []
+    for entry in page.entries:
+        now_ms = target._time.now_ms()
+        signed = open_record(
+            entry.signed.raw, owner=source.owner, network=source._network, now_ms=now_ms
+        )
+        offered.append((signed, entry.value))
+    taken = await target.take(source.owner, offered)
+    if page.shown is not None:
+        head = open_head(
+            page.shown.head, owner=source.owner, network=source._network, now_ms=now_ms
+        )
+        assert await target.prove(source.owner, prefix, head, page.shown.proof, page.shown.before)
+    return taken
+
+
+# Own values
+
+
+async def test_what_is_put_is_there_also_after_a_restart(mine):
+    sequences = await mine.put({"a/b": b"one", "c": b"two"})
+    for store in (mine, again(mine)):
+        assert store.get(store.owner, "a/b").value == b"one"
+        assert store.get(store.owner, "c").signed.record.sequence == sequences["c"]
+        assert [found.path for found in store.ls(store.owner, "a")] == ["a/b"]
+    later = await again(mine).put({"c": b"three"})
+    assert later["c"] == sequences["c"] + 1
+
+
+async def test_what_is_deleted_is_gone_and_is_not_deleted_twice(mine):
+    await mine.put({"a": b"x", "ab": b"y"})
+    await mine.put({"a": None})
+    for store in (mine, again(mine)):
+        with pytest.raises(NotFound):
+            store.get(store.owner, "a")
+        with pytest.raises(NotFound):
+            await store.put({"a": None})
+        assert [found.path for found in store.ls(store.owner, "a")] == []
+    assert not [key for key, _ in mine._db.scan(b"v") if key.endswith(b"/a")]
+
+
+async def test_a_put_is_all_or_nothing(mine, monkeypatch):
+    await mine.put({"a": b"old"})
+    monkeypatch.setattr(tables, "RECORDS_MAX", 3)
+    with pytest.raises(SpaceExhausted):
+        await mine.put({"a": b"new", "b": b"", "c": b""})
+    assert mine.get(mine.owner, "a").value == b"old"
+    assert [found.path for found in mine.ls(mine.owner, "b")] == []
+    await mine.put({"a": b"new", "b": b""})
+    assert mine.get(mine.owner, "a").value == b"new"
+
+
+async def test_records_of_one_put_share_a_signature_and_open_alone(mine, network):
+    await mine.put({f"p{number}": b"" for number in range(100)})
+    page = await everything(mine)
+    assert len(page.entries) == 101  # and the interval
+    for entry in page.entries:
+        open_signed(entry.signed.raw, SpaceRecord, network=network, author=mine.owner)
+
+
+async def test_the_kept_head_covers_sequences_whose_tombstones_are_gone(mine):
+    await mine.put({"a": b""})
+    (last,) = (await mine.put({"a": None})).values()
+    await mine.sign_head()
+    await mine.compact({mine.owner: last})
+    assert (await everything(mine, "a")).entries == []
+    assert await again(mine).put({"b": b""}) == {"b": last + 1}
+
+
+# A kill at every write
+
+
+async def test_a_kill_after_any_write_loses_nothing_acknowledged_and_forks_nothing(
+    mine, other, alice, network
+):
+    acknowledged = []
+
+    def acknowledge(path, value):
+        acknowledged.append((len(mine._db.writes), path, value))
+
+    for number, (path, value) in enumerate(
+        [("a", b"1"), ("b", b"2"), ("a", b"3"), ("b", None), ("c", b"4")]
+    ):
+        await mine.put({path: value})
+        acknowledge(path, value)
+        if number == 1:
+            await mine.grant(other.owner)
+        if number == 2:
+            await mine.sign_head()
+            await other.put({"x": b"y"})
+            await pull(other, mine)
+    whole = {
+        entry.signed.record.sequence: entry.signed for entry in (await everything(mine)).entries
+    }
+    for count in range(len(mine._db.writes) + 1):
+        store = opened(alice, network, mine._db.after(count))
+        expected = {path: value for at, path, value in acknowledged if at <= count}
+        for path, value in expected.items():
+            if value is None:
+                with pytest.raises(NotFound):
+                    store.get(store.owner, path)
+            else:
+                assert store.get(store.owner, path).value == value
+        before = {entry.signed.record.sequence for entry in (await everything(store)).entries}
+        await store.put({"new": b""})
+        made = store.get(store.owner, "new").signed.record
+        assert made.sequence > max(before, default=0)
+        for sequence in before & set(whole):
+            held = whole[sequence].record
+            if held.domain == made.domain:
+                assert held.causality.before(made.causality)
+        if store.clock.domain == mine.clock.domain:
+            assert store.clock.interval in {1, mine.clock.interval}
+
+
+async def test_a_write_that_fails_leaves_no_trace(mine, monkeypatch):
+    await mine.put({"a": b"old"})
+    write = mine._db.write
+
+    def full(changes, *, sync):
+        raise SpaceExhausted("the disk is full")
+
+    monkeypatch.setattr(mine._db, "write", full)
+    with pytest.raises(SpaceExhausted):
+        await mine.put({"a": b"new"})
+    monkeypatch.setattr(mine._db, "write", write)
+    assert mine.get(mine.owner, "a").value == b"old"
+    await mine.put({"b": b""})
+    paths = [entry.signed.record.path for entry in (await everything(mine)).entries]
+    assert paths == [UserSpacePaths.INTERVAL, "a", "b"]
+
+
+@pytest.mark.parametrize("kind", [stores.META, stores.PROVEN, stores.CLOCK])
+async def test_damage_is_named(mine, kind):
+    await mine.put({"a": b""})
+    await mine.sign_head()
+    key = next(key for key, _ in mine._db.scan(kind))
+    mine._db.write([(key, b"\0")], sync=True)
+    with pytest.raises(StoreDamaged):
+        await again(mine).put({"b": b""})
+
+
+# Records of others
+
+
+async def test_a_replica_comes_to_hold_what_the_owner_signed(mine, other):
+    await mine.put({"a/x": b"1", "a/y": b"2", "b": b"3"})
+    await mine.put({"a/x": None, "b": b"4"})
+    await mine.sign_head()
+    await pull(mine, other)
+    for store in (other, again(other)):
+        assert {found.path for found in store.ls(mine.owner, "")} == {
+            UserSpacePaths.INTERVAL,
+            "a/y",
+            "b",
+        }
+        assert store.get(mine.owner, "b").value == b"4"
+        assert await store.cursor(mine.owner, "") == 6
+    assert set(other.owners()) == {mine.owner}
+
+
+async def test_a_cursor_fetches_exactly_what_is_missing(mine, other):
+    await mine.put({f"p{number}": b"" for number in range(50)})
+    await mine.sign_head()
+    await pull(mine, other)
+    await mine.put({"p7": b"new", "p8": None})
+    await mine.sign_head()
+    back = again(other)
+    page = await mine.page(
+        mine.owner, "", await back.cursor(mine.owner, ""), count=99, size_bytes=2**20
+    )
+    assert [entry.signed.record.path for entry in page.entries] == ["p7", "p8"]
+    taken = await pull(mine, back, after=await back.cursor(mine.owner, ""))
+    assert (taken.paths, taken.refused) == (["p7", "p8"], [])
+
+
+async def test_a_relay_that_was_restarted_passes_on(mine, other, network):
+    await mine.put({"a/x": b"1", "b": b"3"})
+    await mine.sign_head()
+    await pull(mine, other, "a")
+    relay, end = again(other), opened(CAROL, network)
+    page = await relay.page(mine.owner, "a/x", 0, count=9, size_bytes=2**20)
+    (entry,) = page.entries
+    await end.take(mine.owner, [(entry.signed, entry.value)])
+    head = open_head(page.shown.head, owner=mine.owner, network=network, now_ms=2**50)
+    assert await end.prove(mine.owner, "a/x", head, page.shown.proof, page.shown.before)
+
+
+async def test_a_replica_that_lacks_tombstones_is_repaired(mine, other, network):
+    await mine.put({"a/x": b"1", "a/y": b"2"})
+    await pull(mine, other, "a")
+    last = (await mine.put({"a/x": None, "a/z": b"3"}))["a/z"]
+    await mine.sign_head()
+    await mine.compact({mine.owner: last})
+    shown, listed = await mine.listing(mine.owner, "a")
+    head = open_head(shown.head, owner=mine.owner, network=network, now_ms=2**50)
+    with pytest.raises(RecordInvalid):
+        await other.repair(mine.owner, "a", head, shown.proof, listed[1:])
+    assert await other.repair(mine.owner, "a", head, shown.proof, listed) == ["a/z"]
+    entry = mine.get(mine.owner, "a/z")
+    await other.take(mine.owner, [(entry.signed, entry.value)])
+    assert await other.prove(mine.owner, "a", head, shown.proof, {})
+    assert [found.path for found in again(other).ls(mine.owner, "a")] == ["a/y", "a/z"]
+    with pytest.raises(NotFound):
+        await other.listing(mine.owner, "b")
+
+
+async def test_large_values_are_loaded_later(mine, other):
+    large = bytes(VALUE_INLINE_BYTES_MAX + 1)
+    await mine.put({"large": large, "small": large[1:]})
+    await pull(mine, other)
+    assert other.get(mine.owner, "small").value == large[1:]
+    assert other.get(mine.owner, "large").value is None
+    for path, value in (("large", large[1:]), ("small", large), ("nothing", b"")):
+        with pytest.raises(RecordInvalid):
+            await other.keep_value(mine.owner, path, value)
+    await other.keep_value(mine.owner, "large", large)
+    assert again(other).get(mine.owner, "large").value == large
+    await mine.put({"large": large + b"new"})
+    await pull(mine, other)
+    assert other.get(mine.owner, "large").value is None
+
+
+async def test_a_page_has_a_size(mine):
+    await mine.put({f"p{number}": bytes(1000) for number in range(20)})
+    page = await mine.page(mine.owner, "", 0, count=99, size_bytes=5_000)
+    assert 1 < len(page.entries) < 5
+    page = await mine.page(mine.owner, "", 0, count=99, size_bytes=0)
+    assert len(page.entries) == 1
+    page = await mine.page(mine.owner, "", 0, count=3, size_bytes=2**20)
+    assert len(page.entries) == 3
+
+
+async def test_a_false_record_keeps_no_other_from_being_stored(mine, bob, network):
+    offered = [
+        (record(bob, network, "a", 1), b"v"),
+        (record(bob, network, "b", 2), b"another value"),
+        (record(bob, network, "c", 3), None),
+    ]
+    taken = await mine.take(bob.node_id, offered)
+    assert taken.paths == ["a", "c"]
+    assert [type(fault) for fault in taken.refused] == [RecordInvalid]
+    assert (await mine.take(bob.node_id, offered)).paths == []
+
+
+async def test_two_records_of_one_sequence_are_kept_as_evidence(mine, bob, network):
+    pairs = []
+    for sequence in range(1, stores.EVIDENCE_MAX + 5):
+        one = record(bob, network, "a", sequence, b"one")
+        two = record(bob, network, "b", sequence, b"two")
+        pairs.append((one.raw, two.raw))
+        await mine.take(bob.node_id, [(one, None), (two, None), (one, None)])
+    assert again(mine).evidence(bob.node_id) == pairs[: stores.EVIDENCE_MAX]
+    left, right = (record(CAROL, network, "a", 1, value) for value in (b"1", b"2"))
+    await mine.take(CAROL.node_id, [(left, None), (right, None)])
+    assert mine.evidence(CAROL.node_id) == [(left.raw, right.raw)]
+
+
+async def test_what_is_forgotten_is_gone_with_its_cursor(mine, other):
+    await mine.put({"a": b"1", "b": b"2"})
+    await mine.sign_head()
+    await pull(mine, other)
+    await other.forget(mine.owner, ["a", "never"], [""])
+    for store in (other, again(other)):
+        assert await store.cursor(mine.owner, "") == 0
+        assert "a" not in {found.path for found in store.ls(mine.owner, "")}
+    assert not list(other._db.scan(b"v" + mine.owner + b"a", b"v" + mine.owner + b"b"))
+
+
+# The own clock
+
+
+async def test_a_node_that_nobody_invited_founds_a_domain(mine, other):
+    await mine.put({"a": b""})
+    await other.put({"a": b""})
+    assert mine.clock.interval == other.clock.interval == 1
+    stamps = [store.get(store.owner, "a").signed.record.causality for store in (mine, other)]
+    assert stamps[0].concurrent(stamps[1])
+    assert again(mine).clock == mine.clock
+
+
+async def test_a_joiner_gets_one_interval_however_often_it_asks(mine, other, network):
+    chain = await mine.grant(other.owner)
+    for store in (mine, again(mine)):
+        assert await store.grant(other.owner) == chain
+    third = await mine.grant(CAROL.node_id)
+    intervals = [
+        read_chain(chain, other.owner, network=network).kept,
+        read_chain(third, CAROL.node_id, network=network).kept,
+        mine.clock.interval,
+    ]
+    assert sum_intervals(intervals[0], sum_intervals(intervals[1], intervals[2])) == 1
+    assert again(mine).clock.interval == mine.clock.interval
+    assert await again(mine).grant(other.owner) == chain
+
+
+async def test_the_first_domain_is_kept(mine, other, network):
+    assert await other.join(await mine.grant(other.owner))
+    assert other.clock.domain == mine.clock.domain
+    stranger = opened(CAROL, network)
+    assert not await other.join(await stranger.grant(other.owner))
+    assert again(other).clock == other.clock
+    with pytest.raises(RecordInvalid):
+        await opened(KeyPair(b"\xd0" * 32), network).join(await mine.grant(CAROL.node_id))
+
+
+async def test_a_guest_can_invite_others(mine, other, network):
+    await other.join(await mine.grant(other.owner))
+    chain = await other.grant(CAROL.node_id)
+    guest = opened(CAROL, network)
+    assert await guest.join(chain)
+    await guest.put({"a": b""})
+    assert guest.clock.domain == mine.clock.domain
+    assert await mine.grant(other.owner) != chain
+
+
+async def test_what_was_read_is_before_what_is_written_then(mine, other):
+    await other.join(await mine.grant(other.owner))
+    await mine.put({"a": b"1"})
+    await other.put({"a": b"0"})
+    early = other.get(other.owner, "a").signed.record.causality
+    read = mine.get(mine.owner, "a").signed.record.causality
+    assert early.concurrent(read)
+    await pull(mine, other)
+    await other.put({"a": b"2"})
+    assert read.before(other.get(other.owner, "a").signed.record.causality)
+
+
+async def test_an_abandoned_interval_is_never_used_again(mine, other, network):
+    await other.join(await mine.grant(other.owner))
+    old = other.clock
+    await other.abandon_interval()
+    assert again(other).clock is None
+    await other.put({"a": b""})
+    assert other.clock.domain != old.domain
+    value = other.get(other.owner, UserSpacePaths.INTERVAL).value
+    assert read_chain(stores.published_chain(value), other.owner, network=network).kept == 1
+
+
+# Bounded growth
+
+
+async def test_a_thousand_updates_take_the_room_of_the_last_ones(mine, bob, network):
+    fresh = opened(CAROL, network)
+    last = {}
+    for sequence in range(1, 1_001):
+        path = f"p{sequence % 20}"
+        last[path] = (record(bob, network, path, sequence), b"v")
+        await mine.take(bob.node_id, [last[path]])
+    await fresh.take(bob.node_id, list(last.values()))
+    await mine.compact({})
+    assert mine.stats() == fresh.stats()
+    assert mine.stats().records == 20
+
+
+async def test_replaced_versions_are_kept_as_the_policy_says(alice, network):
+    store = opened(alice, network, keep_versions=2)
+    for value in (b"1", b"2", b"3", b"4", b"5"):
+        await store.put({"a": value})
+    await store.put({"a": None})
+    await store.compact({})
+    kept = [raw for _, raw in store._db.scan(stores.ARCHIVE, b"b")]
+    assert [raw[-1:] for raw in kept] == [b"4", b"5"]

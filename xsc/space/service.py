@@ -1,0 +1,233 @@
+"""The space of one node: puts, gets, watches, schemas and heads.
+
+Own values are checked by the schemas of their path before anything is stored. A put returns once
+it is on the disk; one that may wait is written together with others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from xsc.base.clock import Clock
+from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscError
+from xsc.identity.envelope import Signed
+from xsc.space.limits import (
+    DEBOUNCE_MS,
+    HEAD_INTERVAL_MS,
+    SCHEMAS_MAX,
+    VALUE_BYTES_MAX,
+    WATCHES_MAX,
+)
+from xsc.space.paths import fault_of, is_under, matches
+from xsc.space.record import SpaceRecord
+from xsc.space.store import Entry, SpaceStore, Stats, Taken
+
+Check = Callable[[bytes], None]
+"""Raises RecordInvalid for a value that is not of a schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a watcher is told."""
+
+    owner: bytes
+    path: str
+    sequence: int
+    value: bytes | None
+    """None where the path was deleted, or the value was not loaded."""
+
+
+class Watch:
+    """Changes under a prefix of one owner, from the call on.
+
+    A reader that is slow gets the newest change of each path, so that what waits is bounded.
+    """
+
+    def __init__(self, owner: bytes, prefix: str) -> None:
+        self.owner = owner
+        self.prefix = prefix
+        self._waiting: dict[str, Change] = {}
+        self._some = asyncio.Event()
+
+    def tell(self, change: Change) -> None:
+        """Take a change in, if it is under the prefix."""
+        if change.owner == self.owner and is_under(change.path, self.prefix):
+            self._waiting.pop(change.path, None)
+            self._waiting[change.path] = change
+            self._some.set()
+
+    async def next(self) -> Change:
+        """Return the next change, once there is one."""
+        while not self._waiting:
+            self._some.clear()
+            await self._some.wait()
+        return self._waiting.pop(next(iter(self._waiting)))
+
+
+class SpaceService:
+    """The space as this node and its users have it."""
+
+    def __init__(self, store: SpaceStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._watches: list[Watch] = []
+        self._schemas: dict[str, Check] = {}
+        self._soon: dict[str, bytes] = {}
+        self._flush: asyncio.Task[dict[str, int]] | None = None
+
+    # Schemas
+
+    def register_schema(self, pattern: str, check: Check) -> None:
+        """Check every value at the paths of a pattern, where `*` stands for one part.
+
+        Raises:
+            ArgumentInvalid: the pattern is none, or is registered already.
+        """
+        if fault := fault_of(pattern.replace("*", "x")):
+            raise ArgumentInvalid(f"not a pattern of paths: {fault}")
+        if pattern in self._schemas or len(self._schemas) >= SCHEMAS_MAX:
+            raise ArgumentInvalid(f"no further schema can be registered for '{pattern}'")
+        self._schemas[pattern] = check
+
+    def _check(self, path: str, value: bytes | None) -> None:
+        if value is not None:
+            for pattern, check in self._schemas.items():
+                if matches(path, pattern):
+                    check(value)
+
+    # Own values
+
+    async def put(self, path: str, value: bytes) -> int:
+        """Write a value and return its sequence.
+
+        Raises:
+            ArgumentInvalid: the path is none, or a schema or the size refuses the value.
+            SpaceExhausted: a quota would be passed.
+        """
+        self._check_put(path, value)
+        self._soon.pop(path, None)  # an earlier one that still waits would come after it
+        return (await self._write({path: value}))[path]
+
+    async def put_soon(self, path: str, value: bytes) -> None:
+        """Write a value within DEBOUNCE_MS, with others; of several at one path the last.
+
+        Raises:
+            XscError: as `put`; the error of one value is the error of all that waited.
+        """
+        self._check_put(path, value)
+        self._soon[path] = value
+        if self._flush is None:
+            self._flush = asyncio.create_task(self._write_soon())
+        await asyncio.shield(self._flush)
+
+    async def _write_soon(self) -> dict[str, int]:
+        await self._clock.sleep_ms(DEBOUNCE_MS)
+        values, self._soon, self._flush = self._soon, {}, None
+        return await self._write(values) if values else {}
+
+    @staticmethod
+    def _check_size(path: str, value: bytes) -> None:
+        if fault := fault_of(path):
+            raise ArgumentInvalid(f"not a path: {fault}")
+        if len(value) > VALUE_BYTES_MAX:
+            raise ArgumentInvalid(f"a value has at most {VALUE_BYTES_MAX} bytes")
+
+    def _check_put(self, path: str, value: bytes) -> None:
+        self._check_size(path, value)
+        try:
+            self._check(path, value)
+        except RecordInvalid as fault:
+            raise ArgumentInvalid(f"not a value for '{path}': {fault.message}") from None
+
+    async def rm(self, path: str) -> int:
+        """Delete a path and return the sequence of its tombstone.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        self._check_size(path, b"")
+        self._soon.pop(path, None)
+        return (await self._write({path: None}))[path]
+
+    async def _write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
+        sequences = await self._store.put(values)
+        for path, sequence in sequences.items():
+            if path in values:
+                self._tell(Change(self._store.owner, path, sequence, values[path]))
+        return sequences
+
+    # Values of any owner
+
+    def get(self, path: str, owner: bytes | None = None) -> Entry:
+        """Return the newest record of a path with its value.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        return self._store.get(owner or self._store.owner, path)
+
+    def ls(self, prefix: str, owner: bytes | None = None) -> list[SpaceRecord]:
+        """Return the live records under a prefix."""
+        return self._store.ls(owner or self._store.owner, prefix)
+
+    async def take(
+        self, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+    ) -> Taken:
+        """Adopt verified records of another owner and tell watchers; none is published again."""
+        good: list[tuple[Signed[SpaceRecord], bytes | None]] = []
+        refused: list[XscError] = []
+        for signed, value in offered:
+            try:
+                self._check(signed.record.path, value)
+            except XscError as fault:
+                refused.append(fault)
+            else:
+                good.append((signed, value))
+        taken = await self._store.take(owner, good)
+        told = set(taken.paths)
+        for signed, value in good:
+            record = signed.record
+            if record.path in told:
+                self._tell(Change(owner, record.path, record.sequence, value))
+        return Taken(taken.paths, refused + taken.refused)
+
+    # Watching
+
+    def watch(self, prefix: str, owner: bytes | None = None) -> Watch:
+        """Return a watch over changes from now on; end it with `unwatch`.
+
+        Raises:
+            RateLimited: too many are open.
+        """
+        if len(self._watches) >= WATCHES_MAX:
+            raise RateLimited(f"more than {WATCHES_MAX} watches are open")
+        watch = Watch(owner or self._store.owner, prefix)
+        self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """End a watch."""
+        self._watches.remove(watch)
+
+    def _tell(self, change: Change) -> None:
+        for watch in self._watches:
+            watch.tell(change)
+
+    # The background
+
+    async def run(self) -> None:
+        """Sign a head now and every HEAD_INTERVAL_MS, until cancelled."""
+        while True:
+            await self._store.sign_head()
+            await self._clock.sleep_ms(HEAD_INTERVAL_MS)
+
+    async def compact(self) -> Stats:
+        """Delete what need not be kept, return its space to the disk, and say what is left."""
+        await self._store.compact({})
+        return self._store.stats()
+
+    def stats(self) -> Stats:
+        """Return how much is stored."""
+        return self._store.stats()

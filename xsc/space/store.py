@@ -1,0 +1,722 @@
+"""The tables of all owners on the disk, and this node's own clock.
+
+Each owner has one turn: a batch is planned, applied to the rows in memory, and committed in one
+atomic write. If the write fails, the rows are read again from the disk. An own record, the
+clock's event and what the record replaces are in one write, so that no sequence and no event is
+used twice after a kill. Values are stored by path and replaced with their record.
+
+Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
+version; `p` owner prefix: a proven head; `e` owner sequence: two records of one sequence;
+`c`: the own clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xsc.base.clock import Clock as TimePort
+from xsc.base.clock import Executor
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import JOINT_RECORDS_MAX, MIB
+from xsc.base.turns import Turns
+from xsc.db.group import GroupCommit
+from xsc.identity.envelope import Record, Signed, read_claimed, sign, sign_jointly
+from xsc.identity.keys import KeyPair
+from xsc.space.domain import (
+    Genesis,
+    Grant,
+    Holding,
+    chain_bytes,
+    founded,
+    next_grant,
+    published_chain,
+    read_chain,
+)
+from xsc.space.itc import Clock, Event, Interval, event_bytes, read_event
+from xsc.space.limits import EVIDENCE_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths, is_under
+from xsc.space.record import (
+    HEAD_ENVELOPE_BYTES_MAX,
+    RECORD_ENVELOPE_BYTES_MAX,
+    SpaceHead,
+    SpaceRecord,
+    check_value,
+    value_digest,
+)
+from xsc.space.table import OwnerTable, Plan, Proven, Row, Shown, old_versions
+from xsc.space.tree import Proof
+
+META, VALUE, ARCHIVE, PROVEN, EVIDENCE, CLOCK = b"m", b"v", b"a", b"p", b"e", b"c"
+KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
+PROVEN_BYTES_MAX = 64 * MIB
+OWNER_BYTES = 32
+
+
+class KeptClock(Record):
+    """This node's clock as it is on the disk."""
+
+    KIND: ClassVar[str] = "space_clock"
+
+    chain: tuple[bytes, ...]
+    last_grant: bytes | None
+    event: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record with its value."""
+
+    signed: Signed[SpaceRecord]
+    value: bytes | None
+    """None where the record is a tombstone, or the value was not loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a cursor is sent."""
+
+    entries: list[Entry]
+    shown: Shown | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of records that were offered."""
+
+    paths: list[str]
+    """Of those that are new."""
+    refused: list[XscError]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How much a store has."""
+
+    records: int
+    live_bytes: int
+    disk_bytes: int
+
+
+class _Batch:
+    """Changes that are not written yet, and what a key has with them."""
+
+    def __init__(self, db: KeyValue) -> None:
+        self._db = db
+        self.changes: dict[bytes, bytes | None] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.changes[key] if key in self.changes else self._db.get(key)
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        self.changes[key] = value
+
+
+def _numbered(prefix: bytes, sequence: int) -> bytes:
+    return prefix + sequence.to_bytes(8, "big")
+
+
+class SpaceStore:
+    """Tables of this node and of others."""
+
+    def __init__(
+        self,
+        db: KeyValue,
+        executor: Executor,
+        time: TimePort,
+        key: KeyPair,
+        network: bytes,
+        *,
+        keep_versions: int = 0,
+        keep_ms: int = 0,
+    ) -> None:
+        self._db = db
+        self._executor = executor
+        self._commits = GroupCommit(db, executor)
+        self._time = time
+        self._key = key
+        self._network = network
+        self._keep_versions = keep_versions
+        self._keep_ms = keep_ms
+        self._tables: dict[bytes, OwnerTable] = {}
+        self._turns: Turns[bytes] = Turns()
+        self._intervals: dict[bytes, Interval] = {}
+        self._clock: Clock | None = None
+        self._chain: list[bytes] = []
+        self._holding: Holding | None = None
+        self._read_clock()
+
+    @property
+    def owner(self) -> bytes:
+        """The id of this node."""
+        return self._key.node_id
+
+    @property
+    def clock(self) -> Clock | None:
+        """The own clock; None before the first write or grant."""
+        return self._clock
+
+    # Reading
+
+    def get(self, owner: bytes, path: str) -> Entry:
+        """Return the newest record of a path, as it is on the disk.
+
+        Raises:
+            NotFound: there is none, or it was deleted.
+        """
+        entry = self._entry(self._db, owner, path)
+        if entry is None or entry.signed.record.digest is None:
+            raise NotFound(f"nothing is at '{path}'")
+        return entry
+
+    def _entry(self, db: KeyValue | _Batch, owner: bytes, path: str) -> Entry | None:
+        raw = db.get(META + owner + path.encode())
+        if raw is None:
+            return None
+        return Entry(self._parsed(owner, raw), db.get(VALUE + owner + path.encode()))
+
+    def _parsed(self, owner: bytes, raw: bytes) -> Signed[SpaceRecord]:
+        """Return a record that was verified before it was stored."""
+        try:
+            return read_claimed(
+                raw,
+                SpaceRecord,
+                network=self._network,
+                author=owner,
+                size_max=RECORD_ENVELOPE_BYTES_MAX,
+            )
+        except XscError as fault:
+            raise StoreDamaged(f"a record of the space is damaged: {fault.message}") from None
+
+    def ls(self, owner: bytes, prefix: str) -> list[SpaceRecord]:
+        """Return the live records under a prefix, in the order of paths."""
+        start = META + owner + prefix.encode()
+        records = (self._parsed(owner, raw).record for _, raw in self._scan(start))
+        return [
+            record
+            for record in records
+            if record.digest is not None and is_under(record.path, prefix)
+        ]
+
+    def _scan(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
+        return self._db.scan(prefix, prefix_end(prefix))
+
+    def owners(self) -> list[bytes]:
+        """Return every owner of whom something is stored."""
+        found: list[bytes] = []
+        start: bytes | None = META
+        while start is not None:
+            key = next((key for key, _ in self._db.scan(start, prefix_end(META))), None)
+            if key is None:
+                break
+            found.append(key[1 : 1 + OWNER_BYTES])
+            start = prefix_end(key[: 1 + OWNER_BYTES])
+        return found
+
+    async def page(
+        self, owner: bytes, prefix: str, after: int, *, count: int, size_bytes: int
+    ) -> Page:
+        """Return the records under a prefix above a sequence, in order, and the proven head.
+
+        Small values are beside their records. There is at least one record, where there is any,
+        and otherwise no more than `count` and `size_bytes`.
+        """
+        async with self._turns.of(owner):
+            table = await self._table(owner)
+            entries: list[Entry] = []
+            for path in table.after(prefix, after, count):
+                entry = self._entry(self._db, owner, path)
+                assert entry is not None, "a row has its record"
+                value = entry.value
+                if value is not None and len(value) > VALUE_INLINE_BYTES_MAX:
+                    value = None
+                size_bytes -= len(entry.signed.raw) + len(value or b"")
+                if entries and size_bytes < 0:
+                    break
+                entries.append(Entry(entry.signed, value))
+            return Page(entries, table.show(prefix))
+
+    # Tables
+
+    async def _table(self, owner: bytes) -> OwnerTable:
+        """Return the rows of an owner; its turn is held."""
+        table = self._tables.get(owner)
+        if table is None:
+            await self._commits.settle()  # a caller that went away may have left a write
+            table = OwnerTable()
+            for _, raw in self._scan(META + owner):
+                signed = self._parsed(owner, raw)
+                table.put(signed.record.path, Row.of(signed))
+            for key, raw in self._scan(PROVEN + owner):
+                prefix = key[1 + OWNER_BYTES :].decode()
+                proven = self._proven(owner, raw)
+                newer = table.after(prefix, proven.head.record.sequence, 1)
+                proven.whole = not newer
+                table.proven[prefix] = proven
+            self._tables[owner] = table
+        return table
+
+    def _proven(self, owner: bytes, raw: bytes) -> Proven:
+        try:
+            value = decode(raw, size_max=PROVEN_BYTES_MAX)
+            assert isinstance(value, list)
+            envelope, levels = value
+            assert isinstance(envelope, bytes)
+            assert isinstance(levels, list)
+            head = read_claimed(
+                envelope,
+                SpaceHead,
+                network=self._network,
+                author=owner,
+                size_max=HEAD_ENVELOPE_BYTES_MAX,
+            )
+            return Proven(head, _proof(levels), {})
+        except (XscError, AssertionError, ValueError, TypeError) as fault:
+            raise StoreDamaged(f"a head of the space is damaged: {fault}") from None
+
+    async def _commit(self, owner: bytes, batch: _Batch) -> None:
+        """Write a batch; where that fails or is cancelled, the rows are read again."""
+        try:
+            await self._commits.commit(list(batch.changes.items()))
+        except BaseException:
+            self._tables.pop(owner, None)
+            raise
+
+    def _stage(
+        self,
+        batch: _Batch,
+        table: OwnerTable,
+        signed: Signed[SpaceRecord],
+        value: bytes | None,
+        plan: Plan,
+    ) -> None:
+        """Take over what a plan says into a batch and into the rows."""
+        owner, record = signed.author, signed.record
+        key = owner + record.path.encode()
+        if plan.evidence is not None:
+            self._keep_evidence(batch, signed, plan.evidence)
+        if plan.drop is not None:
+            self._drop(batch, owner, table, plan.drop)
+        if not plan.put:
+            return
+        if plan.archive and (self._keep_versions or self._keep_ms):
+            old = self._entry(batch, owner, record.path)
+            assert old is not None, "what is replaced is there"
+            kept: list[Value] = [self._time.now_ms(), old.signed.raw, old.value]
+            at = _numbered(ARCHIVE + key + b"\0", old.signed.record.sequence)
+            batch.set(at, encode(kept))
+        batch.set(META + key, signed.raw)
+        batch.set(VALUE + key, value)
+        table.put(record.path, Row.of(signed))
+
+    def _keep_evidence(self, batch: _Batch, signed: Signed[SpaceRecord], path: str) -> None:
+        owner = signed.author
+        at = _numbered(EVIDENCE + owner, signed.record.sequence)
+        other = self._entry(batch, owner, path)
+        known = sum(1 for _ in self._scan(EVIDENCE + owner))
+        if batch.get(at) is None and other is not None and known < EVIDENCE_MAX:
+            batch.set(at, encode([other.signed.raw, signed.raw]))
+
+    @staticmethod
+    def _drop(batch: _Batch, owner: bytes, table: OwnerTable, path: str) -> None:
+        key = owner + path.encode()
+        batch.set(META + key, None)
+        batch.set(VALUE + key, None)
+        table.forget(path)
+
+    def evidence(self, owner: bytes) -> list[tuple[bytes, bytes]]:
+        """Return pairs of records that an owner signed under one sequence."""
+        found = []
+        for _, raw in self._scan(EVIDENCE + owner):
+            pair = decode(raw, size_max=KEPT_BYTES_MAX)
+            assert isinstance(pair, list)
+            one, other = pair
+            assert isinstance(one, bytes)
+            assert isinstance(other, bytes)
+            found.append((one, other))
+        return found
+
+    # What others wrote
+
+    async def take(
+        self, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+    ) -> Taken:
+        """Store records of another owner that were verified, with values where they came along.
+
+        One that is refused keeps no other from being stored.
+        """
+        assert owner != self.owner, "nobody else writes here"
+        paths: list[str] = []
+        refused: list[XscError] = []
+        async with self._turns.of(owner):
+            table = await self._table(owner)
+            batch = _Batch(self._db)
+            newest: SpaceRecord | None = None
+            for signed, value in offered:
+                try:
+                    if value is not None:
+                        check_value(signed.record, value)
+                    plan = table.plan(signed)
+                except XscError as fault:
+                    refused.append(fault)
+                    continue
+                self._stage(batch, table, signed, value, plan)
+                if plan.put:
+                    paths.append(signed.record.path)
+                    if newest is None or newest.sequence < signed.record.sequence:
+                        newest = signed.record
+            if batch.changes:
+                await self._commit(owner, batch)
+            if newest is not None:
+                self._adopt(owner, newest, moved=UserSpacePaths.INTERVAL in paths)
+        return Taken(paths, refused)
+
+    async def keep_value(self, owner: bytes, path: str, value: bytes) -> None:
+        """Store the value of a record that was loaded later.
+
+        Raises:
+            RecordInvalid: the newest record there does not name it.
+        """
+        async with self._turns.of(owner):
+            entry = self._entry(self._db, owner, path)
+            if entry is None:
+                raise RecordInvalid(f"no record is at '{path}'")
+            check_value(entry.signed.record, value)
+            await self._commits.commit([(VALUE + owner + path.encode(), value)])
+
+    async def prove(
+        self,
+        owner: bytes,
+        prefix: str,
+        head: Signed[SpaceHead],
+        proof: Proof,
+        before: Mapping[str, int],
+    ) -> bool:
+        """Say whether a head proves what is stored under a prefix, and keep it if so."""
+        async with self._turns.of(owner):
+            table = await self._table(owner)
+            if not table.prove(prefix, head, proof, before):
+                return False
+            batch = _Batch(self._db)
+            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, _levels(proof)]))
+            await self._commit(owner, batch)
+            return True
+
+    async def cursor(self, owner: bytes, prefix: str) -> int:
+        """Return the sequence of the head that is proven under a prefix; 0 without one."""
+        async with self._turns.of(owner):
+            proven = (await self._table(owner)).proven.get(prefix)
+            return 0 if proven is None else proven.head.record.sequence
+
+    async def listing(self, owner: bytes, prefix: str) -> tuple[Shown, list[tuple[str, int]]]:
+        """Return the live paths under a prefix with their sequences, and the head that proves them.
+
+        Raises:
+            NotFound: no head is proven here for all of it.
+        """
+        async with self._turns.of(owner):
+            table = await self._table(owner)
+            shown = table.show(prefix)
+            if shown is None:
+                raise NotFound(f"no head covers '{prefix}' here")
+            return shown, table.listing(prefix)
+
+    async def repair(
+        self,
+        owner: bytes,
+        prefix: str,
+        head: Signed[SpaceHead],
+        proof: Proof,
+        listed: Iterable[tuple[str, int]],
+    ) -> list[str]:
+        """Delete what a listing proves to be deleted, and return the paths to fetch.
+
+        Raises:
+            RecordInvalid: the listing does not match the head.
+        """
+        async with self._turns.of(owner):
+            table = await self._table(owner)
+            repair = table.repair(prefix, head, proof, listed)
+            batch = _Batch(self._db)
+            for path in repair.drop:
+                self._drop(batch, owner, table, path)
+            await self._commit(owner, batch)
+            return repair.fetch
+
+    async def forget(
+        self, owner: bytes, paths: Iterable[str], prefixes: Iterable[str] = ()
+    ) -> None:
+        """Delete records of an owner that are no longer live there, or that nobody subscribes to.
+
+        Args:
+            owner: of the records.
+            paths: of the records.
+            prefixes: of subscriptions that ended, whose cursors go too.
+        """
+        async with self._turns.of(owner):
+            table = await self._table(owner)
+            batch = _Batch(self._db)
+            for prefix in prefixes:
+                table.proven.pop(prefix, None)
+                batch.set(PROVEN + owner + prefix.encode(), None)
+            for path in paths:
+                if path in table.rows:
+                    self._drop(batch, owner, table, path)
+            await self._commit(owner, batch)
+
+    # What this node writes
+
+    async def put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
+        """Write own values, all or none, and return their sequences; None deletes.
+
+        Raises:
+            NotFound: nothing is at a path that is to be deleted.
+            SpaceExhausted: a quota would be passed.
+        """
+        async with self._turns.of(self.owner):
+            table = await self._table(self.owner)
+            for path, value in values.items():
+                row = table.rows.get(path)
+                if value is None and (row is None or row.deleted):
+                    raise NotFound(f"nothing is at '{path}'")
+            return await self._put(table, values)
+
+    async def _put(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:
+        clock = self._clock
+        if clock is None:
+            genesis = sign(
+                Genesis(founder=self.owner, founded_ms=self._time.now_ms()),
+                self._key,
+                self._network,
+            )
+            clock = self._begin([genesis.raw], founded(genesis), 0)
+        published, chain = table.rows.get(UserSpacePaths.INTERVAL), chain_bytes(self._chain)
+        if published is None or published.digest != value_digest(chain):
+            values = {UserSpacePaths.INTERVAL: chain, **values}
+        sequence, now_ms = self._last(table), self._time.now_ms()
+        records = []
+        for path, value in values.items():
+            sequence += 1
+            clock = clock.tick()
+            records.append(
+                SpaceRecord(
+                    path=path,
+                    sequence=sequence,
+                    written_ms=now_ms,
+                    domain=clock.domain,
+                    stamp=event_bytes(clock.event),
+                    digest=None if value is None else value_digest(value),
+                    size_bytes=len(value or b""),
+                )
+            )
+        self._clock = clock
+        batch = _Batch(self._db)
+        try:
+            for start in range(0, len(records), JOINT_RECORDS_MAX):
+                group = records[start : start + JOINT_RECORDS_MAX]
+                for signed in sign_jointly(group, self._key, self._network):
+                    value = values[signed.record.path]
+                    self._stage(batch, table, signed, value, table.plan(signed))
+        except XscError:
+            self._tables.pop(self.owner, None)
+            raise
+        batch.set(CLOCK, self._kept_clock())
+        await self._commit(self.owner, batch)
+        return {record.path: record.sequence for record in records}
+
+    @staticmethod
+    def _last(table: OwnerTable) -> int:
+        """Return the last own sequence; a head covers those whose tombstones are gone."""
+        proven = table.proven.get("")
+        return max(table.last, proven.head.record.sequence if proven else 0)
+
+    async def sign_head(self) -> Signed[SpaceHead]:
+        """Sign what is live in the own space now, and keep that."""
+        async with self._turns.of(self.owner):
+            table = await self._table(self.owner)
+            record = SpaceHead(
+                sequence=self._last(table),
+                written_ms=self._time.now_ms(),
+                root=table.tree.digest(),
+            )
+            head = sign(record, self._key, self._network)
+            proven = table.prove("", head, (), {})
+            assert proven, "an own head is of the own table"
+            batch = _Batch(self._db)
+            batch.set(PROVEN + self.owner, encode([head.raw, []]))
+            await self._commit(self.owner, batch)
+            return head
+
+    # The own clock
+
+    def _read_clock(self) -> None:
+        raw = self._db.get(CLOCK)
+        if raw is None:
+            return
+        try:
+            kept = KeptClock.from_bytes(raw)
+            grants = [] if kept.last_grant is None else [kept.last_grant]
+            chain = [*kept.chain, *grants]
+            holding = read_chain(chain, self.owner, network=self._network)
+            self._begin(chain, holding, read_event(kept.event))
+        except XscError as fault:
+            raise StoreDamaged(f"the clock of the space is damaged: {fault.message}") from None
+
+    def _begin(self, chain: list[bytes], holding: Holding, event: Event) -> Clock:
+        self._chain, self._holding = chain, holding
+        self._clock = Clock(holding.domain, holding.kept, event)
+        return self._clock
+
+    def _kept_clock(self) -> bytes:
+        assert self._clock is not None
+        assert self._holding is not None
+        granted = self._holding.granted > 0
+        return KeptClock(
+            chain=tuple(self._chain[:-1] if granted else self._chain),
+            last_grant=self._chain[-1] if granted else None,
+            event=event_bytes(self._clock.event),
+        ).to_bytes()
+
+    def _adopt(self, owner: bytes, newest: SpaceRecord, *, moved: bool) -> None:
+        """Take over into the own clock what the newest record of an author says of its interval."""
+        if moved or owner not in self._intervals:
+            self._intervals[owner] = self._interval_of(owner, newest.domain)
+        if self._clock is not None and newest.domain == self._clock.domain:
+            self._clock = self._clock.adopt(self._intervals[owner], newest.causality)
+
+    def _interval_of(self, owner: bytes, domain: bytes) -> Interval:
+        """Return the interval that an owner has published and proven; 0 without."""
+        entry = self._entry(self._db, owner, UserSpacePaths.INTERVAL)
+        if entry is None or entry.value is None:
+            return 0
+        try:
+            holding = read_chain(published_chain(entry.value), owner, network=self._network)
+        except XscError:
+            return 0  # a false chain proves nothing, and its author loses by it alone
+        return holding.kept if holding.domain == domain else 0
+
+    async def grant(self, receiver: bytes) -> list[bytes]:
+        """Return the chain that gives a joiner its interval, after it is on the disk.
+
+        The same joiner is given the same one again.
+
+        Raises:
+            SpaceExhausted: no interval is left to give.
+        """
+        async with self._turns.of(self.owner):
+            table = await self._table(self.owner)
+            if self._clock is None:
+                await self._put(table, {})
+                table = await self._table(self.owner)
+            assert self._clock is not None
+            assert self._holding is not None
+            holding = self._holding
+            chain = self._chain[:-1] if holding.granted else self._chain
+            for record in self.ls(self.owner, UserSpacePaths.GRANTS):
+                raw = self.get(self.owner, record.path).value
+                assert raw is not None, "own values are here"
+                given = read_claimed(raw, Grant, network=self._network, author=self.owner).record
+                if given.receiver == receiver and given.parent == holding.source:
+                    return [*chain, raw]
+            grant, after = next_grant(holding, receiver)
+            signed = sign(grant, self._key, self._network)
+            self._holding, self._chain = after, [*chain, signed.raw]
+            self._clock = Clock(holding.domain, after.kept, self._clock.event)
+            await self._put(table, {UserSpacePaths.grant(grant.number): signed.raw})
+            return self._chain
+
+    async def join(self, chain: Sequence[bytes]) -> bool:
+        """Take the interval that an inviter granted; say whether it was needed.
+
+        The first domain of a node is kept.
+
+        Raises:
+            XscError: the chain does not prove an interval of this node.
+        """
+        async with self._turns.of(self.owner):
+            if self._clock is not None:
+                return False
+            holding = read_chain(chain, self.owner, network=self._network)
+            if holding.granted:
+                raise RecordInvalid("a chain for a joiner ends with the grant to it")
+            self._begin(list(chain), holding, 0)
+            await self._put(await self._table(self.owner), {})
+            return True
+
+    async def abandon_interval(self) -> None:
+        """Leave the own interval for good, as a node that was restored or recovered must."""
+        async with self._turns.of(self.owner):
+            self._clock, self._holding, self._chain = None, None, []
+            await self._commits.commit([(CLOCK, None)])
+
+    # Bounded growth
+
+    async def compact(self, told: Mapping[bytes, int]) -> None:
+        """Delete old tombstones and archived versions, and return their space to the disk.
+
+        Args:
+            told: the least cursor of the known subscribers of each owner.
+        """
+        now_ms = self._time.now_ms()
+        for owner in self.owners():
+            async with self._turns.of(owner):
+                table = await self._table(owner)
+                batch = _Batch(self._db)
+                for path in table.old_tombstones(now_ms=now_ms, told=told.get(owner, 0)):
+                    self._drop(batch, owner, table, path)
+                self._drop_versions(batch, owner, now_ms)
+                await self._commit(owner, batch)
+        await self._executor.run(self._db.compact, b"", b"\xff")
+
+    def _drop_versions(self, batch: _Batch, owner: bytes, now_ms: int) -> None:
+        versions: dict[bytes, list[tuple[int, int]]] = {}
+        for key, raw in self._scan(ARCHIVE + owner):
+            kept = decode(raw, size_max=KEPT_BYTES_MAX)
+            assert isinstance(kept, list)
+            assert isinstance(kept[0], int)
+            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), kept[0]))
+        for prefix, found in versions.items():
+            for sequence in old_versions(
+                found, keep_versions=self._keep_versions, keep_ms=self._keep_ms, now_ms=now_ms
+            ):
+                batch.set(_numbered(prefix, sequence), None)
+
+    def stats(self) -> Stats:
+        """Return how many live records there are, their bytes, and those of the disk."""
+        records = live_bytes = 0
+        for key, raw in self._scan(META):
+            if self._parsed(key[1 : 1 + OWNER_BYTES], raw).record.digest is not None:
+                value = self._db.get(VALUE + key[1:])
+                records += 1
+                live_bytes += len(raw) + len(value or b"")
+        return Stats(records, live_bytes, self._db.disk_bytes(b"", b"\xff"))
+
+
+def _levels(proof: Proof) -> Value:
+    return [[sequence, [[name, digest] for name, digest in beside]] for sequence, beside in proof]
+
+
+def _proof(levels: list[Value]) -> Proof:
+    """Return a proof from what `_levels` made of it.
+
+    Raises:
+        AssertionError, ValueError: it is none.
+    """
+    found = []
+    for level in levels:
+        assert isinstance(level, list)
+        sequence, rows = level
+        assert isinstance(sequence, int)
+        assert isinstance(rows, list)
+        beside = []
+        for row in rows:
+            assert isinstance(row, list)
+            name, digest = row
+            assert isinstance(name, str)
+            assert isinstance(digest, bytes)
+            beside.append((name, digest))
+        found.append((sequence, tuple(beside)))
+    return tuple(found)
