@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.space.test_store import Journal, opened, record
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvalid, SpaceExhausted
@@ -27,11 +28,6 @@ class Node:
 @pytest.fixture
 def node(alice, network):
     return Node(alice, network)
-
-
-async def settled():
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def test_a_value_is_put_got_listed_and_deleted(node):
@@ -102,7 +98,7 @@ async def test_values_that_may_wait_are_written_together(node):
         asyncio.create_task(node.service.put_soon(path, value))
         for path, value in (("a", b"1"), ("b", b"2"), ("a", b"3"))
     ]
-    await settled()
+    await settle()
     assert node.db.writes == []
     assert not any(task.done() for task in asked)
     node.clock.advance_to(node.clock.now_ms() + DEBOUNCE_MS)
@@ -113,7 +109,7 @@ async def test_values_that_may_wait_are_written_together(node):
 
 async def test_a_value_that_waits_is_not_written_over_a_later_one(node):
     waiting = asyncio.create_task(node.service.put_soon("a", b"old"))
-    await settled()
+    await settle()
     await node.service.put("a", b"new")
     node.clock.advance_to(node.clock.now_ms() + DEBOUNCE_MS)
     await waiting
@@ -126,7 +122,7 @@ async def test_a_write_that_fails_is_told_to_all_that_waited(node, monkeypatch):
 
     monkeypatch.setattr(node.db, "write", full)
     asked = [asyncio.create_task(node.service.put_soon(path, b"")) for path in ("a", "b")]
-    await settled()
+    await settle()
     node.clock.advance_to(node.clock.now_ms() + DEBOUNCE_MS)
     for task in asked:
         with pytest.raises(SpaceExhausted):
@@ -148,7 +144,7 @@ async def test_a_watch_tells_changes_from_now_on(node, bob, network):
     last = await space.put("a/y", b"2")
     assert await watch.next() == Change(owner, "a/y", last, b"2")
     waiting = asyncio.create_task(theirs.next())
-    await settled()
+    await settle()
     assert not waiting.done()
     offered = [(record(bob, network, "a", 1, b"v"), b"v")]
     await space.take(bob.node_id, offered)
@@ -194,13 +190,13 @@ async def test_a_watch_is_told_only_what_is_on_the_disk(node, monkeypatch):
 async def test_a_head_is_signed_at_the_start_and_in_time(node, network):
     await node.service.put("a", b"1")
     running = asyncio.create_task(node.service.run())
-    await settled()
+    await settle()
     assert await node.store.cursor(node.store.owner, "") == 2
     await node.service.put("a", b"2")
-    await settled()
+    await settle()
     assert await node.store.cursor(node.store.owner, "") == 2
     node.clock.advance_to(node.clock.now_ms() + HEAD_INTERVAL_MS)
-    await settled()
+    await settle()
     assert await node.store.cursor(node.store.owner, "") == 3
     page = await node.store.page(node.store.owner, "", 0, count=1, size_bytes=1)
     head = open_signed(page.shown.head, SpaceHead, network=network, author=node.store.owner)
