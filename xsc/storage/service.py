@@ -74,7 +74,6 @@ from xsc.storage.object.placement import (
     Condition,
     Placement,
     State,
-    asked_of,
     column_state,
     condition,
     default_contract,
@@ -1107,7 +1106,7 @@ class StorageService:
             ),
             ends=tuple(ends),
             ending=self._ending(ends),
-            asked=asked_of(manifest.survive),
+            asked=manifest.asked,
         )
 
     async def _said(
@@ -1323,7 +1322,7 @@ class StorageService:
             capability=listed.capability,
             size_bytes=listed.size_bytes,
             created_ms=listed.created_ms,
-            placement=Placement(k=1, columns=(self._key.node_id,), survive=None),
+            placement=Placement(k=1, columns=(self._key.node_id,), survive=tuple(Survival())),
             held=_held_at(listed),
             deleting=False,
             version=listed.version,

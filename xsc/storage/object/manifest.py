@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field
 
-from xsc.base.encoding import Value, domain, tagged_sha256
+from xsc.base.encoding import domain, tagged_sha256
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import (
     INLINE_BYTES_MAX,
@@ -31,17 +31,13 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object import segment
 from xsc.storage.object.capability import VerifyCapability
-from xsc.storage.object.durability import KINDS
+from xsc.storage.object.durability import KINDS, Survival
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.segment import NONCE_BYTES, TAG_BYTES, Place
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
-CONTRACT_KINDS_LEAST = 3
-"""Of so many kinds of failure domains every contract speaks, of the others if it asks for them."""
 _Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
-Contract = Annotated[
-    tuple[_Loss, ...], Field(min_length=CONTRACT_KINDS_LEAST, max_length=len(KINDS))
-]
+Contract = Annotated[tuple[_Loss, ...], Field(min_length=len(KINDS), max_length=len(KINDS))]
 """How many domains of each kind may be lost, in the order of `durability.KINDS`."""
 Tag = Annotated[bytes, Field(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 
@@ -66,15 +62,13 @@ class Manifest(Record):
     """One a segment."""
     roots: tuple[Id32, ...]
     """n a segment, segment by segment, in order of columns."""
-    survive: Contract | None = None
-    """The contract: how many domains of each kind may be lost; None where nothing was asked."""
+    survive: Contract
+    """The contract; all are 0 where nothing was asked."""
 
-    def to_value(self) -> dict[str, Value]:
-        """Return the record as plain values; without a contract where there is none."""
-        value = super().to_value()
-        if value["survive"] is None:
-            del value["survive"]
-        return value
+    @property
+    def asked(self) -> Survival:
+        """The contract."""
+        return Survival(*self.survive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +87,7 @@ def build(
     segments: Sequence[SealedSegment],
     *,
     inline: bytes | None = None,
-    survive: tuple[int, ...] | None = None,
+    survive: Survival = Survival(),  # noqa: B008 (a frozen value)
     segment_bytes: int = SEGMENT_BYTES,
 ) -> Manifest:
     """Return the manifest of segments that were cut in order."""
@@ -108,7 +102,7 @@ def build(
         nonces=tuple(item.nonce for item in segments),
         tags=tuple(item.tag for item in segments),
         roots=tuple(root for item in segments for root in item.roots),
-        survive=survive,
+        survive=tuple(survive),
     )
 
 

@@ -29,7 +29,6 @@ from xsc.storage.object.durability import (
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import (
-    CONTRACT_KINDS_LEAST,
     Contract,
     Manifest,
     expected_digest,
@@ -48,7 +47,7 @@ class Placement(Record):
     k: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
     """The node of each column, 0 to n-1."""
-    survive: Contract | None
+    survive: Contract
     """The contract, as the manifest has it."""
 
     @property
@@ -59,25 +58,12 @@ class Placement(Record):
     @property
     def asked(self) -> Survival:
         """The contract."""
-        return asked_of(self.survive)
+        return Survival(*self.survive)
 
 
 def placement_of(manifest: Manifest, columns: Sequence[bytes]) -> Placement:
     """Return the placement of an object whose columns are at these nodes."""
     return Placement(k=manifest.k, columns=tuple(columns), survive=manifest.survive)
-
-
-def asked_of(survive: tuple[int, ...] | None) -> Survival:
-    """Return the contract that a manifest or a placement holds."""
-    return Survival(*(survive or ()))
-
-
-def contract_of(asked: Survival) -> tuple[int, ...] | None:
-    """Return a contract as a manifest holds it; None for one that asks nothing."""
-    if not any(asked):
-        return None
-    kinds = max(kind for kind, count in enumerate(asked, 1) if count)
-    return tuple(asked[: max(kinds, CONTRACT_KINDS_LEAST)])
 
 
 def assign(hosts: Sequence[bytes], n: int) -> tuple[bytes, ...]:

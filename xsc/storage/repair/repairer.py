@@ -61,7 +61,6 @@ from xsc.storage.object.messages import GET_MAX, ObjectRecord
 from xsc.storage.object.placement import (
     Placement,
     State,
-    asked_of,
     column_bytes,
     column_state,
     column_states,
@@ -419,7 +418,7 @@ class Repairer:
         nodes = set(columns)
         if len(nodes) < len(columns):
             return True
-        if placement.survive is not None:
+        if any(placement.asked):
             hosts = self._hosts_of(nodes)
             if not survival([hosts[n] for n in columns], placement.m).meets(placement.asked):
                 return True
@@ -514,7 +513,7 @@ class Repairer:
         foreign, expiring = self._to_renew(kept, columns, manifest, states, answers)
         homeless = lost | leaving | expiring
         labelled: frozenset[bytes] = frozenset()
-        if homeless or any(asked_of(manifest.survive)[1:]):
+        if homeless or any(manifest.asked[1:]):
             nodes = sorted({*columns, *self.available(also_unsteady=True)})
             labelled = await self._reach.hosts.learn_labels(nodes)
         return Survey(
@@ -598,7 +597,7 @@ class Repairer:
 
     def _layout(self, survey: Survey) -> Layout:
         """Return how an object lies, as it is planned with."""
-        columns, asked = survey.columns, asked_of(survey.manifest.survive)
+        columns, asked = survey.columns, survey.manifest.asked
         return Layout(
             columns=columns,
             homeless=survey.homeless,

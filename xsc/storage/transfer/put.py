@@ -52,7 +52,6 @@ from xsc.storage.object.placement import (
     Placement,
     check_code,
     columns_of,
-    contract_of,
     host_bytes,
     placement_of,
     record_bytes,
@@ -576,7 +575,7 @@ class Upload:
             size,
             [self._sealed[number] for number in range(index + 1)],
             inline=inline,
-            survive=contract_of(self._survive),
+            survive=self._survive,
         )
         sealed = None if self._kept is None else self._kept.sealed
         if sealed is not None:

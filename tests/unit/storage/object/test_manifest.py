@@ -8,6 +8,7 @@ from xsc.base.encoding import encode
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import MANIFEST_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES
 from xsc.storage.object.capability import ReadCapability
+from xsc.storage.object.durability import Survival
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.manifest import (
     Manifest,
@@ -48,7 +49,7 @@ def make(size: int):
 
 @pytest.mark.parametrize("case", vectors("manifest")["cases"])
 def test_a_sealed_manifest_has_the_pinned_bytes(case):
-    survive = tuple(case["survive"]) if "survive" in case else None
+    survive = Survival(*case.get("survive", ()))
     value = {name: bytes.fromhex(case[name]) for name in case.keys() - {"survive"}}
     keys = ReadCapability(value["read_secret"], value["manifest_hash"])
     verify, plain = keys.verify, value["object"]
@@ -147,14 +148,16 @@ def test_an_unknown_version_is_refused():
         type(make(5000)).from_bytes(encode(value))
 
 
-@pytest.mark.parametrize("survive", [(), (1,), (1, 1), (1,) * 5, (255, 0, 0), (0, -1, 0)])
+@pytest.mark.parametrize(
+    "survive", [(), (1,), (1, 1), (1,) * 3, (1,) * 5, (255, 0, 0, 0), (0, -1, 0, 0)]
+)
 def test_a_contract_of_another_form_is_refused(survive):
     with pytest.raises(RecordInvalid, match="survive"):
         Manifest.from_value({**make(5000).to_value(), "survive": [*survive]})
 
 
-@pytest.mark.parametrize("survive", [(0, 0, 0), (254, 254, 254), (1, 1, 1, 1)])
-def test_a_contract_speaks_of_three_kinds_or_all(survive):
+@pytest.mark.parametrize("survive", [(0, 0, 0, 0), (254, 254, 254, 254), (1, 1, 1, 1)])
+def test_a_contract_speaks_of_every_kind(survive):
     value = {**make(5000).to_value(), "survive": [*survive]}
     assert Manifest.from_value(value).survive == survive
 

@@ -14,14 +14,12 @@ from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.placement import (
     Placement,
-    asked_of,
     assign,
     check_code,
     column_state,
     column_states,
     columns_of,
     condition,
-    contract_of,
     default_contract,
     host_bytes,
     likely_columns,
@@ -42,10 +40,10 @@ def hosts(columns, site=""):
 
 def test_a_placement_says_what_its_manifest_says_and_where_the_columns_are():
     for size in (5, 5000):
-        manifest = make(size).model_copy(update={"survive": (2, 1, 0)})
+        manifest = make(size).model_copy(update={"survive": (2, 1, 0, 0)})
         placement = placement_of(manifest, NODES[:6])
         assert (placement.k, placement.m, placement.columns) == (4, 2, tuple(NODES[:6]))
-        assert placement.asked == asked_of(manifest.survive) == Survival(2, 1)
+        assert placement.asked == manifest.asked == Survival(2, 1)
         assert placement_of(make(size), NODES[:6]).asked == Survival()
 
 
@@ -55,16 +53,6 @@ def test_a_placement_out_of_bounds_is_refused(change):
     assert Placement.from_value({**value, "k": 1}).m == 0
     with pytest.raises(RecordInvalid):
         Placement.from_value({**value, **change})
-
-
-def test_a_contract_is_kept_with_the_kinds_that_it_needs():
-    assert contract_of(Survival()) is None
-    assert contract_of(Survival(2)) == contract_of(Survival(2, 0)) == (2, 0, 0)
-    assert contract_of(Survival(0, 1)) == (0, 1, 0)
-    assert contract_of(Survival(0, 0, 1)) == (0, 0, 1)
-    assert contract_of(Survival(1, 0, 0, 1)) == (1, 0, 0, 1)
-    for counts in itertools.product(range(2), repeat=4):
-        assert asked_of(contract_of(Survival(*counts))) == Survival(*counts)
 
 
 @pytest.mark.parametrize("hosts", range(1, 10))
@@ -203,7 +191,7 @@ def test_room_covers_what_an_object_takes():
     assert record_bytes(5000, Code(), 4096) == held_bytes(1024 + 4096 + 2 * (34 * 6 + 40))
     for size in (0, 4096, 5000, 9 * SEGMENT_BYTES):
         manifest = make(size)
-        asked = manifest.model_copy(update={"survive": (254, 254, 254)})
+        asked = manifest.model_copy(update={"survive": (254, 254, 254, 254)})
         sealed = len(asked.to_bytes()) + 28
         assert held_bytes(sealed) <= record_bytes(size, Code(), SEGMENT_BYTES)
 
