@@ -129,6 +129,13 @@ def test_a_tier_that_finds_nothing_left_says_so():
     assert (tier.capacity, tier.given, tier.denominator, tier.level) == (0, 0, 0, None)
 
 
+def test_no_level_binds_where_the_needs_fit_to_the_unit():
+    claims = [Claim(b"a", "mutual", 1, 4), Claim(b"b", "mutual", 1, 4), Claim(b"c", "open", 0, 2)]
+    division = weighted_uniform(10, claims)
+    assert [result.level for result in division.tiers] == [None, None, None]
+    assert weighted_uniform(7, claims).tier("mutual").level == Fraction(7, 2)
+
+
 def test_the_level_binds_while_one_claim_lacks_something():
     claims = [Claim(b"a", "mutual", 900, 1), Claim(b"b", "mutual", 100, 90)]
     tier = proportional(20, claims).tier("mutual")

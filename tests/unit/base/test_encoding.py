@@ -10,7 +10,7 @@ import libipld
 import pytest
 
 from tests.strategies import vectors
-from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
+from xsc.base.encoding import _LINK, Value, _bytes_head, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, TooLarge
 from xsc.base.limits import (
     CONTAINER_BYTES,
@@ -84,6 +84,28 @@ def test_values_outside_of_the_format_are_refused(value):
         encode(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({1: 2}, "a key is not text"),
+        ({"a": 1, 2: 3}, "a key is not text"),
+        ([0, {"a": [{b"k": 1}]}], "a key is not text"),
+        (2**64, "outside of 64 bits"),
+        (-(2**64) - 1, "outside of 64 bits"),
+        ({"a": [1, 2**64]}, "outside of 64 bits"),
+        ([None, "x", b"x", (1,)], "tuple cannot be encoded"),
+        (["\ud800"], "half a surrogate pair"),
+        # What is within its bounds is never named.
+        ([2**64 - 1, -(2**64), None, b"", True, "", {"a": 1}, "\ud800"], "half a surrogate pair"),
+        ({"a": None, "b": [b""], "c": "\ud800"}, "half a surrogate pair"),
+        ({"\ud800": 1}, "half a surrogate pair"),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_named(value, says):
+    with pytest.raises(RecordInvalid, match=says):
+        encode(value)
+
+
 def nested(depth: int) -> Value:
     value: Value = 1
     for _ in range(depth):
@@ -132,6 +154,15 @@ def test_bytes_that_look_like_a_cid_stay_bytes():
         assert encoded == bytes([0x58, len(raw)]) + raw
         assert decode(encoded) == raw
         assert decode(encode({"root": raw, "list": [raw]})) == {"root": raw, "list": [raw]}
+
+
+def test_the_head_of_a_link_becomes_that_of_its_bytes():
+    """Else all that looks like a link is encoded by the slow encoder."""
+    for size in range(1, 256):
+        head = bytes([0x40 | size]) if size < 24 else bytes([0x58, size])
+        link = _LINK.match(b"\xd8\x2a" + head + b"\0" + bytes(size - 1))
+        bare = cbor2.dumps(bytes(size - 1))
+        assert _bytes_head(link) == bare[: len(bare) - size + 1]
 
 
 def test_keys_are_ordered_by_length_and_then_by_bytes():

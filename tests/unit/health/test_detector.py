@@ -6,6 +6,7 @@ from xsc.base.encoding import encode
 from xsc.base.errors import StoreDamaged
 from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM, RESPONSES_KEPT
 from xsc.health.detector import AvailabilityTester
+from xsc.health.score import trust_ppm
 
 NODE = b"n" * 32
 
@@ -87,6 +88,14 @@ def test_a_result_of_the_next_hours_is_of_a_clock_that_was_wrong():
     made.record_result(NODE, False, 0, 8 * BUCKET_MS)
     made.record_result(NODE, True, 0, 7 * BUCKET_MS)
     assert made.get_stats(NODE).probes == 1
+
+
+def test_a_wrong_answer_counts_by_its_age():
+    made = AvailabilityTester()
+    made.record_wrong(NODE, 3 * BUCKET_MS)
+    assert made.get_stats(NODE).trust_ppm == trust_ppm({0: 1})
+    made.record_result(NODE, True, 1, 5 * BUCKET_MS)
+    assert made.get_stats(NODE).trust_ppm == trust_ppm({2: 1})
 
 
 def test_it_was_seen_at_its_last_answer():

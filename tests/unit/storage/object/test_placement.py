@@ -99,6 +99,7 @@ def test_a_shortfall_says_why_and_what_helps():
     assert "6 nodes" in short.hint
     never = check_code(Code(), Survival(3))
     assert "--code 4,3" in never.hint
+    assert check_code(Code(), Survival(2)) is check_code(Code(1, 0), Survival()) is None
     assert shortfall(hosts(NODES[:6]), Code(), Survival(2)) is None
     assert shortfall(hosts(NODES[:1]), Code(), Survival()) is None
 
@@ -135,6 +136,7 @@ def test_an_inline_object_is_readable_from_any_host():
     for good in range(7):
         found = condition(["ok"] * good + ["missing"] * (6 - good), 4, 0, inline=True)
         assert found.readable == (good >= 1)
+        assert found.margin == (max(good - 4, 0) if good else -4)
         assert found.margin <= max(good - 1, -4)
 
 
@@ -200,6 +202,8 @@ def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
     silent = shortfall(hosts(NODES[:6]), Code(), Survival(2, 1))
     assert "0 known sites" in silent.reason
     assert "`site`" in silent.hint
+    some = shortfall([*hosts(NODES[:5], "attic"), *hosts(NODES[5:6])], Code(), Survival(2, 1))
+    assert "`site`" in some.hint
     together = shortfall(hosts(NODES[:6], "attic"), Code(), Survival(2, 1))
     assert "1 known site survive" in together.reason
     assert "other sites" in together.hint
@@ -277,5 +281,6 @@ def test_who_holds_one_column_keeps_it_where_others_hold_several():
     assert likely_columns([(), (), ()], (a,), OWN) == (a, OWN, OWN)
     assert likely_columns([(), (a,), ()], (a,), OWN) == (OWN, a, OWN)
     assert likely_columns([], (a,), OWN) == ()
+    assert likely_columns([(a, b), (b,)], (), OWN) == (a, b)
     # Who holds fewest takes the next.
     assert likely_columns([(a,), (b,), (a,), (a, b)], (), OWN) == (a, b, a, b)
