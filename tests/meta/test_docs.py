@@ -191,6 +191,14 @@ def test_the_index_lists_every_decision_with_its_title():
         assert int(name[:4]) == int(number)
 
 
+def test_the_index_of_the_design_lists_every_page():
+    design = DOCS / "design"
+    listed = re.findall(
+        r"^\| \[.*\]\(([\w-]+\.md)\)", (design / "README.md").read_text(), re.MULTILINE
+    )
+    assert sorted(listed) == sorted({path.name for path in design.glob("*.md")} - {"README.md"})
+
+
 SOURCES = [
     path
     for folder in ("xsc", "tests", "scripts", "benchmarks")
