@@ -213,7 +213,7 @@ def test_an_inviter_always_keeps_something():
         itc.cut_grant(interval, 58, 8)
 
 
-# The faults of the seed's clocks, as they were reproduced (research, part 2.2)
+# Faults that were found in an earlier implementation of these clocks
 
 
 def test_fault_1_who_joined_has_an_interval_of_its_own():
