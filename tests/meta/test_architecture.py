@@ -76,6 +76,7 @@ SHELL = {
     "xsc.net.service": "calls peers and answers them",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
     "xsc.net.transport.turns": "lets large bodies wait for each other",
+    "xsc.space.cell_sync": "follows records, runs propagators",
     "xsc.space.service": "writes values together, tells watchers, signs heads in time",
     "xsc.space.store": "lets batches of one owner follow each other, and writes them",
     "xsc.storage.catalogue.heads": "keeps the directory heads of peers and answers them",

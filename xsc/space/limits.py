@@ -31,6 +31,8 @@ DEBOUNCE_MS = 100
 """How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256
 SCHEMAS_MAX = 256
+CELLS_MAX = 10_000
+PROPAGATORS_MAX = 256
 
 CLOCK_DEPTH_MAX = 64
 CLOCK_NODES_MAX = 4_096

@@ -106,6 +106,11 @@ class UserSpacePaths:
         return _made("causality", "grants", str(number))
 
     @staticmethod
+    def cell(name: str) -> str:
+        """Return where each source of a cell has its contribution."""
+        return _made("cells", name)
+
+    @staticmethod
     def program(program: bytes) -> str:
         """Return where the definition of a program is."""
         return _made("programs", "registry", to_text(program))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -64,6 +65,17 @@ class SpaceHead(Record):
     sequence: Count
     written_ms: Count
     root: Id32 | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A record that was stored, as those are told who wait for it."""
+
+    owner: bytes
+    path: str
+    sequence: int
+    value: bytes | None
+    """None where the path was deleted, or the value was not loaded."""
 
 
 def value_digest(value: bytes) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscError
@@ -21,22 +20,11 @@ from xsc.space.limits import (
     WATCHES_MAX,
 )
 from xsc.space.paths import fault_of, is_under, matches
-from xsc.space.record import SpaceRecord
+from xsc.space.record import Change, SpaceRecord
 from xsc.space.store import Entry, SpaceStore, Stats, Taken
 
 Check = Callable[[bytes], None]
 """Raises RecordInvalid for a value that is not of a schema."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a watcher is told."""
-
-    owner: bytes
-    path: str
-    sequence: int
-    value: bytes | None
-    """None where the path was deleted, or the value was not loaded."""
 
 
 class Watch:
@@ -73,9 +61,15 @@ class SpaceService:
         self._store = store
         self._clock = clock
         self._watches: list[Watch] = []
+        self._told: list[Callable[[Change], None]] = []
         self._schemas: dict[str, Check] = {}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
+
+    @property
+    def owner(self) -> bytes:
+        """The id of this node."""
+        return self._store.owner
 
     # Schemas
 
@@ -211,7 +205,13 @@ class SpaceService:
         """End a watch."""
         self._watches.remove(watch)
 
+    def on_change(self, told: Callable[[Change], None]) -> None:
+        """Call a function with every change that is stored from now on."""
+        self._told.append(told)
+
     def _tell(self, change: Change) -> None:
+        for told in self._told:
+            told(change)
         for watch in self._watches:
             watch.tell(change)
 

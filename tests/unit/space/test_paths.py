@@ -103,6 +103,7 @@ MADE = {
     "nodes/address": UserSpacePaths.ADDRESS,
     "nodes/members/$": UserSpacePaths.member(HASH),
     "causality/grants/7": UserSpacePaths.grant(7),
+    "cells/x": UserSpacePaths.cell("x"),
     "programs/registry/$": UserSpacePaths.program(HASH),
     "programs/active/$": UserSpacePaths.active_program(HASH),
     "compute/$/variables/x": UserSpacePaths.variable(HASH, "x"),
@@ -128,7 +129,7 @@ def test_a_name_that_is_no_part_makes_no_path(name):
 
 
 TOPS = {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
-TOPS.add("subscriptions")
+TOPS |= {"cells", "subscriptions"}
 
 
 @pytest.mark.parametrize(

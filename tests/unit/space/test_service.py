@@ -13,8 +13,8 @@ from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvali
 from xsc.identity.envelope import open_signed
 from xsc.space.cells import cell_value
 from xsc.space.limits import DEBOUNCE_MS, HEAD_INTERVAL_MS, VALUE_BYTES_MAX, WATCHES_MAX
-from xsc.space.record import SpaceHead, value_digest
-from xsc.space.service import Change, SpaceService
+from xsc.space.record import Change, SpaceHead, value_digest
+from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 
 
