@@ -82,6 +82,8 @@ def test_who_says_so_closes_the_connection(field, keeps):
         PLAIN + b"\r\nTransfer-Encoding: identity",
         PLAIN + b"\r\n folded",
         PLAIN + b"\r\nA : b",
+        PLAIN + b"\r\nA:\tb",
+        b"\r\n" + PLAIN,
         PLAIN + b"\r\nA: \x01",
         PLAIN + b"\r\nA: b\nC: d",
         PLAIN + b"\r\nA: b\rC: d",
