@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import beside, load
+from xsc.base.jobs import JobSpec
 from xsc.client import connect
-from xsc.client.calls import Calls, Limits
+from xsc.client.calls import Calls
 from xsc.client.core import find_place
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
@@ -83,7 +84,7 @@ def run(homes: list[Path], calls: list[Calls], pids: list[int], quick: bool) -> 
 
     def call(on: str | None, local: bool) -> float:
         return seconds(
-            lambda: calls[0].invoke(module, "add", ["1", "2"], Limits(), on=on, local=local)
+            lambda: calls[0].job(JobSpec.invoke(module, "add", ["1", "2"], on=on, local=local))
         )
 
     bare = beside.engine(module, 2_000)
@@ -121,7 +122,6 @@ def together(home: Path, calls: Calls, module: bytes, name: str, count: int) -> 
     """Print the rate of many calls under one order, as a batch and as they come."""
     rows = [[str(number), "2"] for number in range(count)]
     lines = "".join(f"{' '.join(row)}\n" for row in rows).encode()
-    limits = Limits(timeout_ms=120_000)
 
     async def pipelined(on: str | None, local: bool) -> None:
         async with connect(home) as node:
@@ -129,10 +129,8 @@ def together(home: Path, calls: Calls, module: bytes, name: str, count: int) -> 
             assert [item.results[0] async for item in items] == [str(n + 2) for n in range(count)]
 
     for label, on, local in (("own node", None, True), ("remote", name, False)):
-        batch = [
-            seconds(lambda: calls.batch(module, "add", lines, limits, on=on, local=local))  # noqa: B023
-            for _ in range(3)
-        ]
+        spec = JobSpec.batch(module, "add", lines, timeout_ms=120_000, on=on, local=local)
+        batch = [seconds(lambda: calls.job(spec)) for _ in range(3)]  # noqa: B023
         flow = [seconds(lambda: asyncio.run(pipelined(on, local))) for _ in range(3)]  # noqa: B023
         print(
             f"  {label:9s} batch of {count}: {count / median(batch):.0f}/s   "

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import load
 from benchmarks.invoke import at, shown
-from xsc.client.calls import Calls, Limits
+from xsc.client.calls import Calls
 from xsc.client.services import ServiceCalls
 from xsc.compute.wasm.engine import Machine
 from xsc.compute.wasm.sandbox import Job
@@ -44,8 +44,7 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
     services = ServiceCalls(calls[0].core)
     for label, on in (("at its owner's node", None), ("at a peer, receipts signed", "node-1")):
         name = "greet" if on is None else "greet-there"
-        limits = Limits(fuel=100_000_000)
-        url = services.deploy(module, name, limits, concurrency=FLIGHT, on=on)["url"]
+        url = services.deploy(module, name, concurrency=FLIGHT, on=on, fuel=100_000_000)["url"]
         place = urlsplit(url)
         assert place.hostname is not None
         assert place.port is not None

@@ -17,7 +17,8 @@ from itertools import combinations
 from pathlib import Path
 from statistics import median
 
-from xsc.client.calls import Calls, Limits
+from xsc.base.jobs import JobSpec
+from xsc.client.calls import Calls
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 MB = 1_000_000
@@ -103,8 +104,7 @@ def invokes(calls: list[Calls], pids: list[int], ids: list[str]) -> None:
     module = (WASM / "add.wasm").read_bytes()
 
     def add() -> str:
-        provider: str = calls[0].invoke(module, "add", ["1", "2"], Limits())["provider"]
-        return provider
+        return calls[0].job(JobSpec.invoke(module, "add", ["1", "2"])).provider
 
     usual = median([seconds(add) for _ in range(5)])
     times = []

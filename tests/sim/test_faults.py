@@ -215,18 +215,16 @@ def test_a_removed_object_is_gone_everywhere_and_its_space_is_free():
 def test_an_order_of_a_spent_lease_is_answered_by_a_new_lease():
     async def play(world):
         from tests.sim.test_story import wasm
-        from xsc.compute.wasm.limits import Limits
+        from xsc.base.jobs import JobSpec
 
         node = world.nodes[0]
         for _ in range(60):
-            done = await node.compute.invoke(
-                wasm("fib"), "fib", ["12"], Limits(fuel=200_000_000), on=None, local=False
+            done = await node.compute.run(
+                JobSpec.invoke(wasm("fib"), "fib", ["12"], fuel=200_000_000)
             )
             assert list(done.results) == ["144"]
         await world.clock.sleep_ms(90_000)
-        done = await node.compute.invoke(
-            wasm("fib"), "fib", ["10"], Limits(fuel=200_000_000), on=None, local=False
-        )
+        done = await node.compute.run(JobSpec.invoke(wasm("fib"), "fib", ["10"], fuel=200_000_000))
         assert list(done.results) == ["55"]
         await world.clock.sleep_ms(90_000)
         assert all(lease.due_micro == lease.settled_micro for lease in node.market.leases())

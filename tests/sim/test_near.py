@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from tests.sim.network import content, put, run
 from tests.unit.compute.programs import wasm
+from xsc.base.ids import from_text, to_text
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import MIB
-from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed
 from xsc.node.offline.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt
 
 SETTINGS = {"compute_price": "1000", "compute_price_max": "1000"}
-LIMITS = Limits(fuel=400_000_000)
+FUEL = 400_000_000
 
 
 async def job(world, capability, **how):
     inputs = await world.nodes[0].job_inputs.find({"text": capability})
-    return await world.nodes[0].compute.run(
-        wasm("upper"), [], {"GREETING": "hei"}, b"", {}, LIMITS, objects=inputs, **how
-    )
+    spec = JobSpec.run(wasm("upper"), env={"GREETING": "hei"}, fuel=FUEL, **how)
+    return await world.nodes[0].compute.run(spec, objects=inputs)
 
 
 def test_a_job_runs_where_shards_of_its_input_lie_and_verify_checks_the_saving():
@@ -32,14 +32,14 @@ def test_a_job_runs_where_shards_of_its_input_lie_and_verify_checks_the_saving()
         assert len(holders) == 6
         done = await job(world, capability)
         assert done.files["deep/TEXT"] == data.upper()
-        assert done.provider in holders
+        assert from_text(done.provider) in holders
         assert done.saved_bytes == MIB // 4
         told = verify_file(done.receipt, wasm("upper"))
         assert "256.0 KiB of 1.0 MiB were there already" in told
         again = await job(world, capability, on=done.provider)
         assert again.saved_bytes == MIB // 4 + len(wasm("upper"))
         (far,) = {node.key.node_id for node in world.nodes[1:]} - holders
-        assert (await job(world, capability, on=far)).saved_bytes == 0
+        assert (await job(world, capability, on=to_text(far))).saved_bytes == 0
         # The object is known by its content now: it is not read here again.
         world.net.trace.clear()
         await job(world, capability, on=done.provider)
@@ -48,7 +48,7 @@ def test_a_job_runs_where_shards_of_its_input_lie_and_verify_checks_the_saving()
             for each in world.net.trace
             if each.what == "sent" and "storage.get" in each.path
         }
-        assert sources == {world.name(world.index_of(done.provider))}
+        assert sources == {world.name(world.index_of(from_text(done.provider)))}
         receipt = open_signed(done.receipt, ExecutionReceipt, network=None).record
         assert receipt.observed.saved_bytes == MIB // 4
 
@@ -66,7 +66,7 @@ def test_a_provider_that_cannot_reach_the_other_shards_is_sent_the_input():
         for index in range(1, 8):
             if index != near:
                 await provider.peers.block(world.nodes[index].key.node_id)
-        done = await job(world, capability, on=provider.key.node_id)
+        done = await job(world, capability, on=to_text(provider.key.node_id))
         assert done.files["deep/TEXT"] == data.upper()
         assert done.saved_bytes == 0
 

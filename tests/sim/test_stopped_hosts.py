@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.sim.network import content, get, put, run
+from xsc.base.ids import from_text
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     HEDGE_BYTES_A_SECOND_MIN,
     HEDGE_CEILING_MS,
@@ -19,7 +21,6 @@ from xsc.base.limits import (
     MIB,
     SEGMENT_BYTES,
 )
-from xsc.compute.wasm.limits import Limits
 
 DELAY_MS = 10
 RATE = 100 * MIB
@@ -177,10 +178,10 @@ def test_an_invoke_goes_to_another_provider_where_one_stands_still():
 
         async def add():
             done, took = await timed(
-                world, owner.compute.invoke(ADD, "add", ["1", "2"], Limits(), on=None, local=False)
+                world, owner.compute.run(JobSpec.invoke(ADD, "add", ["1", "2"]))
             )
             assert list(done.results) == ["3"]
-            return world.index_of(done.provider), took
+            return world.index_of(from_text(done.provider)), took
 
         provider, _ = await add()
         world.net.pause(world.name(provider))

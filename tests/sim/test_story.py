@@ -7,8 +7,8 @@ import pytest
 
 from tests.sim.network import content, get, put, run
 from xsc.base.errors import FuelExhausted, ShardsInsufficient
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import MIB
-from xsc.compute.wasm.limits import Limits
 
 SIZE = 9 * MIB + 1
 
@@ -25,13 +25,9 @@ async def story(world):
     hosts = [host.node for host in stat.hosts]
     assert len(set(hosts)) == 6
     assert {host.state for host in stat.hosts} == {"ok"}
-    added = await owner.compute.invoke(
-        wasm("add"), "add", ["1", "2"], Limits(), on=None, local=False
-    )
+    added = await owner.compute.run(JobSpec.invoke(wasm("add"), "add", ["1", "2"]))
     assert list(added.results) == ["3"]
-    looped = await owner.compute.invoke(
-        wasm("endless"), "spin", [], Limits(fuel=1_000_000), on=None, local=False
-    )
+    looped = await owner.compute.run(JobSpec.invoke(wasm("endless"), "spin", fuel=1_000_000))
     assert isinstance(looped.trap, FuelExhausted)
     await owner.market.settle_all()
     victims = [world.index_of(host) for host in hosts[:2]]

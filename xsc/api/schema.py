@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from xsc.base.jobs import Grant, JobSpec, Mode
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     FUEL_MAX,
@@ -171,12 +172,16 @@ class Peer(Body):
     limit_micro: int
 
 
+_FRAMING = {"module", "module_bytes", "stdin_bytes"}
+"""Fields of a `JobRequest` that say what follows it."""
+
+
 class JobRequest(Body):
     """The JSON in front of the module in `POST /v1/jobs`."""
 
-    mode: Literal["invoke", "run", "batch"]
+    mode: Mode
     function: str = Field(default="_start", max_length=1024)
-    arguments: list[Argument] = Field(default_factory=list, max_length=1024)
+    arguments: tuple[Argument, ...] = Field(default=(), max_length=1024)
     env: dict[str, Argument] = Field(default_factory=dict, max_length=1024)
     inputs: dict[str, str] = Field(default_factory=dict, max_length=ARGUMENTS_MAX)
     fuel: int | None = Field(default=None, ge=1, le=FUEL_MAX)
@@ -193,10 +198,15 @@ class JobRequest(Body):
     """Of a batch: most fuel of one call."""
     verify: str | None = Field(default=None, max_length=16)
     """How many of how many providers must agree: "2of3"."""
-    grants: list[Literal["clock", "random"]] = Field(default_factory=list, max_length=2)
+    grants: tuple[Grant, ...] = Field(default=(), max_length=2)
     """What the program may see of the provider's world."""
     store: str | None = Field(default=None, max_length=1024)
     """Store the files that a run leaves, named so and by their path."""
+
+    def spec(self, module: bytes, stdin: bytes) -> JobSpec:
+        """Return the job, with the module and the standard input that came with it."""
+        told = {name: value for name, value in self if name not in _FRAMING}
+        return JobSpec(**told, module=module, stdin=stdin)
 
 
 class DeployRequest(Body):
@@ -261,68 +271,3 @@ class ServiceRequest(Body):
     note: str
     receipt: str
     """Empty where nobody pays."""
-
-
-class Trap(Body):
-    """Why a run ended before its end."""
-
-    code: str
-    detail: str
-    hint: str = ""
-
-
-class Verification(Body):
-    """Of a job that several providers ran: who they were, and what they signed."""
-
-    need: int
-    of: int
-    agreeing: list[str]
-    dissenting: list[str]
-    uncounted: list[str]
-    silent: list[str]
-    receipts: list[str]
-    evidence: list[str]
-
-
-class StoredOutput(Body):
-    """A file that a run left, as an object; or why it could not be stored."""
-
-    path: str
-    name: str
-    capability: str
-    size_bytes: int
-    fault: Trap | None
-
-
-class RunResult(Body):
-    """`POST /v1/jobs` with mode run."""
-
-    exit_code: int | None
-    stdout: str
-    stderr: str
-    files: dict[str, str]
-    fuel_used: int
-    memory_peak_bytes: int
-    wall_ms: int
-    provider: str
-    trap: Trap | None
-    receipt: str
-    saved_bytes: int = 0
-    """How much of module and input the provider did not have to receive."""
-    compiled_bytes: int = 0
-    """The module's size, where compiling it is billed as well."""
-
-
-class BatchResult(Body):
-    """`POST /v1/jobs` with mode batch."""
-
-    items: list[dict[str, object]]
-    """For each call, in order: `results`, `fuel_used` and `trap`, as of one invocation."""
-    fuel_used: int
-    memory_peak_bytes: int
-    wall_ms: int
-    provider: str
-    trap: Trap | None
-    receipt: str
-    saved_bytes: int = 0
-    compiled_bytes: int = 0

@@ -11,16 +11,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
+from xsc.base.jobs import JobOptions
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.cli.output import warn
-from xsc.client.calls import Calls, Limits, Named, unreadable
+from xsc.client.calls import Calls, Named, unreadable
 from xsc.client.core import Core, default_home
 
 if TYPE_CHECKING:
@@ -408,22 +410,44 @@ def key_passphrase(place: Path) -> str:
 
 
 def job_options(function: F) -> F:
-    """Add the options of everything that runs a module."""
+    """Add the options of everything that runs a module: `options: JobOptions`, `receipt`."""
+
+    @wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - click's own
+        options = {name: kwargs.pop(name) for name in JobOptions.__annotations__}
+        return function(*args, options=options, **kwargs)
+
+    made: Any = gathered
     for option in (
         click.option("--receipt", type=PATH, metavar="FILE", help="Write the receipt there."),
         click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
         click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
-        click.option("--timeout", type=DURATION, metavar="DURATION", help="Most time it may take."),
-        click.option("--memory", type=SIZE, metavar="SIZE", help="Most memory it may have."),
+        click.option(
+            "--timeout",
+            "timeout_ms",
+            type=DURATION,
+            metavar="DURATION",
+            help="Most time it may take.",
+        ),
+        click.option(
+            "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory it may have."
+        ),
         click.option("--fuel", type=WHOLE, metavar="N", help="Most fuel it may use."),
+        click.option(
+            "--verify",
+            metavar="KofN",
+            help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
+        ),
+        click.option(
+            "--grant",
+            "grants",
+            type=click.Choice(("clock", "random")),
+            multiple=True,
+            help="Let it see the real time, or real chance; nobody can verify it then.",
+        ),
     ):
-        function = option(function)
-    return function
-
-
-def limits_of(fuel: int | None, memory: int | None, timeout: int | None) -> Limits:
-    """Return the limits that the job options name."""
-    return Limits(fuel=fuel, memory_bytes=memory, timeout_ms=timeout)
+        made = option(made)
+    return cast("F", made)
 
 
 def table_of(pairs: tuple[tuple[str, str], ...], what: str) -> dict[str, str]:

@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xsc.client.client import Execution, Item, Node, ObjectRow, ProgramRun, Stored, connect
+    from xsc.base.jobs import JobItem, JobResult
+    from xsc.client.client import Node, ObjectRow, Stored, connect
 
-__all__ = ["Execution", "Item", "Node", "ObjectRow", "ProgramRun", "Stored", "connect"]
+__all__ = ["JobItem", "JobResult", "Node", "ObjectRow", "Stored", "connect"]
 
 
 def __getattr__(name: str) -> object:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from xsc.api.jobs import read_result, request_document
 from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -26,6 +27,7 @@ from xsc.base.errors import (
     PeerUnknown,
     TooLarge,
 )
+from xsc.base.jobs import JobResult, JobSpec
 from xsc.base.limits import MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, TIMEOUT_MS_MAX
 from xsc.client.core import (
     ANSWER_TIMEOUT_S,
@@ -49,26 +51,6 @@ Show = Callable[[int, bytes], None]
 """Given what a program writes, and to which stream."""
 _CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
 _PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a job may use; what is None the node decides."""
-
-    fuel: int | None = None
-    memory_bytes: int | None = None
-    timeout_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What a WASI program is given."""
-
-    arguments: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    stdin: bytes = b""
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    """File name to capability."""
 
 
 def read_file(path: Path, what: str, size_max: int) -> bytes:
@@ -304,123 +286,25 @@ class Calls:
 
     # Jobs
 
-    def invoke(
-        self,
-        module: bytes,
-        function: str,
-        arguments: Sequence[str],
-        limits: Limits,
-        *,
-        on: str | None = None,
-        local: bool = False,
-        grants: Sequence[str] = (),
-        verify: str | None = None,
-    ) -> Document:
-        """Call one export of a module; a trap is part of the answer.
-
-        With `verify`, for example "2of3", several providers run it, and those that agree are
-        believed and paid; the answer has `verification` then.
-        """
-        order: Document = {
-            "mode": "invoke",
-            "function": function,
-            "arguments": list(arguments),
-            "on": on,
-            "local": local,
-        }
-        order |= {"grants": list(grants), "verify": verify}
-        return self._job(order, module, b"", limits)
-
-    def batch(
-        self,
-        module: bytes,
-        function: str,
-        lines: bytes,
-        limits: Limits,
-        *,
-        item_fuel: int | None = None,
-        on: str | None = None,
-        local: bool = False,
-        grants: Sequence[str] = (),
-    ) -> Document:
-        """Call one export for each line of arguments, under one order and receipt."""
-        order: Document = {
-            "mode": "batch",
-            "function": function,
-            "item_fuel": item_fuel,
-            "on": on,
-            "local": local,
-        }
-        order |= {"grants": list(grants)}
-        return self._job(order, module, lines, limits)
-
-    def run(
-        self,
-        module: bytes,
-        program: Program,
-        limits: Limits,
-        *,
-        on: str | None = None,
-        local: bool = False,
-        grants: Sequence[str] = (),
-        verify: str | None = None,
-        store: str | None = None,
-        show: Show | None = None,
-    ) -> Document:
-        """Run a WASI program; a trap is part of the answer. `verify` is as for `invoke`.
+    def job(self, spec: JobSpec, show: Show | None = None) -> JobResult:
+        """Run a job; what ended it before its end is the result's `trap`.
 
         Args:
-            store: store the files that it leaves, named so and by their path; the answer has
-                `objects` then.
-            show: given what the program writes while it runs, with 1 for standard output or 2
-                for standard error; the answer holds none of it then.
+            spec: the job.
+            show: given what a program writes while it runs, with 1 for standard output or 2 for
+                standard error; the result holds none of it then.
         """
-        order: Document = {
-            "mode": "run",
-            "arguments": list(program.arguments),
-            "env": dict(program.env),
-            "inputs": dict(program.inputs),
-            "on": on,
-            "local": local,
-        }
-        order |= {"grants": list(grants), "verify": verify}
-        if store is not None:
-            order["store"] = store
-        return self._job(order, module, program.stdin, limits, show)
-
-    def _job(
-        self,
-        order: Document,
-        module: bytes,
-        stdin: bytes,
-        limits: Limits,
-        show: Show | None = None,
-    ) -> Document:
-        order |= {
-            "fuel": limits.fuel,
-            "memory_bytes": limits.memory_bytes,
-            "timeout_ms": limits.timeout_ms,
-        }
-        if order["mode"] != "invoke":
-            order["stdin_bytes"] = len(stdin)
+        request = request_document(spec)
 
         def send(about: Document, brought: bytes) -> Document:
-            return self._send_job(order | about, brought, stdin, limits, show)
+            head = to_json(request | about)
+            parts = [len(head).to_bytes(4, "big"), head, brought, spec.stdin]
+            job_ms = min(spec.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
+            return self._send_job(parts, job_ms / 1000 + JOB_GRACE_S, show)
 
-        return named_first(module, send)
+        return read_result(spec.mode, named_first(spec.module, send))
 
-    def _send_job(
-        self,
-        order: Document,
-        module: bytes,
-        stdin: bytes,
-        limits: Limits,
-        show: Show | None,
-    ) -> Document:
-        head = to_json(order)
-        job_ms = min(limits.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
-        parts = [len(head).to_bytes(4, "big"), head, module, stdin]
-        timeout_s = job_ms / 1000 + JOB_GRACE_S
+    def _send_job(self, parts: Sequence[bytes], timeout_s: float, show: Show | None) -> Document:
         if show is None:
             return self.core.send("POST", "/v1/jobs", parts, timeout_s=timeout_s)
         for line in self.core.lines("POST", "/v1/jobs/stream", parts, timeout_s=timeout_s):

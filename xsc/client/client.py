@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from base64 import b64decode
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar, Unpack
 
-from xsc.base.errors import ArgumentInvalid, XscError, from_code
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec, LimitOptions
 from xsc.base.limits import BATCH_ITEMS_MAX
-from xsc.client.calls import Calls, Limits, Program, read_module, unreadable
+from xsc.client.calls import Calls, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
 from xsc.client.services import ServiceCalls
@@ -51,54 +51,6 @@ class ObjectRow:
     created_ms: int
     margin: int
     """How many more hosts may be lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What came of one call of many."""
-
-    results: tuple[str, ...]
-    fuel_used: int
-    trap: XscError | None
-    """Why it did not come to its end."""
-    receipt: bytes
-    """The signed receipt of all calls of its batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """A function call that came to its end."""
-
-    results: tuple[str, ...]
-    fuel_used: int
-    memory_peak_bytes: int
-    wall_ms: int
-    provider: str
-    """The node id of who ran it."""
-    receipt: bytes
-    """What `xsc verify` checks."""
-    saved_bytes: int = 0
-    """How much of module and input was there already."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramRun:
-    """A program that came to its end."""
-
-    exit_code: int
-    stdout: bytes
-    stderr: bytes
-    files: dict[str, bytes]
-    """What it wrote to its output directory."""
-    fuel_used: int
-    memory_peak_bytes: int
-    wall_ms: int
-    provider: str
-    """The node id of who ran it."""
-    receipt: bytes
-    """What `xsc verify` checks."""
-    saved_bytes: int = 0
-    """How much of module and input was there already."""
 
 
 class _Cancelled(Exception):
@@ -282,45 +234,26 @@ class Node:
         function: str,
         arguments: Sequence[str] = (),
         *,
-        fuel: int | None = None,
-        memory_bytes: int | None = None,
-        timeout_ms: int | None = None,
-        on: str | None = None,
-        local: bool = False,
         receipt: Path | str | None = None,
-    ) -> Execution:
+        **options: Unpack[JobOptions],
+    ) -> JobResult:
         """Call one export of a WebAssembly module on some node of the market.
 
         Args:
             module: path of the module, or its bytes.
             function: name of the export.
             arguments: numbers as text; the export's signature says of which type.
-            fuel: most fuel it may use; the node's default where None, as for the next two.
-            memory_bytes: most memory it may have.
-            timeout_ms: most time it may take.
-            on: name or id of the node that must run it.
-            local: run it on this node, without the market.
             receipt: where the execution receipt is written, also when the run traps.
+            options: limits and place of the run (`xsc.base.jobs.JobOptions`).
 
         Raises:
             LimitError: a limit was hit: FuelExhausted, MemoryExceeded, TimeExceeded, …
             ModuleTrapped: the program failed by itself.
         """
-        limits = Limits(fuel, memory_bytes, timeout_ms)
 
-        def work(_: Progress) -> Execution:
-            code = module if isinstance(module, bytes) else read_module(Path(module))
-            done = self._calls.invoke(code, function, arguments, limits, on=on, local=local)
-            proof = _finish(done, receipt)
-            return Execution(
-                results=tuple(done["results"]),
-                fuel_used=done["fuel_used"],
-                memory_peak_bytes=done["memory_peak_bytes"],
-                wall_ms=done["wall_ms"],
-                provider=done["provider"],
-                receipt=proof,
-                saved_bytes=done.get("saved_bytes", 0),
-            )
+        def work(_: Progress) -> JobResult:
+            spec = JobSpec.invoke(_code(module), function, arguments, **options)
+            return _finished(self._calls.job(spec), receipt)
 
         return await _in_thread(work)
 
@@ -331,24 +264,20 @@ class Node:
         calls: AsyncIterable[Sequence[str]] | Iterable[Sequence[str]],
         *,
         batch: int = 4096,
-        fuel: int | None = None,
         item_fuel: int | None = None,
-        memory_bytes: int | None = None,
-        timeout_ms: int | None = None,
-        on: str | None = None,
-        local: bool = False,
-    ) -> AsyncIterator[Item]:
-        """Call one export for each set of arguments, and yield what came of it, in order.
+        **options: Unpack[JobOptions],
+    ) -> AsyncIterator[JobItem]:
+        """Call one export for each set of arguments, and yield each result, in order.
 
         Sets of arguments are taken as results are wanted, up to `batch` at once under one
         order; while one batch runs, the next is gathered. A call that traps is an item.
 
         Args:
-            module, function, memory_bytes, on, local: as for `invoke`.
+            module, function: as for `invoke`.
             calls: the arguments of each call.
             batch: most calls under one order.
-            fuel: most fuel of one batch, as `timeout_ms` is its time.
             item_fuel: most fuel of one call.
+            options: as for `invoke`; fuel and time are those of one batch.
 
         Raises:
             SignatureMismatch: a set of arguments is wrong; nothing of its batch was run.
@@ -356,25 +285,13 @@ class Node:
         """
         if not 1 <= batch <= BATCH_ITEMS_MAX:
             raise ArgumentInvalid(f"a batch has from 1 to {BATCH_ITEMS_MAX} calls")
-        code = module if isinstance(module, bytes) else read_module(Path(module))
-        limits = Limits(fuel, memory_bytes, timeout_ms)
+        code = _code(module)
 
-        def work(lines: bytes) -> list[Item]:
-            done = self._calls.batch(
-                code, function, lines, limits, item_fuel=item_fuel, on=on, local=local
-            )
-            proof = _finish(done, None)
-            return [
-                Item(
-                    tuple(row["results"]),
-                    row["fuel_used"],
-                    None if row["trap"] is None else _trap(row["trap"]),
-                    proof,
-                )
-                for row in done["items"]
-            ]
+        def work(lines: bytes) -> tuple[JobItem, ...]:
+            spec = JobSpec.batch(code, function, lines, item_fuel, **options)
+            return _finished(self._calls.job(spec)).items
 
-        running: asyncio.Task[list[Item]] | None = None
+        running: asyncio.Task[tuple[JobItem, ...]] | None = None
         try:
             async for lines in _gathered(calls, batch):
                 begun = asyncio.create_task(asyncio.to_thread(work, lines))
@@ -397,14 +314,10 @@ class Node:
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         inputs: Mapping[str, str] | None = None,
-        fuel: int | None = None,
-        memory_bytes: int | None = None,
-        timeout_ms: int | None = None,
-        on: str | None = None,
-        local: bool = False,
         receipt: Path | str | None = None,
-    ) -> ProgramRun:
-        """Run a WASI program; its exit code is part of the answer, whatever it is.
+        **options: Unpack[JobOptions],
+    ) -> JobResult:
+        """Run a WASI program; its exit code is part of the result, whatever it is.
 
         Args:
             module: path of the module, or its bytes.
@@ -412,30 +325,15 @@ class Node:
             env: its environment, which holds nothing else.
             stdin: its standard input.
             inputs: file name to capability: objects that it finds as files.
-            fuel, memory_bytes, timeout_ms, on, local, receipt: as for `invoke`.
+            receipt, options: as for `invoke`.
 
         Raises:
             LimitError, ModuleTrapped: as `invoke`.
         """
-        limits = Limits(fuel, memory_bytes, timeout_ms)
-        program = Program(tuple(arguments), env or {}, stdin, inputs or {})
 
-        def work(_: Progress) -> ProgramRun:
-            code = module if isinstance(module, bytes) else read_module(Path(module))
-            done = self._calls.run(code, program, limits, on=on, local=local)
-            proof = _finish(done, receipt)
-            return ProgramRun(
-                exit_code=done["exit_code"],
-                stdout=b64decode(done["stdout"]),
-                stderr=b64decode(done["stderr"]),
-                files={name: b64decode(data) for name, data in done["files"].items()},
-                fuel_used=done["fuel_used"],
-                memory_peak_bytes=done["memory_peak_bytes"],
-                wall_ms=done["wall_ms"],
-                provider=done["provider"],
-                receipt=proof,
-                saved_bytes=done.get("saved_bytes", 0),
-            )
+        def work(_: Progress) -> JobResult:
+            spec = JobSpec.run(_code(module), arguments, env, stdin, inputs, **options)
+            return _finished(self._calls.job(spec), receipt)
 
         return await _in_thread(work)
 
@@ -446,11 +344,9 @@ class Node:
         *,
         version: str | None = None,
         env: Mapping[str, str] | None = None,
-        fuel: int | None = None,
-        memory_bytes: int | None = None,
-        timeout_ms: int | None = None,
         concurrency: int | None = None,
         on: str | None = None,
+        **limits: Unpack[LimitOptions],
     ) -> dict[str, Any]:
         """Make a module a service, or the next version of one; return it as `services` does.
 
@@ -459,16 +355,20 @@ class Node:
             name: of the service.
             version: named so; a number that rises where None.
             env: the environment of each request.
-            fuel, memory_bytes, timeout_ms: what a request may use.
             concurrency: requests at once.
             on: the node that serves it; this one where None.
+            limits: what a request may use.
         """
-        limits = Limits(fuel, memory_bytes, timeout_ms)
 
         def work(_: Progress) -> dict[str, Any]:
-            code = module if isinstance(module, bytes) else read_module(Path(module))
             return self._services.deploy(
-                code, name, limits, version=version, env=env, concurrency=concurrency, on=on
+                _code(module),
+                name,
+                version=version,
+                env=env,
+                concurrency=concurrency,
+                on=on,
+                **limits,
             )
 
         return await _in_thread(work)
@@ -525,18 +425,17 @@ def _stored(document: Document) -> Stored:
     )
 
 
-def _finish(done: Document, receipt: Path | str | None) -> bytes:
-    """Return the receipt, saved where it was asked for; raise the trap if there is one."""
-    proof = b64decode(done["receipt"])
+def _code(module: Path | str | bytes) -> bytes:
+    return module if isinstance(module, bytes) else read_module(Path(module))
+
+
+def _finished(done: JobResult, receipt: Path | str | None = None) -> JobResult:
+    """Return a result, its receipt saved where it was asked for; raise its trap."""
     if receipt is not None:
-        write_whole(Path(receipt), [proof])
-    if done["trap"] is not None:
-        raise _trap(done["trap"])
-    return proof
-
-
-def _trap(told: Document) -> XscError:
-    return from_code(told["code"], told["detail"], told.get("hint", ""))
+        write_whole(Path(receipt), [done.receipt])
+    if done.trap is not None:
+        raise done.trap
+    return done
 
 
 def _line(arguments: Sequence[str]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Unpack
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.client.calls import Limits, named_first
+from xsc.base.jobs import LimitOptions
+from xsc.client.calls import named_first
 from xsc.client.core import Core, Document, to_json
 
 WAIT_MS = 20_000
@@ -33,22 +35,20 @@ class ServiceCalls:
         self,
         module: bytes,
         name: str,
-        limits: Limits,
         *,
         version: str | None = None,
         env: Mapping[str, str] | None = None,
         concurrency: int | None = None,
         on: str | None = None,
+        **limits: Unpack[LimitOptions],
     ) -> Document:
         """Make a module a service, or the next version of one."""
         asked: Document = {
             "name": name,
             "version": version,
             "env": dict(env or {}),
-            "fuel": limits.fuel,
-            "memory_bytes": limits.memory_bytes,
-            "timeout_ms": limits.timeout_ms,
             "on": on,
+            **limits,
         }
         if concurrency is not None:
             asked["concurrency"] = concurrency

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xsc import __version__
 from xsc.allocation.service import AllocationService
@@ -17,6 +17,7 @@ from xsc.allocation.tiers import RULES, Claim
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import LedgerDamaged, PeerUnknown, StoreDamaged, XscError
 from xsc.base.ids import to_text
+from xsc.base.jobs import JobSpec
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     FUEL_QUANTUM,
@@ -35,6 +36,7 @@ from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
@@ -335,19 +337,14 @@ class Node:
         self.ledger.payments = self.payments
         self.evidence = EvidenceBook(net, parts.state)
         drain.copies = self.directory.copies_beside
+        context = Context(key, net, clock, entropy, executor, attended, log)
         self.compute = ComputeService(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
-            caller=attended,
+            context,
             leases=self.market,
             book=self.market,
             sandbox=parts.sandbox,
             evidence=self.evidence,
             inputs=self.storage,
-            log=log,
             compile_ms=config.compile_limit_ms,
         )
         self.modules = Modules()
@@ -412,6 +409,21 @@ class Node:
             fuel=self.config.fuel if fuel is None else fuel,
             memory_bytes=self.config.memory_bytes if memory_bytes is None else memory_bytes,
             timeout_ms=self.config.timeout_ms if timeout_ms is None else timeout_ms,
+        )
+
+    def complete(self, spec: JobSpec) -> JobSpec:
+        """Return a job with this node's limits where it names none, and the whole id of a node.
+
+        Raises:
+            PeerUnknown: no node is called `spec.on`, or more than one.
+        """
+        limits = self.job_limits(spec.fuel, spec.memory_bytes, spec.timeout_ms)
+        return replace(
+            spec,
+            fuel=limits.fuel,
+            memory_bytes=limits.memory_bytes,
+            timeout_ms=limits.timeout_ms,
+            on=None if spec.on is None else to_text(self.find(spec.on)),
         )
 
     @property

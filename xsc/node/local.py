@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn, Protocol, TypeVar
+from dataclasses import replace
+from typing import NoReturn
 
 from xsc.base.encoding import Value
 from xsc.base.errors import NoOffers
-from xsc.base.limits import COMPILE_MS_MAX, FUEL_DEFAULT, MEMORY_BYTES_DEFAULT, TIMEOUT_MS_DEFAULT
+from xsc.base.jobs import JobResult, JobSpec
+from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
 from xsc.compute.jobs.evidence import EvidenceBook
 from xsc.compute.jobs.output_buffer import Tape
 from xsc.compute.ports import ComputeLease, Reply
-from xsc.compute.service import ComputeService, RunExecution
-from xsc.compute.wasm.limits import Limits
+from xsc.compute.service import ComputeService
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
-from xsc.node.jobs.batch import read_lines
-from xsc.node.jobs.results import batch_document, invoke_document, run_document
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
-from xsc.terms.execution import Grant
-
-T = TypeVar("T")
 
 
 class _Nobody:
@@ -91,69 +88,19 @@ class _Nobody:
         self._refuse()
 
 
-class Asked(Protocol):
-    """Limits that a user named, each None where it was not."""
-
-    @property
-    def fuel(self) -> int | None:
-        """Units of fuel."""
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Linear memory."""
-
-    @property
-    def timeout_ms(self) -> int | None:
-        """Wall time."""
-
-
-class Command(Protocol):
-    """What a WASI program is given."""
-
-    @property
-    def arguments(self) -> Sequence[str]:
-        """Its arguments."""
-
-    @property
-    def env(self) -> Mapping[str, str]:
-        """Its variables."""
-
-    @property
-    def stdin(self) -> bytes:
-        """Its standard input."""
-
-
-def limits_from(asked: Asked) -> Limits:
-    """Return limits, the defaults where none is asked for.
-
-    Raises:
-        ArgumentInvalid: one is out of its range.
-    """
-    return Limits(
-        fuel=FUEL_DEFAULT if asked.fuel is None else asked.fuel,
-        memory_bytes=MEMORY_BYTES_DEFAULT if asked.memory_bytes is None else asked.memory_bytes,
-        timeout_ms=TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms,
-    )
-
-
-def _alone(work: Callable[[ComputeService], Awaitable[T]]) -> T:
-    async def main() -> T:
+def _alone(work: Callable[[ComputeService], Awaitable[JobResult]]) -> JobResult:
+    async def main() -> JobResult:
         clock, entropy, log = SystemClock(), SystemEntropy(), SilentLog()
+        network = network_id(NETWORK_DEFAULT)
         executor = ThreadExecutor(1)
         nobody = _Nobody()
         service = ComputeService(
-            key=KeyPair(entropy.token(32)),
-            network=network_id(NETWORK_DEFAULT),
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
-            caller=nobody,
+            Context(KeyPair(entropy.token(32)), network, clock, entropy, executor, nobody, log),
             leases=nobody,
             book=nobody,
             sandbox=PoolSandbox(1, clock, log, compile_ms=COMPILE_MS_MAX),
-            evidence=EvidenceBook(network_id(NETWORK_DEFAULT), MemoryKeyValue()),
+            evidence=EvidenceBook(network, MemoryKeyValue()),
             inputs=nobody,
-            log=log,
         )
         try:
             await service.start()
@@ -165,91 +112,24 @@ def _alone(work: Callable[[ComputeService], Awaitable[T]]) -> T:
     return asyncio.run(main())
 
 
-def invoke_local(
-    module: bytes,
-    function: str,
-    arguments: Sequence[str],
-    limits: Asked,
-    grants: Sequence[Grant] = (),
-) -> dict[str, object]:
-    """Call an exported function here; return the document of `POST /v1/jobs`.
+def run_here(spec: JobSpec, show: Callable[[int, bytes], None] | None = None) -> JobResult:
+    """Run a job in this process; return its result.
+
+    With `show`, that is given what the program writes, and to which stream; the result holds
+    none of it then.
 
     Raises:
-        XscError: it cannot run; a limit that ended it is the document's `trap`.
+        XscError: it cannot run; a limit that ended it is the result's `trap`.
     """
-    asked = limits_from(limits)
-    return invoke_document(
-        _alone(
-            lambda service: service.invoke(
-                module, function, arguments, asked, local=True, grants=grants
-            )
-        )
-    )
+    if show is None:
+        return _alone(lambda service: service.run(spec))
 
+    async def work(service: ComputeService) -> JobResult:
+        tape = Tape(SystemClock())
+        running = asyncio.ensure_future(service.run(spec, tape=tape))
+        running.add_done_callback(lambda _: tape.close())
+        async for stream, piece in tape.pieces():
+            show(stream, piece)
+        return replace(await running, stdout=b"", stderr=b"")
 
-def run_local(
-    module: bytes,
-    command: Command,
-    limits: Asked,
-    *,
-    grants: Sequence[Grant] = (),
-    show: Callable[[int, bytes], None] | None = None,
-) -> dict[str, object]:
-    """Run a WASI command here; return the document of `POST /v1/jobs`.
-
-    With `show`, that is given what the command writes, and to which stream; the document
-    holds none of it then.
-
-    Raises:
-        XscError: as `invoke_local`.
-    """
-    asked = limits_from(limits)
-
-    async def work(service: ComputeService) -> RunExecution:
-        tape = None if show is None else Tape(SystemClock())
-        running = asyncio.ensure_future(
-            service.run(
-                module,
-                command.arguments,
-                command.env,
-                command.stdin,
-                {},
-                asked,
-                local=True,
-                grants=grants,
-                tape=tape,
-            )
-        )
-        if tape is not None and show is not None:
-            running.add_done_callback(lambda _: tape.close())
-            async for stream, piece in tape.pieces():
-                show(stream, piece)
-        return await running
-
-    document = run_document(_alone(work))
-    return document if show is None else {**document, "stdout": "", "stderr": ""}
-
-
-def batch_local(
-    module: bytes,
-    function: str,
-    lines: bytes,
-    limits: Asked,
-    *,
-    item_fuel: int | None = None,
-    grants: Sequence[Grant] = (),
-) -> dict[str, object]:
-    """Call a function for each line here; return the document of `POST /v1/jobs`.
-
-    Raises:
-        XscError: as `invoke_local`.
-    """
-    asked = limits_from(limits)
-    calls = read_lines(lines)
-    return batch_document(
-        _alone(
-            lambda service: service.invoke_batch(
-                module, function, calls, asked, item_fuel=item_fuel, local=True, grants=grants
-            )
-        )
-    )
+    return _alone(work)

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from xsc.base.jobs import Grant, Mode
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     BATCH_ITEMS_MAX,
@@ -21,8 +22,6 @@ from xsc.identity.envelope import Count, Id32, Record
 
 Text = Annotated[str, Field(max_length=1024)]
 NumberType = Literal["i32", "i64", "f32", "f64"]
-Grant = Literal["clock", "random"]
-"""The real time, or bytes from the system's source of chance."""
 WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
 
 
@@ -53,7 +52,7 @@ class Order(Record):
     provider: Id32
     module: Id32
     """SHA-256 of the module's bytes."""
-    mode: Literal["invoke", "run", "batch"]
+    mode: Mode
     """`invoke` calls an export with numbers; `run` runs a WASI command's `_start`; `batch`
     calls an export for each row of a table, which is bound by `input`."""
     function: Text
@@ -84,7 +83,7 @@ class Outcome(Record):
     KIND: ClassVar[str] = "outcome"
 
     module: Id32
-    mode: Literal["invoke", "run", "batch"]
+    mode: Mode
     function: Text
     arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
     input: Id32

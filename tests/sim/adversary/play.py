@@ -28,8 +28,9 @@ from tests.sim.loop import SimulatedLoop, finish
 from tests.sim.network import World, content, get, put
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import XscError
+from xsc.base.ids import to_text
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import EPOCH_MS, OTHERS_GET_MS_MAX, OTHERS_PUT_MS_MAX, PEER_TIMEOUT_MS
-from xsc.compute.wasm.limits import Limits
 from xsc.identity.keys import network_id
 from xsc.market.lease import is_over
 from xsc.node.build import Node, Parts
@@ -285,10 +286,9 @@ class Play:
         self.tell(f"node-{index} has the adversary add")
 
         async def run() -> Any:
-            limits = Limits(fuel=1_000_000)
-            done = await self.node(index).compute.invoke(
-                wasm("add"), "add", ["1", "2"], limits, on=self.oracle.foe
-            )
+            on = to_text(self.oracle.foe)
+            spec = JobSpec.invoke(wasm("add"), "add", ["1", "2"], fuel=1_000_000, on=on)
+            done = await self.node(index).compute.run(spec)
             return done.results
 
         try:
@@ -446,8 +446,9 @@ class Play:
                 if texts:
                     await get(node, rng.choice(texts))
             elif what == "run":
-                on = self.node(self.pick(self.oracle.up())).key.node_id
-                await node.compute.invoke(wasm("add"), "add", ["1", "2"], Limits(fuel=10**8), on=on)
+                on = to_text(self.node(self.pick(self.oracle.up())).key.node_id)
+                spec = JobSpec.invoke(wasm("add"), "add", ["1", "2"], fuel=10**8, on=on)
+                await node.compute.run(spec)
             elif what == "lease" and kind == "compute":
                 await node.market.lease_compute(fuel_steps=10**8, on=at)
             elif what == "lease":

@@ -28,6 +28,8 @@ DONE = {
     "provider": NODE,
     "trap": None,
     "receipt": b64encode(b"proof").decode(),
+    "saved_bytes": 0,
+    "compiled_bytes": 0,
 }
 RAN = {
     **{key: value for key, value in DONE.items() if key != "results"},

@@ -10,8 +10,9 @@ import pytest
 
 from xsc import client
 from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, FuelExhausted, NodeUnreachable
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST
-from xsc.client.calls import Calls, Limits, Program
+from xsc.client.calls import Calls
 from xsc.client.core import Core
 from xsc.client.services import ServiceCalls
 
@@ -31,6 +32,8 @@ DONE = {
     "provider": "n1",
     "trap": None,
     "receipt": b64encode(b"proof").decode(),
+    "saved_bytes": 0,
+    "compiled_bytes": 0,
 }
 
 
@@ -120,12 +123,8 @@ async def test_a_function_is_invoked(there, tmp_path):
         "arguments": ["1", "2"],
         "fuel": 9,
         "memory_bytes": 65536,
-        "timeout_ms": None,
         "on": "bob",
-        "local": False,
         "module_bytes": 4,
-        "grants": [],
-        "verify": None,
     }
 
 
@@ -133,7 +132,7 @@ async def test_a_function_is_invoked(there, tmp_path):
 async def test_a_large_module_is_named_first_and_sent_once(there, streamed):
     module = b"\0asm" + bytes(MODULE_NAMED_BYTES_LEAST)
     path = "/v1/jobs/stream" if streamed else "/v1/jobs"
-    known, ran, shown = set(), {**DONE, "exit_code": 0, "stdout": "", "stderr": ""}, []
+    known, ran, shown = set(), {**DONE, "exit_code": 0, "stdout": "", "stderr": "", "files": {}}, []
 
     def route(request):
         order, rest = request.job()
@@ -156,9 +155,9 @@ async def test_a_large_module_is_named_first_and_sent_once(there, streamed):
     calls = Calls(Core(there.home))
     for _ in range(3):
         if streamed:
-            calls.run(module, Program(), Limits(), show=lambda *each: shown.append(each))
+            calls.job(JobSpec.run(module), lambda *each: shown.append(each))
         else:
-            calls.invoke(module, "add", ["1", "2"], Limits())
+            calls.job(JobSpec.invoke(module, "add", ["1", "2"]))
     sizes = [request.job()[0]["module_bytes"] for request in there.requests]
     assert sizes == [0, len(module), 0, 0]
     assert shown == []
@@ -180,8 +179,8 @@ async def test_a_service_is_deployed_by_the_name_of_its_module(there):
     there.routes["POST", "/v1/services"] = route
     calls = ServiceCalls(Core(there.home))
     for version in ("1", "2"):
-        assert calls.deploy(module, "web", Limits(), version=version)["version"] == version
-    calls.deploy(b"\0asm", "web", Limits())
+        assert calls.deploy(module, "web", version=version)["version"] == version
+    calls.deploy(b"\0asm", "web")
     sizes = [request.job()[0]["module_bytes"] for request in there.requests]
     assert sizes == [0, len(module), 0, 4]
 

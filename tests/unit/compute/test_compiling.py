@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.compute.jobs.test_receipts import PRICE, RESULT, an_order
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import AGAIN, FIRST, LIMITS, forged
+from tests.unit.compute.test_service import AGAIN, FIRST, LIMITS, amount, forged
 from xsc.base.errors import LeaseExhausted, PeerSilent, ProofInvalid, ReceiptInvalid, RecordInvalid
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
@@ -53,19 +53,19 @@ def receipt_of(done):
 async def test_only_the_order_that_brings_an_uncompiled_module_pays_for_compiling(world):
     first = await world.invoke(**there(world))
     again = await world.invoke(**there(world))
-    assert (first.compiled_bytes, first.amount_micro) == (len(ADD), FIRST)
-    assert (again.compiled_bytes, again.amount_micro) == (0, AGAIN)
+    assert (first.compiled_bytes, amount(first)) == (len(ADD), FIRST)
+    assert (again.compiled_bytes, amount(again)) == (0, AGAIN)
     # The module is brought again, and its code is still there.
     world.provider.service._provider._modules.clear()
     third = await world.invoke(**there(world))
     assert world.wire.sent[-1][1]["module"] is True
-    assert (third.compiled_bytes, third.amount_micro) == (0, AGAIN)
+    assert (third.compiled_bytes, amount(third)) == (0, AGAIN)
     # The code is gone, and the module still there.
     await world.provider.sandbox.stop()
     await world.provider.sandbox.start()
     fourth = await world.invoke(**there(world))
     assert world.wire.sent[-1][1]["module"] is False
-    assert (fourth.compiled_bytes, fourth.amount_micro) == (0, AGAIN)
+    assert (fourth.compiled_bytes, amount(fourth)) == (0, AGAIN)
     assert world.provider.market.used == [FIRST, AGAIN, AGAIN, AGAIN]
     assert (await world.invoke(local=True)).compiled_bytes == 0
 
@@ -74,8 +74,8 @@ async def test_compiling_is_billed_whole_however_little_fuel_the_run_has(world):
     """Else a customer would have modules compiled for the least fuel that there is."""
     world.provider.market.room = FIRST  # what the run costs at most, and nothing beside
     done = await world.invoke(limits=Limits(fuel=4), **there(world))
-    assert (done.results, done.fuel_used, done.trap) == (["5"], 4, None)
-    assert done.amount_micro == FIRST
+    assert (done.results, done.fuel_used, done.trap) == (("5",), 4, None)
+    assert amount(done) == FIRST
     assert world.provider.market.used == [FIRST]
     assert world.provider.market.reserved == 0
     assert world.customer.market.spending[0][1] == FIRST
@@ -96,7 +96,7 @@ async def test_a_lease_has_room_for_compiling_where_nobody_has_the_module(world)
     await world.invoke(**there(world))
     assert asked == [whole, LIMITS.steps]
     world.provider.service._provider._modules.clear()
-    assert (await world.invoke(**there(world))).results == ["5"]
+    assert (await world.invoke(**there(world))).results == ("5",)
     assert asked[2:] == [LIMITS.steps, whole]
     world.customer.market.lease_compute = lease_compute
     world.provider.market.room = 1
@@ -157,7 +157,7 @@ async def test_compiling_for_too_long_is_billed_for_the_time_that_it_took(world)
     done = await world.invoke(limits=limits, **there(world))
     assert done.trap.code == "compile_limit"
     assert (done.wall_ms, done.fuel_used) == (7, 7 * MILLISECOND_FUEL)
-    assert receipt_of(done).amount_micro == done.amount_micro > 0
+    assert receipt_of(done).amount_micro == amount(done) > 0
 
 
 @pytest.mark.parametrize("claimed_ms", [2 * COMPILE_MS_MAX, COMPILE_MS_MAX, 51])

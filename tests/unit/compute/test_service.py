@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 
@@ -33,6 +34,8 @@ from xsc.base.errors import (
     XscError,
     from_code,
 )
+from xsc.base.ids import from_text, to_text
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
     MIB,
@@ -50,6 +53,7 @@ from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Order
@@ -174,20 +178,48 @@ class Node:
         self.sandbox = LocalSandbox(InlineExecutor())
         self.evidence = EvidenceBook(network, MemoryKeyValue())
         self.service = ComputeService(
-            key=self.key,
-            network=network,
-            clock=clock,
-            entropy=SeededEntropy(name),
-            executor=InlineExecutor(),
-            caller=wire.caller(self.key.node_id),
+            Context(
+                self.key,
+                network,
+                clock,
+                SeededEntropy(name),
+                InlineExecutor(),
+                wire.caller(self.key.node_id),
+                SilentLog(),
+            ),
             leases=self.market,
             book=self.market,
             sandbox=self.sandbox,
             evidence=self.evidence,
             inputs=self.objects,
-            log=SilentLog(),
         )
         wire.services[self.key.node_id] = self.service
+
+
+class File:
+    """A file as an object that no node has shards of."""
+
+    reference = b""
+
+    def __init__(self, name, data):
+        self.name = name
+        self.data = data
+        self.size_bytes = len(data)
+        self.digest = hashlib.sha256(data).digest()
+        self.spared = {}
+
+    async def read(self):
+        return self.data
+
+
+def options(*, limits=LIMITS, on=None, **how):
+    """The options of a job: its limits one by one, and the provider as text."""
+    return {**asdict(limits), "on": None if on is None else to_text(on), **how}
+
+
+def amount(done):
+    """What a receipt bills."""
+    return open_signed(done.receipt, ExecutionReceipt, network=None).record.amount_micro
 
 
 class World:
@@ -204,16 +236,12 @@ class World:
         ]
 
     async def invoke(self, name="add", function="add", arguments=("2", "3"), **how):
-        limits = how.pop("limits", LIMITS)
-        return await self.customer.service.invoke(
-            wasm(name), function, list(arguments), limits, **how
-        )
+        spec = JobSpec.invoke(wasm(name), function, arguments, **options(**how))
+        return await self.customer.service.run(spec)
 
-    async def run(self, name, *args, env=None, stdin=b"", files=None, **how):
-        limits = how.pop("limits", LIMITS)
-        return await self.customer.service.run(
-            wasm(name), args, env or {}, stdin, files or {}, limits, **how
-        )
+    async def run(self, name, *args, env=None, stdin=b"", objects=(), tape=None, **how):
+        spec = JobSpec.run(wasm(name), args, env, stdin, **options(**how))
+        return await self.customer.service.run(spec, objects=objects, tape=tape)
 
     def order(self, **changed):
         """The first order that was sent, with some fields changed, signed again."""
@@ -229,13 +257,13 @@ class World:
 
 async def test_a_function_is_run_by_a_peer_and_paid(world):
     done = await world.invoke()
-    assert done.results == ["5"]
-    assert (done.fuel_used, done.amount_micro, done.trap) == (4, FIRST, None)
-    assert done.provider == world.provider.key.node_id
+    assert done.results == ("5",)
+    assert (done.fuel_used, amount(done), done.trap) == (4, FIRST, None)
+    assert from_text(done.provider) == world.provider.key.node_id
     assert world.customer.market.spending == [(b"\1" * 32, FIRST, FIRST)]
     assert (world.provider.market.used, world.provider.market.reserved) == ([FIRST], 0)
     receipt = open_signed(
-        done.receipt, ExecutionReceipt, network=world.network, author=done.provider
+        done.receipt, ExecutionReceipt, network=world.network, author=from_text(done.provider)
     )
     order = open_signed(receipt.record.order, Order, network=world.network)
     assert order.author == world.customer.key.node_id
@@ -248,7 +276,7 @@ async def test_a_module_is_sent_once(world):
 
 
 async def test_a_command_is_run_by_a_peer_with_its_files(world):
-    done = await world.run("upper", files={"text": b"hello"}, env={"GREETING": "hei"})
+    done = await world.run("upper", objects=[File("text", b"hello")], env={"GREETING": "hei"})
     assert (done.exit_code, done.trap) == (0, None)
     assert done.files == {"deep/TEXT": b"HELLO"}
     assert done.stdout.endswith(b"hei\n")
@@ -259,8 +287,8 @@ async def test_a_command_is_run_by_a_peer_with_its_files(world):
 async def test_here_nothing_is_asked_and_nothing_is_paid(world):
     for how in ({"local": True}, {"on": world.customer.key.node_id}):
         done = await world.invoke(**how)
-        assert (done.results, done.amount_micro) == (["5"], 0)
-        assert done.provider == world.customer.key.node_id
+        assert (done.results, amount(done)) == (("5",), 0)
+        assert from_text(done.provider) == world.customer.key.node_id
         receipt = open_signed(done.receipt, ExecutionReceipt, network=world.network).record
         order = open_signed(receipt.order, Order, network=world.network).record
         assert order.lease_id == bytes(32)
@@ -269,15 +297,15 @@ async def test_here_nothing_is_asked_and_nothing_is_paid(world):
 
 async def test_the_market_may_choose_the_own_node(world):
     world.customer.market.leases = [Lease(world.customer.key.node_id, bytes(32), 0)]
-    assert (await world.invoke()).provider == world.customer.key.node_id
+    assert (await world.invoke()).provider == to_text(world.customer.key.node_id)
 
 
 async def test_a_limit_that_is_met_is_in_the_receipt_and_billed(world):
     done = await world.invoke("endless", "spin", [])
     assert isinstance(done.trap, FuelExhausted)
-    assert done.results == []
+    assert done.results == ()
     compiling = len(wasm("endless")) * COMPILE_BYTE_FUEL
-    assert done.amount_micro == LIMITS.fuel + RUN_FUEL + compiling
+    assert amount(done) == LIMITS.fuel + RUN_FUEL + compiling
     failed = await world.invoke("trap", "divide", ["1", "0"])
     assert isinstance(failed.trap, ModuleTrapped)
     flood = await world.run("flood", limits=Limits(fuel=5_000_000, output_bytes=50_000))
@@ -293,20 +321,20 @@ async def test_what_is_wrong_with_the_call_is_said_before_anybody_is_asked(world
     with pytest.raises(ExportUnknown):
         await world.run("add")
     with pytest.raises(ModuleInvalid):
-        await world.customer.service.invoke(b"", "f", [], LIMITS)
+        await world.customer.service.run(JobSpec.invoke(b"", "f"))
     assert world.wire.sent == []
 
 
 async def test_an_invalid_body_is_refused_by_the_provider_and_not_billed(world):
     broken = wasm("add")[:-2] + b"\x6b\x6b"
     with pytest.raises(ModuleInvalid, match="not valid"):
-        await world.customer.service.invoke(broken, "add", ["1", "2"], LIMITS)
+        await world.customer.service.run(JobSpec.invoke(broken, "add", ["1", "2"]))
     assert (world.provider.market.used, world.provider.market.reserved) == ([0], 0)
 
 
 async def test_another_provider_is_asked_where_one_is_silent(world):
     world.wire.silent = {world.provider.key.node_id}
-    assert (await world.invoke()).provider == world.other.key.node_id
+    assert (await world.invoke()).provider == to_text(world.other.key.node_id)
     world.wire.silent.add(world.other.key.node_id)
     world.wire.sent.clear()
     with pytest.raises(PeerSilent):
@@ -334,9 +362,9 @@ async def test_a_spent_lease_is_refused(world):
 
 
 async def test_what_no_message_can_hold_is_refused_before_it_is_sent(world):
-    files = {name: bytes(15 * MIB) for name in "abc"}
+    files = [File(name, bytes(15 * MIB)) for name in "abc"]
     with pytest.raises(TooLarge, match="together"):
-        await world.run("upper", files=files)
+        await world.run("upper", objects=files)
     assert world.wire.sent == []
 
 
@@ -362,7 +390,7 @@ class Slow(LocalSandbox):
 
 async def test_a_function_that_was_quick_may_share_its_request(world):
     for _ in range(3):
-        assert (await world.invoke(on=world.provider.key.node_id)).results == ["5"]
+        assert (await world.invoke(on=world.provider.key.node_id)).results == ("5",)
     assert patient(world) == [False, False, True, True]  # the second brings the module
     assert world.provider.market.used == [FIRST, AGAIN, AGAIN]
 
@@ -377,7 +405,7 @@ async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world)
     while len(world.wire.sent) < 2:
         await asyncio.wait([running], timeout=0.01)
     slow.go_on.set()
-    assert (await running).results == ["5"]
+    assert (await running).results == ("5",)
     assert patient(world) == [True, False]
     assert len({header["order"] for _, header, _ in world.wire.sent}) == 1
     assert world.provider.market.used == [FIRST, AGAIN]
@@ -476,7 +504,7 @@ async def test_a_file_that_no_program_can_have_left_is_refused(world, name):
 
     world.wire.tap = rename
     with pytest.raises(ReceiptInvalid, match="no program can have left"):
-        await world.run("upper", files={"text": b"hello"}, env={"GREETING": "hei"})
+        await world.run("upper", objects=[File("text", b"hello")], env={"GREETING": "hei"})
     assert world.customer.market.spending == []
 
 
@@ -581,7 +609,7 @@ async def test_a_lost_worker_is_billed_once_for_a_module(world):
         assert isinstance(done.trap, WorkerLost), moment
         assert done.fuel_used == 20 * MILLISECOND_FUEL
         paid = len(spending)
-        assert spending[-1][2] == done.amount_micro
+        assert spending[-1][2] == amount(done)
         world.clock.advance_to(world.clock.now_ms() + 1)
         # It has heard of the loss: a provider that runs the module all the same is not paid.
         with pytest.raises(ReceiptInvalid, match="lost a worker by this module before"):
@@ -725,7 +753,7 @@ async def test_receipts_and_orders_of_one_moment_are_signed_together(world):
     assert len({decode(each.receipt)["sig"] for each in done}) == 1
     for each in done:
         receipt = open_signed(
-            each.receipt, ExecutionReceipt, network=world.network, author=each.provider
+            each.receipt, ExecutionReceipt, network=world.network, author=from_text(each.provider)
         ).record
         order = open_signed(receipt.order, Order, network=world.network).record
         assert order.customer == world.customer.key.node_id

@@ -10,14 +10,14 @@ import difflib
 import json
 import re
 import sys
-from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, from_code, unwritable
+from xsc.api.jobs import result_document
+from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, unwritable
+from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.units import format_size
 from xsc.cli.compute import deployments
@@ -34,32 +34,17 @@ from xsc.cli.options import (
     ProgramCommand,
     Settings,
     job_options,
-    limits_of,
     pass_settings,
     table_of,
 )
 from xsc.cli.output import say, short, show, show_json, warn
-from xsc.client.calls import Program, read_bounded, read_file, read_module
-from xsc.client.core import Document
+from xsc.client.calls import Show, read_bounded, read_file, read_module
 from xsc.client.files import check_target, place_in, write_whole
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
 _LIKE_OURS = (*range(PROGRAM_EXIT_BASE, PROGRAM_EXIT_BASE + EXIT_PARTLY + 1), EXIT_INTERRUPTED)
 """Codes by which XSC says that it failed itself, where it passes those of programs on."""
-GRANT = click.option(
-    "--grant",
-    "grants",
-    type=click.Choice(("clock", "random")),
-    multiple=True,
-    help="Let it see the real time, or real chance; nobody can verify it then.",
-)
-VERIFY = click.option(
-    "--verify",
-    "quorum",
-    metavar="KofN",
-    help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
-)
 
 
 @click.group(cls=Group)
@@ -82,8 +67,6 @@ def compute() -> None:
     help="Call it for each line of arguments in FILE, or of -.",
 )
 @click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
-@GRANT
-@VERIFY
 @job_options
 @click.pass_context
 def invoke(
@@ -94,14 +77,8 @@ def invoke(
     arguments: tuple[str, ...],
     batch: Path | None,
     item_fuel: int | None,
-    fuel: int | None,
-    memory: int | None,
-    timeout: int | None,
-    on: str | None,
+    options: JobOptions,
     receipt: Path | None,
-    local: bool,
-    quorum: str | None,
-    grants: tuple[Any, ...],
 ) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
@@ -114,47 +91,21 @@ def invoke(
     if receipt is not None:
         check_target(receipt)
     code = read_module(module)
-    limits = limits_of(fuel, memory, timeout)
     if batch is not None:
         if arguments:
             raise ArgumentInvalid("with --batch the arguments come from its lines alone")
-        if quorum is not None:
-            raise ArgumentInvalid("a batch is run by one provider", hint="leave --verify out")
         lines = _read_stdin(batch)
-        if _runs_here(settings, on=on, local=local):
-            from xsc.node.local import batch_local
-
-            many: Document = batch_local(
-                code, function, lines, limits, item_fuel=item_fuel, grants=grants
-            )
-        else:
-            many = settings.calls().batch(
-                code,
-                function,
-                lines,
-                limits,
-                item_fuel=item_fuel,
-                on=on,
-                local=local,
-                grants=grants,
-            )
-        return _show_batch(settings, many, receipt)
+        spec = JobSpec.batch(code, function, lines, item_fuel, **options)
+        return _show_batch(settings, _run_job(settings, spec, receipt))
     if item_fuel is not None:
         raise ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
-    if _runs_here(settings, on=on, local=local, quorum=quorum):
-        from xsc.node.local import invoke_local
-
-        done: Document = invoke_local(code, function, arguments, limits, grants)
-    else:
-        done = settings.calls().invoke(
-            code, function, arguments, limits, on=on, local=local, grants=grants, verify=quorum
-        )
-    _save_receipt(done, receipt)
+    spec = JobSpec.invoke(code, function, arguments, **options)
+    done = _run_job(settings, spec, receipt)
     if settings.json:
-        show_json(done)
+        show_json(result_document(done))
     _raise_trap(done)
     if not settings.json:
-        show(" ".join(done["results"]))
+        show(" ".join(done.results))
     _tell(settings, done)
     return None
 
@@ -178,8 +129,6 @@ def invoke(
     metavar="PREFIX",
     help="Store the files that it writes as objects, named so and by their path.",
 )
-@GRANT
-@VERIFY
 @job_options
 @pass_settings
 def run(
@@ -192,14 +141,8 @@ def run(
     inputs: tuple[tuple[str, str], ...],
     out: Path | None,
     store: str | None,
-    fuel: int | None,
-    memory: int | None,
-    timeout: int | None,
-    on: str | None,
+    options: JobOptions,
     receipt: Path | None,
-    local: bool,
-    quorum: str | None,
-    grants: tuple[Any, ...],
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
@@ -212,60 +155,43 @@ def run(
     if out is not None:
         _make_directory(out)
     code = read_module(module)
-    program = Program(
-        arguments, table_of(env, "variable"), _read_stdin(stdin), table_of(inputs, "input")
-    )
-    limits = limits_of(fuel, memory, timeout)
-    shown = None if settings.json else _show_output
-    objects = bool(inputs) or store is not None
-    if _runs_here(settings, on=on, local=local, quorum=quorum, objects=objects):
-        from xsc.node.local import run_local
-
-        done: Document = run_local(code, program, limits, grants=grants, show=shown)
-    else:
-        done = settings.calls().run(
-            code,
-            program,
-            limits,
-            on=on,
-            local=local,
-            grants=grants,
-            verify=quorum,
-            store=store,
-            # Of what several nodes write, nothing can be believed before they agree.
-            show=shown if quorum is None else None,
-        )
-    _save_receipt(done, receipt)
+    given = _read_stdin(stdin)
+    variables, objects = table_of(env, "variable"), table_of(inputs, "input")
+    spec = JobSpec.run(code, arguments, variables, given, objects, store, **options)
+    # Of what several nodes write, nothing can be believed before they agree.
+    shown = None if settings.json or spec.verify is not None else _show_output
+    done = _run_job(settings, spec, receipt, shown)
     if out is not None:
-        for name, data in done["files"].items():
+        for name, data in done.files.items():
             place = place_in(out, name)
             _make_directory(place.parent)
-            write_whole(place, [b64decode(data)])
+            write_whole(place, [data])
     if settings.json:
-        show_json(done)
+        show_json(result_document(done))
     else:
-        _show_output(1, b64decode(done["stdout"]))
-        _show_output(2, b64decode(done["stderr"]))
+        _show_output(1, done.stdout)
+        _show_output(2, done.stderr)
     _raise_trap(done)
     _tell(settings, done)
     if _tell_stored(settings, done):
         return PROGRAM_EXIT_BASE + EXIT_PARTLY
-    exit_code: int = done["exit_code"]
+    exit_code = done.exit_code
+    assert exit_code is not None
     if exit_code in _LIKE_OURS:
         say(f"the program itself exited with {exit_code}")
     # A shell sees eight bits: a failure must not become 0 by losing the others.
     return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
 
 
-def _tell_stored(settings: Settings, done: Document) -> int:
+def _tell_stored(settings: Settings, done: JobResult) -> int:
     """List the objects that were made, beside the output; return how many could not be."""
-    rows = done.get("objects", [])
+    rows = done.objects or ()
     for row in rows:
-        if row["fault"] is not None:
-            warn(f"{row['path']} is not stored: {row['fault']['detail']}")
+        if row.fault is not None:
+            warn(f"{row.path} is not stored: {row.fault.message}")
         elif not settings.json:
-            say(f"{row['path']}  {row['capability']}")
-    return sum(1 for row in rows if row["fault"] is not None)
+            say(f"{row.path}  {row.capability}")
+    return sum(1 for row in rows if row.fault is not None)
 
 
 def _show_output(stream: int, data: bytes) -> None:
@@ -275,18 +201,19 @@ def _show_output(stream: int, data: bytes) -> None:
     sink.flush()
 
 
-def _show_batch(settings: Settings, done: Document, receipt: Path | None) -> int:
-    """Show what came of each line; return 2 where one failed, for the others count, too."""
-    _save_receipt(done, receipt)
+def _show_batch(settings: Settings, done: JobResult) -> int:
+    """Show the result of each line; return 2 where one failed, for the others count, too."""
+    document = result_document(done)
     if settings.json:
-        show_json(done)
+        show_json(document)
     else:
-        sys.stdout.buffer.write("".join(f"{json.dumps(item)}\n" for item in done["items"]).encode())
+        lines = "".join(f"{json.dumps(item)}\n" for item in document["items"])
+        sys.stdout.buffer.write(lines.encode())
         sys.stdout.buffer.flush()
     _raise_trap(done)
-    failed = sum(1 for item in done["items"] if item["trap"] is not None)
+    failed = sum(1 for item in done.items if item.trap is not None)
     if failed:
-        say(f"{failed} of {len(done['items'])} lines failed: see their 'trap'")
+        say(f"{failed} of {len(done.items)} lines failed: see their 'trap'")
     _tell(settings, done)
     return 2 if failed else 0
 
@@ -300,28 +227,23 @@ def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
             raise click.NoSuchOption(word, possibilities=close, ctx=ctx)
 
 
-def _runs_here(
-    settings: Settings,
-    *,
-    on: str | None,
-    local: bool,
-    quorum: str | None = None,
-    objects: bool = False,
-) -> bool:
-    """Say whether this process runs the job itself.
+def _run_job(
+    settings: Settings, spec: JobSpec, receipt: Path | None, show: Show | None = None
+) -> JobResult:
+    """Run a job by the node, or in this process where no node runs; save its receipt."""
+    calls = settings.calls()
+    needs_node = spec.on or spec.verify or spec.inputs or spec.store is not None
+    if needs_node or calls.core.alive():
+        done = calls.job(spec, show)
+    else:
+        if not spec.local:
+            say(f"no node runs at {settings.home}: running here, in the same sandbox")
+        from xsc.node.local import run_here
 
-    Raises:
-        ArgumentInvalid: another node must and must not run it.
-    """
-    if on is not None and local:
-        raise ArgumentInvalid("--on and --local contradict each other")
-    if quorum is not None and (local or on is not None):
-        raise ArgumentInvalid("--verify asks several providers, and not one that is named")
-    if on is not None or quorum is not None or objects or settings.calls().core.alive():
-        return False
-    if not local:
-        say(f"no node runs at {settings.home}: running here, in the same sandbox")
-    return True
+        done = run_here(spec, show)
+    if receipt is not None:
+        write_whole(receipt, [done.receipt])  # first of all: a run that trapped is billed, too
+    return done
 
 
 def _read_stdin(path: Path | None) -> bytes:
@@ -339,47 +261,38 @@ def _make_directory(path: Path) -> None:
         raise unwritable(f"{path} cannot be made", fault) from None
 
 
-def _save_receipt(done: Document, path: Path | None) -> None:
-    """Save the receipt before anything else: a run that trapped is billed, too."""
-    if path is not None:
-        write_whole(path, [b64decode(done["receipt"])])
+def _raise_trap(done: JobResult) -> None:
+    if done.trap is not None:
+        raise done.trap
 
 
-def _raise_trap(done: Document) -> None:
-    trap = done["trap"]
-    if trap is not None:
-        raise from_code(trap["code"], trap["detail"], trap.get("hint", ""))
-
-
-def _tell(settings: Settings, done: Document) -> None:
-    verification = done.get("verification")
-    if verification is not None:
-        _tell_who(settings, verification)
+def _tell(settings: Settings, done: JobResult) -> None:
+    if done.verification is not None:
+        _tell_verification(settings, done.verification)
     if settings.verbose:
         say(
-            f"ran on {short(done['provider'])} in {done['wall_ms']}ms: {done['fuel_used']} fuel, "
-            f"{done['memory_peak_bytes']} bytes of memory{_tell_saved(done)}"
+            f"ran on {short(done.provider)} in {done.wall_ms}ms: {done.fuel_used} fuel, "
+            f"{done.memory_peak_bytes} bytes of memory{_tell_saved(done)}"
         )
 
 
-def _tell_saved(done: Document) -> str:
+def _tell_saved(done: JobResult) -> str:
     """Return how much of module and input was there already, where any was."""
-    saved: int = done.get("saved_bytes", 0)
-    compiled: int = done.get("compiled_bytes", 0)
+    saved, compiled = done.saved_bytes, done.compiled_bytes
     told = f"; {format_size(saved)} of module and input were there already" if saved else ""
     return told + (f"; compiling {format_size(compiled)} is billed" if compiled else "")
 
 
-def _tell_who(settings: Settings, verification: Document) -> None:
-    """Say who did not agree; and who did, where that is asked for."""
-    for node in verification["dissenting"]:
+def _tell_verification(settings: Settings, verification: Verification) -> None:
+    """Print which providers did not agree; with --verbose also those that did."""
+    for node in verification.dissenting:
         warn(f"{short(node)} signed another outcome, and is not paid: see `xsc compute evidence`")
-    for node in verification["uncounted"]:
+    for node in verification.uncounted:
         warn(f"{short(node)} could not be compared, and is not paid")
-    for node in verification["silent"]:
+    for node in verification.silent:
         warn(f"{short(node)} gave no receipt")
     if settings.verbose:
-        say(f"agree: {', '.join(short(node) for node in verification['agreeing'])}")
+        say(f"agree: {', '.join(map(short, verification.agreeing))}")
 
 
 compute.add_command(verify)

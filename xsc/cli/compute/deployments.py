@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 import click
 
+from xsc.base.jobs import LimitOptions
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     DURATION,
@@ -17,7 +19,6 @@ from xsc.cli.options import (
     WHOLE,
     Command,
     Settings,
-    limits_of,
     pass_settings,
     table_of,
 )
@@ -39,8 +40,16 @@ def _calls(settings: Settings) -> ServiceCalls:
 @click.option("--version", metavar="V", help="What this version is called.  [the next number]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
 @click.option("--fuel", type=WHOLE, metavar="N", help="Most fuel of a request.")
-@click.option("--memory", type=SIZE, metavar="SIZE", help="Most memory of a request.")
-@click.option("--timeout", type=DURATION, metavar="DURATION", help="Most time of a request.")
+@click.option(
+    "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory of a request."
+)
+@click.option(
+    "--timeout",
+    "timeout_ms",
+    type=DURATION,
+    metavar="DURATION",
+    help="Most time of a request.",
+)
 @click.option("--concurrency", type=WHOLE, metavar="N", help="Requests that run at once.  [4]")
 @click.option("--on", type=PEER, metavar="NODE", help="Have this node hold it, and pay it.")
 @pass_settings
@@ -51,11 +60,9 @@ def deploy(
     name: str,
     version: str | None,
     env: tuple[tuple[str, str], ...],
-    fuel: int | None,
-    memory: int | None,
-    timeout: int | None,
     concurrency: int | None,
     on: str | None,
+    **limits: Unpack[LimitOptions],
 ) -> None:
     """Let the WASI program MOD answer requests, and print where.
 
@@ -65,11 +72,11 @@ def deploy(
     done = _calls(settings).deploy(
         read_module(module),
         name,
-        limits_of(fuel, memory, timeout),
         version=version,
         env=table_of(env, "variable"),
         concurrency=concurrency,
         on=on,
+        **limits,
     )
     _tell(settings, done)
 

@@ -30,7 +30,7 @@ from xsc.compute.jobs.receipts import seed_of, time_fuel
 from xsc.compute.wasm.inputs import RunInput, input_hash, output_hash
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import Program
-from xsc.compute.wasm.sandbox import Job, JobResult, is_trap, trap_error
+from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap, trap_error
 from xsc.compute.wasm.signature import Signature
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -225,7 +225,7 @@ def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> Answer:
     return Answer(Response(status, tuple(headers), f"{reason}\n".encode()), reason)
 
 
-def answer_of(result: JobResult) -> Answer:
+def answer_of(result: SandboxResult) -> Answer:
     """Return what a run's output is to its caller."""
     if result.trap is not None:
         fault: XscError = trap_error(result.trap)
@@ -239,7 +239,7 @@ def answer_of(result: JobResult) -> Answer:
     return Answer(read)
 
 
-def fuel_of(record: Deployment, result: JobResult) -> int:
+def fuel_of(record: Deployment, result: SandboxResult) -> int:
     """Return the fuel of a request's run."""
     by_time = time_fuel(record, result.trap)
     return result.fuel_used if by_time is None else by_time
@@ -253,7 +253,7 @@ def steps_of(record: Deployment, fuel: int) -> int:
 def make_receipt(
     signed: Signed[Deployment],
     given: RunInput,
-    result: JobResult,
+    result: SandboxResult,
     *,
     lease_id: bytes,
     price: int,

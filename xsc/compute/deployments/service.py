@@ -84,7 +84,7 @@ from xsc.compute.ports import Caller, Handler, ServiceBook, ServiceLeases
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import JobResult, Sandbox
+from xsc.compute.wasm.sandbox import Sandbox, SandboxResult
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -1054,7 +1054,7 @@ def _failures(rows: Sequence[Row]) -> int:
     return sum(1 for row in rows if row.status >= 500)
 
 
-def _noted(request: wagi.Request, result: JobResult, receipt: bytes) -> Row:
+def _noted(request: wagi.Request, result: SandboxResult, receipt: bytes) -> Row:
     """Return a row with what no receipt says; `_row_of` puts in the rest."""
     note = result.stderr[-SERVICE_NOTE_BYTES_MAX:].decode("utf-8", "replace")
     path = request.raw_path[:_PATH_CHARS_MAX]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xsc.base.bounded import FairBounded
-from xsc.base.clock import Clock, Executor, run_sized
+from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -36,13 +36,12 @@ from xsc.base.limits import (
     OUTPUT_BYTES_MAX,
     REQUEST_WINDOW_MS,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.compute.jobs.fetching import Fetching
 from xsc.compute.jobs.orders import Known, Orders
 from xsc.compute.jobs.output_buffer import Tape, run_taped
 from xsc.compute.jobs.receipts import billed_steps, check_price, job_of, make_receipt
-from xsc.compute.jobs.replicated import Verified
+from xsc.compute.jobs.replies import Delivered
 from xsc.compute.jobs.shares import Shares
 from xsc.compute.ports import ComputeBook, Handler, InputReader
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
@@ -50,9 +49,9 @@ from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.compute.worker.quick import PATIENCE_MS
 from xsc.identity.batch_signer import BatchSigner
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
-from xsc.identity.keys import KeyPair
-from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.execution import Order
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.pricing import run_steps
 
@@ -74,17 +73,6 @@ class Granted:
     """What was here already."""
     brought: bool = False
     """Whether the order brought the module."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A verified receipt and what came with it."""
-
-    receipt: Signed[ExecutionReceipt]
-    stdout: bytes
-    stderr: bytes
-    files: tuple[tuple[str, bytes], ...]
-    verified: Verified | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,31 +104,26 @@ class Provider:
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        executor: Executor,
         book: ComputeBook,
         sandbox: Sandbox,
         inputs: InputReader,
         signer: BatchSigner,
-        log: Log,
     ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._executor = executor
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._executor = context.executor
         self._book = book
         self._sandbox = sandbox
-        self._fetching = Fetching(inputs, clock)
+        self._fetching = Fetching(inputs, context.clock)
         self._inputs = Shares("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
         self._signer = signer
-        self._log = log
-        self._started_ms = clock.now_ms()
+        self._log = context.log
+        self._started_ms = context.clock.now_ms()
         self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
         """By hash; each counts for the customer that brought it first."""
-        """The customer that each module came from."""
         self._orders: Orders[_Run] = Orders()
 
     async def stop(self) -> None:
@@ -193,7 +176,7 @@ class Provider:
             take_bytes(header, "order"), Order, network=self._network, author=caller
         )
         asked = order.record
-        if asked.customer != caller or asked.provider != self._key.node_id:
+        if asked.customer != caller or asked.provider != self._own:
             raise RecordInvalid("the order is between other nodes")
         if asked.lease_id == OWN_LEASE:
             raise RecordInvalid("the order names no lease")

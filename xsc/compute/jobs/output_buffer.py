@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from xsc.base.clock import Clock
 from xsc.base.limits import STREAM_PIECE_BYTES
-from xsc.compute.wasm.sandbox import Job, JobResult, Sandbox
+from xsc.compute.wasm.sandbox import Job, Sandbox, SandboxResult
 
 
 class Tape:
@@ -108,7 +108,7 @@ class Tape:
         self._news = asyncio.Event()
 
 
-async def run_taped(sandbox: Sandbox, job: Job, tape: Tape) -> JobResult:
+async def run_taped(sandbox: Sandbox, job: Job, tape: Tape) -> SandboxResult:
     """Return what a job gave, or that it was cancelled, with what it had written by then."""
     running = asyncio.ensure_future(sandbox.run(job, tape))
     wish = asyncio.ensure_future(tape.cancelled.wait())
@@ -131,10 +131,10 @@ async def run_taped(sandbox: Sandbox, job: Job, tape: Tape) -> JobResult:
         tape.close()
 
 
-def _cancelled(sandbox: Sandbox, tape: Tape, ran_ms: int) -> JobResult:
+def _cancelled(sandbox: Sandbox, tape: Tape, ran_ms: int) -> SandboxResult:
     about = sandbox.describe()
     stdout, stderr = tape.written()
-    return JobResult(
+    return SandboxResult(
         results=(),
         exit_code=None,
         trap="cancelled",

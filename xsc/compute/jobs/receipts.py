@@ -22,11 +22,12 @@ from typing import Protocol
 
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
+from xsc.base.jobs import Mode
 from xsc.base.limits import AMOUNT_MAX, BATCH_ITEMS_MAX, COMPILE_MS_MAX, MILLISECOND_FUEL
 from xsc.compute.wasm.inputs import RunInput, output_hash
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.rows import batch_output
-from xsc.compute.wasm.sandbox import Job, JobResult, Mode, is_trap
+from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap
 from xsc.identity.envelope import Signed
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.pricing import compute_amount, run_steps
@@ -131,7 +132,7 @@ def check_price(order: Order, price: int) -> None:
 
 def make_receipt(
     order: Signed[Order],
-    result: JobResult,
+    result: SandboxResult,
     *,
     price: int,
     started_ms: int,

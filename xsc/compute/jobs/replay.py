@@ -21,7 +21,7 @@ from xsc.compute.jobs.receipts import TIME_TRAPS, given_hash, job_of
 from xsc.compute.wasm import rows as batch
 from xsc.compute.wasm.inputs import RunInput
 from xsc.compute.wasm.rows import Row, Rows, Shape
-from xsc.compute.wasm.sandbox import Job, JobResult, is_trap
+from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap
 from xsc.terms.execution import Order, Outcome
 
 Verdict = Literal["agrees", "differs", "cannot_tell"]
@@ -64,7 +64,7 @@ def replay_job(order: Order, module: bytes, given: RunInput, output_bytes: int) 
 
 
 def judge(
-    order: Order, told: Outcome, again: JobResult, given: RunInput, results: Sequence[str] = ()
+    order: Order, told: Outcome, again: SandboxResult, given: RunInput, results: Sequence[str] = ()
 ) -> Judgement:
     """Hold a receipt's outcome against what a second run of the same order gave.
 
@@ -112,7 +112,7 @@ def _shown(value: object) -> str:
 
 
 def _cut(
-    order: Order, told: Outcome, again: JobResult, shape: Shape, results: Sequence[str]
+    order: Order, told: Outcome, again: SandboxResult, shape: Shape, results: Sequence[str]
 ) -> int | None:
     """Return the call at which time could have ended a batch, all before it being equal."""
     rows, _ = batch.read_rows(

@@ -9,86 +9,45 @@ kept as evidence before anything else follows from it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
-from xsc.base.clock import Clock
 from xsc.base.errors import NoAgreement, NoOffers, PeerError, PeerSilent, XscError
-from xsc.base.ids import short
+from xsc.base.ids import short, to_text
+from xsc.base.jobs import Verification
 from xsc.base.limits import PROVIDERS_TRIED_MAX
-from xsc.base.log import Log
 from xsc.compute.jobs.evidence import EvidenceBook
 from xsc.compute.jobs.quorum import Quorum, Tally, decide
 from xsc.compute.jobs.receipts import billed_steps
+from xsc.compute.jobs.replies import Delivered
 from xsc.compute.ports import ComputeLease, ComputeLeases
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.identity.keys import KeyPair
 from xsc.terms.dissent import Dissent
-from xsc.terms.execution import ExecutionReceipt, Order
-
-
-class Delivered(Protocol):
-    """A verified receipt, and what came with it."""
-
-    @property
-    def receipt(self) -> Signed[ExecutionReceipt]:
-        """The receipt."""
-
-
-D = TypeVar("D", bound=Delivered)
+from xsc.terms.execution import Order
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """Who ran an order beside whom."""
-
-    quorum: Quorum
-    agreeing: tuple[bytes, ...]
-    dissenting: tuple[bytes, ...]
-    uncounted: tuple[bytes, ...]
-    """Those whose receipt nothing confirms or contradicts: by another engine, or out of time."""
-    silent: tuple[bytes, ...]
-    """Those that gave no receipt, or none that holds."""
-    receipts: tuple[bytes, ...]
-    """Of the agreeing ones, in their order."""
-    evidence: tuple[bytes, ...]
-    """Ids of what is kept against the dissenting ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Errand(Generic[D]):
+class Errand:
     """What is to be run, and how one provider is asked."""
 
     steps: int
     """Most fuel steps of one run."""
     order: Callable[[ComputeLease, Order | None], Awaitable[Signed[Order]]]
     """Makes the order for a lease, like another one where that is given."""
-    ask: Callable[[ComputeLease, Signed[Order]], Awaitable[D]]
+    ask: Callable[[ComputeLease, Signed[Order]], Awaitable[Delivered]]
     """Asks a provider, and checks what it delivers; pays nothing."""
 
 
 class Panel:
     """See the module."""
 
-    def __init__(
-        self,
-        *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        leases: ComputeLeases,
-        evidence: EvidenceBook,
-        log: Log,
-    ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
+    def __init__(self, context: Context, *, leases: ComputeLeases, evidence: EvidenceBook) -> None:
+        self._context = context
         self._leases = leases
         self._evidence = evidence
-        self._log = log
 
-    async def run(self, errand: Errand[D], quorum: Quorum) -> tuple[D, Verified]:
+    async def run(self, errand: Errand, quorum: Quorum) -> tuple[Delivered, Verification]:
         """Return what the agreeing providers delivered, once they are paid.
 
         Raises:
@@ -109,7 +68,7 @@ class Panel:
             )
         first: Order | None = None
         leases: dict[bytes, ComputeLease] = {}
-        answers: dict[bytes, D] = {}
+        answers: dict[bytes, Delivered] = {}
         faults: dict[bytes, XscError] = {}
         tally = Tally()
         for _ in range(PROVIDERS_TRIED_MAX):
@@ -145,27 +104,27 @@ class Panel:
             await self._settle(leases[node], done, first, paid=node in tally.agreeing)
         if not tally.agreeing:
             raise _why(quorum, tally, list(answers), list(faults.values()))
-        verified = Verified(
-            quorum,
-            tally.agreeing,
-            tally.dissenting,
-            tally.uncounted,
-            tuple(faults),
-            tuple(answers[node].receipt.raw for node in tally.agreeing),
-            kept,
+        return answers[tally.agreeing[0]], Verification(
+            need=quorum.need,
+            of=quorum.of,
+            agreeing=_texts(tally.agreeing),
+            dissenting=_texts(tally.dissenting),
+            uncounted=_texts(tally.uncounted),
+            silent=_texts(faults),
+            receipts=tuple(answers[node].receipt.raw for node in tally.agreeing),
+            evidence=_texts(kept),
         )
-        return answers[tally.agreeing[0]], verified
 
-    def _keep(self, tally: Tally, answers: dict[bytes, D]) -> tuple[bytes, ...]:
+    def _keep(self, tally: Tally, answers: dict[bytes, Delivered]) -> tuple[bytes, ...]:
         ids = []
         for first, second in tally.contradictions:
             record = Dissent(
-                customer=self._key.node_id,
+                customer=self._context.key.node_id,
                 first=answers[first].receipt.raw,
                 second=answers[second].receipt.raw,
-                found_ms=self._clock.now_ms(),
+                found_ms=self._context.clock.now_ms(),
             )
-            signed = sign(record, self._key, self._network)
+            signed = sign(record, self._context.key, self._context.network)
             self._evidence.keep(signed)
             ids.append(signed.id)
         return tuple(ids)
@@ -174,21 +133,27 @@ class Panel:
         for node in tally.dissenting:
             self._leases.report(node, "dissent")
         for node, fault in faults.items():
-            self._log.warning("provider gave no receipt", provider=node.hex(), reason=fault.code)
+            self._context.log.warning("compute.no_receipt", provider=node.hex(), reason=fault.code)
             if isinstance(fault, PeerError):
                 self._leases.report(node, fault.code)
 
-    async def _settle(self, lease: ComputeLease, done: D, order: Order, *, paid: bool) -> None:
+    async def _settle(
+        self, lease: ComputeLease, done: Delivered, order: Order, *, paid: bool
+    ) -> None:
         """Count what was used of the lease, and owe for it where it is paid."""
         record = done.receipt.record
         steps = billed_steps(order, record.outcome, record.observed)
         await self._leases.spent(lease.lease_id, steps, record.amount_micro if paid else 0)
 
 
+def _texts(ids: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(map(to_text, ids))
+
+
 def _answer(
-    errand: Errand[D],
-) -> Callable[[ComputeLease, Signed[Order]], Awaitable[D | XscError]]:
-    async def ask(lease: ComputeLease, order: Signed[Order]) -> D | XscError:
+    errand: Errand,
+) -> Callable[[ComputeLease, Signed[Order]], Awaitable[Delivered | XscError]]:
+    async def ask(lease: ComputeLease, order: Signed[Order]) -> Delivered | XscError:
         try:
             return await errand.ask(lease, order)
         except XscError as fault:

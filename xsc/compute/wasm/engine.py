@@ -52,7 +52,7 @@ from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
 from xsc.compute.wasm.code_format import About, Code
 from xsc.compute.wasm.program import PAGE_BYTES, Program
-from xsc.compute.wasm.sandbox import Bits, Job, JobResult
+from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
 
 ENGINE = f"wasmtime-py/{version('wasmtime')}"
@@ -336,7 +336,7 @@ def read_global(store: wasmtime.Store, found: wasmtime.Global) -> Bits:
 
 
 def name_trap(trap: wasmtime.Trap) -> str:
-    """Return a trap of the engine as `JobResult.trap` says it."""
+    """Return a trap of the engine as `SandboxResult.trap` says it."""
     code = trap.trap_code
     assert code is not None
     return _TRAPS.get(code, f"module_trapped: {code.name.lower().replace('_', ' ')}")
@@ -447,7 +447,7 @@ class Machine:
         job: Job,
         note: Callable[[str], None] = _quiet,
         tell: Callable[[int, bytes], None] | None = None,
-    ) -> JobResult:
+    ) -> SandboxResult:
         """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
 
         `tell` is given what the program writes, and to which stream.
@@ -483,7 +483,7 @@ class Machine:
                 raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
             self._keep(module_hash, about, module)
 
-    def _run_batch(self, job: Job, compiled: _Compiled) -> JobResult:
+    def _run_batch(self, job: Job, compiled: _Compiled) -> SandboxResult:
         shape = rows.shape_of(job.args)
         signature = compiled.program.signature(job.function)
         if not signature.callable:
@@ -520,7 +520,7 @@ class Machine:
             elapsed_ms=elapsed_ms,
             call=call,
         )
-        return JobResult(
+        return SandboxResult(
             (), None, None, spent, peak, table, traps, (), ENGINE, ENGINE_CONFIG, elapsed_ms()
         )
 
@@ -546,10 +546,10 @@ class Machine:
         job: Job,
         compiled: _Compiled,
         tell: Callable[[int, bytes], None] | None = None,
-    ) -> JobResult:
+    ) -> SandboxResult:
         began = time.monotonic()
         check_call(job, compiled.program)
-        empty = JobResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
+        empty = SandboxResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
         memory = compiled.program.memory
         if memory is not None and memory.pages_min * PAGE_BYTES > job.limits.memory_bytes:
             declared = memory.pages_min * PAGE_BYTES

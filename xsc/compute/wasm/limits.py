@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     FUEL_DEFAULT,
     FUEL_MAX,
@@ -55,3 +56,13 @@ class Limits:
     def steps(self) -> int:
         """The fuel steps that a lease must have room for, but for compiling the module."""
         return run_steps(self.fuel, self.memory_bytes)
+
+
+def limits_of(spec: JobSpec) -> Limits:
+    """Return the limits of a job, the defaults where it names none.
+
+    Raises:
+        ArgumentInvalid: one is out of its range.
+    """
+    named = {name: getattr(spec, name) for name in _MOST}
+    return Limits(**{name: value for name, value in named.items() if value is not None})

@@ -113,6 +113,27 @@ def check_size(count: int, signature: Signature, output_bytes: int) -> None:
         raise TooLarge("the arguments or results of this batch are over their bound")
 
 
+def read_lines(raw: bytes) -> list[list[str]]:
+    """Return the arguments of each line; an empty line is a call without arguments.
+
+    Raises:
+        ArgumentInvalid: not text, or not a line.
+        TooLarge: too many lines.
+    """
+    try:
+        lines = raw.decode("ascii").split("\n")
+    except UnicodeDecodeError:
+        raise ArgumentInvalid("the lines of a batch hold something else than numbers") from None
+    if not lines[-1]:
+        lines.pop()
+    if len(lines) > BATCH_ITEMS_MAX:
+        raise TooLarge(
+            f"a batch has at most {BATCH_ITEMS_MAX} lines, this one {len(lines)}",
+            hint="give the others to a second batch",
+        )
+    return [line.split() for line in lines]
+
+
 def table_of(calls: Sequence[Sequence[str]], function: str, signature: Signature) -> bytes:
     """Return the table of arguments, read by the function's signature.
 

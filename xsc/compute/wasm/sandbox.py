@@ -8,13 +8,13 @@ simulations and tests.
 
 Laws: the same job gives the same result, fuel included, except where it meets
 its time limit; no job sees anything of another; a limit that is met is named in
-`JobResult.trap`, and only what never came to run is raised.
+`SandboxResult.trap`, and only what never came to run is raised.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -30,10 +30,9 @@ from xsc.base.errors import (
     XscError,
     from_code,
 )
+from xsc.base.jobs import Grant, Mode
 from xsc.compute.wasm.limits import Limits
-from xsc.terms.execution import Grant
 
-Mode = Literal["invoke", "run", "batch"]
 Bits = tuple[str, bytes]
 """The type of a number ("i32") and its bits, little-endian."""
 CLOCK_START_MS = 1_767_225_600_000
@@ -104,7 +103,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class JobResult:
+class SandboxResult:
     """What a run gave, or the limit that ended it."""
 
     results: tuple[Bits, ...]
@@ -161,7 +160,7 @@ class Sandbox(Protocol):
             SandboxFailed: the jail failed.
         """
 
-    async def run(self, job: Job, watch: Watch | None = None) -> JobResult:
+    async def run(self, job: Job, watch: Watch | None = None) -> SandboxResult:
         """Return what the job gave, and tell `watch` what it writes.
 
         Raises:

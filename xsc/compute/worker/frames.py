@@ -20,6 +20,7 @@ from typing import cast
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, XscError, from_code
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
+from xsc.base.jobs import Grant, Mode
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     OUTPUT_BYTES_MAX,
@@ -29,8 +30,7 @@ from xsc.base.limits import (
 )
 from xsc.compute.wasm.inputs import is_output_path
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import Bits, Job, JobResult, Mode
-from xsc.terms.execution import Grant
+from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 
 PREFIX_BYTES = 4
 
@@ -186,7 +186,7 @@ def calls_of(message: dict[str, Value]) -> list[Job]:
     return jobs
 
 
-def answer_message(result: JobResult) -> dict[str, Value]:
+def answer_message(result: SandboxResult) -> dict[str, Value]:
     """Return the result of a call as a message: a short one, where nothing was written."""
     if result.stdout or result.stderr or result.files or result.exit_code is not None:
         return result_message(result)
@@ -204,7 +204,7 @@ def answer_message(result: JobResult) -> dict[str, Value]:
 
 def result_of_answer(
     message: dict[str, Value], job: Job, engine: str, engine_config: bytes
-) -> JobResult:
+) -> SandboxResult:
     """Return the result that a short answer tells, held against the job's limits.
 
     Raises:
@@ -219,7 +219,7 @@ def result_of_answer(
                 or wall_ms < 0
             ):
                 raise RecordInvalid("a worker reports more than the job allows")
-            return JobResult(
+            return SandboxResult(
                 tuple(map(named_bytes, results)),
                 None,
                 trap,
@@ -252,7 +252,7 @@ def output_of(message: dict[str, Value]) -> tuple[int, bytes]:
     return stream, take_bytes(message, "data")
 
 
-def result_message(result: JobResult) -> dict[str, Value]:
+def result_message(result: SandboxResult) -> dict[str, Value]:
     """Return a result as a message."""
     return {
         "kind": "result",
@@ -282,7 +282,7 @@ def named_bytes(value: Value) -> tuple[str, bytes]:
     raise RecordInvalid("a worker reports something that is no named bytes")
 
 
-def result_of(message: dict[str, Value], job: Job) -> JobResult:
+def result_of(message: dict[str, Value], job: Job) -> SandboxResult:
     """Return the result that a worker reports, held against the job's limits.
 
     Raises:
@@ -291,7 +291,7 @@ def result_of(message: dict[str, Value], job: Job) -> JobResult:
     code = message.get("exit_code")
     trap = message.get("trap")
     files = tuple(named_bytes(item) for item in take_list(message, "files", most=OUTPUT_FILES_MAX))
-    result = JobResult(
+    result = SandboxResult(
         results=tuple(
             named_bytes(item) for item in take_list(message, "results", most=ARGUMENTS_MAX)
         ),

@@ -48,7 +48,7 @@ from xsc.base.log import Log
 from xsc.base.tally import Tally
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import Code
-from xsc.compute.wasm.sandbox import Job, JobResult, Watch, trap_error
+from xsc.compute.wasm.sandbox import Job, SandboxResult, Watch, trap_error
 from xsc.compute.worker import frames
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.compiler import COMMAND as JAIL
@@ -167,7 +167,7 @@ class PoolSandbox:
         except CompileBoundMet:
             raise trap_error("compile_limit") from None
 
-    async def run(self, job: Job, watch: Watch | None = None) -> JobResult:
+    async def run(self, job: Job, watch: Watch | None = None) -> SandboxResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if not self._started:
             raise SandboxFailed("the sandbox is not running")
@@ -199,12 +199,12 @@ class PoolSandbox:
             if not self._customers[job.customer]:
                 del self._customers[job.customer]
 
-    async def _run(self, job: Job, watch: Watch | None) -> JobResult:
-        given: JobResult | SandboxProcess | None = None
+    async def _run(self, job: Job, watch: Watch | None) -> SandboxResult:
+        given: SandboxResult | SandboxProcess | None = None
         function = (job.module_hash, job.function)
         if watch is None and function in self._quick and frames.may_call(job):
             given = await self._in_line(job)
-        if not isinstance(given, JobResult):
+        if not isinstance(given, SandboxResult):
             given = await self._alone(job, given, watch)
         if given.trap is None:
             self._quick.took(function, given.fuel_used, given.wall_ms)
@@ -322,7 +322,7 @@ class PoolSandbox:
 
     # Lines
 
-    async def _in_line(self, job: Job) -> JobResult | SandboxProcess | None:
+    async def _in_line(self, job: Job) -> SandboxResult | SandboxProcess | None:
         """Return what a quick call gave; or the worker to run it on alone, None for any."""
         call = Call(job, asyncio.get_running_loop().create_future())
         line = None if self._waiting else self._line_for(job.module_hash)
@@ -338,7 +338,7 @@ class PoolSandbox:
         except asyncio.CancelledError:
             self._abandon(call)
             raise
-        if isinstance(given, JobResult):
+        if isinstance(given, SandboxResult):
             self._job_ms = (3 * self._job_ms + given.wall_ms) // 4
         return given
 
@@ -414,12 +414,12 @@ class PoolSandbox:
 
     # Jobs
 
-    def _ended(self, trap: str, wall_ms: int) -> JobResult:
+    def _ended(self, trap: str, wall_ms: int) -> SandboxResult:
         """Return the result of a job that the pool ended: what it used is not known."""
         engine, config = self._hello["engine"], self._hello["config"]
         assert isinstance(engine, str)
         assert isinstance(config, bytes)
-        return JobResult((), None, trap, 0, 0, b"", b"", (), engine, config, wall_ms)
+        return SandboxResult((), None, trap, 0, 0, b"", b"", (), engine, config, wall_ms)
 
     async def _code(self, job: Job, watch: Watch | None = None) -> tuple[Code, bool]:
         config = self._hello["config"]
@@ -430,7 +430,7 @@ class PoolSandbox:
 
     async def _alone(
         self, job: Job, worker: SandboxProcess | None, watch: Watch | None
-    ) -> JobResult:
+    ) -> SandboxResult:
         """Return what a job gave that has a worker for itself, the one that is given or any."""
         code, compiled = None, False
         if worker is None:
@@ -493,7 +493,7 @@ class PoolSandbox:
 
     async def _run_on(
         self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
-    ) -> JobResult:
+    ) -> SandboxResult:
         began_ms = self._clock.monotonic_ms()
         try:
             if watch is not None:
@@ -525,7 +525,7 @@ class PoolSandbox:
 
     async def _converse(
         self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
-    ) -> JobResult:
+    ) -> SandboxResult:
         loop = asyncio.get_running_loop()
         allowed_s = (job.limits.timeout_ms + KILL_GRACE_MS) / 1000
         announced = None if code is None else await _bring(worker, job, code)
@@ -610,7 +610,7 @@ def _pass_on(message: dict[str, Value], watch: Watch, left: int) -> int:
     return len(data)
 
 
-def _checked_result(message: dict[str, Value], job: Job) -> JobResult:
+def _checked_result(message: dict[str, Value], job: Job) -> SandboxResult:
     try:
         return frames.result_of(message, job)
     except RecordInvalid as fault:

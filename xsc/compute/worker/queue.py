@@ -19,7 +19,7 @@ from typing import Protocol
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import KILL_GRACE_MS, LINE_CALLS_MAX
-from xsc.compute.wasm.sandbox import Job, JobResult
+from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
 from xsc.compute.worker.quick import QUICK_MS
@@ -36,7 +36,9 @@ class Call:
 
     __slots__ = ("done", "job", "line")
 
-    def __init__(self, job: Job, done: asyncio.Future[JobResult | SandboxProcess | None]) -> None:
+    def __init__(
+        self, job: Job, done: asyncio.Future[SandboxResult | SandboxProcess | None]
+    ) -> None:
         self.job = job
         self.done = done
         self.line: Line | None = None

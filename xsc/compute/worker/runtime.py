@@ -23,7 +23,7 @@ from xsc.base.log import SilentLog
 from xsc.compute.wasm.inputs import RunInput, check_input
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import CLOCK_START_MS, Job, JobResult, trap_error
+from xsc.compute.wasm.sandbox import CLOCK_START_MS, Job, SandboxResult, trap_error
 from xsc.compute.wasm.values import parse_arguments, to_python
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.terms.execution import Number
@@ -120,7 +120,7 @@ class ComputeRuntime:
         limits: Limits | None = None,
         seed: bytes = _SEED,
         clock_ms: int = CLOCK_START_MS,
-    ) -> JobResult:
+    ) -> SandboxResult:
         """Run a WASI command and return its exit code, output and files.
 
         Raises:
@@ -141,7 +141,7 @@ class ComputeRuntime:
         limits: Limits | None = None,
         seed: bytes = _SEED,
         clock_ms: int = CLOCK_START_MS,
-    ) -> JobResult:
+    ) -> SandboxResult:
         """Run a WASI command as `run` does, without blocking the event loop.
 
         Whoever cancels it ends the program, too.
@@ -185,17 +185,17 @@ class ComputeRuntime:
                 asyncio.run_coroutine_threadsafe(self._sandbox.start(), self._loop).result()
             return self._loop
 
-    def _run(self, job: Job) -> JobResult:
+    def _run(self, job: Job) -> SandboxResult:
         running = asyncio.run_coroutine_threadsafe(self._sandbox.run(job), self._started())
         return _ended(running.result())
 
-    async def _run_async(self, job: Job) -> JobResult:
+    async def _run_async(self, job: Job) -> SandboxResult:
         loop = await asyncio.to_thread(self._started)
         running = asyncio.run_coroutine_threadsafe(self._sandbox.run(job), loop)
         return _ended(await asyncio.wrap_future(running))
 
 
-def _ended(result: JobResult) -> JobResult:
+def _ended(result: SandboxResult) -> SandboxResult:
     if result.trap is not None:
         raise trap_error(result.trap)
     return result
@@ -218,7 +218,7 @@ def _call_job(
     )
 
 
-def _value(result: JobResult) -> int | float | list[int | float] | None:
+def _value(result: SandboxResult) -> int | float | list[int | float] | None:
     values = [
         to_python(Number.model_validate({"type": kind, "bits": bits}))
         for kind, bits in result.results

@@ -28,10 +28,10 @@ from xsc.compute.wasm import rows
 from xsc.compute.wasm.inputs import RunInput, check_input, input_hash
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import Job, JobResult
+from xsc.compute.wasm.rows import read_lines
+from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity.envelope import kind_of
-from xsc.node.jobs.batch import read_lines
 from xsc.node.offline.verify import open_dissent, open_execution
 from xsc.node.system import SystemClock
 from xsc.terms.dissent import Dissent
@@ -81,7 +81,7 @@ def input_of(order: Order, module: bytes, given: Given) -> RunInput:
     return found
 
 
-async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> JobResult | str:
+async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> SandboxResult | str:
     """Return what a second run gives, or why none could say anything."""
     sandbox = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
     try:

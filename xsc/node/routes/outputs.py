@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 
-from xsc.api.schema import StoredOutput, Trap
 from xsc.base.errors import XscError
+from xsc.base.jobs import StoredOutput
 from xsc.node.build import Node
 
 
@@ -13,7 +13,9 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def store_outputs(node: Node, prefix: str, files: Mapping[str, bytes]) -> dict[str, object]:
+async def store_outputs(
+    node: Node, prefix: str, files: Mapping[str, bytes]
+) -> tuple[StoredOutput, ...]:
     """Store each file under the prefix and its path; return what became of each.
 
     The run is over and paid: what cannot be stored is told, and the others are stored.
@@ -25,9 +27,6 @@ async def store_outputs(node: Node, prefix: str, files: Mapping[str, bytes]) -> 
             done = await node.storage.put(_once(data), name=name, size_hint=len(data))
             capability = done.capability
         except XscError as error:
-            fault = Trap(code=error.code, detail=error.message, hint=error.hint)
-        stored = StoredOutput(
-            path=path, name=name, capability=capability, size_bytes=len(data), fault=fault
-        )
-        told.append(stored.model_dump())
-    return {"objects": told}
+            fault = error
+        told.append(StoredOutput(path, name, capability, len(data), fault))
+    return tuple(told)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
+from dataclasses import replace
 
 from aiohttp import web
 
+from xsc.api.jobs import result_document
 from xsc.api.problems import problem
 from xsc.base.errors import ArgumentInvalid, XscError
 from xsc.compute.jobs.output_buffer import Tape
 from xsc.node.build import Node
-from xsc.node.routes.jobs import jobs, read_job
+from xsc.node.routes.jobs import read_job, run_job
 
 PATH = "/v1/jobs/stream"
 STREAMS = {1: "stdout", 2: "stderr"}
@@ -27,7 +29,6 @@ _LOOK_MS = 200
 
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the streaming endpoint of a node."""
-    job = jobs(node)
 
     async def watch(request: web.Request, tape: Tape, running: asyncio.Task[object]) -> None:
         """Cancel the run once nobody listens any more."""
@@ -42,7 +43,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         if asked.mode != "run" or asked.verify is not None:
             raise ArgumentInvalid("only a program that one node runs is shown while it runs")
         tape = Tape(node.clock)
-        running = asyncio.create_task(job(asked, module, stdin, tape))
+        running = asyncio.create_task(run_job(node, asked, module, stdin, tape))
         running.add_done_callback(lambda _: tape.close())
         watching = asyncio.create_task(watch(request, tape, running))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -59,7 +60,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             except XscError as error:
                 await line({"problem": problem(error)})
             else:
-                await line({"result": {**done, "stdout": "", "stderr": ""}})
+                await line({"result": result_document(replace(done, stdout=b"", stderr=b""))})
             await response.write_eof()
         finally:
             # The run itself goes to its end: what was used is paid, whoever listens.

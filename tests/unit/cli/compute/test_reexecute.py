@@ -227,6 +227,8 @@ def test_who_does_not_agree_is_named(xsc, stand_in):
         "provider": "a" * 52,
         "trap": None,
         "receipt": "",
+        "saved_bytes": 0,
+        "compiled_bytes": 0,
         "verification": told,
     }
     stand_in.answers("POST", "/v1/jobs", answer)

@@ -54,7 +54,7 @@ from xsc.compute.deployments.service import Services
 from xsc.compute.deployments.store import Row
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import JobResult
+from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
@@ -106,7 +106,7 @@ class Held:
 
 
 def result(stdout=b"Content-Type: a/b\n\nx", **changed):
-    made = JobResult((), 0, None, 7, 65536, stdout, b"", (), "engine", b"\0" * 32, 1)
+    made = SandboxResult((), 0, None, 7, 65536, stdout, b"", (), "engine", b"\0" * 32, 1)
     return replace(made, **changed)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.settle import until
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import forged
+from tests.unit.compute.test_service import forged, options
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -21,6 +21,7 @@ from xsc.base.errors import (
     RecordInvalid,
     TooLarge,
 )
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     INPUT_BYTES_MAX,
     INPUTS_HELD_A_PEER_BYTES_MAX,
@@ -79,10 +80,8 @@ def stored(world):
 
 
 async def upper(world, objects, **how):
-    limits = how.pop("limits", LIMITS)
-    return await world.customer.service.run(
-        wasm("upper"), [], GREETING, b"", how.pop("files", {}), limits, objects=objects, **how
-    )
+    spec = JobSpec.run(wasm("upper"), env=GREETING, **options(**{"limits": LIMITS, **how}))
+    return await world.customer.service.run(spec, objects=objects)
 
 
 def receipt_of(done, world):
@@ -107,7 +106,7 @@ async def test_a_provider_reads_itself_what_it_has_shards_of(world, stored):
 async def test_the_order_names_an_input_by_its_content_however_it_travels(world, stored):
     near = await upper(world, [stored], on=world.provider.key.node_id)
     far = await upper(world, [stored], on=world.other.key.node_id)
-    plain = await upper(world, [], files={"text": TEXT}, on=world.other.key.node_id)
+    plain = await upper(world, [Stored(TEXT)], on=world.other.key.node_id)
     here = await upper(world, [stored], local=True)
     orders = [receipt_of(done, world)[0] for done in (near, far, plain, here)]
     given = RunInput((), tuple(GREETING.items()), b"", (("text", TEXT),))
@@ -158,10 +157,10 @@ async def test_the_market_is_told_who_saves_how_much(world, stored):
 async def test_who_ran_a_large_module_lately_has_it(world):
     large = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(NEAR_BYTES_LEAST)
     for _ in range(2):
-        done = await world.customer.service.invoke(large, "add", ["1", "2"], LIMITS)
+        done = await world.customer.service.run(JobSpec.invoke(large, "add", ["1", "2"]))
     assert done.saved_bytes in (0, len(large)), "the two providers take turns here"
     ran = {peer for peer, _, _ in world.wire.sent}
-    await world.customer.service.invoke(large, "add", ["1", "2"], LIMITS)
+    await world.customer.service.run(JobSpec.invoke(large, "add", ["1", "2"]))
     assert world.customer.market.saved[-1] == dict.fromkeys(ran, len(large))
     assert world.customer.market.saved[0] == {}
 
@@ -337,7 +336,7 @@ async def test_an_object_and_a_file_of_one_name_are_refused(world, stored):
     with pytest.raises(RecordInvalid, match="twice"):
         await world.serve({**header, "files": ["text"]}, twice)
     with pytest.raises(ArgumentInvalid, match="twice"):
-        await upper(world, [stored], files={"text": b""})
+        await upper(world, [stored, Stored(b"")])
 
 
 def test_objects_count_as_input():

@@ -31,12 +31,14 @@ from xsc.compute.wasm.inputs import (
     is_output_path,
     output_hash,
 )
-from xsc.compute.wasm.sandbox import JobResult, is_trap, trap_error
+from xsc.compute.wasm.sandbox import SandboxResult, is_trap, trap_error
 from xsc.identity.envelope import open_signed, sign
 from xsc.terms.execution import ExecutionReceipt, Number, Order
 
 PRICE = 3
-RESULT = JobResult((i32(5),), None, None, 4 * FUEL_QUANTUM, 65536, b"", b"", (), "e", bytes(32), 9)
+RESULT = SandboxResult(
+    (i32(5),), None, None, 4 * FUEL_QUANTUM, 65536, b"", b"", (), "e", bytes(32), 9
+)
 OUTPUT = output_hash(b"", b"", ())
 
 

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import LIMITS, Lease, Node, Wire
+from tests.unit.compute.test_service import LIMITS, Lease, Node, Wire, options
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -19,19 +19,19 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import to_text
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import DISSENTS_KEPT_MAX
 from xsc.compute.jobs.evidence import EvidenceBook
-from xsc.compute.jobs.quorum import Quorum, same_content
+from xsc.compute.jobs.quorum import same_content
 from xsc.compute.jobs.receipts import check_receipt
 from xsc.compute.jobs.replay import why_not
-from xsc.compute.wasm.limits import Limits
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Number, Order
 
-TWO_OF_THREE = Quorum(2, 3)
+TWO_OF_THREE = "2of3"
 
 
 class Panel:
@@ -63,10 +63,8 @@ class Panel:
         return answer
 
     async def invoke(self, quorum=TWO_OF_THREE, function="add", **how):
-        limits = how.pop("limits", LIMITS)
-        return await self.customer.service.invoke(
-            wasm("add"), function, ["2", "3"], limits, quorum=quorum, **how
-        )
+        spec = JobSpec.invoke(wasm("add"), function, ["2", "3"], **options(verify=quorum, **how))
+        return await self.customer.service.run(spec)
 
     def paid(self):
         """Which providers were paid, by place."""
@@ -108,9 +106,9 @@ def too_dear(receipt):
 
 async def test_all_are_asked_the_same_and_paid(panel):
     done = await panel.invoke()
-    assert done.results == ["5"]
-    verified = done.verified
-    assert set(verified.agreeing) == set(panel.nodes[:3])
+    assert done.results == ("5",)
+    verified = done.verification
+    assert set(verified.agreeing) == set(map(to_text, panel.nodes[:3]))
     assert (verified.dissenting, verified.silent, verified.evidence) == ((), (), ())
     assert panel.paid() == {0, 1, 2}
     told = [open_signed(raw, ExecutionReceipt, network=None).record for raw in verified.receipts]
@@ -124,13 +122,13 @@ async def test_all_are_asked_the_same_and_paid(panel):
 async def test_a_dissent_becomes_evidence(panel):
     panel.lies[panel.nodes[1]] = other_sum
     done = await panel.invoke()
-    assert done.results == ["5"]
-    assert done.verified.dissenting == (panel.nodes[1],)
+    assert done.results == ("5",)
+    assert done.verification.dissenting == (to_text(panel.nodes[1]),)
     assert panel.paid() == {0, 2}
     assert len(panel.customer.market.spending) == 3
     assert panel.customer.market.reports == [(panel.nodes[1], "dissent")]
     (kept,) = panel.customer.evidence.list()
-    assert (kept.first, kept.second) == (done.verified.agreeing[0], panel.nodes[1])
+    assert (to_text(kept.first), kept.second) == (done.verification.agreeing[0], panel.nodes[1])
     assert kept.differs == ("results",)
     raw = panel.customer.evidence.get(to_text(kept.id)[:8])
     assert "signed different outcomes (results)" in verify_file(raw)
@@ -148,7 +146,7 @@ async def test_evidence_must_be_of_one_order_and_a_contradiction(panel, network)
     raw = panel.customer.evidence.get(to_text(kept.id))
     record = open_signed(raw, Dissent, network=network).record
     del panel.lies[panel.nodes[1]]
-    other = (await panel.invoke()).verified.receipts
+    other = (await panel.invoke()).verification.receipts
     customer, stranger = panel.customer.key, panel.providers[0].key
     for changed, key, reason in (
         ({}, stranger, "not signed by the customer"),
@@ -186,16 +184,18 @@ async def test_who_is_silent_is_replaced_until_enough_agree(panel, silent):
         assert panel.paid() == set()
         return
     done = await panel.invoke()
-    assert done.results == ["5"]
-    assert len(done.verified.agreeing) >= 2
+    assert done.results == ("5",)
+    assert len(done.verification.agreeing) >= 2
     assert not panel.paid() & {panel.nodes.index(node) for node in panel.wire.silent}
-    assert set(done.verified.agreeing) == {panel.nodes[place] for place in panel.paid()}
+    assert set(done.verification.agreeing) == {
+        to_text(panel.nodes[place]) for place in panel.paid()
+    }
 
 
 async def test_a_receipt_that_does_not_hold_is_no_vote(panel):
     panel.lies[panel.nodes[0]] = too_dear
     done = await panel.invoke()
-    assert done.verified.silent == (panel.nodes[0],)
+    assert done.verification.silent == (to_text(panel.nodes[0]),)
     assert panel.customer.market.reports == [(panel.nodes[0], "receipt_invalid")]
     assert panel.paid() == {1, 2}
 
@@ -203,19 +203,19 @@ async def test_a_receipt_that_does_not_hold_is_no_vote(panel):
 async def test_another_engine_is_neither_believed_nor_paid_nor_accused(panel):
     panel.lies[panel.nodes[0]] = other_engine
     done = await panel.invoke()
-    assert done.verified.uncounted == (panel.nodes[0],)
+    assert done.verification.uncounted == (to_text(panel.nodes[0]),)
     assert panel.paid() == {1, 2}
     assert panel.customer.market.reports == []
 
 
 async def test_a_trap_is_agreed_on_and_paid_like_a_result(panel):
-    done = await panel.customer.service.invoke(
-        wasm("trap"), "divide", ["1", "0"], LIMITS, quorum=TWO_OF_THREE
+    done = await panel.customer.service.run(
+        JobSpec.invoke(wasm("trap"), "divide", ["1", "0"], fuel=LIMITS.fuel, verify=TWO_OF_THREE)
     )
     assert done.trap is not None
-    assert len(done.verified.agreeing) == 3
-    spun = await panel.customer.service.invoke(
-        wasm("endless"), "spin", [], Limits(fuel=10_000), quorum=Quorum(3, 3)
+    assert len(done.verification.agreeing) == 3
+    spun = await panel.customer.service.run(
+        JobSpec.invoke(wasm("endless"), "spin", fuel=10_000, verify="3of3")
     )
     assert spun.trap.code == "fuel_exhausted"
     assert spun.fuel_used == 10_000
@@ -224,10 +224,10 @@ async def test_a_trap_is_agreed_on_and_paid_like_a_result(panel):
 
 async def test_a_program_is_verified_with_its_output(panel):
     done = await panel.customer.service.run(
-        wasm("wordcount"), [], {}, b"one two\n", {}, LIMITS, quorum=TWO_OF_THREE
+        JobSpec.run(wasm("wordcount"), stdin=b"one two\n", fuel=LIMITS.fuel, verify=TWO_OF_THREE)
     )
     assert done.stdout == b"1 2 8\n"
-    assert len(done.verified.receipts) == 3
+    assert len(done.verification.receipts) == 3
 
 
 async def test_fewer_providers_than_are_asked_for(panel):
@@ -243,8 +243,8 @@ async def test_fewer_providers_than_are_asked_for(panel):
 async def test_what_nobody_can_run_says_why(panel):
     """The body is invalid, which only an engine sees."""
     with pytest.raises(XscError, match="not valid WebAssembly"):
-        await panel.customer.service.invoke(
-            wasm("add")[:-2] + b"\x6b\x6b", "add", ["2", "3"], LIMITS, quorum=TWO_OF_THREE
+        await panel.customer.service.run(
+            JobSpec.invoke(wasm("add")[:-2] + b"\x6b\x6b", "add", ["2", "3"], verify=TWO_OF_THREE)
         )
 
 

@@ -12,7 +12,7 @@ import wasmtime
 
 from tests.settle import settle
 from tests.unit.compute.programs import SteadyClock, job_of
-from tests.unit.compute.test_service import LIMITS, PRICE
+from tests.unit.compute.test_service import LIMITS, PRICE, amount
 from xsc.base.clock import ManualClock
 from xsc.base.errors import ReceiptInvalid, SandboxFailed
 from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, RUN_FUEL, STREAM_PIECE_BYTES
@@ -21,7 +21,7 @@ from xsc.compute.jobs.output_buffer import Tape, run_taped
 from xsc.compute.jobs.receipts import time_fuel
 from xsc.compute.jobs.streams import CANCEL, OUTPUT
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import JobResult
+from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.main import Worker
 from xsc.compute.worker.output_stream import Spout
@@ -184,7 +184,7 @@ class Stuck:
     def describe(self):
         return self.inner.describe()
 
-    async def run(self, job, watch=None) -> JobResult:
+    async def run(self, job, watch=None) -> SandboxResult:
         watch.began()
         watch.wrote(1, b"so far")
         self.runs.set()
@@ -236,7 +236,7 @@ async def test_a_run_elsewhere_is_cancelled_and_its_time_is_billed(world):
     assert ran_ms > 0
     assert done.fuel_used == ran_ms * MILLISECOND_FUEL == time_fuel(order, "cancelled", ran_ms)
     assert world.customer.market.spending == [
-        (world.customer.market.leases[0].lease_id, done.fuel_used + RUN_FUEL, done.amount_micro)
+        (world.customer.market.leases[0].lease_id, done.fuel_used + RUN_FUEL, amount(done))
     ]
     assert "ended by cancelled" in verify_file(done.receipt)
     assert world.provider.market.reserved == 0

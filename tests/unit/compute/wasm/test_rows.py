@@ -10,7 +10,7 @@ import pytest
 
 from tests.strategies import vectors
 from tests.unit.compute.programs import wasm
-from tests.unit.compute.test_service import LIMITS, forged
+from tests.unit.compute.test_service import LIMITS, amount, forged, options
 from xsc.base.encoding import encode
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -22,6 +22,7 @@ from xsc.base.errors import (
     SignatureMismatch,
     TooLarge,
 )
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
     BATCH_ITEMS_MAX,
@@ -213,18 +214,19 @@ def test_a_call_ended_for_its_time_is_billed_the_time_of_all():
 
 
 async def many(world, name, function, calls, **how):
-    limits = how.pop("limits", LIMITS)
-    return await world.customer.service.invoke_batch(wasm(name), function, calls, limits, **how)
+    lines = "".join(f"{' '.join(call)}\n" for call in calls).encode()
+    spec = JobSpec.batch(wasm(name), function, lines, **options(**how))
+    return await world.customer.service.run(spec)
 
 
 @pytest.mark.parametrize("local", [False, True])
 async def test_a_batch_is_run_under_one_order_and_receipt(world, local):
     calls = [[str(n), "0x10"] for n in range(300)]
     done = await many(world, "add", "add", calls, local=local)
-    assert [item.results for item in done.items] == [[str(n + 16)] for n in range(300)]
+    assert [item.results for item in done.items] == [(str(n + 16),) for n in range(300)]
     assert done.fuel_used == sum(item.fuel_used for item in done.items) == 1200
     beside = RUN_FUEL + len(wasm("add")) * COMPILE_BYTE_FUEL + 300 * BATCH_CALL_FUEL
-    assert done.amount_micro == (0 if local else 1200 + beside)
+    assert amount(done) == (0 if local else 1200 + beside)
     if not local:
         assert world.customer.market.spending[-1][1] == 1200 + beside
         assert world.provider.market.used == [1200 + beside]
@@ -239,7 +241,7 @@ async def test_a_batch_is_run_under_one_order_and_receipt(world, local):
 
 async def test_a_call_that_traps_stands_in_its_line_alone(world):
     done = await many(world, "trap", "divide", [["6", "3"], ["1", "0"], ["8", "2"]])
-    assert [item.results for item in done.items] == [["2"], [], ["4"]]
+    assert [item.results for item in done.items] == [("2",), (), ("4",)]
     assert isinstance(done.items[1].trap, ModuleTrapped)
     assert done.trap is None
 

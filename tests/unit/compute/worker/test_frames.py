@@ -7,7 +7,7 @@ import pytest
 from tests.unit.compute.programs import i32, job
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import ARGUMENTS_MAX
-from xsc.compute.wasm.sandbox import JobResult
+from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker import frames
 
 
@@ -19,10 +19,10 @@ def test_calls_and_answers_come_back_as_they_were():
     assert frames.may_call(plain)
     for other in ({"mode": "run"}, {"stdin": b"x"}, {"args": ("a",)}, {"files": (("f", b""),)}):
         assert not frames.may_call(job("add", "add", **other))
-    quiet = JobResult((i32(3),), None, None, 4, 0, b"", b"", (), "e", bytes(32), 1)
+    quiet = SandboxResult((i32(3),), None, None, 4, 0, b"", b"", (), "e", bytes(32), 1)
     told = frames.answer_message(quiet)
     assert frames.result_of_answer(told, plain, "e", bytes(32)) == quiet
-    loud = JobResult((), None, None, 4, 0, b"out", b"", (), "e", bytes(32), 1)
+    loud = SandboxResult((), None, None, 4, 0, b"out", b"", (), "e", bytes(32), 1)
     assert frames.answer_message(loud) == frames.result_message(loud)
     assert frames.result_of(frames.result_message(loud), plain) == loud
 

@@ -4,7 +4,7 @@ import pytest
 
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.limits import BATCH_ITEMS_MAX
-from xsc.node.jobs.batch import read_lines
+from xsc.compute.wasm.rows import read_lines
 
 
 @pytest.mark.parametrize(

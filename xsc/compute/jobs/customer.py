@@ -1,0 +1,310 @@
+"""Buys runs: chooses a provider, orders, and pays for what it delivers once that was checked.
+
+An order is sent without the module first. A provider that lacks the module says so, and is
+sent the order again with it. The provider's side is `xsc.compute.jobs.executor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from xsc.base.bounded import Bounded
+from xsc.base.clock import run_sized
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    InputUnavailable,
+    JobUnfinished,
+    LeaseExhausted,
+    ModuleUnknown,
+    PeerSilent,
+    RateLimited,
+    SandboxFailed,
+    XscError,
+)
+from xsc.base.jobs import Verification
+from xsc.base.limits import (
+    MODULE_LOST_MS,
+    MODULES_REMEMBERED_MAX,
+    PEER_TIMEOUT_MS,
+    PROVIDERS_TRIED_MAX,
+)
+from xsc.base.merkle import Part, root_of
+from xsc.compute.jobs.executor import RUN, Granted, Provider
+from xsc.compute.jobs.locality import Holders, referred_to, saved_max
+from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.quorum import Quorum
+from xsc.compute.jobs.receipts import billed_steps
+from xsc.compute.jobs.replicated import Errand, Panel
+from xsc.compute.jobs.replies import Asked, Delivered, read_reply
+from xsc.compute.jobs.streams import Streams, settle_tape
+from xsc.compute.jobs.tasks import Task, message_of
+from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject, Reply
+from xsc.compute.wasm.inputs import input_hash
+from xsc.compute.worker.quick import PATIENCE_MS, Quick
+from xsc.identity.batch_signer import BatchSigner
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, sign
+from xsc.terms.execution import Order
+from xsc.terms.lease import OWN_LEASE
+
+_NONCE_BYTES = 16
+
+
+@dataclass(slots=True)
+class _Purchase:
+    """A task that is being bought."""
+
+    task: Task
+    tape: Tape | None
+    """Where to show what it writes."""
+    module_sent_to: set[bytes] = field(default_factory=set)
+
+
+class Customer:
+    """The customer's side of runs."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        leases: ComputeLeases,
+        provider: Provider,
+        streams: Streams,
+        panel: Panel,
+        signer: BatchSigner,
+        compile_ms: int,
+    ) -> None:
+        """`provider` runs what this node orders from itself; `compile_ms` as for the service."""
+        self._context = context
+        self._own = context.key.node_id
+        self._leases = leases
+        self._provider = provider
+        self._streams = streams
+        self._panel = panel
+        self._signer = signer
+        self._compile_ms = compile_ms
+        self._holders = Holders()
+        self._quick = Quick()
+        self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
+        """When this node heard of a lost worker, by provider and module."""
+
+    async def run_here(self, task: Task, tape: Tape | None) -> Delivered:
+        """Run a task on this node, where nobody is paid."""
+        task = await _brought(task, task.objects)
+        order = await self._order(task, self._own, OWN_LEASE)
+        granted = Granted(task.module, task.given, task.limits.output_bytes, 0)
+        return await self._provider.fulfil(order, granted, tape)
+
+    async def buy(self, task: Task, on: bytes | None, tape: Tape | None) -> Delivered:
+        """Run a task on that node, or on the best of the market, and pay for it.
+
+        Raises:
+            NoOffers, PeerSilent, SandboxFailed, RateLimited: nobody ran it.
+            ReceiptInvalid: the provider's receipt breaks a rule.
+        """
+        purchase = _Purchase(task, tape)
+        ordered: dict[bytes, Signed[Order]] = {}
+        last: XscError | None = None
+        # As a rule, a module that some provider has need not be paid for again.
+        compiling = not self._holders.of(task.module_hash)
+        for _ in range(PROVIDERS_TRIED_MAX):
+            lease = await self._leases.lease_compute(
+                fuel_steps=task.steps(compiling=compiling),
+                on=on,
+                saved=task.saved_by(self._holders.of(task.module_hash)),
+            )
+            if lease.node == self._own:
+                return await self.run_here(task, tape)
+            # A second try under the same lease sends the same order: it is run once.
+            if lease.lease_id not in ordered:
+                ordered[lease.lease_id] = await self._order(task, lease.node, lease.lease_id)
+            order = ordered[lease.lease_id]
+            try:
+                done = await self._ask(purchase, lease, order)
+            except (PeerSilent, SandboxFailed, RateLimited) as fault:
+                self._context.log.warning(
+                    "compute.order_not_run", provider=lease.node.hex(), reason=fault.code
+                )
+                last = fault
+                if tape is not None and tape.size_bytes:
+                    break  # another run would not begin with the output that was shown
+            except LeaseExhausted as fault:
+                if compiling or lease.node not in purchase.module_sent_to:
+                    raise
+                compiling, last = True, fault
+            else:
+                receipt = done.receipt.record
+                steps = billed_steps(order.record, receipt.outcome, receipt.observed)
+                await self._leases.spent(lease.lease_id, steps, receipt.amount_micro)
+                return done
+        assert last is not None
+        raise last
+
+    async def verify(self, task: Task, quorum: Quorum) -> tuple[Delivered, Verification]:
+        """Run a task on several providers, and pay those that agree.
+
+        Raises:
+            NoOffers, NoAgreement, PeerSilent: as `Panel.run`.
+        """
+        purchase = _Purchase(task, None)
+
+        async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
+            if like is None:
+                return await self._order(task, lease.node, lease.lease_id)
+            made = like.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
+            return sign(made, self._context.key, self._context.network)
+
+        async def ask(lease: ComputeLease, signed: Signed[Order]) -> Delivered:
+            return await self._ask(purchase, lease, signed)
+
+        return await self._panel.run(Errand(task.steps(compiling=True), order, ask), quorum)
+
+    async def _order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
+        context = self._context
+        order = task.order(
+            nonce=context.entropy.token(_NONCE_BYTES),
+            lease_id=lease_id,
+            customer=self._own,
+            provider=provider,
+            input_hash=await run_sized(
+                context.executor,
+                task.given.size_bytes,
+                input_hash,
+                task.given,
+                task.limits.output_bytes,
+                [(item.name, item.digest) for item in task.objects],
+            ),
+            now_ms=context.clock.now_ms(),
+        )
+        return await self._signer.sign(order)
+
+    async def _ask(
+        self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]
+    ) -> Delivered:
+        """Return what a provider delivers, checked; nothing is paid."""
+        tape = purchase.tape
+        if tape is None:
+            return await self._deliver(purchase, lease, order)
+        output_max = purchase.task.limits.output_bytes
+        attending = asyncio.create_task(
+            self._streams.attend(lease.node, order.record.nonce, tape, output_max)
+        )
+        try:
+            done = await self._deliver(purchase, lease, order)
+        finally:
+            attending.cancel()
+            await asyncio.gather(attending, return_exceptions=True)
+        settle_tape(tape, done.stdout, done.stderr)
+        return done
+
+    async def _deliver(
+        self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]
+    ) -> Delivered:
+        task, node = purchase.task, lease.node
+        referred = referred_to(node, task.objects)
+        with_module = False
+        reply: Reply | None = None
+        while reply is None:
+            try:
+                reply = await self._send(purchase, node, order, referred, with_module=with_module)
+            except ModuleUnknown:
+                self._holders.forget(task.module_hash, node)
+                if with_module:
+                    raise
+                with_module = True
+                purchase.module_sent_to.add(node)
+            except InputUnavailable:
+                if not referred:
+                    raise
+                referred = []
+        now_ms = self._context.clock.now_ms()
+        heard_ms = self._lost.get((node, task.module_hash))
+        made_ms = order.record.created_ms
+        asked = Asked(
+            order,
+            node,
+            lease.price,
+            module_sent=node in purchase.module_sent_to,
+            saved_max=saved_max(node, referred, 0 if with_module else len(task.module)),
+            cancelled=purchase.tape is not None and purchase.tape.cancelled.is_set(),
+            passed_ms=now_ms - made_ms,
+            lost_before=heard_ms is not None
+            and heard_ms < made_ms < heard_ms + MODULE_LOST_MS // 2,
+        )
+        done = await run_sized(
+            self._context.executor,
+            sum(map(len, reply.parts)),
+            read_reply,
+            task,
+            asked,
+            reply,
+            self._context.network,
+        )
+        self._holders.note(task.module_hash, node)
+        receipt = done.receipt.record
+        if receipt.outcome.trap == "worker_lost":
+            self._lost.put((node, task.module_hash), now_ms)
+        if task.mode == "invoke":
+            function = (task.module_hash, task.function)
+            self._quick.took(function, receipt.outcome.fuel_used, receipt.observed.wall_ms)
+        return done
+
+    async def _send(
+        self,
+        purchase: _Purchase,
+        node: bytes,
+        order: Signed[Order],
+        referred: Sequence[InputObject],
+        *,
+        with_module: bool,
+    ) -> Reply:
+        """Return the reply to an order; the provider reads the referred objects itself."""
+        task = purchase.task
+        here = [item for item in task.objects if item not in referred]
+        header, bodies = message_of(
+            await _brought(task, here),
+            order.raw,
+            with_module=with_module,
+            streamed=purchase.tape is not None,
+        )
+        parts = await run_sized(self._context.executor, sum(map(len, bodies)), _bind, bodies)
+        if not with_module:
+            reply = await self._send_shared(task, node, header, parts)
+            if reply is not None:
+                return reply
+        timeout_ms = task.limits.timeout_ms + self._compile_ms + PEER_TIMEOUT_MS
+        return await self._context.caller.call(node, RUN, header, parts, timeout_ms=timeout_ms)
+
+    async def _send_shared(
+        self, task: Task, node: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Reply | None:
+        """Return the reply to a quick order, which may share its request; None: send it alone."""
+        function = (task.module_hash, task.function)
+        if task.mode != "invoke" or function not in self._quick:
+            return None
+        try:
+            return await self._context.caller.call(
+                node, RUN, {**header, "patience_ms": PATIENCE_MS}, parts
+            )
+        except JobUnfinished:
+            self._quick.failed(function)
+            return None
+        except PeerSilent:
+            self._quick.failed(function)
+            raise
+
+
+async def _brought(task: Task, objects: Sequence[InputObject]) -> Task:
+    """Return a task with these of its objects read, as files of its input."""
+    if not objects:
+        return task
+    files = [*task.given.files, *[(item.name, await item.read()) for item in objects]]
+    given = replace(task.given, files=tuple(sorted(files)))
+    others = tuple(item for item in task.objects if item not in objects)
+    return replace(task, given=given, objects=others)
+
+
+def _bind(bodies: Sequence[bytes]) -> list[Part]:
+    return [Part(body, root_of(body)) for body in bodies]

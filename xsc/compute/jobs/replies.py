@@ -1,0 +1,156 @@
+"""What a provider delivers for a task: checked against every rule, then told as a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from xsc.base.errors import ReceiptInvalid, RecordInvalid
+from xsc.base.fields import take_bytes, take_texts
+from xsc.base.ids import to_text
+from xsc.base.jobs import JobItem, JobResult, Verification
+from xsc.base.limits import OUTPUT_FILES_MAX, PEERS_MAX
+from xsc.compute.jobs.receipts import check_compiled, check_receipt, given_hash
+from xsc.compute.jobs.tasks import Task
+from xsc.compute.ports import Reply
+from xsc.compute.wasm import rows
+from xsc.compute.wasm.inputs import is_output_path
+from xsc.compute.wasm.sandbox import is_trap, trap_error
+from xsc.compute.wasm.values import format_bits, format_number
+from xsc.identity.envelope import Signed, open_signed
+from xsc.terms.execution import ExecutionReceipt, Order
+
+_node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A verified receipt and the output that came with it."""
+
+    receipt: Signed[ExecutionReceipt]
+    stdout: bytes
+    stderr: bytes
+    files: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the customer knows of an order beside its task, when the reply arrives."""
+
+    order: Signed[Order]
+    provider: bytes
+    price: int
+    """Of the lease, a quantum."""
+    module_sent: bool
+    saved_max: int
+    """Most bytes that the provider can have saved."""
+    cancelled: bool
+    """Whether the customer cancelled the run."""
+    passed_ms: int
+    """Since the order was made."""
+    lost_before: bool
+    """Whether the provider had lost a worker by this module a short while before the order."""
+
+
+def read_reply(task: Task, asked: Asked, reply: Reply, network: bytes) -> Delivered:
+    """Return what a provider delivered, once every rule is checked.
+
+    Raises:
+        ReceiptInvalid: it breaks a rule.
+        RecordInvalid, SignatureInvalid: the receipt cannot be read.
+    """
+    raw = take_bytes(reply.header, "receipt")
+    names = take_texts(reply.header, "files", most=OUTPUT_FILES_MAX)
+    if len(reply.parts) != 2 + len(names):
+        raise ReceiptInvalid("the provider's answer lacks a part")
+    if not all(map(is_output_path, names)) or len(set(names)) != len(names):
+        raise ReceiptInvalid("the provider returned a file that no program can have left")
+    bodies = [bytes(part) for part in reply.parts]
+    receipt = open_signed(raw, ExecutionReceipt, network=network, author=asked.provider)
+    done = Delivered(receipt, bodies[0], bodies[1], tuple(zip(names, bodies[2:], strict=True)))
+    broken = _broken_rule(task, asked, done)
+    if broken is not None:
+        raise ReceiptInvalid(f"the provider's receipt is refused: {broken}")
+    return done
+
+
+def _broken_rule(task: Task, asked: Asked, done: Delivered) -> str | None:
+    receipt = done.receipt.record
+    trap, observed = receipt.outcome.trap, receipt.observed
+    output = given_hash(task.mode, done.stdout, done.stderr, done.files)
+    broken = check_receipt(asked.order, receipt, asked.price, results=task.results, output=output)
+    if broken is not None:
+        return broken
+    if trap == "cancelled" and not asked.cancelled:
+        return "nobody has cancelled it"
+    if trap in ("cancelled", "compile_limit") and observed.wall_ms > asked.passed_ms:
+        return "it bills more time than has passed"
+    if trap == "worker_lost" and asked.lost_before:
+        return "the provider lost a worker by this module before, and ran it all the same"
+    broken = check_compiled(receipt, len(task.module) if asked.module_sent else 0)
+    if broken is not None:
+        return broken
+    if observed.calls != task.calls:
+        return "it bills other calls than the batch has"
+    if observed.saved_bytes > asked.saved_max:
+        return "it says that bytes were saved which were sent, or which it cannot have had"
+    if len(done.stdout) + len(done.stderr) + sum(len(data) for _, data in done.files) > (
+        task.limits.output_bytes
+    ):
+        return "more was delivered than the order allows"
+    if task.mode == "batch" and trap is None:
+        _, fuel = _rows(task, done)
+        if fuel != receipt.outcome.fuel_used:
+            return "its fuel is not the sum of that of its calls"
+    return None
+
+
+def _rows(task: Task, done: Delivered) -> tuple[list[rows.Row], int]:
+    try:
+        return rows.read_rows(
+            rows.shape_of(task.given.args),
+            task.row,
+            done.stdout,
+            done.stderr,
+            fuel=task.limits.fuel,
+            timeout_ms=task.limits.timeout_ms,
+            is_trap=is_trap,
+        )
+    except RecordInvalid as fault:
+        raise ReceiptInvalid(f"the batch's results are refused: {fault.message}") from None
+
+
+def result_of(task: Task, done: Delivered, verification: Verification | None) -> JobResult:
+    """Return the result of a task; for a batch it reads every row."""
+    receipt = done.receipt.record
+    outcome = receipt.outcome
+    items: tuple[JobItem, ...] = ()
+    is_batch = task.mode == "batch"
+    if is_batch and outcome.trap is None:
+        items = tuple(
+            JobItem(
+                tuple(format_bits(kind, bits) for kind, bits in row.results),
+                row.fuel_used,
+                trap_error(row.trap) if row.trap is not None else None,
+                done.receipt.raw,
+            )
+            for row in _rows(task, done)[0]
+        )
+    return JobResult(
+        mode=task.mode,
+        results=tuple(format_number(number) for number in outcome.results),
+        items=items,
+        exit_code=outcome.exit_code,
+        stdout=b"" if is_batch else done.stdout,
+        stderr=b"" if is_batch else done.stderr,
+        files=dict(done.files),
+        fuel_used=outcome.fuel_used,
+        memory_peak_bytes=outcome.memory_peak_bytes,
+        wall_ms=receipt.observed.wall_ms,
+        provider=_node_text(done.receipt.author),
+        trap=trap_error(outcome.trap) if outcome.trap is not None else None,
+        receipt=done.receipt.raw,
+        saved_bytes=receipt.observed.saved_bytes,
+        compiled_bytes=receipt.observed.compiled_bytes,
+        verification=verification,
+    )
