@@ -401,6 +401,7 @@ def test_the_half_is_that_of_the_present_term():
 def test_one_micro_credit_settles():
     over = replace(FRESH, given_back=True, settled_micro=1)
     assert status(STORAGE, over, T0) == "settled"
+    assert status(COMPUTE, spend(COMPUTE, FRESH, 1, 1), COMPUTE.end_ms) == "closing"
 
 
 def test_refused_bookings_are_tried_ever_more_rarely():

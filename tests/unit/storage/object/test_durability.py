@@ -1,0 +1,115 @@
+"""What a contract says, and small placements by hand; the planner has its laws in properties."""
+
+import pytest
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.storage.object.durability import (
+    KINDS,
+    PLANNED_PARITY_MAX,
+    Domains,
+    Host,
+    Survival,
+    attainable,
+    counted,
+    domains_of,
+    parse,
+    plan,
+    plan_around,
+    survival,
+)
+
+
+def at(*sites):
+    """Return a node for each site; "" names none."""
+    return [Host(bytes([index]), site) for index, site in enumerate(sites)]
+
+
+def test_kinds_are_those_that_contracts_have():
+    assert KINDS == ("node", "site", "owner", "introducer")
+
+
+def test_what_is_left_out_of_a_contract_is_none():
+    assert Survival() == (0, 0, 0, 0)
+    assert Survival(2, 1) == (2, 1, 0, 0)
+    assert Survival(2).nodes == 2
+    assert Survival(2, 1).meets(Survival(2))
+    assert Survival(2).meets(Survival(2))
+    assert not Survival(2).meets(Survival(2, 1))
+    assert not Survival(1, 9, 9, 9).meets(Survival(2))
+
+
+def test_a_count_has_its_plural():
+    assert [counted(count, "site") for count in (0, 1, 2)] == ["0sites", "1site", "2sites"]
+    assert Survival(1, 2, 0, 1).to_text() == "1node,2sites,1introducer"
+    assert Survival().to_text() == "0nodes"
+
+
+def test_a_contract_counts_up_to_the_shards_of_the_widest_code():
+    assert parse("254nodes,1introducer") == Survival(254, 0, 0, 1)
+    assert parse("007sites") == Survival(0, 7)
+    for text in ("255nodes", "999nodes", "0001node", "1nodess", "1nodes1site", "1node;1site"):
+        with pytest.raises(ArgumentInvalid, match="does not say what an object must survive"):
+            parse(text)
+
+
+def test_introducers_are_shown_to_those_who_asked_for_them():
+    found = Survival(2, 1, 1, 2)
+    assert found.shown_for(Survival(2, 1)) == (2, 1, 1, 0)
+    assert found.shown_for(Survival(0, 0, 0, 1)) == found
+
+
+@pytest.mark.parametrize(
+    ("sites", "m", "survives"),
+    [
+        ("aabbcc", 2, 1),
+        ("abcdef", 2, 2),
+        ("abcdef", 6, 6),
+        ("aaaabc", 3, 0),
+        ("aaaabc", 4, 1),
+        ("aab", 0, 0),
+        ("aab", 3, 2),
+        ("ab  ", 2, 0),
+        ("ab  ", 3, 1),
+        ("ab  ", 4, 2),
+        ("    ", 3, 0),
+    ],
+)
+def test_unknown_sites_are_lost_with_every_site(sites, m, survives):
+    hosts = at(*(site.strip() for site in sites))
+    assert survival(hosts, m)[1] == survives
+    assert survival(hosts, m).nodes == min(m, len(sites))
+
+
+def test_domains_are_counted_with_the_nodes_that_name_none():
+    assert domains_of([]) == (Domains(0, 0),) * 4
+    assert domains_of(at("a", "b", "b", "", ""))[:2] == (Domains(5, 0), Domains(2, 2))
+
+
+def test_what_stays_stays_and_nobody_holds_more_than_it_may():
+    hosts = tuple(at("a", "b", "c"))
+    assert plan_around(hosts, ((0, 6), (0, 6), (0, 6)), 6, 2, Survival()) == (2, 2, 2)
+    assert plan_around(hosts, ((2, 2), (0, 6), (0, 1)), 6, 4, Survival()) == (2, 3, 1)
+    assert plan_around(hosts, ((4, 6), (0, 6), (0, 6)), 6, 2, Survival()) == (4, 1, 1)
+    assert plan_around(hosts, ((2, 2), (2, 2), (2, 2)), 6, 2, Survival(1)) == (2, 2, 2)
+    assert plan_around(hosts, ((3, 3), (2, 2), (1, 1)), 6, 2, Survival(1)) is None
+    assert plan_around(hosts, ((0, 1), (0, 1), (0, 1)), 6, 2, Survival()) is None
+    assert plan_around(hosts, ((0, 6),) * 3, 6, 2, Survival(2)) is None
+    assert plan_around(hosts[:1], ((0, 6),), 6, 2, Survival()) == (6,)
+
+
+def test_codes_up_to_a_width_are_planned():
+    hosts = tuple(at("a", "b"))
+    m = PLANNED_PARITY_MAX
+    assert plan_around(hosts, ((0, m + 4),) * 2, m + 4, m, Survival(1)) == (m // 2 + 2,) * 2
+    assert plan_around(hosts, ((0, m + 5),) * 2, m + 5, m + 1, Survival(1)) is None
+    # Beyond that the columns are spread evenly, where that is enough.
+    assert plan(hosts, m + 5, m + 1, Survival(1)) is not None
+    assert plan(hosts, m + 5, m + 1, Survival(2)) is None
+
+
+def test_nodes_come_before_sites_in_what_is_attainable():
+    hosts = at("a", "a", "b", "b")
+    assert attainable(hosts, 6, 2, Survival(2, 1)) == (1, 0, 0, 0)
+    assert attainable(hosts, 6, 3, Survival(2, 1)) == (1, 1, 0, 0)
+    assert attainable(hosts, 4, 2, Survival(2, 1)) == (2, 1, 0, 0)
+    assert attainable(hosts, 4, 2, Survival()) == Survival()
