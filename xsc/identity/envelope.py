@@ -85,6 +85,10 @@ class Record(BaseModel):
                 f"this {cls.KIND} is of version {version!r}, known here is {cls.VERSION}",
                 hint="a newer xsc may read it",
             )
+        # Defaults are for those that make a record: what is read has every field.
+        if not cls.model_fields.keys() <= value.keys():
+            missing = next(name for name in cls.model_fields if name not in value)
+            raise RecordInvalid(f"this {cls.KIND} is wrong at {missing}: it is missing")
         try:
             return cls.model_validate(_tupled(value))
         except ValidationError as fault:

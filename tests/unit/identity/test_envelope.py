@@ -311,6 +311,8 @@ def test_a_broken_schema_is_refused_and_the_field_named(changes, place):
 def test_a_missing_field_and_a_list_are_refused():
     with pytest.raises(RecordInvalid, match="wrong at text"):
         Note.from_value({"v": 1})
+    with pytest.raises(RecordInvalid, match="wrong at about: it is missing"):
+        Note.from_value({"v": 1, "text": "", "count": 0, "lines": []})
     with pytest.raises(RecordInvalid, match="must be a map"):
         Note.from_value([1])
 
@@ -320,6 +322,9 @@ def test_a_correctly_signed_body_must_still_fit_the_schema(alice, network):
         KIND: ClassVar[str] = "note"
 
         text: int
+        count: int = 0
+        about: None = None
+        lines: tuple[str, ...] = ()
 
     with pytest.raises(RecordInvalid, match="wrong at text"):
         open_signed(sign(Loose(text=1), alice, network).raw, Note, network=network)

@@ -7,7 +7,6 @@ its seal (`xsc.compute.worker.code_cache`), and never from a peer.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from dataclasses import dataclass
 
@@ -21,8 +20,6 @@ from xsc.compute.wasm.program import MemoryShape, Program
 from xsc.compute.wasm.signature import Signature
 
 MAGIC = b"XSC code 2\n"
-MAGIC_1 = b"XSC code 1\n"
-"""Files of before, sealed by HMAC-SHA-256; they are read, and written no more."""
 SEAL_BYTES = 32
 _LENGTH_BYTES = 4
 
@@ -130,32 +127,25 @@ def announced(message: dict[str, Value]) -> tuple[bytes, int]:
     return take_bytes(message, "about"), size
 
 
-def _seal(
-    magic: bytes, key: bytes, module_hash: bytes, config: bytes, content: bytes | memoryview
-) -> bytes:
+def _seal(key: bytes, module_hash: bytes, config: bytes, content: bytes | memoryview) -> bytes:
     bound = domain("compiled-code") + module_hash + config
-    if magic == MAGIC_1:
-        first = hmac.new(key, bound, hashlib.sha256)
-        first.update(content)
-        return first.digest()
-    # Megabytes are sealed at each first run after a start: HMAC takes three times as long.
+    # Megabytes are sealed at each first run after a start: HMAC-SHA-256 takes three times as long.
     return blake3(bound, key=key).update(content).digest()
 
 
 def to_file(code: Code, key: bytes, module_hash: bytes, config: bytes) -> bytes:
     """Return the sealed bytes of code, for this module and this engine alone."""
     content = len(code.about).to_bytes(_LENGTH_BYTES, "big") + code.about + code.machine
-    return MAGIC + _seal(MAGIC, key, module_hash, config, content) + content
+    return MAGIC + _seal(key, module_hash, config, content) + content
 
 
 def from_file(raw: bytes, key: bytes, module_hash: bytes, config: bytes) -> Code | None:
     """Return the code that sealed bytes hold, or None where the seal does not fit them."""
     at = len(MAGIC) + SEAL_BYTES
     content = memoryview(raw)[at:]
-    magic = raw[: len(MAGIC)]
-    if magic not in (MAGIC, MAGIC_1) or len(content) < _LENGTH_BYTES:
+    if not raw.startswith(MAGIC) or len(content) < _LENGTH_BYTES:
         return None
-    seal = _seal(magic, key, module_hash, config, content)
+    seal = _seal(key, module_hash, config, content)
     if not hmac.compare_digest(raw[len(MAGIC) : at], seal):
         return None
     split = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "big")
