@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from xsc.base.limits import GIB, ROOM_PART_MUTUAL, ROOM_PART_OPEN, ROOM_PART_STRANGERS
 from xsc.market.clearing import Ask
-from xsc.market.room import LEAST, PARTS, Room, left, strangers_left, within_share
+from xsc.market.room import LEAST, PARTS, FreeRoom, left, strangers_left, within_share
 
 TIERS = ("open", "one_way", "mutual")
 NODES = [bytes([number]) * 32 for number in range(9)]
@@ -21,7 +21,7 @@ def after(kind, total, takes, tier_of):
     reserved = {}
     for node, part in takes:
         strangers = frozenset(item for item in reserved if tier_of[item] == "open")
-        room = Room(kind, total - sum(reserved.values()), dict(reserved), strangers)
+        room = FreeRoom(kind, total - sum(reserved.values()), dict(reserved), strangers)
         taken = left(room, node, tier_of[node]) * part // 10**6
         yield room, node, taken
         reserved[node] = reserved.get(node, 0) + taken
@@ -64,7 +64,7 @@ def test_another_stranger_finds_as_much_as_it_may_have_at_least(kind, total, tak
 
 @given(kinds, totals, st.lists(st.integers(1, 8 * GIB), min_size=1, max_size=8))
 def test_asking_in_pieces_gives_no_more_than_asking_once(kind, total, pieces):
-    room = Room(kind, total, {}, frozenset())
+    room = FreeRoom(kind, total, {}, frozenset())
     asks = [
         Ask(bytes([number]) * 32, b"s" * 32, "open", 1, size, 1, 10)
         for number, size in enumerate(pieces)

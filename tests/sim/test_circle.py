@@ -195,7 +195,7 @@ async def takes(host, node):
     """Reserve at a host what a node's credit allows; say whether it is anything."""
     others = frozenset(peer for peer in node.peers.peers() if peer != host.key.node_id)
     try:
-        found = await node.market.lease_hosts(size_bytes=MIB, count=1, exclude=others)
+        found = await node.market.buyer.lease_hosts(size_bytes=MIB, count=1, exclude=others)
     except XscError:
         return False
     return [lease.node for lease in found.leases] == [host.key.node_id]
@@ -211,7 +211,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
             greedy(sham)
 
         def owed():
-            return host.market.exposure(shams[0].key.node_id)
+            return host.market.limits.exposure(shams[0].key.node_id)
 
         # At the same time, and one after the other, until nobody gets any more.
         granted = await asyncio.gather(*(takes(host, sham) for sham in shams))
@@ -223,7 +223,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
         for sham in shams:
             await host.peers.confirm(sham.key.node_id)
         assert any([await takes(host, sham) for sham in shams])
-        assert sum(host.market.exposure(sham.key.node_id) for sham in shams) > limit
+        assert sum(host.market.limits.exposure(sham.key.node_id) for sham in shams) > limit
 
     settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
     run(7, 6, play, settings, kind=Star)
@@ -236,13 +236,13 @@ def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
         greedy(two)
         while await takes(host, one):
             pass
-        owed = host.market.exposure(two.key.node_id)
+        owed = host.market.limits.exposure(two.key.node_id)
         assert owed > host.config.starter_credit_micro // 2
         await host.peers.remove(one.key.node_id)
         for _ in range(2):
             host = world.nodes[1]
-            assert host.market.exposure(two.key.node_id) == owed
-            assert host.market.exposure(one.key.node_id) == owed
+            assert host.market.limits.exposure(two.key.node_id) == owed
+            assert host.market.limits.exposure(one.key.node_id) == owed
             assert not await takes(host, two)
             await world.crash(1)
             await world.restart(1)

@@ -93,7 +93,7 @@ def test_what_a_host_forgot_in_the_middle_of_a_put_is_stored_again():
             data = content(20 * MIB)
             for start in range(0, len(data), MIB):
                 if start == 12 * MIB:
-                    book = host.market._book
+                    book = host.market.store
                     for entry in book.of("provider", owner.key.node_id):
                         book.forget(entry)
                 yield data[start : start + MIB]
@@ -101,7 +101,7 @@ def test_what_a_host_forgot_in_the_middle_of_a_put_is_stored_again():
         done = await owner.storage.put(source(), name="a", size_hint=20 * MIB)
         ref = next(ref for ref, entry in owner.storage.entries())
         entry = owner.storage.entry(ref)
-        live = [at for at in entry.held if not owner.market.is_denied(at.lease_id)]
+        live = [at for at in entry.held if not owner.market.taken.is_denied(at.lease_id)]
         assert len(live) == 6
         assert len({at.size_bytes for at in live}) == 1, "each holds its column, whole"
         assert len(set(done.hosts)) == 6

@@ -123,7 +123,7 @@ def test_what_a_node_was_owed_is_settled_by_the_epochs_begun():
         await drained(world, leaver)
         await agree(world)
         for node in world.nodes:
-            await node.market.settle_all()
+            await node.market.settlement.settle_all()
         given = [v for v in world.nodes[leaver].market.leases() if v.role == "provider"]
         storage = [view for view in given if view.kind == "storage"]
         assert all(view.held_bytes == 0 for view in storage)
@@ -156,9 +156,9 @@ def test_a_node_that_leaves_takes_nothing_new():
         assert {view.lease_id for view in leaver.market.leases() if view.role == "provider"} <= (
             before
         )
-        assert [quote.available for quote in await world.nodes[0].market.offers("compute")].count(
-            0
-        ) == 1
+        assert [
+            quote.available for quote in await world.nodes[0].market.quotes.offers("compute")
+        ].count(0) == 1
 
     run(73, 7, play, QUICK | {"storage_capacity": "4GiB"})
 
@@ -274,7 +274,7 @@ def test_a_cancelled_drain_is_told_and_the_node_is_trusted_again():
             for index, _ in await nodes_of(world, await put(world.nodes[1], content(1, seed=seed)))
         }
         assert await get(world.nodes[4], capability) == content(MIB)
-        assert leaver.market.free("storage") > 0
+        assert leaver.market.headroom.free("storage") > 0
         assert hosts
 
     run(78, 7, play, QUICK | {"storage_capacity": "4GiB"})

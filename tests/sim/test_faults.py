@@ -127,7 +127,7 @@ def test_messages_lost_and_delayed_change_nothing_but_the_time():
         capability = await put(world.nodes[0], data)
         assert await get(world.nodes[2], capability) == data
         world.net.set_loss(0)
-        await world.nodes[0].market.settle_all()
+        await world.nodes[0].market.settlement.settle_all()
         for node in world.nodes:
             await node.ledger.retry_pending()
             await node.ledger.verify()
@@ -238,7 +238,7 @@ def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
         provider = world.nodes[1]
         old = copy.deepcopy(world.disks[0])
         await put(world.nodes[0], content(MIB))
-        await world.nodes[0].market.settle_all()
+        await world.nodes[0].market.settlement.settle_all()
         assert provider.ledger.balance(world.nodes[0].key.node_id)
         await world.crash(0)
         world.disks[0] = old
@@ -258,7 +258,7 @@ def test_bytes_keep_their_lease_through_a_power_loss():
         (lease,) = [lease for lease in node.market.leases() if lease.role == "provider"]
         assert lease.held_bytes == held == node.shards.used_bytes
         await world.until(lambda: world.sees_all(node))
-        await world.nodes[0].market.settle_all()
+        await world.nodes[0].market.settlement.settle_all()
         assert node.ledger.balance(world.nodes[0].key.node_id) > 0
 
     run(36, 7, play)
@@ -283,7 +283,7 @@ def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
     async def play(world):
         old = copy.deepcopy(world.disks[0])
         await put(world.nodes[0], content(MIB))
-        await world.nodes[0].market.settle_all()
+        await world.nodes[0].market.settlement.settle_all()
         await world.crash(0)
         world.disks[0] = old
         for other in range(1, 7):
@@ -303,7 +303,7 @@ def test_what_is_left_of_a_put_is_dropped_and_half_deletions_are_completed():
         capability = await put(node, kept)
         doomed = await put(node, content(2 * MIB, seed=2))
         # The owner dies before the object record of a put is sent, and never comes back to it.
-        (lease,) = (await node.market.lease_hosts(size_bytes=MIB, count=1)).leases
+        (lease,) = (await node.market.buyer.lease_hosts(size_bytes=MIB, count=1)).leases
         data = content(MIB, seed=3)
         shards = [(0, StorageShard(0, data, root_of(data)))]
         await node.storage._reach.store(lease, b"l" * 32, 0, shards=shards, record=None)

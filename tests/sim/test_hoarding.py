@@ -15,8 +15,8 @@ SIZE = 4 * MIB + 1
 
 def greedy(node):
     """Make a node ask for all that a host offers, anew for each object."""
-    node.market._quantity = lambda quote, _price, _least: quote.available
-    node.market._usable = lambda _kind, _quantity, _nodes: []
+    node.market.buyer._quantity = lambda quote, _price, _least: quote.available
+    node.market.buyer._usable = lambda _kind, _quantity, _nodes: []
 
 
 async def hoard(node, seed):
@@ -60,7 +60,7 @@ def test_who_takes_all_room_for_a_byte_keeps_nobody_from_putting(seed):
         for node in honest:
             unheld = node.capacity.storage_free_bytes()
             assert node.capacity.storage_capacity_bytes() - unheld < 32 * MIB
-            assert unheld - node.market.free("storage") < 32 * MIB
+            assert unheld - node.market.headroom.free("storage") < 32 * MIB
 
     run(seed, 7, play)
 
@@ -103,7 +103,7 @@ def test_room_that_is_kept_for_a_byte_is_paid():
         greedy(hoarder)
         for index in range(3):
             await hoard(hoarder, index)
-        await hoarder.market.settle_all()
+        await hoarder.market.settlement.settle_all()
         for host in world.nodes[:6]:
             views = [view for view in host.market.leases() if view.role == "provider"]
             used = [view for view in views if view.held_bytes]

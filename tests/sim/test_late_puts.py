@@ -56,8 +56,8 @@ def test_nothing_is_left_of_a_put_whose_undoing_overtook_its_bodies():
 def test_own_puts_that_come_together_leave_the_room_that_is_promised():
     async def play(world):
         node, customer = world.nodes
-        room = node.market.free("storage")
-        offered = await customer.market.lease_hosts(
+        room = node.market.headroom.free("storage")
+        offered = await customer.market.buyer.lease_hosts(
             size_bytes=MIB, count=1, exclude=frozenset({customer.key.node_id})
         )
         (lease,) = offered.leases

@@ -24,7 +24,7 @@ async def indebted(world):
     """Let a node owe another something; return both, and how much."""
     debtor, creditor = world.nodes[DEBTOR], world.nodes[CREDITOR]
     await put(debtor, content(40 * MIB))
-    await debtor.market.settle_all()
+    await debtor.market.settlement.settle_all()
     owed = creditor.ledger.balance(debtor.key.node_id)
     assert owed > 100
     assert debtor.ledger.balance(creditor.key.node_id) == -owed
@@ -239,7 +239,9 @@ def test_a_payment_gives_room_up_to_the_limit_again():
         before = await debtor.payments.standing(creditor.key.node_id)
         assert before.limit_micro == creditor.ledger.limit(debtor.key.node_id)
         me = debtor.key.node_id
-        assert before.left_micro == creditor.ledger.credit_left(me) - creditor.market.exposure(me)
+        assert before.left_micro == creditor.ledger.credit_left(
+            me
+        ) - creditor.market.limits.exposure(me)
         await debtor.payments.say(creditor.key.node_id, owed)
         assert await creditor.payments.say(me, owed)
         after = await debtor.payments.standing(creditor.key.node_id)
@@ -259,9 +261,11 @@ def test_the_lease_id_of_payments_is_nobodys_lease():
         debtor, creditor, _ = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
         for lease_id in (off_books_lease(me, peer), off_books_lease(peer, me)):
-            debtor.market._entropy = type("Fixed", (), {"token": lambda _, n, i=lease_id: i[:n]})()
-            quote = await debtor.market.fresh_quote(peer)
-            answer = await debtor.market._lease(quote, quote.record.price, MIB, MIB)
+            debtor.market.requests._entropy = type(
+                "Fixed", (), {"token": lambda _, n, i=lease_id: i[:n]}
+            )()
+            quote = await debtor.market.quotes.fresh("storage", peer)
+            answer = await debtor.market.requests.lease(quote, quote.record.price, MIB, MIB)
             assert isinstance(answer, RecordInvalid)
             assert "payments off the books" in answer.message
 

@@ -79,7 +79,7 @@ async def back(world, index, place):
 async def debts(world):
     """Settle what is owed, so that the owner has entries of both sides."""
     for node in world.nodes:
-        await node.market.settle_all()
+        await node.market.settlement.settle_all()
 
 
 async def story(world):

@@ -54,7 +54,7 @@ def settled_in_full(world, owner):
 
 async def settle(world):
     for node in world.nodes:
-        await node.market.settle_all()
+        await node.market.settlement.settle_all()
 
 
 def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():

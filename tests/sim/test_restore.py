@@ -58,7 +58,7 @@ async def put_named(node, name, data):
 
 async def settled(world):
     for node in world.nodes:
-        await node.market.settle_all()
+        await node.market.settlement.settle_all()
 
 
 async def told(world, index=OWNER):

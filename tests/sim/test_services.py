@@ -55,7 +55,7 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
             await world.clock.sleep_ms(COMPUTE_LEASE_MS // 4)
         assert statuses == {200}
         await world.until(lambda: len(rows(world)) == 30)
-        await world.nodes[0].market.settle_all()
+        await world.nodes[0].market.settlement.settle_all()
         billed = sum(row.amount_micro for row in rows(world))
         assert all(row.fuel_used > 0 for row in rows(world))
         assert sum(lease.due_micro for lease in leases(world, 0, "customer")) == billed
@@ -73,7 +73,7 @@ def test_a_request_that_costs_is_settled_in_both_books():
         for _ in range(3):
             assert (await ask(world)).status == 200
         await world.until(lambda: len(rows(world)) == 3)
-        await world.nodes[0].market.settle_all()
+        await world.nodes[0].market.settlement.settle_all()
         owed = world.nodes[1].ledger.balance(world.nodes[0].key.node_id)
         assert owed == sum(row.amount_micro for row in rows(world)) > 0
         assert world.nodes[0].ledger.balance(world.nodes[1].key.node_id) == -owed

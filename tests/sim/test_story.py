@@ -29,7 +29,7 @@ async def story(world):
     assert list(added.results) == ["3"]
     looped = await owner.compute.run(JobSpec.invoke(wasm("endless"), "spin", fuel=1_000_000))
     assert isinstance(looped.trap, FuelExhausted)
-    await owner.market.settle_all()
+    await owner.market.settlement.settle_all()
     victims = [world.index_of(host) for host in hosts[:2]]
     for victim in victims:
         await world.crash(victim)

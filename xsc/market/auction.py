@@ -124,7 +124,7 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class PricedLease:
     """A lease at hand, and what was agreed."""
 
     lease_id: bytes
@@ -132,7 +132,7 @@ class Held:
     price: int
 
 
-def dear(leases: Iterable[Held], winners: Sequence[Winner]) -> frozenset[bytes]:
+def expensive(leases: Iterable[PricedLease], winners: Sequence[Winner]) -> frozenset[bytes]:
     """Return the leases that cost more than DEAR_PPM of what the same would cost now.
 
     That is what their node would be paid by an auction for as many hosts, or, where it would

@@ -10,51 +10,38 @@ and nothing more is owed. Both signatures are kept.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
 from xsc.base.fields import take_list, take_opt_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.limits import LEASES_A_CUSTOMER_MAX, QUOTE_TIMEOUT_MS
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.identity.keys import KeyPair
 from xsc.market import lease as rules
 from xsc.market.denial import check_denial
-from xsc.market.lease_store import LeaseBook
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts
 from xsc.terms.lease_denial import LeaseDenial
 
 KNOWN: Final = "market.known"
 
 
 class Denials:
-    """Both sides of it."""
+    """Both sides of `market.known`."""
 
-    def __init__(
-        self,
-        *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        caller: Caller,
-        book: LeaseBook,
-        report: Callable[[bytes, str], None],
-        log: Log,
-    ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._caller = caller
-        self._book = book
-        self._report = report
-        self._log = log
-        self.on_denied: Callable[[Collection[bytes]], Awaitable[None]] | None = None
-        """Called with the leases that a provider has denied."""
+    def __init__(self, context: Context, ports: MarketPorts, store: LeaseStore) -> None:
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
+        self._store = store
+        self._report = ports.quality.report
+        self._on_denied = ports.on_denied
 
     # The provider's side
 
@@ -66,7 +53,7 @@ class Denials:
         for lease_id in take_list(header, "leases", most=LEASES_A_CUSTOMER_MAX):
             if not isinstance(lease_id, bytes) or len(lease_id) != ID_BYTES:
                 raise RecordInvalid("the field 'leases' must list ids of leases")
-            entry = self._book.get("provider", lease_id)
+            entry = self._store.get("provider", lease_id)
             if entry is None or entry.terms.customer != caller:
                 unknown.append(lease_id)
         if not unknown:
@@ -86,7 +73,7 @@ class Denials:
         now_ms = self._clock.now_ms()
         open_ids = [
             entry.terms.lease_id
-            for entry in self._book.of("customer", peer)
+            for entry in self._store.of("customer", peer)
             if entry.terms.kind == "storage"
             and entry.denial is None
             and not rules.is_over(entry.terms, entry.use, now_ms)
@@ -95,10 +82,9 @@ class Denials:
         for start in range(0, len(open_ids), LEASES_A_CUSTOMER_MAX):
             denied |= await self._ask(peer, open_ids[start : start + LEASES_A_CUSTOMER_MAX])
         if denied:
-            self._log.warning("leases_denied", peer=short(peer), leases=len(denied))
+            self._log.warning("market.leases_denied", peer=short(peer), leases=len(denied))
             self._report(peer, "lease_denied")
-            if self.on_denied is not None:
-                await self.on_denied(denied)
+            await self._on_denied(denied)
         return len(denied)
 
     async def _ask(self, peer: bytes, lease_ids: Sequence[bytes]) -> set[bytes]:
@@ -118,12 +104,12 @@ class Denials:
             if wrong is not None:
                 raise RecordInvalid(wrong)
         except XscError as fault:
-            self._log.info("leases_not_confirmed", peer=short(peer), code=fault.code)
+            self._log.info("market.leases_not_confirmed", peer=short(peer), code=fault.code)
             return set()
-        found = [self._book.get("customer", lease_id) for lease_id in denial.leases]
+        found = [self._store.get("customer", lease_id) for lease_id in denial.leases]
         entries = [entry for entry in found if entry is not None and entry.denial is None]
         for entry in entries:
             # What was owed by now is owed; nothing is from here on.
             entry.use = rules.advance(entry.terms, entry.use, now_ms)
-        self._book.deny(entries, raw)
+        self._store.deny(entries, raw)
         return {entry.terms.lease_id for entry in entries}

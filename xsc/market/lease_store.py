@@ -12,23 +12,24 @@ at this moment are in memory only: after a restart nothing runs.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Final, Literal, TypeAlias
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import PROMISE_MS
 from xsc.identity.envelope import open_signed
 from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
+from xsc.market.lease_entry import Booking, LeaseEntry, Role
+from xsc.market.ports import Commit
 from xsc.market.renewal import restored
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.renewal import Renewal, RenewalRequest
 
-Role: TypeAlias = Literal["customer", "provider"]
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
@@ -38,98 +39,6 @@ _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
 CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL)
 """Where the leases of a node as the customer begin."""
-
-
-_PROMISE_STEP_MS = PROMISE_MS // 60
-
-
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """A part of a voucher on its way into the ledger: asked for again until it is booked."""
-
-    number: int
-    """Of the voucher."""
-    attempt: int
-    amount_micro: int
-    voucher: bytes
-
-
-@dataclass(slots=True)
-class Entry:
-    """One lease as this node knows it."""
-
-    role: Role
-    terms: LeaseTerms
-    use: LeaseUse
-    raw: bytes
-    """The signed lease, with request and quote inside."""
-    request_id: bytes
-    domain: bytes = b""
-    renewal: bytes | None = None
-    """The newest signed renewal, with its request inside."""
-    voucher: bytes | None = None
-    """The newest signed voucher."""
-    booking: Booking | None = None
-    refusals: int = 0
-    """How many bookings the ledger refused for good; each needs an id of its own."""
-    refused: int = 0
-    """Provider: how many of those came in a row, in this process."""
-    refused_ms: int = 0
-    """When the last of them came, by a steady clock."""
-    denial: bytes | None = None
-    """Customer: the provider's signed word that it does not know this lease."""
-    reserved: int = 0
-    """Provider: steps of runs under way, or bytes that are being written."""
-    kept_epoch: int = 0
-    """Customer: the epoch up to which the use was kept when this process began."""
-    doubts: int = 0
-    """Customer: how often a power loss may have taken something held out of the use."""
-    promised: list[tuple[int, int]] = field(default_factory=list)
-    """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
-
-    @property
-    def peer(self) -> bytes:
-        """The other side."""
-        return self.terms.provider if self.role == "customer" else self.terms.customer
-
-    def promised_at(self, now_ms: int) -> int:
-        """Return the quantity handed out; what was never heard of is forgotten in time."""
-        self.promised = [item for item in self.promised if item[0] > now_ms]
-        return sum(quantity for _, quantity in self.promised)
-
-    def promise(self, quantity: int, now_ms: int) -> None:
-        """Take note of what was handed out; of storage, by the time, not one by one."""
-        until_ms = now_ms + PROMISE_MS
-        if self.terms.kind == "storage" and self.promised:
-            last_ms, before = self.promised[-1]
-            if until_ms - last_ms < _PROMISE_STEP_MS:
-                self.promised[-1] = (last_ms, before + quantity)
-                return
-        self.promised.append((until_ms, quantity))
-
-    def keep_promise(self, quantity: int) -> None:
-        """Take so much out of what was handed out, the oldest first."""
-        while self.promised and quantity > 0:
-            until_ms, oldest = self.promised[0]
-            taken = min(oldest, quantity)
-            quantity -= taken
-            if taken == oldest:
-                self.promised.pop(0)
-            else:
-                self.promised[0] = (until_ms, oldest - taken)
-
-    def end_promise(self, quantity: int) -> None:
-        """Take out one whole promise: the least that covers the quantity, else the largest."""
-        if not self.promised:
-            return
-        covering = [item for item in self.promised if item[1] >= quantity]
-        if covering:
-            ended = min(covering, key=lambda item: item[1])
-        else:
-            ended = max(self.promised, key=lambda item: item[1])
-        self.promised.remove(ended)
-
-
 _USE_FIELDS = [item.name for item in fields(LeaseUse)]
 
 
@@ -199,19 +108,26 @@ def read_use(raw: bytes) -> KeptUse:
     return found
 
 
-def _used(entry: Entry) -> bytes:
+def _used(entry: LeaseEntry) -> bytes:
     return write_use(KeptUse(entry.use, entry.voucher, entry.booking, entry.refusals))
 
 
-class LeaseBook:
-    """All leases by role and id; what changes is written at once, counts of use by `flush`."""
+class LeaseStore:
+    """All leases by role and id; what changes is written at once, counts of use by `flush`.
 
-    def __init__(self, state: KeyValue, network: bytes) -> None:
+    Args:
+        state: the store; other tables may live in it.
+        network: the network of all leases.
+        commit: writes to `state` and syncs, together with what others commit at the time.
+    """
+
+    def __init__(self, state: KeyValue, network: bytes, commit: Commit) -> None:
         self._state = state
         self._network = network
-        self._entries: dict[Role, dict[bytes, Entry]] = {"customer": {}, "provider": {}}
-        self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, Entry]] = defaultdict(dict)
-        self._touched: dict[bytes, Entry] = {}
+        self._commit = commit
+        self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
+        self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
+        self._touched: dict[bytes, LeaseEntry] = {}
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
 
@@ -241,7 +157,7 @@ class LeaseBook:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
                 self._know(entry)
 
-    def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> Entry:
+    def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> LeaseEntry:
         value = decode(kept)
         if not isinstance(value, dict) or value.get("v") != _VERSION:
             raise RecordInvalid("a lease is of an unknown version")
@@ -254,7 +170,7 @@ class LeaseBook:
         entry.booking, entry.refusals = kept_state.booking, kept_state.refusals
         return entry
 
-    def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> Entry:
+    def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
 
         Raises:
@@ -262,7 +178,7 @@ class LeaseBook:
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
-        return Entry(
+        return LeaseEntry(
             role,
             terms_of(request.record, lease.record.quantity),
             LeaseUse(touched_ms=now_ms),
@@ -271,7 +187,7 @@ class LeaseBook:
             domain,
         )
 
-    def renewed_terms(self, entry: Entry, raw: bytes) -> LeaseTerms:
+    def renewed_terms(self, entry: LeaseEntry, raw: bytes) -> LeaseTerms:
         """Return the terms of a lease after a signed renewal.
 
         Raises:
@@ -281,23 +197,34 @@ class LeaseBook:
         request = open_signed(renewal.record.request, RenewalRequest, network=self._network)
         return restored(entry.terms, request.record, renewal.record.quantity)
 
-    def get(self, role: Role, lease_id: bytes) -> Entry | None:
+    def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, or None."""
         return self._entries[role].get(lease_id)
 
-    def all(self, role: Role) -> Iterator[Entry]:
+    def all(self, role: Role) -> Iterator[LeaseEntry]:
         """Yield the leases of a role, in the order in which they came to be known."""
         yield from list(self._entries[role].values())
 
-    def of(self, role: Role, peer: bytes) -> Iterator[Entry]:
+    def both(self) -> Iterator[LeaseEntry]:
+        """Yield the leases of both roles, those as the customer first."""
+        yield from self.all("customer")
+        yield from self.all("provider")
+
+    def find(self, lease_id: bytes) -> Iterator[LeaseEntry]:
+        """Yield the leases of that id, as the customer first; at most one in each role."""
+        for leases in self._entries.values():
+            if lease_id in leases:
+                yield leases[lease_id]
+
+    def of(self, role: Role, peer: bytes) -> Iterator[LeaseEntry]:
         """Yield the leases of a role with one peer, in the order in which they came to be known."""
         yield from list(self._by_peer.get((role, peer), {}).values())
 
-    def _know(self, entry: Entry) -> None:
+    def _know(self, entry: LeaseEntry) -> None:
         self._entries[entry.role][entry.terms.lease_id] = entry
         self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
 
-    def add(self, entries: list[Entry]) -> None:
+    def add(self, entries: list[LeaseEntry]) -> None:
         """Keep new leases: they are on the disk on return, because they are promises."""
         changes: list[Change] = []
         for entry in entries:
@@ -316,16 +243,16 @@ class LeaseBook:
         for entry in entries:
             self._know(entry)
 
-    def save(self, entry: Entry) -> None:
+    def save(self, entry: LeaseEntry) -> None:
         """Keep what became of a lease, unsynced."""
         self._state.write([self.use_row(entry)], sync=False)
 
     @staticmethod
-    def use_row(entry: Entry) -> Change:
+    def use_row(entry: LeaseEntry) -> Change:
         """Return the row that keeps what became of a lease so far."""
         return _USE + _LETTERS[entry.role] + entry.terms.lease_id, _used(entry)
 
-    def renew(self, renewed: list[tuple[Entry, LeaseTerms, LeaseUse, bytes]]) -> None:
+    def renew(self, renewed: list[tuple[LeaseEntry, LeaseTerms, LeaseUse, bytes]]) -> None:
         """Keep renewals and the use as of then, all or none; on the disk on return."""
         changes: list[Change] = []
         for entry, _, use, raw in renewed:
@@ -336,7 +263,7 @@ class LeaseBook:
         for entry, terms, use, raw in renewed:
             entry.terms, entry.use, entry.renewal = terms, use, raw
 
-    def deny(self, entries: list[Entry], denial: bytes) -> None:
+    def deny(self, entries: list[LeaseEntry], denial: bytes) -> None:
         """Keep that a provider denied leases that it has granted; on the disk on return."""
         changes: list[Change] = []
         for entry in entries:
@@ -346,14 +273,21 @@ class LeaseBook:
         for entry in entries:
             entry.denial = denial
 
-    def touch(self, entry: Entry) -> bool:
-        """Note that a change of bytes held is to be kept; return whether it is the first.
+    async def sync(self, entry: LeaseEntry) -> None:
+        """Keep what became of a lease, on the disk on return."""
+        await self._commit([self.use_row(entry)])
+        if self.get(entry.role, entry.terms.lease_id) is entry:
+            # What has changed meanwhile can have been written before that row.
+            self.keep(entry)
 
-        What many small puts do to one lease is written once, by the next `flush`.
+    def keep(self, entry: LeaseEntry) -> None:
+        """Keep a change of use, unsynced, at the end of this turn of the event loop.
+
+        What many small puts do to one lease is written once.
         """
-        first = not self._touched
+        if not self._touched:
+            asyncio.get_running_loop().call_soon(self.flush)
         self._touched[_LETTERS[entry.role] + entry.terms.lease_id] = entry
-        return first
 
     def flush(self) -> None:
         """Write what was noted since the last time, unsynced."""
@@ -369,7 +303,7 @@ class LeaseBook:
         self.flush()
         self._state.write([(_CLOSED, b"")], sync=False)
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: LeaseEntry) -> None:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
         self._touched.pop(tail, None)

@@ -1,4 +1,4 @@
-"""What the market needs of others, each as small as its use of it.
+"""What the market needs of others, each as small as its use of it, and what the operator decides.
 
 Peers are called through `xsc.base.peering`. Credit is kept by `ledger`, quality
 by `health`, standing and the division rule by `allocation`, capacity by
@@ -8,12 +8,22 @@ gives is declared where it is used: in the ports of `storage` and `compute`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
+from xsc.base.errors import ComputeExhausted, SpaceExhausted, XscError
 from xsc.base.keyvalue import Change
-from xsc.terms.quote import Tier
+from xsc.base.limits import LEASE_WARNING_MS
+from xsc.base.peering import Peers
+from xsc.market.pricing import PriceList
+from xsc.terms.quote import Kind, Tier
+
+EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
+    "storage": SpaceExhausted,
+    "compute": ComputeExhausted,
+}
+"""The error of a node that has too little left to lease."""
 
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
 """Writes changes to the state, all or none, and returns once they are on the disk."""
@@ -110,3 +120,43 @@ class Divide(Protocol):
 
     def __call__(self, capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
         """Return an amount for each id, at most its need, in all at most the capacity."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarketSettings:
+    """What the operator decides."""
+
+    prices: PriceList
+    storage_price_max: int
+    """The most that is paid a quantum."""
+    compute_price_max: int
+    settle_interval_ms: int
+    site: str = ""
+    owner: str = ""
+    lease_warning_ms: int = LEASE_WARNING_MS
+    """How long before its end a lease that was not renewed is warned of."""
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Site and owner, as quotes say them."""
+        return self.site, self.owner
+
+    def price_max(self, kind: Kind) -> int:
+        """Return the most that is paid a quantum of a kind."""
+        return self.storage_price_max if kind == "storage" else self.compute_price_max
+
+
+@dataclass(frozen=True, slots=True)
+class MarketPorts:
+    """What the market needs of the other services."""
+
+    peers: Peers
+    credit: Credit
+    quality: Quality
+    standing: Standing
+    capacity: Capacity
+    divide: Divide
+    leaving: Callable[[], Collection[bytes]]
+    """Returns the nodes that are leaving the network: no room is taken there."""
+    on_denied: Callable[[Collection[bytes]], Awaitable[None]]
+    """Called with the leases of this node that a provider has signed not to know."""

@@ -6,11 +6,23 @@ embeds it, so that a later price cannot touch the lease.
 
 from __future__ import annotations
 
+from typing import Final
+
 from xsc.base.errors import RecordInvalid
-from xsc.base.limits import QUOTE_TTL_MS, REQUEST_WINDOW_MS
+from xsc.base.limits import (
+    COMPUTE_LEASE_MICRO_MAX,
+    COMPUTE_LEASE_RUNS,
+    QUOTE_TTL_MS,
+    REQUEST_WINDOW_MS,
+    SHARE_LEASES,
+    STORAGE_LEASE_BYTES,
+)
 from xsc.identity.envelope import Signed, open_signed
+from xsc.market.clearing import affordable
 from xsc.market.pricing import Ladder
 from xsc.terms.quote import Kind, Quote, Tier
+
+QUANTITY_MAX: Final = 2**63 - 1
 
 
 def make_quote(
@@ -77,6 +89,20 @@ def open_quote(
             "the quote has expired, or has not begun", hint="ask for a new one; check the clocks"
         )
     return signed
+
+
+def wanted_quantity(quote: Quote, price: int, least: int) -> int:
+    """Return what a customer asks for where `least` is needed: modestly more, to be shared."""
+    if quote.kind == "storage":
+        wanted = STORAGE_LEASE_BYTES
+    else:
+        wanted = least * COMPUTE_LEASE_RUNS
+        most = affordable("compute", price, COMPUTE_LEASE_MICRO_MAX)
+        if most is not None:
+            wanted = min(wanted, most)
+    # A part of the share, so that a grant that gets lost does not use it up.
+    wanted = max(least, min(wanted, quote.available // SHARE_LEASES))
+    return min(wanted, quote.available, QUANTITY_MAX)
 
 
 def why(quote: Quote, price: int, *, renewed: bool = False) -> str:

@@ -13,21 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_map, take_opt_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue
 from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, History
+from xsc.base.peering import History
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
 from xsc.market import renewal
-from xsc.market.lease_store import Entry, LeaseBook
-from xsc.market.ports import Credit
+from xsc.market.lease_entry import LeaseEntry
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts
 from xsc.market.quote import domain_of
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
@@ -39,29 +39,20 @@ RECALLS: Final = b"market/recall/"
 _VERSION: Final = 1
 
 
-class Recall:
-    """Both sides of it."""
+class LeaseRecall:
+    """Both sides of `market.history`."""
 
     def __init__(
-        self,
-        *,
-        own: bytes,
-        network: bytes,
-        clock: Clock,
-        caller: Caller,
-        credit: Credit,
-        book: LeaseBook,
-        state: KeyValue,
-        log: Log,
+        self, context: Context, ports: MarketPorts, store: LeaseStore, state: KeyValue
     ) -> None:
-        self._own = own
-        self._network = network
-        self._clock = clock
-        self._caller = caller
-        self._credit = credit
-        self._book = book
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
+        self._store = store
+        self._credit = ports.credit
         self._state = state
-        self._log = log
 
     # The provider's side
 
@@ -73,7 +64,7 @@ class Recall:
         mine = sorted(
             (
                 entry
-                for entry in self._book.all("provider")
+                for entry in self._store.all("provider")
                 if entry.terms.customer == caller
                 and entry.terms.kind == "storage"
                 and not (entry.use.given_back and not entry.use.held_bytes)
@@ -84,7 +75,7 @@ class Recall:
         page: list[Value] = [self._told(entry) for entry in mine[:HISTORY_LEASES_MAX]]
         return {"leases": page, "more": len(mine) > HISTORY_LEASES_MAX}, ()
 
-    def _told(self, entry: Entry) -> dict[str, Value]:
+    def _told(self, entry: LeaseEntry) -> dict[str, Value]:
         use = leases.advance(entry.terms, entry.use, self._clock.now_ms())
         return {
             "lease": entry.raw,
@@ -129,17 +120,17 @@ class Recall:
                 if after is not None and entry.terms.lease_id <= after:
                     raise RecordInvalid("the list of leases goes backwards")
                 after = entry.terms.lease_id
-                if self._book.get("customer", entry.terms.lease_id) is None:
+                if self._store.get("customer", entry.terms.lease_id) is None:
                     fresh.append(entry)
-            self._book.add(fresh)
+            self._store.add(fresh)
             found += len(fresh)
             if not told or not take_bool(reply.header, "more"):
                 break
         self._state.write([(RECALLS + peer, None)], sync=False)
-        self._log.info("leases_recalled", peer=short(peer), leases=found)
+        self._log.info("market.leases_recalled", peer=short(peer), leases=found)
         return found
 
-    def _entry(self, peer: bytes, item: Value, held: Mapping[bytes, int]) -> Entry:
+    def _entry(self, peer: bytes, item: Value, held: Mapping[bytes, int]) -> LeaseEntry:
         """Return a lease as it is known to have been, checked.
 
         Raises:
@@ -157,14 +148,14 @@ class Recall:
             raise RecordInvalid(refusal)
         quote = open_signed(request.record.quote, Quote, network=self._network, author=peer).record
         now_ms = self._clock.now_ms()
-        entry = self._book.entry_of("customer", raw, now_ms, domain_of(quote))
+        entry = self._store.entry_of("customer", raw, now_ms, domain_of(quote))
         self._renew(entry, take_opt_bytes(item, "renewal"))
         self._count(entry, take_opt_bytes(item, "voucher"), held)
         theirs = take_int(item, "held_bytes"), take_int(item, "used")
         entry.use = renewal.reconciled(entry.terms, entry.use, *theirs, now_ms)
         return entry
 
-    def _renew(self, entry: Entry, raw: bytes | None) -> None:
+    def _renew(self, entry: LeaseEntry, raw: bytes | None) -> None:
         """Take over the newest renewal."""
         if raw is None:
             return
@@ -178,7 +169,7 @@ class Recall:
         entry.terms = renewal.restored(entry.terms, request, renewed.quantity)
         entry.renewal = raw
 
-    def _count(self, entry: Entry, raw: bytes | None, held: Mapping[bytes, int]) -> None:
+    def _count(self, entry: LeaseEntry, raw: bytes | None, held: Mapping[bytes, int]) -> None:
         """Count on from the last voucher, by what the directory says is held."""
         terms = entry.terms
         size = held.get(terms.lease_id, 0)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Protocol
 
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     CreditExceeded,
@@ -35,20 +33,22 @@ from xsc.base.limits import (
     RENEWAL_RETRY_MS,
     RENEWALS_A_CALL_MAX,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller
 from xsc.base.tally import Tally
+from xsc.base.turns import Turns
 from xsc.base.units import format_credits, format_duration
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.identity.keys import KeyPair
 from xsc.market import lease as leases
 from xsc.market import renewal as rules
 from xsc.market.clearing import affordable
+from xsc.market.credit_limits import CreditLimits
 from xsc.market.denial import REASON
-from xsc.market.lease_store import Entry, LeaseBook, Role
-from xsc.market.ports import Credit, Quality
+from xsc.market.lease_entry import LeaseEntry, Role
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quote import open_quote
+from xsc.market.quotes import Quotes
 from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import storage_amount
 from xsc.terms.quote import Quote
@@ -57,20 +57,6 @@ from xsc.terms.renewal import Renewal, RenewalRequest
 RENEW = "market.renew"
 DAY_MS = 86_400_000
 SILENT = "the host is silent"
-
-
-class Desk(Protocol):
-    """What renewal asks of the rest of the market."""
-
-    @property
-    def leaving(self) -> Callable[[], Collection[bytes]]:
-        """Returns the nodes that are leaving."""
-
-    async def fresh_quote(self, peer: bytes) -> Signed[Quote] | XscError:
-        """Return a peer's quote for storage as of now, or why there is none."""
-
-    def exposure(self, customer: bytes) -> int:
-        """Return what this node may come to lose to a customer as things stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +76,37 @@ class _Tried:
 
 
 class Renewals:
-    """See the module."""
+    """Both sides of `market.renew`.
+
+    Args:
+        turns: locks by role and lease, shared with settlement.
+    """
 
     def __init__(
         self,
+        context: Context,
+        ports: MarketPorts,
+        settings: MarketSettings,
+        store: LeaseStore,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        caller: Caller,
-        credit: Credit,
-        quality: Quality,
-        book: LeaseBook,
-        locks: Mapping[tuple[Role, bytes], asyncio.Lock],
-        desk: Desk,
-        log: Log,
-        price_max: int,
-        warning_ms: int,
+        limits: CreditLimits,
+        quotes: Quotes,
+        turns: Turns[tuple[Role, bytes]],
     ) -> None:
-        self._key = key
-        self._own = key.node_id
-        self._network = network
-        self._clock = clock
-        self._caller = caller
-        self._credit = credit
-        self._quality = quality
-        self._book = book
-        self._locks = locks
-        self._desk = desk
-        self._log = log
-        self._price_max = price_max
-        self.warning_ms = warning_ms
-        """So long before its end a lease that was not renewed is spoken of."""
+        self._key = context.key
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
+        self._store = store
+        self._limits = limits
+        self._quality = ports.quality
+        self._quotes = quotes
+        self._turns = turns
+        self._leaving = ports.leaving
+        self._price_max = settings.storage_price_max
+        self._warning_ms = settings.lease_warning_ms
         self._tried: dict[bytes, _Tried] = {}
         self._warned: dict[bytes, int] = {}
         self._asked = Tally(RENEWAL_CALLS_A_PEER_MAX, RENEWAL_CALLS_MS)
@@ -138,10 +123,10 @@ class Renewals:
     async def round(self) -> None:
         """Ask once for all that is due, and warn of what ends soon."""
         now_ms = self._clock.now_ms()
-        by_host: defaultdict[bytes, list[Entry]] = defaultdict(list)
+        by_host: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
         due: set[bytes] = set()
         known: set[bytes] = set()
-        for entry in self._book.all("customer"):
+        for entry in self._store.all("customer"):
             known.add(entry.terms.lease_id)
             if entry.denial is None and rules.is_renewable(entry.terms, entry.use, now_ms):
                 by_host[entry.peer].append(entry)
@@ -152,19 +137,19 @@ class Renewals:
         await asyncio.gather(*(self._renew_at(peer, by_host[peer]) for peer in sorted(due)))
         self._warn(now_ms)
 
-    def _is_due(self, entry: Entry, now_ms: int) -> bool:
+    def _is_due(self, entry: LeaseEntry, now_ms: int) -> bool:
         if now_ms < rules.due_ms(entry.terms):
             return False
         tried = self._tried.get(entry.terms.lease_id)
         # A silent host costs no call: it is looked at each time.
         return tried is None or tried.reason == SILENT or now_ms - tried.at_ms >= RENEWAL_RETRY_MS
 
-    async def _renew_at(self, peer: bytes, entries: Sequence[Entry]) -> None:
+    async def _renew_at(self, peer: bytes, entries: Sequence[LeaseEntry]) -> None:
         """Renew leases at one host, in as few calls as may be."""
         if not self._quality.is_up(peer):
             self._failed(entries, SILENT)
             return
-        quote = await self._desk.fresh_quote(peer)
+        quote = await self._quotes.fresh("storage", peer)
         if isinstance(quote, XscError):
             self._failed(entries, quote.message)
             return
@@ -177,7 +162,7 @@ class Renewals:
         for start in range(0, len(entries), RENEWALS_A_CALL_MAX):
             await self._ask(peer, entries[start : start + RENEWALS_A_CALL_MAX], quote)
 
-    def _failed(self, entries: Sequence[Entry], reason: str) -> None:
+    def _failed(self, entries: Sequence[LeaseEntry], reason: str) -> None:
         now_ms = self._clock.now_ms()
         for entry in entries:
             lease_id = entry.terms.lease_id
@@ -185,17 +170,17 @@ class Renewals:
             self._tried[lease_id] = _Tried(reason, now_ms)
             if before is None or before.reason != reason:
                 self._log.warning(
-                    "lease_not_renewed",
+                    "market.lease_not_renewed",
                     peer=short(entry.peer),
                     lease=short(lease_id),
                     reason=reason,
                 )
 
-    async def _ask(self, peer: bytes, entries: Sequence[Entry], quote: Signed[Quote]) -> None:
+    async def _ask(self, peer: bytes, entries: Sequence[LeaseEntry], quote: Signed[Quote]) -> None:
         async with AsyncExitStack() as held:
             # No voucher may be on its way under the terms that this changes.
             for lease_id in sorted(entry.terms.lease_id for entry in entries):
-                await held.enter_async_context(self._locks["customer", lease_id])
+                await held.enter_async_context(self._turns.of(("customer", lease_id)))
             now_ms = self._clock.now_ms()
             requests: list[Value] = []
             for entry in entries:
@@ -219,11 +204,11 @@ class Renewals:
                 except XscError as fault:
                     self._failed([entry], fault.message)
             if renewed:
-                self._book.renew(renewed)
+                self._store.renew(renewed)
         for entry, terms, _, _ in renewed:
             self._tried.pop(terms.lease_id, None)
             self._log.info(
-                "lease_renewed",
+                "market.lease_renewed",
                 peer=short(entry.peer),
                 lease=short(terms.lease_id),
                 number=terms.renewals,
@@ -232,8 +217,8 @@ class Renewals:
             )
 
     def _adopted(
-        self, entry: Entry, answer: Value, now_ms: int
-    ) -> tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]:
+        self, entry: LeaseEntry, answer: Value, now_ms: int
+    ) -> tuple[LeaseEntry, leases.LeaseTerms, leases.LeaseUse, bytes]:
         """Return what a lease is after a host's answer.
 
         Raises:
@@ -257,7 +242,7 @@ class Renewals:
         terms, use = rules.renewed(entry.terms, entry.use, request, renewal.record.quantity, now_ms)
         return entry, terms, use, raw
 
-    def reconcile(self, entry: Entry, held_bytes: int, used: int) -> None:
+    def reconcile(self, entry: LeaseEntry, held_bytes: int, used: int) -> None:
         """Take over what a host counts under a lease where that is less than is counted here."""
         now_ms = self._clock.now_ms()
         before = leases.advance(entry.terms, entry.use, now_ms)
@@ -265,18 +250,18 @@ class Renewals:
         if use == before:
             return
         self._log.warning(
-            "lease_count_lowered",
+            "market.count_lowered",
             peer=short(entry.peer),
             lease=short(entry.terms.lease_id),
             held_bytes=before.held_bytes - use.held_bytes,
             used=before.used - use.used,
         )
         entry.use = use
-        self._book.save(entry)
+        self._store.save(entry)
 
     def end_of(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends, and why it was not renewed."""
-        entry = self._book.get("customer", lease_id)
+        entry = self._store.get("customer", lease_id)
         if entry is None:
             return None
         if entry.denial is not None:
@@ -290,7 +275,7 @@ class Renewals:
         until_ms = self._clock.now_ms() + within_ms
         found = [
             self.end_of(entry.terms.lease_id)
-            for entry in self._book.all("customer")
+            for entry in self._store.all("customer")
             if entry.terms.kind == "storage"
             and entry.denial is None
             and entry.use.held_bytes
@@ -303,7 +288,7 @@ class Renewals:
     def _warn(self, now_ms: int) -> None:
         """Log once a day what ends soon."""
         by_host: defaultdict[bytes, list[LeaseEnd]] = defaultdict(list)
-        for item in self.ending(self.warning_ms):
+        for item in self.ending(self._warning_ms):
             by_host[item.node].append(item)
         self._warned = {node: at for node, at in self._warned.items() if node in by_host}
         for node, items in sorted(by_host.items()):
@@ -312,7 +297,7 @@ class Renewals:
             self._warned[node] = now_ms
             left_ms = items[0].end_ms - now_ms
             self._log.warning(
-                "leases_end_soon",
+                "market.leases_end_soon",
                 peer=short(node),
                 leases=len(items),
                 first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
@@ -328,7 +313,7 @@ class Renewals:
         self._asked.count(caller, self._clock.monotonic_ms(), "calls for renewals")
         now_ms = self._clock.now_ms()
         answers: list[Value] = []
-        granted: dict[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]] = {}
+        granted: dict[bytes, tuple[LeaseEntry, leases.LeaseTerms, leases.LeaseUse, bytes]] = {}
         for raw in take_list(header, "requests", most=RENEWALS_A_CALL_MAX):
             try:
                 if not isinstance(raw, bytes):
@@ -338,10 +323,10 @@ class Renewals:
                 answers.append({"reason": fault.message, **self._count_of(caller, raw)})
         if granted:
             # Before it is said.
-            self._book.renew(list(granted.values()))
+            self._store.renew(list(granted.values()))
         for entry, terms, _, _ in granted.values():
             self._log.info(
-                "lease_extended",
+                "market.lease_extended",
                 customer=short(entry.peer),
                 lease=short(terms.lease_id),
                 number=terms.renewals,
@@ -356,7 +341,7 @@ class Renewals:
             request = open_signed(raw, RenewalRequest, network=self._network, author=caller)
         except (AssertionError, XscError):
             return {}
-        entry = self._book.get("provider", request.record.lease_id)
+        entry = self._store.get("provider", request.record.lease_id)
         if entry is None or entry.terms.customer != caller:
             return {}
         use = leases.advance(entry.terms, entry.use, self._clock.now_ms())
@@ -366,7 +351,7 @@ class Renewals:
         self,
         caller: bytes,
         raw: bytes,
-        granted: dict[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]],
+        granted: dict[bytes, tuple[LeaseEntry, leases.LeaseTerms, leases.LeaseUse, bytes]],
         now_ms: int,
     ) -> bytes:
         """Return the signed renewal for a request, and add it to `granted` where it is new.
@@ -375,14 +360,14 @@ class Renewals:
             XscError: why it is refused.
         """
         request = open_signed(raw, RenewalRequest, network=self._network, author=caller).record
-        entry = self._book.get("provider", request.lease_id)
+        entry = self._store.get("provider", request.lease_id)
         if entry is None or entry.terms.customer != caller:
             raise LeaseExhausted("this customer has no such lease here")
         if entry.renewal is not None and request.number <= entry.terms.renewals:
             return entry.renewal
         if request.lease_id in granted:
             raise RecordInvalid("the lease is named twice")
-        if self._own in self._desk.leaving():
+        if self._own in self._leaving():
             raise LeaseExhausted("this node is leaving the network and renews no lease")
         quote = open_quote(
             request.quote,
@@ -405,10 +390,10 @@ class Renewals:
 
     def _quantity(
         self,
-        entry: Entry,
+        entry: LeaseEntry,
         use: leases.LeaseUse,
         request: RenewalRequest,
-        granted: Mapping[bytes, tuple[Entry, leases.LeaseTerms, leases.LeaseUse, bytes]],
+        granted: Mapping[bytes, tuple[LeaseEntry, leases.LeaseTerms, leases.LeaseUse, bytes]],
         now_ms: int,
     ) -> int:
         """Return what is granted: what credit allows.
@@ -417,7 +402,7 @@ class Renewals:
             CreditExceeded: less than is of use.
         """
         ahead = _ahead(entry.terms, entry.use, now_ms)
-        left = self._credit.credit_left(entry.peer) - self._desk.exposure(entry.peer) + ahead
+        left = self._limits.left(entry.peer) + ahead
         for other, terms, _, _ in granted.values():
             left -= storage_amount(terms.price, terms.quantity)
             left += _ahead(other.terms, other.use, now_ms)

@@ -41,9 +41,9 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
-from xsc.market.ports import Divide, Need
+from xsc.market.ports import Divide, MarketPorts, MarketSettings, Need
 from xsc.market.pricing import PriceList
-from xsc.market.service import MarketService, MarketSettings
+from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Transport
@@ -51,6 +51,7 @@ from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
 from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
+from xsc.node.providers import Providers
 from xsc.node.tasks import Tasks
 from xsc.storage.catalogue.heads import Heads
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
@@ -202,6 +203,7 @@ class Node:
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
         )
+        context = Context(key, net, clock, entropy, executor, self.peers, log)
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.bodies,
@@ -249,23 +251,25 @@ class Node:
             peers=self.peers,
         )
         attended = Attended(clock, self.peers, self.health.is_there)
+        attending = replace(context, caller=attended)
         self.market = MarketService(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            caller=attended,
-            peers=self.peers,
-            credit=self.ledger,
-            quality=self.health,
-            standing=self.allocation,
-            capacity=self.capacity,
-            divide=divider(config.division_rule),
+            attending,
+            MarketPorts(
+                peers=self.peers,
+                credit=self.ledger,
+                quality=self.health,
+                standing=self.allocation,
+                capacity=self.capacity,
+                divide=divider(config.division_rule),
+                # Bound late: storage is made after the market.
+                leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
+                on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
+            ),
             state=parts.state,
             commit=self._state_commit.commit,
-            log=log,
             settings=market_settings(config),
         )
+        providers = Providers(key.node_id, self.market, self.health, self.peers)
         self.storage = StorageService(
             key=key,
             network=net,
@@ -273,8 +277,8 @@ class Node:
             entropy=entropy,
             executor=executor,
             caller=attended,
-            hosts=self.market,
-            leases=self.market,
+            hosts=providers,
+            leases=self.market.granted,
             node=self.shards,
             state=parts.state,
             commit=self._state_commit.commit,
@@ -294,11 +298,9 @@ class Node:
         )
         drain = self.storage.drain
         self.capacity.leaving = lambda: drain.active
-        self.market.leaving = drain.leaving
-        self.market.denials.on_denied = self.storage.leases_denied
         self.sweeper = Sweeper(
             node=self.shards,
-            leases=self.market,
+            leases=self.market.granted,
             state=parts.state,
             clock=clock,
             executor=executor,
@@ -330,18 +332,17 @@ class Node:
             executor=executor,
             caller=self.peers,
             ledger=self.ledger,
-            left=lambda peer: self.ledger.credit_left(peer) - self.market.exposure(peer),
+            left=self.market.limits.left,
             state=parts.state,
             log=log,
         )
         self.ledger.payments = self.payments
         self.evidence = EvidenceBook(net, parts.state)
         drain.copies = self.directory.copies_beside
-        context = Context(key, net, clock, entropy, executor, attended, log)
         self.compute = ComputeService(
-            context,
-            leases=self.market,
-            book=self.market,
+            attending,
+            leases=providers,
+            book=self.market.granted,
             sandbox=parts.sandbox,
             evidence=self.evidence,
             inputs=self.storage,
@@ -356,8 +357,8 @@ class Node:
             entropy=entropy,
             executor=executor,
             caller=attended,
-            leases=self.market,
-            book=self.market,
+            leases=providers,
+            book=self.market.granted,
             sandbox=parts.sandbox,
             state=parts.state,
             log=log,
@@ -443,9 +444,9 @@ class Node:
             await self.shards.start()
             await self.allocation.start()
             await self.market.start()
-            self.market.reconcile(self.shards.usage)
-            if not self.market.counts_are_complete:
-                self.market.reconcile_orders(*self.storage.orders())
+            self.market.granted.reconcile(self.shards.usage)
+            if not self.market.store.complete:
+                self.market.taken.reconcile(*self.storage.orders())
             await self.services.start()
             # Nothing is signed before those who answer were asked for this ledger's end.
             # Their claims are heard when each is found to be up.

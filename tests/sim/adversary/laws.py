@@ -377,7 +377,7 @@ class Oracle:
     def nothing_is_free(self) -> None:
         for index in self.up():
             market = self.world.nodes[index].market
-            entries = [e for e in market._book.all("provider") if e.terms.customer == self.foe]
+            entries = [e for e in market.store.all("provider") if e.terms.customer == self.foe]
             mine = {entry.terms.lease_id for entry in entries}
             taken = 0
             for body, _, size in self.bodies(index):
@@ -416,7 +416,7 @@ class Oracle:
             node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
             promised = sum(
                 leases.room(entry.terms, entry.use)
-                for entry in node.market._book.all("provider")
+                for entry in node.market.store.all("provider")
                 if entry.terms.customer == self.foe
                 and entry.terms.kind == "storage"
                 and not leases.is_over(entry.terms, entry.use, now_ms)
@@ -463,7 +463,7 @@ class Oracle:
                     sum(
                         entry.terms.customer == self.foe
                         and not leases.is_over(entry.terms, entry.use, now_ms)
-                        for entry in node.market._book.all("provider")
+                        for entry in node.market.store.all("provider")
                     ),
                     LEASES_A_CUSTOMER_MAX,
                 ),

@@ -363,7 +363,7 @@ class Play:
         leases = [
             lease
             for role in ("customer", "provider")
-            for lease in node.market._book.all(role)
+            for lease in node.market.store.all(role)
             if lease.peer == there and lease.terms.kind == kind
             if not is_over(lease.terms, lease.use, self.world.clock.now_ms())
         ]
@@ -383,7 +383,7 @@ class Play:
             forge.focus["name"] = self.rng.choice(("a", "b"))
         for index in up:
             # Ids of leases are no secret.
-            for lease in self.node(index).market._book.all("customer"):
+            for lease in self.node(index).market.store.all("customer"):
                 forge.learn(lease.terms.lease_id, "lease")
         forge.focus["seq"], forge.focus["prev"] = node.ledger.head()
         if chosen is not None and chosen.manifest_hash in known:
@@ -440,7 +440,7 @@ class Play:
             elif what == "room":
                 known = [size for size in self.forge.seen["available"] if isinstance(size, int)]
                 size = rng.choice([1, 2**30, *known])
-                await node.market.lease_hosts(size_bytes=max(1, size), count=NODES)
+                await node.market.buyer.lease_hosts(size_bytes=max(1, size), count=NODES)
             elif what == "read":
                 texts = [text for text in sorted(self.forge.capabilities) if ":r:" in text]
                 if texts:
@@ -450,11 +450,11 @@ class Play:
                 spec = JobSpec.invoke(wasm("add"), "add", ["1", "2"], fuel=10**8, on=on)
                 await node.compute.run(spec)
             elif what == "lease" and kind == "compute":
-                await node.market.lease_compute(fuel_steps=10**8, on=at)
+                await node.market.buyer.lease_compute(fuel_steps=10**8, on=at)
             elif what == "lease":
-                await node.market.lease_hosts(size_bytes=1, count=NODES)
+                await node.market.buyer.lease_hosts(size_bytes=1, count=NODES)
             else:
-                await node.market.settle_all()
+                await node.market.settlement.settle_all()
 
         async def bounded() -> None:
             async with asyncio.timeout(60):

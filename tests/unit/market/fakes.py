@@ -11,9 +11,11 @@ from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
 from xsc.base.limits import GIB
 from xsc.db.group import GroupCommit
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
+from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
-from xsc.market.service import MarketService, MarketSettings
+from xsc.market.service import MarketService
 
 NET = network_id("test")
 
@@ -174,28 +176,40 @@ class Node:
             "owner": "",
         } | settings
         self.entropy = SeededEntropy(bytes([number]))
+        self.leaving = set()
+        self.denied = []
         self.market = self.make()
 
     def make(self):
         market = MarketService(
-            key=self.key,
-            network=NET,
-            clock=self.world.clock,
-            entropy=self.entropy,
-            caller=self.world.wire.caller(self.id),
-            peers=self.world.wire.peers(self.id),
-            credit=self.ledger,
-            quality=self.health,
-            standing=self.standing,
-            capacity=self.room,
-            divide=divide,
+            Context(
+                self.key,
+                NET,
+                self.world.clock,
+                self.entropy,
+                InlineExecutor(),
+                self.world.wire.caller(self.id),
+                self.log,
+            ),
+            MarketPorts(
+                peers=self.world.wire.peers(self.id),
+                credit=self.ledger,
+                quality=self.health,
+                standing=self.standing,
+                capacity=self.room,
+                divide=divide,
+                leaving=lambda: self.leaving,
+                on_denied=self.on_denied,
+            ),
             state=self.state,
             commit=GroupCommit(self.state, InlineExecutor()).commit,
-            log=self.log,
             settings=MarketSettings(**self.settings),
         )
         self.world.wire.handlers[self.id] = market.handlers()
         return market
+
+    async def on_denied(self, leases):
+        self.denied.append(set(leases))
 
     async def restart(self):
         """Come back from what is on the disk."""
@@ -205,8 +219,8 @@ class Node:
 
     def stores(self, lease_id, customer, size_bytes):
         """Hold bytes under a lease, as a put would."""
-        self.market.admit(lease_id, customer, size_bytes)
-        self.market.stored(lease_id, size_bytes, size_bytes)
+        self.market.granted.admit(lease_id, customer, size_bytes)
+        self.market.granted.stored(lease_id, size_bytes, size_bytes)
 
     def one(self, role):
         views = [view for view in self.market.leases() if view.role == role]

@@ -1,7 +1,15 @@
 import pytest
 
 from xsc.base.limits import PPM
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Held, Winner, dear, place, reserve
+from xsc.market.auction import (
+    QUALITY_PPM_LEAST,
+    Bid,
+    PricedLease,
+    Winner,
+    expensive,
+    place,
+    reserve,
+)
 
 
 def bid(name, price, quality=PPM, domain=None):
@@ -75,13 +83,15 @@ def test_two_bids_of_a_node_are_a_bug():
         bid(b"a", 1, 0)
 
 
-def test_a_lease_is_dear_where_the_same_would_cost_an_eighth_less_now():
-    leases = [Held(bytes([price]), b"a", price) for price in (8, 9, 10)]
-    assert dear(leases, [Winner(b"a", 8)]) == {b"\x0a"}
-    assert dear(leases, [Winner(b"b", 8)]) == {b"\x0a"}, "another node would do"
-    assert dear(leases, []) == frozenset()
-    two = [Held(b"x", b"a", 30), Held(b"y", b"b", 30)]
-    assert dear(two, [Winner(b"c", 8)]) == frozenset(), "one of two is needed, and none can be had"
-    assert dear(two, [Winner(b"a", 8)]) == {b"x"}
-    assert dear(two, [Winner(b"b", 29), Winner(b"c", 8)]) == frozenset(), "the dearest decides"
-    assert dear([Held(b"x", b"a", 0)], [Winner(b"a", 0)]) == frozenset()
+def test_a_lease_is_expensive_where_the_same_would_cost_an_eighth_less_now():
+    leases = [PricedLease(bytes([price]), b"a", price) for price in (8, 9, 10)]
+    assert expensive(leases, [Winner(b"a", 8)]) == {b"\x0a"}
+    assert expensive(leases, [Winner(b"b", 8)]) == {b"\x0a"}, "another node would do"
+    assert expensive(leases, []) == frozenset()
+    two = [PricedLease(b"x", b"a", 30), PricedLease(b"y", b"b", 30)]
+    assert expensive(two, [Winner(b"c", 8)]) == frozenset(), (
+        "one of two is needed, and none can be had"
+    )
+    assert expensive(two, [Winner(b"a", 8)]) == {b"x"}
+    assert expensive(two, [Winner(b"b", 29), Winner(b"c", 8)]) == frozenset(), "the dearest decides"
+    assert expensive([PricedLease(b"x", b"a", 0)], [Winner(b"a", 0)]) == frozenset()

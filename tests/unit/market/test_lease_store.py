@@ -2,13 +2,17 @@ from dataclasses import replace
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
+from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import StoreDamaged
 from xsc.base.limits import PROMISE_MS
+from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.lease_store import Booking, LeaseBook
+from xsc.market.lease_entry import Booking
+from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
 
 KEY, NET = KeyPair(b"\1" * 32), network_id("test")
@@ -35,24 +39,24 @@ def state():
     return Memory()
 
 
-def book_on(state):
-    book = LeaseBook(state, NET)
-    book.load()
-    return book
+def store_on(state):
+    store = LeaseStore(state, NET, GroupCommit(state, InlineExecutor()).commit)
+    store.load()
+    return store
 
 
 def test_both_roles_come_back_with_everything(state):
-    book = book_on(state)
-    mine = book.entry_of("customer", lease(1), 5, b"site/attic")
-    theirs = book.entry_of("provider", lease(1), 6)
-    book.add([mine, theirs])
+    store = store_on(state)
+    mine = store.entry_of("customer", lease(1), 5, b"site/attic")
+    theirs = store.entry_of("provider", lease(1), 6)
+    store.add([mine, theirs])
     mine.use = replace(mine.use, held_bytes=3, used=9, voucher_number=2, given_back=True)
     mine.voucher = b"v"
-    book.save(mine)
+    store.save(mine)
     theirs.booking = Booking(4, 1, 50, b"w")
     theirs.refusals = 1
-    book.save(theirs)
-    again = book_on(state)
+    store.save(theirs)
+    again = store_on(state)
     assert again.get("customer", b"\1" * 32) == mine
     assert again.get("provider", b"\1" * 32) == theirs
     assert mine.terms.quantity == 7
@@ -62,35 +66,35 @@ def test_both_roles_come_back_with_everything(state):
 
 
 def test_what_is_forgotten_leaves_nothing(state):
-    book = book_on(state)
-    entry = book.entry_of("provider", lease(1), 5)
-    book.add([entry])
-    book.forget(entry)
+    store = store_on(state)
+    entry = store.entry_of("provider", lease(1), 5)
+    store.add([entry])
+    store.forget(entry)
     assert state.table == {}
-    assert book.get("provider", b"\1" * 32) is None
+    assert store.get("provider", b"\1" * 32) is None
 
 
 def test_only_promises_and_debts_wait_for_the_disk(state):
-    book = book_on(state)
-    entry = book.entry_of("provider", lease(1), 5)
-    book.add([entry])
-    book.save(entry)
+    store = store_on(state)
+    entry = store.entry_of("provider", lease(1), 5)
+    store.add([entry])
+    store.save(entry)
     assert state.synced == 1
 
 
 @pytest.mark.parametrize("table", [b"market/lease/", b"market/use/"])
 def test_another_version_is_not_guessed_at(state, table):
-    book = book_on(state)
-    book.add([book.entry_of("provider", lease(1), 5)])
+    store = store_on(state)
+    store.add([store.entry_of("provider", lease(1), 5)])
     key = next(key for key in state.table if key.startswith(table))
     value = decode(state.table[key])
     state.table[key] = encode(value | {"v": 2})
     with pytest.raises(StoreDamaged):
-        book_on(state)
+        store_on(state)
 
 
 def test_promises_are_kept_ended_and_forgotten(state):
-    entry = book_on(state).entry_of("customer", lease(1), 5)
+    entry = store_on(state).entry_of("customer", lease(1), 5)
     entry.promised = [(100, 10), (200, 20)]
     assert entry.promised_at(50) == 30
     entry.keep_promise(4)
@@ -111,7 +115,7 @@ def test_promises_are_kept_ended_and_forgotten(state):
 
 
 def test_promises_of_storage_are_counted_by_the_time_and_not_one_by_one(state):
-    entry = book_on(state).entry_of("customer", lease(1), 5)
+    entry = store_on(state).entry_of("customer", lease(1), 5)
     for now_ms in range(0, 3 * PROMISE_MS, 50):
         entry.promise(1, now_ms)
         assert len(entry.promised) <= 61
@@ -120,20 +124,20 @@ def test_promises_of_storage_are_counted_by_the_time_and_not_one_by_one(state):
         assert 0.98 * asked <= entry.promised_at(now_ms) <= asked
 
 
-def test_what_happens_to_leases_between_flushes_is_written_once(state):
-    book = book_on(state)
-    entry = book.entry_of("customer", lease(1), 5)
-    book.add([entry])
+async def test_what_happens_to_leases_in_one_turn_of_the_loop_is_written_once(state):
+    store = store_on(state)
+    entry = store.entry_of("customer", lease(1), 5)
+    store.add([entry])
     writes = state.writes
     for held in range(10):
         entry.use = replace(entry.use, held_bytes=held)
-        assert book.touch(entry) == (held == 0)
+        store.keep(entry)
     assert state.writes == writes
-    book.flush()
-    book.flush()
+    await settle()
+    store.flush()
     assert state.writes == writes + 1
-    assert book_on(state).get("customer", b"\1" * 32) == entry
-    assert book.touch(entry)
-    book.forget(entry)
-    book.flush()
+    assert store_on(state).get("customer", b"\1" * 32) == entry
+    store.keep(entry)
+    store.forget(entry)
+    await settle()
     assert not state.table

@@ -1,11 +1,19 @@
 import pytest
 
 from xsc.base.errors import RecordInvalid, SignatureInvalid
-from xsc.base.limits import QUOTE_TTL_MS, REQUEST_WINDOW_MS
+from xsc.base.limits import (
+    COMPUTE_LEASE_MICRO_MAX,
+    COMPUTE_LEASE_RUNS,
+    MIB,
+    QUOTE_TTL_MS,
+    REQUEST_WINDOW_MS,
+    SHARE_LEASES,
+    STORAGE_LEASE_BYTES,
+)
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.pricing import Ladder
-from xsc.market.quote import domain_of, is_valid, make_quote, open_quote, why
+from xsc.market.quote import domain_of, is_valid, make_quote, open_quote, wanted_quantity, why
 
 KEY, NET, T0 = KeyPair(b"\1" * 32), network_id("test"), 1_000_000
 CUSTOMER = b"c" * 32
@@ -99,3 +107,21 @@ def test_the_domain_is_the_site_then_the_owner_then_the_node():
     assert domain_of(made(owner="eva")) != domain_of(made(site="eva"))
     assert KEY.node_id in domain_of(made())
     assert domain_of(made(owner="eva")) == domain_of(made(owner="eva", provider=b"p" * 32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "price", "least", "available", "wanted"),
+    [
+        ("storage", 10, MIB, 2**60, STORAGE_LEASE_BYTES),
+        ("storage", 10, 2 * STORAGE_LEASE_BYTES, 2**60, 2 * STORAGE_LEASE_BYTES),
+        ("storage", 10, MIB, MIB * SHARE_LEASES // 2, MIB),
+        ("storage", 10, MIB, 20 * MIB * SHARE_LEASES, 20 * MIB),
+        ("storage", 10, MIB, MIB - 1, MIB - 1),
+        ("compute", 0, 7, 2**60, 7 * COMPUTE_LEASE_RUNS),
+        ("compute", COMPUTE_LEASE_MICRO_MAX, 2**40, 2**60, 2**40),
+        ("compute", 0, 2**60, 2**63 - 1, (2**63 - 1) // SHARE_LEASES),
+    ],
+)
+def test_a_customer_asks_for_modestly_more_than_it_needs(kind, price, least, available, wanted):
+    quote = made(kind=kind, available=available)
+    assert wanted_quantity(quote, price, least) == wanted

@@ -37,7 +37,7 @@ async def test_a_lease_comes_back_as_it_was_and_goes_on(world, pair):
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
     world.later(50 * EPOCH_MS)
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     before = customer.one("customer")
     world.later(7 * EPOCH_MS)
     assert await lost(customer, provider, {lease_id: 10 * MIB}) == 1
@@ -51,9 +51,9 @@ async def test_a_lease_comes_back_as_it_was_and_goes_on(world, pair):
     assert after.used == before.used + 7 * 10 * MIB == provider.one("provider").used
     assert await customer.market.recalls.recall(provider.id) == 0, "once is enough"
     await customer.restart()
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     assert provider.ledger.settled(lease_id) == provider.one("provider").due_micro
-    await customer.market.used(lease_id, -10 * MIB)
+    await customer.market.taken.used(lease_id, -10 * MIB)
     assert customer.one("customer").held_bytes == 0
 
 
@@ -164,7 +164,7 @@ async def test_what_a_host_tells_must_be_signed_and_its_own(world, pair, twist):
     other_id = await stored(world, customer, provider, STORAGE_LEASE_BYTES)
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     honest, _ = await provider.market.recalls.on_history(customer.id, {"after": None}, ())
     items = {
         open_signed(

@@ -6,7 +6,7 @@ from tests.unit.market.fakes import NET
 from tests.unit.market.test_renewing import stored
 from xsc.base.errors import LeaseExhausted
 from xsc.base.limits import EPOCH_MS, MIB
-from xsc.market.lease_store import LeaseBook
+from xsc.market.lease_store import LeaseStore
 
 
 async def forgotten(world, customer, provider, more):
@@ -17,7 +17,7 @@ async def forgotten(world, customer, provider, more):
 
 
 async def paid(world, customer, provider, lease_id):
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     mine, theirs = customer.one("customer"), provider.one("provider")
     assert (mine.held_bytes, mine.used) == (theirs.held_bytes, theirs.used)
     assert provider.ledger.settled(lease_id) == theirs.due_micro
@@ -28,8 +28,8 @@ async def test_what_the_records_name_is_counted_again_and_for_the_time_since(wor
     lease_id = await forgotten(world, customer, provider, 3 * MIB)
     world.later(50 * EPOCH_MS)
     await customer.restart()
-    assert not customer.market.counts_are_complete
-    customer.market.reconcile_orders({lease_id: 13 * MIB}, {})
+    assert not customer.market.store.complete
+    customer.market.taken.reconcile({lease_id: 13 * MIB}, {})
     await paid(world, customer, provider, lease_id)
 
 
@@ -38,13 +38,13 @@ async def test_what_was_on_its_way_is_counted_when_the_host_shows_it(world, pair
     lease_id = await forgotten(world, customer, provider, 3 * MIB)
     world.later(50 * EPOCH_MS)
     await customer.restart()
-    customer.market.reconcile_orders({lease_id: 10 * MIB}, {lease_id: 1})
-    await customer.market.recounted(lease_id, 3 * MIB)
+    customer.market.taken.reconcile({lease_id: 10 * MIB}, {lease_id: 1})
+    await customer.market.taken.recounted(lease_id, 3 * MIB)
     await paid(world, customer, provider, lease_id)
     # One doubt, once: whatever else comes to light counts from now on.
     world.later(50 * EPOCH_MS)
     provider.stores(lease_id, customer.id, MIB)
-    await customer.market.recounted(lease_id, MIB)
+    await customer.market.taken.recounted(lease_id, MIB)
     await paid(world, customer, provider, lease_id)
 
 
@@ -53,28 +53,28 @@ async def test_the_records_lower_a_count_only_where_something_was_on_its_way(wor
     lease_id = await stored(world, customer, provider)
     for doubts, counted in ({}, 10 * MIB), ({lease_id: 1}, 4 * MIB):
         await customer.restart()
-        customer.market.reconcile_orders({lease_id: 4 * MIB}, doubts)
+        customer.market.taken.reconcile({lease_id: 4 * MIB}, doubts)
         assert customer.one("customer").held_bytes == counted
 
 
 async def test_a_host_that_shows_less_lowers_the_count(world, pair):
     customer, provider = pair
     lease_id = await stored(world, customer, provider)
-    await customer.market.recounted(lease_id, -4 * MIB)
+    await customer.market.taken.recounted(lease_id, -4 * MIB)
     assert customer.one("customer").held_bytes == 6 * MIB
     with pytest.raises(LeaseExhausted):
-        await customer.market.recounted(bytes(31) + b"x", 1)
+        await customer.market.taken.recounted(bytes(31) + b"x", 1)
 
 
 async def test_only_a_node_that_stopped_in_order_lost_no_count(world, pair):
     customer, _ = pair
     await customer.restart()
-    assert not customer.market.counts_are_complete
+    assert not customer.market.store.complete
     await world.drive(customer.market.close())
     await customer.restart()
-    assert customer.market.counts_are_complete
+    assert customer.market.store.complete
     await customer.restart()
-    assert not customer.market.counts_are_complete
+    assert not customer.market.store.complete
 
 
 def test_that_it_stopped_in_order_is_taken_back_on_the_disk_first():
@@ -93,10 +93,10 @@ def test_that_it_stopped_in_order_is_taken_back_on_the_disk_first():
             self.rows.update(changes)
 
     disk = Disk()
-    LeaseBook(disk, NET).close()
-    book = LeaseBook(disk, NET)
-    book.load()
-    assert book.complete
+    LeaseStore(disk, NET, disk.write).close()
+    store = LeaseStore(disk, NET, disk.write)
+    store.load()
+    assert store.complete
     (changes, sync) = disk.written[-1]
     assert sync
     assert [value for _, value in changes] == [None]

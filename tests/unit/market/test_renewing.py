@@ -40,10 +40,10 @@ LATEST_MS = HALF_MS + STORAGE_LEASE_MS // 8
 
 async def stored(world, customer, provider, size=10 * MIB):
     """Return a lease with bytes under it."""
-    offered = await world.drive(customer.market.lease_hosts(size_bytes=size, count=1))
+    offered = await world.drive(customer.market.buyer.lease_hosts(size_bytes=size, count=1))
     (host,) = offered.leases
     provider.stores(host.lease_id, customer.id, size)
-    await customer.market.used(host.lease_id, size)
+    await customer.market.taken.used(host.lease_id, size)
     await world.drive()
     return host.lease_id
 
@@ -63,7 +63,7 @@ async def rounds(world, node, until_ms, step_ms=DAY_MS):
     while world.clock.now_ms() < until_ms:
         world.later(min(step_ms, until_ms - world.clock.now_ms()))
         await world.drive(node.market.renewals.round())
-        await world.drive(node.market.settle_all())
+        await world.drive(node.market.settlement.settle_all())
 
 
 async def test_a_lease_is_renewed_between_its_half_and_an_eighth_later(world, pair):
@@ -83,13 +83,13 @@ async def test_a_lease_is_renewed_between_its_half_and_an_eighth_later(world, pa
 async def test_leases_are_due_at_moments_of_their_own_that_a_restart_does_not_change(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)
-    (entry,) = customer.market._book.all("customer")
+    (entry,) = customer.market.store.all("customer")
     moments = {due_ms(replace(entry.terms, lease_id=bytes([number]) * 32)) for number in range(64)}
     assert len(moments) == 64
     assert max(moments) - min(moments) > STORAGE_LEASE_MS // 16
     before = due_ms(entry.terms)
     await customer.restart()
-    (entry,) = customer.market._book.all("customer")
+    (entry,) = customer.market.store.all("customer")
     assert due_ms(entry.terms) == before
 
 
@@ -153,7 +153,7 @@ async def test_the_price_of_a_renewal_counts_from_there_on_alone(world, pair):
     assert 20 <= price == provider.one("provider").price < 40
     assert before.due_micro == storage_amount(40, before.used)
     world.later(48 * EPOCH_MS)
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     due = before.due_micro + storage_amount(price, 48 * 10 * MIB)
     assert customer.one("customer").due_micro == provider.ledger.settled(lease_id) == due
 
@@ -169,7 +169,7 @@ async def test_new_objects_go_on_under_a_renewed_lease(world, pair):
 async def test_an_empty_lease_is_not_renewed(world, pair):
     customer, provider = pair
     lease_id = await stored(world, customer, provider)
-    await customer.market.used(lease_id, -10 * MIB)
+    await customer.market.taken.used(lease_id, -10 * MIB)
     await rounds(world, customer, world.clock.now_ms() + LATEST_MS + DAY_MS)
     assert renewals(world) == []
 
@@ -199,7 +199,7 @@ async def test_debt_refuses_a_renewal_until_it_is_paid(world, pair):
 async def test_a_host_that_is_leaving_renews_nothing(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)
-    provider.market.leaving = lambda: {provider.id}
+    provider.leaving.add(provider.id)
     await rounds(world, customer, world.clock.now_ms() + LATEST_MS)
     assert "leaving" in why(customer)
     assert ends(customer, provider)[1] < world.clock.now_ms() + HALF_MS
@@ -209,13 +209,14 @@ async def test_little_credit_renews_what_is_held_and_gives_up_the_rest(world, pa
     customer, provider = pair
     await stored(world, customer, provider)
     world.later(LATEST_MS)
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     provider.ledger.limit = provider.ledger.owed(customer.id) + storage_amount(10, 20 * MIB)
     await world.drive(customer.market.renewals.round())
     assert customer.one("customer").quantity == provider.one("provider").quantity
     assert 20 * MIB <= provider.one("provider").quantity < 21 * MIB
     assert (
-        provider.market.end_ms(provider.one("provider").lease_id) > world.clock.now_ms() + HALF_MS
+        provider.market.granted.end_ms(provider.one("provider").lease_id)
+        > world.clock.now_ms() + HALF_MS
     )
 
 
@@ -260,7 +261,7 @@ async def test_a_host_that_lost_the_lease_or_what_lay_under_it_says_so(world, pa
     assert why(customer) == "this customer has no such lease here"
     provider.state = kept
     await provider.restart()
-    provider.market.settle_use(lease_id, -10 * MIB)
+    provider.market.granted.settle_use(lease_id, -10 * MIB)
     world.later(RENEWAL_RETRY_MS)
     await world.drive(customer.market.renewals.round())
     assert customer.market.renewals.end_of(lease_id).reason == "nothing is held under the lease"
@@ -274,7 +275,7 @@ async def test_what_ended_can_be_renewed_while_it_is_kept_and_the_gap_is_paid(wo
     world.later(STORAGE_LEASE_MS + 20 * DAY_MS)
     await world.drive(customer.market.renewals.round())
     assert ends(customer, provider) == [world.clock.now_ms() + STORAGE_LEASE_MS] * 2
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     epochs = (world.clock.now_ms() - start_ms) // EPOCH_MS + 1
     assert provider.one("provider").used == epochs * 10 * MIB
     assert provider.ledger.settled(lease_id) == provider.one("provider").due_micro
@@ -288,7 +289,7 @@ async def test_a_renewal_reserves_nothing_and_takes_what_is_free(world, pair, la
     world.later(LATEST_MS + late_ms)
     await world.drive(customer.market.renewals.round())
     assert provider.one("provider").renewals == 1
-    assert provider.market.free("storage") == 3 * MIB
+    assert provider.market.headroom.free("storage") == 3 * MIB
     with pytest.raises(LeaseExhausted):
         provider.stores(lease_id, customer.id, 3 * MIB + 1)
     provider.stores(lease_id, customer.id, 3 * MIB)
@@ -299,7 +300,7 @@ async def test_a_renewal_that_extends_next_to_nothing_is_refused(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)
     world.later(LATEST_MS)
-    entry = next(provider.market._book.all("provider"))
+    entry = next(provider.market.store.all("provider"))
     quote = Quote(
         provider=provider.id,
         customer=customer.id,
@@ -326,9 +327,9 @@ async def test_a_count_that_is_too_high_is_lowered_to_the_hosts_and_then_renewed
     """The host deleted a part, and its answer got lost: neither voucher nor account fits."""
     customer, provider = pair
     lease_id = await stored(world, customer, provider)
-    provider.market.settle_use(lease_id, -9 * MIB)
+    provider.market.granted.settle_use(lease_id, -9 * MIB)
     world.later(LATEST_MS)
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     await world.drive(customer.market.renewals.round())
     assert "more than was held" in why(customer)
     assert customer.one("customer").held_bytes == provider.one("provider").held_bytes == MIB
@@ -346,7 +347,7 @@ async def test_what_a_host_counts_beyond_the_account_stays_owed(world, pair):
     await stored(world, customer, provider)
     provider.stores(provider.one("provider").lease_id, customer.id, MIB)
     world.later(LATEST_MS)
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     owed = provider.one("provider").due_micro - customer.one("customer").due_micro
     assert owed > 0
     await world.drive(customer.market.renewals.round())
@@ -410,7 +411,7 @@ async def test_a_request_that_does_not_fit_changes_nothing(world, pair, change, 
     customer, provider = pair
     await stored(world, customer, provider)
     world.later(LATEST_MS)
-    await world.drive(customer.market.settle_all())
+    await world.drive(customer.market.settlement.settle_all())
     before = provider.one("provider")
     raw = await request_of(world, customer, provider, **change)
     answer = await answer_to(provider, customer, raw)
@@ -461,7 +462,7 @@ async def test_a_lost_answer_is_told_again_and_both_signed_it(world, pair):
     raw = (await answer_to(provider, customer, lost))["renewal"]
     world.later(3 * EPOCH_MS)
     await world.drive(customer.market.renewals.round())
-    assert ends(customer, provider) == [provider.market.end_ms(lease_id)] * 2
+    assert ends(customer, provider) == [provider.market.granted.end_ms(lease_id)] * 2
     renewal = open_signed(raw, Renewal, network=NET, author=provider.id).record
     request = open_signed(renewal.request, RenewalRequest, network=NET, author=customer.id)
     assert renewal.request == lost
@@ -570,9 +571,9 @@ async def test_a_kill_at_every_write_of_a_renewal_loses_nothing_and_pays_once(wo
         victim = customer if who == "customer" else provider
         victim.state.left, victim.state.after = number, after
         try:
-            await world.drive(customer.market.settle_all())
+            await world.drive(customer.market.settlement.settle_all())
             await world.drive(customer.market.renewals.round())
-            await world.drive(customer.market.settle_all())
+            await world.drive(customer.market.settlement.settle_all())
         except StoreDamaged:
             pass
         if victim.state.left >= 0:
@@ -583,7 +584,7 @@ async def test_a_kill_at_every_write_of_a_renewal_loses_nothing_and_pays_once(wo
         await provider.restart()
         world.later(RENEWAL_RETRY_MS)
         await world.drive(customer.market.renewals.round())
-        await world.drive(customer.market.settle_all())
+        await world.drive(customer.market.settlement.settle_all())
         mine, theirs = customer.one("customer"), provider.one("provider")
         assert mine.end_ms == theirs.end_ms > start_ms + STORAGE_LEASE_MS
         epochs = (world.clock.now_ms() - start_ms) // EPOCH_MS + 1

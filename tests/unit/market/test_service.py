@@ -61,7 +61,9 @@ STEPS = 1_000_000_000
 
 
 async def leased(world, node, **wish):
-    got = await world.drive(node.market.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish)))
+    got = await world.drive(
+        node.market.buyer.lease_hosts(**({"size_bytes": MIB, "count": 1} | wish))
+    )
     if not got.leases:
         raise refusal(got.refused, "no room")
     return got.leases
@@ -69,16 +71,16 @@ async def leased(world, node, **wish):
 
 def hoarding(node):
     """Let a node ask for all that is offered to it, anew each time."""
-    node.market._quantity = lambda quote, _price, _least: quote.available
-    node.market._usable = lambda _kind, _quantity, _nodes: []
+    node.market.buyer._quantity = lambda quote, _price, _least: quote.available
+    node.market.buyer._usable = lambda _kind, _quantity, _nodes: []
 
 
 async def computing(world, node, steps=STEPS, on=None):
-    return await world.drive(node.market.lease_compute(fuel_steps=steps, on=on))
+    return await world.drive(node.market.buyer.lease_compute(fuel_steps=steps, on=on))
 
 
 async def several(world, node, count, exclude=frozenset(), steps=STEPS):
-    wish = node.market.lease_providers(fuel_steps=steps, count=count, exclude=exclude)
+    wish = node.market.buyer.lease_providers(fuel_steps=steps, count=count, exclude=exclude)
     return [granted.node for granted in await world.drive(wish)]
 
 
@@ -119,7 +121,7 @@ async def test_who_verifies_is_of_another_owner_where_there_is_one(world):
 async def test_a_quote_stands_on_the_customers_rung(world, pair):
     customer, provider = pair
     provider.standing.mutual[customer.id] = 50_000
-    (quote,) = await world.drive(customer.market.offers("storage"))
+    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
     assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (8, 9, 10)
     assert (quote.tier, quote.price) == ("mutual", 8)
     assert quote.available == provider.room.storage // ROOM_PART_MUTUAL
@@ -132,33 +134,40 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
         node.standing.weights = {}
         node.settings["prices"] = type(node.settings["prices"])(price, price)
         node.market = node.make()
-    assert [q.price for q in await world.drive(customer.market.offers("compute"))] == [10, 20, 30]
+    assert [q.price for q in await world.drive(customer.market.quotes.offers("compute"))] == [
+        10,
+        20,
+        30,
+    ]
     world.wire.down.add(world.nodes[3].id)
-    assert [q.price for q in await world.drive(customer.market.offers("compute"))] == [20, 30]
+    assert [q.price for q in await world.drive(customer.market.quotes.offers("compute"))] == [
+        20,
+        30,
+    ]
 
 
 async def test_offers_are_kept_while_they_hold_and_used_for_the_next_lease(world, pair):
     customer, provider = pair
     for _ in range(3):
-        (quote,) = await world.drive(customer.market.offers("storage"))
+        (quote,) = await world.drive(customer.market.quotes.offers("storage"))
     assert len(world.wire.calls) == 1, "a quote holds"
     await leased(world, customer)
     assert [call[2] for call in world.wire.calls[1:]] == ["market.lease"]
-    await world.drive(customer.market.offers("storage"))
+    await world.drive(customer.market.quotes.offers("storage"))
     assert len(world.wire.calls) == 3, "a lease changes what is offered"
     world.clock.advance_to(quote.valid_until_ms)
-    await world.drive(customer.market.offers("storage"))
+    await world.drive(customer.market.quotes.offers("storage"))
     assert len(world.wire.calls) == 4
     for change in (customer.standing.weights, customer.standing.theirs):
         change[provider.id] = 50_000
-        await world.drive(customer.market.offers("storage"))
+        await world.drive(customer.market.quotes.offers("storage"))
     assert len(world.wire.calls) == 6, "who is recognised is on another rung"
 
 
 async def test_the_price_rises_with_use(world, pair):
     customer, provider = pair
     provider.room.stored = provider.room.storage // 2
-    (quote,) = await world.drive(customer.market.offers("storage"))
+    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
     assert quote.reserve == 15
 
 
@@ -187,7 +196,7 @@ async def test_a_full_lease_is_topped_up_by_a_further_one(world, pair):
     (first,) = await leased(world, customer, size_bytes=200 * MIB)
     provider.stores(first.lease_id, customer.id, 200 * MIB)
     provider.room.stored += 200 * MIB
-    await customer.market.used(first.lease_id, 200 * MIB)
+    await customer.market.taken.used(first.lease_id, 200 * MIB)
     (second,) = await leased(world, customer, size_bytes=100 * MIB)
     assert second.lease_id != first.lease_id
     (third,) = await leased(world, customer, size_bytes=50 * MIB)
@@ -197,7 +206,7 @@ async def test_a_full_lease_is_topped_up_by_a_further_one(world, pair):
 async def test_what_is_handed_out_is_not_handed_out_twice(world, pair):
     customer, _ = pair
     got = await world.drive(
-        *(customer.market.lease_hosts(size_bytes=100 * MIB, count=1) for _ in range(4))
+        *(customer.market.buyer.lease_hosts(size_bytes=100 * MIB, count=1) for _ in range(4))
     )
     ids = [offered.leases[0].lease_id for offered in got]
     assert max(ids.count(id_) for id_ in ids) == 2
@@ -256,7 +265,9 @@ async def test_who_recognises_the_customer_is_paid_its_rung_whatever_others_ask(
     job = await computing(world, customer)
     assert (job.node, job.price) == (world.nodes[2].id, 8)
     near = {world.nodes[2].id: MIB}
-    again = await world.drive(customer.market.lease_compute(fuel_steps=STEPS, on=None, saved=near))
+    again = await world.drive(
+        customer.market.buyer.lease_compute(fuel_steps=STEPS, on=None, saved=near)
+    )
     assert (again.node, again.price) == (world.nodes[2].id, 8)
 
 
@@ -278,7 +289,7 @@ def asking(world, numbers, price):
 
 async def look(world, customer):
     world.later(QUOTE_TTL_MS)
-    await world.drive(customer.market.look_at_prices())
+    await world.drive(customer.market.buyer.look_at_prices())
 
 
 async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
@@ -290,7 +301,7 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     first = set(await leased(world, customer, count=3))
     assert {host.price for host in first} == {40}
     for host in first:
-        await customer.market.used(host.lease_id, MIB)
+        await customer.market.taken.used(host.lease_id, MIB)
     await look(world, customer)
     assert set(await leased(world, customer, count=3)) == first, "the same would cost the same"
     customer.settings["prices"] = PriceList(10, 10)
@@ -301,7 +312,7 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     assert {host.price for host in second} == {20}
     assert not {host.lease_id for host in second} & {host.lease_id for host in first}
     for host in second:
-        await customer.market.used(host.lease_id, MIB)
+        await customer.market.taken.used(host.lease_id, MIB)
     for _ in range(3):
         await look(world, customer)
         assert set(await leased(world, customer, count=3)) == second, "nor back and forth"
@@ -313,7 +324,7 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
 async def test_a_dear_lease_is_used_where_no_other_can_be_had(world, pair):
     customer, provider = pair
     (first,) = await leased(world, customer)
-    await customer.market.used(first.lease_id, MIB)
+    await customer.market.taken.used(first.lease_id, MIB)
     provider.standing.mutual[customer.id] = 20_000
     await look(world, customer)
     real = provider.market.handlers()
@@ -360,9 +371,9 @@ async def test_a_new_domain_comes_before_a_lease_at_hand_in_a_used_one(world):
 
 async def test_after_a_lease_its_provider_is_asked_anew(world, pair):
     customer, provider = pair
-    await world.drive(customer.market.offers("storage"))
+    await world.drive(customer.market.quotes.offers("storage"))
     await leased(world, customer)
-    (quote,) = await world.drive(customer.market.offers("storage"))
+    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
     assert quote.available == provider.room.storage // ROOM_PART_OPEN - STORAGE_LEASE_BYTES
 
 
@@ -371,13 +382,13 @@ async def test_the_own_node_comes_last_and_settles_nothing(world):
     hosts = await leased(world, customer, count=6)
     assert [host.node for host in hosts] == [world.nodes[2].id, customer.id]
     assert (hosts[-1].lease_id, hosts[-1].price) == (OWN_LEASE, 0)
-    customer.market.admit(OWN_LEASE, customer.id, MIB)
-    await customer.market.used(OWN_LEASE, MIB)
-    customer.market.settle_use(OWN_LEASE, -MIB)
+    customer.market.granted.admit(OWN_LEASE, customer.id, MIB)
+    await customer.market.taken.used(OWN_LEASE, MIB)
+    customer.market.granted.settle_use(OWN_LEASE, -MIB)
     with pytest.raises(LeaseExhausted):
-        customer.market.admit(OWN_LEASE, world.nodes[2].id, MIB)
+        customer.market.granted.admit(OWN_LEASE, world.nodes[2].id, MIB)
     with pytest.raises(SpaceExhausted):
-        customer.market.admit(OWN_LEASE, customer.id, customer.room.storage + 1)
+        customer.market.granted.admit(OWN_LEASE, customer.id, customer.room.storage + 1)
 
 
 async def test_excluded_and_silent_nodes_are_not_asked(world):
@@ -417,12 +428,7 @@ async def test_a_reported_node_falls_behind(world):
     for number in (2, 3):
         world.node(number)
     node = world.nodes[2].id
-    assert customer.market.is_up(node)
-    assert customer.market.response_ms(node) == 7
-    assert customer.market.is_up(customer.id)
-    assert customer.market.response_ms(customer.id) == 0
-    assert set(customer.market.peers()) == {world.nodes[2].id, world.nodes[3].id}
-    customer.market.report(node, "shard_mismatch")
+    customer.health.report(node, "shard_mismatch")
     for _ in range(3):
         assert (await leased(world, customer))[0].node == world.nodes[3].id
 
@@ -430,9 +436,9 @@ async def test_a_reported_node_falls_behind(world):
 async def test_room_that_is_promised_is_not_offered_again(world, pair):
     customer, provider = pair
     await leased(world, customer)
-    assert provider.market.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
+    assert provider.market.headroom.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
     with pytest.raises(SpaceExhausted):
-        provider.market.admit(OWN_LEASE, provider.id, provider.room.storage)
+        provider.market.granted.admit(OWN_LEASE, provider.id, provider.room.storage)
 
 
 async def test_a_small_node_leases_what_it_has(world, pair):
@@ -456,15 +462,15 @@ async def test_admission_keeps_to_the_lease(world, pair):
     with pytest.raises(LeaseExhausted):
         provider.stores(host.lease_id, customer.id, 2)
     provider.stores(host.lease_id, customer.id, 1)
-    provider.market.settle_use(host.lease_id, -STORAGE_LEASE_BYTES)
+    provider.market.granted.settle_use(host.lease_id, -STORAGE_LEASE_BYTES)
     provider.stores(host.lease_id, customer.id, STORAGE_LEASE_BYTES)
     with pytest.raises(LeaseExhausted):
         provider.stores(host.lease_id, provider.id, 1)
     with pytest.raises(LeaseExhausted):
         provider.stores(b"\1" * 32, customer.id, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit_compute(host.lease_id, customer.id, 1)
-    provider.market.settle_use(b"\1" * 32, -1)
+        provider.market.granted.admit_compute(host.lease_id, customer.id, 1)
+    provider.market.granted.settle_use(b"\1" * 32, -1)
 
 
 async def test_an_idle_lease_goes_back(world, pair):
@@ -478,7 +484,7 @@ async def test_an_idle_lease_goes_back(world, pair):
     customer.market.tidy()
     with pytest.raises(LeaseExhausted):
         provider.stores(host.lease_id, customer.id, 1)
-    assert provider.market.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
+    assert provider.market.headroom.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
     world.later(STORAGE_LEASE_IDLE_MS + LEASE_KEPT_MS)
     for _ in range(2):
         provider.market.tidy()
@@ -515,21 +521,21 @@ async def test_runs_share_a_compute_lease(world, pair):
 async def test_a_run_is_reserved_used_and_spent(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    assert provider.market.admit_compute(lease.lease_id, customer.id, STEPS) == 40
-    assert provider.market.free("compute") == provider.room.steps - 20 * STEPS
-    provider.market.used_compute(lease.lease_id, STEPS, 5_000_000)
-    assert provider.market.free("compute") == provider.room.steps - 20 * STEPS + 5_000_000
-    await customer.market.spent(lease.lease_id, 5_000_000, 200)
+    assert provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS) == 40
+    assert provider.market.headroom.free("compute") == provider.room.steps - 20 * STEPS
+    provider.market.granted.used_compute(lease.lease_id, STEPS, 5_000_000)
+    assert provider.market.headroom.free("compute") == provider.room.steps - 20 * STEPS + 5_000_000
+    await customer.market.taken.spent(lease.lease_id, 5_000_000, 200)
     assert provider.one("provider").due_micro == customer.one("customer").due_micro == 200
     assert provider.one("provider").used == 5_000_000
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 200
 
 
 async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    leases = customer.market
+    leases = customer.market.taken
     assert leases.price_and_room(lease.lease_id, provider.id) == (40, COMPUTE_LEASE_RUNS * STEPS)
     await leases.spent(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS + 1, 1)
     assert leases.price_and_room(lease.lease_id, provider.id) == (40, 0)
@@ -541,32 +547,32 @@ async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
 async def test_admission_of_runs_keeps_to_the_lease(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    provider.market.admit_compute(lease.lease_id, customer.id, COMPUTE_LEASE_RUNS * STEPS)
+    provider.market.granted.admit_compute(lease.lease_id, customer.id, COMPUTE_LEASE_RUNS * STEPS)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit_compute(lease.lease_id, customer.id, 1)
-    provider.market.used_compute(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS, 0)
-    provider.market.admit_compute(lease.lease_id, customer.id, 1)
+        provider.market.granted.admit_compute(lease.lease_id, customer.id, 1)
+    provider.market.granted.used_compute(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS, 0)
+    provider.market.granted.admit_compute(lease.lease_id, customer.id, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit_compute(lease.lease_id, provider.id, 1)
+        provider.market.granted.admit_compute(lease.lease_id, provider.id, 1)
     with pytest.raises(LeaseExhausted):
         provider.stores(lease.lease_id, customer.id, 1)
-    provider.market.used_compute(b"\1" * 32, 1, 1)
+    provider.market.granted.used_compute(b"\1" * 32, 1, 1)
     with pytest.raises(LeaseExhausted):
-        await customer.market.spent(b"\1" * 32, 1, 1)
+        await customer.market.taken.spent(b"\1" * 32, 1, 1)
     with pytest.raises(LeaseExhausted):
-        await customer.market.used(b"\1" * 32, 1)
+        await customer.market.taken.used(b"\1" * 32, 1)
 
 
 async def test_a_compute_lease_ends_after_a_minute(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    provider.market.admit_compute(lease.lease_id, customer.id, STEPS)
+    provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS)
     world.later(COMPUTE_LEASE_MS)
-    assert provider.market.free("compute") == provider.room.steps - STEPS
-    provider.market.used_compute(lease.lease_id, STEPS, 0)
-    assert provider.market.free("compute") == provider.room.steps
+    assert provider.market.headroom.free("compute") == provider.room.steps - STEPS
+    provider.market.granted.used_compute(lease.lease_id, STEPS, 0)
+    assert provider.market.headroom.free("compute") == provider.room.steps
     with pytest.raises(LeaseExhausted):
-        provider.market.admit_compute(lease.lease_id, customer.id, 1)
+        provider.market.granted.admit_compute(lease.lease_id, customer.id, 1)
     assert (await computing(world, customer)).lease_id != lease.lease_id
     assert {view.status for view in customer.market.leases()} == {"open", "expired"}
 
@@ -579,7 +585,7 @@ async def test_too_much_fuel_in_one_lease_is_no_matter_of_disks(world, pair):
         assert "room" not in caught.value.message
     with pytest.raises(ComputeExhausted):
         await world.drive(
-            customer.market.lease_providers(fuel_steps=provider.room.steps + 1, count=2)
+            customer.market.buyer.lease_providers(fuel_steps=provider.room.steps + 1, count=2)
         )
 
 
@@ -612,11 +618,11 @@ async def test_own_compute_comes_last_and_is_free(world):
     world.node(2)
     assert (await computing(world, customer)).node == world.nodes[2].id
     assert (await computing(world, customer, on=customer.id)).node == customer.id
-    assert customer.market.admit_compute(OWN_LEASE, customer.id, STEPS) == 0
-    customer.market.used_compute(OWN_LEASE, STEPS, STEPS)
-    await customer.market.spent(OWN_LEASE, STEPS, 0)
+    assert customer.market.granted.admit_compute(OWN_LEASE, customer.id, STEPS) == 0
+    customer.market.granted.used_compute(OWN_LEASE, STEPS, STEPS)
+    await customer.market.taken.spent(OWN_LEASE, STEPS, 0)
     with pytest.raises(LeaseExhausted):
-        customer.market.admit_compute(OWN_LEASE, world.nodes[2].id, 1)
+        customer.market.granted.admit_compute(OWN_LEASE, world.nodes[2].id, 1)
 
 
 # Near the data
@@ -631,7 +637,7 @@ def priced(world, number, price):
 
 
 async def near(world, node, saved, on=None):
-    wish = node.market.lease_compute(fuel_steps=STEPS, on=on, saved=saved)
+    wish = node.market.buyer.lease_compute(fuel_steps=STEPS, on=on, saved=saved)
     return await world.drive(wish)
 
 
@@ -702,13 +708,13 @@ async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
     customer, provider = pair
     provider.ledger.limit = 40_000
     lease = await computing(world, customer)
-    provider.market.admit_compute(lease.lease_id, customer.id, STEPS)
-    provider.market.used_compute(lease.lease_id, STEPS, STEPS)
+    provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS)
+    provider.market.granted.used_compute(lease.lease_id, STEPS, STEPS)
     world.later(COMPUTE_LEASE_MS)
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
-    await customer.market.spent(lease.lease_id, STEPS, 40_000)
-    await customer.market.settle_all()
+    await customer.market.taken.spent(lease.lease_id, STEPS, 40_000)
+    await customer.market.settlement.settle_all()
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
     provider.ledger.limit += 40_000
@@ -731,7 +737,7 @@ async def test_customers_of_one_window_share_what_is_scarce(world):
     everybody = frozenset(node.id for node in customers)
     await world.drive(
         *(
-            node.market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
+            node.market.buyer.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
             for node in customers[:3]
         )
     )
@@ -752,7 +758,7 @@ async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
         provider.standing.mutual[node.id] = 20_000
     got = await world.drive(
         *(
-            node.market.lease_hosts(size_bytes=120 * MIB, count=1, exclude=everybody)
+            node.market.buyer.lease_hosts(size_bytes=120 * MIB, count=1, exclude=everybody)
             for node in customers
         )
     )
@@ -912,14 +918,14 @@ async def test_a_byte_in_each_lease_does_not_take_all_room(world):
             except SpaceExhausted:
                 continue
             provider.stores(host.lease_id, node.id, 1)
-    free = provider.market.free("storage")
+    free = provider.market.headroom.free("storage")
     assert free > provider.room.storage // 2
     friend = world.node(6)
     provider.standing.mutual[friend.id] = 20_000
     (host,) = await leased(world, friend, size_bytes=free // 2, exclude=everybody)
     assert host.node == provider.id
     world.later(EPOCH_MS)
-    assert provider.market.free("storage") == provider.room.storage
+    assert provider.market.headroom.free("storage") == provider.room.storage
 
 
 async def test_strangers_of_one_window_have_half_together(world):
@@ -929,7 +935,10 @@ async def test_strangers_of_one_window_have_half_together(world):
     for node in strangers:
         hoarding(node)
     await world.drive(
-        *(node.market.lease_hosts(size_bytes=MIB, count=1, exclude=everybody) for node in strangers)
+        *(
+            node.market.buyer.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
+            for node in strangers
+        )
     )
     quantities = [view.quantity for view in provider.market.leases()]
     assert sum(quantities) == provider.room.storage // 2
@@ -943,23 +952,23 @@ async def test_fuel_that_is_reserved_for_nothing_leaves_fuel_for_others(world):
     for number in range(1, 6):
         hoarding(world.nodes[number])
         await several(world, world.nodes[number], 1, everybody, steps=STEPS)
-    assert provider.market.free("compute") > provider.room.steps // 2
+    assert provider.market.headroom.free("compute") > provider.room.steps // 2
 
 
 async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
     provider.stores(host.lease_id, customer.id, 1)
-    await customer.market.used(host.lease_id, 1)
+    await customer.market.taken.used(host.lease_id, 1)
     provider.stores(host.lease_id, customer.id, MIB)
     world.later(EPOCH_MS)
-    assert provider.market.free("storage") == provider.room.storage
+    assert provider.market.headroom.free("storage") == provider.room.storage
     assert (await leased(world, customer))[0].lease_id == host.lease_id
     provider.stores(host.lease_id, customer.id, MIB)
     provider.room.stored = provider.room.storage - 64 * MIB
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(host.lease_id, customer.id, 65 * MIB)
-    await customer.market.refused(host.lease_id)
+        provider.market.granted.admit(host.lease_id, customer.id, 65 * MIB)
+    await customer.market.taken.refused(host.lease_id)
     (other,) = await leased(world, customer)
     assert other.lease_id != host.lease_id
     world.later(STORAGE_LEASE_IDLE_MS)
@@ -970,25 +979,25 @@ async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(w
 async def test_a_write_that_fails_costs_nothing_and_one_that_is_repeated_costs_once(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
-    provider.market.admit(host.lease_id, customer.id, 100 * MIB)
-    provider.market.stored(host.lease_id, 100 * MIB, 0)
+    provider.market.granted.admit(host.lease_id, customer.id, 100 * MIB)
+    provider.market.granted.stored(host.lease_id, 100 * MIB, 0)
     assert provider.one("provider").due_micro == 0
     provider.stores(host.lease_id, customer.id, 100 * MIB)
-    provider.market.admit(host.lease_id, customer.id, 100 * MIB)
+    provider.market.granted.admit(host.lease_id, customer.id, 100 * MIB)
     with pytest.raises(LeaseExhausted):
-        provider.market.admit(host.lease_id, customer.id, 57 * MIB)
-    provider.market.stored(host.lease_id, 100 * MIB, 0)
+        provider.market.granted.admit(host.lease_id, customer.id, 57 * MIB)
+    provider.market.granted.stored(host.lease_id, 100 * MIB, 0)
     assert provider.one("provider").due_micro == 4_000
-    provider.market.stored(b"\1" * 32, 1, 1)
+    provider.market.granted.stored(b"\1" * 32, 1, 1)
 
 
 async def test_a_lease_is_not_idle_while_something_is_written(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
-    provider.market.admit(host.lease_id, customer.id, MIB)
+    provider.market.granted.admit(host.lease_id, customer.id, MIB)
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
-    provider.market.stored(host.lease_id, MIB, MIB)
+    provider.market.granted.stored(host.lease_id, MIB, MIB)
     assert provider.one("provider").status == "open"
 
 
@@ -1002,16 +1011,16 @@ async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothi
     provider.ledger.limit = 12_000
     provider.market.tidy()
     with pytest.raises(CreditExceeded, match=r"0\.012000 .* 0\.012000"):
-        provider.market.admit(host.lease_id, customer.id, 1)
+        provider.market.granted.admit(host.lease_id, customer.id, 1)
     provider.ledger.limit = 12_001
     world.later(EPOCH_MS)
     provider.market.tidy()
     with pytest.raises(CreditExceeded):
-        provider.market.admit(host.lease_id, customer.id, 1)
+        provider.market.granted.admit(host.lease_id, customer.id, 1)
     assert provider.one("provider").held_bytes == 100 * MIB + 1
-    assert provider.market.free("storage") == provider.room.storage
+    assert provider.market.headroom.free("storage") == provider.room.storage
     provider.ledger.limit *= 4
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     provider.market.tidy()
     provider.stores(host.lease_id, customer.id, 1)
 
@@ -1020,25 +1029,28 @@ async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(worl
     customer, provider = pair
     host = await holding(world, customer, provider)
     job = await computing(world, customer)
-    provider.market.admit_compute(job.lease_id, customer.id, 1)
-    await customer.market.settle_all()
+    provider.market.granted.admit_compute(job.lease_id, customer.id, 1)
+    await customer.market.settlement.settle_all()
     provider.ledger.limit = provider.ledger.owed(customer.id)
     assert provider.ledger.limit > 0
     provider.market.tidy()
     for serve in (
-        lambda: provider.market.admit(host.lease_id, customer.id, 1),
-        lambda: provider.market.admit_compute(job.lease_id, customer.id, 1),
+        lambda: provider.market.granted.admit(host.lease_id, customer.id, 1),
+        lambda: provider.market.granted.admit_compute(job.lease_id, customer.id, 1),
     ):
         with pytest.raises(CreditExceeded):
             serve()
     said = [event for event, _ in provider.log.lines]
-    assert said.count("customer_at_limit") == 1
+    assert said.count("market.customer_at_limit") == 1
     provider.ledger.limit *= 2
     provider.market.tidy()
     provider.market.tidy()
-    provider.market.admit(host.lease_id, customer.id, 1)
+    provider.market.granted.admit(host.lease_id, customer.id, 1)
     said = [event for event, _ in provider.log.lines]
-    assert (said.count("customer_at_limit"), said.count("customer_within_limit")) == (1, 1)
+    assert (said.count("market.customer_at_limit"), said.count("market.customer_within_limit")) == (
+        1,
+        1,
+    )
 
 
 async def test_who_pays_nothing_has_no_limit_to_reach(world, pair):
@@ -1084,28 +1096,28 @@ async def test_a_grant_whose_answer_was_lost_is_found_again_by_its_id(world, pai
     known = {view.lease_id for view in provider.market.leases()}
     assert len(known) == granted
     world.wire.down.add(provider.id)
-    await world.drive(customer.market.find_grants())
+    await world.drive(customer.market.requests.find_grants())
     world.wire.down.clear()
-    await world.drive(customer.market.find_grants())
+    await world.drive(customer.market.requests.find_grants())
     found = customer.one("customer")
     assert provider.one("provider").lease_id == found.lease_id
     assert not known or known == {found.lease_id}
     (host,) = await leased(world, customer)
     assert host.lease_id == found.lease_id
     calls = len(world.wire.calls)
-    await world.drive(customer.market.find_grants())
+    await world.drive(customer.market.requests.find_grants())
     assert len(world.wire.calls) == calls
 
 
 async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):
     customer, provider = pair
-    task = asyncio.ensure_future(customer.market.lease_hosts(size_bytes=MIB, count=1))
+    task = asyncio.ensure_future(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
     await settle()
     assert any(name == "market.lease" for _, _, name in world.wire.calls)
     assert task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    await world.drive(customer.market.find_grants())
+    await world.drive(customer.market.requests.find_grants())
     assert customer.one("customer").lease_id == provider.one("provider").lease_id
 
 
@@ -1122,7 +1134,7 @@ async def test_a_lost_grant_is_given_up_where_it_is_refused_or_too_late(world, p
             world.later(STORAGE_LEASE_IDLE_MS)
         before = len(world.wire.calls)
         for _ in range(2):
-            await world.drive(customer.market.find_grants())
+            await world.drive(customer.market.requests.find_grants())
         assert len(world.wire.calls) - before == refuse
         assert customer.market.leases() == []
 
@@ -1184,7 +1196,7 @@ async def test_leases_that_are_over_and_not_paid_count_until_they_are(world, pai
         await short_leases(world, customer, provider, step, first, end_ms=now_ms + 1_000, **soon)
         for number in range(first + 1, first + step + 1):
             provider.stores(number.to_bytes(32, "big"), customer.id, 1)
-            provider.market.settle_use(number.to_bytes(32, "big"), -1)
+            provider.market.granted.settle_use(number.to_bytes(32, "big"), -1)
         world.later(REQUEST_WINDOW_MS)
     assert {view.status for view in provider.market.leases()} == {"closing"}
     with pytest.raises(RateLimited):
@@ -1229,7 +1241,7 @@ async def test_vouchers_by_the_micro_credit_are_taken_at_a_pace(world, pair):
 async def holding(world, customer, provider, size=100 * MIB):
     (host,) = await leased(world, customer)
     provider.stores(host.lease_id, customer.id, size)
-    await customer.market.used(host.lease_id, size)
+    await customer.market.taken.used(host.lease_id, size)
     return host
 
 
@@ -1237,8 +1249,8 @@ async def test_storage_is_owed_by_begun_epochs_and_settled_once(world, pair):
     customer, provider = pair
     await holding(world, customer, provider)
     for epochs in (1, 2, 3):
-        await customer.market.settle_all()
-        await customer.market.settle_all()
+        await customer.market.settlement.settle_all()
+        await customer.market.settlement.settle_all()
         assert provider.ledger.owed(customer.id) == 40 * 100 * epochs
         world.later(EPOCH_MS)
     assert len(provider.ledger.asked) == 3
@@ -1272,13 +1284,13 @@ async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, tr
     await holding(world, customer, provider)
     provider.ledger.trouble = list(trouble)
     for _ in range(5):
-        await customer.market.settle_all()
+        await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
     assert customer.one("customer").settled_micro == 4_000
     world.later(EPOCH_MS)
     provider.ledger.trouble = list(trouble)
     for _ in range(5):
-        await customer.market.settle_all()
+        await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
 
 
@@ -1287,13 +1299,13 @@ async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, tr
     customer, provider = pair
     await holding(world, customer, provider)
     provider.ledger.trouble = [trouble]
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     # A newer voucher comes before the first was ever answered, after both came back.
     await provider.restart()
     await customer.restart()
     world.later(EPOCH_MS)
-    await customer.market.settle_all()
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
+    await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
     assert provider.ledger.settled(provider.one("provider").lease_id) == 8_000
     assert customer.one("customer").settled_micro == 8_000
@@ -1303,9 +1315,9 @@ async def test_the_provider_books_again_by_itself(world, pair):
     customer, provider = pair
     await holding(world, customer, provider)
     provider.ledger.trouble = ["silent"]
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     world.wire.down.add(customer.id)
-    await provider.market.settle_all()
+    await provider.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
 
 
@@ -1313,10 +1325,10 @@ async def test_a_provider_that_is_down_is_paid_later(world, pair):
     customer, provider = pair
     await holding(world, customer, provider)
     world.wire.down.add(provider.id)
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     world.wire.down.clear()
     world.later(EPOCH_MS)
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
 
 
@@ -1387,35 +1399,29 @@ async def test_a_voucher_of_anybody_else_is_refused(world, pair):
 async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_customer(world, pair):
     customer, provider = pair
     denied = await holding(world, customer, provider)
-    heard = []
-
-    async def hear(leases):
-        heard.append(set(leases))
-
-    customer.market.denials.on_denied = hear
     state, provider.state = provider.state, Memory()
     await provider.restart()
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     assert customer.one("customer").status == "denied"
-    assert heard == [{denied.lease_id}]
-    assert customer.market.is_denied(denied.lease_id)
+    assert customer.denied == [{denied.lease_id}]
+    assert customer.market.taken.is_denied(denied.lease_id)
     (host,) = await leased(world, customer)
     assert host.lease_id != denied.lease_id
-    provider.market.admit(host.lease_id, customer.id, 1)
+    provider.market.granted.admit(host.lease_id, customer.id, 1)
     # What was owed by then is owed; nothing is from there on, and it stays so.
     world.later(3 * EPOCH_MS)
     await customer.restart()
     (view,) = (view for view in customer.market.leases() if view.lease_id == denied.lease_id)
     assert (view.status, view.due_micro) == ("denied", 4_000)
-    end = customer.market.lease_end(denied.lease_id)
+    end = customer.market.renewals.end_of(denied.lease_id)
     assert end.end_ms <= world.clock.now_ms()
     assert "signed" in end.reason
     # Also where it knows the lease again.
     provider.state = state
     await provider.restart()
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 0
-    assert customer.market.is_denied(denied.lease_id)
+    assert customer.market.taken.is_denied(denied.lease_id)
     text = verify_file(customer.market.denial_record(denied.lease_id))
     assert text.startswith("lease denial: ")
 
@@ -1448,7 +1454,7 @@ async def test_a_bare_word_ends_no_lease(world, pair):
 
     world.wire.handlers[provider.id] |= {"market.settle": deny, KNOWN: deny}
     before = customer.one("customer")
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     assert customer.one("customer") == before
     assert (before.status, before.due_micro) == ("open", 4_000)
     # For some minutes nothing new is begun under it.
@@ -1500,20 +1506,20 @@ async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_
     for _ in range(200):
         with suppress(EntryRefused):
             await redeem(customer, provider, voucher)
-        await provider.market.settle_all()
+        await provider.market.settlement.settle_all()
     assert len(provider.ledger.asked) <= 2
     begun_ms = world.clock.now_ms()
     for _ in range(2_000):
         world.later(10_000)
         with suppress(EntryRefused):
             await redeem(customer, provider, voucher)
-        await provider.market.settle_all()
+        await provider.market.settlement.settle_all()
     passed = (world.clock.now_ms() - begun_ms) // REFUSED_RETRY_MS
     assert len(provider.ledger.asked) <= 3 + passed.bit_length()
     # Who signs at last is booked, at the latest a day after.
     provider.ledger.trouble = []
     world.later(REFUSED_RETRY_MS_MAX)
-    await provider.market.settle_all()
+    await provider.market.settlement.settle_all()
     assert provider.ledger.settled(host.lease_id) == 4_000
 
 
@@ -1532,9 +1538,9 @@ async def test_vouchers_that_come_together_share_one_write(world, pair):
     """Settling is written off the event loop, and together with what others settle."""
     customer, provider = pair
     lease = await holding(world, customer, provider)
-    entry = provider.market._book.get("provider", lease.lease_id)
+    entry = provider.market.store.get("provider", lease.lease_id)
     before = provider.state.synced
-    await asyncio.gather(*(provider.market._sync(entry) for _ in range(50)))
+    await asyncio.gather(*(provider.market.store.sync(entry) for _ in range(50)))
     assert provider.state.synced - before <= 2
 
 
@@ -1545,7 +1551,7 @@ async def test_both_sides_come_back_with_their_leases(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
     lease = await computing(world, customer)
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     before = (customer.market.leases(), provider.market.leases())
     await customer.restart()
     await provider.restart()
@@ -1554,7 +1560,7 @@ async def test_both_sides_come_back_with_their_leases(world, pair):
     assert sorted(provider.market.leases(), key=key) == sorted(before[1], key=key)
     assert (await leased(world, customer))[0].lease_id == host.lease_id
     assert (await computing(world, customer)).lease_id == lease.lease_id
-    assert provider.market.free("storage") == provider.room.storage - 156 * MIB
+    assert provider.market.headroom.free("storage") == provider.room.storage - 156 * MIB
 
 
 async def test_promises_and_debts_are_on_the_disk_before_they_are_said(world, pair):
@@ -1570,7 +1576,7 @@ async def test_promises_and_debts_are_on_the_disk_before_they_are_said(world, pa
         return await handlers["market.settle"](caller, header, parts)
 
     world.wire.handlers[provider.id] = handlers | {"market.settle": listen}
-    await customer.market.settle_all()
+    await customer.market.settlement.settle_all()
     assert heard == [taken + 1]
 
 

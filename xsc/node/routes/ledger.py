@@ -38,7 +38,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "limit_micro": row.limit_micro,
                 "credit_left_micro": row.credit_left_micro,
                 "unproven_micro": row.unproven_micro,
-                "left_micro": row.credit_left_micro - node.market.exposure(row.peer),
+                "left_micro": node.market.limits.left(row.peer),
                 "own_limit_micro": None if own is None else own.limit_micro,
                 "own_left_micro": None if own is None else own.left_micro,
                 "paid_micro": _paid(node, row.peer),
@@ -92,7 +92,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def settle(_: web.Request) -> web.Response:
         before = {(row.role, row.lease_id): row.settled_micro for row in node.market.leases()}
-        await node.market.settle_all()
+        await node.market.settlement.settle_all()
         after = node.market.leases()
         return reply(
             {

@@ -30,7 +30,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "valid_until_ms": quote.valid_until_ms,
             }
             for kind, unit in UNITS.items()
-            for quote in await node.market.offers(kind)
+            for quote in await node.market.quotes.offers(kind)
         ]
         return reply({"offers": rows})
 

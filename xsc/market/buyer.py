@@ -1,0 +1,415 @@
+"""Finds leases for what this node stores and runs: those at hand first, new ones by auction.
+
+The rules are in `auction`, `locality`, `lease_entry.usable` and `quote.wanted_quantity`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ComputeExhausted,
+    NoOffers,
+    PeerLeaving,
+    PeerSilent,
+    SpaceExhausted,
+    XscError,
+)
+from xsc.base.ids import short
+from xsc.base.limits import NONCE_BYTES, ROOM_LEAST_BYTES
+from xsc.base.refusals import refusal
+from xsc.identity.context import Context
+from xsc.market import lease as rules
+from xsc.market import locality
+from xsc.market.auction import (
+    QUALITY_PPM_LEAST,
+    Bid,
+    PricedLease,
+    Winner,
+    expensive,
+    place,
+    reserve,
+)
+from xsc.market.headroom import Headroom
+from xsc.market.lease_entry import LeaseEntry, usable
+from xsc.market.lease_requests import LeaseRequests
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.quote import QUANTITY_MAX, domain_of, wanted_quantity
+from xsc.market.quotes import Quotes
+from xsc.terms.lease import OWN_LEASE
+from xsc.terms.quote import Kind, Quote
+
+KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseHandle:
+    """A lease to use: at a peer, or OWN_LEASE at price 0 on the own node."""
+
+    node: bytes
+    lease_id: bytes
+    price: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedHosts:
+    """Leases to use at distinct nodes, and why others gave none where they are too few."""
+
+    leases: list[LeaseHandle]
+    refused: dict[bytes, XscError]
+
+
+class LeaseBuyer:
+    """Leases capacity for this node."""
+
+    def __init__(
+        self,
+        context: Context,
+        ports: MarketPorts,
+        settings: MarketSettings,
+        store: LeaseStore,
+        *,
+        quotes: Quotes,
+        requests: LeaseRequests,
+        headroom: Headroom,
+    ) -> None:
+        self._own = context.key.node_id
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._store = store
+        self._peers = ports.peers
+        self._quotes = quotes
+        self._requests = requests
+        self._quality = ports.quality
+        self._headroom = headroom
+        self._price_max = settings.price_max
+        self._leaving = ports.leaving
+        self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
+        self._expensive: frozenset[bytes] = frozenset()
+        """Leases at hand that cost more than the same did at the last look."""
+
+    _quantity = staticmethod(wanted_quantity)
+
+    # What is leased
+
+    async def lease_hosts(
+        self, *, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> LeasedHosts:
+        """Return room for `size_bytes` at each of `count` distinct nodes, fewer where fewer exist.
+
+        Leases in distinct failure domains are preferred: leases at hand, then new ones by
+        auction. Then domains are ignored. The own node, which settles nothing, is last.
+        Where fewer than `count` are found, the answer says why each other node gave none.
+        """
+        if not 0 < size_bytes <= QUANTITY_MAX:
+            raise ArgumentInvalid("the size to lease is out of range")
+        wanted = [peer for peer in self._peers.peers() if peer not in exclude]
+        leaving = self._leaving()
+        staying = [peer for peer in wanted if peer not in leaving]
+        nodes = self._quotes.up(staying)
+        if len(nodes) < min(count, len(wanted)):
+            await self._quality.probe_unknown()
+            nodes = self._quotes.up(staying)
+        async with self._locks["storage"]:
+            chosen, faults = await self._choose("storage", nodes, size_bytes, count)
+            hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
+        if len(hosts) < count and self._own not in exclude:
+            if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
+                hosts.append(LeaseHandle(self._own, OWN_LEASE, 0))
+            else:
+                wanted.append(self._own)
+                faults[self._own] = SpaceExhausted("this node has no room for that")
+        refused: dict[bytes, XscError] = {}
+        taken = {host.node for host in hosts}
+        if len(hosts) < count:
+            for node in wanted:
+                if node in leaving:
+                    refused[node] = PeerLeaving(f"{short(node)} leaves the network")
+                elif node in faults and node not in taken:
+                    refused[node] = faults[node]
+                elif node != self._own and not self._quality.is_up(node):
+                    refused[node] = PeerSilent(f"{short(node)} does not answer")
+        return LeasedHosts(hosts, refused)
+
+    async def lease_compute(
+        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+    ) -> LeaseHandle:
+        """Return a lease with room for that many fuel steps, on that node or on the best.
+
+        Args:
+            fuel_steps: fuel to lease.
+            on: the node; None for the best.
+            saved: by node, the bytes that need not be sent to it. Of offers of about the best
+                price, the node that saves most is the best (`xsc.market.locality`).
+
+        Raises:
+            NoOffers: no node offers it at a price within the reserve, or none answers.
+            CreditExceeded, ComputeExhausted: every node refused for this reason.
+        """
+        if not 0 < fuel_steps <= QUANTITY_MAX:
+            raise ArgumentInvalid("the fuel to lease is out of range")
+        faults: dict[bytes, XscError] = {}
+        if on != self._own:
+            async with self._locks["compute"]:
+                nodes = [on] if on is not None else self._quotes.up()
+                taken: list[LeaseEntry] = []
+                if saved and on is None:
+                    taken, faults = await self._nearest(nodes, fuel_steps, saved)
+                taken = taken or self._usable("compute", fuel_steps, nodes)
+                if not taken:
+                    taken, faults = await self._auction(
+                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=set()
+                    )
+                if taken:
+                    return self._hand_out(taken[0], fuel_steps)
+        if on in (None, self._own) and self._headroom.free("compute") >= fuel_steps:
+            return LeaseHandle(self._own, OWN_LEASE, 0)
+        if on == self._own:
+            raise ComputeExhausted("this node has not so much fuel left that is not promised")
+        raise refusal(faults, "no node offers the fuel that is needed")
+
+    async def lease_providers(
+        self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> list[LeaseHandle]:
+        """Return leases for that many fuel steps at `count` peers, fewer where fewer exist.
+
+        Distinct failure domains are preferred, as by `lease_hosts`. This node is never chosen.
+
+        Raises:
+            NoOffers: no node offers it at a price within the reserve, or none answers.
+            CreditExceeded, ComputeExhausted: every node refused for this reason.
+        """
+        if not 0 < fuel_steps <= QUANTITY_MAX:
+            raise ArgumentInvalid("the fuel to lease is out of range")
+        async with self._locks["compute"]:
+            nodes = [peer for peer in self._quotes.up() if peer not in exclude]
+            chosen, faults = await self._choose("compute", nodes, fuel_steps, count)
+            if not chosen:
+                raise refusal(faults, "no node offers the fuel that is needed")
+            return [self._hand_out(entry, fuel_steps) for entry in chosen]
+
+    async def look_at_prices(self) -> None:
+        """Find the leases of storage that cost more than the same would now: others come first."""
+        now_ms = self._clock.now_ms()
+        held = [
+            PricedLease(entry.terms.lease_id, entry.terms.provider, entry.terms.price)
+            for entry in self._store.all("customer")
+            if entry.terms.kind == "storage"
+            and entry.denial is None
+            and rules.is_useful(entry.terms, entry.use, now_ms)
+        ]
+        up = self._quotes.up() if held else []
+        quotes, _ = await self._quotes.ask("storage", up, ROOM_LEAST_BYTES)
+        bids = [
+            self._bid(quote.record, node)
+            for node, quote in quotes.items()
+            if quote.record.available >= ROOM_LEAST_BYTES
+        ]
+        winners = self._won("storage", bids, len({lease.node for lease in held}))
+        self._expensive = expensive(held, winners)
+
+    # How it is chosen
+
+    async def _choose(
+        self, kind: Kind, nodes: Sequence[bytes], quantity: int, count: int
+    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
+        """Return leases with that room at up to `count` distinct nodes, and why others gave none.
+
+        Leases in distinct failure domains are preferred: leases at hand, new ones by auction,
+        expensive ones at hand. Then the same without regard to domains.
+        """
+        chosen: list[LeaseEntry] = []
+        faults: dict[bytes, XscError] = {}
+        tried: set[bytes] = set()
+        for by_domain in (True, False):
+            for is_expensive in (False, True):
+                taken = {entry.terms.provider for entry in chosen}
+                domains = {entry.domain for entry in chosen}
+                for entry in self._usable(kind, quantity, set(nodes) - taken):
+                    if (
+                        len(chosen) < count
+                        and self._is_expensive(entry) == is_expensive
+                        and not (by_domain and entry.domain in domains)
+                    ):
+                        chosen.append(entry)
+                        domains.add(entry.domain)
+                if len(chosen) == count:
+                    return chosen, faults
+                if not is_expensive:
+                    taken = {entry.terms.provider for entry in chosen}
+                    found, refused = await self._auction(
+                        kind,
+                        self._without_lease(kind, nodes, quantity, taken),
+                        quantity=quantity,
+                        count=count - len(chosen),
+                        avoid=frozenset(domains) if by_domain else None,
+                        tried=tried,
+                    )
+                    chosen += found
+                    faults |= refused
+        return chosen, faults
+
+    def _without_lease(
+        self, kind: Kind, nodes: Iterable[bytes], quantity: int, taken: set[bytes]
+    ) -> list[bytes]:
+        """Return the nodes without a lease at hand, or with an expensive one."""
+        leased = {
+            entry.terms.provider
+            for entry in self._usable(kind, quantity, nodes)
+            if not self._is_expensive(entry)
+        }
+        return [node for node in nodes if node not in leased and node not in taken]
+
+    async def _nearest(
+        self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
+    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
+        """Return the lease that saves most bytes at about the best price, and what was refused.
+
+        Beside leases at hand only nodes are asked that save more than any of those.
+        """
+        faults: dict[bytes, XscError] = {}
+        refused: set[bytes] = set()
+        while True:
+            rest = [node for node in nodes if node not in refused]
+            leases = {
+                entry.terms.provider: entry for entry in self._usable("compute", fuel_steps, rest)
+            }
+            most = max((saved.get(node, 0) for node in leases), default=-1)
+            wanted = [node for node in rest if node not in leases and saved.get(node, 0) > most]
+            quotes, unquoted = await self._quotes.ask("compute", wanted, fuel_steps)
+            faults |= unquoted
+            refused.update(node for node in wanted if node not in quotes)
+            bids = [
+                Bid(node, entry.terms.price, self._rank(node), node, posted=True)
+                for node, entry in leases.items()
+            ]
+            bids += [
+                self._bid(quote.record, node)
+                for node, quote in quotes.items()
+                if quote.record.available >= fuel_steps
+            ]
+            own_price = self._headroom.pricing().unit_price("compute")
+            price_max = locality.near_reserve(bids, own_price, self._price_max("compute"))
+            chosen = locality.choose(bids, saved, price_max, seed=self._entropy.token(NONCE_BYTES))
+            if chosen is None:
+                return [], faults
+            if chosen.node in leases:
+                return [leases[chosen.node]], faults
+            quote = quotes[chosen.node]
+            quantity = self._quantity(quote.record, chosen.price, fuel_steps)
+            answer = await self._requests.lease(quote, chosen.price, quantity, fuel_steps)
+            if not isinstance(answer, XscError):
+                return [answer], faults
+            faults[chosen.node] = answer
+            refused.add(chosen.node)
+
+    async def _auction(
+        self,
+        kind: Kind,
+        nodes: Sequence[bytes],
+        *,
+        quantity: int,
+        count: int,
+        avoid: frozenset[bytes] | None,
+        tried: set[bytes],
+    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
+        """Return up to `count` new leases at distinct nodes, and why others gave none.
+
+        Args:
+            kind: of the leases.
+            nodes: where.
+            quantity: the least of each lease.
+            count: how many.
+            avoid: failure domains that are taken: the new leases are in others, and in
+                distinct ones. None: domains do not matter.
+            tried: nodes that are not asked. Those that were asked for a lease, offer too
+                little or do not answer are added; the others bid again.
+        """
+        taken: list[LeaseEntry] = []
+        faults: dict[bytes, XscError] = {}
+        while len(taken) < count:
+            rest = [node for node in nodes if node not in tried]
+            quotes, unquoted = await self._quotes.ask(kind, rest, quantity)
+            small = [n for n, quote in quotes.items() if quote.record.available < quantity]
+            faults |= unquoted | {node: _too_small(kind, node) for node in small}
+            tried.update(small, (node for node in rest if node not in quotes))
+            used = {entry.domain for entry in taken} | (avoid or frozenset())
+            bids = [
+                self._bid(quote.record, domain_of(quote.record) if avoid is not None else node)
+                for node, quote in quotes.items()
+                if node not in tried and not (avoid is not None and domain_of(quote.record) in used)
+            ]
+            winners = self._won(kind, bids, count - len(taken))
+            if not winners:
+                faults |= {
+                    bid.node: NoOffers(f"{short(bid.node)} asks {bid.price}, which is too much")
+                    for bid in bids
+                }
+                break
+            answers = await asyncio.gather(
+                *(
+                    self._requests.lease(
+                        quotes[winner.node],
+                        winner.price,
+                        self._quantity(quotes[winner.node].record, winner.price, quantity),
+                        quantity,
+                    )
+                    for winner in winners
+                )
+            )
+            tried.update(winner.node for winner in winners)
+            for winner, answer in zip(winners, answers, strict=True):
+                if isinstance(answer, XscError):
+                    faults[winner.node] = answer
+                else:
+                    taken.append(answer)
+        return taken, faults
+
+    def _won(self, kind: Kind, bids: Sequence[Bid], count: int) -> list[Winner]:
+        """Return the winners of an auction of this node, and what they are paid."""
+        own_price = self._headroom.pricing().unit_price(kind)
+        price_max = reserve(bids, count, own_price, self._price_max(kind))
+        return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
+
+    def _bid(self, quote: Quote, domain: bytes) -> Bid:
+        """Return a quote as a bid; a provider that recognises this node is paid what it posted."""
+        posted = quote.tier != "open"
+        return Bid(quote.provider, quote.price, self._rank(quote.provider), domain, posted)
+
+    def _rank(self, node: bytes) -> int:
+        return max(QUALITY_PPM_LEAST, self._quality.quality_ppm(node))
+
+    def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[LeaseEntry]:
+        """Return leases with room at those nodes, one a node, best price for quality first."""
+        entries, now_ms = self._store.all("customer"), self._clock.now_ms()
+        return sorted(usable(entries, kind, quantity, set(nodes), now_ms), key=self._score)
+
+    def _score(self, entry: LeaseEntry) -> tuple[int, bytes]:
+        node = entry.terms.provider
+        return entry.terms.price * 2**40 // self._rank(node), node
+
+    def _is_expensive(self, entry: LeaseEntry) -> bool:
+        return entry.terms.lease_id in self._expensive
+
+    def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
+        now_ms = self._clock.now_ms()
+        entry.promise(quantity, now_ms)
+        use = rules.advance(entry.terms, entry.use, now_ms)
+        if use is not entry.use:
+            # A count that a power loss takes is then assumed to be held from here on only.
+            entry.use = use
+            self._store.save(entry)
+        return LeaseHandle(entry.terms.provider, entry.terms.lease_id, entry.terms.price)
+
+
+def _too_small(kind: Kind, node: bytes) -> XscError:
+    return EXHAUSTED[kind](
+        f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
+        hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
+        "that it recognises have a larger share",
+    )

@@ -1,0 +1,271 @@
+"""One lease as this node keeps it, in either role, and what follows from one or from many.
+
+A lease carries beside its terms and its use what is in memory only: what is reserved
+by work under way (provider), and what was handed out and has not been reported yet (customer).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeAlias
+
+from xsc.base.limits import LEASE_KEPT_MS, PROMISE_MS, STORAGE_LEASE_MS
+from xsc.market import lease as rules
+from xsc.market.lease import LeaseTerms, LeaseUse
+from xsc.terms.quote import Kind
+
+Role: TypeAlias = Literal["customer", "provider"]
+_PROMISE_STEP_MS: Final = PROMISE_MS // 60
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A part of a voucher on its way into the ledger: asked for again until it is booked."""
+
+    number: int
+    """Of the voucher."""
+    attempt: int
+    amount_micro: int
+    voucher: bytes
+
+
+@dataclass(slots=True)
+class LeaseEntry:
+    """One lease as this node knows it."""
+
+    role: Role
+    terms: LeaseTerms
+    use: LeaseUse
+    raw: bytes
+    """The signed lease, with request and quote inside."""
+    request_id: bytes
+    domain: bytes = b""
+    renewal: bytes | None = None
+    """The newest signed renewal, with its request inside."""
+    voucher: bytes | None = None
+    """The newest signed voucher."""
+    booking: Booking | None = None
+    refusals: int = 0
+    """How many bookings the ledger refused for good; each needs an id of its own."""
+    refused: int = 0
+    """Provider: how many of those came in a row, in this process."""
+    refused_ms: int = 0
+    """When the last of them came, by a steady clock."""
+    denial: bytes | None = None
+    """Customer: the provider's signed word that it does not know this lease."""
+    reserved: int = 0
+    """Provider: steps of runs under way, or bytes that are being written."""
+    kept_epoch: int = 0
+    """Customer: the epoch up to which the use was kept when this process began."""
+    doubts: int = 0
+    """Customer: how often a power loss may have taken something held out of the use."""
+    promised: list[tuple[int, int]] = field(default_factory=list)
+    """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
+    avoided_until_ms: int = 0
+    """Customer: until when others are preferred, because the host refused a write."""
+
+    @property
+    def peer(self) -> bytes:
+        """The other side."""
+        return self.terms.provider if self.role == "customer" else self.terms.customer
+
+    def promised_at(self, now_ms: int) -> int:
+        """Return the quantity handed out; what was never heard of is forgotten in time."""
+        self.promised = [item for item in self.promised if item[0] > now_ms]
+        return sum(quantity for _, quantity in self.promised)
+
+    def promise(self, quantity: int, now_ms: int) -> None:
+        """Take note of what was handed out; of storage, by the time, not one by one."""
+        until_ms = now_ms + PROMISE_MS
+        if self.terms.kind == "storage" and self.promised:
+            last_ms, before = self.promised[-1]
+            if until_ms - last_ms < _PROMISE_STEP_MS:
+                self.promised[-1] = (last_ms, before + quantity)
+                return
+        self.promised.append((until_ms, quantity))
+
+    def keep_promise(self, quantity: int) -> None:
+        """Take so much out of what was handed out, the oldest first."""
+        while self.promised and quantity > 0:
+            until_ms, oldest = self.promised[0]
+            taken = min(oldest, quantity)
+            quantity -= taken
+            if taken == oldest:
+                self.promised.pop(0)
+            else:
+                self.promised[0] = (until_ms, oldest - taken)
+
+    def end_promise(self, quantity: int) -> None:
+        """Take out one whole promise: the least that covers the quantity, else the largest."""
+        if not self.promised:
+            return
+        covering = [item for item in self.promised if item[1] >= quantity]
+        if covering:
+            ended = min(covering, key=lambda item: item[1])
+        else:
+            ended = max(self.promised, key=lambda item: item[1])
+        self.promised.remove(ended)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One lease, for people."""
+
+    role: Role
+    kind: Kind
+    peer: bytes
+    lease_id: bytes
+    status: rules.Status | Literal["denied"]
+    """`denied`: this node is the customer, and the provider signed that it knows no such lease."""
+    price: int
+    quantity: int
+    held_bytes: int
+    used: int
+    """Byte-epochs begun, or fuel steps spent."""
+    due_micro: int
+    settled_micro: int
+    start_ms: int
+    end_ms: int
+    renewals: int = 0
+    """How often it was renewed."""
+
+
+def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
+    """Return what people are shown of a lease."""
+    terms = entry.terms
+    is_denied = entry.denial is not None
+    use = entry.use if is_denied else rules.advance(terms, entry.use, now_ms)
+    return LeaseView(
+        entry.role,
+        terms.kind,
+        entry.peer,
+        terms.lease_id,
+        "denied" if is_denied else rules.status(terms, use, now_ms),
+        terms.price,
+        terms.quantity,
+        use.held_bytes,
+        use.used,
+        rules.due_micro(terms, use),
+        use.settled_micro,
+        terms.start_ms,
+        terms.end_ms,
+        terms.renewals,
+    )
+
+
+def is_done(entry: LeaseEntry, now_ms: int) -> bool:
+    """Return whether a lease is over, and nothing is held, owed or being booked under it."""
+    use = rules.advance(entry.terms, entry.use, now_ms)
+    over = rules.status(entry.terms, use, now_ms) in ("settled", "expired")
+    return over and not use.held_bytes and not entry.reserved and entry.booking is None
+
+
+def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
+    """Return the use as of now, and whether the lease can be forgotten.
+
+    A lease of storage that was empty for long is given back. A lease that is settled, or was
+    denied, is forgotten LEASE_KEPT_MS after its end.
+    """
+    terms, use = entry.terms, entry.use
+    if entry.denial is not None:
+        return use, now_ms - terms.end_ms >= LEASE_KEPT_MS
+    ended_ms = use.touched_ms if use.given_back else terms.end_ms
+    if entry.role == "provider":
+        # Whether it has lapsed is found here, and not again by every put.
+        use = rules.advance(terms, use, now_ms)
+    if rules.is_idle(terms, use, now_ms) and not entry.reserved and not use.given_back:
+        use = replace(rules.advance(terms, use, now_ms), given_back=True)
+    done = rules.status(terms, use, now_ms) in ("settled", "expired")
+    # What is still counted as held by then, the host has dropped.
+    gone = entry.role == "customer" and now_ms - ended_ms >= STORAGE_LEASE_MS
+    kept = use.held_bytes > 0 and not gone
+    return use, done and not kept and now_ms - ended_ms >= LEASE_KEPT_MS
+
+
+def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> int:
+    """Return what a provider keeps free for a lease: bytes, or fuel steps.
+
+    Nothing is kept for a customer in `at_limit`, which has reached its debt limit.
+    """
+    terms, use = entry.terms, entry.use
+    if terms.kind == "compute":
+        # A run that is under way outlives its lease.
+        return max(entry.reserved, rules.reserved(terms, use, now_ms))
+    if terms.customer in at_limit:
+        return 0
+    # Bytes that are being written have their room from the shard store already.
+    return max(0, rules.reserved(terms, use, now_ms) - entry.reserved)
+
+
+def reserved_by_customer(
+    entries: Iterable[LeaseEntry], kind: Kind, at_limit: Collection[bytes], now_ms: int
+) -> dict[bytes, int]:
+    """Return what each customer has reserved and not used."""
+    found: defaultdict[bytes, int] = defaultdict(int)
+    for entry in entries:
+        # Most leases have lapsed, and every put under one of those looks here.
+        if entry.use.lapsed or entry.terms.kind != kind:
+            continue
+        if kept := kept_free(entry, at_limit, now_ms):
+            found[entry.terms.customer] += kept
+    return found
+
+
+def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
+    """Return what a provider may come to lose under leases in all."""
+    return sum(
+        rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
+        for entry in entries
+    )
+
+
+def owed_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
+    """Return what is owed under leases in all and not settled."""
+    return sum(
+        rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
+        for entry in entries
+    )
+
+
+def is_at_limit(entries: Collection[LeaseEntry], credit_left_micro: int, now_ms: int) -> bool:
+    """Return whether a customer has used up its credit, under leases that cost something."""
+    costs = any(entry.terms.price for entry in entries)
+    return costs and owed_micro(entries, now_ms) >= credit_left_micro
+
+
+def usable(
+    entries: Iterable[LeaseEntry], kind: Kind, quantity: int, nodes: Collection[bytes], now_ms: int
+) -> list[LeaseEntry]:
+    """Return a customer's leases with room for `quantity`, one for each of `nodes` that has one.
+
+    Of one node it is the cheapest, and of those the first.
+    """
+    found: dict[bytes, LeaseEntry] = {}
+    for entry in entries:
+        terms, use = entry.terms, entry.use
+        before = found.get(terms.provider)
+        if (
+            terms.kind == kind
+            and terms.provider in nodes
+            and (before is None or terms.price < before.terms.price)
+            and entry.denial is None
+            and rules.is_useful(terms, use, now_ms)
+            and entry.avoided_until_ms <= now_ms
+            and rules.room(terms, use) - entry.promised_at(now_ms) >= quantity
+        ):
+            found[terms.provider] = entry
+    return list(found.values())
+
+
+def next_booking(entry: LeaseEntry, settled_micro: int) -> Booking | None:
+    """Return what the newest voucher promises beyond what is booked; None where it is all."""
+    if entry.voucher is None or entry.use.voucher_micro <= settled_micro:
+        return None
+    return Booking(
+        entry.use.voucher_number,
+        entry.refusals,
+        entry.use.voucher_micro - settled_micro,
+        entry.voucher,
+    )

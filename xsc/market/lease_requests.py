@@ -1,0 +1,128 @@
+"""Asks providers for leases, and asks again where an answer was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base.errors import PeerSilent, RecordInvalid, XscError
+from xsc.base.fields import take_bytes
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.limits import LEASE_TIMEOUT_MS, STORAGE_LEASE_IDLE_MS
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.market import lease as rules
+from xsc.market.lease_entry import LeaseEntry
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts
+from xsc.market.quote import domain_of
+from xsc.market.quotes import Quotes
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Kind, Quote
+
+LEASE: Final = "market.lease"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A lease that this node asked for."""
+
+    request: LeaseRequest
+    raw: bytes
+    domain: bytes
+
+
+class LeaseRequests:
+    """The requests of this node as a customer."""
+
+    def __init__(
+        self, context: Context, ports: MarketPorts, store: LeaseStore, quotes: Quotes
+    ) -> None:
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._caller = context.caller
+        self._log = context.log
+        self._store = store
+        self._quotes = quotes
+        self._quality = ports.quality
+        self._unheard: dict[tuple[Kind, bytes], _Asked] = {}
+        """By kind and provider, the newest request whose answer was lost: it can be granted."""
+
+    async def lease(
+        self, quote: Signed[Quote], price: int, quantity: int, quantity_min: int
+    ) -> LeaseEntry | XscError:
+        """Ask for a lease under a quote and keep it; a refusal is returned."""
+        kind, provider = quote.record.kind, quote.record.provider
+        now_ms = self._clock.now_ms()
+        request = LeaseRequest(
+            lease_id=self._entropy.token(ID_BYTES),
+            provider=provider,
+            customer=self._key.node_id,
+            kind=kind,
+            quote=quote.raw,
+            quantity=quantity,
+            quantity_min=quantity_min,
+            price=price,
+            start_ms=now_ms,
+            end_ms=now_ms + rules.LENGTH_MS[kind],
+        )
+        asked = _Asked(
+            request, sign(request, self._key, self._network).raw, domain_of(quote.record)
+        )
+        # Whatever the answer, the next quote is to say what is left afterwards.
+        self._quotes.drop(kind, provider)
+        try:
+            return await self._granted(asked)
+        except asyncio.CancelledError:
+            self._unheard[kind, provider] = asked
+            raise
+        except XscError as fault:
+            if isinstance(fault, PeerSilent):
+                self._unheard[kind, provider] = asked
+            self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
+            return fault
+
+    async def find_grants(self) -> None:
+        """Send the requests again whose answers were lost.
+
+        A lease that was granted is used from then on. The provider keeps an empty one for
+        STORAGE_LEASE_IDLE_MS, and no request is sent after that.
+        """
+        now_ms = self._clock.now_ms()
+        for at, asked in list(self._unheard.items()):
+            kept_ms = min(asked.request.end_ms, asked.request.start_ms + STORAGE_LEASE_IDLE_MS)
+            if now_ms >= kept_ms:
+                del self._unheard[at]
+            elif self._quality.is_up(asked.request.provider):
+                del self._unheard[at]
+                try:
+                    await self._granted(asked)
+                except PeerSilent:
+                    self._unheard.setdefault(at, asked)
+                except XscError as fault:
+                    self._log.info("market.no_lost_lease", peer=short(at[1]), code=fault.code)
+
+    async def _granted(self, asked: _Asked) -> LeaseEntry:
+        """Return the lease that a provider grants on a request, kept; the same one each time.
+
+        Raises:
+            XscError: it refuses, does not answer, or grants what was not asked for.
+        """
+        request = asked.request
+        reply = await self._caller.call(
+            request.provider, LEASE, {"request": asked.raw}, timeout_ms=LEASE_TIMEOUT_MS
+        )
+        raw = take_bytes(reply.header, "lease")
+        granted = open_signed(raw, Lease, network=self._network, author=request.provider)
+        refusal = rules.check_grant(asked.raw, request, granted.record)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        known = self._store.get("customer", request.lease_id)
+        if known is not None:
+            return known
+        entry = self._store.entry_of("customer", raw, request.start_ms, asked.domain)
+        self._store.add([entry])
+        return entry

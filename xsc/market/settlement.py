@@ -1,0 +1,211 @@
+"""Pays for leases: sends vouchers for those taken, and books vouchers for those granted.
+
+A voucher, and a booking with its amount, are on the disk before they are sent. A booking
+is asked for again under the same transfer id until the ledger confirms it, so that a
+crash or a lost answer neither loses nor doubles it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from xsc.base.encoding import Value, tagged_sha256
+from xsc.base.errors import ArgumentInvalid, EntryRefused, NotAllowed, RecordInvalid, XscError
+from xsc.base.fields import take_bytes, take_int
+from xsc.base.ids import short
+from xsc.base.limits import SETTLE_TIMEOUT_MS, VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS
+from xsc.base.merkle import Part
+from xsc.base.tally import Tally
+from xsc.base.turns import Turns
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.market import lease as rules
+from xsc.market.lease_entry import Booking, LeaseEntry, Role, next_booking
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts
+from xsc.market.taken import TakenLeases
+from xsc.terms.voucher import Voucher
+
+SETTLE: Final = "market.settle"
+_XID_BYTES: Final = 16
+
+
+def _xid(lease_id: bytes, booking: Booking) -> bytes:
+    """Return the transfer id of a booking: the same each time the same attempt is made."""
+    number, attempt = booking.number.to_bytes(8, "big"), booking.attempt.to_bytes(8, "big")
+    return tagged_sha256("settle/xid", lease_id, number, attempt)[:_XID_BYTES]
+
+
+class Settlement:
+    """Settles leases in both roles.
+
+    Args:
+        turns: locks by role and lease; terms change under the same ones.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        ports: MarketPorts,
+        store: LeaseStore,
+        taken: TakenLeases,
+        turns: Turns[tuple[Role, bytes]],
+    ) -> None:
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
+        self._store = store
+        self._credit = ports.credit
+        self._quality = ports.quality
+        self._taken = taken
+        self._turns = turns
+        self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
+
+    async def settle_all(self) -> None:
+        """Send what is owed to providers that are up, and book what customers signed."""
+        await asyncio.gather(
+            *(
+                self._pay(entry)
+                for entry in self._store.all("customer")
+                if self._quality.is_up(entry.peer)
+            ),
+            *(
+                self._collect_again(entry)
+                for entry in self._store.all("provider")
+                if entry.booking is not None or entry.use.voucher_micro > entry.use.settled_micro
+            ),
+        )
+
+    # The customer's side
+
+    async def _pay(self, entry: LeaseEntry) -> None:
+        """Sign what is owed now and send it; what fails is sent again with the next."""
+        async with self._turns.of(("customer", entry.terms.lease_id)):
+            if entry.denial is not None:
+                return
+            now_ms = self._clock.now_ms()
+            use = rules.advance(entry.terms, entry.use, now_ms)
+            voucher = rules.next_voucher(entry.terms, use, now_ms)
+            if voucher is not None:
+                entry.use = rules.with_voucher(use, voucher)
+                entry.voucher = sign(voucher, self._key, self._network).raw
+                # Before it is sent: a number must never mean two amounts.
+                await self._store.sync(entry)
+            if entry.voucher is None or entry.use.settled_micro >= entry.use.voucher_micro:
+                return
+            try:
+                reply = await self._caller.call(
+                    entry.peer, SETTLE, {"voucher": entry.voucher}, timeout_ms=SETTLE_TIMEOUT_MS
+                )
+                settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
+            except XscError as fault:
+                self._log.warning("market.not_settled", peer=short(entry.peer), code=fault.code)
+                if isinstance(fault, NotAllowed):
+                    # It signed the lease, which runs on until it signs that it knows none.
+                    await self._taken.refused(entry.terms.lease_id)
+                return
+            entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
+            self._store.save(entry)
+
+    # The provider's side
+
+    async def on_settle(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Take a customer's voucher, and book what it promises."""
+        raw = take_bytes(header, "voucher")
+        voucher = open_signed(raw, Voucher, network=self._network, author=caller)
+        entry = self._store.get("provider", voucher.record.lease_id)
+        if entry is None or entry.terms.customer != caller:
+            raise NotAllowed("this customer has no such lease here")
+        async with self._turns.of(("provider", entry.terms.lease_id)):
+            await self._take_voucher(entry, voucher)
+            await self._collect(entry)
+        return {"settled_micro": entry.use.settled_micro}, ()
+
+    async def _take_voucher(self, entry: LeaseEntry, voucher: Signed[Voucher]) -> None:
+        """Keep a voucher that promises more than the last one; any other changes nothing."""
+        if voucher.record.number < entry.use.voucher_number:
+            return
+        if voucher.record.number == entry.use.voucher_number:
+            if voucher.raw != entry.voucher:
+                raise RecordInvalid("two different vouchers bear the same number")
+            return
+        use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
+        if (refusal := rules.check_voucher(entry.terms, use, voucher.record)) is not None:
+            raise RecordInvalid(refusal)
+        if voucher.record.amount_micro == entry.use.voucher_micro:
+            # It says nothing new: a customer could sign as many of those as it likes.
+            return
+        self._vouchers.count(entry.terms.customer, self._clock.monotonic_ms(), "vouchers")
+        before = entry.use, entry.voucher
+        entry.use, entry.voucher = rules.with_voucher(use, voucher.record), voucher.raw
+        try:
+            await self._store.sync(entry)
+        except XscError:
+            # It is not on the disk: sent again, it must not pass for known.
+            use, entry.voucher = before
+            entry.use = replace(
+                entry.use,
+                voucher_number=use.voucher_number,
+                voucher_micro=use.voucher_micro,
+            )
+            raise
+
+    async def _collect(self, entry: LeaseEntry) -> None:
+        """Book what the newest voucher says beyond what is booked; under the lease's lock."""
+        lease_id = entry.terms.lease_id
+        while True:
+            if entry.booking is None:
+                settled = self._credit.settled(lease_id)
+                if settled != entry.use.settled_micro:
+                    entry.use = replace(entry.use, settled_micro=settled)
+                    await self._store.sync(entry)
+                if self._clock.monotonic_ms() < entry.refused_ms + rules.retry_ms(entry.refused):
+                    return
+                entry.booking = next_booking(entry, settled)
+                if entry.booking is None:
+                    return
+                # Before it is asked for: the same number must never mean another amount.
+                await self._store.sync(entry)
+            booking = entry.booking
+            try:
+                settled = await self._credit.collect(
+                    xid=_xid(lease_id, booking),
+                    debtor=entry.terms.customer,
+                    amount_micro=booking.amount_micro,
+                    lease_id=lease_id,
+                    voucher=booking.voucher,
+                )
+            except (EntryRefused, ArgumentInvalid):
+                # It was not booked and never will be under this id. The next attempt asks the
+                # ledger what is left and uses another id.
+                entry.booking = None
+                entry.refusals += 1
+                entry.refused, entry.refused_ms = entry.refused + 1, self._clock.monotonic_ms()
+                await self._store.sync(entry)
+                raise
+            entry.booking, entry.refused = None, 0
+            entry.use = replace(entry.use, settled_micro=settled)
+            await self._store.sync(entry)
+            self._log.info(
+                "market.lease_settled",
+                customer=short(entry.terms.customer),
+                amount_micro=booking.amount_micro,
+                settled_micro=settled,
+            )
+
+    async def _collect_again(self, entry: LeaseEntry) -> None:
+        async with self._turns.of(("provider", entry.terms.lease_id)):
+            try:
+                await self._collect(entry)
+            except XscError as fault:
+                # Kept as it is and tried again at the next interval.
+                self._log.warning(
+                    "market.not_collected", customer=short(entry.peer), code=fault.code
+                )

@@ -1,0 +1,39 @@
+"""The nodes that give capacity under leases, as storage and compute see them."""
+
+from __future__ import annotations
+
+from xsc.base.peering import Peers
+from xsc.health.service import HealthService
+from xsc.market.service import MarketService
+
+
+class Providers:
+    """Implements storage's `Hosts` and compute's `ServiceLeases` by the services that know."""
+
+    def __init__(
+        self, own: bytes, market: MarketService, health: HealthService, peers: Peers
+    ) -> None:
+        self._own = own
+        self._health = health
+        self.peers = peers.peers
+        self.report = health.report
+        self.labels = market.quotes.labels
+        self.learn_labels = market.quotes.learn_labels
+        self.lease_hosts = market.buyer.lease_hosts
+        self.lease_compute = market.buyer.lease_compute
+        self.lease_providers = market.buyer.lease_providers
+        self.lease_end = market.renewals.end_of
+        self.used = market.taken.used
+        self.recounted = market.taken.recounted
+        self.spent = market.taken.spent
+        self.refused = market.taken.refused
+        self.is_denied = market.taken.is_denied
+        self.price_and_room = market.taken.price_and_room
+
+    def is_up(self, node: bytes) -> bool:
+        """Return whether a node answered lately; this one always did."""
+        return node == self._own or self._health.is_up(node)
+
+    def response_ms(self, node: bytes) -> int:
+        """Return how long a node is expected to take for an answer."""
+        return 0 if node == self._own else self._health.response_ms(node)
