@@ -46,7 +46,7 @@ _TYPES = {
     0x70: "funcref",
     0x6F: "externref",
 }
-_TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _EXPORT, _START, _CODE = 1, 2, 3, 4, 5, 7, 8, 10
+_TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _EXPORT, _START = 1, 2, 3, 4, 5, 7, 8
 _ORDER = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 13: 6, 6: 7, 7: 8, 8: 9, 9: 10, 12: 11, 10: 12, 11: 13}
 """Where each section stands in a module: the data count comes before the code."""
 _FUNC_KIND, _TABLE_KIND, _MEMORY_KIND, _GLOBAL_KIND = 0, 1, 2, 3
