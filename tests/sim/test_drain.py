@@ -194,10 +194,10 @@ def test_with_six_nodes_a_drain_says_why_it_cannot_end_and_goes_on_with_a_sevent
         capability = await put(world.nodes[0], data)
         drain = world.nodes[2].storage.drain
         await drain.begin()
-        await world.until(lambda: bool(drain._look and drain._look.stuck))
+        await world.until(lambda: bool(drain._remaining and drain._remaining.stuck))
         status = await drain.status()
-        (stuck,) = status.look.stuck
-        assert (status.phase, status.look.stuck_objects) == ("leaving", 1)
+        (stuck,) = status.remaining.stuck
+        assert (status.phase, status.remaining.stuck_objects) == ("leaving", 1)
         assert "no node" in stuck.reason
         assert stuck.customer == world.nodes[0].key.node_id
         assert check_proof(io.BytesIO(b"".join(drain.proof())).read).drained.left_objects == 1
@@ -221,7 +221,9 @@ def test_only_the_owner_releases_what_custodians_have_stored_elsewhere_meanwhile
         await world.crash(0)
         drain = world.nodes[leaver].storage.drain
         await drain.begin()
-        await world.until(lambda: bool(drain._look and drain._look.stuck), within_ms=400_000)
+        await world.until(
+            lambda: bool(drain._remaining and drain._remaining.stuck), within_ms=400_000
+        )
         assert set(await held_by(world, leaver)) == held, "a custodian releases nothing of another"
         await world.crash(leaver)
         verify = parse_verify(capability).to_text()
@@ -245,8 +247,10 @@ def test_an_owner_that_is_away_without_custodians_is_said():
         await world.crash(0)
         drain = world.nodes[leaver].storage.drain
         await drain.begin()
-        await world.until(lambda: bool(drain._look and drain._look.stuck), within_ms=400_000)
-        assert "is away" in (await drain.status()).look.stuck[0].reason
+        await world.until(
+            lambda: bool(drain._remaining and drain._remaining.stuck), within_ms=400_000
+        )
+        assert "is away" in (await drain.status()).remaining.stuck[0].reason
 
     run(77, 7, play, QUICK)
 
@@ -286,7 +290,7 @@ def test_what_an_owner_deletes_meanwhile_is_released_too():
         capability = await put(world.nodes[0], content(MIB))
         drain = world.nodes[2].storage.drain
         await drain.begin()
-        await world.until(lambda: bool(drain._look and drain._look.stuck))
+        await world.until(lambda: bool(drain._remaining and drain._remaining.stuck))
         await world.nodes[0].storage.rm(capability)
         proof = await drained(world, 2)
         assert proof.drained.released_bytes > MIB // 4

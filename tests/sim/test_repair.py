@@ -231,7 +231,7 @@ def test_an_owner_killed_in_the_middle_of_a_repair_finishes_it_and_leaves_nothin
         victim = next(index for index, _ in await nodes_of(world, capability) if index)
         await world.crash(victim)
         repairer = world.nodes[0].storage.repairer
-        await world.until(lambda: bool(repairer.gone([world.nodes[victim].key.node_id])))
+        await world.until(lambda: bool(repairer.watch.gone([world.nodes[victim].key.node_id])))
         await world.clock.sleep_ms(moment_ms)
         await world.crash(0)
         await world.restart(0)

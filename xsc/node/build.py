@@ -56,8 +56,8 @@ from xsc.node.tasks import Tasks
 from xsc.storage.catalogue.heads import Heads
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
-from xsc.storage.repair.repairer import RepairSettings
-from xsc.storage.service import StorageService
+from xsc.storage.repair.maintained_object import RepairSettings
+from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
 
@@ -271,30 +271,26 @@ class Node:
         )
         providers = Providers(key.node_id, self.market, self.health, self.peers)
         self.storage = StorageService(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
-            caller=attended,
+            attending,
             hosts=providers,
             leases=self.market.granted,
             node=self.shards,
             state=parts.state,
             commit=self._state_commit.commit,
-            log=log,
-            lease_grace_ms=config.lease_grace_ms,
-            repair=RepairSettings(
-                config.repair_grace_ms,
-                config.repair_bytes_a_second,
-                config.repair_interval_ms,
-                config.moved_kept_ms,
+            settings=StorageSettings(
+                lease_grace_ms=config.lease_grace_ms,
+                repair=RepairSettings(
+                    config.repair_grace_ms,
+                    config.repair_bytes_a_second,
+                    config.repair_interval_ms,
+                    config.moved_kept_ms,
+                ),
+                lease_warning_ms=config.lease_warning_ms,
+                custody_bytes=config.guard_bytes,
+                survive=config.survive,
             ),
             weight_ppm=self.allocation.weight_ppm,
-            lease_warning_ms=config.lease_warning_ms,
             custodian_for=self._custodian_for,
-            custody_bytes=config.guard_bytes,
-            survive=config.survive,
         )
         drain = self.storage.drain
         self.capacity.leaving = lambda: drain.active
@@ -485,6 +481,7 @@ class Node:
         self.tasks.start("payments", self.payments.run)
         self.tasks.start("directory", self.directory.run)
         self.tasks.start("repair", self.storage.repairer.run)
+        self.tasks.start("custodians", self.storage.assignment.run)
         self.tasks.start("custody", self.storage.custodian.run)
         self.tasks.start("repair_in_custody", self.storage.custody_repairer.run)
         self.tasks.start("drain", self.storage.drain.run)

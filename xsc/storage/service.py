@@ -11,34 +11,28 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Coroutine,
     Iterator,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import Field
 
-from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.errors import (
-    CorruptionError,
     NotAllowed,
     ObjectUnknown,
-    PeerUnknown,
     RecordInvalid,
     StoreDamaged,
     TooLarge,
-    UnavailableError,
     XscError,
 )
 from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     CUSTODY_BYTES,
-    FIND_GRACE_MS,
     LEASE_WARNING_MS,
     LEFTOVERS_KEPT_MS,
     MANIFEST_BYTES_MAX,
@@ -48,12 +42,12 @@ from xsc.base.limits import (
     SEGMENTS_IN_FLIGHT,
     TAIL_KEPT_MS,
 )
-from xsc.base.log import Log
-from xsc.base.peering import Caller, GroupHandler, Handler
+from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import Turns, sliced
+from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed
-from xsc.identity.keys import KeyPair
 from xsc.storage.catalogue.directory import Listed, ListedHost, pack, unpack
+from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.catalogue.names import (
     HIDDEN,
     NAME_CHARS_MAX,
@@ -65,11 +59,10 @@ from xsc.storage.catalogue.names import (
 )
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.object.durability import KINDS, Domains, Host, Survival, domains_of, survival
-from xsc.storage.object.erasure import Buffer, Code
+from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import HostEnd, ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
 from xsc.storage.object.loss import yearly_loss_ppb
-from xsc.storage.object.manifest import Manifest, open_manifest
 from xsc.storage.object.placement import (
     Condition,
     Placement,
@@ -81,22 +74,19 @@ from xsc.storage.object.placement import (
     placement_of,
 )
 from xsc.storage.ports import Commit, Hosts, Leases
-from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, Custodian
+from xsc.storage.repair.assignment import CustodianAssignment
+from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.repairer import (
-    MaintainedObject,
-    MaintainedObjects,
-    Progress,
-    Repairer,
-    RepairResult,
-    RepairSettings,
-)
+from xsc.storage.repair.maintained_object import MaintainedObject, RepairResult, RepairSettings
+from xsc.storage.repair.mover import Progress
+from xsc.storage.repair.node_watch import NodeWatch
+from xsc.storage.repair.repairer import Repairer
 from xsc.storage.shardstore.server import Hosting
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import deletions
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
-from xsc.storage.transfer.get import Located, ObjectReader, read_whole, roots_of
-from xsc.storage.transfer.host_client import Reach, stop_all, together
+from xsc.storage.transfer.get import Located, ObjectReader, read_whole
+from xsc.storage.transfer.host_client import Reach, together
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
 from xsc.storage.transfer.put import Held, Upload, Uploaded
 from xsc.storage.transfer.read_ahead_cache import Tails
@@ -308,12 +298,30 @@ def _held_at(listed: Listed) -> tuple[HeldAt, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """What the operator decides about storage."""
+
+    lease_grace_ms: int
+    """How long hosts keep what is stored under a lease that is over."""
+    repair: RepairSettings = REPAIR_DEFAULTS
+    lease_warning_ms: int = LEASE_WARNING_MS
+    """How long before its end a lease counts as ending soon."""
+    custody_bytes: int = CUSTODY_BYTES
+    """Most that is stored at hosts for one absent owner."""
+    survive: Survival | None = None
+    """The default contract; None: what all known nodes can keep."""
+    segments_in_flight: int = SEGMENTS_IN_FLIGHT
+
+
 class _Owned:
-    """The objects that a node stored, as maintained objects of its repairer."""
+    """The objects that this node stored, as a registry for its repairer."""
 
     def __init__(self, service: StorageService, own: bytes) -> None:
         self._service = service
         self._own = own
+        self.turns: Turns[bytes] = Turns()
+        """By manifest hash: held while an object is surveyed, repaired or deleted."""
 
     def refs(self) -> Iterator[tuple[bytes, Placement]]:
         """Yield manifest hash and placement of each."""
@@ -340,40 +348,23 @@ class StorageService:
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        entropy: Entropy,
-        executor: Executor,
-        caller: Caller,
         hosts: Hosts,
         leases: Leases,
         node: StorageNode,
         state: KeyValue,
         commit: Commit,
-        log: Log,
-        lease_grace_ms: int,
-        segments_in_flight: int = SEGMENTS_IN_FLIGHT,
-        repair: RepairSettings = REPAIR_DEFAULTS,
+        settings: StorageSettings,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
-        lease_warning_ms: int = LEASE_WARNING_MS,
         custodian_for: Callable[[bytes], bool] = lambda _: True,
-        custody_bytes: int = CUSTODY_BYTES,
-        survive: Survival | None = None,
     ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._entropy = entropy
-        self._executor = executor
+        self._context = context
+        self._own = context.key.node_id
         self._hosts = hosts
         self._state = state
         self._commit = commit
-        self._log = log
-        self._segments_in_flight = segments_in_flight
-        self._lease_warning_ms = lease_warning_ms
-        self._survive = survive
+        self._settings = settings
         self._versions = Versions(state)
         self._turns: Turns[bytes] = Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
@@ -381,70 +372,84 @@ class StorageService:
         """Called when an object came or went."""
         self._came_up = asyncio.Event()
         """Set when a peer came up since what a recovery did not find was looked for."""
-        self._reach = Reach(
-            key=key,
-            network=network,
-            clock=clock,
-            executor=executor,
-            caller=caller,
+        self._reach = reach = Reach(
+            key=context.key,
+            network=context.network,
+            clock=context.clock,
+            executor=context.executor,
+            caller=context.caller,
             hosts=hosts,
             leases=leases,
             node=node,
-            log=log,
-            lease_grace_ms=lease_grace_ms,
+            log=context.log,
+            lease_grace_ms=settings.lease_grace_ms,
         )
-        self.drain = Drain(
-            key=key,
-            network=network,
-            clock=clock,
-            caller=caller,
+        grace_ms = settings.repair.grace_ms
+        watch = NodeWatch(context.clock, reach, grace_ms)
+        self.drain = drain = Drain(
+            context,
             hosts=hosts,
             node=node,
             state=state,
             commit=commit,
-            log=log,
-            grace_ms=repair.grace_ms,
+            watch=watch,
+            grace_ms=grace_ms,
         )
+        drain.on_change = self.node_changed
+        reach.leaving = drain.leaving
         self._hosting = Hosting(
-            key=key,
-            network=network,
-            clock=clock,
+            key=context.key,
+            network=context.network,
+            clock=context.clock,
             leases=leases,
             node=node,
-            drain=self.drain,
+            drain=drain,
         )
-        owned = _Owned(self, key.node_id)
-        self.custodian = Custodian(
-            reach=self._reach,
-            caller=caller,
-            state=state,
-            commit=commit,
+        self._finder = finder = ObjectFinder(context, reach, self._own_placement)
+        self._owned = _Owned(self, self._own)
+        self.repairer = Repairer(
+            context,
+            reach,
+            self._owned,
+            settings=settings.repair,
+            finder=finder,
+            watch=watch,
+            drain=drain,
+        )
+        self.assignment = CustodianAssignment(
+            context,
+            reach,
+            state,
+            commit,
+            objects=self._owned,
+            repairer=self.repairer,
             weight_ppm=weight_ppm,
-            own=owned.refs,
-            load=owned.load,
-            grace_ms=repair.grace_ms,
-            leaving=self.drain.leaving,
+            leaving=drain.leaving,
+            grace_ms=grace_ms,
+        )
+        owners = NodeWatch(context.clock, reach, grace_ms)
+        self.custodian = Custodian(
+            context,
+            reach,
+            state,
+            commit,
+            owners,
+            leaving=drain.leaving,
             accepts=custodian_for,
-            budget_bytes=custody_bytes,
+            budget_bytes=settings.custody_bytes,
+            grace_ms=grace_ms,
         )
-        self.custodian.owner = self.repairer = self._repairer(owned, repair)
-        self.custodian.repairer = self.custody_repairer = self._repairer(self.custodian, repair)
-        self.drain.on_change = self.node_changed
-        self._reach.leaving = self.drain.leaving
-        self.drain.silent_ms = self.repairer.silent_ms
-        self.uploads = Uploads(self._reach, state, commit)
+        self.custody_repairer = Repairer(
+            context,
+            reach,
+            self.custodian,
+            settings=settings.repair,
+            finder=finder,
+            watch=owners,
+            drain=drain,
+        )
+        self.uploads = Uploads(reach, state, commit)
         self.tails = Tails()
-
-    def _repairer(self, objects: MaintainedObjects, settings: RepairSettings) -> Repairer:
-        return Repairer(
-            reach=self._reach,
-            objects=objects,
-            settings=settings,
-            find=self._find,
-            search=self._search,
-            stat=self._stat,
-            drain=self.drain,
-        )
 
     def node_changed(self) -> None:
         """Take note that a peer came up or went down, or is leaving."""
@@ -470,8 +475,8 @@ class StorageService:
 
     def contract(self, code: tuple[int, int]) -> Survival:
         """Return the default contract: as configured, else what all known nodes could keep."""
-        if self._survive is not None:
-            return self._survive
+        if self._settings.survive is not None:
+            return self._settings.survive
         return default_contract(Code(*code), 1 + len(self._hosts.peers()))
 
     async def put(
@@ -508,11 +513,11 @@ class StorageService:
         upload = partial(
             Upload,
             self._reach,
-            self._key,
-            self._entropy,
+            self._context.key,
+            self._context.entropy,
             code=Code(*code),
             survive=contract,
-            segments_in_flight=self._segments_in_flight,
+            segments_in_flight=self._settings.segments_in_flight,
         )
         if resume is None:
             begun = upload()
@@ -523,7 +528,7 @@ class StorageService:
         else:
             done, version = await self._put_on(resume, upload, source, size_hint, name)
         for warning in done.warnings:
-            self._log.warning("storage.put_warning", warning=warning)
+            self._context.log.warning("storage.put_warning", warning=warning)
         return PutResult(
             capability=done.capability.to_text(),
             size_bytes=done.size_bytes,
@@ -570,7 +575,7 @@ class StorageService:
             name=name,
             capability=done.capability.to_text(),
             size_bytes=done.size_bytes,
-            created_ms=self._clock.now_ms(),
+            created_ms=self._context.clock.now_ms(),
             placement=done.placement,
             held=tuple(
                 HeldAt(node=held.node, lease_id=held.lease_id, size_bytes=held.size_bytes)
@@ -754,10 +759,10 @@ class StorageService:
     async def _adoption(self, listed: Listed) -> list[tuple[bytes, bytes | None]]:
         """Return the changes that take an object of the directory into the own list."""
         read = parse_read(listed.capability)
-        found = await self._find(read.verify)
-        located = await self._search(read.verify, found)
+        found = await self._finder.find(read.verify)
+        located = await self._finder.search(read.verify, found)
         held_at = [at.node for at in listed.held]
-        columns = likely_columns(located.holders, held_at, self._key.node_id)
+        columns = likely_columns(located.holders, held_at, self._own)
         entry = ObjectEntry(
             name=listed.name,
             capability=listed.capability,
@@ -788,7 +793,7 @@ class StorageService:
         if entry is None or entry.deleting:
             return False
         verify = parse_verify(entry.capability)
-        others = {item.node for item in entry.held} - {self._key.node_id}
+        others = {item.node for item in entry.held} - {self._own}
         try:
             for node in others:
                 if await self._reach.find(node, verify.locate, ref) is not None:
@@ -862,18 +867,18 @@ class StorageService:
         entry = self._entry(read.manifest_hash)
         return ObjectReader(
             self._reach,
-            await self._locate(read.verify),
+            await self._finder.locate(read.verify),
             read,
             self.tails,
             name=None if entry is None else entry.name,
-            search=partial(self._search, read.verify),
+            search=partial(self._finder.search, read.verify),
         )
 
     async def run_tails(self) -> None:
         """Forget what readers that went away did not come back for, until cancelled."""
         while True:
-            await self._clock.sleep_ms(TAIL_KEPT_MS // 2)
-            self.tails.expire(self._clock.monotonic_ms())
+            await self._context.clock.sleep_ms(TAIL_KEPT_MS // 2)
+            self.tails.expire(self._context.clock.monotonic_ms())
 
     async def refer(self, capability: str) -> Referred:
         """Return what lets others read an object, and whom of them it spares bytes.
@@ -882,8 +887,8 @@ class StorageService:
             CapabilityInvalid, ObjectUnknown: as `open`.
         """
         read = parse_read(capability)
-        located = await self._locate(read.verify)
-        columns = likely_columns(located.holders, (), self._key.node_id)
+        located = await self._finder.locate(read.verify)
+        columns = likely_columns(located.holders, (), self._own)
         return Referred(
             read.manifest_hash,
             located.manifest.size_bytes,
@@ -904,10 +909,12 @@ class StorageService:
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise TooLarge(f"the object is over {size_max} bytes")
-        return await read_whole(self._reach, located, content_key, self._segments_in_flight)
+        return await read_whole(
+            self._reach, located, content_key, self._settings.segments_in_flight
+        )
 
-    def _own_sealed(self, capability: VerifyCapability) -> tuple[ObjectEntry, bytes] | None:
-        """Return the entry and the sealed manifest of an own object.
+    def _own_placement(self, capability: VerifyCapability) -> tuple[Placement, bytes] | None:
+        """Return placement and sealed manifest of an own object; None if it is not one.
 
         Raises:
             ObjectUnknown: it is being deleted.
@@ -917,150 +924,7 @@ class StorageService:
             # Hosts that have not confirmed may hold it still: that makes it no object.
             raise ObjectUnknown("the object was deleted")
         sealed = self._state.get(MANIFESTS + capability.manifest_hash)
-        return None if entry is None or sealed is None else (entry, sealed)
-
-    async def _opened(
-        self,
-        capability: VerifyCapability,
-        sealed: Buffer,
-        holders: Sequence[tuple[bytes, ...]] = (),
-    ) -> Located:
-        manifest = await run_sized(self._executor, len(sealed), open_manifest, sealed, capability)
-        nobody = ((),) * (manifest.k + manifest.m)
-        return Located(capability.locate, manifest, bytes(sealed), tuple(holders) or nobody)
-
-    async def _locate(self, capability: VerifyCapability) -> Located:
-        """Find an object and who holds it: by the own entry, or by asking all peers."""
-        own = self._own_sealed(capability)
-        if own is not None:
-            entry, sealed = own
-            holders = [(node,) for node in entry.placement.columns]
-            return await self._opened(capability, sealed, holders)
-        found = await self._find(capability)
-        if found.manifest.inline is not None:
-            return found
-        return await self._search(capability, found, thorough=False)
-
-    async def _find(self, capability: VerifyCapability) -> Located:
-        """Find the manifest of an object: in the own state, or at any peer.
-
-        Raises:
-            ObjectUnknown: nobody who answers knows it.
-        """
-        own = self._own_sealed(capability)
-        if own is not None:
-            return await self._opened(capability, own[1])
-
-        async def ask(node: bytes) -> Located | None:
-            sealed = await self._reach.find(node, capability.locate, capability.manifest_hash)
-            if sealed is None:
-                return None
-            try:
-                return await self._opened(capability, sealed)
-            except XscError as fault:
-                if node == self._key.node_id:
-                    raise
-                self._log.warning("storage.find_wrong", peer=short(node), reason=fault.message)
-                self._hosts.report(node, "record_invalid")
-                return None
-
-        said, silent = await self._survey(ask, enough=bool, grace_ms=0)
-        if said:
-            return next(iter(said.values()))
-        named = f"; silent: {', '.join(sorted(short(node) for node in silent))}" if silent else ""
-        raise ObjectUnknown(
-            f"no node that answered knows this object{named}",
-            hint="try again when the silent peers are back" if silent else "",
-        )
-
-    async def _search(
-        self, capability: VerifyCapability, located: Located, *, thorough: bool = True
-    ) -> Located:
-        """Ask every peer which columns it holds; what it says is checked where it is read.
-
-        Args:
-            capability: of the object.
-            located: its manifest.
-            thorough: wait for all who may answer. Else, once enough is said, for those alone that
-                are quick: what one liar says may be enough.
-        """
-        manifest = located.manifest
-        n = manifest.k + manifest.m
-        roots = roots_of(manifest, 0) if manifest.inline is None else ()
-
-        async def ask(node: bytes) -> frozenset[int] | None:
-            holds = await self._reach.holds(
-                node, capability.locate, manifest.generation, capability.manifest_hash, roots
-            )
-            if manifest.inline is not None:
-                return frozenset(range(n)) if holds.record else None
-            return holds.columns or None
-
-        def enough(said: Mapping[bytes, frozenset[int]]) -> bool:
-            return not thorough and len(frozenset().union(*said.values())) >= manifest.k
-
-        said, silent = await self._survey(ask, enough=enough, grace_ms=FIND_GRACE_MS)
-        holders = tuple(
-            # What nobody says that it holds, those that say nothing may hold.
-            tuple(sorted(node for node, columns in said.items() if column in columns))
-            or tuple(sorted(silent))
-            for column in range(n)
-        )
-        if manifest.inline is not None:
-            holders = ((*sorted(said), *sorted(silent)),) * n
-        return replace(located, holders=holders)
-
-    async def _survey(
-        self,
-        ask: Callable[[bytes], Coroutine[Any, Any, T | None]],
-        *,
-        enough: Callable[[Mapping[bytes, T]], bool],
-        grace_ms: int,
-    ) -> tuple[dict[bytes, T], list[bytes]]:
-        """Ask this node and every peer; return what each said, and who was silent.
-
-        Once enough is said, the others have a grace to answer.
-        """
-        peers = sorted(self._hosts.peers(), key=lambda peer: not self._hosts.is_up(peer))
-        running = {asyncio.create_task(ask(node)): node for node in [self._key.node_id, *peers]}
-        grace: asyncio.Task[None] | None = None
-        said: dict[bytes, T] = {}
-        silent: list[bytes] = []
-        try:
-            while running:
-                waiting: list[asyncio.Task[Any]] = [*running]
-                if grace is not None:
-                    waiting.append(grace)
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task is grace:
-                        continue
-                    node = running.pop(task)
-                    try:
-                        answer = task.result()
-                    except (UnavailableError, PeerUnknown):
-                        silent.append(node)
-                        continue
-                    except XscError as fault:
-                        self._log.warning(
-                            "storage.find_failed", peer=short(node), reason=fault.message
-                        )
-                        continue
-                    if answer is not None:
-                        said[node] = answer
-                if grace is not None and grace in done:
-                    for node in running.values():
-                        self._reach.note_late(node)
-                    break
-                if not enough(said):
-                    continue
-                if not grace_ms or all(map(self._reach.late_since_ms, running.values())):
-                    break
-                if grace is None:
-                    grace = asyncio.create_task(self._clock.sleep_ms(grace_ms))
-        finally:
-            await stop_all([*running, *([] if grace is None else [grace])])
-        return said, silent
+        return None if entry is None or sealed is None else (entry.placement, sealed)
 
     # Customer: looking after
 
@@ -1071,28 +935,28 @@ class StorageService:
             CapabilityInvalid, ObjectUnknown: as `open`.
         """
         verify = parse_verify(capability)
-        located = await self._locate(verify)
+        located = await self._finder.locate(verify)
         manifest = located.manifest
-        is_own = self._own_sealed(verify) is not None
+        is_own = self._own_placement(verify) is not None
         if manifest.inline is not None and not is_own:
-            located = await self._search(verify, located)
+            located = await self._finder.search(verify, located)
         answers = await self._said(verify, located, {})
-        columns, states = await self._executor.run(self._best, located, answers)
+        columns, states = await self._context.executor.run(self._best, located, answers)
         if is_own and manifest.inline is None and set(states) & {"missing", "corrupt"}:
             # A custodian may have built them again elsewhere.
-            found = await self._search(verify, located)
+            found = await self._finder.search(verify, located)
             both = zip(located.holders, found.holders, strict=True)
             holders = tuple(tuple(dict.fromkeys((*own, *other))) for own, other in both)
             located = replace(located, holders=holders)
             answers = await self._said(verify, located, answers)
-            columns, states = await self._executor.run(self._best, located, answers)
+            columns, states = await self._context.executor.run(self._best, located, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
         entry = self._entry(verify.manifest_hash)
         ends = told_ends(answers) if entry is None else self._own_ends(entry)
         # What was asked just now is known better than by the last probes.
         up -= {node for node, held in answers.items() if held is None}
-        up |= {self._key.node_id} | {node for node, held in answers.items() if held is not None}
+        up |= {self._own} | {node for node, held in answers.items() if held is not None}
         return ObjectStat(
             size_bytes=manifest.size_bytes,
             k=manifest.k,
@@ -1117,7 +981,7 @@ class StorageService:
     ) -> dict[bytes, HeldObject | None]:
         """Return what every node says that should hold some of an object."""
         nodes = sorted({node for nodes in located.holders for node in nodes} - known.keys())
-        said = await together(self._stat(node, verify, located.manifest) for node in nodes)
+        said = await together(self._finder.stat(node, verify, located.manifest) for node in nodes)
         return {**known, **dict(zip(nodes, said, strict=True))}
 
     @staticmethod
@@ -1148,7 +1012,7 @@ class StorageService:
 
     def _own_ends(self, entry: ObjectEntry) -> list[HostEnd]:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
-        return own_ends(held, self._key.node_id, self._hosts.lease_end)
+        return own_ends(held, self._own, self._hosts.lease_end)
 
     def _denied(self, entry: ObjectEntry) -> set[bytes]:
         """Return the hosts that have signed that they know none of the leases of an object."""
@@ -1159,7 +1023,7 @@ class StorageService:
         return {node for node, ids in leases.items() if all(map(self._hosts.is_denied, ids))}
 
     def _ending(self, ends: Sequence[HostEnd]) -> tuple[HostEnd, ...]:
-        return tuple(ending(ends, self._clock.now_ms() + self._lease_warning_ms))
+        return tuple(ending(ends, self._context.clock.now_ms() + self._settings.lease_warning_ms))
 
     async def check(
         self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int
@@ -1181,7 +1045,7 @@ class StorageService:
         read_bytes = 0
         bad: list[BadShard] = []
         if deep:
-            located = await self._locate(parse_verify(capability))
+            located = await self._finder.locate(parse_verify(capability))
             columns = [host.node for host in found.hosts]
             read_bytes, bad = await read_every_shard(self._reach, located, columns)
         broken = {fault.column for fault in bad}
@@ -1212,29 +1076,12 @@ class StorageService:
             ),
             survives=survival(live, spares) if spares > 0 else Survival(),
             domains=domains_of(live),
-            yearly_loss_ppb=await self._executor.run(
+            yearly_loss_ppb=await self._context.executor.run(
                 partial(yearly_loss_ppb, live, spares, lives_ms=lives_ms, repair_ms=repair_ms)
             ),
             read_bytes=read_bytes,
             bad=tuple(bad),
         )
-
-    async def _stat(
-        self, node: bytes, capability: VerifyCapability, manifest: Manifest
-    ) -> HeldObject | None:
-        try:
-            return await self._reach.stat(
-                node, capability.locate, manifest, capability.manifest_hash
-            )
-        except (UnavailableError, PeerUnknown):
-            return None
-        except XscError as fault:
-            if fault.retryable:
-                return None
-            # A host that cannot say what it holds holds nothing that can be counted on.
-            self._log.warning("storage.stat_failed", peer=short(node), reason=fault.message)
-            state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
-            return HeldObject((), cast(Any, state))
 
     async def repair(self, capability: str, progress: Progress | None = None) -> RepairResult:
         """Mend one object that this node stored, now.
@@ -1244,7 +1091,7 @@ class StorageService:
             NotAllowed: this node does not look after it.
         """
         verify = parse_verify(capability)
-        self.repairer.look()
+        self.repairer.watch.look()
         done = await self.repairer.repair(verify.manifest_hash, progress)
         if done is None:
             raise NotAllowed(
@@ -1309,7 +1156,7 @@ class StorageService:
                 going = entry.model_copy(update={"deleting": True}).to_bytes()
                 await self._commit([(OBJECTS + ref, going), (UNFOUND + ref, None)])
         # Who repairs it stops, and says what lies where by then.
-        async with self.repairer.apart(ref), self._turns.of(ref):
+        async with self._owned.turns.of(ref), self._turns.of(ref):
             return await self._rm(verify)
 
     def _never_found(self, listed: Listed) -> ObjectEntry:
@@ -1322,7 +1169,7 @@ class StorageService:
             capability=listed.capability,
             size_bytes=listed.size_bytes,
             created_ms=listed.created_ms,
-            placement=Placement(k=1, columns=(self._key.node_id,), survive=tuple(Survival())),
+            placement=Placement(k=1, columns=(self._own,), survive=tuple(Survival())),
             held=_held_at(listed),
             deleting=False,
             version=listed.version,
@@ -1332,8 +1179,8 @@ class StorageService:
         ref = verify.manifest_hash
         entry = self._entry(ref)
         if entry is None:
-            located = await self._locate(verify)
-            if located.manifest.owner != self._key.node_id:
+            located = await self._finder.locate(verify)
+            if located.manifest.owner != self._own:
                 raise NotAllowed("only the node that stored an object can delete it")
             held: tuple[HeldAt, ...] = ()
             nodes = {node for nodes in located.holders for node in nodes}
@@ -1356,7 +1203,9 @@ class StorageService:
         )
         for item in over:
             await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
-            self._log.info("storage.deletion_over", peer=short(item.node), object=short(ref))
+            self._context.log.info(
+                "storage.deletion_over", peer=short(item.node), object=short(ref)
+            )
         left = tuple(item for item in held if item.node not in confirmed and item not in over)
         changes: list[tuple[bytes, bytes | None]] = [
             (OBJECTS + ref, None),
@@ -1367,12 +1216,14 @@ class StorageService:
         if entry is not None and left:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + ref, rest.to_bytes())]
-        changes.extend(deletions.kept(receipt, self._clock.now_ms()) for receipt in receipts)
+        changes.extend(
+            deletions.kept(receipt, self._context.clock.now_ms()) for receipt in receipts
+        )
         if began_ms is None:
-            changes.append(deletions.ended_row(ref, self._clock.now_ms()))
+            changes.append(deletions.ended_row(ref, self._context.clock.now_ms()))
         await self._commit(changes)
         self.on_change()
-        await self.custodian.release(ref)
+        await self.assignment.release(ref)
         asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
         name = "" if entry is None or entry.name.startswith(HIDDEN) else entry.name
         return RmResult(confirmed, tuple(sorted(asked)), receipts, name, bool(over))
@@ -1384,7 +1235,9 @@ class StorageService:
         try:
             _, receipt = await self._reach.delete(node, locate, final=True)
         except XscError as fault:
-            self._log.warning("storage.delete_failed", peer=short(node), reason=fault.message)
+            self._context.log.warning(
+                "storage.delete_failed", peer=short(node), reason=fault.message
+            )
             return False, None
         else:
             return True, receipt
@@ -1393,7 +1246,7 @@ class StorageService:
         """Ask again where a deletion was not confirmed."""
         done = left = given_up = 0
         for ref in [ref async for ref, entry in sliced(self.entries()) if entry.deleting]:
-            async with self.repairer.apart(ref), self._turns.of(ref):
+            async with self._owned.turns.of(ref), self._turns.of(ref):
                 entry = self._entry(ref)
                 if entry is None:
                     continue  # Somebody else has finished it meanwhile.
@@ -1409,11 +1262,9 @@ class StorageService:
         """Return what answers peers, by method."""
         return {
             **self._hosting.handlers(),
-            GUARD: self.custodian.on_guard,
-            UNGUARD: self.custodian.on_unguard,
-            HEALED: self.custodian.on_healed,
+            **self.custodian.handlers(),
+            **self.assignment.handlers(),
             **self.drain.handlers(),
-            RESIGN: self.custodian.on_resign,
         }
 
     def group_handlers(self) -> dict[str, GroupHandler]:

@@ -866,6 +866,8 @@ REPAIRED = {
     "moved": [{"shard": 3, "from": "a" * 52, "to": "b" * 52}],
     "left": [],
     "reason": "",
+    "patched": 0,
+    "waiting": 0,
 }
 
 
@@ -884,7 +886,7 @@ def test_repair_of_all_objects_exits_with_7_where_some_shards_have_no_place(xsc,
         for name in ("a", "b")
     ]
     stand_in.answers("GET", "/v1/objects", {"objects": rows})
-    left = {"margin": 1, "moved": [], "left": [2, 5], "reason": "no node has room"}
+    left = {**REPAIRED, "moved": [], "left": [2, 5], "reason": "no node has room"}
 
     def answer(request):
         whole = request.headers["XSC-Capability"] == "xsc:r:a"
@@ -904,7 +906,10 @@ def test_repair_by_name_and_what_the_node_refuses(xsc, stand_in):
     stand_in.answers("POST", "/v1/object/repair", {**REPAIRED, "moved": []})
     assert xsc("store", "repair", "film").text == "0 shards moved, 0 left\n"
     stand_in.answers("POST", "/v1/object/repair", {**REPAIRED, "moved": [], "patched": 2})
-    assert xsc("store", "repair", "film").err == "2 damaged shards stored anew in place\n"
+    assert xsc("store", "repair", "film").err == "2 damaged shards stored again in place\n"
+    stand_in.answers("POST", "/v1/object/repair", {**REPAIRED, "moved": [], "waiting": 1})
+    expected = "1 shard at silent nodes: they count as lost after repair_grace\n"
+    assert xsc("store", "repair", "film").err == expected
     assert stand_in.last.headers["XSC-Capability"] == "xsc:r:new"
     stand_in.refuses("POST", "/v1/object/repair", "not_allowed", "not looked after here", "why")
     done = xsc("store", "repair", "xsc:r:abc")

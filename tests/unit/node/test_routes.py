@@ -123,7 +123,8 @@ def test_repair_says_what_moved_and_what_did_not():
         api = Api(objects.routes(owner, objects.Faults()))
         capability = await put(owner, content(MIB))
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
-        assert answer == {"margin": 2, "moved": [], "left": [], "reason": "", "patched": 0}
+        nothing = {"left": [], "reason": "", "patched": 0, "waiting": 0}
+        assert answer == {"margin": 2, "moved": [], **nothing}
         hosts = [host.node for host in (await owner.storage.stat(capability)).hosts]
         own = owner.key.node_id
         (spare,) = {node.key.node_id for node in world.nodes} - {own, *hosts}
@@ -135,12 +136,12 @@ def test_repair_says_what_moved_and_what_did_not():
         await world.until(lambda: owner.health.is_up(hosts[2]))
         row = {"shard": 2, "from": to_text(hosts[2]), "to": to_text(spare)}
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
-        assert answer == {"margin": 1, "moved": [row], "left": [], "reason": "", "patched": 0}
+        assert answer == {"margin": 1, "moved": [row], **nothing}
         # Two more are lost, and only the owner itself is left to take one of them.
         for gone in (victim, world.index_of(hosts[4]), world.index_of(hosts[5])):
             await world.crash(gone)
         await world.until(
-            lambda: len(owner.storage.repairer.gone([hosts[4], hosts[5]])) == 2,
+            lambda: len(owner.storage.repairer.watch.gone([hosts[4], hosts[5]])) == 2,
             within_ms=7_200_000,
         )
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)

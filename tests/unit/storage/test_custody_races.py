@@ -10,7 +10,9 @@ from tests.unit.storage.world import content, finished, put
 from xsc.base.errors import RateLimited
 from xsc.base.limits import CUSTODY_SHARES, REPAIR_GRACE_MS
 from xsc.storage.object.capability import parse_verify
-from xsc.storage.repair.custodian import ASSIGNED, GUARD, HEALED, IN_CUSTODY, custody_message
+from xsc.storage.repair.assignment import ASSIGNED
+from xsc.storage.repair.custodian import GUARD, HEALED, custody_message
+from xsc.storage.repair.custody import IN_CUSTODY
 from xsc.storage.transfer.put import Held
 
 LEASES = (b"a" * 32, b"b" * 32)
@@ -96,12 +98,12 @@ def test_a_ward_is_counted_once_however_often_at_once_it_is_handed_over_or_ended
         await custody.on_unguard(owner.id, {"object": ref}, [])
         message = custody_message(verify, owner.service.entry(ref).placement, [])
         await asyncio.gather(*(custody.on_guard(owner.id, message, []) for _ in range(3)))
-        assert custody._counts().objects[owner.id] == 1
+        assert custody.store.usage().objects[owner.id] == 1
         await asyncio.gather(
             *(custody.on_unguard(owner.id, {"object": ref}, []) for _ in range(3)),
             return_exceptions=True,
         )
-        counts = custody._counts()
+        counts = custody.store.usage()
         assert (counts.objects[owner.id], counts.rows[owner.id], counts.held[owner.id]) == (0, 0, 0)
 
     play(story)
@@ -124,10 +126,10 @@ def test_custody_for_one_peer_is_bounded(monkeypatch, bound):
         await custody.on_guard(owner.id, mine[0][1], [])
         ((_, row),) = custodian.state.scan(IN_CUSTODY, IN_CUSTODY + b"\xff")
         if bound == "number":
-            monkeypatch.setattr("xsc.storage.repair.custodian.CUSTODY_OBJECTS_A_PEER_MAX", 3)
+            monkeypatch.setattr("xsc.storage.repair.custody.CUSTODY_OBJECTS_A_PEER_MAX", 3)
         else:
             monkeypatch.setattr(
-                "xsc.storage.repair.custodian.CUSTODY_ROW_BYTES_A_PEER_MAX", 4 * len(row) - 1
+                "xsc.storage.repair.custody.CUSTODY_ROW_BYTES_A_PEER_MAX", 4 * len(row) - 1
             )
         done = await asyncio.gather(
             *(custody.on_guard(owner.id, header, []) for _, header in mine[1:]),
@@ -146,8 +148,8 @@ def test_custody_for_one_peer_is_bounded(monkeypatch, bound):
         more = (Held(world[3].id, LEASES[0], 100),)
         placement = owner.service.entry(mine[1][0]).placement
         assert await custody.save(owner.id + mine[1][0], placement, more)
-        counted, custody._counted = custody._counts(), None
-        assert custody._counts() == counted
+        counted, custody.store._usage = custody.store.usage(), None
+        assert custody.store.usage() == counted
         assert counted.rows.total() == sum(
             len(row) for _, row in custodian.state.scan(IN_CUSTODY, IN_CUSTODY + b"\xff")
         )
@@ -161,7 +163,7 @@ def test_an_object_that_is_deleted_while_it_is_handed_over_is_in_nobodys_custody
         done = await put(owner, content(50_000), code=(1, 1))
         for host in world.hosts[1:]:
             host.delay = lambda method: 5 * (method == GUARD)
-        asking = asyncio.ensure_future(owner.service.custodian.ask_all())
+        asking = asyncio.ensure_future(owner.service.assignment.ask_all())
         await settle()
         await finished(world, asyncio.gather(asking, owner.service.rm(done.capability)))
         for host in world.hosts:
@@ -175,7 +177,13 @@ async def custodians(owner, custodian):
     """Do once what both do again and again; return how many objects are guarded."""
     for host in (owner, custodian):
         custody = host.service.custodian
-        for work in (custody.ask_all, custody.release_all, custody.end_all, custody.report_all):
+        assignment = host.service.assignment
+        for work in (
+            assignment.ask_all,
+            assignment.release_all,
+            custody.end_all,
+            custody.report_all,
+        ):
             await work()
     return len(list(custodian.service.custodian.objects()))
 
@@ -203,7 +211,7 @@ def test_a_custodian_that_is_no_peer_any_more_is_not_told_for_ever():
         assert await custodians(owner, custodian) == 1
         del world.by_id[custodian.id]
         world.hosts.remove(custodian)
-        await owner.service.custodian.release(parse_verify(done.capability).manifest_hash)
+        await owner.service.assignment.release(parse_verify(done.capability).manifest_hash)
         assert not list(owner.state.scan(ASSIGNED, ASSIGNED + b"\xff"))
 
     play(story)
@@ -219,11 +227,11 @@ def test_a_custodian_told_to_stop_while_it_repairs_pays_for_nothing_more(count):
         message = custody_message(verify, owner.service.entry(ref).placement, [])
         await owner.call(custodian.id, GUARD, message)
         repairer = custodian.service.custody_repairer
-        repairer.look()
+        repairer.watch.look()
         owner.up = False
-        repairer.look()
+        repairer.watch.look()
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-        repairer.look()
+        repairer.watch.look()
         repairing = asyncio.ensure_future(repairer.repair(owner.id + ref))
         await turns(count)
         await custodian.service.custodian.on_unguard(owner.id, {"object": ref}, [])
@@ -247,26 +255,26 @@ def test_a_custodian_keeps_no_more_for_an_owner_than_it_may(bound):
         custody, repairer = custodian.service.custodian, custodian.service.custody_repairer
         message = custody_message(verify, owner.service.entry(ref).placement, [])
         await owner.call(custodian.id, GUARD, message)
-        repairer.look()
+        repairer.watch.look()
         owner.up = False
-        repairer.look()
+        repairer.watch.look()
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-        repairer.look()
+        repairer.watch.look()
         size = 60_000
         if bound == "one owner":
-            custody._budget_bytes = size - 20_000
+            custody.store._budget_bytes = size - 20_000
         else:
-            custody._budget_bytes = size
-            custody._counts().held[world[3].id] = CUSTODY_SHARES * size - 20_000
+            custody.store._budget_bytes = size
+            custody.store.usage().held[world[3].id] = CUSTODY_SHARES * size - 20_000
         repaired = await finished(world, repairer.repair(owner.id + ref))
         assert (repaired.moved, len(repaired.left)) == ((), 1)
         assert "used up" in repaired.reason
         assert not in_custody(custodian, ref).held
-        custody._counts().held.clear()
-        custody._budget_bytes = size
+        custody.store.usage().held.clear()
+        custody.store._budget_bytes = size
         assert (await finished(world, repairer.repair(owner.id + ref))).moved
         held = sum(item.size_bytes for item in in_custody(custodian, ref).held)
-        assert custody._counts().held[owner.id] == held
-        assert custody._budget_left(owner.id) == size - held < 20_000
+        assert custody.store.usage().held[owner.id] == held
+        assert custody.store.budget_left(owner.id) == size - held < 20_000
 
     play(story, 5)

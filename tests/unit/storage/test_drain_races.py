@@ -13,7 +13,7 @@ from xsc.identity.envelope import sign
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.repair.departures import Leaving
+from xsc.storage.repair.departures import DepartureNotice
 from xsc.storage.repair.drain import LEAVING, OWN, RELEASED, STAYS, DrainState
 from xsc.storage.service import MANIFESTS
 from xsc.terms.deletion_order import DeletionOrder
@@ -136,14 +136,16 @@ def test_a_peer_says_so_often_that_it_leaves_and_no_more():
         host, peer = world[0], world[1]
 
         async def say(number):
-            raw = sign(Leaving(leaving=number % 2 == 0, said_ms=number), peer.key, NETWORK).raw
+            raw = sign(
+                DepartureNotice(leaving=number % 2 == 0, said_ms=number), peer.key, NETWORK
+            ).raw
             await peer.call(host.id, LEAVING, {"said": raw})
 
         for number in range(LEAVING_A_PEER_MAX):
             await say(number)
         with pytest.raises(RateLimited):
             await say(2**60)
-        other = sign(Leaving(leaving=True, said_ms=1), world[2].key, NETWORK).raw
+        other = sign(DepartureNotice(leaving=True, said_ms=1), world[2].key, NETWORK).raw
         await world[2].call(host.id, LEAVING, {"said": other})
         world.clock.advance_to(world.clock.now_ms() + LEAVING_MS)
         await say(LEAVING_A_PEER_MAX)
@@ -155,7 +157,7 @@ def test_a_peer_says_so_often_that_it_leaves_and_no_more():
 def test_a_word_that_could_not_be_kept_is_heard_when_it_is_said_again():
     async def story(world):
         host, leaver = world[0], world[1]
-        raw = sign(Leaving(leaving=True, said_ms=1), leaver.key, NETWORK).raw
+        raw = sign(DepartureNotice(leaving=True, said_ms=1), leaver.key, NETWORK).raw
         drain, write = host.service.drain, host.state.write
 
         def full(_changes, *, sync):
@@ -178,7 +180,7 @@ def test_a_deletion_waits_for_one_segment_of_a_look_and_not_for_all():
     async def story(world):
         owner, leaver = world[0], world[1]
         done = await put(owner, content(3 * SEGMENT_BYTES), code=(1, 1))
-        owner.service.repairer.look()
+        owner.service.repairer.watch.look()
         await leaver.service.drain.begin()
         await leaver.service.drain.tell()
         ref = parse_verify(done.capability).manifest_hash

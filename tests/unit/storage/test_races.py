@@ -121,7 +121,7 @@ async def broken(world):
     host = world.by_id[done.hosts[1]]
     for lease, size in (await host.node.delete(verify.locate, owner.id)).items():
         host.book.settle_use(lease, -size)
-    owner.service.repairer.look()
+    owner.service.repairer.watch.look()
     return owner, verify
 
 
@@ -138,7 +138,7 @@ def test_what_a_custodian_reports_does_not_undo_what_was_repaired_meanwhile():
         ref = verify.manifest_hash
         repairing = asyncio.ensure_future(owner.service.repairer.repair(ref))
         await asyncio.sleep(0)
-        answer, _ = await owner.service.custodian.on_healed(world[3].id, {"object": ref}, [])
+        answer, _ = await owner.service.assignment.on_healed(world[3].id, {"object": ref}, [])
         assert answer == {"ended": False, "release": False}
         assert (await repairing).moved
         assert pays_where_it_lies(owner, ref)
@@ -172,7 +172,7 @@ def test_an_object_that_takes_long_to_mend_holds_up_no_other():
         owner, verify = await broken(world)
         ref, repairer = verify.manifest_hash, owner.service.repairer
         other = parse_verify((await put(owner, content(100), code=(1, 1))).capability)
-        async with repairer._turns.of(other.manifest_hash):
+        async with repairer._objects.turns.of(other.manifest_hash):
             listed = [(key, entry.placement) for key, entry in owner.service.entries()]
             assert len(listed) == 2
             await asyncio.wait_for(repairer.round(listed, everything=True), 20)
@@ -186,13 +186,13 @@ def test_of_an_object_that_is_deleted_after_it_was_repaired_nothing_is_remembere
         owner, verify = await broken(world)
         repairer = owner.service.repairer
         assert (await repairer.repair(verify.manifest_hash)).moved
-        assert repairer._moved_ms
+        assert repairer.cleanup._moved_ms
         await owner.service.rm(verify.to_text())
         running = asyncio.ensure_future(repairer.run())
         await finished(world, world.clock.sleep_ms(2 * LEFTOVERS_KEPT_MS))
         running.cancel()
-        assert (repairer._moved_ms, repairer._failed, repairer._reported) == ({}, {}, {})
-        assert len(repairer._turns) == 0
+        assert (repairer.cleanup._moved_ms, repairer.surveyor._unreadable) == ({}, {})
+        assert len(repairer.reports) == len(repairer._objects.turns) == 0
 
     play(story, 5)
 
@@ -216,13 +216,13 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
         raw = owner.state.get(OBJECTS + ref)
         many = [(OBJECTS + number.to_bytes(32, "big"), raw) for number in range(640)]
         owner.state.write(many, sync=True)
-        custody, repairer = owner.service.custodian, owner.service.repairer
-        repairer.look()
-        custody._refused = dict.fromkeys(owner.peers(), 2**62)
+        assignment, repairer = owner.service.assignment, owner.service.repairer
+        repairer.watch.look()
+        assignment._refused = dict.fromkeys(owner.peers(), 2**62)
         placement = owner.service.entry(ref).placement
         listed = [(ref, placement)] * 640
         assert await turns_of_others(repairer.round(listed, everything=False)) > 10
-        assert await turns_of_others(custody.ask_all()) > 10
+        assert await turns_of_others(assignment.ask_all()) > 10
         assert await turns_of_others(owner.service.retry_deletions()) > 10
 
     play(story)

@@ -147,7 +147,7 @@ def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
         done = await put(owner, data)
         verify = parse_verify(done.capability)
         ref, repairer = verify.manifest_hash, owner.service.repairer
-        manifest = (await owner.service._locate(verify)).manifest
+        manifest = (await owner.service._finder.locate(verify)).manifest
         free = [host for host in world.hosts[1:] if host.id not in done.hosts]
         for liar in free[:liars]:
 
@@ -168,12 +168,12 @@ def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
                 return nothing_there(method, answer)
 
             liar.corrupt = claims_all(lie)
-        repairer.look()
+        repairer.watch.look()
         for node in done.hosts[:2]:
             world.by_id[node].up = False
-            repairer.look()
+            repairer.watch.look()
             world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-            repairer.look()
+            repairer.watch.look()
             for _ in range(3):
                 await in_time(world, repairer.repair(ref))
         columns = owner.service.entry(ref).placement.columns
@@ -254,7 +254,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         used = [host.node.used_bytes for host in world.hosts]
         before = owner.service.entry(ref)
         repairer = owner.service.repairer
-        repairer.look()
+        repairer.watch.look()
         granted = 0
         for round_ in range(4):
             reply = await liar.call(owner.id, HEALED, {"object": ref})
@@ -286,7 +286,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
         # Another customer copies the columns elsewhere, and their hosts lose them.
         hosts = [world.by_id[node] for node in done.hosts]
         for column, (host, other) in enumerate(zip(hosts, world.hosts[4:7], strict=True)):
-            located = await owner.service._locate(verify)
+            located = await owner.service._finder.locate(verify)
             root = located.manifest.roots[column]
             (found,) = await host.node.get(verify.locate, 0, [messages.Wanted(0, column, root)])
             lease = Lease(other.id, custodian.lease_id(other.id))
@@ -311,7 +311,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
             world.hosts[4 + index].up = True
         # It takes them over where they are: nothing is sent a second time.
         repairer = owner.service.repairer
-        repairer.look()
+        repairer.watch.look()
         owner.calls.clear()
         repaired = await repairer.repair(verify.manifest_hash)
         assert not repaired.left
@@ -334,17 +334,17 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
         verify = parse_verify(done.capability)
         ref, repairer = verify.manifest_hash, owner.service.repairer
         away = [world.by_id[node] for node in done.hosts[:2]]
-        repairer.look()
+        repairer.watch.look()
         for host in away:
             host.up = False
-        repairer.look()
+        repairer.watch.look()
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-        repairer.look()
+        repairer.watch.look()
         assert len((await finished(world, repairer.repair(ref))).moved) == 2
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
         for host in away:
             host.up = True
-        repairer.look()
+        repairer.watch.look()
         held = sum(host.node.used_bytes > 0 for host in away)
         assert held == 2
         placement = owner.service.entry(ref).placement
@@ -382,7 +382,7 @@ def test_a_silent_custodian_host_is_no_loss():
         done = await put(owner, content(50_000))
         ref = parse_verify(done.capability).manifest_hash
         repairer = owner.service.repairer
-        repairer.look()
+        repairer.watch.look()
 
         def silent(method, _):
             if method == messages.GET:
@@ -390,9 +390,11 @@ def test_a_silent_custodian_host_is_no_loss():
 
         world.by_id[done.hosts[1]].before = silent
         repairer.reported(ref, world[7].id)
-        survey = await repairer.survey(repairer._objects.load(ref))
-        assert not await repairer._is_proven(survey)
-        assert repairer._failed == {}
+        survey = await repairer.surveyor.survey(repairer._objects.load(ref))
+        bad = await repairer.surveyor.read_all(survey)
+        assert bad
+        assert all(fault.silent for fault in bad)
+        assert repairer.surveyor.unreadable(ref) is None
 
     play(story)
 
@@ -401,17 +403,17 @@ def test_objects_in_custody_that_name_nodes_without_end_are_not_remembered_witho
     async def story(world):
         world[0].is_up = lambda node: node in world.by_id and world.by_id[node].up
         repairer = world[0].service.custody_repairer
-        repairer.look()
+        repairer.watch.look()
         for number in range(3):
             nodes = [bytes([number]) + index.to_bytes(31, "big") for index in range(WATCHES_MAX)]
-            repairer.gone(nodes)
-        assert len(repairer._watches) <= WATCHES_MAX + len(world.hosts)
+            repairer.watch.gone(nodes)
+        assert len(repairer.watch) <= WATCHES_MAX + len(world.hosts)
         # Peers are known as ever.
         world[1].up = False
-        repairer.look()
-        assert world[1].id not in repairer.gone([world[1].id])
+        repairer.watch.look()
+        assert world[1].id not in repairer.watch.gone([world[1].id])
         world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
-        assert world[1].id in repairer.gone([world[1].id])
+        assert world[1].id in repairer.watch.gone([world[1].id])
 
     play(story)
 
@@ -429,7 +431,7 @@ def test_the_first_friend_makes_a_lone_nodes_objects_no_worse(size):
         friend.up = True
         ref, repairer = parse_verify(done.capability).manifest_hash, owner.service.repairer
         for _ in range(6):
-            repairer.look()
+            repairer.watch.look()
             await in_time(world, repairer.repair(ref))
             world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
         friend.up = False
@@ -443,7 +445,7 @@ def test_a_custodian_that_repeats_its_report_has_an_object_read_so_often_and_no_
         owner = world[0]
         done = await put(owner, content(50_000))
         ref, repairer = parse_verify(done.capability).manifest_hash, owner.service.repairer
-        repairer.look()
+        repairer.watch.look()
         read = 0
         for _ in range(3 * REPORTS_AN_OBJECT_MAX):
             repairer.reported(ref, world[7].id)

@@ -20,9 +20,10 @@ from xsc.base.keyvalue import Change
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
-from xsc.storage.service import StorageService
+from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.storage_receipt import StorageReceipt
@@ -108,20 +109,15 @@ class Host:
         self.delay: Callable[[str], int] = lambda method: 0
         self.served = 0
         self.node = self.make_node(capacity_bytes)
+        entropy = SeededEntropy(bytes([index]))
         self.service = StorageService(
-            key=self.key,
-            network=NETWORK,
-            clock=world.clock,
-            entropy=SeededEntropy(bytes([index])),
-            executor=InlineExecutor(),
-            caller=self,
+            Context(self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, SilentLog()),
             hosts=self,
             leases=self.book,
             node=self.node,
             state=self.state,
             commit=self.commit_state,
-            log=SilentLog(),
-            lease_grace_ms=30 * 86_400_000,
+            settings=StorageSettings(lease_grace_ms=30 * 86_400_000),
         )
 
     def make_node(self, capacity_bytes: int) -> StorageNode:

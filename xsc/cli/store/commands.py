@@ -457,9 +457,9 @@ def _contract(answer: Document) -> list[tuple[str, str]]:
 @version_option
 @pass_settings
 def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
-    """Build again, now, what an object has lost; without CAP, of all objects.
+    """Rebuild the lost shards of an object now; without CAP, of all objects.
 
-    The node does the same by itself once a host was silent for repair_grace.
+    The node does the same by itself. Shards of a silent host count as lost after repair_grace.
     Exits with 7 if some shards have no new place yet.
     """
     calls = settings.calls()
@@ -476,8 +476,13 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
             say(
                 f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
             )
-        if answer.get("patched"):
-            say(f"{where}{_count(answer['patched'], 'damaged shard')} stored anew in place")
+        if answer["patched"]:
+            say(f"{where}{_count(answer['patched'], 'damaged shard')} stored again in place")
+        if answer["waiting"]:
+            say(
+                f"{where}{_count(answer['waiting'], 'shard')} at silent nodes: "
+                "they count as lost after repair_grace"
+            )
         if answer["left"]:
             warn(
                 f"{where}{_count(len(answer['left']), 'shard')} left as it was: {answer['reason']}"

@@ -1,4 +1,4 @@
-"""Endpoints about leaving the network: begin, look, cancel, and the proof of what has moved."""
+"""Endpoints of the drain: begin, progress, cancel, and the proof of what has moved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _wait_ms(request: web.Request) -> int:
 
 
 def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> int:
-    """Write all pieces, and go back to the begin; return how many bytes they have."""
+    """Write all pieces and rewind; return their size in bytes."""
     size = 0
     for piece in pieces:
         size += spool.write(piece)
@@ -31,7 +31,7 @@ def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> int:
 
 async def _document(node: Node, wait_ms: int = 0) -> dict[str, Any]:
     status = await node.storage.drain.status(wait_ms)
-    look = status.look
+    remaining = status.remaining
     owed = [
         lease
         for lease in node.market.leases()
@@ -41,13 +41,13 @@ async def _document(node: Node, wait_ms: int = 0) -> dict[str, Any]:
         "state": status.phase,
         "since_ms": status.since_ms,
         "total_bytes": status.total_bytes,
-        "left_bytes": look.left_bytes,
-        "left_objects": look.left_objects,
+        "left_bytes": remaining.left_bytes,
+        "left_objects": remaining.left_objects,
         "released_objects": status.released_objects,
         "released_bytes": status.released_bytes,
         "peers_told": status.told,
         "peers": len(node.peers.peers()),
-        "stuck_objects": look.stuck_objects,
+        "stuck_objects": remaining.stuck_objects,
         "stuck": [
             {
                 "object": item.locate.hex(),
@@ -55,16 +55,16 @@ async def _document(node: Node, wait_ms: int = 0) -> dict[str, Any]:
                 "size_bytes": item.size_bytes,
                 "reason": item.reason,
             }
-            for item in look.stuck
+            for item in remaining.stuck
         ],
-        "directories_only_here": [to_text(owner) for owner in look.only_here],
-        "guarded_at_own_cost": sum(bool(ward.held) for _, ward in node.storage.custodian.objects()),
+        "directories_only_here": [to_text(owner) for owner in remaining.only_here],
+        "guarded_at_own_cost": sum(bool(item.held) for _, item in node.storage.custodian.objects()),
         "owed_micro": sum(lease.due_micro - lease.settled_micro for lease in owed),
     }
 
 
 def routes(node: Node) -> list[web.RouteDef]:
-    """Return the endpoints of a node about leaving."""
+    """Return the endpoints of the drain of a node."""
     drain = node.storage.drain
 
     async def begin(_: web.Request) -> web.Response:

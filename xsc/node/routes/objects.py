@@ -337,7 +337,8 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
                 ],
                 "left": list(done.left),
                 "reason": done.reason,
-                "patched": done.patched,
+                "patched": done.rewritten,
+                "waiting": done.waiting,
             }
         )
 

@@ -1,12 +1,12 @@
-"""What a node says when it leaves, and how it proves that nobody needs what it held.
+"""Departure notices, and the drain proof of a node that leaves: formats and their checks.
 
-A node that leaves says so in a signed `leaving`; the later word counts. Whoever
-stored something there moves it and then orders its deletion (`DeletionOrder`). The
-node keeps these orders, signed by its customers. Its proof is a file of all of
-them, which ends with its own signed count:
+A node that leaves says so in a signed notice; the latest notice counts. Each customer
+moves what it stored there and then orders its deletion (`DeletionOrder`). The node
+keeps these orders. Its proof is a file of all of them, which ends with a drain
+receipt, signed by the node itself:
 
     "XSC drain proof 1\n", then frames: tag (1 byte), length (4 bytes, big-endian), bytes
-    tag "o": a signed deletion_order; tag "e": the signed drained, which is the last frame
+    tag "o": a signed deletion_order; tag "e": the signed drain receipt, which is the last frame
 
 Vectors: tests/vectors/leaving.json. Design: docs/design/storage-drain.md.
 """
@@ -29,18 +29,18 @@ ORDER: Final = b"o"
 END: Final = b"e"
 
 
-class Leaving(Record):
+class DepartureNotice(Record):
     """Signed by a node: from now on it leaves, or stays after all."""
 
     KIND: ClassVar[str] = "leaving"
 
     leaving: bool
     said_ms: Count
-    """The latest word counts."""
+    """The latest notice counts."""
 
 
-class Drained(Record):
-    """Signed by the node that leaves: the end of its proof, and what is not in it."""
+class DrainReceipt(Record):
+    """Signed by the node that leaves: what its proof lists, and what is still there."""
 
     KIND: ClassVar[str] = "drained"
 
@@ -56,11 +56,11 @@ class Drained(Record):
 
 
 def open_order(raw: bytes, network: bytes | None) -> Signed[DeletionOrder]:
-    """Return a deletion order, once everything about it was checked.
+    """Parse a deletion order and verify it.
 
     Args:
-        raw: signed by the customer that it names.
-        network: that it must be of; None takes any.
+        raw: must be signed by the customer that it names.
+        network: that it must belong to; None accepts any.
 
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: it is none.
@@ -76,24 +76,24 @@ def _frame(tag: bytes, body: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
-    """What the end of a proof says beside its orders."""
+class ProofSummary:
+    """What a drain receipt says beside the orders."""
 
     released_bytes: int
     left_objects: int
     said_ms: int
 
 
-def proof_of(
-    orders: Iterable[bytes], rest: Rest, *, key: KeyPair, network: bytes
+def write_proof(
+    orders: Iterable[bytes], summary: ProofSummary, *, key: KeyPair, network: bytes
 ) -> Iterator[bytes]:
-    """Yield a proof file piece by piece.
+    """Yield the pieces of a proof file.
 
     Args:
         orders: checked deletion orders to the node that leaves.
-        rest: what else is to be said.
+        summary: what else the receipt says.
         key: of the node that leaves.
-        network: that it is of.
+        network: of that node.
     """
     hashed = hashlib.sha256(MAGIC)
     yield MAGIC
@@ -104,23 +104,23 @@ def proof_of(
         framed = _frame(ORDER, raw)
         hashed.update(framed)
         yield framed
-    drained = Drained(
+    drained = DrainReceipt(
         items=items,
         digest=hashed.digest(),
         objects=len(objects),
-        released_bytes=rest.released_bytes,
-        left_objects=rest.left_objects,
-        said_ms=rest.said_ms,
+        released_bytes=summary.released_bytes,
+        left_objects=summary.left_objects,
+        said_ms=summary.said_ms,
     )
     yield _frame(END, sign(drained, key, network).raw)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedProof:
-    """A proof that holds."""
+    """A proof whose every byte was verified."""
 
     node: bytes
-    drained: Drained
+    drained: DrainReceipt
     customers: int
     """How many nodes ordered the deletions."""
 
@@ -129,15 +129,15 @@ def check_proof(read: Callable[[int], bytes]) -> CheckedProof:
     """Return what a proof file proves.
 
     Args:
-        read: gives up to so many of the next bytes, fewer only at the end.
+        read: returns up to that many of the next bytes, fewer only at the end.
 
     Raises:
-        ProofInvalid: the first thing that is wrong.
+        ProofInvalid: names the first fault.
     """
     if read(len(MAGIC)) != MAGIC:
         raise ProofInvalid("this is no drain proof of a known version")
     hashed = hashlib.sha256(MAGIC)
-    seen = _Seen()
+    seen = _ProofTotals()
     while True:
         head = read(5)
         size = int.from_bytes(head[1:], "big")
@@ -159,8 +159,8 @@ def check_proof(read: Callable[[int], bytes]) -> CheckedProof:
         hashed.update(head + body)
 
 
-class _Seen:
-    """What the orders of a file came to so far."""
+class _ProofTotals:
+    """What the orders of a proof that were read so far sum up to."""
 
     def __init__(self) -> None:
         self._ids: set[bytes] = set()
@@ -179,7 +179,7 @@ class _Seen:
         self._networks.add(signed.network)
 
     def ended(self, body: bytes, digest: bytes) -> CheckedProof:
-        signed = open_signed(body, Drained, network=None)
+        signed = open_signed(body, DrainReceipt, network=None)
         drained = signed.record
         if drained.digest != digest:
             raise ProofInvalid("the end of the proof was signed for another list")
@@ -192,3 +192,37 @@ class _Seen:
         if (self._items, len(self._objects)) != (drained.items, drained.objects):
             raise ProofInvalid("the proof counts other objects than it lists")
         return CheckedProof(signed.author, drained, len(self._customers))
+
+
+def stuck_reason(
+    *,
+    recorded: bool,
+    customer_said: str | None,
+    is_up: bool,
+    is_peer: bool,
+    silent_ms: int,
+    grace_ms: int,
+) -> str:
+    """Return why no customer is about to move an object from a node that leaves.
+
+    Empty if its customer should be about to move it.
+
+    Args:
+        recorded: whether the object has a record here, so that its put has ended.
+        customer_said: the reason that its customer gave.
+        is_up: whether the customer answers.
+        is_peer: whether the customer is a peer still.
+        silent_ms: for how long the customer has been silent.
+        grace_ms: of repair.
+    """
+    if not recorded:
+        return "it belongs to a put that has not ended"
+    if customer_said is not None:
+        return customer_said
+    if is_up:
+        return ""
+    if not is_peer:
+        return "its owner is no peer of this node any more"
+    if silent_ms < 3 * grace_ms:
+        return ""
+    return "the node that stored it is away, and nobody else can release it"

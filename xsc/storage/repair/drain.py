@@ -1,13 +1,12 @@
-"""Leaving: who of the peers leaves, and this node's own leave until all it held is elsewhere.
+"""Drain: this node leaves the network, and waits until all that it holds is stored elsewhere.
 
-A node that leaves tells every peer, takes nothing new, and waits: owners move its
-columns as they would repair lost ones (`repairer`), and then order their deletion. It
-keeps these orders on the disk, counts what is still here, and says why. Nothing else
-is kept: after a crash the count is made anew from the index.
+A node that leaves tells every peer and takes nothing new. Customers move their
+columns away as they would repair lost ones (`Repairer`), and then order the deletion.
+The node keeps these orders on the disk, counts what is still here, and says why.
+After a crash the count is made again from the index.
 Design: docs/design/storage-drain.md.
 
-    storage/drain                       the own word, and where the drain began
-    storage/leaver/<node>               the last signed word of a peer
+    storage/drain                       the own notice, and where the drain began
     storage/released/<locate><record id>   a deletion order
 """
 
@@ -18,35 +17,31 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias
 
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    NotAllowed,
-    SpaceExhausted,
-    StoreDamaged,
-    XscError,
-)
+from xsc.base.errors import NotAllowed, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     DRAIN_LOOK_MS,
     DRAIN_STUCK_LISTED,
-    LEAVING_A_PEER_MAX,
-    LEAVING_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
     SWEEP_SLICE,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Handler
-from xsc.base.tally import Tally
-from xsc.identity.envelope import Count, Record, Signed, open_signed, sign
-from xsc.identity.keys import KeyPair
+from xsc.base.peering import Answered, Handler
+from xsc.identity.context import Context
+from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.storage.catalogue.heads import HEADS
-from xsc.storage.object.erasure import Buffer
 from xsc.storage.ports import Commit, Hosts
-from xsc.storage.repair.departures import Leaving, Rest, proof_of
+from xsc.storage.repair.departures import (
+    DepartureNotice,
+    ProofSummary,
+    stuck_reason,
+    write_proof,
+)
+from xsc.storage.repair.node_watch import NodeWatch
+from xsc.storage.repair.peer_departures import PeerDepartures
 from xsc.storage.shardstore import bodies
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.host_client import rest
@@ -55,7 +50,6 @@ from xsc.terms.deletion_order import DeletionOrder
 LEAVING: Final = "storage.leaving"
 STAYS: Final = "storage.stays"
 OWN: Final = b"storage/drain"
-LEAVERS: Final = b"storage/leaver/"
 RELEASED: Final = b"storage/released/"
 REASON_CHARS_MAX: Final = 200
 COPIES_MAX: Final = 2**31
@@ -64,7 +58,7 @@ DrainPhase: TypeAlias = Literal["staying", "leaving", "done"]
 
 
 class DrainState(Record):
-    """The own word as it is kept."""
+    """The own notice as the state database has it."""
 
     KIND: ClassVar[str] = "drain_state"
 
@@ -75,7 +69,7 @@ class DrainState(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Stuck:
+class StuckObject:
     """An object that is still here, and why."""
 
     locate: bytes
@@ -85,21 +79,21 @@ class Stuck:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a count of all that is held came to."""
+class Remaining:
+    """What this node still holds."""
 
     left_objects: int = 0
     left_bytes: int = 0
     stuck_objects: int = 0
-    stuck: tuple[Stuck, ...] = ()
-    """Some of those that nobody is about to move."""
+    stuck: tuple[StuckObject, ...] = ()
+    """Some of the objects that no customer is about to move."""
     only_here: tuple[bytes, ...] = ()
-    """Peers whose directory lies at no other peer."""
+    """Peers whose directory no other peer has."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainStatus:
-    """How far a drain is."""
+    """The progress of a drain."""
 
     phase: DrainPhase
     since_ms: int
@@ -107,25 +101,22 @@ class DrainStatus:
     released_objects: int
     released_bytes: int
     told: int
-    """Peers that know of it."""
-    look: Look
+    """Peers that know that this node leaves."""
+    remaining: Remaining
 
 
 class Drain:
-    """See the module."""
+    """The own drain, and which peers leave."""
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        caller: Caller,
         hosts: Hosts,
         node: StorageNode,
         state: KeyValue,
         commit: Commit,
-        log: Log,
+        watch: NodeWatch,
         grace_ms: int,
     ) -> None:
         """Read what was kept.
@@ -133,69 +124,56 @@ class Drain:
         Raises:
             StoreDamaged: it cannot be read.
         """
-        self._key = key
-        self._own = key.node_id
-        self._network = network
-        self._clock = clock
-        self._caller = caller
+        self._context = context
+        self._own = context.key.node_id
         self._hosts = hosts
         self._node = node
         self._state = state
         self._commit = commit
-        self._log = log
+        self._watch = watch
         self._grace_ms = grace_ms
         self.on_change: Callable[[], None] = lambda: None
         """Called when a node, this one or a peer, says that it leaves or stays."""
-        self.silent_ms: Callable[[bytes], int] = lambda _: 0
-        """For how long a node has been silent."""
         self.copies: Callable[[bytes], int] = lambda _: 1
         """How many peers beside that one have this node's directory."""
-        self._word: DrainState | None = None
-        self._leavers: dict[bytes, Leaving] = {}
-        self._words = Tally(LEAVING_A_PEER_MAX, LEAVING_MS)
+        self._notice: DrainState | None = None
         self._released: set[bytes] = set()
         """Objects of which something was released."""
         self._told: dict[bytes, int] = {}
+        """By peer: the time of the notice that it knows."""
         self._copies: dict[bytes, int] = {}
+        """By peer: how many other nodes have its directory."""
         self._stays: dict[tuple[bytes, bytes], str] = {}
         """By object and customer, why that customer cannot move it."""
-        self._look: Look | None = None
+        self._remaining: Remaining | None = None
         self._turn = asyncio.Lock()
-        """Held while a word is said or an order is kept: an order is of one leave."""
-        self._hearing = asyncio.Lock()
-        self._looked = asyncio.Event()
+        """Held while a notice or an order is written: an order belongs to one drain."""
+        self._counted = asyncio.Event()
         self._woken = asyncio.Event()
         try:
-            self._read()
+            raw = self._state.get(OWN)
+            if raw is not None:
+                self._notice = DrainState.from_bytes(raw)
+            self._peers = PeerDepartures(context, state, commit)
         except XscError as fault:
-            raise StoreDamaged(f"what is kept about leaving is damaged: {fault.message}") from None
-        self._leaving = self._all_leaving()
-
-    def _read(self) -> None:
-        raw = self._state.get(OWN)
-        if raw is not None:
-            self._word = DrainState.from_bytes(raw)
-        for key, said in self._state.scan(LEAVERS, prefix_end(LEAVERS)):
-            node = key.removeprefix(LEAVERS)
-            signed = open_signed(said, Leaving, network=self._network, author=node)
-            self._leavers[node] = signed.record
+            raise StoreDamaged(f"the state of the drain is damaged: {fault.message}") from None
         for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED)):
             self._released.add(key.removeprefix(RELEASED)[:ID_BYTES])
+        self._leaving = self._all_leaving()
 
-    # Who leaves
+    # Which nodes leave
 
     @property
     def active(self) -> bool:
         """Whether this node leaves."""
-        return self._word is not None and self._word.leaving
+        return self._notice is not None and self._notice.leaving
 
     def leaving(self) -> frozenset[bytes]:
         """Return the nodes that leave, this one included."""
         return self._leaving
 
     def _all_leaving(self) -> frozenset[bytes]:
-        found = {node for node, said in self._leavers.items() if said.leaving}
-        return frozenset(found | ({self._own} if self.active else set()))
+        return self._peers.leaving() | ({self._own} if self.active else set())
 
     def _changed(self) -> None:
         self._leaving = self._all_leaving()
@@ -203,7 +181,7 @@ class Drain:
         self.on_change()
 
     def wake(self) -> None:
-        """Tell peers at once that may not know yet, and count anew."""
+        """Tell peers at once that may not know yet, and count again."""
         self._woken.set()
 
     def check_room(self) -> None:
@@ -218,17 +196,14 @@ class Drain:
     # The own leave
 
     async def begin(self) -> None:
-        """Begin to leave; once begun it goes on, also after a restart."""
+        """Begin to leave; the drain goes on after a restart."""
         async with self._turn:
             if not self.active:
                 await self._say(leaving=True)
-                self._log.info("drain.begun", held_bytes=self._node.used_bytes)
+                self._context.log.info("drain.begun", held_bytes=self._node.used_bytes)
 
     async def cancel(self) -> None:
-        """Stay after all, and tell the peers, also such as heard something else from before.
-
-        What has moved stays where it is.
-        """
+        """Stay after all, and tell the peers. What has moved stays where it is."""
         async with self._turn:
             changes: list[Change] = [
                 (key, None) for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED))
@@ -236,23 +211,23 @@ class Drain:
             await self._say(leaving=False, changes=changes)
             self._released.clear()
             self._stays.clear()
-            self._log.info("drain.cancelled")
+            self._context.log.info("drain.cancelled")
 
     async def _say(self, *, leaving: bool, changes: Sequence[Change] = ()) -> None:
-        before = -1 if self._word is None else self._word.said_ms
-        word = DrainState(
+        before = -1 if self._notice is None else self._notice.said_ms
+        notice = DrainState(
             leaving=leaving,
-            said_ms=max(self._clock.now_ms(), before + 1),
+            said_ms=max(self._context.clock.now_ms(), before + 1),
             begun_bytes=self._node.used_bytes,
         )
-        await self._commit([(OWN, word.to_bytes()), *changes])
-        self._word = word
-        self._look = None
-        self._looked.clear()
+        await self._commit([(OWN, notice.to_bytes()), *changes])
+        self._notice = notice
+        self._remaining = None
+        self._counted.clear()
         self._changed()
 
     async def keep(self, order: Signed[DeletionOrder]) -> None:
-        """Keep a customer's checked order to delete what it has here, for the proof."""
+        """Keep a verified deletion order of a customer for the proof."""
         async with self._turn:
             if not self.active:
                 return
@@ -268,50 +243,50 @@ class Drain:
             if not self.active and not self._untold():
                 await self._woken.wait()
                 self._woken.clear()
-            begun_ms = self._clock.monotonic_ms()
+            begun_ms = self._context.clock.monotonic_ms()
             await self.tell()
             if self.active:
                 await self.count()
-            taken_ms = self._clock.monotonic_ms() - begun_ms
-            await rest(self._clock, self._woken, max(DRAIN_LOOK_MS, 10 * taken_ms))
+            taken_ms = self._context.clock.monotonic_ms() - begun_ms
+            await rest(self._context.clock, self._woken, max(DRAIN_LOOK_MS, 10 * taken_ms))
 
     def _untold(self) -> list[bytes]:
-        """Return the peers that may not know the own word yet, or have no other directory copy."""
-        word = self._word
-        if word is None:
+        """Return the peers that may not know the notice yet, or whose directory is only here."""
+        notice = self._notice
+        if notice is None:
             return []
         return [
             peer
             for peer in self._hosts.peers()
-            if self._told.get(peer) != word.said_ms
-            or (word.leaving and not self._copies[peer] and self._state.get(HEADS + peer))
+            if self._told.get(peer) != notice.said_ms
+            or (notice.leaving and not self._copies[peer] and self._state.get(HEADS + peer))
         ]
 
     async def tell(self) -> None:
-        """Tell every peer that is up and does not know."""
-        word = self._word
-        if word is None:
+        """Send the notice to every peer that is up and does not know it."""
+        notice = self._notice
+        if notice is None:
             return
-        said = Leaving(leaving=word.leaving, said_ms=word.said_ms)
-        raw = sign(said, self._key, self._network).raw
+        said = DepartureNotice(leaving=notice.leaving, said_ms=notice.said_ms)
+        raw = sign(said, self._context.key, self._context.network).raw
         up = [peer for peer in self._untold() if self._hosts.is_up(peer)]
-        await asyncio.gather(*(self._tell(peer, raw, word.said_ms) for peer in up))
+        await asyncio.gather(*(self._tell(peer, raw, notice.said_ms) for peer in up))
 
     async def _tell(self, peer: bytes, raw: bytes, said_ms: int) -> None:
         try:
-            reply = await self._caller.call(
+            reply = await self._context.caller.call(
                 peer, LEAVING, {"said": raw}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
             )
             self._copies[peer] = take_int(reply.header, "copies", most=COPIES_MAX)
         except XscError as fault:
-            self._log.info("drain.not_told", peer=short(peer), reason=fault.message)
+            self._context.log.info("drain.not_told", peer=short(peer), reason=fault.message)
         else:
             self._told[peer] = said_ms
 
     # What is still here
 
-    async def count(self) -> Look:
-        """Go through all that is held."""
+    async def count(self) -> Remaining:
+        """Count what this node still holds, from its index."""
         left: dict[tuple[bytes, bytes], int] = {}
         recorded: set[tuple[bytes, bytes]] = set()
         after = b""
@@ -324,96 +299,96 @@ class Drain:
                 left[owned] = left.get(owned, 0) + entry.held_bytes
             after = page[-1][0]
         stuck = [
-            Stuck(*owned, size, reason)
+            StuckObject(*owned, size, reason)
             for owned, size in left.items()
-            if (reason := self._reason(*owned, recorded=owned in recorded))
+            if (reason := self._stuck_reason(*owned, recorded=owned in recorded))
         ]
         stuck.sort(key=lambda item: (-item.size_bytes, item.locate))
         held = {key.removeprefix(HEADS) for key, _ in self._state.scan(HEADS, prefix_end(HEADS))}
         only_here = sorted(
             owner for owner in held if self._copies.get(owner, 1) == 0 and self._is_up(owner)
         )
-        look = Look(
+        remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
             left_bytes=sum(left.values()),
             stuck_objects=len({item.locate for item in stuck}),
             stuck=tuple(stuck[:DRAIN_STUCK_LISTED]),
             only_here=tuple(only_here),
         )
-        if self._look != look and _is_done(look):
-            self._log.info("drain.done", objects=len(self._released))
-        self._look = look
-        self._looked.set()
-        return look
+        if self._remaining != remaining and _is_done(remaining):
+            self._context.log.info("drain.done", objects=len(self._released))
+        self._remaining = remaining
+        self._counted.set()
+        return remaining
 
     def _is_up(self, node: bytes) -> bool:
         return node == self._own or self._hosts.is_up(node)
 
-    def _reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
-        """Return why nobody is about to move something; empty where somebody should be."""
-        if not recorded:
-            return "it belongs to a put that has not ended"
-        if (locate, customer) in self._stays:
-            return self._stays[locate, customer]
-        if self._is_up(customer):
-            return ""
-        if customer not in self._hosts.peers():
-            return "its owner is no peer of this node any more"
-        if self.silent_ms(customer) < 3 * self._grace_ms:
-            return ""
-        return "the node that stored it is away, and nobody else can release it"
+    def _stuck_reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
+        """Return why no customer is about to move an object; empty if one should be."""
+        is_peer = customer in self._hosts.peers()
+        return stuck_reason(
+            recorded=recorded,
+            customer_said=self._stays.get((locate, customer)),
+            is_up=self._is_up(customer),
+            is_peer=is_peer,
+            silent_ms=self._watch.silent_ms(customer) if is_peer else 0,
+            grace_ms=self._grace_ms,
+        )
 
-    def _released_bytes(self, word: DrainState) -> int:
-        """Return what was deleted since it began to leave: nothing new is taken meanwhile."""
-        return max(0, word.begun_bytes - self._node.used_bytes)
+    def _released_bytes(self, notice: DrainState) -> int:
+        """Return what was deleted since the drain began. Nothing is stored meanwhile."""
+        return max(0, notice.begun_bytes - self._node.used_bytes)
 
     async def status(self, wait_ms: int = 0) -> DrainStatus:
-        """Return how far the drain is.
+        """Return the progress of the drain.
 
         Args:
-            wait_ms: wait for the next count for so long at most.
+            wait_ms: wait at most that long for the next count.
         """
-        if self.active and (wait_ms or self._look is None):
+        if self.active and (wait_ms or self._remaining is None):
             if wait_ms:
-                self._looked.clear()
-            wait = asyncio.ensure_future(self._looked.wait())
-            sleep = asyncio.ensure_future(self._clock.sleep_ms(wait_ms or DRAIN_LOOK_MS))
+                self._counted.clear()
+            wait = asyncio.ensure_future(self._counted.wait())
+            sleep = asyncio.ensure_future(self._context.clock.sleep_ms(wait_ms or DRAIN_LOOK_MS))
             try:
                 await asyncio.wait((wait, sleep), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 wait.cancel()
                 sleep.cancel()
-        word, look = self._word, self._look
-        if word is None or not word.leaving:
-            return DrainStatus("staying", 0, 0, 0, 0, 0, Look())
-        done = look is not None and _is_done(look)
-        if look is None:
-            look = Look(left_bytes=self._node.used_bytes)
+        notice, remaining = self._notice, self._remaining
+        if notice is None or not notice.leaving:
+            return DrainStatus("staying", 0, 0, 0, 0, 0, Remaining())
+        done = remaining is not None and _is_done(remaining)
+        if remaining is None:
+            remaining = Remaining(left_bytes=self._node.used_bytes)
         return DrainStatus(
             phase="done" if done else "leaving",
-            since_ms=word.said_ms,
-            total_bytes=max(word.begun_bytes, look.left_bytes),
+            since_ms=notice.said_ms,
+            total_bytes=max(notice.begun_bytes, remaining.left_bytes),
             released_objects=len(self._released),
-            released_bytes=self._released_bytes(word),
-            told=sum(self._told.get(peer) == word.said_ms for peer in self._hosts.peers()),
-            look=look,
+            released_bytes=self._released_bytes(notice),
+            told=sum(self._told.get(peer) == notice.said_ms for peer in self._hosts.peers()),
+            remaining=remaining,
         )
 
     def proof(self) -> Iterator[bytes]:
-        """Yield the proof of what has been released so far, piece by piece.
+        """Return the pieces of the proof of what was released so far.
 
         Raises:
             NotAllowed: this node does not leave.
         """
-        word = self._word
-        if word is None or not word.leaving:
+        notice = self._notice
+        if notice is None or not notice.leaving:
             raise NotAllowed("this node is not leaving", hint="`xsc node drain` begins it")
-        look = self._look or Look(left_objects=1)
-        return proof_of(
+        remaining = self._remaining or Remaining(left_objects=1)
+        return write_proof(
             (raw for _, raw in self._state.scan(RELEASED, prefix_end(RELEASED))),
-            Rest(self._released_bytes(word), look.left_objects, self._clock.now_ms()),
-            key=self._key,
-            network=self._network,
+            ProofSummary(
+                self._released_bytes(notice), remaining.left_objects, self._context.clock.now_ms()
+            ),
+            key=self._context.key,
+            network=self._context.network,
         )
 
     # What peers say
@@ -424,32 +399,21 @@ class Drain:
 
     async def _on_leaving(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        raw = take_bytes(header, "said")
-        said = open_signed(raw, Leaving, network=self._network, author=caller).record
-        async with self._hearing:
-            known = self._leavers.get(caller)
-            if known is None or said.said_ms > known.said_ms:
-                self._words.count(caller, self._clock.monotonic_ms(), "words about leaving")
-                # Not entered before it is kept: where that fails it is said, and heard, again.
-                await self._commit([(LEAVERS + caller, raw)])
-                self._leavers[caller] = said
-                self._log.info(
-                    "drain.peer_leaves" if said.leaving else "drain.peer_stays", peer=short(caller)
-                )
-                self._changed()
+    ) -> Answered:
+        if await self._peers.hear(caller, take_bytes(header, "said")):
+            self._changed()
         return {"copies": self.copies(caller)}, []
 
     async def _on_stays(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> Answered:
         locate = take_bytes(header, "locate", size=ID_BYTES)
         reason = take_str(header, "reason", most=REASON_CHARS_MAX)
         await self.take_stays(locate, caller, reason)
         return {}, []
 
     async def take_stays(self, locate: bytes, customer: bytes, reason: str) -> None:
-        """Keep in memory why a customer cannot move its part; it says so again."""
+        """Keep in memory why a customer cannot move its part; it repeats that."""
         if self.active and await self._has(locate, customer):
             self._stays[locate, customer] = reason
 
@@ -458,21 +422,23 @@ class Drain:
         return bool(await self._node.between(key, key + b"\0"))
 
     async def excuse(self, leaver: bytes, locate: bytes, reason: str) -> None:
-        """Tell a node that leaves why an object of this node cannot be moved away from it."""
+        """Tell a node that leaves why an object of this node cannot be moved from it."""
         text = reason[:REASON_CHARS_MAX]
         if leaver == self._own:
             await self.take_stays(locate, self._own, text)
             return
         try:
-            await self._caller.call(
+            await self._context.caller.call(
                 leaver,
                 STAYS,
                 {"locate": locate, "reason": text},
                 timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
             )
         except XscError as fault:
-            self._log.info("drain.reason_not_told", peer=short(leaver), reason=fault.message)
+            self._context.log.info(
+                "drain.reason_not_told", peer=short(leaver), reason=fault.message
+            )
 
 
-def _is_done(look: Look) -> bool:
-    return not (look.left_objects or look.only_here)
+def _is_done(remaining: Remaining) -> bool:
+    return not (remaining.left_objects or remaining.only_here)

@@ -28,7 +28,7 @@ class Layout:
 
     columns: tuple[bytes, ...]
     """The node of each column."""
-    homeless: frozenset[int]
+    displaced: frozenset[int]
     """Columns that are lost or must leave their node."""
     m: int
     own: bytes
@@ -50,18 +50,18 @@ class Layout:
         """Return the layout with a column at another node."""
         columns = list(self.columns)
         columns[column] = node
-        return replace(self, columns=tuple(columns), homeless=self.homeless - {column})
+        return replace(self, columns=tuple(columns), displaced=self.displaced - {column})
 
     @property
     def keeps_contract(self) -> bool:
         """Whether the columns that have a home survive what is asked."""
-        live = [self.host(n) for c, n in enumerate(self.columns) if c not in self.homeless]
-        spares = self.m - len(self.homeless)
+        live = [self.host(n) for c, n in enumerate(self.columns) if c not in self.displaced]
+        spares = self.m - len(self.displaced)
         return survival(live, spares).meets(self.asked) if spares >= 0 else False
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class Move:
     """A column that needs a node, and the nodes that may take it."""
 
     column: int
@@ -70,7 +70,7 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
-class _Filled:
+class _Filling:
     """A plan for the columns that lack a node."""
 
     placing: int
@@ -81,7 +81,7 @@ class _Filled:
     survives: Survival
 
 
-def next_want(layout: Layout, available: Collection[bytes]) -> Want | None:
+def next_move(layout: Layout, available: Collection[bytes]) -> Move | None:
     """Return the next column to place; None where nothing can be improved.
 
     Args:
@@ -89,12 +89,12 @@ def next_want(layout: Layout, available: Collection[bytes]) -> Want | None:
         available: nodes that are up and may be given columns.
     """
     able = frozenset(available)
-    if layout.homeless:
-        return _home(layout, able)
-    return _for_the_contract(layout, able) or _spread(layout, able)
+    if layout.displaced:
+        return _place_displaced(layout, able)
+    return _restore_contract(layout, able) or _balance(layout, able)
 
 
-def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _Filled | None:
+def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _Filling | None:
     """Plan for all columns that are not kept; fewer where there is no room for all."""
     most = len(layout.columns) if layout.doubled else 1
     nodes = [*sorted(targets - {layout.own}), *sorted(targets & {layout.own})]
@@ -114,10 +114,12 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
         return None
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
     new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
-    return _Filled(placing, meets, kept, new, survival(after, m))
+    return _Filling(placing, meets, kept, new, survival(after, m))
 
 
-def _alike(layout: Layout, filled: _Filled, node: bytes, targets: frozenset[bytes]) -> set[bytes]:
+def _equivalent(
+    layout: Layout, filled: _Filling, node: bytes, targets: frozenset[bytes]
+) -> set[bytes]:
     """Return the nodes that would do exactly as well as one of a plan."""
     host = layout.host(node)
     return {
@@ -129,11 +131,11 @@ def _alike(layout: Layout, filled: _Filled, node: bytes, targets: frozenset[byte
     }
 
 
-def _home(layout: Layout, able: frozenset[bytes]) -> Want | None:
-    kept = Counter(n for c, n in enumerate(layout.columns) if c not in layout.homeless)
+def _place_displaced(layout: Layout, able: frozenset[bytes]) -> Move | None:
+    kept = Counter(n for c, n in enumerate(layout.columns) if c not in layout.displaced)
     # Where it was lost it may be lost again.
-    losers = {layout.columns[column] for column in layout.homeless}
-    best: tuple[_Filled, frozenset[bytes]] | None = None
+    losers = {layout.columns[column] for column in layout.displaced}
+    best: tuple[_Filling, frozenset[bytes]] | None = None
     for targets in (able - {layout.own} - losers, able - {layout.own}, able):
         filled = _fill(layout, kept, targets)
         if filled is None:
@@ -143,14 +145,14 @@ def _home(layout: Layout, able: frozenset[bytes]) -> Want | None:
     if best is None:
         return None
     filled, targets = best
-    column = min(layout.homeless)
+    column = min(layout.displaced)
     before = layout.columns[column]
     node = next((node for node in filled.new if node != before), filled.new[0])
-    alike = _alike(layout, filled, node, targets)
-    return Want(column, frozenset((alike - {before}) or alike))
+    alike = _equivalent(layout, filled, node, targets)
+    return Move(column, frozenset((alike - {before}) or alike))
 
 
-def _freed(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]:
+def _nodes_to_relieve(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]:
     """Yield the nodes that give columns up, of nodes that are alike only some."""
     held = Counter(layout.columns)
     seen: set[tuple[tuple[object, ...], ...]] = set()
@@ -162,7 +164,7 @@ def _freed(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]:
             yield nodes
 
 
-def _for_the_contract(layout: Layout, able: frozenset[bytes]) -> Want | None:
+def _restore_contract(layout: Layout, able: frozenset[bytes]) -> Move | None:
     """Return the first of the fewest moves after which the contract is kept, if there are any."""
     if not layout.movable or layout.keeps_contract:
         return None
@@ -171,9 +173,9 @@ def _for_the_contract(layout: Layout, able: frozenset[bytes]) -> Want | None:
         return None
     tried = 0
     for moves in range(1, len(layout.columns) + 1):
-        best: tuple[_Filled, tuple[bytes, ...], frozenset[bytes]] | None = None
+        best: tuple[_Filling, tuple[bytes, ...], frozenset[bytes]] | None = None
         for targets in (able - {layout.own}, able):
-            for nodes in _freed(layout, moves):
+            for nodes in _nodes_to_relieve(layout, moves):
                 tried += 1
                 if tried > MOVES_TRIED_MAX:
                     return None
@@ -185,13 +187,13 @@ def _for_the_contract(layout: Layout, able: frozenset[bytes]) -> Want | None:
                     best = filled, nodes, targets
             if best is not None:
                 filled, given, among = best
-                alike = _alike(layout, filled, filled.new[0], among) - {*given}
+                alike = _equivalent(layout, filled, filled.new[0], among) - {*given}
                 column = max(c for c, holder in enumerate(layout.columns) if holder in given)
-                return Want(column, frozenset(alike))
+                return Move(column, frozenset(alike))
     return None
 
 
-def _spread(layout: Layout, able: frozenset[bytes]) -> Want | None:
+def _balance(layout: Layout, able: frozenset[bytes]) -> Move | None:
     """Return a column to be moved from where most lie to where at least two fewer do."""
     load = Counter(layout.columns)
     if not able or not load:
@@ -210,7 +212,7 @@ def _spread(layout: Layout, able: frozenset[bytes]) -> Want | None:
         return None
     worth = {node: _survives(after) for node, after in moved.items()}
     best = max(worth.values())
-    return Want(column, frozenset(node for node, survives in worth.items() if survives == best))
+    return Move(column, frozenset(node for node, survives in worth.items() if survives == best))
 
 
 def _survives(layout: Layout) -> Survival:

@@ -8,13 +8,8 @@ from tests.sim.network import content, put, run
 from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid
 from xsc.base.limits import MIB
 from xsc.storage.object.capability import parse_read
-from xsc.storage.repair.custodian import (
-    GUARD,
-    HEALED,
-    UNGUARD,
-    custodians_in_order,
-    custody_message,
-)
+from xsc.storage.repair.assignment import custodians_in_order
+from xsc.storage.repair.custodian import GUARD, HEALED, UNGUARD, custody_message
 
 NODES = [bytes([node]) * 32 for node in range(9)]
 
@@ -56,7 +51,9 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
         # What is not of the owner that it is guarded for is not repaired.
         repairer = custodian.storage.custody_repairer
         with pytest.raises(RecordInvalid):
-            await repairer.survey(custodian.storage.custodian.load(other.key.node_id + ref))
+            await repairer.surveyor.survey(
+                custodian.storage.custodian.load(other.key.node_id + ref)
+            )
         await other.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
         assert list(dict(custodian.storage.custodian.objects())) == [owner.key.node_id + ref]
         # A report changes nothing, whoever it is by.
@@ -125,7 +122,7 @@ def test_many_objects_are_handed_over_in_few_requests():
         for _ in range(40):
             await put(owner, content(1_000))
         begun = len(world.net.trace)
-        await owner.storage.custodian.ask_all()
+        await owner.storage.assignment.ask_all()
         for node in world.nodes[1:]:
             assert len(list(node.storage.custodian.objects())) == 40
         sent = [e for e in world.net.trace[begun:] if e.source == "node-0" and e.what == "sent"]

@@ -12,12 +12,12 @@ from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_drain
 from xsc.storage.repair.departures import (
     MAGIC,
-    Drained,
-    Leaving,
-    Rest,
+    DepartureNotice,
+    DrainReceipt,
+    ProofSummary,
     check_proof,
     open_order,
-    proof_of,
+    write_proof,
 )
 from xsc.terms.deletion_order import DeletionOrder
 
@@ -28,7 +28,7 @@ OWNER = KeyPair(bytes.fromhex(GOLDEN["owner_seed"]))
 GUARDIAN = KeyPair(bytes.fromhex(GOLDEN["guardian_seed"]))
 ORDERS = [bytes.fromhex(order) for order in GOLDEN["orders"]]
 PROOF = bytes.fromhex(GOLDEN["proof"])
-REST = Rest(12, 0, 1_700_000_001_000)
+REST = ProofSummary(12, 0, 1_700_000_001_000)
 
 
 def checked(raw):
@@ -36,7 +36,7 @@ def checked(raw):
 
 
 def made(orders=ORDERS, rest=REST):
-    return b"".join(proof_of(orders, rest, key=LEAVER, network=NETWORK))
+    return b"".join(write_proof(orders, rest, key=LEAVER, network=NETWORK))
 
 
 def order(key=OWNER, network=NETWORK, **change):
@@ -54,9 +54,11 @@ def order(key=OWNER, network=NETWORK, **change):
 def test_an_independent_implementation_says_and_proves_the_same():
     for name, leaving, said_ms in (("leaving", True, 0), ("stays", False, 1)):
         raw = bytes.fromhex(GOLDEN[name])
-        said = Leaving(leaving=leaving, said_ms=1_700_000_000_000 + said_ms)
+        said = DepartureNotice(leaving=leaving, said_ms=1_700_000_000_000 + said_ms)
         assert sign(said, LEAVER, NETWORK).raw == raw
-        assert open_signed(raw, Leaving, network=NETWORK, author=LEAVER.node_id).record == said
+        assert (
+            open_signed(raw, DepartureNotice, network=NETWORK, author=LEAVER.node_id).record == said
+        )
     first, whole, other = (open_order(raw, NETWORK) for raw in ORDERS)
     assert [signed.author for signed in (first, whole, other)] == [
         OWNER.node_id,
@@ -77,12 +79,12 @@ def test_an_independent_implementation_says_and_proves_the_same():
     assert "2 customers" in text
     assert "2 objects" in text
     assert "still holds" not in text
-    left = made(rest=Rest(0, 4, 1))
+    left = made(rest=ProofSummary(0, 4, 1))
     assert "still holds 4 objects" in verify_drain(io.BytesIO(left).read)
 
 
 def test_who_held_nothing_proves_nothing_more():
-    proof = checked(made([], Rest(0, 0, 1)))
+    proof = checked(made([], ProofSummary(0, 0, 1)))
     assert (proof.customers, proof.drained.items, proof.drained.objects) == (0, 0, 0)
 
 
@@ -111,7 +113,7 @@ def ended(listed, **change):
         "said_ms": 1,
     }
     key, network = change.pop("key", LEAVER), change.pop("network", NETWORK)
-    raw = sign(Drained(**fields | change), key, network).raw
+    raw = sign(DrainReceipt(**fields | change), key, network).raw
     return body + b"e" + len(raw).to_bytes(4, "big") + raw
 
 

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.storage.object.durability import Host, Survival, survival
-from xsc.storage.repair.migration import Layout, next_want
+from xsc.storage.repair.migration import Layout, next_move
 
 NODES = [bytes([node]) * 32 for node in range(10)]
 OWN = NODES[0]
 
 
-def layout_of(columns, homeless=(), **change):
+def layout_of(columns, displaced=(), **change):
     fields = {
         "columns": tuple(columns),
-        "homeless": frozenset(homeless),
+        "displaced": frozenset(displaced),
         "m": 2,
         "own": OWN,
         "doubled": len(set(columns)) < len(columns),
@@ -29,10 +29,10 @@ def layout_of(columns, homeless=(), **change):
 def follow(layout, available):
     """Follow the plan to its end; return the layout then, and how many columns moved."""
     moves = 0
-    while want := next_want(layout, available):
-        assert want.targets
-        assert want.targets <= set(available)
-        layout = layout.placed(want.column, min(want.targets))
+    while move := next_move(layout, available):
+        assert move.targets
+        assert move.targets <= set(available)
+        layout = layout.placed(move.column, min(move.targets))
         moves += 1
         assert moves <= 2 * len(layout.columns), "the plan must end"
     return layout, moves
@@ -43,7 +43,7 @@ def test_distinct_hosts_stay_distinct_and_nothing_moves_without_a_reason(lost, u
     columns = NODES[:6]
     available = {NODES[node] for node in up}
     after, moves = follow(layout_of(columns, lost), available)
-    left = after.homeless
+    left = after.displaced
     homes = [node for column, node in enumerate(after.columns) if column not in left]
     assert len(homes) == len(set(homes))
     for column in range(6):
@@ -58,17 +58,17 @@ def test_distinct_hosts_stay_distinct_and_nothing_moves_without_a_reason(lost, u
 def test_a_lone_nodes_object_spreads_as_evenly_as_it_can(count):
     after, _ = follow(layout_of([OWN] * 6), NODES[:count])
     held = Counter(after.columns)
-    assert not after.homeless
+    assert not after.displaced
     assert len(held) == min(6, count)
     assert max(held.values()) - min(held.values()) <= 1
 
 
 def test_the_own_node_and_the_place_of_the_loss_come_last():
     def wanted(available):
-        return next_want(layout_of(NODES[1:7], {2}), available)
+        return next_move(layout_of(NODES[1:7], {2}), available)
 
-    want = wanted([OWN, NODES[3], NODES[8]])
-    assert (want.column, want.targets) == (2, {NODES[8]})
+    move = wanted([OWN, NODES[3], NODES[8]])
+    assert (move.column, move.targets) == (2, {NODES[8]})
     assert wanted([OWN, NODES[3]]).targets == {NODES[3]}
     assert wanted([OWN]).targets == {OWN}
     assert wanted([NODES[1]]) is None
@@ -78,10 +78,10 @@ def test_the_own_node_and_the_place_of_the_loss_come_last():
 def test_nodes_that_do_as_well_as_each_other_are_all_named():
     labels = {node: Host(node, "here" if node in NODES[:7] else "there") for node in NODES}
     layout = layout_of(NODES[1:7], {2}, labels=labels)
-    assert next_want(layout, [NODES[7], NODES[8], NODES[9]]).targets == set(NODES[7:10])
+    assert next_move(layout, [NODES[7], NODES[8], NODES[9]]).targets == set(NODES[7:10])
     mixed = labels | {NODES[9]: Host(NODES[9], "here")}
     layout = layout_of(NODES[1:7], {2}, labels=mixed, asked=Survival(0, 1))
-    assert next_want(layout, [NODES[7], NODES[8], NODES[9]]).column == 2
+    assert next_move(layout, [NODES[7], NODES[8], NODES[9]]).column == 2
 
 
 sites = st.sampled_from(["", "a", "b", "c"])
@@ -97,11 +97,11 @@ def situations(draw):
         for node in NODES[1 : count + 1]
     }
     columns = draw(st.permutations(NODES[1 : count + 1]))[:n]
-    homeless = draw(st.sets(st.integers(0, n - 1), max_size=m))
-    losers = {columns[column] for column in homeless}
+    displaced = draw(st.sets(st.integers(0, n - 1), max_size=m))
+    losers = {columns[column] for column in displaced}
     available = draw(st.sets(st.sampled_from(NODES[1 : count + 1]))) - losers
     asked = draw(st.sampled_from([Survival(), Survival(0, 1), Survival(1, 1), Survival(1, 0, 1)]))
-    return layout_of(columns, homeless, m=m, labels=labels, asked=asked), frozenset(available)
+    return layout_of(columns, displaced, m=m, labels=labels, asked=asked), frozenset(available)
 
 
 def brute(layout, available, movable):
@@ -110,10 +110,10 @@ def brute(layout, available, movable):
     All columns without a home that can be placed are; None where no contract is kept.
     """
     n = len(layout.columns)
-    healthy = [column for column in range(n) if column not in layout.homeless]
+    healthy = [column for column in range(n) if column not in layout.displaced]
     choices = []
     for column, node in enumerate(layout.columns):
-        if column in layout.homeless:
+        if column in layout.displaced:
             choices.append([*sorted(available), None])
         else:
             choices.append([node, *sorted(available - {node})] if movable else [node])
@@ -136,17 +136,17 @@ def brute(layout, available, movable):
 
 
 def worth(before, after, moves_of_healthy):
-    live = [node for c, node in enumerate(after.columns) if c not in after.homeless]
-    survived = survival([after.host(node) for node in live], after.m - len(after.homeless))
+    live = [node for c, node in enumerate(after.columns) if c not in after.displaced]
+    survived = survival([after.host(node) for node in live], after.m - len(after.displaced))
     meets = survived.meets(after.asked)
-    return (-len(after.homeless), meets, -moves_of_healthy if meets else 0, survived)
+    return (-len(after.displaced), meets, -moves_of_healthy if meets else 0, survived)
 
 
 def healthy_moves(before, after):
     return sum(
         one != other
         for column, (one, other) in enumerate(zip(before.columns, after.columns, strict=True))
-        if column not in before.homeless
+        if column not in before.displaced
     )
 
 
@@ -162,7 +162,7 @@ def test_what_is_lost_goes_where_most_survives_of_all_places(situation):
 def test_as_few_columns_as_possible_move_so_that_a_contract_is_kept(situation):
     layout, available = situation
     healed, _ = follow(layout, available)
-    if healed.homeless:
+    if healed.displaced:
         return
     whole = layout_of(
         healed.columns, m=layout.m, labels=layout.labels, asked=layout.asked, movable=True
@@ -179,15 +179,15 @@ def test_a_column_moves_back_when_a_node_comes_at_the_site_that_is_missing():
     labels = {node: Host(node, site) for node, site in zip(NODES[1:8], "aabbccc", strict=True)}
     kept = layout_of(NODES[1:7], labels=labels, asked=Survival(2, 1), movable=True, m=2)
     assert kept.keeps_contract
-    assert next_want(kept, NODES[1:8]) is None
+    assert next_move(kept, NODES[1:8]) is None
     broken = kept.placed(0, NODES[7])
     assert not broken.keeps_contract
-    want = next_want(broken, NODES[1:8])
-    assert want.targets == {NODES[1]}
-    assert broken.columns[want.column] in NODES[5:8]
-    assert next_want(broken, NODES[2:8]) is None, "it cannot be kept, so nothing moves"
+    move = next_move(broken, NODES[1:8])
+    assert move.targets == {NODES[1]}
+    assert broken.columns[move.column] in NODES[5:8]
+    assert next_move(broken, NODES[2:8]) is None, "it cannot be kept, so nothing moves"
     fixed = layout_of(broken.columns, labels=labels, asked=Survival(2, 1), movable=False)
-    assert next_want(fixed, NODES[1:8]) is None
+    assert next_move(fixed, NODES[1:8]) is None
 
 
 def test_a_doubled_up_object_spreads_without_breaking_its_contract():
@@ -206,4 +206,4 @@ def test_wide_codes_on_many_nodes_are_planned_too(count):
     layout = layout_of(nodes[:count], {1, 3}, m=4, labels=labels, asked=Survival(2, 1))
     after, moves = follow(layout, nodes[count:])
     assert moves == 2
-    assert not after.homeless
+    assert not after.displaced

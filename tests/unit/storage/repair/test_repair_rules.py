@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.storage.repair.repair_rules import (
-    Watch,
+    NodeHistory,
     is_gone,
     is_steady,
     lost_columns,
     margin,
-    surplus,
-    watched,
+    observed,
+    surplus_columns,
 )
 
 GRACE = 60_000
@@ -19,39 +19,39 @@ NODES = [bytes([node]) * 32 for node in range(10)]
 
 
 def test_silence_counts_only_after_the_grace():
-    watch = watched(None, up=True, now_ms=0, grace_ms=GRACE)
-    watch = watched(watch, up=False, now_ms=10, grace_ms=GRACE)
-    assert not is_gone(watch, 9 + GRACE, GRACE)
-    assert is_gone(watch, 10 + GRACE, GRACE)
+    history = observed(None, up=True, now_ms=0, grace_ms=GRACE)
+    history = observed(history, up=False, now_ms=10, grace_ms=GRACE)
+    assert not is_gone(history, 9 + GRACE, GRACE)
+    assert is_gone(history, 10 + GRACE, GRACE)
     assert not is_gone(None, 10**9, GRACE)
 
 
 def test_a_node_that_was_never_seen_has_the_grace_too():
-    watch = watched(None, up=False, now_ms=500, grace_ms=GRACE)
-    assert not is_gone(watch, 499 + GRACE, GRACE)
-    assert is_gone(watch, 500 + GRACE, GRACE)
+    history = observed(None, up=False, now_ms=500, grace_ms=GRACE)
+    assert not is_gone(history, 499 + GRACE, GRACE)
+    assert is_gone(history, 500 + GRACE, GRACE)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, GRACE - 1)), max_size=60))
 def test_a_node_that_comes_back_within_the_grace_is_never_given_up(steps):
-    now_ms, watch, silent_ms = 0, None, 0
+    now_ms, history, silent_ms = 0, None, 0
     for up, duration_ms in steps:
         up_now = up or silent_ms + duration_ms >= GRACE
-        watch = watched(watch, up=up_now, now_ms=now_ms, grace_ms=GRACE)
+        history = observed(history, up=up_now, now_ms=now_ms, grace_ms=GRACE)
         silent_ms = 0 if up_now else silent_ms + duration_ms
         now_ms += duration_ms
-        assert not is_gone(watch, now_ms, GRACE)
-        assert watch.falls == 0
+        assert not is_gone(history, now_ms, GRACE)
+        assert history.falls == 0
 
 
 @pytest.mark.parametrize("falls", range(12))
 def test_each_fall_doubles_how_long_a_node_must_stay_up(falls):
-    watch = Watch(None, 1_000, falls)
+    history = NodeHistory(None, 1_000, falls)
     needed = 0 if falls == 0 else GRACE << min(falls - 1, 6)
-    assert is_steady(watch, 1_000 + needed, GRACE)
+    assert is_steady(history, 1_000 + needed, GRACE)
     if needed:
-        assert not is_steady(watch, 999 + needed, GRACE)
-    assert not is_steady(Watch(5, 0, falls), 10**12, GRACE)
+        assert not is_steady(history, 999 + needed, GRACE)
+    assert not is_steady(NodeHistory(5, 0, falls), 10**12, GRACE)
 
 
 def test_what_is_admitted_is_lost_and_what_is_silent_only_with_its_node():
@@ -62,4 +62,4 @@ def test_what_is_admitted_is_lost_and_what_is_silent_only_with_its_node():
 
 
 def test_what_lies_elsewhere_by_now_is_surplus():
-    assert surplus(NODES[:6], NODES[2], [0, 2, 5]) == {0, 5}
+    assert surplus_columns(NODES[:6], NODES[2], [0, 2, 5]) == {0, 5}

@@ -1,0 +1,212 @@
+"""Finds objects: the manifest, and which nodes have which columns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+from xsc.base.clock import run_sized
+from xsc.base.errors import (
+    CorruptionError,
+    ObjectUnknown,
+    PeerUnknown,
+    UnavailableError,
+    XscError,
+)
+from xsc.base.ids import short
+from xsc.base.limits import FIND_GRACE_MS
+from xsc.identity.context import Context
+from xsc.storage.object.capability import VerifyCapability
+from xsc.storage.object.erasure import Buffer
+from xsc.storage.object.inventory import HeldObject
+from xsc.storage.object.manifest import Manifest, open_manifest
+from xsc.storage.object.placement import Placement
+from xsc.storage.transfer.get import Located, roots_of
+from xsc.storage.transfer.host_client import Reach, stop_all
+
+T = TypeVar("T")
+
+
+class ObjectFinder:
+    """Finds objects in the own list, else by asking this node and every peer."""
+
+    def __init__(
+        self,
+        context: Context,
+        reach: Reach,
+        own: Callable[[VerifyCapability], tuple[Placement, bytes] | None],
+    ) -> None:
+        self._context = context
+        self._reach = reach
+        self._own = own
+        """Returns placement and sealed manifest of an object that this node stored."""
+
+    async def _opened(
+        self,
+        capability: VerifyCapability,
+        sealed: Buffer,
+        holders: Sequence[tuple[bytes, ...]] = (),
+    ) -> Located:
+        executor = self._context.executor
+        manifest = await run_sized(executor, len(sealed), open_manifest, sealed, capability)
+        nobody = ((),) * (manifest.k + manifest.m)
+        return Located(capability.locate, manifest, bytes(sealed), tuple(holders) or nobody)
+
+    async def locate(self, capability: VerifyCapability) -> Located:
+        """Find an object and who has its columns: by the own placement, or by asking all peers.
+
+        Raises:
+            ObjectUnknown: no node that answers knows it.
+        """
+        own = self._own(capability)
+        if own is not None:
+            placement, sealed = own
+            return await self._opened(capability, sealed, [(node,) for node in placement.columns])
+        found = await self.find(capability)
+        if found.manifest.inline is not None:
+            return found
+        return await self.search(capability, found, thorough=False)
+
+    async def find(self, capability: VerifyCapability) -> Located:
+        """Find the manifest of an object: in the own state, or at any peer.
+
+        Raises:
+            ObjectUnknown: no node that answers knows it.
+        """
+        own = self._own(capability)
+        if own is not None:
+            return await self._opened(capability, own[1])
+
+        async def ask(node: bytes) -> Located | None:
+            sealed = await self._reach.find(node, capability.locate, capability.manifest_hash)
+            if sealed is None:
+                return None
+            try:
+                return await self._opened(capability, sealed)
+            except XscError as fault:
+                if node == self._reach.own:
+                    raise
+                self._context.log.warning(
+                    "storage.find_wrong", peer=short(node), reason=fault.message
+                )
+                self._reach.hosts.report(node, "record_invalid")
+                return None
+
+        said, silent = await self._ask_all(ask, enough=bool, grace_ms=0)
+        if said:
+            return next(iter(said.values()))
+        named = f"; silent: {', '.join(sorted(short(node) for node in silent))}" if silent else ""
+        raise ObjectUnknown(
+            f"no node that answered knows this object{named}",
+            hint="try again when the silent peers are back" if silent else "",
+        )
+
+    async def search(
+        self, capability: VerifyCapability, located: Located, *, thorough: bool = True
+    ) -> Located:
+        """Ask every peer which columns it has. What it says is verified when it is read.
+
+        Args:
+            capability: of the object.
+            located: its manifest.
+            thorough: wait for all that may answer. Else, once k columns are named, wait only for
+                those that are quick: what one liar says may be enough.
+        """
+        manifest = located.manifest
+        n = manifest.k + manifest.m
+        roots = roots_of(manifest, 0) if manifest.inline is None else ()
+
+        async def ask(node: bytes) -> frozenset[int] | None:
+            holds = await self._reach.holds(
+                node, capability.locate, manifest.generation, capability.manifest_hash, roots
+            )
+            if manifest.inline is not None:
+                return frozenset(range(n)) if holds.record else None
+            return holds.columns or None
+
+        def enough(said: Mapping[bytes, frozenset[int]]) -> bool:
+            return not thorough and len(frozenset().union(*said.values())) >= manifest.k
+
+        said, silent = await self._ask_all(ask, enough=enough, grace_ms=FIND_GRACE_MS)
+        holders = tuple(
+            # A column that no node says it has may be at those that are silent.
+            tuple(sorted(node for node, columns in said.items() if column in columns))
+            or tuple(sorted(silent))
+            for column in range(n)
+        )
+        if manifest.inline is not None:
+            holders = ((*sorted(said), *sorted(silent)),) * n
+        return replace(located, holders=holders)
+
+    async def _ask_all(
+        self,
+        ask: Callable[[bytes], Coroutine[Any, Any, T | None]],
+        *,
+        enough: Callable[[Mapping[bytes, T]], bool],
+        grace_ms: int,
+    ) -> tuple[dict[bytes, T], list[bytes]]:
+        """Ask this node and every peer; return what each said, and who was silent.
+
+        Once enough is said, the others have a grace to answer.
+        """
+        hosts = self._reach.hosts
+        peers = sorted(hosts.peers(), key=lambda peer: not hosts.is_up(peer))
+        running = {asyncio.create_task(ask(node)): node for node in [self._reach.own, *peers]}
+        grace: asyncio.Task[None] | None = None
+        said: dict[bytes, T] = {}
+        silent: list[bytes] = []
+        try:
+            while running:
+                waiting: list[asyncio.Task[Any]] = [*running]
+                if grace is not None:
+                    waiting.append(grace)
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task is grace:
+                        continue
+                    node = running.pop(task)
+                    try:
+                        answer = task.result()
+                    except (UnavailableError, PeerUnknown):
+                        silent.append(node)
+                        continue
+                    except XscError as fault:
+                        self._context.log.warning(
+                            "storage.find_failed", peer=short(node), reason=fault.message
+                        )
+                        continue
+                    if answer is not None:
+                        said[node] = answer
+                if grace is not None and grace in done:
+                    for node in running.values():
+                        self._reach.note_late(node)
+                    break
+                if not enough(said):
+                    continue
+                if not grace_ms or all(map(self._reach.late_since_ms, running.values())):
+                    break
+                if grace is None:
+                    grace = asyncio.create_task(self._context.clock.sleep_ms(grace_ms))
+        finally:
+            await stop_all([*running, *([] if grace is None else [grace])])
+        return said, silent
+
+    async def stat(
+        self, node: bytes, capability: VerifyCapability, manifest: Manifest
+    ) -> HeldObject | None:
+        """Return what a node says that it has of an object; None if it is silent."""
+        try:
+            return await self._reach.stat(
+                node, capability.locate, manifest, capability.manifest_hash
+            )
+        except (UnavailableError, PeerUnknown):
+            return None
+        except XscError as fault:
+            if fault.retryable:
+                return None
+            # A host that cannot say what it has, has nothing that can be counted on.
+            self._context.log.warning("storage.stat_failed", peer=short(node), reason=fault.message)
+            state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
+            return HeldObject((), cast(Any, state))

@@ -1,0 +1,240 @@
+"""Assigns custodians to the own objects: peers that keep them whole while this node is away.
+
+    storage/told/<manifest hash>            the custodians of an own object
+
+The custodian's side is `xsc.storage.repair.custodian`.
+Design: docs/design/storage-repair.md, W1 to W6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import ClassVar, Final
+
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    NotAllowed,
+    PeerUnknown,
+    RateLimited,
+    RecordInvalid,
+    StoreDamaged,
+    XscError,
+)
+from xsc.base.fields import take_bytes
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import BATCH_CALLS_MAX, CUSTODIAN_RETRY_MS, CUSTODIANS
+from xsc.base.merkle import Part
+from xsc.base.peering import Answered, Handler
+from xsc.base.turns import Turns, sliced
+from xsc.identity.context import Context
+from xsc.identity.envelope import Id32, Record
+from xsc.storage.ports import Commit
+from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, custody_message
+from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
+from xsc.storage.repair.repairer import Repairer
+from xsc.storage.transfer.deletions import was_ended
+from xsc.storage.transfer.host_client import Reach, together
+
+ASSIGNED: Final = b"storage/told/"
+
+
+class AssignedCustodians(Record):
+    """The custodians of an object, in the order of their turns."""
+
+    KIND: ClassVar[str] = "told"
+
+    nodes: tuple[Id32, ...]
+
+
+def custodians_in_order(
+    up: Collection[bytes], hosts: Collection[bytes], weight_ppm: Callable[[bytes], int]
+) -> list[bytes]:
+    """Return whom to ask: the most recognised first, then nodes that hold none of the object."""
+    return sorted(up, key=lambda node: (-weight_ppm(node), node in hosts, node))
+
+
+class CustodianAssignment:
+    """Asks peers to be custodians of own objects, and tells them when an object is deleted."""
+
+    def __init__(
+        self,
+        context: Context,
+        reach: Reach,
+        state: KeyValue,
+        commit: Commit,
+        *,
+        objects: MaintainedObjects,
+        repairer: Repairer,
+        weight_ppm: Callable[[bytes], int],
+        leaving: Callable[[], frozenset[bytes]],
+        grace_ms: int,
+    ) -> None:
+        self._context = context
+        self._reach = reach
+        self._state = state
+        self._commit = commit
+        self._objects = objects
+        self._repairer = repairer
+        self._weight_ppm = weight_ppm
+        self._leaving = leaving
+        self._grace_ms = grace_ms
+        self._refused: dict[bytes, int] = {}
+        """By peer that refused: when it may be asked again."""
+        self._asking: Turns[bytes] = Turns()
+        """By object: held while peers are asked to be its custodians, or told to stop."""
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what answers custodians, by method."""
+        return {HEALED: self.on_healed, RESIGN: self.on_resign}
+
+    async def run(self) -> None:
+        """Keep custodians assigned to every own object, until cancelled."""
+        while True:
+            await self._context.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
+            await self.ask_all()
+            await self.release_all()
+
+    # Asking
+
+    async def ask_all(self) -> None:
+        """Hand objects with too few custodians to more of them."""
+        leaving = self._leaving()
+        now_ms = self._context.clock.monotonic_ms()
+        self._refused = {node: at for node, at in self._refused.items() if at > now_ms}
+        up = [
+            node
+            for node in self._reach.hosts.peers()
+            if self._reach.is_up(node) and node not in leaving and node not in self._refused
+        ]
+        asked = []
+        async for ref, _ in sliced(self._objects.refs()):
+            assigned = self._assigned(ref)
+            if len(assigned) >= min(CUSTODIANS, len(up)) and not self._gone(assigned):
+                continue
+            asked.append(self._ask(ref, up))
+            if len(asked) == BATCH_CALLS_MAX:
+                # Calls made together share requests, and their results share syncs.
+                await together(asked)
+                asked = []
+        await together(asked)
+
+    def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
+        return self._repairer.watch.gone(nodes) | self._leaving().intersection(nodes)
+
+    def _assigned(self, ref: bytes) -> tuple[bytes, ...]:
+        raw = self._state.get(ASSIGNED + ref)
+        if raw is None:
+            return ()
+        try:
+            return AssignedCustodians.from_bytes(raw).nodes
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"a list of custodians is damaged: {fault.message}") from None
+
+    async def _write(self, ref: bytes, nodes: tuple[bytes, ...], *, also_empty: bool) -> None:
+        row = AssignedCustodians(nodes=nodes).to_bytes() if nodes or also_empty else None
+        await self._commit([(ASSIGNED + ref, row)])
+
+    async def _ask(self, ref: bytes, up: Sequence[bytes]) -> None:
+        async with self._asking.of(ref):
+            # Loaded only now: the object may have been deleted while this waited.
+            maintained, assigned = self._objects.load(ref), self._assigned(ref)
+            if maintained is None:
+                return
+            agreed = await self._agreed(maintained, up, assigned)
+            if agreed != assigned:
+                await self._write(ref, agreed, also_empty=True)
+
+    async def _agreed(
+        self, maintained: MaintainedObject, up: Sequence[bytes], assigned: tuple[bytes, ...]
+    ) -> tuple[bytes, ...]:
+        """Ask peers until there are enough custodians; return those that agreed."""
+        gone = self._gone(assigned)
+        keep = [node for node in assigned if node not in gone]
+        hosts = maintained.placement.columns
+        fresh = custodians_in_order(set(up) - set(keep), hosts, self._weight_ppm)
+        agreed: list[bytes] = []
+        for node in [*keep, *fresh]:
+            if len(agreed) == CUSTODIANS:
+                break
+            if node in self._refused:
+                continue
+            header = custody_message(maintained.capability, maintained.placement, agreed)
+            try:
+                await self._context.caller.call(node, GUARD, header)
+            except XscError as fault:
+                self._context.log.info("custody.refused", peer=short(node), reason=fault.message)
+                if isinstance(fault, (NotAllowed, RateLimited)):
+                    self._leave_out(node)
+                continue
+            agreed.append(node)
+        return tuple(agreed)
+
+    def _leave_out(self, node: bytes) -> None:
+        """Do not ask a peer for a while."""
+        self._refused[node] = self._context.clock.monotonic_ms() + CUSTODIAN_RETRY_MS
+
+    # Ending
+
+    async def release(self, ref: bytes) -> None:
+        """Tell the custodians of a deleted object; those that are silent are told later."""
+        async with self._asking.of(ref):
+            assigned = self._assigned(ref)
+            left = tuple([node for node in assigned if not await self._released(ref, node)])
+            if left != assigned:
+                await self._write(ref, left, also_empty=False)
+
+    async def _released(self, ref: bytes, node: bytes) -> bool:
+        """Tell a custodian; return whether it need not be told again."""
+        try:
+            await self._context.caller.call(node, UNGUARD, {"object": ref})
+        except XscError as fault:
+            self._context.log.info("custody.end_not_told", peer=short(node), reason=fault.message)
+            # It has nothing in custody for this node, or cannot be asked any more.
+            return isinstance(fault, (NotAllowed, PeerUnknown))
+        return True
+
+    async def release_all(self) -> None:
+        """Tell custodians that are up again of the deletions that they missed."""
+        rows = self._state.scan(ASSIGNED, prefix_end(ASSIGNED))
+        ended = [
+            ref
+            async for ref in sliced(key.removeprefix(ASSIGNED) for key, _ in rows)
+            if was_ended(self._state, ref)
+        ]
+        peers = set(self._reach.hosts.peers())
+        for ref in ended:
+            nodes = self._assigned(ref)
+            if any(node not in peers or self._reach.is_up(node) for node in nodes):
+                await self.release(ref)
+
+    # What custodians say
+
+    async def on_resign(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> Answered:
+        """Note that a custodian has resigned from an object."""
+        ref = take_bytes(header, "object", size=ID_BYTES)
+        async with self._asking.of(ref):
+            assigned = self._assigned(ref)
+            if caller in assigned:
+                self._leave_out(caller)
+                left = tuple(node for node in assigned if node != caller)
+                await self._write(ref, left, also_empty=True)
+        return {}, []
+
+    async def on_healed(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> Answered:
+        """Note that a node keeps copies of an object; answer what it may do with them.
+
+        A report is a reason to look and nothing else: what is where, the hosts say. The caller
+        need not be a custodian any more, or its consent may have been lost on the way. The
+        answer `release` lets it delete one column of its own, `ended` all of them, because the
+        object was deleted. About an unknown object both are False.
+        """
+        ref = take_bytes(header, "object", size=ID_BYTES)
+        known = self._objects.load(ref) is not None
+        release = known and self._repairer.reported(ref, caller)
+        ended = not known and was_ended(self._state, ref)
+        return {"ended": ended, "release": release}, []

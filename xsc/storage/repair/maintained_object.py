@@ -1,0 +1,128 @@
+"""An object that this node keeps whole, as its owner or as its custodian, and what a repair did.
+
+Design: docs/design/storage-repair.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from xsc.base.turns import Turns
+from xsc.storage.object.capability import VerifyCapability
+from xsc.storage.object.placement import Placement
+from xsc.storage.ports import HostLease
+from xsc.storage.transfer.put import Held
+
+
+@dataclass(frozen=True, slots=True)
+class RepairSettings:
+    """What the operator decides."""
+
+    grace_ms: int
+    """How long a node must be silent before its columns count as lost."""
+    bytes_a_second: int
+    """Limit of what repair fetches and sends; 0: no limit."""
+    check_ms: int
+    """How often every host of every object is asked, even if nothing happened."""
+    kept_ms: int
+    """How long the old copy of a moved column stays: readers may still use the old placement."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaintainedObject:
+    """An object to keep whole, and in which role this node does so."""
+
+    ref: bytes
+    """The key under which its registry has it."""
+    capability: VerifyCapability
+    owner: bytes
+    placement: Placement
+    held: tuple[Held, ...]
+    """What this node pays for, by host and lease. An item of 0 bytes marks that a transfer was
+    about to begin: more may be stored there than was confirmed."""
+    is_own: bool = True
+    """Whether this node is the owner; else it is a custodian."""
+    before: tuple[bytes, ...] = ()
+    """At a custodian: the custodians whose turn comes first."""
+    budget_bytes: int | None = None
+    """At a custodian: how much more it may store for that owner."""
+    rescue_ms: int = 0
+    """At a custodian: how long before its end it takes over what the owner did not renew."""
+    only_clean: bool = False
+    """Whether to repair nothing, and only delete copies that this node pays for in vain."""
+
+
+class MaintainedObjects(Protocol):
+    """A registry of objects to keep whole, on the disk."""
+
+    @property
+    def turns(self) -> Turns[bytes]:
+        """By reference: held while an object is surveyed, repaired or deleted.
+
+        A deletion waits for a repair, and a repair stops at the next segment once `load`
+        returns None.
+        """
+
+    def refs(self) -> Iterator[tuple[bytes, Placement]]:
+        """Yield reference and placement of the objects to look after at this moment."""
+
+    def load(self, ref: bytes) -> MaintainedObject | None:
+        """Return an object; None if it is gone or being deleted."""
+
+    async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
+        """Write placement and held bytes, synced; return False if the object is gone.
+
+        Of an object that is being deleted only `held` is written: all of that is deleted.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class MovedColumn:
+    """A column that has a new host."""
+
+    column: int
+    source: bytes
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RepairResult:
+    """What one repair of an object did."""
+
+    margin: int
+    """How many more columns could be lost, before the repair."""
+    moved: tuple[MovedColumn, ...] = ()
+    left: tuple[int, ...] = ()
+    """Columns that are lost or must leave their node, and have no new host yet."""
+    reason: str = ""
+    """Why some are left; empty if none is."""
+    rewritten: int = 0
+    """Damaged shards that were stored again at their host."""
+    waiting: int = 0
+    """Columns of silent nodes whose grace is not over: they count as lost only after it."""
+
+
+def marks(leases: Iterable[HostLease]) -> list[Held]:
+    """Return the marks that a transfer under these leases is about to begin."""
+    return [Held(lease.node, lease.lease_id, 0) for lease in leases]
+
+
+def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:
+    """Return what is held by host and lease, summed."""
+    sizes: dict[tuple[bytes, bytes], int] = {}
+    for item in (*held, *more):
+        place = (item.node, item.lease_id)
+        sizes[place] = sizes.get(place, 0) + item.size_bytes
+    return tuple(Held(node, lease_id, max(0, size)) for (node, lease_id), size in sizes.items())
+
+
+def without(held: Sequence[Held], node: bytes, freed: dict[bytes, int]) -> list[Held]:
+    """Return what is held after a host freed so many bytes under each lease."""
+    return [
+        replace(item, size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
+        if item.node == node
+        else item
+        for item in held
+    ]

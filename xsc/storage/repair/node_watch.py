@@ -1,0 +1,76 @@
+"""Observes which nodes are up, gone for good, or steady enough to be given columns.
+
+The decisions are in `repair_rules`; this keeps the history of each node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xsc.base.clock import Clock
+from xsc.base.limits import WATCHES_MAX
+from xsc.storage.repair.repair_rules import NodeHistory, is_gone, is_steady, observed
+from xsc.storage.transfer.host_client import Reach
+
+
+class NodeWatch:
+    """Keeps the history of every peer, and of nodes that are asked about."""
+
+    def __init__(self, clock: Clock, reach: Reach, grace_ms: int) -> None:
+        self._clock = clock
+        self._reach = reach
+        self._grace_ms = grace_ms
+        self._nodes: dict[bytes, NodeHistory] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def look(self) -> None:
+        """Note which nodes are up."""
+        now_ms = self._clock.monotonic_ms()
+        hosts = self._reach.hosts
+        for node in {*hosts.peers(), *self._nodes}:
+            self._nodes[node] = observed(
+                self._nodes.get(node),
+                up=hosts.is_up(node),
+                now_ms=now_ms,
+                grace_ms=self._grace_ms,
+            )
+
+    def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:
+        """Return those of the nodes that have been silent for the grace."""
+        now_ms = self._clock.monotonic_ms()
+        nodes = list(nodes)
+        unknown = [node for node in nodes if node != self._reach.own and node not in self._nodes]
+        for node in unknown:
+            if len(self._nodes) < WATCHES_MAX:
+                # It is no peer any more: its grace begins now.
+                down_since_ms = None if self._reach.is_up(node) else now_ms
+                self._nodes[node] = NodeHistory(down_since_ms, now_ms)
+        # Objects in custody can name more nodes than can exist: those never were there.
+        over = {node for node in unknown if node not in self._nodes}
+        return frozenset(
+            node
+            for node in nodes
+            if node in over or is_gone(self._nodes.get(node), now_ms, self._grace_ms)
+        )
+
+    def all_gone(self) -> frozenset[bytes]:
+        """Return all known nodes that have been silent for the grace."""
+        return self.gone([*self._nodes])
+
+    def silent_ms(self, node: bytes) -> int:
+        """Return for how long a node has been silent; 0 while it is up."""
+        self.gone([node])
+        history = self._nodes.get(node)
+        if history is None or history.down_since_ms is None:
+            return 0
+        return self._clock.monotonic_ms() - history.down_since_ms
+
+    def available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
+        """Return this node and the peers that are up and may be given columns."""
+        up = {node for node in self._reach.hosts.peers() if self._reach.is_up(node)}
+        if not also_unsteady:
+            now_ms = self._clock.monotonic_ms()
+            up = {node for node in up if is_steady(self._nodes.get(node), now_ms, self._grace_ms)}
+        return frozenset(up | {self._reach.own})

@@ -1,0 +1,66 @@
+"""Leases room for columns at hosts, and deletes what is not needed there any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xsc.base.errors import XscError
+from xsc.base.ids import short
+from xsc.base.refusals import refusal
+from xsc.storage.ports import HostLease
+from xsc.storage.repair.maintained_object import without
+from xsc.storage.repair.survey import Survey
+from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.put import Held
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLease:
+    """Room at a host under a lease that this node has already."""
+
+    node: bytes
+    lease_id: bytes
+    price: int = 0
+
+
+async def room_at(
+    reach: Reach, targets: frozenset[bytes], size_bytes: int
+) -> tuple[HostLease | None, str]:
+    """Return room at one of the nodes, or why there is none."""
+    known = {reach.own, *reach.hosts.peers()}
+    offered = await reach.hosts.lease_hosts(
+        size_bytes=size_bytes, count=1, exclude=frozenset(known - targets)
+    )
+    if not offered.leases:
+        return None, refusal(offered.refused, "no node offers the room that is needed").message
+    if offered.leases[0].node not in targets:
+        return None, "no node that may take it has room"
+    return offered.leases[0], ""
+
+
+async def delete_at(
+    reach: Reach, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
+) -> list[Held]:
+    """Delete columns of an object at a host; return what is held after that.
+
+    Args:
+        reach: the hosts.
+        survey: of the object.
+        node: the host. One that does not confirm is asked again after the next survey.
+        columns: to delete; all that is there if empty.
+        held: what is held before.
+    """
+    try:
+        freed, _ = await reach.delete(node, survey.located.locate, columns=columns)
+    except XscError as fault:
+        ref = short(survey.maintained.ref)
+        reach.log.warning("repair.failed", object=ref, reason=fault.message)
+        return held
+    if columns:
+        for lease_id, size in freed.items():
+            await reach.note_freed(node, lease_id, size)
+        return without(held, node, freed)
+    for item in held:
+        if item.node == node:
+            await reach.note_freed(node, item.lease_id, item.size_bytes)
+    return [item for item in held if item.node != node]

@@ -1,0 +1,383 @@
+"""What the hosts of an object say, and what has to be done because of it.
+
+Rules only: `Surveyor` asks the hosts, `Repairer` carries out what these functions
+decide. Where displaced columns go is planned in `xsc.storage.repair.migration`.
+Design: docs/design/storage-repair.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from xsc.base.units import held_bytes
+from xsc.storage.object.durability import Host
+from xsc.storage.object.expiry import HostEnd, custody_expiring, own_expiring
+from xsc.storage.object.inventory import HeldObject
+from xsc.storage.object.manifest import Manifest, code_of, expected_digest
+from xsc.storage.object.placement import (
+    Placement,
+    State,
+    column_bytes,
+    placement_of,
+)
+from xsc.storage.repair.maintained_object import MaintainedObject
+from xsc.storage.repair.migration import Layout, next_move
+from xsc.storage.repair.repair_rules import margin, surplus_columns
+from xsc.storage.transfer.get import Located
+from xsc.storage.transfer.put import Held
+from xsc.storage.transfer.recount import most_held, recounted
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the hosts of an object say, and what was known of the nodes at that moment."""
+
+    maintained: MaintainedObject
+    located: Located
+    columns: tuple[bytes, ...]
+    """The node of each column: as in the placement, or where it was found instead."""
+    states: tuple[State, ...]
+    answers: Mapping[bytes, HeldObject | None]
+    own: bytes
+    """This node."""
+    leaving: frozenset[bytes]
+    """Nodes that leave the network."""
+    displaced: frozenset[int]
+    """Columns that are lost, on nodes that leave, or under leases that end (`expiring`)."""
+    unpaid: frozenset[int]
+    """Columns that stay where they are, but need a lease of this node: at the owner, those
+    that others pay for; at a custodian, those that the owner did not renew."""
+    expiring: frozenset[int] = frozenset()
+    """Columns whose lease ends soon at a node that gives no other; part of `displaced`."""
+    labels: Mapping[bytes, Host] | None = None
+    """Nodes of which it is known where they are and whose, or that they do not say it; None
+    where labels decide nothing."""
+    up: frozenset[bytes] = frozenset()
+    """Nodes that answer, of those at which this node pays for something."""
+    dropped: frozenset[tuple[bytes, bytes]] = frozenset()
+    """Host and lease of what silent hosts must have dropped by themselves since."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the object."""
+        return self.located.manifest
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every column is good where it is, and this node pays for what it must."""
+        good = all(state == "ok" for state in self.states)
+        return good and not (self.displaced or self.unpaid)
+
+    @property
+    def margin(self) -> int:
+        """How many more columns may be lost."""
+        return margin(self.states, self.manifest.k)
+
+    @property
+    def waiting(self) -> int:
+        """How many columns are on silent nodes whose grace is not over."""
+        return sum(
+            state == "unreachable" and column not in self.displaced
+            for column, state in enumerate(self.states)
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """The object as the migration planner needs it."""
+        asked = self.manifest.asked
+        labels = self.labels or {}
+        return Layout(
+            columns=self.columns,
+            displaced=self.displaced,
+            m=self.manifest.m,
+            own=self.own,
+            doubled=len(set(self.columns)) < len(self.columns),
+            labels=labels,
+            asked=asked,
+            # Custodians move only what is lost, and unknown labels move nothing.
+            movable=self.maintained.is_own
+            and (not any(asked[1:]) or labels.keys() >= set(self.columns)),
+        )
+
+
+def bytes_of_column(manifest: Manifest) -> int:
+    """Return the bytes of the shards of one column; 0 for an inline object."""
+    if manifest.inline is not None:
+        return 0
+    return column_bytes(manifest.size_bytes, code_of(manifest), manifest.segment_bytes)
+
+
+def bytes_of_record(located: Located) -> int:
+    """Return what the object record counts for at a host."""
+    return held_bytes(len(located.sealed))
+
+
+# Leases
+
+
+def columns_paid_by_others(
+    manifest: Manifest,
+    columns: Sequence[bytes],
+    states: Sequence[State],
+    answers: Mapping[bytes, HeldObject | None],
+    own: bytes,
+) -> frozenset[int]:
+    """Return the good columns that their host has only under leases of other nodes."""
+    found = set()
+    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
+        held = answers[node]
+        if state != "ok" or held is None:
+            continue
+        if manifest.inline is not None:
+            if held.records and all(row.customer != own for row in held.records):
+                found.add(column)
+            continue
+        mine = (own, column, expected_digest(manifest, column))
+        if mine not in {(row.customer, row.column, row.digest) for row in held.columns}:
+            found.add(column)
+    return frozenset(found)
+
+
+def columns_to_pay_for(
+    maintained: MaintainedObject,
+    manifest: Manifest,
+    columns: Sequence[bytes],
+    states: Sequence[State],
+    answers: Mapping[bytes, HeldObject | None],
+    *,
+    own: bytes,
+    ends: Iterable[HostEnd],
+    now_ms: int,
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the columns that need a lease of this node where they are, and those elsewhere.
+
+    Args:
+        maintained: the object.
+        manifest: of it.
+        columns: the node of each column.
+        states: of each column.
+        answers: what the nodes said.
+        own: this node.
+        ends: at the owner, when its leases at the hosts end.
+        now_ms: the time.
+    """
+    if maintained.only_clean:
+        return frozenset(), frozenset()
+    if not maintained.is_own:
+        return custody_expiring(
+            manifest,
+            columns,
+            states,
+            answers,
+            own=own,
+            trusted={maintained.owner, *maintained.before},
+            now_ms=now_ms,
+            rescue_ms=maintained.rescue_ms,
+        )
+    unpaid = columns_paid_by_others(manifest, columns, states, answers, own)
+    ending = own_expiring(manifest, columns, states, answers, ends=ends, own=own, now_ms=now_ms)
+    return unpaid, ending - unpaid
+
+
+def without_ended(
+    held: Iterable[Held],
+    fresh: Collection[tuple[bytes, bytes]],
+    ended: Collection[tuple[bytes, bytes]],
+) -> tuple[Held, ...]:
+    """Return what is held, without ended leases at nodes that gave a new one.
+
+    Args:
+        held: by host and lease.
+        fresh: host and lease of the new ones.
+        ended: host and lease of those that are over.
+    """
+    renewed = {node for node, _ in fresh}
+    return tuple(
+        item
+        for item in held
+        if (item.node, item.lease_id) in fresh
+        or item.node not in renewed
+        or (item.node, item.lease_id) not in ended
+    )
+
+
+# What is recorded
+
+
+def recounted_held(survey: Survey) -> tuple[Held, ...]:
+    """Return what is held, corrected by what hosts say is stored under leases of this node."""
+    column, record = bytes_of_column(survey.manifest), bytes_of_record(survey.located)
+    held = survey.maintained.held
+    for node, answer in survey.answers.items():
+        if node != survey.own and answer is not None:
+            most = most_held(answer, survey.own, column, record)
+            held = recounted(held, node, answer.mine, most)
+    return held
+
+
+def found_placement(survey: Survey) -> Placement:
+    """Return the placement with the columns that were found at other nodes.
+
+    An owner leaves out what it has still to take over from a custodian.
+    """
+    before = survey.maintained.placement.columns
+    unpaid = survey.unpaid if survey.maintained.is_own else ()
+    columns = [
+        before[column] if column in unpaid else node for column, node in enumerate(survey.columns)
+    ]
+    if columns == [*before]:
+        return survey.maintained.placement
+    return placement_of(survey.manifest, columns)
+
+
+def nodes_without_manifest(survey: Survey) -> list[bytes]:
+    """Return the hosts of columns that answer and do not have the manifest."""
+    return [
+        node
+        for node, held in survey.answers.items()
+        if held is not None
+        and held.record != "ok"
+        and node in survey.columns
+        and node not in survey.leaving
+    ]
+
+
+def has_record(survey: Survey, node: bytes) -> bool:
+    """Say whether a host has an object record of this node."""
+    said = survey.answers.get(node)
+    return said is not None and any(row.customer == survey.own for row in said.records)
+
+
+def has_damaged_record(survey: Survey, node: bytes) -> bool:
+    """Say whether a host has an object record of this node that it cannot read any more."""
+    said = survey.answers.get(node)
+    pays = any(item.node == node and item.size_bytes for item in survey.maintained.held)
+    return said is not None and said.record == "corrupt" and pays
+
+
+# Copies that are not needed any more
+
+
+def former_hosts(survey: Survey) -> frozenset[bytes]:
+    """Return the nodes that have no column any more, and at which this node still pays."""
+    return frozenset(item.node for item in survey.maintained.held) - set(survey.columns)
+
+
+def former_hosts_up(survey: Survey) -> frozenset[bytes]:
+    """Return those of them that can be asked now to delete what they have."""
+    return former_hosts(survey) & survey.up
+
+
+def dropped_by_hosts(survey: Survey) -> list[Held]:
+    """Return what silent former hosts have dropped by themselves."""
+    return [item for item in survey.maintained.held if (item.node, item.lease_id) in survey.dropped]
+
+
+def surplus_by_host(survey: Survey) -> dict[bytes, frozenset[int]]:
+    """Return the columns that hosts have for this node although they are placed elsewhere."""
+    found = {}
+    for node, held in survey.answers.items():
+        if held is None or node not in survey.columns:
+            continue
+        mine = [row.column for row in held.columns if row.customer == survey.own]
+        count = len(survey.columns)
+        extra = surplus_columns(survey.columns, node, [each for each in mine if each < count])
+        if extra:
+            found[node] = extra
+    return found
+
+
+def whole_columns(survey: Survey, said: HeldObject | None) -> frozenset[int]:
+    """Return the columns that a host says to have whole for this node."""
+    if said is None:
+        return frozenset()
+    own, manifest = survey.own, survey.manifest
+    if manifest.inline is not None:
+        return frozenset({0} if any(row.customer == own for row in said.records) else ())
+    return frozenset(
+        row.column
+        for row in said.columns
+        if row.customer == own
+        and row.column < len(survey.columns)
+        and row.digest == expected_digest(manifest, row.column)
+    )
+
+
+def may_delete_copy(survey: Survey, node: bytes, column: int) -> bool:
+    """Say whether a good copy of a column may be deleted at a node.
+
+    Not if the column is now at a node that has several: then the copy adds more safety.
+    """
+    return node in survey.leaving or survey.columns.count(survey.columns[column]) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupPlan:
+    """Copies that are not needed any more. An empty set of columns means all that is there."""
+
+    broken: tuple[tuple[bytes, frozenset[int]], ...]
+    """Host and columns that are no whole copies: to delete at once."""
+    copies: tuple[tuple[bytes, frozenset[int]], ...]
+    """Host and column of good copies: one may go, after every other column was read whole."""
+    blocked: bool
+    """Whether a good copy must stay until nodes come or go."""
+    dropped: tuple[Held, ...]
+    """What hosts have dropped by themselves: only the count of it has to go."""
+
+
+def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> CleanupPlan:
+    """Return which copies are not needed any more.
+
+    Args:
+        survey: of the object.
+        answers: what its former hosts say.
+    """
+    broken: list[tuple[bytes, frozenset[int]]] = []
+    copies: list[tuple[bytes, frozenset[int]]] = []
+    blocked = False
+    for node, said in answers.items():
+        if said is None:
+            continue
+        whole = whole_columns(survey, said)
+        if not whole:
+            broken.append((node, frozenset()))
+        elif may_delete_copy(survey, node, min(whole)):
+            # The last column goes together with all else that is there.
+            copies.append((node, frozenset({min(whole)}) if len(whole) > 1 else frozenset()))
+        else:
+            blocked = True
+    for node, columns in sorted(surplus_by_host(survey).items()):
+        whole = whole_columns(survey, survey.answers[node]) & columns
+        if columns - whole:
+            broken.append((node, columns - whole))
+        copies += [
+            (node, frozenset({column}))
+            for column in sorted(whole)
+            if may_delete_copy(survey, node, column)
+        ]
+    return CleanupPlan(tuple(broken), tuple(copies), blocked, tuple(dropped_by_hosts(survey)))
+
+
+def needs_repair(survey: Survey, available: Collection[bytes], *, reported: bool) -> bool:
+    """Say whether there is anything to do for an object.
+
+    Args:
+        survey: of it.
+        available: nodes that may be given columns.
+        reported: whether a custodian waits for a look at the copies that it keeps.
+    """
+    if recounted_held(survey) != survey.maintained.held:
+        return True
+    if survey.maintained.only_clean:
+        return bool(former_hosts_up(survey))
+    return bool(
+        survey.displaced
+        or survey.unpaid
+        or (survey.maintained.is_own and nodes_without_manifest(survey))
+        or former_hosts_up(survey)
+        or surplus_by_host(survey)
+        or reported
+        or dropped_by_hosts(survey)
+        or next_move(survey.layout, available) is not None
+    )

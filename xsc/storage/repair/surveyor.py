@@ -1,0 +1,224 @@
+"""Asks the hosts of an object what they have, and verifies by reading what they say.
+
+A host's word counts until a read shows otherwise: what could not be read although
+its host says that it has it, counts as corrupt for the next survey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+from xsc.base.errors import ObjectUnknown, RecordInvalid
+from xsc.base.ids import short
+from xsc.identity.context import Context
+from xsc.storage.catalogue.finder import ObjectFinder
+from xsc.storage.object.durability import Host
+from xsc.storage.object.expiry import own_ends
+from xsc.storage.object.inventory import HeldObject
+from xsc.storage.object.manifest import Manifest
+from xsc.storage.object.placement import State, column_state, column_states
+from xsc.storage.repair.bandwidth import Bandwidth
+from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
+from xsc.storage.repair.node_watch import NodeWatch
+from xsc.storage.repair.repair_rules import lost_columns
+from xsc.storage.repair.survey import Survey, columns_to_pay_for
+from xsc.storage.transfer.deep_read import BadShard, read_every_shard
+from xsc.storage.transfer.get import Located
+from xsc.storage.transfer.host_client import Reach, together
+
+
+class Surveyor:
+    """Makes surveys of objects; remembers which columns could not be read."""
+
+    def __init__(
+        self,
+        context: Context,
+        reach: Reach,
+        objects: MaintainedObjects,
+        *,
+        finder: ObjectFinder,
+        watch: NodeWatch,
+        leaving: Callable[[], frozenset[bytes]],
+        bandwidth: Bandwidth,
+    ) -> None:
+        self._context = context
+        self._own = context.key.node_id
+        self._reach = reach
+        self._objects = objects
+        self._finder = finder
+        self._watch = watch
+        self._leaving = leaving
+        self._bandwidth = bandwidth
+        self._unreadable: dict[bytes, frozenset[tuple[int, bytes]]] = {}
+        """By object: column and node of what could not be read although its host has it."""
+
+    # Columns that could not be read
+
+    def unreadable(self, ref: bytes) -> frozenset[tuple[int, bytes]] | None:
+        """Return column and node of what could not be read; None if all could be."""
+        return self._unreadable.get(ref)
+
+    def forget(self, ref: bytes) -> None:
+        """Forget which columns of an object could not be read."""
+        self._unreadable.pop(ref, None)
+
+    def forget_others(self, refs: Collection[bytes]) -> None:
+        """Forget which columns of all other objects could not be read."""
+        for ref in self._unreadable.keys() - set(refs):
+            del self._unreadable[ref]
+
+    # Surveys
+
+    async def survey(self, maintained: MaintainedObject) -> Survey:
+        """Ask all hosts of an object; look for lost columns at all peers.
+
+        Raises:
+            RecordInvalid: the manifest is not that of the maintained object.
+            XscError: the object cannot be found.
+        """
+        located = await self._finder.find(maintained.capability)
+        manifest, columns = located.manifest, list(maintained.placement.columns)
+        if manifest.owner != maintained.owner or len(columns) != manifest.k + manifest.m:
+            raise RecordInvalid("the object is another one than its placement is for")
+        answers = await self.ask(maintained, manifest, columns)
+        states = await self._context.executor.run(column_states, manifest, columns, answers)
+        for column, node in self._unreadable.get(maintained.ref, ()):
+            if columns[column] == node:
+                states[column] = "corrupt"
+        await self._find_elsewhere(maintained, located, columns, states, answers)
+        leaving = self._leaving()
+        lost = lost_columns(columns, states, self._watch.gone(set(columns)))
+        held = [(item.node, item.lease_id) for item in maintained.held if item.size_bytes]
+        unpaid, expiring = columns_to_pay_for(
+            maintained,
+            manifest,
+            columns,
+            states,
+            answers,
+            own=self._own,
+            ends=own_ends(held, self._own, self._reach.hosts.lease_end),
+            now_ms=self._context.clock.now_ms(),
+        )
+        displaced = lost | {c for c, node in enumerate(columns) if node in leaving} | expiring
+        labels = None
+        if displaced or any(manifest.asked[1:]):
+            candidates = self._watch.available(also_unsteady=True) - leaving
+            labels = await self._labels({*columns, *candidates})
+        paid = {(item.node, item.lease_id) for item in maintained.held}
+        up = frozenset(node for node, _ in paid if self._reach.is_up(node))
+        return Survey(
+            maintained,
+            located,
+            tuple(columns),
+            tuple(states),
+            answers,
+            self._own,
+            leaving,
+            displaced,
+            unpaid - displaced,
+            expiring,
+            labels,
+            up,
+            frozenset(
+                (node, lease_id)
+                for node, lease_id in paid
+                if node not in columns
+                and node not in up
+                and self._reach.has_dropped(node, lease_id)
+            ),
+        )
+
+    async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, Host]:
+        known = await self._reach.hosts.learn_labels(sorted(nodes))
+        return {node: Host(node, *self._reach.hosts.labels(node)) for node in known}
+
+    async def ask(
+        self, maintained: MaintainedObject, manifest: Manifest, nodes: Iterable[bytes]
+    ) -> dict[bytes, HeldObject | None]:
+        """Return what each node says that it has of an object; None if it is silent."""
+        ordered = sorted(set(nodes))
+        said = await together(
+            self._finder.stat(node, maintained.capability, manifest) for node in ordered
+        )
+        return dict(zip(ordered, said, strict=True))
+
+    async def _find_elsewhere(
+        self,
+        maintained: MaintainedObject,
+        located: Located,
+        columns: list[bytes],
+        states: list[State],
+        answers: dict[bytes, HeldObject | None],
+    ) -> None:
+        """Take lost columns from other nodes that have them: a custodian may have rebuilt them.
+
+        A node that has another column does not count: one that claims to have all columns
+        would get all.
+        """
+        lost = lost_columns(columns, states, self._watch.gone(set(columns)))
+        if not lost:
+            return
+        manifest = located.manifest
+        found = await self._finder.search(maintained.capability, located)
+        unreadable = self._unreadable.get(maintained.ref, frozenset())
+        for column in sorted(lost):
+            others = set(found.holders[column]) - self._leaving() - set(columns)
+            for node in sorted(others):
+                if (column, node) in unreadable:
+                    continue
+                if answers.get(node) is None:
+                    answers |= await self.ask(maintained, manifest, [node])
+                if column_state(manifest, column, answers[node]) == "ok":
+                    columns[column], states[column] = node, "ok"
+                    break
+
+    # Reading
+
+    async def verified(self, maintained: MaintainedObject) -> Survey:
+        """Return a survey in which every column found at another node was read whole there."""
+        while True:
+            survey = await self.survey(maintained)
+            placed = zip(survey.columns, maintained.placement.columns, strict=True)
+            found = [node if node != before else None for node, before in placed]
+            if not any(found):
+                return survey
+            _, bad = await read_every_shard(
+                self._reach, survey.located, found, self._bandwidth.take
+            )
+            if not bad:
+                return survey
+            wrong = frozenset((fault.column, fault.node) for fault in bad)
+            self._unreadable[maintained.ref] = self._unreadable.get(maintained.ref, wrong) | wrong
+
+    async def read_all(self, survey: Survey) -> list[BadShard] | None:
+        """Read every column from its host; return what could not be read.
+
+        None: the survey says already that the object is not whole, or it is being deleted.
+        """
+        if not survey.is_whole:
+            return None
+        ref = survey.maintained.ref
+
+        async def pace(size_bytes: int) -> None:
+            if self._objects.load(ref) is None:
+                # Its deletion waits for this.
+                raise ObjectUnknown("it is being deleted")
+            await self._bandwidth.take(size_bytes)
+
+        try:
+            _, bad = await read_every_shard(self._reach, survey.located, survey.columns, pace)
+        except ObjectUnknown:
+            return None
+        # Silence is no loss before the grace is over: it is asked again later.
+        failed = frozenset((fault.column, fault.node) for fault in bad if not fault.silent)
+        if failed:
+            self._unreadable[ref] = failed
+        for fault in bad[:1]:
+            self._context.log.warning(
+                "repair.column_not_proven",
+                object=short(ref),
+                peer=short(fault.node),
+                column=fault.column,
+                reason=fault.reason,
+            )
+        return bad
