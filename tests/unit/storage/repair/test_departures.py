@@ -17,6 +17,7 @@ from xsc.storage.repair.departures import (
     ProofSummary,
     check_proof,
     open_order,
+    stuck_reason,
     write_proof,
 )
 from xsc.terms.deletion_order import DeletionOrder
@@ -160,3 +161,30 @@ def test_a_proof_is_not_made_of_what_is_no_order():
     for wrong in (b"", b"x", ORDERS[0][:-1], order(customer=GUARDIAN.node_id)):
         with pytest.raises(XscError):
             made([*ORDERS, wrong])
+
+
+MOVABLE = {
+    "recorded": True,
+    "customer_said": None,
+    "is_up": False,
+    "is_peer": True,
+    "silent_ms": 0,
+    "grace_ms": 10,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"silent_ms": 29}, ""),
+        ({"silent_ms": 30}, "the node that stored it is away, and nobody else can release it"),
+        ({"silent_ms": 30, "is_up": True}, ""),
+        ({"is_peer": False}, "its owner is no peer of this node any more"),
+        ({"is_peer": False, "is_up": True}, ""),
+        ({"customer_said": "no room", "is_up": True}, "no room"),
+        ({"customer_said": "no room", "recorded": False}, "it belongs to a put that has not ended"),
+    ],
+)
+def test_why_no_customer_moves_an_object(change, reason):
+    assert stuck_reason(**MOVABLE | change) == reason
