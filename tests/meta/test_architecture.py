@@ -86,6 +86,7 @@ SHELL = {
     "xsc.net.transport.turns": "lets large bodies wait for each other",
     "xsc.space.cell_sync": "follows records, runs propagators",
     "xsc.space.service": "writes values together, tells watchers, signs heads in time",
+    "xsc.space.sync": "asks replicas, and lets their questions wait",
     "xsc.space.store": "lets batches of one owner follow each other, and writes them",
     "xsc.storage.catalogue.heads": "keeps the directory heads of peers and answers them",
     "xsc.storage.catalogue.finder": "asks peers for manifests and columns",

@@ -27,6 +27,19 @@ FUTURE_MS_MAX = 10 * 60_000
 
 HEAD_INTERVAL_MS = 30_000
 """Least time between two heads of one owner."""
+HELD_REQUEST_MS_MAX = 25_000
+"""How long a request for news is held before it is answered with nothing."""
+RETRY_MS = 5_000
+"""Between two tries at a peer that did not answer, or answered badly."""
+CURSORS_MAX = 4_096
+"""Subscriptions in one request."""
+RELAYS_MAX = 2
+"""Replicas that are asked for an owner that does not answer itself."""
+PAGE_BYTES = 1 * MIB
+"""Records of one answer; one more can come on top."""
+PAGE_RECORDS = 1_000
+ANSWER_BYTES_MAX = 16 * MIB
+"""One answer with the proofs of its heads."""
 DEBOUNCE_MS = 100
 """How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256

@@ -62,6 +62,7 @@ class SpaceService:
         self._clock = clock
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
+        self._told_heads: list[Callable[[], None]] = []
         self._schemas: dict[str, Check] = {}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
@@ -209,6 +210,10 @@ class SpaceService:
         """Call a function with every change that is stored from now on."""
         self._told.append(told)
 
+    def on_head(self, told: Callable[[], None]) -> None:
+        """Call a function with each own head that is signed from now on."""
+        self._told_heads.append(told)
+
     def _tell(self, change: Change) -> None:
         for told in self._told:
             told(change)
@@ -221,6 +226,8 @@ class SpaceService:
         """Sign a head now and every HEAD_INTERVAL_MS, until cancelled."""
         while True:
             await self._store.sign_head()
+            for told in self._told_heads:
+                told()
             await self._clock.sleep_ms(HEAD_INTERVAL_MS)
 
     async def compact(self) -> Stats:

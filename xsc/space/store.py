@@ -48,7 +48,7 @@ from xsc.space.record import (
     value_digest,
 )
 from xsc.space.table import OwnerTable, Plan, Proven, Row, Shown, old_versions
-from xsc.space.tree import Proof
+from xsc.space.tree import Proof, levels_of, read_levels
 
 META, VALUE, ARCHIVE, PROVEN, EVIDENCE, CLOCK = b"m", b"v", b"a", b"p", b"e", b"c"
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
@@ -74,6 +74,11 @@ class Entry:
     value: bytes | None
     """None where the record is a tombstone, or the value was not loaded."""
 
+    def without_large(self) -> Entry:
+        """Return the entry without a value that does not travel beside its record."""
+        large = self.value is not None and len(self.value) > VALUE_INLINE_BYTES_MAX
+        return Entry(self.signed, None) if large else self
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -81,6 +86,8 @@ class Page:
 
     entries: list[Entry]
     shown: Shown | None
+    more: bool
+    """Whether there are further records than these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,17 +234,16 @@ class SpaceStore:
         async with self._turns.of(owner):
             table = await self._table(owner)
             entries: list[Entry] = []
-            for path in table.after(prefix, after, count):
+            paths = table.after(prefix, after, count + 1)
+            for path in paths[:count]:
                 entry = self._entry(self._db, owner, path)
                 assert entry is not None, "a row has its record"
-                value = entry.value
-                if value is not None and len(value) > VALUE_INLINE_BYTES_MAX:
-                    value = None
-                size_bytes -= len(entry.signed.raw) + len(value or b"")
+                entry = entry.without_large()
+                size_bytes -= len(entry.signed.raw) + len(entry.value or b"")
                 if entries and size_bytes < 0:
                     break
-                entries.append(Entry(entry.signed, value))
-            return Page(entries, table.show(prefix))
+                entries.append(entry)
+            return Page(entries, table.show(prefix), more=len(paths) > len(entries))
 
     # Tables
 
@@ -265,7 +271,6 @@ class SpaceStore:
             assert isinstance(value, list)
             envelope, levels = value
             assert isinstance(envelope, bytes)
-            assert isinstance(levels, list)
             head = read_claimed(
                 envelope,
                 SpaceHead,
@@ -273,7 +278,7 @@ class SpaceStore:
                 author=owner,
                 size_max=HEAD_ENVELOPE_BYTES_MAX,
             )
-            return Proven(head, _proof(levels), {})
+            return Proven(head, read_levels(levels), {})
         except (XscError, AssertionError, ValueError, TypeError) as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault}") from None
 
@@ -401,7 +406,7 @@ class SpaceStore:
             if not table.prove(prefix, head, proof, before):
                 return False
             batch = _Batch(self._db)
-            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, _levels(proof)]))
+            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, levels_of(proof)]))
             await self._commit(owner, batch)
             return True
 
@@ -693,30 +698,3 @@ class SpaceStore:
                 records += 1
                 live_bytes += len(raw) + len(value or b"")
         return Stats(records, live_bytes, self._db.disk_bytes(b"", b"\xff"))
-
-
-def _levels(proof: Proof) -> Value:
-    return [[sequence, [[name, digest] for name, digest in beside]] for sequence, beside in proof]
-
-
-def _proof(levels: list[Value]) -> Proof:
-    """Return a proof from what `_levels` made of it.
-
-    Raises:
-        AssertionError, ValueError: it is none.
-    """
-    found = []
-    for level in levels:
-        assert isinstance(level, list)
-        sequence, rows = level
-        assert isinstance(sequence, int)
-        assert isinstance(rows, list)
-        beside = []
-        for row in rows:
-            assert isinstance(row, list)
-            name, digest = row
-            assert isinstance(name, str)
-            assert isinstance(digest, bytes)
-            beside.append((name, digest))
-        found.append((sequence, tuple(beside)))
-    return tuple(found)

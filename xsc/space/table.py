@@ -92,6 +92,8 @@ class Shown:
     """What a replica shows a subscriber, so that its cursor can advance."""
 
     head: bytes
+    at: tuple[int, int]
+    """Sequence and date of the head."""
     proof: Proof
     before: dict[str, int]
 
@@ -288,7 +290,8 @@ class OwnerTable:
             lambda tree: proven.proof + tree.proof(prefix)[len(proven.proof) :],
         )
         before = {path: at for path, at in proven.before.items() if is_under(path, prefix)}
-        return Shown(proven.head.raw, proof, before)
+        head = proven.head.record
+        return Shown(proven.head.raw, (head.sequence, head.written_ms), proof, before)
 
     def listing(self, prefix: str) -> list[tuple[str, int]]:
         """Return the live paths under a prefix with their sequences at the head that is shown."""

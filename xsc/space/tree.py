@@ -13,10 +13,41 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from xsc.base.encoding import Value, encode, tagged_sha256
+from xsc.base.errors import RecordInvalid
+from xsc.space.limits import PATH_PARTS_MAX, RECORDS_MAX
 
 Proof: TypeAlias = "tuple[tuple[int, tuple[tuple[str, bytes], ...]], ...]"
 """For each node from the root down to the prefix's parent: its sequence, and the parts below it
 with their hashes, without the one on the way."""
+
+
+def levels_of(proof: Proof) -> Value:
+    """Return a proof as plain values."""
+    return [[sequence, [[name, digest] for name, digest in beside]] for sequence, beside in proof]
+
+
+def read_levels(levels: Value) -> Proof:
+    """Return the proof of plain values.
+
+    Raises:
+        RecordInvalid: they are none.
+    """
+    if not isinstance(levels, list) or len(levels) > PATH_PARTS_MAX:
+        raise RecordInvalid("not the proof of a prefix")
+    return tuple(map(_read_level, levels))
+
+
+def _read_level(level: Value) -> tuple[int, tuple[tuple[str, bytes], ...]]:
+    beside = []
+    match level:
+        case [int(sequence), list(rows)] if sequence >= 0 and len(rows) <= RECORDS_MAX:
+            for row in rows:
+                match row:
+                    case [str(name), bytes(digest)] if len(digest) == 32:
+                        beside.append((name, digest))
+            if len(beside) == len(rows):
+                return sequence, tuple(beside)
+    raise RecordInvalid("not the proof of a prefix")
 
 
 def _digest(sequence: int, parts: list[tuple[str, bytes]]) -> bytes | None:

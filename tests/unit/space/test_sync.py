@@ -1,0 +1,442 @@
+"""Subscriptions between real nodes on a memory network."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.settle import settle
+from tests.unit.net.nodes import Node, acquainted
+from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.errors import NotFound, PeerSilent, RateLimited, RecordInvalid, XscError
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
+from xsc.net.transport.memory import MemoryNetwork
+from xsc.space import sync as syncs
+from xsc.space.limits import (
+    FUTURE_MS_MAX,
+    HEAD_INTERVAL_MS,
+    HELD_REQUEST_MS_MAX,
+    RETRY_MS,
+    VALUE_INLINE_BYTES_MAX,
+)
+from xsc.space.messages import Answer, Sent, answer_bytes, read_answer, read_cursors, read_listing
+from xsc.space.service import SpaceService
+from xsc.space.store import SpaceStore
+from xsc.space.sync import SpaceSync, relays_of
+
+
+class Member:
+    """A node of the network with a space."""
+
+    def __init__(self, node):
+        self.node = node
+        self.id = node.id
+        self.db = MemoryKeyValue()
+        self.received = []
+        self.blamed = []
+        self.cut = set()
+        self.tasks = {}
+        self.begin()
+
+    def begin(self):
+        network, clock = self.node.net.network, self.node.clock
+        self.store = SpaceStore(self.db, InlineExecutor(), clock, self.node.key, network)
+        self.space = SpaceService(self.store, clock)
+        self.sync = SpaceSync(
+            self.space,
+            self.store,
+            self,
+            clock,
+            network,
+            blame=lambda *told: self.blamed.append(told),
+        )
+        handlers = self.sync.handlers()
+        if not hasattr(self, "handlers"):
+            self.node.net.register({name: self.handle(name) for name in handlers})
+        self.handlers = handlers
+
+    def handle(self, name):
+        async def handler(caller, header, parts):
+            if caller in self.cut:
+                raise PeerSilent("the wire is cut")
+            return await self.handlers[name](caller, header, parts)
+
+        return handler
+
+    async def call(self, peer, method, header, parts=(), *, timeout_ms=None):
+        if peer in self.cut:
+            raise PeerSilent("the wire is cut")
+        reply = await self.node.net.call(peer, method, header, parts, timeout_ms=timeout_ms)
+        if method in {"space.next", "space.records"}:
+            answer = read_answer(bytes(reply.parts[0]))
+            self.received.extend((peer, sent.raw) for sent in answer.records)
+        return reply
+
+    def follow(self, *others):
+        for other in others:
+            self.tasks[other.id] = asyncio.create_task(self.sync.follow(other.id))
+
+    async def leave(self):
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
+
+    def has(self, owner, path):
+        try:
+            return self.space.get(path, owner.id).value
+        except NotFound:
+            return None
+
+    async def head(self):
+        await self.store.sign_head()
+        self.sync._news(self.id)
+        await settle()
+
+
+class Circle:
+    def __init__(self, clock, members):
+        self.clock = clock
+        self.members = members
+
+    async def pass_ms(self, duration_ms):
+        await settle()
+        self.clock.advance_to(self.clock.now_ms() + duration_ms)
+        await settle()
+
+
+@pytest.fixture
+async def circle():
+    clock = ManualClock()
+    network = MemoryNetwork(clock)
+    nodes = [Node(network, name, clock=clock) for name in ("ada", "bea", "cid", "dan")]
+    await acquainted(*nodes)
+    circle = Circle(clock, [Member(node) for node in nodes])
+    yield circle
+    for member in circle.members:
+        await member.leave()
+        await member.node.net.stop()
+
+
+async def test_what_is_put_is_told_at_once_and_without_a_clock(circle):
+    ada, bea, *_ = circle.members
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    watch = bea.space.watch("a", ada.id)
+    for value in (b"1", b"2"):
+        await ada.space.put("a/x", value)
+        await settle()
+        assert (await watch.next()).value == value
+    assert bea.blamed == []
+
+
+async def test_what_nobody_subscribes_to_is_never_fetched(circle):
+    ada, bea, *_ = circle.members
+    await ada.space.put("a/x", b"1")
+    await ada.space.put("ab", b"2")
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await ada.head()
+    assert bea.has(ada, "a/x") == b"1"
+    assert bea.has(ada, "ab") is None
+    assert len(bea.received) == 1
+    assert await bea.store.cursor(ada.id, "a") == 3
+
+
+async def test_unsubscribing_ends_the_traffic(circle):
+    ada, bea, *_ = circle.members
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await ada.space.put("a", b"1")
+    await settle()
+    bea.sync.unsubscribe(ada.id, "a")
+    await settle()
+    received = len(bea.received)
+    await ada.space.put("a", b"2")
+    await ada.head()
+    assert bea.has(ada, "a") == b"1"
+    assert len(bea.received) == received
+    bea.sync.subscribe(ada.id, "a")
+    await settle()
+    assert bea.has(ada, "a") == b"2"
+
+
+async def test_who_comes_back_fetches_exactly_what_is_missing(circle):
+    ada, bea, *_ = circle.members
+    await ada.store.put({f"a/p{number}": b"old" for number in range(300)})
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await ada.head()
+    assert len(bea.received) == 300
+    await bea.leave()
+    await ada.store.put({f"a/p{number}": b"new" for number in range(100)})
+    await ada.space.rm("a/p200")
+    await ada.head()
+    bea.received.clear()
+    bea.begin()
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert len(bea.received) == 101
+    assert len(bea.space.ls("a", ada.id)) == 299
+    assert await bea.store.cursor(ada.id, "a") == 402
+
+
+async def test_an_answer_with_more_records_than_fit_comes_in_several(circle, monkeypatch):
+    monkeypatch.setattr(syncs, "PAGE_RECORDS", 7)
+    ada, bea, *_ = circle.members
+    await ada.store.put({f"a/p{number}": b"" for number in range(30)})
+    bea.sync.subscribe(ada.id, "")
+    bea.follow(ada)
+    await ada.head()
+    assert len(bea.space.ls("a", ada.id)) == 30
+    assert await bea.store.cursor(ada.id, "") == 31
+    assert len(bea.received) == 31
+
+
+async def test_a_request_is_answered_with_nothing_when_its_time_is_over(circle):
+    ada, bea, *_ = circle.members
+    asked = asyncio.create_task(
+        bea.node.net.call(
+            ada.id, "space.next", {"cursors": []}, timeout_ms=10 * HELD_REQUEST_MS_MAX
+        )
+    )
+    await circle.pass_ms(HELD_REQUEST_MS_MAX - 1)
+    assert not asked.done()
+    await circle.pass_ms(1)
+    reply = await asked
+    assert read_answer(bytes(reply.parts[0])) == Answer([], [], more=False)
+    assert ada.sync._held == {}
+
+
+async def test_a_second_request_of_one_peer_ends_its_first(circle):
+    ada, bea, *_ = circle.members
+    first, second = (
+        asyncio.create_task(bea.node.net.call(ada.id, "space.next", {"cursors": []}))
+        for _ in range(2)
+    )
+    await settle()
+    assert first.done()
+    assert not second.done()
+    assert len(ada.sync._held) == 1
+    second.cancel()
+
+
+# Relays
+
+
+async def test_two_that_cannot_reach_each_other_converge_through_a_third(circle):
+    ada, bea, cid, _ = circle.members
+    ada.cut, bea.cut = {bea.id}, {ada.id}
+    for member in (bea, cid):
+        member.sync.subscribe(ada.id, "a")
+        member.follow(ada, cid if member is bea else bea)
+    await ada.space.put("a/x", b"1")
+    await ada.head()
+    assert bea.has(ada, "a/x") == b"1"
+    assert {peer for peer, _ in bea.received} == {cid.id}
+    assert await bea.store.cursor(ada.id, "a") == 2
+    await ada.space.rm("a/x")
+    await ada.head()
+    assert bea.has(ada, "a/x") is None
+    assert bea.blamed == cid.blamed == []
+
+
+async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is_asked(circle):
+    ada, bea, cid, dan = circle.members
+    relays = (cid, dan)
+    for relay in relays:
+        relay.sync.subscribe(ada.id, "a")
+        relay.follow(ada)
+    await ada.store.put({f"a/p{number}": b"" for number in range(157)})
+    await ada.head()
+    liar = next(
+        relay for relay in relays if relay.id == relays_of(ada.id, [cid.id, dan.id], set())[0]
+    )
+    page, listing = liar.store.page, liar.store.listing
+
+    async def hiding(*args, **options):
+        whole = await page(*args, **options)
+        return syncs_page(whole)
+
+    def syncs_page(whole):
+        return type(whole)(whole.entries[:100], whole.shown, more=False)
+
+    async def lying(owner, prefix):
+        shown, rows = await listing(owner, prefix)
+        return shown, rows[:100]
+
+    liar.store.page, liar.store.listing = hiding, lying
+    bea.cut, ada.cut = {ada.id}, {bea.id}
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(liar)
+    await settle()
+    assert await bea.store.cursor(ada.id, "a") == 0
+    assert [type(fault) for _, fault in bea.blamed] == [RecordInvalid]
+    bea.follow(*(relay for relay in relays if relay is not liar))
+    await circle.pass_ms(RETRY_MS)
+    assert len(bea.space.ls("a", ada.id)) == 157
+    assert await bea.store.cursor(ada.id, "a") == 158
+
+
+async def test_who_lacks_tombstones_is_repaired_from_a_listing(circle):
+    ada, bea, *_ = circle.members
+    await ada.store.put({"a/x": b"1", "a/y": b"2", "a/z": b"3"})
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    await bea.leave()  # before any head
+    await ada.store.put({"a/x": None})
+    await ada.store.sign_head()
+    await ada.store.compact({ada.id: 99})
+    bea.begin()
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert {record.path for record in bea.space.ls("a", ada.id)} == {"a/y", "a/z"}
+    assert await bea.store.cursor(ada.id, "a") == 5
+    assert bea.blamed == []
+
+
+async def test_heads_are_the_sign_of_life(circle):
+    ada, bea, *_ = circle.members
+    bea.sync.subscribe(ada.id, "nodes")
+    bea.follow(ada)
+    running = asyncio.create_task(ada.space.run())
+    for _ in range(3):
+        await settle()
+        assert bea.sync.seen_ms[ada.id] == circle.clock.now_ms()
+        for _ in range(6):
+            await circle.pass_ms(HEAD_INTERVAL_MS // 6)
+    running.cancel()
+    assert bea.received == []
+
+
+def test_relays_are_ranked_and_those_that_failed_are_left_out():
+    peers = [bytes([number]) * 32 for number in range(6)]
+    owner = peers[0]
+    first = relays_of(owner, peers, set())
+    assert len(first) == syncs.RELAYS_MAX
+    assert owner not in first
+    assert relays_of(owner, peers[::-1], set()) == first
+    assert not set(relays_of(owner, peers, set(first))) & set(first)
+    assert relays_of(owner, peers, set(peers)) == first
+
+
+# Values
+
+
+async def test_large_values_are_fetched_when_they_are_read(circle):
+    ada, bea, cid, _ = circle.members
+    large = bytes(VALUE_INLINE_BYTES_MAX + 1)
+    await ada.space.put("a", large)
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert bea.has(ada, "a") is None
+    assert await bea.sync.load(ada.id, ada.id, "a") == large
+    assert bea.has(ada, "a") == large
+    assert await bea.sync.load(cid.id, ada.id, "a") == large  # it is here now
+    with pytest.raises(NotFound):
+        await bea.sync.load(ada.id, ada.id, "b")
+
+
+# Bad input
+
+
+def answering(raw):
+    async def handler(caller, header, parts):
+        return {}, [raw]
+
+    return handler
+
+
+async def test_a_false_answer_is_blamed_and_nothing_is_stored(circle):
+    ada, bea, cid, _ = circle.members
+    await ada.space.put("a", b"1")
+    network = ada.node.net.network
+    mine = (await ada.store.page(ada.id, "a", 0, count=9, size_bytes=9)).entries[0].signed
+    late = mine.record.model_copy(
+        update={"written_ms": circle.clock.now_ms() + 2 * FUTURE_MS_MAX, "sequence": 9}
+    )
+    foreign = sign(mine.record, KeyPair(b"\5" * 32), network)
+    false = [
+        b"",
+        answer_bytes(Answer([Sent(ada.id, foreign.raw, b"1")], [], more=False)),
+        answer_bytes(
+            Answer([Sent(ada.id, sign(late, ada.node.key, network).raw, b"1")], [], more=False)
+        ),
+        answer_bytes(Answer([Sent(cid.id, mine.raw, b"1")], [], more=False)),
+        answer_bytes(Answer([Sent(ada.id, b"", None)], [], more=False)),
+        answer_bytes(Answer([Sent(ada.id, mine.raw, b"other")], [], more=False)),
+    ]
+    bea.sync.subscribe(ada.id, "a")
+    for number, raw in enumerate(false, 1):
+        ada.handlers["space.next"] = answering(raw)
+        bea.follow(ada)
+        await settle()
+        assert len(bea.blamed) == number
+        await bea.leave()
+    assert bea.has(ada, "a") is None
+    assert all(isinstance(fault, XscError) and peer == ada.id for peer, fault in bea.blamed)
+
+
+async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle):
+    ada, bea, *_ = circle.members
+    await ada.space.put("a", b"1")
+    page = await ada.store.page(ada.id, "a", 0, count=9, size_bytes=9)
+    said = Sent(ada.id, page.entries[0].signed.raw, b"1")
+    asked = []
+
+    async def again(caller, header, parts):
+        asked.append(header)
+        return {}, [answer_bytes(Answer([said], [], more=True))]
+
+    ada.handlers["space.next"] = again
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert len(asked) == 2  # it was new once
+    await circle.pass_ms(RETRY_MS)
+    assert len(asked) == 3
+    assert bea.blamed == []
+
+
+@pytest.mark.parametrize(
+    "cursors",
+    [
+        None,
+        {},
+        [[]],
+        [[bytes(31), "a", 0, 0, 0]],
+        [[bytes(32), "..", 0, 0, 0]],
+        [[bytes(32), "a", -1, 0, 0]],
+        [[bytes(32), "a", True, 0, 0]],
+        [[bytes(32), "a", 0, 0]],
+        [[bytes(32), "", 0, 0, 0]] * (syncs.CURSORS_MAX + 1),
+    ],
+)
+def test_false_cursors_are_refused(cursors):
+    with pytest.raises(RecordInvalid):
+        read_cursors(cursors)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x80", b"\x83\x80\x80\xf6", b"\x82\x80\x80"])
+def test_false_answers_are_refused(raw):
+    for read in (read_answer, read_listing):
+        with pytest.raises(RecordInvalid):
+            read(raw)
+
+
+async def test_subscriptions_are_bounded(circle, monkeypatch):
+    monkeypatch.setattr(syncs, "CURSORS_MAX", 2)
+    ada, bea, *_ = circle.members
+    for path in ("a", "b", "b"):
+        bea.sync.subscribe(ada.id, path)
+    bea.sync.subscribe(bea.id, "own")  # which needs none
+    with pytest.raises(RateLimited):
+        bea.sync.subscribe(ada.id, "c")

@@ -1,0 +1,175 @@
+"""What replicas ask each other, as plain values; see docs/design/space.md, S1 to S5.
+
+Readers refuse what is malformed. Records and heads inside are envelopes, which are verified by
+whoever stores them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import RecordInvalid
+from xsc.space.limits import ANSWER_BYTES_MAX, CURSORS_MAX, RECORDS_MAX
+from xsc.space.paths import check_path
+from xsc.space.table import Shown
+from xsc.space.tree import Proof, levels_of, read_levels
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """One subscription, as a replica is asked for it."""
+
+    owner: bytes
+    prefix: str
+    after: int
+    """This replica has sent what is up to this sequence."""
+    head: tuple[int, int]
+    """Sequence and date of the head that the subscriber has."""
+
+    def to_value(self) -> Value:
+        """Return the cursor as plain values."""
+        return [self.owner, self.prefix, self.after, *self.head]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A record that is passed on, with its value where that is small."""
+
+    owner: bytes
+    raw: bytes
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SentHead:
+    """A head that is passed on, and what proves it under a prefix."""
+
+    owner: bytes
+    prefix: str
+    raw: bytes
+    proof: Proof
+    before: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a replica has for some cursors."""
+
+    records: list[Sent]
+    heads: list[SentHead]
+    more: bool
+    """Whether there is more than an answer holds; heads of such cursors come later."""
+
+
+def _is_owner(owner: Value) -> bool:
+    return isinstance(owner, bytes) and len(owner) == 32
+
+
+def _prefix(prefix: str) -> str:
+    return check_path(prefix) if prefix else prefix
+
+
+def _count(number: Value) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
+
+
+def read_cursors(value: Value) -> list[Cursor]:
+    """Return the cursors of a question.
+
+    Raises:
+        RecordInvalid: malformed, or over CURSORS_MAX.
+    """
+    if not isinstance(value, list) or len(value) > CURSORS_MAX:
+        raise RecordInvalid(f"a question has a list of at most {CURSORS_MAX} cursors")
+    cursors = []
+    for row in value:
+        match row:
+            case [bytes(owner), str(prefix), int(after), int(sequence), int(written_ms)] if (
+                _is_owner(owner) and all(map(_count, row[2:]))
+            ):
+                cursors.append(Cursor(owner, _prefix(prefix), after, (sequence, written_ms)))
+            case _:
+                raise RecordInvalid("not a cursor")
+    return cursors
+
+
+def sent_head(owner: bytes, prefix: str, shown: Shown) -> SentHead:
+    """Return what a replica shows, as it is passed on."""
+    return SentHead(owner, prefix, shown.head, shown.proof, shown.before)
+
+
+def _rows(rows: dict[str, int] | Sequence[tuple[str, int]]) -> Value:
+    items = rows.items() if isinstance(rows, dict) else rows
+    return [[path, sequence] for path, sequence in items]
+
+
+def _read_rows(value: Value) -> list[tuple[str, int]]:
+    if not isinstance(value, list) or len(value) > RECORDS_MAX:
+        raise RecordInvalid(f"not a list of at most {RECORDS_MAX} paths")
+    rows = []
+    for row in value:
+        match row:
+            case [str(path), int(sequence)] if _count(sequence):
+                rows.append((check_path(path), sequence))
+            case _:
+                raise RecordInvalid("not a path with its sequence")
+    return rows
+
+
+def _head_value(head: SentHead) -> list[Value]:
+    return [head.owner, head.prefix, head.raw, levels_of(head.proof), _rows(head.before)]
+
+
+def _read_head(value: Value) -> SentHead:
+    match value:
+        case [bytes(owner), str(prefix), bytes(raw), proof, before] if _is_owner(owner):
+            rows = dict(_read_rows(before))
+            return SentHead(owner, _prefix(prefix), raw, read_levels(proof), rows)
+    raise RecordInvalid("not a head with its proof")
+
+
+def answer_bytes(answer: Answer) -> bytes:
+    """Return the bytes of an answer."""
+    records: list[Value] = [[sent.owner, sent.raw, sent.value] for sent in answer.records]
+    heads: list[Value] = [_head_value(head) for head in answer.heads]
+    return encode([records, heads, answer.more])
+
+
+def read_answer(raw: bytes) -> Answer:
+    """Return the answer of bytes.
+
+    Raises:
+        TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, or malformed.
+    """
+    match decode(raw, size_max=ANSWER_BYTES_MAX):
+        case [list(rows), list(heads), bool(more)]:
+            records = []
+            for row in rows:
+                match row:
+                    case [bytes(owner), bytes(envelope), (bytes() | None) as value] if _is_owner(
+                        owner
+                    ):
+                        records.append(Sent(owner, envelope, value))
+                    case _:
+                        raise RecordInvalid("not a record that is passed on")
+            return Answer(records, [_read_head(head) for head in heads], more)
+    raise RecordInvalid("not an answer of a replica")
+
+
+def listing_bytes(head: SentHead, rows: Sequence[tuple[str, int]]) -> bytes:
+    """Return the bytes of a listing."""
+    return encode([_head_value(head), _rows(rows)])
+
+
+def read_listing(raw: bytes) -> tuple[SentHead, list[tuple[str, int]]]:
+    """Return the head and the rows of a listing.
+
+    Raises:
+        TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, or malformed.
+    """
+    match decode(raw, size_max=ANSWER_BYTES_MAX):
+        case [head, rows]:
+            return _read_head(head), _read_rows(rows)
+    raise RecordInvalid("not a listing of a replica")

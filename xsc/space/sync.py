@@ -1,0 +1,452 @@
+"""Subscriptions: asks replicas for what is new, and answers them.
+
+One request is held at each peer that is followed. It is answered when something changes. What
+comes is verified, stored and told to watchers; a cursor advances only over what a head of the
+owner proves. The owner itself is asked where it answers, and else replicas of it.
+docs/design/space.md, S1 to S6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from xsc.base.clock import Clock
+from xsc.base.encoding import Value, tagged_sha256
+from xsc.base.errors import NotFound, RateLimited, RecordInvalid, UnavailableError, XscError
+from xsc.base.fields import take_bytes, take_str, take_texts
+from xsc.base.merkle import Part
+from xsc.base.peering import Answered, Caller, Handler
+from xsc.identity.envelope import Signed
+from xsc.space.limits import (
+    ANSWER_BYTES_MAX,
+    CURSORS_MAX,
+    HELD_REQUEST_MS_MAX,
+    PAGE_BYTES,
+    PAGE_RECORDS,
+    RELAYS_MAX,
+    RETRY_MS,
+)
+from xsc.space.messages import (
+    Answer,
+    Cursor,
+    Sent,
+    SentHead,
+    answer_bytes,
+    listing_bytes,
+    read_answer,
+    read_cursors,
+    read_listing,
+    sent_head,
+)
+from xsc.space.paths import is_under
+from xsc.space.record import Change, SpaceHead, SpaceRecord, check_value, open_head, open_record
+from xsc.space.store import Entry, SpaceStore, Taken
+
+Subscription: TypeAlias = "tuple[bytes, str]"
+"""An owner and a prefix."""
+
+
+class Space(Protocol):
+    """What subscriptions need of the node's space."""
+
+    async def take(
+        self, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+    ) -> Taken:
+        """Adopt verified records of another owner."""
+
+    def on_change(self, told: Callable[[Change], None]) -> None:
+        """Call a function with every change that is stored from now on."""
+
+    def on_head(self, told: Callable[[], None]) -> None:
+        """Call a function with each own head that is signed from now on."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request that waits for news."""
+
+    dirty: set[bytes] = field(default_factory=set)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    replaced: bool = False
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far one replica has told of one subscription."""
+
+    after: int
+    head: tuple[int, int]
+
+
+def relays_of(owner: bytes, peers: Sequence[bytes], failed: set[bytes]) -> list[bytes]:
+    """Return the peers that are asked for an owner that does not answer itself.
+
+    Every node ranks them differently for each owner, so that the work is shared. Those that could
+    not prove what they sent are left out, until all could not.
+    """
+    others = [peer for peer in peers if peer != owner]
+    left = [peer for peer in others if peer not in failed] or others
+    return sorted(left, key=lambda peer: tagged_sha256("space_relay", owner, peer))[:RELAYS_MAX]
+
+
+class SpaceSync:
+    """The subscriptions of one node at its peers, and of its peers at it."""
+
+    def __init__(
+        self,
+        space: Space,
+        store: SpaceStore,
+        caller: Caller,
+        clock: Clock,
+        network: bytes,
+        *,
+        blame: Callable[[bytes, XscError], None],
+    ) -> None:
+        self._space = space
+        self._store = store
+        self._caller = caller
+        self._clock = clock
+        self._network = network
+        self._blame = blame
+        self._held: dict[bytes, _Held] = {}
+        self._subscribed: dict[Subscription, None] = {}
+        self._places: dict[tuple[bytes, Subscription], _Place] = {}
+        self._followed: dict[bytes, bool] = {}
+        """Peers, and whether each answered last."""
+        self._failed: dict[Subscription, set[bytes]] = {}
+        self._plan = asyncio.Event()
+        self.seen_ms: dict[bytes, int] = {}
+        """Date of the newest head of each owner: its sign of life."""
+        space.on_change(lambda change: self._news(change.owner))
+        space.on_head(lambda: self._news(store.owner))
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what peers may ask."""
+        return {
+            "space.next": self._answer_next,
+            "space.list": self._answer_list,
+            "space.records": self._answer_records,
+            "space.value": self._answer_value,
+        }
+
+    # Answering peers
+
+    def _news(self, owner: bytes) -> None:
+        for held in self._held.values():
+            held.dirty.add(owner)
+            held.woken.set()
+
+    async def _answer_next(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Answered:
+        del parts
+        cursors = read_cursors(header.get("cursors"))
+        if (earlier := self._held.get(caller)) is not None:
+            earlier.replaced = True
+            earlier.woken.set()
+        held = self._held[caller] = _Held({cursor.owner for cursor in cursors})
+        timer = asyncio.create_task(self._clock.sleep_ms(HELD_REQUEST_MS_MAX))
+        try:
+            while True:
+                dirty = set(held.dirty)
+                held.dirty.clear()
+                held.woken.clear()
+                answer = await self._news_for([at for at in cursors if at.owner in dirty])
+                if answer.records or answer.heads or timer.done() or held.replaced:
+                    return {}, [answer_bytes(answer)]
+                waiting = asyncio.create_task(held.woken.wait())
+                try:
+                    await asyncio.wait((waiting, timer), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+        finally:
+            timer.cancel()
+            if self._held.get(caller) is held:
+                del self._held[caller]
+
+    async def _news_for(self, cursors: Sequence[Cursor]) -> Answer:
+        answer = Answer([], [], more=False)
+        left_bytes = PAGE_BYTES
+        for cursor in cursors:
+            if left_bytes <= 0:
+                return Answer(answer.records, answer.heads, more=True)
+            page = await self._store.page(
+                cursor.owner,
+                cursor.prefix,
+                cursor.after,
+                count=PAGE_RECORDS,
+                size_bytes=left_bytes,
+            )
+            answer.records.extend(self._sent(cursor.owner, page.entries))
+            left_bytes -= sum(
+                len(entry.signed.raw) + len(entry.value or b"") for entry in page.entries
+            )
+            if page.more:
+                return Answer(answer.records, answer.heads, more=True)
+            if page.shown is not None and page.shown.at > cursor.head:
+                answer.heads.append(sent_head(cursor.owner, cursor.prefix, page.shown))
+        return answer
+
+    @staticmethod
+    def _sent(owner: bytes, entries: Sequence[Entry]) -> list[Sent]:
+        return [Sent(owner, entry.signed.raw, entry.value) for entry in entries]
+
+    async def _answer_list(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Answered:
+        del caller, parts
+        owner, prefix = take_bytes(header, "owner", size=32), take_str(header, "prefix")
+        shown, rows = await self._store.listing(owner, prefix)
+        return {}, [listing_bytes(sent_head(owner, prefix, shown), rows)]
+
+    async def _answer_records(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Answered:
+        del caller, parts
+        owner = take_bytes(header, "owner", size=32)
+        found = []
+        for path in take_texts(header, "paths", most=PAGE_RECORDS):
+            try:
+                found.append(self._store.get(owner, path).without_large())
+            except NotFound:
+                continue
+        return {}, [answer_bytes(Answer(self._sent(owner, found), [], more=False))]
+
+    async def _answer_value(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Answered:
+        del caller, parts
+        entry = self._store.get(take_bytes(header, "owner", size=32), take_str(header, "path"))
+        if entry.value is None or entry.signed.record.digest != header.get("digest"):
+            raise NotFound("that value is not here")
+        return {}, [entry.value]
+
+    # Subscriptions of this node
+
+    def subscribe(self, owner: bytes, prefix: str) -> None:
+        """Follow what an owner has under a prefix, from now on and over restarts of the peer.
+
+        Raises:
+            RateLimited: too many subscriptions.
+        """
+        if owner == self._store.owner or (owner, prefix) in self._subscribed:
+            return
+        if len(self._subscribed) >= CURSORS_MAX:
+            raise RateLimited(f"more than {CURSORS_MAX} subscriptions")
+        self._subscribed[owner, prefix] = None
+        self._plan_again()
+
+    def unsubscribe(self, owner: bytes, prefix: str) -> None:
+        """Follow it no longer; no request asks for it any more."""
+        subscription = (owner, prefix)
+        self._subscribed.pop(subscription, None)
+        self._failed.pop(subscription, None)
+        for key in [key for key in self._places if key[1] == subscription]:
+            del self._places[key]
+        self._plan_again()
+
+    def _plan_again(self) -> None:
+        """Let each request that is held be replaced by one for what is wanted now."""
+        self._plan.set()
+        self._plan = asyncio.Event()
+
+    def _wanted(self, peer: bytes) -> list[Subscription]:
+        """Return what a peer is asked for."""
+        wanted = []
+        up = [other for other, answers in self._followed.items() if answers]
+        for subscription in self._subscribed:
+            owner = subscription[0]
+            failed = self._failed.get(subscription, set())
+            if owner in up and owner not in failed:
+                sources = [owner]
+            else:
+                sources = [owner, *relays_of(owner, up, failed)]
+            if peer in sources:
+                wanted.append(subscription)
+        return wanted
+
+    async def _cursor(self, peer: bytes, subscription: Subscription) -> Cursor:
+        place = self._places.get((peer, subscription))
+        if place is None:
+            proven = await self._store.cursor(*subscription)
+            place = self._places[peer, subscription] = _Place(proven, (proven, 0))
+        return Cursor(*subscription, place.after, place.head)
+
+    async def follow(self, peer: bytes) -> None:
+        """Ask a peer for what is subscribed to, until cancelled."""
+        assert peer not in self._followed, "one task follows a peer"
+        self._followed[peer] = True
+        self._plan_again()
+        try:
+            while True:
+                plan = self._plan
+                wanted = self._wanted(peer)
+                if not wanted:
+                    await plan.wait()
+                    continue
+                try:
+                    brought = await self._ask(peer, wanted, plan)
+                    answers = True
+                except XscError as fault:
+                    answers = brought = False
+                    if not isinstance(fault, UnavailableError):
+                        self._blame(peer, fault)
+                if answers != self._followed[peer]:
+                    self._followed[peer] = answers
+                    self._plan_again()
+                if not answers or not brought:
+                    await self._clock.sleep_ms(RETRY_MS)
+        finally:
+            del self._followed[peer]
+            self._plan_again()
+
+    async def _ask(self, peer: bytes, wanted: Sequence[Subscription], plan: asyncio.Event) -> bool:
+        """Hold one request at a peer, and store what it answers; give up for another plan.
+
+        Returns False where the peer answered before the time, and with nothing new: asking at
+        once again would let it keep this node busy.
+        """
+        asked_ms = self._clock.monotonic_ms()
+        cursors = [await self._cursor(peer, subscription) for subscription in wanted]
+        asked = asyncio.create_task(
+            self._caller.call(
+                peer,
+                "space.next",
+                {"cursors": [cursor.to_value() for cursor in cursors]},
+                timeout_ms=HELD_REQUEST_MS_MAX + RETRY_MS,
+            )
+        )
+        changed = asyncio.create_task(plan.wait())
+        try:
+            await asyncio.wait((asked, changed), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                return True
+            reply = await asked
+        finally:
+            asked.cancel()
+            changed.cancel()
+        answer = read_answer(bytes(_body(reply.parts)))
+        new = await self._store_records(peer, answer.records, wanted)
+        for head in answer.heads:
+            if (head.owner, head.prefix) not in wanted:
+                raise RecordInvalid("a head that was not asked for")
+            new += await self._store_head(peer, head)
+        return new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+
+    async def _store_records(
+        self, peer: bytes, records: Sequence[Sent], wanted: Sequence[Subscription]
+    ) -> int:
+        """Verify and store records, note how far the peer has told, and return how many are new.
+
+        Raises:
+            XscError: the first that was refused, after all others were stored.
+        """
+        new = 0
+        refused: list[XscError] = []
+        by_owner: dict[bytes, list[tuple[Signed[SpaceRecord], bytes | None]]] = {}
+        for sent in records:
+            signed = open_record(
+                sent.raw, owner=sent.owner, network=self._network, now_ms=self._clock.now_ms()
+            )
+            if not any(
+                owner == sent.owner and is_under(signed.record.path, prefix)
+                for owner, prefix in wanted
+            ):
+                raise RecordInvalid("a record that was not asked for")
+            by_owner.setdefault(sent.owner, []).append((signed, sent.value))
+        for owner, offered in by_owner.items():
+            taken = await self._space.take(owner, offered)
+            new += len(taken.paths)
+            refused += taken.refused
+            for subscription in wanted:
+                place = self._places.get((peer, subscription))
+                if subscription[0] == owner and place is not None:
+                    told = [
+                        signed.record.sequence
+                        for signed, _ in offered
+                        if is_under(signed.record.path, subscription[1])
+                    ]
+                    place.after = max(place.after, *told) if told else place.after
+        if refused:
+            raise refused[0]
+        return new
+
+    async def _store_head(self, peer: bytes, sent: SentHead) -> bool:
+        """Verify a head, let the cursor advance if it is proven, and say whether it is new."""
+        subscription = (sent.owner, sent.prefix)
+        head = self._open(sent)
+        place = self._places.get((peer, subscription))
+        if place is None:
+            return False  # unsubscribed meanwhile
+        earlier, place.head = place.head, (head.record.sequence, head.record.written_ms)
+        if not await self._prove(head, sent) and not await self._repair(peer, subscription):
+            self._failed.setdefault(subscription, set()).add(peer)
+            place.after = await self._store.cursor(*subscription)
+            self._plan_again()
+            return False
+        self._failed.pop(subscription, None)
+        self._news(sent.owner)
+        return place.head > earlier
+
+    def _open(self, sent: SentHead) -> Signed[SpaceHead]:
+        head = open_head(
+            sent.raw, owner=sent.owner, network=self._network, now_ms=self._clock.now_ms()
+        )
+        seen_ms = self.seen_ms.get(sent.owner, 0)
+        self.seen_ms[sent.owner] = max(seen_ms, head.record.written_ms)
+        return head
+
+    async def _prove(self, head: Signed[SpaceHead], sent: SentHead) -> bool:
+        if await self._store.cursor(sent.owner, sent.prefix) > head.record.sequence:
+            return True  # another replica was faster
+        return await self._store.prove(sent.owner, sent.prefix, head, sent.proof, sent.before)
+
+    async def _repair(self, peer: bytes, subscription: Subscription) -> bool:
+        """Come to hold what a listing of a peer proves; say whether that was possible."""
+        owner, prefix = subscription
+        try:
+            reply = await self._caller.call(peer, "space.list", {"owner": owner, "prefix": prefix})
+        except NotFound:
+            return False  # it has lost its proof meanwhile
+        sent, rows = read_listing(bytes(_body(reply.parts)))
+        if (sent.owner, sent.prefix) != subscription:
+            raise RecordInvalid("a listing that was not asked for")
+        head = self._open(sent)
+        missing = await self._store.repair(owner, prefix, head, sent.proof, rows)
+        for start in range(0, len(missing), PAGE_RECORDS):
+            paths: list[Value] = [*missing[start : start + PAGE_RECORDS]]
+            reply = await self._caller.call(peer, "space.records", {"owner": owner, "paths": paths})
+            answer = read_answer(bytes(_body(reply.parts)))
+            await self._store_records(peer, answer.records, [subscription])
+        return await self._prove(head, sent)
+
+    async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
+        """Return the value of a record here, fetched from a peer where it is not here yet.
+
+        Raises:
+            NotFound: no record is at the path, here or there.
+            RecordInvalid: the peer gave another value.
+        """
+        entry = self._store.get(owner, path)
+        if entry.value is not None:
+            return entry.value
+        record = entry.signed.record
+        asked: dict[str, Value] = {"owner": owner, "path": path, "digest": record.digest}
+        reply = await self._caller.call(peer, "space.value", asked)
+        value = check_value(record, bytes(_body(reply.parts)))
+        await self._store.keep_value(owner, path, value)
+        return value
+
+
+def _body(parts: Sequence[memoryview]) -> memoryview:
+    """Return the one body of an answer.
+
+    Raises:
+        RecordInvalid: there is another number of them, or it is too long.
+    """
+    if len(parts) != 1 or len(parts[0]) > ANSWER_BYTES_MAX:
+        raise RecordInvalid("an answer of a replica has one body")
+    return parts[0]
