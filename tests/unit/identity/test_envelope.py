@@ -115,6 +115,12 @@ def test_what_was_signed_is_opened(alice, network):
     assert kind_of(signed.raw) == "note"
 
 
+def test_a_record_is_never_made_in_another_version():
+    for version in (0, 2):
+        with pytest.raises(ValidationError, match="known here is 1"):
+            Note(text="", v=version)
+
+
 def test_what_is_signed_together_opens_alone(alice, network):
     notes = [NOTE.model_copy(update={"count": number}) for number in range(5)]
     for note, signed in zip(notes, sign_jointly(notes, alice, network), strict=True):

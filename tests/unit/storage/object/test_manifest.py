@@ -95,6 +95,13 @@ def test_too_short_to_be_a_manifest_is_refused(size):
         open_manifest(raw, ReadCapability(b"s" * 32, hash_of(raw)).verify)
 
 
+def test_another_manifest_under_the_same_key_is_refused():
+    _, capability = sealed_with(make(5000))
+    other, _ = sealed_with(make(5001))
+    with pytest.raises(RecordInvalid, match="not the manifest that the capability stands for"):
+        open_manifest(other, capability.verify)
+
+
 def test_another_secret_does_not_open():
     sealed, capability = sealed_with(make(5000))
     with pytest.raises(RecordInvalid):
