@@ -113,6 +113,7 @@ def test_what_was_signed_is_opened(alice, network):
     assert open_signed(signed.raw, Note, network=network, author=alice.node_id) == signed
     assert open_signed(signed.raw, Note, network=None).record == NOTE
     assert kind_of(signed.raw) == "note"
+    assert author_of(signed.raw) == alice.node_id
 
 
 def test_a_record_is_never_made_in_another_version():
