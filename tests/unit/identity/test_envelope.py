@@ -19,6 +19,7 @@ from xsc.identity.envelope import (
     Record,
     author_of,
     kind_of,
+    open_body,
     open_signed,
     read_claimed,
     sign,
@@ -114,6 +115,8 @@ def test_what_was_signed_is_opened(alice, network):
     assert open_signed(signed.raw, Note, network=None).record == NOTE
     assert kind_of(signed.raw) == "note"
     assert author_of(signed.raw) == alice.node_id
+    body = open_body(signed.raw, "note", network=network, author=alice.node_id)
+    assert body == NOTE.to_bytes()
 
 
 def test_a_record_is_never_made_in_another_version():

@@ -97,6 +97,28 @@ def test_what_stays_stays_and_nobody_holds_more_than_it_may():
     assert plan_around(hosts[:1], ((0, 6),), 6, 2, Survival()) == (6,)
 
 
+def test_what_stays_counts_for_its_site_and_its_owner():
+    hosts = tuple(at("a", "a", "b", "c"))
+    bounds = ((2, 2), (0, 6), (0, 6), (0, 6))
+    assert plan_around(hosts, bounds, 6, 2, Survival(0, 1)) == (2, 0, 2, 2)
+    bounds = ((3, 3), (0, 6), (0, 6), (0, 6))
+    assert plan_around(hosts, bounds, 6, 2, Survival(0, 1)) is None
+    assert plan_around(hosts, bounds, 6, 3, Survival(0, 1)) == (3, 0, 2, 1)
+    owned = tuple(Host(host.node, "", host.site) for host in hosts)
+    assert plan_around(owned, bounds, 6, 2, Survival(0, 0, 1)) is None
+    bounds = ((2, 2), (0, 6), (0, 6), (0, 6))
+    assert plan_around(owned, bounds, 6, 2, Survival(0, 0, 1)) == (2, 0, 2, 2)
+
+
+def test_nodes_of_one_introducer_give_way_to_others():
+    hosts = [Host(bytes([n]), "", "", name) for n, name in enumerate("xxxxyzuv")]
+    asked = Survival(2, 0, 0, 1)
+    columns = plan(hosts, 6, 2, asked)
+    assert survival([hosts[node[0]] for node in columns], 2).meets(asked)
+    assert sum(node[0] < 4 for node in columns) == 2
+    assert plan(hosts[:6], 6, 2, asked) is None
+
+
 def test_codes_up_to_a_width_are_planned():
     hosts = tuple(at("a", "b"))
     m = PLANNED_PARITY_MAX
