@@ -7,7 +7,17 @@ from tests.strategies import vectors
 from tests.unit.storage.world import content
 from xsc.base.errors import ArgumentInvalid, ShardsInsufficient
 from xsc.base.merkle import root_of
-from xsc.storage.object.erasure import ZFEC, Code, cut, decode, decode_rows, encode
+from xsc.storage.object.erasure import (
+    COLUMN_MAX,
+    GENERATION_MAX,
+    SEGMENT_MAX,
+    ZFEC,
+    Code,
+    cut,
+    decode,
+    decode_rows,
+    encode,
+)
 
 MIB = 2**20
 SIZES = [0, 1, 3, 4, 5, 4096, 4097, 100 * 1024]
@@ -156,6 +166,13 @@ def test_generations_have_bounds():
     for generation in (-1, 2**32):
         with pytest.raises(ArgumentInvalid):
             Code(4, 2, generation)
+
+
+@pytest.mark.parametrize(("most", "size"), [(SEGMENT_MAX, 4), (GENERATION_MAX, 4), (COLUMN_MAX, 1)])
+def test_the_numbers_of_a_shard_fill_their_bytes(most, size):
+    assert most.to_bytes(size, "big") == b"\xff" * size
+    with pytest.raises(OverflowError):
+        (most + 1).to_bytes(size, "big")
 
 
 def test_cut_names_columns_and_roots():
