@@ -17,7 +17,7 @@ LIMITS = Limits(fuel=100_000_000)
 
 
 async def deploy(world, greeting="Hello", on=1):
-    return await world.nodes[0].services.deploy(
+    return await world.nodes[0].services.owner.deploy(
         wasm("greet"),
         "greet",
         environment={"GREETING": greeting},
@@ -29,13 +29,14 @@ async def deploy(world, greeting="Hello", on=1):
 
 async def ask(world, at=1):
     request = Request("GET", "/fn/x/greet", "", "", "", [])
-    served = await world.nodes[at].services.answer(world.nodes[0].key.node_id, "greet", request)
+    owner = world.nodes[0].key.node_id
+    served = await world.nodes[at].services.holder.answer(owner, "greet", request)
     return served.answer.response
 
 
 def rows(world):
-    service = world.nodes[0].services._services[world.nodes[0].key.node_id, "greet"]
-    return world.nodes[0].services._store.rows(service.key, most=10_000, size_max=2**40)
+    service = world.nodes[0].services.registry.get((world.nodes[0].key.node_id, "greet"))
+    return world.nodes[0].services.registry.store.rows(service.key, most=10_000, size_max=2**40)
 
 
 def leases(world, index, role):
@@ -111,10 +112,10 @@ def test_a_holder_that_crashed_holds_it_again_without_being_asked():
         await world.clock.sleep_ms(20_000)
         assert world.nodes[0].services.views()[0].fault
         await world.restart(1)
-        world.nodes[1].services.url = "http://127.0.0.1:8080"
+        world.nodes[1].services.registry.url = "http://127.0.0.1:8080"
         await world.until(lambda: world.nodes[0].services.views()[0].fault == "")
         assert (await ask(world)).body.startswith(b"Two")
-        await world.nodes[0].services.rollback("greet")
+        await world.nodes[0].services.owner.rollback("greet")
         assert (await ask(world)).body.startswith(b"One")
 
     run(4, 2, play, SERVING)
@@ -125,8 +126,8 @@ def test_where_nobody_listens_nothing_of_others_is_held():
         with pytest.raises(NotAllowed):
             await deploy(world)
         # At the own node it can wait for a listener.
-        view = await deploy(world, on=0)
-        assert view.state == "off"
+        entry = await deploy(world, on=0)
+        assert world.nodes[0].services.view(entry).state == "off"
         assert (await ask(world, at=0)).status == 200
 
     run(5, 2, play)

@@ -26,7 +26,7 @@ from xsc.base.limits import (
     SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
-from xsc.compute.deployments.service import Services
+from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.jobs.evidence import EvidenceBook
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
@@ -346,18 +346,12 @@ class Node:
         )
         self.modules = Modules()
         self.job_inputs = JobInputs(self.storage, executor)
-        self.services = Services(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
-            caller=attended,
+        self.services = DeploymentService(
+            attending,
             leases=providers,
             book=self.market.granted,
             sandbox=parts.sandbox,
             state=parts.state,
-            log=log,
             serving=bool(config.services_listen),
             compile_ms=config.compile_limit_ms,
         )

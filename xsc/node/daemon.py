@@ -205,7 +205,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         prover.port = listening.sockets[0].getsockname()[1]
         api_url = f"http://{host}:{prover.port}"
         if config.services_listen:
-            node.services.url = await _listen_for_services(services, config)
+            node.services.registry.url = await _listen_for_services(services, config)
         peer_url = node.peer_url
         node.api_url = api_url
         homes.remember_port(home.path, peer_url)
@@ -213,8 +213,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         for line in banner(node):
             flags_say(line)
         flags_say(f"API at {api_url}, token in {home.path / 'api.token'}")
-        if node.services.url:
-            flags_say(f"services at {node.services.url}/fn/OWNER/NAME")
+        if node.services.registry.url:
+            flags_say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
         told = asyncio.ensure_future(ended.wait())
         await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

@@ -345,3 +345,9 @@ def check_module_size(size_bytes: int) -> None:
     """
     if size_bytes > MODULE_BYTES_MAX:
         raise TooLarge(f"a module is bounded to {MODULE_BYTES_MAX} bytes")
+
+
+def is_same_version(a: Deployment, b: Deployment) -> bool:
+    """Say whether two deployments are the same version: all fields but the time of signing."""
+    moment = {"generation": 1, "created_ms": 0}
+    return a.model_copy(update=moment) == b.model_copy(update=moment)

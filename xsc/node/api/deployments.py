@@ -34,8 +34,8 @@ from xsc.base.limits import (
     SMALL_BODY_BYTES_MAX,
     STDIN_BYTES_MAX,
 )
+from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import Answer, fault_answer
-from xsc.compute.deployments.service import Served
 from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.flow import Flow
@@ -185,7 +185,7 @@ class ServiceListener:
             if not self._under_way[source]:
                 del self._under_way[source]
 
-        return await self._node.services.answer(owner, name, asked, done=done)
+        return await self._node.services.holder.answer(owner, name, asked, done=done)
 
     def _asked(self, request: web.BaseRequest) -> tuple[bytes, str, Request]:
         """Return owner, name and request.
@@ -209,7 +209,7 @@ class ServiceListener:
         except ArgumentInvalid as fault:
             raise _Refused(fault_answer(404, f"{fault.message}: {fault.hint}")) from None
         name = parts[3]
-        if not self._node.services.holds(owner, name):
+        if not self._node.services.holder.holds(owner, name):
             raise _Refused(fault_answer(404, "there is no such service here"))
         if request.method not in METHODS:
             answer = fault_answer(405, f"a service takes {', '.join(METHODS)}")

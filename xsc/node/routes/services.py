@@ -13,7 +13,7 @@ from aiohttp import web
 from xsc.api.schema import DeployRequest, RollbackRequest, Service, ServiceRequest
 from xsc.base.ids import to_text
 from xsc.base.limits import SERVICE_LOG_ROWS_MAX
-from xsc.compute.deployments.service import WAIT_MS_MAX, View
+from xsc.compute.deployments.service import WAIT_MS_MAX, ServiceView
 from xsc.compute.deployments.store import Row
 from xsc.node.api.app import read_body, reply, whole_number
 from xsc.node.api.framing import ended, exactly, head
@@ -48,7 +48,7 @@ def _row(row: Row) -> ServiceRequest:
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the service endpoints of a node."""
 
-    def document(view: View) -> Service:
+    def document(view: ServiceView) -> Service:
         return Service.model_validate(
             {
                 "name": view.name,
@@ -78,7 +78,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         asked = await head(request, DeployRequest)
         module = await exactly(request, asked.module_bytes, "the module")
         await ended(request)
-        view = await node.services.deploy(
+        entry = await node.services.owner.deploy(
             await module_of(name_of(asked.module, module), module),
             asked.name,
             version=asked.version,
@@ -87,19 +87,19 @@ def routes(node: Node) -> list[web.RouteDef]:
             concurrency=asked.concurrency,
             on=None if asked.on is None else node.find(asked.on),
         )
-        return reply(document(view), status=201)
+        return reply(document(node.services.view(entry)), status=201)
 
     async def listed(_: web.Request) -> web.Response:
         return reply({"services": [document(view).model_dump() for view in node.services.views()]})
 
     async def rollback(request: web.Request) -> web.Response:
         asked = await read_body(request, RollbackRequest)
-        view = await node.services.rollback(request.match_info["name"], asked.to)
-        return reply(document(view))
+        entry = await node.services.owner.rollback(request.match_info["name"], asked.to)
+        return reply(document(node.services.view(entry)))
 
     async def undeploy(request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        return reply({"name": name, "warning": await node.services.undeploy(name)})
+        return reply({"name": name, "warning": await node.services.owner.undeploy(name)})
 
     async def log(request: web.Request) -> web.Response:
         rows = await node.services.log_rows(

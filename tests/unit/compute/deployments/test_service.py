@@ -48,15 +48,17 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
-from xsc.compute.deployments import service as services_module
+from xsc.compute.deployments import holder as holder_module
+from xsc.compute.deployments import registry as registry_module
 from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
-from xsc.compute.deployments.service import Services
+from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.deployments.store import Row
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -126,21 +128,23 @@ class Node:
         self.key = KeyPair(name * 32)
         self.market = ServiceMarket()
         self.disk = disk or Disk()
-        self.services = Services(
-            key=self.key,
-            network=network,
-            clock=clock,
-            entropy=SeededEntropy(name + bytes([len(wire.services)])),
-            executor=InlineExecutor(),
-            caller=wire.caller(self.key.node_id),
+        self.services = DeploymentService(
+            Context(
+                self.key,
+                network,
+                clock,
+                SeededEntropy(name + bytes([len(wire.services)])),
+                InlineExecutor(),
+                wire.caller(self.key.node_id),
+                SilentLog(),
+            ),
             leases=self.market,
             book=self.market,
             sandbox=sandbox,
             state=self.disk,
-            log=SilentLog(),
             serving=serving,
         )
-        self.services.url = "http://127.0.0.1:1"
+        self.services.registry.url = "http://127.0.0.1:1"
         wire.services[self.key.node_id] = self.services
 
     @property
@@ -150,15 +154,14 @@ class Node:
     async def deploy(self, name="greet", module="greet", **how):
         how = {"limits": LIMITS, "concurrency": 4, **how}
         code = module if isinstance(module, bytes) else wasm(module)
-        return await self.services.deploy(code, name, **how)
+        return self.services.view(await self.services.owner.deploy(code, name, **how))
 
     async def ask(self, owner=None, name="greet", **how):
         told = {"done": how.pop("done")} if "done" in how else {}
-        return await self.services.answer((owner or self).id, name, asked(**how), **told)
+        return await self.services.holder.answer((owner or self).id, name, asked(**how), **told)
 
     async def look_after(self):
-        for service in self.services._placed():
-            await self.services._look_after(service)
+        await self.services.owner.look_after_all()
 
     async def rows(self, name="greet", **how):
         how = {"after": None, "most": 100_000, **how}
@@ -187,7 +190,7 @@ class World:
     async def again(self, node, name):
         """Start a node anew on what it kept."""
         made = self.make(name, node.disk)
-        made.market = made.services._leases = made.services._book = node.market
+        made.market = made.services.owner._leases = made.services.holder._book = node.market
         await made.services.start()
         return made
 
@@ -233,7 +236,7 @@ async def test_what_is_not_there_is_404(world):
     assert served.answer.response.status == 404
     await world.owner.deploy(on=world.holder.id)
     assert (await world.owner.ask()).answer.response.status == 404
-    assert not world.owner.services.holds(world.owner.id, "greet")
+    assert not world.owner.services.holder.holds(world.owner.id, "greet")
 
 
 @pytest.mark.parametrize(
@@ -325,23 +328,26 @@ async def test_a_new_version_answers_and_the_old_one_can_be_gone_back_to(world):
     view = await owner.deploy(environment={"GREETING": "Two"})
     assert (view.version, view.versions) == ("2", ("2", "1"))
     assert body(await owner.ask()).startswith(b"Two")
-    assert (await owner.services.rollback("greet")).version == "1"
+    assert owner.services.view(await owner.services.owner.rollback("greet")).version == "1"
     assert body(await owner.ask()).startswith(b"One")
-    assert (await owner.services.rollback("greet")).version == "2"
-    assert (await owner.services.rollback("greet", "1")).versions == ("1", "2")
+    assert owner.services.view(await owner.services.owner.rollback("greet")).version == "2"
+    assert owner.services.view(await owner.services.owner.rollback("greet", "1")).versions == (
+        "1",
+        "2",
+    )
     assert [row.version for row in await owner.rows()] == ["2", "1"]
 
 
 async def test_going_back_to_what_is_not_there_is_refused(world):
     await world.owner.deploy()
     with pytest.raises(NotFound, match="no other version"):
-        await world.owner.services.rollback("greet")
+        await world.owner.services.owner.rollback("greet")
     with pytest.raises(NotFound, match="no version 'x'") as caught:
-        await world.owner.services.rollback("greet", "x")
+        await world.owner.services.owner.rollback("greet", "x")
     assert caught.value.hint == "it has 1"
     with pytest.raises(ArgumentInvalid, match="active"):
-        await world.owner.services.rollback("greet", "1")
-    for call in (world.owner.services.rollback, world.owner.services.undeploy):
+        await world.owner.services.owner.rollback("greet", "1")
+    for call in (world.owner.services.owner.rollback, world.owner.services.owner.undeploy):
         with pytest.raises(NotFound, match="no service 'nothing'"):
             await call("nothing")
 
@@ -355,7 +361,7 @@ async def test_requests_that_run_end_with_the_version_that_they_began_with(world
     await owner.deploy(environment={"GREETING": "Two"})
     second = asyncio.create_task(owner.ask())
     await until(lambda: len(held.jobs) == 2)
-    await owner.services.rollback("greet")
+    await owner.services.owner.rollback("greet")
     third = asyncio.create_task(owner.ask())
     await until(lambda: len(held.jobs) == 3)
     for end in held.ends:
@@ -381,13 +387,13 @@ async def test_old_versions_and_their_modules_go(world):
     view = world.owner.services.views()[0]
     assert len(view.versions) == SERVICE_VERSIONS_KEPT
     assert view.versions[0] == view.version == str(SERVICE_VERSIONS_KEPT + 3)
-    store = world.owner.services._store
+    store = world.owner.services.registry.store
     assert len(store.deployments()) == SERVICE_VERSIONS_KEPT
     await world.owner.deploy("other", "mirror")
     assert len(store.modules()) == 2
-    await world.owner.services.undeploy("greet")
+    await world.owner.services.owner.undeploy("greet")
     assert len(store.modules()) == 1
-    await world.owner.services.undeploy("other")
+    await world.owner.services.owner.undeploy("other")
     assert list(world.owner.disk.scan(b"services/")) == []
 
 
@@ -432,7 +438,7 @@ async def test_a_node_holds_so_many_services_and_bytes(world, monkeypatch):
     with pytest.raises(SpaceExhausted, match="services already"):
         await world.owner.deploy("one-more")
     await world.owner.deploy("s0", environment={"A": "b"})
-    monkeypatch.setattr(services_module, "SERVICE_MODULES_BYTES_MAX", len(wasm("greet")) + 9)
+    monkeypatch.setattr(registry_module, "SERVICE_MODULES_BYTES_MAX", len(wasm("greet")) + 9)
     with pytest.raises(SpaceExhausted, match="modules"):
         await world.owner.deploy("s0", "mirror")
 
@@ -517,7 +523,7 @@ async def test_a_head_that_no_program_takes_is_refused(world):
 
 
 async def test_the_log_keeps_so_many_rows_and_follows(world, monkeypatch):
-    monkeypatch.setattr(services_module, "SERVICE_LOG_ROWS_MAX", 32)
+    monkeypatch.setattr(registry_module, "SERVICE_LOG_ROWS_MAX", 32)
     await world.owner.deploy()
     seen = []
     for _ in range(100):
@@ -557,7 +563,7 @@ async def test_who_follows_a_service_that_goes_is_told(world):
     await world.owner.deploy()
     follows = asyncio.create_task(world.owner.rows(after=0, wait_ms=10_000))
     await asyncio.sleep(0)
-    await world.owner.services.undeploy("greet")
+    await world.owner.services.owner.undeploy("greet")
     assert await follows == []
     with pytest.raises(NotFound):
         await world.owner.rows()
@@ -566,7 +572,7 @@ async def test_who_follows_a_service_that_goes_is_told(world):
 async def test_everything_outlives_a_restart(world):
     await world.owner.deploy(environment={"GREETING": "One"})
     await world.owner.deploy(environment={"GREETING": "Two"})
-    await world.owner.services.rollback("greet")
+    await world.owner.services.owner.rollback("greet")
     await world.owner.ask()
     before = await world.owner.rows()
     again = await world.again(world.owner, b"o")
@@ -585,7 +591,7 @@ async def test_damage_is_found(world, table):
 
     async def read():
         again = await world.again(world.owner, b"o")
-        await again.services._module(next(iter(again.services._sizes)))
+        await again.services.registry.module(next(iter(again.services.registry._sizes)))
 
     with pytest.raises(StoreDamaged):
         await read()
@@ -638,7 +644,7 @@ async def test_a_peer_goes_back_to_a_version_too(world):
     await world.owner.deploy(on=world.holder.id, environment={"GREETING": "One"})
     await world.owner.deploy(on=world.holder.id, environment={"GREETING": "Two"})
     assert body(await world.holder.ask(world.owner)).startswith(b"Two")
-    await world.owner.services.rollback("greet")
+    await world.owner.services.owner.rollback("greet")
     assert body(await world.holder.ask(world.owner)).startswith(b"One")
 
 
@@ -649,7 +655,7 @@ async def test_a_name_is_at_one_node(world):
 
 
 async def test_pages_of_receipts_are_fetched_to_the_end(world, monkeypatch):
-    monkeypatch.setattr(services_module, "SERVICE_PAGE_ROWS_MAX", 2)
+    monkeypatch.setattr(holder_module, "SERVICE_PAGE_ROWS_MAX", 2)
     await world.owner.deploy(on=world.holder.id)
     for _ in range(5):
         await world.holder.ask(world.owner)
@@ -679,7 +685,7 @@ async def test_numbers_grow_also_where_the_holder_starts_again_with_another_time
     await world.owner.look_after()
     await world.owner.look_after()
     holder = await world.again(world.holder, b"h")
-    assert holder.services._services[world.owner.id, "greet"].last == 0
+    assert holder.services.registry.get((world.owner.id, "greet")).last == 0
     world.clock._now_ms -= 1_000_000
     await world.owner.look_after()
     await holder.ask(world.owner)
@@ -709,15 +715,15 @@ async def test_a_lease_that_ends_is_followed_by_another(world):
     await world.owner.look_after()
     world.owner.market.leases.insert(0, Lease(world.holder.id, b"\2" * 32))
     await world.owner.look_after()
-    assert world.holder.services._services[world.owner.id, "greet"].lease_id == b"\1" * 32
+    assert world.holder.services.registry.get((world.owner.id, "greet")).lease_id == b"\1" * 32
     world.holder.market.end = world.clock.now_ms() + 4_000
     await world.owner.look_after()  # hears that it ends
     await world.owner.look_after()
-    assert world.holder.services._services[world.owner.id, "greet"].lease_id == b"\2" * 32
+    assert world.holder.services.registry.get((world.owner.id, "greet")).lease_id == b"\2" * 32
 
 
 async def test_an_owner_that_fetches_nothing_is_served_no_more(world, monkeypatch):
-    monkeypatch.setattr(services_module, "SERVICE_UNPAID_ROWS_MAX", 3)
+    monkeypatch.setattr(holder_module, "SERVICE_UNPAID_ROWS_MAX", 3)
     await world.owner.deploy(on=world.holder.id)
     statuses = [(await world.holder.ask(world.owner)).answer.response.status for _ in range(5)]
     assert statuses == [200, 200, 200, 503, 503]
@@ -730,17 +736,17 @@ async def test_a_service_whose_owner_says_nothing_is_dropped(world):
     await world.owner.deploy(on=world.holder.id)
     await world.holder.deploy("mine")
     world.clock.advance_to(world.clock.now_ms() + SERVICE_UNPAID_KEPT_MS)
-    await world.holder.services._drop_silent()
+    await world.holder.services.holder.drop_silent()
     assert len(world.holder.services.views()) == 2
     world.clock.advance_to(world.clock.now_ms() + SERVICE_COLLECT_MS)
-    await world.holder.services._drop_silent()
+    await world.holder.services.holder.drop_silent()
     assert [view.name for view in world.holder.services.views()] == ["mine"]
 
 
 async def test_undeploying_tells_the_holder_and_pays_the_last(world):
     await world.owner.deploy(on=world.holder.id)
     await world.holder.ask(world.owner)
-    assert await world.owner.services.undeploy("greet") == ""
+    assert await world.owner.services.owner.undeploy("greet") == ""
     assert len(world.owner.market.spending) == 1
     assert world.holder.services.views() == []
     for node in (world.owner, world.holder):
@@ -750,7 +756,7 @@ async def test_undeploying_tells_the_holder_and_pays_the_last(world):
 async def test_undeploying_does_not_wait_for_a_silent_holder(world):
     await world.owner.deploy(on=world.holder.id)
     world.wire.silent.add(world.holder.id)
-    warning = await world.owner.services.undeploy("greet")
+    warning = await world.owner.services.owner.undeploy("greet")
     assert "was not told" in warning
     world.wire.silent.clear()
     world.clock.advance_to(world.clock.now_ms() + 1)
@@ -764,7 +770,7 @@ async def test_what_a_removed_service_was_paid_for_is_not_paid_again_by_its_succ
     await world.holder.ask(world.owner)
     await world.owner.look_after()
     world.wire.silent.add(world.holder.id)
-    await world.owner.services.undeploy("greet")
+    await world.owner.services.owner.undeploy("greet")
     world.wire.silent.clear()
     world.clock.advance_to(world.clock.now_ms() + 1)
     await world.owner.deploy(on=world.holder.id)
@@ -781,7 +787,7 @@ async def test_a_holder_that_bills_more_than_its_lease_has_room_for_is_paid_for_
     await world.owner.deploy(on=world.holder.id)
     for _ in range(3):
         await world.holder.ask(world.owner)
-    record = world.owner.services._services[world.owner.id, "greet"].active.record
+    record = world.owner.services.registry.get((world.owner.id, "greet")).active.record
     world.owner.market.room = 2 * steps_of(record, 100_000)
     await world.owner.look_after()
     assert len(world.owner.market.spending) == 2
@@ -792,7 +798,8 @@ async def test_a_holder_with_always_more_to_tell_keeps_no_other_waiting(world):
     await world.owner.deploy(on=world.holder.id)
     calls = 0
     await world.holder.ask(world.owner)
-    (row,) = world.holder.services._store.rows((world.owner.id, "greet"), most=9, size_max=10**6)
+    key = world.owner.id, "greet"
+    (row,) = world.holder.services.registry.store.rows(key, most=9, size_max=10**6)
     receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
     rows = []
     for more in range(1, 2_000):
@@ -817,11 +824,11 @@ async def test_a_holder_whose_receipt_was_refused_is_told_to_go_and_paid_no_more
     await world.owner.deploy(on=world.holder.id)
     await world.holder.ask(world.owner)
     key = world.owner.id, "greet"
-    (row,) = world.holder.services._store.rows(key, most=9, size_max=10**6)
-    world.holder.services._store.add(key, [replace(row, receipt=b"x")])
+    (row,) = world.holder.services.registry.store.rows(key, most=9, size_max=10**6)
+    world.holder.services.registry.store.add(key, [replace(row, receipt=b"x")])
     await world.owner.look_after()
-    world.holder.services._store.add(key, [row])
-    assert await world.owner.services.undeploy("greet") == ""
+    world.holder.services.registry.store.add(key, [row])
+    assert await world.owner.services.owner.undeploy("greet") == ""
     assert world.holder.services.views() == []
     assert world.owner.market.spending == []
 
@@ -829,8 +836,8 @@ async def test_a_holder_whose_receipt_was_refused_is_told_to_go_and_paid_no_more
 async def test_a_holder_that_cannot_be_paid_is_told_to_go(world):
     await world.owner.deploy(on=world.holder.id)
     world.owner.market.leases = []
-    world.owner.services._services[world.owner.id, "greet"].starved = True
-    assert "is not paid for the last requests" in await world.owner.services.undeploy("greet")
+    world.owner.services.registry.get((world.owner.id, "greet")).starved = True
+    assert "is not paid for the last requests" in await world.owner.services.owner.undeploy("greet")
     assert world.holder.services.views() == []
 
 
@@ -913,7 +920,7 @@ async def test_an_older_deployment_changes_nothing(world):
         (),
     )  # the very same one is no news
     assert body(await world.holder.ask(world.owner)).startswith(b"Two")
-    world.holder.services._services[world.owner.id, "greet"].versions.pop("1")
+    world.holder.services.registry.get((world.owner.id, "greet")).versions.pop("1")
     with pytest.raises(RecordInvalid, match="a later deployment"):
         await handler(world.owner.id, {**old, "module": False}, [])
 
@@ -950,7 +957,7 @@ async def test_a_peer_brings_so_many_modules_and_what_is_held_is_deployed_all_th
     with pytest.raises(RateLimited, match="with deployments"):
         await bring(world.owner, 200)
     with pytest.raises(RateLimited) as refused:
-        world.holder.services._check_brought(world.owner.id)
+        world.holder.services.holder._check_brought(world.owner.id)
     assert refused.value.retry_after_s == RETRY_AFTER_S_MAX
     assert not any(header.get("module") for _, header, _ in world.wire.sent[sent:])
     await bring(world.owner, MODULES_DEPLOYED_A_PEER_MAX - 1, environment={"A": "b"})
@@ -974,7 +981,7 @@ async def test_a_peer_deploys_so_often_within_a_minute(world):
 
 async def test_the_modules_of_one_peer_take_no_room_of_others(world, monkeypatch):
     size = len(wasm("greet")) + 4
-    monkeypatch.setattr(services_module, "SERVICE_MODULES_A_PEER_BYTES_MAX", 2 * size)
+    monkeypatch.setattr(registry_module, "SERVICE_MODULES_A_PEER_BYTES_MAX", 2 * size)
     another = world.make(b"p")
     another.market.leases = [Lease(world.holder.id, b"\5" * 32)]
     modules = [wasm("greet") + b"\0\2\1" + bytes([number]) for number in range(3)]
@@ -1011,7 +1018,7 @@ async def test_the_services_of_one_peer_have_one_place_in_the_queue(world):
 
 
 async def test_receipts_that_nobody_fetches_take_so_many_bytes(world, monkeypatch):
-    monkeypatch.setattr(services_module, "SERVICE_UNPAID_BYTES_MAX", 3_500)
+    monkeypatch.setattr(holder_module, "SERVICE_UNPAID_BYTES_MAX", 3_500)
     await world.owner.deploy(on=world.holder.id, environment={"V": "v" * 1_500})
     answers = [await world.holder.ask(owner=world.owner) for _ in range(4)]
     assert [each.answer.response.status for each in answers] == [200, 200, 503, 503]
@@ -1024,7 +1031,7 @@ async def test_receipts_that_nobody_fetches_take_so_many_bytes(world, monkeypatc
     "url", ["javascript:x", "http://a b", "http://\x1b[2J", "http://" + "a" * 600, "ä", "http://ä"]
 )
 async def test_an_address_that_is_none_is_not_shown(world, url):
-    world.holder.services.url = url
+    world.holder.services.registry.url = url
     with pytest.raises(RecordInvalid):
         await world.owner.deploy(on=world.holder.id)
     assert world.owner.services.views() == []
@@ -1036,7 +1043,7 @@ async def test_an_address_that_is_none_is_not_shown(world, url):
 async def test_what_no_holder_notes_is_not_kept(world, told):
     await world.owner.deploy(on=world.holder.id)
     await world.holder.ask(owner=world.owner)
-    store = world.holder.services._store
+    store = world.holder.services.registry.store
     key = (world.owner.id, "greet")
     (row,) = store.rows(key, most=9, size_max=10**6)
     store.add(key, [replace(row, **told)])
@@ -1087,14 +1094,15 @@ RECEIPT_LIES = {
 async def test_a_receipt_that_breaks_a_rule_is_not_paid_nor_any_after_it(world, lie):
     await world.owner.deploy(on=world.holder.id)
     await world.holder.ask(world.owner)
-    (row,) = world.holder.services._store.rows((world.owner.id, "greet"), most=9, size_max=10**6)
+    name = world.owner.id, "greet"
+    (row,) = world.holder.services.registry.store.rows(name, most=9, size_max=10**6)
     receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
     changed = dict(RECEIPT_LIES[lie])
     key = changed.pop("key", world.holder.key)
     if "outcome" in changed:
         changed["outcome"] = receipt.outcome.model_copy(update=changed["outcome"])
     forged = sign(receipt.model_copy(update=changed), key, world.network)
-    world.holder.services._store.add((world.owner.id, "greet"), [replace(row, receipt=forged.raw)])
+    world.holder.services.registry.store.add(name, [replace(row, receipt=forged.raw)])
     await world.owner.look_after()
     view = world.owner.services.views()[0]
     assert "is refused, and the service no longer paid" in view.fault
@@ -1114,7 +1122,7 @@ async def test_a_receipt_under_a_lease_that_is_forgotten_is_not_paid(world):
     await world.holder.ask(world.owner)
     await world.owner.look_after()
     assert len(world.owner.market.spending) == 0
-    world.owner.services._services[world.owner.id, "greet"].starved = True
+    world.owner.services.registry.get((world.owner.id, "greet")).starved = True
     await world.owner.look_after()
     await world.holder.ask(world.owner)
     await world.owner.look_after()

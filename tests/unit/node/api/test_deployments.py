@@ -15,8 +15,8 @@ from xsc.base.limits import (
     SERVICE_REQUESTS_AN_ADDRESS_MAX,
     STDIN_BYTES_MAX,
 )
+from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import Answer
-from xsc.compute.deployments.service import Served
 from xsc.compute.deployments.wagi import Request, Response
 from xsc.net.transport.room import Room
 from xsc.node.api import deployments
@@ -29,7 +29,7 @@ class Node:
     """Holds one service, which answers with what `answer` is."""
 
     def __init__(self) -> None:
-        self.services = self
+        self.services = self.holder = self
         self.requests: list[Request] = []
         self.arrived = asyncio.Event()
         self.left = asyncio.Event()

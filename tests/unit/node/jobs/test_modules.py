@@ -112,7 +112,7 @@ def test_a_deployment_names_a_module_that_a_service_has_or_that_a_job_brought():
         assert (await deployed(node, "one", named=digest))["versions"] == ["2", "1"]
         assert (await deployed(node, "two", named=digest))["version"] == "1"
         for name in ("one", "two"):
-            await node.services.undeploy(name)
+            await node.services.owner.undeploy(name)
         with pytest.raises(ModuleUnknown):
             await deployed(node, "one", named=digest)
         # What a job brought is no program, but found.
@@ -131,15 +131,15 @@ def test_a_module_that_a_service_has_no_more_is_brought_and_written_again(value)
     async def play(world):
         node = world.nodes[0]
         await deployed(node, "one", greet)
-        state = node.services._store._state
+        state = node.services.registry.store._state
         ((key, whole),) = [item for item in state.scan(b"") if item[1] == greet]
         state.write([(key, value)], sync=True)
-        node.services._warm.clear()
+        node.services.registry._warm.clear()
         with pytest.raises(ModuleUnknown):
             await deployed(node, "one", named=digest.hex())
         await deployed(node, "one", greet)
         assert state.get(key) == whole
-        node.services._warm.clear()
+        node.services.registry._warm.clear()
         assert (await deployed(node, "two", named=digest.hex()))["version"] == "1"
 
     run(5, 1, play)

@@ -1,0 +1,341 @@
+"""The owner's side of a service: signs deployments, places them, checks receipts and pays.
+
+A deployment is held by this node or by a peer. For one at a peer the owner keeps a lease
+open, fetches its receipts, checks each, and pays what holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from xsc.base.clock import run_sized
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    ArgumentInvalid,
+    ModuleUnknown,
+    NoOffers,
+    NotFound,
+    PeerError,
+    PeerSilent,
+    ReceiptInvalid,
+    TooLarge,
+    XscError,
+)
+from xsc.base.ids import short
+from xsc.base.limits import LEASE_TIMEOUT_MS, PEER_TIMEOUT_MS, SERVICE_COLLECT_TIMEOUT_MS
+from xsc.base.merkle import Part, root_of
+from xsc.compute.deployments import rules
+from xsc.compute.deployments.pages import failures_in, open_claims, plan_payment, read_page, url_in
+from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
+from xsc.compute.deployments.store import Row, ServiceKey
+from xsc.compute.ports import ServiceLeases
+from xsc.compute.wasm.inputs import digest_of
+from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.program import read
+from xsc.compute.wasm.sandbox import Sandbox
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, sign
+from xsc.terms.deployment import Deployment
+
+_PAGES_A_TURN = 64
+"""A holder that always has more to tell keeps no other service waiting."""
+
+
+class ServiceOwner:
+    """Deploys services and pays for those at peers."""
+
+    def __init__(
+        self,
+        context: Context,
+        registry: ServiceRegistry,
+        *,
+        leases: ServiceLeases,
+        sandbox: Sandbox,
+        compile_ms: int,
+    ) -> None:
+        """`compile_ms`: how long others may compile a module for this node."""
+        self._context = context
+        self._own = context.key.node_id
+        self._executor = context.executor
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
+        self._registry = registry
+        self._leases = leases
+        self._sandbox = sandbox
+        self._place_timeout_ms = compile_ms + PEER_TIMEOUT_MS
+
+    async def deploy(
+        self,
+        module: bytes,
+        name: str,
+        *,
+        version: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        limits: Limits,
+        concurrency: int,
+        on: bytes | None = None,
+    ) -> ServiceEntry:
+        """Make a module a service, or the next version of one, from now on.
+
+        Args:
+            module: a WASI command.
+            name: of the service.
+            version: its name; the next whole number where None.
+            environment: variables beside those of each request.
+            limits: of each request.
+            concurrency: how many requests may run at once.
+            on: the node that holds it; this one where None.
+
+        Raises:
+            ArgumentInvalid: a value is malformed, the version was another module, or the
+                service is at another node.
+            ModuleInvalid, ExportUnknown: it is no WASI command.
+            SpaceExhausted: there are too many services or modules already.
+            XscError: the peer does not take it.
+        """
+        rules.check_name(name)
+        variables = rules.check_environment(environment or {})
+        rules.check_concurrency(concurrency)
+        if version is not None:
+            rules.check_version(version)
+        rules.check_module_size(len(module))
+        rules.check_program(await self._executor.run(read, module))
+        digest = await run_sized(self._executor, len(module), digest_of, module)
+        key = (self._own, name)
+        provider = self._own if on is None else on
+        async with self._registry.changing.of(key):
+            known = self._registry.get(key)
+            versions = {} if known is None else known.versions
+            if known is not None and known.active.record.provider != provider:
+                raise ArgumentInvalid(
+                    f"'{name}' is deployed at {short(known.active.record.provider)}",
+                    hint="undeploy it there first, or choose another name",
+                )
+            self._registry.check_room(key, digest, len(module))
+            now_ms = self._clock.now_ms()
+            record = Deployment(
+                owner=self._own,
+                provider=provider,
+                name=name,
+                version=version or rules.next_version(versions),
+                generation=rules.next_generation(versions.values(), now_ms),
+                module=digest,
+                environment=variables,
+                fuel_max=limits.fuel,
+                memory_bytes_max=limits.memory_bytes,
+                timeout_ms=limits.timeout_ms,
+                output_bytes_max=limits.output_bytes,
+                concurrency=concurrency,
+                created_ms=now_ms,
+            )
+            if record.version in versions and not rules.is_same_version(
+                versions[record.version].record, record
+            ):
+                raise ArgumentInvalid(
+                    f"version {record.version} of '{name}' is another deployment already",
+                    hint="choose another name for this version",
+                )
+            return await self._activate(key, record, module)
+
+    async def rollback(self, name: str, to: str | None = None) -> ServiceEntry:
+        """Go back to a version: requests that run end with the one that they began with.
+
+        Args:
+            name: of an own service.
+            to: the version; what was active before where None.
+
+        Raises:
+            NotFound: no such service or version.
+            XscError: the peer that holds it does not answer.
+        """
+        async with self._registry.changing.of((self._own, name)):
+            service = self._registry.mine(name)
+            chosen = rules.to_roll_back(name, service.versions, to).record
+            now_ms = self._clock.now_ms()
+            record = chosen.model_copy(
+                update={
+                    "generation": rules.next_generation(service.versions.values(), now_ms),
+                    "created_ms": now_ms,
+                }
+            )
+            return await self._activate(
+                service.key, record, await self._registry.module(record.module)
+            )
+
+    async def undeploy(self, name: str) -> str:
+        """Remove an own service with its versions and its log; return a warning, or nothing.
+
+        A peer that does not answer finds out by itself, because nobody pays it any more.
+
+        Raises:
+            NotFound: there is none.
+        """
+        async with self._registry.changing.of((self._own, name)):
+            service = self._registry.mine(name)
+            provider = service.active.record.provider
+            warning = ""
+            if provider != self._own:
+                warning = await self._part(service, provider)
+            await self._registry.drop(service)
+            return warning
+
+    async def _part(self, service: ServiceEntry, provider: bytes) -> str:
+        """Pay a holder for the last time and tell it to go; return a warning, or nothing."""
+        warning = ""
+        try:
+            if not service.refuted:
+                await self._collect(service)
+        except NotFound:
+            return ""  # it is gone there already
+        except PeerSilent as fault:
+            return _not_told(provider, fault)
+        except XscError as fault:
+            warning = f"{short(provider)} is not paid for the last requests: {fault.message}"
+        try:
+            await self._caller.call(
+                provider,
+                "service.undeploy",
+                {"name": service.key[1]},
+                timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
+            )
+        except NotFound:
+            pass
+        except XscError as fault:
+            return _not_told(provider, fault)
+        return warning
+
+    async def _activate(self, key: ServiceKey, record: Deployment, module: bytes) -> ServiceEntry:
+        signed = sign(record, self._context.key, self._context.network)
+        service = self._registry.get(key) or self._registry.new(key)
+        if record.provider != self._own:
+            await self._place(service, signed, module)
+        else:
+            await self._sandbox.prepare(rules.module_job(record, module))
+        await self._registry.keep(service, signed, module)
+        self._log.info("compute.service_deployed", service=record.name, version=record.version)
+        return service
+
+    async def _place(
+        self, service: ServiceEntry, signed: Signed[Deployment], module: bytes
+    ) -> None:
+        """Have a peer hold a deployment, under a lease with room for all that may run at once."""
+        record = signed.record
+        await self._take_lease(service, record)
+        header: dict[str, Value] = {
+            "deployment": signed.raw,
+            "lease_id": service.lease_id,
+            "module": False,
+        }
+        try:
+            reply = await self._caller.call(
+                record.provider, "service.deploy", header, timeout_ms=self._place_timeout_ms
+            )
+        except ModuleUnknown:
+            root = await run_sized(self._executor, len(module), root_of, module)
+            reply = await self._caller.call(
+                record.provider,
+                "service.deploy",
+                {**header, "module": True},
+                [Part(module, root)],
+                timeout_ms=self._place_timeout_ms,
+            )
+        service.url = url_in(reply.header)
+        service.fault, service.refuted, service.starved = "", False, False
+
+    async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
+        steps = rules.steps_of(record, record.fuel_max) * record.concurrency
+        lease = await self._leases.lease_compute(fuel_steps=steps, on=record.provider)
+        if lease.node != record.provider:
+            raise NoOffers("the node offers no compute")
+        service.lease_id = lease.lease_id
+        # Until the holder says how much of it is left.
+        service.lease_end_ms = self._clock.monotonic_ms() + 2 * LEASE_TIMEOUT_MS
+
+    async def look_after_all(self) -> None:
+        """Collect receipts of all services at peers, and pay them."""
+        placed = [
+            service
+            for service in self._registry.all()
+            if service.active.record.provider != self._own
+        ]
+        await asyncio.gather(*map(self._look_after, placed))
+
+    async def _look_after(self, service: ServiceEntry) -> None:
+        """Keep a service at a peer paid and its log here; what fails is tried again."""
+        try:
+            async with self._registry.changing.of(service.key):
+                if self._registry.get(service.key) is service and not service.refuted:
+                    await self._collect(service)
+        except XscError as fault:
+            if service.fault != fault.message:
+                self._log.warning(
+                    "compute.service_not_reached", service=service.key[1], reason=fault.message
+                )
+            service.fault = fault.message
+
+    async def _collect(self, service: ServiceEntry) -> None:
+        """Fetch and check receipts, pay what holds, and see to the lease; for so long at most."""
+        record = service.active.record
+        began_ms = self._clock.monotonic_ms()
+        for _ in range(_PAGES_A_TURN):
+            left_ms = service.lease_end_ms - self._clock.monotonic_ms()
+            if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
+                await self._take_lease(service, record)
+            reply = await self._caller.call(
+                record.provider,
+                "service.collect",
+                {"name": record.name, "after": service.last, "lease_id": service.lease_id},
+                timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
+            )
+            page = read_page(reply.header)
+            service.starved = page.starved
+            service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
+            service.url = page.url
+            if page.rows:
+                await self._pay(service, page.rows)
+            service.fault = ""
+            took_ms = self._clock.monotonic_ms() - began_ms
+            if not page.rows or not page.more or took_ms >= SERVICE_COLLECT_TIMEOUT_MS:
+                return
+
+    async def _pay(self, service: ServiceEntry, rows: Sequence[Row]) -> None:
+        provider = service.active.record.provider
+        try:
+            claims = await self._executor.run(
+                open_claims,
+                rows,
+                after=service.last,
+                name=service.key[1],
+                owner=self._own,
+                provider=provider,
+                network=self._context.network,
+            )
+            leases = {claim.receipt.lease_id for claim in claims}
+            terms = {lease: self._leases.price_and_room(lease, provider) for lease in leases}
+            paid = plan_payment(claims, [row.number for row in rows], terms, service.since)
+        except (PeerError, TooLarge) as fault:
+            service.refuted = True
+            raise ReceiptInvalid(
+                f"a receipt of {short(provider)} is refused, "
+                f"and the service no longer paid: {fault.message}"
+            ) from None
+        if len(paid) < len(claims):
+            count = len(claims) - len(paid)
+            self._log.warning("compute.receipts_not_paid", service=service.key[1], count=count)
+        self._registry.add(service, [claim.row for claim in paid], failures=failures_in(rows))
+        service.last = max(service.last, rows[-1].number)
+        for claim in paid:
+            lease_id = claim.receipt.lease_id
+            await self._leases.spent(lease_id, claim.steps, claim.row.amount_micro)
+        # The next call lets the holder forget these rows: row and payment must be on the disk.
+        # The row comes first: a power loss in between loses a payment and never doubles one.
+        await self._executor.run(self._registry.store.sync)
+
+
+def _not_told(provider: bytes, fault: XscError) -> str:
+    return (
+        f"{short(provider)} was not told ({fault.message}): it stops within a "
+        "minute, for nobody pays it, and drops the service after a day"
+    )

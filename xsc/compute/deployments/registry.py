@@ -1,0 +1,233 @@
+"""The services that a node owns or holds: their versions, modules and logs, in memory and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from xsc.base.bounded import Bounded
+from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
+from xsc.base.keyvalue import KeyValue
+from xsc.base.limits import (
+    SERVICE_LOG_ROWS_MAX,
+    SERVICE_MODULES_A_PEER_BYTES_MAX,
+    SERVICE_MODULES_BYTES_MAX,
+    SERVICE_MODULES_WARM_BYTES_MAX,
+    SERVICE_VERSIONS_KEPT,
+    SERVICES_MAX,
+)
+from xsc.base.turns import Turns
+from xsc.compute.deployments import rules
+from xsc.compute.deployments.gate import Gate
+from xsc.compute.deployments.store import Row, ServiceKey, ServiceStore
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed
+from xsc.terms.deployment import Deployment
+
+
+@dataclass(eq=False, slots=True)
+class ServiceEntry:
+    """One service and its state."""
+
+    key: ServiceKey
+    versions: dict[str, Signed[Deployment]]
+    since: int = 0
+    """The generation of its first version: a removed service of the same name is another one."""
+    rows: int = 0
+    last: int = 0
+    """The number of the newest row."""
+    gate: Gate = field(default_factory=Gate)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a row is added; then another event takes its place."""
+    lease_id: bytes = b""
+    """What pays for it, where owner and holder are two nodes."""
+    lease_end_ms: int = 0
+    """By the steady clock, at the owner."""
+    starved: bool = False
+    """A request found no room under the lease."""
+    heard_ms: int = 0
+    """When the owner last called, by the steady clock."""
+    url: str = ""
+    """Where the holder says that requests reach it."""
+    fault: str = ""
+    refuted: bool = False
+    """A receipt broke a rule: nothing is paid any more."""
+    requests: int = 0
+    failures: int = 0
+    refused: int = 0
+
+    @property
+    def active(self) -> Signed[Deployment]:
+        """The active deployment."""
+        return rules.active_of(self.versions.values())
+
+
+class ServiceRegistry:
+    """Finds, keeps and drops services; shared by the owner's and the holder's side."""
+
+    def __init__(self, context: Context, state: KeyValue) -> None:
+        self._own = context.key.node_id
+        self._clock = context.clock
+        self._executor = context.executor
+        self.store = ServiceStore(state, context.network)
+        self.url = ""
+        """Where requests reach this node, once it listens."""
+        self.changing: Turns[ServiceKey] = Turns()
+        """Held while one service changes: over calls to peers, hence not one lock for all."""
+        self._services: dict[ServiceKey, ServiceEntry] = {}
+        self._sizes: dict[bytes, int] = {}
+        """The size in bytes of each kept module."""
+        self._warm: Bounded[bytes, bytes] = Bounded(
+            size_max=SERVICE_MODULES_WARM_BYTES_MAX, size_of=len
+        )
+        self._writing = asyncio.Lock()
+        """Held while it is decided which modules are written and dropped; never over a call."""
+
+    def load(self) -> None:
+        """Read what was kept.
+
+        Raises:
+            StoreDamaged: it fails its check.
+        """
+        for signed in self.store.deployments():
+            key = (signed.record.owner, signed.record.name)
+            service = self._services.get(key)
+            if service is None:
+                rows, last = self.store.numbers(key)
+                service = self._services[key] = self.new(key, rows, last)
+            service.versions[signed.record.version] = signed
+        for service in self._services.values():
+            service.since = rules.first_generation(service.versions.values())
+        self._sizes = self.store.modules()
+
+    def get(self, key: ServiceKey) -> ServiceEntry | None:
+        """Return a service, None where there is none."""
+        return self._services.get(key)
+
+    def all(self) -> list[ServiceEntry]:
+        """Return every service."""
+        return list(self._services.values())
+
+    def new(self, key: ServiceKey, rows: int = 0, last: int = 0) -> ServiceEntry:
+        """Return an entry that is not kept yet."""
+        return ServiceEntry(key, {}, rows=rows, last=last, heard_ms=self._clock.monotonic_ms())
+
+    def mine(self, name: str) -> ServiceEntry:
+        """Return an own service.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        service = self._services.get((self._own, name))
+        if service is None:
+            raise NotFound(
+                f"there is no service '{name[:80]}'", hint="`xsc compute ls` shows what there is"
+            )
+        return service
+
+    def has_module(self, digest: bytes) -> bool:
+        """Say whether a module of that SHA-256 is kept."""
+        return digest in self._sizes
+
+    def check_room(self, key: ServiceKey, digest: bytes, size_bytes: int) -> None:
+        """Return if there is room for a deployment and its module.
+
+        Raises:
+            SpaceExhausted: there are too many services or modules already.
+        """
+        if key not in self._services and len(self._services) >= SERVICES_MAX:
+            raise SpaceExhausted(f"this node holds {SERVICES_MAX} services already")
+        if key[0] != self._own:
+            self._check_peer_room(key[0], digest, size_bytes)
+        held = sum(self._sizes.values())
+        if digest not in self._sizes and held + size_bytes > SERVICE_MODULES_BYTES_MAX:
+            raise SpaceExhausted(
+                f"the modules of all services are bounded to {SERVICE_MODULES_BYTES_MAX} bytes"
+            )
+
+    def _check_peer_room(self, owner: bytes, digest: bytes, size_bytes: int) -> None:
+        mine = {
+            signed.record.module
+            for key, service in self._services.items()
+            if key[0] == owner
+            for signed in service.versions.values()
+        }
+        held = sum(self._sizes.get(module, 0) for module in mine - {digest})
+        if held + size_bytes > SERVICE_MODULES_A_PEER_BYTES_MAX:
+            raise SpaceExhausted(
+                f"the modules of your services, all their versions, are bounded to "
+                f"{SERVICE_MODULES_A_PEER_BYTES_MAX} bytes"
+            )
+
+    async def keep(self, service: ServiceEntry, signed: Signed[Deployment], module: bytes) -> None:
+        """Keep a deployment, which becomes the active one, and drop the oldest versions."""
+        record = signed.record
+        versions = {**service.versions, record.version: signed}
+        oldest = sorted(versions.values(), key=lambda each: each.record.generation)
+        dropped = [each.record.version for each in oldest[:-SERVICE_VERSIONS_KEPT]]
+        for version in dropped:
+            del versions[version]
+        async with self._writing:
+            new = None if record.module in self._sizes else module
+            await self._executor.run(self.store.keep, signed, new, dropped)
+            self._sizes[record.module] = len(module)
+            service.since = service.since or record.generation
+            service.versions = versions
+            self._services[service.key] = service
+            self._warm.put(record.module, module)
+            self._drop_modules()
+
+    async def drop(self, service: ServiceEntry) -> None:
+        """Remove a service with its versions, its log and modules that no other uses."""
+        async with self._writing:
+            if self._services.get(service.key) is not service:
+                return
+            self.store.drop(service.key, service.versions)
+            del self._services[service.key]
+            service.told.set()
+            self._drop_modules()
+
+    def _drop_modules(self) -> None:
+        used = {
+            signed.record.module
+            for service in self._services.values()
+            for signed in service.versions.values()
+        }
+        for digest in set(self._sizes) - used:
+            self.store.drop_module(digest)
+            del self._sizes[digest]
+            self._warm.pop(digest)
+
+    async def module(self, digest: bytes) -> bytes:
+        """Return a kept module.
+
+        Raises:
+            NotFound, StoreDamaged: it is gone or damaged.
+        """
+        found = self._warm.get(digest)
+        if found is None:
+            try:
+                found = await self._executor.run(self.store.module, digest)
+                if found is None:
+                    raise NotFound("the module of the service is gone", hint="deploy it again")
+            except (NotFound, StoreDamaged):
+                self._sizes.pop(digest, None)  # so the deployment that brings it again writes it
+                raise
+            self._warm.put(digest, found)
+        return found
+
+    def add(self, service: ServiceEntry, rows: Sequence[Row], *, failures: int) -> None:
+        """Add rows to the log; the oldest are dropped where there are too many."""
+        self.store.add(service.key, rows)
+        service.rows += len(rows)
+        service.requests += len(rows)
+        service.failures += failures
+        if rows:
+            service.last = rows[-1].number
+        if service.rows > SERVICE_LOG_ROWS_MAX:
+            cut = service.rows - SERVICE_LOG_ROWS_MAX + SERVICE_LOG_ROWS_MAX // 16
+            self.store.cut_oldest(service.key, cut)
+            service.rows -= cut
+        service.told.set()
+        service.told = asyncio.Event()
