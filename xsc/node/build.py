@@ -53,7 +53,7 @@ from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
 from xsc.node.tasks import Tasks
-from xsc.storage.catalogue.heads import Heads
+from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
 from xsc.storage.repair.maintained_object import RepairSettings
@@ -304,7 +304,7 @@ class Node:
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
-        self.heads = Heads(net, parts.state, self._state_commit.commit, executor, clock)
+        self.heads = DirectoryHeadStore(context, parts.state, self._state_commit.commit)
         self.directory = DirectoryKeeper(
             key=key,
             network=net,

@@ -46,13 +46,14 @@ from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import Turns, sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed
-from xsc.storage.catalogue.directory import Listed, ListedHost, pack, unpack
+from xsc.storage.catalogue.directory import DirectoryEntry, pack, unpack
 from xsc.storage.catalogue.finder import ObjectFinder
+from xsc.storage.catalogue.held import held_at, held_of
 from xsc.storage.catalogue.names import (
     HIDDEN,
     NAME_CHARS_MAX,
     PART,
-    Versions,
+    NameVersions,
     check_name,
     last_row,
     version_row,
@@ -77,7 +78,12 @@ from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import MaintainedObject, RepairResult, RepairSettings
+from xsc.storage.repair.maintained_object import (
+    MaintainedObject,
+    MaintainedObjects,
+    RepairResult,
+    RepairSettings,
+)
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.repairer import Repairer
@@ -291,13 +297,6 @@ class Retried(NamedTuple):
     """Their last hosts stayed silent until what they had was gone by itself."""
 
 
-def _held_at(listed: Listed) -> tuple[HeldAt, ...]:
-    """Return what a directory says that hosts hold, as an entry has it."""
-    return tuple(
-        HeldAt(node=at.node, lease_id=at.lease_id, size_bytes=at.size_bytes) for at in listed.held
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class StorageSettings:
     """What the operator decides about storage."""
@@ -334,7 +333,7 @@ class _Owned:
         entry = self._service.entry(ref)
         if entry is None or entry.deleting:
             return None
-        held = tuple(Held(item.node, item.lease_id, item.size_bytes) for item in entry.held)
+        held = held_of(entry.held)
         capability = parse_verify(entry.capability)
         return MaintainedObject(ref, capability, self._own, entry.placement, held)
 
@@ -359,13 +358,14 @@ class StorageService:
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         custodian_for: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
+        """Make the parts of storage. Long, because it makes one after the other."""
         self._context = context
         self._own = context.key.node_id
         self._hosts = hosts
         self._state = state
         self._commit = commit
         self._settings = settings
-        self._versions = Versions(state)
+        self._versions = NameVersions(state)
         self._turns: Turns[bytes] = Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
         self.on_change: Callable[[], None] = lambda: None
@@ -405,17 +405,9 @@ class StorageService:
             node=node,
             drain=drain,
         )
-        self._finder = finder = ObjectFinder(context, reach, self._own_placement)
+        self._finder = ObjectFinder(context, reach, self._own_placement)
         self._owned = _Owned(self, self._own)
-        self.repairer = Repairer(
-            context,
-            reach,
-            self._owned,
-            settings=settings.repair,
-            finder=finder,
-            watch=watch,
-            drain=drain,
-        )
+        self.repairer = self._repairer(self._owned, watch)
         self.assignment = CustodianAssignment(
             context,
             reach,
@@ -439,17 +431,20 @@ class StorageService:
             budget_bytes=settings.custody_bytes,
             grace_ms=grace_ms,
         )
-        self.custody_repairer = Repairer(
-            context,
-            reach,
-            self.custodian,
-            settings=settings.repair,
-            finder=finder,
-            watch=owners,
-            drain=drain,
-        )
+        self.custody_repairer = self._repairer(self.custodian, owners)
         self.uploads = Uploads(reach, state, commit)
         self.tails = Tails()
+
+    def _repairer(self, objects: MaintainedObjects, watch: NodeWatch) -> Repairer:
+        return Repairer(
+            self._context,
+            self._reach,
+            objects,
+            settings=self._settings.repair,
+            finder=self._finder,
+            watch=watch,
+            drain=self.drain,
+        )
 
     def node_changed(self) -> None:
         """Take note that a peer came up or went down, or is leaving."""
@@ -577,10 +572,7 @@ class StorageService:
             size_bytes=done.size_bytes,
             created_ms=self._context.clock.now_ms(),
             placement=done.placement,
-            held=tuple(
-                HeldAt(node=held.node, lease_id=held.lease_id, size_bytes=held.size_bytes)
-                for held in done.held
-            ),
+            held=held_at(done.held),
             deleting=False,
             version=version,
         )
@@ -670,7 +662,7 @@ class StorageService:
         self.on_change()
         return made
 
-    def directory(self) -> list[Listed]:
+    def directory(self) -> list[DirectoryEntry]:
         """Return what the directory holds of the objects stored here, oldest first."""
         rows = []
         for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
@@ -679,9 +671,9 @@ class StorageService:
                 entry.name.startswith(HIDDEN) and not entry.name.startswith(PART)
             ):
                 continue
-            held = tuple(ListedHost(at.node, at.lease_id, at.size_bytes) for at in entry.held)
+            held = held_of(entry.held)
             rows.append(
-                Listed(
+                DirectoryEntry(
                     entry.name,
                     entry.version,
                     entry.capability,
@@ -693,12 +685,12 @@ class StorageService:
         rows += self.unfound()
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
 
-    def unfound(self) -> list[Listed]:
+    def unfound(self) -> list[DirectoryEntry]:
         """Return the objects that a recovery did not find; they stay in the directory."""
         rows = self._state.scan(UNFOUND, prefix_end(UNFOUND))
         return [item for _, raw in rows for item in unpack(raw)]
 
-    async def keep_unfound(self, listed: Sequence[Listed]) -> None:
+    async def keep_unfound(self, listed: Sequence[DirectoryEntry]) -> None:
         """Keep in the directory these objects that nobody who answers has, and none of before.
 
         Their hosts may come back.
@@ -715,7 +707,7 @@ class StorageService:
                 changes.append(version_row(item.name, item.version, ref))
         await self._commit(changes)
 
-    def _unfound(self, ref: bytes) -> Listed | None:
+    def _unfound(self, ref: bytes) -> DirectoryEntry | None:
         raw = self._state.get(UNFOUND + ref)
         return None if raw is None else unpack(raw)[0]
 
@@ -740,7 +732,7 @@ class StorageService:
                 await self._commit(changes)
             self.on_change()
 
-    async def keep_versions(self, listed: Sequence[Listed]) -> None:
+    async def keep_versions(self, listed: Sequence[DirectoryEntry]) -> None:
         """Count the versions of names on from where a directory has them."""
         last: dict[str, int] = {}
         for item in listed:
@@ -748,7 +740,7 @@ class StorageService:
                 last[item.name] = max(last.get(item.name, 0), item.version)
         await self._commit([last_row(name, number) for name, number in last.items()])
 
-    async def adopt(self, listed: Listed) -> None:
+    async def adopt(self, listed: DirectoryEntry) -> None:
         """Take an object of the directory into the own list again, as its hosts have it.
 
         Raises:
@@ -756,20 +748,20 @@ class StorageService:
         """
         await self._commit(await self._adoption(listed))
 
-    async def _adoption(self, listed: Listed) -> list[tuple[bytes, bytes | None]]:
+    async def _adoption(self, listed: DirectoryEntry) -> list[tuple[bytes, bytes | None]]:
         """Return the changes that take an object of the directory into the own list."""
         read = parse_read(listed.capability)
         found = await self._finder.find(read.verify)
         located = await self._finder.search(read.verify, found)
-        held_at = [at.node for at in listed.held]
-        columns = likely_columns(located.holders, held_at, self._own)
+        hosts = [item.node for item in listed.held]
+        columns = likely_columns(located.holders, hosts, self._own)
         entry = ObjectEntry(
             name=listed.name,
             capability=listed.capability,
             size_bytes=listed.size_bytes,
             created_ms=listed.created_ms,
             placement=placement_of(located.manifest, columns),
-            held=_held_at(listed),
+            held=held_at(listed.held),
             deleting=False,
             version=listed.version,
         )
@@ -847,10 +839,7 @@ class StorageService:
             kept = entry.model_copy(
                 update={
                     "placement": entry.placement if entry.deleting else placement,
-                    "held": tuple(
-                        HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes)
-                        for item in held
-                    ),
+                    "held": held_at(held),
                 }
             )
             await self._commit([(OBJECTS + ref, kept.to_bytes())])
@@ -1159,7 +1148,7 @@ class StorageService:
         async with self._owned.turns.of(ref), self._turns.of(ref):
             return await self._rm(verify)
 
-    def _never_found(self, listed: Listed) -> ObjectEntry:
+    def _never_found(self, listed: DirectoryEntry) -> ObjectEntry:
         """Return the entry under which an object is deleted that a recovery did not find.
 
         Where its columns were placed nobody knows, and a deletion asks only who held it.
@@ -1170,7 +1159,7 @@ class StorageService:
             size_bytes=listed.size_bytes,
             created_ms=listed.created_ms,
             placement=Placement(k=1, columns=(self._own,), survive=tuple(Survival())),
-            held=_held_at(listed),
+            held=held_at(listed.held),
             deleting=False,
             version=listed.version,
         )

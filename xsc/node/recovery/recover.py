@@ -34,8 +34,8 @@ from xsc.net.peers.invitation import SCHEME
 from xsc.net.peers.registry import PeerInfo
 from xsc.node.build import Node
 from xsc.storage.catalogue.directory import (
+    DirectoryEntry,
     HeadBody,
-    Listed,
     locate_of,
     newest,
     open_body,
@@ -179,7 +179,7 @@ async def find_head(node: Node, own: bytes = b"") -> FoundHead:
     return FoundHead(raw, generation, body, tuple(asked), tuple(silent))
 
 
-async def read_directory(node: Node, body: HeadBody) -> list[Listed]:
+async def read_directory(node: Node, body: HeadBody) -> list[DirectoryEntry]:
     """Return the objects of a directory, fetched where it is an object itself.
 
     Raises:
@@ -199,12 +199,12 @@ def noted_of(body: HeadBody | None) -> Noted:
     return Noted() if body is None else open_noted(body.ledger)
 
 
-async def adopt_all(node: Node, listed: Sequence[Listed]) -> list[Listed]:
+async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[DirectoryEntry]:
     """Take all objects back; return those that nobody who answered has."""
     turn = asyncio.Semaphore(RECOVERY_PARALLEL)
-    lost: list[Listed] = []
+    lost: list[DirectoryEntry] = []
 
-    async def one(item: Listed) -> None:
+    async def one(item: DirectoryEntry) -> None:
         async with turn:
             try:
                 await node.storage.adopt(item)
@@ -216,7 +216,7 @@ async def adopt_all(node: Node, listed: Sequence[Listed]) -> list[Listed]:
     return lost
 
 
-async def recall_leases(node: Node, listed: Sequence[Listed]) -> None:
+async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
     """Learn from each peer which leases this node has there; who is silent is asked later."""
     held: dict[bytes, dict[bytes, int]] = {peer: {} for peer in node.peers.peers()}
     for item in listed:

@@ -38,7 +38,7 @@ from xsc.node.recovery.recover import (
     read_directory,
     recall_leases,
 )
-from xsc.storage.catalogue.directory import Listed
+from xsc.storage.catalogue.directory import DirectoryEntry
 from xsc.storage.object.capability import parse_read
 from xsc.storage.service import OBJECTS
 from xsc.storage.transfer import journal
@@ -278,7 +278,7 @@ def _check_silent(silent: set[bytes], without_silent: bool) -> None:
         )
 
 
-def _ref(item: Listed) -> bytes:
+def _ref(item: DirectoryEntry) -> bytes:
     return parse_read(item.capability).manifest_hash
 
 

@@ -1,10 +1,10 @@
-"""The directory of a node's objects, and its head: all that a recovery begins with.
+"""The directory of a node's objects, and its head: the data that a recovery begins with.
 
-The directory lists names, versions, capabilities and where what was confirmed
-lies. Its newest state is told by the head: a record that the owner signs and
-counts, sealed under a key of its identity, and kept whole at its peers. The head
-holds the peers and their addresses, and the directory itself or, where that is
-large, the capability of the object that holds it. The highest generation wins.
+The directory lists names, versions, capabilities, and what hosts confirmed to hold.
+Its newest state is in the head: a record with a generation number, signed by the
+owner, encrypted under a key of its identity, and stored at its peers. The head
+has the peers and their addresses, and the directory itself or, if that is large,
+the capability of the object that has it. The highest generation wins.
 docs/design/directory.md; vectors: tests/vectors/directory.json.
 """
 
@@ -31,6 +31,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
+from xsc.storage.transfer.put import Held
 
 _VERSION = 1
 _NONCE_BYTES = 12
@@ -38,42 +39,33 @@ _ENTRIES_MAX = 2**24
 
 
 class DirectoryHead(Record):
-    """Signed by the owner: this is the newest state of its directory."""
+    """Signed by the owner: the state of its directory at one generation."""
 
     KIND: ClassVar[str] = "directory_head"
 
     locate: Id32
-    """Follows from the owner's identity."""
+    """Derived from the owner's identity."""
     generation: Count
-    """Rises with every change; the highest one wins."""
+    """Grows with every change; the highest one wins."""
     sealed: bytes
     """Nonce, ciphertext and tag of a `HeadBody`."""
 
 
 @dataclass(frozen=True, slots=True)
-class ListedHost:
-    """What a host confirmed to hold of an object, under which lease."""
-
-    node: bytes
-    lease_id: bytes
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One object."""
+class DirectoryEntry:
+    """One object of a directory."""
 
     name: str
     version: int
     capability: str
     size_bytes: int
     created_ms: int
-    held: tuple[ListedHost, ...]
+    held: tuple[Held, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPeer:
-    """A peer and where it was last."""
+    """A peer and its last known addresses."""
 
     node: bytes
     name: str
@@ -84,7 +76,7 @@ class KnownPeer:
     weight_ppm: int
     """How much the owner recognises it."""
     introducer: bytes | None
-    """Who introduced it; None of a peer that an invitation made known."""
+    """The peer that introduced it; None if it came by an invitation."""
     hops: int
     confirmed: bool
     blocked: bool
@@ -92,7 +84,7 @@ class KnownPeer:
 
 @dataclass(frozen=True, slots=True)
 class HeadBody:
-    """What the head says to its owner: the peers, and the directory or where it is."""
+    """The plaintext of a head: the peers, and the directory or where it is."""
 
     written_ms: int
     peers: tuple[KnownPeer, ...]
@@ -105,11 +97,11 @@ class HeadBody:
 
 
 def locate_of(key: KeyPair) -> bytes:
-    """Return the id under which peers keep the head."""
+    """Return the id under which peers store the head."""
     return key.derive("directory/locate")
 
 
-def pack(objects: Sequence[Listed]) -> bytes:
+def pack(objects: Sequence[DirectoryEntry]) -> bytes:
     """Return the canonical bytes of a directory."""
     ids: dict[bytes, int] = {}
     rows: list[Value] = []
@@ -129,7 +121,7 @@ def pack(objects: Sequence[Listed]) -> bytes:
     return encode({"v": _VERSION, "ids": table, "objects": rows})
 
 
-def unpack(raw: bytes) -> list[Listed]:
+def unpack(raw: bytes) -> list[DirectoryEntry]:
     """Return the objects of a directory.
 
     Raises:
@@ -146,7 +138,7 @@ def _map(value: Value) -> Mapping[str, Value]:
     return value
 
 
-def _listed(row: Value, ids: Sequence[Value]) -> Listed:
+def _listed(row: Value, ids: Sequence[Value]) -> DirectoryEntry:
     match row:
         case [
             str(name),
@@ -157,11 +149,11 @@ def _listed(row: Value, ids: Sequence[Value]) -> Listed:
             list(held),
         ] if min(version, size_bytes, created_ms) >= 0:
             hosts = tuple(_host(item, ids) for item in held)
-            return Listed(name, version, capability, size_bytes, created_ms, hosts)
+            return DirectoryEntry(name, version, capability, size_bytes, created_ms, hosts)
     raise RecordInvalid("an object of the directory is of no known form")
 
 
-def _host(item: Value, ids: Sequence[Value]) -> ListedHost:
+def _host(item: Value, ids: Sequence[Value]) -> Held:
     match item:
         case [int(node), int(lease), int(size)] if (
             0 <= node < len(ids) and 0 <= lease < len(ids) and size >= 0
@@ -171,7 +163,7 @@ def _host(item: Value, ids: Sequence[Value]) -> ListedHost:
                 case (bytes(node_id), bytes(lease_id)) if (
                     len(node_id) == ID_BYTES and len(lease_id) == ID_BYTES
                 ):
-                    return ListedHost(node_id, lease_id, size)
+                    return Held(node_id, lease_id, size)
     raise RecordInvalid("a host in the directory is of no known form")
 
 
@@ -218,7 +210,7 @@ def _node(value: Value) -> bytes:
 
 
 def body_bytes(body: HeadBody) -> bytes:
-    """Return the canonical bytes of what a head seals."""
+    """Return the canonical bytes of the plaintext of a head."""
     peers: list[Value] = [_peer_value(peer) for peer in body.peers]
     removed: list[Value] = [*body.removed]
     return encode(
@@ -241,7 +233,7 @@ def _bound(generation: int) -> bytes:
 def make_head(
     body: HeadBody, generation: int, key: KeyPair, network: bytes, nonce: bytes
 ) -> Signed[DirectoryHead]:
-    """Return the signed head of a generation."""
+    """Encrypt and sign the head of a generation."""
     assert len(nonce) == _NONCE_BYTES
     secret = AESGCM(key.derive("directory/head"))
     sealed = nonce + secret.encrypt(nonce, body_bytes(body), _bound(generation))
@@ -250,10 +242,10 @@ def make_head(
 
 
 def open_head(raw: bytes, author: bytes, network: bytes) -> Signed[DirectoryHead]:
-    """Return a head that a node signed; anybody can check so much.
+    """Parse a head and verify its signature. It does not need the key that decrypts it.
 
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: it is none, or another's.
+        TooLarge, RecordInvalid, SignatureInvalid: it is no head, or not signed by `author`.
     """
     return open_signed(
         raw, DirectoryHead, network=network, author=author, size_max=DIRECTORY_HEAD_BYTES_MAX
@@ -261,7 +253,7 @@ def open_head(raw: bytes, author: bytes, network: bytes) -> Signed[DirectoryHead
 
 
 def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
-    """Return what an own head says.
+    """Decrypt an own head.
 
     Raises:
         RecordInvalid: it does not open under this identity, or breaks its form.
@@ -295,7 +287,7 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
 def newest(
     raws: Sequence[bytes], key: KeyPair, network: bytes
 ) -> tuple[Signed[DirectoryHead], HeadBody] | None:
-    """Return the head with the highest generation that is signed and opens; None where none is."""
+    """Return the valid head with the highest generation; None if none is valid."""
     best: tuple[Signed[DirectoryHead], HeadBody] | None = None
     for raw in raws:
         try:

@@ -1,19 +1,18 @@
-"""Keeps the directory heads of peers: one a peer, whole, the newest that it signed.
+"""Stores the directory heads of peers: the newest head that each peer signed.
 
     storage.head_put  -; the signed head  -> stored; where it is not, the head that is held
     storage.head_get  locate              -> found; the signed head
 
-Only the owner puts and gets its head. Kept in the state database under
-`storage/head/<owner>`, on the disk before it is confirmed. A head that is not
-stored is answered with the one that stands in its way: without that proof its
-owner does not believe that there is one.
+Only the owner puts and gets its head. The state database has it under
+`storage/head/<owner>`, synced before the answer. If a head is not newer than the
+stored one, the answer has the stored one: that proves to its owner that it exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base.clock import Clock, Executor, run_sized
+from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid
 from xsc.base.fields import take_bytes
@@ -30,6 +29,7 @@ from xsc.base.peering import Answered, Handler
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.base.units import ceil_div
+from xsc.identity.context import Context
 from xsc.storage.catalogue.directory import DirectoryHead, open_head
 from xsc.storage.ports import Commit
 
@@ -39,21 +39,17 @@ HEAD_GET = "storage.head_get"
 
 
 def steps_of(size_bytes: int) -> int:
-    """Return how often a head of that size counts."""
+    """Return how many writes a head of that size counts for."""
     return max(1, ceil_div(size_bytes, HEAD_STEP_BYTES))
 
 
-class Heads:
-    """See the module."""
+class DirectoryHeadStore:
+    """Keeps and answers heads."""
 
-    def __init__(
-        self, network: bytes, state: KeyValue, commit: Commit, executor: Executor, clock: Clock
-    ) -> None:
-        self._network = network
+    def __init__(self, context: Context, state: KeyValue, commit: Commit) -> None:
+        self._context = context
         self._state = state
         self._commit = commit
-        self._executor = executor
-        self._clock = clock
         self._turns: Turns[bytes] = Turns()
         self._written = Tally(HEADS_A_PEER_MAX, HEADS_MS)
 
@@ -65,7 +61,7 @@ class Heads:
         self, caller: bytes, _header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         if len(parts) != 1 or len(parts[0].data) > DIRECTORY_HEAD_BYTES_MAX:
-            raise RecordInvalid("a head is one part within its bound")
+            raise RecordInvalid("a directory head is one part within its size limit")
         raw = bytes(parts[0].data)
         generation = (await self._opened(raw, caller)).generation
         async with self._turns.of(caller):
@@ -74,16 +70,18 @@ class Heads:
                 return {"stored": True}, ()
             if held is not None and (await self._opened(held, caller)).generation >= generation:
                 return {"stored": False}, (held,)
-            now_ms = self._clock.monotonic_ms()
+            now_ms = self._context.clock.monotonic_ms()
             self._written.count(caller, now_ms, "directory heads", times=steps_of(len(raw)))
             await self._commit([(HEADS + caller, raw)])
             return {"stored": True}, ()
 
     async def _held(self, owner: bytes) -> bytes | None:
-        return await self._executor.run(self._state.get, HEADS + owner)
+        return await self._context.executor.run(self._state.get, HEADS + owner)
 
     async def _opened(self, raw: bytes, owner: bytes) -> DirectoryHead:
-        head = await run_sized(self._executor, len(raw), open_head, raw, owner, self._network)
+        head = await run_sized(
+            self._context.executor, len(raw), open_head, raw, owner, self._context.network
+        )
         return head.record
 
     async def _on_get(

@@ -1,14 +1,14 @@
-"""Names of objects and their versions, as the node's own state keeps them.
+"""Names of objects and their versions, in the state database of the node.
 
-A name stands for the objects that were stored under it, counted from 1 in the
-order in which they were stored. A number is used once: an object that is put
-after a deletion gets a new one. Tables in the state database:
+The objects stored under a name are its versions, numbered from 1 in the order in
+which they were stored. A number is used once: an object that is put after a
+deletion gets a new one. Tables:
 
-    storage/name/<hash of the name>              the last number that was given
+    storage/name/<hash of the name>              the last number that was used
     storage/name/<hash of the name><number>      the manifest hash of that version
 
-Names that begin with NUL are the node's own and are not shown: its directory, and
-the files of stored directories.
+Names that begin with NUL are internal and are not listed: the node's directory,
+and the files of stored directories.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NAMES = b"storage/name/"
 NAME_CHARS_MAX = 1024
 HIDDEN = "\0"
 PART = "\0part/"
-"""Begins the names of files of stored directories: hidden, and in the own directory."""
+"""Prefix of the names of files of stored directories: hidden, but in the own directory."""
 
 
 def check_name(name: str) -> None:
-    """Return if an object may be stored under a name; the empty one names nothing.
+    """Return if an object may be stored under a name; the empty name means no name.
 
     Raises:
         ArgumentInvalid: too long, or with a NUL.
@@ -45,17 +45,17 @@ def _key(name: str) -> bytes:
 
 
 def version_row(name: str, version: int, manifest_hash: bytes | None) -> Change:
-    """Return the change that keeps a version; None for the manifest drops it."""
+    """Return the change that writes a version; None as the manifest hash deletes it."""
     return _key(name) + version.to_bytes(8, "big"), manifest_hash
 
 
 def last_row(name: str, version: int) -> Change:
-    """Return the change that keeps the last number of a name."""
+    """Return the change that writes the last number of a name."""
     return _key(name), encode({"v": 1, "last": version})
 
 
 def read_last(raw: bytes | None) -> int:
-    """Return the last number given under a name; 0 where none was.
+    """Return the last number used under a name; 0 if there is none.
 
     Raises:
         StoreDamaged: not such a row.
@@ -71,8 +71,8 @@ def read_last(raw: bytes | None) -> int:
     raise StoreDamaged("the versions of a name are damaged")
 
 
-class Versions:
-    """Gives numbers, and finds what they stand for."""
+class NameVersions:
+    """Numbers the versions of names, and finds their objects."""
 
     def __init__(self, state: KeyValue) -> None:
         self._state = state
@@ -80,48 +80,51 @@ class Versions:
         self._writing: dict[str, int] = {}
 
     def begin(self, name: str) -> int:
-        """Return the next number of a name; `end` must follow once it is on the disk, or not."""
+        """Reserve and return the next number of a name.
+
+        `end` must follow when the version is on the disk, or has failed.
+        """
         version = max(self._given.get(name, 0), read_last(self._state.get(_key(name)))) + 1
         self._given[name] = version
         self._writing[name] = self._writing.get(name, 0) + 1
         return version
 
     def end(self, name: str) -> None:
-        """Forget a number that was given: the disk has it by now, or nobody ever will."""
+        """End a reservation: the number is on the disk by now, or is never used."""
         self._writing[name] -= 1
         if not self._writing[name]:
             del self._writing[name], self._given[name]
 
     def rows(self, name: str, version: int, manifest_hash: bytes) -> list[Change]:
-        """Return the changes that keep a new version, to be written with its object."""
+        """Return the changes that write a new version, to be committed with its object."""
         last = max(version, self._given.get(name, 0), read_last(self._state.get(_key(name))))
         return [last_row(name, last), version_row(name, version, manifest_hash)]
 
     def of(self, name: str) -> Iterator[tuple[int, bytes]]:
-        """Yield the versions of a name and their manifest hashes, the newest first."""
+        """Yield number and manifest hash of the versions of a name, the newest first."""
         prefix = _key(name)
         for key, value in self._state.scan(prefix, prefix_end(prefix), reverse=True):
             if key != prefix:
                 yield int.from_bytes(key.removeprefix(prefix), "big"), value
 
 
-class Row(Protocol):
+class ListedRow(Protocol):
     """One object in a list."""
 
     @property
     def name(self) -> str:
-        """Its name; empty where it has none."""
+        """Its name; empty if it has none."""
 
     @property
     def version(self) -> int:
-        """Its number under that name."""
+        """Its version number under that name."""
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=ListedRow)
 
 
 def listed(rows: Sequence[R], prefix: str, *, versions: bool) -> list[R]:
-    """Return the rows to show: names that begin so, the newest version alone unless asked."""
+    """Return the rows to list: names with a prefix; only the newest version, unless `versions`."""
     newest: dict[str, int] = {}
     for row in rows:
         newest[row.name] = max(newest.get(row.name, 0), row.version)

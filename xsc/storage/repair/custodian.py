@@ -34,12 +34,13 @@ from xsc.base.peering import Answered, Handler, Reply
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns, sliced
 from xsc.identity.context import Context
+from xsc.storage.catalogue.held import held_at, held_of
 from xsc.storage.object.capability import VerifyCapability, parse
 from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
-from xsc.storage.repair.custody import CustodyStore, ObjectInCustody, held_at
+from xsc.storage.repair.custody import CustodyStore, ObjectInCustody
 from xsc.storage.repair.maintained_object import MaintainedObject
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.transfer.host_client import Reach
@@ -134,7 +135,7 @@ class Custodian:
             entry.verify,
             entry.owner,
             entry.placement,
-            tuple(Held(item.node, item.lease_id, item.size_bytes) for item in entry.held),
+            held_of(entry.held),
             is_own=False,
             before=entry.before,
             budget_bytes=self.store.budget_left(entry.owner),

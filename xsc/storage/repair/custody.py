@@ -6,7 +6,7 @@ storage/ward/<owner><manifest hash>     an object in custody
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Final
 
@@ -27,7 +27,6 @@ from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
-from xsc.storage.transfer.put import Held
 
 IN_CUSTODY: Final = b"storage/ward/"
 _ROW_BYTES_MAX: Final = 4 * RECORD_BYTES_MAX
@@ -70,13 +69,6 @@ class CustodyUsage:
             self.objects[entry.owner] += sign
             self.rows[entry.owner] += sign * len(entry.to_bytes())
             self.held[entry.owner] += sign * sum(item.size_bytes for item in entry.held)
-
-
-def held_at(held: Iterable[Held]) -> tuple[HeldAt, ...]:
-    """Return what is held, as records have it."""
-    return tuple(
-        HeldAt(node=item.node, lease_id=item.lease_id, size_bytes=item.size_bytes) for item in held
-    )
 
 
 class CustodyStore:

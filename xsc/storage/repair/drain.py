@@ -159,7 +159,8 @@ class Drain:
             raise StoreDamaged(f"the state of the drain is damaged: {fault.message}") from None
         for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED)):
             self._released.add(key.removeprefix(RELEASED)[:ID_BYTES])
-        self._leaving = self._all_leaving()
+        self._leaving: frozenset[bytes] = frozenset()
+        self._changed()
 
     # Which nodes leave
 
@@ -172,11 +173,8 @@ class Drain:
         """Return the nodes that leave, this one included."""
         return self._leaving
 
-    def _all_leaving(self) -> frozenset[bytes]:
-        return self._peers.leaving() | ({self._own} if self.active else set())
-
     def _changed(self) -> None:
-        self._leaving = self._all_leaving()
+        self._leaving = self._peers.leaving() | ({self._own} if self.active else set())
         self.wake()
         self.on_change()
 
@@ -414,12 +412,9 @@ class Drain:
 
     async def take_stays(self, locate: bytes, customer: bytes, reason: str) -> None:
         """Keep in memory why a customer cannot move its part; it repeats that."""
-        if self.active and await self._has(locate, customer):
-            self._stays[locate, customer] = reason
-
-    async def _has(self, locate: bytes, customer: bytes) -> bool:
         key = bodies.RECORDS + locate + customer
-        return bool(await self._node.between(key, key + b"\0"))
+        if self.active and await self._node.between(key, key + b"\0"):
+            self._stays[locate, customer] = reason
 
     async def excuse(self, leaver: bytes, locate: bytes, reason: str) -> None:
         """Tell a node that leaves why an object of this node cannot be moved from it."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import vectors
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import RateLimited, RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
@@ -21,18 +21,19 @@ from xsc.base.limits import (
     HEADS_MS,
     REMOVED_LISTED_MAX,
 )
+from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.db.group import GroupCommit
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.node import directory as keeper
 from xsc.storage.catalogue.directory import (
+    DirectoryEntry,
     DirectoryHead,
     HeadBody,
     KnownPeer,
-    Listed,
-    ListedHost,
     body_bytes,
     locate_of,
     make_head,
@@ -42,14 +43,15 @@ from xsc.storage.catalogue.directory import (
     pack,
     unpack,
 )
-from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, Heads, steps_of
+from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, DirectoryHeadStore, steps_of
+from xsc.storage.transfer.put import Held
 
 NETWORK = network_id("test")
 KEY = KeyPair(b"k" * 32)
-HOST = ListedHost(b"n" * 32, b"l" * 32, 7)
+HOST = Held(b"n" * 32, b"l" * 32, 7)
 OBJECTS = [
-    Listed("a/ö", 2, "xsc:r:x", 5, 1000, (HOST, ListedHost(b"m" * 32, b"l" * 32, 0))),
-    Listed("", 1, "xsc:r:y", 0, 0, ()),
+    DirectoryEntry("a/ö", 2, "xsc:r:x", 5, 1000, (HOST, Held(b"m" * 32, b"l" * 32, 0))),
+    DirectoryEntry("", 1, "xsc:r:y", 0, 0, ()),
 ]
 BODY = HeadBody(
     9,
@@ -149,7 +151,10 @@ class Host:
         self.state = MemoryKeyValue()
         self.group = GroupCommit(self.state, InlineExecutor())
         self.written = []
-        heads = Heads(NETWORK, self.state, self.commit, InlineExecutor(), self.clock)
+        context = Context(
+            KEY, NETWORK, self.clock, SeededEntropy(b""), InlineExecutor(), None, SilentLog()
+        )
+        heads = DirectoryHeadStore(context, self.state, self.commit)
         self.handlers = heads.handlers()
 
     async def commit(self, changes):
