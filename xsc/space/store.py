@@ -7,7 +7,7 @@ used twice after a kill. Values are stored by path and replaced with their recor
 
 Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
 version; `p` owner prefix: a proven head; `e` owner sequence: two records of one sequence;
-`c`: the own clock.
+`c`: the own clock; `f`: an own sequence that peers have shown.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from xsc.space.record import (
 from xsc.space.table import OwnerTable, Plan, Proven, Row, Shown, old_versions
 from xsc.space.tree import Proof, levels_of, read_levels
 
-META, VALUE, ARCHIVE, PROVEN, EVIDENCE, CLOCK = b"m", b"v", b"a", b"p", b"e", b"c"
+META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
+CLOCK, FLOOR = b"c", b"f"
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 PROVEN_BYTES_MAX = 64 * MIB
 OWNER_BYTES = 32
@@ -155,6 +156,8 @@ class SpaceStore:
         self._chain: list[bytes] = []
         self._holding: Holding | None = None
         self._read_clock()
+        floor = db.get(FLOOR)
+        self._floor = 0 if floor is None else int.from_bytes(floor, "big")
 
     @property
     def owner(self) -> bytes:
@@ -410,6 +413,11 @@ class SpaceStore:
             await self._commit(owner, batch)
             return True
 
+    async def newest_head(self, owner: bytes) -> Signed[SpaceHead] | None:
+        """Return the newest head of an owner that was proven here for any prefix."""
+        async with self._turns.of(owner):
+            return (await self._table(owner)).newest_head()
+
     async def cursor(self, owner: bytes, prefix: str) -> int:
         """Return the sequence of the head that is proven under a prefix; 0 without one."""
         async with self._turns.of(owner):
@@ -532,11 +540,36 @@ class SpaceStore:
         await self._commit(self.owner, batch)
         return {record.path: record.sequence for record in records}
 
-    @staticmethod
-    def _last(table: OwnerTable) -> int:
+    def _last(self, table: OwnerTable) -> int:
         """Return the last own sequence; a head covers those whose tombstones are gone."""
         proven = table.proven.get("")
-        return max(table.last, proven.head.record.sequence if proven else 0)
+        return max(table.last, proven.head.record.sequence if proven else 0, self._floor)
+
+    async def recover(
+        self, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]], sequence: int
+    ) -> None:
+        """Take own records back that peers have shown, and leave the own interval.
+
+        The next own sequence is above all of them, and above `sequence`, which a peer has shown
+        in an own head.
+        """
+        async with self._turns.of(self.owner):
+            table = await self._table(self.owner)
+            batch = _Batch(self._db)
+            try:
+                for signed, value in offered:
+                    if value is not None:
+                        check_value(signed.record, value)
+                    plan = table.plan(signed, recovering=True)
+                    self._stage(batch, table, signed, value, plan)
+            except XscError:
+                self._tables.pop(self.owner, None)
+                raise
+            self._floor = max(self._last(table), sequence)
+            self._clock, self._holding, self._chain = None, None, []
+            batch.set(FLOOR, self._floor.to_bytes(8, "big"))
+            batch.set(CLOCK, None)
+            await self._commit(self.owner, batch)
 
     async def sign_head(self) -> Signed[SpaceHead]:
         """Sign what is live in the own space now, and keep that."""
@@ -622,7 +655,8 @@ class SpaceStore:
             chain = self._chain[:-1] if holding.granted else self._chain
             for record in self.ls(self.owner, UserSpacePaths.GRANTS):
                 raw = self.get(self.owner, record.path).value
-                assert raw is not None, "own values are here"
+                if raw is None:
+                    continue  # it was recovered without its value
                 given = read_claimed(raw, Grant, network=self._network, author=self.owner).record
                 if given.receiver == receiver and given.parent == holding.source:
                     return [*chain, raw]
@@ -650,12 +684,6 @@ class SpaceStore:
             self._begin(list(chain), holding, 0)
             await self._put(await self._table(self.owner), {})
             return True
-
-    async def abandon_interval(self) -> None:
-        """Leave the own interval for good, as a node that was restored or recovered must."""
-        async with self._turns.of(self.owner):
-            self._clock, self._holding, self._chain = None, None, []
-            await self._commits.commit([(CLOCK, None)])
 
     # Bounded growth
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import NotFound, RateLimited, RecordInvalid, UnavailableError, XscError
-from xsc.base.fields import take_bytes, take_str, take_texts
+from xsc.base.fields import take_bool, take_bytes, take_str, take_texts
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler
 from xsc.identity.envelope import Signed
@@ -130,6 +130,7 @@ class SpaceSync:
             "space.list": self._answer_list,
             "space.records": self._answer_records,
             "space.value": self._answer_value,
+            "space.head": self._answer_head,
         }
 
     # Answering peers
@@ -144,6 +145,8 @@ class SpaceSync:
     ) -> Answered:
         del parts
         cursors = read_cursors(header.get("cursors"))
+        if not take_bool(header, "wait"):
+            return {}, [answer_bytes(await self._news_for(cursors))]
         if (earlier := self._held.get(caller)) is not None:
             earlier.replaced = True
             earlier.woken.set()
@@ -223,6 +226,15 @@ class SpaceSync:
         if entry.value is None or entry.signed.record.digest != header.get("digest"):
             raise NotFound("that value is not here")
         return {}, [entry.value]
+
+    async def _answer_head(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> Answered:
+        del caller, parts
+        head = await self._store.newest_head(take_bytes(header, "owner", size=32))
+        if head is None:
+            raise NotFound("no head of that owner is proven here")
+        return {}, [head.raw]
 
     # Subscriptions of this node
 
@@ -315,7 +327,7 @@ class SpaceSync:
             self._caller.call(
                 peer,
                 "space.next",
-                {"cursors": [cursor.to_value() for cursor in cursors]},
+                {"cursors": [cursor.to_value() for cursor in cursors], "wait": True},
                 timeout_ms=HELD_REQUEST_MS_MAX + RETRY_MS,
             )
         )
@@ -348,9 +360,7 @@ class SpaceSync:
         refused: list[XscError] = []
         by_owner: dict[bytes, list[tuple[Signed[SpaceRecord], bytes | None]]] = {}
         for sent in records:
-            signed = open_record(
-                sent.raw, owner=sent.owner, network=self._network, now_ms=self._clock.now_ms()
-            )
+            signed = self._opened(sent, sent.owner)
             if not any(
                 owner == sent.owner and is_under(signed.record.path, prefix)
                 for owner, prefix in wanted
@@ -423,6 +433,56 @@ class SpaceSync:
             await self._store_records(peer, answer.records, [subscription])
         return await self._prove(head, sent)
 
+    async def recover(self, peer: bytes) -> None:
+        """Take back from a peer what it has of this node's own space.
+
+        A node that was recovered or restored does so with all peers that it can reach before it
+        writes: else it would give out sequences a second time.
+
+        Raises:
+            XscError: the peer does not answer, or answers badly.
+        """
+        own = self._store.owner
+        try:
+            reply = await self._caller.call(peer, "space.head", {"owner": own})
+        except NotFound:
+            last = 0
+        else:
+            raw = bytes(_body(reply.parts))
+            now_ms = self._clock.now_ms()
+            head = open_head(raw, owner=own, network=self._network, now_ms=now_ms)
+            last = head.record.sequence
+        after, more = 0, True
+        while more:
+            cursor = Cursor(own, "", after, (0, 0))
+            asked: dict[str, Value] = {"cursors": [cursor.to_value()], "wait": False}
+            reply = await self._caller.call(peer, "space.next", asked)
+            answer = read_answer(bytes(_body(reply.parts)))
+            offered, known = [], after
+            for sent in answer.records:
+                signed = self._opened(sent, own)
+                after = max(after, signed.record.sequence)
+                value = sent.value
+                if value is None and signed.record.digest is not None:
+                    value = await self._fetch(peer, own, signed.record)
+                offered.append((signed, value))
+            await self._store.recover(offered, max(last, after))
+            more = answer.more and after > known
+
+    def _opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
+        return open_record(
+            sent.raw, owner=owner, network=self._network, now_ms=self._clock.now_ms()
+        )
+
+    async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
+        """Return the value of a record from a peer; None where the peer does not have it."""
+        asked: dict[str, Value] = {"owner": owner, "path": record.path, "digest": record.digest}
+        try:
+            reply = await self._caller.call(peer, "space.value", asked)
+        except NotFound:
+            return None
+        return check_value(record, bytes(_body(reply.parts)))
+
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
         """Return the value of a record here, fetched from a peer where it is not here yet.
 
@@ -433,10 +493,9 @@ class SpaceSync:
         entry = self._store.get(owner, path)
         if entry.value is not None:
             return entry.value
-        record = entry.signed.record
-        asked: dict[str, Value] = {"owner": owner, "path": path, "digest": record.digest}
-        reply = await self._caller.call(peer, "space.value", asked)
-        value = check_value(record, bytes(_body(reply.parts)))
+        value = await self._fetch(peer, owner, entry.signed.record)
+        if value is None:
+            raise NotFound(f"the value of '{path}' is not there")
         await self._store.keep_value(owner, path, value)
         return value
 

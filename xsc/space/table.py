@@ -293,6 +293,11 @@ class OwnerTable:
         head = proven.head.record
         return Shown(proven.head.raw, (head.sequence, head.written_ms), proof, before)
 
+    def newest_head(self) -> Signed[SpaceHead] | None:
+        """Return the head with the highest sequence that was proven for any prefix."""
+        heads = [proven.head for proven in self.proven.values()]
+        return max(heads, key=lambda head: head.record.sequence, default=None)
+
     def listing(self, prefix: str) -> list[tuple[str, int]]:
         """Return the live paths under a prefix with their sequences at the head that is shown."""
         found = self._cover(prefix)

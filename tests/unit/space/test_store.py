@@ -408,12 +408,15 @@ async def test_what_was_read_is_before_what_is_written_then(mine, other):
     assert read.before(other.get(other.owner, "a").signed.record.causality)
 
 
-async def test_an_abandoned_interval_is_never_used_again(mine, other, network):
+async def test_a_recovered_node_leaves_its_interval_and_goes_on_above_what_was_shown(
+    mine, other, network
+):
     await other.join(await mine.grant(other.owner))
     old = other.clock
-    await other.abandon_interval()
+    await other.recover([], 41)
     assert again(other).clock is None
-    await other.put({"a": b""})
+    assert await again(other).put({"a": b""}) == {UserSpacePaths.INTERVAL: 42, "a": 43}
+    other = again(other)
     assert other.clock.domain != old.domain
     value = other.get(other.owner, UserSpacePaths.INTERVAL).value
     assert read_chain(stores.published_chain(value), other.owner, network=network).kept == 1

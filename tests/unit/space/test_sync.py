@@ -202,7 +202,7 @@ async def test_a_request_is_answered_with_nothing_when_its_time_is_over(circle):
     ada, bea, *_ = circle.members
     asked = asyncio.create_task(
         bea.node.net.call(
-            ada.id, "space.next", {"cursors": []}, timeout_ms=10 * HELD_REQUEST_MS_MAX
+            ada.id, "space.next", {"cursors": [], "wait": True}, timeout_ms=10 * HELD_REQUEST_MS_MAX
         )
     )
     await circle.pass_ms(HELD_REQUEST_MS_MAX - 1)
@@ -216,7 +216,7 @@ async def test_a_request_is_answered_with_nothing_when_its_time_is_over(circle):
 async def test_a_second_request_of_one_peer_ends_its_first(circle):
     ada, bea, *_ = circle.members
     first, second = (
-        asyncio.create_task(bea.node.net.call(ada.id, "space.next", {"cursors": []}))
+        asyncio.create_task(bea.node.net.call(ada.id, "space.next", {"cursors": [], "wait": True}))
         for _ in range(2)
     )
     await settle()
@@ -343,6 +343,71 @@ async def test_large_values_are_fetched_when_they_are_read(circle):
     assert await bea.sync.load(cid.id, ada.id, "a") == large  # it is here now
     with pytest.raises(NotFound):
         await bea.sync.load(ada.id, ada.id, "b")
+
+
+# Recovery
+
+
+async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circle):
+    ada, bea, cid, _ = circle.members
+    large = bytes(VALUE_INLINE_BYTES_MAX + 1)
+    await ada.store.put({"a/x": b"1", "a/large": large, "b": b"2"})
+    await ada.store.put({"a/x": b"3", "b": None})
+    for member, prefix in ((bea, "a"), (cid, "b")):
+        member.sync.subscribe(ada.id, prefix)
+        member.follow(ada)
+    await ada.head()
+    await bea.sync.load(ada.id, ada.id, "a/large")
+    await ada.store.put({"b": b"4"})
+    ada.sync._news(ada.id)
+    await settle()
+    last = (await cid.store.page(ada.id, "b", 0, count=9, size_bytes=99)).entries[-1]
+    for member in (bea, cid):
+        await member.leave()
+    ada.db = MemoryKeyValue()
+    ada.begin()
+    for member in (bea, cid):
+        await ada.sync.recover(member.id)
+    assert {path: ada.has(ada, path) for path in ("a/x", "a/large", "b")} == {
+        "a/x": b"3",
+        "a/large": large,
+        "b": b"4",
+    }
+    made = await ada.store.put({"c": b""})
+    assert min(made.values()) > last.signed.record.sequence
+    for member in (bea, cid):
+        member.follow(ada)
+    await ada.head()
+    assert bea.blamed == cid.blamed == []
+    assert bea.store.evidence(ada.id) == cid.store.evidence(ada.id) == []
+    assert await bea.store.cursor(ada.id, "a") == max(made.values())
+
+
+async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
+    """A peer that has only `a` knows by the head that more was written elsewhere."""
+    ada, bea, *_ = circle.members
+    await ada.store.put({"a": b"1"})
+    await ada.store.put({"b": b"2"})
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await ada.head()
+    ada.db = MemoryKeyValue()
+    ada.begin()
+    await ada.sync.recover(bea.id)
+    assert min((await ada.store.put({"c": b""})).values()) == 4
+
+
+async def test_a_value_that_no_peer_has_is_recovered_as_a_record_alone(circle):
+    ada, bea, *_ = circle.members
+    await ada.store.put({"a/large": bytes(VALUE_INLINE_BYTES_MAX + 1)})
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    ada.db = MemoryKeyValue()
+    ada.begin()
+    await ada.sync.recover(bea.id)
+    assert ada.has(ada, "a/large") is None
+    assert [record.path for record in ada.space.ls("a")] == ["a/large"]
 
 
 # Bad input
