@@ -21,7 +21,7 @@ from xsc.compute.wasm.engine import Machine
 from xsc.compute.wasm.files import Directory
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import Job
-from xsc.compute.wasm.wasi import Open, Wasi
+from xsc.compute.wasm.wasi import OpenFile, Wasi
 
 
 class Rooted(Wasi):
@@ -32,7 +32,7 @@ class Rooted(Wasi):
         root = self._tree.outputs
         for path, data in files.items():
             self._put(root, path, data)
-        self._fds[3] = Open(root, preopen=b"/")
+        self._fds[3] = OpenFile(root, preopen=b"/")
         del self._fds[4], self._fds[5]
 
     def _put(self, root: Directory, path: str, data: bytes) -> None:

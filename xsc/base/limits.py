@@ -285,7 +285,7 @@ KILL_GRACE_MS = 30
 JOBS_QUEUED_MAX = 64
 JOINT_RECORDS_MAX = 64
 """Records under one signature."""
-LINE_CALLS_MAX = 16
+QUEUE_CALLS_MAX = 16
 """Quick calls that a worker is given at once."""
 RETRY_AFTER_S_MAX = 60
 """Longest time that a caller is told, or lets itself be told, to wait before it tries again."""
@@ -328,7 +328,7 @@ WORKER_FRAME_BYTES_MAX = MODULE_BYTES_MAX + INPUT_BYTES_MAX + STDIN_BYTES_MAX + 
 MODULES_COMPILED_MAX = 32
 MODULES_COMPILED_BYTES_MAX = 64 * MIB
 """Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
-NEAR_BYTES_LEAST = 64 * KIB
+LOCALITY_BYTES_LEAST = 64 * KIB
 """A node that saves less of a job's module and input than this counts as saving nothing."""
 NEAR_PRICE_PPM = 1_250_000
 """How far above the best price for quality a provider may stand that saves more bytes."""

@@ -14,14 +14,14 @@ from xsc.base.encoding import Value
 from xsc.base.ids import from_text
 from xsc.base.jobs import JobResult, JobSpec
 from xsc.base.limits import COMPILE_MS_DEFAULT, PROGRAMS_REMEMBERED_MAX
-from xsc.compute.jobs.customer import Customer
-from xsc.compute.jobs.evidence import EvidenceBook
-from xsc.compute.jobs.executor import Provider
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.customer import JobCustomer
+from xsc.compute.jobs.evidence import EvidenceStore
+from xsc.compute.jobs.executor import JobExecutor
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.quorum import read_quorum
-from xsc.compute.jobs.replicated import Panel
+from xsc.compute.jobs.replicated import ReplicatedRun
 from xsc.compute.jobs.replies import result_of
-from xsc.compute.jobs.streams import Streams
+from xsc.compute.jobs.streams import RemoteOutput
 from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import ComputeBook, ComputeLeases, Handler, InputObject, InputReader
 from xsc.compute.wasm.inputs import digest_of
@@ -41,7 +41,7 @@ class ComputeService:
         leases: ComputeLeases,
         book: ComputeBook,
         sandbox: Sandbox,
-        evidence: EvidenceBook,
+        evidence: EvidenceStore,
         inputs: InputReader,
         compile_ms: int = COMPILE_MS_DEFAULT,
     ) -> None:
@@ -51,14 +51,16 @@ class ComputeService:
         self._sandbox = sandbox
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
         signer = BatchSigner(context.key, context.network)
-        self._provider = Provider(context, book=book, sandbox=sandbox, inputs=inputs, signer=signer)
-        self._streams = Streams(context.caller, context.clock, self._provider.tape_of)
-        self._customer = Customer(
+        self._job_executor = JobExecutor(
+            context, book=book, sandbox=sandbox, inputs=inputs, signer=signer
+        )
+        self._streams = RemoteOutput(context.caller, context.clock, self._job_executor.output_of)
+        self._customer = JobCustomer(
             context,
             leases=leases,
-            provider=self._provider,
+            provider=self._job_executor,
             streams=self._streams,
-            panel=Panel(context, leases=leases, evidence=evidence),
+            replicated=ReplicatedRun(context, leases=leases, evidence=evidence),
             signer=signer,
             compile_ms=compile_ms,
         )
@@ -69,7 +71,7 @@ class ComputeService:
 
     async def stop(self) -> None:
         """Stop the sandbox; running orders are not answered."""
-        await self._provider.stop()
+        await self._job_executor.stop()
         await self._sandbox.stop()
 
     def describe(self) -> dict[str, Value]:
@@ -78,10 +80,14 @@ class ComputeService:
 
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may call."""
-        return {**self._provider.handlers(), **self._streams.handlers()}
+        return {**self._job_executor.handlers(), **self._streams.handlers()}
 
     async def run(
-        self, spec: JobSpec, *, objects: Sequence[InputObject] = (), tape: Tape | None = None
+        self,
+        spec: JobSpec,
+        *,
+        objects: Sequence[InputObject] = (),
+        output: OutputBuffer | None = None,
     ) -> JobResult:
         """Run a job. What ended a run that began is the result's `trap`.
 
@@ -89,7 +95,7 @@ class ComputeService:
             spec: the job; `spec.on` is a whole node id. Limits that it leaves open are the
                 defaults of `xsc.base.limits`.
             objects: those that `spec.inputs` names. A provider with shards of one reads it itself.
-            tape: shows what the program writes while it runs, and can cancel the run; not where
+            output: shows what the program writes while it runs, and can cancel the run; not where
                 several providers run it.
 
         Raises:
@@ -106,9 +112,9 @@ class ComputeService:
         if spec.verify is not None:
             done, verification = await self._customer.verify(task, read_quorum(spec.verify))
         elif spec.local or on == self._own:
-            done = await self._customer.run_here(task, tape)
+            done = await self._customer.run_here(task, output)
         else:
-            done = await self._customer.buy(task, on, tape)
+            done = await self._customer.buy(task, on, output)
         if spec.mode != "batch":
             return result_of(task, done, verification)
         return await self._executor.run(result_of, task, done, verification)

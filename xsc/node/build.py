@@ -27,7 +27,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import Log
 from xsc.compute.deployments.service import DeploymentService
-from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
 from xsc.compute.wasm.limits import Limits
@@ -333,7 +333,7 @@ class Node:
             log=log,
         )
         self.ledger.payments = self.payments
-        self.evidence = EvidenceBook(net, parts.state)
+        self.evidence = EvidenceStore(net, parts.state)
         drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
             attending,

@@ -17,8 +17,8 @@ from xsc.base.jobs import JobResult, JobSpec
 from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
-from xsc.compute.jobs.evidence import EvidenceBook
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.evidence import EvidenceStore
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.ports import ComputeLease, Reply
 from xsc.compute.service import ComputeService
 from xsc.compute.worker.pool import PoolSandbox
@@ -99,7 +99,7 @@ def _alone(work: Callable[[ComputeService], Awaitable[JobResult]]) -> JobResult:
             leases=nobody,
             book=nobody,
             sandbox=PoolSandbox(1, clock, log, compile_ms=COMPILE_MS_MAX),
-            evidence=EvidenceBook(network, MemoryKeyValue()),
+            evidence=EvidenceStore(network, MemoryKeyValue()),
             inputs=nobody,
         )
         try:
@@ -125,10 +125,10 @@ def run_here(spec: JobSpec, show: Callable[[int, bytes], None] | None = None) ->
         return _alone(lambda service: service.run(spec))
 
     async def work(service: ComputeService) -> JobResult:
-        tape = Tape(SystemClock())
-        running = asyncio.ensure_future(service.run(spec, tape=tape))
-        running.add_done_callback(lambda _: tape.close())
-        async for stream, piece in tape.pieces():
+        output = OutputBuffer(SystemClock())
+        running = asyncio.ensure_future(service.run(spec, output=output))
+        running.add_done_callback(lambda _: output.close())
+        async for stream, piece in output.pieces():
             show(stream, piece)
         return replace(await running, stdout=b"", stderr=b"")
 

@@ -29,7 +29,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
-from xsc.compute.wasm.sandbox import Job, SandboxResult, Watch
+from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.local import LocalSandbox
 from xsc.identity.envelope import open_signed
@@ -103,7 +103,7 @@ class MeteredSandbox(LocalSandbox):
         self.lost: list[str] = []
         """Why a worker's result was none."""
 
-    async def run(self, job: Job, watch: Watch | None = None) -> SandboxResult:
+    async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
         result = await super().run(job, watch)
         compiling = len(job.module) * COMPILE_BYTE_FUEL if result.compiled else 0
         fuel = min(job.limits.fuel, result.fuel_used + compiling)

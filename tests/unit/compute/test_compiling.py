@@ -56,7 +56,7 @@ async def test_only_the_order_that_brings_an_uncompiled_module_pays_for_compilin
     assert (first.compiled_bytes, amount(first)) == (len(ADD), FIRST)
     assert (again.compiled_bytes, amount(again)) == (0, AGAIN)
     # The module is brought again, and its code is still there.
-    world.provider.service._provider._modules.clear()
+    world.provider.service._job_executor._modules.clear()
     third = await world.invoke(**there(world))
     assert world.wire.sent[-1][1]["module"] is True
     assert (third.compiled_bytes, amount(third)) == (0, AGAIN)
@@ -95,7 +95,7 @@ async def test_a_lease_has_room_for_compiling_where_nobody_has_the_module(world)
     await world.invoke(**there(world))
     await world.invoke(**there(world))
     assert asked == [whole, LIMITS.steps]
-    world.provider.service._provider._modules.clear()
+    world.provider.service._job_executor._modules.clear()
     assert (await world.invoke(**there(world))).results == ("5",)
     assert asked[2:] == [LIMITS.steps, whole]
     world.customer.market.lease_compute = lease_compute
@@ -108,7 +108,7 @@ async def test_a_lease_has_room_for_compiling_where_nobody_has_the_module(world)
 async def test_an_order_that_says_another_size_than_it_brings_is_refused(world, said):
     """Compiling is billed by what the order says: who said nothing had it for nothing."""
     await world.invoke(**there(world))
-    world.provider.service._provider._modules.clear()
+    world.provider.service._job_executor._modules.clear()
     _, header, parts = world.wire.sent[1]
     order = open_signed(header["order"], Order, network=None).record
     value = {**order.to_value(), "nonce": b"n" * 16, "given_bytes": said}
@@ -116,7 +116,7 @@ async def test_an_order_that_says_another_size_than_it_brings_is_refused(world, 
     with pytest.raises(RecordInvalid, match="not as long as the order says"):
         await world.serve({**header, "order": raw}, parts)
     assert world.provider.market.reserved == 0
-    assert not world.provider.service._provider._modules
+    assert not world.provider.service._job_executor._modules
 
 
 async def test_compiling_is_billed_also_where_the_answer_was_lost_and_asked_for_again(world):
@@ -152,7 +152,7 @@ class _TooLong:
 async def test_compiling_for_too_long_is_billed_for_the_time_that_it_took(world):
     """And not for what the job waited for a jail, which other modules had."""
     await world.provider.sandbox.stop()
-    world.provider.service._provider._sandbox = _TooLong(world.clock)
+    world.provider.service._job_executor._sandbox = _TooLong(world.clock)
     limits = Limits(fuel=FUEL_MAX // 2**20)
     done = await world.invoke(limits=limits, **there(world))
     assert done.trap.code == "compile_limit"
@@ -163,7 +163,7 @@ async def test_compiling_for_too_long_is_billed_for_the_time_that_it_took(world)
 @pytest.mark.parametrize("claimed_ms", [2 * COMPILE_MS_MAX, COMPILE_MS_MAX, 51])
 async def test_no_more_time_to_compile_is_paid_than_has_passed(world, claimed_ms):
     await world.provider.sandbox.stop()
-    world.provider.service._provider._sandbox = _TooLong(world.clock)
+    world.provider.service._job_executor._sandbox = _TooLong(world.clock)
 
     def claim(receipt):
         order = open_signed(receipt.order, Order, network=None).record

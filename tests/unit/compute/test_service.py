@@ -46,7 +46,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import SHARED_ANSWER_BYTES_MAX
 from xsc.compute.service import ComputeService
 from xsc.compute.wasm.inputs import digest_of
@@ -176,7 +176,7 @@ class Node:
         self.market = Market()
         self.objects = Objects()
         self.sandbox = LocalSandbox(InlineExecutor())
-        self.evidence = EvidenceBook(network, MemoryKeyValue())
+        self.evidence = EvidenceStore(network, MemoryKeyValue())
         self.service = ComputeService(
             Context(
                 self.key,
@@ -239,9 +239,9 @@ class World:
         spec = JobSpec.invoke(wasm(name), function, arguments, **options(**how))
         return await self.customer.service.run(spec)
 
-    async def run(self, name, *args, env=None, stdin=b"", objects=(), tape=None, **how):
+    async def run(self, name, *args, env=None, stdin=b"", objects=(), output=None, **how):
         spec = JobSpec.run(wasm(name), args, env, stdin, **options(**how))
-        return await self.customer.service.run(spec, objects=objects, tape=tape)
+        return await self.customer.service.run(spec, objects=objects, output=output)
 
     def order(self, **changed):
         """The first order that was sent, with some fields changed, signed again."""
@@ -399,7 +399,7 @@ async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world)
     there = {"on": world.provider.key.node_id}
     await world.invoke(**there)
     world.wire.sent.clear()
-    slow = world.provider.service._provider._sandbox = Slow(InlineExecutor())
+    slow = world.provider.service._job_executor._sandbox = Slow(InlineExecutor())
     await slow.start()
     running = asyncio.create_task(world.invoke(**there))
     while len(world.wire.sent) < 2:
@@ -577,7 +577,7 @@ async def test_an_old_order_is_not_run_again_after_it_was_forgotten(world):
     _, header, parts = world.wire.sent[-1]
     world.clock.advance_to(world.clock.now_ms() + REQUEST_WINDOW_MS + 1)
     await world.invoke("fib", "fib", ["5"], on=world.provider.key.node_id)
-    assert len(world.provider.service._provider._orders) == 1
+    assert len(world.provider.service._job_executor._orders) == 1
     with pytest.raises(ClockSkewed):
         await world.serve(header, parts)
 
@@ -585,7 +585,7 @@ async def test_an_old_order_is_not_run_again_after_it_was_forgotten(world):
 async def test_an_answer_that_is_no_longer_kept_is_not_made_again(world, monkeypatch):
     await world.invoke()
     _, header, parts = world.wire.sent[-1]
-    monkeypatch.setattr(world.provider.service._provider._orders._answers, "_size_max", 0)
+    monkeypatch.setattr(world.provider.service._job_executor._orders._answers, "_size_max", 0)
     await world.invoke("fib", "fib", ["5"], on=world.provider.key.node_id)
     with pytest.raises(ReplayRefused, match="no longer kept"):
         await world.serve(header, parts)
@@ -601,7 +601,7 @@ class Crashing(LocalSandbox):
 
 async def test_a_lost_worker_is_billed_once_for_a_module(world):
     there = {"on": world.provider.key.node_id, "limits": Limits(fuel=10**9, timeout_ms=20)}
-    world.provider.service._provider._sandbox = sandbox = Crashing(InlineExecutor())
+    world.provider.service._job_executor._sandbox = sandbox = Crashing(InlineExecutor())
     await sandbox.start()
     spending = world.customer.market.spending
     for moment in ("first", "later"):
@@ -623,7 +623,7 @@ async def test_a_lost_worker_is_billed_once_for_a_module(world):
 async def test_orders_from_before_a_loss_was_told_are_paid(world):
     """They were on their way, and the provider could not refuse them."""
     there = {"on": world.provider.key.node_id, "limits": Limits(fuel=10**9, timeout_ms=20)}
-    world.provider.service._provider._sandbox = sandbox = Crashing(InlineExecutor())
+    world.provider.service._job_executor._sandbox = sandbox = Crashing(InlineExecutor())
     await sandbox.start()
     await world.invoke("fib", "fib", ["5"], **there)
     tasks = [asyncio.create_task(world.invoke(**there)) for _ in range(3)]
@@ -701,7 +701,7 @@ async def test_another_module_than_the_order_names_is_refused(world):
 
 
 async def test_modules_are_kept_within_their_bound(world, monkeypatch):
-    kept = world.provider.service._provider._modules
+    kept = world.provider.service._job_executor._modules
     monkeypatch.setattr(kept, "_size_max", 100)
     for name, function, arguments in (("add", "add", ["1", "2"]), ("fib", "fib", ["3"])) * 2:
         await world.invoke(name, function, arguments, on=world.provider.key.node_id)
@@ -709,7 +709,7 @@ async def test_modules_are_kept_within_their_bound(world, monkeypatch):
 
 
 async def test_modules_of_one_customer_take_no_room_of_others(world, monkeypatch):
-    kept = world.provider.service._provider._modules
+    kept = world.provider.service._job_executor._modules
     monkeypatch.setattr(kept, "_size_max", 200)
     theirs = wasm("add64")
     kept.put(digest_of(theirs), theirs, world.other.key.node_id, len(theirs))
@@ -733,7 +733,7 @@ async def test_a_module_is_kept_only_for_customers_with_a_lease(world):
     with pytest.raises(LeaseExhausted):
         await world.invoke(on=world.provider.key.node_id)
     assert any(header["module"] for _, header, _ in world.wire.sent), "it was sent"
-    assert not list(world.provider.service._provider._modules)
+    assert not list(world.provider.service._job_executor._modules)
 
 
 def joint(raw):

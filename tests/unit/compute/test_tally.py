@@ -29,7 +29,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.tally import Tally, TimeShare
-from xsc.compute.jobs.output_buffer import Tape, run_taped
+from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.worker import compiler as compilers
 from xsc.compute.worker import pool as pools
 from xsc.compute.worker.pool import PoolSandbox
@@ -145,7 +145,7 @@ async def quick(pool, customer, timeout_ms):
     given = replace(ADD, limits=replace(ADD.limits, timeout_ms=timeout_ms), customer=customer)
     task = asyncio.create_task(pool.run(given))
     await asyncio.sleep(0)
-    assert sum(map(len, pool._lines.values())) == 1
+    assert sum(map(len, pool._queues.values())) == 1
     return task
 
 
@@ -299,10 +299,10 @@ async def test_what_a_compilation_takes_is_counted_however_it_ends(pool):
     clock, compiler = pool._clock, pool._compiler
     (jail,) = compiler._idle
     os.kill(jail.pid, signal.SIGSTOP)
-    tape = Tape(clock)
-    running = asyncio.create_task(run_taped(pool, replace(ADD, customer=b"c"), tape))
-    await until(lambda: tape.compiled)
-    tape.cancel()
+    output = OutputBuffer(clock)
+    running = asyncio.create_task(run_streamed(pool, replace(ADD, customer=b"c"), output))
+    await until(lambda: output.compiled)
+    output.cancel()
     done = await running
     # It is compiled all the same, and billed so.
     assert (done.trap, done.compiled) == ("cancelled", True)

@@ -1,4 +1,4 @@
-"""How many requests of one service run at once, and how many wait for how long."""
+"""Limits the concurrent and the waiting requests of one service."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from xsc.base.errors import RateLimited
 from xsc.base.limits import SERVICE_QUEUE_MAX, SERVICE_WAIT_MS_MAX
 
 
-class Gate:
-    """Lets requests in, in the order in which they came.
+class RequestGate:
+    """Admits requests first in, first out.
 
     Args:
         wait_ms: how long one may wait.

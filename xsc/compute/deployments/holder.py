@@ -47,7 +47,7 @@ from xsc.base.tally import Tally
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.pages import failures_in, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
-from xsc.compute.deployments.rules import Answer, fault_answer
+from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
 from xsc.compute.ports import Handler, ServiceBook
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.program import read
@@ -66,7 +66,7 @@ _UNPAID_RETRY_S = 5
 class Served:
     """The answer to a request."""
 
-    answer: Answer
+    answer: ServiceAnswer
     request_id: str = ""
     """Empty where nothing ran."""
 

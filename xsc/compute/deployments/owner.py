@@ -28,7 +28,7 @@ from xsc.base.merkle import Part, root_of
 from xsc.compute.deployments import rules
 from xsc.compute.deployments.pages import failures_in, open_claims, plan_payment, read_page, url_in
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
-from xsc.compute.deployments.store import Row, ServiceKey
+from xsc.compute.deployments.store import LogRow, ServiceKey
 from xsc.compute.ports import ServiceLeases
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.limits import Limits
@@ -300,7 +300,7 @@ class ServiceOwner:
             if not page.rows or not page.more or took_ms >= SERVICE_COLLECT_TIMEOUT_MS:
                 return
 
-    async def _pay(self, service: ServiceEntry, rows: Sequence[Row]) -> None:
+    async def _pay(self, service: ServiceEntry, rows: Sequence[LogRow]) -> None:
         provider = service.active.record.provider
         try:
             claims = await self._executor.run(

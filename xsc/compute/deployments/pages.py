@@ -16,7 +16,7 @@ from xsc.base.limits import (
     SERVICE_RECORD_BYTES_MAX,
 )
 from xsc.compute.deployments import rules, wagi
-from xsc.compute.deployments.store import Row
+from xsc.compute.deployments.store import LogRow
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.identity.envelope import open_signed
 from xsc.terms.deployment import Deployment, ServiceReceipt
@@ -27,10 +27,10 @@ _URL = re.compile(r"https?://[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ReceiptPage:
     """What a holder answers to an owner that collects receipts."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[LogRow, ...]
     more: bool
     """Whether the holder has more rows."""
     starved: bool
@@ -40,10 +40,10 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ReceiptClaim:
     """A row of a page with its signed receipt and deployment, both verified."""
 
-    row: Row
+    row: LogRow
     receipt: ServiceReceipt
     deployment: Deployment
 
@@ -53,15 +53,15 @@ class Claim:
         return rules.steps_of(self.deployment, self.receipt.outcome.fuel_used)
 
 
-def read_page(header: Mapping[str, Value]) -> Page:
+def read_page(header: Mapping[str, Value]) -> ReceiptPage:
     """Return the page of a reply.
 
     Raises:
         RecordInvalid: it is malformed.
     """
     rows = take_list(header, "rows", most=SERVICE_PAGE_ROWS_MAX)
-    return Page(
-        tuple(Row.from_value(take_map({"row": item}, "row")) for item in rows),
+    return ReceiptPage(
+        tuple(LogRow.from_value(take_map({"row": item}, "row")) for item in rows),
         take_bool(header, "more"),
         take_bool(header, "starved"),
         take_int(header, "lease_left_ms"),
@@ -82,8 +82,8 @@ def url_in(header: Mapping[str, Value]) -> str:
 
 
 def open_claims(
-    rows: Sequence[Row], *, after: int, name: str, owner: bytes, provider: bytes, network: bytes
-) -> list[Claim]:
+    rows: Sequence[LogRow], *, after: int, name: str, owner: bytes, provider: bytes, network: bytes
+) -> list[ReceiptClaim]:
     """Return the rows of a page with their receipts, each checked as far as it says itself.
 
     Args:
@@ -113,16 +113,16 @@ def open_claims(
         ).record
         if (deployment.name, deployment.provider) != (name, provider):
             raise ReceiptInvalid("it is over the deployment of another service")
-        claims.append(Claim(row_of(receipt, deployment, row), receipt, deployment))
+        claims.append(ReceiptClaim(row_of(receipt, deployment, row), receipt, deployment))
     return claims
 
 
 def plan_payment(
-    claims: Sequence[Claim],
+    claims: Sequence[ReceiptClaim],
     numbers: Sequence[int],
     terms: Mapping[bytes, tuple[int, int] | None],
     since: int,
-) -> list[Claim]:
+) -> list[ReceiptClaim]:
     """Return the claims to pay: those under a known lease with room, of this service.
 
     Args:
@@ -154,7 +154,7 @@ def plan_payment(
     return paid
 
 
-def _is_told(row: Row) -> bool:
+def _is_told(row: LogRow) -> bool:
     """Say whether the fields that no receipt covers are what a holder notes of a request."""
     return (
         row.method in wagi.METHODS
@@ -163,19 +163,19 @@ def _is_told(row: Row) -> bool:
     )
 
 
-def failures_in(rows: Sequence[Row]) -> int:
+def failures_in(rows: Sequence[LogRow]) -> int:
     """Return how many rows are of requests that failed."""
     return sum(1 for row in rows if row.status >= 500)
 
 
-def noted(request: wagi.Request, result: SandboxResult, receipt: bytes) -> Row:
+def noted(request: wagi.Request, result: SandboxResult, receipt: bytes) -> LogRow:
     """Return a row with what no receipt says; `row_of` puts in the rest."""
     note = result.stderr[-SERVICE_NOTE_BYTES_MAX:].decode("utf-8", "replace")
     path = request.raw_path[:_PATH_CHARS_MAX]
-    return Row(0, 0, "", request.method, path, 0, 0, 0, 0, 0, "", note, "", receipt)
+    return LogRow(0, 0, "", request.method, path, 0, 0, 0, 0, 0, "", note, "", receipt)
 
 
-def row_of(receipt: ServiceReceipt, deployment: Deployment, noted: Row) -> Row:
+def row_of(receipt: ServiceReceipt, deployment: Deployment, noted: LogRow) -> LogRow:
     """Return the row of a receipt: what is billed is taken from it, the rest from `noted`."""
     told = receipt.outcome
     return replace(

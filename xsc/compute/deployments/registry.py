@@ -19,8 +19,8 @@ from xsc.base.limits import (
 )
 from xsc.base.turns import Turns
 from xsc.compute.deployments import rules
-from xsc.compute.deployments.gate import Gate
-from xsc.compute.deployments.store import Row, ServiceKey, ServiceStore
+from xsc.compute.deployments.gate import RequestGate
+from xsc.compute.deployments.store import LogRow, ServiceKey, ServiceStore
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment
@@ -37,7 +37,7 @@ class ServiceEntry:
     rows: int = 0
     last: int = 0
     """The number of the newest row."""
-    gate: Gate = field(default_factory=Gate)
+    gate: RequestGate = field(default_factory=RequestGate)
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a row is added; then another event takes its place."""
     lease_id: bytes = b""
@@ -217,7 +217,7 @@ class ServiceRegistry:
             self._warm.put(digest, found)
         return found
 
-    def add(self, service: ServiceEntry, rows: Sequence[Row], *, failures: int) -> None:
+    def add(self, service: ServiceEntry, rows: Sequence[LogRow], *, failures: int) -> None:
         """Add rows to the log; the oldest are dropped where there are too many."""
         self.store.add(service.key, rows)
         service.rows += len(rows)

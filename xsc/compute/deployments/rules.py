@@ -209,7 +209,7 @@ def limits_of(record: Deployment) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServiceAnswer:
     """What the caller of a service is answered."""
 
     response: Response
@@ -217,15 +217,15 @@ class Answer:
     """Why it is not what the program wrote."""
 
 
-def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> Answer:
+def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> ServiceAnswer:
     """Return the answer that says in one sentence what went wrong."""
     headers = [("Content-Type", "text/plain; charset=utf-8")]
     if retry_after_s:
         headers.append(("Retry-After", str(retry_after_s)))
-    return Answer(Response(status, tuple(headers), f"{reason}\n".encode()), reason)
+    return ServiceAnswer(Response(status, tuple(headers), f"{reason}\n".encode()), reason)
 
 
-def answer_of(result: SandboxResult) -> Answer:
+def answer_of(result: SandboxResult) -> ServiceAnswer:
     """Return what a run's output is to its caller."""
     if result.trap is not None:
         fault: XscError = trap_error(result.trap)
@@ -236,7 +236,7 @@ def answer_of(result: SandboxResult) -> Answer:
     read = read_answer(result.stdout)
     if isinstance(read, str):
         return fault_answer(502, f"the service {read}")
-    return Answer(read)
+    return ServiceAnswer(read)
 
 
 def fuel_of(record: Deployment, result: SandboxResult) -> int:

@@ -22,7 +22,7 @@ from xsc.base.limits import (
 from xsc.compute.deployments.holder import ServiceHolder
 from xsc.compute.deployments.owner import ServiceOwner
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
-from xsc.compute.deployments.store import Row
+from xsc.compute.deployments.store import LogRow
 from xsc.compute.ports import Handler, ServiceBook, ServiceLeases
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
@@ -152,7 +152,7 @@ class DeploymentService:
 
     async def log_rows(
         self, name: str, *, after: int | None, most: int, wait_ms: int = 0
-    ) -> list[Row]:
+    ) -> list[LogRow]:
         """Return rows of an own service's log, in order.
 
         Args:
@@ -168,7 +168,7 @@ class DeploymentService:
         told = service.told
         most = min(most, SERVICE_LOG_ROWS_MAX)
 
-        def found() -> list[Row]:
+        def found() -> list[LogRow]:
             return self.registry.store.rows(
                 service.key,
                 after=after or 0,

@@ -36,7 +36,7 @@ ServiceKey = tuple[bytes, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LogRow:
     """One request of a service, as the log keeps it."""
 
     number: int
@@ -64,7 +64,7 @@ class Row:
         return {"v": _ROW_VERSION, **{name: getattr(self, name) for name in _FIELDS}}
 
     @classmethod
-    def from_value(cls, value: Value) -> Row:
+    def from_value(cls, value: Value) -> LogRow:
         """Return the row that plain values describe.
 
         Raises:
@@ -189,7 +189,7 @@ class ServiceStore:
 
     # The log
 
-    def add(self, key: ServiceKey, rows: Iterable[Row]) -> None:
+    def add(self, key: ServiceKey, rows: Iterable[LogRow]) -> None:
         """Add rows to a service's log, unsynced."""
         changes: list[Change] = [
             (_row_key(key, row.number), encode(row.to_value())) for row in rows
@@ -227,7 +227,7 @@ class ServiceStore:
 
     def rows(
         self, key: ServiceKey, *, after: int = 0, newest: bool = False, most: int, size_max: int
-    ) -> list[Row]:
+    ) -> list[LogRow]:
         """Return rows after a number in order: the oldest `most` of them, or the newest.
 
         Args:
@@ -241,14 +241,14 @@ class ServiceStore:
             StoreDamaged: a row fails its check.
         """
         start = _LOG + _service(key)
-        found: list[Row] = []
+        found: list[LogRow] = []
         size = 0
         for _, raw in self._state.scan(_row_key(key, after + 1), prefix_end(start), reverse=newest):
             size += len(raw)
             if len(found) == most or (found and size > size_max):
                 break
             try:
-                found.append(Row.from_value(decode(raw, size_max=RECORD_BYTES_MAX)))
+                found.append(LogRow.from_value(decode(raw, size_max=RECORD_BYTES_MAX)))
             except (RecordInvalid, TooLarge) as fault:
                 raise StoreDamaged(f"a service's log is damaged: {fault.message}") from None
         return found[::-1] if newest else found

@@ -31,18 +31,18 @@ from xsc.base.limits import (
     PROVIDERS_TRIED_MAX,
 )
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs.executor import RUN, Granted, Provider
-from xsc.compute.jobs.locality import Holders, referred_to, saved_max
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.executor import RUN, GrantedOrder, JobExecutor
+from xsc.compute.jobs.locality import ModuleHolders, referred_to, saved_max
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.quorum import Quorum
 from xsc.compute.jobs.receipts import billed_steps
-from xsc.compute.jobs.replicated import Errand, Panel
+from xsc.compute.jobs.replicated import ReplicatedRun, ReplicatedTask
 from xsc.compute.jobs.replies import Asked, Delivered, read_reply
-from xsc.compute.jobs.streams import Streams, settle_tape
+from xsc.compute.jobs.streams import RemoteOutput, settle_output
 from xsc.compute.jobs.tasks import Task, message_of
 from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject, Reply
 from xsc.compute.wasm.inputs import input_hash
-from xsc.compute.worker.quick import PATIENCE_MS, Quick
+from xsc.compute.worker.quick import PATIENCE_MS, QuickFunctions
 from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
@@ -57,12 +57,12 @@ class _Purchase:
     """A task that is being bought."""
 
     task: Task
-    tape: Tape | None
+    output: OutputBuffer | None
     """Where to show what it writes."""
     module_sent_to: set[bytes] = field(default_factory=set)
 
 
-class Customer:
+class JobCustomer:
     """The customer's side of runs."""
 
     def __init__(
@@ -70,9 +70,9 @@ class Customer:
         context: Context,
         *,
         leases: ComputeLeases,
-        provider: Provider,
-        streams: Streams,
-        panel: Panel,
+        provider: JobExecutor,
+        streams: RemoteOutput,
+        replicated: ReplicatedRun,
         signer: BatchSigner,
         compile_ms: int,
     ) -> None:
@@ -80,31 +80,31 @@ class Customer:
         self._context = context
         self._own = context.key.node_id
         self._leases = leases
-        self._provider = provider
+        self._job_executor = provider
         self._streams = streams
-        self._panel = panel
+        self._replicated = replicated
         self._signer = signer
         self._compile_ms = compile_ms
-        self._holders = Holders()
-        self._quick = Quick()
+        self._holders = ModuleHolders()
+        self._quick = QuickFunctions()
         self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
         """When this node heard of a lost worker, by provider and module."""
 
-    async def run_here(self, task: Task, tape: Tape | None) -> Delivered:
+    async def run_here(self, task: Task, output: OutputBuffer | None) -> Delivered:
         """Run a task on this node, where nobody is paid."""
         task = await _brought(task, task.objects)
         order = await self._order(task, self._own, OWN_LEASE)
-        granted = Granted(task.module, task.given, task.limits.output_bytes, 0)
-        return await self._provider.fulfil(order, granted, tape)
+        granted = GrantedOrder(task.module, task.given, task.limits.output_bytes, 0)
+        return await self._job_executor.fulfil(order, granted, output)
 
-    async def buy(self, task: Task, on: bytes | None, tape: Tape | None) -> Delivered:
+    async def buy(self, task: Task, on: bytes | None, output: OutputBuffer | None) -> Delivered:
         """Run a task on that node, or on the best of the market, and pay for it.
 
         Raises:
             NoOffers, PeerSilent, SandboxFailed, RateLimited: nobody ran it.
             ReceiptInvalid: the provider's receipt breaks a rule.
         """
-        purchase = _Purchase(task, tape)
+        purchase = _Purchase(task, output)
         ordered: dict[bytes, Signed[Order]] = {}
         last: XscError | None = None
         # As a rule, a module that some provider has need not be paid for again.
@@ -116,7 +116,7 @@ class Customer:
                 saved=task.saved_by(self._holders.of(task.module_hash)),
             )
             if lease.node == self._own:
-                return await self.run_here(task, tape)
+                return await self.run_here(task, output)
             # A second try under the same lease sends the same order: it is run once.
             if lease.lease_id not in ordered:
                 ordered[lease.lease_id] = await self._order(task, lease.node, lease.lease_id)
@@ -128,7 +128,7 @@ class Customer:
                     "compute.order_not_run", provider=lease.node.hex(), reason=fault.code
                 )
                 last = fault
-                if tape is not None and tape.size_bytes:
+                if output is not None and output.size_bytes:
                     break  # another run would not begin with the output that was shown
             except LeaseExhausted as fault:
                 if compiling or lease.node not in purchase.module_sent_to:
@@ -146,7 +146,7 @@ class Customer:
         """Run a task on several providers, and pay those that agree.
 
         Raises:
-            NoOffers, NoAgreement, PeerSilent: as `Panel.run`.
+            NoOffers, NoAgreement, PeerSilent: as `ReplicatedRun.run`.
         """
         purchase = _Purchase(task, None)
 
@@ -159,7 +159,9 @@ class Customer:
         async def ask(lease: ComputeLease, signed: Signed[Order]) -> Delivered:
             return await self._ask(purchase, lease, signed)
 
-        return await self._panel.run(Errand(task.steps(compiling=True), order, ask), quorum)
+        return await self._replicated.run(
+            ReplicatedTask(task.steps(compiling=True), order, ask), quorum
+        )
 
     async def _order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
         context = self._context
@@ -184,19 +186,19 @@ class Customer:
         self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]
     ) -> Delivered:
         """Return what a provider delivers, checked; nothing is paid."""
-        tape = purchase.tape
-        if tape is None:
+        output = purchase.output
+        if output is None:
             return await self._deliver(purchase, lease, order)
         output_max = purchase.task.limits.output_bytes
         attending = asyncio.create_task(
-            self._streams.attend(lease.node, order.record.nonce, tape, output_max)
+            self._streams.attend(lease.node, order.record.nonce, output, output_max)
         )
         try:
             done = await self._deliver(purchase, lease, order)
         finally:
             attending.cancel()
             await asyncio.gather(attending, return_exceptions=True)
-        settle_tape(tape, done.stdout, done.stderr)
+        settle_output(output, done.stdout, done.stderr)
         return done
 
     async def _deliver(
@@ -228,7 +230,7 @@ class Customer:
             lease.price,
             module_sent=node in purchase.module_sent_to,
             saved_max=saved_max(node, referred, 0 if with_module else len(task.module)),
-            cancelled=purchase.tape is not None and purchase.tape.cancelled.is_set(),
+            cancelled=purchase.output is not None and purchase.output.cancelled.is_set(),
             passed_ms=now_ms - made_ms,
             lost_before=heard_ms is not None
             and heard_ms < made_ms < heard_ms + MODULE_LOST_MS // 2,
@@ -267,7 +269,7 @@ class Customer:
             await _brought(task, here),
             order.raw,
             with_module=with_module,
-            streamed=purchase.tape is not None,
+            streamed=purchase.output is not None,
         )
         parts = await run_sized(self._context.executor, sum(map(len, bodies)), _bind, bodies)
         if not with_module:

@@ -44,7 +44,7 @@ def differing(first: ExecutionReceipt, second: ExecutionReceipt) -> tuple[str, .
     )
 
 
-class EvidenceBook:
+class EvidenceStore:
     """See the module."""
 
     def __init__(self, network: bytes, state: KeyValue) -> None:

@@ -37,12 +37,12 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
 )
 from xsc.base.merkle import Part
-from xsc.compute.jobs.fetching import Fetching
-from xsc.compute.jobs.orders import Known, Orders
-from xsc.compute.jobs.output_buffer import Tape, run_taped
+from xsc.compute.jobs.customer_quota import CustomerQuota
+from xsc.compute.jobs.fetching import InputFetcher
+from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
+from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import billed_steps, check_price, job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered
-from xsc.compute.jobs.shares import Shares
 from xsc.compute.ports import ComputeBook, Handler, InputReader
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
 from xsc.compute.wasm.rows import calls_of
@@ -62,7 +62,7 @@ _FUNCTION_CHARS_LOGGED = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class GrantedOrder:
     """What an order is run with, and at which price a quantum."""
 
     module: bytes
@@ -95,11 +95,11 @@ class _Run:
     """The run of an order."""
 
     task: asyncio.Task[_Answer]
-    tape: Tape | None
+    output: OutputBuffer | None
     """What it writes, where the customer wants to see it."""
 
 
-class Provider:
+class JobExecutor:
     """Runs what others order from this node, and what it orders from itself."""
 
     def __init__(
@@ -117,14 +117,14 @@ class Provider:
         self._executor = context.executor
         self._book = book
         self._sandbox = sandbox
-        self._fetching = Fetching(inputs, context.clock)
-        self._inputs = Shares("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
+        self._fetcher = InputFetcher(inputs, context.clock)
+        self._inputs = CustomerQuota("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
         self._signer = signer
         self._log = context.log
         self._started_ms = context.clock.now_ms()
         self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
         """By hash; each counts for the customer that brought it first."""
-        self._orders: Orders[_Run] = Orders()
+        self._orders: AcceptedOrders[_Run] = AcceptedOrders()
 
     async def stop(self) -> None:
         """End what runs; it is not answered."""
@@ -137,22 +137,22 @@ class Provider:
         """Return what peers may call."""
         return {RUN: self._serve}
 
-    def tape_of(self, customer: bytes, nonce: bytes) -> Tape | None:
+    def output_of(self, customer: bytes, nonce: bytes) -> OutputBuffer | None:
         """Return where a run that is wanted to be seen writes; None where there is none."""
         known = self._orders.find((customer, nonce))
-        return None if known is None or known.run is None else known.run.tape
+        return None if known is None or known.run is None else known.run.output
 
     async def fulfil(
-        self, order: Signed[Order], granted: Granted, tape: Tape | None = None
+        self, order: Signed[Order], granted: GrantedOrder, output: OutputBuffer | None = None
     ) -> Delivered:
         """Run an order, and sign what came of it."""
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
-        if tape is None:
+        if output is None:
             result = await self._sandbox.run(job)
         else:
-            result = await run_taped(self._sandbox, job, tape)
+            result = await run_streamed(self._sandbox, job, output)
         wall_ms = self._clock.monotonic_ms() - began_ms
         if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
@@ -200,7 +200,7 @@ class Provider:
 
     async def _accept(
         self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
-    ) -> Known[_Run]:
+    ) -> AcceptedOrder[_Run]:
         asked = order.record
         self._check_fresh(asked)
         given, references, brought = _received(header, parts)
@@ -227,15 +227,15 @@ class Provider:
                 if asked.module not in self._modules:
                     module = granted.module
                     self._modules.put(asked.module, module, asked.customer, len(module))
-                tape = Tape(self._clock) if take_bool(header, "stream") else None
-                task = asyncio.create_task(self._work(order, granted, steps, tape))
+                output = OutputBuffer(self._clock) if take_bool(header, "stream") else None
+                task = asyncio.create_task(self._work(order, granted, steps, output))
             finally:
                 if task is None:
                     self._inputs.give(asked.customer, held_bytes)
         finally:
             if task is None:
                 self._book.used_compute(asked.lease_id, steps, 0)
-        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, tape))
+        known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, output))
         task.add_done_callback(lambda done: self._keep(slot, done))
         task.add_done_callback(lambda _: self._inputs.give(asked.customer, held_bytes))
         return known
@@ -248,21 +248,21 @@ class Provider:
         references: Sequence[tuple[str, bytes]],
         brought: bytes | None,
         price: int,
-    ) -> Granted:
+    ) -> GrantedOrder:
         """Return what an order is run with; it must be what the order names."""
         check_price(asked, price)
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
         module = await self._module(asked.module, brought)
         saved_bytes = len(module) if brought is None else 0
         if references:
-            given, here = await self._fetching.read(given, references, asked.given_bytes)
+            given, here = await self._fetcher.read(given, references, asked.given_bytes)
             saved_bytes += here
         if asked.given_bytes != len(module) + given.size_bytes:
             raise RecordInvalid("module and input are not as long as the order says")
         digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
         if digest != asked.input:
             raise RecordInvalid("the input is not the one that the order names")
-        return Granted(
+        return GrantedOrder(
             module,
             given,
             output_bytes,
@@ -290,18 +290,18 @@ class Provider:
         return brought
 
     async def _work(
-        self, order: Signed[Order], granted: Granted, steps: int, tape: Tape | None
+        self, order: Signed[Order], granted: GrantedOrder, steps: int, output: OutputBuffer | None
     ) -> _Answer:
         asked = order.record
         used = 0
         try:
-            done = await self.fulfil(order, granted, tape)
+            done = await self.fulfil(order, granted, output)
             outcome = done.receipt.record.outcome
             used = billed_steps(asked, outcome, done.receipt.record.observed)
         finally:
             self._book.used_compute(asked.lease_id, steps, used)
         self._log.info(
-            "job",
+            "compute.job_run",
             customer=asked.customer.hex(),
             function=asked.function[:_FUNCTION_CHARS_LOGGED],
             duration_ms=done.receipt.record.observed.wall_ms,

@@ -1,8 +1,8 @@
-"""Reads the inputs of others' jobs from where they lie, within bounds of memory and time.
+"""Reads the input objects of peers' jobs, within bounds of memory and time.
 
-The customer refers to objects of which this node holds shards; what it lacks, it
-fetches. Room for them is held from before the first byte is fetched until the job is
-over (`xsc.compute.jobs.shares`).
+The customer refers to objects of which this node holds shards; the missing shards are
+fetched. Memory for the objects is reserved before the first byte is fetched, until the job
+ends (`xsc.compute.jobs.customer_quota`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from xsc.compute.ports import InputReader
 from xsc.compute.wasm.inputs import RunInput, check_input
 
 
-class Fetching:
-    """See the module."""
+class InputFetcher:
+    """Reads referenced objects."""
 
     def __init__(self, inputs: InputReader, clock: Clock) -> None:
         self._inputs = inputs

@@ -1,9 +1,8 @@
-"""What a job need not bring: inputs that a provider has shards of, a module that it has.
+"""Data locality: which bytes of a job a provider already has, and need not receive.
 
-`spared` is what the market prefers providers by (`xsc.market.locality`), and `saved_max`
-the most that one may then say it saved: its receipt's `observed.saved_bytes` is held
-against both what was sent and what it can have had. A saving below NEAR_BYTES_LEAST
-is not worth another choice of provider.
+The market prefers providers by `spared` (`xsc.market.locality`). `saved_max` is the most that
+a provider can have saved; its receipt's `observed.saved_bytes` is checked against it. A saving
+below LOCALITY_BYTES_LEAST does not change the choice of provider.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 from xsc.base.bounded import Bounded
 from xsc.base.errors import TooLarge
-from xsc.base.limits import INPUT_BYTES_MAX, MODULES_REMEMBERED_MAX, NEAR_BYTES_LEAST
+from xsc.base.limits import INPUT_BYTES_MAX, LOCALITY_BYTES_LEAST, MODULES_REMEMBERED_MAX
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, check_input
 
 
-class Holders:
-    """Which nodes are known to have which modules: those that ran them lately."""
+class ModuleHolders:
+    """Remembers which nodes ran a module lately, and so have it."""
 
     def __init__(self) -> None:
         self._known: Bounded[bytes, dict[bytes, None]] = Bounded(MODULES_REMEMBERED_MAX)
@@ -66,7 +65,7 @@ def spared(
     for item in objects:
         for node, saving in item.spared.items():
             found[node] = found.get(node, 0) + saving
-    return {node: saving for node, saving in found.items() if saving >= NEAR_BYTES_LEAST}
+    return {node: saving for node, saving in found.items() if saving >= LOCALITY_BYTES_LEAST}
 
 
 def saved_max(node: bytes, referred: Sequence[InputObject], module_bytes: int) -> int:

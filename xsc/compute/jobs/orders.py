@@ -1,8 +1,8 @@
-"""Orders that a provider accepted: none is carried out twice, and an answer can be given again.
+"""Remembers the orders that a provider accepted: none runs twice, and answers can be repeated.
 
-An order is remembered for as long as its date lets it in, and as long as it runs. Its
-answer is kept for a while longer, as far as there is room; where there is none, the oldest
-of the customer goes that has most.
+An order is remembered while it runs, and for as long as its date would be accepted. Its
+answer is kept for a while longer, as far as there is room; a full store drops the oldest
+answer of the customer that has most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Slot: TypeAlias = tuple[bytes, bytes]
 
 
 @dataclass(slots=True)
-class Known(Generic[R]):
+class AcceptedOrder(Generic[R]):
     """An order that was accepted."""
 
     order_id: bytes
@@ -38,11 +38,11 @@ class Known(Generic[R]):
     """What runs or has run; None where the answer is no longer kept."""
 
 
-class Orders(Generic[R]):
-    """See the module. Times are the provider's own wall time."""
+class AcceptedOrders(Generic[R]):
+    """The orders of one provider. Times are its wall time."""
 
     def __init__(self) -> None:
-        self._known: dict[Slot, Known[R]] = {}
+        self._known: dict[Slot, AcceptedOrder[R]] = {}
         self._of_customer: Counter[bytes] = Counter()
         self._due: list[tuple[int, Slot]] = []
         """When what has ended may be forgotten, as a heap."""
@@ -56,12 +56,12 @@ class Orders(Generic[R]):
         """Yield what runs or has run, where it is still kept."""
         return (known.run for known in self._known.values() if known.run is not None)
 
-    def find(self, slot: Slot) -> Known[R] | None:
+    def find(self, slot: Slot) -> AcceptedOrder[R] | None:
         """Return the order of that customer and nonce, if it is remembered."""
         return self._known.get(slot)
 
     def check_room(self, customer: bytes, now_ms: int) -> None:
-        """Forget what is over.
+        """Forget expired orders, and return if there is room for another.
 
         Raises:
             RateLimited: more orders are remembered than may be, of this customer or in all.
@@ -74,14 +74,14 @@ class Orders(Generic[R]):
         ):
             raise RateLimited("too many orders within the request window")
 
-    def add(self, slot: Slot, order_id: bytes, created_ms: int, run: R) -> Known[R]:
-        """Remember an order that begins to run now."""
-        known = self._known[slot] = Known(order_id, created_ms, run)
+    def add(self, slot: Slot, order_id: bytes, created_ms: int, run: R) -> AcceptedOrder[R]:
+        """Remember an order whose run begins now."""
+        known = self._known[slot] = AcceptedOrder(order_id, created_ms, run)
         self._of_customer[slot[0]] += 1
         return known
 
     def drop(self, slot: Slot) -> None:
-        """Forget an order: one that failed may be given again, for nothing was billed."""
+        """Forget an order that failed. It was not billed, so it may be sent again."""
         if self._known.pop(slot, None) is None:
             return
         self._of_customer[slot[0]] -= 1
@@ -90,7 +90,7 @@ class Orders(Generic[R]):
         self._answers.pop(slot)
 
     def ended(self, slot: Slot, size_bytes: int, now_ms: int) -> None:
-        """Keep the answer to an order that has ended, and let go the oldest that are too many.
+        """Keep the answer to an order that has ended, and drop the oldest answers for it.
 
         Args:
             slot: the order; one that was dropped meanwhile stays so.

@@ -1,8 +1,7 @@
-"""What a running program has written so far, for whoever watches it.
+"""Buffers what a running program writes, for readers that follow the run.
 
-A tape holds both output streams, whole: as much as the program may give back
-anyhow, so that a slow reader holds up nothing and misses nothing. It carries the
-wish to end the run the other way.
+The buffer holds both output streams whole, up to the job's output limit. A slow reader
+therefore neither blocks the program nor misses anything. Readers cancel the run through it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from xsc.base.limits import STREAM_PIECE_BYTES
 from xsc.compute.wasm.sandbox import Job, Sandbox, SandboxResult
 
 
-class Tape:
-    """The output of one run, and the wish to cancel it. To be used in one event loop."""
+class OutputBuffer:
+    """The output of one run so far, and the request to cancel it. For one event loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -25,11 +24,11 @@ class Tape:
         self._began_ms: int | None = None
         self._streams: list[bytearray | bytes] = [bytearray(), bytearray()]
         self.done = False
-        """Nothing more comes."""
+        """Nothing more will be written."""
         self.compiled = False
         """The module had to be compiled for this run."""
         self.cancelled = asyncio.Event()
-        """Set by whoever wants the run to end."""
+        """Set to cancel the run."""
 
     @property
     def size_bytes(self) -> int:
@@ -37,11 +36,11 @@ class Tape:
         return sum(map(len, self._streams))
 
     def compiling(self) -> None:
-        """Take note that the module is compiled for this run, however that ends."""
+        """Note that the module is compiled for this run, whether or not that succeeds."""
         self.compiled = True
 
     def began(self) -> None:
-        """Take note that the run begins now; what it waited for is not billed."""
+        """Note that the run begins now; the time it waited before is not billed."""
         self._began_ms = self._clock.monotonic_ms()
 
     def ran_ms(self) -> int:
@@ -56,7 +55,10 @@ class Tape:
             self._tell()
 
     def finish(self, stdout: bytes, stderr: bytes) -> bool:
-        """End with the whole output; False, and no end, where that does not begin as was told."""
+        """Close with the whole output.
+
+        Returns False, and stays open, where that does not begin with what was written.
+        """
         if not (stdout.startswith(self._streams[0]) and stderr.startswith(self._streams[1])):
             return False
         # The same bytes as in the result: not kept twice.
@@ -65,16 +67,16 @@ class Tape:
         return True
 
     def close(self) -> None:
-        """End it as it is."""
+        """Close with what was written so far."""
         self.done = True
         self._tell()
 
     def cancel(self) -> None:
-        """Ask for the end of the run."""
+        """Request the end of the run."""
         self.cancelled.set()
 
     def read(self, stream: int, start: int, size_max: int) -> bytes:
-        """Return what is on a stream from there on, at most so much."""
+        """Return up to `size_max` bytes of a stream from `start` on."""
         return bytes(memoryview(self._streams[stream - 1])[start : start + size_max])
 
     def written(self) -> tuple[bytes, bytes]:
@@ -82,7 +84,7 @@ class Tape:
         return bytes(self._streams[0]), bytes(self._streams[1])
 
     async def pieces(self) -> AsyncIterator[tuple[int, bytes]]:
-        """Yield what is written, and to which stream, to its end."""
+        """Yield each piece with its stream, until the buffer is closed."""
         at = [0, 0]
         while True:
             done = self.done
@@ -95,7 +97,7 @@ class Tape:
             await self.more(*at)
 
     async def more(self, stdout_at: int, stderr_at: int) -> None:
-        """Return once a stream goes on after that, or nothing more comes."""
+        """Return once a stream is longer than that, or the buffer is closed."""
         while (
             not self.done
             and len(self._streams[0]) <= stdout_at
@@ -108,32 +110,32 @@ class Tape:
         self._news = asyncio.Event()
 
 
-async def run_taped(sandbox: Sandbox, job: Job, tape: Tape) -> SandboxResult:
-    """Return what a job gave, or that it was cancelled, with what it had written by then."""
-    running = asyncio.ensure_future(sandbox.run(job, tape))
-    wish = asyncio.ensure_future(tape.cancelled.wait())
+async def run_streamed(sandbox: Sandbox, job: Job, output: OutputBuffer) -> SandboxResult:
+    """Return the result of a job; of a cancelled one, with what it had written by then."""
+    running = asyncio.ensure_future(sandbox.run(job, output))
+    wish = asyncio.ensure_future(output.cancelled.wait())
     try:
         await asyncio.wait({running, wish}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
-            ran_ms = tape.ran_ms()
+            ran_ms = output.ran_ms()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             if running.cancelled():
-                return _cancelled(sandbox, tape, ran_ms)
+                return _cancelled(sandbox, output, ran_ms)
         result = running.result()
         # A killed worker takes along what it wrote; what was told of it was written.
-        stdout, stderr = tape.written()
-        return result if tape.done else replace(result, stdout=stdout, stderr=stderr)
+        stdout, stderr = output.written()
+        return result if output.done else replace(result, stdout=stdout, stderr=stderr)
     finally:
         wish.cancel()
         running.cancel()
         await asyncio.gather(wish, running, return_exceptions=True)
-        tape.close()
+        output.close()
 
 
-def _cancelled(sandbox: Sandbox, tape: Tape, ran_ms: int) -> SandboxResult:
+def _cancelled(sandbox: Sandbox, output: OutputBuffer, ran_ms: int) -> SandboxResult:
     about = sandbox.describe()
-    stdout, stderr = tape.written()
+    stdout, stderr = output.written()
     return SandboxResult(
         results=(),
         exit_code=None,
@@ -146,5 +148,5 @@ def _cancelled(sandbox: Sandbox, tape: Tape, ran_ms: int) -> SandboxResult:
         engine=str(about["engine"]),
         engine_config=bytes.fromhex(str(about["engine_config"])),
         wall_ms=ran_ms,
-        compiled=tape.compiled,
+        compiled=output.compiled,
     )

@@ -61,7 +61,7 @@ def read_quorum(text: str) -> Quorum:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Votes:
     """What came of asking several; providers in the order in which they were asked."""
 
     agreeing: tuple[bytes, ...] = ()
@@ -100,7 +100,7 @@ def same_content(first: Order, second: Order) -> bool:
     return first == second.model_copy(update=parties)
 
 
-def decide(told: Mapping[bytes, Outcome], need: int) -> Tally:
+def decide(told: Mapping[bytes, Outcome], need: int) -> Votes:
     """Return whom to believe; `told` has those that answered, in the order of asking."""
     groups: dict[_Ballot, list[bytes]] = {}
     for provider, outcome in told.items():
@@ -121,7 +121,7 @@ def decide(told: Mapping[bytes, Outcome], need: int) -> Tally:
             break
     dissenting = {second for _, second in pairs} if agreeing else set()
     known = {*agreeing, *dissenting}
-    return Tally(
+    return Votes(
         tuple(agreeing),
         tuple(node for node in told if node in dissenting),
         tuple(node for node in told if node not in known),

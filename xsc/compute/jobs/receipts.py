@@ -70,7 +70,7 @@ def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> J
     )
 
 
-class Bounded(Protocol):
+class RunLimits(Protocol):
     """An order, or a deployment, which stands for one."""
 
     @property
@@ -82,7 +82,7 @@ class Bounded(Protocol):
         """Most wall time of a run."""
 
 
-def time_fuel(order: Bounded, trap: str | None, wall_ms: int = 0) -> int | None:
+def time_fuel(order: RunLimits, trap: str | None, wall_ms: int = 0) -> int | None:
     """Return the fuel that a run is billed for of which only its time is known, else None.
 
     One that the customer cancelled, or whose module was compiled for too long, is billed for

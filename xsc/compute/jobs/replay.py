@@ -20,7 +20,7 @@ from xsc.base.limits import TIMEOUT_MS_MAX
 from xsc.compute.jobs.receipts import TIME_TRAPS, given_hash, job_of
 from xsc.compute.wasm import rows as batch
 from xsc.compute.wasm.inputs import RunInput
-from xsc.compute.wasm.rows import Row, Rows, Shape
+from xsc.compute.wasm.rows import ResultRow, ResultTable, Shape
 from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap
 from xsc.terms.execution import Order, Outcome
 
@@ -129,11 +129,11 @@ def _cut(
         late = batch.late_fuel(min(shape.fuel, order.fuel_max - before), order.timeout_ms)
         if before + late == told.fuel_used and tried < _CUTS_TRIED_MAX:
             tried += 1
-            made = Rows(results)
+            made = ResultTable(results)
             for earlier in rows[:index]:
                 made.add(earlier)
-            made.add(Row((), "time_exceeded", late))
-            made.add(Row((), "time_exceeded", 0), times=shape.count - index - 1)
+            made.add(ResultRow((), "time_exceeded", late))
+            made.add(ResultRow((), "time_exceeded", 0), times=shape.count - index - 1)
             if batch.batch_output(*made.tables()) == told.output:
                 return index
         before += row.fuel_used

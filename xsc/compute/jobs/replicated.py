@@ -1,9 +1,9 @@
-"""Has several providers run one order, and pays those that agree (`xsc.compute.jobs.quorum`).
+"""Runs one order on several providers, and pays those that agree (`xsc.compute.jobs.quorum`).
 
-All are asked at once, by orders that differ in provider and lease alone: nonce
-and time are equal, and with them random bytes and clock. Who is silent is
-replaced while there is no agreement and somebody is left. What contradicts is
-kept as evidence before anything else follows from it.
+The orders differ in provider and lease only. Nonce and time are equal, and so are the random
+bytes and the clock that the program sees. A silent provider is replaced while there is no
+agreement and another provider is left. Contradicting receipts are stored as evidence before
+anything else is done.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from xsc.base.errors import NoAgreement, NoOffers, PeerError, PeerSilent, XscErr
 from xsc.base.ids import short, to_text
 from xsc.base.jobs import Verification
 from xsc.base.limits import PROVIDERS_TRIED_MAX
-from xsc.compute.jobs.evidence import EvidenceBook
-from xsc.compute.jobs.quorum import Quorum, Tally, decide
+from xsc.compute.jobs.evidence import EvidenceStore
+from xsc.compute.jobs.quorum import Quorum, Votes, decide
 from xsc.compute.jobs.receipts import billed_steps
 from xsc.compute.jobs.replies import Delivered
 from xsc.compute.ports import ComputeLease, ComputeLeases
@@ -28,26 +28,26 @@ from xsc.terms.execution import Order
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
-    """What is to be run, and how one provider is asked."""
+class ReplicatedTask:
+    """How to order and fetch one replica of a task."""
 
     steps: int
     """Most fuel steps of one run."""
     order: Callable[[ComputeLease, Order | None], Awaitable[Signed[Order]]]
-    """Makes the order for a lease, like another one where that is given."""
+    """Returns the order for a lease: a copy of another order where one is given."""
     ask: Callable[[ComputeLease, Signed[Order]], Awaitable[Delivered]]
-    """Asks a provider, and checks what it delivers; pays nothing."""
+    """Returns what a provider delivers, checked; pays nothing."""
 
 
-class Panel:
-    """See the module."""
+class ReplicatedRun:
+    """Runs tasks on several providers at once."""
 
-    def __init__(self, context: Context, *, leases: ComputeLeases, evidence: EvidenceBook) -> None:
+    def __init__(self, context: Context, *, leases: ComputeLeases, evidence: EvidenceStore) -> None:
         self._context = context
         self._leases = leases
         self._evidence = evidence
 
-    async def run(self, errand: Errand, quorum: Quorum) -> tuple[Delivered, Verification]:
+    async def run(self, task: ReplicatedTask, quorum: Quorum) -> tuple[Delivered, Verification]:
         """Return what the agreeing providers delivered, once they are paid.
 
         Raises:
@@ -57,7 +57,7 @@ class Panel:
         """
         asking = list(
             await self._leases.lease_providers(
-                fuel_steps=errand.steps, count=quorum.of, exclude=frozenset()
+                fuel_steps=task.steps, count=quorum.of, exclude=frozenset()
             )
         )
         if len(asking) < quorum.of:
@@ -70,14 +70,14 @@ class Panel:
         leases: dict[bytes, ComputeLease] = {}
         answers: dict[bytes, Delivered] = {}
         faults: dict[bytes, XscError] = {}
-        tally = Tally()
+        tally = Votes()
         for _ in range(PROVIDERS_TRIED_MAX):
             orders = []
             for lease in asking:
                 leases[lease.node] = lease
-                orders.append(await errand.order(lease, first))
+                orders.append(await task.order(lease, first))
                 first = first or orders[0].record
-            found = await asyncio.gather(*map(_answer(errand), asking, orders))
+            found = await asyncio.gather(*map(_answer(task), asking, orders))
             for lease, answer in zip(asking, found, strict=True):
                 if isinstance(answer, XscError):
                     faults[lease.node] = answer
@@ -91,7 +91,7 @@ class Panel:
             try:
                 asking = list(
                     await self._leases.lease_providers(
-                        fuel_steps=errand.steps, count=missing, exclude=frozenset(leases)
+                        fuel_steps=task.steps, count=missing, exclude=frozenset(leases)
                     )
                 )
             except NoOffers:
@@ -115,7 +115,7 @@ class Panel:
             evidence=_texts(kept),
         )
 
-    def _keep(self, tally: Tally, answers: dict[bytes, Delivered]) -> tuple[bytes, ...]:
+    def _keep(self, tally: Votes, answers: dict[bytes, Delivered]) -> tuple[bytes, ...]:
         ids = []
         for first, second in tally.contradictions:
             record = Dissent(
@@ -129,7 +129,7 @@ class Panel:
             ids.append(signed.id)
         return tuple(ids)
 
-    def _report(self, tally: Tally, faults: dict[bytes, XscError]) -> None:
+    def _report(self, tally: Votes, faults: dict[bytes, XscError]) -> None:
         for node in tally.dissenting:
             self._leases.report(node, "dissent")
         for node, fault in faults.items():
@@ -140,7 +140,7 @@ class Panel:
     async def _settle(
         self, lease: ComputeLease, done: Delivered, order: Order, *, paid: bool
     ) -> None:
-        """Count what was used of the lease, and owe for it where it is paid."""
+        """Count the steps used under the lease, and the amount owed where it is paid."""
         record = done.receipt.record
         steps = billed_steps(order, record.outcome, record.observed)
         await self._leases.spent(lease.lease_id, steps, record.amount_micro if paid else 0)
@@ -151,18 +151,18 @@ def _texts(ids: Iterable[bytes]) -> tuple[str, ...]:
 
 
 def _answer(
-    errand: Errand,
+    task: ReplicatedTask,
 ) -> Callable[[ComputeLease, Signed[Order]], Awaitable[Delivered | XscError]]:
     async def ask(lease: ComputeLease, order: Signed[Order]) -> Delivered | XscError:
         try:
-            return await errand.ask(lease, order)
+            return await task.ask(lease, order)
         except XscError as fault:
             return fault
 
     return ask
 
 
-def _why(quorum: Quorum, tally: Tally, answered: list[bytes], faults: list[XscError]) -> XscError:
+def _why(quorum: Quorum, tally: Votes, answered: list[bytes], faults: list[XscError]) -> XscError:
     if tally.contradictions:
         nodes = sorted({short(node) for pair in tally.contradictions for node in pair})
         return NoAgreement(

@@ -105,7 +105,7 @@ def _broken_rule(task: Task, asked: Asked, done: Delivered) -> str | None:
     return None
 
 
-def _rows(task: Task, done: Delivered) -> tuple[list[rows.Row], int]:
+def _rows(task: Task, done: Delivered) -> tuple[list[rows.ResultRow], int]:
     try:
         return rows.read_rows(
             rows.shape_of(task.given.args),

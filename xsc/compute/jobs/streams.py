@@ -1,12 +1,12 @@
-"""Watching and cancelling a run on another node.
+"""Follows and cancels runs on other nodes.
 
     compute.output   nonce, stdout, stderr (how much is there already), wait_ms
                      -> known, done; parts: more of both
     compute.cancel   nonce  -> known
 
-Both are about an order of the caller that came with `stream`. The customer asks
-again and again while the order runs; the answer to the order itself holds all of
-the output once more, and what was shown must be its beginning.
+Both concern an order of the caller that was sent with `stream`. The customer polls while
+the order runs. The reply to the order itself has the whole output again, which must begin
+with what was shown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xsc.base.limits import (
     STREAM_WAIT_MS,
 )
 from xsc.base.merkle import Part
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.ports import Caller, Handler
 
 OUTPUT = "compute.output"
@@ -35,13 +35,13 @@ CANCEL = "compute.cancel"
 _NONCE_BYTES = 16
 
 
-class Streams:
-    """Both sides of watching a run."""
+class RemoteOutput:
+    """Both sides of following a run."""
 
     def __init__(
-        self, caller: Caller, clock: Clock, find: Callable[[bytes, bytes], Tape | None]
+        self, caller: Caller, clock: Clock, find: Callable[[bytes, bytes], OutputBuffer | None]
     ) -> None:
-        """Serve tapes that `find` gives by customer and nonce."""
+        """`find` returns the output buffer of a run, by customer and nonce."""
         self._caller = caller
         self._clock = clock
         self._find = find
@@ -53,13 +53,13 @@ class Streams:
     async def _on_output(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        tape = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
+        output = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
         stdout = take_int(header, "stdout", most=OUTPUT_BYTES_MAX)
         stderr = take_int(header, "stderr", most=OUTPUT_BYTES_MAX)
         wait_ms = take_int(header, "wait_ms", most=STREAM_WAIT_MS)
-        if tape is None:
+        if output is None:
             return {"known": False, "done": False}, (b"", b"")
-        waiting = asyncio.ensure_future(tape.more(stdout, stderr))
+        waiting = asyncio.ensure_future(output.more(stdout, stderr))
         pause = asyncio.ensure_future(self._clock.sleep_ms(wait_ms))
         try:
             await asyncio.wait({waiting, pause}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,27 +67,27 @@ class Streams:
             waiting.cancel()
             pause.cancel()
         pieces = [
-            tape.read(1, stdout, STREAM_PIECE_BYTES),
-            tape.read(2, stderr, STREAM_PIECE_BYTES),
+            output.read(1, stdout, STREAM_PIECE_BYTES),
+            output.read(2, stderr, STREAM_PIECE_BYTES),
         ]
-        done = tape.done and tape.size_bytes == stdout + stderr + sum(map(len, pieces))
+        done = output.done and output.size_bytes == stdout + stderr + sum(map(len, pieces))
         return {"known": True, "done": done}, pieces
 
     async def _on_cancel(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        tape = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
-        if tape is not None:
-            tape.cancel()
-        return {"known": tape is not None}, ()
+        output = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
+        if output is not None:
+            output.cancel()
+        return {"known": output is not None}, ()
 
-    async def attend(self, node: bytes, nonce: bytes, tape: Tape, most: int) -> None:
-        """Copy an order's output to a tape, and cancel the order when that is wished; no end."""
+    async def attend(self, node: bytes, nonce: bytes, output: OutputBuffer, most: int) -> None:
+        """Copy an order's output to a buffer, and cancel the order on request; no end."""
         await asyncio.gather(
-            self._follow(node, nonce, tape, most), self._cancel_on_wish(node, nonce, tape)
+            self._follow(node, nonce, output, most), self._cancel_on_wish(node, nonce, output)
         )
 
-    async def _follow(self, node: bytes, nonce: bytes, tape: Tape, most: int) -> None:
+    async def _follow(self, node: bytes, nonce: bytes, output: OutputBuffer, most: int) -> None:
         at, failed = [0, 0], 0
         while failed < STREAM_TRIES_MAX and sum(at) <= most:
             header: dict[str, Value] = {
@@ -102,7 +102,7 @@ class Streams:
                 )
                 known, done = take_bool(reply.header, "known"), take_bool(reply.header, "done")
             except XscError:
-                # It is shown at the end, then: the order itself is asked for all the while.
+                # The output is shown at the end, then: the reply to the order has all of it.
                 failed += 1
                 await self._clock.sleep_ms(STREAM_PAUSE_MS)
                 continue
@@ -110,15 +110,15 @@ class Streams:
                 return  # what it says so is not shown; the answer to the order is checked
             for index, part in enumerate(reply.parts):
                 at[index] += len(part)
-                tape.wrote(index + 1, part)
+                output.wrote(index + 1, part)
             if done:
                 return
             if not known or not any(map(len, reply.parts)):
                 # One that has waited loses nothing by it; one that does not wait is slowed.
                 await self._clock.sleep_ms(STREAM_PAUSE_MS)
 
-    async def _cancel_on_wish(self, node: bytes, nonce: bytes, tape: Tape) -> None:
-        await tape.cancelled.wait()
+    async def _cancel_on_wish(self, node: bytes, nonce: bytes, output: OutputBuffer) -> None:
+        await output.cancelled.wait()
         for _ in range(STREAM_TRIES_MAX):
             try:
                 reply = await self._caller.call(node, CANCEL, {"nonce": nonce})
@@ -129,11 +129,11 @@ class Streams:
             await self._clock.sleep_ms(STREAM_PAUSE_MS)
 
 
-def settle_tape(tape: Tape, stdout: bytes, stderr: bytes) -> None:
-    """End a tape with the output that a receipt names.
+def settle_output(output: OutputBuffer, stdout: bytes, stderr: bytes) -> None:
+    """Close a buffer with the output that a receipt names.
 
     Raises:
         ReceiptInvalid: something else was shown before.
     """
-    if not tape.finish(stdout, stderr):
+    if not output.finish(stdout, stderr):
         raise ReceiptInvalid("the provider's output does not begin with what it showed before")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from xsc.base.encoding import Value
 from xsc.base.errors import ArgumentInvalid, TooLarge
 from xsc.base.jobs import Grant, JobSpec, Mode
-from xsc.base.limits import FRAME_HEADER_BYTES_MAX, NEAR_BYTES_LEAST, PEER_BODY_BYTES_MAX
+from xsc.base.limits import FRAME_HEADER_BYTES_MAX, LOCALITY_BYTES_LEAST, PEER_BODY_BYTES_MAX
 from xsc.compute.jobs.locality import check_objects, spared
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm import rows
@@ -64,7 +64,7 @@ class Task:
         Args:
             holders: the nodes that have the module.
         """
-        if self.given_bytes < NEAR_BYTES_LEAST:
+        if self.given_bytes < LOCALITY_BYTES_LEAST:
             return {}
         return spared(self.objects, len(self.module), holders)
 

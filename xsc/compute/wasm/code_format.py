@@ -25,7 +25,7 @@ _LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
+class MachineCode:
     """A compiled module: `about` is a canonical description, `machine` the processor's code."""
 
     about: bytes
@@ -110,7 +110,7 @@ def read(about: bytes) -> About:
     return About(program, _text(value.get("memory")), _text(value.get("start")), source)
 
 
-def message_of(code: Code) -> dict[str, Value]:
+def message_of(code: MachineCode) -> dict[str, Value]:
     """Return the message that announces code; its machine code goes another way."""
     return {"kind": "code", "about": code.about, "size": len(code.machine)}
 
@@ -133,13 +133,13 @@ def _seal(key: bytes, module_hash: bytes, config: bytes, content: bytes | memory
     return blake3(bound, key=key).update(content).digest()
 
 
-def to_file(code: Code, key: bytes, module_hash: bytes, config: bytes) -> bytes:
+def to_file(code: MachineCode, key: bytes, module_hash: bytes, config: bytes) -> bytes:
     """Return the sealed bytes of code, for this module and this engine alone."""
     content = len(code.about).to_bytes(_LENGTH_BYTES, "big") + code.about + code.machine
     return MAGIC + _seal(key, module_hash, config, content) + content
 
 
-def from_file(raw: bytes, key: bytes, module_hash: bytes, config: bytes) -> Code | None:
+def from_file(raw: bytes, key: bytes, module_hash: bytes, config: bytes) -> MachineCode | None:
     """Return the code that sealed bytes hold, or None where the seal does not fit them."""
     at = len(MAGIC) + SEAL_BYTES
     content = memoryview(raw)[at:]
@@ -149,4 +149,4 @@ def from_file(raw: bytes, key: bytes, module_hash: bytes, config: bytes) -> Code
     if not hmac.compare_digest(raw[len(MAGIC) : at], seal):
         return None
     split = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "big")
-    return Code(bytes(content[_LENGTH_BYTES:split]), content[split:])
+    return MachineCode(bytes(content[_LENGTH_BYTES:split]), content[split:])

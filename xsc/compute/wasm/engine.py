@@ -50,7 +50,7 @@ from xsc.base.limits import (
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
-from xsc.compute.wasm.code_format import About, Code
+from xsc.compute.wasm.code_format import About, MachineCode
 from xsc.compute.wasm.program import PAGE_BYTES, Program
 from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
@@ -381,14 +381,14 @@ def translate(
     return About(program, prepared.memory, prepared.start, len(source)), module
 
 
-def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -> Code:
+def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -> MachineCode:
     """Return the code of a module.
 
     Raises:
         ModuleInvalid: it cannot run.
     """
     about, module = translate(engine, module_hash, source)
-    return Code(codes.describe(about), bytes(module.serialize()))
+    return MachineCode(codes.describe(about), bytes(module.serialize()))
 
 
 def _deserialize(
@@ -493,7 +493,7 @@ class Machine:
 
         def call(
             index: int, arguments: tuple[Bits, ...], fuel: int, timeout_ms: int
-        ) -> tuple[rows.Row, int]:
+        ) -> tuple[rows.ResultRow, int]:
             one = replace(
                 job,
                 mode="invoke",
@@ -504,7 +504,7 @@ class Machine:
                 seed=rows.seed_at(job.seed, index),
             )
             result = self._run(one, compiled)
-            return rows.Row(result.results, result.trap, result.fuel_used), (
+            return rows.ResultRow(result.results, result.trap, result.fuel_used), (
                 result.memory_peak_bytes
             )
 
@@ -657,7 +657,7 @@ class _Run:
         """Run it, and leave in `trap` and `exit_code` how it ended."""
         try:
             results = self._go()
-        except wasi.Ended:
+        except wasi.ProgramExit:
             assert self._state is not None
             if self._state.trap is not None:
                 self.trap = self._state.trap

@@ -71,7 +71,7 @@ class QuotaExceeded(Exception):
         self.trap = trap
 
 
-class Quota(Protocol):
+class VolumeQuota(Protocol):
     """What bytes of files count against."""
 
     @property
@@ -110,7 +110,7 @@ class OutputQuota:
 class Volume:
     """Files that count together."""
 
-    quota: Quota | None = None
+    quota: VolumeQuota | None = None
     """None where nothing can be written."""
     files_max: int = 0
     files: int = 0
@@ -188,11 +188,11 @@ def split(path: bytes) -> tuple[list[str], bool]:
     return parts, text.endswith(("/", "/.", "/..")) or text in (".", "..")
 
 
-class Tree:
+class FileTree:
     """All directories and the rules for changing them."""
 
     def __init__(
-        self, inputs: dict[str, bytes], output: Quota, scratch: Quota, now_ns: int
+        self, inputs: dict[str, bytes], output: VolumeQuota, scratch: VolumeQuota, now_ns: int
     ) -> None:
         self._inode = 0
         read_only = Volume()

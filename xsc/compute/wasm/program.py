@@ -58,7 +58,7 @@ DECLARATION_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ModuleSection:
     """One section: its id, and where its header, its content and its end are."""
 
     id: int
@@ -89,7 +89,7 @@ class Program:
     memory_export: str | None
     start: int | None
     """Index of the start function."""
-    sections: tuple[Section, ...]
+    sections: tuple[ModuleSection, ...]
 
     def signature(self, name: str) -> Signature:
         """Return the type of an exported function.
@@ -208,7 +208,7 @@ class _Reader:
         return self.name(), self.byte(), self.number()
 
 
-def _sections(module: bytes) -> list[Section]:
+def _sections(module: bytes) -> list[ModuleSection]:
     if len(module) > MODULE_BYTES_MAX:
         raise ModuleInvalid(
             f"the module has {len(module)} bytes, over the bound of {MODULE_BYTES_MAX}"
@@ -223,7 +223,7 @@ def _sections(module: bytes) -> list[Section]:
             )
         raise ModuleInvalid("the module is of a WebAssembly version that is not known here")
     reader = _Reader(module, 8, len(module))
-    found: list[Section] = []
+    found: list[ModuleSection] = []
     last = 0
     while reader.position < reader.stop:
         start = reader.position
@@ -234,7 +234,7 @@ def _sections(module: bytes) -> list[Section]:
             if kind not in _ORDER or _ORDER[kind] <= last:
                 raise ModuleInvalid(f"section {kind} of the module is unknown or out of order")
             last = _ORDER[kind]
-        found.append(Section(kind, start, content, reader.position))
+        found.append(ModuleSection(kind, start, content, reader.position))
     return found
 
 

@@ -53,7 +53,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """What came of one call."""
 
     results: tuple[Bits, ...]
@@ -174,7 +174,7 @@ def _split(table: bytes, start: int, kinds: Sequence[str]) -> tuple[Bits, ...]:
     return tuple(found)
 
 
-class Rows:
+class ResultTable:
     """Writes the table of results."""
 
     def __init__(self, results: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ class Rows:
         self._traps: dict[str, int] = {}
         self._traps_bytes = 0
 
-    def add(self, row: Row, *, times: int = 1) -> None:
+    def add(self, row: ResultRow, *, times: int = 1) -> None:
         """Write a row, once or several times."""
         if not times:
             return
@@ -219,7 +219,7 @@ def run_all(
     fuel: int,
     timeout_ms: int,
     elapsed_ms: Callable[[], int],
-    call: Callable[[int, tuple[Bits, ...], int, int], tuple[Row, int]],
+    call: Callable[[int, tuple[Bits, ...], int, int], tuple[ResultRow, int]],
 ) -> tuple[bytes, bytes, int, int]:
     """Make every call of a batch; one that traps does not stop the others.
 
@@ -238,21 +238,21 @@ def run_all(
     Returns:
         The table of results, the list of traps, the fuel of all, the largest memory.
     """
-    rows, spent, peak = Rows(signature.results), 0, 0
+    rows, spent, peak = ResultTable(signature.results), 0, 0
     for index, arguments in enumerate(split_arguments(table, shape.count, signature.params)):
         allowed = min(shape.fuel, fuel - spent)
         left_ms = timeout_ms - elapsed_ms()
         if not allowed:
-            rows.add(Row((), "fuel_exhausted", 0), times=shape.count - index)
+            rows.add(ResultRow((), "fuel_exhausted", 0), times=shape.count - index)
             break
         if left_ms > 0:
             row, memory = call(index, arguments, allowed, left_ms)
             peak = max(peak, memory)
         if left_ms <= 0 or row.trap == "time_exceeded":
             # The first is billed, like a run that was ended for its time.
-            row = Row((), "time_exceeded", late_fuel(allowed, timeout_ms))
+            row = ResultRow((), "time_exceeded", late_fuel(allowed, timeout_ms))
             rows.add(row)
-            rows.add(Row((), "time_exceeded", 0), times=shape.count - index - 1)
+            rows.add(ResultRow((), "time_exceeded", 0), times=shape.count - index - 1)
             spent += row.fuel_used
             break
         spent += row.fuel_used
@@ -305,7 +305,7 @@ def read_rows(
     fuel: int,
     timeout_ms: int,
     is_trap: Callable[[str], bool],
-) -> tuple[list[Row], int]:
+) -> tuple[list[ResultRow], int]:
     """Return what came of each call, and the fuel of all, held against every rule.
 
     Raises:
@@ -315,7 +315,7 @@ def read_rows(
     width = row_bytes(results)
     if len(table) != shape.count * width:
         raise RecordInvalid("the table of results has not a row for each call")
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     spent, met, late = 0, 0, False
     for start in range(0, len(table), width):
         number = int.from_bytes(table[start : start + 2], "little")
@@ -334,7 +334,7 @@ def read_rows(
         if trap is not None and any(table[start + HEAD_BYTES : start + width]):
             raise RecordInvalid("a call has results although it was trapped")
         given = () if trap is not None else _split(table, start + HEAD_BYTES, results)
-        rows.append(Row(given, trap, used))
+        rows.append(ResultRow(given, trap, used))
         spent += used
     if met != len(traps):
         raise RecordInvalid("the batch names a trap that no call met")

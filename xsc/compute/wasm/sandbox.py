@@ -125,7 +125,7 @@ class SandboxResult:
     """Whether the module had to be compiled for this job; no part of what it gave either."""
 
 
-class Watch(Protocol):
+class OutputWatch(Protocol):
     """Sees a job run."""
 
     def compiling(self) -> None:
@@ -160,7 +160,7 @@ class Sandbox(Protocol):
             SandboxFailed: the jail failed.
         """
 
-    async def run(self, job: Job, watch: Watch | None = None) -> SandboxResult:
+    async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
         """Return what the job gave, and tell `watch` what it writes.
 
         Raises:

@@ -36,13 +36,13 @@ from xsc.compute.wasm.files import (
     Directory,
     Errno,
     File,
+    FileTree,
     Link,
     Node,
     OutputQuota,
-    Quota,
     QuotaExceeded,
     Refused,
-    Tree,
+    VolumeQuota,
 )
 from xsc.compute.wasm.signature import Signature
 
@@ -126,11 +126,11 @@ class Fault(Exception):
     """An address outside of the program's memory."""
 
 
-class Ended(Exception):
+class ProgramExit(Exception):
     """The run is over; the state says why."""
 
 
-class Host(Protocol):
+class WasiHost(Protocol):
     """The running program, as a host call sees it."""
 
     def read(self, address: int, size: int) -> bytes:
@@ -163,7 +163,7 @@ class _Scratch:
 
     trap = "memory_exceeded: its files outside of /out count as memory"
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: WasiHost) -> None:
         self._host = host
 
     @property
@@ -178,7 +178,7 @@ class _Scratch:
 
 
 @dataclass(slots=True)
-class Open:
+class OpenFile:
     """A descriptor: a stream (0 to 2), a file or a directory."""
 
     node: File | Directory | None
@@ -213,7 +213,7 @@ class Wasi:
 
     def __init__(
         self,
-        host: Host,
+        host: WasiHost,
         *,
         args: Sequence[str] = (),
         environment: Sequence[tuple[str, str]] = (),
@@ -234,18 +234,18 @@ class Wasi:
         self._wall_ns = wall_ns
         self._tell = tell
         self._wall_start_ns = 0 if wall_ns is None else wall_ns()
-        self._tree = Tree(files or {}, self._quota, _Scratch(host), self._start_ns)
+        self._tree = FileTree(files or {}, self._quota, _Scratch(host), self._start_ns)
         self._seed = seed
         self._draws = 0
         self.stdout = bytearray()
         self.stderr = bytearray()
-        self._fds: dict[int, Open] = {
-            0: Open(None, stdin, readable=True),
-            1: Open(None, self.stdout, writable=True),
-            2: Open(None, self.stderr, writable=True),
-            3: Open(self._tree.inputs, preopen=b"/in"),
-            4: Open(self._tree.outputs, preopen=b"/out"),
-            5: Open(self._tree.root, preopen=b"/"),
+        self._fds: dict[int, OpenFile] = {
+            0: OpenFile(None, stdin, readable=True),
+            1: OpenFile(None, self.stdout, writable=True),
+            2: OpenFile(None, self.stderr, writable=True),
+            3: OpenFile(self._tree.inputs, preopen=b"/in"),
+            4: OpenFile(self._tree.outputs, preopen=b"/out"),
+            5: OpenFile(self._tree.root, preopen=b"/"),
         }
         self.exit_code: int | None = None
         self.trap: str | None = None
@@ -275,7 +275,7 @@ class Wasi:
             return int(Errno.FAULT)
         except QuotaExceeded as exceeded:
             self.trap = exceeded.trap
-            raise Ended from None
+            raise ProgramExit from None
         return 0
 
     # What the calls share
@@ -283,7 +283,7 @@ class Wasi:
     def _charge(self, fuel: int) -> None:
         if not self._host.spend(fuel):
             self.trap = "fuel_exhausted"
-            raise Ended
+            raise ProgramExit
 
     @property
     def elapsed_ns(self) -> int:
@@ -307,12 +307,12 @@ class Wasi:
     def _pack(self, address: int, layout: str, *values: int) -> None:
         self._host.write(address, struct.pack("<" + layout, *values))
 
-    def _open(self, fd: int) -> Open:
+    def _open(self, fd: int) -> OpenFile:
         if fd not in self._fds:
             raise Refused(Errno.BADF)
         return self._fds[fd]
 
-    def _file(self, fd: int) -> tuple[Open, File]:
+    def _file(self, fd: int) -> tuple[OpenFile, File]:
         handle = self._open(fd)
         if handle.node is None:
             raise Refused(Errno.SPIPE)
@@ -332,7 +332,7 @@ class Wasi:
         raw = self._read(address, count * 8)
         return [pair for pair in struct.iter_unpack("<II", raw) if pair[1]]
 
-    def _buffers(self, address: int, count: int, quota: Quota) -> list[tuple[int, int]]:
+    def _buffers(self, address: int, count: int, quota: VolumeQuota) -> list[tuple[int, int]]:
         """Return a list of buffers that are to be written where that quota counts."""
         iovecs = self._iovecs(address, count)
         # Checked before anything is copied: buffers may overlap and name a byte often.
@@ -404,7 +404,7 @@ class Wasi:
 
     def _proc_exit(self, code: int) -> None:
         self.exit_code = code
-        raise Ended
+        raise ProgramExit
 
     def _poll_oneoff(self, subscriptions: int, events: int, count: int, out: int) -> None:
         if not 0 < count <= _IOVECS_MAX:
@@ -436,7 +436,7 @@ class Wasi:
         del self._fds[fd]
         self._closed(handle)
 
-    def _closed(self, handle: Open) -> None:
+    def _closed(self, handle: OpenFile) -> None:
         if isinstance(handle.node, File):
             handle.node.opens -= 1
             self._tree.release(handle.node)
@@ -515,7 +515,7 @@ class Wasi:
 
     _fd_datasync = _fd_sync
 
-    def _read_from(self, fd: int) -> tuple[Open, bytes | bytearray]:
+    def _read_from(self, fd: int) -> tuple[OpenFile, bytes | bytearray]:
         handle = self._open(fd)
         if isinstance(handle.node, Directory):
             raise Refused(Errno.ISDIR)
@@ -656,7 +656,7 @@ class Wasi:
         if isinstance(node, Directory):
             if how & _TRUNCATE or writes:
                 raise Refused(Errno.ISDIR)
-            handle = Open(node)
+            handle = OpenFile(node)
         else:
             if how & _ONLY_DIRECTORY:
                 raise Refused(Errno.NOTDIR)
@@ -664,7 +664,7 @@ class Wasi:
                 raise Refused(Errno.ROFS)
             if how & _TRUNCATE:
                 self._tree.resize(node, 0)
-            handle = Open(
+            handle = OpenFile(
                 node,
                 readable=bool(rights & _READ),
                 writable=writes,

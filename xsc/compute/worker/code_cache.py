@@ -18,7 +18,7 @@ from pathlib import Path
 from xsc.base.bounded import Bounded
 from xsc.base.limits import CODE_CACHE_BYTES_MAX, CODE_CACHE_FILES_MAX
 from xsc.compute.wasm import code_format as codes
-from xsc.compute.wasm.code_format import Code
+from xsc.compute.wasm.code_format import MachineCode
 
 _SUFFIX = ".code"
 
@@ -41,7 +41,7 @@ class CodeCache:
         self._sizes: Bounded[str, int] | None = None
         self._usable = True
 
-    def get(self, module_hash: bytes, config: bytes) -> Code | None:
+    def get(self, module_hash: bytes, config: bytes) -> MachineCode | None:
         """Return the code of a module for that engine, or None."""
         with self._lock:
             sizes = self._opened()
@@ -58,7 +58,7 @@ class CodeCache:
                 self._remove(name)
         return found
 
-    def put(self, module_hash: bytes, config: bytes, code: Code) -> None:
+    def put(self, module_hash: bytes, config: bytes, code: MachineCode) -> None:
         """Keep code, if there is room for it at all; a disk that is full keeps nothing."""
         raw = codes.to_file(code, self._key, module_hash, config)
         with self._lock:

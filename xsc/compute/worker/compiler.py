@@ -31,7 +31,7 @@ from xsc.base.log import Log
 from xsc.base.tally import TimeShare
 from xsc.base.turns import Turns
 from xsc.compute.wasm import code_format as codes
-from xsc.compute.wasm.code_format import Code
+from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.sandbox import Job
 from xsc.compute.worker import frames
 from xsc.compute.worker.code_cache import CodeCache
@@ -73,10 +73,10 @@ class Compiler:
         self._turns: Turns[bytes] = Turns()
         """By customer: one module of each is compiled at a time."""
         self._queued: Counter[bytes] = Counter()
-        self._under_way: dict[tuple[bytes, bytes], asyncio.Task[Code]] = {}
+        self._under_way: dict[tuple[bytes, bytes], asyncio.Task[MachineCode]] = {}
         self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
         """When each module that went over the bounds may be tried again."""
-        self._kept: Bounded[tuple[bytes, bytes], Code] = Bounded(
+        self._kept: Bounded[tuple[bytes, bytes], MachineCode] = Bounded(
             size_max=CODE_KEPT_BYTES_MAX, size_of=lambda code: len(code.machine)
         )
         self._idle: list[SandboxProcess] = []
@@ -104,7 +104,7 @@ class Compiler:
 
     async def code(
         self, job: Job, config: bytes, begins: Callable[[], None] = lambda: None
-    ) -> tuple[Code, bool]:
+    ) -> tuple[MachineCode, bool]:
         """Return the code of a job's module for the engine of that configuration.
 
         And whether it was compiled for this job: not where it was there, or under way.
@@ -148,7 +148,9 @@ class Compiler:
                 retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
             )
 
-    def _done(self, task: asyncio.Task[Code], slot: tuple[bytes, bytes], customer: bytes) -> None:
+    def _done(
+        self, task: asyncio.Task[MachineCode], slot: tuple[bytes, bytes], customer: bytes
+    ) -> None:
         if not task.cancelled():
             task.exception()  # who asked hears it; where nobody waits any more, nobody does
         del self._under_way[slot]
@@ -156,12 +158,12 @@ class Compiler:
         if not self._queued[customer]:
             del self._queued[customer]
 
-    async def _found(self, slot: tuple[bytes, bytes]) -> Code | None:
+    async def _found(self, slot: tuple[bytes, bytes]) -> MachineCode | None:
         if self._cache is not None:
             return await asyncio.to_thread(self._cache.get, *slot)
         return self._kept.get(slot)
 
-    async def _keep(self, slot: tuple[bytes, bytes], code: Code) -> None:
+    async def _keep(self, slot: tuple[bytes, bytes], code: MachineCode) -> None:
         if self._cache is not None:
             await asyncio.to_thread(self._cache.put, *slot, code)
             return
@@ -179,7 +181,7 @@ class Compiler:
             hint="make it smaller, or raise `compile_limit`; it is tried again after ten minutes",
         )
 
-    async def _compile(self, job: Job, slot: tuple[bytes, bytes]) -> Code:
+    async def _compile(self, job: Job, slot: tuple[bytes, bytes]) -> MachineCode:
         async with self._turns.of(job.customer), self._jails:
             raw: bytes | None = None
             while raw is None:
@@ -202,7 +204,7 @@ class Compiler:
             raw = await self._in_jail(jail, job)
         except ProcessLost as fault:
             await jail.kill()
-            self._log.warning("sandbox jail lost", reason=str(fault))
+            self._log.warning("compute.jail_lost", reason=str(fault))
             if ready:
                 return None
             raise _failed("it is gone") from None
@@ -250,7 +252,7 @@ def _failed(why: str) -> SandboxFailed:
     )
 
 
-def _code_of(raw: bytes) -> Code:
+def _code_of(raw: bytes) -> MachineCode:
     """Return the code in what a compiling process said, read as strictly as a peer's words."""
     try:
         at = frames.PREFIX_BYTES + frames.length_of(raw[: frames.PREFIX_BYTES])
@@ -260,6 +262,6 @@ def _code_of(raw: bytes) -> Code:
         about, size = codes.announced(message)
         if len(raw) != at + size:
             raise RecordInvalid("code is not as long as announced")
-        return Code(about, raw[at:])
+        return MachineCode(about, raw[at:])
     except RecordInvalid as fault:
         raise _failed(f"it broke the protocol: {fault.message}") from None

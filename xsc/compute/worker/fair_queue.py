@@ -1,6 +1,6 @@
-"""A queue that serves its customers round robin: first in, first out for each of them.
+"""A queue that serves its customers round robin, first in, first out for each.
 
-With one queue for all, a customer that asks for 32 long runs would hold up the others.
+With one queue for all, a customer with 32 long runs would block the others.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Holds what waits: `take` serves the customers in turns."""
+    """Items that wait: `take` serves the customers in turns."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[bytes, deque[T]] = OrderedDict()
-        """None is empty; the first is the customer whose turn it is."""
+        """No queue is empty; the first is that of the customer whose turn it is."""
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
     def add(self, customer: bytes, item: T) -> None:
-        """Let something wait behind what that customer has waiting."""
+        """Append an item to a customer's queue."""
         self._queues.setdefault(customer, deque()).append(item)
 
     def add_first(self, customer: bytes, item: T) -> None:
-        """Let something wait before what that customer has waiting."""
+        """Put an item at the head of a customer's queue."""
         self._queues.setdefault(customer, deque()).appendleft(item)
 
     def first(self) -> T:
-        """Return whose turn it is; something must wait."""
+        """Return the next item; the queue must not be empty."""
         return next(iter(self._queues.values()))[0]
 
     def take(self) -> T:
-        """Take whose turn it is; the next turn is another customer's, where one waits."""
+        """Remove and return the next item; the turn passes to the next customer."""
         customer, queue = next(iter(self._queues.items()))
         item = queue.popleft()
         if queue:
@@ -44,7 +44,7 @@ class FairQueue(Generic[T]):
         return item
 
     def drop(self, customer: bytes, item: T) -> bool:
-        """Let something wait no more; False where it does not."""
+        """Remove an item; return False where it does not wait."""
         queue = self._queues.get(customer)
         if queue is None or item not in queue:
             return False
@@ -54,7 +54,7 @@ class FairQueue(Generic[T]):
         return True
 
     def clear(self) -> list[T]:
-        """Return all that waits, and let nothing wait any more."""
+        """Remove and return all items."""
         items = [item for queue in self._queues.values() for item in queue]
         self._queues.clear()
         return items

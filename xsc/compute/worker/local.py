@@ -13,7 +13,7 @@ from xsc.base.clock import Executor
 from xsc.base.encoding import Value
 from xsc.base.errors import SandboxFailed
 from xsc.compute.wasm.engine import ENGINE, ENGINE_CONFIG, Machine
-from xsc.compute.wasm.sandbox import Job, SandboxResult, Watch
+from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 
 
 class LocalSandbox:
@@ -41,7 +41,7 @@ class LocalSandbox:
             raise SandboxFailed("the sandbox is not running")
         await self._executor.run(self._machine.prepare, job)
 
-    async def run(self, job: Job, watch: Watch | None = None) -> SandboxResult:
+    async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if self._machine is None:
             raise SandboxFailed("the sandbox is not running")

@@ -20,7 +20,7 @@ from xsc.compute.wasm.sandbox import Job
 from xsc.compute.worker import frames
 from xsc.compute.worker.confine import confine, no_more_threads
 from xsc.compute.worker.mailbox import Inbox
-from xsc.compute.worker.output_stream import Spout
+from xsc.compute.worker.output_stream import OutputStream
 
 WARM_UP = bytes.fromhex("0061736d01000000010401600000030201000707010372756e00000a040102000b")
 """A module that exports `run` and does nothing."""
@@ -50,7 +50,7 @@ class Worker:
         self._inbox = inbox
         self._source = source
         self._sink = sink
-        self._spout = Spout(self._say)
+        self._output = OutputStream(self._say)
 
     def serve(self) -> None:
         """Answer each job."""
@@ -98,12 +98,12 @@ class Worker:
         try:
             if not self._machine.has(job.module_hash):
                 self._load(job.module_hash, message["code"])
-            tell = self._spout.wrote if message["stream"] else None
+            tell = self._output.wrote if message["stream"] else None
             return frames.result_message(self._machine.run(job, tell=tell))
         except XscError as error:
             return frames.error_message(error)
         finally:
-            self._spout.flush()  # nothing of this job is told during the next
+            self._output.flush()  # nothing of this job is told during the next
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""How a worker tells what its program writes: at once, but not byte by byte.
+"""Sends what a worker's program writes: at once, but not byte by byte.
 
-What follows within STREAM_FLUSH_MS is told together, by a thread of its own: the
-program may write no more and compute for minutes.
+Writes within STREAM_FLUSH_MS of each other are sent together. A thread of its own flushes
+them, because the program may then compute for minutes without writing.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable
 from xsc.base.limits import STREAM_FLUSH_MS, STREAM_PIECE_BYTES
 
 
-class Spout:
-    """Gathers writes and tells them, from whichever thread is due."""
+class OutputStream:
+    """Coalesces writes and sends them, from the writing thread or its own."""
 
     def __init__(self, tell: Callable[[int, bytes], None]) -> None:
         """Start the thread.
 
         Args:
-            tell: is given a stream (1 or 2) and bytes, by one thread at a time.
+            tell: receives a stream (1 or 2) and bytes, from one thread at a time.
         """
         self._tell = tell
         self._condition = threading.Condition()
         self._waiting: list[tuple[int, bytearray]] = []
         self._told = 0.0
-        threading.Thread(target=self._watch, name="xsc-spout", daemon=True).start()
+        threading.Thread(target=self._watch, name="xsc-output", daemon=True).start()
 
     def wrote(self, stream: int, data: bytes) -> None:
-        """Tell it now, or with what follows soon."""
+        """Send it now, or together with what follows soon."""
         if not data:
             return
         with self._condition:
@@ -44,7 +44,7 @@ class Spout:
                 self._condition.notify()
 
     def flush(self) -> None:
-        """Tell what waits: before anything else is said of the run."""
+        """Send what is pending; call it before any other message about the run."""
         with self._condition:
             self._flush()
 

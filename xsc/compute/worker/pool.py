@@ -47,8 +47,8 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.base.tally import Tally
 from xsc.compute.wasm import code_format as codes
-from xsc.compute.wasm.code_format import Code
-from xsc.compute.wasm.sandbox import Job, SandboxResult, Watch, trap_error
+from xsc.compute.wasm.code_format import MachineCode
+from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult, trap_error
 from xsc.compute.worker import frames
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.compiler import COMMAND as JAIL
@@ -56,8 +56,8 @@ from xsc.compute.worker.compiler import CompileBoundMet, Compiler
 from xsc.compute.worker.fair_queue import FairQueue
 from xsc.compute.worker.mailbox import Mailbox, MailboxClosed
 from xsc.compute.worker.process import ProcessLost, SandboxProcess, spawn
-from xsc.compute.worker.queue import Call, Line
-from xsc.compute.worker.quick import Quick
+from xsc.compute.worker.queue import QueuedCall, WorkerQueue
+from xsc.compute.worker.quick import QuickFunctions
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker.main")
 _RESPAWN_PAUSE_MS = 1_000
@@ -101,9 +101,9 @@ class PoolSandbox:
         self._started = False
         self._workers: set[SandboxProcess] = set()
         self._idle: list[SandboxProcess] = []
-        self._waiting: FairQueue[asyncio.Future[SandboxProcess] | Call] = FairQueue()
-        self._lines: dict[SandboxProcess, Line] = {}
-        self._quick = Quick()
+        self._waiting: FairQueue[asyncio.Future[SandboxProcess] | QueuedCall] = FairQueue()
+        self._queues: dict[SandboxProcess, WorkerQueue] = {}
+        self._quick = QuickFunctions()
         self._customers: Counter[bytes] = Counter()
         self._own = own
         self._losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS, own)
@@ -147,7 +147,7 @@ class PoolSandbox:
         """Kill every worker; what waits is refused."""
         self._started = False
         self._refuse_waiting()
-        for line in self._lines.values():
+        for line in self._queues.values():
             _refuse(line.clear(), "the sandbox was stopped")
         await self._compiler.stop()
         for task in self._respawns:
@@ -155,7 +155,7 @@ class PoolSandbox:
         await asyncio.gather(*self._respawns, return_exceptions=True)
         await asyncio.gather(*self._ending, *(worker.kill() for worker in self._workers))
         self._workers.clear()
-        self._lines.clear()
+        self._queues.clear()
         self._idle.clear()
 
     async def prepare(self, job: Job) -> None:
@@ -167,7 +167,7 @@ class PoolSandbox:
         except CompileBoundMet:
             raise trap_error("compile_limit") from None
 
-    async def run(self, job: Job, watch: Watch | None = None) -> SandboxResult:
+    async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if not self._started:
             raise SandboxFailed("the sandbox is not running")
@@ -199,11 +199,11 @@ class PoolSandbox:
             if not self._customers[job.customer]:
                 del self._customers[job.customer]
 
-    async def _run(self, job: Job, watch: Watch | None) -> SandboxResult:
+    async def _run(self, job: Job, watch: OutputWatch | None) -> SandboxResult:
         given: SandboxResult | SandboxProcess | None = None
         function = (job.module_hash, job.function)
         if watch is None and function in self._quick and frames.may_call(job):
-            given = await self._in_line(job)
+            given = await self._queue_call(job)
         if not isinstance(given, SandboxResult):
             given = await self._alone(job, given, watch)
         if given.trap is None:
@@ -235,7 +235,7 @@ class PoolSandbox:
             raise SandboxFailed(f"no memory for a sandbox worker: {fault.strerror}") from None
         worker = await spawn(self._command, "worker", mailbox)
         self._workers.add(worker)
-        self._lines[worker] = Line(worker, self)
+        self._queues[worker] = WorkerQueue(worker, self)
         self._hello = worker.hello
         return worker
 
@@ -244,7 +244,7 @@ class PoolSandbox:
             try:
                 worker = await self._spawn()
             except SandboxFailed as fault:
-                self._log.error("sandbox worker does not start", reason=fault.message)
+                self._log.error("compute.worker_not_started", reason=fault.message)
                 if not self._workers:
                     self._refuse_waiting()
                 await self._clock.sleep_ms(_RESPAWN_PAUSE_MS)
@@ -253,7 +253,7 @@ class PoolSandbox:
                 return
 
     def _replace(self, lost: SandboxProcess) -> None:
-        del self._lines[lost]
+        del self._queues[lost]
         ending = asyncio.create_task(lost.kill())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -280,10 +280,10 @@ class PoolSandbox:
 
     def _release(self, worker: SandboxProcess) -> None:
         """Give a worker that is free to what waits first: to a job, or to a line of calls."""
-        line = self._lines[worker]
+        line = self._queues[worker]
         while self._waiting:
             turn = self._waiting.first()
-            if not isinstance(turn, Call):
+            if not isinstance(turn, QueuedCall):
                 if line:
                     return
                 self._waiting.take()
@@ -305,7 +305,7 @@ class PoolSandbox:
             self._idle.append(worker)
 
     def _queued(self) -> int:
-        in_line = sum(len(line) - 1 for line in self._lines.values() if line)
+        in_line = sum(len(line) - 1 for line in self._queues.values() if line)
         return len(self._waiting) + in_line + self._compiling
 
     def _check_queue(self) -> None:
@@ -322,11 +322,11 @@ class PoolSandbox:
 
     # Lines
 
-    async def _in_line(self, job: Job) -> SandboxResult | SandboxProcess | None:
+    async def _queue_call(self, job: Job) -> SandboxResult | SandboxProcess | None:
         """Return what a quick call gave; or the worker to run it on alone, None for any."""
-        call = Call(job, asyncio.get_running_loop().create_future())
-        line = None if self._waiting else self._line_for(job.module_hash)
-        if line is None and (self._idle or not self._lines):
+        call = QueuedCall(job, asyncio.get_running_loop().create_future())
+        line = None if self._waiting else self._queue_for(job.module_hash)
+        if line is None and (self._idle or not self._queues):
             return None
         self._check_queue()
         if line is None:
@@ -342,16 +342,16 @@ class PoolSandbox:
             self._job_ms = (3 * self._job_ms + given.wall_ms) // 4
         return given
 
-    def _line_for(self, module_hash: bytes) -> Line | None:
+    def _queue_for(self, module_hash: bytes) -> WorkerQueue | None:
         """Return the line of a worker that is free, or the shortest, where the code is."""
         for worker in reversed(self._idle):
             if module_hash in worker.seen and not worker.pipes.ended:
                 self._idle.remove(worker)
-                return self._lines[worker]
-        lines = [line for line in self._lines.values() if line and line.takes(module_hash)]
+                return self._queues[worker]
+        lines = [line for line in self._queues.values() if line and line.takes(module_hash)]
         return min(lines, key=len, default=None)
 
-    def _abandon(self, call: Call) -> None:
+    def _abandon(self, call: QueuedCall) -> None:
         """Have a call not run for whose result nobody waits any more."""
         if self._waiting.drop(call.job.customer, call):
             return
@@ -362,18 +362,18 @@ class PoolSandbox:
             if isinstance(given, SandboxProcess):
                 self._release(given)  # it was given a worker in the same moment
 
-    def emptied(self, line: Line) -> None:
+    def emptied(self, line: WorkerQueue) -> None:
         """Let the worker do what waits."""
         self._release(line.worker)
 
-    def stalled(self, line: Line) -> None:
+    def stalled(self, line: WorkerQueue) -> None:
         """Give what is behind a call that takes longer to other workers."""
         if line.first.done.done():
             self.overdue(line)
         elif len(self._workers) > 1:
             self._give_again(line.shorten())
 
-    def overdue(self, line: Line) -> None:
+    def overdue(self, line: WorkerQueue) -> None:
         """Kill a worker whose call has run for too long, or is not wanted any more."""
         first, *others = line.clear()
         self._losses.note(first.job.customer, self._clock.monotonic_ms())
@@ -384,7 +384,7 @@ class PoolSandbox:
             first.done.set_result(self._ended("time_exceeded", first.job.limits.timeout_ms))
         self._give_again(others)
 
-    def broken(self, line: Line, reason: str) -> None:
+    def broken(self, line: WorkerQueue, reason: str) -> None:
         """Replace a worker that is gone; the call that it was at fails, and no other."""
         calls = line.clear()
         for call in calls[:1]:
@@ -395,7 +395,7 @@ class PoolSandbox:
         task.add_done_callback(self._respawns.discard)
         self._give_again(calls[1:])
 
-    async def _bury(self, worker: SandboxProcess, at: Sequence[Call], reason: str) -> None:
+    async def _bury(self, worker: SandboxProcess, at: Sequence[QueuedCall], reason: str) -> None:
         fault = await self._lost(worker, reason)
         for call in at:
             if call.done.done():
@@ -405,7 +405,7 @@ class PoolSandbox:
             else:
                 call.done.set_exception(fault)
 
-    def _give_again(self, calls: Sequence[Call]) -> None:
+    def _give_again(self, calls: Sequence[QueuedCall]) -> None:
         for call in reversed(calls):
             if not call.done.done():
                 self._waiting.add_first(call.job.customer, call)
@@ -421,7 +421,7 @@ class PoolSandbox:
         assert isinstance(config, bytes)
         return SandboxResult((), None, trap, 0, 0, b"", b"", (), engine, config, wall_ms)
 
-    async def _code(self, job: Job, watch: Watch | None = None) -> tuple[Code, bool]:
+    async def _code(self, job: Job, watch: OutputWatch | None = None) -> tuple[MachineCode, bool]:
         config = self._hello["config"]
         assert isinstance(config, bytes)
         if watch is None:
@@ -429,7 +429,7 @@ class PoolSandbox:
         return await self._compiler.code(job, config, watch.compiling)
 
     async def _alone(
-        self, job: Job, worker: SandboxProcess | None, watch: Watch | None
+        self, job: Job, worker: SandboxProcess | None, watch: OutputWatch | None
     ) -> SandboxResult:
         """Return what a job gave that has a worker for itself, the one that is given or any."""
         code, compiled = None, False
@@ -454,7 +454,9 @@ class PoolSandbox:
         result = await self._run_on(worker, job, code, watch)
         return replace(result, compiled=True) if compiled else result
 
-    async def _compiled_first(self, job: Job, watch: Watch | None) -> tuple[Code, bool]:
+    async def _compiled_first(
+        self, job: Job, watch: OutputWatch | None
+    ) -> tuple[MachineCode, bool]:
         """Return the code for a job that then waits for a worker: its place is kept meanwhile."""
         self._compiling += 1
         try:
@@ -478,7 +480,7 @@ class PoolSandbox:
             status = await worker.end()
         finally:
             self._replace(worker)
-        self._log.warning("sandbox worker lost", reason=reason, status=status)
+        self._log.warning("compute.worker_lost", reason=reason, status=status)
         return SandboxFailed(
             f"the sandbox worker ended before the job began (status {status})",
             hint="the job may be given again; nothing was billed",
@@ -492,7 +494,7 @@ class PoolSandbox:
             self._lost_by.note(job.customer + job.module_hash, now_ms)
 
     async def _run_on(
-        self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
+        self, worker: SandboxProcess, job: Job, code: MachineCode | None, watch: OutputWatch | None
     ) -> SandboxResult:
         began_ms = self._clock.monotonic_ms()
         try:
@@ -524,7 +526,7 @@ class PoolSandbox:
         return result
 
     async def _converse(
-        self, worker: SandboxProcess, job: Job, code: Code | None, watch: Watch | None
+        self, worker: SandboxProcess, job: Job, code: MachineCode | None, watch: OutputWatch | None
     ) -> SandboxResult:
         loop = asyncio.get_running_loop()
         allowed_s = (job.limits.timeout_ms + KILL_GRACE_MS) / 1000
@@ -570,14 +572,14 @@ class PoolSandbox:
             raise ProcessLost("it broke the protocol: it talks without end")
 
 
-def _refuse(waiting: Sequence[asyncio.Future[SandboxProcess] | Call], why: str) -> None:
+def _refuse(waiting: Sequence[asyncio.Future[SandboxProcess] | QueuedCall], why: str) -> None:
     for turn in waiting:
-        done: asyncio.Future[Any] = turn.done if isinstance(turn, Call) else turn
+        done: asyncio.Future[Any] = turn.done if isinstance(turn, QueuedCall) else turn
         if not done.done():
             done.set_exception(SandboxFailed(why, retry_after_s=1))
 
 
-async def _bring(worker: SandboxProcess, job: Job, code: Code) -> dict[str, Value]:
+async def _bring(worker: SandboxProcess, job: Job, code: MachineCode) -> dict[str, Value]:
     """Lay code in a worker's mailbox, and return the message that announces it."""
     assert worker.mailbox is not None
     try:
@@ -598,7 +600,7 @@ def _given_bytes(job: Job) -> int:
     return len(job.stdin) + sum(len(data) for _, data in job.files)
 
 
-def _pass_on(message: dict[str, Value], watch: Watch, left: int) -> int:
+def _pass_on(message: dict[str, Value], watch: OutputWatch, left: int) -> int:
     """Tell who watches what was written, and return how much, from 1 to what was left."""
     try:
         stream, data = frames.output_of(message)

@@ -1,13 +1,12 @@
-"""A worker's line: quick calls that it answers one after the other, without a word between.
+"""A worker's queue: pipelines quick calls to one worker, without waiting for each answer.
 
-Half of what a small job takes is its way to the worker and back, and the worker
-stands still in between. What is known to be quick is therefore given to it while
-others are before it, all of a turn of the event loop in one message. It still
-runs one at a time, each in a fresh store, and answers each for itself.
+Half the time of a small job is its round trip to the worker, which idles meanwhile. Calls of
+functions known to be quick are therefore sent while others are still running, all of one turn
+of the event loop in one message. The worker runs one at a time, each in a fresh store, and
+answers each separately.
 
-The first call of a line is the one that runs. Its deadline counts from when it
-became the first. One that takes longer than a quick one may is overdue or stalls
-the line, which its owner is told.
+The call at the head of the queue is the one that runs. Its deadline starts when it becomes the
+head. A head that runs long stalls the queue, and later is overdue; the owner is told of both.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Protocol
 
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid
-from xsc.base.limits import KILL_GRACE_MS, LINE_CALLS_MAX
+from xsc.base.limits import KILL_GRACE_MS, QUEUE_CALLS_MAX
 from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
@@ -27,11 +26,10 @@ from xsc.compute.worker.quick import QUICK_MS
 _STALL_S = QUICK_MS / 1000
 
 
-class Call:
-    """A job that may stand in a line.
+class QueuedCall:
+    """A job that may be queued.
 
-    `done` gives its result; or a worker, or None, where it must be run alone: on that
-    worker, which is free, or on any.
+    `done` yields its result; or the free worker to run it on alone, None for any worker.
     """
 
     __slots__ = ("done", "job", "line")
@@ -41,33 +39,33 @@ class Call:
     ) -> None:
         self.job = job
         self.done = done
-        self.line: Line | None = None
+        self.line: WorkerQueue | None = None
 
 
-class Owner(Protocol):
-    """Hears what becomes of a line."""
+class QueueOwner(Protocol):
+    """Is told of events of a queue."""
 
-    def emptied(self, line: Line) -> None:
-        """The worker has answered all."""
+    def emptied(self, line: WorkerQueue) -> None:
+        """The worker has answered every call."""
 
-    def stalled(self, line: Line) -> None:
-        """The first call is not quick."""
+    def stalled(self, line: WorkerQueue) -> None:
+        """The first call runs long."""
 
-    def overdue(self, line: Line) -> None:
-        """The first call ran for longer than it may."""
+    def overdue(self, line: WorkerQueue) -> None:
+        """The first call exceeded its time limit."""
 
-    def broken(self, line: Line, reason: str) -> None:
+    def broken(self, line: WorkerQueue, reason: str) -> None:
         """The worker ended, or broke the protocol."""
 
 
-class Line:
-    """The calls that a worker was given and has not answered."""
+class WorkerQueue:
+    """The calls that were given to a worker and are not answered."""
 
-    def __init__(self, worker: SandboxProcess, owner: Owner) -> None:
+    def __init__(self, worker: SandboxProcess, owner: QueueOwner) -> None:
         self.worker = worker
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._calls: deque[Call] = deque()
+        self._calls: deque[QueuedCall] = deque()
         self._unsent: list[Job] = []
         self._sending = False
         self._stalled = False
@@ -79,20 +77,20 @@ class Line:
         return len(self._calls)
 
     @property
-    def first(self) -> Call:
+    def first(self) -> QueuedCall:
         """The call that runs; there must be one."""
         return self._calls[0]
 
     def takes(self, module_hash: bytes) -> bool:
-        """Say whether a call of that module may be given."""
+        """Say whether a call of that module may be queued."""
         return (
-            len(self._calls) < LINE_CALLS_MAX
+            len(self._calls) < QUEUE_CALLS_MAX
             and not self._stalled
             and module_hash in self.worker.seen
         )
 
-    def give(self, call: Call) -> None:
-        """Let a call stand in the line; the worker must be free, or in it already."""
+    def give(self, call: QueuedCall) -> None:
+        """Queue a call; the worker must be free, or run calls of this queue already."""
         call.line = self
         self._calls.append(call)
         self._unsent.append(call.job)
@@ -105,20 +103,20 @@ class Line:
             self._sending = True
             self._loop.call_soon(self._send)
 
-    def clear(self) -> list[Call]:
-        """Return what is not answered, and hear the worker no more."""
+    def clear(self) -> list[QueuedCall]:
+        """Empty the queue and return its calls; the worker's answers are ignored from now on."""
         calls = list(self._calls)
         self._calls.clear()
         self._unsent.clear()
         self._rest()
         return calls
 
-    def shorten(self) -> list[Call]:
-        """Return what waits behind the first call; what the worker says of that is dropped."""
+    def shorten(self) -> list[QueuedCall]:
+        """Return the calls behind the first; the worker's answers to them are ignored."""
         waiting = [self._calls[place] for place in range(1, len(self._calls))]
         for place, call in enumerate(waiting, 1):
             call.line = None
-            gone = Call(call.job, self._loop.create_future())
+            gone = QueuedCall(call.job, self._loop.create_future())
             gone.done.cancel()
             self._calls[place] = gone
         return waiting
@@ -133,13 +131,13 @@ class Line:
         return (self._calls[0].job.limits.timeout_ms + KILL_GRACE_MS) / 1000
 
     def _begin(self) -> None:
-        """Let the time of the first call begin."""
+        """Start the deadline of the first call."""
         self._stalled = False
         self._began_s = self._loop.time()
         self._wait_until(self._began_s + min(_STALL_S, self._allowed_s()))
 
     def _wait_until(self, due_s: float) -> None:
-        # A timer that is early looks again; one for each call would cost as much as the rest.
+        # An early timer checks again; a timer for each call would double the cost of a call.
         if self._timer is not None:
             if self._timer.when() <= due_s:
                 return
@@ -162,7 +160,7 @@ class Line:
             self._owner.stalled(self)
 
     def _heard(self) -> None:
-        """Take the answers that have come whole."""
+        """Read the complete answers that have arrived."""
         try:
             answered = 0
             while (message := self.worker.heard()) is not None:
@@ -194,8 +192,8 @@ class Line:
             self._timer = None
 
 
-def _settle(call: Call, worker: SandboxProcess, message: dict[str, Value]) -> None:
-    """Hand an answer to who waits for it.
+def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, Value]) -> None:
+    """Resolve a call with its answer.
 
     Raises:
         RecordInvalid, ProcessLost: it is no answer to that call.

@@ -1,9 +1,9 @@
-"""Which functions run quickly: their orders may share a request to the same provider.
+"""Remembers which functions run quickly: their orders may share a request to a provider.
 
-Orders that share a request are answered together, so that a long one would hold up the
-others. What a function used the last time decides, and a provider that is asked by a
-shared request answers `job_unfinished` after PATIENCE_MS; then the order, which is run
-once however often it comes, is asked for again by itself.
+Orders of one request are answered together, so a long one would delay the others. A function
+is quick if its last run was. If it then runs long, the provider answers the shared request with
+`job_unfinished` after PATIENCE_MS, and the customer sends the order again alone; the provider
+still runs it only once.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from xsc.base.bounded import Bounded
 from xsc.base.limits import FUNCTIONS_REMEMBERED_MAX, MILLISECOND_FUEL
 
 QUICK_FUEL = MILLISECOND_FUEL
-"""A function that used at most so much is taken to be quick: fuel is the same on a busy machine."""
+"""Most fuel of a quick run. Unlike time, fuel does not depend on the machine's load."""
 PATIENCE_MS = 100
-"""How long a shared request waits for one order."""
+"""How long a shared request waits for each order."""
 QUICK_MS = PATIENCE_MS // 2
-"""A run that took longer was not quick, whatever it used."""
+"""Most time of a quick run, whatever fuel it used."""
 
 
-class Quick:
-    """What is known of functions, each by its module's hash and its name."""
+class QuickFunctions:
+    """Functions whose last run was quick, each by its module's hash and its name."""
 
     def __init__(self) -> None:
         self._known: Bounded[tuple[bytes, str], Literal[True]] = Bounded(FUNCTIONS_REMEMBERED_MAX)
 
     def __contains__(self, function: tuple[bytes, str]) -> bool:
-        """Say whether a function was quick the last time; one that is not known was not."""
+        """Say whether the last run of a function was quick; False for an unknown function."""
         return function in self._known
 
     def took(self, function: tuple[bytes, str], fuel: int, wall_ms: int) -> None:
-        """Take note of a run."""
+        """Record a run."""
         if fuel > QUICK_FUEL or wall_ms > QUICK_MS:
             self.failed(function)
             return
@@ -40,5 +40,5 @@ class Quick:
             self._known.put(function, True)
 
     def failed(self, function: tuple[bytes, str]) -> None:
-        """Take note of a run that was not answered in a shared request."""
+        """Record a run that was too long for a shared request."""
         self._known.pop(function)

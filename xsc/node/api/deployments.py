@@ -35,7 +35,7 @@ from xsc.base.limits import (
     STDIN_BYTES_MAX,
 )
 from xsc.compute.deployments.holder import Served
-from xsc.compute.deployments.rules import Answer, fault_answer
+from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
 from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.flow import Flow
@@ -64,7 +64,7 @@ _MANY = "too many requests from there are under way already"
 class _Refused(Exception):
     """The request is answered before it runs."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: ServiceAnswer) -> None:
         super().__init__(answer.reason)
         self.answer = answer
 

@@ -17,7 +17,7 @@ from xsc.api.jobs import result_document
 from xsc.api.schema import JobRequest
 from xsc.base.clock import run_sized
 from xsc.base.jobs import JobResult
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.app import FastPathHandler, parse, reply
 from xsc.node.api.framing import (
@@ -67,12 +67,12 @@ async def read_job(request: web.Request) -> tuple[JobRequest, bytes, bytes]:
 
 
 async def run_job(
-    node: Node, asked: JobRequest, module: bytes, stdin: bytes, tape: Tape | None = None
+    node: Node, asked: JobRequest, module: bytes, stdin: bytes, output: OutputBuffer | None = None
 ) -> JobResult:
-    """Run the job of a request; a program's output goes to the tape, too."""
+    """Run the job of a request; what a program writes goes to `output`, too."""
     spec = node.complete(asked.spec(await _module(node, asked.module, module), stdin))
     objects = await node.job_inputs.find(spec.inputs) if spec.inputs else ()
-    done = await node.compute.run(spec, objects=objects, tape=tape)
+    done = await node.compute.run(spec, objects=objects, output=output)
     if spec.store is not None and done.trap is None:
         return replace(done, objects=await store_outputs(node, spec.store, done.files))
     return done

@@ -14,7 +14,7 @@ from xsc.api.schema import DeployRequest, RollbackRequest, Service, ServiceReque
 from xsc.base.ids import to_text
 from xsc.base.limits import SERVICE_LOG_ROWS_MAX
 from xsc.compute.deployments.service import WAIT_MS_MAX, ServiceView
-from xsc.compute.deployments.store import Row
+from xsc.compute.deployments.store import LogRow
 from xsc.node.api.app import read_body, reply, whole_number
 from xsc.node.api.framing import ended, exactly, head
 from xsc.node.build import Node
@@ -26,7 +26,7 @@ def _number(request: web.Request, name: str, default: int | None, most: int) -> 
     return default if given is None else whole_number(given, name, most)
 
 
-def _row(row: Row) -> ServiceRequest:
+def _row(row: LogRow) -> ServiceRequest:
     return ServiceRequest(
         number=row.number,
         at_ms=row.at_ms,

@@ -17,7 +17,7 @@ from aiohttp import web
 from xsc.api.jobs import result_document
 from xsc.api.problems import problem
 from xsc.base.errors import ArgumentInvalid, XscError
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.build import Node
 from xsc.node.routes.jobs import read_job, run_job
 
@@ -30,22 +30,24 @@ _LOOK_MS = 200
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the streaming endpoint of a node."""
 
-    async def watch(request: web.Request, tape: Tape, running: asyncio.Task[object]) -> None:
+    async def watch(
+        request: web.Request, output: OutputBuffer, running: asyncio.Task[object]
+    ) -> None:
         """Cancel the run once nobody listens any more."""
         while not running.done():
             await asyncio.wait({running}, timeout=_LOOK_MS / 1000)
             if request.transport is None or request.transport.is_closing():
-                tape.cancel()
+                output.cancel()
                 return
 
     async def handle(request: web.Request) -> web.StreamResponse:
         asked, module, stdin = await read_job(request)
         if asked.mode != "run" or asked.verify is not None:
             raise ArgumentInvalid("only a program that one node runs is shown while it runs")
-        tape = Tape(node.clock)
-        running = asyncio.create_task(run_job(node, asked, module, stdin, tape))
-        running.add_done_callback(lambda _: tape.close())
-        watching = asyncio.create_task(watch(request, tape, running))
+        output = OutputBuffer(node.clock)
+        running = asyncio.create_task(run_job(node, asked, module, stdin, output))
+        running.add_done_callback(lambda _: output.close())
+        watching = asyncio.create_task(watch(request, output, running))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
 
         async def line(document: dict[str, object]) -> None:
@@ -53,7 +55,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
         try:
             await response.prepare(request)
-            async for stream, piece in tape.pieces():
+            async for stream, piece in output.pieces():
                 await line({STREAMS[stream]: b64encode(piece).decode()})
             try:
                 done = await running
@@ -64,7 +66,7 @@ def routes(node: Node) -> list[web.RouteDef]:
             await response.write_eof()
         finally:
             # The run itself goes to its end: what was used is paid, whoever listens.
-            tape.cancel()
+            output.cancel()
             await asyncio.gather(running, watching, return_exceptions=True)
         return response
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.settle import settle
 from xsc.base.errors import RateLimited
-from xsc.compute.deployments.gate import Gate
+from xsc.compute.deployments.gate import RequestGate
 
 
 async def test_requests_run_up_to_the_bound_and_then_in_order():
-    gate, let_in = Gate(), []
+    gate, let_in = RequestGate(), []
 
     async def request(number):
         await gate.enter(2)
@@ -33,7 +33,7 @@ async def test_requests_run_up_to_the_bound_and_then_in_order():
 
 
 async def test_a_full_queue_refuses_at_once():
-    gate = Gate(queue_max=1)
+    gate = RequestGate(queue_max=1)
     await gate.enter(1)
     waiting = asyncio.create_task(gate.enter(1))
     await settle()
@@ -44,7 +44,7 @@ async def test_a_full_queue_refuses_at_once():
 
 
 async def test_nobody_waits_for_longer_than_the_bound():
-    gate = Gate(wait_ms=1)
+    gate = RequestGate(wait_ms=1)
     await gate.enter(1)
     with pytest.raises(RateLimited, match="within 1 ms"):
         await gate.enter(1)
@@ -52,7 +52,7 @@ async def test_nobody_waits_for_longer_than_the_bound():
 
 
 async def test_who_goes_away_leaves_no_hole():
-    gate = Gate()
+    gate = RequestGate()
     await gate.enter(1)
     waiting = [asyncio.create_task(gate.enter(1)) for _ in range(2)]
     await settle()
@@ -67,7 +67,7 @@ async def test_who_goes_away_leaves_no_hole():
 
 
 async def test_a_new_bound_holds_from_the_next_one_on():
-    gate = Gate()
+    gate = RequestGate()
     await gate.enter(1)
     waiting = [asyncio.create_task(gate.enter(1)) for _ in range(3)]
     await settle()

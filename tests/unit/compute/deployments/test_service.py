@@ -52,7 +52,7 @@ from xsc.compute.deployments import holder as holder_module
 from xsc.compute.deployments import registry as registry_module
 from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
 from xsc.compute.deployments.service import DeploymentService
-from xsc.compute.deployments.store import Row
+from xsc.compute.deployments.store import LogRow
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import SandboxResult
@@ -600,7 +600,7 @@ async def test_damage_is_found(world, table):
 def test_a_row_of_another_version_is_refused():
     for value in (None, {}, {"v": 2}, {"v": 1}, {"v": 1, "x": 2}):
         with pytest.raises(RecordInvalid):
-            Row.from_value(value)
+            LogRow.from_value(value)
 
 
 # At a peer

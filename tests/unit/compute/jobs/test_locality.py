@@ -26,13 +26,13 @@ from xsc.base.limits import (
     INPUT_BYTES_MAX,
     INPUTS_HELD_A_PEER_BYTES_MAX,
     INPUTS_HELD_BYTES_MAX,
+    LOCALITY_BYTES_LEAST,
     MODULES_REMEMBERED_MAX,
-    NEAR_BYTES_LEAST,
     PEER_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs.fetching import Fetching
-from xsc.compute.jobs.locality import Holders, check_objects, spared
+from xsc.compute.jobs.fetching import InputFetcher
+from xsc.compute.jobs.locality import ModuleHolders, check_objects, spared
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, input_hash
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.worker.local import LocalSandbox
@@ -146,16 +146,16 @@ async def test_the_market_is_told_who_saves_how_much(world, stored):
     await world.invoke()
     assert world.customer.market.saved == [{}, {}], "too little to choose by"
     world.customer.market.saved.clear()
-    stored.spared = {world.provider.key.node_id: NEAR_BYTES_LEAST, world.other.key.node_id: 1}
+    stored.spared = {world.provider.key.node_id: LOCALITY_BYTES_LEAST, world.other.key.node_id: 1}
     stored.data = TEXT
     await upper(world, [stored])
     assert world.customer.market.saved == [
-        {world.provider.key.node_id: NEAR_BYTES_LEAST + len(wasm("upper"))}
+        {world.provider.key.node_id: LOCALITY_BYTES_LEAST + len(wasm("upper"))}
     ]
 
 
 async def test_who_ran_a_large_module_lately_has_it(world):
-    large = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(NEAR_BYTES_LEAST)
+    large = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(LOCALITY_BYTES_LEAST)
     for _ in range(2):
         done = await world.customer.service.run(JobSpec.invoke(large, "add", ["1", "2"]))
     assert done.saved_bytes in (0, len(large)), "the two providers take turns here"
@@ -166,7 +166,7 @@ async def test_who_ran_a_large_module_lately_has_it(world):
 
 
 def test_what_is_known_of_modules_is_bounded():
-    holders = Holders()
+    holders = ModuleHolders()
     for number in range(MODULES_REMEMBERED_MAX + 1):
         holders.note(number.to_bytes(2, "big"), b"a")
     holders.note(b"\0\1", b"b")
@@ -178,10 +178,10 @@ def test_what_is_known_of_modules_is_bounded():
 
 
 def test_small_savings_are_no_reason():
-    objects = [Stored(b"", {b"a": NEAR_BYTES_LEAST - 1, b"b": 2}), Stored(b"", {b"b": 3})]
+    objects = [Stored(b"", {b"a": LOCALITY_BYTES_LEAST - 1, b"b": 2}), Stored(b"", {b"b": 3})]
     assert spared(objects, 1, []) == {}
-    assert spared(objects, 1, [b"a"]) == {b"a": NEAR_BYTES_LEAST}
-    assert spared(objects, NEAR_BYTES_LEAST - 5, [b"b"]) == {b"b": NEAR_BYTES_LEAST}
+    assert spared(objects, 1, [b"a"]) == {b"a": LOCALITY_BYTES_LEAST}
+    assert spared(objects, LOCALITY_BYTES_LEAST - 5, [b"b"]) == {b"b": LOCALITY_BYTES_LEAST}
 
 
 @pytest.mark.parametrize("saved", [1, HERE + 1, HERE + 10_000, 2**40])
@@ -219,7 +219,7 @@ async def test_without_a_lease_nothing_is_fetched(world, stored):
 
 async def test_room_for_inputs_is_bounded_and_given_back(world, stored):
     header, parts = await sent(world, stored)
-    shares = world.provider.service._provider._inputs
+    shares = world.provider.service._job_executor._inputs
     before = vars(shares).copy()
     assert not shares._held
     own, half = world.customer.key.node_id, INPUTS_HELD_A_PEER_BYTES_MAX
@@ -253,7 +253,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             await gate.wait()
             return await super().run(job, watch)
 
-    provider = world.provider.service._provider
+    provider = world.provider.service._job_executor
     provider._sandbox = sandbox = Slow(InlineExecutor())
     await sandbox.start()
     size = INPUTS_HELD_A_PEER_BYTES_MAX // 5
@@ -361,7 +361,7 @@ async def test_a_read_that_is_given_up_leaves_nothing_running(world):
             finally:
                 ended.set()
 
-    fetching = Fetching(Slow(), world.clock)
+    fetching = InputFetcher(Slow(), world.clock)
     reading = asyncio.create_task(fetching.read(RunInput(), [("a", b"")], 10))
     await begun.wait()
     reading.cancel()

@@ -16,7 +16,7 @@ from xsc.base.limits import (
     PEER_REQUESTS_A_SECOND_MAX,
     REQUEST_WINDOW_MS,
 )
-from xsc.compute.jobs.orders import Orders
+from xsc.compute.jobs.orders import AcceptedOrders
 
 NOW_MS = 1_700_000_000_000
 ALICE, BOB, CAROL = b"a" * 32, b"b" * 32, b"c" * 32
@@ -34,7 +34,7 @@ def take(orders, where, *, at_ms=NOW_MS, created_ms=None):
 
 def test_an_order_is_known_for_as_long_as_its_date_lets_it_in():
     for ahead_ms in (-REQUEST_WINDOW_MS, 0, REQUEST_WINDOW_MS):
-        orders = Orders()
+        orders = AcceptedOrders()
         take(orders, slot(ALICE, 1), created_ms=NOW_MS + ahead_ms)
         orders.ended(slot(ALICE, 1), 10, NOW_MS)
         last_ms = max(NOW_MS, NOW_MS + ahead_ms) + REQUEST_WINDOW_MS
@@ -46,7 +46,7 @@ def test_an_order_is_known_for_as_long_as_its_date_lets_it_in():
 
 
 def test_an_answer_can_be_had_for_a_window_after_a_long_run():
-    orders = Orders()
+    orders = AcceptedOrders()
     take(orders, slot(ALICE, 1))
     ended_ms = NOW_MS + 10 * REQUEST_WINDOW_MS
     orders.check_room(BOB, ended_ms)
@@ -56,7 +56,7 @@ def test_an_answer_can_be_had_for_a_window_after_a_long_run():
 
 
 def test_a_long_run_keeps_no_other_order_from_being_forgotten():
-    orders = Orders()
+    orders = AcceptedOrders()
     take(orders, slot(ALICE, 0))
     for number in range(1, 100):
         take(orders, slot(BOB, number))
@@ -66,7 +66,7 @@ def test_a_long_run_keeps_no_other_order_from_being_forgotten():
 
 
 def test_a_customer_that_brings_all_it_may_takes_no_room_of_others():
-    orders = Orders()
+    orders = AcceptedOrders()
     # As fast as the quota lets it, for two windows: nothing of it is refused.
     step = PEER_REQUESTS_A_SECOND_MAX // 20
     for tick in range(2 * REQUEST_WINDOW_MS // 50):
@@ -87,7 +87,7 @@ def test_a_customer_that_brings_all_it_may_takes_no_room_of_others():
 
 
 def test_all_together_may_bring_so_many():
-    orders = Orders()
+    orders = AcceptedOrders()
     for customer in (ALICE, BOB):
         for number in range(ORDERS_REMEMBERED_A_PEER_MAX):
             orders.add(slot(customer, number), ID, NOW_MS, run="run")
@@ -99,7 +99,7 @@ def test_all_together_may_bring_so_many():
 
 
 def test_the_oldest_answers_go_first_and_the_newest_is_kept_whatever_its_size():
-    orders = Orders()
+    orders = AcceptedOrders()
     sizes = [ANSWERS_KEPT_BYTES_MAX // 4 - ANSWER_COST_BYTES] * 4
     for number, size in enumerate(sizes):
         take(orders, slot(ALICE, number))
@@ -115,7 +115,7 @@ def test_the_oldest_answers_go_first_and_the_newest_is_kept_whatever_its_size():
 
 
 def test_answers_of_one_customer_take_no_room_of_others():
-    orders, size = Orders(), ANSWERS_KEPT_BYTES_MAX // 4 - ANSWER_COST_BYTES
+    orders, size = AcceptedOrders(), ANSWERS_KEPT_BYTES_MAX // 4 - ANSWER_COST_BYTES
     for customer in (BOB, CAROL):
         take(orders, slot(customer, 0))
         orders.ended(slot(customer, 0), size, NOW_MS)
@@ -141,7 +141,7 @@ DEEDS = st.lists(
 
 @given(DEEDS)
 def test_in_any_order_of_events_no_order_is_run_twice_within_its_window(deeds):
-    orders, now_ms = Orders(), NOW_MS
+    orders, now_ms = AcceptedOrders(), NOW_MS
     running, ended = set(), {}
     for deed, customer, number, ms in deeds:
         where = slot(customer, number)

@@ -14,7 +14,7 @@ from xsc.compute.jobs.replay import judge, replay_job, why_not
 from xsc.compute.wasm import rows as batch
 from xsc.compute.wasm.engine import ENGINE, ENGINE_CONFIG, Machine
 from xsc.compute.wasm.inputs import RunInput
-from xsc.compute.wasm.rows import Row, Rows, Shape
+from xsc.compute.wasm.rows import ResultRow, ResultTable, Shape
 from xsc.identity.envelope import sign
 from xsc.terms.execution import Number
 
@@ -159,13 +159,13 @@ def test_a_batch_that_its_time_ended_is_not_accused(machine, alice, bob, network
     )
     for cut in range(9):
         for wrong in (False, True):
-            made_rows, before = Rows(("i32",)), 0
+            made_rows, before = ResultTable(("i32",)), 0
             for row in rows[:cut]:
                 made_rows.add(replace(row, results=(i32(99),)) if wrong else row)
                 before += row.fuel_used
             late = batch.late_fuel(min(item_fuel, made.limits.fuel - before), 1000)
-            made_rows.add(Row((), "time_exceeded", late))
-            made_rows.add(Row((), "time_exceeded", 0), times=8 - cut)
+            made_rows.add(ResultRow((), "time_exceeded", late))
+            made_rows.add(ResultRow((), "time_exceeded", 0), times=8 - cut)
             table, traps = made_rows.tables()
             first = replace(again, stdout=table, stderr=traps, fuel_used=before + late)
             told = make_receipt(order, first, price=1, started_ms=0, wall_ms=9).outcome

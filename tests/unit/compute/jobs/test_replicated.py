@@ -21,7 +21,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
 from xsc.base.limits import DISSENTS_KEPT_MAX
-from xsc.compute.jobs.evidence import EvidenceBook
+from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.quorum import same_content
 from xsc.compute.jobs.receipts import check_receipt
 from xsc.compute.jobs.replay import why_not
@@ -34,7 +34,7 @@ from xsc.terms.execution import ExecutionReceipt, Number, Order
 TWO_OF_THREE = "2of3"
 
 
-class Panel:
+class Replicated:
     """A customer, and providers that are honest until told otherwise."""
 
     def __init__(self, network, count):
@@ -77,8 +77,8 @@ class Panel:
 
 
 @pytest.fixture
-async def panel(network):
-    made = Panel(network, 5)
+async def replicated(network):
+    made = Replicated(network, 5)
     nodes = (made.customer, *made.providers)
     for node in nodes:
         await node.service.start()
@@ -104,33 +104,36 @@ def too_dear(receipt):
     return receipt.model_copy(update={"amount_micro": receipt.amount_micro + 1})
 
 
-async def test_all_are_asked_the_same_and_paid(panel):
-    done = await panel.invoke()
+async def test_all_are_asked_the_same_and_paid(replicated):
+    done = await replicated.invoke()
     assert done.results == ("5",)
     verified = done.verification
-    assert set(verified.agreeing) == set(map(to_text, panel.nodes[:3]))
+    assert set(verified.agreeing) == set(map(to_text, replicated.nodes[:3]))
     assert (verified.dissenting, verified.silent, verified.evidence) == ((), (), ())
-    assert panel.paid() == {0, 1, 2}
+    assert replicated.paid() == {0, 1, 2}
     told = [open_signed(raw, ExecutionReceipt, network=None).record for raw in verified.receipts]
     orders = [open_signed(receipt.order, Order, network=None) for receipt in told]
     assert len({order.record.provider for order in orders}) == 3
     assert len({(order.record.nonce, order.record.created_ms) for order in orders}) == 1
     for receipt, order in zip(told, orders, strict=True):
-        assert check_receipt(order, receipt, panel.customer.market.leases[0].price) is None
+        assert check_receipt(order, receipt, replicated.customer.market.leases[0].price) is None
 
 
-async def test_a_dissent_becomes_evidence(panel):
-    panel.lies[panel.nodes[1]] = other_sum
-    done = await panel.invoke()
+async def test_a_dissent_becomes_evidence(replicated):
+    replicated.lies[replicated.nodes[1]] = other_sum
+    done = await replicated.invoke()
     assert done.results == ("5",)
-    assert done.verification.dissenting == (to_text(panel.nodes[1]),)
-    assert panel.paid() == {0, 2}
-    assert len(panel.customer.market.spending) == 3
-    assert panel.customer.market.reports == [(panel.nodes[1], "dissent")]
-    (kept,) = panel.customer.evidence.list()
-    assert (to_text(kept.first), kept.second) == (done.verification.agreeing[0], panel.nodes[1])
+    assert done.verification.dissenting == (to_text(replicated.nodes[1]),)
+    assert replicated.paid() == {0, 2}
+    assert len(replicated.customer.market.spending) == 3
+    assert replicated.customer.market.reports == [(replicated.nodes[1], "dissent")]
+    (kept,) = replicated.customer.evidence.list()
+    assert (to_text(kept.first), kept.second) == (
+        done.verification.agreeing[0],
+        replicated.nodes[1],
+    )
     assert kept.differs == ("results",)
-    raw = panel.customer.evidence.get(to_text(kept.id)[:8])
+    raw = replicated.customer.evidence.get(to_text(kept.id)[:8])
     assert "signed different outcomes (results)" in verify_file(raw)
     for place in range(0, len(raw), 7):
         damaged = bytearray(raw)
@@ -139,15 +142,15 @@ async def test_a_dissent_becomes_evidence(panel):
             verify_file(bytes(damaged))
 
 
-async def test_evidence_must_be_of_one_order_and_a_contradiction(panel, network):
-    panel.lies[panel.nodes[1]] = other_sum
-    await panel.invoke()
-    (kept,) = panel.customer.evidence.list()
-    raw = panel.customer.evidence.get(to_text(kept.id))
+async def test_evidence_must_be_of_one_order_and_a_contradiction(replicated, network):
+    replicated.lies[replicated.nodes[1]] = other_sum
+    await replicated.invoke()
+    (kept,) = replicated.customer.evidence.list()
+    raw = replicated.customer.evidence.get(to_text(kept.id))
     record = open_signed(raw, Dissent, network=network).record
-    del panel.lies[panel.nodes[1]]
-    other = (await panel.invoke()).verification.receipts
-    customer, stranger = panel.customer.key, panel.providers[0].key
+    del replicated.lies[replicated.nodes[1]]
+    other = (await replicated.invoke()).verification.receipts
+    customer, stranger = replicated.customer.key, replicated.providers[0].key
     for changed, key, reason in (
         ({}, stranger, "not signed by the customer"),
         ({"customer": stranger.node_id}, customer, "not signed by the customer"),
@@ -161,113 +164,115 @@ async def test_evidence_must_be_of_one_order_and_a_contradiction(panel, network)
             verify_file(forged)
 
 
-async def test_where_none_agree_none_is_paid_and_all_is_kept(panel):
-    panel.lies[panel.nodes[1]] = other_sum
-    panel.lies[panel.nodes[2]] = lambda receipt: receipt.model_copy(
+async def test_where_none_agree_none_is_paid_and_all_is_kept(replicated):
+    replicated.lies[replicated.nodes[1]] = other_sum
+    replicated.lies[replicated.nodes[2]] = lambda receipt: receipt.model_copy(
         update={
             "outcome": receipt.outcome.model_copy(update={"memory_peak_bytes": 65536}),
         }
     )
     with pytest.raises(NoAgreement):
-        await panel.invoke()
-    assert panel.paid() == set()
-    assert panel.customer.market.reports == []  # nobody knows who is right
-    assert len(panel.customer.evidence.list()) == 3
+        await replicated.invoke()
+    assert replicated.paid() == set()
+    assert replicated.customer.market.reports == []  # nobody knows who is right
+    assert len(replicated.customer.evidence.list()) == 3
 
 
 @pytest.mark.parametrize("silent", list(product([False, True], repeat=5)))
-async def test_who_is_silent_is_replaced_until_enough_agree(panel, silent):
-    panel.wire.silent = {node for node, gone in zip(panel.nodes, silent, strict=True) if gone}
+async def test_who_is_silent_is_replaced_until_enough_agree(replicated, silent):
+    replicated.wire.silent = {
+        node for node, gone in zip(replicated.nodes, silent, strict=True) if gone
+    }
     if sum(not gone for gone in silent) < 2:
         with pytest.raises(PeerSilent):
-            await panel.invoke()
-        assert panel.paid() == set()
+            await replicated.invoke()
+        assert replicated.paid() == set()
         return
-    done = await panel.invoke()
+    done = await replicated.invoke()
     assert done.results == ("5",)
     assert len(done.verification.agreeing) >= 2
-    assert not panel.paid() & {panel.nodes.index(node) for node in panel.wire.silent}
+    assert not replicated.paid() & {replicated.nodes.index(node) for node in replicated.wire.silent}
     assert set(done.verification.agreeing) == {
-        to_text(panel.nodes[place]) for place in panel.paid()
+        to_text(replicated.nodes[place]) for place in replicated.paid()
     }
 
 
-async def test_a_receipt_that_does_not_hold_is_no_vote(panel):
-    panel.lies[panel.nodes[0]] = too_dear
-    done = await panel.invoke()
-    assert done.verification.silent == (to_text(panel.nodes[0]),)
-    assert panel.customer.market.reports == [(panel.nodes[0], "receipt_invalid")]
-    assert panel.paid() == {1, 2}
+async def test_a_receipt_that_does_not_hold_is_no_vote(replicated):
+    replicated.lies[replicated.nodes[0]] = too_dear
+    done = await replicated.invoke()
+    assert done.verification.silent == (to_text(replicated.nodes[0]),)
+    assert replicated.customer.market.reports == [(replicated.nodes[0], "receipt_invalid")]
+    assert replicated.paid() == {1, 2}
 
 
-async def test_another_engine_is_neither_believed_nor_paid_nor_accused(panel):
-    panel.lies[panel.nodes[0]] = other_engine
-    done = await panel.invoke()
-    assert done.verification.uncounted == (to_text(panel.nodes[0]),)
-    assert panel.paid() == {1, 2}
-    assert panel.customer.market.reports == []
+async def test_another_engine_is_neither_believed_nor_paid_nor_accused(replicated):
+    replicated.lies[replicated.nodes[0]] = other_engine
+    done = await replicated.invoke()
+    assert done.verification.uncounted == (to_text(replicated.nodes[0]),)
+    assert replicated.paid() == {1, 2}
+    assert replicated.customer.market.reports == []
 
 
-async def test_a_trap_is_agreed_on_and_paid_like_a_result(panel):
-    done = await panel.customer.service.run(
+async def test_a_trap_is_agreed_on_and_paid_like_a_result(replicated):
+    done = await replicated.customer.service.run(
         JobSpec.invoke(wasm("trap"), "divide", ["1", "0"], fuel=LIMITS.fuel, verify=TWO_OF_THREE)
     )
     assert done.trap is not None
     assert len(done.verification.agreeing) == 3
-    spun = await panel.customer.service.run(
+    spun = await replicated.customer.service.run(
         JobSpec.invoke(wasm("endless"), "spin", fuel=10_000, verify="3of3")
     )
     assert spun.trap.code == "fuel_exhausted"
     assert spun.fuel_used == 10_000
-    assert panel.paid() == {0, 1, 2}
+    assert replicated.paid() == {0, 1, 2}
 
 
-async def test_a_program_is_verified_with_its_output(panel):
-    done = await panel.customer.service.run(
+async def test_a_program_is_verified_with_its_output(replicated):
+    done = await replicated.customer.service.run(
         JobSpec.run(wasm("wordcount"), stdin=b"one two\n", fuel=LIMITS.fuel, verify=TWO_OF_THREE)
     )
     assert done.stdout == b"1 2 8\n"
     assert len(done.verification.receipts) == 3
 
 
-async def test_fewer_providers_than_are_asked_for(panel):
-    panel.customer.market.leases = panel.customer.market.leases[:2]
+async def test_fewer_providers_than_are_asked_for(replicated):
+    replicated.customer.market.leases = replicated.customer.market.leases[:2]
     with pytest.raises(NoOffers, match="only 2 can be had; nothing was run"):
-        await panel.invoke()
-    assert panel.wire.sent == []
-    panel.customer.market.leases = []
+        await replicated.invoke()
+    assert replicated.wire.sent == []
+    replicated.customer.market.leases = []
     with pytest.raises(NoOffers):
-        await panel.invoke()
+        await replicated.invoke()
 
 
-async def test_what_nobody_can_run_says_why(panel):
+async def test_what_nobody_can_run_says_why(replicated):
     """The body is invalid, which only an engine sees."""
     with pytest.raises(XscError, match="not valid WebAssembly"):
-        await panel.customer.service.run(
+        await replicated.customer.service.run(
             JobSpec.invoke(wasm("add")[:-2] + b"\x6b\x6b", "add", ["2", "3"], verify=TWO_OF_THREE)
         )
 
 
-async def test_one_named_provider_is_not_several(panel):
-    for how in ({"local": True}, {"on": panel.nodes[0]}):
+async def test_one_named_provider_is_not_several(replicated):
+    for how in ({"local": True}, {"on": replicated.nodes[0]}):
         with pytest.raises(ArgumentInvalid):
-            await panel.invoke(**how)
+            await replicated.invoke(**how)
 
 
-async def test_what_is_granted_is_in_the_order_and_cannot_be_verified(panel):
-    done = await panel.invoke(quorum=None, grants=["random", "clock", "random"])
+async def test_what_is_granted_is_in_the_order_and_cannot_be_verified(replicated):
+    done = await replicated.invoke(quorum=None, grants=["random", "clock", "random"])
     receipt = open_signed(done.receipt, ExecutionReceipt, network=None).record
     order = open_signed(receipt.order, Order, network=None).record
     assert order.grants == ("clock", "random")
     assert "seeing the provider's clock and random" in verify_file(done.receipt)
     assert "no second run" in str(why_not(order, receipt.outcome, "", b""))
-    assert not same_content(order, order.model_copy(update={"provider": panel.nodes[4]}))
+    assert not same_content(order, order.model_copy(update={"provider": replicated.nodes[4]}))
     with pytest.raises(ArgumentInvalid, match="cannot be verified"):
-        await panel.invoke(grants=["clock"])
+        await replicated.invoke(grants=["clock"])
 
 
 def test_the_oldest_evidence_goes_first(alice, bob, network):
-    book = EvidenceBook(network, MemoryKeyValue())
+    book = EvidenceStore(network, MemoryKeyValue())
     assert book.list() == []
     signed = [
         sign(

@@ -17,14 +17,14 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import ReceiptInvalid, SandboxFailed
 from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, RUN_FUEL, STREAM_PIECE_BYTES
 from xsc.base.log import SilentLog
-from xsc.compute.jobs.output_buffer import Tape, run_taped
+from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import time_fuel
 from xsc.compute.jobs.streams import CANCEL, OUTPUT
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.main import Worker
-from xsc.compute.worker.output_stream import Spout
+from xsc.compute.worker.output_stream import OutputStream
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
@@ -47,36 +47,36 @@ TALKER = bytes(
 """Says something on both streams, and never ends."""
 
 
-async def seen(tape, stdout, stderr):
+async def seen(output, stdout, stderr):
     """Return once that much is there; it need not come at once."""
-    while len(tape.written()[0]) < stdout or len(tape.written()[1]) < stderr:
-        await tape.more(*map(len, tape.written()))
-        assert not tape.done
+    while len(output.written()[0]) < stdout or len(output.written()[1]) < stderr:
+        await output.more(*map(len, output.written()))
+        assert not output.done
 
 
 async def test_a_worker_shows_output_before_the_program_ends():
     pool = PoolSandbox(1, SteadyClock(), SilentLog())
     await pool.start()
-    tape = Tape(SteadyClock())
+    output = OutputBuffer(SteadyClock())
     job = job_of(TALKER, "_start", mode="run", fuel=FUEL_MAX, timeout_ms=60_000)
-    running = asyncio.ensure_future(run_taped(pool, job, tape))
-    await seen(tape, 3, 3)
+    running = asyncio.ensure_future(run_streamed(pool, job, output))
+    await seen(output, 3, 3)
     assert not running.done()
-    tape.cancel()
+    output.cancel()
     result = await running
     assert (result.trap, result.stdout, result.stderr) == ("cancelled", b"out", b"err")
     assert result.engine_config.hex() == pool.describe()["engine_config"]
     # The worker is gone with the program, and another one is there for the next.
     short = job_of(TALKER, "_start", mode="run", fuel=50_000)
-    tape = Tape(SteadyClock())
-    again = await run_taped(pool, short, tape)
+    output = OutputBuffer(SteadyClock())
+    again = await run_streamed(pool, short, output)
     assert (again.trap, again.stdout) == ("fuel_exhausted", b"out")
-    assert tape.written() == (b"out", b"err")
+    assert output.written() == (b"out", b"err")
     # Killed by the clock, what was seen is still what it wrote.
     late = job_of(TALKER, "_start", mode="run", fuel=FUEL_MAX, timeout_ms=100)
-    tape = Tape(SteadyClock())
-    ended = await run_taped(pool, late, tape)
-    assert (ended.trap, ended.stdout, ended.stderr) == ("time_exceeded", *tape.written())
+    output = OutputBuffer(SteadyClock())
+    ended = await run_streamed(pool, late, output)
+    assert (ended.trap, ended.stdout, ended.stderr) == ("time_exceeded", *output.written())
     await pool.stop()
 
 
@@ -86,32 +86,32 @@ async def test_a_run_that_fails_ends_its_tape():
             watch.wrote(1, b"some")
             raise SandboxFailed("lost")
 
-    tape = Tape(ManualClock())
+    output = OutputBuffer(ManualClock())
     with pytest.raises(SandboxFailed):
-        await run_taped(Broken(), None, tape)
-    assert tape.done
+        await run_streamed(Broken(), None, output)
+    assert output.done
 
 
 async def test_pieces_are_all_that_was_written_in_order():
-    tape = Tape(ManualClock())
+    output = OutputBuffer(ManualClock())
     long = bytes(range(256)) * (STREAM_PIECE_BYTES // 100)
     got = {1: b"", 2: b""}
 
     async def collect():
-        async for stream, piece in tape.pieces():
+        async for stream, piece in output.pieces():
             assert 0 < len(piece) <= STREAM_PIECE_BYTES
             got[stream] += piece
 
     collecting = asyncio.ensure_future(collect())
     for start, stop in pairwise(range(0, len(long) + 1, len(long) // 7)):
-        tape.wrote(1, long[start:stop])
-        tape.wrote(2, b"x")
+        output.wrote(1, long[start:stop])
+        output.wrote(2, b"x")
         await asyncio.sleep(0)
-    whole, extra = tape.written()[0] + b"end", tape.written()[1]
-    assert not tape.finish(b"other" + whole, extra)
-    assert not tape.done
-    assert tape.finish(whole, extra)
-    tape.wrote(1, b"too late")
+    whole, extra = output.written()[0] + b"end", output.written()[1]
+    assert not output.finish(b"other" + whole, extra)
+    assert not output.done
+    assert output.finish(whole, extra)
+    output.wrote(1, b"too late")
     await collecting
     assert got == {1: whole, 2: extra}
 
@@ -123,22 +123,22 @@ def test_what_comes_soon_after_is_told_together_and_nothing_waits_for_ever():
         told.append((stream, data))
         came.set()
 
-    spout = Spout(tell)
-    spout.wrote(1, b"a")
+    stream = OutputStream(tell)
+    stream.wrote(1, b"a")
     assert told == [(1, b"a")]
     for _ in range(1000):
-        spout.wrote(1, b"b")
-    spout.wrote(2, b"c")
-    spout.wrote(2, b"")
-    spout.wrote(1, b"d")
+        stream.wrote(1, b"b")
+    stream.wrote(2, b"c")
+    stream.wrote(2, b"")
+    stream.wrote(1, b"d")
     came.clear()
     assert came.wait(30)  # by the thread: the program writes no more
-    spout.flush()
+    stream.flush()
     assert len(told) < 500
     assert b"".join(data for stream, data in told if stream == 1) == b"a" + b"b" * 1000 + b"d"
     assert b"".join(data for stream, data in told if stream == 2) == b"c"
     size = STREAM_PIECE_BYTES
-    spout.wrote(1, bytes(size))
+    stream.wrote(1, bytes(size))
     assert told[-1] == (1, bytes(size))
 
 
@@ -192,21 +192,21 @@ class Stuck:
 
 
 def stuck(world, node):
-    node.service._provider._sandbox = Stuck(node.sandbox, world.clock)
-    return node.service._provider._sandbox
+    node.service._job_executor._sandbox = Stuck(node.sandbox, world.clock)
+    return node.service._job_executor._sandbox
 
 
-def watched(world, tape, **how):
+def watched(world, output, **how):
     return asyncio.ensure_future(
-        world.run("wordcount", stdin=b"one two\n", tape=tape, **{"limits": LIMITS, **how})
+        world.run("wordcount", stdin=b"one two\n", output=output, **{"limits": LIMITS, **how})
     )
 
 
 async def test_output_of_a_peer_is_on_the_tape_and_in_the_answer(world):
-    tape = Tape(world.clock)
-    done = await watched(world, tape)
-    assert done.stdout == tape.written()[0] == b"1 2 8\n"
-    assert tape.done
+    output = OutputBuffer(world.clock)
+    done = await watched(world, output)
+    assert done.stdout == output.written()[0] == b"1 2 8\n"
+    assert output.done
     assert world.customer.market.spending
 
 
@@ -222,11 +222,11 @@ async def until(world, condition):
 
 async def test_a_run_elsewhere_is_cancelled_and_its_time_is_billed(world):
     sandbox = stuck(world, world.provider)
-    tape = Tape(world.clock)
-    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
-    await until(world, lambda: tape.written()[0] == b"so far")
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    await until(world, lambda: output.written()[0] == b"so far")
     assert sandbox.runs.is_set()
-    tape.cancel()
+    output.cancel()
     await until(world, running.done)
     done = await running
     assert (done.trap.code, done.stdout, done.exit_code) == ("cancelled", b"so far", None)
@@ -264,10 +264,10 @@ async def test_the_bill_of_a_cancelled_run_is_checked(world, wall_ms):
         return answer
 
     world.wire.tap = forge
-    tape = Tape(world.clock)
-    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
-    await until(world, lambda: tape.size_bytes)
-    tape.cancel()
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    await until(world, lambda: output.size_bytes)
+    output.cancel()
     await until(world, running.done)
     why = "bills another fuel" if wall_ms is None else "more time than has passed"
     with pytest.raises(ReceiptInvalid, match=why):
@@ -278,11 +278,11 @@ async def test_the_bill_of_a_cancelled_run_is_checked(world, wall_ms):
 async def test_what_nobody_cancelled_is_not_paid_as_cancelled(world):
     """A provider that ends a run by itself and bills the time."""
     sandbox = stuck(world, world.provider)
-    tape = Tape(world.clock)
-    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
-    (run,) = world.provider.service._provider._orders.runs()
-    run.tape.cancel()
+    (run,) = world.provider.service._job_executor._orders.runs()
+    run.output.cancel()
     await until(world, running.done)
     with pytest.raises(ReceiptInvalid, match="nobody has cancelled it"):
         await running
@@ -297,7 +297,7 @@ async def test_output_that_is_taken_back_is_refused(world):
         return answer
 
     world.wire.tap = lie
-    stuck_in = world.provider.service._provider._sandbox
+    stuck_in = world.provider.service._job_executor._sandbox
     gate = asyncio.Event()
 
     class Slow:
@@ -309,10 +309,10 @@ async def test_output_that_is_taken_back_is_refused(world):
             await gate.wait()
             return await stuck_in.run(job, watch)
 
-    world.provider.service._provider._sandbox = Slow()
-    tape = Tape(world.clock)
-    running = watched(world, tape, on=world.provider.key.node_id)
-    await until(world, lambda: tape.size_bytes)
+    world.provider.service._job_executor._sandbox = Slow()
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, on=world.provider.key.node_id)
+    await until(world, lambda: output.size_bytes)
     gate.set()
     await until(world, running.done)
     with pytest.raises(ReceiptInvalid, match="does not begin with what it showed"):
@@ -326,9 +326,9 @@ async def test_a_provider_that_shows_nothing_still_answers(world):
     world.provider.service.handlers = lambda: {
         name: handler for name, handler in handlers.items() if name not in (OUTPUT, CANCEL)
     }
-    tape = Tape(world.clock)
-    done = await watched(world, tape, on=world.provider.key.node_id)
-    assert done.stdout == tape.written()[0] == b"1 2 8\n"
+    output = OutputBuffer(world.clock)
+    done = await watched(world, output, on=world.provider.key.node_id)
+    assert done.stdout == output.written()[0] == b"1 2 8\n"
 
 
 async def test_a_provider_that_waits_for_nothing_is_not_asked_without_end(world):
@@ -343,14 +343,14 @@ async def test_a_provider_that_waits_for_nothing_is_not_asked_without_end(world)
         return {"known": True, "done": False}, (b"", b"")
 
     world.provider.service.handlers = lambda: {**handlers, OUTPUT: hasty}
-    tape = Tape(world.clock)
-    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
     before, now_ms = asked, world.clock.now_ms()
     await settle()
     assert asked <= before + 1
     assert world.clock.now_ms() == now_ms
-    tape.cancel()
+    output.cancel()
     await until(world, running.done)
 
 
@@ -364,19 +364,19 @@ async def test_a_provider_that_shows_more_at_once_than_it_may_is_watched_no_more
         return {"known": True, "done": False}, (bytes(STREAM_PIECE_BYTES + 1), b"")
 
     world.provider.service.handlers = lambda: {**handlers, OUTPUT: flood}
-    tape = Tape(world.clock)
-    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
     await until(world, told.is_set)
-    tape.cancel()
+    output.cancel()
     await until(world, running.done)
-    assert tape.written()[0] == (await running).stdout == b"so far"
+    assert output.written()[0] == (await running).stdout == b"so far"
 
 
 async def test_nobody_sees_or_cancels_the_runs_of_others(world):
     sandbox = stuck(world, world.provider)
-    tape = Tape(world.clock)
-    running = watched(world, tape, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
+    output = OutputBuffer(world.clock)
+    running = watched(world, output, limits=Limits(fuel=10**12), on=world.provider.key.node_id)
     await until(world, sandbox.runs.is_set)
     sent = next(header for _, header, _ in world.wire.sent if "order" in header)
     nonce = open_signed(sent["order"], Order, network=None).record.nonce
@@ -387,7 +387,7 @@ async def test_nobody_sees_or_cancels_the_runs_of_others(world):
     assert (head, list(parts)) == ({"known": False, "done": False}, [b"", b""])
     head, _ = await handlers[CANCEL](stranger, {"nonce": nonce}, [])
     assert head == {"known": False}
-    tape.cancel()
+    output.cancel()
     await until(world, running.done)
 
 
@@ -403,12 +403,12 @@ async def test_no_other_provider_is_asked_once_something_was_shown(world):
             await self.gate.wait()
             raise SandboxFailed("the worker is gone")
 
-    world.provider.service._provider._sandbox = Dying()
-    tape = Tape(world.clock)
-    running = watched(world, tape)
-    await until(world, lambda: tape.size_bytes)
+    world.provider.service._job_executor._sandbox = Dying()
+    output = OutputBuffer(world.clock)
+    running = watched(world, output)
+    await until(world, lambda: output.size_bytes)
     Dying.gate.set()
     await until(world, running.done)
     with pytest.raises(SandboxFailed):
         await running
-    assert tape.written()[0] == b"partly"
+    assert output.written()[0] == b"partly"

@@ -38,7 +38,7 @@ from xsc.compute.jobs.receipts import bill
 from xsc.compute.wasm import rows as batch
 from xsc.compute.wasm.inputs import RunInput, input_hash
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.rows import Row, Shape, read_rows, run_all
+from xsc.compute.wasm.rows import ResultRow, Shape, read_rows, run_all
 from xsc.compute.wasm.sandbox import is_trap
 from xsc.compute.wasm.signature import Signature
 from xsc.identity.envelope import open_signed, sign
@@ -55,14 +55,14 @@ def bits(number):
 
 
 def made(rows):
-    written = batch.Rows(("i32",))
+    written = batch.ResultTable(("i32",))
     for row in rows:
         written.add(row)
     return written.tables()
 
 
 def good(number, fuel=4):
-    return Row((("i32", bits(number)),), None, fuel)
+    return ResultRow((("i32", bits(number)),), None, fuel)
 
 
 def read(rows_or_tables, *, count, fuel=100, each=100, timeout_ms=1):
@@ -77,8 +77,8 @@ def test_golden_tables():
     case = GOLDEN["batch"]
     given = RunInput(args=tuple(case["args"]), stdin=bytes.fromhex(case["arguments"]))
     assert input_hash(given, case["output_bytes"]).hex() == case["input"]
-    rows = [Row((("i32", bytes.fromhex(r)),), None, f) for r, f in case["results"]]
-    table, traps = made([*rows, Row((), case["trap"], 7)])
+    rows = [ResultRow((("i32", bytes.fromhex(r)),), None, f) for r, f in case["results"]]
+    table, traps = made([*rows, ResultRow((), case["trap"], 7)])
     assert (table.hex(), traps.hex()) == (case["rows"], case["traps"])
     assert batch.batch_output(table, traps).hex() == case["output"]
     assert batch.seed_at(bytes(32), 1).hex() == case["seed_1"]
@@ -87,9 +87,9 @@ def test_golden_tables():
 def test_what_is_written_is_read():
     rows = [
         good(1),
-        Row((), "module_trapped: unreachable", 3),
+        ResultRow((), "module_trapped: unreachable", 3),
         good(2, 0),
-        Row((), "stack_exhausted", 1),
+        ResultRow((), "stack_exhausted", 1),
     ]
     assert read(rows, count=4) == (rows, 8)
 
@@ -100,10 +100,14 @@ def test_what_is_written_is_read():
         ([good(1)], 2, "a row for each call"),
         ([good(1, 101)], 1, "more fuel"),
         ([good(1, 60), good(1, 60)], 2, "more fuel"),
-        ([Row((), "nonsense", 1)], 1, "does not exist"),
-        ([Row((), "time_exceeded", 99)], 1, "ended for its time"),
-        ([Row((), "time_exceeded", 100), good(1, 0)], 2, "ended for its time"),
-        ([Row((), "time_exceeded", 100), Row((), "stack_exhausted", 0)], 2, "ended for its time"),
+        ([ResultRow((), "nonsense", 1)], 1, "does not exist"),
+        ([ResultRow((), "time_exceeded", 99)], 1, "ended for its time"),
+        ([ResultRow((), "time_exceeded", 100), good(1, 0)], 2, "ended for its time"),
+        (
+            [ResultRow((), "time_exceeded", 100), ResultRow((), "stack_exhausted", 0)],
+            2,
+            "ended for its time",
+        ),
     ],
 )
 def test_each_rule_of_the_rows_is_named(rows, count, why):
@@ -112,7 +116,7 @@ def test_each_rule_of_the_rows_is_named(rows, count, why):
 
 
 def test_traps_stand_once_in_order_and_are_met():
-    table, traps = made([Row((), "stack_exhausted", 1), Row((), "fuel_exhausted", 1)])
+    table, traps = made([ResultRow((), "stack_exhausted", 1), ResultRow((), "fuel_exhausted", 1)])
     for other, why in (
         (encode(["stack_exhausted"]), "names a trap that the batch does not"),
         (encode(["stack_exhausted", "stack_exhausted"]), "twice"),
@@ -130,11 +134,11 @@ def test_traps_stand_once_in_order_and_are_met():
 
 
 def test_more_kinds_of_traps_than_can_be_named_share_the_last_place():
-    rows = [Row((), f"module_trapped: {n}", 0) for n in range(BATCH_TRAPS_MAX + 9)]
+    rows = [ResultRow((), f"module_trapped: {n}", 0) for n in range(BATCH_TRAPS_MAX + 9)]
     found, _ = read(rows, count=len(rows))
     assert found[: BATCH_TRAPS_MAX - 1] == rows[: BATCH_TRAPS_MAX - 1]
     assert {row.trap for row in found[BATCH_TRAPS_MAX - 1 :]} == {batch.OTHER_TRAP}
-    long = [Row((), f"module_trapped: {'x' * 900}{n}", 0) for n in range(BATCH_TRAPS_MAX)]
+    long = [ResultRow((), f"module_trapped: {'x' * 900}{n}", 0) for n in range(BATCH_TRAPS_MAX)]
     assert read(long, count=len(long))[0][-1].trap == batch.OTHER_TRAP
 
 
@@ -177,7 +181,7 @@ def test_limits_of_all_end_the_rest_and_every_ending_is_believed(fuel, timeout_m
         assert left_ms == timeout_ms - now[0] > 0
         now[0] += 1
         if allowed < 5:
-            return Row((), "fuel_exhausted", allowed), 1
+            return ResultRow((), "fuel_exhausted", allowed), 1
         return good(index, 5), index
 
     table, traps, spent, peak = run_all(
@@ -198,7 +202,7 @@ def test_limits_of_all_end_the_rest_and_every_ending_is_believed(fuel, timeout_m
 
 
 def test_a_call_ended_for_its_time_is_billed_the_time_of_all():
-    ended = Row((), "time_exceeded", 0)
+    ended = ResultRow((), "time_exceeded", 0)
     table, traps, spent, _ = run_all(
         Shape(3, 10**12),
         ADD,

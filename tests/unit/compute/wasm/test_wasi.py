@@ -20,7 +20,7 @@ from xsc.base.limits import (
 )
 from xsc.compute.wasm.files import Errno
 from xsc.compute.wasm.inputs import is_output_path
-from xsc.compute.wasm.wasi import SIGNATURES, Ended, Fault, Wasi
+from xsc.compute.wasm.wasi import SIGNATURES, Fault, ProgramExit, Wasi
 
 READ, WRITE = 1 << 1, 1 << 6
 CREATE, DIRECTORY, EXCLUSIVE, TRUNCATE = 1, 2, 4, 8
@@ -168,7 +168,7 @@ def test_streams_are_no_terminals_and_cannot_be_sought(program):
 def test_all_that_is_given_back_has_one_bound(program):
     program.create(b"file", b"x" * 600)
     assert program.write(1, b"y" * 400) == 0
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.write(2, b"z")
     assert program.state.trap == "output_too_large"
     assert len(program.state.stdout) == 400
@@ -176,7 +176,7 @@ def test_all_that_is_given_back_has_one_bound(program):
 
 def test_a_list_of_buffers_that_names_a_byte_often_is_not_copied(program):
     program.machine.write(1024, struct.pack("<II", 0, 65536) * 1000)
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.fd_write(1, 1024, 1000, 0)
     assert program.state.trap == "output_too_large"
     assert program.fd_write(1, 0, 1025, 0) == Errno.INVAL
@@ -266,14 +266,14 @@ def test_chance_follows_from_the_seed():
 
 
 def test_exit_ends_the_run_with_its_code(program):
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.proc_exit(-1)
     assert (program.state.exit_code, program.state.trap) == (2**32 - 1, None)
 
 
 def test_every_call_costs_fuel_and_the_last_drop_ends_the_run():
     program = Program(Machine(fuel=HOST_CALL_FUEL + 9))
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.random_get(0, 10)
     assert (program.state.trap, program.machine.fuel) == ("fuel_exhausted", 0)
 
@@ -313,7 +313,7 @@ def test_entries_are_paid_for_before_they_are_gone_through(call):
         "rename": (MOVED_ENTRY_FUEL + 2, lambda: program.path_rename(OUT, *old, OUT, *new)),
     }[call]
     program.machine.fuel = HOST_CALL_FUEL + cost - 1
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         do()
     assert program.state.trap == "fuel_exhausted"
     assert program.state.files() == [("d/f", b"")]
@@ -460,7 +460,7 @@ def test_room_is_given_back_once_nothing_leads_to_a_file(program):
     fd = program.create(b"f", b"x" * 900)
     assert program.path_unlink_file(OUT, *program.text(b"f")) == 0
     assert program.read(fd) == b""
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.write(1, b"y" * 101)
     assert program.fd_close(fd) == 0
     program.state.trap = None
@@ -471,12 +471,12 @@ def test_room_is_given_back_once_nothing_leads_to_a_file(program):
 def test_a_gap_is_charged_and_bounded(program):
     fd = program.create(b"f")
     assert program.fd_seek(fd, 2**62, 0, 0) == 0
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.write(fd, b"x")
     assert program.state.trap == "fuel_exhausted"
     rich = Program(Machine(fuel=2**63))
     fd = rich.create(b"f")
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         rich.fd_allocate(fd, 2**40, 2**40)
     assert rich.state.trap == "output_too_large"
 
@@ -562,7 +562,7 @@ def test_scratch_counts_as_memory_and_is_given_back(program):
     program.create(b"f", b"x" * OUTPUT_BYTES)  # the output has room of its own
     fd = program.open(b"f", ROOT, how=CREATE, rights=WRITE)
     assert program.write(fd, b"x" * SCRATCH_BYTES) == 0
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         program.write(fd, b"y")
     assert program.state.trap == "memory_exceeded: its files outside of /out count as memory"
 
@@ -705,7 +705,7 @@ def test_a_second_name_is_refused_where_it_cannot_be(program):
 def test_second_names_cannot_give_back_more_than_is_allowed(program):
     program.create(b"f", bytes(program.state._quota.left // 2))
     assert link(program, b"f", b"g") == 0
-    with pytest.raises(Ended):
+    with pytest.raises(ProgramExit):
         link(program, b"f", b"h")
     assert program.state.trap == "output_too_large"
 

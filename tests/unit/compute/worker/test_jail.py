@@ -19,7 +19,7 @@ from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import CompileLimit, ModuleInvalid, SandboxFailed
 from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
-from xsc.compute.wasm.code_format import Code, from_file, to_file
+from xsc.compute.wasm.code_format import MachineCode, from_file, to_file
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 
@@ -206,7 +206,7 @@ async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path)
     assert file.read_bytes()[:11] == b"XSC code 2\n"
 
 
-CODE = Code(b"about", b"machine code")
+CODE = MachineCode(b"about", b"machine code")
 
 
 def test_a_seal_is_for_one_key_one_module_and_one_engine():
@@ -238,7 +238,7 @@ def test_the_longest_unused_goes_first_also_after_a_restart(tmp_path):
     assert cache.describe() == {"files": 3, "bytes": 3 * size}
     assert cache.get(b"\1" * 32, bytes(32)) is None
     assert cache.get(bytes(32), bytes(32)) == CODE
-    cache.put(b"4" * 32, bytes(32), Code(b"", bytes(4 * size)))
+    cache.put(b"4" * 32, bytes(32), MachineCode(b"", bytes(4 * size)))
     assert cache.get(b"4" * 32, bytes(32)) is None
 
 

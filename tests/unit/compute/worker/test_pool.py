@@ -15,7 +15,7 @@ from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import CompileLimit, ModuleInvalid, RateLimited, SandboxFailed
 from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
 from xsc.base.log import SilentLog
-from xsc.compute.jobs.output_buffer import Tape
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 
@@ -386,7 +386,7 @@ async def test_what_a_worker_shows_is_the_beginning_of_its_output(said, watched,
     pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=(sys.executable, "-I", "-c", source))
     await pool.start()
     job = replace(ADD, limits=replace(ADD.limits, output_bytes=2))
-    watch = Tape(SteadyClock()) if watched else None
+    watch = OutputBuffer(SteadyClock()) if watched else None
     if fine:
         assert (await pool.run(job, watch)).stdout == b"ab"
         assert watch.done

@@ -17,8 +17,8 @@ from xsc.base.limits import (
     FUEL_MAX,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
-    LINE_CALLS_MAX,
     MODULES_COMPILED_MAX,
+    QUEUE_CALLS_MAX,
 )
 from xsc.base.log import SilentLog
 from xsc.compute.worker.pool import PoolSandbox
@@ -65,7 +65,7 @@ def pids(pool):
 
 
 def in_lines(pool):
-    return sorted(len(line) for line in pool._lines.values())
+    return sorted(len(line) for line in pool._queues.values())
 
 
 async def test_each_call_of_a_line_gets_its_own_answer_in_the_same_worker(pool):
@@ -73,7 +73,7 @@ async def test_each_call_of_a_line_gets_its_own_answer_in_the_same_worker(pool):
     os.kill(before[0], signal.SIGSTOP)
     tasks = give(pool, [fib(number) for number in range(20)])
     await settle()
-    assert in_lines(pool) == [LINE_CALLS_MAX]
+    assert in_lines(pool) == [QUEUE_CALLS_MAX]
     assert pool.describe()["queued"] == 19
     os.kill(before[0], signal.SIGCONT)
     results = await asyncio.gather(*tasks)
@@ -171,7 +171,7 @@ async def test_what_waits_is_bounded_with_lines_as_well(pool):
     ]
     tasks = give(pool, jobs)
     await settle()
-    assert in_lines(pool) == [LINE_CALLS_MAX]
+    assert in_lines(pool) == [QUEUE_CALLS_MAX]
     assert pool.describe()["queued"] == JOBS_QUEUED_MAX
     for more in (fib(1, customer=b"new"), job("add", "add", i32(1), i32(2), customer=b"new")):
         with pytest.raises(RateLimited, match="wait already"):

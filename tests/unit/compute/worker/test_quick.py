@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from xsc.base.limits import FUNCTIONS_REMEMBERED_MAX
-from xsc.compute.worker.quick import QUICK_FUEL, QUICK_MS, Quick
+from xsc.compute.worker.quick import QUICK_FUEL, QUICK_MS, QuickFunctions
 
 ADD = (b"m" * 32, "add")
 
 
 def test_a_function_is_quick_as_long_as_its_last_run_was():
-    quick = Quick()
+    quick = QuickFunctions()
     assert ADD not in quick
     quick.took(ADD, QUICK_FUEL, QUICK_MS)
     assert ADD in quick
@@ -24,7 +24,7 @@ def test_a_function_is_quick_as_long_as_its_last_run_was():
 
 
 def test_the_longest_unused_is_forgotten_first():
-    quick = Quick()
+    quick = QuickFunctions()
     functions = [(b"m" * 32, str(number)) for number in range(FUNCTIONS_REMEMBERED_MAX)]
     for function in functions:
         quick.took(function, 0, 0)

@@ -16,7 +16,7 @@ from xsc.base.limits import (
     STDIN_BYTES_MAX,
 )
 from xsc.compute.deployments.holder import Served
-from xsc.compute.deployments.rules import Answer
+from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
 from xsc.net.transport.room import Room
 from xsc.node.api import deployments
@@ -57,7 +57,7 @@ class Node:
             await asyncio.shield(work)
         finally:
             self.left.set()
-        return Served(Answer(self.response), "id")
+        return Served(ServiceAnswer(self.response), "id")
 
 
 class End:

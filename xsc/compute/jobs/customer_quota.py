@@ -1,4 +1,4 @@
-"""Room that customers share: so much for all of them, and so much for each."""
+"""A bound on what all customers hold together, and on what each of them holds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from xsc.base.errors import RateLimited
 
 
-class Shares:
-    """Counts what each customer holds.
+class CustomerQuota:
+    """Counts what each customer holds, against both bounds.
 
     Args:
         what: of what, to follow on "this node holds".
@@ -23,7 +23,7 @@ class Shares:
         self._held: Counter[bytes] = Counter()
 
     def take(self, customer: bytes, size: int) -> None:
-        """Hold so much more for a customer.
+        """Count so much more for a customer.
 
         Raises:
             RateLimited: that would be more than its share, or than there is.
@@ -36,7 +36,7 @@ class Shares:
         self._left -= size
 
     def give(self, customer: bytes, size: int) -> None:
-        """Hold so much less."""
+        """Count so much less."""
         self._left += size
         self._held[customer] -= size
         if not self._held[customer]:
