@@ -38,6 +38,7 @@ class Watch:
         self.prefix = prefix
         self._waiting: dict[str, Change] = {}
         self._some = asyncio.Event()
+        self._ended = False
 
     def tell(self, change: Change) -> None:
         """Take a change in, if it is under the prefix."""
@@ -46,9 +47,16 @@ class Watch:
             self._waiting[change.path] = change
             self._some.set()
 
-    async def next(self) -> Change:
-        """Return the next change, once there is one."""
+    def end(self) -> None:
+        """Let `next` return None once what waits was taken."""
+        self._ended = True
+        self._some.set()
+
+    async def next(self) -> Change | None:
+        """Return the next change, once there is one; None after the end."""
         while not self._waiting:
+            if self._ended:
+                return None
             self._some.clear()
             await self._some.wait()
         return self._waiting.pop(next(iter(self._waiting)))
@@ -206,6 +214,11 @@ class SpaceService:
         """End a watch."""
         self._watches.remove(watch)
 
+    def end_watches(self) -> None:
+        """End all watches: the node stops."""
+        for watch in self._watches:
+            watch.end()
+
     def on_change(self, told: Callable[[Change], None]) -> None:
         """Call a function with every change that is stored from now on."""
         self._told.append(told)
@@ -229,6 +242,14 @@ class SpaceService:
             for told in self._told_heads:
                 told()
             await self._clock.sleep_ms(HEAD_INTERVAL_MS)
+
+    async def close(self) -> None:
+        """Return once all that was to be written is written, or has failed; write no more."""
+        self.end_watches()
+        if self._flush is not None:
+            self._flush.cancel()
+            await asyncio.gather(self._flush, return_exceptions=True)
+        await self._store.settle()
 
     async def compact(self) -> Stats:
         """Delete what need not be kept, return its space to the disk, and say what is left."""

@@ -685,6 +685,10 @@ class SpaceStore:
             await self._put(await self._table(self.owner), {})
             return True
 
+    async def settle(self) -> None:
+        """Return once every write is done or has failed."""
+        await self._commits.settle()
+
     # Bounded growth
 
     async def compact(self, told: Mapping[bytes, int]) -> None:

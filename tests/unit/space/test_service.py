@@ -155,6 +155,15 @@ async def test_a_watch_tells_changes_from_now_on(node, bob, network):
     assert watch._waiting == {}
 
 
+async def test_watches_end_with_the_node(node):
+    watch = node.service.watch("")
+    waiting = asyncio.create_task(watch.next())
+    await asyncio.sleep(0)
+    await node.service.close()
+    assert await waiting is None
+    assert await watch.next() is None
+
+
 async def test_a_slow_watch_keeps_one_change_of_each_path(node):
     watch = node.service.watch("")
     for number in range(100):
