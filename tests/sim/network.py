@@ -31,15 +31,22 @@ NO_HOME = Path("/nonexistent")
 
 @dataclass
 class Disk:
-    """The three stores of one node, which outlive its process."""
+    """The four stores of one node, which outlive its process."""
 
     bodies: MemoryKeyValue
     index: MemoryKeyValue
     state: MemoryKeyValue
+    space: MemoryKeyValue
 
     def after_crash(self) -> Disk:
         """Return what the disk has kept; what still runs of the old process writes elsewhere."""
-        return Disk(*(store.after_crash() for store in (self.bodies, self.index, self.state)))
+        stores = (self.bodies, self.index, self.state, self.space)
+        return Disk(*(store.after_crash() for store in stores))
+
+
+def empty_disk() -> Disk:
+    """Return the disk of a new node."""
+    return Disk(*(MemoryKeyValue() for _ in range(4)))
 
 
 class World:
@@ -51,9 +58,7 @@ class World:
         self.net = MemoryNetwork(self.clock, self.seed)
         self.count = count
         self.settings = {"storage_capacity": "256MiB", **(settings or {})}
-        self.disks = [
-            Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue()) for _ in range(count)
-        ]
+        self.disks = [empty_disk() for _ in range(count)]
         self.nodes: list[Node] = []
         self.settings_of: dict[int, dict[str, str]] = {}
         """What a node has otherwise than the others."""
@@ -107,6 +112,7 @@ class World:
             bodies=disk.bodies,
             index=disk.index,
             state=disk.state,
+            space=disk.space,
             sandbox=LocalSandbox(executor),
             log=SilentLog(),
             disk_free_bytes=lambda: 2**40,
@@ -156,7 +162,7 @@ class World:
     async def lose(self, index: int) -> None:
         """Kill a node, and its disk with it."""
         await self.crash(index)
-        self.disks[index] = Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue())
+        self.disks[index] = empty_disk()
 
     async def join(self) -> int:
         """Add a node that knows all that are up; return its number."""
@@ -171,7 +177,7 @@ class World:
         index = self.count
         self.count += 1
         self.lives.append(0)
-        self.disks.append(Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue()))
+        self.disks.append(empty_disk())
         self.nodes.append(self.make(index))
         await self.nodes[index].start()
         return index

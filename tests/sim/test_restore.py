@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sim.network import Disk, content, get, put, run, stream
+from tests.sim.network import content, empty_disk, get, put, run, stream
 from xsc.base.errors import PeerSilent, Recovering, ReplayRefused
 from xsc.base.limits import MIB, REQUEST_WINDOW_MS
 from xsc.db.memory import MemoryKeyValue
@@ -11,7 +11,7 @@ from xsc.net.calls.replay import ReplayGuard
 from xsc.net.peers.invitation import PREFIX as INVITATIONS
 from xsc.net.service import HORIZONS, _read_horizons
 from xsc.node.home.archive import Head, Reader, frames, seal_of
-from xsc.node.home.backup import _entries
+from xsc.node.home.backup import _entries, letters_of
 from xsc.node.recovery.restore import Brought, catch_up, read_into
 from xsc.storage.transfer import journal
 from xsc.terms.voucher import Voucher
@@ -25,17 +25,18 @@ def back_up(world, index=OWNER):
     node = world.nodes[index]
     head = Head(node.key.node_id, "simulation", 0, True, True, "nothing", bytes(16))
     disk = world.disks[index]
-    rows = _entries([], disk.state.scan(b""), disk.bodies.scan(b""))
+    stores = letters_of(disk, bodies=True)
+    rows = _entries([], [(letter, store.scan(b"")) for letter, store in stores.items()])
     return b"".join(frames(head, rows, seal_of(head)))
 
 
 async def lose_and_restore(world, raw, index=OWNER):
     """Put a backup in the place of what a node had; return what it brought."""
     await world.lose(index)
-    disk = world.disks[index] = Disk(MemoryKeyValue(), MemoryKeyValue(), MemoryKeyValue())
+    disk = world.disks[index] = empty_disk()
     reader = Reader([raw])
     found = Brought(reader.head)
-    read_into(reader.entries(seal_of(reader.head)), disk.state, disk.bodies, found)
+    read_into(reader.entries(seal_of(reader.head)), letters_of(disk, bodies=True), found)
     return found
 
 
@@ -322,3 +323,23 @@ def test_a_lone_node_comes_back_with_all_that_lies_on_it():
         assert await get(world.nodes[OWNER], capability) == content(5 * MIB)
 
     run(26, 1, play)
+
+
+async def space_story(world):
+    space = world.nodes[OWNER].space
+    await space.put("notes/today", b"buy bread")
+    before = space.get("notes/today")
+    raw = back_up(world)
+    await space.put("notes/today", b"later")
+    await lose_and_restore(world, raw)
+    await caught_up(world)
+    space = world.nodes[OWNER].space
+    assert space.get("notes/today") == before
+    await space.put("notes/next", b"x")
+    after = space.get("notes/next").signed.record
+    assert after.sequence > before.signed.record.sequence
+    assert after.domain != before.signed.record.domain, "it counts in another interval"
+
+
+def test_the_space_comes_back_from_a_backup():
+    run(31, 3, space_story)

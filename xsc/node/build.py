@@ -2,7 +2,7 @@
 
 The daemon and the simulation call the same `build`; they differ in the parts
 that they hand in (docs/glossary.md, "port"). Wiring runs in one direction:
-net, ledger, health, allocation, market, storage, compute.
+net, space, ledger, health, allocation, market, storage, compute.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
 from xsc.node.tasks import Tasks
+from xsc.space.service import SpaceService
+from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
@@ -64,6 +66,7 @@ from xsc.storage.sweeper import Sweeper, Swept
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
+SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Parts:
     bodies: KeyValue
     index: KeyValue
     state: KeyValue
+    space: KeyValue
     sandbox: Sandbox
     log: Log
     disk_free_bytes: Callable[[], int]
@@ -203,6 +207,8 @@ class Node:
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
         )
+        self.space_store = SpaceStore(parts.space, executor, clock, key, net)
+        self.space = SpaceService(self.space_store, clock)
         context = Context(key, net, clock, entropy, executor, self.peers, log)
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
@@ -467,6 +473,8 @@ class Node:
         for peer in self.peers.peers():
             self.health.watch(peer)
         self.tasks.start("peers", self.peers.run)
+        self.tasks.start("space", self.space.run)
+        self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)
         self.tasks.start("allocation", self.allocation.run)
         self.tasks.start("market", self.market.run)
@@ -500,6 +508,12 @@ class Node:
             await self.clock.sleep_ms(SWEEP_INTERVAL_MS)
             await self.sweeper.round()
             await self.storage.retry_deletions()
+
+    async def _compact_space(self) -> None:
+        """Drop old tombstones and versions of the space, and return their room to the disk."""
+        while True:
+            await self.clock.sleep_ms(SPACE_COMPACT_INTERVAL_MS)
+            await self.space.compact()
 
     async def collect_garbage(self) -> Collected:
         """Do at once what the background does in time.
@@ -564,8 +578,13 @@ class Node:
         await self.peers.stop()
         await self.ledger.close()
         await self._state_commit.settle()
-        self.parts.executor.close()
-        for store in (self.parts.index, self.parts.bodies, self.parts.state):
+        await self.space.close()
+        self._close_stores()
+
+    def _close_stores(self) -> None:
+        parts = self.parts
+        parts.executor.close()
+        for store in (parts.index, parts.bodies, parts.space, parts.state):
             store.close()
 
     async def stop(self) -> None:
@@ -579,13 +598,12 @@ class Node:
         await self.peers.stop()
         await self.parts.sandbox.stop()
         await self.ledger.close()
+        await self.space.close()
         await self._commit.settle()
         await self._state_commit.settle()
         try:
             await self.shards.close()
         except XscError as fault:
             self.log.warning("storage_not_closed", reason=fault.message)
-        self.parts.executor.close()
-        for store in (self.parts.index, self.parts.bodies, self.parts.state):
-            store.close()
+        self._close_stores()
         self.log.info("node_stopped", node=self.key.node_id)

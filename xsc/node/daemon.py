@@ -116,6 +116,7 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
         bodies=stores.bodies,
         index=stores.index,
         state=stores.state,
+        space=stores.space,
         sandbox=PoolSandbox(
             config.compute_workers,
             clock,
@@ -225,6 +226,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         homes.unpublish(home.path)
         if listening is not None:
             listening.close()
+        node.space.end_watches()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
         gate.close()

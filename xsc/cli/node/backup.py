@@ -258,6 +258,7 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
             "objects": found.objects,
             "peers": found.peers,
             "entries": found.entries,
+            "space_records": found.space_records,
             "bodies": found.bodies,
             "bodies_bytes": found.bodies_bytes,
             "identity": found.head.identity,
@@ -273,6 +274,7 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
                 ("objects", str(found.objects)),
                 ("peers", str(found.peers)),
                 ("ledger", f"{found.entries} entries"),
+                ("space", f"{found.space_records} records"),
                 ("shards", f"{found.bodies} ({format_size(found.bodies_bytes)})"),
                 ("key", "in the backup" if found.head.identity else "not in the backup"),
             ]

@@ -6,10 +6,11 @@
     record  letter (1) ‖ key length (4) ‖ value length (4) ‖ key ‖ value
 
 The payloads, put together, are the records: files of the home (`f`), rows of the
-state (`s`), rows of the shard store (`b`), and last the manifest (`m`), which counts
-and hashes what came before. Where nobody's secret seals the frames the tag is a
-chained SHA-256 and finds damage; else each frame is AES-256-GCM under a key of this
-file alone, and its number and place are bound. docs/design/backup.md; vectors:
+state (`s`), of the space (`p`) and of the shard store (`b`), and last the manifest
+(`m`), which counts and hashes the records of each letter that came before.
+Where nobody's secret seals the frames the tag is a chained SHA-256 and finds damage;
+else each frame is AES-256-GCM under a key of this file alone, and its number and
+place are bound. docs/design/backup.md; vectors:
 tests/vectors/backup.json.
 """
 
@@ -47,8 +48,8 @@ _LAST: Final = 1 << 31
 _NEWER: Final = "use the xsc that made it, or a newer one"
 
 SealKind: TypeAlias = Literal["nothing", "passphrase", "identity"]
-FILE, STATE, BODY, MANIFEST = b"f", b"s", b"b", b"m"
-SECTIONS: Final = {FILE: "files", STATE: "state", BODY: "bodies"}
+FILE, STATE, SPACE, BODY, MANIFEST = b"f", b"s", b"p", b"b", b"m"
+SECTIONS: Final = {FILE: "files", STATE: "state", SPACE: "space", BODY: "bodies"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +265,7 @@ class Tally:
         self._hashers[letter].update(raw)
 
     def manifest(self) -> bytes:
-        """Return the manifest of what was noted."""
+        """Return the manifest of what was noted: each section that has records."""
         value: dict[str, Value] = {
             name: {
                 "rows": self.sections[letter].rows,
@@ -272,6 +273,7 @@ class Tally:
                 "sha256": self._hashers[letter].digest(),
             }
             for letter, name in SECTIONS.items()
+            if self.sections[letter].rows
         }
         return encode({"v": VERSION, "sections": value})
 

@@ -1,16 +1,16 @@
-"""What goes into a backup: the home's files, the state, and the shards that lie here.
+"""What goes into a backup: the home's files, the state, the space, and the shards stored here.
 
-Both stores are read as they are at one moment, while the node runs: a scan sees
-the state at its start and keeps no writer waiting. The state's moment comes
+Each store is read as it is at one moment, while the node runs: a scan sees
+the store at its start and keeps no writer waiting. The state's moment comes
 first, so that whatever it names lies in the bodies; what is put between the two
 is in the bodies alone, and is found there as a leftover.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from xsc.base.errors import HomeInvalid, IdentityInvalid
 from xsc.base.keyvalue import KeyValue
@@ -21,6 +21,7 @@ from xsc.node.home.archive import (
     BODY,
     FILE,
     SALT_BYTES,
+    SPACE,
     STATE,
     Entry,
     Head,
@@ -60,31 +61,52 @@ def home_files(path: Path, *, identity: bool) -> Iterator[Entry]:
         yield Entry(FILE, name.encode(), raw)
 
 
-def entries(
-    path: Path, state: KeyValue, bodies: KeyValue | None, *, identity: bool
-) -> Iterator[Entry]:
+def entries(path: Path, stores: Mapping[bytes, KeyValue], *, identity: bool) -> Iterator[Entry]:
     """Return the records of a backup, as everything is at this call.
+
+    Args:
+        path: the home.
+        stores: its databases by their letters, in the order of the records.
+        identity: whether the key is among the files.
 
     Raises:
         HomeInvalid, IdentityInvalid: as `home_files`.
         StoreDamaged: while they are read: a store cannot be read to its end.
     """
     files = list(home_files(path, identity=identity))
-    rows = state.scan(b"")
-    shards = None if bodies is None else bodies.scan(b"")
-    return _entries(files, rows, shards)
+    return _entries(files, [(letter, store.scan(b"")) for letter, store in stores.items()])
 
 
 def _entries(
     files: Iterable[Entry],
-    rows: Iterator[tuple[bytes, bytes]],
-    shards: Iterator[tuple[bytes, bytes]] | None,
+    rows: Iterable[tuple[bytes, Iterator[tuple[bytes, bytes]]]],
 ) -> Iterator[Entry]:
     yield from files
-    for key, value in rows:
-        yield Entry(STATE, key, value)
-    for key, value in shards or ():
-        yield Entry(BODY, key, value)
+    for letter, found in rows:
+        for key, value in found:
+            yield Entry(letter, key, value)
+
+
+class Databases(Protocol):
+    """The databases of a home that a backup can hold."""
+
+    @property
+    def state(self) -> KeyValue:
+        """Everything but the others."""
+
+    @property
+    def space(self) -> KeyValue:
+        """The records of the space."""
+
+    @property
+    def bodies(self) -> KeyValue:
+        """The shards that are stored here."""
+
+
+def letters_of(stores: Databases, *, bodies: bool) -> dict[bytes, KeyValue]:
+    """Return the databases that a backup holds by their letters; the state first."""
+    found = {STATE: stores.state, SPACE: stores.space}
+    return found | {BODY: stores.bodies} if bodies else found
 
 
 def new_head(
@@ -99,8 +121,7 @@ def stream(
     path: Path,
     network: str,
     key: KeyPair,
-    state: KeyValue,
-    bodies: KeyValue | None,
+    stores: Mapping[bytes, KeyValue],
     *,
     identity: bool,
     now_ms: int,
@@ -116,11 +137,11 @@ def stream(
         key.node_id,
         network,
         identity=identity,
-        bodies=bodies is not None,
+        bodies=BODY in stores,
         seal="nothing" if identity else "identity",
         now_ms=now_ms,
     )
-    found = entries(path, state, bodies, identity=identity)
+    found = entries(path, stores, identity=identity)
     return frames(head, found, seal_of(head, key=key))
 
 
@@ -146,8 +167,7 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
                 path,
                 home.network,
                 home.key,
-                stores.state,
-                stores.bodies if bodies else None,
+                letters_of(stores, bodies=bodies),
                 identity=identity,
                 now_ms=clock.now_ms(),
             )

@@ -7,7 +7,8 @@ config.toml   settings, where there are any
 lock          held by the node that runs
 node.pid      its process id           api.json   where its API listens
 api.token     the API's bearer token, mode 0600
-db/           bodies, index, state     cache/     compiled modules
+db/           bodies, index, state, space
+cache/        compiled modules
 """
 
 from __future__ import annotations

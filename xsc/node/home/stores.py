@@ -1,8 +1,8 @@
-"""Opens the three databases of a home, and decides what their damage means.
+"""Opens the four databases of a home, and decides what their damage means.
 
 The index is disposable: where it cannot be opened or read it is thrown away, and
-made again from the bodies. Bodies and state are not: a node refuses to start on
-what cannot be opened, and says what can be done. Single bodies that cannot be
+made again from the bodies. Bodies, state and space are not: a node refuses to start
+on what cannot be opened, and says what can be done. Single bodies that cannot be
 read do not keep a node from starting (`xsc.storage.shardstore.scan`).
 """
 
@@ -26,10 +26,11 @@ class Stores:
     bodies: LevelDBKeyValue
     index: LevelDBKeyValue
     state: LevelDBKeyValue
+    space: LevelDBKeyValue
 
     def close(self) -> None:
         """Release them."""
-        for store in (self.index, self.bodies, self.state):
+        for store in (self.index, self.bodies, self.space, self.state):
             store.close()
 
 
@@ -37,7 +38,7 @@ def open_stores(folder: Path, log: Log) -> Stores:
     """Return the databases in a folder; the index can be a new one.
 
     Raises:
-        StoreDamaged: bodies or state are damaged.
+        StoreDamaged: bodies, state or space are damaged.
         HomeLocked: another process has them open.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,6 +46,8 @@ def open_stores(folder: Path, log: Log) -> Stores:
     try:
         state = LevelDBKeyValue(folder / "state", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
         opened.append(state)
+        space = LevelDBKeyValue(folder / "space", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+        opened.append(space)
         bodies = _open_bodies(folder / "bodies")
         opened.append(bodies)
         index = _open_index(folder / "index", log)
@@ -52,7 +55,7 @@ def open_stores(folder: Path, log: Log) -> Stores:
         for store in opened:
             store.close()
         raise
-    return Stores(bodies, index, state)
+    return Stores(bodies, index, state, space)
 
 
 def _open_bodies(path: Path) -> LevelDBKeyValue:

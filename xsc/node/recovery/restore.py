@@ -4,14 +4,15 @@ A backup is of the past: since then the node may have signed entries, vouchers
 and directories that it does not hold. So a restored home carries a mark, and no
 node serves on it before its peers were asked what they hold of its ledger and
 directory. What must not be used a second time is left out of the home: open
-invitations, puts that were under way, whose objects may be complete by now, and
-leases as a customer, which the hosts tell with the last voucher that was signed.
+invitations, puts that were under way, whose objects may be complete by now, the
+node's interval in the space, and leases as a customer, which the hosts tell with the
+last voucher that was signed.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,8 +27,8 @@ from xsc.market.lease_store import CUSTOMER
 from xsc.net.peers import invitation, registry
 from xsc.node.build import Node
 from xsc.node.home import folder as homes
-from xsc.node.home.archive import BODY, FILE, STATE, Entry, Head, Reader, Seal, batches
-from xsc.node.home.backup import FILES, KEY_FILE
+from xsc.node.home.archive import BODY, FILE, SPACE, STATE, Entry, Head, Reader, Seal, batches
+from xsc.node.home.backup import FILES, KEY_FILE, letters_of
 from xsc.node.home.disk_trial import drop_left
 from xsc.node.home.stores import open_stores
 from xsc.node.recovery.recover import (
@@ -38,13 +39,14 @@ from xsc.node.recovery.recover import (
     read_directory,
     recall_leases,
 )
+from xsc.space.store import CLOCK, META
 from xsc.storage.catalogue.directory import DirectoryEntry
 from xsc.storage.object.capability import parse_read
 from xsc.storage.service import OBJECTS
 from xsc.storage.transfer import journal
 
 BATCH_BYTES: Final = 4 * MIB
-LEFT_OUT: Final = (invitation.PREFIX, journal.PREFIX, *CUSTOMER)
+LEFT_OUT: Final = {STATE: (invitation.PREFIX, journal.PREFIX, *CUSTOMER), SPACE: (CLOCK,)}
 _COUNTED: Final = {OBJECTS: "objects", registry.PREFIX: "peers", HALF: "entries"}
 
 
@@ -58,6 +60,8 @@ class Brought:
     peers: int = 0
     entries: int = 0
     """Of the ledger."""
+    space_records: int = 0
+    """Of the space, with tombstones and those of other owners."""
     bodies: int = 0
     """Shards and records that lie here, own ones and others'."""
     bodies_bytes: int = 0
@@ -69,6 +73,8 @@ class Brought:
             if letter == BODY:
                 self.bodies += 1
                 self.bodies_bytes += len(value or b"")
+            if letter == SPACE and key.startswith(META):
+                self.space_records += 1
             for prefix, name in _COUNTED.items():
                 if letter == STATE and key.startswith(prefix):
                     setattr(self, name, getattr(self, name) + 1)
@@ -76,16 +82,15 @@ class Brought:
 
 def kept(letter: bytes, rows: Iterable[Change]) -> list[Change]:
     """Return the rows that may go into a store."""
-    return [row for row in rows if letter != STATE or not row[0].startswith(LEFT_OUT)]
+    return [row for row in rows if not row[0].startswith(LEFT_OUT.get(letter, ()))]
 
 
-def read_into(entries: Iterable[Entry], state: KeyValue, bodies: KeyValue, found: Brought) -> None:
-    """Write the rows of a backup into two empty stores, synced at the end.
+def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found: Brought) -> None:
+    """Write the rows of a backup into empty stores, by their letters, synced at the end.
 
     Raises:
         StoreDamaged, IdentityInvalid: the backup is damaged; the stores are worth nothing then.
     """
-    stores = {STATE: state, BODY: bodies}
     for letter, rows in batches(entries, BATCH_BYTES):
         stores[letter].write(kept(letter, rows), sync=False)
         found.count(letter, rows)
@@ -169,7 +174,7 @@ def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Broug
                 yield entry
 
     try:
-        read_into(rows(), stores.state, stores.bodies, found)
+        read_into(rows(), letters_of(stores, bodies=True), found)
     finally:
         stores.close()
     if not reader.head.identity:

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from xsc.base.errors import ArgumentInvalid, XscError
 from xsc.node.build import Node
-from xsc.node.home.backup import stream
+from xsc.node.home.backup import letters_of, stream
 from xsc.node.routes.objects import Faults
 
 _SWITCH = {"0": False, "1": True}
@@ -31,8 +31,7 @@ def routes(node: Node, home: Path, faults: Faults) -> list[web.RouteDef]:
             home,
             node.network,
             node.key,
-            parts.state,
-            parts.bodies if bodies else None,
+            letters_of(parts, bodies=bodies),
             identity=identity,
             now_ms=parts.clock.now_ms(),
         )

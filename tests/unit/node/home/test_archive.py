@@ -12,6 +12,7 @@ from xsc.node.home.archive import (
     FILE,
     FRAME_BYTES,
     MAGIC,
+    SPACE,
     STATE,
     Entry,
     Head,
@@ -54,6 +55,14 @@ def test_backups_of_version_1_are_read_and_written(seal):
     raw = bytes.fromhex(VECTORS[seal])
     assert made(seal) == raw
     assert read(raw, passphrase=PASSPHRASE, key=KEY) == ENTRIES
+
+
+def test_a_section_is_in_the_manifest_once_it_has_records():
+    entries = [*ENTRIES[:3], Entry(SPACE, b"m" + bytes(32) + b"a/b", b"a record"), ENTRIES[3]]
+    raw = bytes.fromhex(VECTORS["space"])
+    assert made("nothing", entries) == raw
+    assert read(raw) == entries
+    assert b"space" not in made("nothing")
 
 
 def test_records_may_be_larger_than_frames_and_blocks_of_any_size():

@@ -14,6 +14,7 @@ from xsc.node.recovery.restore import check, restore_home
 from xsc.node.system import SystemEntropy
 
 ROWS = [(b"net/peer/x", b"a peer"), (b"storage/object/x", bytes(5000))]
+RECORD = (b"m" + bytes(32) + b"a/b", b"a record")
 
 
 @pytest.fixture
@@ -22,7 +23,12 @@ def home(tmp_path):
     path = tmp_path / "home"
     homes.init_home(path, name="alice", network="lab")
     (path / "api.token").write_text("left behind")
-    for name, rows in (("state", ROWS), ("bodies", [(b"b1", bytes(9000))])):
+    stores = {
+        "state": ROWS,
+        "space": [(b"c", b"a clock"), RECORD],
+        "bodies": [(b"b1", bytes(9000))],
+    }
+    for name, rows in stores.items():
         store = LevelDBKeyValue(path / "db" / name)
         store.write(rows, sync=True)
         store.close()
@@ -55,6 +61,12 @@ def test_a_home_comes_back_as_it_was(home, tmp_path):
         assert rows_of(tmp_path / "new", name) == rows_of(home, name)
     assert not (tmp_path / "new" / "api.token").exists()
     assert homes.restore_stage(tmp_path / "new") == "written"
+
+
+def test_the_space_comes_back_without_the_interval(home, tmp_path):
+    found = brought(backup_of(home, bodies=False), tmp_path / "new")
+    assert found.space_records == 1
+    assert rows_of(tmp_path / "new", "space") == [RECORD]
 
 
 def test_without_the_identity_only_the_key_brings_it_back(home, tmp_path):
