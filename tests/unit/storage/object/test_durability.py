@@ -6,9 +6,14 @@ from xsc.base.errors import ArgumentInvalid
 from xsc.storage.object.durability import (
     KINDS,
     PLANNED_PARITY_MAX,
+    UNBOUNDED,
     Domains,
     Host,
     Survival,
+    _caps,
+    _Network,
+    _placements,
+    _top_caps,
     attainable,
     counted,
     domains_of,
@@ -117,6 +122,28 @@ def test_nodes_of_one_introducer_give_way_to_others():
     assert survival([hosts[node[0]] for node in columns], 2).meets(asked)
     assert sum(node[0] < 4 for node in columns) == 2
     assert plan(hosts[:6], 6, 2, asked) is None
+
+
+def test_caps_are_those_that_the_largest_losses_fill():
+    assert list(_top_caps(1, 3)) == [(3,)]
+    assert list(_top_caps(2, 5)) == [(4, 1), (3, 2)]
+    assert list(_top_caps(3, 6)) == [(4, 1, 1), (3, 2, 1), (2, 2, 2)]
+    assert list(_top_caps(2, 1)) == []
+    assert list(_placements(3, [])) == [{}]
+    assert list(_placements(3, [5])) == [{0: 5}, {1: 5}, {2: 5}]
+    assert list(_placements(2, [5, 4])) == [{0: 5, 1: 4}, {1: 5, 0: 4}]
+    assert list(_caps(2, 0, 3)) == [((UNBOUNDED,) * 2, UNBOUNDED)]
+    # Of all unknown columns together the cap comes off first.
+    assert list(_caps(2, 1, 2)) == [((2, 2), 0), ((1, 1), 1)]
+    assert list(_caps(2, 2, 3)) == [((2, 1), 0), ((1, 2), 0), ((1, 1), 1)]
+
+
+def test_the_effort_is_a_step_for_each_flow_and_each_column():
+    network = _Network(at("a", "b"))
+    assert network.fill(6, [[6, 6], [6, 6, 6], [6], [6]], [0, 0]) == [3, 3]
+    assert network.effort == 1 + 6
+    assert network.fill(6, [[2, 2], [6, 6, 6], [6], [6]], [0, 0]) is None
+    assert network.effort == 1 + 6 + 1 + 4
 
 
 def test_codes_up_to_a_width_are_planned():
