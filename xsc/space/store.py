@@ -22,7 +22,7 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX, MIB
-from xsc.base.turns import Turns
+from xsc.base.turns import Turns, sliced
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import Record, Signed, read_claimed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
@@ -47,7 +47,7 @@ from xsc.space.record import (
     check_value,
     value_digest,
 )
-from xsc.space.table import OwnerTable, Plan, Proven, Row, Shown, old_versions
+from xsc.space.table import OwnerTable, Plan, Proven, Row, Shown, conflict, old_versions
 from xsc.space.tree import Proof, levels_of, read_levels
 
 META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
@@ -256,7 +256,7 @@ class SpaceStore:
         if table is None:
             await self._commits.settle()  # a caller that went away may have left a write
             table = OwnerTable()
-            for _, raw in self._scan(META + owner):
+            async for _, raw in sliced(self._scan(META + owner)):
                 signed = self._parsed(owner, raw)
                 table.put(signed.record.path, Row.of(signed))
             for key, raw in self._scan(PROVEN + owner):
@@ -321,12 +321,18 @@ class SpaceStore:
         table.put(record.path, Row.of(signed))
 
     def _keep_evidence(self, batch: _Batch, signed: Signed[SpaceRecord], path: str) -> None:
-        owner = signed.author
-        at = _numbered(EVIDENCE + owner, signed.record.sequence)
-        other = self._entry(batch, owner, path)
+        other = self._entry(batch, signed.author, path)
+        if other is not None:
+            pair = (other.signed.raw, signed.raw)
+            self._keep_pair(batch, signed.author, signed.record.sequence, pair)
+
+    def _keep_pair(
+        self, batch: _Batch, owner: bytes, sequence: int, pair: tuple[bytes, bytes]
+    ) -> None:
+        at = _numbered(EVIDENCE + owner, sequence)
         known = sum(1 for _ in self._scan(EVIDENCE + owner))
-        if batch.get(at) is None and other is not None and known < EVIDENCE_MAX:
-            batch.set(at, encode([other.signed.raw, signed.raw]))
+        if batch.get(at) is None and known < EVIDENCE_MAX:
+            batch.set(at, encode([*pair]))
 
     @staticmethod
     def _drop(batch: _Batch, owner: bytes, table: OwnerTable, path: str) -> None:
@@ -336,7 +342,7 @@ class SpaceStore:
         table.forget(path)
 
     def evidence(self, owner: bytes) -> list[tuple[bytes, bytes]]:
-        """Return pairs of records that an owner signed under one sequence."""
+        """Return pairs of records, or of heads, that an owner signed under one sequence."""
         found = []
         for _, raw in self._scan(EVIDENCE + owner):
             pair = decode(raw, size_max=KEPT_BYTES_MAX)
@@ -403,12 +409,21 @@ class SpaceStore:
         proof: Proof,
         before: Mapping[str, int],
     ) -> bool:
-        """Say whether a head proves what is stored under a prefix, and keep it if so."""
+        """Say whether a head proves what is stored under a prefix, and keep it if so.
+
+        Two heads of one sequence that differ are kept as evidence.
+        """
         async with self._turns.of(owner):
             table = await self._table(owner)
+            batch = _Batch(self._db)
+            for known in table.proven.values():
+                if conflict(known.head.record, head.record):
+                    pair = (known.head.raw, head.raw)
+                    self._keep_pair(batch, owner, head.record.sequence, pair)
+                    await self._commit(owner, batch)
+                    return False
             if not table.prove(prefix, head, proof, before):
                 return False
-            batch = _Batch(self._db)
             batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, levels_of(proof)]))
             await self._commit(owner, batch)
             return True
@@ -459,25 +474,23 @@ class SpaceStore:
             await self._commit(owner, batch)
             return repair.fetch
 
-    async def forget(
-        self, owner: bytes, paths: Iterable[str], prefixes: Iterable[str] = ()
-    ) -> None:
-        """Delete records of an owner that are no longer live there, or that nobody subscribes to.
+    async def evict(self, owner: bytes, prefixes: Mapping[str, int | None]) -> None:
+        """Delete what no subscription covers any more, and the cursors over it.
 
         Args:
-            owner: of the records.
-            paths: of the records.
-            prefixes: of subscriptions that ended, whose cursors go too.
+            owner: another node.
+            prefixes: of all subscriptions, and when each ended; None where it goes on.
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
+            paths = table.unsubscribed(prefixes, now_ms=self._time.now_ms())
             batch = _Batch(self._db)
-            for prefix in prefixes:
-                table.proven.pop(prefix, None)
-                batch.set(PROVEN + owner + prefix.encode(), None)
+            for held in list(table.proven):
+                if any(is_under(path, held) for path in paths):
+                    del table.proven[held]
+                    batch.set(PROVEN + owner + held.encode(), None)
             for path in paths:
-                if path in table.rows:
-                    self._drop(batch, owner, table, path)
+                self._drop(batch, owner, table, path)
             await self._commit(owner, batch)
 
     # What this node writes
@@ -565,7 +578,8 @@ class SpaceStore:
             except XscError:
                 self._tables.pop(self.owner, None)
                 raise
-            self._floor = max(self._last(table), sequence)
+            # A head that is signed now may lack records: it must not have the sequence of another.
+            self._floor = max(self._last(table), sequence) + 1
             self._clock, self._holding, self._chain = None, None, []
             batch.set(FLOOR, self._floor.to_bytes(8, "big"))
             batch.set(CLOCK, None)

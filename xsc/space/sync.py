@@ -28,6 +28,7 @@ from xsc.space.limits import (
     PAGE_RECORDS,
     RELAYS_MAX,
     RETRY_MS,
+    UNSUBSCRIBED_KEPT_MS,
 )
 from xsc.space.messages import (
     Answer,
@@ -116,6 +117,8 @@ class SpaceSync:
         self._places: dict[tuple[bytes, Subscription], _Place] = {}
         self._followed: dict[bytes, bool] = {}
         """Peers, and whether each answered last."""
+        self._ended_ms: dict[Subscription, int] = {}
+        self._begun_ms = clock.now_ms()
         self._failed: dict[Subscription, set[bytes]] = {}
         self._plan = asyncio.Event()
         self.seen_ms: dict[bytes, int] = {}
@@ -249,16 +252,35 @@ class SpaceSync:
         if len(self._subscribed) >= CURSORS_MAX:
             raise RateLimited(f"more than {CURSORS_MAX} subscriptions")
         self._subscribed[owner, prefix] = None
+        self._ended_ms.pop((owner, prefix), None)
         self._plan_again()
 
     def unsubscribe(self, owner: bytes, prefix: str) -> None:
         """Follow it no longer; no request asks for it any more."""
         subscription = (owner, prefix)
-        self._subscribed.pop(subscription, None)
+        if subscription not in self._subscribed:
+            return
+        del self._subscribed[subscription]
+        self._ended_ms[subscription] = self._clock.now_ms()
         self._failed.pop(subscription, None)
         for key in [key for key in self._places if key[1] == subscription]:
             del self._places[key]
         self._plan_again()
+
+    async def evict(self) -> None:
+        """Delete what other owners wrote and no subscription covers, a day after its last one.
+
+        What ended before the start counts as ended at the start.
+        """
+        for owner in self._store.owners():
+            if owner == self._store.owner:
+                continue
+            prefixes: dict[str, int | None] = {"": self._begun_ms}
+            prefixes |= {at[1]: ended for at, ended in self._ended_ms.items() if at[0] == owner}
+            prefixes |= {at[1]: None for at in self._subscribed if at[0] == owner}
+            await self._store.evict(owner, prefixes)
+        oldest_ms = self._clock.now_ms() - UNSUBSCRIBED_KEPT_MS
+        self._ended_ms = {at: ended for at, ended in self._ended_ms.items() if ended > oldest_ms}
 
     def _plan_again(self) -> None:
         """Let each request that is held be replaced by one for what is wanted now."""

@@ -13,9 +13,9 @@ from xsc.space import store as stores
 from xsc.space import table as tables
 from xsc.space.domain import read_chain
 from xsc.space.itc import event_bytes, sum_intervals
-from xsc.space.limits import VALUE_INLINE_BYTES_MAX
+from xsc.space.limits import UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import SpaceRecord, open_head, open_record, value_digest
+from xsc.space.record import SpaceHead, SpaceRecord, open_head, open_record, value_digest
 from xsc.space.store import SpaceStore
 
 CAROL = KeyPair(b"\xc0" * 32)
@@ -338,15 +338,30 @@ async def test_two_records_of_one_sequence_are_kept_as_evidence(mine, bob, netwo
     assert mine.evidence(CAROL.node_id) == [(left.raw, right.raw)]
 
 
-async def test_what_is_forgotten_is_gone_with_its_cursor(mine, other):
+async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other):
     await mine.put({"a": b"1", "b": b"2"})
     await mine.sign_head()
     await pull(mine, other)
-    await other.forget(mine.owner, ["a", "never"], [""])
+    await other.evict(mine.owner, {"": other._time.now_ms() - UNSUBSCRIBED_KEPT_MS + 1})
+    assert await other.cursor(mine.owner, "") == 3
+    await other.evict(mine.owner, {"": other._time.now_ms() - UNSUBSCRIBED_KEPT_MS, "b": None})
     for store in (other, again(other)):
         assert await store.cursor(mine.owner, "") == 0
-        assert "a" not in {found.path for found in store.ls(mine.owner, "")}
+        assert [found.path for found in store.ls(mine.owner, "")] == ["b"]
     assert not list(other._db.scan(b"v" + mine.owner + b"a", b"v" + mine.owner + b"b"))
+    await pull(mine, other)
+    assert other.get(mine.owner, "a").value == b"1"
+
+
+async def test_two_heads_of_one_sequence_are_kept_as_evidence(mine, bob, network):
+    one, two = (
+        sign(SpaceHead(sequence=0, written_ms=0, root=root), bob, network)
+        for root in (None, bytes(32))
+    )
+    assert await mine.prove(bob.node_id, "a", one, ((0, ()),), {})
+    for _ in range(2):
+        assert not await mine.prove(bob.node_id, "a", two, ((0, ()),), {})
+    assert again(mine).evidence(bob.node_id) == [(one.raw, two.raw)]
 
 
 # The own clock
@@ -415,7 +430,7 @@ async def test_a_recovered_node_leaves_its_interval_and_goes_on_above_what_was_s
     old = other.clock
     await other.recover([], 41)
     assert again(other).clock is None
-    assert await again(other).put({"a": b""}) == {UserSpacePaths.INTERVAL: 42, "a": 43}
+    assert await again(other).put({"a": b""}) == {UserSpacePaths.INTERVAL: 43, "a": 44}
     other = again(other)
     assert other.clock.domain != old.domain
     value = other.get(other.owner, UserSpacePaths.INTERVAL).value

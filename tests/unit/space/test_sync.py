@@ -20,6 +20,7 @@ from xsc.space.limits import (
     HEAD_INTERVAL_MS,
     HELD_REQUEST_MS_MAX,
     RETRY_MS,
+    UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
 )
 from xsc.space.messages import Answer, Sent, answer_bytes, read_answer, read_cursors, read_listing
@@ -226,6 +227,29 @@ async def test_a_second_request_of_one_peer_ends_its_first(circle):
     second.cancel()
 
 
+async def test_what_is_no_longer_subscribed_to_goes_after_a_day(circle):
+    ada, bea, *_ = circle.members
+    await ada.space.put("a/x", b"1")
+    await ada.space.put("b", b"2")
+    for prefix in ("a", "b"):
+        bea.sync.subscribe(ada.id, prefix)
+    bea.follow(ada)
+    await ada.head()
+    await bea.leave()
+    circle.clock.advance_to(circle.clock.now_ms() + UNSUBSCRIBED_KEPT_MS)
+    bea.sync.unsubscribe(ada.id, "a")
+    bea.sync.unsubscribe(ada.id, "a")
+    await bea.sync.evict()
+    assert bea.has(ada, "a/x") == b"1"
+    circle.clock.advance_to(circle.clock.now_ms() + UNSUBSCRIBED_KEPT_MS)
+    await bea.sync.evict()
+    assert bea.has(ada, "a/x") is None
+    assert bea.has(ada, "b") == b"2"
+    assert bea.sync._ended_ms == {}
+    assert await bea.store.cursor(ada.id, "a") == 0
+    assert await bea.store.cursor(ada.id, "b") == 3
+
+
 # Relays
 
 
@@ -394,7 +418,9 @@ async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
     ada.db = MemoryKeyValue()
     ada.begin()
     await ada.sync.recover(bea.id)
-    assert min((await ada.store.put({"c": b""})).values()) == 4
+    await ada.head()
+    assert bea.store.evidence(ada.id) == []
+    assert min((await ada.store.put({"c": b""})).values()) == 5
 
 
 async def test_a_value_that_no_peer_has_is_recovered_as_a_record_alone(circle):
