@@ -93,6 +93,7 @@ SHELL = {
     "xsc.space.store": "lets batches of one owner follow each other, and writes them",
     "xsc.storage.catalogue.heads": "keeps the directory heads of peers and answers them",
     "xsc.storage.catalogue.finder": "asks peers for manifests and columns",
+    "xsc.storage.catalogue.objects": "writes the entries of own objects",
     "xsc.storage.repair.assignment": "asks peers to be custodians",
     "xsc.storage.repair.bandwidth": "lets transfers wait for their turn",
     "xsc.storage.repair.cleanup": "has hosts delete copies",

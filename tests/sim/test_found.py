@@ -53,7 +53,7 @@ def test_a_custodian_that_missed_a_deletion_gives_back_what_it_repaired():
         owner = await world.restart(0)
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
         await owner.storage.retry_deletions()
-        assert owner.storage.entry(ref) is None
+        assert owner.storage.catalogue.entry(ref) is None
         await world.until(
             lambda: not any(node.shards.used_bytes for node in world.nodes), within_ms=900_000
         )

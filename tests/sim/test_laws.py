@@ -38,9 +38,9 @@ from xsc.identity.envelope import open_signed
 from xsc.identity.keys import network_id
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply, unpack
+from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest, hash_of, open_manifest
-from xsc.storage.service import MANIFESTS
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
@@ -386,7 +386,7 @@ class Laws(RuleBasedStateMachine):
         self.do(play())
         if not self.is_up(kept.owner):
             self.do(self.world.restart(kept.owner))
-        entry = self.world.nodes[kept.owner].storage.entry(kept.manifest_hash)
+        entry = self.world.nodes[kept.owner].storage.catalogue.entry(kept.manifest_hash)
         if entry is None or entry.deleting:
             self.gone[kept.capability] = self.kept.pop(kept.capability)
 
@@ -575,7 +575,7 @@ class Laws(RuleBasedStateMachine):
         for index in self.up():
             node = self.world.nodes[index]
             assert node.shards.reserved_bytes == 0
-            for _, entry in node.storage.entries():
+            for _, entry in node.storage.catalogue.entries():
                 # Who is gone for good can confirm nothing.
                 left = {ids[at.node] for at in entry.held} if entry.deleting else set()
                 assert left <= self.lost, "a deletion is not completed"

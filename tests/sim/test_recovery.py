@@ -97,7 +97,7 @@ async def story(world):
     others = await put(world.nodes[1], content(20 * MIB))
     await debts(world)
     await told(world)
-    before = owner.storage.directory()
+    before = owner.storage.catalogue.directory()
     chain, log = owner.ledger.head(), owner.ledger.entries(limit=1000)
     balances = {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()}
     assert any(balances.values())
@@ -111,10 +111,10 @@ async def story(world):
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert owner.ledger.limit(friend) == 123_456_789
     assert owner.allocation.weight_ppm(friend) == 250_000
-    assert owner.storage.directory() == before
+    assert owner.storage.catalogue.directory() == before
     for capability, data in kept.items():
         assert await get(owner, capability) == data
-    assert await get(owner, owner.storage.named("a", 1)[0]) == content(10)
+    assert await get(owner, owner.storage.catalogue.named("a", 1)[0]) == content(10)
     await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
     assert (await owner.storage.put(stream(b"x"), name="a")).version == 3
     await put(owner, content(20 * MIB))
@@ -239,7 +239,7 @@ def test_a_peer_that_crawls_holds_up_no_recovery_and_no_start():
         await world.clock.sleep_ms(2 * HISTORY_TIMEOUT_MS)
         assert asked_ms[0] >= started_ms, "it is asked beside the work"
         assert asked_ms[-1] - asked_ms[0] < HISTORY_TIMEOUT_MS
-        assert await get(owner, owner.storage.named("a", 1)[0]) == content(100_000)
+        assert await get(owner, owner.storage.catalogue.named("a", 1)[0]) == content(100_000)
 
     run(48, 4, play)
 
@@ -287,7 +287,7 @@ def test_what_nobody_has_now_stays_in_the_directory_and_comes_back():
         capability = await put_named(owner, "a", content(10))
         late = await world.join()
         await told(world)
-        before = owner.storage.directory()
+        before = owner.storage.catalogue.directory()
         await world.crash(late)  # what was copied to it is gone, and the head is not
         world.disks[late].bodies = MemoryKeyValue()
         world.disks[late].index = MemoryKeyValue()
@@ -297,13 +297,13 @@ def test_what_nobody_has_now_stays_in_the_directory_and_comes_back():
         done = await back(world, OWNER, place_of(world, late))
         owner = world.nodes[OWNER]
         assert (done.found.objects, done.found.lost) == (0, ("a",))
-        assert owner.storage.directory() == before
+        assert owner.storage.catalogue.directory() == before
         assert [(row.name, row.margin) for row in owner.storage.ls()] == [("a", -1)]
-        assert owner.storage.named("a") == [capability]
+        assert owner.storage.catalogue.named("a") == [capability]
         await told(world)
         await world.restart(1)
-        await world.until(lambda: not owner.storage.unfound())
-        assert owner.storage.directory() == before
+        await world.until(lambda: not owner.storage.catalogue.unfound())
+        assert owner.storage.catalogue.directory() == before
         assert await get(owner, capability) == content(10)
 
     run(19, 2, play)
@@ -337,7 +337,9 @@ def test_a_directory_too_large_for_its_head_is_an_object(monkeypatch):
         assert done.found.objects == 40
         owner = world.nodes[OWNER]
         for number in range(40):
-            assert await get(owner, owner.storage.named(f"object {number}")[0]) == content(number)
+            assert await get(
+                owner, owner.storage.catalogue.named(f"object {number}")[0]
+            ) == content(number)
 
     run(13, 7, play)
 
@@ -448,7 +450,7 @@ def test_what_was_put_before_a_clean_stop_keeps_its_name():
         await world.lose(OWNER)
         await back(world, OWNER, place_of(world, 2))
         owner = world.nodes[OWNER]
-        assert await get(owner, owner.storage.named("b")[0]) == content(11)
+        assert await get(owner, owner.storage.catalogue.named("b")[0]) == content(11)
 
     run(18, 7, play)
 
@@ -478,7 +480,9 @@ def test_a_name_that_was_waited_for_outlives_the_home():
         await back(world, OWNER, place_of(world, 2))
         owner = world.nodes[OWNER]
         for number in range(3):
-            assert await get(owner, owner.storage.named(f"object {number}")[0]) == content(number)
+            assert await get(
+                owner, owner.storage.catalogue.named(f"object {number}")[0]
+            ) == content(number)
 
     run(19, 7, play)
 

@@ -114,10 +114,10 @@ def test_a_recovered_owner_goes_on_with_its_leases():
         assert all(view.end_ms > now_ms + STORAGE_LEASE_MS // 3 for view in live)
         await settle(world)
         assert settled_in_full(world, owner) > 0
-        (capability,) = owner.storage.named("a")
+        (capability,) = owner.storage.catalogue.named("a")
         done = await owner.storage.rm(capability)
         assert not done.partly
-        (left,) = owner.storage.named("b")
+        (left,) = owner.storage.catalogue.named("b")
         assert await get(owner, left) == content(2 * MIB, seed=1)
         assert sum(held_by(world, owner).values()) * 2 == sum(held.values())
         await owner.storage.rm(left)
@@ -258,7 +258,7 @@ def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_
         owner = world.nodes[OWNER]
         kept = {await put(owner, content(size), code=(1, 1)): content(size) for size in SIZES[:2]}
         doomed = await put(owner, content(70_000, seed=1), code=(1, 1))
-        held = {node.node for _, entry in owner.storage.entries() for node in entry.held}
+        held = {node.node for _, entry in owner.storage.catalogue.entries() for node in entry.held}
         gone = next(i for i in range(1, 4) if world.nodes[i].key.node_id in held)
         there = world.nodes[gone].key.node_id
         await world.lose(gone)
@@ -266,7 +266,9 @@ def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_
         (end_ms,) = {v.end_ms for v in owner.market.leases() if v.peer == there and v.held_bytes}
 
         def named():
-            return [i for _, e in owner.storage.entries() for i in e.held if i.node == there]
+            return [
+                i for _, e in owner.storage.catalogue.entries() for i in e.held if i.node == there
+            ]
 
         await world.skip(end_ms + 29 * DAY_MS - world.clock.now_ms(), 20 * DAY_MS)
         assert named(), "until then it could come back and has it still"
@@ -277,7 +279,7 @@ def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_
         await world.clock.sleep_ms(60_000)
         await world.skip(280 * DAY_MS, 40 * DAY_MS)
         assert not named(), "objects that moved away name it no more either"
-        assert [entry.deleting for _, entry in owner.storage.entries()] == [False] * 2
+        assert [entry.deleting for _, entry in owner.storage.catalogue.entries()] == [False] * 2
         assert not any(view.held_bytes for view in owner.market.leases() if view.peer == there)
         await read_all(world, OWNER, kept)
         for other in set(range(1, 4)) - {gone}:
@@ -301,9 +303,9 @@ def test_a_deletion_ends_with_the_lease_where_the_host_is_no_peer_any_more():
         await owner.peers.remove(world.nodes[gone].key.node_id)
         assert (await owner.storage.rm(doomed)).partly
         await world.skip(89 * DAY_MS, 30 * DAY_MS)
-        assert len(list(owner.storage.entries())) == 1
+        assert len(list(owner.storage.catalogue.entries())) == 1
         await world.skip(2 * DAY_MS, DAY_MS)
-        assert not list(owner.storage.entries())
+        assert not list(owner.storage.catalogue.entries())
 
     run(19, 3, play, POWER)
 

@@ -96,7 +96,7 @@ async def story(world):
     assert owner.ledger.settled_entries() == chain
     assert owner.ledger.head()[0] == owner.ledger.incarnation().first_seq, "nothing is signed yet"
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
-    assert [(row.name, row.version) for row in owner.storage.directory()] == [
+    assert [(row.name, row.version) for row in owner.storage.catalogue.directory()] == [
         ("kept", 1),
         ("kept", 2),
     ]
@@ -285,11 +285,11 @@ def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
         done = await caught_up(world, without_silent=True)
         owner = world.nodes[OWNER]
         assert (done.objects, done.lost) == (0, ("a",))
-        assert [row.name for row in owner.storage.unfound()] == ["a"]
+        assert [row.name for row in owner.storage.catalogue.unfound()] == ["a"]
         await told(world)
         await world.restart(1)
-        await world.until(lambda: not owner.storage.unfound())
-        assert owner.storage.named("a") == [capability]
+        await world.until(lambda: not owner.storage.catalogue.unfound())
+        assert owner.storage.catalogue.named("a") == [capability]
         assert await get(owner, capability) == content(10)
 
     run(28, 2, play)

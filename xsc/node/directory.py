@@ -136,7 +136,7 @@ class DirectoryKeeper:
             self.generation = take_int(value, "generation")
             self._digest = take_bytes(value, "digest")
             self._raw = take_bytes(value, "head")
-        storage.on_change = self.wake
+        storage.catalogue.on_change = self.wake
 
     @property
     def head(self) -> bytes:
@@ -235,7 +235,7 @@ class DirectoryKeeper:
         return made
 
     async def _write(self) -> bool:
-        packed = await self._executor.run(lambda: pack(self._storage.directory()))
+        packed = await self._executor.run(lambda: pack(self._storage.catalogue.directory()))
         peers, removed = self._known(), tuple(self._peers.removed()[:REMOVED_LISTED_MAX])
         ledger = self._ledger()
         shown = body_bytes(HeadBody(0, peers, b"", None, ledger, removed))

@@ -11,31 +11,26 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
-    Iterator,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
-
-from pydantic import Field
+from typing import Any, NamedTuple, TypeVar
 
 from xsc.base.errors import (
     NotAllowed,
     ObjectUnknown,
-    RecordInvalid,
     StoreDamaged,
     TooLarge,
     XscError,
 )
 from xsc.base.ids import short, to_text
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     CUSTODY_BYTES,
     LEASE_WARNING_MS,
     LEFTOVERS_KEPT_MS,
-    MANIFEST_BYTES_MAX,
     REPAIR_BYTES_A_SECOND,
     REPAIR_CHECK_MS,
     REPAIR_GRACE_MS,
@@ -43,21 +38,16 @@ from xsc.base.limits import (
     TAIL_KEPT_MS,
 )
 from xsc.base.peering import GroupHandler, Handler
-from xsc.base.turns import Turns, sliced
+from xsc.base.turns import sliced
 from xsc.identity.context import Context
-from xsc.identity.envelope import Count, Record, Signed
-from xsc.storage.catalogue.directory import DirectoryEntry, pack, unpack
+from xsc.identity.envelope import Signed
+from xsc.storage.catalogue.directory import DirectoryEntry
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.catalogue.held import held_at, held_of
 from xsc.storage.catalogue.names import (
     HIDDEN,
-    NAME_CHARS_MAX,
-    PART,
-    NameVersions,
     check_name,
-    last_row,
-    version_row,
 )
+from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.object.durability import KINDS, Domains, Host, Survival, domains_of, survival
 from xsc.storage.object.erasure import Code
@@ -66,67 +56,42 @@ from xsc.storage.object.inventory import HeldAt, HeldObject
 from xsc.storage.object.loss import yearly_loss_ppb
 from xsc.storage.object.placement import (
     Condition,
-    Placement,
     State,
     column_state,
     condition,
     default_contract,
     likely_columns,
-    placement_of,
 )
 from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import (
-    MaintainedObject,
     MaintainedObjects,
     RepairResult,
     RepairSettings,
 )
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
+from xsc.storage.repair.own_objects import OwnObjects
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.shardstore.server import Hosting
 from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.transfer import deletions
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
 from xsc.storage.transfer.get import Located, ObjectReader, read_whole
 from xsc.storage.transfer.host_client import Reach, together
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
-from xsc.storage.transfer.put import Held, Upload, Uploaded
+from xsc.storage.transfer.put import Upload, Uploaded
 from xsc.storage.transfer.read_ahead_cache import Tails
 from xsc.storage.transfer.resume import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt
 
 T = TypeVar("T")
-OBJECTS = b"storage/object/"
-UNFOUND = b"storage/unfound/"
-"""What a directory lists and no host that answered has, by manifest hash: looked for again."""
 UNFOUND_MARGIN = -1
-"""Of such an object: it cannot be read, and its code is not known."""
-MANIFESTS = b"storage/manifest/"
+"""Of an object that a recovery did not find: it cannot be read, and its code is not known."""
 REPAIR_DEFAULTS = RepairSettings(
     REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
 )
-
-
-class ObjectEntry(Record):
-    """An object that this node stored, as its own state holds it."""
-
-    KIND: ClassVar[str] = "object_entry"
-
-    name: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
-    capability: str
-    size_bytes: Count
-    created_ms: Count
-    placement: Placement
-    held: tuple[HeldAt, ...]
-    """By host and lease; hosts that failed during the put stand here too."""
-    deleting: bool
-    """Deletion has begun; the entry goes with the last confirmation."""
-    version: Annotated[int, Field(ge=1, lt=2**63)] = 1
-    """Of what was stored under the name; without a name, always 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,35 +278,6 @@ class StorageSettings:
     segments_in_flight: int = SEGMENTS_IN_FLIGHT
 
 
-class _Owned:
-    """The objects that this node stored, as a registry for its repairer."""
-
-    def __init__(self, service: StorageService, own: bytes) -> None:
-        self._service = service
-        self._own = own
-        self.turns: Turns[bytes] = Turns()
-        """By manifest hash: held while an object is surveyed, repaired or deleted."""
-
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield manifest hash and placement of each."""
-        return (
-            (ref, entry.placement) for ref, entry in self._service.entries() if not entry.deleting
-        )
-
-    def load(self, ref: bytes) -> MaintainedObject | None:
-        """Return what the repairer may know: not how to read."""
-        entry = self._service.entry(ref)
-        if entry is None or entry.deleting:
-            return None
-        held = held_of(entry.held)
-        capability = parse_verify(entry.capability)
-        return MaintainedObject(ref, capability, self._own, entry.placement, held)
-
-    async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
-        """Keep placement and what is held, unless it is being deleted."""
-        return await self._service.note_placement(ref, placement, held)
-
-
 class StorageService:
     """See the module."""
 
@@ -362,14 +298,8 @@ class StorageService:
         self._context = context
         self._own = context.key.node_id
         self._hosts = hosts
-        self._state = state
-        self._commit = commit
         self._settings = settings
-        self._versions = NameVersions(state)
-        self._turns: Turns[bytes] = Turns()
-        """By manifest hash: held from the reading of an entry until it is written."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when an object came or went."""
+        self.catalogue = ObjectCatalogue(context, state, commit)
         self._came_up = asyncio.Event()
         """Set when a peer came up since what a recovery did not find was looked for."""
         self._reach = reach = Reach(
@@ -405,8 +335,8 @@ class StorageService:
             node=node,
             drain=drain,
         )
-        self._finder = ObjectFinder(context, reach, self._own_placement)
-        self._owned = _Owned(self, self._own)
+        self._finder = ObjectFinder(context, reach, self.catalogue.placement)
+        self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
         self.assignment = CustodianAssignment(
             context,
@@ -461,7 +391,7 @@ class StorageService:
         self.repairer.look_at(
             [
                 ref
-                async for ref, entry in sliced(self.entries())
+                async for ref, entry in sliced(self.catalogue.entries())
                 if any(item.lease_id in leases for item in entry.held)
             ]
         )
@@ -519,7 +449,7 @@ class StorageService:
             async with self.uploads.turn(begun.locate) as trail:
                 done = await begun.run(source, size_hint, trail)
                 rows = await trail.forget() if trail.begun else ()
-                version = await self._remember(done, name, rows)
+                version = await self.catalogue.add(done, name, rows)
         else:
             done, version = await self._put_on(resume, upload, source, size_hint, name)
         for warning in done.warnings:
@@ -551,165 +481,9 @@ class StorageService:
             if kept is None:
                 await self.uploads.set_apart(resume)
             done = await make(journal=journal, kept=kept).run(source, size_hint, journal)
-            return done, await self._remember(done, name, await journal.forget())
-
-    async def _remember(self, done: Uploaded, name: str, also: Sequence[Change] = ()) -> int:
-        """Keep an object, in one write with what else must change; return its version."""
-        if not name:
-            await self._keep(done, name, 1, also)
-            return 1
-        version = self._versions.begin(name)
-        try:
-            await self._keep(done, name, version, also)
-        finally:
-            self._versions.end(name)
-        return version
-
-    async def _keep(self, done: Uploaded, name: str, version: int, also: Sequence[Change]) -> None:
-        entry = ObjectEntry(
-            name=name,
-            capability=done.capability.to_text(),
-            size_bytes=done.size_bytes,
-            created_ms=self._context.clock.now_ms(),
-            placement=done.placement,
-            held=held_at(done.held),
-            deleting=False,
-            version=version,
-        )
-        manifest_hash = done.capability.manifest_hash
-        changes: list[tuple[bytes, bytes | None]] = [
-            (OBJECTS + manifest_hash, entry.to_bytes()),
-            (MANIFESTS + manifest_hash, done.sealed),
-            *also,
-        ]
-        if name:
-            changes.extend(self._versions.rows(name, version, manifest_hash))
-        await self._commit(changes)
-        self.on_change()
+            return done, await self.catalogue.add(done, name, await journal.forget())
 
     # Customer: finding and reading
-
-    def _entry(self, manifest_hash: bytes) -> ObjectEntry | None:
-        raw = self._state.get(OBJECTS + manifest_hash)
-        return None if raw is None else self._parse_entry(raw)
-
-    @staticmethod
-    def _parse_entry(raw: bytes) -> ObjectEntry:
-        try:
-            return ObjectEntry.from_bytes(raw, size_max=MANIFEST_BYTES_MAX)
-        except RecordInvalid as fault:
-            raise StoreDamaged(f"the list of objects is damaged: {fault.message}") from None
-
-    def named(self, name: str, version: int | None = None, *, deleting: bool = False) -> list[str]:
-        """Return the capabilities of a name's versions, the newest first; or of one version.
-
-        Args:
-            name: as it was stored.
-            version: its number; all of them where None.
-            deleting: also those of which some host has yet to confirm the deletion.
-
-        Raises:
-            ObjectUnknown: nothing was stored under it here, or it was deleted.
-        """
-        found = []
-        for number, manifest_hash in self._versions.of(name):
-            if version is not None and number != version:
-                continue
-            entry = self._entry(manifest_hash)
-            if entry is None:
-                unfound = self._unfound(manifest_hash)
-                found += [] if unfound is None else [unfound.capability]
-            elif deleting or not entry.deleting:
-                found.append(entry.capability)
-        if not found:
-            what = "object" if version is None else f"version {version} of an object"
-            raise ObjectUnknown(
-                f"this node has stored no {what} under that name",
-                hint="`xsc store ls --versions` shows names and versions",
-            )
-        return found
-
-    async def restore(self, name: str, version: int) -> int:
-        """Make an older version of a name its newest, under a new number; return that.
-
-        Nothing is copied or sent: the old number is free of it.
-
-        Raises:
-            ObjectUnknown: no such version, or a recovery has not found it.
-        """
-        ref = parse_verify(self.named(name, version)[0]).manifest_hash
-        async with self._turns.of(ref):
-            # What was waited for may have deleted it, or given it another number.
-            self.named(name, version)
-            made = self._versions.begin(name)
-            try:
-                entry = self._entry(ref)
-                if entry is None:
-                    raise ObjectUnknown(
-                        "that version is at no host that answered since the recovery",
-                        hint="try again when more peers are up",
-                    )
-                moved = entry.model_copy(update={"version": made})
-                await self._commit(
-                    [
-                        (OBJECTS + ref, moved.to_bytes()),
-                        version_row(name, version, None),
-                        *self._versions.rows(name, made, ref),
-                    ]
-                )
-            finally:
-                self._versions.end(name)
-        self.on_change()
-        return made
-
-    def directory(self) -> list[DirectoryEntry]:
-        """Return what the directory holds of the objects stored here, oldest first."""
-        rows = []
-        for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
-            entry = self._parse_entry(raw)
-            if entry.deleting or (
-                entry.name.startswith(HIDDEN) and not entry.name.startswith(PART)
-            ):
-                continue
-            held = held_of(entry.held)
-            rows.append(
-                DirectoryEntry(
-                    entry.name,
-                    entry.version,
-                    entry.capability,
-                    entry.size_bytes,
-                    entry.created_ms,
-                    held,
-                )
-            )
-        rows += self.unfound()
-        return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
-
-    def unfound(self) -> list[DirectoryEntry]:
-        """Return the objects that a recovery did not find; they stay in the directory."""
-        rows = self._state.scan(UNFOUND, prefix_end(UNFOUND))
-        return [item for _, raw in rows for item in unpack(raw)]
-
-    async def keep_unfound(self, listed: Sequence[DirectoryEntry]) -> None:
-        """Keep in the directory these objects that nobody who answers has, and none of before.
-
-        Their hosts may come back.
-        """
-        changes: list[tuple[bytes, bytes | None]] = []
-        for item in self.unfound():
-            changes.append((UNFOUND + parse_read(item.capability).manifest_hash, None))
-            if item.name:
-                changes.append(version_row(item.name, item.version, None))
-        for item in listed:
-            ref = parse_read(item.capability).manifest_hash
-            changes.append((UNFOUND + ref, pack([item])))
-            if item.name:
-                changes.append(version_row(item.name, item.version, ref))
-        await self._commit(changes)
-
-    def _unfound(self, ref: bytes) -> DirectoryEntry | None:
-        raw = self._state.get(UNFOUND + ref)
-        return None if raw is None else unpack(raw)[0]
 
     async def run_unfound(self) -> None:
         """Look for what a recovery did not find whenever peers came up, until cancelled."""
@@ -719,61 +493,25 @@ class StorageService:
             await self._look_again()
 
     async def _look_again(self) -> None:
-        """Take back what a recovery did not find, as far as somebody has it now."""
-        for item in self.unfound():
+        """Adopt what a recovery did not find, as far as some host has it now."""
+        for item in self.catalogue.unfound():
             try:
-                changes = await self._adoption(item)
+                located = await self._search(item)
             except ObjectUnknown:
                 continue
-            ref = parse_read(item.capability).manifest_hash
-            async with self._turns.of(ref):
-                if self._unfound(ref) is None:
-                    continue  # It was deleted meanwhile.
-                await self._commit(changes)
-            self.on_change()
-
-    async def keep_versions(self, listed: Sequence[DirectoryEntry]) -> None:
-        """Count the versions of names on from where a directory has them."""
-        last: dict[str, int] = {}
-        for item in listed:
-            if item.name:
-                last[item.name] = max(last.get(item.name, 0), item.version)
-        await self._commit([last_row(name, number) for name, number in last.items()])
+            await self.catalogue.adopt_unfound(item, located)
 
     async def adopt(self, listed: DirectoryEntry) -> None:
-        """Take an object of the directory into the own list again, as its hosts have it.
+        """Write an object of a directory into the own list again, as its hosts have it.
 
         Raises:
             ObjectUnknown: no host that answered has it.
         """
-        await self._commit(await self._adoption(listed))
+        await self.catalogue.adopt(listed, await self._search(listed))
 
-    async def _adoption(self, listed: DirectoryEntry) -> list[tuple[bytes, bytes | None]]:
-        """Return the changes that take an object of the directory into the own list."""
-        read = parse_read(listed.capability)
-        found = await self._finder.find(read.verify)
-        located = await self._finder.search(read.verify, found)
-        hosts = [item.node for item in listed.held]
-        columns = likely_columns(located.holders, hosts, self._own)
-        entry = ObjectEntry(
-            name=listed.name,
-            capability=listed.capability,
-            size_bytes=listed.size_bytes,
-            created_ms=listed.created_ms,
-            placement=placement_of(located.manifest, columns),
-            held=held_at(listed.held),
-            deleting=False,
-            version=listed.version,
-        )
-        manifest_hash = read.manifest_hash
-        changes: list[tuple[bytes, bytes | None]] = [
-            (OBJECTS + manifest_hash, entry.to_bytes()),
-            (MANIFESTS + manifest_hash, located.sealed),
-            (UNFOUND + manifest_hash, None),
-        ]
-        if listed.name:
-            changes.extend(self._versions.rows(listed.name, listed.version, manifest_hash))
-        return changes
+    async def _search(self, listed: DirectoryEntry) -> Located:
+        verify = parse_read(listed.capability).verify
+        return await self._finder.search(verify, await self._finder.find(verify))
 
     async def drop_gone(self, ref: bytes) -> bool:
         """Take an object off the list where no other host has it any more; say whether it did.
@@ -781,7 +519,7 @@ class StorageService:
         For a list of the past: what a newer one lacks was deleted, if its hosts agree. An
         object of which this node alone is the host stays.
         """
-        entry = self._entry(ref)
+        entry = self.catalogue.entry(ref)
         if entry is None or entry.deleting:
             return False
         verify = parse_verify(entry.capability)
@@ -796,15 +534,6 @@ class StorageService:
             await self.rm(entry.capability)
         return bool(others)
 
-    def entry(self, ref: bytes) -> ObjectEntry | None:
-        """Return the entry of an object that this node stored, by its manifest hash."""
-        return self._entry(ref)
-
-    def entries(self) -> Iterator[tuple[bytes, ObjectEntry]]:
-        """Yield manifest hash and entry of each object that this node stored."""
-        for key, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
-            yield key.removeprefix(OBJECTS), self._parse_entry(raw)
-
     def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
         """Return what the own records name under each lease, and how much was on its way there.
 
@@ -813,37 +542,17 @@ class StorageService:
         """
         held: Counter[bytes] = Counter()
         doubts: Counter[bytes] = Counter()
-        for records in (self.entries(), self.custodian.objects()):
+        for records in (self.catalogue.entries(), self.custodian.objects()):
             for _, record in records:
                 for item in record.held:
                     held[item.lease_id] += item.size_bytes
                     doubts[item.lease_id] += not item.size_bytes
-        for listed in self.unfound():
+        for listed in self.catalogue.unfound():
             for host in listed.held:
                 held[host.lease_id] += host.size_bytes
         for counted, more in zip((held, doubts), self.uploads.orders(), strict=True):
             counted.update(more)
         return held, +doubts
-
-    async def note_placement(
-        self, ref: bytes, placement: Placement, held: tuple[Held, ...]
-    ) -> bool:
-        """Keep where an object lies by now; False where it is deleted or being deleted.
-
-        Of one that is being deleted only what is held is kept: all of that is to be deleted.
-        """
-        async with self._turns.of(ref):
-            entry = self._entry(ref)
-            if entry is None:
-                return False
-            kept = entry.model_copy(
-                update={
-                    "placement": entry.placement if entry.deleting else placement,
-                    "held": held_at(held),
-                }
-            )
-            await self._commit([(OBJECTS + ref, kept.to_bytes())])
-            return not entry.deleting
 
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.
@@ -853,7 +562,7 @@ class StorageService:
             ObjectUnknown: nobody who answers knows it.
         """
         read = parse_read(capability)
-        entry = self._entry(read.manifest_hash)
+        entry = self.catalogue.entry(read.manifest_hash)
         return ObjectReader(
             self._reach,
             await self._finder.locate(read.verify),
@@ -902,19 +611,6 @@ class StorageService:
             self._reach, located, content_key, self._settings.segments_in_flight
         )
 
-    def _own_placement(self, capability: VerifyCapability) -> tuple[Placement, bytes] | None:
-        """Return placement and sealed manifest of an own object; None if it is not one.
-
-        Raises:
-            ObjectUnknown: it is being deleted.
-        """
-        entry = self._entry(capability.manifest_hash)
-        if entry is not None and entry.deleting:
-            # Hosts that have not confirmed may hold it still: that makes it no object.
-            raise ObjectUnknown("the object was deleted")
-        sealed = self._state.get(MANIFESTS + capability.manifest_hash)
-        return None if entry is None or sealed is None else (entry.placement, sealed)
-
     # Customer: looking after
 
     async def stat(self, capability: str) -> ObjectStat:
@@ -926,7 +622,7 @@ class StorageService:
         verify = parse_verify(capability)
         located = await self._finder.locate(verify)
         manifest = located.manifest
-        is_own = self._own_placement(verify) is not None
+        is_own = self.catalogue.placement(verify) is not None
         if manifest.inline is not None and not is_own:
             located = await self._finder.search(verify, located)
         answers = await self._said(verify, located, {})
@@ -941,7 +637,7 @@ class StorageService:
             columns, states = await self._context.executor.run(self._best, located, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
-        entry = self._entry(verify.manifest_hash)
+        entry = self.catalogue.entry(verify.manifest_hash)
         ends = told_ends(answers) if entry is None else self._own_ends(entry)
         # What was asked just now is known better than by the last probes.
         up -= {node for node, held in answers.items() if held is None}
@@ -1092,8 +788,7 @@ class StorageService:
     def ls(self) -> list[ObjectRow]:
         """Return the objects that this node stored, oldest first."""
         rows = []
-        for _, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):
-            entry = self._parse_entry(raw)
+        for _, entry in self.catalogue.entries():
             if entry.deleting:
                 continue
             placement = entry.placement
@@ -1112,8 +807,8 @@ class StorageService:
                     self._ending(ends),
                 )
             )
-        for item in self.unfound():
-            ends = self._own_ends(self._never_found(item))
+        for item in self.catalogue.unfound():
+            ends = self._own_ends(self.catalogue.entry_of_unfound(item))
             rows.append(
                 ObjectRow(
                     item.name,
@@ -1137,36 +832,14 @@ class StorageService:
         """
         verify = parse_verify(capability)
         ref = verify.manifest_hash
-        async with self._turns.of(ref):
-            entry, unfound = self._entry(ref), self._unfound(ref)
-            if unfound is not None:
-                entry = self._never_found(unfound)
-            if entry is not None and not entry.deleting:
-                going = entry.model_copy(update={"deleting": True}).to_bytes()
-                await self._commit([(OBJECTS + ref, going), (UNFOUND + ref, None)])
-        # Who repairs it stops, and says what lies where by then.
-        async with self._owned.turns.of(ref), self._turns.of(ref):
+        await self.catalogue.begin_deletion(ref)
+        # A repair under way stops, and writes what is where, before this begins.
+        async with self._owned.turns.of(ref), self.catalogue.rows.of(ref):
             return await self._rm(verify)
-
-    def _never_found(self, listed: DirectoryEntry) -> ObjectEntry:
-        """Return the entry under which an object is deleted that a recovery did not find.
-
-        Where its columns were placed nobody knows, and a deletion asks only who held it.
-        """
-        return ObjectEntry(
-            name=listed.name,
-            capability=listed.capability,
-            size_bytes=listed.size_bytes,
-            created_ms=listed.created_ms,
-            placement=Placement(k=1, columns=(self._own,), survive=tuple(Survival())),
-            held=held_at(listed.held),
-            deleting=False,
-            version=listed.version,
-        )
 
     async def _rm(self, verify: VerifyCapability) -> RmResult:
         ref = verify.manifest_hash
-        entry = self._entry(ref)
+        entry = self.catalogue.entry(ref)
         if entry is None:
             located = await self._finder.locate(verify)
             if located.manifest.owner != self._own:
@@ -1183,7 +856,7 @@ class StorageService:
         for item in held:
             if item.node in confirmed:
                 await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
-        began_ms = deletions.ended_since(self._state, ref)
+        began_ms = self.catalogue.deletion_began_ms(ref)
         over = tuple(
             item
             for item in held
@@ -1196,22 +869,7 @@ class StorageService:
                 "storage.deletion_over", peer=short(item.node), object=short(ref)
             )
         left = tuple(item for item in held if item.node not in confirmed and item not in over)
-        changes: list[tuple[bytes, bytes | None]] = [
-            (OBJECTS + ref, None),
-            (MANIFESTS + ref, None),
-        ]
-        if entry is not None and entry.name:
-            changes.append(version_row(entry.name, entry.version, None))
-        if entry is not None and left:
-            rest = entry.model_copy(update={"deleting": True, "held": left})
-            changes = [(OBJECTS + ref, rest.to_bytes())]
-        changes.extend(
-            deletions.kept(receipt, self._context.clock.now_ms()) for receipt in receipts
-        )
-        if began_ms is None:
-            changes.append(deletions.ended_row(ref, self._context.clock.now_ms()))
-        await self._commit(changes)
-        self.on_change()
+        await self.catalogue.note_deletion(ref, entry, left, receipts)
         await self.assignment.release(ref)
         asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
         name = "" if entry is None or entry.name.startswith(HIDDEN) else entry.name
@@ -1234,9 +892,9 @@ class StorageService:
     async def retry_deletions(self) -> Retried:
         """Ask again where a deletion was not confirmed."""
         done = left = given_up = 0
-        for ref in [ref async for ref, entry in sliced(self.entries()) if entry.deleting]:
-            async with self._owned.turns.of(ref), self._turns.of(ref):
-                entry = self._entry(ref)
+        for ref in [ref async for ref, entry in sliced(self.catalogue.entries()) if entry.deleting]:
+            async with self._owned.turns.of(ref), self.catalogue.rows.of(ref):
+                entry = self.catalogue.entry(ref)
                 if entry is None:
                     continue  # Somebody else has finished it meanwhile.
                 result = await self._rm(parse_verify(entry.capability))

@@ -257,7 +257,7 @@ class Oracle:
                 )
 
     def is_listed(self, kept: Kept) -> bool:
-        entry = self.world.nodes[kept.owner].storage.entry(kept.manifest_hash)
+        entry = self.world.nodes[kept.owner].storage.catalogue.entry(kept.manifest_hash)
         return entry is not None and not entry.deleting
 
     def _note_voucher(self, source: str, request: RawRequest) -> None:

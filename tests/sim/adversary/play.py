@@ -34,9 +34,9 @@ from xsc.base.limits import EPOCH_MS, OTHERS_GET_MS_MAX, OTHERS_PUT_MS_MAX, PEER
 from xsc.identity.keys import network_id
 from xsc.market.lease import is_over
 from xsc.node.build import Node, Parts
+from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object.capability import ReadCapability, VerifyCapability, parse_verify
 from xsc.storage.object.manifest import open_manifest
-from xsc.storage.service import MANIFESTS
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
 

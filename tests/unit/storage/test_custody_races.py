@@ -23,7 +23,7 @@ async def handed_over(world, *, held=()):
     owner, custodian = world[0], world[1]
     verify = parse_verify((await put(owner, content(50_000), code=(1, 1))).capability)
     ref = verify.manifest_hash
-    placement = owner.service.entry(ref).placement
+    placement = owner.service.catalogue.entry(ref).placement
     await owner.call(custodian.id, GUARD, custody_message(verify, placement, []))
     if held:
         assert await custodian.service.custodian.save(owner.id + ref, placement, held)
@@ -41,7 +41,9 @@ def test_what_is_given_back_is_freed_under_each_lease_that_it_lay_under():
         # The owner has something at that node, the custodian has nothing any more.
         held = tuple(Held(world[2].id, lease, size) for lease, size in sizes.items())
         owner, custodian, verify = await handed_over(world, held=held)
-        assert world[2].id in {at.node for at in owner.service.entry(verify.manifest_hash).held}
+        assert world[2].id in {
+            at.node for at in owner.service.catalogue.entry(verify.manifest_hash).held
+        }
         custodian.customer_used = sizes
         await custodian.service.custodian.on_unguard(owner.id, {"object": verify.manifest_hash}, [])
         await custodian.service.custodian.end_all()
@@ -79,7 +81,7 @@ def test_an_owner_that_asks_again_does_not_undo_what_was_paid_for_meanwhile():
         more = (Held(world[2].id, LEASES[0], 100),)
         owner, custodian, verify = await handed_over(world)
         ref = verify.manifest_hash
-        placement = owner.service.entry(ref).placement
+        placement = owner.service.catalogue.entry(ref).placement
         custody = custodian.service.custodian
         await asyncio.gather(
             custody.save(owner.id + ref, placement, more),
@@ -96,7 +98,7 @@ def test_a_ward_is_counted_once_however_often_at_once_it_is_handed_over_or_ended
         owner, custodian, verify = await handed_over(world)
         ref, custody = verify.manifest_hash, custodian.service.custodian
         await custody.on_unguard(owner.id, {"object": ref}, [])
-        message = custody_message(verify, owner.service.entry(ref).placement, [])
+        message = custody_message(verify, owner.service.catalogue.entry(ref).placement, [])
         await asyncio.gather(*(custody.on_guard(owner.id, message, []) for _ in range(3)))
         assert custody.store.usage().objects[owner.id] == 1
         await asyncio.gather(
@@ -119,7 +121,7 @@ def test_custody_for_one_peer_is_bounded(monkeypatch, bound):
 
         async def message(host):
             verify = parse_verify((await put(host, content(5_000), code=(1, 1))).capability)
-            placement = host.service.entry(verify.manifest_hash).placement
+            placement = host.service.catalogue.entry(verify.manifest_hash).placement
             return verify.manifest_hash, custody_message(verify, placement, [])
 
         mine = [await message(owner) for _ in range(6)]
@@ -146,7 +148,7 @@ def test_custody_for_one_peer_is_bounded(monkeypatch, bound):
             await custody.on_guard(owner.id, mine[4][1], [])
         # The next start counts the same, what this node itself has added as well.
         more = (Held(world[3].id, LEASES[0], 100),)
-        placement = owner.service.entry(mine[1][0]).placement
+        placement = owner.service.catalogue.entry(mine[1][0]).placement
         assert await custody.save(owner.id + mine[1][0], placement, more)
         counted, custody.store._usage = custody.store.usage(), None
         assert custody.store.usage() == counted
@@ -224,7 +226,7 @@ def test_a_custodian_told_to_stop_while_it_repairs_pays_for_nothing_more(count):
     async def story(world):
         owner, verify = await broken(world)
         custodian, ref = world[4], verify.manifest_hash
-        message = custody_message(verify, owner.service.entry(ref).placement, [])
+        message = custody_message(verify, owner.service.catalogue.entry(ref).placement, [])
         await owner.call(custodian.id, GUARD, message)
         repairer = custodian.service.custody_repairer
         repairer.watch.look()
@@ -253,7 +255,7 @@ def test_a_custodian_keeps_no_more_for_an_owner_than_it_may(bound):
         owner, verify = await broken(world)
         custodian, ref = world[4], verify.manifest_hash
         custody, repairer = custodian.service.custodian, custodian.service.custody_repairer
-        message = custody_message(verify, owner.service.entry(ref).placement, [])
+        message = custody_message(verify, owner.service.catalogue.entry(ref).placement, [])
         await owner.call(custodian.id, GUARD, message)
         repairer.watch.look()
         owner.up = False

@@ -10,12 +10,12 @@ from xsc.base.errors import RateLimited, SpaceExhausted
 from xsc.base.limits import LEAVING_A_PEER_MAX, LEAVING_MS, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
+from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.departures import DepartureNotice
 from xsc.storage.repair.drain import LEAVING, OWN, RELEASED, STAYS, DrainState
-from xsc.storage.service import MANIFESTS
 from xsc.terms.deletion_order import DeletionOrder
 
 

@@ -8,9 +8,9 @@ import pytest
 from tests.settle import turns
 from tests.unit.storage.world import World, content, finished, put
 from xsc.base.limits import LEFTOVERS_KEPT_MS
+from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
-from xsc.storage.service import OBJECTS
 from xsc.storage.transfer.put import Held
 
 
@@ -45,13 +45,13 @@ def test_a_host_that_is_added_while_an_object_is_deleted_is_asked_too():
         owner = world[0]
         done = await put(owner, content(50_000), code=(1, 1))
         ref = parse_verify(done.capability).manifest_hash
-        entry = owner.service.entry(ref)
+        entry = owner.service.catalogue.entry(ref)
         more = (
             Held(world[3].id, bytes(32), 0),
             *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held),
         )
         kept, result = await asyncio.gather(
-            owner.service.note_placement(ref, entry.placement, more),
+            owner.service.catalogue.note_placement(ref, entry.placement, more),
             owner.service.rm(done.capability),
         )
         assert not kept or world[3].id in result.confirmed
@@ -65,27 +65,27 @@ def test_a_version_restored_while_its_columns_move_loses_neither():
         first = await put(owner, content(50_000), code=(1, 1))
         await put(owner, content(50_000), code=(1, 1))
         ref = parse_verify(first.capability).manifest_hash
-        entry = owner.service.entry(ref)
+        entry = owner.service.catalogue.entry(ref)
         more = (
             Held(world[3].id, bytes(32), 0),
             *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held),
         )
         await asyncio.gather(
-            owner.service.note_placement(ref, entry.placement, more),
-            owner.service.restore("object", 1),
+            owner.service.catalogue.note_placement(ref, entry.placement, more),
+            owner.service.catalogue.restore("object", 1),
         )
-        entry = owner.service.entry(ref)
+        entry = owner.service.catalogue.entry(ref)
         assert entry.version == 3
         assert world[3].id in {a.node for a in entry.held}
         await asyncio.gather(
-            owner.service.restore("object", 3),
-            owner.service.note_placement(ref, entry.placement, more),
-            owner.service.restore("object", 3),
+            owner.service.catalogue.restore("object", 3),
+            owner.service.catalogue.note_placement(ref, entry.placement, more),
+            owner.service.catalogue.restore("object", 3),
             return_exceptions=True,
         )
-        assert owner.service.named("object")[0] == first.capability
+        assert owner.service.catalogue.named("object")[0] == first.capability
         await owner.service.rm(first.capability)
-        assert len(list(owner.service._versions.of("object"))) == 1
+        assert len(list(owner.service.catalogue.versions.of("object"))) == 1
 
     play(story, 4)
 
@@ -108,7 +108,7 @@ def test_deletions_that_somebody_else_finishes_do_not_end_the_others():
         )
         assert isinstance(done, tuple), done
         assert done[1] == 0
-        assert list(owner.service.entries()) == []
+        assert list(owner.service.catalogue.entries()) == []
 
     play(story)
 
@@ -127,7 +127,7 @@ async def broken(world):
 
 def pays_where_it_lies(owner, ref):
     """Say whether the column that was lost is elsewhere, and the owner pays for all columns."""
-    entry = owner.service.entry(ref)
+    entry = owner.service.catalogue.entry(ref)
     paying = {item.node for item in entry.held if item.size_bytes}
     return set(entry.placement.columns) <= paying and len(owner.service.repairer.recent) == 1
 
@@ -150,7 +150,7 @@ def test_a_look_at_an_object_does_not_undo_what_was_repaired_meanwhile():
     async def story(world):
         owner, verify = await broken(world)
         ref, repairer = verify.manifest_hash, owner.service.repairer
-        listed = [(ref, owner.service.entry(ref).placement)]
+        listed = [(ref, owner.service.catalogue.entry(ref).placement)]
         sent = asyncio.Event()
         for host in world.hosts[1:]:
             host.before = lambda method, _: sent.set() if method == messages.PUT else None
@@ -173,7 +173,7 @@ def test_an_object_that_takes_long_to_mend_holds_up_no_other():
         ref, repairer = verify.manifest_hash, owner.service.repairer
         other = parse_verify((await put(owner, content(100), code=(1, 1))).capability)
         async with repairer._objects.turns.of(other.manifest_hash):
-            listed = [(key, entry.placement) for key, entry in owner.service.entries()]
+            listed = [(key, entry.placement) for key, entry in owner.service.catalogue.entries()]
             assert len(listed) == 2
             await asyncio.wait_for(repairer.round(listed, everything=True), 20)
         assert [key for key, _ in repairer.recent] == [ref]
@@ -219,7 +219,7 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
         assignment, repairer = owner.service.assignment, owner.service.repairer
         repairer.watch.look()
         assignment._refused = dict.fromkeys(owner.peers(), 2**62)
-        placement = owner.service.entry(ref).placement
+        placement = owner.service.catalogue.entry(ref).placement
         listed = [(ref, placement)] * 640
         assert await turns_of_others(repairer.round(listed, everything=False)) > 10
         assert await turns_of_others(assignment.ask_all()) > 10
@@ -240,7 +240,7 @@ def test_an_object_that_is_deleted_while_it_is_repaired_is_paid_for_no_more(coun
         assert not (await owner.service.rm(verify.to_text())).partly
         await asyncio.gather(repairing, return_exceptions=True)
         await owner.service.retry_deletions()
-        assert owner.service.entry(verify.manifest_hash) is None
+        assert owner.service.catalogue.entry(verify.manifest_hash) is None
         for host in world.hosts[1:]:
             lease = owner.lease_id(host.id)
             held = host.node.usage.get(lease, 0)

@@ -28,12 +28,12 @@ from xsc.base.units import held_bytes
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
 from xsc.storage.catalogue.names import NAMES
+from xsc.storage.catalogue.objects import MANIFESTS, OBJECTS
 from xsc.storage.object import held_shards, messages
 from xsc.storage.object.capability import parse_read, parse_verify
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, put_message
-from xsc.storage.service import MANIFESTS, OBJECTS
 from xsc.storage.shardstore import bodies
 from xsc.storage.transfer import deletions
 from xsc.terms.deletion_order import DeletionOrder

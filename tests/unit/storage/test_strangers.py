@@ -18,13 +18,13 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
+from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.custodian import HEALED
-from xsc.storage.service import MANIFESTS
 from xsc.terms.deletion_order import DeletionOrder
 
 SIZES = [100, 50_000, 2 * SEGMENT_BYTES + 5]
@@ -176,7 +176,7 @@ def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
             repairer.watch.look()
             for _ in range(3):
                 await in_time(world, repairer.repair(ref))
-        columns = owner.service.entry(ref).placement.columns
+        columns = owner.service.catalogue.entry(ref).placement.columns
         holding = [
             column
             for column, node in enumerate(columns)
@@ -252,7 +252,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         done = await put(owner, content(size))
         ref = parse_verify(done.capability).manifest_hash
         used = [host.node.used_bytes for host in world.hosts]
-        before = owner.service.entry(ref)
+        before = owner.service.catalogue.entry(ref)
         repairer = owner.service.repairer
         repairer.watch.look()
         granted = 0
@@ -266,7 +266,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
                 assert read == set(done.hosts) - {owner.id}
         assert granted == 2, "one for each look that read all columns"
         assert [host.node.used_bytes for host in world.hosts] == used
-        assert owner.service.entry(ref) == before
+        assert owner.service.catalogue.entry(ref) == before
         # Where one of them cannot be read nothing is let go.
         world.by_id[done.hosts[2]].corrupt = wrong_bytes
         repairer.reported(ref, world[7].id)
@@ -319,7 +319,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
         # What somebody only says that it holds counts once it was read.
         read = {node for node, method in owner.calls if method == messages.GET}
         assert read == {host.id for host in world.hosts[4:7]}
-        entry = owner.service.entry(verify.manifest_hash)
+        entry = owner.service.catalogue.entry(verify.manifest_hash)
         assert entry.placement.columns == tuple(host.id for host in world.hosts[4:7])
         for other in world.hosts[4:7]:
             assert owner.lease_id(other.id) in other.node.usage
@@ -347,7 +347,7 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
         repairer.watch.look()
         held = sum(host.node.used_bytes > 0 for host in away)
         assert held == 2
-        placement = owner.service.entry(ref).placement
+        placement = owner.service.catalogue.entry(ref).placement
         # A new host claims to hold what it has lost.
         new = world.by_id[placement.columns[0]]
         new.corrupt = wrong_bytes
@@ -357,7 +357,7 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
         surplus = 2
         for _ in range(8):
             world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
-            before = owner.service.entry(ref).placement
+            before = owner.service.catalogue.entry(ref).placement
             owner.calls.clear()
             await finished(world, repairer.repair(ref))
             read = {node for node, method in owner.calls if method == messages.GET}
@@ -365,7 +365,7 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
             left -= sum(node in before.columns for node in {host.id for host in (*away, new)})
             assert surplus - 1 <= left <= surplus + 1
             if left < surplus:
-                after = owner.service.entry(ref).placement
+                after = owner.service.catalogue.entry(ref).placement
                 assert read >= set(after.columns) - {owner.id}
             surplus = left
         assert surplus == 0

@@ -212,7 +212,7 @@ async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[Direct
                 lost.append(item)
 
     await asyncio.gather(*(one(item) for item in listed))
-    await node.storage.keep_versions(listed)
+    await node.storage.catalogue.keep_versions(listed)
     return lost
 
 
@@ -269,7 +269,7 @@ async def find_objects(node: Node, places: Sequence[str]) -> Found:
         )
     listed = await read_directory(node, found.body)
     lost = await adopt_all(node, listed)
-    await node.storage.keep_unfound(lost)
+    await node.storage.catalogue.keep_unfound(lost)
     await node.directory.go_on_from(found.raw)
     return Found(found.generation, len(listed) - len(lost), tuple(item.name for item in lost))
 
@@ -287,7 +287,7 @@ async def begin_signing(node: Node) -> Signing:
     for peer in body.peers:
         if peer.weight_ppm and peer.node in node.peers.peers():
             await node.allocation.recognise(peer.node, peer.weight_ppm)
-    await recall_leases(node, node.storage.directory())
+    await recall_leases(node, node.storage.catalogue.directory())
     begun = await node.ledger.restart(node.peers.peers(), noted_of(body))
     await asyncio.gather(*(node.peers.greet(known) for known in node.peers.peers()))
     return Signing(

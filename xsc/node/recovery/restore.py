@@ -41,8 +41,8 @@ from xsc.node.recovery.recover import (
 )
 from xsc.space.store import CLOCK, META
 from xsc.storage.catalogue.directory import DirectoryEntry
+from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.object.capability import parse_read
-from xsc.storage.service import OBJECTS
 from xsc.storage.transfer import journal
 
 BATCH_BYTES: Final = 4 * MIB
@@ -228,8 +228,11 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     Raises:
         PeerSilent: peers do not answer, or newer objects are not found.
     """
-    before, known = node.ledger.settled_entries(), {ref for ref, _ in node.storage.entries()}
-    unfound = {_ref(item) for item in node.storage.unfound()}
+    before, known = (
+        node.ledger.settled_entries(),
+        {ref for ref, _ in node.storage.catalogue.entries()},
+    )
+    unfound = {_ref(item) for item in node.storage.catalogue.unfound()}
     own_generation = node.directory.generation
     await call_peers(node)
     await node.shards.start()
@@ -250,7 +253,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
                 hint="try again when more peers are back; --without-silent goes on, "
                 "and looks for them again",
             )
-        await node.storage.keep_unfound(missing)
+        await node.storage.catalogue.keep_unfound(missing)
         objects = len(refs - known) - len(missing)
         if found.generation > own_generation:
             for ref in known - refs:
@@ -261,7 +264,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     if found.raw:
         await node.directory.go_on_from(found.raw)
     await _raise_floors(node, silent)
-    await recall_leases(node, node.storage.directory())
+    await recall_leases(node, node.storage.catalogue.directory())
     silent |= {*(await node.ledger.restart(node.peers.peers(), noted)).silent}
     return CaughtUp(
         peers=len(node.peers.peers()),

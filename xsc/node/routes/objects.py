@@ -300,7 +300,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
                         "capability": entry.capability,
                         "created_ms": entry.created_ms,
                     }
-                    for _, entry in node.storage.entries()
+                    for _, entry in node.storage.catalogue.entries()
                     if entry.name.startswith(prefix) and not entry.deleting
                 ]
             }
@@ -310,13 +310,15 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         version = _number(request.headers, "XSC-Version", VERSION_MAX)
         if version is None:
             raise ArgumentInvalid("the version that is to be restored is not named")
-        made = await node.storage.restore(_name(request.headers, "XSC-Name"), version)
+        made = await node.storage.catalogue.restore(_name(request.headers, "XSC-Name"), version)
         return reply({"version": made})
 
     async def named(request: web.Request) -> web.Response:
         version = _number(request.headers, "XSC-Version", VERSION_MAX)
         deleting = _number(request.headers, "XSC-Deleting", 1) == 1
-        found = node.storage.named(_name(request.headers, "XSC-Name"), version, deleting=deleting)
+        found = node.storage.catalogue.named(
+            _name(request.headers, "XSC-Name"), version, deleting=deleting
+        )
         return reply({"capabilities": found})
 
     async def stat(request: web.Request) -> web.Response:

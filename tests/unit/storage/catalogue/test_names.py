@@ -14,9 +14,9 @@ async def test_the_same_name_again_is_a_new_version_and_the_old_one_stays():
     first = await put(world[0], content(10), name="a")
     second = await put(world[0], content(6000), name="a")
     assert (first.version, second.version) == (1, 2)
-    assert service.named("a") == [second.capability, first.capability]
-    assert await get(world[0], service.named("a", 1)[0]) == content(10)
-    assert await get(world[0], service.named("a")[0]) == content(6000)
+    assert service.catalogue.named("a") == [second.capability, first.capability]
+    assert await get(world[0], service.catalogue.named("a", 1)[0]) == content(10)
+    assert await get(world[0], service.catalogue.named("a")[0]) == content(6000)
     rows = listed(service.ls(), "", versions=False)
     assert [(row.name, row.version) for row in rows] == [("a", 2)]
     rows = listed(service.ls(), "", versions=True)
@@ -30,9 +30,9 @@ async def test_a_number_is_never_given_twice():
         assert done.version == expected
         await world[0].service.rm(done.capability)
     with pytest.raises(ObjectUnknown):
-        world[0].service.named("a")
+        world[0].service.catalogue.named("a")
     with pytest.raises(ObjectUnknown):
-        world[0].service.named("a", 1)
+        world[0].service.catalogue.named("a", 1)
 
 
 async def test_what_some_host_still_holds_is_found_by_who_deletes_it_alone():
@@ -41,24 +41,24 @@ async def test_what_some_host_still_holds_is_found_by_who_deletes_it_alone():
     world[3].up = False
     assert (await world[0].service.rm(done.capability)).partly
     with pytest.raises(ObjectUnknown):
-        world[0].service.named("a")
-    assert world[0].service.named("a", deleting=True) == [done.capability]
+        world[0].service.catalogue.named("a")
+    assert world[0].service.catalogue.named("a", deleting=True) == [done.capability]
     world[3].up = True
     assert not (await world[0].service.rm(done.capability)).partly
     with pytest.raises(ObjectUnknown):
-        world[0].service.named("a", deleting=True)
+        world[0].service.catalogue.named("a", deleting=True)
 
 
 async def test_names_that_begin_alike_are_apart_and_listed_by_their_beginning():
     world = await World(7).start()
     for name in ("a", "a/b", "ab", "c", "", ""):
         await put(world[0], content(10), name=name)
-    assert len(world[0].service.named("a")) == 1
+    assert len(world[0].service.catalogue.named("a")) == 1
     rows = world[0].service.ls()
     assert sorted(row.name for row in listed(rows, "a", versions=False)) == ["a", "a/b", "ab"]
     assert len(listed(rows, "", versions=False)) == 6, "objects without a name hide none"
     with pytest.raises(ObjectUnknown):
-        world[0].service.named("")
+        world[0].service.catalogue.named("")
 
 
 async def test_names_do_not_reach_hosts():

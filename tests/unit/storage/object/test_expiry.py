@@ -10,6 +10,7 @@ from tests.unit.storage.world import End, World, content, get, put
 from xsc.base.errors import LeaseExhausted, RecordInvalid, ShardsInsufficient, SignatureInvalid
 from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS
 from xsc.base.units import held_bytes
+from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read
 from xsc.storage.object.expiry import (
@@ -26,7 +27,6 @@ from xsc.storage.object.expiry import (
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord, Wanted
 from xsc.storage.object.manifest import expected_digest, open_manifest
 from xsc.storage.repair.repairer import shards_of
-from xsc.storage.service import MANIFESTS
 from xsc.terms.storage_receipt import HeldShard
 
 A, B, OWN = b"a" * 32, b"b" * 32, b"o" * 32

@@ -31,7 +31,7 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
         owner, custodian, other = world.nodes[0], world.nodes[1], world.nodes[2]
         read = parse_read(await put(owner, content(MIB)))
         verify, ref = read.verify, read.manifest_hash
-        good = custody_message(verify, owner.storage.entry(ref).placement, [])
+        good = custody_message(verify, owner.storage.catalogue.entry(ref).placement, [])
 
         async def refused(fault, method, header, sender=owner):
             with pytest.raises(fault):
@@ -57,13 +57,13 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
         await other.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
         assert list(dict(custodian.storage.custodian.objects())) == [owner.key.node_id + ref]
         # A report changes nothing, whoever it is by.
-        before = owner.storage.entry(ref)
+        before = owner.storage.catalogue.entry(ref)
         for node in (custodian, other):
             reply = await node.peers.call(owner.key.node_id, HEALED, {"object": ref})
             assert reply.header == {"ended": False, "release": False}
         reply = await other.peers.call(owner.key.node_id, HEALED, {"object": bytes(32)})
         assert reply.header == {"ended": False, "release": False}
-        assert owner.storage.entry(ref) == before
+        assert owner.storage.catalogue.entry(ref) == before
         await owner.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
         assert list(custodian.storage.custodian.objects()) == []
 

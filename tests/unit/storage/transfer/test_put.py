@@ -46,7 +46,7 @@ def used(world):
 def accounts_agree(world, done):
     """Say whether hosts that are up and their customer count the same, lease by lease."""
     owner = world[0]
-    entry = owner.service.entry(parse_verify(done.capability).manifest_hash)
+    entry = owner.service.catalogue.entry(parse_verify(done.capability).manifest_hash)
     leases = [(owner.lease_id(host.id), host) for host in world.hosts[1:] if host.up]
     named = {
         lease: sum(a.size_bytes for a in entry.held if a.lease_id == lease) for lease, _ in leases
