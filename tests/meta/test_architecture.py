@@ -101,6 +101,7 @@ SHELL = {
     "xsc.storage.repair.custody": "writes the objects in custody",
     "xsc.storage.repair.drain": "tells peers that this node leaves, keeps deletion orders",
     "xsc.storage.repair.mover": "leases room, copies and rebuilds columns",
+    "xsc.storage.repair.own_objects": "writes where objects are",
     "xsc.storage.repair.peer_departures": "keeps the notices of peers that leave",
     "xsc.storage.repair.record_writer": "stores object records at hosts",
     "xsc.storage.repair.repairer": "looks after objects, in rounds",
