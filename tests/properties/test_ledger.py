@@ -37,7 +37,7 @@ def limits_hold(circle: Circle) -> None:
 
 def replays_equal(member: Member) -> None:
     """A replay from the store gives the very state that the node works with."""
-    assert digest(member.start()._ledger) == digest(member.ledger._ledger)
+    assert digest(member.start().chain.state) == digest(member.ledger.chain.state)
 
 
 class Books(RuleBasedStateMachine):
@@ -121,9 +121,9 @@ class Books(RuleBasedStateMachine):
     def crash(self, index):
         """The power fails at one node."""
         member = self.circle.members[index]
-        before = digest(member.ledger._ledger)
+        before = digest(member.ledger.chain.state)
         member.crash()
-        assert digest(member.ledger._ledger) == before
+        assert digest(member.ledger.chain.state) == before
 
     @invariant()
     def laws(self):

@@ -152,7 +152,7 @@ def test_a_node_cut_off_from_the_others_is_seen_down_and_comes_back():
         await world.until(lambda: not peer.health.is_up(lost))
         world.net.heal()
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
-        stats = peer.health.stats(lost)
+        stats = peer.health.tester.get_stats(lost)
         assert 0 < stats.availability < 1_000_000
 
     run(24, 7, play)

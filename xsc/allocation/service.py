@@ -1,7 +1,7 @@
-"""Keeps this node's recognition, tells the peers concerned, and hears theirs.
+"""Keeps this node's recognition of peers, sends it to them, and keeps theirs.
 
-Each node's weights are one signed record; the highest sequence holds. It is
-sent to everybody it names or ever named, until they answer: on every change, on
+Each node's weights are one signed record; the highest sequence is valid. It is sent to
+every peer that it names or ever named, until the peer answers: on every change, on
 start, and when a peer comes back. Tables in the state database:
 
     allocation/own            the signed recognition of this node
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from xsc.allocation.recognition import Recognition, mutual_ppm, tier_of, with_weight
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import ArgumentInvalid, NotAllowed, RecordInvalid, XscError
 from xsc.base.fields import take_bytes
@@ -29,12 +28,11 @@ from xsc.base.limits import (
     RECOGNITIONS_A_PEER_MAX,
     RECOGNITIONS_MS,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Handler, Peers
+from xsc.base.peering import Handler, Peers
 from xsc.base.tally import Tally
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.identity.keys import KeyPair
 from xsc.terms.quote import Tier
 
 _OWN: Final = b"allocation/own"
@@ -42,8 +40,8 @@ _TOLD: Final = b"allocation/told/"
 _PEER: Final = b"allocation/peer/"
 
 
-def _is_lost(held: Signed[Recognition], own: Signed[Recognition]) -> bool:
-    """Say whether a record that this node signed came after the one that it has, or beside it."""
+def _is_newer(held: Signed[Recognition], own: Signed[Recognition]) -> bool:
+    """Return whether a record that this node signed is later than its own one, or beside it."""
     return held.record.sequence > own.record.sequence or (
         held.record.sequence == own.record.sequence and held.id != own.id
     )
@@ -51,7 +49,7 @@ def _is_lost(held: Signed[Recognition], own: Signed[Recognition]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PeerStanding:
-    """How this node and a peer stand to each other."""
+    """How this node and a peer recognise each other."""
 
     peer: bytes
     weight_ppm: int
@@ -63,23 +61,13 @@ class PeerStanding:
 class AllocationService:
     """The node's recognition: its own, and what peers say of theirs."""
 
-    def __init__(
-        self,
-        *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        caller: Caller,
-        state: KeyValue,
-        log: Log,
-        peers: Peers,
-    ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._caller = caller
+    def __init__(self, context: Context, *, state: KeyValue, peers: Peers) -> None:
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
         self._state = state
-        self._log = log
         self._peers = peers
         self._own: Signed[Recognition] | None = None
         self._weights: dict[bytes, int] = {}
@@ -107,7 +95,7 @@ class AllocationService:
             self._theirs[peer] = self._open(value, peer)
 
     async def run(self) -> None:
-        """Tell those who have not answered, again and again, until cancelled."""
+        """Send the record to peers that have not answered, again and again, until cancelled."""
         while True:
             await self.tell()
             await self._clock.sleep_ms(RECOGNITION_RESEND_MS)
@@ -144,9 +132,9 @@ class AllocationService:
         return dict(self._weights)
 
     async def recognise(self, peer: bytes, ppm: int) -> None:
-        """Set the weight of a peer, keep it, and tell everybody concerned.
+        """Set the weight of a peer, keep it, and send the record to all peers concerned.
 
-        A peer that does not answer is told later; the weight holds here at once.
+        The weight is valid here at once. A peer that does not answer is sent it later.
 
         Raises:
             ArgumentInvalid: this node itself, out of range, or more than is left to give.
@@ -158,7 +146,7 @@ class AllocationService:
         await self.tell()
 
     async def peer_back(self, peer: bytes) -> None:
-        """Tell a peer that came back: it may have missed or lost what was said."""
+        """Send the record to a peer that came back: it may have missed or lost it."""
         self._answered.pop(peer, None)
         await self.tell()
 
@@ -217,15 +205,15 @@ class AllocationService:
             )
             held = self._open(take_bytes(reply.header, "held"), self._key.node_id)
         except XscError as fault:
-            # Whatever the peer's reason is, it is asked again after a while.
-            self._log.warning("recognition_not_told", peer=short(peer), code=fault.code)
+            # It is sent again after a while, whatever the error.
+            self._log.warning("allocation.not_told", peer=short(peer), code=fault.code)
             return
         known = held.record.sequence
         self._answered[peer] = min(known, own.record.sequence)
         async with self._setting:
-            if self._own is not None and _is_lost(held, self._own):
+            if self._own is not None and _is_newer(held, self._own):
                 # This node lost its newest record (a restored copy): go on above it.
-                self._log.warning("recognition_sequence_behind", peer=short(peer), known=known)
+                self._log.warning("allocation.sequence_behind", peer=short(peer), known=known)
                 self._publish(dict(self._weights), after=known)
 
     async def _on_recognise(
@@ -242,7 +230,7 @@ class AllocationService:
         self._state.write([(_PEER + caller, signed.raw)], sync=False)
         self._theirs[caller] = signed
         self._log.info(
-            "recognised",
+            "allocation.recognised",
             peer=short(caller),
             their_weight_ppm=self.their_weight_ppm(caller),
             tier=self.tier(caller),

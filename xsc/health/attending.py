@@ -1,8 +1,8 @@
-"""Calls of peers that end once the peer turns out not to be there.
+"""Calls that end early where the peer has stopped answering.
 
-An answer may take long because there is much to do, or because nobody is at work on it.
-While a call takes long, its peer is asked whether it is there; a call of one that is not
-ends as silence, long before its own time is over.
+A long call may have much to do, or its peer may be gone. While a call takes long, its
+peer is pinged. Where that does not answer, the call ends with `PeerSilent`, long before
+its timeout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xsc.base.peering import Caller, Reply
 
 
 class Attended:
-    """A caller like the one that it is given, but that nobody waits for a peer that is gone.
+    """A caller that does not wait for a peer that is gone.
 
     Args:
         clock: the node's.
@@ -60,7 +60,7 @@ class Attended:
             raise PeerSilent(f"the peer {short(peer)} has stopped answering") from None
 
     async def _watch(self, peer: bytes, patience: asyncio.Timeout) -> None:
-        """Ask for the peer ever more rarely; let the patience end once it is not there."""
+        """Ping the peer at growing intervals; end the call once it does not answer."""
         pause_ms = ATTEND_FIRST_MS
         while True:
             await self._clock.sleep_ms(pause_ms)

@@ -19,7 +19,7 @@ class Ping(Record):
     KIND: ClassVar[str] = "ping"
 
     node: Id32
-    """Who is asked."""
+    """The node that is asked."""
     nonce: Nonce
     sent_ms: Count
 
@@ -30,7 +30,7 @@ class Pong(Record):
     KIND: ClassVar[str] = "pong"
 
     node: Id32
-    """Who answers."""
+    """The node that answers."""
     nonce: Nonce
     """The ping's."""
     now_ms: Count
@@ -42,3 +42,12 @@ class Pong(Record):
     compute_free_steps: Count
     reaches: bool | None
     """Whether the answering node's own probes reach the caller; None before it has tried."""
+
+
+def check_pong(pong: Pong, ping: Ping) -> str | None:
+    """Return what is wrong with an answer to a ping, or None."""
+    if pong.node != ping.node:
+        return "the pong names another node than the one asked"
+    if pong.nonce != ping.nonce:
+        return "the pong answers another ping"
+    return None

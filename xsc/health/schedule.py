@@ -1,4 +1,4 @@
-"""Whom to probe next: round robin, whoever has waited longest first."""
+"""Which peers to probe next: round robin, the one probed longest ago first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def due(
     """Return the peers whose turn it is, in the order of their turns.
 
     Args:
-        peers: everybody who is to be probed.
-        last_ms: when each was probed last; who is not in it is due at once.
+        peers: the peers to probe.
+        last_ms: when each was probed last; a peer that is not in it is due at once.
         now_ms: the present, on the clock of `last_ms`.
         interval_ms: from one probe of a peer to its next.
     """
@@ -27,7 +27,7 @@ def due(
 def wait_ms(
     peers: Iterable[bytes], last_ms: Mapping[bytes, int], now_ms: int, interval_ms: int
 ) -> int:
-    """Return how long nobody is due; at most one interval, because peers may come."""
+    """Return how long no peer is due; at most one interval, because peers may be added."""
     waits = (
         max(0, last_ms[peer] + interval_ms - now_ms) if peer in last_ms else 0 for peer in peers
     )

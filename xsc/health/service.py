@@ -1,11 +1,11 @@
 """Probes the peers and remembers how they answered.
 
-Every peer is probed each interval; a signed answer to the signed question
-counts, anything else is a miss. What the results mean is decided in `detector`
-and `score`, whose turn it is in `schedule`. Health only tells: storage decides
-what to repair, the market whom to trust.
+Every peer is probed each interval. A signed pong to the signed ping counts as an
+answer, anything else as a miss. `detector` and `score` decide what the results mean,
+`schedule` which peer is next. Storage decides what to repair, and the market which
+peers to prefer.
 
-Keys: "health/<node id><number of the bucket, 8 bytes>", what came of one peer in that
+Keys: "health/<node id><number of the bucket, 8 bytes>", the results of one peer in that
 time. They are written without a sync, because a lost one costs nothing but itself.
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ClockSkewed,
@@ -39,17 +38,16 @@ from xsc.base.limits import (
     PROBES_IN_FLIGHT,
     RESPONSE_EXPECTED_MS,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Handler, Peers
+from xsc.base.peering import Handler, Peers, Reply
 from xsc.base.turns import Turns
-from xsc.health.detector import AvailabilityStats, AvailabilityTester, State
-from xsc.health.messages import Ping, Pong
+from xsc.health.detector import AvailabilityTester, State
+from xsc.health.messages import Ping, Pong, check_pong
 from xsc.health.ports import Describe
 from xsc.health.schedule import due, wait_ms
 from xsc.health.score import quality_ppm
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.identity.keys import KeyPair
 
 PING = "health.ping"
 
@@ -103,53 +101,42 @@ class HealthRow:
 
 
 class HealthService:
-    """The probes of one node."""
+    """The probes of one node.
+
+    Args:
+        context: signs pings and pongs, and sends them.
+        state: the store; other tables may be in it.
+        peers: the peers to probe, read anew in each round.
+        info: what this node tells of itself.
+        interval_ms: from one probe of a peer to its next.
+        timeout_ms: after which a probe is missed.
+
+    Raises:
+        StoreDamaged: the kept results are damaged.
+    """
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        entropy: Entropy,
-        caller: Caller,
         state: KeyValue,
-        log: Log,
         peers: Peers,
         info: Describe,
         interval_ms: int = PROBE_INTERVAL_MS,
         timeout_ms: int = PROBE_TIMEOUT_MS,
     ) -> None:
-        """Read the kept results from the store.
-
-        Args:
-            key: signs pings and pongs.
-            network: the network that both must be of.
-            clock: wall time for the results, steady time for the turns.
-            entropy: makes the nonces.
-            caller: reaches the peers.
-            state: the store; other tables may live in it.
-            log: hears of answers that do not hold, and of peers that come and go.
-            peers: who is to be probed, asked anew each round.
-            info: what this node tells of itself.
-            interval_ms: from one probe of a peer to its next.
-            timeout_ms: after which a probe is missed.
-
-        Raises:
-            StoreDamaged: the kept results are damaged.
-        """
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._entropy = entropy
-        self._caller = caller
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._caller = context.caller
+        self._log = context.log
         self._store = state
-        self._log = log
         self._peers = peers
         self._info = info
         self._interval_ms = interval_ms
         self._timeout_ms = timeout_ms
-        self._tester = AvailabilityTester()
+        self.tester = AvailabilityTester()
         self._last_ms: dict[bytes, int] = {}
         self._heard_ms: dict[bytes, int] = {}
         """When each peer answered last, by a steady clock."""
@@ -165,25 +152,21 @@ class HealthService:
             node, number = stored[len(_ROOT) :][:ID_BYTES], stored[len(_ROOT) + ID_BYTES :]
             if len(number) != _NUMBER_BYTES:
                 raise StoreDamaged("a key of the table 'health/' is no node id and number")
-            self._tester.restore(node, int.from_bytes(number, "big"), raw)
+            self.tester.restore(node, int.from_bytes(number, "big"), raw)
 
     # What is known
 
     def is_up(self, peer: bytes) -> bool:
         """Return whether the peer answered in this run and has not gone down or away since."""
-        return self._tester.is_up(peer) and peer not in self._away
+        return self.tester.is_up(peer) and peer not in self._away
 
     def state(self, peer: bytes) -> State:
         """Return the peer's state; unknown before the first probe of this run."""
-        return self._tester.state(peer)
-
-    def stats(self, peer: bytes) -> AvailabilityStats:
-        """Return what the kept results of a peer add up to."""
-        return self._tester.get_stats(peer)
+        return self.tester.state(peer)
 
     def quality_ppm(self, peer: bytes) -> int:
         """Return the peer's score, 0 to 1 000 000; one half before the first probe."""
-        stats = self._tester.get_stats(peer)
+        stats = self.tester.get_stats(peer)
         quality = quality_ppm(stats.answered, stats.probes - stats.answered)
         return quality * stats.trust_ppm // PPM
 
@@ -191,11 +174,7 @@ class HealthService:
         """Return how long the peer is expected to take for an answer."""
         if peer not in self._heard_ms:
             return RESPONSE_EXPECTED_MS
-        return self._tester.get_stats(peer).avg_response_ms
-
-    def pong(self, peer: bytes) -> Pong | None:
-        """Return the peer's last answer in this run."""
-        return self._pongs.get(peer)
+        return self.tester.get_stats(peer).avg_response_ms
 
     def table(self) -> list[HealthRow]:
         """Return a row for each peer, in order of id."""
@@ -203,10 +182,10 @@ class HealthService:
 
     def row(self, peer: bytes) -> HealthRow:
         """Return all that is known of a peer."""
-        stats = self._tester.get_stats(peer)
+        stats = self.tester.get_stats(peer)
         return HealthRow(
             node=peer,
-            state="away" if self._tester.is_up(peer) and peer in self._away else self.state(peer),
+            state="away" if self.tester.is_up(peer) and peer in self._away else self.state(peer),
             availability_ppm=stats.availability,
             response_ms=stats.avg_response_ms,
             last_seen_ms=stats.last_seen_ms,
@@ -233,7 +212,7 @@ class HealthService:
 
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
-        numbers = self._tester.forget(peer)
+        numbers = self.tester.forget(peer)
         self._away.discard(peer)
         self._last_ms.pop(peer, None)
         self._heard_ms.pop(peer, None)
@@ -243,22 +222,21 @@ class HealthService:
         self._store.write([(_key(peer, number), None) for number in numbers], sync=False)
 
     async def probe(self, peer: bytes) -> ProbeResult:
-        """Probe a peer now, and take the result to its record.
+        """Probe a peer now, and record the result.
 
         Raises:
             PeerUnknown: it is no peer any more; nothing is recorded.
         """
         self._last_ms[peer] = started_ms = self._clock.monotonic_ms()
-        ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
-        signed = sign(ping, self._key, self._network)
         pong: Pong | None = None
         self._clock_refused.discard(peer)
         try:
-            reply = await self._caller.call(
-                peer, PING, {"v": 1, "ping": signed.raw}, timeout_ms=self._timeout_ms
-            )
+            ping, reply = await self._ping(peer, self._timeout_ms)
             response_ms = self._clock.monotonic_ms() - started_ms
-            pong = self._checked(peer, ping, take_bytes(reply.header, "pong"))
+            raw = take_bytes(reply.header, "pong")
+            pong = open_signed(raw, Pong, network=self._network, author=peer).record
+            if (wrong := check_pong(pong, ping)) is not None:
+                raise RecordInvalid(wrong)
         except PeerSilent as fault:
             result = ProbeResult(available=False, response_ms=0, reason=fault.message)
         except XscError as fault:
@@ -282,12 +260,12 @@ class HealthService:
         return result
 
     async def is_there(self, peer: bytes) -> bool:
-        """Return whether a peer answers at all, asked now for who waits long for its answer.
+        """Ping a peer that takes long over a call; return whether it answers at all.
 
-        Where it misses a short ping it is asked again, and others beside it: where none of them
-        answers either, it may be this node that nobody hears. Else a peer that missed both is
-        away: not up until it answers a probe, of which the next comes at once. No more is
-        recorded of it. Of the others, one lost ping says nothing: who missed it is probed at once.
+        If it misses a short ping, it is pinged again, together with others. If none of
+        those answers either, this node may be cut off, and the peer counts as there. Else a
+        peer that missed both pings is away: it is not up until it answers a probe. Nothing
+        else is recorded. Each peer that missed its ping is probed at once.
         """
         async with self._asking.of(peer):
             if peer in self._away or peer not in self._peers.peers():
@@ -309,18 +287,21 @@ class HealthService:
             return there
 
     async def _answers(self, peer: bytes) -> bool:
-        """Return whether anything comes back for a ping, and be it a refusal."""
-        ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
-        signed = sign(ping, self._key, self._network)
+        """Return whether a peer answers a ping, even by a refusal."""
         try:
-            await self._caller.call(
-                peer, PING, {"v": 1, "ping": signed.raw}, timeout_ms=ATTEND_TIMEOUT_MS
-            )
+            await self._ping(peer, ATTEND_TIMEOUT_MS)
         except (PeerSilent, PeerUnknown):
             return False
         except XscError as refusal:
             self._log.info("health.refused_but_there", peer=short(peer), code=refusal.code)
         return True
+
+    async def _ping(self, peer: bytes, timeout_ms: int) -> tuple[Ping, Reply]:
+        """Send a signed ping; return it and the answer, unchecked."""
+        ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
+        signed = sign(ping, self._key, self._network)
+        header: dict[str, Value] = {"v": 1, "ping": signed.raw}
+        return ping, await self._caller.call(peer, PING, header, timeout_ms=timeout_ms)
 
     async def clock_of(self, peer: bytes) -> int | None:
         """Return what a peer's clock shows, asked now; None where it does not answer."""
@@ -329,27 +310,19 @@ class HealthService:
         pong = self._pongs.get(peer)
         return None if pong is None else pong.now_ms
 
-    def _checked(self, peer: bytes, ping: Ping, raw: bytes) -> Pong:
-        pong = open_signed(raw, Pong, network=self._network, author=peer).record
-        if pong.node != peer:
-            raise RecordInvalid("the pong names another node than the one asked")
-        if pong.nonce != ping.nonce:
-            raise RecordInvalid("the pong answers another ping")
-        return pong
-
     def report(self, peer: bytes, what: str) -> None:
-        """Take note that a peer gave a plainly wrong answer: it lowers its score for days."""
-        self._log.warning("peer_reported", peer=short(peer), what=what)
+        """Count a plainly wrong answer of a peer, which lowers its score for days."""
+        self._log.warning("health.peer_reported", peer=short(peer), what=what)
         if peer in self._peers.peers():
-            self._tester.record_wrong(peer, self._clock.now_ms())
+            self.tester.record_wrong(peer, self._clock.now_ms())
             self._keep(peer)
 
     def _keep(self, peer: bytes) -> None:
-        changes = [(_key(peer, number), raw) for number, raw in self._tester.changes(peer)]
+        changes = [(_key(peer, number), raw) for number, raw in self.tester.changes(peer)]
         self._store.write(changes, sync=False)
 
     def _is_cut_off(self, peer: bytes) -> bool:
-        """Say whether this node hears none of several peers: then it is its own path that fails."""
+        """Return whether this node heard no other peer lately: its own connection may be down."""
         others = [other for other in self._peers.peers() if other != peer]
         if not others:
             return False
@@ -360,7 +333,7 @@ class HealthService:
         if result.available:
             self._heard_ms[peer] = self._clock.monotonic_ms()
             self._away.discard(peer)
-        changed = self._tester.record_result(
+        changed = self.tester.record_result(
             peer,
             result.available,
             result.response_ms,
@@ -406,7 +379,7 @@ class HealthService:
             await self._rest(rest_ms)
 
     async def _rest(self, duration_ms: int) -> None:
-        """Wait that long, or until `watch` has somebody probed at once."""
+        """Wait that long, or until `watch` asks for a probe at once."""
         sleep = asyncio.ensure_future(self._clock.sleep_ms(duration_ms))
         wake = asyncio.ensure_future(self._woken.wait())
         try:
@@ -438,6 +411,6 @@ class HealthService:
             storage_free_bytes=info.storage_free_bytes,
             storage_capacity_bytes=info.storage_capacity_bytes,
             compute_free_steps=info.compute_free_steps,
-            reaches={"up": True, "down": False}.get(self._tester.state(caller)),
+            reaches={"up": True, "down": False}.get(self.tester.state(caller)),
         )
         return {"v": 1, "pong": sign(pong, self._key, self._network).raw}, ()

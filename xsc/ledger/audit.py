@@ -1,6 +1,6 @@
 """Replays a stored ledger from its first half, and says where it first goes wrong.
 
-Rows go in, a state or `LedgerDamaged` comes out. The service replays without
+StoredRows go in, a state or `LedgerDamaged` comes out. The service replays without
 signatures when it starts (hashes already bind the chain) and with them when it
 is asked to verify. `verify_settled` checks one exported entry with nothing but
 its bytes.
@@ -36,11 +36,11 @@ _YEAR_9999_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class StoredRows:
     """Everything that the store holds of one ledger."""
 
     mark: bytes | None
-    """The encoded `Mark`; None in an empty store."""
+    """The encoded `ChainEnd`; None in an empty store."""
     halves: Mapping[int, bytes]
     """Own signed halves, by sequence number."""
     others: Mapping[int, bytes]
@@ -56,7 +56,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ChainEnd:
     """How far the chain reaches: a lost last row must be noticed too."""
 
     next_seq: int
@@ -75,7 +75,7 @@ class Audit:
     conflicts: int
 
 
-def mark_bytes(mark: Mark) -> bytes:
+def chain_end_bytes(mark: ChainEnd) -> bytes:
     """Return the row that says where the chain ends, and which claims there are."""
     return encode(
         {"v": FORMAT, "next_seq": mark.next_seq, "head": mark.head, "claims": mark.claims}
@@ -92,7 +92,7 @@ def conflict_bytes(kept: bytes, other: bytes) -> bytes:
     return encode({"v": FORMAT, "kept": kept, "other": other})
 
 
-def _mark(raw: bytes | None) -> Mark | None:
+def _mark(raw: bytes | None) -> ChainEnd | None:
     if raw is None:
         return None
     match decode(raw):
@@ -103,7 +103,7 @@ def _mark(raw: bytes | None) -> Mark | None:
             "claims": bytes(claims),
             **rest,
         } if not rest:
-            return Mark(next_seq, head, claims)
+            return ChainEnd(next_seq, head, claims)
     raise LedgerDamaged(
         "the ledger's mark is damaged, or of a newer format",
         hint="restore the home from a backup, or use the xsc that wrote it",
@@ -140,7 +140,7 @@ def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
     raise RecordInvalid(f"not a signed {kind.KIND} of this network")
 
 
-def replay(rows: Rows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
+def replay(rows: StoredRows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
     """Return what the rows add up to.
 
     Args:
@@ -173,7 +173,7 @@ def replay(rows: Rows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
         except (PeerError, LimitError) as fault:
             raise _damaged(seq, fault.message) from None
     take_claims(state.next_seq)
-    ends = Mark(state.next_seq, state.head, state.claims_head)
+    ends = ChainEnd(state.next_seq, state.head, state.claims_head)
     if mark != ends if mark else state.order or rows.restart is not None:
         raise _damaged(state.next_seq, "the chain does not end where it should")
     strays = {*rows.halves, *rows.others, *rows.vouchers, *rows.claims} - {*state.order}
@@ -185,13 +185,13 @@ def replay(rows: Rows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
     return Audit(state, settled, len(rows.conflicts))
 
 
-def _in_turn(rows: Rows) -> list[tuple[int, int]]:
+def _in_turn(rows: StoredRows) -> list[tuple[int, int]]:
     """Return before which half each claim was taken, and its number, the last one first."""
     turns = sorted(((raw, seq) for seq, raw in rows.claims.items()), reverse=True)
     return [(int.from_bytes(raw[:8], "big"), seq) for raw, seq in turns]
 
 
-def _begin(state: LedgerState, rows: Rows, network: bytes, *, signatures: bool) -> None:
+def _begin(state: LedgerState, rows: StoredRows, network: bytes, *, signatures: bool) -> None:
     """Begin the present incarnation, with all that it took along."""
     assert rows.restart is not None
     try:
@@ -213,7 +213,7 @@ def _begin(state: LedgerState, rows: Rows, network: bytes, *, signatures: bool) 
 
 def _take_old(
     state: LedgerState,
-    rows: Rows,
+    rows: StoredRows,
     seq: int,
     network: bytes,
     *,
@@ -235,7 +235,7 @@ def _take_old(
 
 
 def _opened(
-    rows: Rows, seq: int, network: bytes, *, signatures: bool
+    rows: StoredRows, seq: int, network: bytes, *, signatures: bool
 ) -> tuple[Signed[Half], Signed[Half] | None, Signed[Voucher] | None]:
     """Return an own half, the peer's and the voucher.
 
@@ -262,7 +262,7 @@ def _opened(
 
 
 def _replay_one(
-    state: LedgerState, rows: Rows, seq: int, network: bytes, *, signatures: bool
+    state: LedgerState, rows: StoredRows, seq: int, network: bytes, *, signatures: bool
 ) -> None:
     """Take one row of the chain to the state."""
     own, other, voucher = _opened(rows, seq, network, signatures=signatures)

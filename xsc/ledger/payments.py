@@ -21,18 +21,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
-from xsc.base.clock import Clock, Executor
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool, take_int, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import ACCOUNT_TIMEOUT_MS, AMOUNT_MAX, LEDGER_RETRY_MS
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Handler
+from xsc.base.peering import Handler
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.identity.keys import KeyPair
 from xsc.ledger import off_books
 from xsc.ledger.off_books import Payment
 from xsc.terms.voucher import Voucher, off_books_lease
@@ -43,7 +41,7 @@ _VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PeerAccount:
     """How this node's account stands at a peer, as that says."""
 
     limit_micro: int
@@ -52,8 +50,8 @@ class Standing:
     """How far that is, with what it holds and has not been billed for; may be negative."""
 
 
-class Books(Protocol):
-    """What this needs of the ledger."""
+class Accounts(Protocol):
+    """What payments need of the ledger."""
 
     def balance(self, peer: bytes) -> int:
         """Return what the peer owes this node, less what this node owes it."""
@@ -71,31 +69,33 @@ class Books(Protocol):
 
 
 class Payments:
-    """See the module."""
+    """Both sides of `ledger.account`.
+
+    Args:
+        context: whose payments they are.
+        ledger: the accounts.
+        left: returns what a peer may still come to owe this node, its leases counted.
+        state: the store; other tables may be in it.
+    """
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        executor: Executor,
-        caller: Caller,
-        ledger: Books,
+        ledger: Accounts,
         left: Callable[[bytes], int],
         state: KeyValue,
-        log: Log,
     ) -> None:
-        self._key = key
-        self._own = key.node_id
-        self._network = network
-        self._clock = clock
-        self._executor = executor
-        self._caller = caller
+        self._key = context.key
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._executor = context.executor
+        self._caller = context.caller
+        self._log = context.log
         self._ledger = ledger
         self._left = left
         self._state = state
-        self._log = log
         self._theirs: dict[bytes, tuple[int, bool]] = {}
         """What operators of peers say was paid between us, and whether by them, as heard last."""
         self._lock = asyncio.Lock()
@@ -196,15 +196,15 @@ class Payments:
             await self._meet(peer)
         return off_books.is_over(payment, self._booked(peer, is_payer=is_payer))
 
-    async def standing(self, peer: bytes) -> Standing | None:
+    async def standing(self, peer: bytes) -> PeerAccount | None:
         """Ask a peer how this node's account stands there; None where it does not say."""
         try:
             return await self._meet(peer)
         except XscError as fault:
-            self._log.info("account_not_told", peer=short(peer), code=fault.code)
+            self._log.info("ledger.account_not_told", peer=short(peer), code=fault.code)
             return None
 
-    async def _meet(self, peer: bytes) -> Standing:
+    async def _meet(self, peer: bytes) -> PeerAccount:
         """Tell a peer what this node's operator says, and book where both say the same."""
         payment = self.waiting(peer)
         reply = await self._caller.call(
@@ -221,7 +221,7 @@ class Payments:
         raw = take_opt_bytes(reply.header, "voucher")
         if payment is not None and payment.is_payer and raw is not None:
             await self._book(peer, payment, raw)
-        return Standing(
+        return PeerAccount(
             take_int(reply.header, "limit_micro"),
             take_int(reply.header, "left_micro", least=-AMOUNT_MAX),
         )
@@ -239,7 +239,7 @@ class Payments:
             lease_id=voucher.lease_id,
             voucher=raw,
         )
-        self._log.info("paid_off_books", peer=short(peer), amount_micro=payment.amount_micro)
+        self._log.info("ledger.paid_off_books", peer=short(peer), amount_micro=payment.amount_micro)
 
     # What peers ask
 

@@ -16,9 +16,10 @@ from xsc.base.errors import XscError
 from xsc.base.fields import take_bytes
 from xsc.base.limits import INCARNATION_GAP
 from xsc.identity.envelope import Signed
-from xsc.ledger.audit import Rows, open_voucher
+from xsc.ledger.audit import StoredRows, claim_bytes, open_voucher
 from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, carried_hash
+from xsc.ledger.state import LedgerState, next_claim
 from xsc.ledger.validation import check_old
 from xsc.terms.voucher import Voucher
 
@@ -45,7 +46,7 @@ def check_shown(item: Mapping[str, Value], *, peer: bytes, me: bytes, network: b
     return Old(half, other, voucher)
 
 
-def known_entries(rows: Rows, *, network: bytes) -> list[Old]:
+def known_entries(rows: StoredRows, *, network: bytes) -> list[Old]:
     """Return the settled entries of the own book.
 
     Raises:
@@ -67,6 +68,15 @@ def merged(entries: Iterable[Old]) -> list[Old]:
     for item in entries:
         found.setdefault(item.half.record.seq, item)
     return [found[seq] for seq in sorted(found)]
+
+
+def turns_of(state: LedgerState, late: Sequence[Old]) -> tuple[list[bytes], bytes]:
+    """Return the row of each claim that is taken now, and the hash over all claims with them."""
+    turns, claims_head = [], state.claims_head
+    for number, item in enumerate(late, len(state.claims)):
+        turns.append(claim_bytes(state.next_seq, number))
+        claims_head = next_claim(claims_head, turns[-1], item.half.id, item.other.id)
+    return turns, claims_head
 
 
 def plan(old: Sequence[Old], noted: Noted, *, highest_seq: int, now_ms: int) -> Incarnation:

@@ -29,7 +29,7 @@ from xsc.ledger.incarnation import Incarnation
 from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
 
-Code: TypeAlias = Literal[
+RefusalCode: TypeAlias = Literal[
     "author_wrong",
     "sequence_wrong",
     "previous_wrong",
@@ -59,7 +59,7 @@ Code: TypeAlias = Literal[
 class Refusal:
     """The first rule broken."""
 
-    code: Code
+    code: RefusalCode
     sentence: str
 
 

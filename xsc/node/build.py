@@ -222,40 +222,24 @@ class Node:
             self.shards, parts.disk_free_bytes, config.compute_capacity_mfuel * FUEL_QUANTUM
         )
         self.ledger = LedgerService(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
-            caller=self.peers,
+            context,
             state=parts.state,
-            log=log,
             starter_limit=config.starter_credit_micro,
             recovering=recovering,
             shares_with=self.peers.shares_with,
+            # Bound late: both are made after the ledger.
+            on_change=lambda: self.directory.wake(),  # noqa: PLW0108
+            check_consent=lambda payer, voucher: self.payments.check_consent(payer, voucher),  # noqa: PLW0108
         )
         self.health = HealthService(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            caller=self.peers,
+            context,
             state=parts.state,
-            log=log,
             peers=self.peers,
             info=self.describe,
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
-        self.allocation = AllocationService(
-            key=key,
-            network=net,
-            clock=clock,
-            caller=self.peers,
-            state=parts.state,
-            log=log,
-            peers=self.peers,
-        )
+        self.allocation = AllocationService(context, state=parts.state, peers=self.peers)
         attended = Attended(clock, self.peers, self.health.is_there)
         attending = replace(context, caller=attended)
         self.market = MarketService(
@@ -326,19 +310,9 @@ class Node:
             background=self.tasks.once,
         )
         self.directory.on_old_copy = self._is_old_copy
-        self.ledger.on_change = self.directory.wake
         self.payments = Payments(
-            key=key,
-            network=net,
-            clock=clock,
-            executor=executor,
-            caller=self.peers,
-            ledger=self.ledger,
-            left=self.market.limits.left,
-            state=parts.state,
-            log=log,
+            context, ledger=self.ledger, left=self.market.limits.left, state=parts.state
         )
-        self.ledger.payments = self.payments
         self.evidence = EvidenceStore(net, parts.state)
         drain.copies = self.directory.copies_beside
         self.compute = ComputeService(

@@ -6,7 +6,7 @@ from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
 from xsc.allocation.recognition import Recognition
 from xsc.allocation.service import AllocationService
-from xsc.base.clock import ManualClock
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import (
     ArgumentInvalid,
     NotAllowed,
@@ -20,6 +20,7 @@ from xsc.base.limits import (
     RECOGNITIONS_MS,
 )
 from xsc.base.log import SilentLog
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 
@@ -37,14 +38,17 @@ class World:
         key = KeyPair(bytes([number]) * 32)
         self.keys[number] = key
         self.states[number] = state or Memory()
+        context = Context(
+            key,
+            NET,
+            self.clock,
+            SeededEntropy(bytes([number])),
+            InlineExecutor(),
+            self.wire.caller(key.node_id),
+            SilentLog(),
+        )
         service = AllocationService(
-            key=key,
-            network=NET,
-            clock=self.clock,
-            caller=self.wire.caller(key.node_id),
-            state=self.states[number],
-            log=SilentLog(),
-            peers=self.wire.peers(key.node_id),
+            context, state=self.states[number], peers=self.wire.peers(key.node_id)
         )
         self.wire.handlers[key.node_id] = service.handlers()
         return service

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.settle import settle
-from xsc.base.clock import ManualClock, SeededEntropy
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
     ClockSkewed,
@@ -20,6 +20,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.health.messages import Ping, Pong
 from xsc.health.ports import NodeInfo
 from xsc.health.service import PING, HealthService
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 
@@ -51,17 +52,16 @@ class Node:
         self.health = self.start()
 
     def start(self) -> HealthService:
-        made = HealthService(
-            key=self.key,
-            network=NETWORK,
-            clock=self.clock,
-            entropy=SeededEntropy(self.key.node_id),
-            caller=self,
-            state=self.store,
-            log=self,
-            peers=self,
-            info=self.describe,
+        context = Context(
+            self.key,
+            NETWORK,
+            self.clock,
+            SeededEntropy(self.key.node_id),
+            InlineExecutor(),
+            self,
+            self,
         )
+        made = HealthService(context, state=self.store, peers=self, info=self.describe)
         made.on_change(lambda peer, up: self.changes.append((peer, up)))
         return made
 
@@ -133,7 +133,7 @@ async def test_a_probe_learns_time_skew_and_state(a, b):
     assert row.last_seen_ms == a.clock.now_ms()
     assert row.skew_ms == 700 - 20
     assert row.quality_ppm == a.health.quality_ppm(b.id) > 500_000
-    pong = a.health.pong(b.id)
+    pong = a.health._pongs[b.id]
     assert (pong.name, pong.version, pong.storage_free_bytes) == ("node 2", "1.2.3", 700)
     assert a.changes == [(b.id, True)]
 
@@ -262,11 +262,11 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     await a.health.probe(b.id)
     a.silent = {b.id}
     await a.health.probe(b.id)
-    before = a.health.stats(b.id)
+    before = a.health.tester.get_stats(b.id)
     a.store.close()
     a.store.reopen()
     a.health = a.start()
-    after = a.health.stats(b.id)
+    after = a.health.tester.get_stats(b.id)
     assert (
         (after.probes, after.availability) == (before.probes, before.availability) == (2, 500_000)
     )
@@ -276,7 +276,7 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     a.silent = set()
     await a.health.probe(b.id)
     assert a.health.is_up(b.id)
-    assert a.health.stats(b.id).probes == 3
+    assert a.health.tester.get_stats(b.id).probes == 3
 
 
 @pytest.mark.parametrize("key", [b"health/" + b"n" * 40, b"health/" + b"n" * 32, b"health/short"])
@@ -291,7 +291,7 @@ async def test_a_wrong_answer_lowers_the_score_over_a_restart_and_heals_in_days(
         await a.health.probe(b.id)
     good = a.health.quality_ppm(b.id)
     a.health.report(b.id, "shard_mismatch")
-    assert (a.lines[-1][0], a.lines[-1][1]["what"]) == ("peer_reported", "shard_mismatch")
+    assert (a.lines[-1][0], a.lines[-1][1]["what"]) == ("health.peer_reported", "shard_mismatch")
     assert a.health.quality_ppm(b.id) == good // 2
     a.health = a.start()
     assert a.health.quality_ppm(b.id) == good // 2
@@ -311,15 +311,15 @@ async def test_who_hears_nobody_counts_no_misses_of_theirs(a, b):
     c = Node(3)
     a.others.append(c)
     await rounds(a, 3)
-    before = a.health.stats(b.id).probes
+    before = a.health.tester.get_stats(b.id).probes
     a.silent = {b.id, c.id}
     await rounds(a, 100)
     assert (a.health.state(b.id), a.health.state(c.id)) == ("down", "down")
-    assert a.health.stats(b.id).probes <= before + 4
+    assert a.health.tester.get_stats(b.id).probes <= before + 4
     a.silent = {c.id}
     await rounds(a, 10)
-    assert a.health.stats(b.id).misses_in_row == 0
-    assert a.health.stats(c.id).probes >= before + 10, (
+    assert a.health.tester.get_stats(b.id).misses_in_row == 0
+    assert a.health.tester.get_stats(c.id).probes >= before + 10, (
         "one that answers shows that the path is well"
     )
 
@@ -355,7 +355,8 @@ async def test_who_is_forgotten_leaves_no_trace(a, b):
     await a.health.probe(b.id)
     a.health.forget(b.id)
     assert list(a.store.scan(b"health/")) == []
-    assert (a.health.pong(b.id), a.health.stats(b.id).probes) == (None, 0)
+    assert b.id not in a.health._pongs
+    assert a.health.tester.get_stats(b.id).probes == 0
     probe = asyncio.create_task(a.health.probe(b.id))
     await asyncio.sleep(0)
     a.health.forget(b.id)

@@ -10,10 +10,12 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import PeerSilent, PeerUnknown
 from xsc.base.keyvalue import KeyValue
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
-from xsc.ledger.service import LedgerService, Restarted
+from xsc.ledger.service import LedgerService
 from xsc.terms.voucher import Voucher
 
 NETWORK = network_id("test")
@@ -59,14 +61,16 @@ class Member:
     def start(self) -> LedgerService:
         self.starts += 1
         return LedgerService(
-            key=self.key,
-            network=NETWORK,
-            clock=self.circle.clock,
-            entropy=SeededEntropy(b"%d/%d" % (self.number, self.starts)),
-            executor=InlineExecutor(),
-            caller=Wire(self.circle, self.id),
+            Context(
+                self.key,
+                NETWORK,
+                self.circle.clock,
+                SeededEntropy(b"%d/%d" % (self.number, self.starts)),
+                InlineExecutor(),
+                Wire(self.circle, self.id),
+                self.log,
+            ),
             state=self.store,
-            log=self.log,
             starter_limit=STARTER,
         )
 

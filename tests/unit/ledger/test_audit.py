@@ -10,10 +10,10 @@ from xsc.base.errors import EntryRefused, LedgerDamaged, PeerSilent, ProofInvali
 from xsc.identity.envelope import sign
 from xsc.identity.keys import network_id
 from xsc.ledger.audit import (
-    Mark,
+    ChainEnd,
+    chain_end_bytes,
     claim_bytes,
     conflict_bytes,
-    mark_bytes,
     replay,
     trusted,
     verify_settled,
@@ -28,7 +28,7 @@ from xsc.ledger.entry import (
     post_half,
 )
 from xsc.ledger.incarnation import carried_hash, open_restart, restart_bytes
-from xsc.ledger.service import PROPOSE
+from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.state import digest
 from xsc.terms.voucher import Voucher, off_books_lease
 
@@ -76,13 +76,13 @@ async def restarted(a, circle):
 
 
 def audited(member, rows=None, *, signatures=True):
-    rows = member.ledger._rows() if rows is None else rows
+    rows = member.ledger.chain.rows() if rows is None else rows
     return replay(rows, me=member.id, network=NETWORK, signatures=signatures)
 
 
 def damaged(member, says, **changed):
     """Check that a book with other rows is refused, with signatures and without."""
-    rows = replace(member.ledger._rows(), **changed)
+    rows = replace(member.ledger.chain.rows(), **changed)
     for signatures in (True, False):
         with pytest.raises(LedgerDamaged, match=says):
             audited(member, rows, signatures=signatures)
@@ -105,18 +105,18 @@ def by_kind(rows, kind, *, answers=False):
 @pytest.mark.parametrize("signatures", [True, False])
 async def test_a_book_replays_to_the_state_that_the_service_has(a, signatures):
     found = audited(a, signatures=signatures)
-    assert digest(found.state) == digest(a.ledger._ledger)
+    assert digest(found.state) == digest(a.ledger.chain.state)
     assert (found.settled, found.conflicts) == (2, 1)
-    assert found.state.next_seq == len(a.ledger._rows().halves) == 4
+    assert found.state.next_seq == len(a.ledger.chain.rows().halves) == 4
 
 
 @pytest.mark.parametrize("signatures", [True, False])
 async def test_a_book_that_began_anew_replays_with_what_it_took_along(restarted, signatures):
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     assert len(rows.claims) == 1
-    assert min(rows.halves) < restarted.ledger._ledger.first_seq
+    assert min(rows.halves) < restarted.ledger.chain.state.first_seq
     found = audited(restarted, rows, signatures=signatures)
-    assert digest(found.state) == digest(restarted.ledger._ledger)
+    assert digest(found.state) == digest(restarted.ledger.chain.state)
     assert found.state.claims == set(rows.claims)
     assert found.settled == 5
 
@@ -143,17 +143,17 @@ async def test_a_damaged_mark_is_named(a, mark):
 
 
 async def test_the_mark_says_where_the_chain_ends(a):
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     state = audited(a).state
-    right = Mark(state.next_seq, state.head, state.claims_head)
-    assert rows.mark == mark_bytes(right)
+    right = ChainEnd(state.next_seq, state.head, state.claims_head)
+    assert rows.mark == chain_end_bytes(right)
     for wrong in (
         replace(right, next_seq=3),
         replace(right, next_seq=5),
         replace(right, head=GENESIS),
         replace(right, claims=b"c" * 32),
     ):
-        damaged(a, "entry 4 .* does not end where it should", mark=mark_bytes(wrong))
+        damaged(a, "entry 4 .* does not end where it should", mark=chain_end_bytes(wrong))
     damaged(a, "does not end where it should", mark=None)
     # The last row alone is gone, and with it what stands beside it.
     damaged(
@@ -165,18 +165,18 @@ async def test_the_mark_says_where_the_chain_ends(a):
 
 
 def test_a_mark_in_an_empty_store_is_damage(circle):
-    nothing = Mark(1, GENESIS, GENESIS)
-    damaged(circle.members[0], "does not end", mark=mark_bytes(nothing))
+    nothing = ChainEnd(1, GENESIS, GENESIS)
+    damaged(circle.members[0], "does not end", mark=chain_end_bytes(nothing))
 
 
 async def test_a_missing_half_is_named(a):
     for seq in range(3):
-        rows = a.ledger._rows()
+        rows = a.ledger.chain.rows()
         damaged(a, f"entry {seq} of .*: it is missing", halves=without(rows.halves, seq))
 
 
 async def test_parts_without_their_entry_are_damage(a, restarted):
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     beyond = max(rows.halves) + 9
     for table in ("others", "vouchers"):
         kept = getattr(rows, table)
@@ -185,7 +185,7 @@ async def test_parts_without_their_entry_are_damage(a, restarted):
 
 
 async def test_a_post_has_a_voucher_and_no_other_half_has_one(a):
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     (own,) = by_kind(rows, "post", answers=True)
     for seq in (own, *by_kind(rows, "post")):
         damaged(a, f"entry {seq} .*a voucher is missing", vouchers=without(rows.vouchers, seq))
@@ -197,7 +197,7 @@ async def test_a_post_has_a_voucher_and_no_other_half_has_one(a):
 
 async def test_the_answer_beside_a_post_says_what_was_proposed(a, circle):
     _, b, c = circle.members
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     (seq, waits) = by_kind(rows, "post")
     answer = open_half(rows.others[seq], network=NETWORK).record
 
@@ -218,7 +218,7 @@ async def test_the_answer_beside_a_post_says_what_was_proposed(a, circle):
 
 
 async def test_what_concerns_its_author_alone_has_no_answer(a, circle):
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     (first, *_) = by_kind(rows, "open")
     half = open_half(rows.halves[first], network=NETWORK)
     peer = next(member for member in circle.members if member.id == half.record.peer)
@@ -227,13 +227,13 @@ async def test_what_concerns_its_author_alone_has_no_answer(a, circle):
 
 
 async def test_the_half_that_an_answer_is_to_must_be_there(a):
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     (seq,) = by_kind(rows, "post", answers=True)
     damaged(a, f"entry {seq} .* answers is missing", others=without(rows.others, seq))
 
 
 async def test_signatures_are_verified_only_where_that_is_asked(a):
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     for table in ("halves", "others", "vouchers"):
         for seq, raw in getattr(rows, table).items():
             fields = decode(raw)
@@ -246,7 +246,7 @@ async def test_signatures_are_verified_only_where_that_is_asked(a):
 
 async def test_evidence_is_two_halves_that_one_author_signed(a, circle):
     _, b, c = circle.members
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     ((key, raw),) = rows.conflicts.items()
     kept, other = (decode(raw)[name] for name in ("kept", "other"))
     assert conflict_bytes(kept, other) == raw
@@ -288,10 +288,10 @@ def test_a_claim_keeps_its_turn():
 
 
 async def test_claims_are_taken_at_their_turn_and_in_their_order(restarted):
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     ((seq, turn),) = rows.claims.items()
     at = int.from_bytes(turn[:8], "big")
-    assert at > restarted.ledger._ledger.first_seq
+    assert at > restarted.ledger.chain.state.first_seq
     for other in (at - 1, at + 1, 2**40):
         moved = {seq: claim_bytes(other, int.from_bytes(turn[8:], "big"))}
         damaged(restarted, "does not end where it should|entry", claims=moved)
@@ -306,12 +306,12 @@ async def test_several_claims_are_taken_in_the_order_of_their_turns(circle):
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     assert len(rows.claims) == 4
     assert rows.halves.keys() == rows.claims.keys()
     for signatures in (True, False):
         found = audited(a, signatures=signatures)
-        assert digest(found.state) == digest(a.ledger._ledger)
+        assert digest(found.state) == digest(a.ledger.chain.state)
         assert found.settled == 4
     (first, *_, last) = sorted(rows.claims, key=rows.claims.__getitem__)
     swapped = {**rows.claims, first: rows.claims[last], last: rows.claims[first]}
@@ -327,14 +327,14 @@ async def test_claims_at_different_turns_are_taken_at_theirs(a, circle):
     await collect(a, c, 8, of=508, lease=3, xid=8)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    rows = a.ledger._rows()
+    rows = a.ledger.chain.rows()
     assert len({turn[:8] for turn in rows.claims.values()}) == len(rows.claims) == 2
     for signatures in (True, False):
-        assert digest(audited(a, signatures=signatures).state) == digest(a.ledger._ledger)
+        assert digest(audited(a, signatures=signatures).state) == digest(a.ledger.chain.state)
 
 
 async def test_a_damaged_restart_is_named(restarted, circle):
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     b = circle.members[1]
     began = open_restart(rows.restart, author=restarted.id, network=NETWORK)
     record = began.incarnation.record
@@ -351,7 +351,7 @@ async def test_a_damaged_restart_is_named(restarted, circle):
 
 
 async def test_what_was_taken_along_is_whole(restarted):
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     first_seq = audited(restarted).state.first_seq
     carried = sorted(seq for seq in rows.halves if seq < first_seq and seq not in rows.claims)
     assert len(carried) == 2
@@ -377,7 +377,7 @@ async def test_what_was_taken_along_is_whole(restarted):
 
 async def test_an_old_entry_has_its_own_number_and_author(restarted):
     """With all else in order: what was taken along is hashed anew each time."""
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     began = open_restart(rows.restart, author=restarted.id, network=NETWORK)
     first_seq = began.incarnation.record.first_seq
     old = sorted(seq for seq in rows.halves if seq < first_seq and seq not in rows.claims)
@@ -409,7 +409,7 @@ async def test_an_old_entry_has_its_own_number_and_author(restarted):
 
 
 async def test_a_claim_is_of_an_incarnation_before(restarted):
-    rows = restarted.ledger._rows()
+    rows = restarted.ledger.chain.rows()
     first_seq = audited(restarted).state.first_seq
     (seq, *_) = [s for s in by_kind(rows, "post", answers=True) if s >= first_seq]
     claims = {**rows.claims, seq: claim_bytes(first_seq, 9)}
@@ -417,7 +417,7 @@ async def test_a_claim_is_of_an_incarnation_before(restarted):
 
 
 async def test_a_record_of_the_own_store_is_read_without_its_signature(a):
-    raw = next(iter(a.ledger._rows().halves.values()))
+    raw = next(iter(a.ledger.chain.rows().halves.values()))
     half = trusted(raw, Half, NETWORK)
     assert half == open_half(raw, network=NETWORK)
     for wrong in (encode(1), encode({"body": b""}), b"", raw[:-1]):

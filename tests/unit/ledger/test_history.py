@@ -5,8 +5,8 @@ import pytest
 from tests.unit.ledger.circle import Answer, Circle, collect
 from xsc.base.encoding import decode
 from xsc.base.limits import LEDGER_HISTORY_ITEMS_MAX
+from xsc.ledger.exchange import HISTORY
 from xsc.ledger.incarnation import Noted
-from xsc.ledger.service import HISTORY
 
 
 def shows(circle, items_from):

@@ -32,6 +32,7 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import incarnation
 from xsc.ledger.entry import GENESIS, open_half, post_half
+from xsc.ledger.exchange import HEAD, HISTORY
 from xsc.ledger.incarnation import (
     Incarnation,
     Noted,
@@ -42,8 +43,8 @@ from xsc.ledger.incarnation import (
     open_noted,
     worth_noting,
 )
+from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.recovery import merged, plan
-from xsc.ledger.service import HEAD, HISTORY, PROPOSE
 from xsc.ledger.state import digest
 
 
@@ -78,7 +79,7 @@ def conflicts(circle):
 async def sound(circle, *, agreed=True):
     """Check that every book replays, nobody counts as a forger, and each two agree."""
     for p in circle.members:
-        assert digest(p.start()._ledger) == digest(p.ledger._ledger)
+        assert digest(p.start().chain.state) == digest(p.ledger.chain.state)
         assert (await p.ledger.verify()).conflicts == 0
         for q in circle.members if agreed else ():
             assert p.ledger.balance(q.id) == -q.ledger.balance(p.id)
@@ -310,10 +311,10 @@ async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
             return reply
 
         circle.deliver = one
-        await a.ledger._claims_of(b.id)
+        await a.ledger.exchange._claims_of(b.id)
     assert a.ledger.balance(b.id) == -350
     assert [row.state for row in a.ledger.entries(limit=3)] == ["covered"] * 3
-    assert digest(a.start()._ledger) == digest(a.ledger._ledger)
+    assert digest(a.start().chain.state) == digest(a.ledger.chain.state)
     await a.ledger.verify()
 
 
@@ -326,11 +327,11 @@ async def test_a_claim_beside_an_open_entry_counts_the_same_at_every_start(circl
     with pytest.raises(PeerSilent):
         await collect(a, b, 150, xid=2)  # B hid the 100 under this lease
     circle.fate = lambda: "pass"
-    await a.ledger._claims_of(b.id)
+    await a.ledger.exchange._claims_of(b.id)
     assert a.ledger.credit_left(b.id) == STARTER - 150
-    assert digest(a.start()._ledger) == digest(a.ledger._ledger)
+    assert digest(a.start().chain.state) == digest(a.ledger.chain.state)
     assert await a.ledger.retry_pending() == 0, "an honest debtor owes 50 more, not 150"
-    assert digest(a.start()._ledger) == digest(a.ledger._ledger)
+    assert digest(a.start().chain.state) == digest(a.ledger.chain.state)
     assert hidden is not None
     await a.ledger.verify()
 
@@ -381,7 +382,7 @@ async def test_a_forged_old_or_second_incarnation_changes_nothing(circle, a, b, 
         record = open_incarnation(second, author=a.id, network=NETWORK).record
         return sign(record.model_copy(update=changes), key, NETWORK).raw
 
-    before = digest(b.ledger._ledger)
+    before = digest(b.ledger.chain.state)
     for raw in (made(c.key), made(c.key, first_seq=2**62), b"", second[:-1]):
         with pytest.raises(PeerError):
             await tell(circle, a.id, b, raw)
@@ -391,7 +392,7 @@ async def test_a_forged_old_or_second_incarnation_changes_nothing(circle, a, b, 
         answer = await tell(circle, a.id, b, raw)
         assert answer.header["incarnation"] == second, "and its author sees what stands"
     assert b.store.get(b"ledger-peer/" + a.id) == second
-    assert digest(b.ledger._ledger) == before
+    assert digest(b.ledger.chain.state) == before
     assert b.ledger.balance(a.id) == -100
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from tests.settle import settle, turns
 from tests.unit.ledger.circle import NETWORK, Lines
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import PeerSilent
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair
 from xsc.ledger.payments import ACCOUNT, Payments
 
@@ -49,17 +50,9 @@ class Silence:
 
 
 def payments_of(books):
-    return Payments(
-        key=KeyPair(b"k" * 32),
-        network=NETWORK,
-        clock=ManualClock(),
-        executor=Threads(),
-        caller=Silence(),
-        ledger=books,
-        left=lambda _: 0,
-        state=MemoryKeyValue(),
-        log=Lines(),
-    )
+    key, clock = KeyPair(b"k" * 32), ManualClock()
+    context = Context(key, NETWORK, clock, SeededEntropy(b"k"), Threads(), Silence(), Lines())
+    return Payments(context, ledger=books, left=lambda _: 0, state=MemoryKeyValue())
 
 
 @pytest.mark.parametrize("owed_micro", [1_000, 0, -1_000])

@@ -22,7 +22,8 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import open_half
-from xsc.ledger.service import HEAD, PROPOSE
+from xsc.ledger.exchange import HEAD
+from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.state import digest
 
 LEASE = bytes([1]) * 32
@@ -158,9 +159,9 @@ async def test_a_refused_entry_is_withdrawn_and_counts_for_nothing(a, b, circle)
     assert (a.ledger.pending(), a.ledger.balance(b.id)) == (0, 100)
     assert a.ledger.credit_left(b.id) == STARTER - 100
     assert [row.state for row in a.ledger.entries()] == ["noted", "void", "settled", "noted"]
-    before = digest(a.ledger._ledger)
+    before = digest(a.ledger.chain.state)
     a.crash()
-    assert digest(a.ledger._ledger) == before
+    assert digest(a.ledger.chain.state) == before
     await a.ledger.verify()
 
 
@@ -392,7 +393,7 @@ class SlowExecutor(InlineExecutor):
 async def test_many_at_once_make_one_chain(circle):
     circle = Circle(4)
     for member in circle.members:
-        member.ledger._executor = SlowExecutor()
+        member.ledger.chain._executor = SlowExecutor()
     debts = [(p, q) for p in circle.members for q in circle.members if p is not q] * 3
     await asyncio.gather(
         *(
@@ -407,7 +408,7 @@ async def test_many_at_once_make_one_chain(circle):
 
 
 async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
-    a.ledger._executor = SlowExecutor()
+    a.ledger.chain._executor = SlowExecutor()
     for steps in range(20):
         task = asyncio.create_task(collect(a, b, 10, lease=steps + 1, xid=steps + 1))
         await turns(steps)
@@ -433,12 +434,12 @@ async def test_after_a_failed_write_the_disk_is_asked(circle, a, b):
                 self.store.write(changes, sync=sync)
             raise OSError("the disk is full")
 
-    whole = a.ledger._store
+    whole = a.ledger.chain.store
     for written in (False, True):
-        a.ledger._store = Failing(whole, written)
+        a.ledger.chain.store = Failing(whole, written)
         with pytest.raises(OSError, match="full"):
             await a.ledger.set_limit(b.id, 4)
-        a.ledger._store = whole
+        a.ledger.chain.store = whole
         if written:
             with pytest.raises(CreditExceeded):
                 await collect(a, b, 5, lease=2, xid=2)

@@ -22,7 +22,7 @@ from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue
 from xsc.base.limits import MIB, REQUEST_WINDOW_MS
 from xsc.base.log import SilentLog
-from xsc.ledger.service import HALF
+from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
 from xsc.net.peers import invitation, registry
 from xsc.node.build import Node

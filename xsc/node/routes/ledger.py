@@ -8,7 +8,7 @@ from aiohttp import web
 
 from xsc.api.schema import LimitRequest, PaymentRequest
 from xsc.base.ids import from_text, to_text
-from xsc.ledger.payments import Standing
+from xsc.ledger.payments import PeerAccount
 from xsc.node.api.app import read_body, reply, whole_number
 from xsc.node.build import Node
 
@@ -23,7 +23,7 @@ def _paid(node: Node, peer: bytes) -> int:
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the ledger endpoints of a node."""
 
-    async def standing(peer: bytes) -> Standing | None:
+    async def standing(peer: bytes) -> PeerAccount | None:
         """Ask a peer that is up how this node's account stands there."""
         return await node.payments.standing(peer) if node.health.is_up(peer) else None
 

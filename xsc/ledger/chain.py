@@ -1,0 +1,264 @@
+"""The chain of the own halves: kept in the store, and in memory as the state that they give.
+
+Every change is one synced write. It is made while no other is under way, and after a
+failed write the state is read again from the store.
+
+Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
+beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
+`conflict/<peer><id>` evidence; `restart` the present incarnation, `claim/<seq>` when an
+old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
+incarnation of a peer, and `ledger-heard/<peer>` the own one in which it told its history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, ParamSpec, TypeVar
+
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    LedgerDamaged,
+    LimitError,
+    PeerError,
+    ReceiptInvalid,
+    Recovering,
+    XscError,
+)
+from xsc.base.ids import short
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import LEDGER_CONFLICTS_KEPT
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed
+from xsc.ledger.audit import ChainEnd, StoredRows, chain_end_bytes, conflict_bytes, replay, trusted
+from xsc.ledger.entry import Half, open_half
+from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
+from xsc.ledger.recovery import Old
+from xsc.ledger.state import LedgerState, append
+from xsc.ledger.validation import Refusal, RefusalCode, check_own_next
+from xsc.terms.voucher import Voucher
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ROOT: Final = b"ledger/"
+HALF: Final = _ROOT + b"half/"
+OTHER: Final = _ROOT + b"other/"
+VOUCHER: Final = _ROOT + b"voucher/"
+CONFLICT: Final = _ROOT + b"conflict/"
+MARK: Final = _ROOT + b"mark"
+RESTART: Final = _ROOT + b"restart"
+CLAIM: Final = _ROOT + b"claim/"
+PEER: Final = b"ledger-peer/"
+HEARD: Final = b"ledger-heard/"
+
+
+def key_of(prefix: bytes, seq: int) -> bytes:
+    """Return the key of a numbered row."""
+    return prefix + seq.to_bytes(8, "big")
+
+
+def rows_of(item: Old) -> list[Change]:
+    """Return the rows of a settled entry."""
+    seq = item.half.record.seq
+    return [
+        (key_of(HALF, seq), item.half.raw),
+        (key_of(OTHER, seq), item.other.raw),
+        (key_of(VOUCHER, seq), item.voucher.raw),
+    ]
+
+
+def _error(refusal: Refusal) -> XscError:
+    """Return the error that tells the market why nothing was booked."""
+    kinds: dict[RefusalCode, type[XscError]] = {
+        "limit_exceeded": CreditExceeded,
+        "voucher_wrong": ReceiptInvalid,
+    }
+    return kinds.get(refusal.code, ArgumentInvalid)(refusal.sentence)
+
+
+class Chain:
+    """The chain of one node.
+
+    Args:
+        context: whose chain it is.
+        store: other tables may be in it.
+        on_change: called when a balance or a limit has changed.
+        recovering: sign nothing until a restart.
+
+    Raises:
+        LedgerDamaged: the stored chain breaks a rule.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        store: KeyValue,
+        *,
+        on_change: Callable[[], None],
+        recovering: bool,
+    ) -> None:
+        self._me = context.key.node_id
+        self._network = context.network
+        self._executor = context.executor
+        self._log = context.log
+        self.store = store
+        self.on_change = on_change
+        self.recovering = recovering
+        self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[object]] = set()
+        self._certain = True
+        self.restart: Restart | None = None
+        """What the present incarnation began with; None in the first one."""
+        self.state = self.load()
+
+    def read(self, prefix: bytes, seq: int) -> bytes:
+        """Return a numbered row.
+
+        Raises:
+            LedgerDamaged: it is missing.
+        """
+        raw = self.store.get(key_of(prefix, seq))
+        if raw is None:
+            raise LedgerDamaged(
+                f"a part of entry {seq} of the ledger is missing",
+                hint="restore the home from a backup",
+            )
+        return raw
+
+    def own(self, seq: int) -> Signed[Half]:
+        """Return an own half.
+
+        Raises:
+            LedgerDamaged: it is missing or damaged.
+        """
+        raw = self.read(HALF, seq)
+        try:
+            return trusted(raw, Half, self._network)
+        except (PeerError, LimitError) as fault:
+            raise LedgerDamaged(f"entry {seq} of the ledger is damaged: {fault.message}") from None
+
+    def incarnation_of(self, peer: bytes) -> Signed[Incarnation] | None:
+        """Return the newest incarnation of a peer that this node was told of."""
+        raw = self.store.get(PEER + peer)
+        if raw is None:
+            return None
+        return open_incarnation(raw, author=peer, network=self._network)
+
+    def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows under a prefix, their keys without it."""
+        for key, raw in self.store.scan(prefix, prefix_end(prefix)):
+            yield key[len(prefix) :], raw
+
+    def rows(self) -> StoredRows:
+        """Return everything that the store has of this ledger."""
+
+        def numbered(prefix: bytes) -> dict[int, bytes]:
+            return {int.from_bytes(key, "big"): raw for key, raw in self.table(prefix)}
+
+        return StoredRows(
+            mark=self.store.get(MARK),
+            halves=numbered(HALF),
+            others=numbered(OTHER),
+            vouchers=numbered(VOUCHER),
+            conflicts=dict(self.table(CONFLICT)),
+            restart=self.store.get(RESTART),
+            claims=numbered(CLAIM),
+        )
+
+    def load(self) -> LedgerState:
+        """Return the state that the stored rows give, and take over the restart among them.
+
+        Raises:
+            LedgerDamaged: the stored chain breaks a rule.
+        """
+        rows = self.rows()
+        state = replay(rows, me=self._me, network=self._network, signatures=False).state
+        if rows.restart is not None:
+            self.restart = open_restart(rows.restart, author=self._me, network=self._network)
+        return state
+
+    async def exclusive(
+        self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a step while no other runs, and to its end even if the caller is cancelled.
+
+        A write that was begun would otherwise reach the disk and not the state, and
+        the next half would fork the chain.
+        """
+        task = asyncio.ensure_future(self._alone(step, *args, **kwargs))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _alone(self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self._lock:
+            if not self._certain:
+                self.state = await self._executor.run(self.load)
+                self._certain = True
+            return await step(*args, **kwargs)
+
+    async def close(self) -> None:
+        """Wait until nothing is being written."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def write(self, changes: list[Change]) -> None:
+        """Write and sync. After a failure the state is unknown and is read again."""
+        self._certain = False
+        await self._executor.run(self.store.write, changes, sync=True)
+        self._certain = True
+
+    async def extend(
+        self,
+        own: Signed[Half],
+        voucher: Signed[Voucher] | None = None,
+        *,
+        initiator: Signed[Half] | None = None,
+    ) -> None:
+        """Append an own half with its voucher and the half that it answers, in one synced write.
+
+        Raises:
+            Recovering: this node signs nothing before its restart.
+            CreditExceeded, ReceiptInvalid, ArgumentInvalid: a rule is broken; nothing
+                is written.
+        """
+        if self.recovering:
+            raise Recovering("this node is recovering its ledger and signs nothing yet")
+        refusal = check_own_next(self.state, own, voucher=voucher, initiator=initiator)
+        if refusal is not None:
+            raise _error(refusal)
+        seq = own.record.seq
+        mark = ChainEnd(seq + 1, own.id, self.state.claims_head)
+        changes: list[Change] = [(key_of(HALF, seq), own.raw), (MARK, chain_end_bytes(mark))]
+        if voucher is not None:
+            changes.append((key_of(VOUCHER, seq), voucher.raw))
+        if initiator is not None:
+            changes.append((key_of(OTHER, seq), initiator.raw))
+        await self.write(changes)
+        append(self.state, own, initiator)
+
+    async def keep_fork(self, half: Signed[Half]) -> None:
+        """Keep a half together with one of the same author that contradicts it."""
+        seen = self.state.seen.get(half.author, {})
+        for seq in (half.record.seq, half.record.seq - 1, half.record.seq + 1):
+            if seq in seen:
+                await self._keep(self.read(OTHER, seen[seq].seq), half)
+                return
+
+    async def keep_conflict(self, half: Signed[Half], told: Signed[Incarnation] | None) -> None:
+        """Keep a half whose xid another half has already, if both are of one incarnation."""
+        known = self.read(OTHER, self.state.entries[half.author, half.record.xid].seq)
+        first = 0 if told is None else told.record.first_seq
+        kept = open_half(known, network=self._network)
+        if (kept.record.seq < first) == (half.record.seq < first):
+            await self._keep(known, half)
+
+    async def _keep(self, kept: bytes, other: Signed[Half]) -> None:
+        """Keep evidence against a peer, up to LEDGER_CONFLICTS_KEPT of each."""
+        prefix = CONFLICT + other.author
+        held = sum(1 for _ in self.store.scan(prefix, prefix_end(prefix)))
+        if held < LEDGER_CONFLICTS_KEPT:
+            await self.write([(prefix + other.id, conflict_bytes(kept, other.raw))])
+        self._log.error("ledger.conflict", peer=short(other.author), entry=other.record.seq)

@@ -1,0 +1,323 @@
+"""Proposes entries to debtors, and answers those that creditors propose.
+
+The creditor writes its half before it sends it, the debtor writes both halves before it
+answers, the creditor writes the answer before it counts. What is lost on the way is sent
+again, and the same half gets the same answer, so that both ledgers agree as soon as the
+two nodes can talk. The rules are in `validation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, TypeAlias
+
+from xsc.base.encoding import Value
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    ReceiptInvalid,
+    XscError,
+)
+from xsc.base.fields import take_bytes
+from xsc.base.ids import short
+from xsc.base.limits import AMOUNT_MAX
+from xsc.base.merkle import Part
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, sign
+from xsc.ledger.audit import open_voucher
+from xsc.ledger.chain import HALF, OTHER, VOUCHER, Chain, key_of
+from xsc.ledger.entry import (
+    XID_BYTES,
+    Half,
+    counter_half,
+    limit_half,
+    open_half,
+    post_half,
+    void_half,
+)
+from xsc.ledger.exchange import HistoryExchange
+from xsc.ledger.state import settle
+from xsc.ledger.validation import (
+    Refusal,
+    check_chain,
+    check_counter,
+    check_incarnation,
+    check_proposal,
+)
+from xsc.terms.voucher import Voucher, off_books_lease
+
+PROPOSE: Final = "ledger.propose"
+
+CheckConsent: TypeAlias = Callable[[bytes, Voucher], str | None]
+"""Returns why this node's operator does not agree now that a payer paid what its voucher says."""
+
+
+def no_payments(_payer: bytes, _voucher: Voucher) -> str | None:
+    """Refuse everything that was paid off the books."""
+    return "nothing that was paid off the books is booked here"
+
+
+class Proposals:
+    """Both sides of `ledger.propose`, and the limits that this node sets."""
+
+    def __init__(
+        self,
+        context: Context,
+        chain: Chain,
+        exchange: HistoryExchange,
+        *,
+        starter_limit: int,
+        check_consent: CheckConsent,
+    ) -> None:
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._caller = context.caller
+        self._log = context.log
+        self._chain = chain
+        self._exchange = exchange
+        self._starter_limit = starter_limit
+        self._check_consent = check_consent
+
+    async def set_limit(self, peer: bytes, amount_micro: int) -> None:
+        """Allow the peer to owe that much from now on; what it owes already stays.
+
+        Raises:
+            ArgumentInvalid: the peer is this node, or the amount out of range.
+        """
+        if peer == self._key.node_id:
+            raise ArgumentInvalid("a node has no account with itself")
+        if not 0 <= amount_micro <= AMOUNT_MAX:
+            raise ArgumentInvalid("a limit is from 0 to 2^63 - 1 micro-credits")
+        await self._chain.exclusive(self._set_limit, peer, amount_micro)
+
+    async def _set_limit(self, peer: bytes, amount_micro: int) -> None:
+        await self._chain.extend(self._limit("limit", peer, amount_micro))
+        self._chain.on_change()
+
+    async def collect(
+        self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
+    ) -> int:
+        """Book what a voucher leaves unsettled, and return what is settled of the lease in all.
+
+        An entry under the same lease that is still open is finished first.
+
+        Args:
+            xid: 16 bytes; the same ones book the same entry, once.
+            debtor: who signed the voucher.
+            amount_micro: the voucher's amount less what is settled already.
+            lease_id: the voucher's.
+            voucher: the signed voucher.
+
+        Raises:
+            PeerSilent: the entry is written and will be proposed again by itself.
+            EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent.
+            CreditExceeded: the limit would be passed; nothing is written.
+            ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
+            ArgumentInvalid: another amount than is left, or the xid stands for another entry.
+        """
+        if len(xid) != XID_BYTES:
+            raise ArgumentInvalid(f"an xid has {XID_BYTES} bytes, this has {len(xid)}")
+        signed = open_voucher(voucher, network=self._network)
+        await self._exchange.hear(debtor)
+        while True:
+            seq, mine = await self._chain.exclusive(
+                self._prepare, xid, debtor, amount_micro, lease_id, signed
+            )
+            refusal = await self._propose(seq)
+            if mine and refusal is not None:
+                raise EntryRefused(f"the peer refused the entry: {refusal}")
+            if mine:
+                return self._chain.state.settled_under(
+                    lease_id, debtor=debtor, creditor=self._key.node_id
+                )
+
+    async def _prepare(
+        self,
+        xid: bytes,
+        debtor: bytes,
+        amount_micro: int,
+        lease_id: bytes,
+        voucher: Signed[Voucher],
+    ) -> tuple[int, bool]:
+        """Return the entry to propose, and whether it is the one asked for."""
+        book, me = self._chain.state, self._key.node_id
+        if debtor == me:
+            raise ArgumentInvalid("a node has no account with itself")
+        if not 0 < amount_micro <= AMOUNT_MAX:
+            raise ArgumentInvalid("an amount is from 1 to 2^63 - 1 micro-credits")
+        if (known := book.entries.get((me, xid))) is not None:
+            written = self._chain.own(known.seq).record
+            wanted = ("post", debtor, amount_micro, lease_id, voucher.id)
+            if wanted != (
+                written.kind,
+                written.peer,
+                written.amount_micro,
+                written.lease,
+                written.receipt,
+            ):
+                raise ArgumentInvalid("this xid stands for another entry already")
+            return known.seq, True
+        if (busy := book.open_under(debtor, lease_id)) is not None:
+            return busy, False
+        if debtor not in book.limits:
+            await self._chain.extend(self._limit("open", debtor, self._starter_limit))
+        post = post_half(
+            creditor=me,
+            debtor=debtor,
+            seq=book.next_seq,
+            prev=book.head,
+            xid=xid,
+            amount_micro=amount_micro,
+            lease=lease_id,
+            receipt=voucher.id,
+            created_ms=self._clock.now_ms(),
+        )
+        await self._chain.extend(sign(post, self._key, self._network), voucher)
+        return post.seq, True
+
+    async def _propose(self, seq: int) -> str | None:
+        """Have the debtor answer an own entry; return its refusal, or None where it is settled."""
+        if seq in self._chain.state.voided:
+            return "it did so before, and the entry was withdrawn"
+        if seq not in self._chain.state.open:
+            return None
+        half = self._chain.own(seq)
+        header: dict[str, Value] = {
+            "v": 1,
+            "half": half.raw,
+            "voucher": self._chain.read(VOUCHER, seq),
+        }
+        try:
+            reply = await self._caller.call(half.record.peer, PROPOSE, header)
+        except EntryRefused as fault:
+            self._log.warning(
+                "ledger.refused", peer=short(half.record.peer), entry=seq, reason=fault.message
+            )
+            await self._chain.exclusive(self._void, seq)
+            return None if self._is_settled(seq) else fault.message
+        counter = open_half(take_bytes(reply.header, "counter"), network=self._network)
+        await self._chain.exclusive(self._conclude, half, counter)
+        return None
+
+    def _is_settled(self, seq: int) -> bool:
+        return seq not in self._chain.state.open and seq not in self._chain.state.voided
+
+    async def _void(self, seq: int) -> None:
+        """Withdraw an own entry, unless another answer came in the meantime."""
+        book = self._chain.state
+        if seq not in book.open:
+            return
+        void = void_half(
+            self._chain.own(seq).record,
+            seq=book.next_seq,
+            prev=book.head,
+            xid=self._entropy.token(XID_BYTES),
+            created_ms=self._clock.now_ms(),
+        )
+        await self._chain.extend(sign(void, self._key, self._network))
+
+    async def _conclude(self, half: Signed[Half], counter: Signed[Half]) -> None:
+        """Take the debtor's answer to the book, unless it is there already."""
+        book, seq = self._chain.state, half.record.seq
+        if seq not in book.open:
+            return
+        if (refusal := check_counter(half, counter)) is not None:
+            raise ReceiptInvalid(f"the peer's half does not fit: {refusal.sentence}")
+        if (refusal := check_chain(book, counter)) is not None:
+            await self._chain.keep_fork(counter)
+            raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
+        await self._chain.write([(key_of(OTHER, seq), counter.raw)])
+        settle(book, half.record, counter)
+        self._chain.on_change()
+
+    async def on_propose(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Answer a creditor's half with this node's half."""
+        half = open_half(take_bytes(header, "half"), network=self._network)
+        voucher = open_voucher(take_bytes(header, "voucher"), network=self._network)
+        await self._exchange.hear(caller)
+        counter = await self._chain.exclusive(self._accept, caller, half, voucher)
+        return {"v": 1, "counter": counter}, ()
+
+    async def _accept(self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher]) -> bytes:
+        """Return this node's signed half to a creditor's, writing both unless it is known."""
+        book = self._chain.state
+        told = self._chain.incarnation_of(caller)
+        refusal = (
+            check_proposal(book, half, caller, voucher)
+            or check_incarnation(told, half)
+            or self._check_payment(caller, voucher.record)
+        )
+        if refusal is not None:
+            if refusal.code == "exists":
+                return self._chain.read(HALF, book.entries[caller, half.record.xid].seq)
+            if refusal.code == "conflict":
+                await self._chain.keep_conflict(half, told)
+            if refusal.code == "fork":
+                await self._chain.keep_fork(half)
+            self._log.warning(
+                "ledger.refusal", peer=short(caller), code=refusal.code, reason=refusal.sentence
+            )
+            if refusal.code == "amount_overflow":
+                raise CreditExceeded(refusal.sentence)
+            raise EntryRefused(refusal.sentence)
+        answer = counter_half(
+            half, seq=book.next_seq, prev=book.head, created_ms=self._clock.now_ms()
+        )
+        own = sign(answer, self._key, self._network)
+        await self._chain.extend(own, voucher, initiator=half)
+        self._chain.on_change()
+        return own.raw
+
+    def _check_payment(self, payer: bytes, voucher: Voucher) -> Refusal | None:
+        """Return why what was paid off the books is not booked at this moment."""
+        if voucher.lease_id != off_books_lease(payer, self._key.node_id):
+            return None
+        wrong = self._check_consent(payer, voucher)
+        return None if wrong is None else Refusal("payment_not_said", wrong)
+
+    async def retry_pending(self) -> int:
+        """Propose every open entry again; return how many were settled.
+
+        Peers are asked side by side; at the first error with a peer, its
+        others wait for the next time.
+        """
+        by_peer: dict[bytes, list[int]] = {}
+        for seq, item in sorted(self._chain.state.open.items()):
+            by_peer.setdefault(item.debtor, []).append(seq)
+        counts = await asyncio.gather(*(self._retry(seqs) for seqs in by_peer.values()))
+        return sum(counts)
+
+    async def _retry(self, seqs: list[int]) -> int:
+        count = 0
+        for seq in seqs:
+            try:
+                refusal = await self._propose(seq)
+            except XscError as fault:
+                self._log.warning("ledger.unanswered", entry=seq, code=fault.code)
+                break
+            count += refusal is None
+        return count
+
+    def _limit(
+        self,
+        kind: Literal["open", "limit"],
+        peer: bytes,
+        amount_micro: int,
+    ) -> Signed[Half]:
+        half = limit_half(
+            kind,
+            author=self._key.node_id,
+            peer=peer,
+            seq=self._chain.state.next_seq,
+            prev=self._chain.state.head,
+            xid=self._entropy.token(XID_BYTES),
+            amount_micro=amount_micro,
+            created_ms=self._clock.now_ms(),
+        )
+        return sign(half, self._key, self._network)

@@ -1,0 +1,118 @@
+"""What a ledger says of each peer and of each entry, for people and for the own directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from xsc.base.limits import AMOUNT_MAX
+from xsc.identity.envelope import Signed
+from xsc.ledger.entry import EntryKind, Half
+from xsc.ledger.incarnation import Noted, NotedAccount, worth_noting
+from xsc.ledger.state import LedgerState
+
+EntryState: TypeAlias = Literal["settled", "open", "void", "noted", "claim", "covered"]
+"""`open` has no answer yet, `void` was withdrawn, `noted` needs no answer. `claim` is of an
+incarnation before and was shown late; `covered` likewise, and counts nothing, because what
+its debtor promised is booked already."""
+Direction: TypeAlias = Literal["in", "out", "-"]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    """One entry as this node's book shows it."""
+
+    seq: int
+    kind: EntryKind
+    peer: bytes
+    amount_micro: int
+    direction: Direction
+    """`in`: the peer comes to owe this node; `out`: this node comes to owe the peer."""
+    lease_id: bytes | None
+    created_ms: int
+    entry_id: bytes
+    """The same at both parties."""
+    state: EntryState
+
+
+@dataclass(frozen=True, slots=True)
+class StatementRow:
+    """How things stand with one peer."""
+
+    peer: bytes
+    balance_micro: int
+    limit_micro: int
+    credit_left_micro: int
+    open_micro: int
+    unproven_micro: int
+    """What the directory noted beyond what halves show, since a recovery; the sign as in
+    `balance_micro`."""
+    entries: int
+    """Settled ones."""
+
+
+def known_peers(state: LedgerState) -> list[bytes]:
+    """Return every peer with which there is an account, in order of id."""
+    debtors = {item.debtor for item in state.open.values()}
+    return sorted({*state.balances, *state.limits, *state.noted, *debtors})
+
+
+def credit_left(state: LedgerState, peer: bytes, limit_micro: int, shared: Sequence[bytes]) -> int:
+    """Return the micro-credits that a peer may still come to owe.
+
+    Entries that it has not answered count against it, and so does what the peers owe with
+    which it shares its credit. Negative after its limit was lowered below its debt.
+    """
+    theirs = sum(max(0, state.exposure(other)) for other in shared if other != peer)
+    return limit_micro - state.exposure(peer) - theirs
+
+
+def note_accounts(state: LedgerState, default_limit_micro: int) -> Noted:
+    """Return the account with each peer, as the own directory notes it.
+
+    What is unproven is noted again: it is not forgotten with the next disk.
+    """
+    accounts = worth_noting(
+        (
+            NotedAccount(
+                peer,
+                max(
+                    -AMOUNT_MAX,
+                    min(AMOUNT_MAX, state.balances.get(peer, 0) + state.unproven_micro(peer)),
+                ),
+                state.limits.get(peer),
+            )
+            for peer in known_peers(state)
+        ),
+        default_limit_micro=default_limit_micro,
+    )
+    return Noted(state.next_seq, accounts)
+
+
+def entry_row(state: LedgerState, own: Signed[Half]) -> EntryRow:
+    """Return how an own half is shown."""
+    half = own.record
+    return EntryRow(
+        seq=half.seq,
+        kind=half.kind,
+        peer=half.peer,
+        amount_micro=half.amount_micro,
+        direction="-" if half.kind != "post" else "in" if half.credit == state.me else "out",
+        lease_id=half.lease,
+        created_ms=half.created_ms,
+        entry_id=half.link or own.id,
+        state=_entry_state(state, half),
+    )
+
+
+def _entry_state(state: LedgerState, half: Half) -> EntryState:
+    if half.kind != "post":
+        return "noted"
+    if half.seq in state.open:
+        return "open"
+    if half.seq in state.voided:
+        return "void"
+    if half.seq in state.covered:
+        return "covered"
+    return "claim" if half.seq in state.claims else "settled"
