@@ -205,13 +205,13 @@ def test_a_payment_that_its_creditor_says_twice_is_booked_once():
             await debtor.payments._book(
                 peer, debtor.payments.waiting(peer), reply.header["voucher"]
             )
-        assert debtor.ledger.pending() == 1
+        assert len(debtor.ledger.chain.state.open) == 1
         await creditor.payments.say(me, 7)
         world.net.heal()
         await world.until(lambda: books(debtor, creditor) == (owed - 7, owed - 7))
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed - 7, owed - 7)
-        assert debtor.ledger.pending() == 0
+        assert len(debtor.ledger.chain.state.open) == 0
 
     story(play)
 

@@ -107,7 +107,7 @@ async def story(world):
     assert (done.found.objects, done.found.lost) == (3, ())
     assert (done.signing.peers, done.signing.silent, done.signing.unproven) == (6, (), {})
     assert done.signing.entries == len([row for row in log if row.state == "settled"])
-    assert owner.ledger.head()[0] == owner.ledger.incarnation().first_seq > chain[0]
+    assert owner.ledger.head()[0] == owner.ledger.chain.state.first_seq > chain[0]
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert owner.ledger.limit(friend) == 123_456_789
     assert owner.allocation.weight_ppm(friend) == 250_000

@@ -94,7 +94,7 @@ async def story(world):
     assert (done.objects, done.gone, done.silent, done.lost) == (1, 1, (), ())
     assert done.entries == chain - before
     assert owner.ledger.settled_entries() == chain
-    assert owner.ledger.head()[0] == owner.ledger.incarnation().first_seq, "nothing is signed yet"
+    assert owner.ledger.head()[0] == owner.ledger.chain.state.first_seq, "nothing is signed yet"
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert [(row.name, row.version) for row in owner.storage.catalogue.directory()] == [
         ("kept", 1),

@@ -1,1 +1,1 @@
-"""Who comes first: recognition, tiers and the division of what is scarce."""
+"""Recognition of peers, their tiers, and the division of scarce capacity."""

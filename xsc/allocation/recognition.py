@@ -33,7 +33,7 @@ class Recognition(Record):
     owner: Id32
     sequence: Count
     weights: Annotated[tuple[tuple[Id32, Weight], ...], Field(max_length=PEERS_MAX)]
-    """Peers by rising id with what they are given, in ppm; who is absent is given nothing."""
+    """Peers by rising id with what they are given, in ppm; an absent peer is given nothing."""
     created_ms: Count
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ def with_weight(weights: Mapping[bytes, int], peer: bytes, ppm: int) -> dict[byt
         ArgumentInvalid: out of range, more than the budget, or more peers than are kept.
     """
     if not 0 <= ppm <= PPM:
-        raise ArgumentInvalid(f"a weight lies from 0 to {PPM} ppm, this is {ppm}")
+        raise ArgumentInvalid(f"a weight is from 0 to {PPM} ppm, this is {ppm}")
     changed = {other: weight for other, weight in weights.items() if other != peer}
     left = PPM - sum(changed.values())
     if ppm > left:
@@ -81,7 +81,7 @@ def mutual_ppm(mine: int, theirs: int) -> int:
 
 
 def tier_of(mine: int, theirs: int) -> Tier:
-    """Return where a peer stands here, from my weight for it and its weight for me."""
+    """Return the tier of a peer, from the own weight for it and its weight for this node."""
     if mutual_ppm(mine, theirs) >= MUTUAL_RECOGNITION_THRESHOLD_PPM:
         return "mutual"
     return "one_way" if mine > 0 else "open"

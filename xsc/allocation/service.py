@@ -220,7 +220,7 @@ class AllocationService:
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         if caller not in self._peers.peers():
-            raise NotAllowed("only known peers can tell whom they recognise")
+            raise NotAllowed("only known peers can send their recognition")
         self._heard.count(caller, self._clock.monotonic_ms(), "recognitions")
         signed = self._open(take_bytes(header, "recognition"), caller)
         kept = self._theirs.get(caller)

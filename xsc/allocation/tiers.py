@@ -1,9 +1,9 @@
-"""The two-tier division of one capacity among those who claim it.
+"""The two-tier division of one capacity among claims.
 
-Mutually recognised peers are served first, by mutual recognition; what they
-leave goes to those whom the provider recognises, by its recognition; what those
-leave goes to everybody else, in equal weights (docs/design/allocation.md). Two rules
-divide inside of a tier and have one signature:
+Mutually recognised peers are served first, by mutual recognition; what they leave goes to
+peers that the provider recognises, by its recognition; what those leave goes to all
+others, in equal weights (docs/design/allocation.md). Two rules divide inside of a tier and
+have one signature:
 
 - `weighted_uniform`, the default: water-filling. In integers, the next unit goes
   to the unsatisfied claim with the highest weight / (units + 1), ties to the
@@ -35,7 +35,7 @@ DENOMINATOR_FLOOR: Final = Fraction(1, 10_000)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one node wants of the capacity, and where it stands."""
+    """What one node wants of the capacity, and its tier and weight."""
 
     id: bytes
     tier: Tier
@@ -62,9 +62,9 @@ class TierResult:
     denominator: Fraction
     """Sum of the weights (weighted uniform) or of the numerators (proportional)."""
     level: Fraction | None
-    """Units a unit of weight (or of numerator); None where everybody got all it needs.
+    """Units a unit of weight (or of numerator); None where every claim got all it needs.
 
-    While no need caps anybody, it is capacity / denominator. Under weighted uniform a
+    While no need caps a claim, it is capacity / denominator. Under weighted uniform a
     claim has floor(level · weight) at least, or its need where that is less; what rounding
     down leaves is handed out by units, and may well give one claim more than one of them.
     """
@@ -78,7 +78,7 @@ class TierResult:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Who got what."""
+    """The result of a division."""
 
     allocations: dict[bytes, int]
     """By id; every claim is listed, also with 0."""

@@ -1,1 +1,1 @@
-"""Who answers, how fast and how reliably: what probes say about peers."""
+"""Probes peers: which ones answer, how fast and how reliably."""

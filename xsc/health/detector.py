@@ -1,10 +1,9 @@
 """Whether a peer is up, and how it has answered so far.
 
-Two questions, two answers: the *state* follows from the last probes of this
-run and says whom to ask now; the *availability* follows from the results of the
-last days, also those of earlier runs, and says how far to rely on a peer. Beside
-probes these count what was plainly wrong: bytes that are not the shard, a result
-on which others did not agree.
+The *state* follows from the last probes of this run and says which peers to ask now. The
+*availability* follows from the results of the last days, those of earlier runs included,
+and says how far to rely on a peer. Results also count plainly wrong answers: bytes that
+are not the shard, or a result that others contradict.
 
 This module only counts. `xsc.health.service` sends the probes.
 """
@@ -91,7 +90,7 @@ class _History:
 
 
 def state_after(misses_in_row: int | None) -> State:
-    """Return the state after so many misses in a row; None stands for no probe yet."""
+    """Return the state after so many misses in a row; None: no probe yet."""
     if misses_in_row is None:
         return "unknown"
     if misses_in_row == 0:
@@ -131,7 +130,7 @@ class AvailabilityTester:
         return history.up if history.up != before else None
 
     def record_wrong(self, node_id: bytes, at_ms: int) -> None:
-        """Take note of an answer that was plainly wrong."""
+        """Count an answer that was plainly wrong."""
         self._histories.setdefault(node_id, _History()).bucket(at_ms).wrong += 1
 
     def get_stats(self, node_id: bytes) -> AvailabilityStats:

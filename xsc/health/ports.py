@@ -12,7 +12,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """What this node tells whoever probes it."""
+    """What this node tells the nodes that probe it."""
 
     name: str
     version: str

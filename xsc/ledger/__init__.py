@@ -1,1 +1,1 @@
-"""Who owes whom: mutual credit in entries that both parties signed."""
+"""What nodes owe each other: mutual credit in entries that both parties signed."""

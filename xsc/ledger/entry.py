@@ -27,7 +27,7 @@ XID_BYTES = 16
 GENESIS = b"\0" * 32
 """The `prev` of an author's first half."""
 UNIT_CREDIT = 1
-"""Micro-credits. Units of capacity are to follow; 0 stands for none."""
+"""Micro-credits. Units of capacity are to follow; 0 means none."""
 
 
 class Half(Record):
@@ -54,9 +54,9 @@ class Half(Record):
     kind: EntryKind
     unit: Annotated[int, Field(ge=0, lt=2**32)]
     debit: Id32
-    """Who comes to owe."""
+    """The node that comes to owe."""
     credit: Id32
-    """Whom."""
+    """The node that is owed."""
     amount_micro: Count
     ref: Id16 | None
     """The `xid` of the entry that this one resolves."""
@@ -78,7 +78,7 @@ class Half(Record):
 
     @property
     def author(self) -> bytes:
-        """The party that is not the peer: who must have signed."""
+        """The party that is not the peer, and that must have signed."""
         return self.credit if self.peer == self.debit else self.debit
 
 

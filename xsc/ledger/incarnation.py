@@ -1,14 +1,13 @@
-"""What a node that lost its ledger begins anew with, and what it takes along.
+"""The record under which a node that lost its ledger starts a new chain, and what it carries over.
 
-The halves of one author stand in one sequence. Who lost some of them cannot know
-where it ended: a peer may be silent, or hold the last ones back. So the chain
-restarts, at a number above all that can have been signed, under a signed record
-that names the last half that was proven: the incarnation. Two halves in one place
-can then only be those of an author that forked one incarnation.
+The halves of one author form one sequence. A node that lost some of them cannot know
+where the sequence ended: a peer may be silent, or withhold the last ones. So the chain
+restarts under a signed record, the incarnation, at a number above all that can have been
+signed. The record names the last half that was proven. Two halves with one number then
+prove that their author forked one incarnation.
 
-Old halves, of an incarnation before, are taken where both parties signed them.
-They stand apart from the chain, and count by what the debtor promised in all.
-Laws: docs/design/ledger.md.
+Halves of earlier incarnations are kept if both parties signed them. They are not part of
+the chain, and are bounded by the debtor's vouchers. Laws: docs/design/ledger.md.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Incarnation(Record):
 
 @dataclass(frozen=True, slots=True)
 class NotedAccount:
-    """How things stood with one peer, as the author itself noted it."""
+    """The account with one peer, as the author itself noted it."""
 
     peer: bytes
     balance_micro: int
@@ -62,7 +61,7 @@ class NotedAccount:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What the directory head says of the ledger at its time: nobody else signed it."""
+    """The accounts in a directory head, as of its time: signed by the author alone."""
 
     next_seq: int = 0
     accounts: tuple[NotedAccount, ...] = ()
@@ -81,8 +80,8 @@ def worth_noting(
 ) -> tuple[NotedAccount, ...]:
     """Return the accounts that a head has room for, in order of id: the largest balances.
 
-    Those of which nothing need be noted are the first to go, and only where there is no room: that
-    nothing is owed, too, is more than a peer shows who hides what paid its debt.
+    Accounts without a balance and a limit are left out first, and only where there is no room:
+    a noted balance of 0 still contradicts a peer that hides the payment of its debt.
     """
     by_worth = sorted(
         accounts,

@@ -1,9 +1,9 @@
-"""What was paid off the books: how two operators' words become one entry.
+"""Payments off the books: how the reports of two operators become one entry.
 
-The payee, to whom something is owed, signs a voucher to the payer under a lease id that
-stands for their payments alone. The payer books it as any voucher: what it is owed so is
-taken off what it owes. So nobody's debt falls without the creditor's signature, and chain,
-recovery and proofs know nothing new. docs/design/ledger.md, "Off the books".
+The payee, which is owed something, signs a voucher to the payer under a lease id that is
+used for their payments only. The payer books it like any voucher, which reduces its debt.
+So no debt falls without the creditor's signature, and the chain, recovery and proofs need
+nothing new. docs/design/ledger.md, "Off the books".
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def check_amount(amount_micro: int, balance_micro: int) -> str | None:
     if balance_micro == 0:
         return "neither of the two nodes owes the other anything"
     if amount_micro > abs(balance_micro):
-        who = "the peer owes this node" if balance_micro > 0 else "this node owes the peer"
-        return f"{who} {abs(balance_micro)} micro-credits, less than {amount_micro}"
+        debt = "the peer owes this node" if balance_micro > 0 else "this node owes the peer"
+        return f"{debt} {abs(balance_micro)} micro-credits, less than {amount_micro}"
     return None
 
 

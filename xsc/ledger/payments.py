@@ -1,4 +1,4 @@
-"""Tells peers how their account stands here, and books with them what was paid off the books.
+"""Tells peers the state of their account here, and books payments off the books with them.
 
     ledger.account  paid_micro, is_payer: what the caller's operator says was paid, 0 for nothing
         -> limit_micro, left_micro: what the caller may owe here, and what is left of it, signed
@@ -6,11 +6,11 @@
              only to a payer that has said the same
            voucher: where both say the same and this node was paid
 
-What a peer says of limits is shown to people, and nothing follows from it. What it says of
-a payment is a reason to compare: the payee signs where both operators said the same, and
-the payer books what was signed. The rules are in `off_books`.
+What a peer says of limits is only shown to people. What it says of a payment is compared:
+if both operators reported the same, the payee signs, and the payer books what was signed.
+The rules are in `off_books`.
 
-Kept under `ledger-paid/<peer>`, synced: what this node's operator said, until it is booked.
+`ledger-paid/<peer>`, synced: the report of this node's operator, until it is booked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class PeerAccount:
-    """How this node's account stands at a peer, as that says."""
+    """The state of this node's account at a peer, as the peer says."""
 
     limit_micro: int
     """What this node may owe there."""
@@ -135,10 +135,10 @@ class Payments:
         return lease_id in (off_books_lease(self._own, peer), off_books_lease(peer, self._own))
 
     def heard(self, peer: bytes) -> int:
-        """Return what a peer's operator says was paid, and this node's has not said; 0: nothing.
+        """Return what a peer's operator reports as paid, and this node's has not; 0: nothing.
 
-        Nothing either where who owes whom has turned since: to say the same now would book
-        that the other one paid.
+        Also 0 if debtor and creditor have changed places since: the same report now would
+        book a payment by the other party.
         """
         amount, by_peer = self._theirs.get(peer, (0, False))
         balance = self._ledger.balance(peer)
@@ -197,7 +197,7 @@ class Payments:
         return off_books.is_over(payment, self._booked(peer, is_payer=is_payer))
 
     async def standing(self, peer: bytes) -> PeerAccount | None:
-        """Ask a peer how this node's account stands there; None where it does not say."""
+        """Ask a peer for the state of this node's account there; None where it does not answer."""
         try:
             return await self._meet(peer)
         except XscError as fault:

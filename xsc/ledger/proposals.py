@@ -107,7 +107,7 @@ class Proposals:
 
         Args:
             xid: 16 bytes; the same ones book the same entry, once.
-            debtor: who signed the voucher.
+            debtor: the node that signed the voucher.
             amount_micro: the voucher's amount less what is settled already.
             lease_id: the voucher's.
             voucher: the signed voucher.
@@ -117,7 +117,7 @@ class Proposals:
             EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent.
             CreditExceeded: the limit would be passed; nothing is written.
             ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
-            ArgumentInvalid: another amount than is left, or the xid stands for another entry.
+            ArgumentInvalid: another amount than is left, or another entry has this xid.
         """
         if len(xid) != XID_BYTES:
             raise ArgumentInvalid(f"an xid has {XID_BYTES} bytes, this has {len(xid)}")
@@ -144,12 +144,12 @@ class Proposals:
         voucher: Signed[Voucher],
     ) -> tuple[int, bool]:
         """Return the entry to propose, and whether it is the one asked for."""
-        book, me = self._chain.state, self._key.node_id
+        state, me = self._chain.state, self._key.node_id
         if debtor == me:
             raise ArgumentInvalid("a node has no account with itself")
         if not 0 < amount_micro <= AMOUNT_MAX:
             raise ArgumentInvalid("an amount is from 1 to 2^63 - 1 micro-credits")
-        if (known := book.entries.get((me, xid))) is not None:
+        if (known := state.entries.get((me, xid))) is not None:
             written = self._chain.own(known.seq).record
             wanted = ("post", debtor, amount_micro, lease_id, voucher.id)
             if wanted != (
@@ -161,15 +161,15 @@ class Proposals:
             ):
                 raise ArgumentInvalid("this xid stands for another entry already")
             return known.seq, True
-        if (busy := book.open_under(debtor, lease_id)) is not None:
+        if (busy := state.open_under(debtor, lease_id)) is not None:
             return busy, False
-        if debtor not in book.limits:
+        if debtor not in state.limits:
             await self._chain.extend(self._limit("open", debtor, self._starter_limit))
         post = post_half(
             creditor=me,
             debtor=debtor,
-            seq=book.next_seq,
-            prev=book.head,
+            seq=state.next_seq,
+            prev=state.head,
             xid=xid,
             amount_micro=amount_micro,
             lease=lease_id,
@@ -208,30 +208,30 @@ class Proposals:
 
     async def _void(self, seq: int) -> None:
         """Withdraw an own entry, unless another answer came in the meantime."""
-        book = self._chain.state
-        if seq not in book.open:
+        state = self._chain.state
+        if seq not in state.open:
             return
         void = void_half(
             self._chain.own(seq).record,
-            seq=book.next_seq,
-            prev=book.head,
+            seq=state.next_seq,
+            prev=state.head,
             xid=self._entropy.token(XID_BYTES),
             created_ms=self._clock.now_ms(),
         )
         await self._chain.extend(sign(void, self._key, self._network))
 
     async def _conclude(self, half: Signed[Half], counter: Signed[Half]) -> None:
-        """Take the debtor's answer to the book, unless it is there already."""
-        book, seq = self._chain.state, half.record.seq
-        if seq not in book.open:
+        """Write the debtor's answer, unless it is there already."""
+        state, seq = self._chain.state, half.record.seq
+        if seq not in state.open:
             return
         if (refusal := check_counter(half, counter)) is not None:
             raise ReceiptInvalid(f"the peer's half does not fit: {refusal.sentence}")
-        if (refusal := check_chain(book, counter)) is not None:
+        if (refusal := check_chain(state, counter)) is not None:
             await self._chain.keep_fork(counter)
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
         await self._chain.write([(key_of(OTHER, seq), counter.raw)])
-        settle(book, half.record, counter)
+        settle(state, half.record, counter)
         self._chain.on_change()
 
     async def on_propose(
@@ -246,16 +246,16 @@ class Proposals:
 
     async def _accept(self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher]) -> bytes:
         """Return this node's signed half to a creditor's, writing both unless it is known."""
-        book = self._chain.state
+        state = self._chain.state
         told = self._chain.incarnation_of(caller)
         refusal = (
-            check_proposal(book, half, caller, voucher)
+            check_proposal(state, half, caller, voucher)
             or check_incarnation(told, half)
             or self._check_payment(caller, voucher.record)
         )
         if refusal is not None:
             if refusal.code == "exists":
-                return self._chain.read(HALF, book.entries[caller, half.record.xid].seq)
+                return self._chain.read(HALF, state.entries[caller, half.record.xid].seq)
             if refusal.code == "conflict":
                 await self._chain.keep_conflict(half, told)
             if refusal.code == "fork":
@@ -267,7 +267,7 @@ class Proposals:
                 raise CreditExceeded(refusal.sentence)
             raise EntryRefused(refusal.sentence)
         answer = counter_half(
-            half, seq=book.next_seq, prev=book.head, created_ms=self._clock.now_ms()
+            half, seq=state.next_seq, prev=state.head, created_ms=self._clock.now_ms()
         )
         own = sign(answer, self._key, self._network)
         await self._chain.extend(own, voucher, initiator=half)

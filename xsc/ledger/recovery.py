@@ -1,8 +1,8 @@
-"""Begins a ledger anew out of what its peers hold of it.
+"""Plans a new incarnation of a ledger from the entries that its peers hold.
 
-An entry that moves something stands at both parties, so the peers together show
-all that counts, but for what a silent one holds or a dishonest one hides. That is
-listed as unproven, by what the directory head says, and taken when it is shown.
+Both parties keep an entry that books something, so the peers together show the whole
+ledger, except for what a silent peer holds or a dishonest one hides. The directory head
+says how much that is; it is listed as unproven, and taken when it is shown.
 Laws: docs/design/ledger.md.
 """
 
@@ -26,7 +26,7 @@ from xsc.terms.voucher import Voucher
 
 @dataclass(frozen=True, slots=True)
 class Old:
-    """A half of an incarnation before, the other party's, and the voucher under them."""
+    """A half of an earlier incarnation, the other party's half, and their voucher."""
 
     half: Signed[Half]
     other: Signed[Half]
@@ -47,7 +47,7 @@ def check_shown(item: Mapping[str, Value], *, peer: bytes, me: bytes, network: b
 
 
 def known_entries(rows: StoredRows, *, network: bytes) -> list[Old]:
-    """Return the settled entries of the own book.
+    """Return the settled entries of the own ledger.
 
     Raises:
         PeerError, LimitError: a row is damaged.

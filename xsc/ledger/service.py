@@ -20,7 +20,7 @@ from xsc.ledger.audit import replay
 from xsc.ledger.chain import OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.exchange import HEAD, HISTORY, HistoryExchange
-from xsc.ledger.incarnation import Incarnation, Noted
+from xsc.ledger.incarnation import Noted
 from xsc.ledger.proposals import PROPOSE, CheckConsent, Proposals, no_payments
 from xsc.ledger.state import digest
 from xsc.ledger.statement import (
@@ -104,12 +104,7 @@ class LedgerService:
         return self.chain.state.limits.get(peer, self._starter_limit)
 
     def credit_left(self, peer: bytes) -> int:
-        """Return the micro-credits that the peer may still come to owe.
-
-        Entries that it has not answered count against it, and so does what those
-        owe with whom it shares its credit. Negative after its limit was lowered
-        below its debt.
-        """
+        """Return the micro-credits that the peer may still come to owe; can be negative."""
         return credit_left(self.chain.state, peer, self.limit(peer), self._shares_with(peer))
 
     def shares_with(self, peer: bytes) -> Sequence[bytes]:
@@ -124,10 +119,6 @@ class LedgerService:
         """Return what was settled under a lease in all that one party owes the other for."""
         return self.chain.state.settled_under(lease_id, debtor=debtor, creditor=creditor)
 
-    def pending(self) -> int:
-        """Return how many own entries their debtors have not answered."""
-        return len(self.chain.state.open)
-
     def head(self) -> tuple[int, bytes]:
         """Return the length of the own chain and the id of its last half."""
         return self.chain.state.next_seq, self.chain.state.head
@@ -139,10 +130,6 @@ class LedgerService:
     def settled_entries(self) -> int:
         """Return how many entries both parties have signed."""
         return sum(len(halves) for halves in self.chain.state.seen.values())
-
-    def incarnation(self) -> Incarnation | None:
-        """Return what the chain was restarted with; None in the first incarnation."""
-        return None if self.chain.restart is None else self.chain.restart.incarnation.record
 
     def noted(self) -> Noted:
         """Return the account with each peer, for the own directory."""

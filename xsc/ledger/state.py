@@ -1,9 +1,9 @@
-"""What the halves of one node's chain add up to.
+"""The state of a ledger: balances, limits and open entries that follow from its halves.
 
-The state follows from the chain, the counter-halves, and what an incarnation takes
-along alone: replayed it comes out equal to the last bit (`digest`). It is changed in
-place, because copying it for each of a hundred thousand halves would make a
-replay quadratic; nothing here refuses, `xsc.ledger.validation` has done so.
+The state follows from the chain, the counter-halves and what an incarnation carries over
+only: a replay gives the same state (`digest`). It is changed in place, because copying it
+for each of a hundred thousand halves would make a replay quadratic. Nothing is checked
+here; `xsc.ledger.validation` has done so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A peer's half that stands beside one of ours."""
+    """A peer's half of an entry in this ledger."""
 
     id: bytes
     prev: bytes
@@ -66,7 +66,7 @@ class LedgerState:
     entries: dict[tuple[bytes, bytes], Known] = field(default_factory=dict)
     """By initiator and xid."""
     seen: dict[bytes, dict[int, Seen]] = field(default_factory=dict)
-    """Per peer, its halves that stand beside ours, by its sequence number."""
+    """Per peer, its halves of entries in this ledger, by its sequence number."""
     first_seq: int = 0
     """Of the present incarnation."""
     noted: dict[bytes, int] = field(default_factory=dict)
@@ -108,8 +108,8 @@ class LedgerState:
     def exposure(self, peer: bytes) -> int:
         """Return what the peer owes at most. It must keep its limit.
 
-        That is what is settled, what is unanswered, and what is unproven: who hides a debt
-        gains no credit by it.
+        That is the sum of what is settled, unanswered and unproven: hiding a debt gains no
+        credit.
         """
         unproven = max(0, self.unproven_micro(peer))
         return self.balances.get(peer, 0) + self.open_micro(peer) + unproven

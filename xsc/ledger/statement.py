@@ -21,7 +21,7 @@ Direction: TypeAlias = Literal["in", "out", "-"]
 
 @dataclass(frozen=True, slots=True)
 class EntryRow:
-    """One entry as this node's book shows it."""
+    """One entry as this node's ledger shows it."""
 
     seq: int
     kind: EntryKind
@@ -38,7 +38,7 @@ class EntryRow:
 
 @dataclass(frozen=True, slots=True)
 class StatementRow:
-    """How things stand with one peer."""
+    """The account with one peer."""
 
     peer: bytes
     balance_micro: int

@@ -8,13 +8,13 @@ it gives the same answer (L-3, L-5 and P-1 of the ledger's laws):
 - `check_own_next`: may this half follow at the end of the own chain? It judges
   new halves and, in `xsc.ledger.audit`, those read back from the store.
 
-The limit is the creditor's: nobody comes to owe it more than it allowed. The
-debtor needs none, because it answers only for what its own voucher says.
+The creditor checks the limit: no node comes to owe it more than it allowed. The debtor
+needs no limit, because it answers only for what its own voucher says.
 
-Whatever a debtor refuses once it must refuse for ever, because the creditor
-withdraws the entry and a late copy of it may still arrive: what is settled
-under a lease never falls, what was seen of a chain is never forgotten. The
-overflow alone can pass; it is no refusal but an error to be tried again.
+A refusal of a debtor must be final, because the creditor withdraws the entry and a late
+copy of it may still arrive. So what is settled under a lease never falls, and what was
+seen of a chain is never forgotten. Only an overflow can be temporary; it is not a refusal
+but an error after which the creditor tries again.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def check_proposal(
 
 
 def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
-    """Check a peer's half against those of the same chain that stand beside ours.
+    """Check a peer's half against the halves of the same chain in this ledger.
 
     Two signed halves in one place prove that their author keeps two chains.
     Others of its halves are unknown here, so only neighbours can be compared.
@@ -218,7 +218,7 @@ def check_own_next(
     voucher: Signed[Voucher] | None = None,
     initiator: Signed[Half] | None = None,
 ) -> Refusal | None:
-    """Return why a half cannot stand next in the own chain; None where it can.
+    """Return why a half cannot be the next of the own chain; None where it can.
 
     Args:
         state: what all halves before it add up to.

@@ -3,20 +3,20 @@
 Providers ask a price a quantum; the lowest price / quality wins, one provider a
 failure domain, and each winner is paid the most that it could have asked and
 still won (docs/design/market.md, A3: with six winners, the seventh bid sets the price).
-Where no further bid stands behind a winner, it is paid the reserve, which bids
-above it do not pass. At one reserve these rules hold:
+A winner without a next bid is paid the reserve; bids above the reserve are ignored.
+At one reserve these rules hold:
 
 R-1 winners are in distinct domains.      R-4 a loser that sets no price changes none.
 R-2 nobody is paid less than it asked.    R-5 nobody is paid more than the reserve.
 R-3 no other ask than one's own gains.    R-6 the same bids and seed give the same winners.
 
 The reserve is what the buyer itself asks for such capacity, whatever others bid. It is
-raised in steps, to the most that the buyer pays, only while fewer win than could. Who is
-needed for that can gain by asking for more than its cost, and nobody else
+raised in steps, to the most that the buyer pays, only while fewer win than could. A
+provider that is needed for that can gain by asking for more than its cost, and no other
 (docs/adr/0074-reserve-price.md). A provider that recognises the buyer has posted its
 price, and is paid that.
 
-Who is asked for bids, and what to do when too few win, is the service's business.
+`xsc.market.buyer` decides which nodes are asked for bids, and what to do when too few win.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
     ranked = sorted(
         (bid for bid in bids if bid.price <= price_max), key=lambda bid: order_of(bid, seed)
     )
-    # In a domain the best bid stands for it; the second best limits what that may be paid.
+    # The best bid of a domain takes part for it; the second best limits what that is paid.
     seconds: dict[bytes, Bid] = {}
     best: dict[bytes, Bid] = {}
     for bid in ranked:
@@ -136,7 +136,7 @@ def expensive(leases: Iterable[PricedLease], winners: Sequence[Winner]) -> froze
     """Return the leases that cost more than DEAR_PPM of what the same would cost now.
 
     That is what their node would be paid by an auction for as many hosts, or, where it would
-    not win, the dearest of those that would; where fewer would win, it is needed.
+    not win, the most that a winner would be paid; where fewer would win, it is needed.
 
     Args:
         leases: those at hand.

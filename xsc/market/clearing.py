@@ -1,13 +1,12 @@
-"""Who gets how much when several customers ask a provider in one window.
+"""Divides capacity among the customers that ask a provider in one window.
 
-While everything fits, everybody gets what it asks for; the division rule is
-asked only where it does not. A customer counts once, however many leases it
-asks for, so that asking in pieces gains nothing. A grant below the least useful
-quantity helps nobody: it is refused, and what it would have taken goes to the
-others. Credit bounds a grant before capacity does.
+While everything fits, each customer gets what it asks for. Otherwise the division rule
+decides. A customer counts once, however many leases it asks for, so that asking in pieces
+gains nothing. A grant below its least useful quantity is refused, and the others divide
+what it would have taken. Credit bounds a grant before capacity does.
 
-Where nothing else decides, lots do: hashes of ids under a salt that the provider
-draws once the window has closed. Customers make their ids, and come when they like.
+Ties are broken by lot: by hashes of ids under a salt that the provider draws once the
+window has closed. Customers choose their ids and the time of their requests.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ class Clearing:
 
 
 def lot(salt: bytes, chosen_id: bytes) -> bytes:
-    """Return what stands for an id where ids decide."""
+    """Return the hash that replaces an id where ids decide."""
     return tagged_sha256("clearing/lot", salt, chosen_id)
 
 
 def by_lot(asks: Sequence[Ask], salt: bytes) -> list[Ask]:
-    """Return the asks in an order that nobody chose."""
+    """Return the asks in an order that no customer can choose."""
     return sorted(asks, key=lambda ask: lot(salt, ask.lease_id))
 
 

@@ -58,7 +58,7 @@ class LeaseTerms:
     start_ms: int
     end_ms: int
     renewals: int = 0
-    """How often it was renewed; what stands here is as of the last time."""
+    """How often it was renewed; all terms are those of the last time."""
     renewed_ms: int = 0
     """When that was; 0: never."""
     base_quantity: int = 0
@@ -80,7 +80,7 @@ class LeaseUse:
     """When bytes were last held or given back, or the lease was granted."""
     held_bytes: int = 0
     epoch: int = 0
-    """Storage: the epoch, counted from the start, up to which `used` stands."""
+    """Storage: the epoch, counted from the start, up to which `used` is counted."""
     peak_bytes: int = 0
     """Storage: the most bytes held in that epoch."""
     used: int = 0
@@ -122,7 +122,7 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
         off_books_lease(request.provider, request.customer),
         off_books_lease(request.customer, request.provider),
     ):
-        return "the lease id stands for payments off the books"
+        return "the lease id is reserved for payments off the books"
     if request.provider != quote.provider or request.customer != quote.customer:
         return "the request is between other nodes than its quote"
     if request.kind != quote.kind:

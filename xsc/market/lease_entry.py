@@ -77,7 +77,7 @@ class LeaseEntry:
         return sum(quantity for _, quantity in self.promised)
 
     def promise(self, quantity: int, now_ms: int) -> None:
-        """Take note of what was handed out; of storage, by the time, not one by one."""
+        """Record what was handed out; of storage, in steps of time, not one by one."""
         until_ms = now_ms + PROMISE_MS
         if self.terms.kind == "storage" and self.promised:
             last_ms, before = self.promised[-1]

@@ -1,12 +1,11 @@
-"""Near the data: among offers of about one price, the one that spares most bytes.
+"""Data locality: among offers of about one price, prefers the one that saves most bytes.
 
-A provider that holds shards of a job's inputs, or its module, need not be sent
-them. That is worth a little money, never a provider: offers above the reserve,
-or over NEAR_PRICE_PPM of the best price for quality, are not looked at.
-Of the others the one that saves most bytes wins, then the best price for quality,
-then as in any auction (`xsc.market.auction`). The winner is paid as there: the
-most that it could have asked and still won. Choosing never turns against who asks
-less, so that price is found by halving.
+A provider that holds shards of a job's inputs, or its module, need not be sent them. That
+is worth a little money: offers above the reserve, or above NEAR_PRICE_PPM of the best
+price for quality, are ignored. Of the others the one that saves most bytes wins, then the
+best price for quality, then as in any auction (`xsc.market.auction`). The winner is paid
+as there, the most that it could have asked and still won. A lower ask never loses where a
+higher one wins, so that price is found by bisection.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def near_reserve(bids: Sequence[Bid], own_price: int, price_max: int) -> int:
 def choose(
     bids: Sequence[Bid], saved: Mapping[bytes, int], price_max: int, *, seed: bytes = b""
 ) -> Winner | None:
-    """Return who runs a job and what it is paid; None where nobody offers within the reserve.
+    """Return the provider of a job and what it is paid; None without an offer in the reserve.
 
     Args:
         bids: at most one a node, in any order; a lease at hand bids its agreed price.

@@ -43,7 +43,7 @@ class Credit(Protocol):
     ) -> int:
         """Book `amount_micro` more under a lease and return what is settled of it in all.
 
-        The same `xid` (16 bytes) with the same amount books once, however often it is asked for.
+        Calls with the same `xid` (16 bytes) and amount book once.
 
         Raises:
             CreditExceeded, EntryRefused, PeerSilent: nothing is booked yet; ask again.
@@ -63,7 +63,7 @@ class Quality(Protocol):
         """Return the peer's score, 0 to 1 000 000."""
 
     def report(self, peer: bytes, what: str) -> None:
-        """Take note that the peer gave a plainly wrong answer."""
+        """Count a plainly wrong answer of the peer."""
 
     async def probe_unknown(self) -> None:
         """Probe the peers that were not probed since the start."""
@@ -73,7 +73,7 @@ class Quality(Protocol):
 
 
 class Standing(Protocol):
-    """Whom this node recognises, and who recognises it."""
+    """Recognition between this node and its peers."""
 
     def tier(self, peer: bytes) -> Tier:
         """Return the tier on which the peer is served."""
@@ -116,7 +116,7 @@ class Need:
 
 
 class Divide(Protocol):
-    """The division rule: who gets how much of a capacity."""
+    """The division rule: divides a capacity among claims."""
 
     def __call__(self, capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
         """Return an amount for each id, at most its need, in all at most the capacity."""

@@ -117,9 +117,9 @@ def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
     if renewed:
         return "a renewal costs what the provider posts on that day to this customer"
     if quote.tier != "open":
-        return "who recognises its customer is paid what it has posted, whatever others ask"
+        return "a provider that recognises its customer is paid what it has posted"
     if price == quote.price:
-        return "it is what the provider asked: nobody behind it, and no reserve, stood higher"
+        return "it is what the provider asked: no next bid and no reserve was higher"
     return (
         "the auction pays the most that the provider could have asked and still won: what the "
         "next one asked, or else the reserve, which is the customer's own price"
@@ -127,7 +127,7 @@ def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
 
 
 def domain_of(quote: Quote) -> bytes:
-    """Return the failure domain: the site, else who runs it, else the node by itself."""
+    """Return the failure domain: the site, else the owner, else the node by itself."""
     if quote.site:
         return b"site/" + quote.site.encode()
     if quote.owner:

@@ -1,11 +1,10 @@
-"""When a lease of storage is renewed, by what right, and what it comes to.
+"""The rules of renewal: when a lease of storage is renewed, for how long and at what price.
 
-A lease keeps its id for as long as it is renewed, and with it all that lies under
-it. A renewal closes the account so far (`base_quantity` byte-epochs for
-`base_micro`, signed by both) and goes on counting from there at the provider's
-present price; so one line of cumulative vouchers runs through all terms, and
-nothing is paid twice. Renewals are counted, and each needs the second half of
-the term before: the same request, or a late one, extends nothing.
+A renewed lease keeps its id, and so the bytes stored under it. A renewal closes the
+account so far (`base_quantity` byte-epochs for `base_micro`, signed by both) and counts on
+at the provider's present price. So one sequence of cumulative vouchers covers all terms,
+and nothing is paid twice. Renewals are numbered, and each is granted in the second half of
+the term before only: the same request, or a late one, extends nothing.
 
 A check returns the first rule that is broken, as a sentence, or None.
 """
@@ -160,7 +159,7 @@ def reconciled(
     """Return a customer's use once its provider said that it counts less.
 
     A deletion whose answer got lost leaves the customer's count too high, and then no
-    voucher and no account of it fits. Who counts less for itself is believed.
+    voucher and no account of it fits. A provider that counts less for itself is believed.
     """
     use = advance(terms, use, now_ms)
     if used + tolerance(terms) >= use.used and held_bytes >= use.held_bytes:

@@ -2,7 +2,7 @@
 
 As a customer it asks at half-life, each lease at a moment of its own, and takes
 along whatever else can be renewed at the same host: one call, one sync on either
-side. What is refused is asked for again; why it was is kept for whoever asks.
+side. Refused renewals are asked for again; the last reason is kept and shown.
 As a provider it answers a request that it granted already with what it signed
 then. The rules are in `renewal`.
 """
@@ -61,7 +61,7 @@ SILENT = "the host is silent"
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnd:
-    """When a lease that this node took ends as things stand."""
+    """The present end of a lease that this node took."""
 
     node: bytes
     end_ms: int

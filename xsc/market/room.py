@@ -1,9 +1,8 @@
-"""How much of what is free one customer may have reserved and not used.
+"""Limits what one customer may have reserved and not used, to a share of what is free.
 
-A share of what is free, smaller for those whom the node does not recognise; these
-have a share together as well. So whoever comes next still finds room, however much
-others reserve and however many leases they take. What is used is no matter of
-shares: it is paid for.
+The share is smaller for customers that the node does not recognise; these have a share
+together as well. So the next customer still finds room, however much others reserve and
+however many leases they take. Used capacity is paid for, and not limited by shares.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amou
     assert (done.silent, done.unproven) == ((b.id,), {b.id: -70})
     assert (a.ledger.balance(b.id), a.ledger.balance(c.id)) == (0, 500)
     assert (a.ledger.limit(c.id), a.ledger.credit_left(c.id)) == (777, 277)
-    began = a.ledger.incarnation()
+    began = a.ledger.chain.restart.incarnation.record
     last = c.ledger.entries(limit=1)[0]
     assert (began.proven_seq, began.proven) == (
         4,
@@ -344,7 +344,7 @@ async def test_an_open_entry_is_given_up_and_comes_back_as_a_claim_where_it_was_
         await collect(a, b, 100, xid=1)
     circle.fate = lambda: "pass"
     await a.ledger.restart([b.id, c.id], Noted())  # a home of the past, as after a backup
-    assert (a.ledger.balance(b.id), a.ledger.pending()) == (100, 0)
+    assert (a.ledger.balance(b.id), len(a.ledger.chain.state.open)) == (100, 0)
     assert await collect(a, b, 100, xid=1) == 100
     await sound(circle)
 
@@ -486,7 +486,7 @@ def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
 
 async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
     await a.come_back()
-    began = a.ledger.incarnation()
+    began = a.ledger.chain.restart.incarnation.record
     paid = voucher(b, a, 7, lease=5)
     post = post_half(
         creditor=a.id,
