@@ -257,7 +257,7 @@ def _grow(interval: Interval, event: Event) -> tuple[Event, tuple[int, int]]:
 
 def tick(interval: Interval, event: Event) -> Event:
     """Return the tree with one more event of the interval's owner: fill, else grow."""
-    assert interval != 0, "who owns no interval records no event"
+    assert interval != 0, "an event needs an interval"
     filled = _fill(interval, event)
     if filled != event and height(own_part(interval, filled)) < FILL_END:
         return filled
@@ -287,7 +287,7 @@ def own_part(interval: Interval, event: Event) -> Event:
 class Stamp:
     """What a record says of its place in causality: a domain and an event tree.
 
-    It has no interval: whoever got one could count in its author's name.
+    It has no interval: its receiver could count in the author's name with one.
     """
 
     domain: bytes

@@ -38,6 +38,8 @@ RELAYS_MAX = 2
 PAGE_BYTES = 1 * MIB
 """Records of one answer; one more can come on top."""
 PAGE_RECORDS = 1_000
+ASKED_RECORDS_MAX = 256
+"""Paths of one request for records by their paths."""
 ANSWER_BYTES_MAX = 16 * MIB
 """One answer with the proofs of its heads."""
 DEBOUNCE_MS = 100

@@ -1,7 +1,7 @@
 """What replicas ask each other, as plain values; see docs/design/space.md, S1 to S5.
 
-Readers refuse what is malformed. Records and heads inside are envelopes, which are verified by
-whoever stores them.
+Readers refuse what is malformed. Records and heads inside are envelopes; `xsc.space.sync` verifies
+them before they are stored.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ class SentHead:
     raw: bytes
     proof: Proof
     before: dict[str, int]
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much of an answer this takes."""
+        beside = sum(len(name) + 40 for _, parts in self.proof for name, _ in parts)
+        return len(self.raw) + beside + sum(len(path) + 12 for path in self.before)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class SpaceHead(Record):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A record that was stored, as those are told who wait for it."""
+    """A record that was stored, as watchers are told of it."""
 
     owner: bytes
     path: str

@@ -22,6 +22,7 @@ from xsc.base.peering import Answered, Caller, Handler
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
+    ASKED_RECORDS_MAX,
     CURSORS_MAX,
     HELD_REQUEST_MS_MAX,
     PAGE_BYTES,
@@ -193,7 +194,9 @@ class SpaceSync:
             if page.more:
                 return Answer(answer.records, answer.heads, more=True)
             if page.shown is not None and page.shown.at > cursor.head:
-                answer.heads.append(sent_head(cursor.owner, cursor.prefix, page.shown))
+                head = sent_head(cursor.owner, cursor.prefix, page.shown)
+                answer.heads.append(head)
+                left_bytes -= head.size_bytes
         return answer
 
     @staticmethod
@@ -214,7 +217,7 @@ class SpaceSync:
         del caller, parts
         owner = take_bytes(header, "owner", size=32)
         found = []
-        for path in take_texts(header, "paths", most=PAGE_RECORDS):
+        for path in take_texts(header, "paths", most=ASKED_RECORDS_MAX):
             try:
                 found.append(self._store.get(owner, path).without_large())
             except NotFound:
@@ -448,8 +451,8 @@ class SpaceSync:
             raise RecordInvalid("a listing that was not asked for")
         head = self._open(sent)
         missing = await self._store.repair(owner, prefix, head, sent.proof, rows)
-        for start in range(0, len(missing), PAGE_RECORDS):
-            paths: list[Value] = [*missing[start : start + PAGE_RECORDS]]
+        for start in range(0, len(missing), ASKED_RECORDS_MAX):
+            paths: list[Value] = [*missing[start : start + ASKED_RECORDS_MAX]]
             reply = await self._caller.call(peer, "space.records", {"owner": owner, "paths": paths})
             answer = read_answer(bytes(_body(reply.parts)))
             await self._store_records(peer, answer.records, [subscription])
