@@ -39,6 +39,7 @@ from xsc.market.lease import (
     status,
     storage_due,
     terms_of,
+    tolerance,
     with_voucher,
 )
 from xsc.terms.lease import Lease, LeaseRequest
@@ -396,6 +397,10 @@ def test_an_order_must_still_arrive_in_time():
 def test_the_half_is_that_of_the_present_term():
     renewed = replace(STORAGE, renewals=1, renewed_ms=T0 + 100, end_ms=T0 + 300)
     assert (half_ms(renewed), half_ms(replace(STORAGE, end_ms=T0 + 300))) == (T0 + 200, T0 + 150)
+
+
+def test_clocks_differ_over_storage_alone():
+    assert (tolerance(STORAGE), tolerance(COMPUTE)) == (STORAGE.quantity, 0)
 
 
 def test_one_micro_credit_settles():

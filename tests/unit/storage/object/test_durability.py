@@ -115,6 +115,12 @@ def test_what_stays_counts_for_its_site_and_its_owner():
     assert plan_around(owned, bounds, 6, 2, Survival(0, 0, 1)) == (2, 0, 2, 2)
 
 
+def test_a_column_moves_on_where_that_makes_room_for_another():
+    """The first host alone can have one of its site and owner, but then nobody else can."""
+    hosts = (Host(b"1", "a", "x"), Host(b"2", "a", "y"), Host(b"3", "b", "x"))
+    assert plan_around(hosts, ((0, 2),) * 3, 2, 1, Survival(0, 1, 1)) == (0, 1, 1)
+
+
 def test_nodes_of_one_introducer_give_way_to_others():
     hosts = [Host(bytes([n]), "", "", name) for n, name in enumerate("xxxxyzuv")]
     asked = Survival(2, 0, 0, 1)
