@@ -89,7 +89,7 @@ async def stopped(pool: PoolSandbox, given: Job) -> None:
     """Run a job whose process is stopped as soon as it has it."""
     running = asyncio.create_task(pool.run(given))
     await asyncio.sleep(0.002)
-    (busy,) = pool._workers - set(pool._idle)  # noqa: SLF001 - nothing else tells its process
+    (busy,) = pool._workers.alive - set(pool._idle)  # noqa: SLF001 - nothing else tells its process
     os.kill(busy.pid, signal.SIGSTOP)
     await running
 

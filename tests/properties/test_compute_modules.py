@@ -70,7 +70,7 @@ async def test_damaged_modules_leave_the_worker_as_it_was():
     chance = random.Random(20)
     pool = PoolSandbox(1, SteadyClock(), SilentLog())
     await pool.start()
-    (worker,) = pool._workers
+    (worker,) = pool._workers.alive
     ran = 0
     for _ in range(CASES):
         raw = mutated(chance.choice(SMALL), chance)
@@ -88,7 +88,7 @@ async def test_damaged_modules_leave_the_worker_as_it_was():
             ran += 1
             assert result.fuel_used <= 100_000
             assert result.memory_peak_bytes <= 1 << 24
-    assert pool._workers == {worker}
+    assert pool._workers.alive == {worker}
     assert ran > CASES // 10
     await pool.stop()
 
@@ -97,7 +97,7 @@ async def test_damaged_modules_leave_the_worker_as_it_was():
 async def test_valid_modules_by_chance_stay_in_their_limits_and_do_the_same_again():
     pool = PoolSandbox(1, SteadyClock(), SilentLog())
     await pool.start()
-    (worker,) = pool._workers
+    (worker,) = pool._workers.alive
     ends = Counter()
     for seed in range(min(CASES, 150) if CASES <= 500 else CASES):  # each takes ten times as long
         text = module_of(seed)
@@ -111,7 +111,7 @@ async def test_valid_modules_by_chance_stay_in_their_limits_and_do_the_same_agai
             assert one.fuel_used <= 50_000
             assert one.memory_peak_bytes <= 1 << 22
             ends[(one.trap or "done").partition(":")[0]] += 1
-    assert pool._workers == {worker}
+    assert pool._workers.alive == {worker}
     await pool.stop()
     assert {"done", "fuel_exhausted", "module_trapped"} <= set(ends)
     assert all(end == "done" or is_trap(end) for end in ends)

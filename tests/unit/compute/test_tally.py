@@ -30,6 +30,7 @@ from xsc.base.limits import (
 from xsc.base.log import SilentLog
 from xsc.base.tally import Tally, TimeShare
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
+from xsc.compute.worker import admission
 from xsc.compute.worker import compiler as compilers
 from xsc.compute.worker import pool as pools
 from xsc.compute.worker.pool import PoolSandbox
@@ -95,7 +96,7 @@ class Began:
 
 @pytest_asyncio.fixture
 async def pool(monkeypatch):
-    monkeypatch.setattr(pools, "WORKERS_LOST_A_PEER_MAX", 1)
+    monkeypatch.setattr(admission, "WORKERS_LOST_A_PEER_MAX", 1)
     made = PoolSandbox(1, WatchedClock(), SilentLog(), own=b"own")
     await made.start()
     yield made
@@ -111,7 +112,7 @@ async def spinning(pool, customer, given=SPIN):
 
 
 async def send(pool, number):
-    (worker,) = pool._workers
+    (worker,) = pool._workers.alive
     os.kill(worker.pid, number)
 
 
@@ -184,11 +185,11 @@ async def test_what_ends_by_its_own_limit_or_waits_costs_no_worker(pool):
     await asyncio.gather(waiting, held, return_exceptions=True)
     given = replace(SPIN, customer=b"c", limits=replace(SPIN.limits, fuel=1_000))
     assert (await pool.run(given)).trap == "fuel_exhausted"
-    assert pool._losses.wait_ms(b"c", pool._clock.monotonic_ms()) == 0
+    assert pool._admission._losses.wait_ms(b"c", pool._clock.monotonic_ms()) == 0
 
 
 async def test_a_module_that_ended_a_worker_is_refused_to_who_had_it_run(pool, monkeypatch):
-    monkeypatch.setattr(pool, "_losses", Tally(9, WORKERS_LOST_MS))
+    monkeypatch.setattr(pool._admission, "_losses", Tally(9, WORKERS_LOST_MS))
     for number, lose in enumerate((crash, crash_in_line)):
         customer, given = bytes([number]), (SPIN, ADD)[number]
         await lose(pool, customer)
@@ -219,12 +220,12 @@ async def test_a_worker_that_ended_while_it_was_idle_is_nobodys_loss(pool):
     for quick_one in (False, True):
         while quick_one and (ADD.module_hash, "add") not in pool._quick:
             await pool.run(ADD)
-        (worker,) = pool._workers
+        (worker,) = pool._workers.alive
         await send(pool, signal.SIGKILL)
         await worker.pipes.exited
         await until(lambda pipes=worker.pipes: pipes.ended)
         assert (await pool.run(replace(ADD, customer=b"c"))).results == (i32(3),)
-    assert pool._losses.wait_ms(b"c", pool._clock.monotonic_ms()) == 0
+    assert pool._admission._losses.wait_ms(b"c", pool._clock.monotonic_ms()) == 0
 
 
 async def test_a_lost_worker_is_replaced_also_where_its_run_is_given_up(pool, monkeypatch):

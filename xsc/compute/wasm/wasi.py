@@ -209,7 +209,7 @@ def _packed(items: Sequence[str]) -> list[bytes]:
 
 
 class Wasi:
-    """The state of one run."""
+    """The state of one run, with a method for each function of WASI preview 1: hence so many."""
 
     def __init__(
         self,

@@ -32,29 +32,29 @@ class QueuedCall:
     `done` yields its result; or the free worker to run it on alone, None for any worker.
     """
 
-    __slots__ = ("done", "job", "line")
+    __slots__ = ("done", "job", "queue")
 
     def __init__(
         self, job: Job, done: asyncio.Future[SandboxResult | SandboxProcess | None]
     ) -> None:
         self.job = job
         self.done = done
-        self.line: WorkerQueue | None = None
+        self.queue: WorkerQueue | None = None
 
 
 class QueueOwner(Protocol):
     """Is told of events of a queue."""
 
-    def emptied(self, line: WorkerQueue) -> None:
+    def emptied(self, queue: WorkerQueue) -> None:
         """The worker has answered every call."""
 
-    def stalled(self, line: WorkerQueue) -> None:
+    def stalled(self, queue: WorkerQueue) -> None:
         """The first call runs long."""
 
-    def overdue(self, line: WorkerQueue) -> None:
+    def overdue(self, queue: WorkerQueue) -> None:
         """The first call exceeded its time limit."""
 
-    def broken(self, line: WorkerQueue, reason: str) -> None:
+    def broken(self, queue: WorkerQueue, reason: str) -> None:
         """The worker ended, or broke the protocol."""
 
 
@@ -91,7 +91,7 @@ class WorkerQueue:
 
     def give(self, call: QueuedCall) -> None:
         """Queue a call; the worker must be free, or run calls of this queue already."""
-        call.line = self
+        call.queue = self
         self._calls.append(call)
         self._unsent.append(call.job)
         if len(self._calls) == 1:
@@ -115,7 +115,7 @@ class WorkerQueue:
         """Return the calls behind the first; the worker's answers to them are ignored."""
         waiting = [self._calls[place] for place in range(1, len(self._calls))]
         for place, call in enumerate(waiting, 1):
-            call.line = None
+            call.queue = None
             gone = QueuedCall(call.job, self._loop.create_future())
             gone.done.cancel()
             self._calls[place] = gone

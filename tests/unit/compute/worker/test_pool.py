@@ -47,7 +47,7 @@ async def _known(pool):
 
 
 def pids(pool):
-    return [worker.pid for worker in pool._workers]
+    return [worker.pid for worker in pool._workers.alive]
 
 
 async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
@@ -65,7 +65,7 @@ async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
 
 async def test_a_worker_that_does_not_answer_is_killed_at_the_deadline(pool):
     await pool.run(SPIN_1)
-    (worker,) = pool._workers
+    (worker,) = pool._workers.alive
     os.kill(worker.pid, signal.SIGSTOP)
     result = await pool.run(job("endless", "spin", timeout_ms=20))
     assert (result.trap, result.fuel_used) == ("time_exceeded", 0)
@@ -248,8 +248,8 @@ async def test_code_comes_with_the_job_and_leaves_nothing_behind(tmp_path):
         busy = pool._idle.pop(0)  # so that it is the other one's turn
         assert (await pool.run(ADD)).results == (i32(3),)
         pool._release(busy)
-    assert sorted(len(worker.seen) for worker in pool._workers) == [1, 1]
-    assert [os.fstat(worker.mailbox._handle).st_blocks for worker in pool._workers] == [0, 0]
+    assert sorted(len(worker.seen) for worker in pool._workers.alive) == [1, 1]
+    assert [os.fstat(worker.mailbox._handle).st_blocks for worker in pool._workers.alive] == [0, 0]
     assert pids(pool) == before
     assert pool.describe()["compiled"] == 1
     await pool.stop()
@@ -275,7 +275,7 @@ async def test_code_that_a_worker_refuses_is_not_left_in_memory():
     pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=command)
     await pool.start()
     before = pids(pool)
-    (worker,) = pool._workers
+    (worker,) = pool._workers.alive
     with pytest.raises(SandboxFailed, match="refuses code"):
         await pool.run(ADD)
     assert os.fstat(worker.mailbox._handle).st_blocks == 0
@@ -307,7 +307,7 @@ async def test_a_worker_whose_code_cannot_be_brought_takes_the_next_job():
 
 async def test_a_worker_for_whose_code_there_is_no_memory_is_replaced(pool):
     before = pids(pool)
-    (worker,) = pool._workers
+    (worker,) = pool._workers.alive
     worker.mailbox.close()
     with pytest.raises(SandboxFailed, match="before the job began"):
         await pool.run(ADD)
@@ -421,7 +421,7 @@ async def test_where_one_worker_does_not_start_no_other_is_left(tmp_path):
     with pytest.raises(SandboxFailed, match="does not start"):
         await pool.start()
     await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
-    assert pool._workers == set()
+    assert pool._workers.alive == set()
 
 
 async def test_who_has_one_job_waits_for_one_of_each_other_and_not_for_all(pool):

@@ -61,7 +61,7 @@ def give(pool, jobs):
 
 
 def pids(pool):
-    return [worker.pid for worker in pool._workers]
+    return [worker.pid for worker in pool._workers.alive]
 
 
 def in_lines(pool):
@@ -231,7 +231,7 @@ async def test_a_worker_that_breaks_the_protocol_of_calls_is_ended(answer):
     command = (sys.executable, "-I", "-c", LIAR.replace("ANSWER", answer))
     pool = PoolSandbox(1, SteadyClock(), SilentLog(), command=command)
     await pool.start()
-    (before,) = pool._workers
+    (before,) = pool._workers.alive
     quick = job("add", "add", i32(1), i32(2))
     assert (await pool.run(quick)).fuel_used == 1
     (end,) = await asyncio.gather(*give(pool, [quick]))
