@@ -66,7 +66,7 @@ class ChainEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class ReplayResult:
     """What a replay found."""
 
     state: LedgerState
@@ -140,7 +140,7 @@ def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
     raise RecordInvalid(f"not a signed {kind.KIND} of this network")
 
 
-def replay(rows: StoredRows, *, me: bytes, network: bytes, signatures: bool) -> Audit:
+def replay(rows: StoredRows, *, me: bytes, network: bytes, signatures: bool) -> ReplayResult:
     """Return what the rows add up to.
 
     Args:
@@ -182,7 +182,7 @@ def replay(rows: StoredRows, *, me: bytes, network: bytes, signatures: bool) -> 
     for key, raw in rows.conflicts.items():
         _check_conflict(key, raw, network, signatures=signatures)
     settled = sum(len(halves) for halves in state.seen.values())
-    return Audit(state, settled, len(rows.conflicts))
+    return ReplayResult(state, settled, len(rows.conflicts))
 
 
 def _in_turn(rows: StoredRows) -> list[tuple[int, int]]:

@@ -49,7 +49,7 @@ from xsc.terms.quote import Kind
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _PendingRequest:
     """A lease request in the present window."""
 
     request: Signed[LeaseRequest]
@@ -81,9 +81,9 @@ class LeaseGranter:
         self._headroom = headroom
         self._divide = ports.divide
         self._labels = settings.labels
-        self._waiting: dict[bytes, tuple[_Waiting, asyncio.Future[bytes]]] = {}
+        self._waiting: dict[bytes, tuple[_PendingRequest, asyncio.Future[bytes]]] = {}
         """The requests of the present windows and their leases, by lease."""
-        self._windows: Gather[Kind, _Waiting, bytes] = Gather(
+        self._windows: Gather[Kind, _PendingRequest, bytes] = Gather(
             self._clear_window,
             pause=lambda: self._clock.sleep_ms(CLEARING_WINDOW_MS),
             spawn=self._open_window,
@@ -135,7 +135,7 @@ class LeaseGranter:
                 raise RecordInvalid("another request has the same lease id")
         else:
             self._check_request(request.record)
-            waiting = _Waiting(request, raw)
+            waiting = _PendingRequest(request, raw)
             granted = self._windows.submit(kind, waiting)
             granted.add_done_callback(lambda _: self._waiting.pop(lease_id))
             self._waiting[lease_id] = waiting, granted
@@ -186,7 +186,7 @@ class LeaseGranter:
             self._log.error("market.clearing_failed", fault=repr(fault))
 
     async def _clear_window(
-        self, kind: Kind, waiting: Sequence[_Waiting]
+        self, kind: Kind, waiting: Sequence[_PendingRequest]
     ) -> Sequence[bytes | XscError]:
         try:
             outcome = self._clear(kind, waiting)
@@ -195,7 +195,9 @@ class LeaseGranter:
             raise NoOffers("the provider could not grant leases") from fault
         return [outcome[item.request.record.lease_id] for item in waiting]
 
-    def _clear(self, kind: Kind, waiting: Sequence[_Waiting]) -> dict[bytes, bytes | XscError]:
+    def _clear(
+        self, kind: Kind, waiting: Sequence[_PendingRequest]
+    ) -> dict[bytes, bytes | XscError]:
         """Return the signed lease, or why there is none, by lease id."""
         now_ms = self._clock.now_ms()
         salt = self._entropy.token(NONCE_BYTES)

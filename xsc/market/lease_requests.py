@@ -25,7 +25,7 @@ LEASE: Final = "market.lease"
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _SentRequest:
     """A lease that this node asked for."""
 
     request: LeaseRequest
@@ -48,7 +48,7 @@ class LeaseRequests:
         self._store = store
         self._quotes = quotes
         self._quality = ports.quality
-        self._unheard: dict[tuple[Kind, bytes], _Asked] = {}
+        self._unheard: dict[tuple[Kind, bytes], _SentRequest] = {}
         """By kind and provider, the newest request whose answer was lost: it can be granted."""
 
     async def lease(
@@ -69,7 +69,7 @@ class LeaseRequests:
             start_ms=now_ms,
             end_ms=now_ms + rules.LENGTH_MS[kind],
         )
-        asked = _Asked(
+        asked = _SentRequest(
             request, sign(request, self._key, self._network).raw, domain_of(quote.record)
         )
         # Whatever the answer, the next quote is to say what is left afterwards.
@@ -105,7 +105,7 @@ class LeaseRequests:
                 except XscError as fault:
                     self._log.info("market.no_lost_lease", peer=short(at[1]), code=fault.code)
 
-    async def _granted(self, asked: _Asked) -> LeaseEntry:
+    async def _granted(self, asked: _SentRequest) -> LeaseEntry:
         """Return the lease that a provider grants on a request, kept; the same one each time.
 
         Raises:

@@ -60,7 +60,7 @@ SILENT = "the host is silent"
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseEnd:
+class LeaseExpiry:
     """The present end of a lease that this node took."""
 
     node: bytes
@@ -259,18 +259,18 @@ class Renewals:
         entry.use = use
         self._store.save(entry)
 
-    def end_of(self, lease_id: bytes) -> LeaseEnd | None:
+    def end_of(self, lease_id: bytes) -> LeaseExpiry | None:
         """Return when a lease that this node took ends, and why it was not renewed."""
         entry = self._store.get("customer", lease_id)
         if entry is None:
             return None
         if entry.denial is not None:
             denied = open_signed(entry.denial, LeaseDenial, network=self._network).record
-            return LeaseEnd(entry.peer, min(denied.denied_ms, entry.terms.end_ms), REASON)
+            return LeaseExpiry(entry.peer, min(denied.denied_ms, entry.terms.end_ms), REASON)
         tried = self._tried.get(lease_id)
-        return LeaseEnd(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
+        return LeaseExpiry(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
 
-    def ending(self, within_ms: int) -> list[LeaseEnd]:
+    def ending(self, within_ms: int) -> list[LeaseExpiry]:
         """Return the leases with something under them that end so soon, the first one first."""
         until_ms = self._clock.now_ms() + within_ms
         found = [
@@ -287,7 +287,7 @@ class Renewals:
 
     def _warn(self, now_ms: int) -> None:
         """Log once a day what ends soon."""
-        by_host: defaultdict[bytes, list[LeaseEnd]] = defaultdict(list)
+        by_host: defaultdict[bytes, list[LeaseExpiry]] = defaultdict(list)
         for item in self.ending(self._warning_ms):
             by_host[item.node].append(item)
         self._warned = {node: at for node, at in self._warned.items() if node in by_host}

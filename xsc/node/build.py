@@ -102,7 +102,7 @@ class Collected:
     """About what deleted bodies had still taken on the disk."""
 
 
-class Capacity:
+class NodeCapacity:
     """What the node has to offer: shard store and sandbox, as the market asks for them."""
 
     def __init__(
@@ -218,7 +218,7 @@ class Node:
             executor=executor,
             log=log,
         )
-        self.capacity = Capacity(
+        self.capacity = NodeCapacity(
             self.shards, parts.disk_free_bytes, config.compute_capacity_mfuel * FUEL_QUANTUM
         )
         self.ledger = LedgerService(

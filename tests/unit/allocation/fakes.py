@@ -86,3 +86,6 @@ class Known:
 
     def peers(self):
         return sorted(node for node in self.wire.handlers if node != self.own)
+
+    def introducer_of(self, node):
+        return ""
