@@ -22,6 +22,7 @@ from xsc.base.limits import (
 )
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
+from xsc.net.service import _read_horizons
 from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
 from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
@@ -71,9 +72,25 @@ async def back(world, index, place):
     node, found = await readable(world, index, place)
     signing = await begin_signing(node)
     await node.peers.stop()
+    # A request of the same millisecond as the recovery is refused as one of before.
+    await world.clock.sleep_ms(10)
     world.nodes[index] = world.make(index)
     await world.nodes[index].start()
     return Back(found, signing)
+
+
+def test_a_recovered_node_refuses_requests_that_were_signed_before():
+    async def play(world):
+        await put_named(world.nodes[OWNER], "a", content(10))
+        await told(world)
+        await world.lose(OWNER)
+        await back(world, OWNER, place_of(world, 2))
+        now_ms = world.clock.now_ms()
+        floors = _read_horizons(world.disks[OWNER].state)
+        assert set(floors) == {node.key.node_id for node in world.nodes[1:]}
+        assert all(now_ms - 60_000 < floor_ms <= now_ms + 1 for floor_ms in floors.values())
+
+    run(29, 4, play)
 
 
 async def debts(world):

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
 from xsc.base.jobs import JobOptions
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.cli.output import warn
-from xsc.client.calls import Calls, Named, unreadable
+from xsc.client.calls import Calls, Named, read_file, unreadable
 from xsc.client.core import Core, default_home
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 CAPABILITY_BYTES_MAX = 4096
+KEY_FILE_BYTES_MAX = 4096
 READS = "xsc:r:"
 """Begins what lets its holder read an object."""
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -390,6 +391,18 @@ INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
 MODULE = _Module(path_type=Path)
+
+
+def read_key_file(file: Path) -> str:
+    """Return the text of an exported key file.
+
+    Raises:
+        ArgumentInvalid: it cannot be read. IdentityInvalid: it is larger than any key file.
+    """
+    try:
+        return read_file(file, "key file", KEY_FILE_BYTES_MAX).decode("ascii", "replace")
+    except TooLarge:
+        raise IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
 
 
 def key_passphrase(place: Path) -> str:

@@ -97,7 +97,7 @@ def find_place(home: Path) -> Place:
     """Return where the node of a home listens, by the files that it keeps there.
 
     Raises:
-        NodeUnreachable: no node runs there.
+        NodeUnreachable: no node runs there, or there is no home.
         HomeInvalid: the files cannot be read or say something else.
     """
     try:
@@ -106,6 +106,8 @@ def find_place(home: Path) -> Place:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except (FileNotFoundError, NotADirectoryError):
+        if not home.is_dir() and home != default_home():
+            raise NodeUnreachable(f"there is no XSC home at {home}", hint="check --home") from None
         raise NodeUnreachable(
             f"no node runs at {home}", hint=f"start it with `{start_command(home)}`"
         ) from None

@@ -16,7 +16,7 @@ from xsc.allocation.service import AllocationService
 from xsc.allocation.tiers import RULES, Claim
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import LedgerDamaged, PeerUnknown, StoreDamaged, XscError
-from xsc.base.ids import to_text
+from xsc.base.ids import short, to_text
 from xsc.base.jobs import JobSpec
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
@@ -370,7 +370,12 @@ class Node:
         try:
             return self.peers.info(node).name
         except PeerUnknown:
-            return to_text(node)[:10]
+            return short(node)
+
+    def peer_names(self) -> dict[str, str]:
+        """Return the name of every known peer, and of this node, by short id."""
+        known = {short(peer): self.name_of(peer) for peer in self.peers.all_peers()}
+        return known | {short(self.key.node_id): self.config.name}
 
     def job_limits(
         self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None

@@ -28,6 +28,7 @@ from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, PPM, SERVICE_CONNECTI
 from xsc.base.units import format_credits, format_size
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
+from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.gate import Gate
@@ -175,7 +176,11 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     listening: asyncio.Server | None = None
     runner = web.AppRunner(
         application(
-            [*all_routes(node, home.path), web.post(proof.PATH, prover.route)], token, log, running
+            [*all_routes(node, home.path), web.post(proof.PATH, prover.route)],
+            token,
+            log,
+            running,
+            node.peer_names,
         ),
         access_log=None,
         auto_decompress=False,
@@ -192,7 +197,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         }
         fast_path = FastPath(
             runner.server,
-            fast_path_answer(handlers, token, log, running),
+            fast_path_answer(handlers, token, log, running, node.peer_names),
             gate,
             paths=handlers,
         )
@@ -219,7 +224,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         told = asyncio.ensure_future(ended.wait())
         await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
-        log.info("stopping")
+        log.info("node.stopping")
         if node.failed.done():
             raise node.failed.result()
     finally:
@@ -300,6 +305,8 @@ def recover_home(
     Raises:
         XscError: why it is not finished; the same call again goes on.
     """
+    if identity is not None:
+        keyfile.from_line(identity, passphrase)
     with homes.lock(path):
         begun = homes.recovery_stage(path) is not None
         if identity is not None and not (begun and homes.is_home(path)):

@@ -65,6 +65,10 @@ def test_put_prints_the_capability_and_nothing_else(xsc, stand_in, tmp_path):
 
 def test_put_takes_standard_input(xsc, stand_in):
     stand_in.answers("POST", "/v1/objects", STORED, 201)
+    refused = xsc("store", "put", "-", "--name", "", stdin=b"abc")
+    assert refused.code == 2
+    assert refused.err.startswith("error: a name must not be empty")
+    assert not stand_in.requests
     done = xsc("store", "put", "-", "--name", "größe", stdin=b"abc")
     assert done.text == "xsc:r:abc\n"
     assert stand_in.last.body == b"abc"

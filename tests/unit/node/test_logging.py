@@ -37,11 +37,11 @@ def test_a_command_tells_warnings_and_errors_as_sentences():
     stream = io.StringIO()
     log = SentenceLog(ManualClock(), stream)
     log.info("leases_recalled", peer="alice", leases=3)
-    log.warning("leases_not_recalled", peer="alice", code="peer_silent")
+    log.warning("recovery.leases_not_recalled", peer="alice", code="peer_silent")
     log.error("ledger.conflict", peer="bob\x1b[2J", entry=7, secret="s")
     log.warning("ledger.unanswered")
     assert stream.getvalue().splitlines() == [
-        "warning: leases not recalled (peer alice): peer_silent",
+        "warning: recovery leases not recalled (peer alice): peer_silent",
         "error: ledger conflict (peer bob?[2J): entry 7",
         "warning: ledger unanswered",
     ]

@@ -12,7 +12,7 @@ import click
 from xsc.base.errors import ArgumentInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.units import format_size
-from xsc.cli.options import PATH, Command, Settings, key_passphrase, pass_settings
+from xsc.cli.options import PATH, Command, Settings, key_passphrase, pass_settings, read_key_file
 from xsc.cli.output import moment, progress_bar, say, show, show_json, show_pairs, warn
 from xsc.client.calls import read_file, unreadable
 from xsc.client.core import Core, Progress
@@ -206,7 +206,7 @@ def restore(
         reader = Reader(_blocks(file))
         line = key = None
         if identity is not None:
-            line = read_file(identity, "key file", 4096).decode("ascii", "replace")
+            line = read_key_file(identity)
             key = keyfile.from_line(line, key_passphrase(identity))
         secret = ""
         if passphrase_file is not None:

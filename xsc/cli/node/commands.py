@@ -21,9 +21,9 @@ from xsc.cli.options import (
     Settings,
     key_passphrase,
     pass_settings,
+    read_key_file,
 )
 from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
-from xsc.client.calls import read_file
 from xsc.client.core import Core
 from xsc.client.files import check_target
 
@@ -91,7 +91,7 @@ def recover(
 
     text = None
     if identity is not None:
-        text = read_file(identity, "key file", 4096).decode("ascii", "replace")
+        text = read_key_file(identity)
     node_id, found, signing = recover_home(
         settings.home,
         text,

@@ -106,6 +106,10 @@ def put(
         return tree.put(settings, file, name=name, survive=contract, code=code, reread=reread)
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
+    if name == "":
+        raise ArgumentInvalid(
+            "a name must not be empty", hint="leave --name out to use the file's name"
+        )
     calls = settings.calls()
     stored = _upload(calls, file, name=name, survive=contract, code=code)
     for warning in stored["warnings"]:

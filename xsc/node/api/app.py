@@ -31,8 +31,10 @@ from xsc.base.errors import (
     Unauthorized,
     XscError,
 )
+from xsc.base.ids import SHORT_CHARS
 from xsc.base.limits import MIB
 from xsc.base.log import Log
+from xsc.base.units import format_credits, format_duration, format_size
 from xsc.net.transport.fast_path import Answer
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.parser import SmallRequest
@@ -58,6 +60,17 @@ _BOUNDS = {
     "greater_than": ("gt", "more than"),
 }
 """Of what pydantic complains: the bound's name, and our words."""
+_UNITS: Mapping[str, Callable[[int], str]] = {
+    "_ms": format_duration,
+    "_bytes": format_size,
+    "_micro": lambda micro: f"{format_credits(micro)} credits",
+}
+"""Formats the value of a field for people, by the unit at the end of the field's name."""
+_SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
+"""A short id in a message; one in parentheses follows its name."""
+
+Names = Callable[[], Mapping[str, str]]
+"""Returns the names of all known peers by their short ids."""
 
 
 class Running:
@@ -117,7 +130,22 @@ class Reports(logging.Handler):
         if isinstance(fault, ConnectionError | HttpProcessingError):
             return
         trace = "" if fault is None else "".join(traceback.format_exception(fault))
-        self._log.error("library", source=record.name, message=record.getMessage(), trace=trace)
+        self._log.error(
+            "node.library_report", source=record.name, message=record.getMessage(), trace=trace
+        )
+
+
+def _name_peers(error: XscError, names: Names) -> None:
+    """Write the name of each known peer before its short id in an error's message."""
+    if _SHORT_ID.search(error.message) is None:
+        return
+    named = names()
+
+    def with_name(match: re.Match[str]) -> str:
+        name = named.get(match[0], match[0])
+        return name if name == match[0] else f"{name} ({match[0]})"
+
+    error.message = _SHORT_ID.sub(with_name, error.message)
 
 
 def problem_response(error: XscError) -> web.Response:
@@ -160,7 +188,11 @@ def _complaint(first: ErrorDetails) -> str:
     place = ".".join(str(part) for part in first["loc"]) or "the body"
     if first["type"] in _BOUNDS:
         name, words = _BOUNDS[first["type"]]
-        return f"{place} must be {words} {first['ctx'][name]}, not {str(first['input'])[:40]}"
+        bound, given = first["ctx"][name], first["input"]
+        for suffix, shown in _UNITS.items():
+            if place.endswith(suffix) and isinstance(given, int):
+                place, bound, given = place.removesuffix(suffix), shown(bound), shown(given)
+        return f"{place} must be {words} {bound}, not {str(given)[:40]}"
     return f"the request is wrong at {place}: {first['msg']}"
 
 
@@ -226,13 +258,18 @@ def _expected(token: str) -> bytes:
     return f"Bearer {token}".encode()
 
 
-def _note(error: XscError, path: str, log: Log) -> None:
+def _note(error: XscError, path: str, log: Log, names: Names) -> None:
+    _name_peers(error, names)
     if error.exit_code == 1:
-        log.error("request_failed", path=path, fault=error.message)
+        log.error("api.request_failed", path=path, fault=error.message)
 
 
 def fast_path_answer(
-    handlers: Mapping[str, FastPathHandler], token: str, log: Log, running: Running
+    handlers: Mapping[str, FastPathHandler],
+    token: str,
+    log: Log,
+    running: Running,
+    names: Names,
 ) -> Answer:
     """Return what answers small requests of these paths as the application would."""
     expected = _expected(token)
@@ -252,17 +289,17 @@ def fast_path_answer(
                 status, document = await handlers[request.path](request)
                 return packed(status, "application/json", document)
             except XscError as error:
-                _note(error, request.path, log)
+                _note(error, request.path, log, names)
                 return packed(error.http_status, CONTENT_TYPE, problem(error))
             except Exception:  # noqa: BLE001 - as the application's guard
-                log.error("request_bug", path=request.path, trace=traceback.format_exc())
+                log.error("api.request_bug", path=request.path, trace=traceback.format_exc())
                 return packed(500, CONTENT_TYPE, bug())
 
     return answer
 
 
 def application(
-    routes: list[web.RouteDef], token: str, log: Log, running: Running
+    routes: list[web.RouteDef], token: str, log: Log, running: Running, names: Names
 ) -> web.Application:
     """Return the API's application; `running` counts its requests."""
     expected = _expected(token)
@@ -279,7 +316,7 @@ def application(
                 _check_token(request.headers.get("Authorization", ""), expected)
             return await handler(request)
         except XscError as error:
-            _note(error, request.path, log)
+            _note(error, request.path, log, names)
             return problem_response(error)
         except web.HTTPException as fault:
             if fault.status in (404, 405):
@@ -292,7 +329,7 @@ def application(
         except ConnectionError:
             raise  # the client went away: aiohttp closes what is left of the exchange
         except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
-            log.error("request_bug", path=request.path, trace=traceback.format_exc())
+            log.error("api.request_bug", path=request.path, trace=traceback.format_exc())
             return web.json_response(bug(), status=500, content_type=CONTENT_TYPE)
 
     app = web.Application(middlewares=[count, guard], client_max_size=JSON_BYTES_MAX)

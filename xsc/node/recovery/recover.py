@@ -27,8 +27,10 @@ from xsc.base.ids import from_text, short
 from xsc.base.limits import (
     DIRECTORY_BYTES_MAX,
     RECOVERY_PARALLEL,
+    REQUEST_WINDOW_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
+from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers.invitation import SCHEME
 from xsc.net.peers.registry import PeerInfo
@@ -164,7 +166,7 @@ async def find_head(node: Node, own: bytes = b"") -> FoundHead:
             if isinstance(answer, UnavailableError):
                 silent.append(peer)
             elif isinstance(answer, XscError):
-                node.log.warning("recovery_head_refused", peer=short(peer), code=answer.code)
+                node.log.warning("recovery.head_refused", peer=short(peer), code=answer.code)
             elif isinstance(answer, BaseException):
                 raise answer
             elif answer is not None:
@@ -216,6 +218,44 @@ async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[Direct
     return lost
 
 
+async def recognise_peers(node: Node, body: HeadBody) -> None:
+    """Give each peer the weight that the directory names."""
+    known = node.peers.peers()
+    for peer in body.peers:
+        if peer.node in known and peer.weight_ppm != node.allocation.weight_ppm(peer.node):
+            await node.allocation.recognise(peer.node, peer.weight_ppm)
+
+
+async def raise_replay_floors(node: Node) -> None:
+    """Refuse from now on the requests that peers may have signed before.
+
+    This home does not know which of them it has accepted. No peer can have signed a request
+    that is later than its own clock shows now. The request window bounds what a clock can say.
+    """
+
+    async def raise_floor(peer: bytes) -> None:
+        theirs_ms = await node.health.clock_of(peer)
+        now_ms = node.clock.now_ms()
+        latest_ms = now_ms + REQUEST_WINDOW_MS
+        if theirs_ms is not None:
+            latest_ms = min(latest_ms, max(now_ms, theirs_ms))
+        node.peers.refuse_before(peer, latest_ms + 1)
+
+    await asyncio.gather(*(raise_floor(peer) for peer in node.peers.peers()))
+
+
+async def resume_ledger(node: Node, noted: Noted) -> Restarted:
+    """Raise the replay floors, recall the leases, and restart the ledger with what peers show.
+
+    Args:
+        node: its directory is the newest one, and its peers can be called.
+        noted: what that directory says of the ledger.
+    """
+    await raise_replay_floors(node)
+    await recall_leases(node, node.storage.catalogue.directory())
+    return await node.ledger.restart(node.peers.peers(), noted)
+
+
 async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
     """Learn from each peer which leases this node has there; who is silent is asked later."""
     held: dict[bytes, dict[bytes, int]] = {peer: {} for peer in node.peers.peers()}
@@ -231,7 +271,7 @@ async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
         try:
             await node.market.recalls.recall(peer)
         except XscError as fault:
-            node.log.warning("leases_not_recalled", peer=short(peer), code=fault.code)
+            node.log.warning("recovery.leases_not_recalled", peer=short(peer), code=fault.code)
 
     await asyncio.gather(*(recall(peer) for peer in node.peers.peers()))
 
@@ -284,11 +324,8 @@ async def begin_signing(node: Node) -> Signing:
     """
     head = open_head(node.directory.head, node.key.node_id, node.peers.network)
     body = open_body(head.record, node.key)
-    for peer in body.peers:
-        if peer.weight_ppm and peer.node in node.peers.peers():
-            await node.allocation.recognise(peer.node, peer.weight_ppm)
-    await recall_leases(node, node.storage.catalogue.directory())
-    begun = await node.ledger.restart(node.peers.peers(), noted_of(body))
+    await recognise_peers(node, body)
+    begun = await resume_ledger(node, noted_of(body))
     await asyncio.gather(*(node.peers.greet(known) for known in node.peers.peers()))
     return Signing(
         peers=len(node.peers.peers()),

@@ -20,7 +20,7 @@ from typing import Final
 from xsc.base.errors import HomeInvalid, PeerSilent, StoreDamaged
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import MIB, REQUEST_WINDOW_MS
+from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
@@ -37,7 +37,8 @@ from xsc.node.recovery.recover import (
     find_head,
     noted_of,
     read_directory,
-    recall_leases,
+    recognise_peers,
+    resume_ledger,
 )
 from xsc.space.store import CLOCK, META
 from xsc.storage.catalogue.directory import DirectoryEntry
@@ -238,7 +239,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     await node.shards.start()
     found = await find_head(node, own=node.directory.head)
     silent = set(found.silent)
-    _check_silent(silent, without_silent)
+    _check_silent(node, silent, without_silent)
     noted = noted_of(found.body)
     objects, gone, lost = 0, 0, list[str]()
     if found.body is not None:
@@ -258,14 +259,10 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
         if found.generation > own_generation:
             for ref in known - refs:
                 gone += await node.storage.drop_gone(ref)
-            for peer in found.body.peers:
-                if peer.node in node.peers.peers():
-                    await node.allocation.recognise(peer.node, peer.weight_ppm)
+            await recognise_peers(node, found.body)
     if found.raw:
         await node.directory.go_on_from(found.raw)
-    await _raise_floors(node, silent)
-    await recall_leases(node, node.storage.catalogue.directory())
-    silent |= {*(await node.ledger.restart(node.peers.peers(), noted)).silent}
+    silent |= {*(await resume_ledger(node, noted)).silent}
     return CaughtUp(
         peers=len(node.peers.peers()),
         objects=objects,
@@ -276,9 +273,9 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     )
 
 
-def _check_silent(silent: set[bytes], without_silent: bool) -> None:
+def _check_silent(node: Node, silent: set[bytes], without_silent: bool) -> None:
     if silent and not without_silent:
-        names = ", ".join(sorted(short(peer) for peer in silent))
+        names = ", ".join(sorted(f"{node.name_of(peer)} ({short(peer)})" for peer in silent))
         raise PeerSilent(
             f"these peers do not answer, and may hold what was stored and signed since: {names}",
             hint="try again when they are back, or go on without them: "
@@ -288,18 +285,3 @@ def _check_silent(silent: set[bytes], without_silent: bool) -> None:
 
 def _ref(item: DirectoryEntry) -> bytes:
     return parse_read(item.capability).manifest_hash
-
-
-async def _raise_floors(node: Node, silent: set[bytes]) -> None:
-    """Refuse from now on what peers may have signed before: this home has not seen it all.
-
-    Until now no peer can have signed a request that lies after its own clock. What lies after
-    the window is refused by that anyway, whatever a peer says that its clock shows.
-    """
-    for peer in node.peers.peers():
-        theirs_ms = None if peer in silent else await node.health.clock_of(peer)
-        now_ms = node.clock.now_ms()
-        latest_ms = now_ms + REQUEST_WINDOW_MS
-        if theirs_ms is not None:
-            latest_ms = min(latest_ms, max(now_ms, theirs_ms))
-        node.peers.refuse_before(peer, latest_ms + 1)

@@ -13,11 +13,17 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from xsc.api.problems import bug
-from xsc.base.errors import ArgumentInvalid, RateLimited, TooLarge
+from xsc.api.schema import InvitationRequest, LimitRequest
+from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited, TooLarge
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.app import Reports, Running, application, fast_path_answer, parse
 
 TOKEN = "a" * 52
+ANNA = "annaannaan"
+
+
+def names() -> dict[str, str]:
+    return {ANNA: "anna", "b" * 10: "b" * 10}
 
 
 class RecordingLog:
@@ -43,8 +49,9 @@ class Api:
             web.post("/v1/body", self._body),
             web.post("/v1/bug", self._bug),
             web.post("/v1/busy", self._busy),
+            web.post("/v1/silent", self._silent),
         ]
-        app = application(routes, TOKEN, self.log, self.running)
+        app = application(routes, TOKEN, self.log, self.running, names)
         self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
 
     async def _body(self, request: web.Request) -> web.Response:
@@ -56,6 +63,9 @@ class Api:
 
     async def _busy(self, request: web.Request) -> web.Response:
         raise RateLimited("too many", retry_after_s=7)
+
+    async def _silent(self, request: web.Request) -> web.Response:
+        raise PeerSilent(f"silent: {ANNA}, {'b' * 10}, {'c' * 10}, x{ANNA}; bert ({ANNA})")
 
     async def raw(self, sent: bytes, *, hang_up: bool = False) -> bytes:
         host, port = self.runner.addresses[0]
@@ -117,19 +127,42 @@ async def test_who_is_refused_for_now_is_told_when_to_come_again(api):
     async def busy(_: SmallRequest) -> tuple[int, dict[str, object]]:
         raise RateLimited("too many", retry_after_s=7)
 
-    plain = fast_path_answer({"/v1/body": busy}, TOKEN, api.log, api.running)
+    plain = fast_path_answer({"/v1/body": busy}, TOKEN, api.log, api.running, names)
     answered = await plain(SmallRequest("/v1/body", {"authorization": f"Bearer {TOKEN}"}, b""))
     assert answered.headers["retry-after"] == "7"
     assert json.loads(b"".join(answered.body)) == json.loads(body)
+
+
+async def test_an_error_names_the_peers_that_are_known(api):
+    answer = await api.raw(request("/v1/silent"))
+    expected = f"silent: anna ({ANNA}), {'b' * 10}, {'c' * 10}, x{ANNA}; bert ({ANNA})"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["detail"] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "complaint"),
+    [
+        (InvitationRequest, b'{"ttl_ms": 5}', "ttl must be at least 1s, not 5ms"),
+        (
+            LimitRequest,
+            b'{"peer": "anna", "limit_micro": -1500000}',
+            "limit must be at least 0.000000 credits, not -1.500000 credits",
+        ),
+    ],
+)
+def test_a_bound_is_told_in_units_for_people(kind, body, complaint):
+    with pytest.raises(ArgumentInvalid) as caught:
+        parse(body, kind)
+    assert caught.value.message == complaint
 
 
 async def test_bugs_and_what_libraries_report_are(api):
     assert (await api.raw(request("/v1/bug"))).startswith(b"HTTP/1.1 500 ")
     logging.getLogger("some.library").warning("out of %s", "luck")
     (bug, said), (report, fields) = api.log.events
-    assert bug == "request_bug"
+    assert bug == "api.request_bug"
     assert "KeyError" in said["trace"]
-    assert report == "library"
+    assert report == "node.library_report"
     assert (fields["source"], fields["message"]) == ("some.library", "out of luck")
 
 
@@ -148,7 +181,7 @@ async def test_running_requests_are_waited_for_but_not_for_ever():
 
 async def on_fast_path(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str, object]]:
     """Return what a small request is answered, by a handler of one path."""
-    answer = fast_path_answer({"/v1/body": handler}, TOKEN, api.log, api.running)
+    answer = fast_path_answer({"/v1/body": handler}, TOKEN, api.log, api.running, names)
     asked = SmallRequest("/v1/body", {"authorization": f"Bearer {token}"}, b"asked")
     answered = await answer(asked)
     return answered.status, json.loads(b"".join(answered.body))
@@ -188,7 +221,7 @@ async def test_faults_of_small_requests_are_told_and_noted_like_any_other(api):
     assert not api.log.events
     status, told = await on_fast_path(api, slips)
     assert (status, told) == (500, bug())
-    assert [event for event, _ in api.log.events] == ["request_bug"]
+    assert [event for event, _ in api.log.events] == ["api.request_bug"]
 
 
 class Bounded(BaseModel):
