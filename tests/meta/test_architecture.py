@@ -97,6 +97,7 @@ SHELL = {
     "xsc.space.sync": "asks replicas, and lets their questions wait",
     "xsc.space.store": "lets batches of one owner follow each other, and writes them",
     "xsc.storage.catalogue.heads": "keeps the directory heads of peers and answers them",
+    "xsc.storage.catalogue.adoption": "looks for objects when peers come up",
     "xsc.storage.catalogue.finder": "asks peers for manifests and columns",
     "xsc.storage.catalogue.objects": "writes the entries of own objects",
     "xsc.storage.repair.assignment": "asks peers to be custodians",

@@ -469,7 +469,7 @@ class Node:
         self.tasks.start("services", self.services.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
-        self.tasks.start("unfound", self.storage.run_unfound)
+        self.tasks.start("unfound", self.storage.adoption.run)
         self.tasks.start("uploads", self.storage.uploads.run)
         self.tasks.start("tails", self.storage.run_tails)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)

@@ -5,7 +5,6 @@ The parts of storage are put together here. The host's side is `xsc.storage.shar
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import (
     AsyncIterator,
@@ -16,16 +15,15 @@ from collections.abc import (
 )
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from xsc.base.errors import (
     NotAllowed,
-    ObjectUnknown,
     StoreDamaged,
     TooLarge,
     XscError,
 )
-from xsc.base.ids import short, to_text
+from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     CUSTODY_BYTES,
@@ -41,7 +39,7 @@ from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.storage.catalogue.directory import DirectoryEntry
+from xsc.storage.catalogue.adoption import Adoption
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.catalogue.names import (
     HIDDEN,
@@ -49,15 +47,13 @@ from xsc.storage.catalogue.names import (
 )
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.object.durability import KINDS, Domains, Host, Survival, domains_of, survival
+from xsc.storage.object.durability import Host, Survival, domains_of, survival
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import HostEnd, ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
 from xsc.storage.object.loss import yearly_loss_ppb
 from xsc.storage.object.placement import (
-    Condition,
     State,
-    column_state,
     condition,
     default_contract,
     likely_columns,
@@ -75,6 +71,17 @@ from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.own_objects import OwnObjects
 from xsc.storage.repair.repairer import Repairer
+from xsc.storage.reports import (
+    UNFOUND_MARGIN,
+    HostState,
+    ObjectCheck,
+    ObjectRow,
+    ObjectStat,
+    PutResult,
+    Retried,
+    RmResult,
+    best_columns,
+)
 from xsc.storage.shardstore.server import Hosting
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
@@ -87,179 +94,9 @@ from xsc.storage.transfer.resume import Uploads
 from xsc.terms.deletion_receipt import DeletionReceipt
 
 T = TypeVar("T")
-UNFOUND_MARGIN = -1
-"""Of an object that a recovery did not find: it cannot be read, and its code is not known."""
 REPAIR_DEFAULTS = RepairSettings(
     REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PutResult:
-    """An object that was stored."""
-
-    capability: str
-    size_bytes: int
-    hosts: tuple[bytes, ...]
-    """The node of each column."""
-    warnings: list[str]
-    survives: Survival
-    """How many nodes, sites and owners can be lost, whichever they are."""
-    version: int = 1
-    """Its number under the name."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostState:
-    """One column of an object."""
-
-    shard: int
-    node: bytes | None
-    """None where nobody who answered says that it holds it."""
-    state: State
-
-
-def ending_json(ends: Sequence[HostEnd]) -> list[dict[str, Any]]:
-    """Return the hosts whose lease ends soon, for a document."""
-    return [
-        {"node": to_text(end.node), "ends_ms": end.ends_ms, "reason": end.reason} for end in ends
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectStat:
-    """What the hosts say of an object."""
-
-    size_bytes: int
-    k: int
-    m: int
-    hosts: tuple[HostState, ...]
-    condition: Condition
-    ends: tuple[HostEnd, ...] = ()
-    """Until when each host keeps its part: by the own leases, else by what the host says."""
-    ending: tuple[HostEnd, ...] = ()
-    """Those of them that end soon."""
-    asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
-    """The contract under which it was stored."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc store stat --json` (docs/design/storage.md)."""
-        return {
-            "size_bytes": self.size_bytes,
-            "code": {"k": self.k, "m": self.m},
-            "hosts": [
-                {
-                    "shard": host.shard,
-                    "node": None if host.node is None else to_text(host.node),
-                    "state": host.state,
-                }
-                for host in self.hosts
-            ],
-            "readable": self.condition.readable,
-            "margin": self.condition.margin,
-            "healable": self.condition.healable,
-            "ends_ms": first_end(self.ends),
-            "ending": ending_json(self.ending),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectCheck:
-    """What `xsc store check` found."""
-
-    stat: ObjectStat
-    survives: Survival
-    """Of the columns that are good now."""
-    domains: tuple[Domains, ...]
-    """By kind: in how many domains these columns lie."""
-    yearly_loss_ppb: int
-    """Estimated chance of loss within a year, parts per billion."""
-    read_bytes: int
-    """Read and verified by a deep check."""
-    bad: tuple[BadShard, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc store check --json`."""
-        return {
-            **self.stat.to_json(),
-            "survives": self.survives.shown_for(self.stat.asked).to_text(),
-            "domains": {
-                kind: {"known": found.known, "unknown": found.unknown}
-                for kind, found in zip(KINDS, self.domains, strict=True)
-            },
-            "contract": self.stat.asked.to_text() if self.stat.asked != Survival() else None,
-            "contract_kept": self.survives.meets(self.stat.asked),
-            "yearly_loss_ppb": self.yearly_loss_ppb,
-            "read_bytes": self.read_bytes,
-            "bad": [
-                {
-                    "segment": fault.segment,
-                    "shard": fault.column,
-                    "node": to_text(fault.node),
-                    "reason": fault.reason,
-                }
-                for fault in self.bad
-            ],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRow:
-    """One line of `xsc store ls`."""
-
-    name: str
-    capability: str
-    size_bytes: int
-    created_ms: int
-    margin: int
-    """By which hosts are up and have not denied the lease; `stat` asks them. UNFOUND_MARGIN of
-    what a recovery did not find."""
-    version: int = 1
-    ends_ms: int | None = None
-    """When the first of its leases ends as things stand; None: never."""
-    ending: tuple[HostEnd, ...] = ()
-    """The hosts whose leases end soon."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row of `xsc store ls --json` (docs/design/storage.md)."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "capability": self.capability,
-            "size_bytes": self.size_bytes,
-            "created_ms": self.created_ms,
-            "margin": self.margin,
-            "ends_ms": self.ends_ms,
-            "ending": ending_json(self.ending),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class RmResult:
-    """Which hosts confirmed a deletion, and which could not be asked."""
-
-    confirmed: tuple[bytes, ...]
-    unreachable: tuple[bytes, ...]
-    receipts: tuple[Signed[DeletionReceipt], ...] = ()
-    """Of the peers that confirmed; the own node gives none to itself."""
-    name: str = ""
-    """What it was listed under here; files of directories and what is the node's own, nothing."""
-    given_up: bool = False
-    """Whether a silent host is not asked any more: what it had it has dropped by itself."""
-
-    @property
-    def partly(self) -> bool:
-        """Whether some host has still to be asked: the same `rm` again does it."""
-        return bool(self.unreachable)
-
-
-class Retried(NamedTuple):
-    """Objects of which a deletion was asked for again."""
-
-    confirmed: int
-    open: int
-    given_up: int
-    """Their last hosts stayed silent until what they had was gone by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +137,6 @@ class StorageService:
         self._hosts = hosts
         self._settings = settings
         self.catalogue = ObjectCatalogue(context, state, commit)
-        self._came_up = asyncio.Event()
-        """Set when a peer came up since what a recovery did not find was looked for."""
         self._reach = reach = Reach(
             key=context.key,
             network=context.network,
@@ -336,6 +171,7 @@ class StorageService:
             drain=drain,
         )
         self._finder = ObjectFinder(context, reach, self.catalogue.placement)
+        self.adoption = Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
         self.assignment = CustodianAssignment(
@@ -384,7 +220,7 @@ class StorageService:
     def node_up(self, node: bytes) -> None:
         """Take note that a peer has come up: how it was before it was down counts no more."""
         self._reach.forget(node)
-        self._came_up.set()
+        self.adoption.node_up()
 
     async def leases_denied(self, leases: Collection[bytes]) -> None:
         """Look at once at what lies under leases that their host does not know any more."""
@@ -484,34 +320,6 @@ class StorageService:
             return done, await self.catalogue.add(done, name, await journal.forget())
 
     # Customer: finding and reading
-
-    async def run_unfound(self) -> None:
-        """Look for what a recovery did not find whenever peers came up, until cancelled."""
-        while True:
-            await self._came_up.wait()
-            self._came_up.clear()
-            await self._look_again()
-
-    async def _look_again(self) -> None:
-        """Adopt what a recovery did not find, as far as some host has it now."""
-        for item in self.catalogue.unfound():
-            try:
-                located = await self._search(item)
-            except ObjectUnknown:
-                continue
-            await self.catalogue.adopt_unfound(item, located)
-
-    async def adopt(self, listed: DirectoryEntry) -> None:
-        """Write an object of a directory into the own list again, as its hosts have it.
-
-        Raises:
-            ObjectUnknown: no host that answered has it.
-        """
-        await self.catalogue.adopt(listed, await self._search(listed))
-
-    async def _search(self, listed: DirectoryEntry) -> Located:
-        verify = parse_read(listed.capability).verify
-        return await self._finder.search(verify, await self._finder.find(verify))
 
     async def drop_gone(self, ref: bytes) -> bool:
         """Take an object off the list where no other host has it any more; say whether it did.
@@ -626,7 +434,7 @@ class StorageService:
         if manifest.inline is not None and not is_own:
             located = await self._finder.search(verify, located)
         answers = await self._said(verify, located, {})
-        columns, states = await self._context.executor.run(self._best, located, answers)
+        columns, states = await self._context.executor.run(best_columns, located, answers)
         if is_own and manifest.inline is None and set(states) & {"missing", "corrupt"}:
             # A custodian may have built them again elsewhere.
             found = await self._finder.search(verify, located)
@@ -634,7 +442,7 @@ class StorageService:
             holders = tuple(tuple(dict.fromkeys((*own, *other))) for own, other in both)
             located = replace(located, holders=holders)
             answers = await self._said(verify, located, answers)
-            columns, states = await self._context.executor.run(self._best, located, answers)
+            columns, states = await self._context.executor.run(best_columns, located, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
         entry = self.catalogue.entry(verify.manifest_hash)
@@ -668,32 +476,6 @@ class StorageService:
         nodes = sorted({node for nodes in located.holders for node in nodes} - known.keys())
         said = await together(self._finder.stat(node, verify, located.manifest) for node in nodes)
         return {**known, **dict(zip(nodes, said, strict=True))}
-
-    @staticmethod
-    def _best(
-        located: Located, answers: Mapping[bytes, HeldObject | None]
-    ) -> tuple[list[bytes | None], list[State]]:
-        """Return for each column the node that is best off with it, and its state there.
-
-        Which of several silent nodes holds a column is not known: each is named once.
-        """
-        rank: list[State] = ["ok", "corrupt", "missing", "unreachable"]
-        columns: list[bytes | None] = []
-        states: list[State] = []
-        for column, nodes in enumerate(located.holders):
-            told = [
-                (rank.index(column_state(located.manifest, column, answers[node])), node)
-                for node in nodes
-                # Every copy of an inline object is the same: each node counts for one column.
-                if located.manifest.inline is None or node not in columns
-            ]
-            state = rank[min(told)[0]] if told else "missing"
-            best = [node for place, node in told if rank[place] == state]
-            if state == "unreachable":
-                best = [node for node in best if node not in columns]
-            columns.append(best[0] if best else None)
-            states.append(state)
-        return columns, states
 
     def _own_ends(self, entry: ObjectEntry) -> list[HostEnd]:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)

@@ -76,7 +76,7 @@ async def test_what_a_recovery_did_not_find_is_deleted_also_at_hosts_that_are_ba
 async def test_peers_that_come_up_together_are_asked_in_one_pass():
     world, owner, capability = await unfound_world()
     silence(world, up=False)
-    loop = asyncio.create_task(owner.service.run_unfound())
+    loop = asyncio.create_task(owner.service.adoption.run())
     before = len(owner.calls)
     for host in world.hosts[1:] * 30:
         owner.service.node_up(host.id)
@@ -92,7 +92,7 @@ async def test_peers_that_come_up_together_are_asked_in_one_pass():
 
 async def test_one_that_is_deleted_while_it_is_looked_for_stays_deleted():
     world, owner, capability = await unfound_world()
-    loop = asyncio.create_task(owner.service.run_unfound())
+    loop = asyncio.create_task(owner.service.adoption.run())
     begun = asyncio.Event()
     world[1].before = lambda _method, _number: begun.set()
     owner.service.node_up(world[1].id)

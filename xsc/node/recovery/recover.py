@@ -209,7 +209,7 @@ async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[Direct
     async def one(item: DirectoryEntry) -> None:
         async with turn:
             try:
-                await node.storage.adopt(item)
+                await node.storage.adoption.adopt(item)
             except ObjectUnknown:
                 lost.append(item)
 

@@ -41,7 +41,7 @@ from xsc.node.api.app import FastPathHandler, problem_response, reply, whole_num
 from xsc.node.build import Node
 from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import parse as parse_survival
-from xsc.storage.service import ObjectCheck
+from xsc.storage.reports import ObjectCheck
 
 PATH = "/v1/objects"
 VERSION_MAX = 2**63 - 1

@@ -1,8 +1,8 @@
-"""Which shards of a column are damaged where its host still serves the rest of it.
+"""Which shards of a column are damaged while its host still serves the rest of it.
 
-A host says which segments it knows to be damaged. As long as they are few and it
-has the others, only they are stored anew there, under the same lease, instead of
-the whole column elsewhere.
+A host says which segments it knows to be damaged. If they are few and it has the
+others, only they are stored again there, under the same lease, and the column does
+not move.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import Manifest, expected_digest
 
-PATCH_SHARE_MAX: Final = 4
-"""One in so many segments may be damaged: a disk that lost more is not trusted with it."""
+DAMAGED_SHARE_MAX: Final = 4
+"""One segment in that many may be damaged. A disk that lost more gets no column."""
 
 
 def _row(manifest: Manifest, column: int, held: HeldObject | None) -> HeldColumn | None:
-    """Return the row of a column that was stored whole, of whichever customer."""
+    """Return the row of a column that was stored whole, by any customer."""
     if held is None or manifest.inline is not None:
         return None
     digest = expected_digest(manifest, column)
@@ -32,7 +32,7 @@ def damaged_segments(
     answers: Mapping[bytes, HeldObject | None],
     own: bytes,
 ) -> dict[int, tuple[int, ...]]:
-    """Return the segments to be stored anew, by column; columns of this customer alone.
+    """Return the segments to store again, by column; only columns of this customer.
 
     Args:
         manifest: of the object.
@@ -45,7 +45,7 @@ def damaged_segments(
         row = _row(manifest, column, answers.get(node))
         if row is None or row.customer != own or not row.bad:
             continue
-        if len(row.bad) == row.damaged <= max(1, row.segments // PATCH_SHARE_MAX) < row.segments:
+        if len(row.bad) == row.damaged <= max(1, row.segments // DAMAGED_SHARE_MAX) < row.segments:
             found[column] = row.bad
     return found
 
@@ -56,7 +56,7 @@ def good_for(
     answers: Mapping[bytes, HeldObject | None],
     segment: int,
 ) -> list[int]:
-    """Return the columns whose hosts have an undamaged shard of a segment, as far as they know."""
+    """Return the columns whose hosts say that they have an undamaged shard of a segment."""
     found = []
     for column, node in enumerate(columns):
         row = _row(manifest, column, answers.get(node))

@@ -1,11 +1,11 @@
-"""Where columns go that need another node, and which others move so that a contract is kept.
+"""Migration planner: to which nodes columns move.
 
-In this order: a column without a home goes to a node that holds none of the
-object, so that as much as can be survives (`durability`), the object's contract
-first; then, where the contract is broken and can be kept, as few columns as
-possible move; then columns that lie doubled up spread. The plan is made one
-column at a time and anew after each, so that a node that turns out to have no
-room is left out of the next. Design: docs/design/storage-repair.md.
+In this order: a displaced column goes to a node that has no column of the object,
+chosen so that the object survives as much as possible (`durability`), its contract
+first; then, if the contract is broken and can be kept, as few columns as possible
+move; then nodes with several columns give some to others. Columns are planned one
+at a time, each on the result of the last, so that a node that has no room is left
+out of the next plan. Design: docs/design/storage-repair.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Final
 from xsc.storage.object.durability import Host, Survival, plan_around, survival
 
 MOVES_TRIED_MAX: Final = 256
-"""Choices of columns to move that are planned through; beyond them nothing moves."""
+"""Limit of the choices of columns that are tried; beyond it nothing moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """An object as it lies, or is planned so far."""
+    """Where the columns of an object are, or are planned to be."""
 
     columns: tuple[bytes, ...]
     """The node of each column."""
@@ -32,15 +32,15 @@ class Layout:
     """Columns that are lost or must leave their node."""
     m: int
     own: bytes
-    """This node; it takes columns only where no other does as well."""
+    """This node; it takes a column only if no other node is as good."""
     doubled: bool
     """Whether some node held several columns before anything was planned."""
     labels: Mapping[bytes, Host]
-    """Of the nodes that say where they are."""
+    """Of the nodes that gave labels."""
     asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
     """The contract."""
     movable: bool = False
-    """Whether columns may move that are well where they are, for the contract's sake."""
+    """Whether good columns may move so that the contract is kept."""
 
     def host(self, node: bytes) -> Host:
         """Return a node with its labels."""
@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def keeps_contract(self) -> bool:
-        """Whether the columns that have a home survive what is asked."""
+        """Whether the columns that are not displaced keep the contract."""
         live = [self.host(n) for c, n in enumerate(self.columns) if c not in self.displaced]
         spares = self.m - len(self.displaced)
         return survival(live, spares).meets(self.asked) if spares >= 0 else False
@@ -62,27 +62,27 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A column that needs a node, and the nodes that may take it."""
+    """A column that must move, and the nodes that may take it."""
 
     column: int
     targets: frozenset[bytes]
-    """None of them is better than another."""
+    """All of them are equally good."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Filling:
-    """A plan for the columns that lack a node."""
+    """A plan for the columns without a node."""
 
     placing: int
     meets: bool
     kept: Counter[bytes]
     new: tuple[bytes, ...]
-    """Nodes that get one more, the preferred first."""
+    """Nodes that get one more column, the preferred first."""
     survives: Survival
 
 
 def next_move(layout: Layout, available: Collection[bytes]) -> Move | None:
-    """Return the next column to place; None where nothing can be improved.
+    """Return the next column to move; None if nothing can be improved.
 
     Args:
         layout: the object.
@@ -95,7 +95,7 @@ def next_move(layout: Layout, available: Collection[bytes]) -> Move | None:
 
 
 def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _Filling | None:
-    """Plan for all columns that are not kept; fewer where there is no room for all."""
+    """Plan for all columns that are not kept, or for as many as there is room."""
     most = len(layout.columns) if layout.doubled else 1
     nodes = [*sorted(targets - {layout.own}), *sorted(targets & {layout.own})]
     nodes += sorted(node for node in kept if kept[node] and node not in targets)
@@ -120,7 +120,7 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
 def _equivalent(
     layout: Layout, filled: _Filling, node: bytes, targets: frozenset[bytes]
 ) -> set[bytes]:
-    """Return the nodes that would do exactly as well as one of a plan."""
+    """Return the nodes that are exactly as good as one of a plan."""
     host = layout.host(node)
     return {
         other
@@ -133,7 +133,7 @@ def _equivalent(
 
 def _place_displaced(layout: Layout, able: frozenset[bytes]) -> Move | None:
     kept = Counter(n for c, n in enumerate(layout.columns) if c not in layout.displaced)
-    # Where it was lost it may be lost again.
+    # A node that lost a column may lose it again.
     losers = {layout.columns[column] for column in layout.displaced}
     best: tuple[_Filling, frozenset[bytes]] | None = None
     for targets in (able - {layout.own} - losers, able - {layout.own}, able):
@@ -153,7 +153,7 @@ def _place_displaced(layout: Layout, able: frozenset[bytes]) -> Move | None:
 
 
 def _nodes_to_relieve(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]:
-    """Yield the nodes that give columns up, of nodes that are alike only some."""
+    """Yield choices of nodes that give up columns; equivalent choices only once."""
     held = Counter(layout.columns)
     seen: set[tuple[tuple[object, ...], ...]] = set()
     for nodes in combinations(sorted(layout.columns), moves):
@@ -165,7 +165,7 @@ def _nodes_to_relieve(layout: Layout, moves: int) -> Iterator[tuple[bytes, ...]]
 
 
 def _restore_contract(layout: Layout, able: frozenset[bytes]) -> Move | None:
-    """Return the first of the fewest moves after which the contract is kept, if there are any."""
+    """Return the first of the fewest moves after which the contract is kept; None if none do."""
     if not layout.movable or layout.keeps_contract:
         return None
     free = _fill(layout, Counter(), able | frozenset(layout.columns))
@@ -194,7 +194,7 @@ def _restore_contract(layout: Layout, able: frozenset[bytes]) -> Move | None:
 
 
 def _balance(layout: Layout, able: frozenset[bytes]) -> Move | None:
-    """Return a column to be moved from where most lie to where at least two fewer do."""
+    """Return a move from the node with most columns to one with at least two fewer."""
     load = Counter(layout.columns)
     if not able or not load:
         return None

@@ -1,0 +1,214 @@
+"""What storage answers about objects, as values and as documents of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xsc.base.ids import to_text
+from xsc.identity.envelope import Signed
+from xsc.storage.object.durability import KINDS, Domains, Survival
+from xsc.storage.object.expiry import HostEnd, first_end
+from xsc.storage.object.inventory import HeldObject
+from xsc.storage.object.placement import Condition, State, column_state
+from xsc.storage.transfer.deep_read import BadShard
+from xsc.storage.transfer.get import Located
+from xsc.terms.deletion_receipt import DeletionReceipt
+
+UNFOUND_MARGIN = -1
+"""Of an object that a recovery did not find: it cannot be read, and its code is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """An object that was stored."""
+
+    capability: str
+    size_bytes: int
+    hosts: tuple[bytes, ...]
+    """The node of each column."""
+    warnings: list[str]
+    survives: Survival
+    """How many nodes, sites and owners can be lost, whichever they are."""
+    version: int = 1
+    """Its number under the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """One column of an object."""
+
+    shard: int
+    node: bytes | None
+    """None if no node that answered has it."""
+    state: State
+
+
+def ending_json(ends: Sequence[HostEnd]) -> list[dict[str, Any]]:
+    """Return the hosts whose lease ends soon, as JSON."""
+    return [
+        {"node": to_text(end.node), "ends_ms": end.ends_ms, "reason": end.reason} for end in ends
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What the hosts say of an object."""
+
+    size_bytes: int
+    k: int
+    m: int
+    hosts: tuple[HostState, ...]
+    condition: Condition
+    ends: tuple[HostEnd, ...] = ()
+    """Until when each host keeps its part: by the own leases, else by what the host says."""
+    ending: tuple[HostEnd, ...] = ()
+    """Those of them that end soon."""
+    asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
+    """The contract under which it was stored."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `xsc store stat --json` (docs/design/storage.md)."""
+        return {
+            "size_bytes": self.size_bytes,
+            "code": {"k": self.k, "m": self.m},
+            "hosts": [
+                {
+                    "shard": host.shard,
+                    "node": None if host.node is None else to_text(host.node),
+                    "state": host.state,
+                }
+                for host in self.hosts
+            ],
+            "readable": self.condition.readable,
+            "margin": self.condition.margin,
+            "healable": self.condition.healable,
+            "ends_ms": first_end(self.ends),
+            "ending": ending_json(self.ending),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCheck:
+    """What `xsc store check` found."""
+
+    stat: ObjectStat
+    survives: Survival
+    """Of the columns that are good now."""
+    domains: tuple[Domains, ...]
+    """By kind: in how many domains these columns are."""
+    yearly_loss_ppb: int
+    """Estimated chance of loss within a year, parts per billion."""
+    read_bytes: int
+    """Read and verified by a deep check."""
+    bad: tuple[BadShard, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `xsc store check --json`."""
+        return {
+            **self.stat.to_json(),
+            "survives": self.survives.shown_for(self.stat.asked).to_text(),
+            "domains": {
+                kind: {"known": found.known, "unknown": found.unknown}
+                for kind, found in zip(KINDS, self.domains, strict=True)
+            },
+            "contract": self.stat.asked.to_text() if self.stat.asked != Survival() else None,
+            "contract_kept": self.survives.meets(self.stat.asked),
+            "yearly_loss_ppb": self.yearly_loss_ppb,
+            "read_bytes": self.read_bytes,
+            "bad": [
+                {
+                    "segment": fault.segment,
+                    "shard": fault.column,
+                    "node": to_text(fault.node),
+                    "reason": fault.reason,
+                }
+                for fault in self.bad
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """One line of `xsc store ls`."""
+
+    name: str
+    capability: str
+    size_bytes: int
+    created_ms: int
+    margin: int
+    """By which hosts are up and have not denied the lease; `stat` asks them. UNFOUND_MARGIN of
+    what a recovery did not find."""
+    version: int = 1
+    ends_ms: int | None = None
+    """When the first of its leases ends as things stand; None: never."""
+    ending: tuple[HostEnd, ...] = ()
+    """The hosts whose leases end soon."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row of `xsc store ls --json` (docs/design/storage.md)."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "capability": self.capability,
+            "size_bytes": self.size_bytes,
+            "created_ms": self.created_ms,
+            "margin": self.margin,
+            "ends_ms": self.ends_ms,
+            "ending": ending_json(self.ending),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RmResult:
+    """Which hosts confirmed a deletion, and which could not be reached."""
+
+    confirmed: tuple[bytes, ...]
+    unreachable: tuple[bytes, ...]
+    receipts: tuple[Signed[DeletionReceipt], ...] = ()
+    """Of the peers that confirmed; the own node gives none to itself."""
+    name: str = ""
+    """Its name; empty for files of directories and internal objects."""
+    given_up: bool = False
+    """Whether a silent host is not asked any more, because it has dropped the object by itself."""
+
+    @property
+    def partly(self) -> bool:
+        """Whether some host has still to confirm: run `rm` again."""
+        return bool(self.unreachable)
+
+
+class Retried(NamedTuple):
+    """Numbers of objects whose deletion was retried."""
+
+    confirmed: int
+    open: int
+    given_up: int
+    """Their last hosts stayed silent until they must have dropped the objects by themselves."""
+
+
+def best_columns(
+    located: Located, answers: Mapping[bytes, HeldObject | None]
+) -> tuple[list[bytes | None], list[State]]:
+    """Return for each column the node with its best copy, and the state of that copy.
+
+    It is not known which of several silent nodes has a column: each is named once.
+    """
+    rank: list[State] = ["ok", "corrupt", "missing", "unreachable"]
+    columns: list[bytes | None] = []
+    states: list[State] = []
+    for column, nodes in enumerate(located.holders):
+        told = [
+            (rank.index(column_state(located.manifest, column, answers[node])), node)
+            for node in nodes
+            # Every copy of an inline object is the same: each node counts for one column.
+            if located.manifest.inline is None or node not in columns
+        ]
+        state = rank[min(told)[0]] if told else "missing"
+        best = [node for place, node in told if rank[place] == state]
+        if state == "unreachable":
+            best = [node for node in best if node not in columns]
+        columns.append(best[0] if best else None)
+        states.append(state)
+    return columns, states
