@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
@@ -47,6 +47,26 @@ class _SystemClock:
         await asyncio.sleep(duration_ms / 1000)
 
 
+class CallOptions(TypedDict, total=False):
+    """How to call a function."""
+
+    limits: Limits
+    """Those of the runtime where left out."""
+    seed: bytes
+    """What random bytes follow from: the same seed gives the same run."""
+
+
+class ProgramOptions(CallOptions, total=False):
+    """How to run a program."""
+
+    env: Mapping[str, str]
+    stdin: bytes
+    files: Mapping[str, bytes]
+    """The program finds them at /in/NAME."""
+    clock_ms: int
+    """Where its virtual clock starts."""
+
+
 class ComputeRuntime:
     """Calls functions and runs commands; what does not end in `_async` blocks until they are done.
 
@@ -70,9 +90,7 @@ class ComputeRuntime:
         module: bytes,
         function: str,
         args: Sequence[int | float | str] = (),
-        *,
-        limits: Limits | None = None,
-        seed: bytes = _SEED,
+        **options: Unpack[CallOptions],
     ) -> int | float | list[int | float] | None:
         """Call an exported function and return its result.
 
@@ -80,8 +98,7 @@ class ComputeRuntime:
             module: the WebAssembly binary.
             function: the name of an export.
             args: numbers, or texts as on the command line ("0xff", "nan:0x1").
-            limits: what the run may use.
-            seed: what random bytes follow from: the same seed gives the same run.
+            options: limits and seed.
 
         Returns:
             The number; a list where there are several; None where there is none.
@@ -90,36 +107,24 @@ class ComputeRuntime:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
             FuelExhausted, TimeExceeded, ModuleTrapped and the like: how it ended.
         """
-        return _value(self._run(_call_job(module, function, args, limits or self._limits, seed)))
+        return _value(self._run(self._call_job(module, function, args, options)))
 
     async def execute_async(
         self,
         module: bytes,
         function: str,
         args: Sequence[int | float | str] = (),
-        *,
-        limits: Limits | None = None,
-        seed: bytes = _SEED,
+        **options: Unpack[CallOptions],
     ) -> int | float | list[int | float] | None:
         """Call an exported function as `execute` does, without blocking the event loop.
 
-        Whoever cancels it ends the program, too.
+        Cancelling it ends the program.
         """
-        made = limits or self._limits
-        job = await asyncio.to_thread(_call_job, module, function, args, made, seed)
+        job = await asyncio.to_thread(self._call_job, module, function, args, options)
         return _value(await self._run_async(job))
 
     def run(
-        self,
-        module: bytes,
-        args: Sequence[str] = (),
-        *,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
-        seed: bytes = _SEED,
-        clock_ms: int = CLOCK_START_MS,
+        self, module: bytes, args: Sequence[str] = (), **options: Unpack[ProgramOptions]
     ) -> SandboxResult:
         """Run a WASI command and return its exit code, output and files.
 
@@ -127,28 +132,16 @@ class ComputeRuntime:
             ModuleInvalid, ExportUnknown: it cannot run.
             FuelExhausted, OutputTooLarge and the like: a limit ended it.
         """
-        given = _input(args, env, stdin, files)
-        return self._run(_run_job(module, given, limits or self._limits, seed, clock_ms))
+        return self._run(self._run_job(module, args, options))
 
     async def run_async(
-        self,
-        module: bytes,
-        args: Sequence[str] = (),
-        *,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        limits: Limits | None = None,
-        seed: bytes = _SEED,
-        clock_ms: int = CLOCK_START_MS,
+        self, module: bytes, args: Sequence[str] = (), **options: Unpack[ProgramOptions]
     ) -> SandboxResult:
         """Run a WASI command as `run` does, without blocking the event loop.
 
-        Whoever cancels it ends the program, too.
+        Cancelling it ends the program.
         """
-        given = _input(args, env, stdin, files)
-        made = limits or self._limits
-        job = await asyncio.to_thread(_run_job, module, given, made, seed, clock_ms)
+        job = await asyncio.to_thread(self._run_job, module, args, options)
         return await self._run_async(job)
 
     def close(self) -> None:
@@ -185,6 +178,48 @@ class ComputeRuntime:
                 asyncio.run_coroutine_threadsafe(self._sandbox.start(), self._loop).result()
             return self._loop
 
+    def _call_job(
+        self,
+        module: bytes,
+        function: str,
+        args: Sequence[int | float | str],
+        options: CallOptions,
+    ) -> Job:
+        signature = read(module).signature(function)
+        texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
+        numbers = parse_arguments(texts, function, signature)
+        return Job(
+            hashlib.sha256(module).digest(),
+            module,
+            "invoke",
+            function,
+            tuple((number.type, number.bits) for number in numbers),
+            limits=options.get("limits") or self._limits,
+            seed=options.get("seed", _SEED),
+        )
+
+    def _run_job(self, module: bytes, args: Sequence[str], options: ProgramOptions) -> Job:
+        given = RunInput(
+            tuple(args),
+            tuple(sorted(options.get("env", {}).items())),
+            options.get("stdin", b""),
+            tuple(sorted(options.get("files", {}).items())),
+        )
+        check_input(given)
+        read(module).signature("_start")
+        return Job(
+            hashlib.sha256(module).digest(),
+            module,
+            "run",
+            args=given.args,
+            environment=given.environment,
+            stdin=given.stdin,
+            files=given.files,
+            limits=options.get("limits") or self._limits,
+            seed=options.get("seed", _SEED),
+            clock_ms=options.get("clock_ms", CLOCK_START_MS),
+        )
+
     def _run(self, job: Job) -> SandboxResult:
         running = asyncio.run_coroutine_threadsafe(self._sandbox.run(job), self._started())
         return _ended(running.result())
@@ -201,23 +236,6 @@ def _ended(result: SandboxResult) -> SandboxResult:
     return result
 
 
-def _call_job(
-    module: bytes, function: str, args: Sequence[int | float | str], limits: Limits, seed: bytes
-) -> Job:
-    signature = read(module).signature(function)
-    texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
-    numbers = parse_arguments(texts, function, signature)
-    return Job(
-        hashlib.sha256(module).digest(),
-        module,
-        "invoke",
-        function,
-        tuple((number.type, number.bits) for number in numbers),
-        limits=limits,
-        seed=seed,
-    )
-
-
 def _value(result: SandboxResult) -> int | float | list[int | float] | None:
     values = [
         to_python(Number.model_validate({"type": kind, "bits": bits}))
@@ -226,35 +244,3 @@ def _value(result: SandboxResult) -> int | float | list[int | float] | None:
     if not values:
         return None
     return values[0] if len(values) == 1 else values
-
-
-def _input(
-    args: Sequence[str],
-    env: Mapping[str, str] | None,
-    stdin: bytes,
-    files: Mapping[str, bytes] | None,
-) -> RunInput:
-    given = RunInput(
-        tuple(args),
-        tuple(sorted((env or {}).items())),
-        stdin,
-        tuple(sorted((files or {}).items())),
-    )
-    check_input(given)
-    return given
-
-
-def _run_job(module: bytes, given: RunInput, limits: Limits, seed: bytes, clock_ms: int) -> Job:
-    read(module).signature("_start")
-    return Job(
-        hashlib.sha256(module).digest(),
-        module,
-        "run",
-        args=given.args,
-        environment=given.environment,
-        stdin=given.stdin,
-        files=given.files,
-        limits=limits,
-        seed=seed,
-        clock_ms=clock_ms,
-    )
