@@ -1,4 +1,4 @@
-"""What compute needs of others: a way to call peers, leases, and the provider's book.
+"""The ports of compute: calls to peers, leases, the provider's book, stored inputs.
 
 Peers are reached through `net`, leases and the book are kept by `market`;
 `xsc.node.build` puts them together. The sandbox port is in `xsc.compute.wasm.sandbox`.
@@ -61,17 +61,17 @@ class ComputeLeases(Protocol):
     ) -> Sequence[ComputeLease]:
         """Return a lease at each of `count` other nodes, fewer where fewer offer it.
 
-        Nodes of different sites and owners come first: who verifies should not be one's other self.
+        Nodes of different sites and owners come first: a provider and its verifier should not belong to one person.
 
         Raises:
             NoOffers: nobody offers it.
         """
 
     def report(self, node: bytes, what: str) -> None:
-        """Take note that a peer did wrong, for example "dissent"."""
+        """Record misconduct of a peer, for example "dissent"."""
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
-        """Take note of what a verified receipt bills, and extend the voucher."""
+        """Record what a verified receipt bills, and extend the voucher."""
 
 
 class ComputeBook(Protocol):
@@ -86,7 +86,7 @@ class ComputeBook(Protocol):
         """
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
-        """Turn a reservation into what was used of it."""
+        """Replace a reservation by the steps that were used."""
 
 
 class InputObject(Protocol):
@@ -106,11 +106,11 @@ class InputObject(Protocol):
 
     @property
     def reference(self) -> bytes:
-        """What lets another node read it, and nothing else."""
+        """Lets another node read this object, and no other."""
 
     @property
     def spared(self) -> Mapping[bytes, int]:
-        """How many of its bytes a node need not receive that holds shards of it."""
+        """How many bytes of it each node that holds shards need not receive."""
 
     async def read(self) -> bytes:
         """Return its content."""
@@ -120,7 +120,7 @@ class InputReader(Protocol):
     """Reads objects for the jobs of others."""
 
     async def read_reference(self, raw: bytes, size_max: int) -> tuple[bytes, int]:
-        """Return an object's content, and how many bytes came from other nodes for it.
+        """Return an object's content, and how many bytes were received from other nodes for it.
 
         Raises:
             TooLarge: it has more bytes than that; nothing was fetched.
@@ -129,7 +129,7 @@ class InputReader(Protocol):
 
 
 class ServiceLeases(ComputeLeases, Protocol):
-    """The same for an owner of services."""
+    """The leases of an owner of services."""
 
     def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
         """Return the price a quantum of a compute lease taken there, and the steps left under it.
@@ -139,7 +139,7 @@ class ServiceLeases(ComputeLeases, Protocol):
 
 
 class ServiceBook(ComputeBook, Protocol):
-    """The same for a holder of services."""
+    """The book of a holder of services."""
 
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease that was granted ends; None where it is not known."""

@@ -1,9 +1,9 @@
-"""Keeps what providers signed that cannot be true: evidence for whoever asks.
+"""Stores evidence against providers: pairs of receipts that contradict each other.
 
     compute/dissent/<found ms, 8 bytes><id>    a signed `Dissent`
 
-It is on the disk before anybody hears of it. The oldest goes where
-DISSENTS_KEPT_MAX are kept.
+A dissent is on the disk before it is reported. A full store drops the oldest of
+DISSENTS_KEPT_MAX.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROOT = b"compute/dissent/"
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """A kept dissent, opened."""
+    """A stored dissent, parsed."""
 
     id: bytes
     found_ms: int
@@ -45,14 +45,14 @@ def differing(first: ExecutionReceipt, second: ExecutionReceipt) -> tuple[str, .
 
 
 class EvidenceStore:
-    """See the module."""
+    """The dissents of one node."""
 
     def __init__(self, network: bytes, state: KeyValue) -> None:
         self._network = network
         self._state = state
 
     def keep(self, dissent: Signed[Dissent]) -> None:
-        """Keep evidence, synced."""
+        """Store a dissent, synced."""
         key = _ROOT + dissent.record.found_ms.to_bytes(8, "big") + dissent.id
         keys = [kept for kept, _ in self._state.scan(_ROOT, prefix_end(_ROOT))]
         over = max(0, len(keys) + 1 - DISSENTS_KEPT_MAX)
@@ -60,7 +60,7 @@ class EvidenceStore:
         self._state.write([(key, dissent.raw), *old], sync=True)
 
     def list(self) -> list[Contradiction]:
-        """Return all that is kept, the oldest first."""
+        """Return all dissents, the oldest first."""
         return [self._opened(raw) for _, raw in self._state.scan(_ROOT, prefix_end(_ROOT))]
 
     def get(self, beginning: str) -> bytes:

@@ -1,9 +1,9 @@
-"""Sells runs of WebAssembly programs: runs an order once and signs what came of it.
+"""Runs orders of other nodes, each once, and signs receipts for them.
 
-Idempotence: an order is known by its customer and nonce. While it runs, and as
-long as its answer is kept, the same order gets the same answer. An order whose
-answer is no longer kept, that is older than the request window, or that was
-made before this node started, is refused: none can be run or billed twice.
+Idempotence: customer and nonce identify an order. While it runs, and as long as its answer is
+kept, the same order gets the same answer. An order is refused if its answer is no longer kept,
+if it is older than the request window, or if it was made before this node started: no order
+runs or is billed twice.
 """
 
 from __future__ import annotations
@@ -63,21 +63,21 @@ _FUNCTION_CHARS_LOGGED = 64
 
 @dataclass(frozen=True, slots=True)
 class GrantedOrder:
-    """What an order is run with, and at which price a quantum."""
+    """The checked content of an order, and its price a quantum."""
 
     module: bytes
     given: RunInput
     output_bytes: int
     price: int
     saved_bytes: int = 0
-    """What was here already."""
+    """Bytes of module and input that this node had."""
     brought: bool = False
     """Whether the order brought the module."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a customer is told of its run, as it is kept: bytes, and nothing made of them."""
+    """The stored answer to an order: plain bytes."""
 
     receipt: bytes
     stdout: bytes
@@ -100,7 +100,7 @@ class _Run:
 
 
 class JobExecutor:
-    """Runs what others order from this node, and what it orders from itself."""
+    """Runs the orders of other nodes, and those of this node to itself."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class JobExecutor:
         self._orders: AcceptedOrders[_Run] = AcceptedOrders()
 
     async def stop(self) -> None:
-        """End what runs; it is not answered."""
+        """Cancel running orders; they are not answered."""
         tasks = [run.task for run in self._orders.runs()]
         for task in tasks:
             task.cancel()
@@ -138,14 +138,14 @@ class JobExecutor:
         return {RUN: self._serve}
 
     def output_of(self, customer: bytes, nonce: bytes) -> OutputBuffer | None:
-        """Return where a run that is wanted to be seen writes; None where there is none."""
+        """Return the output buffer of a streamed run; None where there is none."""
         known = self._orders.find((customer, nonce))
         return None if known is None or known.run is None else known.run.output
 
     async def fulfil(
         self, order: Signed[Order], granted: GrantedOrder, output: OutputBuffer | None = None
     ) -> Delivered:
-        """Run an order, and sign what came of it."""
+        """Run an order and sign its receipt."""
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
@@ -212,7 +212,7 @@ class JobExecutor:
             held_bytes = brought_bytes + min(asked.given_bytes, INPUT_BYTES_MAX)
         calls = _calls(asked, given)
         steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
-        # Nobody without a lease has anything hashed, fetched or kept.
+        # Nothing is hashed, fetched or kept without a lease.
         price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
         task: asyncio.Task[_Answer] | None = None
         try:
@@ -249,7 +249,7 @@ class JobExecutor:
         brought: bytes | None,
         price: int,
     ) -> GrantedOrder:
-        """Return what an order is run with; it must be what the order names."""
+        """Return the content of an order; it must match the hashes that the order names."""
         check_price(asked, price)
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
         module = await self._module(asked.module, brought)
@@ -311,7 +311,7 @@ class JobExecutor:
         return _Answer(done.receipt.raw, done.stdout, done.stderr, done.files)
 
     def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Answer]) -> None:
-        """Keep an answer to be given again; forget what failed, for nothing was billed."""
+        """Keep an answer for repeated requests; forget a failed order, which was not billed."""
         if task.cancelled() or task.exception() is not None:
             self._orders.drop(slot)
             return
@@ -319,7 +319,7 @@ class JobExecutor:
 
 
 async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
-    """Return once an order is done whose answer may go with those of others.
+    """Return once an order is done whose answer fits a shared reply.
 
     Raises:
         JobUnfinished: it takes longer, or its answer is too large for that.

@@ -1,12 +1,11 @@
-"""Whom to believe where several providers ran the same order, and whom to pay.
+"""Decides which of several providers of one order are believed and paid.
 
-A run has one outcome. So `need` of `of` providers that sign the same bits are
-believed and paid; `need` is more than half, or two outcomes could win. A provider
-that signed another outcome on the same engine and configuration contradicts them:
-both receipts together prove that one of the two is false. Nothing contradicts a
-receipt of another engine, or one of a run that was ended for its time; it does
-not count, and is not paid, or whoever names an engine of its own were paid for
-nothing. That its time was over can be agreed on as well, where nothing else is.
+A run has one outcome. If `need` of `of` providers sign the same outcome, they are believed and
+paid; `need` is more than half, or two outcomes could win. A provider that signed another
+outcome on the same engine and configuration contradicts them: both receipts together prove that
+one of the two is false. A receipt of another engine, or of a run that was ended for its time,
+cannot be contradicted. It does not count and is not paid; otherwise a provider could name an
+engine of its own and be paid for nothing. Providers can also agree that the time was over.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def same_content(first: Order, second: Order) -> bool:
 
 
 def decide(told: Mapping[bytes, Outcome], need: int) -> Votes:
-    """Return whom to believe; `told` has those that answered, in the order of asking."""
+    """Return which providers agree; `told` has the outcomes in the order of asking."""
     groups: dict[_Ballot, list[bytes]] = {}
     for provider, outcome in told.items():
         groups.setdefault(_ballot(outcome), []).append(provider)

@@ -1,18 +1,16 @@
-"""Orders and receipts: how a run is asked for, told, billed and checked.
+"""Orders and receipts: makes, bills and checks them.
 
 The bill of a run follows from the lease's price, the fuel used, RUN_FUEL for the order
 itself, the size of the module where the order brought it to be compiled, the calls of
 a batch, and the memory *limit* of the order (`xsc.terms.pricing`); nothing else is
 billed, and never more than the order allows. A run that meets a limit is billed for the
-fuel it used. How much a run had used that was ended for its time, or that ended its
-worker process, is not known, and would be another number on every machine: it is
-billed for the time that it was allowed, at MILLISECOND_FUEL, up to the order's fuel
-(`time_fuel`). Customer and `xsc verify` compute that again. Were it free, whoever
-wants processors for nothing would run into the deadline, or crash.
+fuel it used. For a run that was ended for its time, or that ended its worker process, the fuel
+is unknown and would differ between machines. Such a run is billed for its allowed time, at
+MILLISECOND_FUEL, up to the order's fuel (`time_fuel`); customer and `xsc verify` compute the
+same. If it were free, jobs could use processors for nothing by meeting the deadline or crashing.
 
-`time_exceeded`, `compile_limit` and `worker_lost` say something about the provider's
-machine as well: a second run need not reproduce them. Everything else of an outcome it
-must.
+`time_exceeded`, `compile_limit` and `worker_lost` also depend on the provider's machine: a
+second run need not reproduce them. It must reproduce everything else of an outcome.
 """
 
 from __future__ import annotations
@@ -33,20 +31,20 @@ from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outco
 from xsc.terms.pricing import compute_amount, run_steps
 
 TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "worker_lost", "cancelled"})
-"""Ends that say something about the provider's machine: a second run need not repeat them."""
+"""Traps that depend on the provider's machine: a second run need not reproduce them."""
 
 
 def given_hash(
     mode: Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]
 ) -> bytes:
-    """Return the hash of what a run gave back, that an outcome names."""
+    """Return the hash of a run's output, as an outcome names it."""
     if mode == "batch":
         return batch_output(stdout, stderr)
     return output_hash(stdout, stderr, files)
 
 
 def seed_of(nonce: bytes) -> bytes:
-    """Return what the program's random bytes follow from: the same for the same nonce."""
+    """Return the seed of the program's random bytes, derived from the nonce."""
     return tagged_sha256("compute-seed", nonce)
 
 
@@ -83,7 +81,7 @@ class RunLimits(Protocol):
 
 
 def time_fuel(order: RunLimits, trap: str | None, wall_ms: int = 0) -> int | None:
-    """Return the fuel that a run is billed for of which only its time is known, else None.
+    """Return the billed fuel of a run of which only the time is known, else None.
 
     One that the customer cancelled, or whose module was compiled for too long, is billed for
     the time that this took, `wall_ms`.

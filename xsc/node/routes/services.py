@@ -7,6 +7,7 @@ The body of a deployment is a big-endian 32-bit length, that many bytes of JSON
 from __future__ import annotations
 
 from base64 import b64encode
+from dataclasses import asdict
 
 from aiohttp import web
 
@@ -27,46 +28,21 @@ def _number(request: web.Request, name: str, default: int | None, most: int) -> 
 
 
 def _row(row: LogRow) -> ServiceRequest:
-    return ServiceRequest(
-        number=row.number,
-        at_ms=row.at_ms,
-        request_id=row.request_id,
-        version=row.version,
-        method=row.method,
-        path=row.path,
-        status=row.status,
-        fuel_used=row.fuel_used,
-        memory_peak_bytes=row.memory_peak_bytes,
-        wall_ms=row.wall_ms,
-        amount_micro=row.amount_micro,
-        trap=row.trap,
-        note=row.note,
-        receipt=b64encode(row.receipt).decode(),
-    )
+    return ServiceRequest(**{**asdict(row), "receipt": b64encode(row.receipt).decode()})
 
 
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the service endpoints of a node."""
 
     def document(view: ServiceView) -> Service:
-        return Service.model_validate(
-            {
-                "name": view.name,
-                "owner": to_text(view.owner),
-                "owner_name": node.name_of(view.owner),
-                "node": to_text(view.provider),
-                "node_name": node.name_of(view.provider),
-                "version": view.version,
-                "versions": list(view.versions),
-                "url": view.url,
-                "state": view.state,
-                "fault": view.fault,
-                "running": view.running,
-                "waiting": view.waiting,
-                "requests": view.requests,
-                "failures": view.failures,
-                "refused": view.refused,
-            }
+        told = asdict(view)
+        owner, provider = told.pop("owner"), told.pop("provider")
+        return Service(
+            **{**told, "versions": list(view.versions)},
+            owner=to_text(owner),
+            owner_name=node.name_of(owner),
+            node=to_text(provider),
+            node_name=node.name_of(provider),
         )
 
     async def module_of(named: bytes | None, brought: bytes) -> bytes:
