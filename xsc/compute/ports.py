@@ -61,7 +61,8 @@ class ComputeLeases(Protocol):
     ) -> Sequence[ComputeLease]:
         """Return a lease at each of `count` other nodes, fewer where fewer offer it.
 
-        Nodes of different sites and owners come first: a provider and its verifier should not belong to one person.
+        Nodes of different sites and owners come first: a provider and its verifier should not
+        belong to one person.
 
         Raises:
             NoOffers: nobody offers it.

@@ -121,12 +121,13 @@ def run_here(spec: JobSpec, show: Callable[[int, bytes], None] | None = None) ->
     Raises:
         XscError: it cannot run; a limit that ended it is the result's `trap`.
     """
+    here = replace(spec, local=True)
     if show is None:
-        return _alone(lambda service: service.run(spec))
+        return _alone(lambda service: service.run(here))
 
     async def work(service: ComputeService) -> JobResult:
         output = OutputBuffer(SystemClock())
-        running = asyncio.ensure_future(service.run(spec, output=output))
+        running = asyncio.ensure_future(service.run(here, output=output))
         running.add_done_callback(lambda _: output.close())
         async for stream, piece in output.pieces():
             show(stream, piece)
