@@ -44,7 +44,15 @@ from xsc.ledger.chain import (
 )
 from xsc.ledger.entry import GENESIS, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
-from xsc.ledger.recovery import Old, check_shown, known_entries, merged, plan, turns_of
+from xsc.ledger.recovery import (
+    Old,
+    check_shown,
+    known_entries,
+    lacks_incarnation,
+    merged,
+    plan,
+    turns_of,
+)
 from xsc.ledger.state import take_old
 from xsc.ledger.statement import known_peers, note_accounts
 
@@ -198,7 +206,8 @@ class HistoryExchange:
         wrong, more, newest = 0, True, 0
         while more:
             reply = await history.page({"v": 1, "start": start})
-            newest = max(newest, self._told_of_me(reply.header))
+            if (told := self._told_of_me(reply.header)) is not None:
+                newest = max(newest, told.record.first_seq)
             items = take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
             for item in items:
                 if not isinstance(item, dict):
@@ -219,13 +228,12 @@ class HistoryExchange:
             more = take_bool(reply.header, "more") and bool(items)
         return newest
 
-    def _told_of_me(self, header: dict[str, Value]) -> int:
-        """Return the number of the own incarnation that a peer shows; 0 where it shows none."""
+    def _told_of_me(self, header: dict[str, Value]) -> Signed[Incarnation] | None:
+        """Return the own incarnation that a peer shows; None where it shows none."""
         raw = take_opt_bytes(header, "incarnation")
         if raw is None:
-            return 0
-        shown = open_incarnation(raw, author=self._key.node_id, network=self._network)
-        return shown.record.first_seq
+            return None
+        return open_incarnation(raw, author=self._key.node_id, network=self._network)
 
     async def confirm_head(self, peers: Sequence[bytes], *, claims: bool = True) -> int:
         """Tell peers the own incarnation, and compare the ends of the own chain that they know.
@@ -252,7 +260,12 @@ class HistoryExchange:
                 peer, HEAD, {"v": 1, "incarnation": own}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
             )
             take_int(reply.header, "next_seq")
-            self._confirm_incarnation(peer, reply.header)
+            if lacks_incarnation(self._chain.restart, self._told_of_me(reply.header)):
+                raise LedgerDamaged(
+                    f"{short(peer)} holds an incarnation of this node that its own ledger "
+                    "lacks: this home is an old copy",
+                    hint="use the home that was recovered last, or recover it: xsc node recover",
+                )
             if reply.header.get("yours") is not None:
                 self._confirm(peer, take_bytes(reply.header, "yours"))
             old = take_int(reply.header, "old")
@@ -270,20 +283,6 @@ class HistoryExchange:
         """Return how many halves of earlier incarnations with a peer are in the ledger."""
         state = self._chain.state
         return sum(seq < state.first_seq for seq in state.with_peer.get(peer, ()))
-
-    def _confirm_incarnation(self, peer: bytes, header: dict[str, Value]) -> None:
-        first = self._told_of_me(header)
-        known = self._chain.restart
-        if first > self._chain.state.first_seq or (
-            known is not None
-            and first == self._chain.state.first_seq
-            and header.get("incarnation") != known.incarnation.raw
-        ):
-            raise LedgerDamaged(
-                f"{short(peer)} holds an incarnation of this node that its own ledger lacks: "
-                "this home is an old copy",
-                hint="use the home that was recovered last, or recover it: xsc node recover",
-            )
 
     def _confirm(self, peer: bytes, raw: bytes) -> None:
         mine = open_half(raw, network=self._network)

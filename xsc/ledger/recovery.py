@@ -18,7 +18,7 @@ from xsc.base.limits import INCARNATION_GAP
 from xsc.identity.envelope import Signed
 from xsc.ledger.audit import StoredRows, claim_bytes, open_voucher
 from xsc.ledger.entry import GENESIS, Half, open_half
-from xsc.ledger.incarnation import Incarnation, Noted, carried_hash
+from xsc.ledger.incarnation import Incarnation, Noted, Restart, carried_hash
 from xsc.ledger.state import LedgerState, next_claim
 from xsc.ledger.validation import check_old
 from xsc.terms.voucher import Voucher
@@ -68,6 +68,22 @@ def merged(entries: Iterable[Old]) -> list[Old]:
     for item in entries:
         found.setdefault(item.half.record.seq, item)
     return [found[seq] for seq in sorted(found)]
+
+
+def lacks_incarnation(known: Restart | None, told: Signed[Incarnation] | None) -> bool:
+    """Return whether a peer was told an incarnation of this node that its own ledger lacks.
+
+    Args:
+        known: the restart in the own ledger; None in the first incarnation.
+        told: the newest one that the peer was told; None for none.
+    """
+    if told is None:
+        return False
+    if known is None:
+        return told.record.first_seq > 0
+    own = known.incarnation
+    first, own_first = told.record.first_seq, own.record.first_seq
+    return first > own_first or (first == own_first and told.raw != own.raw)
 
 
 def turns_of(state: LedgerState, late: Sequence[Old]) -> tuple[list[bytes], bytes]:
