@@ -345,7 +345,7 @@ def test_an_upload_that_breaks_off_stores_nothing(net, chunked):
     before, used = member("store ls --json").json, used_bytes(net)
 
     def undone() -> int:
-        return (member.home / "node.log").read_text().count("storage_put_undone")
+        return (member.home / "node.log").read_text().count("storage.put_undone")
 
     undone_before = undone()
     fields = {**token(member), "Host": "x"}

@@ -117,7 +117,7 @@ SHELL = {
     "xsc.storage.transfer.put": "moves segments between a stream and hosts",
     "xsc.storage.transfer.host_client": "calls hosts, and the own shard store without a call",
     "xsc.storage.transfer.get": "fetches segments ahead of who reads them",
-    "xsc.storage.transfer.rolling": "lets shards wait for room, opens them in any thread",
+    "xsc.storage.transfer.segment_decoder": "lets shards wait for room, opens them in any thread",
     "xsc.storage.transfer.deep_read": "reads every shard of an object, from all hosts",
     "xsc.storage.service": "stores and fetches",
     "xsc.storage.transfer.resume": "keeps journals of puts, and ends what nobody goes on with",

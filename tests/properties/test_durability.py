@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from xsc.base.errors import ArgumentInvalid
 from xsc.storage.object.durability import (
     KINDS,
+    Contract,
     Domains,
-    Host,
-    Survival,
+    HostLabels,
     attainable,
     domains_of,
     parse,
@@ -63,14 +63,14 @@ def networks(sites, nodes_max):
         for counts in spreads(nodes, sites):
             if list(counts) == sorted(counts, reverse=True):
                 yield [
-                    Host(bytes([index]), f"site{site}")
+                    HostLabels(bytes([index]), f"site{site}")
                     for index, site in enumerate(
                         site for site, count in enumerate(counts) for _ in range(count)
                     )
                 ]
 
 
-@pytest.mark.parametrize("asked", [Survival(), Survival(2, 1), Survival(1, 1), Survival(0, 1)])
+@pytest.mark.parametrize("asked", [Contract(), Contract(2, 1), Contract(1, 1), Contract(0, 1)])
 def test_the_plan_is_the_best_there_is_for_every_network_of_nine_nodes_at_four_sites(asked):
     seen = 0
     for hosts in networks(SITES_MAX, NODES_MAX):
@@ -81,14 +81,14 @@ def test_the_plan_is_the_best_there_is_for_every_network_of_nine_nodes_at_four_s
 
 labels = st.sampled_from(["", "a", "b", "c"])
 small = st.lists(st.tuples(labels, labels), min_size=1, max_size=6).map(
-    lambda pairs: [Host(bytes([i]), *pair) for i, pair in enumerate(pairs)]
+    lambda pairs: [HostLabels(bytes([i]), *pair) for i, pair in enumerate(pairs)]
 )
 
 
 @given(
     small,
     st.sampled_from([(6, 2), (3, 2), (4, 2), (5, 1), (5, 3), (2, 1)]),
-    st.builds(Survival, st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)),
+    st.builds(Contract, st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)),
 )
 def test_the_plan_is_the_best_there_is_with_sites_owners_and_unknown_ones(hosts, code, asked):
     n, m = code
@@ -96,14 +96,14 @@ def test_the_plan_is_the_best_there_is_with_sites_owners_and_unknown_ones(hosts,
 
 
 wide = st.lists(st.tuples(labels, labels, labels), min_size=1, max_size=6).map(
-    lambda triples: [Host(bytes([i]), *triple) for i, triple in enumerate(triples)]
+    lambda triples: [HostLabels(bytes([i]), *triple) for i, triple in enumerate(triples)]
 )
 
 
 @given(
     wide,
     st.sampled_from([(6, 2), (3, 2), (5, 1), (2, 1)]),
-    st.builds(Survival, *(st.integers(0, 2) for _ in KINDS)),
+    st.builds(Contract, *(st.integers(0, 2) for _ in KINDS)),
 )
 def test_the_plan_is_the_best_there_is_with_introducers(hosts, code, asked):
     n, m = code
@@ -113,7 +113,7 @@ def test_the_plan_is_the_best_there_is_with_introducers(hosts, code, asked):
 @given(
     wide,
     st.sampled_from([(6, 2), (3, 2), (5, 1), (2, 1)]),
-    st.builds(Survival, *(st.integers(0, 2) for _ in KINDS)),
+    st.builds(Contract, *(st.integers(0, 2) for _ in KINDS)),
 )
 def test_no_placement_survives_more_of_a_contract_than_is_attainable(hosts, code, asked):
     n, m = code
@@ -121,11 +121,16 @@ def test_no_placement_survives_more_of_a_contract_than_is_attainable(hosts, code
     assert plan(hosts, n, m, most) is not None
     for counts in itertools.product(*(range(count + 1) for count in asked)):
         if counts > most:
-            assert plan(hosts, n, m, Survival(*counts)) is None
+            assert plan(hosts, n, m, Contract(*counts)) is None
 
 
 def test_domains_are_counted_by_kind_and_nodes_that_name_none_beside_them():
-    columns = [Host(b"1", "a", "x"), Host(b"2", "a"), Host(b"2", "a"), Host(b"3")]
+    columns = [
+        HostLabels(b"1", "a", "x"),
+        HostLabels(b"2", "a"),
+        HostLabels(b"2", "a"),
+        HostLabels(b"3"),
+    ]
     assert domains_of(columns) == (Domains(3, 0), Domains(1, 1), Domains(1, 2), Domains(0, 3))
     assert domains_of([]) == (Domains(0, 0),) * 4
 
@@ -148,9 +153,9 @@ def test_what_is_said_to_survive_survives_every_such_loss(hosts, data):
 
 
 def test_columns_are_spread_evenly_and_earlier_hosts_come_first():
-    hosts = [Host(bytes([index])) for index in range(9)]
-    assert plan(hosts, 6, 2, Survival()) == tuple(bytes([index]) for index in range(6))
-    four = plan(hosts[:4], 6, 2, Survival())
+    hosts = [HostLabels(bytes([index])) for index in range(9)]
+    assert plan(hosts, 6, 2, Contract()) == tuple(bytes([index]) for index in range(6))
+    four = plan(hosts[:4], 6, 2, Contract())
     assert sorted(Counter(four).values()) == [1, 1, 2, 2]
     assert Counter(four)[bytes([0])] == 2
 
@@ -158,11 +163,11 @@ def test_columns_are_spread_evenly_and_earlier_hosts_come_first():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("2nodes", Survival(2)),
-        ("1node", Survival(1)),
-        ("2nodes,1site", Survival(2, 1)),
-        ("1owner, 2 nodes", Survival(2, 0, 1)),
-        ("0nodes", Survival()),
+        ("2nodes", Contract(2)),
+        ("1node", Contract(1)),
+        ("2nodes,1site", Contract(2, 1)),
+        ("1owner, 2 nodes", Contract(2, 0, 1)),
+        ("0nodes", Contract()),
     ],
 )
 def test_a_contract_is_read_and_written(text, expected):
@@ -181,9 +186,9 @@ def test_a_malformed_contract_is_refused(text):
 @pytest.mark.parametrize(("k", "m"), [(16, 8), (32, 16), (64, 32), (200, 55)])
 @pytest.mark.parametrize("count", [1, 5, 8, 20])
 def test_a_wide_code_is_placed_without_a_search_that_has_no_end(k, m, count):
-    hosts = [Host(bytes([i]) * 32) for i in range(count)]
-    columns = plan(hosts, k + m, m, Survival())
+    hosts = [HostLabels(bytes([i]) * 32) for i in range(count)]
+    columns = plan(hosts, k + m, m, Contract())
     assert columns is not None
     assert len(columns) == k + m
     even = survival([hosts[column % count] for column in range(k + m)], m)
-    assert survival([Host(node) for node in columns], m) >= even
+    assert survival([HostLabels(node) for node in columns], m) >= even

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.limits import OVERLAPS_MAX
-from xsc.storage.object.durability import Host
+from xsc.storage.object.durability import HostLabels
 from xsc.storage.object.loss import PPB, YEAR_MS, yearly_loss_ppb
 
 DAY_MS = 86_400_000
@@ -71,7 +71,7 @@ def by_chance(columns, m, years, dice):
 def network(dice, nodes_max=9, columns_max=9):
     labels = ["", "a", "b", "c"]
     hosts = [
-        Host(bytes([i]), dice.choice(labels), dice.choice(labels))
+        HostLabels(bytes([i]), dice.choice(labels), dice.choice(labels))
         for i in range(dice.randint(1, nodes_max))
     ]
     return [*hosts, *dice.choices(hosts, k=dice.randint(0, columns_max - len(hosts)))]
@@ -91,7 +91,7 @@ def test_the_loss_is_what_years_of_chance_come_to(seed):
 labels = st.sampled_from(["", "a", "b", "c"])
 placements = st.lists(st.tuples(labels, labels), min_size=1, max_size=5).flatmap(
     lambda pairs: st.lists(
-        st.sampled_from([Host(bytes([i]), *pair) for i, pair in enumerate(pairs)]),
+        st.sampled_from([HostLabels(bytes([i]), *pair) for i, pair in enumerate(pairs)]),
         min_size=1,
         max_size=7,
     )
@@ -109,22 +109,24 @@ def test_the_loss_is_that_of_all_sets_of_domains(columns, m, repair_days):
 
 @given(placements, st.integers(0, 4))
 def test_nothing_is_lost_less_for_what_is_shared_or_for_fewer_spares(columns, m):
-    alone = [Host(host.node) for host in columns]
+    alone = [HostLabels(host.node) for host in columns]
     assert loss_ppb(alone, m) <= loss_ppb(columns, m) <= loss_ppb(columns, m - 1) <= PPB
-    one_site = [Host(host.node, "a", host.owner) for host in columns]
+    one_site = [HostLabels(host.node, "a", host.owner) for host in columns]
     if len({host.node for host in columns}) > m + 1:
-        assert loss_ppb(one_site, m) >= loss_ppb([Host(h.node, "", h.owner) for h in columns], m)
+        assert loss_ppb(one_site, m) >= loss_ppb(
+            [HostLabels(h.node, "", h.owner) for h in columns], m
+        )
 
 
 def test_two_nodes_with_three_shards_each_are_as_good_as_both():
     life = 3 * YEAR_MS
-    two = [Host(bytes([i % 2])) for i in range(6)]
+    two = [HostLabels(bytes([i % 2])) for i in range(6)]
     said = loss_ppb(two, 2, lives_ms=(life, life, life), repair_ms=DAY_MS)
     assert math.isclose(said, -math.expm1(-2 / 3) * PPB, abs_tol=1)
 
 
 def test_without_spares_or_with_endless_lives():
-    six = [Host(bytes([i])) for i in range(6)]
+    six = [HostLabels(bytes([i])) for i in range(6)]
     assert loss_ppb(six, -1) == PPB
     assert loss_ppb([], 0) == 0
     assert loss_ppb(six, 6, repair_ms=YEAR_MS) == 1, "rounded up"
@@ -136,7 +138,9 @@ def test_beyond_the_domains_that_can_overlap_the_figure_is_never_too_low():
     def chain(owners, nodes=2 * OVERLAPS_MAX + 6):
         """Sites of two nodes each, and owners of two that stand at different sites."""
         return [
-            Host(bytes([i]), f"site{i // 2}", f"owner{(i + 1) // 2}" if i < 2 * owners else "")
+            HostLabels(
+                bytes([i]), f"site{i // 2}", f"owner{(i + 1) // 2}" if i < 2 * owners else ""
+            )
             for i in range(nodes)
         ]
 

@@ -14,7 +14,7 @@ from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage.object.inventory import Found, Wanted
+from xsc.storage.object.inventory import FoundShard, Wanted
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore import store as shard_store
 from xsc.storage.shardstore.bodies import ShardBody
@@ -205,7 +205,7 @@ async def check(node, model):
     assert audit.bytes_held == audit.bytes_counted == node.used_bytes
     for (locate, _, column), data in model.items():
         (found,) = await node.get(LOCATES[locate], 0, [Wanted(0, column, root_of(data))])
-        assert found == Found("ok", data)
+        assert found == FoundShard("ok", data)
 
 
 def shards(locate, customer, columns):
@@ -292,7 +292,7 @@ def test_of_writes_that_come_together_each_is_wholly_there_after_a_power_loss(gr
                 await node.get(LOCATES[locate], 0, [Wanted(0, body.column, body.root)])
                 for body in wanted
             ]
-            wholly.append(found == [[Found("ok", body.data)] for body in wanted])
+            wholly.append(found == [[FoundShard("ok", body.data)] for body in wanted])
         for number, held in enumerate(outcomes):
             # What was answered is as it was answered.
             assert wholly[number] or isinstance(held, (ShardMismatch, UnavailableError))

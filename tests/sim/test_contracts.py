@@ -12,7 +12,7 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.limits import MIB
 from xsc.storage.object.capability import parse_verify
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 
 DATA = content(MIB)
 
@@ -49,7 +49,7 @@ def names(world, *indices):
 def test_a_put_that_names_no_contract_keeps_what_all_known_peers_allow(count, losses):
     async def play(world):
         capability = await put(world.nodes[0], DATA)
-        assert contract(world.nodes[0], capability) == Survival(losses)
+        assert contract(world.nodes[0], capability) == Contract(losses)
         assert await get(world.nodes[0], capability) == DATA
 
     run(300 + count, count, play)
@@ -63,11 +63,11 @@ def test_at_the_debt_limit_of_most_hosts_a_put_is_refused_and_less_works():
         assert "2nodes" in fault.message
         assert "`--survive 1node`" in fault.hint
         assert "`xsc ledger balance`" in fault.hint
-        fault = await refused(world, owner, CreditExceeded, survive=Survival(2))
+        fault = await refused(world, owner, CreditExceeded, survive=Contract(2))
         assert "2nodes" in fault.message
-        done = await owner.storage.put(stream(DATA), name="less", survive=Survival(1))
+        done = await owner.storage.put(stream(DATA), name="less", survive=Contract(1))
         assert len(set(done.hosts)) == 3
-        assert done.survives == Survival(1)
+        assert done.survives == Contract(1)
 
     run(310, 7, play, prepare=with_settings((1, 2, 3, 4), {"starter_credit": "0"}))
 
@@ -76,7 +76,7 @@ def test_with_no_host_but_the_own_node_less_is_nothing_and_said_so():
     async def play(world):
         fault = await refused(world, world.nodes[0], CreditExceeded)
         assert "`--survive 0nodes`" in fault.hint
-        done = await world.nodes[0].storage.put(stream(DATA), name="own", survive=Survival())
+        done = await world.nodes[0].storage.put(stream(DATA), name="own", survive=Contract())
         assert set(done.hosts) == {world.nodes[0].key.node_id}
         assert done.warnings
 
@@ -104,7 +104,7 @@ def test_while_hosts_are_silent_a_put_is_refused_and_works_when_they_are_back():
         assert fault.exit_code == 5
         await world.restart(4)
         await world.until(lambda: owner.health.is_up(world.nodes[4].key.node_id))
-        assert contract(owner, await put(owner, DATA)) == Survival(2)
+        assert contract(owner, await put(owner, DATA)) == Contract(2)
 
     run(313, 7, play)
 
@@ -121,7 +121,7 @@ def test_hosts_that_leave_are_named_as_leaving_and_not_as_full():
         assert "no room" not in fault.message
         for node in leavers:
             await owner.peers.remove(node)
-        assert contract(owner, await put(owner, DATA)) == Survival(1), "it knows five now"
+        assert contract(owner, await put(owner, DATA)) == Contract(1), "it knows five now"
 
     run(314, 7, play)
 
@@ -167,14 +167,14 @@ def test_a_host_that_dies_in_the_middle_of_a_put_breaks_no_contract():
         assert not owner.storage.ls()
         world.net.corrupt(None)
         await world.crash(3)
-        assert await get(owner, await put(owner, data, survive=Survival(1))) == data
+        assert await get(owner, await put(owner, data, survive=Contract(1))) == data
 
     run(316, 6, play)
 
 
 def test_a_contract_beyond_all_known_nodes_is_the_callers_to_change():
     async def play(world):
-        fault = await refused(world, world.nodes[0], DurabilityUnreachable, survive=Survival(2))
+        fault = await refused(world, world.nodes[0], DurabilityUnreachable, survive=Contract(2))
         assert fault.exit_code == 2
         assert "6 nodes" in fault.hint
         assert "`--survive 1node`" in fault.hint
@@ -185,8 +185,8 @@ def test_a_contract_beyond_all_known_nodes_is_the_callers_to_change():
 def test_a_contract_in_the_configuration_stands_for_every_put():
     async def play(world):
         owner = world.nodes[0]
-        assert contract(owner, await put(owner, DATA)) == Survival(1)
-        await refused(world, owner, DurabilityUnreachable, survive=Survival(0, 1))
+        assert contract(owner, await put(owner, DATA)) == Contract(1)
+        await refused(world, owner, DurabilityUnreachable, survive=Contract(0, 1))
 
     run(318, 7, play, {"survive": "1node"})
 
@@ -200,7 +200,7 @@ def test_silent_peers_that_have_not_said_their_site_are_named_as_silent():
         for index in (0, 3, 4, 5, 6):
             await world.crash(index)
         owner = await world.restart(0)
-        fault = await refused(world, owner, NoOffers, survive=Survival(2, 2))
+        fault = await refused(world, owner, NoOffers, survive=Contract(2, 2))
         assert f"silent: {names(world, 3, 4, 5, 6)}" in fault.message
         assert "`site`" not in fault.hint
 
@@ -211,6 +211,6 @@ def test_peers_that_were_not_probed_since_the_start_are_asked_first():
     async def play(world):
         await world.crash(0)
         owner = await world.restart(0)
-        assert contract(owner, await put(owner, DATA)) == Survival(2)
+        assert contract(owner, await put(owner, DATA)) == Contract(2)
 
     run(319, 7, play)

@@ -8,7 +8,7 @@ from tests.sim.network import content, get, put, run
 from xsc.base.errors import DurabilityUnreachable
 from xsc.base.limits import MIB
 from xsc.node.config import load
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 
 YEAR_MS = 365 * 86_400_000
 LIVES_MS, REPAIR_MS = (3 * YEAR_MS, 30 * YEAR_MS, 10 * YEAR_MS), 86_400_000
@@ -39,9 +39,9 @@ def test_six_shards_on_two_nodes_are_worth_what_two_nodes_are():
         await world.until(
             lambda: sum(alone.health.is_up(peer) for peer in alone.peers.peers()) == 1
         )
-        two = await put(alone, content(MIB), survive=Survival())
+        two = await put(alone, content(MIB), survive=Contract())
         found = await check(alone, two)
-        assert (found.survives, found.stat.condition.margin) == (Survival(), 2)
+        assert (found.survives, found.stat.condition.margin) == (Contract(), 2)
         assert found.to_json()["domains"]["node"] == {"known": 2, "unknown": 0}
         assert found.yearly_loss_ppb == 486_582_881
         world.net.heal()
@@ -54,12 +54,12 @@ def test_a_contract_over_sites_is_kept_through_every_loss_that_it_names():
     async def play(world):
         owner = world.nodes[0]
         data = content(MIB)
-        capability = await put(owner, data, survive=Survival(2, 1))
+        capability = await put(owner, data, survive=Contract(2, 1))
         stat = await owner.storage.stat(capability)
         by_site = [SITES[world.index_of(host.node)] for host in stat.hosts]
         assert max(by_site.count(site) for site in set(by_site)) == 2
         found = await check(owner, capability, deep=True)
-        assert found.survives.meets(Survival(2, 1))
+        assert found.survives.meets(Contract(2, 1))
         assert (found.bad, found.read_bytes > MIB) == ((), True)
         assert 0 < found.yearly_loss_ppb < 1_000_000
         for site in set(SITES):
@@ -77,7 +77,7 @@ def test_a_contract_over_sites_is_kept_through_every_loss_that_it_names():
 
 def test_a_contract_that_no_placement_keeps_is_refused_and_costs_nothing():
     async def play(world):
-        for asked in (Survival(2, 2), Survival(3), Survival(0, 3)):
+        for asked in (Contract(2, 2), Contract(3), Contract(0, 3)):
             with pytest.raises(DurabilityUnreachable) as caught:
                 await put(world.nodes[0], content(MIB), survive=asked)
             assert caught.value.hint
@@ -89,7 +89,7 @@ def test_a_contract_that_no_placement_keeps_is_refused_and_costs_nothing():
 def test_nodes_that_do_not_say_where_they_are_keep_no_contract_over_sites():
     async def play(world):
         with pytest.raises(DurabilityUnreachable) as caught:
-            await put(world.nodes[0], content(MIB), survive=Survival(1, 1))
+            await put(world.nodes[0], content(MIB), survive=Contract(1, 1))
         assert "`site`" in caught.value.hint
 
     run(43, 7, play)
@@ -153,7 +153,7 @@ def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_pe
             if other != 7:
                 world.net.partition("node-7", world.name(other))
         await world.until(lambda: not owner.health.is_up(world.nodes[7].key.node_id))
-        capability = await put(owner, content(MIB), survive=Survival(2, 1))
+        capability = await put(owner, content(MIB), survive=Contract(2, 1))
 
         async def at():
             stat = await owner.storage.stat(capability)

@@ -16,7 +16,7 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import MIB
 from xsc.base.merkle import root_of
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.erasure import StorageShard
 
 POINTS = 24
@@ -169,7 +169,7 @@ def test_a_lone_node_stores_all_shards_and_says_what_that_is_worth():
         assert await get(node, done.capability) == data
         used = node.shards.used_bytes
         with pytest.raises(DurabilityUnreachable):
-            await put(node, data, survive=Survival(2))
+            await put(node, data, survive=Contract(2))
         assert node.shards.used_bytes == used
         assert node.market.leases() == []
 
@@ -184,7 +184,7 @@ def test_small_networks_spread_the_shards_as_evenly_as_they_can(count, survives)
         assert len(set(done.hosts)) == min(count, 6)
         if survives < 2:
             with pytest.raises(DurabilityUnreachable):
-                await put(world.nodes[0], b"x" * MIB, survive=Survival(2))
+                await put(world.nodes[0], b"x" * MIB, survive=Contract(2))
 
     run(26, count, play)
 
@@ -270,11 +270,11 @@ def test_a_limit_that_was_raised_lets_debt_go_on():
         for node in peers:
             await node.ledger.set_limit(customer.key.node_id, 0)
         with pytest.raises(XscError) as caught:
-            await put(customer, content(5 * MIB), survive=Survival(2))
+            await put(customer, content(5 * MIB), survive=Contract(2))
         assert caught.value.code in {"credit_exceeded", "durability_unreachable"}
         for node in peers:
             await node.ledger.set_limit(customer.key.node_id, 10_000_000)
-        await put(customer, content(5 * MIB), survive=Survival(2))
+        await put(customer, content(5 * MIB), survive=Contract(2))
 
     run(37, 7, play)
 
@@ -306,7 +306,7 @@ def test_what_is_left_of_a_put_is_dropped_and_half_deletions_are_completed():
         (lease,) = (await node.market.buyer.lease_hosts(size_bytes=MIB, count=1)).leases
         data = content(MIB, seed=3)
         shards = [(0, StorageShard(0, data, root_of(data)))]
-        await node.storage._reach.store(lease, b"l" * 32, 0, shards=shards, record=None)
+        await node.storage._client.store(lease, b"l" * 32, 0, shards=shards, record=None)
         await world.crash(0)
         node = await world.restart(0)
         await world.until(lambda: all(world.sees_all(other) for other in world.nodes))

@@ -69,7 +69,7 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
         shard = StorageShard(0, data, root_of(data))
 
         async def store(by, where, number):
-            await by.storage._reach.store(
+            await by.storage._client.store(
                 where, b"l" * 32, 0, shards=[(number, shard)], record=None
             )
 

@@ -8,7 +8,7 @@ import pytest
 from tests.sim.network import content, get, put, run, stream
 from xsc.base.limits import MIB
 from xsc.storage.object.capability import parse_verify
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 
 QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
 
@@ -255,7 +255,7 @@ def test_the_objects_of_a_once_lone_node_spread_when_peers_join(count):
         await world.until(lambda: not any(owner.health.is_up(peer) for peer in owner.peers.peers()))
         data = content(5 * MIB)
         done = await owner.storage.put(
-            stream(data), name="alone", size_hint=len(data), survive=Survival()
+            stream(data), name="alone", size_hint=len(data), survive=Contract()
         )
         assert set(done.hosts) == {owner.key.node_id}
         world.net.heal()

@@ -46,9 +46,9 @@ async def kill(task):
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def reaches(world, uploads, size_bytes):
+async def reaches(world, resume_journals, size_bytes):
     """Return once so much is stored, before anything else happens."""
-    while await uploads.stored_bytes(UPLOAD) < size_bytes:
+    while await resume_journals.stored_bytes(UPLOAD) < size_bytes:
         await world.clock.sleep_ms(1)
 
 
@@ -108,7 +108,7 @@ def test_what_a_put_had_counted_when_its_client_was_killed_is_counted_once():
         for moment_ms in range(0, 60, 4):
             upload = moment_ms.to_bytes(32, "big")
             putting = begin(world, data, upload)
-            while await world.nodes[0].storage.uploads.stored_bytes(upload) < SEGMENT_BYTES:
+            while await world.nodes[0].storage.resume_journals.stored_bytes(upload) < SEGMENT_BYTES:
                 await world.clock.sleep_ms(1)
             await world.clock.sleep_ms(moment_ms)
             await kill(putting)
@@ -280,12 +280,12 @@ def test_what_is_said_to_be_stored_is_not_sent_again():
         world.net.set_delay(5, 5)
         sent = Counter(world)
         data = content(SIZE)
-        uploads = world.nodes[0].storage.uploads
-        assert await uploads.stored_bytes(UPLOAD) == 0
+        resume_journals = world.nodes[0].storage.resume_journals
+        assert await resume_journals.stored_bytes(UPLOAD) == 0
         putting = begin(world, data)
-        await reaches(world, uploads, 2 * SEGMENT_BYTES)
+        await reaches(world, resume_journals, 2 * SEGMENT_BYTES)
         await kill(putting)
-        stored = await uploads.stored_bytes(UPLOAD)
+        stored = await resume_journals.stored_bytes(UPLOAD)
         sent.take()
         await begin(world, data)
         assert sent.take() <= (SIZE - stored) * 6 // 4 + 256 * 1024
@@ -299,9 +299,9 @@ def test_a_changed_file_is_never_mixed_in(where):
         world.net.set_delay(5, 5)
         data = content(SIZE)
         putting = begin(world, data)
-        uploads = world.nodes[0].storage.uploads
+        resume_journals = world.nodes[0].storage.resume_journals
         # Until every segment is sealed and sent, but not the put's end.
-        await reaches(world, uploads, 3 * SEGMENT_BYTES)
+        await reaches(world, resume_journals, 3 * SEGMENT_BYTES)
         begun = [key for key in left_of(world) if key.startswith(journal.SEGMENT)]
         await kill(putting)
         other = bytearray(data)
@@ -321,9 +321,9 @@ def test_a_changed_file_is_never_mixed_in(where):
 def test_a_file_of_another_length_is_never_mixed_in(size):
     async def play(world):
         world.net.set_delay(5, 5)
-        uploads = world.nodes[0].storage.uploads
+        resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, content(SIZE))
-        await reaches(world, uploads, 3 * SEGMENT_BYTES)
+        await reaches(world, resume_journals, 3 * SEGMENT_BYTES)
         await kill(putting)
         data = content(SIZE + SEGMENT_BYTES)[:size]
         with pytest.raises(UploadChanged):
@@ -346,11 +346,11 @@ def test_no_nonce_ever_protects_two_contents():
                 secret = journal.read(world.disks[0].state, UPLOAD).head.secret
                 assert seen.setdefault((secret, kept.nonce), (key, kept.tag)) == (key, kept.tag)
 
-        uploads = world.nodes[0].storage.uploads
+        resume_journals = world.nodes[0].storage.resume_journals
         for seed in range(3):
             for stop in (1, 2, 3):
                 putting = begin(world, content(SIZE, seed=seed))
-                while await uploads.stored_bytes(UPLOAD) < stop * SEGMENT_BYTES:
+                while await resume_journals.stored_bytes(UPLOAD) < stop * SEGMENT_BYTES:
                     note()
                     await world.clock.sleep_ms(1)
                 note()
@@ -371,7 +371,7 @@ def test_two_puts_of_one_id_wait_for_each_other():
         assert len({item.capability for item in done}) == 2
         for item in done:
             assert await get(world.nodes[2], item.capability) == data
-        assert not world.nodes[0].storage.uploads._turns
+        assert not world.nodes[0].storage.resume_journals._turns
 
     run(65, 7, play, ROOM)
 
@@ -380,9 +380,9 @@ def test_two_puts_of_one_id_wait_for_each_other():
 def test_what_nobody_goes_on_with_is_deleted_in_time(restarted):
     async def play(world):
         world.net.set_delay(5, 5)
-        uploads = world.nodes[0].storage.uploads
+        resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, content(SIZE))
-        await reaches(world, uploads, SEGMENT_BYTES)
+        await reaches(world, resume_journals, SEGMENT_BYTES)
         await kill(putting)
         if restarted:
             await world.crash(0)
@@ -391,10 +391,10 @@ def test_what_nobody_goes_on_with_is_deleted_in_time(restarted):
         assert on_hosts(world) > 0
         # Days of probes are not what is looked at here.
         world.clock._now_ms += UPLOAD_KEPT_MS - 120_000
-        await world.nodes[0].storage.uploads.expire()
+        await world.nodes[0].storage.resume_journals.expire()
         assert left_of(world)
         world.clock._now_ms += 240_000
-        await world.nodes[0].storage.uploads.expire()
+        await world.nodes[0].storage.resume_journals.expire()
         assert not left_of(world)
         assert on_hosts(world) == 0
 
@@ -404,21 +404,21 @@ def test_what_nobody_goes_on_with_is_deleted_in_time(restarted):
 def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
     async def play(world):
         world.net.set_delay(5, 5)
-        uploads = world.nodes[0].storage.uploads
+        resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, content(SIZE))
-        await reaches(world, uploads, SEGMENT_BYTES)
+        await reaches(world, resume_journals, SEGMENT_BYTES)
         await kill(putting)
         (place, *_) = journal.read(world.disks[0].state, UPLOAD).head.slots
         silent = world.index_of(place.node)
         await world.crash(silent)
         world.clock._now_ms += UPLOAD_KEPT_MS
-        await uploads.expire()
+        await resume_journals.expire()
         kept = journal.read(world.disks[0].state, UPLOAD)
         assert {item.node for item in kept.head.places} == {place.node}
         # What is being deleted can no more be gone on with.
-        assert await uploads.stored_bytes(UPLOAD) == 0
+        assert await resume_journals.stored_bytes(UPLOAD) == 0
         await back(world, silent)
-        await uploads.expire()
+        await resume_journals.expire()
         assert not left_of(world)
         assert on_hosts(world) == 0
 
@@ -429,9 +429,9 @@ def test_a_put_that_finds_too_few_hosts_for_now_goes_on_later():
     async def play(world):
         world.net.set_delay(5, 5)
         data = content(SIZE)
-        uploads = world.nodes[0].storage.uploads
+        resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, data)
-        await reaches(world, uploads, 2 * SEGMENT_BYTES)
+        await reaches(world, resume_journals, 2 * SEGMENT_BYTES)
         for index in range(1, 7):
             world.net.partition("node-0", f"node-{index}")
         done = (await asyncio.gather(putting, return_exceptions=True))[0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.sim.network import content, get, put, run
-from xsc.base.limits import KIB, MIB, TRIAL_INTERVAL_MS
+from xsc.base.limits import KIB, MIB, REPROBE_INTERVAL_MS
 
 DELAY_MS = 10
 RATE = 20 * MIB
@@ -80,7 +80,7 @@ def test_a_host_that_is_well_again_is_used_again():
         await read_all(world, stored, 20)
         meanwhile = await read_all(world, stored, 20)
         world.net.resume(world.name(stalled), "storage.get")
-        await read_all(world, stored, 4, pause_ms=2 * TRIAL_INTERVAL_MS)
+        await read_all(world, stored, 4, pause_ms=2 * REPROBE_INTERVAL_MS)
         return before, meanwhile, await read_all(world, stored, 8)
 
     (before, meanwhile, after), _ = run(72, 8, play)

@@ -57,7 +57,7 @@ STORE_REQUEST_BYTES_MAX = 16 * MIB
 """Shards of one put request; more columns at one host go in several."""
 GONE_BYTES_MAX = 4 * MIB
 """Notes of deletions that a shard store keeps until its index is synced: some 110 bytes a body."""
-ENDED_MAX = 16_384
+TOMBSTONES_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
 STAT_READ_BYTES_MAX = 64 * MIB
 """How much a stat reads to find damage; beyond it, only damage met before is told."""
@@ -88,20 +88,20 @@ UPLOADS_INTERVAL_MS = 60_000
 """How often puts that broke off are looked through."""
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
-TAIL_BYTES = 5 * MIB
+READ_AHEAD_BYTES = 5 * MIB
 """What a node gave last to a client that went away: more than sockets and the client hold."""
-TAILS_BYTES_MAX = 32 * MIB
+READ_AHEAD_TOTAL_BYTES_MAX = 32 * MIB
 """The same, of all reads; who began first loses it first."""
-TAILS_MAX = 64
+READ_AHEAD_READS_MAX = 64
 """Readers that went away of which something is kept."""
-TAIL_KEPT_MS = 10 * 60_000
+READ_AHEAD_KEPT_MS = 10 * 60_000
 HEDGE_FLOOR_MS = 50
 """No shard is asked for a second time elsewhere before that."""
 HEDGE_CEILING_MS = 500
 """Beside a host that has not answered after that long another is asked, whatever is expected of
 it; after longer where the answer is large: as long as HEDGE_BYTES_A_SECOND_MIN takes for it."""
 HEDGE_BYTES_A_SECOND_MIN = 512 * KIB
-TRIAL_INTERVAL_MS = 5_000
+REPROBE_INTERVAL_MS = 5_000
 """A host that is asked last is asked for a shard beside the others that often, if it is silent."""
 FIND_GRACE_MS = 100
 """How long others may still say what they hold, once enough is known to read the object."""

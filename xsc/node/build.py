@@ -470,8 +470,8 @@ class Node:
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("unfound", self.storage.adoption.run)
-        self.tasks.start("uploads", self.storage.uploads.run)
-        self.tasks.start("tails", self.storage.run_tails)
+        self.tasks.start("resume_journals", self.storage.resume_journals.run)
+        self.tasks.start("read_ahead", self.storage.run_read_ahead)
         self.log.info("node_started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self) -> None:
@@ -583,6 +583,6 @@ class Node:
         try:
             await self.shards.close()
         except XscError as fault:
-            self.log.warning("storage_not_closed", reason=fault.message)
+            self.log.warning("storage.not_closed", reason=fault.message)
         self._close_stores()
         self.log.info("node_stopped", node=self.key.node_id)

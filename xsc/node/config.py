@@ -20,8 +20,8 @@ from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.node.logging import LEVELS
-from xsc.storage.object.durability import Survival
-from xsc.storage.object.durability import parse as parse_survival
+from xsc.storage.object.durability import Contract
+from xsc.storage.object.durability import parse as parse_contract
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
@@ -43,7 +43,7 @@ class Config:
     accept_peers: str
     site: str
     owner: str
-    survive: Survival | None
+    survive: Contract | None
     """None stands for: what all known nodes could keep, at most two nodes."""
     log_level: str
     storage_capacity_bytes: int
@@ -164,8 +164,8 @@ def _between(
     return reader
 
 
-def _contract(text: str) -> Survival | None:
-    return None if text == "auto" else parse_survival(text)
+def _contract(text: str) -> Contract | None:
+    return None if text == "auto" else parse_contract(text)
 
 
 def _capacity(text: str) -> int:

@@ -49,7 +49,7 @@ from xsc.storage.catalogue.directory import (
 from xsc.storage.catalogue.directory import open_head as open_signed_head
 from xsc.storage.catalogue.heads import HEAD_PUT, steps_of
 from xsc.storage.catalogue.names import HIDDEN
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 from xsc.storage.service import StorageService
 from xsc.storage.transfer.host_client import rest
 
@@ -254,7 +254,7 @@ class DirectoryKeeper:
                 name=OBJECT_NAME,
                 size_hint=len(packed),
                 # Names are kept as well as can be, whatever peers are there.
-                survive=Survival(),
+                survive=Contract(),
             )
             capability = done.capability
         body = HeadBody(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from xsc.base.ids import to_text
 from xsc.identity.envelope import Signed
-from xsc.storage.object.durability import KINDS, Domains, Survival
+from xsc.storage.object.durability import KINDS, Contract, Domains
 from xsc.storage.object.expiry import HostEnd, first_end
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.placement import Condition, State, column_state
@@ -29,7 +29,7 @@ class PutResult:
     hosts: tuple[bytes, ...]
     """The node of each column."""
     warnings: list[str]
-    survives: Survival
+    survives: Contract
     """How many nodes, sites and owners can be lost, whichever they are."""
     version: int = 1
     """Its number under the name."""
@@ -65,7 +65,7 @@ class ObjectStat:
     """Until when each host keeps its part: by the own leases, else by what the host says."""
     ending: tuple[HostEnd, ...] = ()
     """Those of them that end soon."""
-    asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
+    asked: Contract = Contract()  # noqa: RUF009 (a frozen value)
     """The contract under which it was stored."""
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ObjectCheck:
     """What `xsc store check` found."""
 
     stat: ObjectStat
-    survives: Survival
+    survives: Contract
     """Of the columns that are good now."""
     domains: tuple[Domains, ...]
     """By kind: in how many domains these columns are."""
@@ -113,7 +113,7 @@ class ObjectCheck:
                 kind: {"known": found.known, "unknown": found.unknown}
                 for kind, found in zip(KINDS, self.domains, strict=True)
             },
-            "contract": self.stat.asked.to_text() if self.stat.asked != Survival() else None,
+            "contract": self.stat.asked.to_text() if self.stat.asked != Contract() else None,
             "contract_kept": self.survives.meets(self.stat.asked),
             "yearly_loss_ppb": self.yearly_loss_ppb,
             "read_bytes": self.read_bytes,

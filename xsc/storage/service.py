@@ -33,7 +33,6 @@ from xsc.base.limits import (
     REPAIR_CHECK_MS,
     REPAIR_GRACE_MS,
     SEGMENTS_IN_FLIGHT,
-    TAIL_KEPT_MS,
 )
 from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
@@ -47,7 +46,7 @@ from xsc.storage.catalogue.names import (
 )
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.object.durability import Host, Survival, domains_of, survival
+from xsc.storage.object.durability import Contract, HostLabels, domains_of, survival
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import HostEnd, ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
@@ -82,15 +81,15 @@ from xsc.storage.reports import (
     RmResult,
     best_columns,
 )
-from xsc.storage.shardstore.server import Hosting
+from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
 from xsc.storage.transfer.get import Located, ObjectReader, read_whole
-from xsc.storage.transfer.host_client import Reach, together
+from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
 from xsc.storage.transfer.put import Upload, Uploaded
-from xsc.storage.transfer.read_ahead_cache import Tails
-from xsc.storage.transfer.resume import Uploads
+from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
+from xsc.storage.transfer.resume import ResumeJournals
 from xsc.terms.deletion_receipt import DeletionReceipt
 
 T = TypeVar("T")
@@ -110,7 +109,7 @@ class StorageSettings:
     """How long before its end a lease counts as ending soon."""
     custody_bytes: int = CUSTODY_BYTES
     """Most that is stored at hosts for one absent owner."""
-    survive: Survival | None = None
+    survive: Contract | None = None
     """The default contract; None: what all known nodes can keep."""
     segments_in_flight: int = SEGMENTS_IN_FLIGHT
 
@@ -137,7 +136,7 @@ class StorageService:
         self._hosts = hosts
         self._settings = settings
         self.catalogue = ObjectCatalogue(context, state, commit)
-        self._reach = reach = Reach(
+        self._client = client = HostClient(
             key=context.key,
             network=context.network,
             clock=context.clock,
@@ -150,7 +149,7 @@ class StorageService:
             lease_grace_ms=settings.lease_grace_ms,
         )
         grace_ms = settings.repair.grace_ms
-        watch = NodeWatch(context.clock, reach, grace_ms)
+        watch = NodeWatch(context.clock, client, grace_ms)
         self.drain = drain = Drain(
             context,
             hosts=hosts,
@@ -161,8 +160,8 @@ class StorageService:
             grace_ms=grace_ms,
         )
         drain.on_change = self.node_changed
-        reach.leaving = drain.leaving
-        self._hosting = Hosting(
+        client.leaving = drain.leaving
+        self._shard_server = ShardServer(
             key=context.key,
             network=context.network,
             clock=context.clock,
@@ -170,13 +169,13 @@ class StorageService:
             node=node,
             drain=drain,
         )
-        self._finder = ObjectFinder(context, reach, self.catalogue.placement)
+        self._finder = ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
         self.assignment = CustodianAssignment(
             context,
-            reach,
+            client,
             state,
             commit,
             objects=self._owned,
@@ -185,10 +184,10 @@ class StorageService:
             leaving=drain.leaving,
             grace_ms=grace_ms,
         )
-        owners = NodeWatch(context.clock, reach, grace_ms)
+        owners = NodeWatch(context.clock, client, grace_ms)
         self.custodian = Custodian(
             context,
-            reach,
+            client,
             state,
             commit,
             owners,
@@ -198,13 +197,13 @@ class StorageService:
             grace_ms=grace_ms,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
-        self.uploads = Uploads(reach, state, commit)
-        self.tails = Tails()
+        self.resume_journals = ResumeJournals(client, state, commit)
+        self.read_ahead = ReadAheadCache()
 
     def _repairer(self, objects: MaintainedObjects, watch: NodeWatch) -> Repairer:
         return Repairer(
             self._context,
-            self._reach,
+            self._client,
             objects,
             settings=self._settings.repair,
             finder=self._finder,
@@ -219,7 +218,7 @@ class StorageService:
 
     def node_up(self, node: bytes) -> None:
         """Take note that a peer has come up: how it was before it was down counts no more."""
-        self._reach.forget(node)
+        self._client.forget(node)
         self.adoption.node_up()
 
     async def leases_denied(self, leases: Collection[bytes]) -> None:
@@ -234,7 +233,7 @@ class StorageService:
 
     # Customer: putting
 
-    def contract(self, code: tuple[int, int]) -> Survival:
+    def contract(self, code: tuple[int, int]) -> Contract:
         """Return the default contract: as configured, else what all known nodes could keep."""
         if self._settings.survive is not None:
             return self._settings.survive
@@ -246,7 +245,7 @@ class StorageService:
         *,
         name: str,
         size_hint: int | None = None,
-        survive: Survival | None = None,
+        survive: Contract | None = None,
         code: tuple[int, int] = (4, 2),
         resume: bytes | None = None,
     ) -> PutResult:
@@ -273,7 +272,7 @@ class StorageService:
         contract = self.contract(code) if survive is None else survive
         upload = partial(
             Upload,
-            self._reach,
+            self._client,
             self._context.key,
             self._context.entropy,
             code=Code(*code),
@@ -282,7 +281,7 @@ class StorageService:
         )
         if resume is None:
             begun = upload()
-            async with self.uploads.turn(begun.locate) as trail:
+            async with self.resume_journals.turn(begun.locate) as trail:
                 done = await begun.run(source, size_hint, trail)
                 rows = await trail.forget() if trail.begun else ()
                 version = await self.catalogue.add(done, name, rows)
@@ -308,14 +307,14 @@ class StorageService:
         name: str,
     ) -> tuple[Uploaded, int]:
         """Put with a journal, going on where there is one; return the version, too."""
-        async with self.uploads.turn(resume) as journal:
+        async with self.resume_journals.turn(resume) as journal:
             try:
                 kept = await journal.going_on()
             except StoreDamaged as fault:
-                await self.uploads.give_up(resume, fault)
+                await self.resume_journals.give_up(resume, fault)
                 kept = None
             if kept is None:
-                await self.uploads.set_apart(resume)
+                await self.resume_journals.set_apart(resume)
             done = await make(journal=journal, kept=kept).run(source, size_hint, journal)
             return done, await self.catalogue.add(done, name, await journal.forget())
 
@@ -334,7 +333,7 @@ class StorageService:
         others = {item.node for item in entry.held} - {self._own}
         try:
             for node in others:
-                if await self._reach.find(node, verify.locate, ref) is not None:
+                if await self._client.find(node, verify.locate, ref) is not None:
                     return False
         except XscError:
             return False
@@ -358,7 +357,7 @@ class StorageService:
         for listed in self.catalogue.unfound():
             for host in listed.held:
                 held[host.lease_id] += host.size_bytes
-        for counted, more in zip((held, doubts), self.uploads.orders(), strict=True):
+        for counted, more in zip((held, doubts), self.resume_journals.orders(), strict=True):
             counted.update(more)
         return held, +doubts
 
@@ -372,19 +371,19 @@ class StorageService:
         read = parse_read(capability)
         entry = self.catalogue.entry(read.manifest_hash)
         return ObjectReader(
-            self._reach,
+            self._client,
             await self._finder.locate(read.verify),
             read,
-            self.tails,
+            self.read_ahead,
             name=None if entry is None else entry.name,
             search=partial(self._finder.search, read.verify),
         )
 
-    async def run_tails(self) -> None:
+    async def run_read_ahead(self) -> None:
         """Forget what readers that went away did not come back for, until cancelled."""
         while True:
-            await self._context.clock.sleep_ms(TAIL_KEPT_MS // 2)
-            self.tails.expire(self._context.clock.monotonic_ms())
+            await self._context.clock.sleep_ms(READ_AHEAD_KEPT_MS // 2)
+            self.read_ahead.expire(self._context.clock.monotonic_ms())
 
     async def refer(self, capability: str) -> Referred:
         """Return what lets others read an object, and whom of them it spares bytes.
@@ -416,7 +415,7 @@ class StorageService:
         if located.manifest.size_bytes > size_max:
             raise TooLarge(f"the object is over {size_max} bytes")
         return await read_whole(
-            self._reach, located, content_key, self._settings.segments_in_flight
+            self._client, located, content_key, self._settings.segments_in_flight
         )
 
     # Customer: looking after
@@ -514,7 +513,7 @@ class StorageService:
         if deep:
             located = await self._finder.locate(parse_verify(capability))
             columns = [host.node for host in found.hosts]
-            read_bytes, bad = await read_every_shard(self._reach, located, columns)
+            read_bytes, bad = await read_every_shard(self._client, located, columns)
         broken = {fault.column for fault in bad}
         states: list[State] = [
             "corrupt" if host.state == "ok" and host.shard in broken else host.state
@@ -526,7 +525,7 @@ class StorageService:
             if state == "ok" and host.node is not None
         ]
         await self._hosts.learn_labels(nodes)
-        live = [Host(node, *self._hosts.labels(node)) for node in nodes]
+        live = [HostLabels(node, *self._hosts.labels(node)) for node in nodes]
         spares = len(live) - found.k
         return ObjectCheck(
             stat=replace(
@@ -541,7 +540,7 @@ class StorageService:
                     found.condition, readable=spares >= 0, margin=spares, healable=spares >= 0
                 ),
             ),
-            survives=survival(live, spares) if spares > 0 else Survival(),
+            survives=survival(live, spares) if spares > 0 else Contract(),
             domains=domains_of(live),
             yearly_loss_ppb=await self._context.executor.run(
                 partial(yearly_loss_ppb, live, spares, lives_ms=lives_ms, repair_ms=repair_ms)
@@ -575,7 +574,7 @@ class StorageService:
                 continue
             placement = entry.placement
             lost = self._denied(entry)
-            up = sum(self._reach.is_up(node) and node not in lost for node in placement.columns)
+            up = sum(self._client.is_up(node) and node not in lost for node in placement.columns)
             ends = self._own_ends(entry)
             rows.append(
                 ObjectRow(
@@ -637,16 +636,16 @@ class StorageService:
         receipts = tuple(receipt for _, receipt in answers if receipt is not None)
         for item in held:
             if item.node in confirmed:
-                await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+                await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
         began_ms = self.catalogue.deletion_began_ms(ref)
         over = tuple(
             item
             for item in held
             if item.node not in confirmed
-            and self._reach.has_dropped(item.node, item.lease_id, began_ms)
+            and self._client.has_dropped(item.node, item.lease_id, began_ms)
         )
         for item in over:
-            await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
             self._context.log.info(
                 "storage.deletion_over", peer=short(item.node), object=short(ref)
             )
@@ -662,7 +661,7 @@ class StorageService:
     ) -> tuple[bool, Signed[DeletionReceipt] | None]:
         """Return whether nothing of this node is left at a host, and the host's word for it."""
         try:
-            _, receipt = await self._reach.delete(node, locate, final=True)
+            _, receipt = await self._client.delete(node, locate, final=True)
         except XscError as fault:
             self._context.log.warning(
                 "storage.delete_failed", peer=short(node), reason=fault.message
@@ -690,7 +689,7 @@ class StorageService:
     def handlers(self) -> dict[str, Handler]:
         """Return what answers peers, by method."""
         return {
-            **self._hosting.handlers(),
+            **self._shard_server.handlers(),
             **self.custodian.handlers(),
             **self.assignment.handlers(),
             **self.drain.handlers(),
@@ -698,4 +697,4 @@ class StorageService:
 
     def group_handlers(self) -> dict[str, GroupHandler]:
         """Return what answers several calls that came together."""
-        return self._hosting.group_handlers()
+        return self._shard_server.group_handlers()

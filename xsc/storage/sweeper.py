@@ -106,7 +106,7 @@ class Sweeper:
             objects += freed > 0
         if objects:
             self._log.info(
-                "storage_swept", objects=objects, expired_bytes=expired, leftover_bytes=leftover
+                "storage.swept", objects=objects, expired_bytes=expired, leftover_bytes=leftover
             )
         old = await self._executor.run(deletions.too_old, self._state, now_ms, SWEEP_SLICE)
         if old:
@@ -137,7 +137,7 @@ class Sweeper:
         if size:
             why = "lease_over" if cutoff is None else "upload_given_up"
             self._log.info(
-                "storage_dropped", why=why, customer=short(owner.customer), size_bytes=size
+                "storage.dropped", why=why, customer=short(owner.customer), size_bytes=size
             )
         return size
 

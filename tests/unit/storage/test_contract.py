@@ -5,7 +5,7 @@ import pytest
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid
 from xsc.storage.object.capability import ReadCapability
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.manifest import Manifest, hash_of, open_manifest, seal_manifest
 from xsc.storage.object.placement import Placement, placement_of
 
@@ -32,7 +32,7 @@ def test_an_independent_implementation_writes_the_same(case):
     placement = placement_of(manifest, NODES)
     assert placement.to_bytes().hex() == case["placement"]
     assert Placement.from_bytes(bytes.fromhex(case["placement"])) == placement
-    assert placement.asked == manifest.asked == Survival(*survive)
+    assert placement.asked == manifest.asked == Contract(*survive)
     assert (placement.k, placement.m) == (manifest.k, manifest.m)
 
 
@@ -79,8 +79,8 @@ def test_a_placement_is_bounded(change):
 
 def test_who_places_the_columns_anew_keeps_the_contract():
     for columns in (NODES, NODES[::-1], NODES[:1] * 6):
-        assert placement_of(ASKED, columns).asked == Survival(2, 1)
-        assert placement_of(PLAIN, columns).asked == Survival()
+        assert placement_of(ASKED, columns).asked == Contract(2, 1)
+        assert placement_of(PLAIN, columns).asked == Contract()
 
 
 def test_another_contract_is_another_object():

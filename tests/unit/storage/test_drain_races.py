@@ -82,13 +82,13 @@ def test_a_customer_cannot_fill_the_proof():
         await leaver.service.drain.begin()
         lease = Lease(leaver.id, owner.lease_id(leaver.id))
         for column in range(5, 50):
-            await owner.service._reach.delete(leaver.id, verify.locate, columns={column})
+            await owner.service._client.delete(leaver.id, verify.locate, columns={column})
         assert not list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))
         for _ in range(3):
             record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
             with pytest.raises(SpaceExhausted):
-                await owner.service._reach.store(lease, verify.locate, 0, shards=[], record=record)
-            await owner.service._reach.delete(leaver.id, verify.locate)
+                await owner.service._client.store(lease, verify.locate, 0, shards=[], record=record)
+            await owner.service._client.delete(leaver.id, verify.locate)
         assert len(list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))) == 1
 
     play(story)
@@ -106,10 +106,10 @@ def test_an_order_that_cannot_be_kept_deletes_nothing():
 
         leaver.state.write = full
         with pytest.raises(SpaceExhausted):
-            await owner.service._reach.delete(leaver.id, verify.locate)
+            await owner.service._client.delete(leaver.id, verify.locate)
         assert leaver.node.used_bytes == used > 0
         leaver.state.write = write
-        await owner.service._reach.delete(leaver.id, verify.locate)
+        await owner.service._client.delete(leaver.id, verify.locate)
         assert leaver.node.used_bytes == 0
         assert len(list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))) == 1
 

@@ -10,7 +10,7 @@ from tests.unit.storage.shardstore.test_store import ALICE, LOCATE, Disk, shard,
 from tests.unit.storage.world import World, content, get, put
 from xsc.base.errors import SpaceExhausted
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage.object.inventory import Found
+from xsc.storage.object.inventory import FoundShard
 
 CHILD = """
 import asyncio, resource, signal, sys
@@ -124,7 +124,7 @@ async def test_wherever_the_room_ends_reads_go_on_and_a_start_puts_it_right(stor
             with contextlib.suppress(SpaceExhausted):
                 await node.store([shard(column)])
         assert node.reserved_bytes == 0
-        assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+        assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
         getattr(disk, store).room = min(room, 2)
         refused = False
         for _ in range(4):

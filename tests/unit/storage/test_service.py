@@ -555,7 +555,7 @@ async def test_what_takes_the_place_of_another_is_counted_under_the_lease_that_i
     assert await host.node.find(verify.locate, verify.manifest_hash) is None
     record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
     other = Lease(host.id, b"other" + bytes(27))
-    await owner.service._reach.store(other, verify.locate, 0, shards=[], record=record)
+    await owner.service._client.store(other, verify.locate, 0, shards=[], record=record)
     assert host.book.used[other.lease_id] == record.held_bytes == held_bytes(len(sealed))
     assert host.book.used == host.node.usage
     await owner.service.rm(done.capability)

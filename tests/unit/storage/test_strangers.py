@@ -204,7 +204,7 @@ def test_what_strangers_store_under_the_same_id_hides_nothing(size):
                 garbage = content(1000, seed=number)
                 shards = [(0, StorageShard(c, garbage, root_of(garbage))) for c in range(20)]
                 lease = Lease(host.id, stranger.lease_id(host.id))
-                reach = stranger.service._reach
+                reach = stranger.service._client
                 await reach.store(lease, verify.locate, 0, shards=shards, record=record)
         for reader in (owner, world[7]):
             reader.calls.clear()
@@ -292,7 +292,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
             lease = Lease(other.id, custodian.lease_id(other.id))
             shard = StorageShard(column, bytes(found.data), root)
             sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
-            await custodian.service._reach.store(
+            await custodian.service._client.store(
                 lease,
                 verify.locate,
                 0,

@@ -14,7 +14,7 @@ from xsc.db.group import GroupCommit
 from xsc.db.leveldb import salvage
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
-from xsc.storage.shardstore.fsck import Audit
+from xsc.storage.shardstore.fsck import StoreAudit
 from xsc.storage.shardstore.store import StorageNode
 
 CAPACITY_BYTES = 2**62
@@ -25,7 +25,7 @@ CAPACITY_BYTES = 2**62
 class Checked:
     """What a check found, and what it did."""
 
-    audit: Audit
+    audit: StoreAudit
     rebuilt: bool
     """Whether the index had to be made anew."""
     kept: Path | None

@@ -40,7 +40,7 @@ from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.app import FastPathHandler, problem_response, reply, whole_number
 from xsc.node.build import Node
 from xsc.storage.catalogue.names import PART, check_name, listed
-from xsc.storage.object.durability import parse as parse_survival
+from xsc.storage.object.durability import parse as parse_contract
 from xsc.storage.reports import ObjectCheck
 
 PATH = "/v1/objects"
@@ -189,7 +189,7 @@ async def _stored(
         body,
         name=name,
         size_hint=_number(headers, "XSC-Size", 2**62),
-        survive=None if contract is None else parse_survival(contract),
+        survive=None if contract is None else parse_contract(contract),
         code=code,
         resume=_upload_id(headers.get("xsc-resume")),
     )
@@ -279,7 +279,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
 
     async def upload(request: web.Request) -> web.Response:
         asked = _upload_id(request.match_info["id"]) or b""
-        return reply({"stored_bytes": await node.storage.uploads.stored_bytes(asked)})
+        return reply({"stored_bytes": await node.storage.resume_journals.stored_bytes(asked)})
 
     async def listing(request: web.Request) -> web.Response:
         prefix = _name(request.headers, "XSC-Prefix")

@@ -24,7 +24,7 @@ from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest, open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import Reach, stop_all
+from xsc.storage.transfer.host_client import HostClient, stop_all
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class ObjectFinder:
     def __init__(
         self,
         context: Context,
-        reach: Reach,
+        reach: HostClient,
         own: Callable[[VerifyCapability], tuple[Placement, bytes] | None],
     ) -> None:
         self._context = context

@@ -29,7 +29,7 @@ from xsc.storage.catalogue.names import (
     version_row,
 )
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.placement import Placement, likely_columns, placement_of
 from xsc.storage.ports import Commit
@@ -316,7 +316,7 @@ class ObjectCatalogue:
 
         Its placement is not known. A deletion asks only the hosts in `held`.
         """
-        nowhere = Placement(k=1, columns=(self._own,), survive=tuple(Survival()))
+        nowhere = Placement(k=1, columns=(self._own,), survive=tuple(Contract()))
         return entry_of(listed, nowhere)
 
     async def begin_deletion(self, ref: bytes) -> None:

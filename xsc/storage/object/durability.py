@@ -40,7 +40,7 @@ PLANNED_PARITY_MAX = 16
 """Columns of wider codes are spread evenly: a search would take minutes."""
 
 
-class Host(NamedTuple):
+class HostLabels(NamedTuple):
     """A node that can hold columns, and the domains in which it fails.
 
     A field is a kind of failure domain: one more is planned with, asked for in contracts and
@@ -54,12 +54,12 @@ class Host(NamedTuple):
     """Whose word this node has for it: another node's, or its own where it knows it directly."""
 
 
-KINDS: Final = Host._fields
+KINDS: Final = HostLabels._fields
 """The kinds of failure domains, in the order in which contracts have them."""
 _TERM = re.compile(rf"([0-9]{{1,3}})({'|'.join(KINDS)})s?")
 
 
-class Survival(tuple[int, ...]):
+class Contract(tuple[int, ...]):
     """How many domains of each kind can be lost, whichever they are: in the order of `KINDS`."""
 
     __slots__ = ()
@@ -73,17 +73,17 @@ class Survival(tuple[int, ...]):
         """How many nodes can be lost."""
         return self[0]
 
-    def meets(self, asked: Survival) -> bool:
+    def meets(self, asked: Contract) -> bool:
         """Say whether at least as much survives as was asked for."""
         return all(had >= wanted for had, wanted in zip(self, asked, strict=True))
 
-    def shown_for(self, asked: Survival) -> Survival:
+    def shown_for(self, asked: Contract) -> Contract:
         """Return what to say of it: of introducers only to who asked.
 
         Where all hosts are known directly, each is its own, and it would only repeat the nodes.
         """
         kind = KINDS.index("introducer")
-        return self if asked[kind] else Survival(*self[:kind], 0, *self[kind + 1 :])
+        return self if asked[kind] else Contract(*self[:kind], 0, *self[kind + 1 :])
 
     def to_text(self) -> str:
         """Return the form that `parse` reads; "0nodes" where nothing is asked."""
@@ -96,7 +96,7 @@ def counted(count: int, kind: str) -> str:
     return f"{count}{kind}{'' if count == 1 else 's'}"
 
 
-def parse(text: str) -> Survival:
+def parse(text: str) -> Contract:
     """Return the contract of a text such as "2nodes", "1site" or "2nodes,1site,1owner".
 
     Raises:
@@ -111,7 +111,7 @@ def parse(text: str) -> Survival:
                 hint="write for example 2nodes, or 2nodes,1site",
             )
         found[match[2]] = int(match[1])
-    return Survival(*(found.get(kind, 0) for kind in KINDS))
+    return Contract(*(found.get(kind, 0) for kind in KINDS))
 
 
 def _groups(domains: Iterable[bytes | str]) -> tuple[list[int], int]:
@@ -131,9 +131,9 @@ def _lost_most(known: list[int], unknown: int, m: int) -> int:
     return len(known)
 
 
-def survival(columns: Sequence[Host], m: int) -> Survival:
+def survival(columns: Sequence[HostLabels], m: int) -> Contract:
     """Return what a placement survives: `columns` is the host of each column."""
-    return Survival(*(_lost_most(*_groups(domains), m) for domains in zip(*columns, strict=True)))
+    return Contract(*(_lost_most(*_groups(domains), m) for domains in zip(*columns, strict=True)))
 
 
 class Domains(NamedTuple):
@@ -144,7 +144,7 @@ class Domains(NamedTuple):
     """Nodes that do not name theirs."""
 
 
-def domains_of(columns: Collection[Host]) -> tuple[Domains, ...]:
+def domains_of(columns: Collection[HostLabels]) -> tuple[Domains, ...]:
     """Return by kind in how many domains columns lie."""
     return tuple(
         Domains(len({*names} - {""}), len({host.node for host in columns if not host[kind]}))
@@ -195,7 +195,7 @@ def _caps(count: int, survive: int, m: int) -> Iterator[tuple[tuple[int, ...], i
 class _Network:
     """The flow of columns: source, sites, nodes, owners, sink; and the domains beside it."""
 
-    def __init__(self, hosts: Sequence[Host]) -> None:
+    def __init__(self, hosts: Sequence[HostLabels]) -> None:
         self.known = [sorted(set(names) - {""}) for names in zip(*hosts, strict=True)]
         """By kind: the names of its domains."""
         self.domain_of = [
@@ -333,11 +333,11 @@ class _Flow:
 
 @lru_cache(maxsize=1024)
 def plan_around(
-    hosts: tuple[Host, ...],
+    hosts: tuple[HostLabels, ...],
     bounds: tuple[tuple[int, int], ...],
     n: int,
     m: int,
-    asked: Survival,
+    asked: Contract,
 ) -> tuple[int, ...] | None:
     """Return how many of n columns each host holds where some stay as they are, as `plan`.
 
@@ -381,7 +381,7 @@ def plan_around(
     return None
 
 
-def plan(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> tuple[bytes, ...] | None:
+def plan(hosts: Sequence[HostLabels], n: int, m: int, asked: Contract) -> tuple[bytes, ...] | None:
     """Return the host of each of n columns, or None where no placement survives what is asked.
 
     Args:
@@ -409,16 +409,16 @@ def plan(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> tuple[bytes,
     return tuple(columns)
 
 
-def attainable(hosts: Sequence[Host], n: int, m: int, asked: Survival) -> Survival:
+def attainable(hosts: Sequence[HostLabels], n: int, m: int, asked: Contract) -> Contract:
     """Return the most of a contract that a placement survives: of nodes first, then of sites.
 
     The arguments are those of `plan`, which finds that placement; all of the contract where
     there is one for it.
     """
-    most = Survival()
+    most = Contract()
     for kind, wanted in enumerate(asked):
         for losses in range(wanted, 0, -1):
-            more = Survival(*most[:kind], losses)
+            more = Contract(*most[:kind], losses)
             if plan(hosts, n, m, more) is not None:
                 most = more
                 break

@@ -62,7 +62,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundShard:
     """What became of it: `data` is there exactly where the state is "ok"."""
 
     state: HeldState
@@ -71,18 +71,18 @@ class Found:
     """What proves the leaves, where such were asked for and not the whole shard."""
 
 
-def cut_found(data: Buffer, root: bytes, span: Span | None) -> Found | None:
+def cut_found(data: Buffer, root: bytes, span: Span | None) -> FoundShard | None:
     """Return a shard, or some of its leaves and their proof; None where its root is another."""
     hashes = leaf_hashes(data)
     if root_from(hashes, len(data)) != root:
         return None
     if span is None:
-        return Found("ok", data)
+        return FoundShard("ok", data)
     if span.shard_bytes != len(data):
-        return Found("missing")
+        return FoundShard("missing")
     start = span.first * LEAF_BYTES
     leaves = memoryview(data)[start : start + span.size_bytes]
-    return Found("ok", leaves, tuple(prove_span(hashes, span.first, span.stop)))
+    return FoundShard("ok", leaves, tuple(prove_span(hashes, span.first, span.stop)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class HeldObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Holds:
+class ColumnPresence:
     """What a host says that it holds of an object, by the roots that it was asked for."""
 
     columns: frozenset[int]
@@ -152,7 +152,9 @@ class Holds:
     """Whether it holds the sealed manifest."""
 
 
-def whole_of(wanted: Sequence[Wanted], found: Sequence[Found]) -> list[tuple[int, StorageShard]]:
+def whole_of(
+    wanted: Sequence[Wanted], found: Sequence[FoundShard]
+) -> list[tuple[int, StorageShard]]:
     """Return shards that were read from the own store.
 
     Raises:

@@ -42,7 +42,7 @@ def _behind(place: bytes, item: HeldColumn) -> int:
     return int.from_bytes(place[:4], "big") + (bytes([item.column]) + item.customer <= place[4:])
 
 
-class Stated:
+class InventoryPages:
     """What the pages of one stat say together, as they come."""
 
     def __init__(self, manifest: Manifest) -> None:

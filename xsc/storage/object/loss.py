@@ -23,7 +23,7 @@ from typing import Final
 
 from xsc.base.limits import OVERLAPS_MAX
 from xsc.base.units import ceil_div
-from xsc.storage.object.durability import Host
+from xsc.storage.object.durability import HostLabels
 
 YEAR_MS: Final = 365 * 86_400_000
 PPB: Final = 1_000_000_000
@@ -32,7 +32,7 @@ _ONE: Final = 10**30
 
 
 def yearly_loss_ppb(
-    columns: Sequence[Host], m: int, *, lives_ms: Sequence[int], repair_ms: int
+    columns: Sequence[HostLabels], m: int, *, lives_ms: Sequence[int], repair_ms: int
 ) -> int:
     """Return the chance that an object is lost within a year, in parts per billion, rounded up.
 
@@ -89,7 +89,7 @@ class _Group:
     kept: int
 
 
-def _kept(columns: Sequence[Host], m: int, chances: Sequence[int]) -> int:
+def _kept(columns: Sequence[HostLabels], m: int, chances: Sequence[int]) -> int:
     """Return how likely no more than m columns are lost, by how likely a domain of a kind is kept.
 
     Once it is known which domains of all other kinds are lost, those of the kind that has

@@ -31,13 +31,13 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object import segment
 from xsc.storage.object.capability import VerifyCapability
-from xsc.storage.object.durability import KINDS, Survival
+from xsc.storage.object.durability import KINDS, Contract
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.segment import NONCE_BYTES, TAG_BYTES, Place
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 _Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
-Contract = Annotated[tuple[_Loss, ...], Field(min_length=len(KINDS), max_length=len(KINDS))]
+ContractField = Annotated[tuple[_Loss, ...], Field(min_length=len(KINDS), max_length=len(KINDS))]
 """How many domains of each kind may be lost, in the order of `durability.KINDS`."""
 Tag = Annotated[bytes, Field(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 
@@ -62,13 +62,13 @@ class Manifest(Record):
     """One a segment."""
     roots: tuple[Id32, ...]
     """n a segment, segment by segment, in order of columns."""
-    survive: Contract
+    survive: ContractField
     """The contract; all are 0 where nothing was asked."""
 
     @property
-    def asked(self) -> Survival:
+    def asked(self) -> Contract:
         """The contract."""
-        return Survival(*self.survive)
+        return Contract(*self.survive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def build(
     segments: Sequence[SealedSegment],
     *,
     inline: bytes | None = None,
-    survive: Survival = Survival(),  # noqa: B008 (a frozen value)
+    survive: Contract = Contract(),  # noqa: B008 (a frozen value)
     segment_bytes: int = SEGMENT_BYTES,
 ) -> Manifest:
     """Return the manifest of segments that were cut in order."""

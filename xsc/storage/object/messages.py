@@ -43,12 +43,12 @@ from xsc.base.units import held_bytes
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
 from xsc.storage.object.inventory import (
     PLACE_BYTES,
-    Found,
+    ColumnPresence,
+    FoundShard,
     HeldColumn,
     HeldObject,
     HeldRecord,
     HeldState,
-    Holds,
     Span,
     Wanted,
 )
@@ -257,7 +257,7 @@ def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Want
     return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted
 
 
-def get_answer(found: Sequence[Found]) -> tuple[dict[str, Value], list[Buffer]]:
+def get_answer(found: Sequence[FoundShard]) -> tuple[dict[str, Value], list[Buffer]]:
     """Return the answer to a `storage.get`."""
     states: list[Value] = [item.state for item in found]
     header: dict[str, Value] = {"states": states}
@@ -286,7 +286,7 @@ def _holds(data: Buffer, span: Span, root: bytes, path: tuple[bytes, ...]) -> bo
 
 def read_got(
     header: Mapping[str, Value], parts: Sequence[Buffer], wanted: Sequence[Wanted]
-) -> list[Found]:
+) -> list[FoundShard]:
     """Return what a peer answered; what does not fit the root that was asked for is corrupt.
 
     Raises:
@@ -311,11 +311,11 @@ def read_got(
                     if want.span is None
                     else _holds(piece, want.span, want.root, _path(next(paths)))
                 )
-                found.append(Found("ok", piece) if good else Found("corrupt"))
+                found.append(FoundShard("ok", piece) if good else FoundShard("corrupt"))
             case "missing":
-                found.append(Found("missing"))
+                found.append(FoundShard("missing"))
             case "corrupt":
-                found.append(Found("corrupt"))
+                found.append(FoundShard("corrupt"))
             case _:
                 raise RecordInvalid("a shard is in no known state")
     return found
@@ -499,12 +499,12 @@ def read_holds(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, list[byt
     )
 
 
-def holds_answer(holds: Holds) -> dict[str, Value]:
+def holds_answer(holds: ColumnPresence) -> dict[str, Value]:
     """Return the answer to a `storage.holds`."""
     return {"columns": [*sorted(holds.columns)], "record": holds.record}
 
 
-def read_held(header: Mapping[str, Value], n: int) -> Holds:
+def read_held(header: Mapping[str, Value], n: int) -> ColumnPresence:
     """Return what a peer says that it holds of an object of n columns.
 
     Raises:
@@ -512,4 +512,4 @@ def read_held(header: Mapping[str, Value], n: int) -> Holds:
     """
     listed = take_list(header, "columns", most=n)
     columns = [take_int({"column": column}, "column", most=n - 1) for column in listed]
-    return Holds(frozenset(columns), take_bool(header, "record"))
+    return ColumnPresence(frozenset(columns), take_bool(header, "record"))

@@ -19,8 +19,8 @@ from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.object.durability import (
     KINDS,
-    Host,
-    Survival,
+    Contract,
+    HostLabels,
     attainable,
     domains_of,
     plan,
@@ -29,7 +29,7 @@ from xsc.storage.object.durability import (
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import (
-    Contract,
+    ContractField,
     Manifest,
     expected_digest,
     segments_of,
@@ -47,7 +47,7 @@ class Placement(Record):
     k: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
     """The node of each column, 0 to n-1."""
-    survive: Contract
+    survive: ContractField
     """The contract, as the manifest has it."""
 
     @property
@@ -56,9 +56,9 @@ class Placement(Record):
         return len(self.columns) - self.k
 
     @property
-    def asked(self) -> Survival:
+    def asked(self) -> Contract:
         """The contract."""
-        return Survival(*self.survive)
+        return Contract(*self.survive)
 
 
 def placement_of(manifest: Manifest, columns: Sequence[bytes]) -> Placement:
@@ -82,7 +82,7 @@ def columns_of(columns: Sequence[bytes], node: bytes) -> tuple[int, ...]:
 
 def losses_survived(columns: Sequence[bytes], m: int) -> int:
     """Return how many nodes can be lost, whichever they are, with k columns left."""
-    return survival([Host(node) for node in columns], m).nodes
+    return survival([HostLabels(node) for node in columns], m).nodes
 
 
 def nodes_needed(code: Code, survive_nodes: int) -> int | None:
@@ -95,7 +95,7 @@ def nodes_needed(code: Code, survive_nodes: int) -> int | None:
     return None
 
 
-def default_contract(code: Code, nodes: int) -> Survival:
+def default_contract(code: Code, nodes: int) -> Contract:
     """Return the contract of a put that names none: what the planner reaches, if all are up.
 
     Args:
@@ -103,7 +103,7 @@ def default_contract(code: Code, nodes: int) -> Survival:
         nodes: how many are known, this one included.
     """
     columns = assign([node.to_bytes() for node in range(min(nodes, code.n))], code.n)
-    return Survival(min(DEFAULT_LOSSES_MAX, losses_survived(columns, code.m)))
+    return Contract(min(DEFAULT_LOSSES_MAX, losses_survived(columns, code.m)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Shortfall:
     hint: str
 
 
-def check_code(code: Code, asked: Survival) -> Shortfall | None:
+def check_code(code: Code, asked: Contract) -> Shortfall | None:
     """Return why a code can never survive what is asked, whatever the nodes, or None."""
     most = max(asked)
     if most <= code.m:
@@ -126,7 +126,7 @@ def check_code(code: Code, asked: Survival) -> Shortfall | None:
     )
 
 
-def shortfall(known: Sequence[Host], code: Code, asked: Survival) -> Shortfall | None:
+def shortfall(known: Sequence[HostLabels], code: Code, asked: Contract) -> Shortfall | None:
     """Return why no placement at the known nodes survives what is asked, or None if one does."""
     most = attainable(known, code.n, code.m, asked)
     if most == asked:

@@ -34,7 +34,7 @@ from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, custody
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.transfer.deletions import was_ended
-from xsc.storage.transfer.host_client import Reach, together
+from xsc.storage.transfer.host_client import HostClient, together
 
 ASSIGNED: Final = b"storage/told/"
 
@@ -60,7 +60,7 @@ class CustodianAssignment:
     def __init__(
         self,
         context: Context,
-        reach: Reach,
+        reach: HostClient,
         state: KeyValue,
         commit: Commit,
         *,

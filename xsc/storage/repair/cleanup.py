@@ -15,7 +15,7 @@ from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObj
 from xsc.storage.repair.room import delete_at
 from xsc.storage.repair.survey import Survey, former_hosts, former_hosts_up, plan_cleanup
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.host_client import HostClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Cleanup:
     def __init__(
         self,
         context: Context,
-        reach: Reach,
+        reach: HostClient,
         objects: MaintainedObjects,
         surveyor: Surveyor,
         kept_ms: int,

@@ -43,7 +43,7 @@ from xsc.storage.ports import Commit
 from xsc.storage.repair.custody import CustodyStore, ObjectInCustody
 from xsc.storage.repair.maintained_object import MaintainedObject
 from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.host_client import HostClient
 from xsc.storage.transfer.put import Held
 
 GUARD: Final = "storage.guard"
@@ -69,7 +69,7 @@ class Custodian:
     def __init__(
         self,
         context: Context,
-        reach: Reach,
+        reach: HostClient,
         state: KeyValue,
         commit: Commit,
         watch: NodeWatch,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
 
-from xsc.storage.object.durability import Host, Survival, plan_around, survival
+from xsc.storage.object.durability import Contract, HostLabels, plan_around, survival
 
 MOVES_TRIED_MAX: Final = 256
 """Limit of the choices of columns that are tried; beyond it nothing moves."""
@@ -35,16 +35,16 @@ class Layout:
     """This node; it takes a column only if no other node is as good."""
     doubled: bool
     """Whether some node held several columns before anything was planned."""
-    labels: Mapping[bytes, Host]
+    labels: Mapping[bytes, HostLabels]
     """Of the nodes that gave labels."""
-    asked: Survival = Survival()  # noqa: RUF009 (a frozen value)
+    asked: Contract = Contract()  # noqa: RUF009 (a frozen value)
     """The contract."""
     movable: bool = False
     """Whether good columns may move so that the contract is kept."""
 
-    def host(self, node: bytes) -> Host:
+    def host(self, node: bytes) -> HostLabels:
         """Return a node with its labels."""
-        return self.labels.get(node) or Host(node)
+        return self.labels.get(node) or HostLabels(node)
 
     def placed(self, column: int, node: bytes) -> Layout:
         """Return the layout with a column at another node."""
@@ -78,7 +78,7 @@ class _Filling:
     kept: Counter[bytes]
     new: tuple[bytes, ...]
     """Nodes that get one more column, the preferred first."""
-    survives: Survival
+    survives: Contract
 
 
 def next_move(layout: Layout, available: Collection[bytes]) -> Move | None:
@@ -109,7 +109,7 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
     held = plan_around(hosts, bounds, n, m, layout.asked)
     meets = held is not None
     if held is None:
-        held = plan_around(hosts, bounds, n, m, Survival())
+        held = plan_around(hosts, bounds, n, m, Contract())
     if held is None:
         return None
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
@@ -215,5 +215,5 @@ def _balance(layout: Layout, able: frozenset[bytes]) -> Move | None:
     return Move(column, frozenset(node for node, survives in worth.items() if survives == best))
 
 
-def _survives(layout: Layout) -> Survival:
+def _survives(layout: Layout) -> Contract:
     return survival([layout.host(node) for node in layout.columns], layout.m)

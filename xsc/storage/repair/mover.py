@@ -37,7 +37,7 @@ from xsc.storage.repair.migration import next_move
 from xsc.storage.repair.room import KnownLease, delete_at, room_at
 from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record, without_ended
 from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import Reach, Source, in_order, race, together
+from xsc.storage.transfer.host_client import HostClient, Source, in_order, race, together
 from xsc.storage.transfer.put import Held
 
 DELETED = "it is being deleted"
@@ -67,7 +67,7 @@ class ColumnMover:
     """Leases room, copies or rebuilds columns, and stores them there."""
 
     def __init__(
-        self, context: Context, reach: Reach, objects: MaintainedObjects, bandwidth: Bandwidth
+        self, context: Context, reach: HostClient, objects: MaintainedObjects, bandwidth: Bandwidth
     ) -> None:
         self._context = context
         self._reach = reach

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from xsc.base.clock import Clock
 from xsc.base.limits import WATCHES_MAX
 from xsc.storage.repair.repair_rules import NodeHistory, is_gone, is_steady, observed
-from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.host_client import HostClient
 
 
 class NodeWatch:
     """Keeps the history of every peer, and of nodes that are asked about."""
 
-    def __init__(self, clock: Clock, reach: Reach, grace_ms: int) -> None:
+    def __init__(self, clock: Clock, reach: HostClient, grace_ms: int) -> None:
         self._clock = clock
         self._reach = reach
         self._grace_ms = grace_ms

@@ -22,7 +22,7 @@ from xsc.storage.repair.room import KnownLease, room_at
 from xsc.storage.repair.survey import Survey, has_damaged_record, has_record
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import Located
-from xsc.storage.transfer.host_client import Reach, requests_of, together
+from xsc.storage.transfer.host_client import HostClient, requests_of, together
 from xsc.storage.transfer.put import Held
 from xsc.terms.lease import OWN_LEASE
 
@@ -31,7 +31,7 @@ class RecordWriter:
     """Stores object records under leases that this node has, else under new ones."""
 
     def __init__(
-        self, context: Context, reach: Reach, objects: MaintainedObjects, surveyor: Surveyor
+        self, context: Context, reach: HostClient, objects: MaintainedObjects, surveyor: Surveyor
     ) -> None:
         self._own = context.key.node_id
         self._log = context.log

@@ -22,7 +22,7 @@ from xsc.base.limits import REPAIRS_A_ROUND_MAX, REPAIRS_AT_ONCE, SURVEYS_AT_ONC
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.object.durability import Host, survival
+from xsc.storage.object.durability import HostLabels, survival
 from xsc.storage.object.placement import Placement
 from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.cleanup import Cleanup
@@ -45,7 +45,7 @@ from xsc.storage.repair.survey import (
     recounted_held,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.host_client import Reach, rest, together
+from xsc.storage.transfer.host_client import HostClient, rest, together
 from xsc.storage.transfer.recount import differences
 
 
@@ -55,7 +55,7 @@ class Repairer:
     def __init__(
         self,
         context: Context,
-        reach: Reach,
+        reach: HostClient,
         objects: MaintainedObjects,
         *,
         settings: RepairSettings,
@@ -152,7 +152,7 @@ class Repairer:
         if len(nodes) < len(columns):
             return True
         if any(placement.asked):
-            hosts = [Host(node, *self._reach.hosts.labels(node)) for node in columns]
+            hosts = [HostLabels(node, *self._reach.hosts.labels(node)) for node in columns]
             if not survival(hosts, placement.m).meets(placement.asked):
                 return True
         return bool(self.watch.gone(nodes) or nodes & self._drain.leaving())

@@ -10,7 +10,7 @@ from xsc.base.refusals import refusal
 from xsc.storage.ports import HostLease
 from xsc.storage.repair.maintained_object import without
 from xsc.storage.repair.survey import Survey
-from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.host_client import HostClient
 from xsc.storage.transfer.put import Held
 
 
@@ -24,7 +24,7 @@ class KnownLease:
 
 
 async def room_at(
-    reach: Reach, targets: frozenset[bytes], size_bytes: int
+    reach: HostClient, targets: frozenset[bytes], size_bytes: int
 ) -> tuple[HostLease | None, str]:
     """Return room at one of the nodes, or why there is none."""
     known = {reach.own, *reach.hosts.peers()}
@@ -39,7 +39,7 @@ async def room_at(
 
 
 async def delete_at(
-    reach: Reach, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
+    reach: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
 ) -> list[Held]:
     """Delete columns of an object at a host; return what is held after that.
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.base.units import held_bytes
-from xsc.storage.object.durability import Host
+from xsc.storage.object.durability import HostLabels
 from xsc.storage.object.expiry import HostEnd, custody_expiring, own_expiring
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
@@ -50,7 +50,7 @@ class Survey:
     that others pay for; at a custodian, those that the owner did not renew."""
     expiring: frozenset[int] = frozenset()
     """Columns whose lease ends soon at a node that gives no other; part of `displaced`."""
-    labels: Mapping[bytes, Host] | None = None
+    labels: Mapping[bytes, HostLabels] | None = None
     """Nodes of which it is known where they are and whose, or that they do not say it; None
     where labels decide nothing."""
     up: frozenset[bytes] = frozenset()

@@ -12,7 +12,7 @@ from xsc.base.errors import ObjectUnknown, RecordInvalid
 from xsc.base.ids import short
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.object.durability import Host
+from xsc.storage.object.durability import HostLabels
 from xsc.storage.object.expiry import own_ends
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest
@@ -24,7 +24,7 @@ from xsc.storage.repair.repair_rules import lost_columns
 from xsc.storage.repair.survey import Survey, columns_to_pay_for
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
 from xsc.storage.transfer.get import Located
-from xsc.storage.transfer.host_client import Reach, together
+from xsc.storage.transfer.host_client import HostClient, together
 
 
 class Surveyor:
@@ -33,7 +33,7 @@ class Surveyor:
     def __init__(
         self,
         context: Context,
-        reach: Reach,
+        reach: HostClient,
         objects: MaintainedObjects,
         *,
         finder: ObjectFinder,
@@ -128,9 +128,9 @@ class Surveyor:
             ),
         )
 
-    async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, Host]:
+    async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, HostLabels]:
         known = await self._reach.hosts.learn_labels(sorted(nodes))
-        return {node: Host(node, *self._reach.hosts.labels(node)) for node in known}
+        return {node: HostLabels(node, *self._reach.hosts.labels(node)) for node in known}
 
     async def ask(
         self, maintained: MaintainedObject, manifest: Manifest, nodes: Iterable[bytes]

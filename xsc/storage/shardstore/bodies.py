@@ -146,7 +146,7 @@ Body: TypeAlias = ShardBody | RecordBody
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """What the index knows of a body."""
 
     sequence: int
@@ -260,17 +260,17 @@ def decode_body(raw: bytes) -> Body:
         raise StoreDamaged(f"a stored body is damaged: {fault.message}") from None
 
 
-def entry_of(body: Body, sequence: int) -> Entry:
+def entry_of(body: Body, sequence: int) -> IndexEntry:
     """Return what the index must know of a body."""
-    return Entry(sequence, body.size_bytes, body.lease_id, body.proof)
+    return IndexEntry(sequence, body.size_bytes, body.lease_id, body.proof)
 
 
-def encode_entry(entry: Entry) -> bytes:
+def encode_entry(entry: IndexEntry) -> bytes:
     """Return the index value of an entry."""
     return encode([VERSION, entry.sequence, entry.size_bytes, entry.lease_id, entry.proof])
 
 
-def decode_entry(raw: bytes) -> Entry:
+def decode_entry(raw: bytes) -> IndexEntry:
     """Return the entry of an index value.
 
     Raises:
@@ -282,7 +282,7 @@ def decode_entry(raw: bytes) -> Entry:
         raise StoreDamaged(f"the index is damaged: {fault.message}") from None
     match value:
         case [1, int(sequence), int(size), bytes(lease), bytes(proof)]:
-            return Entry(sequence, size, lease, proof)
+            return IndexEntry(sequence, size, lease, proof)
         case _:
             raise StoreDamaged("the index holds what is no entry")
 
@@ -309,14 +309,14 @@ def decode_number(raw: bytes) -> int:
             raise StoreDamaged("a stored number is none")
 
 
-def encode_damaged(key: bytes, entry: Entry, reason: str) -> bytes:
+def encode_damaged(key: bytes, entry: IndexEntry, reason: str) -> bytes:
     """Return the value of a damaged note: the body's index key and entry, and what is wrong."""
     return encode(
         {"v": VERSION, "key": key, "entry": encode_entry(entry), "reason": reason},
     )
 
 
-def decode_damaged(raw: bytes) -> tuple[bytes, Entry, str]:
+def decode_damaged(raw: bytes) -> tuple[bytes, IndexEntry, str]:
     """Return index key, entry and reason of a damaged note.
 
     Raises:

@@ -20,7 +20,7 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.merkle import root_of
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import Body, Entry, ShardBody
+from xsc.storage.shardstore.bodies import Body, IndexEntry, ShardBody
 from xsc.storage.shardstore.scan import Gaps, readable
 
 Reason: TypeAlias = Literal["unreadable", "gone", "mismatch"]
@@ -33,7 +33,7 @@ class Damage:
 
     key: bytes
     """In the index."""
-    entry: Entry
+    entry: IndexEntry
     reason: str
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class StoreAudit:
     """What a comparison found."""
 
     bodies: int
@@ -94,7 +94,7 @@ def is_whole(body: Body) -> bool:
     return hash_of(body.sealed) == body.manifest_hash
 
 
-def _print(key: bytes, entry: Entry) -> int:
+def _print(key: bytes, entry: IndexEntry) -> int:
     """Return a fingerprint that tells entries apart, within this process."""
     return hash((key, entry))
 
@@ -128,8 +128,8 @@ def scan_bodies(store: KeyValue, before: int, *, deep: bool) -> Scanned:
 
 
 def compare(
-    scanned: Scanned, entries: Iterable[tuple[bytes, Entry]], usage: Mapping[bytes, int]
-) -> Audit:
+    scanned: Scanned, entries: Iterable[tuple[bytes, IndexEntry]], usage: Mapping[bytes, int]
+) -> StoreAudit:
     """Compare what the bodies say with entries and totals of the index."""
     faults: list[str] = []
     damaged: list[Damage] = []
@@ -156,7 +156,7 @@ def compare(
         if held != counted:
             faults.append(f"lease {to_text(lease_id)[:10]} holds {held} bytes and counts {counted}")
     whole = matched - sum(1 for item in damaged if item.reason == "mismatch")
-    return Audit(
+    return StoreAudit(
         bodies=whole,
         bytes_held=sum(sums.values()),
         bytes_counted=sum(usage.values()),

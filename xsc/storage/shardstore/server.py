@@ -36,7 +36,7 @@ from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 
-class Hosting:
+class ShardServer:
     """Answers the calls of customers about what lies in this node's shard store."""
 
     def __init__(
@@ -190,7 +190,7 @@ class Hosting:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         lease_id, locate, generation, wanted = held_shards.read_have(header)
         async with self._looks.of(caller):
-            held = await self._node.have(locate, generation, caller, lease_id, wanted)
+            held = await self._node.held_shards(locate, generation, caller, lease_id, wanted)
         receipt = StorageReceipt(
             host=self._key.node_id,
             customer=caller,

@@ -47,12 +47,12 @@ from xsc.base.limits import (
 from xsc.base.log import Log
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.inventory import (
-    Found,
+    ColumnPresence,
+    FoundShard,
     HeldColumn,
     HeldObject,
     HeldRecord,
     HeldState,
-    Holds,
     Span,
     Wanted,
     cut_found,
@@ -60,14 +60,14 @@ from xsc.storage.object.inventory import (
 from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.ports import Commit
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import Body, Entry, RecordBody, ShardBody
-from xsc.storage.shardstore.fsck import Audit, Damage, compare, scan_bodies
+from xsc.storage.shardstore.bodies import Body, IndexEntry, RecordBody, ShardBody
+from xsc.storage.shardstore.fsck import Damage, StoreAudit, compare, scan_bodies
 from xsc.storage.shardstore.reclaim import DeadSpace, Slice, live_by_bucket
 from xsc.storage.shardstore.scan import SEQUENCE_MAX, Gaps, readable
-from xsc.storage.shardstore.tombstones import Ended
+from xsc.storage.shardstore.tombstones import Tombstones
 
 T = TypeVar("T")
-Choose: TypeAlias = Callable[[bytes, Entry], bool]
+Choose: TypeAlias = Callable[[bytes, IndexEntry], bool]
 """Says of an entry whether it is meant."""
 
 DELETE_BATCH = 512
@@ -91,7 +91,7 @@ class _Settling:
     """Bodies on the disk that the index does not know yet."""
 
     sequences: Sequence[int]
-    puts: Sequence[tuple[bytes, Entry]]
+    puts: Sequence[tuple[bytes, IndexEntry]]
     drops: Sequence[tuple[bytes, int]]
 
 
@@ -107,7 +107,7 @@ class Write:
     reserved: int = 0
     fresh: list[Body] = field(default_factory=list)
     """What must be written, for there is none of it."""
-    replaced: list[Entry] = field(default_factory=list)
+    replaced: list[IndexEntry] = field(default_factory=list)
     held: Counter[bytes] = field(default_factory=Counter)
     fault: XscError | None = None
     begun: bool = False
@@ -126,7 +126,7 @@ class Write:
 def _of_columns(columns: frozenset[int]) -> Choose:
     """Return what chooses the shards of some columns."""
 
-    def chosen(key: bytes, _: Entry) -> bool:
+    def chosen(key: bytes, _: IndexEntry) -> bool:
         return key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
 
     return chosen
@@ -166,7 +166,7 @@ class StorageNode:
         self._writers: dict[tuple[bytes, bytes], int] = {}
         self._deleting: set[tuple[bytes, bytes]] = set()
         self._freed = asyncio.Event()
-        self._ended = Ended()
+        self._tombstones = Tombstones()
         self._settling: Gather[None, _Settling, None] = Gather(self._settle_all, all_run=True)
         self._indexing = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -208,7 +208,7 @@ class StorageNode:
         recovery = await self._executor.run(self._load, rebuild)
         self._started = True
         self._log.info(
-            "storage_started",
+            "storage.started",
             rebuilt=recovery.rebuilt,
             replayed=recovery.replayed,
             damaged=recovery.damaged,
@@ -294,10 +294,10 @@ class StorageNode:
             }
             # The last write before the store was closed: where it is there, all of it is.
             if self._index.get(formats.CLOSED) != raw and self._sums() != self._usage:
-                self._log.warning("storage_index_damaged", reason="it has lost entries")
+                self._log.warning("storage.index_damaged", reason="it has lost entries")
                 return None
         except StoreDamaged as fault:
-            self._log.warning("storage_index_damaged", reason=fault.message)
+            self._log.warning("storage.index_damaged", reason=fault.message)
             return None
         self._used = sum(self._usage.values())
         self._next = mark + 1
@@ -335,7 +335,7 @@ class StorageNode:
 
     def _replay(self, mark: int, known: int) -> tuple[int, int]:
         replayed = damaged = 0
-        puts: list[tuple[bytes, Entry]] = []
+        puts: list[tuple[bytes, IndexEntry]] = []
         drops: list[tuple[bytes, int]] = []
         gaps = Gaps()
         gone: set[int] = set()
@@ -354,7 +354,7 @@ class StorageNode:
                     puts.append((body.index_key, formats.entry_of(body, sequence)))
             except StoreDamaged as fault:
                 damaged += 1
-                self._log.error("storage_body_damaged", sequence=sequence, reason=fault.message)
+                self._log.error("storage.body_damaged", sequence=sequence, reason=fault.message)
             replayed += 1
             # A note must see what was put before it, and nothing that came later.
             if drops or len(puts) == REBUILD_BATCH:
@@ -366,7 +366,7 @@ class StorageNode:
             self._next = max(self._next, known + 1)
         for first, last in gaps.ranges:
             damaged += 1
-            self._log.error("storage_bodies_unreadable", first=first, last=last)
+            self._log.error("storage.bodies_unreadable", first=first, last=last)
             if last < SEQUENCE_MAX:
                 self._next = max(self._next, last + 1)
         self._recall(mark, gone, known)
@@ -385,7 +385,7 @@ class StorageNode:
             try:
                 key, entry, reason = formats.decode_damaged(value)
             except StoreDamaged as fault:
-                self._log.error("storage_note_damaged", sequence=sequence, reason=fault.message)
+                self._log.error("storage.note_damaged", sequence=sequence, reason=fault.message)
                 stale.append((note, None))
                 continue
             held = self._entry(key)
@@ -401,20 +401,23 @@ class StorageNode:
 
     # The index. `_apply` runs in the executor, one at a time.
 
-    def _entry(self, key: bytes) -> Entry | None:
+    def _entry(self, key: bytes) -> IndexEntry | None:
         raw = self._index.get(key)
         return None if raw is None else formats.decode_entry(raw)
 
-    def _entries(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
+    def _entries(self, keys: Sequence[bytes]) -> dict[bytes, IndexEntry]:
         found = ((key, self._entry(key)) for key in keys)
         return {key: entry for key, entry in found if entry is not None}
 
     def _apply(
-        self, puts: Sequence[tuple[bytes, Entry]], drops: Sequence[tuple[bytes, int]], mark: int
+        self,
+        puts: Sequence[tuple[bytes, IndexEntry]],
+        drops: Sequence[tuple[bytes, int]],
+        mark: int,
     ) -> None:
         """Enter bodies that were written and forget those that are gone; applying twice is once."""
         usage: dict[bytes, int] = {}
-        known: dict[bytes, Entry | None] = {}
+        known: dict[bytes, IndexEntry | None] = {}
 
         def count(lease_id: bytes, delta_bytes: int) -> None:
             usage[lease_id] = usage.get(lease_id, self._usage.get(lease_id, 0)) + delta_bytes
@@ -455,7 +458,7 @@ class StorageNode:
     async def _settle(
         self,
         sequences: Sequence[int],
-        puts: Sequence[tuple[bytes, Entry]],
+        puts: Sequence[tuple[bytes, IndexEntry]],
         drops: Sequence[tuple[bytes, int]],
     ) -> None:
         """Bring the index up to these bodies, even if the caller is cancelled."""
@@ -561,7 +564,7 @@ class StorageNode:
         write.begun = True
         self._writing.update(write.keys)
         self._writers[write.owner] = self._writers.get(write.owner, 0) + 1
-        if self._ended.has(*write.owner):
+        if self._tombstones.has(*write.owner):
             write.fault = NotAllowed("that object was deleted here meanwhile")
 
     def _later(self, write: Write) -> asyncio.Task[None]:
@@ -636,7 +639,7 @@ class StorageNode:
         await self._forget_damage([old.sequence for old in replaced])
         self._bury(replaced)
 
-    def _weigh(self, write: Write, held: Mapping[bytes, Entry]) -> None:
+    def _weigh(self, write: Write, held: Mapping[bytes, IndexEntry]) -> None:
         """Find out what must be written, and take the room for it."""
         free = self.free_bytes + write.reserved
         self._reserved -= write.reserved
@@ -673,7 +676,7 @@ class StorageNode:
             self._open.difference_update(sequences)
             raise
 
-    def _replaces(self, body: Body, old: Entry) -> bool:
+    def _replaces(self, body: Body, old: IndexEntry) -> bool:
         """Say whether a body must be written although there is an entry in its place."""
         if body.proof != old.proof:
             what = "shard" if isinstance(body, ShardBody) else "manifest"
@@ -682,7 +685,7 @@ class StorageNode:
 
     @staticmethod
     def _changes(
-        fresh: Sequence[Body], sequences: Sequence[int], replaced: Sequence[Entry]
+        fresh: Sequence[Body], sequences: Sequence[int], replaced: Sequence[IndexEntry]
     ) -> list[Change]:
         changes: list[Change] = [
             (formats.sequenced(formats.BODIES, sequence), formats.encode_body(body))
@@ -702,7 +705,7 @@ class StorageNode:
         wanted: Sequence[Wanted],
         *,
         size_max: int = PEER_BODY_BYTES_MAX,
-    ) -> list[Found]:
+    ) -> list[FoundShard]:
         """Return the shards that were asked for, each verified against its root.
 
         Raises:
@@ -712,17 +715,19 @@ class StorageNode:
 
     def _get(
         self, locate: bytes, generation: int, wanted: Sequence[Wanted], size_max: int
-    ) -> list[Found]:
+    ) -> list[FoundShard]:
         held = [self._wanted(locate, generation, want) for want in wanted]
         size = sum(item[1].size_bytes for item in held if item is not None)
         if size > size_max:
             raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
         return [
-            Found("missing") if item is None else self._read_shard(*item, want.span)
+            FoundShard("missing") if item is None else self._read_shard(*item, want.span)
             for item, want in zip(held, wanted, strict=True)
         ]
 
-    def _wanted(self, locate: bytes, generation: int, want: Wanted) -> tuple[bytes, Entry] | None:
+    def _wanted(
+        self, locate: bytes, generation: int, want: Wanted
+    ) -> tuple[bytes, IndexEntry] | None:
         prefix = formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
         for key, raw in self._index.scan(prefix, prefix_end(prefix)):
             entry = formats.decode_entry(raw)
@@ -730,7 +735,7 @@ class StorageNode:
                 return key, entry
         return None
 
-    def _body(self, entry: Entry) -> Body | None:
+    def _body(self, entry: IndexEntry) -> Body | None:
         """Return the body of an entry, unverified; None where it is gone or cannot be read."""
         try:
             # Whoever asks holds it against the entry's hash, which is more than sums can say.
@@ -738,19 +743,19 @@ class StorageNode:
             raw = self._bodies.get(key, verify=False)
             return None if raw is None else formats.decode_body(raw)
         except StoreDamaged as fault:
-            self._log.error("storage_body_damaged", sequence=entry.sequence, reason=fault.message)
+            self._log.error("storage.body_damaged", sequence=entry.sequence, reason=fault.message)
             return None
 
-    def _read_shard(self, key: bytes, entry: Entry, span: Span | None = None) -> Found:
+    def _read_shard(self, key: bytes, entry: IndexEntry, span: Span | None = None) -> FoundShard:
         body = self._body(entry)
         if isinstance(body, ShardBody):
             found = cut_found(body.data, entry.proof, span)
             if found is not None:
                 return found
         self._note_damage(Damage(key, entry, "unreadable" if body is None else "mismatch"))
-        return Found("corrupt")
+        return FoundShard("corrupt")
 
-    async def have(
+    async def held_shards(
         self,
         locate: bytes,
         generation: int,
@@ -769,9 +774,9 @@ class StorageNode:
         ]
         keys = [prefix + customer for prefix in prefixes]
         await self._turn(lambda: self._writing.isdisjoint(keys))
-        return await self._executor.run(self._have, keys, lease_id, wanted)
+        return await self._executor.run(self._held_shards, keys, lease_id, wanted)
 
-    def _have(
+    def _held_shards(
         self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
     ) -> list[tuple[Wanted, int]]:
         found: list[tuple[Wanted, int]] = []
@@ -793,7 +798,7 @@ class StorageNode:
 
     async def holds(
         self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
-    ) -> Holds:
+    ) -> ColumnPresence:
         """Return which columns are held of which the first segment has these roots.
 
         Whoever stored them: another customer can neither add to the answer nor hide a column.
@@ -802,10 +807,10 @@ class StorageNode:
 
     def _holds(
         self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
-    ) -> Holds:
+    ) -> ColumnPresence:
         first = formats.shards_prefix(locate, generation, 0)
 
-        def entries(column: int) -> Iterator[Entry]:
+        def entries(column: int) -> Iterator[IndexEntry]:
             prefix = first + bytes([column])
             for _, raw in self._index.scan(prefix, prefix_end(prefix)):
                 yield formats.decode_entry(raw)
@@ -816,14 +821,14 @@ class StorageNode:
             if any(entry.proof == root for entry in entries(column))
         )
         record = any(entry.proof == manifest_hash for _, entry in self._records(locate))
-        return Holds(columns, record)
+        return ColumnPresence(columns, record)
 
-    def _records(self, locate: bytes) -> Iterator[tuple[bytes, Entry]]:
+    def _records(self, locate: bytes) -> Iterator[tuple[bytes, IndexEntry]]:
         prefix = formats.RECORDS + locate
         for key, raw in self._index.scan(prefix, prefix_end(prefix)):
             yield key, formats.decode_entry(raw)
 
-    def _read_record(self, key: bytes, entry: Entry) -> RecordBody | None:
+    def _read_record(self, key: bytes, entry: IndexEntry) -> RecordBody | None:
         body = self._body(entry)
         if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof:
             return body
@@ -922,7 +927,7 @@ class StorageNode:
             final: what was under way when this came is not stored afterwards, either.
         """
         if final:
-            self._ended.note(locate, customer)
+            self._tombstones.note(locate, customer)
         return await self._alone(locate, customer, lambda: self._delete(locate, customer))
 
     async def trim(
@@ -1021,9 +1026,9 @@ class StorageNode:
 
     def _held(
         self, locate: bytes, customer: bytes, chosen: Choose | None
-    ) -> list[tuple[bytes, Entry]]:
+    ) -> list[tuple[bytes, IndexEntry]]:
         """Return up to DELETE_BATCH entries of a customer."""
-        mine: list[tuple[bytes, Entry]] = []
+        mine: list[tuple[bytes, IndexEntry]] = []
         for prefix in (formats.locate_prefix(locate), formats.RECORDS + locate):
             for key, raw in self._index.scan(prefix, prefix_end(prefix)):
                 if not key.endswith(customer):
@@ -1043,12 +1048,12 @@ class StorageNode:
         """The sequence of the next body: all that are held have lower ones."""
         return self._next
 
-    async def entries(self, after: bytes, most: int) -> list[tuple[bytes, Entry]]:
+    async def entries(self, after: bytes, most: int) -> list[tuple[bytes, IndexEntry]]:
         """Return up to so many entries of the index behind a key, in order of keys."""
         return await self._executor.run(self._entries_after, after, most)
 
-    def _entries_after(self, after: bytes, most: int) -> list[tuple[bytes, Entry]]:
-        found: list[tuple[bytes, Entry]] = []
+    def _entries_after(self, after: bytes, most: int) -> list[tuple[bytes, IndexEntry]]:
+        found: list[tuple[bytes, IndexEntry]] = []
         for prefix in (formats.RECORDS, formats.SHARDS):
             for key, raw in self._index.scan(max(prefix, after + b"\0"), prefix_end(prefix)):
                 if len(found) == most:
@@ -1056,11 +1061,11 @@ class StorageNode:
                 found.append((key, formats.decode_entry(raw)))
         return found
 
-    async def between(self, start: bytes, stop: bytes) -> list[tuple[bytes, Entry]]:
+    async def between(self, start: bytes, stop: bytes) -> list[tuple[bytes, IndexEntry]]:
         """Return the entries of the index from one key up to another: few enough for a list."""
         return await self._executor.run(self._between, start, stop)
 
-    def _between(self, start: bytes, stop: bytes) -> list[tuple[bytes, Entry]]:
+    def _between(self, start: bytes, stop: bytes) -> list[tuple[bytes, IndexEntry]]:
         return [(key, formats.decode_entry(raw)) for key, raw in self._index.scan(start, stop)]
 
     # Damage
@@ -1076,12 +1081,12 @@ class StorageNode:
             return
         self._damaged[sequence] = damage
         note = formats.encode_damaged(damage.key, damage.entry, damage.reason)
-        self._log.error("storage_damage_found", sequence=sequence, reason=damage.reason)
+        self._log.error("storage.damage_found", sequence=sequence, reason=damage.reason)
         try:
             self._bodies.write([(formats.sequenced(formats.DAMAGED, sequence), note)], sync=False)
         except XscError as fault:
             # It is known until the end of this process, and found again by the next.
-            self._log.warning("storage_note_failed", sequence=sequence, reason=fault.message)
+            self._log.warning("storage.note_failed", sequence=sequence, reason=fault.message)
 
     async def _forget_damage(self, sequences: Sequence[int]) -> None:
         """Drop notes of what is gone, those included that were written meanwhile."""
@@ -1100,9 +1105,9 @@ class StorageNode:
             self._bodies.write(notes, sync=False)
         except XscError as fault:
             # The next start drops them; what was stored or deleted is on the disk.
-            self._log.warning("storage_note_failed", notes=len(notes), reason=fault.message)
+            self._log.warning("storage.note_failed", notes=len(notes), reason=fault.message)
 
-    async def audit(self, *, deep: bool = False) -> Audit:
+    async def audit(self, *, deep: bool = False) -> StoreAudit:
         """Compare index and totals with all bodies; what is damaged is noted for its owner.
 
         Args:
@@ -1152,14 +1157,14 @@ class StorageNode:
         usage: dict[bytes, int],
         entries: Sequence[Iterator[tuple[bytes, bytes]]],
         deep: bool,
-    ) -> Audit:
+    ) -> StoreAudit:
         scanned = scan_bodies(self._bodies, before, deep=deep)
         decoded = ((key, formats.decode_entry(raw)) for scan in entries for key, raw in scan)
         return compare(scanned, decoded, usage)
 
     # Reclaiming
 
-    def _bury(self, entries: Sequence[Entry]) -> None:
+    def _bury(self, entries: Sequence[IndexEntry]) -> None:
         for entry in entries:
             self._dead.bury(entry.sequence, entry.held_bytes)
 
@@ -1215,7 +1220,7 @@ class StorageNode:
                 )
             except (StoreDamaged, SpaceExhausted) as fault:
                 # As where a block in there cannot be read: what is dead beside it keeps its room.
-                self._log.error("storage_not_reclaimed", low=piece.low, reason=fault.message)
+                self._log.error("storage.not_reclaimed", low=piece.low, reason=fault.message)
         return len(planned)
 
     def _forget_gone(self) -> bool:
@@ -1240,7 +1245,7 @@ class StorageNode:
             self._bodies.compact(formats.GONE, stop)
         except (StoreDamaged, SpaceExhausted) as fault:
             # They are dropped the next time, or by the next start.
-            self._log.error("storage_notes_not_dropped", reason=fault.message)
+            self._log.error("storage.notes_not_dropped", reason=fault.message)
             return False
         return True
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from xsc.base.ids import ID_BYTES
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import Entry
+from xsc.storage.shardstore.bodies import IndexEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ def owner_of(key: bytes) -> Owner:
 
 
 def under_ended(
-    entries: Iterable[tuple[bytes, Entry]], leases: frozenset[bytes]
+    entries: Iterable[tuple[bytes, IndexEntry]], leases: frozenset[bytes]
 ) -> dict[Owner, None]:
     """Return who has bodies under leases that are over, in order and each once."""
     return {owner_of(key): None for key, entry in entries if entry.lease_id in leases}
 
 
-def newest_of(entries: Iterable[tuple[bytes, Entry]], newest: dict[Owner, int]) -> None:
+def newest_of(entries: Iterable[tuple[bytes, IndexEntry]], newest: dict[Owner, int]) -> None:
     """Add to `newest` the highest sequence of every owner's shards."""
     for key, entry in entries:
         if key.startswith(formats.SHARDS):

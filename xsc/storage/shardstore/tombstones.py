@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import Literal
 
 from xsc.base.bounded import FairBounded
-from xsc.base.limits import ENDED_MAX
+from xsc.base.limits import TOMBSTONES_MAX
 
 
-class Ended:
+class Tombstones:
     """Objects by customer, in the order in which they ended."""
 
-    def __init__(self, most: int = ENDED_MAX) -> None:
+    def __init__(self, most: int = TOMBSTONES_MAX) -> None:
         self._known: FairBounded[bytes, tuple[bytes, bytes], Literal[True]] = FairBounded(most)
 
     def __len__(self) -> int:

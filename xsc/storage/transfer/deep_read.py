@@ -21,7 +21,7 @@ from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.segment import length_of
 from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.host_client import HostClient
 
 SHARDS_IN_FLIGHT = 8
 
@@ -49,7 +49,7 @@ class BadShard:
 
 
 async def read_every_shard(
-    reach: Reach,
+    client: HostClient,
     located: Located,
     columns: Sequence[bytes | None],
     pace: Callable[[int], Awaitable[None]] = unpaced,
@@ -73,7 +73,7 @@ async def read_every_shard(
         want = Wanted(segment, column, root)
         async with room:
             try:
-                data = await reach.fetch(node, located.locate, manifest.generation, want)
+                data = await client.fetch(node, located.locate, manifest.generation, want)
             except XscError as fault:
                 bad.append(BadShard(segment, column, node, fault.message, is_silent(fault)))
             else:
@@ -82,7 +82,7 @@ async def read_every_shard(
     async def record(column: int, node: bytes) -> None:
         nonlocal read_bytes
         try:
-            sealed = await reach.find(node, located.locate, hash_of(located.sealed))
+            sealed = await client.find(node, located.locate, hash_of(located.sealed))
         except XscError as fault:
             bad.append(BadShard(0, column, node, fault.message, is_silent(fault)))
             return

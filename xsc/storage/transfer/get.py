@@ -1,10 +1,10 @@
 """Reads an object: k verified shards a segment, decoded and decrypted in order.
 
-Touches hosts through `Reach`. A wrong shard never reaches the decoder, and a
+Touches hosts through `HostClient`. A wrong shard never reaches the decoder, and a
 segment that does not open never reaches the reader whole. Of a segment that is read in
 part, only the leaves that hold it are fetched, each held against the roots of the
 manifest. What is fetched and not yet delivered is a segment at most, which bounds memory
-and what a reader that is killed fetches again: what it was given last is kept (`tails`).
+and what a reader that is killed fetches again: what it was given last is kept (`read_ahead`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.object.segment import Opener, Place
 from xsc.storage.transfer.host_client import (
-    Reach,
+    HostClient,
     Source,
     first_of,
     in_order,
@@ -33,8 +33,8 @@ from xsc.storage.transfer.host_client import (
     together,
 )
 from xsc.storage.transfer.latency import patience_ms
-from xsc.storage.transfer.read_ahead_cache import Tails
-from xsc.storage.transfer.rolling import Intake, Room
+from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
+from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder
 
 SEGMENTS_BEGUN = 2
 """The one that is read, and the next."""
@@ -137,10 +137,10 @@ class ObjectReader:
 
     def __init__(
         self,
-        reach: Reach,
+        client: HostClient,
         located: Located,
         capability: ReadCapability,
-        tails: Tails,
+        read_ahead: ReadAheadCache,
         *,
         name: str | None,
         search: Callable[[Located], Coroutine[None, None, Located]],
@@ -148,10 +148,10 @@ class ObjectReader:
         self.name = name
         """The name that this node stored it under; None where another node did."""
         self.size_bytes = located.manifest.size_bytes
-        self._reach = reach
+        self._client = client
         self._located = located
         self._content_key = capability.content_key
-        self._tails = tails
+        self._read_ahead = read_ahead
         self._search = search
         self._searching: asyncio.Task[Located] | None = None
         self._doubted: set[bytes] = set()
@@ -179,29 +179,29 @@ class ObjectReader:
             )
         if start == end:
             return
-        clock = self._reach.clock
-        kept = self._tails.take(self._key, start, clock.monotonic_ms())
-        tail = self._tails.begin(self._key, start)
+        clock = self._client.clock
+        kept = self._read_ahead.take(self._key, start, clock.monotonic_ms())
+        cached = self._read_ahead.begin(self._key, start)
         taken = False
         try:
             for piece in kept:
-                view = memoryview(piece)[: end - tail.stop]
+                view = memoryview(piece)[: end - cached.stop]
                 if len(view):
-                    self._tails.give(tail, view)
+                    self._read_ahead.give(cached, view)
                     yield view
-            if tail.stop < end:
-                async with aclosing(self._fetched(tail.stop, end)) as fetched:
+            if cached.stop < end:
+                async with aclosing(self._fetched(cached.stop, end)) as fetched:
                     async for piece in fetched:
-                        self._tails.give(tail, piece)
+                        self._read_ahead.give(cached, piece)
                         yield piece
             taken = True
         finally:
-            self._tails.end(tail, clock.monotonic_ms(), taken=taken)
+            self._read_ahead.end(cached, clock.monotonic_ms(), taken=taken)
 
     async def _fetched(self, start: int, end: int) -> AsyncGenerator[Buffer]:
         """Yield bytes that come from hosts."""
         size = self._located.manifest.segment_bytes
-        room = Room(size)
+        budget = ByteBudget(size)
         following = start // size
         ahead: deque[_Coming] = deque()
         try:
@@ -209,7 +209,7 @@ class ObjectReader:
                 while following * size < end and len(ahead) < SEGMENTS_BEGUN:
                     low = max(0, start - following * size)
                     high = min(size, end - following * size)
-                    ahead.append(self._begin(following, low, high, room))
+                    ahead.append(self._begin(following, low, high, budget))
                     following += 1
                 if following - len(ahead) == start // size:
                     await ahead[0].whole()
@@ -217,14 +217,14 @@ class ObjectReader:
                     piece, held_bytes = given
                     if len(piece):
                         yield piece
-                    room.free(held_bytes)
+                    budget.free(held_bytes)
                 ahead.popleft()
         finally:
             searching = [] if self._searching is None else [self._searching]
             self._searching = None
             await stop_all([*(coming.task for coming in ahead), *searching])
 
-    def _begin(self, index: int, low: int, high: int, room: Room) -> _Coming:
+    def _begin(self, index: int, low: int, high: int, budget: ByteBudget) -> _Coming:
         """Begin to fetch bytes of one segment, as there is room for them."""
         manifest = self._located.manifest
         code = code_of(manifest)
@@ -232,10 +232,10 @@ class ObjectReader:
         coming = _Coming()
         if manifest.inline is None and is_whole(low, high, place.length, code):
             opener = Opener(self._content_key, manifest.nonces[index], manifest.tags[index], place)
-            intake = Intake(opener, place, code, room)
-            coming.start(self._segment(index, (low, high), intake, coming))
+            decoder = SegmentDecoder(opener, place, code, budget)
+            coming.start(self._segment(index, (low, high), decoder, coming))
         else:
-            ticket = room.ticket(high - low)
+            ticket = budget.ticket(high - low)
             coming.start(self._part(index, low, high, ticket, coming))
         return coming
 
@@ -253,7 +253,7 @@ class ObjectReader:
         pieces = pieces_of(low, high, length, code)
         leaves = await together(self._leaves(index, piece, code) for piece in pieces)
         nonce = manifest.nonces[index]
-        plain = await self._reach.executor.run(
+        plain = await self._client.executor.run(
             _decipher, self._content_key, nonce, low, pieces, leaves
         )
         coming.give(plain, high - low)
@@ -263,43 +263,43 @@ class ObjectReader:
 
         The host is raced by those of the other columns once it is late.
         """
-        located, manifest, reach = self._located, self._located.manifest, self._reach
+        located, manifest, client = self._located, self._located.manifest, self._client
         roots = roots_of(manifest, index)
         size = piece.span.size_bytes
         direct = [source for source in located.sources if source.column == piece.column]
-        direct = in_order(reach, direct, code.k, size, self._doubted)
+        direct = in_order(client, direct, code.k, size, self._doubted)
         want = Wanted(index, piece.column, roots[piece.column], piece.span)
 
         async def rebuild() -> Buffer:
             others = [source for source in located.sources if source not in direct[:1]]
             got = await race(
-                reach,
+                client,
                 locate=located.locate,
                 generation=manifest.generation,
                 segment=index,
                 roots=roots,
-                sources=in_order(reach, others, code.k, size, self._doubted),
+                sources=in_order(client, others, code.k, size, self._doubted),
                 k=code.k,
                 span=piece.span,
                 more=self._more,
                 doubted=self._doubted,
             )
-            return await reach.executor.run(rebuild_span, got, code, piece.column, piece.span)
+            return await client.executor.run(rebuild_span, got, code, piece.column, piece.span)
 
         if not direct:
             return await rebuild()
         host = direct[0].node
 
         async def ask() -> Buffer:
-            return await reach.fetch(host, located.locate, manifest.generation, want)
+            return await client.fetch(host, located.locate, manifest.generation, want)
 
-        late = reach.late_since_ms(host) or host in self._doubted
-        quick = reach.is_up(host) and not late
+        late = client.late_since_ms(host) or host in self._doubted
+        quick = client.is_up(host) and not late
         return await first_of(
-            reach.clock,
+            client.clock,
             [ask, rebuild] if quick else [rebuild, ask],
-            patience_ms(reach.kth_ms(located.sources, code.k, size), size),
-            lambda: reach.note_late(host) if quick else None,
+            patience_ms(client.kth_ms(located.sources, code.k, size), size),
+            lambda: client.note_late(host) if quick else None,
         )
 
     async def _more(self) -> list[Source]:
@@ -309,7 +309,7 @@ class ObjectReader:
         # One search for all that wait for it, also where the first of them needs it no more.
         self._located = await asyncio.shield(self._searching)
         code = code_of(self._located.manifest)
-        return in_order(self._reach, self._located.sources, code.k, doubted=self._doubted)
+        return in_order(self._client, self._located.sources, code.k, doubted=self._doubted)
 
     def _inline(self) -> bytes:
         manifest = self._located.manifest
@@ -319,7 +319,7 @@ class ObjectReader:
         return segments.open_sealed(self._content_key, nonce, tag, place, manifest.inline)
 
     async def _segment(
-        self, index: int, wanted: tuple[int, int], intake: Intake, coming: _Coming
+        self, index: int, wanted: tuple[int, int], decoder: SegmentDecoder, coming: _Coming
     ) -> None:
         """Fetch all of a segment, and give each of its columns once those before it are given."""
         low, high = wanted
@@ -328,7 +328,7 @@ class ObjectReader:
         code = code_of(manifest)
         length = place_of(manifest, located.locate, index).length
         size = code.shard_bytes(length)
-        ranked = in_order(self._reach, located.sources, code.k, size, self._doubted)
+        ranked = in_order(self._client, located.sources, code.k, size, self._doubted)
         firsts = first_of_each(ranked)[: code.k]
         # Of those that are asked, the one whose bytes are read first comes first.
         chosen = sorted(firsts, key=lambda source: source.column)
@@ -336,13 +336,13 @@ class ObjectReader:
 
         def arrived() -> None:
             nonlocal begin
-            for piece in intake.opened():
+            for piece in decoder.opened():
                 view = memoryview(piece)[max(0, low - begin) : max(0, high - begin)]
                 coming.give(view, len(piece))
                 begin += len(piece)
 
         shards = await race(
-            self._reach,
+            self._client,
             locate=located.locate,
             generation=manifest.generation,
             segment=index,
@@ -350,18 +350,18 @@ class ObjectReader:
             sources=[*chosen, *rest],
             k=code.k,
             size_bytes=size,
-            intake=intake,
+            decoder=decoder,
             arrived=arrived,
             more=self._more,
             doubted=self._doubted,
         )
-        if not intake.is_open:
-            await self._reach.executor.run(intake.complete, shards)
+        if not decoder.is_open:
+            await self._client.executor.run(decoder.complete, shards)
         arrived()
 
 
 async def read_segment(
-    reach: Reach, located: Located, content_key: bytes, index: int
+    client: HostClient, located: Located, content_key: bytes, index: int
 ) -> tuple[Buffer, int]:
     """Return one segment that lies as shards, and how many bytes of them came from others.
 
@@ -372,11 +372,11 @@ async def read_segment(
     code = code_of(manifest)
     place = place_of(manifest, located.locate, index)
     size = code.shard_bytes(place.length)
-    sources = in_order(reach, located.sources, manifest.k, size)
-    sources.sort(key=lambda source: source.node != reach.own)
-    own = {source.column for source in sources if source.node == reach.own}
+    sources = in_order(client, located.sources, manifest.k, size)
+    sources.sort(key=lambda source: source.node != client.own)
+    own = {source.column for source in sources if source.node == client.own}
     shards = await race(
-        reach,
+        client,
         locate=located.locate,
         generation=manifest.generation,
         segment=index,
@@ -387,12 +387,12 @@ async def read_segment(
     )
     received = sum(len(data) for column, data in shards.items() if column not in own)
     seal = manifest.nonces[index], manifest.tags[index]
-    data = await reach.executor.run(_join, shards, code, content_key, seal, place)
+    data = await client.executor.run(_join, shards, code, content_key, seal, place)
     return data, received
 
 
 async def read_whole(
-    reach: Reach, located: Located, content_key: bytes, segments_in_flight: int
+    client: HostClient, located: Located, content_key: bytes, segments_in_flight: int
 ) -> tuple[bytes, int]:
     """Return an object that lies as shards, its own first, and how many bytes came from others.
 
@@ -405,7 +405,7 @@ async def read_whole(
     try:
         while following < segments_of(located.manifest) or ahead:
             while following < segments_of(located.manifest) and len(ahead) < segments_in_flight:
-                reading = read_segment(reach, located, content_key, following)
+                reading = read_segment(client, located, content_key, following)
                 ahead.append(asyncio.create_task(reading))
                 following += 1
             data, fetched = await ahead[0]

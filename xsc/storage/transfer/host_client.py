@@ -51,8 +51,15 @@ from xsc.identity.keys import KeyPair
 from xsc.storage.object import held_shards, messages
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.expiry import with_ends
-from xsc.storage.object.inventory import Found, HeldObject, Holds, Span, Wanted, whole_of
-from xsc.storage.object.inventory_pages import Stated
+from xsc.storage.object.inventory import (
+    ColumnPresence,
+    FoundShard,
+    HeldObject,
+    Span,
+    Wanted,
+    whole_of,
+)
+from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.object.receipts import check_receipt, deletion_fault, expected_receipt
@@ -61,8 +68,8 @@ from xsc.storage.shardstore.bodies import bodies_of
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import latency
 from xsc.storage.transfer.deletions import dropped_ms
-from xsc.storage.transfer.latency import Pace
-from xsc.storage.transfer.rolling import Intake
+from xsc.storage.transfer.latency import LatencyEstimate
+from xsc.storage.transfer.segment_decoder import SegmentDecoder
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.lease import OWN_LEASE
@@ -125,7 +132,7 @@ async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int
         alarm.cancel()
 
 
-def _read_one(reply: Reply, want: Wanted, take: Take | None) -> Found:
+def _read_one(reply: Reply, want: Wanted, take: Take | None) -> FoundShard:
     """Return what a peer answered to a question about one shard."""
     (found,) = messages.read_got(reply.header, reply.parts, [want])
     if take is not None and found.data is not None:
@@ -155,7 +162,7 @@ def requests_of(
     return [(batch, record if index == last else None) for index, batch in enumerate(batches)]
 
 
-class Reach:
+class HostClient:
     """The hosts of objects, this node among them."""
 
     def __init__(
@@ -185,8 +192,8 @@ class Reach:
         self.lease_grace_ms = lease_grace_ms
         self.leaving: Callable[[], Collection[bytes]] = frozenset
         """Returns the nodes that leave."""
-        self._paces: dict[bytes, Pace] = {}
-        self._trials: dict[bytes, asyncio.Task[None]] = {}
+        self._latencies: dict[bytes, LatencyEstimate] = {}
+        self._reprobes: dict[bytes, asyncio.Task[None]] = {}
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
@@ -206,12 +213,12 @@ class Reach:
         )
         return at_ms is not None and self.clock.now_ms() > at_ms
 
-    def _pace(self, node: bytes) -> Pace:
-        return self._paces.get(node) or Pace(self.hosts.response_ms(node))
+    def _latency(self, node: bytes) -> LatencyEstimate:
+        return self._latencies.get(node) or LatencyEstimate(self.hosts.response_ms(node))
 
     def expected_ms(self, node: bytes, size_bytes: int) -> int:
         """Return how long an answer of that size is expected to take."""
-        return 0 if node == self.own else self._pace(node).expected_ms(size_bytes)
+        return 0 if node == self.own else self._latency(node).expected_ms(size_bytes)
 
     def kth_ms(self, sources: Iterable[Source], k: int, size_bytes: int) -> int:
         """Return how long an answer of the k-th best of some sources is expected to take."""
@@ -220,38 +227,38 @@ class Reach:
     def note_late(self, node: bytes) -> None:
         """Take note that a node has not answered in time."""
         if node != self.own:
-            self._paces[node] = latency.late(self._pace(node), self.clock.monotonic_ms())
+            self._latencies[node] = latency.late(self._latency(node), self.clock.monotonic_ms())
 
     def late_since_ms(self, node: bytes) -> int:
         """Return when a node was last found late, if it has not answered since; 0 where it has."""
-        return self._paces[node].late_ms if node in self._paces else 0
+        return self._latencies[node].late_ms if node in self._latencies else 0
 
     def forget(self, node: bytes) -> None:
         """Expect of a node what is expected of one that was never asked: it has come up anew."""
-        self._paces.pop(node, None)
+        self._latencies.pop(node, None)
 
-    def try_again(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
+    def reprobe(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
         """Ask a node that is asked last for a shard that nobody waits for, if it is time to."""
         now_ms = self.clock.monotonic_ms()
-        if not self.is_up(node) or node == self.own or node in self._trials:
+        if not self.is_up(node) or node == self.own or node in self._reprobes:
             return False
-        if not latency.is_due(self._pace(node), now_ms):
+        if not latency.is_due(self._latency(node), now_ms):
             return False
-        self._paces[node] = latency.on_trial(self._pace(node), now_ms)
+        self._latencies[node] = latency.reprobed(self._latency(node), now_ms)
 
-        async def trial() -> None:
+        async def attempt() -> None:
             try:
                 await self.fetch(node, locate, generation, want)
             except XscError:
                 self.note_late(node)
 
-        task = asyncio.create_task(trial())
-        self._trials[node] = task
-        task.add_done_callback(lambda _: self._trials.pop(node, None))
+        task = asyncio.create_task(attempt())
+        self._reprobes[node] = task
+        task.add_done_callback(lambda _: self._reprobes.pop(node, None))
         return True
 
     def _blame(self, node: bytes, what: str, reason: str) -> None:
-        self.log.warning("storage_peer_wrong", peer=short(node), what=what, reason=reason)
+        self.log.warning("storage.peer_wrong", peer=short(node), what=what, reason=reason)
         self.hosts.report(node, what)
 
     async def store(
@@ -325,7 +332,7 @@ class Reach:
             self._blame(node, "receipt_invalid", fault_error.message)
             raise
 
-    async def have(
+    async def held_shards(
         self,
         lease: HostLease,
         locate: bytes,
@@ -340,7 +347,7 @@ class Reach:
             XscError: what the host answered, or that it is silent.
         """
         if lease.node == self.own:
-            own = await self._node.have(locate, generation, self.own, OWN_LEASE, wanted)
+            own = await self._node.held_shards(locate, generation, self.own, OWN_LEASE, wanted)
             return {(want.segment, want.column) for want, _ in own}
         header = held_shards.have_message(lease.lease_id, locate, generation, wanted)
         reply = await self._caller.call(lease.node, held_shards.HAVE, header)
@@ -351,7 +358,7 @@ class Reach:
                 network=self.network,
                 author=lease.node,
             ).record
-            fault = held_shards.having_fault(
+            fault = held_shards.held_shards_fault(
                 receipt,
                 host=lease.node,
                 customer=self.own,
@@ -431,7 +438,9 @@ class Reach:
             reply = await self._caller.call(node, messages.GET, header)
             size = sum(len(part) for part in reply.parts)
             now_ms = self.clock.monotonic_ms()
-            self._paces[node] = latency.answered(self._pace(node), size, now_ms - begun_ms, now_ms)
+            self._latencies[node] = latency.answered(
+                self._latency(node), size, now_ms - begun_ms, now_ms
+            )
             try:
                 if size > VERIFIED_AT_ONCE_BYTES:
                     found = await self.executor.run(_read_one, reply, want, take)
@@ -447,7 +456,7 @@ class Reach:
             raise ShardMismatch(f"{short(node)} gave other bytes than it was given for {where}")
         if found.data is None:
             if found.state == "corrupt":
-                self.log.warning("storage_shard_damaged", peer=short(node), shard=where)
+                self.log.warning("storage.shard_damaged", peer=short(node), shard=where)
             raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
         return found.data
 
@@ -462,7 +471,7 @@ class Reach:
             XscError: what it answered.
         """
         end_ms = self.clock.monotonic_ms() + STAT_TIMEOUT_MS
-        stated = Stated(manifest)
+        stated = InventoryPages(manifest)
         after = b""
         for _ in range(STAT_PAGES_MAX):
             left_ms = end_ms - self.clock.monotonic_ms()
@@ -504,7 +513,7 @@ class Reach:
         generation: int,
         manifest_hash: bytes,
         roots: Sequence[bytes],
-    ) -> Holds:
+    ) -> ColumnPresence:
         """Return which columns a host says that it holds, by the roots of the first segment."""
         if node == self.own:
             return await self._node.holds(locate, generation, manifest_hash, roots)
@@ -570,7 +579,7 @@ class Reach:
         try:
             await self.hosts.recounted(lease_id, more_bytes)
         except LeaseExhausted:
-            self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
+            self.log.info("storage.lease_over", peer=short(node), lease=short(lease_id))
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""
@@ -579,7 +588,7 @@ class Reach:
         try:
             await self.hosts.used(lease_id, -size_bytes)
         except LeaseExhausted:
-            self.log.info("storage_lease_over", peer=short(node), lease=short(lease_id))
+            self.log.info("storage.lease_over", peer=short(node), lease=short(lease_id))
 
 
 async def first_of(
@@ -632,7 +641,7 @@ class Source:
 
 
 def in_order(
-    reach: Reach,
+    client: HostClient,
     sources: Iterable[Source],
     k: int,
     size_bytes: int = MIB,
@@ -643,15 +652,15 @@ def in_order(
     Nodes that are doubted, because they failed this reader before, come last.
     """
     listed = list(sources)
-    expected = [reach.expected_ms(source.node, size_bytes) for source in listed]
+    expected = [client.expected_ms(source.node, size_bytes) for source in listed]
     slow_ms = latency.slow_from_ms(latency.kth_ms(expected, k))
     ranked = sorted(
         zip(listed, expected, strict=True),
         key=lambda item: (
             item[0].node in doubted,
-            not reach.is_up(item[0].node),
+            not client.is_up(item[0].node),
             # Who was found late comes last, and of those the one that waits longest first.
-            reach.late_since_ms(item[0].node),
+            client.late_since_ms(item[0].node),
             item[1] > slow_ms,
             item[0].column >= k,
             item[1],
@@ -671,7 +680,7 @@ class _Asked:
 
 
 async def race(
-    reach: Reach,
+    client: HostClient,
     *,
     locate: bytes,
     generation: int,
@@ -681,7 +690,7 @@ async def race(
     k: int,
     span: Span | None = None,
     size_bytes: int = MIB,
-    intake: Intake | None = None,
+    decoder: SegmentDecoder | None = None,
     arrived: Callable[[], None] | None = None,
     more: More | None = None,
     doubted: set[bytes] | None = None,
@@ -694,14 +703,14 @@ async def race(
     once; nodes that fail are added to those `doubted`.
 
     The next source is asked at once where one fails, and beside it where one takes
-    longer than `pace.patience_ms`.
+    longer than `estimate.patience_ms`.
 
     Raises:
         ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
     """
-    clock = reach.clock
+    clock = client.clock
     size = size_bytes if span is None else span.size_bytes
-    kth_ms = reach.kth_ms(sources, k, size)
+    kth_ms = client.kth_ms(sources, k, size)
     waiting = list(sources)
     running: dict[asyncio.Task[Any], _Asked] = {}
     late: set[asyncio.Task[Any]] = set()
@@ -709,8 +718,8 @@ async def race(
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, XscError]] = []
     faulty = set() if doubted is None else doubted
-    take = None if intake is None else intake.take
-    tickets = deque(() if intake is None else intake.tickets)
+    take = None if decoder is None else decoder.take
+    tickets = deque(() if decoder is None else decoder.tickets)
     lacking = 0  # how many are late beside whom nobody was asked yet
     searching: asyncio.Task[list[Source]] | None = None
     alarm: asyncio.Task[None] | None = None
@@ -731,8 +740,8 @@ async def race(
     def ask(source: Source) -> None:
         waiting.remove(source)
         want = Wanted(segment, source.column, roots[source.column], span)
-        task = asyncio.create_task(reach.fetch(source.node, locate, generation, want, take))
-        expected_ms = reach.expected_ms(source.node, size)
+        task = asyncio.create_task(client.fetch(source.node, locate, generation, want, take))
+        expected_ms = client.expected_ms(source.node, size)
         running[task] = _Asked(source, clock.monotonic_ms(), expected_ms)
 
     async def others(find: More) -> list[Source]:
@@ -795,14 +804,14 @@ async def race(
             for task, each in running.items():
                 if task not in late and now_ms - each.begun_ms >= patience_ms:
                     late.add(task)
-                    reach.note_late(each.source.node)
+                    client.note_late(each.source.node)
                     lacking += 1
         if span is None:
             slow_ms = latency.slow_from_ms(kth_ms)
             for source in waiting:
-                is_last = reach.expected_ms(source.node, size) > slow_ms
+                is_last = client.expected_ms(source.node, size) > slow_ms
                 want = Wanted(segment, source.column, roots[source.column])
-                if (is_last or reach.late_since_ms(source.node)) and reach.try_again(
+                if (is_last or client.late_since_ms(source.node)) and client.reprobe(
                     source.node, locate, generation, want
                 ):
                     break

@@ -20,7 +20,7 @@ from xsc.base.limits import (
     HEDGE_CEILING_MS,
     HEDGE_FLOOR_MS,
     MIB,
-    TRIAL_INTERVAL_MS,
+    REPROBE_INTERVAL_MS,
 )
 
 LARGE_BYTES = 256 * 1024
@@ -30,7 +30,7 @@ BELIEVED_TIMES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class LatencyEstimate:
     """What is remembered of one host."""
 
     small_ms: int
@@ -39,7 +39,7 @@ class Pace:
     """How much longer one takes for each MiB of body."""
     late_ms: int = 0
     """When it was last found late, if it has not answered since; 0 where it has."""
-    tried_ms: int = 0
+    probed_ms: int = 0
     """When it answered last, was found late, or was asked for a trial."""
 
     def expected_ms(self, size_bytes: int) -> int:
@@ -47,7 +47,9 @@ class Pace:
         return self.small_ms + self.mib_ms * size_bytes // MIB
 
 
-def answered(pace: Pace, size_bytes: int, taken_ms: int, now_ms: int) -> Pace:
+def answered(
+    estimate: LatencyEstimate, size_bytes: int, taken_ms: int, now_ms: int
+) -> LatencyEstimate:
     """Return the pace after a whole answer: a quarter of the way to what it says.
 
     What was twice as quick as expected, or quicker, is believed at once, and so is the first
@@ -55,34 +57,34 @@ def answered(pace: Pace, size_bytes: int, taken_ms: int, now_ms: int) -> Pace:
     BELIEVED_TIMES as long counts as if it had taken that: the first answer of a process that
     was stopped says how long it was stopped, and nothing about its pace.
     """
-    expected_ms = pace.expected_ms(size_bytes)
+    expected_ms = estimate.expected_ms(size_bytes)
     taken_ms = min(taken_ms, BELIEVED_TIMES * max(HEDGE_FLOOR_MS, expected_ms))
     error_ms = taken_ms - expected_ms
     # Nothing without a body can take longer than this did with one.
-    small_ms, mib_ms = min(pace.small_ms, taken_ms), pace.mib_ms
-    believed = bool(pace.late_ms) or 2 * taken_ms <= expected_ms
+    small_ms, mib_ms = min(estimate.small_ms, taken_ms), estimate.mib_ms
+    believed = bool(estimate.late_ms) or 2 * taken_ms <= expected_ms
     if size_bytes < LARGE_BYTES:
         small_ms += max(0, error_ms) // (1 if believed else 4)
     elif believed:
         mib_ms = (taken_ms - small_ms) * MIB // size_bytes
     else:
         mib_ms = max(0, mib_ms + error_ms * MIB // (4 * size_bytes))
-    return Pace(small_ms, mib_ms, tried_ms=now_ms)
+    return LatencyEstimate(small_ms, mib_ms, probed_ms=now_ms)
 
 
-def late(pace: Pace, now_ms: int) -> Pace:
+def late(estimate: LatencyEstimate, now_ms: int) -> LatencyEstimate:
     """Return the pace of a host that did not answer in time; what is expected of it stays."""
-    return replace(pace, late_ms=now_ms, tried_ms=now_ms)
+    return replace(estimate, late_ms=now_ms, probed_ms=now_ms)
 
 
-def on_trial(pace: Pace, now_ms: int) -> Pace:
+def reprobed(estimate: LatencyEstimate, now_ms: int) -> LatencyEstimate:
     """Return the pace of a host that is asked for a trial now."""
-    return replace(pace, tried_ms=now_ms)
+    return replace(estimate, probed_ms=now_ms)
 
 
-def is_due(pace: Pace, now_ms: int) -> bool:
+def is_due(estimate: LatencyEstimate, now_ms: int) -> bool:
     """Say whether a host that is asked last should be tried."""
-    return now_ms - pace.tried_ms >= TRIAL_INTERVAL_MS
+    return now_ms - estimate.probed_ms >= REPROBE_INTERVAL_MS
 
 
 def kth_ms(expected_ms: Iterable[int], k: int) -> int:

@@ -1,6 +1,6 @@
 """Puts an object: cut, encrypt, encode, send to every host, replace hosts that fail.
 
-Touches hosts through `Reach`. A few segments are on their way at any time, and
+Touches hosts through `HostClient`. A few segments are on their way at any time, and
 each waits for the signed receipts of all its hosts. The last segment goes only
 when all others are stored, and carries the sealed manifest and the placement.
 
@@ -41,7 +41,7 @@ from xsc.storage.object.capability import (
     content_key,
     verify_key,
 )
-from xsc.storage.object.durability import Host, Survival, attainable, survival
+from xsc.storage.object.durability import Contract, HostLabels, attainable, survival
 from xsc.storage.object.durability import plan as plan_columns
 from xsc.storage.object.erasure import Code, StorageShard, cut
 from xsc.storage.object.held_shards import HAVE_MAX
@@ -62,7 +62,7 @@ from xsc.storage.object.rebuild import plan_rebuilds, rebuild
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.ports import HostLease
 from xsc.storage.transfer.host_client import (
-    Reach,
+    HostClient,
     Source,
     in_order,
     let_end,
@@ -80,7 +80,7 @@ from xsc.storage.transfer.journal import (
     places,
     sealed_of,
 )
-from xsc.storage.transfer.resume import Journal
+from xsc.storage.transfer.resume import ResumeJournal
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
 """Room asked for at first for a stream of unknown length; it grows as the stream does."""
@@ -111,7 +111,7 @@ class Uploaded:
     held: tuple[Held, ...]
     """By host and lease; hosts that failed on the way stand here too."""
     warnings: list[str]
-    survives: Survival
+    survives: Contract
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +185,20 @@ class Upload:
 
     def __init__(
         self,
-        reach: Reach,
+        client: HostClient,
         key: KeyPair,
         entropy: Entropy,
         *,
         code: Code,
-        survive: Survival,
+        survive: Contract,
         segments_in_flight: int,
-        journal: Journal | None = None,
+        journal: ResumeJournal | None = None,
         kept: Kept | None = None,
     ) -> None:
         self._journal = journal
-        self._trail: Journal | None = None
+        self._trail: ResumeJournal | None = None
         self._kept = kept
-        self._reach = reach
+        self._client = client
         self._key = key
         self._entropy = entropy
         self._code = code
@@ -229,7 +229,7 @@ class Upload:
         self._abandoned = False
 
     async def run(
-        self, source: AsyncIterator[bytes], size_hint: int | None, trail: Journal
+        self, source: AsyncIterator[bytes], size_hint: int | None, trail: ResumeJournal
     ) -> Uploaded:
         """Store the stream.
 
@@ -310,7 +310,7 @@ class Upload:
             self._sealed[index] = sealed_of(kept.segments[index])
             self._lengths[index] = kept.segments[index].length
         self._journal.moved(self._head())
-        self._reach.log.info("storage_put_goes_on", segments=len(whole))
+        self._client.log.info("storage.put_goes_on", segments=len(whole))
 
     async def _ask_for_rest(self, kept: Kept, slot: KeptSlot) -> None:
         """Learn from a host what it stored before its receipt could be kept."""
@@ -330,13 +330,13 @@ class Upload:
         for start in range(0, len(missing), HAVE_MAX):
             asked = missing[start : start + HAVE_MAX]
             try:
-                held |= await self._reach.have(
+                held |= await self._client.held_shards(
                     lease, self._locate, self._code.generation, asked, size_of
                 )
             except XscError as fault:
                 # What it does not confirm is sent again.
-                self._reach.log.info(
-                    "storage_host_not_asked", peer=short(slot.node), code=fault.code
+                self._client.log.info(
+                    "storage.host_not_asked", peer=short(slot.node), code=fault.code
                 )
                 break
         for index in sorted({segment for segment, _ in held}):
@@ -381,7 +381,7 @@ class Upload:
         if kept is None:
             return None
         _, tag = await run_sized(
-            self._reach.executor,
+            self._client.executor,
             len(plain),
             segments.seal,
             self._content_key,
@@ -428,8 +428,8 @@ class Upload:
             _Slot(columns_of(columns, node), by_node[node]) for node in dict.fromkeys(columns)
         ]
 
-    def _hosts_of(self, columns: Sequence[bytes]) -> list[Host]:
-        return [Host(node, *self._reach.hosts.labels(node)) for node in columns]
+    def _hosts_of(self, columns: Sequence[bytes]) -> list[HostLabels]:
+        return [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
 
     def _plan(self, leases: Sequence[HostLease]) -> tuple[bytes, ...] | None:
         hosts = self._hosts_of([lease.node for lease in leases])
@@ -443,7 +443,7 @@ class Upload:
         Raises:
             CreditExceeded, SpaceExhausted, NoOffers: not even one.
         """
-        offered = await self._reach.hosts.lease_hosts(
+        offered = await self._client.hosts.lease_hosts(
             size_bytes=size_bytes, count=count, exclude=exclude
         )
         self._refused |= offered.refused
@@ -472,8 +472,8 @@ class Upload:
         code, asked = self._code, self._survive
         works = attainable(self._hosts_of(nodes), code.n, code.m, asked)
         less = f"`--survive {works.to_text()}` accepts what works now"
-        known = [self._reach.own, *self._reach.hosts.peers()][:PLAN_HOSTS_MAX]
-        heard = await self._reach.hosts.learn_labels(known)
+        known = [self._client.own, *self._client.hosts.peers()][:PLAN_HOSTS_MAX]
+        heard = await self._client.hosts.learn_labels(known)
         hosts = [
             host
             if host.node in heard
@@ -521,7 +521,7 @@ class Upload:
         except BaseException as fault:
             if self._journal is not None and not isinstance(fault, XscError):
                 # The client went away: what is on its way need not be sent again.
-                await let_end(running, self._reach.clock, PUT_ENDS_MS)
+                await let_end(running, self._client.clock, PUT_ENDS_MS)
             raise
         finally:
             await stop_all(running)
@@ -533,7 +533,7 @@ class Upload:
         nonce = self._entropy.token(NONCE_BYTES) if kept is None else kept.nonce
         self._lengths[index] = len(plain)
         self._sealed[index], shards = await run_sized(
-            self._reach.executor,
+            self._client.executor,
             len(plain),
             _cut_segment,
             self._content_key,
@@ -585,7 +585,7 @@ class Upload:
                 raise changed()
         else:
             sealed = await run_sized(
-                self._reach.executor,
+                self._client.executor,
                 (index + 1) * MANIFEST_SEGMENT_BYTES,
                 seal_manifest,
                 manifest,
@@ -610,7 +610,7 @@ class Upload:
             sealed=sealed,
             placement=placement_of(manifest, columns),
             held=tuple(Held(node, lease, held) for (node, lease), held in self._held.items()),
-            warnings=warnings_of(columns, self._code, self._reach.own),
+            warnings=warnings_of(columns, self._code, self._client.own),
             survives=survival(self._hosts_of(columns), self._code.m),
         )
 
@@ -635,7 +635,7 @@ class Upload:
             for batch, carried in requests_of([(index, shard) for shard in shards], record):
                 if not batch and carried is None:
                     continue
-                stored = await self._reach.store(
+                stored = await self._client.store(
                     lease, self._locate, self._code.generation, shards=batch, record=carried
                 )
                 self._held[place] += stored
@@ -650,7 +650,7 @@ class Upload:
         size = 0 if self._record is None else self._record.held_bytes
         for node, lease_id in self._recorded.items():
             self._held[node, lease_id] -= size
-            await self._reach.note_freed(node, lease_id, size)
+            await self._client.note_freed(node, lease_id, size)
         assert self._journal is not None
         self._journal.moved(self._head())
 
@@ -693,11 +693,11 @@ class Upload:
                 return
             while True:
                 slot.tries += 1
-                denied = self._reach.hosts.is_denied(slot.lease.lease_id)
+                denied = self._client.hosts.is_denied(slot.lease.lease_id)
                 if isinstance(fault, LeaseExhausted) and not denied and await self._extend(slot):
                     return
-                self._reach.log.warning(
-                    "storage_host_replaced", peer=short(slot.lease.node), reason=fault.code
+                self._client.log.warning(
+                    "storage.host_replaced", peer=short(slot.lease.node), reason=fault.code
                 )
                 self._gone[slot.lease.node] = fault
                 slot.lease = await self._another(slot, fault)
@@ -726,7 +726,7 @@ class Upload:
 
     async def _lease_at(self, node: bytes, size_bytes: int) -> HostLease | None:
         """Return room at one host, under another lease where it takes one; None: it has none."""
-        others = {self._reach.own, *self._reach.hosts.peers()} - {node}
+        others = {self._client.own, *self._client.hosts.peers()} - {node}
         try:
             leases = await self._lease(size_bytes, 1, frozenset(others))
         except (NoOffers, LimitError):
@@ -750,7 +750,7 @@ class Upload:
                     slot.lease = lease
                     return lease
             node = slot.lease.node
-            if self._reach.hosts.is_denied(slot.lease.lease_id):
+            if self._client.hosts.is_denied(slot.lease.lease_id):
                 # It has lost what it held, and may still be the only one that is left.
                 again = await self._lease_at(node, size)
                 if again is not None:
@@ -793,19 +793,19 @@ class Upload:
             else:
                 columns = self._columns()
                 got = await race(
-                    self._reach,
+                    self._client,
                     locate=self._locate,
                     generation=self._code.generation,
                     segment=index,
                     roots=self._sealed[index].roots,
                     sources=in_order(
-                        self._reach,
+                        self._client,
                         [Source(column, columns[column]) for column in plan.sources],
                         self._code.k,
                     ),
                     k=self._code.k,
                 )
-                built = await self._reach.executor.run(
+                built = await self._client.executor.run(
                     rebuild, got, self._code, self._lengths[index], plan.columns
                 )
             await self._deliver(slot.lease, index, built)
@@ -813,13 +813,13 @@ class Upload:
 
     # Undoing
 
-    async def _undo(self, trail: Journal) -> None:
+    async def _undo(self, trail: ResumeJournal) -> None:
         """Delete what was stored, as far as hosts can be reached; the rest is asked for again."""
         nodes = {node for node, _ in self._held}
         confirmed = await together(self._forget(node) for node in sorted(nodes))
         silent = {node for node in confirmed if node is not None}
-        self._reach.log.warning(
-            "storage_put_undone", hosts=len(nodes), left_at=[short(node) for node in silent]
+        self._client.log.warning(
+            "storage.put_undone", hosts=len(nodes), left_at=[short(node) for node in silent]
         )
         left = {place: size for place, size in self._held.items() if place[0] in silent}
         await trail.undone(self._head_of(left))
@@ -827,12 +827,12 @@ class Upload:
     async def _forget(self, node: bytes) -> bytes | None:
         """Delete at one host; return it where it did not confirm."""
         try:
-            await self._reach.delete(node, self._locate, final=True)
+            await self._client.delete(node, self._locate, final=True)
         except XscError:
             return node
         for (holder, lease_id), size in self._held.items():
             if holder == node:
-                await self._reach.note_freed(node, lease_id, size)
+                await self._client.note_freed(node, lease_id, size)
         return None
 
 

@@ -13,7 +13,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from xsc.base.limits import TAIL_BYTES, TAIL_KEPT_MS, TAILS_BYTES_MAX, TAILS_MAX
+from xsc.base.limits import (
+    READ_AHEAD_BYTES,
+    READ_AHEAD_KEPT_MS,
+    READ_AHEAD_READS_MAX,
+    READ_AHEAD_TOTAL_BYTES_MAX,
+)
 from xsc.storage.object.erasure import Buffer
 
 ObjectKey: TypeAlias = tuple[bytes, bytes]
@@ -21,7 +26,7 @@ ObjectKey: TypeAlias = tuple[bytes, bytes]
 
 
 @dataclass(eq=False, slots=True)
-class Tail:
+class CachedRead:
     """What a read gave last, without a gap."""
 
     key: ObjectKey
@@ -44,11 +49,11 @@ class Tail:
         return size
 
 
-class Tails:
+class ReadAheadCache:
     """What all reads of a node gave last."""
 
     def __init__(self) -> None:
-        self._tails: list[Tail] = []
+        self._reads: list[CachedRead] = []
         """Who began first stands first, and loses first what is too much."""
         self._size_bytes = 0
 
@@ -57,49 +62,49 @@ class Tails:
         """How much is kept of all."""
         return self._size_bytes
 
-    def begin(self, key: ObjectKey, start: int) -> Tail:
+    def begin(self, key: ObjectKey, start: int) -> CachedRead:
         """Return what takes down what a read gives from `start` on."""
-        tail = Tail(key, start)
-        self._tails.append(tail)
-        return tail
+        read = CachedRead(key, start)
+        self._reads.append(read)
+        return read
 
-    def give(self, tail: Tail, piece: Buffer) -> None:
+    def give(self, read: CachedRead, piece: Buffer) -> None:
         """Take down what comes next."""
-        tail.pieces.append(piece)
-        tail.stop += len(piece)
-        tail.size_bytes += len(piece)
+        read.pieces.append(piece)
+        read.stop += len(piece)
+        read.size_bytes += len(piece)
         self._size_bytes += len(piece)
-        while tail.size_bytes - len(tail.pieces[0]) >= TAIL_BYTES:
-            self._size_bytes -= tail.drop_first()
-        while self._size_bytes > TAILS_BYTES_MAX:
-            first = next(tail for tail in self._tails if tail.pieces)
+        while read.size_bytes - len(read.pieces[0]) >= READ_AHEAD_BYTES:
+            self._size_bytes -= read.drop_first()
+        while self._size_bytes > READ_AHEAD_TOTAL_BYTES_MAX:
+            first = next(read for read in self._reads if read.pieces)
             self._size_bytes -= first.drop_first()
 
-    def end(self, tail: Tail, now_ms: int, *, taken: bool) -> None:
+    def end(self, read: CachedRead, now_ms: int, *, taken: bool) -> None:
         """Keep what a read gave whose reader went away.
 
         Where its reader took all, that is forgotten, and what was kept of readers before it.
         """
-        tail.left_ms = now_ms
-        left = [other for other in self._tails if other.left_ms is not None]
+        read.left_ms = now_ms
+        left = [other for other in self._reads if other.left_ms is not None]
         if taken:
-            gone = [other for other in left if other.key == tail.key and other.stop <= tail.stop]
+            gone = [other for other in left if other.key == read.key and other.stop <= read.stop]
         else:
-            gone = [other for other in left if not other.size_bytes] or left[:-TAILS_MAX]
+            gone = [other for other in left if not other.size_bytes] or left[:-READ_AHEAD_READS_MAX]
         for other in gone:
             self._drop(other)
 
     def take(self, key: ObjectKey, start: int, now_ms: int) -> list[Buffer]:
         """Return what is kept of an object from `start` on, without a gap; it may be nothing."""
         self.expire(now_ms)
-        for tail in self._tails:
-            if tail.key == key and tail.start <= start < tail.stop:
+        for read in self._reads:
+            if read.key == key and read.start <= start < read.stop:
                 break
         else:
             return []
-        skipped = start - tail.start
+        skipped = start - read.start
         found: list[Buffer] = []
-        for piece in tail.pieces:
+        for piece in read.pieces:
             if skipped < len(piece):
                 found.append(memoryview(piece)[skipped:])
             skipped = max(0, skipped - len(piece))
@@ -107,10 +112,10 @@ class Tails:
 
     def expire(self, now_ms: int) -> None:
         """Forget what nobody came back for."""
-        for tail in list(self._tails):
-            if tail.left_ms is not None and now_ms - tail.left_ms >= TAIL_KEPT_MS:
-                self._drop(tail)
+        for read in list(self._reads):
+            if read.left_ms is not None and now_ms - read.left_ms >= READ_AHEAD_KEPT_MS:
+                self._drop(read)
 
-    def _drop(self, tail: Tail) -> None:
-        self._tails.remove(tail)
-        self._size_bytes -= tail.size_bytes
+    def _drop(self, read: CachedRead) -> None:
+        self._reads.remove(read)
+        self._size_bytes -= read.size_bytes

@@ -20,11 +20,11 @@ from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.manifest import SealedSegment
 from xsc.storage.ports import Commit
 from xsc.storage.transfer import journal
-from xsc.storage.transfer.host_client import Reach
+from xsc.storage.transfer.host_client import HostClient
 from xsc.storage.transfer.journal import Head, Kept, KeptPlace
 
 
-class Journal:
+class ResumeJournal:
     """The journal of one upload."""
 
     def __init__(
@@ -102,28 +102,28 @@ class Journal:
         return await self._executor.run(journal.forget, self._state, self.upload)
 
 
-class Uploads:
+class ResumeJournals:
     """All puts that can go on: one at a time for each id, and none for ever.
 
     Journals have rows by the 100 000 where much was stored: they are gone through in
     threads, so that others are answered meanwhile.
     """
 
-    def __init__(self, reach: Reach, state: KeyValue, commit: Commit) -> None:
-        self._reach = reach
+    def __init__(self, client: HostClient, state: KeyValue, commit: Commit) -> None:
+        self._client = client
         self._state = state
         self._commit = commit
         self._turns: Turns[bytes] = Turns()
 
     @asynccontextmanager
-    async def turn(self, upload: bytes) -> AsyncIterator[Journal]:
+    async def turn(self, upload: bytes) -> AsyncIterator[ResumeJournal]:
         """Give the journal of an upload, once no other put of that id runs."""
         async with self._turns.of(upload):
             yield self._journal(upload)
 
-    def _journal(self, upload: bytes) -> Journal:
-        reach = self._reach
-        return Journal(upload, self._state, self._commit, reach.clock, reach.executor)
+    def _journal(self, upload: bytes) -> ResumeJournal:
+        client = self._client
+        return ResumeJournal(upload, self._state, self._commit, client.clock, client.executor)
 
     async def stored_bytes(self, upload: bytes) -> int:
         """Return how much of an upload's content need not be sent again."""
@@ -135,7 +135,7 @@ class Uploads:
                 return 0  # It will begin anew.
             return 0 if kept is None else kept.stored_bytes()
 
-        return await self._reach.executor.run(count)
+        return await self._client.executor.run(count)
 
     def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
         """Return the bytes under each lease that uploads which have not ended have stored.
@@ -160,12 +160,12 @@ class Uploads:
     async def run(self) -> None:
         """End what nobody goes on with, again and again, until cancelled."""
         while True:
-            await self._reach.clock.sleep_ms(UPLOADS_INTERVAL_MS)
+            await self._client.clock.sleep_ms(UPLOADS_INTERVAL_MS)
             await self.expire()
 
     async def expire(self) -> None:
         """Delete what puts have stored that broke off too long ago, and their journals."""
-        now_ms = self._reach.clock.now_ms()
+        now_ms = self._client.clock.now_ms()
         for upload in list(journal.ids(self._state)):
             if upload in self._turns:
                 continue
@@ -184,12 +184,12 @@ class Uploads:
         The hosts that can still be read of are asked to delete what it stored. Where not even
         the head can be read, hosts drop it by themselves.
         """
-        self._reach.log.error("storage_journal_damaged", reason=fault.message)
-        kept = await self._reach.executor.run(journal.read_rest, self._state, upload)
+        self._client.log.error("storage.journal_damaged", reason=fault.message)
+        kept = await self._client.executor.run(journal.read_rest, self._state, upload)
         if kept is None:
             await self._commit(await self._journal(upload).forget())
         else:
-            await self._end(upload, kept, self._reach.clock.now_ms())
+            await self._end(upload, kept, self._client.clock.now_ms())
 
     async def set_apart(self, upload: bytes) -> None:
         """Keep under another id what a put that is over left at silent hosts.
@@ -207,9 +207,9 @@ class Uploads:
         if head is None or now_ms - head.touched_ms < UPLOAD_KEPT_MS:
             return None
         asked_for_good = not head.slots and now_ms - head.touched_ms < 2 * UPLOAD_KEPT_MS
-        if asked_for_good and not any(self._reach.is_up(place.node) for place in head.places):
+        if asked_for_good and not any(self._client.is_up(place.node) for place in head.places):
             return None
-        return await self._reach.executor.run(journal.read, self._state, upload)
+        return await self._client.executor.run(journal.read, self._state, upload)
 
     async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
         held, touched_ms = kept.held(), kept.head.touched_ms
@@ -226,18 +226,18 @@ class Uploads:
         left = dict(held)
         for node in sorted({node for node, _ in held}):
             try:
-                await self._reach.delete(node, locate, final=True)
+                await self._client.delete(node, locate, final=True)
             except XscError as fault:
-                self._reach.log.info("storage_upload_left", peer=short(node), code=fault.code)
+                self._client.log.info("storage.upload_left", peer=short(node), code=fault.code)
                 continue
             for place in [place for place in left if place[0] == node]:
-                await self._reach.note_freed(*place, left.pop(place))
+                await self._client.note_freed(*place, left.pop(place))
         if left and now_ms - touched_ms < 2 * UPLOAD_KEPT_MS:
             rest = head.model_copy(update={"places": journal.places(left)})
             await self._commit([(journal.HEAD + upload, rest.to_bytes())])
         else:
             await self._commit([(journal.HEAD + upload, None)])
-        self._reach.log.info("storage_upload_ended", hosts=len(held), left_at=len(left))
+        self._client.log.info("storage.upload_ended", hosts=len(held), left_at=len(left))
 
 
 def _locate(head: Head) -> bytes:

@@ -26,7 +26,7 @@ from xsc.storage.object.expiry import (
 )
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord, Wanted
 from xsc.storage.object.manifest import expected_digest, open_manifest
-from xsc.storage.repair.repairer import shards_of
+from xsc.storage.object.receipts import shards_of
 from xsc.terms.storage_receipt import HeldShard
 
 A, B, OWN = b"a" * 32, b"b" * 32, b"o" * 32
@@ -196,7 +196,7 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
         size_bytes=1, count=1, exclude=frozenset(other.id for other in world.hosts) - {host.id}
     )
     (lease,) = offered.leases
-    reach = custodian.service._reach
+    reach = custodian.service._client
     before = host.node.used_bytes
     shards = shards_of(manifest, 2)
     size = await reach.keep(lease, locate, 0, shards)

@@ -47,7 +47,7 @@ def held(column=0, segment=0, data=b"data", size_bytes=4):
 
 
 def fault(given):
-    return held_shards.having_fault(
+    return held_shards.held_shards_fault(
         given, **asked(), wanted=[wanted(), wanted(column=1)], size_of=lambda want: 4
     )
 
@@ -97,10 +97,10 @@ async def test_only_what_lies_there_so_and_can_be_read_back_is_named():
     disk.damage(b"bites", b"bitex")
     questions = [wanted(column=column) for column in range(5)]
     questions[1] = wanted(b"bites", 1)
-    found = await node.have(LOCATE, 0, ALICE, LEASE, [*questions, wanted(b"else", 0, 1)])
+    found = await node.held_shards(LOCATE, 0, ALICE, LEASE, [*questions, wanted(b"else", 0, 1)])
     assert found == [(questions[0], 4)]
-    assert await node.have(LOCATE, 0, ALICE, LEASE, [Wanted(0, 0, root_of(b"other"))]) == []
-    assert await node.have(LOCATE, 1, ALICE, LEASE, [wanted()]) == []
+    assert await node.held_shards(LOCATE, 0, ALICE, LEASE, [Wanted(0, 0, root_of(b"other"))]) == []
+    assert await node.held_shards(LOCATE, 1, ALICE, LEASE, [wanted()]) == []
 
 
 async def test_what_is_being_written_is_waited_for():
@@ -108,7 +108,7 @@ async def test_what_is_being_written_is_waited_for():
     storing = asyncio.ensure_future(node.store([shard()]))
     await asyncio.sleep(0)
     assert node.reserved_bytes
-    assert await node.have(LOCATE, 0, ALICE, LEASE, [wanted()]) == [(wanted(), 4)]
+    assert await node.held_shards(LOCATE, 0, ALICE, LEASE, [wanted()]) == [(wanted(), 4)]
     await storing
 
 
@@ -118,16 +118,16 @@ async def test_no_more_is_read_for_one_question_than_for_a_stat():
     for segment in range(5):
         await node.store([shard(segment=segment, data=data)])
     questions = [wanted(data, segment=segment) for segment in range(5)]
-    found = await node.have(LOCATE, 0, ALICE, LEASE, questions)
+    found = await node.held_shards(LOCATE, 0, ALICE, LEASE, questions)
     assert [want for want, _ in found] == questions[:4]
 
 
 async def ask(world):
     lease = Lease(world[1].id, world[0].lease_id(world[1].id))
     data = StorageShard(0, b"data", root_of(b"data"))
-    reach = world[0].service._reach
+    reach = world[0].service._client
     await reach.store(lease, LOCATE, 0, shards=[(0, data)], record=None)
-    return await reach.have(lease, LOCATE, 0, [wanted(), wanted(column=1)], lambda want: 4)
+    return await reach.held_shards(lease, LOCATE, 0, [wanted(), wanted(column=1)], lambda want: 4)
 
 
 async def test_a_peer_names_what_it_has_by_a_receipt():
@@ -148,12 +148,12 @@ async def test_a_peer_that_lies_about_it_is_reported(lie):
     if lie == "unsigned":
         world[1].corrupt = corrupt
     else:
-        have = world[1].node.have
+        held_shards = world[1].node.held_shards
 
         async def more(*args):
-            return [*await have(*args), (wanted(column=9), 4)]
+            return [*await held_shards(*args), (wanted(column=9), 4)]
 
-        world[1].node.have = more
+        world[1].node.held_shards = more
     with pytest.raises((ReceiptInvalid, RecordInvalid)):
         await ask(world)
     assert [what for _, what in world[0].reports] == ["receipt_invalid"]

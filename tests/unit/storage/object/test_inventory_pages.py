@@ -16,7 +16,7 @@ from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import PLACE_BYTES, HeldColumn, HeldObject
-from xsc.storage.object.inventory_pages import Stated
+from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import SealedSegment, build, expected_digest
 from xsc.storage.shardstore import store as shards
 from xsc.storage.shardstore.bodies import ShardBody
@@ -57,7 +57,7 @@ def body(place, wrong=False):
 
 async def told(node, caller):
     """Ask for all pages, as what is sent and read."""
-    stated, after, pages = Stated(MANIFEST), b"", 0
+    stated, after, pages = InventoryPages(MANIFEST), b"", 0
     while True:
         page = await node.stat(LOCATE, 0, bytes(32), after)
         assert sum(row.segments for row in page.columns) <= shards.STAT_ROWS_MAX
@@ -138,14 +138,14 @@ def page(until, column=0):
 
 @pytest.mark.parametrize("until", [bytes(PLACE_BYTES), b"\1" * PLACE_BYTES])
 def test_pages_that_do_not_go_on_are_refused(until):
-    stated = Stated(MANIFEST)
+    stated = InventoryPages(MANIFEST)
     stated.add(page(b"\1" * PLACE_BYTES))
     with pytest.raises(RecordInvalid, match="backwards"):
         stated.add(page(until))
 
 
 def test_columns_without_end_are_refused():
-    stated = Stated(MANIFEST)
+    stated = InventoryPages(MANIFEST)
 
     def column(number):
         row = HeldColumn(number.to_bytes(32, "big"), 0, 1, bytes(32), 0)
@@ -173,7 +173,7 @@ async def test_a_host_that_comes_to_no_end_is_given_up(delay_ms):
 
     liar.corrupt = endless
     liar.delay = lambda method: delay_ms
-    asking = asyncio.ensure_future(owner.service._reach.stat(liar.id, LOCATE, MANIFEST, bytes(32)))
+    asking = asyncio.ensure_future(owner.service._client.stat(liar.id, LOCATE, MANIFEST, bytes(32)))
     while not asking.done():
         await asyncio.sleep(0)
         if (next_ms := world.clock.next_ms()) is not None:

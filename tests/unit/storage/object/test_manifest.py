@@ -8,7 +8,7 @@ from xsc.base.encoding import encode
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import MANIFEST_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES
 from xsc.storage.object.capability import ReadCapability
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.manifest import (
     Manifest,
@@ -49,7 +49,7 @@ def make(size: int):
 
 @pytest.mark.parametrize("case", vectors("manifest")["cases"])
 def test_a_sealed_manifest_has_the_pinned_bytes(case):
-    survive = Survival(*case.get("survive", ()))
+    survive = Contract(*case.get("survive", ()))
     value = {name: bytes.fromhex(case[name]) for name in case.keys() - {"survive"}}
     keys = ReadCapability(value["read_secret"], value["manifest_hash"])
     verify, plain = keys.verify, value["object"]

@@ -17,11 +17,11 @@ from xsc.base.units import held_bytes
 from xsc.storage.object.erasure import Code, StorageShard, cut
 from xsc.storage.object.inventory import (
     PLACE_BYTES,
-    Found,
+    ColumnPresence,
+    FoundShard,
     HeldColumn,
     HeldObject,
     HeldRecord,
-    Holds,
     Span,
     Wanted,
     cut_found,
@@ -147,14 +147,14 @@ def test_shards_have_a_size(size):
 
 def test_a_get_comes_back():
     assert read_get(get_message(LOCATE, 5, WANTED)) == (LOCATE, 5, WANTED)
-    found = [Found("ok", b"one"), Found("missing")]
+    found = [FoundShard("ok", b"one"), FoundShard("missing")]
     header, parts = get_answer(found)
     assert read_got(header, parts, WANTED) == found
 
 
 def test_a_shard_with_another_root_is_corrupt_whatever_the_host_says():
-    header, parts = get_answer([Found("ok", b"one"), Found("ok", b"twO")])
-    assert read_got(header, parts, WANTED) == [Found("ok", b"one"), Found("corrupt")]
+    header, parts = get_answer([FoundShard("ok", b"one"), FoundShard("ok", b"twO")])
+    assert read_got(header, parts, WANTED) == [FoundShard("ok", b"one"), FoundShard("corrupt")]
 
 
 @pytest.mark.parametrize(
@@ -187,22 +187,26 @@ def test_a_get_of_leaves_comes_back():
     data = bytes(3 * LEAF_BYTES - 9)
     root = root_of(data)
     span = Span(1, 3, len(data))
-    found = [cut_found(data, root, span), Found("missing"), cut_found(b"two", WANTED[1].root, None)]
+    found = [
+        cut_found(data, root, span),
+        FoundShard("missing"),
+        cut_found(b"two", WANTED[1].root, None),
+    ]
     asked = [Wanted(0, 1, root, span), *WANTED]
     header, parts = get_answer(found)
     assert read_got(header, parts, asked) == [
-        Found("ok", data[LEAF_BYTES:]),
-        Found("missing"),
-        Found("ok", b"two"),
+        FoundShard("ok", data[LEAF_BYTES:]),
+        FoundShard("missing"),
+        FoundShard("ok", b"two"),
     ]
     for other in (Span(0, 2, len(data)), Span(1, 3, len(data) - 1), Span(1, 2, len(data))):
         (bad, *_) = read_got(header, parts, [Wanted(0, 1, root, other), *WANTED])
-        assert bad == Found("corrupt")
+        assert bad == FoundShard("corrupt")
 
 
 def test_leaves_of_another_size_of_shard_are_missing_and_of_another_root_not_given():
     data = bytes(LEAF_BYTES + 1)
-    assert cut_found(data, root_of(data), Span(0, 1, LEAF_BYTES)) == Found("missing")
+    assert cut_found(data, root_of(data), Span(0, 1, LEAF_BYTES)) == FoundShard("missing")
     assert cut_found(data, HASH, Span(0, 1, len(data))) is None
 
 
@@ -338,7 +342,7 @@ def test_a_question_for_what_is_held_comes_back(count):
     assert read_holds(asked) == (LOCATE, 2**32 - 1, HASH, ROOTS[:count])
     for held in (range(0), range(count), range(1, count, 2)):
         for record in (False, True):
-            said = Holds(frozenset(held), record)
+            said = ColumnPresence(frozenset(held), record)
             assert read_held(holds_answer(said), count) == said
 
 
@@ -373,7 +377,7 @@ def test_a_bad_question_for_what_is_held_is_refused(name, wrong):
     ],
 )
 def test_a_bad_answer_of_what_is_held_is_refused(change):
-    answer = holds_answer(Holds(frozenset({0, 5}), record=True))
+    answer = holds_answer(ColumnPresence(frozenset({0, 5}), record=True))
     with pytest.raises(RecordInvalid):
         read_held(answer | change, 6)
     for name in change:
@@ -382,6 +386,6 @@ def test_a_bad_answer_of_what_is_held_is_refused(change):
 
 
 def test_nothing_is_held_of_an_object_without_columns():
-    assert read_held({"columns": [], "record": True}, 0) == Holds(frozenset(), record=True)
+    assert read_held({"columns": [], "record": True}, 0) == ColumnPresence(frozenset(), record=True)
     with pytest.raises(RecordInvalid):
         read_held({"columns": [0], "record": True}, 0)

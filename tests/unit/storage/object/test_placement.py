@@ -8,7 +8,7 @@ from tests.unit.storage.object.test_manifest import OWNER, make
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.units import held_bytes
-from xsc.storage.object.durability import Host, Survival, plan
+from xsc.storage.object.durability import Contract, HostLabels, plan
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import expected_digest
@@ -35,7 +35,7 @@ NODES = [bytes([index]) * 32 for index in range(9)]
 
 
 def hosts(columns, site=""):
-    return [Host(node, site) for node in columns]
+    return [HostLabels(node, site) for node in columns]
 
 
 def test_a_placement_says_what_its_manifest_says_and_where_the_columns_are():
@@ -43,8 +43,8 @@ def test_a_placement_says_what_its_manifest_says_and_where_the_columns_are():
         manifest = make(size).model_copy(update={"survive": (2, 1, 0, 0)})
         placement = placement_of(manifest, NODES[:6])
         assert (placement.k, placement.m, placement.columns) == (4, 2, tuple(NODES[:6]))
-        assert placement.asked == manifest.asked == Survival(2, 1)
-        assert placement_of(make(size), NODES[:6]).asked == Survival()
+        assert placement.asked == manifest.asked == Contract(2, 1)
+        assert placement_of(make(size), NODES[:6]).asked == Contract()
 
 
 @pytest.mark.parametrize("change", [{"k": 0}, {"k": 256}, {"columns": []}])
@@ -94,14 +94,14 @@ def test_six_on_three_nodes_survive_one():
 
 
 def test_a_shortfall_says_why_and_what_helps():
-    short = shortfall(hosts(NODES[:4]), Code(), Survival(2))
+    short = shortfall(hosts(NODES[:4]), Code(), Contract(2))
     assert "4 nodes" in short.reason
     assert "6 nodes" in short.hint
-    never = check_code(Code(), Survival(3))
+    never = check_code(Code(), Contract(3))
     assert "--code 4,3" in never.hint
-    assert check_code(Code(), Survival(2)) is check_code(Code(1, 0), Survival()) is None
-    assert shortfall(hosts(NODES[:6]), Code(), Survival(2)) is None
-    assert shortfall(hosts(NODES[:1]), Code(), Survival()) is None
+    assert check_code(Code(), Contract(2)) is check_code(Code(1, 0), Contract()) is None
+    assert shortfall(hosts(NODES[:6]), Code(), Contract(2)) is None
+    assert shortfall(hosts(NODES[:1]), Code(), Contract()) is None
 
 
 def test_warnings_name_what_is_thin():
@@ -199,25 +199,25 @@ def test_room_covers_what_an_object_takes():
 
 
 def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():
-    silent = shortfall(hosts(NODES[:6]), Code(), Survival(2, 1))
+    silent = shortfall(hosts(NODES[:6]), Code(), Contract(2, 1))
     assert "0 known sites" in silent.reason
     assert "`site`" in silent.hint
-    some = shortfall([*hosts(NODES[:5], "attic"), *hosts(NODES[5:6])], Code(), Survival(2, 1))
+    some = shortfall([*hosts(NODES[:5], "attic"), *hosts(NODES[5:6])], Code(), Contract(2, 1))
     assert "`site`" in some.hint
-    together = shortfall(hosts(NODES[:6], "attic"), Code(), Survival(2, 1))
+    together = shortfall(hosts(NODES[:6], "attic"), Code(), Contract(2, 1))
     assert "1 known site survive" in together.reason
     assert "other sites" in together.hint
 
-    here = [Host(NODES[0], "attic"), *hosts(NODES[1:7], "barn")]
-    apart = shortfall(here, Code(), Survival(2, 1))
+    here = [HostLabels(NODES[0], "attic"), *hosts(NODES[1:7], "barn")]
+    apart = shortfall(here, Code(), Contract(2, 1))
     assert "2 known sites survive" in apart.reason
 
 
 def test_a_shortfall_gives_the_figures_of_the_best_placement():
-    known = [Host(bytes([index]) * 32, f"site{index // 6}") for index in range(18)]
-    short = shortfall(known, Code(), Survival(0, 2))
+    known = [HostLabels(bytes([index]) * 32, f"site{index // 6}") for index in range(18)]
+    short = shortfall(known, Code(), Contract(0, 2))
     assert "6 shards on 6 nodes at 3 known sites survive the loss of 1 site," in short.reason
-    short = shortfall(known, Code(), Survival(2, 2))
+    short = shortfall(known, Code(), Contract(2, 2))
     assert "6 shards on 6 nodes at 3 known sites survive the loss of 1 site," in short.reason
 
 
@@ -225,9 +225,9 @@ def test_a_shortfall_gives_the_figures_of_the_best_placement():
 def test_the_default_contract_is_what_the_planner_reaches_at_most_two_nodes(k, m):
     code = Code(k, m)
     for nodes in range(1, 12):
-        known = [Host(bytes([node])) for node in range(nodes)]
-        reached = [lost for lost in range(m + 1) if plan(known, k + m, m, Survival(lost))]
-        assert default_contract(code, nodes) == Survival(min(2, max(reached)))
+        known = [HostLabels(bytes([node])) for node in range(nodes)]
+        reached = [lost for lost in range(m + 1) if plan(known, k + m, m, Contract(lost))]
+        assert default_contract(code, nodes) == Contract(min(2, max(reached)))
 
 
 OWN = b"\xee" * 32

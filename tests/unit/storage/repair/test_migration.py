@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.storage.object.durability import Host, Survival, survival
+from xsc.storage.object.durability import Contract, HostLabels, survival
 from xsc.storage.repair.migration import Layout, next_move
 
 NODES = [bytes([node]) * 32 for node in range(10)]
@@ -76,11 +76,11 @@ def test_the_own_node_and_the_place_of_the_loss_come_last():
 
 
 def test_nodes_that_do_as_well_as_each_other_are_all_named():
-    labels = {node: Host(node, "here" if node in NODES[:7] else "there") for node in NODES}
+    labels = {node: HostLabels(node, "here" if node in NODES[:7] else "there") for node in NODES}
     layout = layout_of(NODES[1:7], {2}, labels=labels)
     assert next_move(layout, [NODES[7], NODES[8], NODES[9]]).targets == set(NODES[7:10])
-    mixed = labels | {NODES[9]: Host(NODES[9], "here")}
-    layout = layout_of(NODES[1:7], {2}, labels=mixed, asked=Survival(0, 1))
+    mixed = labels | {NODES[9]: HostLabels(NODES[9], "here")}
+    layout = layout_of(NODES[1:7], {2}, labels=mixed, asked=Contract(0, 1))
     assert next_move(layout, [NODES[7], NODES[8], NODES[9]]).column == 2
 
 
@@ -93,14 +93,14 @@ def situations(draw):
     n, m = draw(st.sampled_from([(3, 1), (4, 2), (3, 2)]))
     count = draw(st.integers(n, 7))
     labels = {
-        node: Host(node, draw(sites), draw(st.sampled_from(["", "x", "y"])))
+        node: HostLabels(node, draw(sites), draw(st.sampled_from(["", "x", "y"])))
         for node in NODES[1 : count + 1]
     }
     columns = draw(st.permutations(NODES[1 : count + 1]))[:n]
     displaced = draw(st.sets(st.integers(0, n - 1), max_size=m))
     losers = {columns[column] for column in displaced}
     available = draw(st.sets(st.sampled_from(NODES[1 : count + 1]))) - losers
-    asked = draw(st.sampled_from([Survival(), Survival(0, 1), Survival(1, 1), Survival(1, 0, 1)]))
+    asked = draw(st.sampled_from([Contract(), Contract(0, 1), Contract(1, 1), Contract(1, 0, 1)]))
     return layout_of(columns, displaced, m=m, labels=labels, asked=asked), frozenset(available)
 
 
@@ -176,8 +176,10 @@ def test_as_few_columns_as_possible_move_so_that_a_contract_is_kept(situation):
 
 
 def test_a_column_moves_back_when_a_node_comes_at_the_site_that_is_missing():
-    labels = {node: Host(node, site) for node, site in zip(NODES[1:8], "aabbccc", strict=True)}
-    kept = layout_of(NODES[1:7], labels=labels, asked=Survival(2, 1), movable=True, m=2)
+    labels = {
+        node: HostLabels(node, site) for node, site in zip(NODES[1:8], "aabbccc", strict=True)
+    }
+    kept = layout_of(NODES[1:7], labels=labels, asked=Contract(2, 1), movable=True, m=2)
     assert kept.keeps_contract
     assert next_move(kept, NODES[1:8]) is None
     broken = kept.placed(0, NODES[7])
@@ -186,14 +188,14 @@ def test_a_column_moves_back_when_a_node_comes_at_the_site_that_is_missing():
     assert move.targets == {NODES[1]}
     assert broken.columns[move.column] in NODES[5:8]
     assert next_move(broken, NODES[2:8]) is None, "it cannot be kept, so nothing moves"
-    fixed = layout_of(broken.columns, labels=labels, asked=Survival(2, 1), movable=False)
+    fixed = layout_of(broken.columns, labels=labels, asked=Contract(2, 1), movable=False)
     assert next_move(fixed, NODES[1:8]) is None
 
 
 def test_a_doubled_up_object_spreads_without_breaking_its_contract():
-    labels = {node: Host(node, site) for node, site in zip(NODES[1:5], "abca", strict=True)}
+    labels = {node: HostLabels(node, site) for node, site in zip(NODES[1:5], "abca", strict=True)}
     columns = [NODES[1], NODES[1], NODES[2], NODES[2], NODES[3], NODES[3]]
-    layout = layout_of(columns, labels=labels, asked=Survival(1, 1), movable=True)
+    layout = layout_of(columns, labels=labels, asked=Contract(1, 1), movable=True)
     assert layout.keeps_contract
     after, _ = follow(layout, NODES[1:5])
     assert after.keeps_contract
@@ -202,8 +204,8 @@ def test_a_doubled_up_object_spreads_without_breaking_its_contract():
 @pytest.mark.parametrize("count", [10, 14])
 def test_wide_codes_on_many_nodes_are_planned_too(count):
     nodes = [bytes([node]) * 32 for node in range(1, count + 6)]
-    labels = {node: Host(node, "abcde"[index % 5]) for index, node in enumerate(nodes)}
-    layout = layout_of(nodes[:count], {1, 3}, m=4, labels=labels, asked=Survival(2, 1))
+    labels = {node: HostLabels(node, "abcde"[index % 5]) for index, node in enumerate(nodes)}
+    layout = layout_of(nodes[:count], {1, 3}, m=4, labels=labels, asked=Contract(2, 1))
     after, moves = follow(layout, nodes[count:])
     assert moves == 2
     assert not after.displaced

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.storage.repair.test_damage import NODES, OTHER, OWN, held, manifest_of
 from xsc.storage.object.capability import VerifyCapability
-from xsc.storage.object.durability import Host, Survival
+from xsc.storage.object.durability import Contract, HostLabels
 from xsc.storage.object.inventory import HeldObject, HeldRecord
 from xsc.storage.object.placement import placement_of
 from xsc.storage.repair.maintained_object import MaintainedObject, merged, without
@@ -115,11 +115,11 @@ def test_columns_of_silent_nodes_wait_until_they_are_displaced():
 
 
 def test_only_an_owner_that_knows_all_labels_moves_good_columns():
-    asked = MANIFEST.model_copy(update={"survive": tuple(Survival(1, 1, 0))})
+    asked = MANIFEST.model_copy(update={"survive": tuple(Contract(1, 1, 0))})
     located = Located(b"L" * 32, asked, b"sealed", ((),) * 6)
-    labels = {node: Host(node) for node in NODES}
+    labels = {node: HostLabels(node) for node in NODES}
     assert survey_of(located=located, labels=labels).layout.movable
-    fewer = {node: Host(node) for node in NODES[1:]}
+    fewer = {node: HostLabels(node) for node in NODES[1:]}
     assert not survey_of(located=located, labels=fewer).layout.movable
     assert not survey_of(located=located).layout.movable
     custody = {"is_own": False, "owner": OTHER}

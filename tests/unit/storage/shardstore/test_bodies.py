@@ -3,7 +3,7 @@ import pytest
 from xsc.base.errors import StoreDamaged
 from xsc.base.merkle import root_of
 from xsc.storage.shardstore.bodies import (
-    Entry,
+    IndexEntry,
     RecordBody,
     ShardBody,
     column_of_key,
@@ -47,7 +47,7 @@ def test_a_key_tells_its_place():
 
 
 def test_entries_numbers_and_notes_come_back():
-    entry = Entry(2**40, 0, b"e" * 32, b"r" * 32)
+    entry = IndexEntry(2**40, 0, b"e" * 32, b"r" * 32)
     assert decode_entry(encode_entry(entry)) == entry
     assert decode_number(encode_number(5)) == 5
     assert decode_gone(encode_gone([(b"key", 5)])) == [(b"key", 5)]

@@ -26,7 +26,7 @@ from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue, salvage
 from xsc.db.memory import MemoryKeyValue
 from xsc.node.home.stores import open_stores
-from xsc.storage.object.inventory import Found, Wanted
+from xsc.storage.object.inventory import FoundShard, Wanted
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.scan import SEQUENCE_MAX, Gaps, readable
@@ -139,9 +139,9 @@ async def test_an_index_that_says_anything_else_is_a_fault(disk):
         entry = formats.decode_entry(value)
         for other in (
             None,
-            formats.Entry(entry.sequence, entry.size_bytes + 1, LEASE, entry.proof),
-            formats.Entry(entry.sequence, entry.size_bytes, b"9" * 32, entry.proof),
-            formats.Entry(entry.sequence, entry.size_bytes, LEASE, bytes(32)),
+            formats.IndexEntry(entry.sequence, entry.size_bytes + 1, LEASE, entry.proof),
+            formats.IndexEntry(entry.sequence, entry.size_bytes, b"9" * 32, entry.proof),
+            formats.IndexEntry(entry.sequence, entry.size_bytes, LEASE, bytes(32)),
         ):
             raw = None if other is None else formats.encode_entry(other)
             if raw == value:
@@ -193,7 +193,7 @@ async def test_damage_that_was_found_is_known_after_a_start_and_a_rebuild(disk):
         assert index_of(disk) == before
         assert node.used_bytes == used
         found = await node.get(LOCATE, 0, [wanted(), wanted(b"one!", 1), wanted(b"two!", 2)])
-        assert found == [Found("corrupt")] * 3
+        assert found == [FoundShard("corrupt")] * 3
 
 
 async def test_a_damaged_body_leaves_the_list_when_it_is_stored_anew_or_deleted(disk):

@@ -11,7 +11,7 @@ from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
-from xsc.storage.object.inventory import Found, Holds, Wanted
+from xsc.storage.object.inventory import ColumnPresence, FoundShard, Wanted
 from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
@@ -83,9 +83,9 @@ async def test_what_was_stored_is_got(disk):
     node = await disk.node()
     assert await node.store([shard(0), shard(1, data=b"more!")]) == held_bytes(9, 2)
     assert await node.get(LOCATE, 0, [wanted(), wanted(b"more!", 1), wanted(column=2)]) == [
-        Found("ok", b"data"),
-        Found("ok", b"more!"),
-        Found("missing"),
+        FoundShard("ok", b"data"),
+        FoundShard("ok", b"more!"),
+        FoundShard("missing"),
     ]
     assert (node.used_bytes, node.reserved_bytes) == (held_bytes(9, 2), 0)
     assert dict(node.usage) == {LEASE: held_bytes(9, 2)}
@@ -95,10 +95,10 @@ async def test_what_was_stored_is_got(disk):
 async def test_a_shard_of_another_root_generation_or_place_is_missing(disk):
     node = await disk.node()
     await node.store([shard()])
-    assert await node.get(LOCATE, 0, [wanted(b"other")]) == [Found("missing")]
-    assert await node.get(LOCATE, 1, [wanted()]) == [Found("missing")]
-    assert await node.get(LOCATE, 0, [wanted(segment=1)]) == [Found("missing")]
-    assert await node.get(b"x" * 32, 0, [wanted()]) == [Found("missing")]
+    assert await node.get(LOCATE, 0, [wanted(b"other")]) == [FoundShard("missing")]
+    assert await node.get(LOCATE, 1, [wanted()]) == [FoundShard("missing")]
+    assert await node.get(LOCATE, 0, [wanted(segment=1)]) == [FoundShard("missing")]
+    assert await node.get(b"x" * 32, 0, [wanted()]) == [FoundShard("missing")]
 
 
 async def test_storing_the_same_again_is_storing_once(disk):
@@ -117,7 +117,7 @@ async def test_another_shard_in_that_place_is_refused(disk):
         await node.store([shard(1), shard(data=b"evil")])
     assert node.used_bytes == held_bytes(4)
     assert node.reserved_bytes == 0
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
 
 
 async def test_nobody_takes_the_place_of_another_customers_shard(disk):
@@ -125,7 +125,7 @@ async def test_nobody_takes_the_place_of_another_customers_shard(disk):
     await node.store([shard(customer=BOB, data=b"squat")])
     await node.store([shard(customer=ALICE, data=b"data")])
     got = await node.get(LOCATE, 0, [wanted(b"data"), wanted(b"squat")])
-    assert got == [Found("ok", b"data"), Found("ok", b"squat")]
+    assert got == [FoundShard("ok", b"data"), FoundShard("ok", b"squat")]
 
 
 async def test_capacity_is_exact(disk):
@@ -209,7 +209,7 @@ async def test_notes_of_damage_that_cannot_be_dropped_fail_nothing_that_is_on_th
     async def damaged():
         node = await disk.node()
         disk.damage(b"data", b"flip")
-        assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+        assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("corrupt")]
         return node
 
     def full(changes, *, sync):
@@ -224,7 +224,7 @@ async def test_notes_of_damage_that_cannot_be_dropped_fail_nothing_that_is_on_th
     again = Write([shard()], lambda held: told.append(dict(held)))
     assert await node.store_together([again]) == [{LEASE: 0}]
     assert told == [{LEASE: 0}]
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
     disk.bodies.write = write
     node = await damaged()
     disk.bodies.write = full
@@ -270,7 +270,7 @@ async def test_a_damaged_body_is_corrupt_and_never_wrong_bytes(disk):
     node = await disk.node()
     await node.store([shard()])
     disk.damage(b"data", b"dada")
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("corrupt")]
 
 
 async def test_a_damaged_header_is_corrupt(disk):
@@ -282,7 +282,7 @@ async def test_a_damaged_header_is_corrupt(disk):
         bad[index] ^= 1
         disk.bodies.write([(key, bytes(bad))], sync=True)
         (found,) = await node.get(LOCATE, 0, [wanted()])
-        assert found == Found("corrupt") or bytes(found.data) == b"data"
+        assert found == FoundShard("corrupt") or bytes(found.data) == b"data"
 
 
 async def test_a_store_that_fails_its_checksum_is_corrupt(disk):
@@ -293,7 +293,7 @@ async def test_a_store_that_fails_its_checksum_is_corrupt(disk):
         raise StoreDamaged("a block fails its checksum")
 
     disk.bodies.get = fail
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("corrupt")]
 
 
 async def test_a_body_that_is_gone_is_corrupt(disk):
@@ -301,7 +301,7 @@ async def test_a_body_that_is_gone_is_corrupt(disk):
     await node.store([shard()])
     ((key, _),) = disk.bodies.scan(b"b")
     disk.bodies.write([(key, None)], sync=True)
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("corrupt")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("corrupt")]
 
 
 async def test_a_damaged_shard_is_repaired_by_storing_it_again(disk):
@@ -310,7 +310,7 @@ async def test_a_damaged_shard_is_repaired_by_storing_it_again(disk):
     disk.damage(b"data", b"dada")
     await node.get(LOCATE, 0, [wanted()])
     assert await node.store([shard()]) == 0
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
     assert node.used_bytes == held_bytes(4)
     assert len(list(disk.bodies.scan(b"b"))) == 1
 
@@ -362,21 +362,21 @@ async def test_holds_tells_the_columns_with_the_asked_roots_whoever_stored_them(
         asked = {"locate": LOCATE, "generation": 0, "manifest_hash": manifest, "roots": roots}
         return await node.holds(**asked | change)
 
-    assert await holds() == Holds(frozenset(), record=False)
+    assert await holds() == ColumnPresence(frozenset(), record=False)
     await node.store([shard(0, data=pieces[0]), shard(3, data=pieces[3])])
     await node.store([shard(5, data=pieces[5], customer=BOB, lease=OTHER)])
     await node.store([shard(1, segment=1, data=pieces[1])])
-    right = Holds(frozenset({0, 3, 5}), record=False)
+    right = ColumnPresence(frozenset({0, 3, 5}), record=False)
     assert await holds() == right, "a column is told by its first segment"
     await node.store([record(customer=BOB)])
-    right = Holds(frozenset({0, 3, 5}), record=True)
+    right = ColumnPresence(frozenset({0, 3, 5}), record=True)
     assert await holds() == right
-    assert await holds(manifest_hash=bytes(32)) == Holds(right.columns, record=False)
-    assert await holds(generation=1) == Holds(frozenset(), record=True)
-    assert await holds(locate=b"x" * 32) == Holds(frozenset(), record=False)
-    assert await holds(roots=roots[::-1]) == Holds(frozenset(), record=True)
-    assert await holds(roots=roots[:4]) == Holds(frozenset({0, 3}), record=True)
-    assert await holds(roots=[]) == Holds(frozenset(), record=True)
+    assert await holds(manifest_hash=bytes(32)) == ColumnPresence(right.columns, record=False)
+    assert await holds(generation=1) == ColumnPresence(frozenset(), record=True)
+    assert await holds(locate=b"x" * 32) == ColumnPresence(frozenset(), record=False)
+    assert await holds(roots=roots[::-1]) == ColumnPresence(frozenset(), record=True)
+    assert await holds(roots=roots[:4]) == ColumnPresence(frozenset({0, 3}), record=True)
+    assert await holds(roots=[]) == ColumnPresence(frozenset(), record=True)
 
 
 async def test_nobody_adds_to_what_a_node_holds_or_hides_it(disk):
@@ -389,7 +389,7 @@ async def test_nobody_adds_to_what_a_node_holds_or_hides_it(disk):
         return await node.holds(LOCATE, 0, hash_of(b"sealed"), roots)
 
     strangers = [bytes([number]) * 32 for number in (*range(20), *range(200, 220))]
-    held = Holds(frozenset(), record=False)
+    held = ColumnPresence(frozenset(), record=False)
     for column, owner in ((2, ALICE), (4, BOB), (255, BOB)):
         for stranger in strangers:
             garbage = [shard(c, data=b"garbage %d" % c, customer=stranger) for c in range(7)]
@@ -397,16 +397,16 @@ async def test_nobody_adds_to_what_a_node_holds_or_hides_it(disk):
         assert await holds() == held
         await node.store([shard(column, data=b"column %d" % column, customer=owner)])
         if column < len(roots):
-            held = Holds(held.columns | {column}, record=False)
+            held = ColumnPresence(held.columns | {column}, record=False)
         assert await holds() == held
     await node.store([record()])
-    held = Holds(held.columns, record=True)
+    held = ColumnPresence(held.columns, record=True)
     assert await holds() == held
     for stranger in strangers:
         await node.delete(LOCATE, stranger)
     assert await holds() == held
     await node.delete(LOCATE, BOB)
-    assert await holds() == Holds(held.columns - {4}, record=True)
+    assert await holds() == ColumnPresence(held.columns - {4}, record=True)
     again = await disk.node(rebuild=True)
     assert await again.holds(LOCATE, 0, hash_of(b"sealed"), roots) == await holds()
 
@@ -442,10 +442,10 @@ async def test_only_the_customer_that_stored_deletes(disk):
     node = await disk.node()
     await node.store([shard(), record()])
     assert await node.delete(LOCATE, BOB) == {}
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
     await node.store([shard(customer=BOB, lease=OTHER)])
     assert await node.delete(LOCATE, BOB) == {OTHER: held_bytes(4)}
-    assert await node.get(LOCATE, 0, [wanted()]) == [Found("ok", b"data")]
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
     freed = await node.delete(LOCATE, ALICE)
     assert freed == {LEASE: held_bytes(4) + record().held_bytes}
     assert node.used_bytes == 0
@@ -486,7 +486,7 @@ async def test_what_was_deleted_may_be_stored_again(disk):
     await node.store([shard()])
     await node.delete(LOCATE, ALICE)
     assert await node.store([shard(data=b"new")]) == held_bytes(3)
-    assert await node.get(LOCATE, 0, [wanted(b"new")]) == [Found("ok", b"new")]
+    assert await node.get(LOCATE, 0, [wanted(b"new")]) == [FoundShard("ok", b"new")]
 
 
 async def test_compact_covers_what_was_deleted(disk):
@@ -614,7 +614,7 @@ async def test_a_body_that_cannot_be_read_does_not_stop_a_rebuild(disk):
     disk.bodies.write([(first, b"\x00")], sync=True)
     node = await disk.node(rebuild=True)
     assert disk.recovery.damaged == 1
-    assert await node.get(LOCATE, 0, [wanted(column=2, segment=7)]) == [Found("ok", b"data")]
+    assert await node.get(LOCATE, 0, [wanted(column=2, segment=7)]) == [FoundShard("ok", b"data")]
 
 
 async def test_a_repaired_and_deleted_shard_leaves_nothing_in_a_lagging_index(disk):

@@ -7,16 +7,16 @@ import pytest
 from tests.unit.storage.shardstore.test_store import ALICE, BOB, LOCATE, Disk, record, shard
 from tests.unit.storage.world import World
 from xsc.base.errors import NotAllowed
-from xsc.base.limits import ENDED_MAX
+from xsc.base.limits import TOMBSTONES_MAX
 from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
-from xsc.storage.shardstore.tombstones import Ended
+from xsc.storage.shardstore.tombstones import Tombstones
 
 
 def test_the_customer_that_ended_most_is_forgotten_first():
-    ended = Ended(most=4)
+    ended = Tombstones(most=4)
     ended.note(b"first", ALICE)
     for number in range(100):
         ended.note(b"%d" % number, BOB)
@@ -31,10 +31,10 @@ def test_the_customer_that_ended_most_is_forgotten_first():
 
 
 def test_its_bound_holds_for_many_customers():
-    ended = Ended()
-    for number in range(ENDED_MAX + 100):
+    ended = Tombstones()
+    for number in range(TOMBSTONES_MAX + 100):
         ended.note(LOCATE, number.to_bytes(32, "big"))
-    assert len(ended) == ENDED_MAX
+    assert len(ended) == TOMBSTONES_MAX
 
 
 async def test_a_store_after_the_end_of_its_object_is_refused():
@@ -71,7 +71,7 @@ async def test_a_put_that_its_deletion_overtook_gives_its_room_back():
     customer, host = world[0], world[1]
     lease_id = customer.lease_id(host.id)
     handlers = host.service.handlers()
-    await customer.service._reach.delete(host.id, LOCATE, final=True)
+    await customer.service._client.delete(host.id, LOCATE, final=True)
     data = b"late"
     shards = [(0, StorageShard(0, data, root_of(data)))]
     header, _ = messages.put_message(lease_id, LOCATE, 0, shards, None)

@@ -18,7 +18,7 @@ from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.repair.departures import Leaving
+from xsc.storage.repair.departures import DepartureNotice
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 
@@ -62,7 +62,7 @@ class Scene:
         record = ObjectRecord(SEALED, root_of(SEALED), hash_of(SEALED))
         for customer in (self.alice, self.bob):
             lease = Lease(self.host.id, customer.lease_id(self.host.id))
-            reach = customer.service._reach
+            reach = customer.service._client
             await reach.store(lease, LOCATE, 0, shards=shards, record=record)
         self.whole_bytes = self.host.node.used_bytes // 2
         return self
@@ -214,7 +214,7 @@ async def test_no_other_word_deletes(scene):
     await scene.refuse(b"")
     await scene.refuse(bytes(RECORD_BYTES_MAX + 1), fault=TooLarge)
     await scene.refuse(scene.order(Another).raw, fault=RecordInvalid)
-    leaving = sign(Leaving(leaving=True, said_ms=NOW), scene.alice.key, NETWORK).raw
+    leaving = sign(DepartureNotice(leaving=True, said_ms=NOW), scene.alice.key, NETWORK).raw
     await scene.refuse(leaving, fault=RecordInvalid)
 
 
@@ -260,7 +260,7 @@ async def test_a_host_that_answers_with_a_receipt_for_another_order_is_reported(
 
     scene.host.corrupt = replayed
     with pytest.raises(XscError, match="another order"):
-        await scene.alice.service._reach.delete(scene.host.id, LOCATE, columns=(0,))
+        await scene.alice.service._client.delete(scene.host.id, LOCATE, columns=(0,))
     assert scene.alice.reports == [(scene.host.id, "receipt_invalid")]
 
 

@@ -12,77 +12,77 @@ from xsc.base.limits import (
     HEDGE_FLOOR_MS,
     KIB,
     MIB,
-    TRIAL_INTERVAL_MS,
+    REPROBE_INTERVAL_MS,
 )
 from xsc.storage.transfer.latency import (
     BELIEVED_TIMES,
-    Pace,
+    LatencyEstimate,
     answered,
     is_due,
     kth_ms,
     late,
-    on_trial,
     patience_ms,
+    reprobed,
     slow_from_ms,
 )
 
 SIZES = st.sampled_from([0, 1, 16 * KIB, 256 * KIB - 1, 256 * KIB, MIB, 4 * MIB])
 TIMES = st.integers(0, 100_000)
-PACES = st.builds(Pace, small_ms=TIMES, mib_ms=TIMES)
+PACES = st.builds(LatencyEstimate, small_ms=TIMES, mib_ms=TIMES)
 
 
 @given(PACES, SIZES, TIMES)
-def test_an_answer_moves_the_expectation_towards_itself(pace, size, taken):
-    before, after = pace.expected_ms(size), answered(pace, size, taken, 7).expected_ms(size)
+def test_an_answer_moves_the_expectation_towards_itself(estimate, size, taken):
+    before, after = estimate.expected_ms(size), answered(estimate, size, taken, 7).expected_ms(size)
     low, high = min(before, taken), max(before, taken)
     # Whole milliseconds a MiB round by less than one a MiB.
     assert low - 5 <= after <= high + 5
 
 
 @given(PACES, SIZES, TIMES)
-def test_one_late_answer_says_little(pace, size, taken):
-    before = pace.expected_ms(size)
-    after = answered(pace, size, taken, 7).expected_ms(size)
+def test_one_late_answer_says_little(estimate, size, taken):
+    before = estimate.expected_ms(size)
+    after = answered(estimate, size, taken, 7).expected_ms(size)
     assert after <= before + (BELIEVED_TIMES - 1) * max(before, HEDGE_FLOOR_MS) // 2
 
 
 @given(PACES, SIZES, TIMES)
-def test_who_is_late_is_expected_as_before_and_until_it_answers(pace, size, taken):
-    after = late(late(pace, 5), 9)
-    assert replace(after, late_ms=0, tried_ms=0) == pace
+def test_who_is_late_is_expected_as_before_and_until_it_answers(estimate, size, taken):
+    after = late(late(estimate, 5), 9)
+    assert replace(after, late_ms=0, probed_ms=0) == estimate
     assert after.late_ms == 9
     assert answered(after, size, taken, 11).late_ms == 0
 
 
 @given(PACES, st.integers(1, 4 * HEDGE_FLOOR_MS), SIZES)
-def test_the_first_answer_of_who_was_late_is_believed(pace, taken, size):
-    after = answered(late(pace, 5), size, taken, 11)
-    assert after.expected_ms(size) >= min(taken, pace.expected_ms(size)) - 5
+def test_the_first_answer_of_who_was_late_is_believed(estimate, taken, size):
+    after = answered(late(estimate, 5), size, taken, 11)
+    assert after.expected_ms(size) >= min(taken, estimate.expected_ms(size)) - 5
     if size >= 256 * KIB:
         assert abs(after.expected_ms(size) - taken) <= 5
 
 
 @given(PACES, TIMES)
-def test_what_is_twice_as_quick_is_believed_at_once(pace, taken):
-    after = answered(pace, MIB, taken, 7)
-    if 2 * taken <= pace.expected_ms(MIB):
+def test_what_is_twice_as_quick_is_believed_at_once(estimate, taken):
+    after = answered(estimate, MIB, taken, 7)
+    if 2 * taken <= estimate.expected_ms(MIB):
         assert abs(after.expected_ms(MIB) - taken) <= 1
 
 
 @pytest.mark.parametrize("size", [16 * KIB, MIB])
 def test_steady_answers_are_expected(size):
-    pace = Pace(3)
+    estimate = LatencyEstimate(3)
     for _ in range(40):
-        pace = answered(pace, size, 80, 7)
-    assert 70 <= pace.expected_ms(size) <= 80
+        estimate = answered(estimate, size, 80, 7)
+    assert 70 <= estimate.expected_ms(size) <= 80
 
 
 def test_trials_come_at_intervals():
-    pace = late(Pace(1), 500)
+    estimate = late(LatencyEstimate(1), 500)
     for begun in (500, 7_000, 90_000):
-        pace = on_trial(pace, begun)
-        assert not is_due(pace, begun + TRIAL_INTERVAL_MS - 1)
-        assert is_due(pace, begun + TRIAL_INTERVAL_MS)
+        estimate = reprobed(estimate, begun)
+        assert not is_due(estimate, begun + REPROBE_INTERVAL_MS - 1)
+        assert is_due(estimate, begun + REPROBE_INTERVAL_MS)
 
 
 def test_who_is_slow_is_slower_than_twice_the_kth():

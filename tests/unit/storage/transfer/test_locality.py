@@ -53,7 +53,7 @@ async def test_a_damaged_own_shard_is_fetched_and_not_counted_as_saved():
     world = await World(8).start()
     data, referred, capability = await stored(world, 100_000)
     host = world[2]
-    await world[0].service._reach.delete(host.id, capability.verify.locate, columns=range(6))
+    await world[0].service._client.delete(host.id, capability.verify.locate, columns=range(6))
     got, received = await host.service.read_reference(referred.reference, len(data))
     assert (got, received) == (data, len(data))
 

@@ -23,7 +23,7 @@ from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX, UPLOAD_KEPT_
 from xsc.identity.envelope import sign
 from xsc.node.system import ThreadExecutor
 from xsc.storage.object.capability import parse_verify
-from xsc.storage.object.durability import Survival
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.transfer import put as pipeline
@@ -115,7 +115,7 @@ async def test_a_durability_that_cannot_be_met_is_refused_before_anything_is_sen
 ):
     world = await World(nodes).start()
     with pytest.raises(DurabilityUnreachable) as fault:
-        await put(world[0], content(5 * MIB), survive=Survival(survive), code=code)
+        await put(world[0], content(5 * MIB), survive=Contract(survive), code=code)
     assert fault.value.hint
     assert world[0].calls == []
     assert sum(used(world)) == 0
@@ -126,9 +126,9 @@ async def test_a_refusal_offers_the_most_that_works():
     for index, host in enumerate(world.hosts):
         world.labels[host.id] = (f"site{index // 4}", "")
     with pytest.raises(DurabilityUnreachable) as fault:
-        await put(world[0], content(MIB), survive=Survival(0, 2))
+        await put(world[0], content(MIB), survive=Contract(0, 2))
     assert "`--survive 1site`" in fault.value.hint
-    done = await put(world[0], content(MIB), survive=Survival(0, 1))
+    done = await put(world[0], content(MIB), survive=Contract(0, 1))
     assert done.survives[1] == 1
 
 
@@ -138,7 +138,7 @@ async def test_a_refusal_offers_the_most_that_works():
 async def test_a_durability_that_can_be_met_is_held(nodes, survive, code):
     world = await World(nodes).start()
     data = content(100_000)
-    done = await put(world[0], data, survive=Survival(survive), code=code)
+    done = await put(world[0], data, survive=Contract(survive), code=code)
     assert done.survives.nodes >= survive
     for lost in itertools.combinations(range(1, nodes), survive):
         for index in lost:
@@ -237,7 +237,7 @@ async def test_where_no_node_is_left_columns_double_up_if_less_is_asked_for(numb
     world = await World(6).start()
     dies_at(world[3], number)
     data = content(FOUR_SEGMENTS)
-    done = await put(world[0], data, survive=Survival())
+    done = await put(world[0], data, survive=Contract())
     assert len(set(done.hosts)) == 5
     assert accounts_agree(world, done)
     assert "5 nodes" in done.warnings[0]
@@ -246,7 +246,7 @@ async def test_where_no_node_is_left_columns_double_up_if_less_is_asked_for(numb
     assert await get(world[2], done.capability) == data
 
 
-@pytest.mark.parametrize("asked", [{}, {"survive": Survival(2)}], ids=["default", "asked"])
+@pytest.mark.parametrize("asked", [{}, {"survive": Contract(2)}], ids=["default", "asked"])
 async def test_doubling_up_never_breaks_the_contract(asked):
     world = await World(6).start()
     dies_at(world[3], 2)
@@ -347,7 +347,7 @@ async def test_a_host_that_has_no_more_room_under_its_lease_is_replaced():
             super().admit(lease_id, customer, size_bytes)
 
     world[1].book = Stuck()
-    world[1].service._hosting._leases = world[1].book
+    world[1].service._shard_server._leases = world[1].book
     lease_hosts = world[0].lease_hosts
 
     async def no_top_up(*, size_bytes, count, exclude=frozenset()):
@@ -486,7 +486,7 @@ async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
     world = await World(2).start()
     world[0].node.capacity_bytes = 0
     data = content(5 * MIB)
-    done = await put(world[0], data, code=(2, 8), survive=Survival())
+    done = await put(world[0], data, code=(2, 8), survive=Contract())
     assert accounts_agree(world, done)
     assert await get(world[1], done.capability) == data
 
@@ -554,11 +554,11 @@ async def test_an_id_that_is_given_again_forgets_no_host_that_was_silent(why):
         harm(world, SEGMENT)
     else:
         world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
-        await owner.service.uploads.expire()
+        await owner.service.resume_journals.expire()
     done = await owner.service.put(stream(data), **again)
     assert silent.node.used_bytes
     silent.up = True
-    await owner.service.uploads.expire()
+    await owner.service.resume_journals.expire()
     assert not silent.node.used_bytes
     assert await get(world[1], done.capability) == data
     assert accounts_agree(world, done)
@@ -569,15 +569,15 @@ async def test_a_host_that_is_silent_when_a_put_is_given_up_is_asked_again_for_a
     """Also where this node was away itself for longer than that."""
     world = await World(6).start()
     await broken_put(world, content(FOUR_SEGMENTS))
-    uploads, silent = world[0].service.uploads, world[3]
+    resume_journals, silent = world[0].service.resume_journals, world[3]
     world.clock.advance_to(world.clock.now_ms() + 5 * UPLOAD_KEPT_MS)
     silent.up = False
     for later_ms in (0, UPLOAD_KEPT_MS - 1):
         world.clock.advance_to(world.clock.now_ms() + later_ms)
-        await uploads.expire()
+        await resume_journals.expire()
         assert [host for host in world.hosts if host.node.used_bytes] == [silent]
     silent.up = True
-    await uploads.expire()
+    await resume_journals.expire()
     assert not sum(used(world))
     assert not sum(world[0].customer_used.values())
     assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
@@ -590,7 +590,7 @@ async def test_a_host_that_stays_silent_is_not_asked_for_ever():
     for _ in range(2):
         assert list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
         world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
-        await world[0].service.uploads.expire()
+        await world[0].service.resume_journals.expire()
     assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
 
 
@@ -599,7 +599,7 @@ async def test_a_put_that_may_still_go_on_is_looked_at_without_reading_all_that_
     await broken_put(world, content(FOUR_SEGMENTS))
     scan, scanned = world[0].state.scan, []
     world[0].state.scan = lambda start, stop: scanned.append(start) or scan(start, stop)
-    await world[0].service.uploads.expire()
+    await world[0].service.resume_journals.expire()
     assert scanned == [HEAD]
 
 
@@ -615,7 +615,7 @@ async def test_what_a_damaged_journal_speaks_of_is_deleted_when_its_time_is_over
     await broken_put(world, content(FOUR_SEGMENTS))
     harm(world, prefix)
     world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
-    await world[0].service.uploads.expire()
+    await world[0].service.resume_journals.expire()
     assert not sum(used(world))
     assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
 
@@ -627,8 +627,8 @@ async def test_a_put_whose_journal_is_damaged_begins_anew(prefix):
     await broken_put(world, data)
     before = {id(host): host.node.used_bytes for host in world.hosts}
     harm(world, prefix)
-    uploads = world[0].service.uploads
-    assert await uploads.stored_bytes(b"i" * 32) == 0
+    resume_journals = world[0].service.resume_journals
+    assert await resume_journals.stored_bytes(b"i" * 32) == 0
     done = await world[0].service.put(stream(data), name="x", resume=b"i" * 32)
     assert await get(world[1], done.capability) == data
     assert not list(world[0].state.scan(PREFIX, PREFIX + b"\xff"))
@@ -652,14 +652,14 @@ async def test_a_journal_is_gone_through_in_threads_so_that_others_are_answered(
         return scan(start, stop)
 
     state.scan = watched
-    executor = service._reach.executor = ThreadExecutor(1)
+    executor = service._client.executor = ThreadExecutor(1)
     try:
         if over:
             world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
-            await service.uploads.expire()
+            await service.resume_journals.expire()
             assert not sum(used(world))
         else:
-            assert await service.uploads.stored_bytes(b"i" * 32) >= SEGMENT_BYTES
+            assert await service.resume_journals.stored_bytes(b"i" * 32) >= SEGMENT_BYTES
             done = await service.put(stream(data), name="x", resume=b"i" * 32)
             assert await get(world[1], done.capability) == data
     finally:

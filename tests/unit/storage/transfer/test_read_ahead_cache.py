@@ -8,93 +8,101 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.storage.world import World, content, get, put
-from xsc.base.limits import TAIL_BYTES, TAIL_KEPT_MS, TAILS_BYTES_MAX, TAILS_MAX
-from xsc.storage.transfer.read_ahead_cache import Tails
+from xsc.base.limits import (
+    READ_AHEAD_BYTES,
+    READ_AHEAD_KEPT_MS,
+    READ_AHEAD_READS_MAX,
+    READ_AHEAD_TOTAL_BYTES_MAX,
+)
+from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 
 MIB = 2**20
 ONE, OTHER = (b"l" * 32, b"m" * 32), (b"l" * 32, b"n" * 32)
 
 
-def given_to(tails, data, cuts=(), start=0, key=ONE):
+def given_to(read_ahead, data, cuts=(), start=0, key=ONE):
     """Let a read give these bytes, cut there."""
-    tail = tails.begin(key, start)
+    cached = read_ahead.begin(key, start)
     edges = [0, *cuts, len(data)]
     for low, high in itertools.pairwise(edges):
-        tails.give(tail, memoryview(data)[low:high])
-    return tail
+        read_ahead.give(cached, memoryview(data)[low:high])
+    return cached
 
 
 @given(st.integers(0, 40), st.lists(st.integers(0, 20)), st.integers(0, 70), st.booleans())
 def test_what_is_taken_is_what_was_given_there(start, cuts, at, left):
-    tails = Tails()
+    read_ahead = ReadAheadCache()
     data = bytes(range(20))
-    tail = given_to(tails, data, sorted(cuts), start)
+    cached = given_to(read_ahead, data, sorted(cuts), start)
     if left:
-        tails.end(tail, 0, taken=False)
-    found = b"".join(tails.take(ONE, at, 0))
+        read_ahead.end(cached, 0, taken=False)
+    found = b"".join(read_ahead.take(ONE, at, 0))
     assert found == (data[at - start :] if start <= at < start + len(data) else b"")
-    assert tails.take(OTHER, at, 0) == []
+    assert read_ahead.take(OTHER, at, 0) == []
 
 
 def test_a_reader_that_took_all_ends_what_is_kept_of_those_before():
-    tails = Tails()
+    read_ahead = ReadAheadCache()
     for start, data in ((0, b"abc"), (2, b"cde"), (7, b"hij")):
-        tails.end(given_to(tails, data, start=start), 0, taken=False)
-    tails.end(given_to(tails, b"abc", key=OTHER), 0, taken=False)
-    reading = given_to(tails, b"abc")
-    tails.end(given_to(tails, b"def", start=3), 0, taken=True)
+        read_ahead.end(given_to(read_ahead, data, start=start), 0, taken=False)
+    read_ahead.end(given_to(read_ahead, b"abc", key=OTHER), 0, taken=False)
+    reading = given_to(read_ahead, b"abc")
+    read_ahead.end(given_to(read_ahead, b"def", start=3), 0, taken=True)
     # What lies behind its end, belongs to another object, or is still being read.
-    assert tails.size_bytes == 9
-    assert b"".join(tails.take(ONE, 1, 0)) == b"bc"
-    assert b"".join(tails.take(ONE, 8, 0)) == b"ij"
-    tails.end(reading, 0, taken=True)
-    assert tails.take(ONE, 1, 0) == []
+    assert read_ahead.size_bytes == 9
+    assert b"".join(read_ahead.take(ONE, 1, 0)) == b"bc"
+    assert b"".join(read_ahead.take(ONE, 8, 0)) == b"ij"
+    read_ahead.end(reading, 0, taken=True)
+    assert read_ahead.take(ONE, 1, 0) == []
 
 
 def test_of_one_read_is_kept_what_sockets_and_a_client_hold():
-    tails = Tails()
-    tail = tails.begin(ONE, 0)
+    read_ahead = ReadAheadCache()
+    cached = read_ahead.begin(ONE, 0)
     for number in range(20):
-        tails.give(tail, bytes([number]) * MIB)
-        assert tails.size_bytes == min((number + 1) * MIB, TAIL_BYTES)
-    tails.end(tail, 0, taken=False)
-    behind = 20 * MIB - TAIL_BYTES
-    assert tails.take(ONE, behind - 1, 0) == []
+        read_ahead.give(cached, bytes([number]) * MIB)
+        assert read_ahead.size_bytes == min((number + 1) * MIB, READ_AHEAD_BYTES)
+    read_ahead.end(cached, 0, taken=False)
+    behind = 20 * MIB - READ_AHEAD_BYTES
+    assert read_ahead.take(ONE, behind - 1, 0) == []
     assert (
-        b"".join(tails.take(ONE, behind + 5, 0))[:MIB] == bytes([15]) * (MIB - 5) + bytes([16]) * 5
+        b"".join(read_ahead.take(ONE, behind + 5, 0))[:MIB]
+        == bytes([15]) * (MIB - 5) + bytes([16]) * 5
     )
 
 
 def test_of_all_reads_is_kept_what_may_be():
-    tails = Tails()
+    read_ahead = ReadAheadCache()
     piece = bytes(MIB)
-    reads = [tails.begin((bytes([number]) * 32, b""), 0) for number in range(10)]
-    for _ in range(TAIL_BYTES // MIB):
-        for tail in reads:
-            tails.give(tail, piece)
-            assert tails.size_bytes <= TAILS_BYTES_MAX
-    assert tails.size_bytes == TAILS_BYTES_MAX
+    reads = [read_ahead.begin((bytes([number]) * 32, b""), 0) for number in range(10)]
+    for _ in range(READ_AHEAD_BYTES // MIB):
+        for cached in reads:
+            read_ahead.give(cached, piece)
+            assert read_ahead.size_bytes <= READ_AHEAD_TOTAL_BYTES_MAX
+    assert read_ahead.size_bytes == READ_AHEAD_TOTAL_BYTES_MAX
     # Who began last has all, and who began first nothing.
-    assert (reads[0].size_bytes, reads[-1].size_bytes) == (0, TAIL_BYTES)
-    tails.end(reads[-1], 0, taken=False)
-    assert len(tails.take(reads[-1].key, 0, 0)) == TAIL_BYTES // MIB
+    assert (reads[0].size_bytes, reads[-1].size_bytes) == (0, READ_AHEAD_BYTES)
+    read_ahead.end(reads[-1], 0, taken=False)
+    assert len(read_ahead.take(reads[-1].key, 0, 0)) == READ_AHEAD_BYTES // MIB
 
 
 def test_no_more_readers_are_remembered_than_may_be_and_none_for_long():
-    tails = Tails()
-    for number in range(TAILS_MAX + 3):
-        tails.end(given_to(tails, b"data", key=(bytes([number]) * 32, b"")), number, taken=False)
-    assert tails.size_bytes == TAILS_MAX * 4
-    assert tails.take((bytes([2]) * 32, b""), 0, 0) == []
-    assert tails.take((bytes([3]) * 32, b""), 0, 0) != []
-    reading = given_to(tails, b"data")
-    tails.expire(TAIL_KEPT_MS + 10)
+    read_ahead = ReadAheadCache()
+    for number in range(READ_AHEAD_READS_MAX + 3):
+        read_ahead.end(
+            given_to(read_ahead, b"data", key=(bytes([number]) * 32, b"")), number, taken=False
+        )
+    assert read_ahead.size_bytes == READ_AHEAD_READS_MAX * 4
+    assert read_ahead.take((bytes([2]) * 32, b""), 0, 0) == []
+    assert read_ahead.take((bytes([3]) * 32, b""), 0, 0) != []
+    reading = given_to(read_ahead, b"data")
+    read_ahead.expire(READ_AHEAD_KEPT_MS + 10)
     # Those that left after that moment, and the one that still reads.
-    assert tails.size_bytes == (TAILS_MAX + 2 - 10) * 4 + 4
-    tails.expire(2**40)
-    assert tails.size_bytes == 4
-    tails.end(reading, 0, taken=True)
-    assert tails.size_bytes == 0
+    assert read_ahead.size_bytes == (READ_AHEAD_READS_MAX + 2 - 10) * 4 + 4
+    read_ahead.expire(2**40)
+    assert read_ahead.size_bytes == 4
+    read_ahead.end(reading, 0, taken=True)
+    assert read_ahead.size_bytes == 0
 
 
 async def read_until(host, capability, size_bytes, start=0):
@@ -113,7 +121,7 @@ def asked(host):
     return [method for _, method in host.calls].count("storage.get")
 
 
-@pytest.mark.parametrize("lost", [0, 1, MIB, 4 * MIB + 99_999, TAIL_BYTES])
+@pytest.mark.parametrize("lost", [0, 1, MIB, 4 * MIB + 99_999, READ_AHEAD_BYTES])
 async def test_a_client_that_is_killed_costs_a_segment_whatever_it_had_not_read(lost):
     world = await World(8).start()
     data = content(14 * MIB + 5)
@@ -125,7 +133,7 @@ async def test_a_client_that_is_killed_costs_a_segment_whatever_it_had_not_read(
     assert got[:back] + await read_until(reader, capability, 2**30, back) == data
     # 16 shards are the object, 4 were on their way when the reader left.
     assert asked(reader) <= 16 + 4
-    assert reader.service.tails.size_bytes == 0
+    assert reader.service.read_ahead.size_bytes == 0
 
 
 async def test_a_client_that_is_killed_again_and_again_costs_a_segment_each_time():

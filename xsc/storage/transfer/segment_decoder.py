@@ -1,7 +1,7 @@
 """Whole segments on their way to a reader, one column after the other.
 
-A `Room` bounds what is asked for and not yet delivered, so that a reader that is
-killed has little to fetch again. An `Intake` takes the shards of one segment as
+A `ByteBudget` bounds what is asked for and not yet delivered, so that a reader that is
+killed has little to fetch again. An `SegmentDecoder` takes the shards of one segment as
 they come and opens its data columns in order, each where a shard has just been
 verified: none waits for the rest of its segment.
 """
@@ -18,7 +18,7 @@ from xsc.storage.object.erasure import Buffer, Code, decode_rows
 from xsc.storage.object.segment import Opener, Place
 
 
-class Room:
+class ByteBudget:
     """So many bytes that may be on their way at once; who comes first is served first."""
 
     def __init__(self, size_bytes: int) -> None:
@@ -52,10 +52,10 @@ def row_bytes(length: int, code: Code) -> list[int]:
     return [max(0, min(size, length - row * size)) for row in range(code.k)]
 
 
-class Intake:
+class SegmentDecoder:
     """The shards of one segment that come in, and what can be read of it by them."""
 
-    def __init__(self, opener: Opener, place: Place, code: Code, room: Room) -> None:
+    def __init__(self, opener: Opener, place: Place, code: Code, budget: ByteBudget) -> None:
         self._opener = opener
         self._place = place
         self._code = code
@@ -65,7 +65,7 @@ class Intake:
         self._turn = threading.Lock()
         self._opened: deque[bytes] = deque()
         self._fault: RecordInvalid | None = None
-        self.tickets: Sequence[asyncio.Future[None]] = [room.ticket(size) for size in self._sizes]
+        self.tickets: Sequence[asyncio.Future[None]] = [budget.ticket(size) for size in self._sizes]
         """As many shards may be asked for as are done, from the first on."""
 
     def take(self, column: int, shard: Buffer) -> None:

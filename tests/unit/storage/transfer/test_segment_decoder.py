@@ -12,7 +12,7 @@ from tests.unit.storage.world import World, content, put
 from xsc.base.errors import RecordInvalid, ShardsInsufficient
 from xsc.storage.object.erasure import Code, encode
 from xsc.storage.object.segment import Opener, Place, seal
-from xsc.storage.transfer.rolling import Intake, Room, row_bytes
+from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder, row_bytes
 
 MIB = 2**20
 KEY, NONCE = b"k" * 32, b"n" * 12
@@ -21,8 +21,8 @@ KEY, NONCE = b"k" * 32, b"n" * 12
 @given(st.lists(st.integers(0, 10), max_size=30), st.data())
 def test_room_is_given_in_order_and_never_more_than_there_is(sizes, data):
     async def play():
-        room = Room(10)
-        tickets = [room.ticket(size) for size in sizes]
+        budget = ByteBudget(10)
+        tickets = [budget.ticket(size) for size in sizes]
         held = []
         while True:
             given_to = [ticket.done() for ticket in tickets]
@@ -37,16 +37,16 @@ def test_room_is_given_in_order_and_never_more_than_there_is(sizes, data):
                 assert done == len(sizes)
                 return
             held.append(sizes[len(held)])
-            room.free(held[-1])
+            budget.free(held[-1])
 
     asyncio.run(play())
 
 
 async def test_room_goes_past_who_has_given_up():
-    room = Room(10)
-    first, second, third = (room.ticket(size) for size in (10, 9, 1))
+    budget = ByteBudget(10)
+    first, second, third = (budget.ticket(size) for size in (10, 9, 1))
     second.cancel()
-    room.free(10)
+    budget.free(10)
     assert first.done()
     assert third.done()
 
@@ -56,7 +56,11 @@ def sealed(length, code, tag=None):
     place = Place(b"l" * 32, 3, length, final=False)
     ciphertext, right = seal(KEY, NONCE, place, plain)
     opener = Opener(KEY, NONCE, tag or right, place)
-    return plain, encode(ciphertext, code), lambda: Intake(opener, place, code, Room(2**20))
+    return (
+        plain,
+        encode(ciphertext, code),
+        lambda: SegmentDecoder(opener, place, code, ByteBudget(2**20)),
+    )
 
 
 @pytest.mark.parametrize("code", [Code(1, 1), Code(2, 1), Code(3, 2), Code(4, 0)])
@@ -64,43 +68,43 @@ def sealed(length, code, tag=None):
 async def test_any_k_shards_in_any_order_open_the_columns_in_order(code, length):
     for order in itertools.permutations(range(code.n), code.k):
         plain, shards, intake_of = sealed(length, code)
-        intake = intake_of()
+        decoder = intake_of()
         edges = [0, *itertools.accumulate(row_bytes(length, code))]
         opened = b""
         taken = set()
         for column in order:
-            intake.take(column, shards[column])
+            decoder.take(column, shards[column])
             taken.add(column)
-            opened += b"".join(intake.opened())
+            opened += b"".join(decoder.opened())
             run = next(row for row in range(code.k + 1) if row not in taken or row == code.k)
             assert opened == plain[: edges[run]]
-        assert intake.is_open == (run == code.k)
-        intake.complete({column: shards[column] for column in order})
-        assert opened + b"".join(intake.opened()) == plain
-        assert intake.is_open
+        assert decoder.is_open == (run == code.k)
+        decoder.complete({column: shards[column] for column in order})
+        assert opened + b"".join(decoder.opened()) == plain
+        assert decoder.is_open
 
 
 @pytest.mark.parametrize("late", [False, True])
 async def test_the_last_column_waits_for_the_tag(late):
     code = Code(3, 2)
     plain, shards, intake_of = sealed(900, code, tag=bytes(16))
-    intake = intake_of()
+    decoder = intake_of()
     for column in (0, 1) if late else (0, 1, 2):
-        intake.take(column, shards[column])
+        decoder.take(column, shards[column])
     with pytest.raises(RecordInvalid, match="segment 3 does not open"):
-        intake.complete({column: shards[column] for column in (0, 1, 4 if late else 2)})
-    assert b"".join(intake.opened()) == plain[:600]
-    assert not intake.is_open
+        decoder.complete({column: shards[column] for column in (0, 1, 4 if late else 2)})
+    assert b"".join(decoder.opened()) == plain[:600]
+    assert not decoder.is_open
 
 
 async def test_a_shard_of_another_size_is_no_part_of_the_segment():
     _, shards, intake_of = sealed(900, Code(3, 2))
-    intake = intake_of()
-    intake.take(0, bytes(shards[0]) + b"x")
-    intake.take(1, shards[1])
+    decoder = intake_of()
+    decoder.take(0, bytes(shards[0]) + b"x")
+    decoder.take(1, shards[1])
     with pytest.raises(RecordInvalid, match="not as long as it should be"):
-        intake.complete(dict(enumerate(shards[:3])))
-    assert not list(intake.opened())
+        decoder.complete(dict(enumerate(shards[:3])))
+    assert not list(decoder.opened())
 
 
 async def gets(world, reader):
