@@ -61,7 +61,7 @@ def read_have(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Want
     )
 
 
-def held_shards_fault(
+def receipt_fault(
     receipt: StorageReceipt,
     *,
     host: bytes,

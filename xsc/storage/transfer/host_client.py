@@ -358,7 +358,7 @@ class HostClient:
                 network=self.network,
                 author=lease.node,
             ).record
-            fault = held_shards.held_shards_fault(
+            fault = held_shards.receipt_fault(
                 receipt,
                 host=lease.node,
                 customer=self.own,

@@ -47,7 +47,7 @@ def held(column=0, segment=0, data=b"data", size_bytes=4):
 
 
 def fault(given):
-    return held_shards.held_shards_fault(
+    return held_shards.receipt_fault(
         given, **asked(), wanted=[wanted(), wanted(column=1)], size_of=lambda want: 4
     )
 
@@ -148,10 +148,10 @@ async def test_a_peer_that_lies_about_it_is_reported(lie):
     if lie == "unsigned":
         world[1].corrupt = corrupt
     else:
-        held_shards = world[1].node.held_shards
+        have = world[1].node.held_shards
 
         async def more(*args):
-            return [*await held_shards(*args), (wanted(column=9), 4)]
+            return [*await have(*args), (wanted(column=9), 4)]
 
         world[1].node.held_shards = more
     with pytest.raises((ReceiptInvalid, RecordInvalid)):
