@@ -29,6 +29,7 @@ from xsc.base.limits import (
     CUSTODY_BYTES,
     LEASE_WARNING_MS,
     LEFTOVERS_KEPT_MS,
+    READ_AHEAD_KEPT_MS,
     REPAIR_BYTES_A_SECOND,
     REPAIR_CHECK_MS,
     REPAIR_GRACE_MS,
