@@ -231,7 +231,7 @@ def status(settings: Settings) -> None:
 )
 @pass_settings
 def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
-    """Check that the node can still give back all that it holds for others.
+    """Check that the node can still give back all that it holds for others, and its space.
 
     Works beside a running node, which only reports, and on the home of a
     stopped one, where an index that is wrong is rebuilt. Exits with 6 if
@@ -257,9 +257,12 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
                 ("counted", format_size(answer["bytes_counted"])),
                 ("index", answer["index"]),
                 ("damaged", str(len(answer["damaged"]))),
+                ("space", f"{answer['space_records']} records"),
             ]
         )
     for fault in answer["index_faults"]:
+        warn(fault)
+    for fault in answer["space_faults"]:
         warn(fault)
     for first, last in answer["unreadable"]:
         warn(f"what was stored as {first} to {last} cannot be read")

@@ -248,12 +248,21 @@ def open_home(path: Path, passphrase: str = "") -> Home:
     if unfinished or not path.exists() or not is_home(path):
         init_home(path, passphrase=passphrase)
     key = read_identity(path, passphrase)
-    try:
-        network = (path / "network").read_text().strip()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"the home {path} has lost its network's name: {fault}") from None
+    network = network_of(path)
     path.chmod(0o700)
     return Home(path, network, key)
+
+
+def network_of(path: Path) -> str:
+    """Return the name of the network of a home.
+
+    Raises:
+        HomeInvalid: it is not there.
+    """
+    try:
+        return (path / "network").read_text().strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"the home {path} has lost its network's name: {fault}") from None
 
 
 def lock(path: Path) -> IO[str]:

@@ -1,4 +1,4 @@
-"""Endpoints about this node's own shard store: checking it, and what is damaged in it."""
+"""Endpoints about this node's own databases: checking them, and what is damaged."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import json
 from aiohttp import web
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.identity.keys import network_id
 from xsc.node.api.app import reply
 from xsc.node.build import Node
+from xsc.node.offline.fsck import document
+from xsc.space import fsck
 
 DAMAGED_MAX = 10_000
 """Listed at once; the number of all stands beside them."""
@@ -28,9 +31,10 @@ def routes(node: Node) -> list[web.RouteDef]:
         if not isinstance(deep, bool):
             raise ArgumentInvalid("'deep' must be true or false")
         audit = await node.shards.audit(deep=deep)
-        return reply(
-            audit.to_json() | {"index": "wrong" if audit.index_faults else "ok", "kept": None}
-        )
+        parts = node.parts
+        space = await parts.executor.run(fsck.audit, parts.space, network=network_id(node.network))
+        index = "wrong" if audit.index_faults else "ok"
+        return reply(document(audit, space) | {"index": index, "kept": None})
 
     async def damaged(_: web.Request) -> web.Response:
         known = node.shards.damaged
