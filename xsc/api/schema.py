@@ -271,3 +271,56 @@ class ServiceRequest(Body):
     note: str
     receipt: str
     """Empty where nobody pays."""
+
+
+SpaceText = str | dict[str, str] | None
+"""A value of the space: text, {"base64": text} where it is none, or null where it was deleted."""
+
+
+class SpaceWritten(Body):
+    """What `PUT /v1/space/record` and `DELETE /v1/space/record` answer."""
+
+    owner: str
+    path: str
+    sequence: int
+
+
+class SpaceRow(SpaceWritten):
+    """One row of `GET /v1/space/records`."""
+
+    size_bytes: int
+
+
+class SpaceStamp(Body):
+    """A record's place in causality."""
+
+    domain: str
+    """Stamps of two domains cannot be compared."""
+    events: str
+
+
+class SpaceValue(SpaceRow):
+    """`GET /v1/space/record`."""
+
+    stamp: SpaceStamp
+    value: SpaceText
+
+
+class SpaceChange(SpaceWritten):
+    """One event of `GET /v1/space/watch`."""
+
+    value: SpaceText
+
+
+class SpaceStats(Body):
+    """`GET /v1/space/stats`; likewise of a compaction."""
+
+    records: int
+    live_bytes: int
+    """Of live records and their values."""
+    disk_bytes: int
+    subscriptions: int
+    """Of this node at its peers."""
+    received_bytes: int
+    """From peers for the space, since the node started; likewise those sent."""
+    sent_bytes: int

@@ -32,7 +32,8 @@ class _Commands(Mapping[str, click.Command]):
     """Commands by name; a command's module is imported when it is used: start-up time."""
 
     _NAMES = (
-        "node", "peer", "store", "compute", "market", "ledger", "health", "verify", "devnet"
+        "node", "peer", "store", "compute", "space",
+        "market", "ledger", "health", "verify", "devnet",
     )  # fmt: skip
     _MODULES: ClassVar = {
         "node": "node.commands",

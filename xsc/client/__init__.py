@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xsc.base.jobs import JobItem, JobResult
-    from xsc.client.client import Node, ObjectRow, Stored, connect
+    from xsc.client.client import Node, ObjectRow, SpaceChange, SpaceRecord, Stored, connect
 
-__all__ = ["JobItem", "JobResult", "Node", "ObjectRow", "Stored", "connect"]
+__all__ = [
+    "JobItem",
+    "JobResult",
+    "Node",
+    "ObjectRow",
+    "SpaceChange",
+    "SpaceRecord",
+    "Stored",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -21,6 +21,7 @@ from xsc.client.calls import Calls, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
 from xsc.client.services import ServiceCalls
+from xsc.client.space import SpaceCalls, value_of
 
 T = TypeVar("T")
 _FOLLOW_MS = 1_000
@@ -51,6 +52,27 @@ class ObjectRow:
     created_ms: int
     margin: int
     """How many more hosts may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceRecord:
+    """A record in the list of a space."""
+
+    owner: str
+    path: str
+    sequence: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceChange:
+    """A change of a space."""
+
+    owner: str
+    path: str
+    sequence: int
+    value: bytes | None
+    """None where the path was deleted."""
 
 
 class _Cancelled(Exception):
@@ -91,6 +113,7 @@ class Node:
     def __init__(self, core: Core) -> None:
         self._calls = Calls(core)
         self._services = ServiceCalls(core)
+        self.space = Space(SpaceCalls(core))
         self.id = ""
 
     async def __aenter__(self) -> Self:
@@ -412,6 +435,66 @@ class Node:
         """Return what each peer owes this node, by id, in micro-credits; negative if we owe."""
         rows = (await asyncio.to_thread(self._calls.balances))["balances"]
         return {row["peer"]: row["balance_micro"] for row in rows}
+
+
+class Space:
+    """The key space that a node and its peers share.
+
+    An address is `[OWNER:]PATH`, with OWNER the name or id of a node; without it the node itself
+    is meant. Only the own space can be written to.
+    """
+
+    def __init__(self, calls: SpaceCalls) -> None:
+        self._calls = calls
+
+    async def put(self, path: str, value: bytes | str) -> int:
+        """Write a value, text or bytes, and return its sequence."""
+        data = value.encode() if isinstance(value, str) else value
+        return int((await asyncio.to_thread(self._calls.put, path, data))["sequence"])
+
+    async def get(self, address: str) -> bytes:
+        """Return the value at an address.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        return value_of((await asyncio.to_thread(self._calls.get, address))["value"])
+
+    async def stat(self, address: str) -> dict[str, Any]:
+        """Return the record at an address, as `xsc space get --json` prints it."""
+        return await asyncio.to_thread(self._calls.get, address)
+
+    async def remove(self, path: str) -> int:
+        """Delete a path, and return the sequence of the deletion.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        return int((await asyncio.to_thread(self._calls.remove, path))["sequence"])
+
+    async def records(self, prefix: str = "") -> list[SpaceRecord]:
+        """Return the records at an address and below it."""
+        rows = (await asyncio.to_thread(self._calls.records, prefix))["records"]
+        return [SpaceRecord(**row) for row in rows]
+
+    async def watch(self, prefix: str = "") -> AsyncIterator[SpaceChange]:
+        """Yield each change at an address and below it, from now on, without end."""
+        events = await asyncio.to_thread(self._calls.watch, prefix)
+        # Closing ends the thread that waits for the next event.
+        with events:
+            changes = iter(events)
+            while (change := await asyncio.to_thread(next, changes, None)) is not None:
+                shown = change["value"]
+                value = None if shown is None else value_of(shown)
+                yield SpaceChange(change["owner"], change["path"], change["sequence"], value)
+
+    async def stats(self) -> dict[str, int]:
+        """Return what `xsc space stats --json` prints."""
+        return await asyncio.to_thread(self._calls.stats)
+
+    async def compact(self) -> dict[str, int]:
+        """Return room to the disk, and the stats after that."""
+        return await asyncio.to_thread(self._calls.compact)
 
 
 def _stored(document: Document) -> Stored:

@@ -21,6 +21,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -38,6 +39,8 @@ SOCKET_BYTES = 512 * 1024
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 120.0
 """Without a byte in either direction. A put or a settlement waits for several peers in turn."""
+EVENTS_TIMEOUT_S = 30.0
+"""Without a byte of a stream of events: a node sends some every 5 s."""
 KEPT_CONNECTIONS_MAX = 32
 KEPT_S = 10.0
 """A connection unused for longer is not used again: the node closes it after 75 s."""
@@ -255,6 +258,20 @@ class Core:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         try:
             return Download(self, exchange, exchange.response())
+        except BaseException:
+            exchange.close()
+            raise
+
+    def events(self, path: str) -> Events:
+        """Return the server-sent events of a GET, to be used in a `with`.
+
+        Raises:
+            NodeUnreachable, XscError: as `call`.
+        """
+        exchange = self._request("GET", path, {}, EVENTS_TIMEOUT_S)
+        sock: socket.socket = exchange.connection.sock
+        try:
+            return Events(exchange, exchange.response(), sock)
         except BaseException:
             exchange.close()
             raise
@@ -592,3 +609,47 @@ class Download:
         except XscError:
             return lost
         return problem_of(found)
+
+
+class Events:
+    """Server-sent events of a node, each a JSON document, until `close`."""
+
+    def __init__(self, exchange: _Exchange, response: HTTPResponse, sock: socket.socket) -> None:
+        self._exchange = exchange
+        self._response = response
+        self._socket = sock
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream, also while another thread waits for its next event."""
+        self._closed = True
+        with suppress(OSError):  # the node has closed it
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._response.close()
+        self._exchange.close()
+
+    def __iter__(self) -> Iterator[Document]:
+        """Yield the events as they arrive.
+
+        Raises:
+            NodeUnreachable: the node ended the stream, was silent, or is no node.
+        """
+        try:
+            for line in self._response:
+                name, _, data = line.partition(b": ")
+                if name == b"data":
+                    yield dict(json.loads(data))
+        except TimeoutError:
+            raise _silent(EVENTS_TIMEOUT_S) from None
+        except (OSError, HTTPException, ValueError, TypeError):
+            if self._closed:
+                return
+            raise NodeUnreachable("the node broke off its answer") from None
+        if not self._closed:
+            raise NodeUnreachable("the node has stopped", hint="see the node's log")

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-GROUPS = {"node", "peer", "store", "compute", "market", "ledger", "health", "verify", "devnet"}
+GROUPS = {
+    *("node", "peer", "store", "compute", "space", "market", "ledger", "health", "verify", "devnet")
+}
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ class StandIn:
             200, {"Content-Length": str(len(body))}, body
         )
 
+    def tells(self, path: str, changes: list[dict]) -> None:
+        """Answer with server-sent events, and end."""
+        body = b":\n\n" + b"".join(
+            b"data: " + json.dumps(change).encode() + b"\n\n" for change in changes
+        )
+        headers = {"Content-Type": "text/event-stream"}
+        self.routes["GET", path] = lambda request: request.answer.raw(200, headers, body)
+
     def refuses(self, method: str, path: str, code: str, detail: str, hint: str = "") -> None:
         problem = {"code": code, "detail": detail, "hint": hint}
         self.routes[method, path] = lambda request: request.answer.document(problem, 400)
@@ -195,4 +203,4 @@ class Answerer(BaseHTTPRequestHandler):
             problem = {"code": "not_found", "detail": f"there is no {place}", "hint": ""}
             self.document(problem, 404)
 
-    do_GET = do_POST = do_DELETE = _handle  # noqa: N815 - the base class names them
+    do_GET = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815 - the base class names them

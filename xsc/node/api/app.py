@@ -163,12 +163,21 @@ async def read_body(request: web.Request, kind: type[B]) -> B:
         TooLarge: over JSON_BYTES_MAX.
         ArgumentInvalid: not JSON, or not of the model; names the first field that is wrong.
     """
-    raw = await request.content.read(JSON_BYTES_MAX + 1)
-    while len(raw) <= JSON_BYTES_MAX and (more := await request.content.read(JSON_BYTES_MAX)):
+    return parse(await read_bounded(request, JSON_BYTES_MAX, "a JSON request") or b"{}", kind)
+
+
+async def read_bounded(request: web.Request, most: int, what: str) -> bytes:
+    """Return the request's body.
+
+    Raises:
+        TooLarge: it has more than `most` bytes; names `what` it is.
+    """
+    raw = await request.content.read(most + 1)
+    while len(raw) <= most and (more := await request.content.read(most)):
         raw += more
-    if len(raw) > JSON_BYTES_MAX:
-        raise TooLarge(f"a JSON request is bounded to {JSON_BYTES_MAX} bytes")
-    return parse(raw or b"{}", kind)
+    if len(raw) > most:
+        raise TooLarge(f"{what} has at most {most} bytes")
+    return raw
 
 
 def parse(raw: bytes, kind: type[B]) -> B:

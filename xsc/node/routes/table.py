@@ -17,6 +17,7 @@ from xsc.node.routes import (
     objects,
     peers,
     services,
+    space,
     status,
     store,
     streams,
@@ -37,6 +38,7 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *streams.routes(node),
         *evidence.routes(node),
         *services.routes(node),
+        *space.routes(node),
         *market.routes(node),
         *ledger.routes(node),
     ]

@@ -1,0 +1,74 @@
+"""Calls for the space: get, put, delete, list, watch, count and compact."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from urllib.parse import quote
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.client.calls import FSCK_TIMEOUT_S
+from xsc.client.core import Core, Document, Events
+from xsc.space.paths import parse_address
+
+ADDRESS_BYTES_MAX = 2048
+"""Of `[OWNER:]PATH`: above any that is one, and below what a request's first line takes."""
+
+
+def address_of(text: str) -> str:
+    """Return `[OWNER:]PATH` if it is one.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    owner, _ = parse_address(text)
+    if len(text.encode(errors="surrogatepass")) > ADDRESS_BYTES_MAX:
+        raise ArgumentInvalid("the owner before the colon is too long for a name or an id")
+    if owner is not None and not owner.isprintable():
+        raise ArgumentInvalid("the owner before the colon is no name and no id")
+    return text
+
+
+def _record(address: str) -> str:
+    return f"/v1/space/record?at={quote(address_of(address), safe='')}"
+
+
+def value_of(shown: str | dict[str, str]) -> bytes:
+    """Return the bytes of a value that the node shows: text, or {"base64": text}."""
+    return shown.encode() if isinstance(shown, str) else b64decode(shown["base64"])
+
+
+class SpaceCalls:
+    """The calls of one node. An address is `[OWNER:]PATH`, with OWNER the name or id of a node."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def get(self, address: str) -> Document:
+        """Return the newest record at an address with its value (`value_of`)."""
+        return self.core.call("GET", _record(address))
+
+    def put(self, path: str, value: bytes) -> Document:
+        """Write a value at a path of this node; return the `sequence` of its record."""
+        return self.core.send("PUT", _record(path), [value])
+
+    def remove(self, path: str) -> Document:
+        """Delete a path of this node; return the `sequence` of the deletion."""
+        return self.core.call("DELETE", _record(path))
+
+    def records(self, prefix: str = "") -> Document:
+        """Return the records under a prefix, without values."""
+        address = quote(address_of(prefix), safe="")
+        return self.core.call("GET", f"/v1/space/records?under={address}")
+
+    def watch(self, prefix: str = "") -> Events:
+        """Return each change under a prefix from now on, to be used in a `with`."""
+        address = quote(address_of(prefix), safe="")
+        return self.core.events(f"/v1/space/watch?under={address}")
+
+    def stats(self) -> Document:
+        """Return how much the space holds."""
+        return self.core.call("GET", "/v1/space/stats")
+
+    def compact(self) -> Document:
+        """Have the node drop what it need not keep of the space; return its stats after that."""
+        return self.core.call("POST", "/v1/space/compact", {}, timeout_s=FSCK_TIMEOUT_S)

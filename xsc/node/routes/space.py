@@ -1,0 +1,168 @@
+"""Space endpoints: get, put, delete, list, watch, count and compact.
+
+The query names a record as `at=[OWNER:]PATH` and a prefix as `under=[OWNER:]PREFIX`. OWNER is this
+node or a peer, by name or id; without it this node is meant. Only this node's own space can be
+written to. The body of a put is the value itself. A watch is a stream of server-sent events, one
+a change, from the first line on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+
+from aiohttp import web
+
+from xsc.api.schema import Empty, SpaceChange, SpaceRow, SpaceStats, SpaceValue, SpaceWritten
+from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
+from xsc.base.ids import to_text
+from xsc.node.api.app import read_body, read_bounded, reply
+from xsc.node.build import Node
+from xsc.space.limits import VALUE_BYTES_MAX
+from xsc.space.paths import parse_address
+from xsc.space.record import SpaceRecord, to_json
+from xsc.space.service import Watch
+from xsc.space.store import Stats
+
+BEAT_MS = 5_000
+"""A watch without a change sends a comment this often, so that each side notices if the other
+is gone."""
+_COMMENT = b":\n\n"
+
+
+def _row(owner: bytes, record: SpaceRecord) -> dict[str, object]:
+    return {
+        "owner": to_text(owner),
+        "path": record.path,
+        "sequence": record.sequence,
+        "size_bytes": record.size_bytes,
+    }
+
+
+def _stamp(record: SpaceRecord) -> dict[str, str]:
+    return {"domain": to_text(record.domain), "events": b64encode(record.stamp).decode()}
+
+
+def _stats(found: Stats) -> web.Response:
+    return reply(
+        SpaceStats(
+            records=found.records,
+            live_bytes=found.live_bytes,
+            disk_bytes=found.disk_bytes,
+            # Nothing is exchanged with peers yet.
+            subscriptions=0,
+            received_bytes=0,
+            sent_bytes=0,
+        )
+    )
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the space endpoints of a node."""
+
+    def addressed(request: web.Request, name: str) -> tuple[bytes, str]:
+        """Return the owner and the path that the query names; the path may be empty."""
+        owner, path = parse_address(request.query.get(name, ""))
+        return node.key.node_id if owner is None else node.find(owner), path
+
+    def record_at(request: web.Request) -> tuple[bytes, str]:
+        owner, path = addressed(request, "at")
+        if not path:
+            raise ArgumentInvalid("the path is missing", hint="write [OWNER:]part/part")
+        return owner, path
+
+    def own_record_at(request: web.Request) -> str:
+        owner, path = record_at(request)
+        if owner != node.key.node_id:
+            raise NotAllowed(
+                "only the owner of a space writes there", hint="without OWNER it is your own"
+            )
+        return path
+
+    async def get(request: web.Request) -> web.Response:
+        owner, path = record_at(request)
+        entry = node.space.get(path, owner)
+        if entry.value is None:
+            raise NotFound(f"the value at '{path}' is not on this node")
+        record = entry.signed.record
+        shown = _row(owner, record) | {"stamp": _stamp(record), "value": to_json(entry.value)}
+        return reply(SpaceValue.model_validate(shown))
+
+    def written(path: str, sequence: int) -> web.Response:
+        owner = to_text(node.key.node_id)
+        return reply(SpaceWritten(owner=owner, path=path, sequence=sequence))
+
+    async def put(request: web.Request) -> web.Response:
+        path = own_record_at(request)
+        value = await read_bounded(request, VALUE_BYTES_MAX, "a value")
+        return written(path, await node.space.put(path, value))
+
+    async def remove(request: web.Request) -> web.Response:
+        path = own_record_at(request)
+        return written(path, await node.space.rm(path))
+
+    async def listed(request: web.Request) -> web.Response:
+        owner, prefix = addressed(request, "under")
+        found = await node.parts.executor.run(node.space.ls, prefix, owner)
+        rows = [SpaceRow.model_validate(_row(owner, record)).model_dump() for record in found]
+        return reply({"records": rows})
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        owner, prefix = addressed(request, "under")
+        watching = node.space.watch(prefix, owner)
+        try:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await _tell(watching, response)
+            await response.write_eof()
+        finally:
+            node.space.unwatch(watching)
+        return response
+
+    async def stats(_: web.Request) -> web.Response:
+        return _stats(await node.parts.executor.run(node.space.stats))
+
+    async def compact(request: web.Request) -> web.Response:
+        await read_body(request, Empty)
+        return _stats(await node.space.compact())
+
+    return [
+        web.get("/v1/space/record", get),
+        web.put("/v1/space/record", put),
+        web.delete("/v1/space/record", remove),
+        web.get("/v1/space/records", listed),
+        web.get("/v1/space/watch", watch),
+        web.get("/v1/space/stats", stats),
+        web.post("/v1/space/compact", compact),
+    ]
+
+
+async def _tell(watching: Watch, response: web.StreamResponse) -> None:
+    """Send changes until the watch ends.
+
+    Raises:
+        ConnectionError: the client is gone.
+    """
+    await response.write(_COMMENT)  # the watch is open
+    following = asyncio.create_task(watching.next())
+    try:
+        while True:
+            await asyncio.wait({following}, timeout=BEAT_MS / 1000)
+            if not following.done():
+                await response.write(_COMMENT)
+                continue
+            change = following.result()
+            if change is None:
+                return
+            shown = SpaceChange(
+                owner=to_text(change.owner),
+                path=change.path,
+                sequence=change.sequence,
+                value=to_json(change.value),
+            )
+            text = json.dumps(shown.model_dump(), ensure_ascii=False)
+            await response.write(b"data: " + text.encode() + b"\n\n")
+            following = asyncio.create_task(watching.next())
+    finally:
+        following.cancel()
