@@ -89,7 +89,11 @@ SHELL = {
     "xsc.net.transport.memory": "a network inside one process",
     "xsc.net.calls.quota": "lets answers wait for their room",
     "xsc.net.transport.room": "lets who shares room wait for it",
-    "xsc.net.service": "calls peers and answers them",
+    "xsc.net.calls.sender": "sends requests to peers",
+    "xsc.net.calls.server": "answers requests of peers",
+    "xsc.net.greeting": "tells peers where this node is, and asks them",
+    "xsc.net.joining": "calls the issuer of an invitation",
+    "xsc.net.service": "starts the parts of net, and calls peers",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
     "xsc.net.transport.turns": "lets large bodies wait for each other",
     "xsc.space.cell_sync": "follows records, runs propagators",
@@ -373,7 +377,7 @@ def test_every_folder_of_tests_is_a_package(folder):
 
 BROAD = {"Exception", "BaseException"}
 SUPERVISORS = {
-    "xsc.net.service": "a bug answers 500 to the peer and is logged",
+    "xsc.net.calls.server": "a bug answers 500 to the peer and is logged",
     "xsc.cli.main": "a bug prints one sentence and exits 1",
     "xsc.node.tasks": "a background task that fails is logged and started again",
     "xsc.node.api.app": "a bug answers 500 and is logged, the node goes on",

@@ -10,7 +10,7 @@ import pytest
 from tests.meta.test_docs import rows
 from tests.sim.adversary.play import Play
 from xsc.base import limits
-from xsc.net.service import JOIN
+from xsc.net.calls.server import JOIN
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "security.md"
@@ -32,7 +32,7 @@ SHARES = table("What one peer can hold of a node")
 
 def test_every_method_that_a_peer_answers_has_its_row_and_no_other_has():
     play = Play(0)
-    methods = {*play.node(1).peers._handlers, JOIN}
+    methods = {*play.node(1).peers.server.handlers, JOIN}
     play.close()
     named = [row[0].strip("`") for row in METHODS]
     assert sorted(named) == sorted(methods)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.sim.adversary.messages import HEADERS, PARTS
 from tests.sim.adversary.play import ROUNDS, STEPS, WEIGHTS, Play
-from xsc.net.service import JOIN
+from xsc.net.calls.server import JOIN
 
 LENGTH = int(os.environ.get("XSC_ADVERSARY_STEPS", STEPS))
 FIRST, _, LAST = os.environ.get("XSC_ADVERSARY_SEEDS", "60").rpartition("-")
@@ -36,7 +36,7 @@ def test_no_law_breaks_beside_a_peer_that_signs_whatever_it_likes(world):
 
 def test_every_method_that_a_peer_answers_has_a_generator_and_no_other_has():
     play = Play(0)
-    methods = set(play.node(1).peers._handlers) | {JOIN}
+    methods = set(play.node(1).peers.server.handlers) | {JOIN}
     play.close()
     assert set(HEADERS) == methods
     assert set(PARTS) <= methods

@@ -13,9 +13,9 @@ from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
+from xsc.net.greeting import HELLO
 from xsc.net.peers.circle import Member
 from xsc.net.peers.registry import AddressRecord
-from xsc.net.service import HELLO
 from xsc.node.recovery.recover import find_head
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
@@ -32,11 +32,11 @@ class Star(World):
 
     async def meet(self):
         for node in self.nodes[1:]:
-            await node.peers.join(await self.nodes[0].peers.invite(60_000))
+            await node.peers.joining.join(self.nodes[0].peers.joining.invite(60_000))
 
     async def guest(self, host):
         index = await self.add()
-        await self.nodes[index].peers.join(await self.nodes[host].peers.invite(60_000))
+        await self.nodes[index].peers.joining.join(self.nodes[host].peers.joining.invite(60_000))
         return index
 
     def knows(self, index, other):
@@ -138,7 +138,7 @@ def test_who_wants_invitations_alone_is_introduced_to_nobody_and_nobody_to_it():
 def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
     async def play(world):
         (other,) = ids(world, 2)
-        await getattr(world.nodes[1].peers, how)(other)
+        getattr(world.nodes[1].peers.roster, how)(other)
         # The introducer tells of all its friends again: for a new one, and after a start of both.
         guest = await world.guest(0)
         await world.until(lambda: world.knows(1, guest))
@@ -158,11 +158,11 @@ def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
         assert not world.knows(1, 2)
         if how == "block":
             assert world.nodes[1].peers.info(other).blocked
-            await world.nodes[1].peers.remove(other)
+            world.nodes[1].peers.roster.remove(other)
             await world.clock.sleep_ms(30_000)
             assert not world.knows(1, 2)
         # An invitation is the operator's word, and brings it back.
-        await world.nodes[2].peers.join(await world.nodes[1].peers.invite(60_000))
+        await world.nodes[2].peers.joining.join(world.nodes[1].peers.joining.invite(60_000))
         assert world.nodes[1].peers.info(other).introducer is None
 
     run(5, 3, play, INTRODUCED, kind=Star)
@@ -172,16 +172,16 @@ def test_whom_a_removed_introducer_brought_stays_unconfirmed_and_it_brings_nobod
     async def play(world):
         hub, two, three = ids(world, 0, 2, 3)
         one = world.nodes[1]
-        await one.peers.remove(hub)
+        one.peers.roster.remove(hub)
         guest = await world.guest(0)
         await world.until(lambda: world.knows(2, guest))
         await world.clock.sleep_ms(30_000)
         assert sorted(one.peers.peers()) == sorted([two, three])
-        assert one.peers.shares_with(two) == sorted([two, three], key=world.index_of)
+        assert one.peers.roster.shares_with(two) == sorted([two, three], key=world.index_of)
         assert one.peers.info(two).introducer == hub
-        await one.peers.confirm(two)
-        assert one.peers.shares_with(two) == [two]
-        assert one.peers.shares_with(three) == [three]
+        one.peers.roster.confirm(two)
+        assert one.peers.roster.shares_with(two) == [two]
+        assert one.peers.roster.shares_with(three) == [three]
         with pytest.raises(PeerUnknown):
             one.peers.info(hub)
 
@@ -221,7 +221,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
         assert limit // 2 < owed() <= limit
         # Each that the operator answers for has a credit of its own again.
         for sham in shams:
-            await host.peers.confirm(sham.key.node_id)
+            host.peers.roster.confirm(sham.key.node_id)
         assert any([await takes(host, sham) for sham in shams])
         assert sum(host.market.limits.exposure(sham.key.node_id) for sham in shams) > limit
 
@@ -238,7 +238,7 @@ def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
             pass
         owed = host.market.limits.exposure(two.key.node_id)
         assert owed > host.config.starter_credit_micro // 2
-        await host.peers.remove(one.key.node_id)
+        host.peers.roster.remove(one.key.node_id)
         for _ in range(2):
             host = world.nodes[1]
             assert host.market.limits.exposure(two.key.node_id) == owed
@@ -254,7 +254,7 @@ def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
 def test_an_introducer_makes_so_many_known_and_no_more():
     async def play(world):
         one, sham = world.nodes[1], world.nodes[0]
-        book = sham.peers._book
+        book = sham.peers.registry
         for number in range(INTRODUCED_A_PEER_MAX + 10):
             key = KeyPair(number.to_bytes(32, "big"))
             record = AddressRecord(
@@ -268,12 +268,12 @@ def test_an_introducer_makes_so_many_known_and_no_more():
             book.put(book.met(key.node_id, record, name=None, now_ms=number, signed=signed.raw))
             # Others each time, so that more are named than fit one greeting.
             if number % 30 == 29:
-                sham.peers._introduce_all()
+                sham.peers.greeter.introduce_all()
                 await world.clock.sleep_ms(1_000)
                 for peer in sham.peers.peers():
                     if peer != one.key.node_id:
                         book.remove(peer)
-        sham.peers._introduce_all()
+        sham.peers.greeter.introduce_all()
         await world.clock.sleep_ms(1_000)
         brought = [p for p in one.peers.peers() if one.peers.info(p).introducer is not None]
         assert len(brought) == INTRODUCED_A_PEER_MAX
@@ -295,7 +295,7 @@ def test_who_brings_shams_by_several_friends_is_one_introducer_with_one_credit(d
         for friend, key in zip(ids(world, 1, 2), keys, strict=True):
             said = introduction(origin, key)
             # With a record that lets the friends introduce the origin itself as well.
-            known = origin.peers._record().record
+            known = origin.peers.greeter.record().record
             record = known.model_copy(update={"introducible": True, "seq": known.seq + 1})
             own = sign(record, origin.key, origin.peers.network).raw
             await origin.peers.call(friend, HELLO, {"record": own, "members": [said]})
@@ -305,13 +305,15 @@ def test_who_brings_shams_by_several_friends_is_one_introducer_with_one_credit(d
         by = {victim.peers.info(sham).through for sham in shams}
         assert len(by) == 1
         assert direct == (by == {origin.key.node_id})
-        assert set(victim.peers.shares_with(shams[0])) >= set(shams)
-        assert len({victim.peers.introducer_of(sham) for sham in shams}) == 1
+        assert set(victim.peers.roster.shares_with(shams[0])) >= set(shams)
+        assert len({victim.peers.roster.introducer_of(sham) for sham in shams}) == 1
 
     class Friends(World):
         async def meet(self):
             for one, other in [(0, 1), (0, 2), (1, 3), (2, 3)] + [(0, 3)] * direct:
-                await self.nodes[one].peers.join(await self.nodes[other].peers.invite(60_000))
+                await self.nodes[one].peers.joining.join(
+                    self.nodes[other].peers.joining.invite(60_000)
+                )
 
     run(15, 4, play, INTRODUCED, prepare, kind=Friends)
 
@@ -321,7 +323,7 @@ def test_a_guest_that_brings_all_it_may_leaves_room_for_the_newcomers_of_its_hos
         hub, other, guest = world.nodes[0], world.nodes[1], world.nodes[2]
         keys = [KeyPair((9_000 + n).to_bytes(32, "big")) for n in range(INTRODUCED_A_PEER_MAX)]
         said = [introduction(guest, key) for key in keys]
-        record = guest.peers._record().raw
+        record = guest.peers.greeter.record().raw
         await guest.peers.call(hub.key.node_id, HELLO, {"record": record, "members": said})
         shams = {key.node_id for key in keys}
         await world.until(lambda: len(shams.intersection(hub.peers.peers())) == len(shams))
@@ -355,7 +357,7 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
         assert (row["name"], row["hosts"], row["brought"]) == (hub.config.name, 6, 5)
         # Whom the operator answers for is a domain of its own.
         for node in world.nodes[1:5]:
-            await owner.peers.confirm(node.key.node_id)
+            owner.peers.roster.confirm(node.key.node_id)
         found = await check(await put(owner, content(MIB, 1), survive=asked))
         assert found.survives.meets(asked)
         assert found.to_json()["domains"]["introducer"] == {"known": 5, "unknown": 0}
@@ -371,7 +373,7 @@ def test_a_recovered_node_knows_who_was_introduced():
         node, (hub, other) = world.nodes[1], ids(world, 0, 2)
         removed = [number.to_bytes(32, "big") for number in range(REMOVED_LISTED_MAX + 1)]
         for peer in removed:
-            node.peers._book.remove(peer)
+            node.peers.registry.remove(peer)
         await node.directory.told()
         body = open_body(
             open_head(node.directory.head, node.key.node_id, node.peers.network).record, node.key
@@ -379,12 +381,12 @@ def test_a_recovered_node_knows_who_was_introduced():
         assert {peer.node: peer.introducer for peer in body.peers} == {hub: None, other: hub}
         await world.lose(1)
         again = world.make(1, recovering=True)
-        again.peers.restore(node.peers.info(hub))
+        again.peers.roster.restore(node.peers.info(hub))
         await find_head(again)
         assert again.peers.info(other).through == hub
         assert again.peers.info(hub).through is None
         # Of those that were removed, the newest.
-        assert again.peers.removed() == removed[:0:-1]
+        assert again.peers.roster.removed() == removed[:0:-1]
         await again.stop_recovering()
 
     run(12, 3, play, INTRODUCED, kind=Star)
@@ -410,7 +412,7 @@ def test_any_number_may_move_at_once_but_for_one_that_all_know(moved):
 def test_who_moves_while_it_runs_tells_its_peers():
     async def play(world):
         node = world.nodes[0]
-        node.peers._advertise = ("node-0-elsewhere:1",)
+        node.peers.greeter.advertise = ("node-0-elsewhere:1",)
         await world.until(
             lambda: all(
                 other.peers.info(node.key.node_id).addresses == ("node-0-elsewhere:1",)
@@ -435,7 +437,7 @@ def test_a_node_that_nobody_reaches_learns_it_from_those_that_try():
         said = status_of(node, NO_HOME).peers
         assert (said.known, said.healthy, said.reached_by) == (2, 2, 0)
         assert [_row(node, peer)["reaches_us"] for peer in node.peers.peers()] == [False, False]
-        node.peers._advertise = ()
+        node.peers.greeter.advertise = ()
         await world.until(lambda: status_of(node, NO_HOME).peers.reached_by == len(others))
 
     run(13, 3, play, prepare=prepare, kind=Hidden)
@@ -446,4 +448,4 @@ class Hidden(World):
 
     async def meet(self):
         for other in self.nodes[1:]:
-            await self.nodes[0].peers.join(await other.peers.invite(60_000))
+            await self.nodes[0].peers.joining.join(other.peers.joining.invite(60_000))

@@ -120,7 +120,7 @@ def test_hosts_that_leave_are_named_as_leaving_and_not_as_full():
         assert f"leaving: {names(world, 2, 3)}" in fault.message
         assert "no room" not in fault.message
         for node in leavers:
-            await owner.peers.remove(node)
+            owner.peers.roster.remove(node)
         assert contract(owner, await put(owner, DATA)) == Contract(1), "it knows five now"
 
     run(314, 7, play)

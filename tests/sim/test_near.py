@@ -65,7 +65,7 @@ def test_a_provider_that_cannot_reach_the_other_shards_is_sent_the_input():
         provider = world.nodes[near]
         for index in range(1, 8):
             if index != near:
-                await provider.peers.block(world.nodes[index].key.node_id)
+                provider.peers.roster.block(world.nodes[index].key.node_id)
         done = await job(world, capability, on=to_text(provider.key.node_id))
         assert done.files["deep/TEXT"] == data.upper()
         assert done.saved_bytes == 0

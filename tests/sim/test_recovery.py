@@ -22,7 +22,7 @@ from xsc.base.limits import (
 )
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
-from xsc.net.service import _read_horizons
+from xsc.net.calls.server import read_horizons
 from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
 from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
@@ -36,7 +36,7 @@ OWNER = 0
 def place_of(world, index):
     """Say where a node is, as a person would tell it who lost everything."""
     node = world.nodes[index]
-    return f"{to_text(node.key.node_id)}@{node.peers.addresses()[0]}"
+    return f"{to_text(node.key.node_id)}@{node.peers.greeter.addresses()[0]}"
 
 
 async def put_named(node, name, data):
@@ -86,7 +86,7 @@ def test_a_recovered_node_refuses_requests_that_were_signed_before():
         await world.lose(OWNER)
         await back(world, OWNER, place_of(world, 2))
         now_ms = world.clock.now_ms()
-        floors = _read_horizons(world.disks[OWNER].state)
+        floors = read_horizons(world.disks[OWNER].state)
         assert set(floors) == {node.key.node_id for node in world.nodes[1:]}
         assert all(now_ms - 60_000 < floor_ms <= now_ms + 1 for floor_ms in floors.values())
 
@@ -227,7 +227,7 @@ def test_a_peer_that_crawls_holds_up_no_recovery_and_no_start():
         await put_named(world.nodes[OWNER], "a", content(100_000))
         await told(world)
         await world.lose(OWNER)
-        handlers = world.nodes[1].peers._handlers
+        handlers = world.nodes[1].peers.server.handlers
         head = handlers["ledger.head"]
         asked_ms = []
 
@@ -275,7 +275,7 @@ def test_a_peer_that_holds_back_the_newest_stops_nobody_and_makes_no_forger():
         await told(world)
         for index in (1, 2, 4, 5, 6):  # as if they had been away
             world.disks[index].state.write([(HEADS + owner.key.node_id, old)], sync=True)
-        hidden = liar.peers._handlers
+        hidden = liar.peers.server.handlers
         shown = dict(hidden)
 
         async def hide(_caller, _header, _parts):
@@ -398,7 +398,7 @@ def test_a_peer_that_refuses_a_head_without_proof_stops_nobody(lie):
                 raise RateLimited("too many", retry_after_s=1)
             return {"stored": False}, shown.get(lie, [bytes(part.data) for part in parts])
 
-        liar.peers._handlers[HEAD_PUT] = refuse
+        liar.peers.server.handlers[HEAD_PUT] = refuse
         await put_named(owner, "b", content(11))
         honest = [index for index in range(len(world.nodes)) if index not in (OWNER, 3)]
         key = HEADS + owner.key.node_id
@@ -419,7 +419,7 @@ def test_a_peer_that_refuses_a_head_without_proof_stops_nobody(lie):
 def test_a_host_that_was_too_busy_for_a_head_gets_it_later():
     async def play(world):
         owner, host = world.nodes[OWNER], world.nodes[3]
-        kept = host.peers._handlers[HEAD_PUT]
+        kept = host.peers.server.handlers[HEAD_PUT]
         refusals = 3
 
         async def busy(caller, header, parts):
@@ -429,7 +429,7 @@ def test_a_host_that_was_too_busy_for_a_head_gets_it_later():
                 raise RateLimited("too many", retry_after_s=1)
             return await kept(caller, header, parts)
 
-        host.peers._handlers[HEAD_PUT] = busy
+        host.peers.server.handlers[HEAD_PUT] = busy
         await put_named(owner, "a", content(10))
         key = HEADS + owner.key.node_id
         await world.until(

@@ -300,7 +300,7 @@ def test_a_deletion_ends_with_the_lease_where_the_host_is_no_peer_any_more():
         doomed = await put(owner, content(70_000), code=(1, 1))
         gone = next(i for i in range(1, 3) if world.nodes[i].shards.used_bytes)
         await world.lose(gone)
-        await owner.peers.remove(world.nodes[gone].key.node_id)
+        owner.peers.roster.remove(world.nodes[gone].key.node_id)
         assert (await owner.storage.rm(doomed)).partly
         await world.skip(89 * DAY_MS, 30 * DAY_MS)
         assert len(list(owner.storage.catalogue.entries())) == 1

@@ -8,8 +8,8 @@ from xsc.base.limits import MIB, REQUEST_WINDOW_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
 from xsc.net.calls.replay import ReplayGuard
+from xsc.net.calls.server import HORIZONS, read_horizons
 from xsc.net.peers.invitation import PREFIX as INVITATIONS
-from xsc.net.service import HORIZONS, _read_horizons
 from xsc.node.home.archive import Head, Reader, frames, seal_of
 from xsc.node.home.backup import _entries, letters_of
 from xsc.node.recovery.restore import Brought, catch_up, read_into
@@ -186,7 +186,7 @@ def test_no_voucher_has_the_number_of_another():
                 note(caller, header["voucher"])
                 return await inner(caller, header, parts)
 
-            node.peers._handlers["market.settle"] = settle  # the network's own ear
+            node.peers.server.handlers["market.settle"] = settle  # the network's own ear
         await put_named(world.nodes[OWNER], "a", content(5 * MIB))
         await settled(world)
         raw = back_up(world)
@@ -209,10 +209,10 @@ def test_what_the_operator_said_of_peers_since_a_backup_holds():
         owner = world.nodes[OWNER]
         one, two, three = (node.key.node_id for node in world.nodes[1:])
         raw = back_up(world)
-        await owner.peers.confirm(one)
-        await owner.peers.rename(one, "friend")
-        await owner.peers.block(two)
-        await owner.peers.remove(three)
+        owner.peers.roster.confirm(one)
+        owner.peers.roster.rename(one, "friend")
+        owner.peers.roster.block(two)
+        owner.peers.roster.remove(three)
         await world.clock.sleep_ms(20_000)
         await lose_and_restore(world, raw)
         await caught_up(world)
@@ -220,7 +220,7 @@ def test_what_the_operator_said_of_peers_since_a_backup_holds():
         assert peers.peers() == [one]
         assert (peers.info(one).name, peers.info(one).confirmed) == ("friend", True)
         assert peers.info(two).blocked
-        assert peers.removed() == [three]
+        assert peers.roster.removed() == [three]
 
     run(28, 4, play)
 
@@ -232,7 +232,7 @@ def test_what_may_have_been_seen_before_is_refused():
         await world.crash(3)
         await caught_up(world, without_silent=True)
         now_ms = world.clock.now_ms()
-        horizons = _read_horizons(world.disks[OWNER].state)
+        horizons = read_horizons(world.disks[OWNER].state)
         silent = world.nodes[3].key.node_id
         assert set(horizons) == {node.key.node_id for node in world.nodes[1:]}
         guard = ReplayGuard(boot_ms=0, horizons=horizons)
@@ -262,7 +262,7 @@ def test_what_a_peer_says_of_its_clock_neither_ends_the_node_nor_bars_for_long(c
         world.nodes[2].health._clock = Wild(world.clock)
         await caught_up(world)
         now_ms = world.clock.now_ms()
-        floor_ms = _read_horizons(world.disks[OWNER].state)[world.nodes[2].key.node_id]
+        floor_ms = read_horizons(world.disks[OWNER].state)[world.nodes[2].key.node_id]
         assert now_ms - 60_000 < floor_ms <= now_ms + REQUEST_WINDOW_MS + 1
 
     run(27, 4, play)
@@ -298,7 +298,7 @@ def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
 def test_invitations_and_puts_under_way_are_left_out():
     async def play(world):
         owner = world.nodes[OWNER]
-        await owner.peers.invite(60_000)
+        owner.peers.joining.invite(60_000)
         state = world.disks[OWNER].state
         state.write([(journal.HEAD + bytes(32), b"a put under way")], sync=True)
         assert list(state.scan(INVITATIONS, INVITATIONS + b"\xff"))

@@ -36,7 +36,6 @@ from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
-from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
@@ -209,7 +208,7 @@ class Node:
         )
         self.space_store = SpaceStore(parts.space, executor, clock, key, net)
         self.space = SpaceService(self.space_store, clock)
-        context = Context(key, net, clock, entropy, executor, self.peers, log)
+        context = self.peers.context
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.bodies,
@@ -226,7 +225,7 @@ class Node:
             state=parts.state,
             starter_limit=config.starter_credit_micro,
             recovering=recovering,
-            shares_with=self.peers.shares_with,
+            shares_with=self.peers.roster.shares_with,
             # Bound late: both are made after the ledger.
             on_change=lambda: self.directory.wake(),  # noqa: PLW0108
             check_consent=lambda payer, voucher: self.payments.check_consent(payer, voucher),  # noqa: PLW0108
@@ -234,18 +233,18 @@ class Node:
         self.health = HealthService(
             context,
             state=parts.state,
-            peers=self.peers,
+            peers=self.peers.roster,
             info=self.describe,
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
-        self.allocation = AllocationService(context, state=parts.state, peers=self.peers)
+        self.allocation = AllocationService(context, state=parts.state, peers=self.peers.roster)
         attended = Attended(clock, self.peers, self.health.is_there)
         attending = replace(context, caller=attended)
         self.market = MarketService(
             attending,
             MarketPorts(
-                peers=self.peers,
+                peers=self.peers.roster,
                 credit=self.ledger,
                 quality=self.health,
                 standing=self.allocation,
@@ -259,7 +258,7 @@ class Node:
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
-        providers = Providers(key.node_id, self.market, self.health, self.peers)
+        providers = Providers(key.node_id, self.market, self.health, self.peers.roster)
         self.storage = StorageService(
             attending,
             hosts=providers,
@@ -374,7 +373,7 @@ class Node:
 
     def peer_names(self) -> dict[str, str]:
         """Return the name of every known peer, and of this node, by short id."""
-        known = {short(peer): self.name_of(peer) for peer in self.peers.all_peers()}
+        known = {short(peer): self.name_of(peer) for peer in self.peers.roster.all_peers()}
         return known | {short(self.key.node_id): self.config.name}
 
     def job_limits(
@@ -437,13 +436,13 @@ class Node:
                 self.compute,
                 self.services,
             ):
-                self.peers.register(service.handlers())
-            self.peers.register_groups(self.storage.group_handlers())
-            self.peers.bound_answers(ANSWER_BOUNDS)
+                self.peers.server.register(service.handlers())
+            self.peers.server.register_groups(self.storage.group_handlers())
+            self.peers.server.bound_answers(ANSWER_BOUNDS)
             self.peers.share(PUT, GUARD)
             self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
             self.peers.share(RUN, halves=True)
-            self.peers.on_change(self._peer_changed)
+            self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()
         except XscError:
@@ -451,7 +450,7 @@ class Node:
             raise
         for peer in self.peers.peers():
             self.health.watch(peer)
-        self.tasks.start("peers", self.peers.run)
+        self.tasks.start("peers", self.peers.greeter.run)
         self.tasks.start("space", self.space.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)

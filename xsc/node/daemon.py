@@ -137,7 +137,7 @@ def banner(node: Node) -> list[str]:
     return [
         f"node {to_text(node.key.node_id)}",
         f"name {config.name}, network {node.network}",
-        f"peers reach it at {', '.join(node.peers.addresses())}",
+        f"peers reach it at {', '.join(node.peers.greeter.addresses())}",
         (
             f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
             f"{format_credits(config.storage_price_micro)} credits a MiB and hour, "

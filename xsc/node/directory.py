@@ -209,7 +209,7 @@ class DirectoryKeeper:
                 waiting.over.set()
 
     def _known(self) -> tuple[KnownPeer, ...]:
-        infos = [self._peers.info(peer) for peer in sorted(self._peers.all_peers())]
+        infos = [self._peers.info(peer) for peer in sorted(self._peers.roster.all_peers())]
         return tuple(
             KnownPeer(
                 info.node_id,
@@ -236,7 +236,7 @@ class DirectoryKeeper:
 
     async def _write(self) -> bool:
         packed = await self._executor.run(lambda: pack(self._storage.catalogue.directory()))
-        peers, removed = self._known(), tuple(self._peers.removed()[:REMOVED_LISTED_MAX])
+        peers, removed = self._known(), tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX])
         ledger = self._ledger()
         shown = body_bytes(HeadBody(0, peers, b"", None, ledger, removed))
         listed = tagged_sha256("directory", packed)

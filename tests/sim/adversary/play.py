@@ -403,7 +403,7 @@ class Play:
 
     def say(self) -> None:
         """Send messages of a method that somebody answers, each another, or one many times."""
-        methods = sorted(self.node(1).peers._handlers)
+        methods = sorted(self.node(1).peers.server.handlers)
         method = self.rng.choices(methods, [WEIGHTS.get(name, 1) for name in methods])[0]
         target = self.about(method)
         count = self.rng.choice((2, 6, 12))

@@ -23,7 +23,7 @@ from xsc.base.limits import NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.merkle import Part, root_of
 from xsc.net.calls import problems, signing
 from xsc.net.calls.frame import pack_head, unpack
-from xsc.net.service import ROOT
+from xsc.net.calls.sender import ROOT
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take, Transport
 from xsc.storage.object.manifest import Manifest, expected_digest
 

@@ -82,8 +82,8 @@ class Node:
             accepts=self.accepts,
             quota=quota,
         )
-        net.register({"test.echo": self._echo})
-        net.on_change(lambda peer, what: self.changes.append((peer, what)))
+        net.server.register({"test.echo": self._echo})
+        net.roster.on_change(lambda peer, what: self.changes.append((peer, what)))
         return net
 
     async def _echo(
@@ -108,7 +108,7 @@ async def acquainted(*nodes: Node) -> None:
         await node.net.start()
     for index, node in enumerate(nodes):
         for other in nodes[:index]:
-            await other.net.join(await node.net.invite(HOUR_MS))
+            await other.net.joining.join(node.net.joining.invite(HOUR_MS))
 
 
 def part(data: bytes) -> Part:

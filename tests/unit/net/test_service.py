@@ -144,7 +144,7 @@ async def test_an_error_of_the_handler_arrives_as_itself(nodes):
     async def refuse(caller, header, parts):
         raise CreditExceeded("no credit", hint="pay")
 
-    bert.net.register({"test.refuse": refuse})
+    bert.net.server.register({"test.refuse": refuse})
     with pytest.raises(CreditExceeded, match="no credit") as error:
         await anna.net.call(bert.id, "test.refuse", {})
     assert error.value.hint == "pay"
@@ -157,13 +157,13 @@ async def test_damage_and_bugs_over_there_are_a_failed_peer_here_without_details
     async def fail(caller, header, parts):
         raise fault
 
-    bert.net.register({"test.fail": fail})
+    bert.net.server.register({"test.fail": fail})
     with pytest.raises(PeerError) as error:
         await anna.net.call(bert.id, "test.fail", {})
     assert type(error.value) is PeerError
     assert "secret" not in error.value.message
     if isinstance(fault, ValueError):
-        assert "peer_request_failed" in bert.log.names()
+        assert "net.request_failed" in bert.log.names()
 
 
 async def test_a_method_nobody_has_is_not_found(nodes):
@@ -176,7 +176,7 @@ async def test_a_stranger_or_blocked_peer_is_not_called(nodes, memory):
     anna, bert = nodes
     with pytest.raises(PeerUnknown):
         await anna.net.call(bytes(32), "test.echo", {})
-    await anna.net.block(bert.id)
+    anna.net.roster.block(bert.id)
     before = len(memory.trace)
     with pytest.raises(PeerBlocked):
         await anna.net.call(bert.id, "test.echo", {})
@@ -212,7 +212,7 @@ async def test_a_dropped_connection_is_tried_once_more_with_a_new_signature(node
             raise asyncio.CancelledError
         return {}, ()
 
-    bert.net.register({"test.drop": drop_once})
+    bert.net.server.register({"test.drop": drop_once})
     await anna.net.call(bert.id, "test.drop", {})
     assert len(tries) == 2
 
@@ -220,8 +220,8 @@ async def test_a_dropped_connection_is_tried_once_more_with_a_new_signature(node
 async def test_the_next_address_is_tried_and_the_good_one_remembered(nodes, memory):
     anna, bert = nodes
     info = anna.net.info(bert.id).model_copy(update={"addresses": ("gone:1", "bert:1")})
-    anna.net._book.put(info)
-    anna.net._answered_at.clear()
+    anna.net.registry.put(info)
+    anna.net.sender.answered_at.clear()
     await anna.net.call(bert.id, "test.echo", {})
     before = len(memory.trace)
     await anna.net.call(bert.id, "test.echo", {})
@@ -238,7 +238,7 @@ async def test_a_cancelled_call_disturbs_no_other(nodes):
         bert.calls.append((caller, header, []))
         return {}, ()
 
-    bert.net.register({"test.wait": wait})
+    bert.net.server.register({"test.wait": wait})
     call = asyncio.create_task(anna.net.call(bert.id, "test.wait", {}))
     await entered.wait()
     call.cancel()
@@ -248,7 +248,7 @@ async def test_a_cancelled_call_disturbs_no_other(nodes):
     gate.set()
     await until(lambda: len(bert.calls) >= 2)
     # The answer that nobody waits for takes its place along.
-    await until(lambda: not bert.net._quota.in_flight(anna.id))
+    await until(lambda: not bert.net.server.quota.in_flight(anna.id))
 
 
 async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
@@ -344,10 +344,10 @@ async def test_every_improper_request_of_an_unknown_caller_gets_the_same_answer(
 
 async def test_a_blocked_or_removed_peer_is_unknown(nodes):
     anna, bert = nodes
-    await bert.net.block(anna.id)
+    bert.net.roster.block(anna.id)
     with pytest.raises(Unauthorized, match="bert"):
         await anna.net.call(bert.id, "test.echo", {})
-    await bert.net.remove(anna.id)
+    bert.net.roster.remove(anna.id)
     with pytest.raises(Unauthorized):
         await anna.net.call(bert.id, "test.echo", {})
     assert not bert.calls
@@ -358,12 +358,12 @@ async def test_one_stranger_leaves_room_for_others_to_join(memory):
     bert = Node(memory, "bert")
     await bert.net.start()
     flood = Outsider(bert)
-    invited = await bert.net.invite(HOUR_MS)
+    invited = bert.net.joining.invite(HOUR_MS)
     for _ in range(2 * UNKNOWN_AN_ADDRESS_A_SECOND_MAX):
         await flood.send(flood.request("peers.join"))
     anna = Node(memory, "anna")
     await anna.net.start()
-    assert await anna.net.join(invited) == bert.id
+    assert await anna.net.joining.join(invited) == bert.id
     await anna.net.stop()
     await bert.net.stop()
 
@@ -426,7 +426,7 @@ async def test_a_peer_can_call_again_soon_after_a_restart(nodes):
 
 async def test_every_flipped_byte_of_a_signed_request_is_refused(nodes):
     anna, bert = nodes
-    bert.net._quota = Quota(rate=10**6, unknown_rate=10**6, source_rate=10**6)
+    bert.net.server.quota = Quota(rate=10**6, unknown_rate=10**6, source_rate=10**6)
     wire = Outsider(bert, anna.key)
     whole = wire.request(header={"a": "b"}, parts=[part(b"part")])
     for name, value in whole.headers.items():
@@ -499,8 +499,8 @@ async def test_an_answer_counts_until_it_is_written(memory):
         made.append(caller)
         return {}, [bytes(size - 200)]
 
-    bert.net.register({"test.much": much})
-    bert.net.bound_answers({"test.much": lambda header: size})
+    bert.net.server.register({"test.much": much})
+    bert.net.server.bound_answers({"test.much": lambda header: size})
     memory.stall("bert", "test.much")
     calls = [asyncio.create_task(anna.net.call(bert.id, "test.much", {})) for _ in range(6)]
     await settle()
@@ -515,7 +515,7 @@ async def test_an_answer_counts_until_it_is_written(memory):
     assert made == [anna.id] * 3 + [carl.id]
     for call in [*calls, other]:
         call.cancel()
-    await until(lambda: not bert.net._quota.in_flight(anna.id))
+    await until(lambda: not bert.net.server.quota.in_flight(anna.id))
     assert (room.held(anna.id), room.held(carl.id)) == (0, 0)
 
 
@@ -526,7 +526,7 @@ async def test_an_answer_for_which_there_is_no_room_is_refused_and_not_kept(memo
     with pytest.raises(RateLimited, match="not read yet"):
         await anna.net.call(bert.id, "test.echo", {}, [part(bytes(500))])
     assert (await anna.net.call(bert.id, "test.echo", {"a": 1})).header == {"a": 1}
-    assert room.held(anna.id) == bert.net._quota.in_flight(anna.id) == 0
+    assert room.held(anna.id) == bert.net.server.quota.in_flight(anna.id) == 0
 
 
 async def test_what_a_peer_says_of_its_address_costs_no_synced_write(memory):
@@ -562,7 +562,7 @@ async def test_requests_at_once_are_bounded(memory):
         await gate.wait()
         return {}, ()
 
-    bert.net.register({"test.wait": wait})
+    bert.net.server.register({"test.wait": wait})
     calls = [asyncio.create_task(anna.net.call(bert.id, "test.wait", {})) for _ in range(3)]
     done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     assert [type(call.exception()) for call in done] == [RateLimited]
@@ -597,7 +597,7 @@ async def test_names_are_unique_here(memory):
     anna = Node(memory, "anna")
     others = [Node(memory, name) for name in ("bert", "bert2")]
     for node in others:
-        node.net.name = "bert"
+        node.net.greeter.name = "bert"
     await acquainted(anna, *others)
     assert sorted(anna.net.info(node.id).name for node in others) == ["bert", "bert-2"]
     assert anna.net.find("bert-2") == others[1].id
@@ -608,8 +608,8 @@ async def test_a_peer_can_be_given_a_name(memory):
     await acquainted(anna, bert)
     await carl.net.start()
     with pytest.raises(ArgumentInvalid):
-        await anna.net.join(await carl.net.invite(HOUR_MS), "bert")
-    await anna.net.join(await carl.net.invite(HOUR_MS), "friend")
+        await anna.net.joining.join(carl.net.joining.invite(HOUR_MS), "bert")
+    await anna.net.joining.join(carl.net.joining.invite(HOUR_MS), "friend")
     assert anna.net.find("friend") == carl.id
     assert carl.net.info(anna.id).name == "anna"
 
@@ -628,10 +628,10 @@ async def test_a_removed_peer_is_gone_and_can_be_invited_again(nodes):
     wire = Outsider(bert, anna.key)
     before = wire.request()
     assert (await wire.send(before)).status == 200
-    await bert.net.remove(anna.id)
+    bert.net.roster.remove(anna.id)
     with pytest.raises(PeerUnknown):
         bert.net.info(anna.id)
-    await anna.net.join(await bert.net.invite(HOUR_MS))
+    await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
     await anna.net.call(bert.id, "test.echo", {})
     assert await wire.error(before) is ReplayRefused
     assert bert.changes == [(anna.id, "added"), (anna.id, "removed"), (anna.id, "added")]
@@ -640,19 +640,19 @@ async def test_a_removed_peer_is_gone_and_can_be_invited_again(nodes):
 
 async def test_a_blocked_peer_does_not_come_back_by_an_invitation(nodes):
     anna, bert = nodes
-    await bert.net.block(anna.id)
+    bert.net.roster.block(anna.id)
     with pytest.raises(PeerBlocked):
-        await anna.net.join(await bert.net.invite(HOUR_MS))
+        await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
     assert bert.changes[-1] == (anna.id, "blocked")
-    assert (bert.net.peers(), bert.net.all_peers()) == ([], [anna.id])
+    assert (bert.net.peers(), bert.net.roster.all_peers()) == ([], [anna.id])
     await bert.restart()
     assert bert.net.peers() == []
 
 
 async def test_who_blocked_the_issuer_and_joins_it_after_all_unblocks_it(nodes):
     anna, bert = nodes
-    await anna.net.block(bert.id)
-    await anna.net.join(await bert.net.invite(HOUR_MS))
+    anna.net.roster.block(bert.id)
+    await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
     assert anna.net.peers() == [bert.id]
     assert anna.changes[-1] == (bert.id, "added")
 
@@ -686,7 +686,7 @@ async def test_a_peer_that_was_away_is_told_once_it_answers(nodes, memory):
 
 async def test_an_older_address_record_changes_nothing(nodes):
     anna, bert = nodes
-    old = bert.net._record().raw
+    old = bert.net.greeter.record().raw
     bert.name = "bert-moved"
     bert.clock.advance_to(bert.clock.now_ms() + 5)
     await bert.restart()
@@ -714,7 +714,7 @@ def synced_writes(node: Node) -> list[int]:
 async def test_address_records_without_end_are_not_written_without_end(nodes):
     anna, bert = nodes
     wire, count = Outsider(anna, bert.key), synced_writes(anna)
-    kept = bert.net._record().record
+    kept = bert.net.greeter.record().record
     refused = 0
     for number in range(1, 3 * ADDRESSES_A_PEER_MAX):
         moved = kept.model_copy(update={"seq": kept.seq + number})
@@ -737,9 +737,9 @@ async def test_address_records_without_end_are_not_written_without_end(nodes):
 
 async def test_an_invitation_that_is_used_again_and_again_is_not_written_without_end(nodes):
     anna, bert = nodes
-    secret = from_string(await anna.net.invite(HOUR_MS)).secret
+    secret = from_string(anna.net.joining.invite(HOUR_MS)).secret
     wire, count = Outsider(anna, bert.key), synced_writes(anna)
-    header = {"secret": secret, "record": bert.net._record().raw}
+    header = {"secret": secret, "record": bert.net.greeter.record().raw}
     statuses = [
         (await wire.send(wire.request("peers.join", header=header))).status
         for _ in range(3 * ADDRESSES_A_PEER_MAX)
@@ -751,7 +751,7 @@ async def test_an_invitation_that_is_used_again_and_again_is_not_written_without
 async def test_nobody_can_tell_the_address_of_another(nodes):
     anna, bert = nodes
     wire = Outsider(bert, anna.key)
-    record = bert.net._record().raw
+    record = bert.net.greeter.record().raw
     assert (
         await wire.error(wire.request("peers.hello", header={"record": record, "members": []}))
         is SignatureInvalid

@@ -56,7 +56,7 @@ class Member:
         )
         handlers = self.sync.handlers()
         if not hasattr(self, "handlers"):
-            self.node.net.register({name: self.handle(name) for name in handlers})
+            self.node.net.server.register({name: self.handle(name) for name in handlers})
         self.handlers = handlers
 
     def handle(self, name):

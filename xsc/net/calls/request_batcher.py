@@ -62,7 +62,7 @@ class _Asked:
         return self.call.size_bytes
 
 
-class Lanes:
+class RequestBatcher:
     """Small calls to all peers: one request at a time to each, carrying what has gathered.
 
     Args:

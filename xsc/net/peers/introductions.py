@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import FrameInvalid, RecordInvalid, XscError
 from xsc.base.fields import take_bytes, take_list
@@ -25,15 +24,13 @@ from xsc.base.limits import (
     SEEK_FRIENDS,
     SOUGHT_MAX,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Caller
 from xsc.base.tally import Tally
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
-from xsc.identity.keys import KeyPair
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Member
-from xsc.net.peers.registry import AddressRecord, PeerBook, PeerInfo
+from xsc.net.peers.registry import AddressRecord, PeerInfo, PeerRegistry
 
 WHERE = "peers.where"
 
@@ -44,13 +41,12 @@ class _Newcomer:
     address: Signed[AddressRecord]
 
 
-class Friends:
+class Introductions:
     """What this node tells its peers of each other, and hears.
 
     Args:
-        key, network, clock, log: the node's.
-        book: of peers; what is learnt is kept there.
-        caller: reaches the peers.
+        context: the node's values.
+        registry: of peers; what is learnt is kept there.
         accepts: whether introductions are taken and made.
         added: told of each peer that was introduced.
         moved: told of each peer that was found at another address.
@@ -58,25 +54,19 @@ class Friends:
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        log: Log,
-        book: PeerBook,
-        caller: Caller,
+        registry: PeerRegistry,
         accepts: bool,
         added: Callable[[bytes], None],
         moved: Callable[[bytes], None],
     ) -> None:
-        self._key = key
-        self._network = network
+        self._context = context
         # A member record names no recipient: each is signed once for all greetings.
-        self._signed = lru_cache(maxsize=PEERS_MAX)(lambda member: sign(member, key, network).raw)
-        self._clock = clock
-        self._log = log
-        self._book = book
-        self._caller = caller
+        self._signed = lru_cache(maxsize=PEERS_MAX)(
+            lambda member: sign(member, context.key, context.network).raw
+        )
+        self._registry = registry
         self.accepts = accepts
         self._added = added
         self._moved = moved
@@ -91,7 +81,7 @@ class Friends:
             return []
         return [
             info.node_id
-            for info in self._book.all()
+            for info in self._registry.all()
             if circle.may_introduce(info) and info.introducible
         ]
 
@@ -101,7 +91,7 @@ class Friends:
             return []
         return [
             {"member": self._signed(member) if member else info.member, "record": info.record}
-            for info, member in circle.members_for(peer, self._book.all())
+            for info, member in circle.members_for(peer, self._registry.all())
         ]
 
     def take(self, introducer: bytes, members: list[Value]) -> None:
@@ -113,24 +103,24 @@ class Friends:
         """
         if not members:
             return
-        self._heard.count(introducer, self._clock.monotonic_ms(), "introductions")
-        if not self.accepts or not circle.may_introduce(self._book.info(introducer)):
+        self._heard.count(introducer, self._context.clock.monotonic_ms(), "introductions")
+        if not self.accepts or not circle.may_introduce(self._registry.info(introducer)):
             return
         found = {
             newcomer.member.record.node: newcomer
             for newcomer in map(self._newcomer, members)
             if newcomer is not None
         }
-        known = self._book.all()
+        known = self._registry.all()
         for node, newcomer in found.items():
             place = circle.place_for(newcomer.member.author, known)
             if place is None:
                 continue
-            met = self._book.met(
+            met = self._registry.met(
                 node,
                 newcomer.address.record,
                 name=None,
-                now_ms=self._clock.now_ms(),
+                now_ms=self._context.clock.now_ms(),
                 signed=newcomer.address.raw,
             )
             came = {
@@ -139,10 +129,12 @@ class Friends:
                 "member": newcomer.member.raw,
             }
             info = met.model_copy(update=came)
-            self._book.put(info)
+            self._registry.put(info)
             # Whom it signed for may follow in the same greeting.
             known.append(info)
-            self._log.info("peer_introduced", peer=short(node), by=short(place.introducer))
+            self._context.log.info(
+                "net.peer_introduced", peer=short(node), by=short(place.introducer)
+            )
             self._added(node)
 
     def _newcomer(self, item: Value) -> _Newcomer | None:
@@ -150,12 +142,12 @@ class Friends:
         if not isinstance(item, dict):
             raise FrameInvalid("an introduction is a map of two records")
         raw, record = take_bytes(item, "member"), take_bytes(item, "record")
-        node = read_claimed(raw, Member, network=self._network).record.node
-        known = node == self._key.node_id or self._book.get(node) is not None
-        if known or self._book.was_removed(node):
+        node = read_claimed(raw, Member, network=self._context.network).record.node
+        known = node == self._context.key.node_id or self._registry.get(node) is not None
+        if known or self._registry.was_removed(node):
             return None
-        member = open_signed(raw, Member, network=self._network)
-        address = open_signed(record, AddressRecord, network=self._network, author=node)
+        member = open_signed(raw, Member, network=self._context.network)
+        address = open_signed(record, AddressRecord, network=self._context.network, author=node)
         if not address.record.introducible:
             raise RecordInvalid("who is introduced has not said that it may be")
         return _Newcomer(member, address)
@@ -173,7 +165,7 @@ class Friends:
         for node in take_list(header, "peers", most=SOUGHT_MAX):
             if not isinstance(node, bytes) or len(node) != ID_BYTES:
                 raise FrameInvalid("a peer that is sought is a node id")
-            info = self._book.get(node)
+            info = self._registry.get(node)
             if info is not None and info.record and not info.blocked:
                 records.append(info.record)
         return {"records": records}, ()
@@ -187,22 +179,24 @@ class Friends:
         self._turn += 1
         for friend in friends:
             try:
-                reply = await self._caller.call(
+                reply = await self._context.caller.call(
                     friend, WHERE, {"peers": [*lost]}, timeout_ms=PEER_CONNECT_TIMEOUT_MS
                 )
                 for raw in take_list(reply.header, "records", most=SOUGHT_MAX):
                     self._found(raw, lost)
             except XscError as fault:
-                self._log.info("peers_not_sought", friend=short(friend), code=fault.code)
+                self._context.log.info(
+                    "net.peers_not_sought", friend=short(friend), code=fault.code
+                )
 
     def _found(self, raw: Value, lost: Sequence[bytes]) -> None:
         if not isinstance(raw, bytes):
             raise RecordInvalid("an address record is bytes")
-        signed = open_signed(raw, AddressRecord, network=self._network)
-        if signed.author not in lost or self._book.get(signed.author) is None:
+        signed = open_signed(raw, AddressRecord, network=self._context.network)
+        if signed.author not in lost or self._registry.get(signed.author) is None:
             return
-        found = self._book.moved(signed.author, signed.record, raw)
+        found = self._registry.moved(signed.author, signed.record, raw)
         if found is not None:
-            self._book.put(found, sync=False)
-            self._log.info("peer_found", peer=short(signed.author))
+            self._registry.put(found, sync=False)
+            self._context.log.info("net.peer_found", peer=short(signed.author))
             self._moved(signed.author)

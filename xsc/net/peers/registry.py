@@ -1,4 +1,4 @@
-"""Who is known: the peers of this node, their names and where they are reached.
+"""Stores the known peers: their names, addresses and introducers.
 
 Each peer is one record under `net/peer/`. Names are unique here, whatever the
 peers call themselves, and a name never hides an id: text that could mean two
@@ -119,7 +119,7 @@ class _Removed(NamedTuple):
     through: bytes | None
 
 
-class PeerBook:
+class PeerRegistry:
     """The known peers, kept in memory and in a store."""
 
     def __init__(self, store: KeyValue, own_name: str) -> None:

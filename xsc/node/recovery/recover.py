@@ -82,7 +82,7 @@ async def meet(node: Node, place: str) -> None:
         ArgumentInvalid: neither. InvitationInvalid, PeerSilent: as `PeerNet.join`.
     """
     if place.startswith(SCHEME):
-        await node.peers.join(place)
+        await node.peers.joining.join(place)
         return
     match = _PLACE.fullmatch(place)
     if match is None:
@@ -103,7 +103,7 @@ async def meet(node: Node, place: str) -> None:
         )
     except ValueError:
         raise ArgumentInvalid(f"'{match[2]}' is no address of the form HOST:PORT") from None
-    node.peers.restore(info)
+    node.peers.roster.restore(info)
 
 
 async def _head_of(node: Node, peer: bytes) -> bytes | None:
@@ -129,7 +129,7 @@ class FoundHead:
 def _restore(node: Node, body: HeadBody) -> None:
     """Take all that a directory says of peers: whom there is, and whom the operator barred."""
     for known in body.peers:
-        node.peers.restore(
+        node.peers.roster.restore(
             PeerInfo(
                 node_id=known.node,
                 name=known.name,
@@ -143,7 +143,7 @@ def _restore(node: Node, body: HeadBody) -> None:
                 blocked=known.blocked,
             )
         )
-    node.peers.restore_removed(body.removed)
+    node.peers.roster.restore_removed(body.removed)
 
 
 async def find_head(node: Node, own: bytes = b"") -> FoundHead:
@@ -239,7 +239,7 @@ async def raise_replay_floors(node: Node) -> None:
         latest_ms = now_ms + REQUEST_WINDOW_MS
         if theirs_ms is not None:
             latest_ms = min(latest_ms, max(now_ms, theirs_ms))
-        node.peers.refuse_before(peer, latest_ms + 1)
+        node.peers.server.refuse_before(peer, latest_ms + 1)
 
     await asyncio.gather(*(raise_floor(peer) for peer in node.peers.peers()))
 
@@ -326,7 +326,7 @@ async def begin_signing(node: Node) -> Signing:
     body = open_body(head.record, node.key)
     await recognise_peers(node, body)
     begun = await resume_ledger(node, noted_of(body))
-    await asyncio.gather(*(node.peers.greet(known) for known in node.peers.peers()))
+    await asyncio.gather(*(node.peers.greeter.greet(known) for known in node.peers.peers()))
     return Signing(
         peers=len(node.peers.peers()),
         entries=node.ledger.count(),

@@ -57,7 +57,7 @@ _node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
 def _introducers(node: Node, found: ObjectCheck) -> list[dict[str, object]]:
     """Return through whom how many of an object's hosts came, in order of their number."""
     hosts = {host.node for host in found.stat.hosts if host.state == "ok" and host.node}
-    by = {host: node.peers.introducer_of(host) for host in hosts}
+    by = {host: node.peers.roster.introducer_of(host) for host in hosts}
     brought = Counter(by[host] for host in hosts if by[host] not in ("", to_text(host)))
     return [
         {

@@ -50,11 +50,11 @@ def routes(node: Node) -> list[web.RouteDef]:
         return {"id": to_text(peer), "name": node.peers.info(peer).name}
 
     async def listing(_: web.Request) -> web.Response:
-        return reply({"peers": [_row(node, peer) for peer in node.peers.all_peers()]})
+        return reply({"peers": [_row(node, peer) for peer in node.peers.roster.all_peers()]})
 
     async def invite(request: web.Request) -> web.Response:
         asked = await read_body(request, InvitationRequest)
-        invitation = await node.peers.invite(asked.ttl_ms)
+        invitation = node.peers.joining.invite(asked.ttl_ms)
         return reply(
             {"invitation": invitation, "expires_ms": node.clock.now_ms() + asked.ttl_ms},
             status=201,
@@ -62,7 +62,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def join(request: web.Request) -> web.Response:
         asked = await read_body(request, JoinRequest)
-        peer = await node.peers.join(asked.invitation, asked.name)
+        peer = await node.peers.joining.join(asked.invitation, asked.name)
         return reply(named(peer), status=201)
 
     async def recognise(request: web.Request) -> web.Response:
@@ -74,25 +74,25 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def rename(request: web.Request) -> web.Response:
         asked = await read_body(request, RenameRequest)
         peer = node.peers.find(request.match_info["who"])
-        await node.peers.rename(peer, asked.name)
+        node.peers.roster.rename(peer, asked.name)
         return reply(named(peer))
 
     async def confirm(request: web.Request) -> web.Response:
         await read_body(request, Empty)
         peer = node.peers.find(request.match_info["who"])
-        await node.peers.confirm(peer)
+        node.peers.roster.confirm(peer)
         return reply(named(peer))
 
     async def block(request: web.Request) -> web.Response:
         await read_body(request, Empty)
         peer = node.peers.find(request.match_info["who"])
-        await node.peers.block(peer)
+        node.peers.roster.block(peer)
         return reply(named(peer))
 
     async def remove(request: web.Request) -> web.Response:
         peer = node.peers.find(request.match_info["who"])
         gone = named(peer)
-        await node.peers.remove(peer)
+        node.peers.roster.remove(peer)
         return reply(gone)
 
     return [

@@ -68,7 +68,7 @@ class Pair:
         async def large(caller, header, parts):
             return {}, [bytes(BATCH_CALL_BYTES_MAX + 1)]
 
-        self.bert.net.register(
+        self.bert.net.server.register(
             {
                 "test.hold": hold,
                 "test.half": hold,
@@ -217,7 +217,7 @@ async def test_each_call_keeps_its_own_error(pair):
     ]  # fmt: skip
     assert str(got[1]) == "no credit for 2"
     assert "secret" not in str(got[2])
-    assert pair.bert.log.names().count("peer_request_failed") == 1
+    assert pair.bert.log.names().count("net.request_failed") == 1
     assert pair.requests().count("batch") == 1
 
 
@@ -236,8 +236,8 @@ async def test_calls_of_a_method_that_is_answered_together_keep_their_own_answer
             for header, parts in calls
         ]
 
-    pair.bert.net.register({"test.many": one})
-    pair.bert.net.register_groups({"test.many": together})
+    pair.bert.net.server.register({"test.many": one})
+    pair.bert.net.server.register_groups({"test.many": together})
     pair.share("test.many")
     calls = [pair.call(number, "test.many", [bytes([number])]) for number in range(5)]
     got = await asyncio.gather(*calls, return_exceptions=True)
@@ -259,8 +259,8 @@ async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(p
         raise faults.pop(0)
 
     pair.gate.set()
-    pair.bert.net.register({"test.many": one})
-    pair.bert.net.register_groups({"test.many": together})
+    pair.bert.net.server.register({"test.many": one})
+    pair.bert.net.server.register_groups({"test.many": together})
     pair.share("test.many")
     for expected in (PeerError, NotFound):
         header, parts = batch.pack_calls(
@@ -277,7 +277,7 @@ async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(p
         for number, error in ((0, expected), (2, FrameInvalid), (3, expected)):
             with pytest.raises(error):
                 batch.reply_of(answers[number], "bert")
-    assert pair.bert.log.names().count("peer_request_failed") == 1
+    assert pair.bert.log.names().count("net.request_failed") == 1
 
 
 async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
@@ -293,8 +293,8 @@ async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
     async def too_few(caller, calls):
         return [answer(header) for header, _ in calls[1:]]
 
-    pair.bert.net.register(dict.fromkeys(("test.one", "test.many", "test.few"), one))
-    pair.bert.net.register_groups({"test.many": together, "test.few": too_few})
+    pair.bert.net.server.register(dict.fromkeys(("test.one", "test.many", "test.few"), one))
+    pair.bert.net.server.register_groups({"test.many": together, "test.few": too_few})
     pair.share("test.one", "test.many", "test.few")
     calls = [
         pair.call(number, method)
@@ -319,8 +319,8 @@ async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
         seen.append([header["n"] for header, _ in calls])
         return [(header, []) for header, _ in calls]
 
-    pair.bert.net.register({"test.many": one})
-    pair.bert.net.register_groups({"test.many": together})
+    pair.bert.net.server.register({"test.many": one})
+    pair.bert.net.server.register_groups({"test.many": together})
     pair.share("test.many")
     for _ in range(2):  # what the first time took of the quota was given back
         calls = [pair.call(number, "test.many") for number in range(5)]
@@ -477,7 +477,7 @@ async def test_so_many_wait_and_the_next_goes_by_itself():
 
 
 async def test_a_blocked_peer_is_not_called(pair):
-    await pair.anna.net.block(pair.bert.id)
+    pair.anna.net.roster.block(pair.bert.id)
     with pytest.raises(PeerBlocked):
         await pair.call(0)
 
@@ -501,7 +501,7 @@ CALL = {"method": "test.echo", "header": encode({}), "parts": 0}
 )
 async def test_a_malformed_batch_carries_out_nothing(pair, header, parts, error):
     with pytest.raises(error):
-        await pair.anna.net._call_alone(
+        await pair.anna.net.call_alone(
             pair.bert.id, batch.METHOD, header, [part(b"x")] * parts, 1_000
         )
     assert not pair.bert.calls
@@ -510,7 +510,7 @@ async def test_a_malformed_batch_carries_out_nothing(pair, header, parts, error)
 @pytest.mark.parametrize("raw", [b"", b"\xff", encode([1]), encode("x")])
 async def test_a_call_whose_header_is_no_map_is_refused_alone(pair, raw):
     calls = [{**CALL, "header": raw}, CALL]
-    reply = await pair.anna.net._call_alone(pair.bert.id, batch.METHOD, {"calls": calls}, [], 1_000)
+    reply = await pair.anna.net.call_alone(pair.bert.id, batch.METHOD, {"calls": calls}, [], 1_000)
     answers = batch.unpack_answers(reply, 2)
     assert answers[0].status >= 400
     assert answers[1].status == 200
@@ -550,7 +550,7 @@ async def test_a_batch_carries_only_what_answers_little():
         called.append(caller)
         return {}, [bytes(2**20)]
 
-    pair.bert.net.register({"test.heavy": heavy})
+    pair.bert.net.server.register({"test.heavy": heavy})
     calls = [batch.Call("test.heavy", encode({}), []) for _ in range(4)]
     header, parts = batch.pack_calls(calls)
     reply = await pair.anna.net.call(pair.bert.id, "peers.batch", header, parts, timeout_ms=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -84,7 +85,7 @@ async def met() -> AsyncIterator[tuple[Node, Friend]]:
     node = Node(MemoryNetwork(ManualClock()), "anna", accepts=True)
     await node.net.start()
     friend = Friend(node, key("friend"))
-    invitation = await node.net.invite(HOUR_MS)
+    invitation = node.net.joining.invite(HOUR_MS)
     secret = circle_secret(invitation)
     record = address(node, friend.key, name="friend", addresses=("friend:1",))
     answer = await friend.send(
@@ -237,7 +238,7 @@ async def test_only_a_direct_peer_introduces(met):
     introduced = Friend(node, key("one"))
     assert await introduced.hello(introduction(node, introduced.key, key("two"))) == 200
     assert key("two").node_id not in node.net.peers()
-    await node.net.confirm(key("one").node_id)
+    node.net.roster.confirm(key("one").node_id)
     assert await introduced.hello(introduction(node, introduced.key, key("two"))) == 200
     assert node.net.info(key("two").node_id).introducer == key("one").node_id
 
@@ -254,7 +255,7 @@ async def test_who_is_passed_on_comes_by_the_origin_of_the_signed_record(met):
     assert (info.introducer, info.hops) == (friend.key.node_id, 2)
     assert info.member == passed_on["member"]
     # A direct peer answers itself for what it signs, whoever passes it on.
-    await node.net.confirm(origin.node_id)
+    node.net.roster.confirm(origin.node_id)
     assert await friend.hello(introduction(node, origin, key("second"))) == 200
     info = node.net.info(key("second").node_id)
     assert (info.introducer, info.hops) == (origin.node_id, 1)
@@ -267,13 +268,13 @@ async def test_an_introduced_peer_brings_no_greeting_about_by_its_records(met):
     async def greeted(who, seq):
         """Say that one is not introducible, and that it is; return how many were greeted."""
         await settle()
-        before = node.log.names().count("peer_not_greeted")
+        before = node.log.names().count("net.peer_not_greeted")
         for number, introducible in enumerate([False, True]):
             record = address(node, who.key, seq=seq + number, introducible=introducible)
             header = {"record": record, "members": []}
             assert (await who.send(who.request("peers.hello", header=header))).status == 200
         await settle()
-        return node.log.names().count("peer_not_greeted") - before
+        return node.log.names().count("net.peer_not_greeted") - before
 
     one = Friend(node, key("one"))
     assert await greeted(one, 2) == 0
@@ -321,11 +322,11 @@ async def test_introductions_without_end_are_not_verified_without_end(met):
 async def test_who_is_introduced_to_several_is_signed_for_once(met):
     node, _ = met
     for number in range(1, 4):
-        node.net._book.put(info(number))
+        node.net.registry.put(info(number))
     third = (3).to_bytes(32, "big")
 
     def told(number):
-        said = node.net._friends.members_for(info(number))
+        said = node.net.greeter.introductions.members_for(info(number))
         return {
             open_signed(each["member"], Member, network=None).record.node: each for each in said
         }
@@ -333,7 +334,7 @@ async def test_who_is_introduced_to_several_is_signed_for_once(met):
     assert told(1)[third]["member"] is told(2)[third]["member"]
     # What is said of it anew is signed anew.
     before = told(1)[third]["member"]
-    node.net._book.put(info(3, added_ms=99))
+    node.net.registry.put(info(3, added_ms=99))
     assert open_signed(told(1)[third]["member"], Member, network=None).record.since_ms == 99
     assert told(1)[third]["member"] is not before
 
@@ -351,16 +352,16 @@ async def test_an_invitation_makes_an_introduced_peer_direct(met):
     other = Node(node.memory, "other", accepts=True)
     await other.net.start()
     assert await friend.hello(introduction(node, friend.key, other.key)) == 200
-    assert node.net.shares_with(other.id) == [other.id]
+    assert node.net.roster.shares_with(other.id) == [other.id]
     assert node.net.info(other.id).through == friend.key.node_id
-    await other.net.join(await node.net.invite(HOUR_MS))
+    await other.net.joining.join(node.net.joining.invite(HOUR_MS))
     assert node.net.info(other.id).through is None
     await other.net.stop()
 
 
 async def test_a_peer_is_called_as_the_operator_likes(met):
     node, friend = met
-    await node.net.rename(friend.key.node_id, "bob")
+    node.net.roster.rename(friend.key.node_id, "bob")
     assert node.net.find("bob") == friend.key.node_id
     assert await friend.hello() == 200
     await node.restart()
@@ -385,7 +386,7 @@ async def test_a_friend_says_where_others_are_in_their_own_words(three):
     unknown = key("unknown").node_id
     reply = await anna.net.call(bert.id, "peers.where", {"peers": [carl.id, unknown]})
     assert reply.header["records"] == [bert.net.info(carl.id).record]
-    await bert.net.block(carl.id)
+    bert.net.roster.block(carl.id)
     reply = await anna.net.call(bert.id, "peers.where", {"peers": [carl.id]})
     assert reply.header["records"] == []
 
@@ -399,8 +400,8 @@ async def test_a_friend_cannot_tell_where_another_is_in_its_own_words(three):
         address(bert, key("unknown"), seq=2**60),
     ]
     for lie in lies:
-        bert.net._book.put(bert.net.info(carl.id).model_copy(update={"record": lie}))
-        await anna.net._friends.seek([carl.id], [bert.id])
+        bert.net.registry.put(bert.net.info(carl.id).model_copy(update={"record": lie}))
+        await anna.net.greeter.introductions.seek([carl.id], [bert.id])
         assert anna.net.info(carl.id) == before
         assert set(anna.net.peers()) == {bert.id, carl.id}
 
@@ -413,11 +414,13 @@ async def test_so_many_friends_are_asked_at_a_time(three):
         asked.append(peer)
         raise RateLimited("busy")
 
-    anna.net._friends._caller = type("Caller", (), {"call": staticmethod(call)})()
+    anna.net.greeter.introductions._context = replace(
+        anna.net.context, caller=type("Caller", (), {"call": staticmethod(call)})()
+    )
     friends = [bytes([number]) * 32 for number in range(2 * SEEK_FRIENDS)]
-    await anna.net._friends.seek([b"l" * 32], friends)
+    await anna.net.greeter.introductions.seek([b"l" * 32], friends)
     assert asked == friends[:SEEK_FRIENDS]
-    await anna.net._friends.seek([b"l" * 32], friends)
+    await anna.net.greeter.introductions.seek([b"l" * 32], friends)
     assert asked == friends
 
 
@@ -446,10 +449,10 @@ async def test_no_invitation_names_loopback_where_the_node_serves_elsewhere():
         inner = memory.transport("anna")
         node = Node(memory, "anna", transport=Elsewhere(inner, *addresses))
         await node.net.start()
-        assert node.net.addresses() == told
+        assert node.net.greeter.addresses() == told
         if told:
-            assert await node.net.invite(HOUR_MS)
+            assert node.net.joining.invite(HOUR_MS)
         else:
             with pytest.raises(ConfigInvalid, match="no address"):
-                await node.net.invite(HOUR_MS)
+                node.net.joining.invite(HOUR_MS)
         await node.net.stop()

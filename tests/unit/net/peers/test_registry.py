@@ -16,7 +16,14 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import PEER_NAME_CHARS_MAX, PEERS_MAX
 from xsc.db.memory import MemoryKeyValue
-from xsc.net.peers.registry import REMOVED, AddressRecord, PeerBook, PeerInfo, is_name, unique_name
+from xsc.net.peers.registry import (
+    REMOVED,
+    AddressRecord,
+    PeerInfo,
+    PeerRegistry,
+    is_name,
+    unique_name,
+)
 
 A, B = b"\1" * 32, b"\1" * 31 + b"\2"
 
@@ -34,7 +41,7 @@ def store():
 
 @pytest.fixture
 def book(store):
-    return PeerBook(store, "self")
+    return PeerRegistry(store, "self")
 
 
 def met(book, node_id, name="bert", own=None):
@@ -66,11 +73,11 @@ def test_the_own_name_is_taken(book):
 def test_entries_are_on_the_disk_at_once(book, store):
     met(book, A)
     store.crash()
-    again = PeerBook(store, "self")
+    again = PeerRegistry(store, "self")
     assert again.info(A) == book.info(A)
     again.remove(A)
     store.crash()
-    assert PeerBook(store, "self").all() == []
+    assert PeerRegistry(store, "self").all() == []
 
 
 def test_who_was_removed_is_listed_newest_first_and_until_it_is_met_again(book, store):
@@ -79,13 +86,13 @@ def test_who_was_removed_is_listed_newest_first_and_until_it_is_met_again(book, 
         met(book, node_id)
         book.remove(node_id)
     assert book.removed() == [b"\2" * 32, b"\1" * 32, b"\0" * 32]
-    again = PeerBook(store, "self")
+    again = PeerRegistry(store, "self")
     assert again.removed() == book.removed()
     met(again, b"\1" * 32)
     assert again.removed() == [b"\2" * 32, b"\0" * 32]
     store.write([(REMOVED + A, b"")], sync=True)
     with pytest.raises(StoreDamaged, match="no number"):
-        PeerBook(store, "self")
+        PeerRegistry(store, "self")
 
 
 @pytest.mark.parametrize("confirmed", [False, True])
@@ -93,7 +100,7 @@ def test_who_was_removed_is_still_counted_with_its_introducer(book, store, confi
     came = {"introducer": B, "hops": 1, "confirmed": confirmed}
     book.put(met(book, A).model_copy(update=came))
     book.remove(A)
-    for found in (book, PeerBook(store, "self")):
+    for found in (book, PeerRegistry(store, "self")):
         assert found.through(A) == (None if confirmed else B)
         assert found.came_through(B) == ([] if confirmed else [A])
 

@@ -584,7 +584,7 @@ async def test_peers_join_call_move_and_come_back_over_http(listen):
     anna, bert = node("anna"), node("bert")
     await anna.net.start()
     await bert.net.start()
-    await anna.net.join(await bert.net.invite(HOUR_MS))
+    await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
     data = bytes(3_000_000)
     reply = await anna.net.call(bert.id, "test.echo", {"a": 1}, [part(data), part(b"x")])
     assert [bytes(body) for body in reply.parts] == [data, b"x"]
@@ -602,7 +602,7 @@ async def test_peers_join_call_move_and_come_back_over_http(listen):
         log=RecordingLog(),
         name="bert",
     )
-    moved.register({"test.echo": bert._echo})
+    moved.server.register({"test.echo": bert._echo})
     with pytest.raises(PeerSilent):
         await anna.net.call(bert.id, "test.echo", {})
     await moved.start()

@@ -1,0 +1,106 @@
+"""Sends one signed request to a peer and opens the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xsc.base.clock import Clock, Entropy
+from xsc.base.encoding import Value
+from xsc.base.errors import PeerSilent
+from xsc.base.limits import NONCE_BYTES
+from xsc.base.merkle import Part
+from xsc.identity.keys import KeyPair
+from xsc.net.calls import problems, signing
+from xsc.net.calls.frame import Reply, pack_head, unpack
+from xsc.net.peers.registry import PeerInfo
+from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Transport
+
+ROOT = "/peer/v1/"
+
+
+class RequestSender:
+    """Sends requests to the addresses of a peer until one answers.
+
+    Args:
+        key, clock, entropy: the node's.
+        network: the id of the network that signatures cover.
+        transport: carries the requests.
+    """
+
+    def __init__(
+        self, key: KeyPair, network: bytes, clock: Clock, entropy: Entropy, transport: Transport
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._clock = clock
+        self._entropy = entropy
+        self._transport = transport
+        self.answered_at: dict[bytes, str] = {}
+        """The address at which each peer answered last."""
+
+    async def ask(
+        self,
+        info: PeerInfo,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[Part],
+        timeout_ms: int,
+    ) -> Reply:
+        """Return a peer's answer; its parts are not verified.
+
+        Raises:
+            PeerSilent: no address answers in time.
+            XscError: what the peer answered with.
+        """
+        head = pack_head(header, parts)
+        body = [head, *(part.data for part in parts)]
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        reason = "it has told no address"
+        # The address that answered last comes first; a dropped connection is tried once
+        # more, because kept ones go stale.
+        last = self.answered_at.get(info.node_id)
+        for address in sorted(info.addresses, key=lambda address: address != last):
+            for _ in range(2):
+                left_ms = deadline_ms - self._clock.monotonic_ms()
+                if left_ms <= 0:
+                    break
+                try:
+                    response = await self._transport.send(
+                        address,
+                        info.fingerprint,
+                        self._signed(info.node_id, method, head, body),
+                        left_ms,
+                    )
+                except Dropped:
+                    reason = "it dropped the connection"
+                    continue
+                except PeerSilent as silent:
+                    reason = silent.message
+                    break
+                self.answered_at[info.node_id] = address
+                return self._opened(info, response)
+        raise PeerSilent(f"the peer {info.name} does not answer: {reason}")
+
+    def _signed(
+        self, to: bytes, method: str, head: bytes, body: Sequence[bytes | memoryview]
+    ) -> RawRequest:
+        path = ROOT + method
+        headers = signing.sign_request(
+            self._key,
+            network=self._network,
+            to=to,
+            method="POST",
+            path=path,
+            head=head,
+            created_ms=self._clock.now_ms(),
+            entropy=self._entropy.token(NONCE_BYTES - signing.STAMP_BYTES),
+        )
+        return RawRequest("POST", path, headers, body)
+
+    @staticmethod
+    def _opened(info: PeerInfo, response: RawResponse) -> Reply:
+        body = memoryview(response.body[0]) if response.body else memoryview(b"")
+        if response.status != 200:
+            raise problems.error_of(response.status, body, info.name)
+        frame = unpack(body)
+        return Reply(frame.header, [memoryview(part.data) for part in frame.parts])

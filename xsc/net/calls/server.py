@@ -1,0 +1,341 @@
+"""Answers the requests of peers: signature, quota, replay window, body, handler.
+
+An arriving request passes, in this order: the caller's signature over its head
+fields, the quota, the replay window; only then is its body read, its digest
+compared, its parts held against their roots, and the handler run. A caller that
+is no peer learns nothing, except by `peers.join` with the secret of an invitation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import (
+    FrameInvalid,
+    NotFound,
+    RateLimited,
+    ShardMismatch,
+    SignatureInvalid,
+    StoreDamaged,
+    XscError,
+)
+from xsc.base.fields import take_bytes, take_int
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import JOIN_BYTES_MAX, KIB, MIB
+from xsc.base.merkle import Part, root_of
+from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
+from xsc.identity.context import Context
+from xsc.net.calls import batch, problems, signing
+from xsc.net.calls.frame import head_of, pack_head, unpack
+from xsc.net.calls.quota import Quota, Ticket
+from xsc.net.calls.replay import ReplayGuard
+from xsc.net.calls.sender import ROOT
+from xsc.net.peers import invitation as invitations
+from xsc.net.peers.registry import PeerRegistry
+from xsc.net.transport.port import Arrival, RawResponse
+
+AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
+"""Returns the most bytes that a call's answer has, by its header; raises if that breaks a rule."""
+JoinHandler: TypeAlias = Callable[[signing.VerifiedCaller, dict[str, Value]], dict[str, Value]]
+"""Takes the verified caller and the header of `peers.join`; returns the header of the answer."""
+
+HEALTH = "/health"
+JOIN = "peers.join"
+HORIZONS = b"net/replay/"
+HASH_INLINE_BYTES = MIB + 4 * KIB
+"""Bodies up to this size, a shard and its head, are hashed where they stand: it takes 0.3 ms. A
+thread would give up and take the interpreter lock for each 16 KiB of it."""
+_METHOD = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
+
+
+def read_horizons(store: KeyValue) -> dict[bytes, int]:
+    """Return the replay floor of each peer, in milliseconds of this node's clock."""
+    horizons = {}
+    for key, raw in store.scan(HORIZONS, prefix_end(HORIZONS)):
+        value = decode(raw)
+        if not isinstance(value, dict) or value.get("v") != 1:
+            raise StoreDamaged("a replay horizon in the state database is of no known form")
+        horizons[key.removeprefix(HORIZONS)] = take_int(value, "horizon_ms")
+    return horizons
+
+
+def _answer_of(outcome: Outcome) -> batch.Answer:
+    try:
+        if not isinstance(outcome, XscError):
+            return batch.answered(*outcome)
+    except XscError as fault:
+        outcome = fault
+    return batch.refused(problems.answer_of(outcome))
+
+
+def _check_parts(parts: Sequence[Part]) -> None:
+    for index, part in enumerate(parts):
+        if root_of(part.data) != part.root:
+            raise ShardMismatch(f"part {index} of the request does not have its root")
+
+
+class RequestServer:
+    """Answers what arrives at the transport.
+
+    Args:
+        context: the node's values.
+        registry: the known peers.
+        store: keeps the replay horizons.
+        quota: of callers.
+    """
+
+    def __init__(
+        self, context: Context, registry: PeerRegistry, store: KeyValue, quota: Quota
+    ) -> None:
+        self._context = context
+        self._registry = registry
+        self._store = store
+        self.quota = quota
+        self._replay = ReplayGuard(boot_ms=context.clock.now_ms(), horizons=read_horizons(store))
+        self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
+        self._groups: dict[str, GroupHandler] = {}
+        self._bounds: dict[str, AnswerBound] = {}
+        self._batched: set[str] = set()
+        """Methods that a batch may call."""
+        self._join: JoinHandler | None = None
+
+    def register(self, handlers: Mapping[str, Handler]) -> None:
+        """Answer these methods from now on; each belongs to one service."""
+        for method, handler in handlers.items():
+            assert _METHOD.fullmatch(method), method
+            assert method not in self.handlers, method
+            assert method != JOIN
+            self.handlers[method] = handler
+
+    def register_groups(self, handlers: Mapping[str, GroupHandler]) -> None:
+        """Answer calls of these methods, which are registered, so where several come together."""
+        assert self.handlers.keys() >= handlers.keys()
+        self._groups.update(handlers)
+
+    def bound_answers(self, bounds: Mapping[str, AnswerBound]) -> None:
+        """Begin calls of these methods, which answer much, once there is room for the answer."""
+        assert self.handlers.keys() >= bounds.keys()
+        self._bounds.update(bounds)
+
+    def allow_in_batches(self, methods: Iterable[str]) -> None:
+        """Answer these methods in a batch, too; they must be quick and answer little."""
+        self._batched.update(methods)
+
+    def answer_joins(self, handler: JoinHandler) -> None:
+        """Pass calls of `peers.join` to this handler, from peers and from strangers."""
+        self._join = handler
+
+    def refuse_before(self, peer: bytes, until_ms: int) -> None:
+        """Have the next start of this node refuse what a peer made before a time.
+
+        For a node whose memory of what it has seen was lost.
+        """
+        raw = encode({"v": 1, "horizon_ms": until_ms})
+        self._store.write([(HORIZONS + peer, raw)], sync=True)
+
+    async def answer(self, arrival: Arrival) -> RawResponse:
+        """Answer anything that arrives; the one place that catches everything."""
+        if arrival.path == HEALTH and arrival.method == "GET":
+            body = json.dumps({"status": "ok"}).encode()
+            return RawResponse(200, {"content-type": "application/json"}, [body])
+        claimed = signing.claimed_caller(arrival.headers)
+        info = None if claimed is None else self._registry.get(claimed)
+        known = info is not None and not info.blocked
+        try:
+            if known:
+                return await self._answer_known(arrival)
+            return await self._answer_unknown(arrival)
+        except XscError as error:
+            return problems.answer_of(error)
+        except Exception:  # noqa: BLE001 (the request middleware)
+            self._context.log.error(
+                "net.request_failed", path=arrival.path[:80], trace=traceback.format_exc()
+            )
+            return problems.failed()
+
+    def _verified(self, arrival: Arrival) -> signing.VerifiedCaller:
+        return signing.verify_request(
+            arrival.headers,
+            network=self._context.network,
+            to=self._context.key.node_id,
+            method=arrival.method,
+            path=arrival.path,
+        )
+
+    async def _answer_known(self, arrival: Arrival) -> RawResponse:
+        try:
+            caller = self._verified(arrival)
+        except SignatureInvalid:
+            # Somebody who only claims to be a peer: no more than any unknown caller.
+            return self._refusal(arrival)
+        ticket = self.quota.enter(caller.node_id, self._context.clock.monotonic_ms())
+        try:
+            self.admit(caller)
+            answer = await self._handle(arrival, caller, ticket)
+            ticket.drop_body()
+            ticket.set_answer(sum(len(buffer) for buffer in answer.body))
+        except BaseException:
+            ticket.close()
+            raise
+        return replace(answer, sent=ticket.close)
+
+    def _refusal(self, arrival: Arrival) -> RawResponse:
+        try:
+            self.quota.count(arrival.source, self._context.clock.monotonic_ms())
+        except RateLimited:
+            return problems.busy()
+        return problems.nothing()
+
+    def admit(self, caller: signing.VerifiedCaller) -> None:
+        """Take note of a request, so that it is accepted once.
+
+        Raises:
+            ReplayRefused: it was accepted before, or is outside of the window.
+        """
+        accepted = self._replay.admit(
+            caller.node_id,
+            created_ms=caller.created_ms,
+            nonce=caller.nonce,
+            now_ms=self._context.clock.now_ms(),
+        )
+        if accepted.horizon_ms is not None:
+            raw = encode({"v": 1, "horizon_ms": accepted.horizon_ms})
+            # Not awaited: nothing else of this peer may be accepted before it is on the disk.
+            self._store.write([(HORIZONS + caller.node_id, raw)], sync=True)
+
+    async def _handle(
+        self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
+    ) -> RawResponse:
+        header, parts = await self._read(arrival, caller, ticket)
+        method = arrival.path.removeprefix(ROOT)
+        if method == JOIN:
+            return self._joined(caller, header)
+        handler = self.handlers.get(method)
+        if handler is None or arrival.method != "POST" or arrival.path != ROOT + method:
+            raise NotFound("this node has no such method")
+        if method in self._bounds:
+            await ticket.wait_for_answer(self._bounds[method](header))
+        header, bodies = await handler(caller.node_id, header, parts)
+        return self._framed(header, bodies)
+
+    def _joined(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
+        assert self._join is not None
+        return self._framed(self._join(caller, header), ())
+
+    @staticmethod
+    def _framed(header: dict[str, Value], bodies: Sequence[bytes | memoryview]) -> RawResponse:
+        head = pack_head(header, [Part(body, b"") for body in bodies])
+        return RawResponse(200, {"content-type": "application/octet-stream"}, [head, *bodies])
+
+    async def _read(
+        self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
+    ) -> tuple[dict[str, Value], list[Part]]:
+        body = await arrival.read(ticket.take_body)
+        if signing.digest_of(head_of(body)) != caller.digest:
+            raise SignatureInvalid("the body is not the one that was signed")
+        frame = unpack(body)
+        if any(not part.root for part in frame.parts):
+            raise FrameInvalid("a part of a request has no root")
+        if len(body) <= HASH_INLINE_BYTES:
+            _check_parts(frame.parts)
+        else:
+            await self._context.executor.run(_check_parts, frame.parts)
+        return frame.header, frame.parts
+
+    async def _answer_unknown(self, arrival: Arrival) -> RawResponse:
+        """Let the bearer of an invitation in; tell everybody else nothing."""
+        if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
+            return self._refusal(arrival)
+        try:
+            ticket = self.quota.enter(arrival.source, self._context.clock.monotonic_ms())
+        except RateLimited:
+            return problems.busy()
+        try:
+            caller = self._verified(arrival)
+            header, _ = await self._read(arrival, caller, ticket)
+            secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
+        except XscError:
+            return problems.nothing()
+        finally:
+            ticket.close()
+        return self._joined(caller, header | {"secret": secret})
+
+    async def _batch(
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Carry out several calls at once, each with an answer and a count of its own."""
+        calls = batch.unpack_calls(header, parts)
+        answers: dict[int, batch.Answer] = {}
+        # The first is counted as the request.
+        tickets: list[Ticket] = []
+        together: dict[str, list[int]] = {}
+        try:
+            for number, call in enumerate(calls):
+                if number:
+                    try:
+                        tickets.append(self.quota.enter(caller, self._context.clock.monotonic_ms()))
+                    except RateLimited as fault:
+                        answers[number] = batch.refused(problems.answer_of(fault))
+                        continue
+                # Where they are answered one by one, each is a group of its own.
+                group = call.method if call.method in self._groups else str(number)
+                together.setdefault(group, []).append(number)
+            found = await asyncio.gather(
+                *(
+                    self._some_of(caller, [calls[number] for number in numbers])
+                    for numbers in together.values()
+                )
+            )
+            for numbers, some in zip(together.values(), found, strict=True):
+                answers.update(zip(numbers, some, strict=True))
+        finally:
+            for ticket in tickets:
+                ticket.close()
+        return batch.pack_answers([answers[number] for number in range(len(calls))])
+
+    async def _some_of(self, caller: bytes, calls: Sequence[batch.Call]) -> list[batch.Answer]:
+        """Answer calls of one method, each for itself."""
+        answers: dict[int, batch.Answer] = {}
+        asked: dict[int, Asked] = {}
+        for number, call in enumerate(calls):
+            try:
+                asked[number] = (self._header_of(call), call.parts)
+            except XscError as fault:
+                answers[number] = batch.refused(problems.answer_of(fault))
+        try:
+            found = await self._found(caller, calls[0].method, list(asked.values()))
+            answers.update(zip(asked, map(_answer_of, found), strict=True))
+        except Exception:  # noqa: BLE001 (as the request middleware: one call must not end others)
+            self._context.log.error(
+                "net.request_failed", path=calls[0].method[:80], trace=traceback.format_exc()
+            )
+            answers.update(dict.fromkeys(asked, batch.refused(problems.failed())))
+        return [answers[number] for number in range(len(calls))]
+
+    def _header_of(self, call: batch.Call) -> dict[str, Value]:
+        # Others answer too much, or do it too slowly, to be held for all of a batch.
+        allowed = call.method in self._batched and call.method != batch.METHOD
+        if not allowed or call.method not in self.handlers:
+            raise NotFound("this node has no such method for a batch")
+        header = decode(call.header)
+        if not isinstance(header, dict):
+            raise FrameInvalid("the header of a call holds no map")
+        return header
+
+    async def _found(self, caller: bytes, method: str, asked: Sequence[Asked]) -> Sequence[Outcome]:
+        if not asked:
+            return []
+        try:
+            if method in self._groups:
+                return await self._groups[method](caller, asked)
+            ((header, parts),) = asked
+            return [await self.handlers[method](caller, header, parts)]
+        except XscError as fault:
+            return [fault] * len(asked)

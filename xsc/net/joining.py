@@ -1,0 +1,167 @@
+"""Invitations: issues them, joins by them, and answers nodes that join."""
+
+from __future__ import annotations
+
+from xsc.base.encoding import Value
+from xsc.base.errors import ConfigInvalid, InvitationInvalid, PeerBlocked
+from xsc.base.fields import take_bytes
+from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.limits import PEER_TIMEOUT_MS
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, open_signed
+from xsc.net.calls import signing
+from xsc.net.calls.sender import RequestSender
+from xsc.net.calls.server import JOIN, RequestServer
+from xsc.net.greeting import Greeter
+from xsc.net.peers import invitation as invitations
+from xsc.net.peers.registry import AddressRecord, PeerInfo, PeerRegistry
+from xsc.net.peers.roster import Roster
+
+
+class Joining:
+    """Makes two nodes peers by an invitation.
+
+    Args:
+        context: the node's values.
+        network_name: the network that an invitation must name.
+        registry, roster: the known peers.
+        sender: calls the issuer of an invitation.
+        server: passes calls of `peers.join` here.
+        greeter: names the addresses of this node.
+        store: keeps the invitations.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        network_name: str,
+        registry: PeerRegistry,
+        roster: Roster,
+        sender: RequestSender,
+        server: RequestServer,
+        greeter: Greeter,
+        store: KeyValue,
+    ) -> None:
+        self._context = context
+        self._network_name = network_name
+        self._registry = registry
+        self._roster = roster
+        self._sender = sender
+        self._server = server
+        self._greeter = greeter
+        self._store = store
+        self._invitations = invitations.Invitations(store)
+        server.answer_joins(self._join)
+
+    def invite(self, ttl_ms: int) -> str:
+        """Return an invitation that one node can join by, until the time is up.
+
+        Raises:
+            RateLimited: too many are open.
+            ConfigInvalid: there is no address that an invitation could name.
+        """
+        own = self._greeter.record().record
+        if not own.addresses:
+            raise ConfigInvalid(
+                "this node knows no address at which others could reach it",
+                hint="set advertise to the address or name that reaches this machine from outside",
+            )
+        now_ms = self._context.clock.now_ms()
+        secret = self._context.entropy.token(invitations.SECRET_BYTES)
+        text = invitations.Invitation(
+            node_id=self._context.key.node_id,
+            name=own.name,
+            addresses=own.addresses,
+            fingerprint=own.fingerprint,
+            network=self._network_name,
+            secret=secret,
+            expires_ms=now_ms + ttl_ms,
+        ).to_text()
+        self._invitations.issue(secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
+        return text
+
+    async def join(self, invitation: str, name: str | None = None) -> bytes:
+        """Become a peer of the node that issued an invitation; return its id.
+
+        Args:
+            invitation: the text.
+            name: what to call the other node here; its own name otherwise.
+
+        Raises:
+            InvitationInvalid: no invitation, for another network, from this node,
+                expired, used or never issued.
+            PeerSilent: the issuer does not answer.
+        """
+        asked = invitations.from_string(invitation)
+        if asked.network != self._network_name:
+            raise InvitationInvalid(
+                f"the invitation is for the network '{asked.network}', "
+                f"this node is in '{self._network_name}'"
+            )
+        if asked.node_id == self._context.key.node_id:
+            raise InvitationInvalid("the invitation was issued by this node itself")
+        if self._context.clock.now_ms() >= asked.expires_ms:
+            raise InvitationInvalid("the invitation has expired", hint="ask for another")
+        issuer = PeerInfo(
+            node_id=asked.node_id,
+            name=asked.name,
+            addresses=asked.addresses,
+            fingerprint=asked.fingerprint,
+            added_ms=0,
+        )
+        # Refused here rather than after the secret is used up.
+        self._registry.met(asked.node_id, self._greeter.record().record, name=name, now_ms=0)
+        header: dict[str, Value] = {"secret": asked.secret, "record": self._greeter.record().raw}
+        reply = await self._sender.ask(issuer, JOIN, header, (), PEER_TIMEOUT_MS)
+        theirs = open_signed(
+            take_bytes(reply.header, "record"),
+            AddressRecord,
+            network=self._context.network,
+            author=asked.node_id,
+        )
+        self._meet(asked.node_id, theirs, name)
+        return asked.node_id
+
+    def _join(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> dict[str, Value]:
+        """Take the bearer of an invitation as a peer. Awaits nothing: a secret works once."""
+        now_ms = self._context.clock.now_ms()
+        secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
+        before = self._registry.get(caller.node_id)
+        used = self._invitations.redeem(
+            secret, caller.node_id, known=before is not None and not before.blocked, now_ms=now_ms
+        )
+        # From here on the caller has shown an invitation, and may hear what is wrong.
+        if before is not None and before.blocked:
+            raise PeerBlocked("this node has blocked the caller")
+        if before is None:
+            self._server.admit(caller)
+        record = open_signed(
+            take_bytes(header, "record"),
+            AddressRecord,
+            network=self._context.network,
+            author=caller.node_id,
+        )
+        self._greeter.count_record(caller.node_id)
+        self._meet(caller.node_id, record, also=used)
+        return {"record": self._greeter.record().raw}
+
+    def _meet(
+        self,
+        peer: bytes,
+        signed: Signed[AddressRecord],
+        name: str | None = None,
+        also: Change | None = None,
+    ) -> None:
+        before = self._registry.get(peer)
+        met = self._registry.met(
+            peer, signed.record, name=name, now_ms=self._context.clock.now_ms(), signed=signed.raw
+        )
+        # A peer may show again and again the invitation that it came by: nothing is new then.
+        again = before is not None and also is not None and self._store.get(also[0]) == also[1]
+        self._registry.put(met, *([] if also is None else [also]), sync=not again)
+        self._greeter.met(peer)
+        if before is None or before.blocked:
+            self._roster.tell(peer, "added")
+        if not again:
+            self._greeter.introduce_all()
