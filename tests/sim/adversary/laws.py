@@ -476,7 +476,7 @@ class Oracle:
                     SERVICES_A_PEER_MAX,
                 ),
                 "orders": (
-                    node.compute._provider._orders._of_customer[self.foe],
+                    node.compute._job_executor._orders._of_customer[self.foe],
                     ORDERS_REMEMBERED_A_PEER_MAX,
                 ),
             }
