@@ -105,7 +105,7 @@ async def measure(total_bytes: int) -> None:
         begun = time.perf_counter()
         for number in range(0, objects, 2):
             await node.delete(number.to_bytes(32, "big"), OWNER)
-        slices = await node.compact(lambda: asyncio.sleep(RECLAIM_PAUSE_MS / 1000))
+        slices = await node.compactor.compact(lambda: asyncio.sleep(RECLAIM_PAUSE_MS / 1000))
         took_s = time.perf_counter() - begun
         busy_ms = writer.worst_ms()
         saved, save_s = await back_up(bodies, executor)

@@ -116,7 +116,7 @@ async def tell(story: Story) -> None:
     node = story.node
     # One shard is damaged, found, noted, and mended.
     hurt = shard(1, data=b"one!")
-    entry = node._entry(hurt.index_key)
+    entry = node._index.entry(hurt.index_key)
     key = formats.sequenced(formats.BODIES, entry.sequence)
     del story.promised[hurt.index_key]
     await story.commit([(key, story.bodies.get(key).replace(b"one!", b"two?"))])
@@ -163,7 +163,7 @@ async def check(copy: Copy, bodies: MemoryKeyValue, index: MemoryKeyValue) -> No
             found = await node.find(body.locate, hash_of(body.sealed))
             assert bytes(found) == bytes(body.sealed)
     for key in copy.gone:
-        assert node._entry(key) is None
+        assert node._index.entry(key) is None
     audit = await node.audit(deep=True)
     assert not audit.index_faults
     assert audit.bytes_held == audit.bytes_counted == node.used_bytes

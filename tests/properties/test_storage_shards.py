@@ -16,9 +16,10 @@ from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage.object.inventory import FoundShard, Wanted
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore import store as shard_store
+from xsc.storage.shardstore import compactor as shard_compactor
 from xsc.storage.shardstore.bodies import ShardBody
-from xsc.storage.shardstore.store import StorageNode, Write
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.shardstore.writer import Write
 
 CAPACITY = held_bytes(60, 4)
 LOCATES = [b"x" * 32, b"y" * 32]
@@ -101,7 +102,7 @@ actions = st.one_of(
 def test_receipted_shards_are_there_and_accounts_are_exact_whatever_happens(story):
     with pytest.MonkeyPatch.context() as patch:
         # Notes of deletions go at the first chance, and not after some megabytes of them.
-        patch.setattr(shard_store, "GONE_BYTES_MAX", -1)
+        patch.setattr(shard_compactor, "GONE_BYTES_MAX", -1)
         asyncio.run(play(story))
 
 
@@ -162,7 +163,7 @@ async def play(story):
                     disk.replace_index()
                     node = await disk.node()
                 case ("compact",):
-                    await node.compact(everything=True)
+                    await node.compactor.compact(everything=True)
                     assert list(disk.bodies.scan(b"g", b"h")) == []
         except (PowerLost, UnavailableError):
             # Calls of a batch hear of the lost power as of a stop of the node.
@@ -189,7 +190,7 @@ async def play(story):
 async def stored(node):
     """Every place that has a shard, as (locate, customer, column)."""
     places = []
-    for key, _ in node._index.scan(b"s", b"t"):
+    for key, _ in node._index.between(b"s", b"t"):
         _, column, customer = formats.column_of_key(key)
         places.append((LOCATES.index(key[1:33]), CUSTOMERS.index(customer), column))
     return places
@@ -251,11 +252,11 @@ def test_writes_that_come_together_are_as_if_one_by_one(before, group):
         audit = await node.audit(deep=True)
         assert audit.whole
         assert audit.bytes_held == audit.bytes_counted == node.used_bytes
-        held = [bytes(body) for body in map(key_and_proof, node._index.scan(b"s", b"t"))]
+        held = [bytes(body) for body in map(key_and_proof, node._index.between(b"s", b"t"))]
         return sorted(given, key=repr), dict(node.usage), held
 
     def key_and_proof(item):
-        return item[0] + formats.decode_entry(item[1]).proof
+        return item[0] + item[1].proof
 
     async def compare():
         first = [[item] for item in before]

@@ -475,10 +475,10 @@ class Node:
 
     async def _reclaim(self) -> None:
         """Return the space of deleted bodies to the disk, while all else runs."""
-        await self.shards.survey()
+        await self.shards.compactor.survey()
         while True:
             await self.clock.sleep_ms(RECLAIM_INTERVAL_MS)
-            await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS))
+            await self.shards.compactor.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS))
 
     async def _sweep(self) -> None:
         """Drop what need not be kept, and ask again for deletions that were not confirmed."""
@@ -501,8 +501,10 @@ class Node:
         """
         swept = await self.sweeper.round(everything=True)
         retried = await self.storage.retry_deletions()
-        dead = await self.shards.survey()
-        await self.shards.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True)
+        dead = await self.shards.compactor.survey()
+        await self.shards.compactor.compact(
+            lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True
+        )
         return Collected(swept, *retried, dead)
 
     def _is_old_copy(self) -> None:

@@ -62,7 +62,7 @@ async def main():
         assert node.used_bytes == 0
         assert (await node.audit()).whole
         await node.store([shard(segment=segment, data=data) for segment in range(7)])
-        assert not node._open
+        assert not node._committer.open
     held = node.used_bytes // held_bytes(len(data))
     found = await node.get(LOCATE, 0, [wanted(data, segment=s) for s in range(held)])
     assert {item.state for item in found} == {"ok"}
@@ -157,7 +157,7 @@ async def test_a_host_whose_disk_is_full_is_replaced_and_goes_on_serving():
     async def commit(changes):
         raise SpaceExhausted("the disk is full")
 
-    full.node._commit = commit
+    full.node._committer.commit_port = commit
     again = await put(world[0], data)
     assert full.id not in again.hosts
     assert await get(world[0], again.capability) == data

@@ -159,7 +159,7 @@ async def test_the_lost_end_of_a_log_is_found_and_told_as_damage(tmp_path, clean
     cut_the_end(tmp_path / "bodies", 6)
     stores, node = await on_disk(tmp_path)
     await node.store([shard(segment=50)])
-    await node.survey()
+    await node.compactor.survey()
     assert {damage.reason for damage in node.damaged} == {"gone"}
     # Four of ten shards and the record: what was deleted is no loss.
     assert len(node.damaged) == 5
@@ -172,7 +172,7 @@ async def test_the_lost_end_of_a_log_is_found_and_told_as_damage(tmp_path, clean
     for segment in range(10):
         await node.store([shard(segment=segment)])
     await node.delete(LOCATE, ALICE)
-    await node.survey()
+    await node.compactor.survey()
     assert not node.damaged
     assert dict(node.usage) == {}
     assert LEASE not in node.usage
@@ -191,7 +191,7 @@ async def test_a_store_without_a_loss_has_none(tmp_path):
     for store in stores:
         store.close()
     stores, node = await on_disk(tmp_path)
-    await node.survey()
+    await node.compactor.survey()
     assert not node.damaged
     for store in stores:
         store.close()

@@ -30,7 +30,8 @@ from xsc.storage.object.messages import ObjectRecord, PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
 from xsc.storage.ports import Departure, Leases
 from xsc.storage.shardstore.bodies import bodies_of
-from xsc.storage.shardstore.store import StorageNode, Write
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.shardstore.writer import Write
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt

@@ -150,7 +150,7 @@ async def test_an_index_that_says_anything_else_is_a_fault(disk):
             assert (await node.audit()).index_faults
             disk.index.write([(key, value)], sync=True)
     assert (await node.audit()).whole
-    node._usage[LEASE] += 1
+    node._index.usage[LEASE] += 1
     (fault,) = (await node.audit()).index_faults
     assert "holds" in fault
 
@@ -349,7 +349,7 @@ async def survive(folder):
         assert lost <= listed
         with contextlib.suppress(StoreDamaged):
             await node.store([shard(0, segment=99)])
-        await node.compact(everything=True)
+        await node.compactor.compact(everything=True)
         return [item.state for item in found]
     finally:
         stores.close()
@@ -494,7 +494,7 @@ async def test_a_note_of_damage_that_outlived_its_body_brings_nothing_back(disk)
         disk = Disk()
         node = await disk.node()
         await node.store([shard(0), shard(1)])
-        entry = node._entry(shard(0).index_key)
+        entry = node._index.entry(shard(0).index_key)
         lagging = dict(disk.index.scan(b""))
         note = formats.encode_damaged(shard(0).index_key, entry, "gone")
         await node.delete(LOCATE, ALICE)

@@ -26,7 +26,8 @@ from xsc.storage.shardstore.reclaim import (
     DeadSpace,
     live_by_bucket,
 )
-from xsc.storage.shardstore.store import StorageNode, Write
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.shardstore.writer import Write
 
 BODY = MIB
 OWNER = b"o" * 32
@@ -115,7 +116,7 @@ async def test_half_of_a_real_store_deleted_leaves_the_directory_at_the_live_dat
             # What was deleted before a start is reclaimed after it.
             shards = node()
             await shards.start()
-            await shards.survey()
+            await shards.compactor.survey()
     live = shards.used_bytes
     assert live == objects // 2 * 4 * held_bytes(len(data))
     assert directory_bytes(path) > 1.5 * live
@@ -125,7 +126,7 @@ async def test_half_of_a_real_store_deleted_leaves_the_directory_at_the_live_dat
         nonlocal waits
         waits += 1
 
-    assert await shards.compact(pause) == waits + 1 > 0
+    assert await shards.compactor.compact(pause) == waits + 1 > 0
     assert directory_bytes(path) <= 1.15 * live
     bodies.close()
     index.close()
@@ -189,7 +190,7 @@ async def test_small_bodies_that_are_deleted_give_their_room_back(tmp_path):
     for number in range(100):
         await node.delete(number.to_bytes(32, "big"), OWNER)
     before = directory_bytes(tmp_path / "db" / "bodies")
-    assert await node.compact() > 0
+    assert await node.compactor.compact() > 0
     assert directory_bytes(tmp_path / "db" / "bodies") < before // 2
     stores.close()
 
@@ -198,7 +199,7 @@ async def test_who_stores_and_deletes_again_and_again_leaves_nothing_on_the_disk
     tmp_path, monkeypatch
 ):
     """Not even a note of each deletion, which nobody would be paid for."""
-    monkeypatch.setattr("xsc.storage.shardstore.store.GONE_BYTES_MAX", 64 * KIB)
+    monkeypatch.setattr("xsc.storage.shardstore.compactor.GONE_BYTES_MAX", 64 * KIB)
     stores = open_stores(tmp_path / "db", SilentLog())
     node = await started(stores)
     most = 0
@@ -207,7 +208,7 @@ async def test_who_stores_and_deletes_again_and_again_leaves_nothing_on_the_disk
         bodies = [ShardBody(locate, 0, s, 0, OWNER, OWNER, root_of(b"x"), b"x") for s in range(250)]
         await node.store(bodies)
         await node.delete(locate, OWNER)
-        await node.compact()
+        await node.compactor.compact()
         most = max(most, sum(len(value) for _, value in stores.bodies.scan(b"g", b"h")))
     assert most <= 2 * 64 * KIB
     assert (await node.audit()).whole

@@ -15,8 +15,10 @@ from xsc.storage.object.inventory import ColumnPresence, FoundShard, Wanted
 from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
+from xsc.storage.shardstore.index import DELETE_BATCH
 from xsc.storage.shardstore.reclaim import BUCKET
-from xsc.storage.shardstore.store import DELETE_BATCH, StorageNode, Write
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.shardstore.writer import Write
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 LEASE, OTHER = b"1" * 32, b"2" * 32
@@ -493,11 +495,11 @@ async def test_compact_covers_what_was_deleted(disk):
     node = await disk.node()
     ranges = []
     disk.bodies.compact = lambda start, stop: ranges.append((start, stop))
-    assert await node.compact() == 0
+    assert await node.compactor.compact() == 0
     await node.store([shard(0), shard(1), shard(2)])
     await node.delete(LOCATE, ALICE)
-    assert await node.compact() == 1
-    assert await node.compact() == 0
+    assert await node.compactor.compact() == 1
+    assert await node.compactor.compact() == 0
     assert ranges == [(formats.sequenced(b"b", 0), formats.sequenced(b"b", BUCKET))]
 
 
@@ -506,8 +508,8 @@ async def test_little_that_is_dead_waits_until_it_is_more(disk):
     await node.store([shard(column, data=bytes(1000)) for column in range(20)])
     await node.store([shard(0, customer=BOB, data=bytes(1000))])
     await node.delete(LOCATE, BOB)
-    assert await node.compact() == 0
-    assert await node.compact(everything=True) == 1
+    assert await node.compactor.compact() == 0
+    assert await node.compactor.compact(everything=True) == 1
 
 
 async def test_what_was_deleted_before_a_start_is_found_by_a_survey(disk):
@@ -517,8 +519,8 @@ async def test_what_was_deleted_before_a_start_is_found_by_a_survey(disk):
     await node.store([shard(2, data=bytes(1000))])
     node = await disk.node()
     disk.bodies.disk_bytes = lambda start, stop: 9000
-    assert await node.survey() == 8000
-    assert await node.compact() == 1
+    assert await node.compactor.survey() == 8000
+    assert await node.compactor.compact() == 1
 
 
 async def fill(disk):
@@ -647,7 +649,7 @@ async def test_stores_that_are_synced_together_share_one_write_of_the_index(disk
 
     disk.index = Counting()
     node = await disk.node()
-    node._executor = Yielding()
+    node._committer._executor = Yielding()
     before = Counting.writes
     await asyncio.gather(*(node.store([shard(segment=number)]) for number in range(20)))
     assert Counting.writes - before <= 3
