@@ -17,6 +17,8 @@ from xsc.base.log import Log
 from xsc.db.leveldb import LevelDBKeyValue
 
 INDEX_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
+KEPT = ("state", "space", "bodies")
+"""Databases whose content cannot be made again."""
 
 
 @dataclass(frozen=True, slots=True)

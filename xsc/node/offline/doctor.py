@@ -39,6 +39,7 @@ from xsc.net.transport.addresses import is_loopback, split
 from xsc.node import config as configs
 from xsc.node.home import folder as homes
 from xsc.node.home.disk_trial import DATABASE, SYNCED, trial_in
+from xsc.node.home.stores import KEPT
 from xsc.node.system import SystemClock
 from xsc.storage.object.erasure import Code, decode, encode
 from xsc.storage.object.segment import Place, open_sealed, seal
@@ -189,6 +190,14 @@ def _home(home: Path) -> Iterator[Finding]:
         yield ok("home", f"{home}, format {homes.FORMAT}")
     else:
         yield fail("home", "its identity.key is missing", "see `xsc node recover`")
+    if (home / "db").exists():
+        for name in KEPT:
+            if not (home / "db" / name).is_dir():
+                yield fail(
+                    "home",
+                    f"its database {name} is missing; the node would begin with an empty one",
+                    "restore a backup into a new home: `xsc node restore`",
+                )
 
 
 def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:

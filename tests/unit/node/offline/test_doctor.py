@@ -110,6 +110,17 @@ def test_a_new_home_is_fine(home):
     assert {finding.verdict for finding in found} == {"ok"}
 
 
+@pytest.mark.parametrize("name", ["state", "space", "bodies"])
+def test_a_database_that_is_gone_is_a_failure(home, name):
+    for kept in ("state", "space", "bodies"):
+        (home / "db" / kept).mkdir(parents=True)
+    assert verdicts(examine(home, "home"), "home") == ["ok"]
+    (home / "db" / name).rmdir()
+    (_, failed) = examine(home, "home")
+    assert failed.verdict == "fail"
+    assert f"its database {name} is missing" in failed.text
+
+
 @pytest.mark.parametrize(
     ("name", "mode"), [("", 0o755), ("identity.key", 0o640), ("config.toml", 0o666)]
 )
