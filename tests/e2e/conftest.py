@@ -144,7 +144,7 @@ def wait_for(condition, seconds: float = 30.0):
 def told(owner) -> int:
     """Return the newest generation of the directory that every peer has."""
     whole, _, _ = (owner.home / "node.log").read_text().rpartition("\n")
-    rows = [json.loads(line) for line in whole.splitlines() if "directory_told" in line]
+    rows = [json.loads(line) for line in whole.splitlines() if "directory.told" in line]
     return max((row["generation"] for row in rows), default=0)
 
 

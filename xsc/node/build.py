@@ -102,16 +102,22 @@ class Collected:
 
 
 class NodeCapacity:
-    """What the node has to offer: shard store and sandbox, as the market asks for them."""
+    """What the node has to offer: shard store and sandbox, as the market asks for them.
+
+    A node that leaves offers nothing.
+    """
 
     def __init__(
-        self, shards: StorageNode, disk_free_bytes: Callable[[], int], compute_steps: int
+        self,
+        shards: StorageNode,
+        disk_free_bytes: Callable[[], int],
+        compute_steps: int,
+        leaving: Callable[[], bool],
     ) -> None:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
         self._compute_steps = compute_steps
-        self.leaving: Callable[[], bool] = lambda: False
-        """Says whether this node leaves, and has nothing to offer any more."""
+        self._leaving = leaving
 
     def storage_capacity_bytes(self) -> int:
         """Return the bytes offered in all."""
@@ -119,7 +125,7 @@ class NodeCapacity:
 
     def storage_free_bytes(self) -> int:
         """Return the bytes neither held nor reserved, at most what the disk has left."""
-        if self.leaving():
+        if self._leaving():
             return 0
         # What is being written takes from the disk, too, and may not be there yet.
         on_disk = self._disk_free_bytes() - self._shards.reserved_bytes
@@ -131,7 +137,7 @@ class NodeCapacity:
 
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""
-        return 0 if self.leaving() else self._compute_steps
+        return 0 if self._leaving() else self._compute_steps
 
 
 def divider(rule: str) -> Divide:
@@ -160,6 +166,22 @@ def market_settings(config: Config) -> MarketSettings:
         site=config.site,
         owner=config.owner,
         lease_warning_ms=config.lease_warning_ms,
+    )
+
+
+def storage_settings(config: Config) -> StorageSettings:
+    """Return what the operator decided, as storage takes it."""
+    return StorageSettings(
+        lease_grace_ms=config.lease_grace_ms,
+        repair=RepairSettings(
+            config.repair_grace_ms,
+            config.repair_bytes_a_second,
+            config.repair_interval_ms,
+            config.moved_kept_ms,
+        ),
+        lease_warning_ms=config.lease_warning_ms,
+        custody_bytes=config.guard_bytes,
+        survive=config.survive,
     )
 
 
@@ -208,7 +230,6 @@ class Node:
         )
         self.space_store = SpaceStore(parts.space, executor, clock, key, net)
         self.space = SpaceService(self.space_store, clock)
-        context = self.peers.context
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.bodies,
@@ -218,8 +239,18 @@ class Node:
             log=log,
         )
         self.capacity = NodeCapacity(
-            self.shards, parts.disk_free_bytes, config.compute_capacity_mfuel * FUEL_QUANTUM
+            self.shards,
+            parts.disk_free_bytes,
+            config.compute_capacity_mfuel * FUEL_QUANTUM,
+            leaving=lambda: self.storage.drain.active,
         )
+        self._make_market(recovering=recovering)
+        self._make_storage()
+        self._make_compute()
+
+    def _make_market(self, *, recovering: bool) -> None:
+        """Make the services that know and pay peers: ledger, health, allocation, market."""
+        config, parts, context = self.config, self.parts, self.peers.context
         self.ledger = LedgerService(
             context,
             state=parts.state,
@@ -239,10 +270,10 @@ class Node:
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
         self.allocation = AllocationService(context, state=parts.state, peers=self.peers.roster)
-        attended = Attended(clock, self.peers, self.health.is_there)
-        attending = replace(context, caller=attended)
+        attended = Attended(context.clock, self.peers, self.health.is_there)
+        self._attending = replace(context, caller=attended)
         self.market = MarketService(
-            attending,
+            self._attending,
             MarketPorts(
                 peers=self.peers.roster,
                 credit=self.ledger,
@@ -258,65 +289,55 @@ class Node:
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
-        providers = Providers(key.node_id, self.market, self.health, self.peers.roster)
+        self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
+
+    def _make_storage(self) -> None:
+        """Make the services that store objects and publish the directory."""
+        config, parts, context = self.config, self.parts, self.peers.context
         self.storage = StorageService(
-            attending,
-            hosts=providers,
+            self._attending,
+            hosts=self._providers,
             leases=self.market.granted,
             node=self.shards,
             state=parts.state,
             commit=self._state_commit.commit,
-            settings=StorageSettings(
-                lease_grace_ms=config.lease_grace_ms,
-                repair=RepairSettings(
-                    config.repair_grace_ms,
-                    config.repair_bytes_a_second,
-                    config.repair_interval_ms,
-                    config.moved_kept_ms,
-                ),
-                lease_warning_ms=config.lease_warning_ms,
-                custody_bytes=config.guard_bytes,
-                survive=config.survive,
-            ),
+            settings=storage_settings(config),
             weight_ppm=self.allocation.weight_ppm,
             custodian_for=self._custodian_for,
         )
-        drain = self.storage.drain
-        self.capacity.leaving = lambda: drain.active
         self.sweeper = Sweeper(
             node=self.shards,
             leases=self.market.granted,
             state=parts.state,
-            clock=clock,
-            executor=executor,
-            log=log,
+            clock=context.clock,
+            executor=context.executor,
+            log=context.log,
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
         self.heads = DirectoryHeadStore(context, parts.state, self._state_commit.commit)
         self.directory = DirectoryKeeper(
-            key=key,
-            network=net,
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
+            context,
             peers=self.peers,
             storage=self.storage,
             weight_ppm=self.allocation.weight_ppm,
             ledger=lambda: noted_bytes(self.ledger.noted()),
             state=parts.state,
-            log=log,
             background=self.tasks.once,
+            on_old_copy=self._is_old_copy,
         )
-        self.directory.on_old_copy = self._is_old_copy
         self.payments = Payments(
             context, ledger=self.ledger, left=self.market.limits.left, state=parts.state
         )
-        self.evidence = EvidenceStore(net, parts.state)
-        drain.copies = self.directory.copies_beside
+
+    def _make_compute(self) -> None:
+        """Make the services that run jobs and deployments."""
+        config, parts = self.config, self.parts
+        self.evidence = EvidenceStore(self.peers.network, parts.state)
+        self.storage.drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
-            attending,
-            leases=providers,
+            self._attending,
+            leases=self._providers,
             book=self.market.granted,
             sandbox=parts.sandbox,
             evidence=self.evidence,
@@ -324,10 +345,10 @@ class Node:
             compile_ms=config.compile_limit_ms,
         )
         self.modules = Modules()
-        self.job_inputs = JobInputs(self.storage, executor)
+        self.job_inputs = JobInputs(self.storage, parts.executor)
         self.services = DeploymentService(
-            attending,
-            leases=providers,
+            self._attending,
+            leases=self._providers,
             book=self.market.granted,
             sandbox=parts.sandbox,
             state=parts.state,
@@ -471,7 +492,7 @@ class Node:
         self.tasks.start("unfound", self.storage.adoption.run)
         self.tasks.start("resume_journals", self.storage.resume_journals.run)
         self.tasks.start("read_ahead", self.storage.run_read_ahead)
-        self.log.info("node_started", node=self.key.node_id, name=self.config.name)
+        self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self) -> None:
         """Return the space of deleted bodies to the disk, while all else runs."""
@@ -521,7 +542,7 @@ class Node:
         try:
             await self.ledger.confirm_head([peer])
         except LedgerDamaged as fault:
-            self.log.error("home_is_an_old_copy", fault=fault.message)
+            self.log.error("node.home_is_an_old_copy", fault=fault.message)
             if not self.failed.done():
                 self.failed.set_result(fault)
 
@@ -532,15 +553,6 @@ class Node:
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
 
-    async def _tell_standing(self, peer: bytes) -> None:
-        await self.allocation.peer_back(peer)
-
-    async def _recall(self, peer: bytes) -> None:
-        await self.market.recalls.recall(peer)
-
-    async def _ask_for_leases(self, peer: bytes) -> None:
-        await self.market.denials.ask(peer)
-
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
@@ -548,9 +560,9 @@ class Node:
         if up:
             self.storage.node_up(peer)
             self.tasks.once("head", lambda: self._confirm_head(peer))
-            self.tasks.once("standing", lambda: self._tell_standing(peer))
-            self.tasks.once("recall", lambda: self._recall(peer))
-            self.tasks.once("leases", lambda: self._ask_for_leases(peer))
+            self.tasks.once("standing", lambda: self.allocation.peer_back(peer))
+            self.tasks.once("recall", lambda: self.market.recalls.recall(peer))
+            self.tasks.once("leases", lambda: self.market.denials.ask(peer))
 
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""
@@ -586,4 +598,4 @@ class Node:
         except XscError as fault:
             self.log.warning("storage.not_closed", reason=fault.message)
         self._close_stores()
-        self.log.info("node_stopped", node=self.key.node_id)
+        self.log.info("node.stopped", node=self.key.node_id)

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
@@ -34,9 +33,8 @@ from xsc.base.limits import (
     REMOVED_LISTED_MAX,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
-from xsc.base.log import Log
 from xsc.base.merkle import Part, root_of
-from xsc.identity.keys import KeyPair
+from xsc.identity.context import Context
 from xsc.net.service import PeerNet
 from xsc.storage.catalogue.directory import (
     HeadBody,
@@ -83,38 +81,40 @@ class _Waiting:
 
 
 class DirectoryKeeper:
-    """See the module."""
+    """Writes the directory head of this node and sends it to its peers.
+
+    Args:
+        context: the node's values.
+        peers: the peers that are told and listed.
+        storage: what the directory lists.
+        weight_ppm: returns the weight of a peer.
+        ledger: returns what the directory says of the ledger.
+        state: keeps the last head.
+        background: runs a named task once.
+        on_old_copy: called when a peer shows a head that this node signed and this home
+            does not have.
+    """
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        entropy: Entropy,
-        executor: Executor,
         peers: PeerNet,
         storage: StorageService,
         weight_ppm: Callable[[bytes], int],
         ledger: Callable[[], bytes],
         state: KeyValue,
-        log: Log,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
+        on_old_copy: Callable[[], None],
     ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._entropy = entropy
-        self._executor = executor
+        self._context = context
         self._peers = peers
         self._storage = storage
         self._weight_ppm = weight_ppm
         self._ledger = ledger
         self._state = state
-        self._log = log
         self._background = background
-        self.on_old_copy: Callable[[], None] = lambda: None
-        """Called when a peer shows a head that this node signed and this home does not have."""
+        self._on_old_copy = on_old_copy
         self._awake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._running = False
@@ -155,18 +155,18 @@ class DirectoryKeeper:
             while True:
                 await self._awake.wait()
                 if not self._is_waited_for():
-                    await rest(self._clock, self._hurry, DIRECTORY_DELAY_MS)
+                    await rest(self._context.clock, self._hurry, DIRECTORY_DELAY_MS)
                 self._awake.clear()
                 self._hurry.clear()
-                begun_ms = self._clock.monotonic_ms()
+                begun_ms = self._context.clock.monotonic_ms()
                 await self.write()
-                taken_ms = self._clock.monotonic_ms() - begun_ms
+                taken_ms = self._context.clock.monotonic_ms() - begun_ms
                 self._tell()
                 pause = pause_ms(len(self._raw), taken_ms)
-                await self._clock.sleep_ms(pause)
+                await self._context.clock.sleep_ms(pause)
                 if not self._is_waited_for():
                     rest_ms = max(DIRECTORY_INTERVAL_MS, 20 * taken_ms) - pause
-                    await rest(self._clock, self._hurry, max(0, rest_ms))
+                    await rest(self._context.clock, self._hurry, max(0, rest_ms))
         finally:
             self._running = False
 
@@ -189,7 +189,7 @@ class DirectoryKeeper:
             self.wake()
             self._hurry.set()
             try:
-                await rest(self._clock, waiting.over, DIRECTORY_TOLD_MS_MAX)
+                await rest(self._context.clock, waiting.over, DIRECTORY_TOLD_MS_MAX)
             finally:
                 self._waiting.remove(waiting)
         found = self._copies(waiting.generation) if waiting.generation else 0
@@ -235,7 +235,7 @@ class DirectoryKeeper:
         return made
 
     async def _write(self) -> bool:
-        packed = await self._executor.run(lambda: pack(self._storage.catalogue.directory()))
+        packed = await self._context.executor.run(lambda: pack(self._storage.catalogue.directory()))
         peers, removed = self._known(), tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX])
         ledger = self._ledger()
         shown = body_bytes(HeadBody(0, peers, b"", None, ledger, removed))
@@ -258,7 +258,7 @@ class DirectoryKeeper:
             )
             capability = done.capability
         body = HeadBody(
-            self._clock.now_ms(),
+            self._context.clock.now_ms(),
             peers,
             packed if capability is None else None,
             capability,
@@ -269,9 +269,9 @@ class DirectoryKeeper:
             make_head(
                 body,
                 self.generation + 1,
-                self._key,
-                self._network,
-                self._entropy.token(NONCE_BYTES),
+                self._context.key,
+                self._context.network,
+                self._context.entropy.token(NONCE_BYTES),
             ).raw,
             self.generation + 1,
             digest,
@@ -285,8 +285,8 @@ class DirectoryKeeper:
         """Return the capability of the directory object that the present head names."""
         if not self._raw:
             return None
-        head = open_signed_head(self._raw, self._key.node_id, self._network)
-        return open_body(head.record, self._key).capability
+        head = open_signed_head(self._raw, self._context.key.node_id, self._context.network)
+        return open_body(head.record, self._context.key).capability
 
     async def go_on_from(self, raw: bytes) -> None:
         """Take a head that was found at peers as the present one.
@@ -294,9 +294,9 @@ class DirectoryKeeper:
         The next one has a generation above all that can have been written: a peer may have
         been silent, or hold a newer head back.
         """
-        head = open_signed_head(raw, self._key.node_id, self._network).record
+        head = open_signed_head(raw, self._context.key.node_id, self._context.network).record
         known = max(head.generation, self.generation)
-        await self._keep(raw, max(self._clock.now_ms(), known + INCARNATION_GAP), b"")
+        await self._keep(raw, max(self._context.clock.now_ms(), known + INCARNATION_GAP), b"")
 
     async def _keep(self, raw: bytes, generation: int, digest: bytes) -> None:
         """Take a head as the present one, on the disk."""
@@ -307,7 +307,7 @@ class DirectoryKeeper:
             "head": raw,
         }
         changes: list[tuple[bytes, bytes | None]] = [(STATE, encode(row))]
-        await self._executor.run(lambda: self._state.write(changes, sync=True))
+        await self._context.executor.run(lambda: self._state.write(changes, sync=True))
         self.generation, self._digest, self._raw = generation, digest, raw
 
     def copies_beside(self, peer: bytes) -> int:
@@ -336,7 +336,7 @@ class DirectoryKeeper:
                 self._told[peer] = generation
                 self._end_waiting()
                 if all(self._told.get(known) == generation for known in self._peers.peers()):
-                    self._log.info("directory_told", generation=generation, state="told")
+                    self._context.log.info("directory.told", generation=generation, state="told")
                 while self._replaced and generation == self.generation:
                     with suppress(XscError):
                         await self._storage.rm(self._replaced.pop())
@@ -364,7 +364,7 @@ class DirectoryKeeper:
             self.wake()
             return False
         except XscError as fault:
-            self._log.info("directory_not_told", peer=short(peer), code=fault.code)
+            self._context.log.info("directory.not_told", peer=short(peer), code=fault.code)
             return False
         return True
 
@@ -374,12 +374,12 @@ class DirectoryKeeper:
         Raises:
             PeerError, TooLarge: what it shows is none.
         """
-        head = open_signed_head(held, self._key.node_id, self._network).record
+        head = open_signed_head(held, self._context.key.node_id, self._context.network).record
         if head.generation > self.generation or (
             head.generation == self.generation and held != self._raw
         ):
             # This home is an old copy, and must not write over what came after it.
-            self._log.error("directory_is_newer_at_peer", peer=short(peer))
-            self.on_old_copy()
+            self._context.log.error("directory.newer_at_peer", peer=short(peer))
+            self._on_old_copy()
         elif held != self._raw:
-            self._log.warning("directory_refused_without_reason", peer=short(peer))
+            self._context.log.warning("directory.refused_without_reason", peer=short(peer))

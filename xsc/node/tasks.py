@@ -37,9 +37,9 @@ class Tasks:
             try:
                 await loop()
             except XscError as fault:
-                self._log.warning("task_failed", task=name, code=fault.code, fault=fault.message)
+                self._log.warning("task.failed", task=name, code=fault.code, fault=fault.message)
             except Exception:  # noqa: BLE001 - see the module's opening
-                self._log.error("task_bug", task=name, trace=traceback.format_exc())
+                self._log.error("task.bug", task=name, trace=traceback.format_exc())
             else:
                 return
             if self._clock.monotonic_ms() - begun_ms > BACK_OFF_MS_MAX:
@@ -47,16 +47,16 @@ class Tasks:
             await self._clock.sleep_ms(back_off_ms)
             back_off_ms = min(back_off_ms * 2, BACK_OFF_MS_MAX)
 
-    def once(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    def once(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         """Run something once in the background; a fault is reported and not repeated."""
 
         async def run() -> None:
             try:
                 await work()
             except XscError as fault:
-                self._log.info("task_failed", task=name, code=fault.code, fault=fault.message)
+                self._log.info("task.failed", task=name, code=fault.code, fault=fault.message)
             except Exception:  # noqa: BLE001 - see the module's opening
-                self._log.error("task_bug", task=name, trace=traceback.format_exc())
+                self._log.error("task.bug", task=name, trace=traceback.format_exc())
 
         task = asyncio.create_task(run(), name=name)
         self._running.append(task)

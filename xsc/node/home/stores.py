@@ -80,7 +80,7 @@ def _open_index(path: Path, log: Log) -> LevelDBKeyValue:
             index.close()
             raise
     except StoreDamaged as fault:
-        log.warning("index_damaged", fault=fault.message)
+        log.warning("storage.index_damaged", fault=fault.message)
         if path.is_dir():
             shutil.rmtree(path)
         else:

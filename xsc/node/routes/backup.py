@@ -46,7 +46,7 @@ def routes(node: Node, home: Path, faults: Faults) -> list[web.RouteDef]:
             while piece := await parts.executor.run(next, pieces, b""):
                 await response.write(piece)
         except XscError as fault:
-            node.log.warning("backup_broke_off", code=fault.code, fault=fault.message)
+            node.log.warning("backup.interrupted", code=fault.code, fault=fault.message)
             return faults.break_off(request, response, request_id, fault)
         await response.write_eof()
         return response

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import socket
 from base64 import b64encode
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from functools import lru_cache
@@ -36,6 +35,7 @@ from xsc.base.limits import (
     PEERS_MAX,
     SHARDS_MAX,
 )
+from xsc.net.peers.circle import introducer_shares
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.app import FastPathHandler, problem_response, reply, whole_number
 from xsc.node.build import Node
@@ -55,18 +55,19 @@ _node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
 
 
 def _introducers(node: Node, found: ObjectCheck) -> list[dict[str, object]]:
-    """Return through whom how many of an object's hosts came, in order of their number."""
+    """Return the introducers of an object's hosts, the one of most hosts first."""
     hosts = {host.node for host in found.stat.hosts if host.state == "ok" and host.node}
-    by = {host: node.peers.roster.introducer_of(host) for host in hosts}
-    brought = Counter(by[host] for host in hosts if by[host] not in ("", to_text(host)))
+    shares = introducer_shares(
+        {to_text(host): node.peers.roster.introducer_of(host) for host in hosts}
+    )
     return [
         {
-            "id": introducer,
-            "name": node.name_of(from_text(introducer)),
-            "hosts": list(by.values()).count(introducer),
-            "brought": count,
+            "id": share.introducer,
+            "name": node.name_of(from_text(share.introducer)),
+            "hosts": share.hosts,
+            "brought": share.brought,
         }
-        for introducer, count in brought.most_common()
+        for share in shares
     ]
 
 
@@ -272,7 +273,7 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
                 async for chunk in stream:
                     await _write(response, chunk)
             except XscError as fault:
-                node.log.warning("get_broke_off", code=fault.code, fault=fault.message)
+                node.log.warning("api.get_interrupted", code=fault.code, fault=fault.message)
                 return faults.break_off(request, response, request_id, fault)
             await response.write_eof()
             return response
