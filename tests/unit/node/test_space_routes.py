@@ -60,7 +60,7 @@ async def api():
         fingerprint=None,
         added_ms=0,
     )
-    node.peers.restore(info)
+    node.peers.roster.restore(info)
     app = application(space.routes(node), TOKEN, SilentLog(), Running(), dict)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
     await runner.setup()
