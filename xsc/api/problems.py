@@ -26,7 +26,7 @@ def bug() -> dict[str, object]:
         "code": "bug",
         "title": "bug",
         "status": 500,
-        "detail": "the node met a bug of its own; its log has the trace",
+        "detail": "internal error of the node; its log has the trace",
         "hint": "please report it",
         "retryable": False,
         "retry_after_s": 0,

@@ -147,6 +147,40 @@ def banner(node: Node) -> list[str]:
     ]
 
 
+def _publish(node: Node, home: Path, token: str, say: Callable[[str], None]) -> None:
+    """Write to the home where the node listens, and print it."""
+    homes.remember_port(home, node.peer_url)
+    homes.publish(home, api_url=node.api_url, peer_url=node.peer_url, token=token)
+    for line in banner(node):
+        say(line)
+    say(f"API at {node.api_url}, token in {home / 'api.token'}")
+    if node.services.registry.url:
+        say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
+
+
+def _ended_by_signal() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    return ended
+
+
+async def _until_ended(node: Node, ended: asyncio.Event) -> None:
+    """Return when the event is set.
+
+    Raises:
+        XscError: the node may not go on.
+    """
+    told = asyncio.ensure_future(ended.wait())
+    await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    node.log.info("node.stopping")
+    if node.failed.done():
+        raise node.failed.result()
+
+
 async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], None]) -> None:
     """Run a node until the process is told to end."""
     clock = SystemClock()
@@ -158,10 +192,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     services = ServiceListener(
         node, connections_max=min(SERVICE_CONNECTIONS_MAX, connections_of_a_kind())
     )
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    ended = _ended_by_signal()
     await node.start()
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
@@ -209,24 +240,11 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
                 hint="set api_listen to a free port, or to port 0",
             ) from None
         prover.port = listening.sockets[0].getsockname()[1]
-        api_url = f"http://{host}:{prover.port}"
         if config.services_listen:
             node.services.registry.url = await _listen_for_services(services, config)
-        peer_url = node.peer_url
-        node.api_url = api_url
-        homes.remember_port(home.path, peer_url)
-        homes.publish(home.path, api_url=api_url, peer_url=peer_url, token=token)
-        for line in banner(node):
-            flags_say(line)
-        flags_say(f"API at {api_url}, token in {home.path / 'api.token'}")
-        if node.services.registry.url:
-            flags_say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
-        told = asyncio.ensure_future(ended.wait())
-        await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        log.info("node.stopping")
-        if node.failed.done():
-            raise node.failed.result()
+        node.api_url = f"http://{host}:{prover.port}"
+        _publish(node, home.path, token, flags_say)
+        await _until_ended(node, ended)
     finally:
         homes.unpublish(home.path)
         if listening is not None:

@@ -20,14 +20,14 @@ def _paid(node: Node, peer: bytes) -> int:
     return 0 if payment is None else payment.amount_micro
 
 
-def routes(node: Node) -> list[web.RouteDef]:
-    """Return the ledger endpoints of a node."""
-
-    async def standing(peer: bytes) -> PeerAccount | None:
-        """Ask a peer that is up how this node's account stands there."""
-        return await node.payments.standing(peer) if node.health.is_up(peer) else None
+def _reading_routes(node: Node) -> list[web.RouteDef]:
+    """Return the endpoints that show balances and entries."""
 
     async def balance(_: web.Request) -> web.Response:
+        async def standing(peer: bytes) -> PeerAccount | None:
+            """Ask a peer that is up how this node's account stands there."""
+            return await node.payments.standing(peer) if node.health.is_up(peer) else None
+
         statement = node.ledger.statement()
         standings = await asyncio.gather(*(standing(row.peer) for row in statement))
         rows = [
@@ -90,6 +90,17 @@ def routes(node: Node) -> list[web.RouteDef]:
         raw = node.ledger.export(from_text(request.match_info["id"]))
         return web.Response(body=raw, content_type="application/cbor")
 
+    return [
+        web.get("/v1/ledger/balance", balance),
+        web.get("/v1/ledger/log", log),
+        web.get("/v1/ledger/verify", verify),
+        web.get("/v1/ledger/entry/{id}", entry),
+    ]
+
+
+def _paying_routes(node: Node) -> list[web.RouteDef]:
+    """Return the endpoints that settle and set limits."""
+
     async def settle(_: web.Request) -> web.Response:
         before = {(row.role, row.lease_id): row.settled_micro for row in node.market.leases()}
         await node.market.settlement.settle_all()
@@ -141,10 +152,11 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     return [
         web.post("/v1/ledger/limit", limit),
-        web.get("/v1/ledger/balance", balance),
-        web.get("/v1/ledger/log", log),
-        web.get("/v1/ledger/verify", verify),
-        web.get("/v1/ledger/entry/{id}", entry),
         web.post("/v1/ledger/settle", settle),
         web.post("/v1/ledger/off-books", off_books),
     ]
+
+
+def routes(node: Node) -> list[web.RouteDef]:
+    """Return the ledger endpoints of a node."""
+    return [*_reading_routes(node), *_paying_routes(node)]

@@ -228,8 +228,8 @@ def fast_path_handlers(node: Node) -> dict[str, FastPathHandler]:
     return {PATH: handle}
 
 
-def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
-    """Return the object endpoints of a node."""
+def _content_routes(node: Node, faults: Faults) -> list[web.RouteDef]:
+    """Return the endpoints that take and give the bytes of objects."""
 
     async def put(request: web.Request) -> web.Response:
         async def body() -> AsyncIterator[bytes]:
@@ -282,6 +282,20 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
         asked = _upload_id(request.match_info["id"]) or b""
         return reply({"stored_bytes": await node.storage.resume_journals.stored_bytes(asked)})
 
+    async def fault_of(request: web.Request) -> web.Response:
+        return reply(faults.find(request.match_info["id"]))
+
+    return [
+        web.post(PATH, put),
+        web.get("/v1/uploads/{id}", upload),
+        web.get("/v1/object", get),
+        web.get("/v1/requests/{id}", fault_of),
+    ]
+
+
+def _name_routes(node: Node) -> list[web.RouteDef]:
+    """Return the endpoints that list objects and restore versions by name."""
+
     async def listing(request: web.Request) -> web.Response:
         prefix = _name(request.headers, "XSC-Prefix")
         versions = _number(request.headers, "XSC-Versions", 1) == 1
@@ -321,6 +335,17 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             _name(request.headers, "XSC-Name"), version, deleting=deleting
         )
         return reply({"capabilities": found})
+
+    return [
+        web.get(PATH, listing),
+        web.get("/v1/objects/named", named),
+        web.get("/v1/objects/parts", parts),
+        web.post("/v1/objects/restore", restore),
+    ]
+
+
+def _health_routes(node: Node) -> list[web.RouteDef]:
+    """Return the endpoints that check, repair and remove an object."""
 
     async def stat(request: web.Request) -> web.Response:
         return reply((await node.storage.stat(_capability(request))).to_json())
@@ -371,20 +396,14 @@ def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
             }
         )
 
-    async def fault_of(request: web.Request) -> web.Response:
-        return reply(faults.find(request.match_info["id"]))
-
     return [
-        web.post(PATH, put),
-        web.get(PATH, listing),
-        web.get("/v1/objects/named", named),
-        web.get("/v1/objects/parts", parts),
-        web.post("/v1/objects/restore", restore),
-        web.get("/v1/uploads/{id}", upload),
-        web.get("/v1/object", get),
         web.get("/v1/object/stat", stat),
         web.get("/v1/object/check", check),
         web.post("/v1/object/repair", repair),
         web.delete("/v1/object", remove),
-        web.get("/v1/requests/{id}", fault_of),
     ]
+
+
+def routes(node: Node, faults: Faults) -> list[web.RouteDef]:
+    """Return the object endpoints of a node."""
+    return [*_content_routes(node, faults), *_name_routes(node), *_health_routes(node)]
