@@ -119,6 +119,7 @@ SHELL = {
     "xsc.storage.repair.surveyor": "asks hosts, and reads columns",
     "xsc.storage.shardstore.server": "answers customers about what lies here",
     "xsc.storage.transfer.put": "moves segments between a stream and hosts",
+    "xsc.storage.transfer.storage_host": "calls peers, and the own shard store",
     "xsc.storage.transfer.host_client": "calls hosts, and the own shard store without a call",
     "xsc.storage.transfer.get": "fetches segments ahead of who reads them",
     "xsc.storage.transfer.segment_decoder": "lets shards wait for room, opens them in any thread",

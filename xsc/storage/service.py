@@ -138,15 +138,10 @@ class StorageService:
         self._settings = settings
         self.catalogue = ObjectCatalogue(context, state, commit)
         self._client = client = HostClient(
-            key=context.key,
-            network=context.network,
-            clock=context.clock,
-            executor=context.executor,
-            caller=context.caller,
+            context,
             hosts=hosts,
             leases=leases,
             node=node,
-            log=context.log,
             lease_grace_ms=settings.lease_grace_ms,
         )
         grace_ms = settings.repair.grace_ms
@@ -162,14 +157,7 @@ class StorageService:
         )
         drain.on_change = self.node_changed
         client.leaving = drain.leaving
-        self._shard_server = ShardServer(
-            key=context.key,
-            network=context.network,
-            clock=context.clock,
-            leases=leases,
-            node=node,
-            drain=drain,
-        )
+        self._shard_server = ShardServer(context, leases=leases, node=node, drain=drain)
         self._finder = ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)

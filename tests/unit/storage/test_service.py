@@ -327,7 +327,7 @@ async def test_the_same_put_again_is_receipted_and_costs_nothing():
 
 async def test_a_full_host_refuses_and_the_lease_is_not_used():
     world = await World(3).start()
-    world[1].node.capacity_bytes = 100
+    world[1].node._writer.capacity_bytes = 100
     with pytest.raises(SpaceExhausted):
         await Request(world).send()
     assert set(world[1].book.used.values()) == {0}

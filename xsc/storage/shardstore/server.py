@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
 from xsc.base.fields import take_bytes
@@ -19,8 +18,8 @@ from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.turns import Turns
 from xsc.identity.batch_signer import BatchSigner
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.identity.keys import KeyPair
 from xsc.storage.object import held_shards, messages
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.expiry import with_ends
@@ -41,22 +40,15 @@ class ShardServer:
     """Answers the calls of customers about what lies in this node's shard store."""
 
     def __init__(
-        self,
-        *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        leases: Leases,
-        node: StorageNode,
-        drain: Departure,
+        self, context: Context, *, leases: Leases, node: StorageNode, drain: Departure
     ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
+        self._key = context.key
+        self._network = context.network
+        self._clock = context.clock
         self._leases = leases
         self._node = node
         self._drain = drain
-        self._signer = BatchSigner(key, network)
+        self._signer = BatchSigner(context.key, context.network)
         self._looks: Turns[bytes] = Turns()
         """One question at a time for each caller that reads much for some bytes."""
 

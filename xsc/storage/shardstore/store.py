@@ -56,7 +56,6 @@ class StorageNode:
         executor: Executor,
         log: Log,
     ) -> None:
-        self.capacity_bytes = capacity_bytes
         self._bodies = bodies
         self._executor = executor
         self._log = log
@@ -93,6 +92,11 @@ class StorageNode:
             executor=executor,
         )
         self._started = False
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Most bytes that are stored."""
+        return self._writer.capacity_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -321,7 +325,7 @@ class StorageNode:
         async with self._access.quiet():
             before, usage = self.next_sequence, dict(self.usage)
             entries = self._index.snapshot()
-        audit = await self._executor.run(self._audit, before, usage, entries, deep)
+        audit = await self._executor.run(_audited, self._bodies, before, usage, entries, deep)
         async with self._access.quiet():
             # What was deleted or stored anew since the scan of the index is no damage.
             damaged = await self._executor.run(self._committer.still_held, audit.damaged)
@@ -329,13 +333,14 @@ class StorageNode:
                 await self._executor.run(self._damaged.note, damage)
         return replace(audit, damaged=damaged)
 
-    def _audit(
-        self,
-        before: int,
-        usage: dict[bytes, int],
-        entries: Sequence[Iterator[tuple[bytes, bytes]]],
-        deep: bool,
-    ) -> StoreAudit:
-        scanned = scan_bodies(self._bodies, before, deep=deep)
-        decoded = ((key, formats.decode_entry(raw)) for scan in entries for key, raw in scan)
-        return compare(scanned, decoded, usage)
+
+def _audited(
+    bodies: KeyValue,
+    before: int,
+    usage: dict[bytes, int],
+    entries: Sequence[Iterator[tuple[bytes, bytes]]],
+    deep: bool,
+) -> StoreAudit:
+    scanned = scan_bodies(bodies, before, deep=deep)
+    decoded = ((key, formats.decode_entry(raw)) for scan in entries for key, raw in scan)
+    return compare(scanned, decoded, usage)

@@ -61,7 +61,7 @@ class ShardWriter:
         tombstones: Tombstones,
         executor: Executor,
     ) -> None:
-        self._capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         self._index = index
         self._damaged = damaged
         self._access = access
@@ -75,7 +75,7 @@ class ShardWriter:
     @property
     def free_bytes(self) -> int:
         """Bytes that can still be stored."""
-        return max(0, self._capacity_bytes - self._index.used_bytes - self.reserved_bytes)
+        return max(0, self.capacity_bytes - self._index.used_bytes - self.reserved_bytes)
 
     async def store_together(self, writes: Sequence[Write]) -> list[Mapping[bytes, int] | XscError]:
         """Store several writes in one commit; see `StorageNode.store_together`."""
@@ -183,7 +183,7 @@ class ShardWriter:
                 held,
                 self._damaged,
                 free_bytes=free,
-                capacity_bytes=self._capacity_bytes,
+                capacity_bytes=self.capacity_bytes,
             )
         except XscError as fault:
             write.fault = fault

@@ -1,8 +1,4 @@
-"""How a node reaches the hosts of an object: by calls, and itself without one.
-
-Touches the network and the own shard store. What comes back from here is
-verified: shards against the root asked for, receipts against what was sent.
-"""
+"""Asks the hosts of objects, ranks them by latency, and races them for shards."""
 
 from __future__ import annotations
 
@@ -15,74 +11,50 @@ from collections.abc import (
     Container,
     Coroutine,
     Iterable,
-    Mapping,
     Sequence,
 )
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
-from xsc.base.clock import Clock, Executor
-from xsc.base.encoding import Value
+from xsc.base.clock import Clock
 from xsc.base.errors import (
-    CreditExceeded,
     LeaseExhausted,
     PeerSilent,
-    ReceiptInvalid,
-    RecordInvalid,
-    ShardMismatch,
     ShardsInsufficient,
     XscError,
 )
-from xsc.base.fields import take_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
     MIB,
     STAT_PAGES_MAX,
     STAT_TIMEOUT_MS,
-    STORAGE_QUESTION_TIMEOUT_MS,
     STORE_REQUEST_BYTES_MAX,
 )
-from xsc.base.log import Log
-from xsc.base.peering import Caller, Reply
 from xsc.base.refusals import reasons
-from xsc.base.units import held_bytes
-from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.identity.keys import KeyPair
-from xsc.storage.object import held_shards, messages
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed
 from xsc.storage.object.erasure import Buffer, StorageShard
-from xsc.storage.object.expiry import with_ends
 from xsc.storage.object.inventory import (
     ColumnPresence,
-    FoundShard,
     HeldObject,
     Span,
     Wanted,
-    whole_of,
 )
 from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.object.receipts import check_receipt, deletion_fault, expected_receipt
 from xsc.storage.ports import HostLease, Hosts, Leases
-from xsc.storage.shardstore.bodies import bodies_of
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import latency
 from xsc.storage.transfer.deletions import dropped_ms
-from xsc.storage.transfer.latency import LatencyEstimate
 from xsc.storage.transfer.segment_decoder import SegmentDecoder
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.storage.transfer.storage_host import OwnHost, PeerHosts, StorageHost, Take
 from xsc.terms.deletion_receipt import DeletionReceipt
-from xsc.terms.lease import OWN_LEASE
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.storage_receipt import HeldShard
 
 T = TypeVar("T")
-VERIFIED_AT_ONCE_BYTES = MIB
-"""Up to here a shard is verified where it arrives. A thread would give up and take the interpreter
-lock for each leaf beside a busy event loop: half a millisecond of work took three."""
 More: TypeAlias = Callable[[], Awaitable[Sequence["Source"]]]
 """Finds further sources of an object."""
-Take: TypeAlias = Callable[[int, Buffer], None]
-"""Takes a column's shard that was verified, in whatever thread."""
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -132,14 +104,6 @@ async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int
         alarm.cancel()
 
 
-def _read_one(reply: Reply, want: Wanted, take: Take | None) -> FoundShard:
-    """Return what a peer answered to a question about one shard."""
-    (found,) = messages.read_got(reply.header, reply.parts, [want])
-    if take is not None and found.data is not None:
-        take(want.column, found.data)
-    return found
-
-
 def requests_of(
     shards: Sequence[tuple[int, StorageShard]], record: ObjectRecord | None
 ) -> list[tuple[list[tuple[int, StorageShard]], ObjectRecord | None]]:
@@ -167,37 +131,32 @@ class HostClient:
 
     def __init__(
         self,
+        context: Context,
         *,
-        key: KeyPair,
-        network: bytes,
-        clock: Clock,
-        executor: Executor,
-        caller: Caller,
         hosts: Hosts,
         leases: Leases,
         node: StorageNode,
-        log: Log,
         lease_grace_ms: int,
     ) -> None:
-        self._key = key
-        self.own = key.node_id
-        self.network = network
-        self.clock = clock
-        self.executor = executor
+        self.own = context.key.node_id
+        self.network = context.network
+        self.clock = context.clock
+        self.executor = context.executor
+        self.log = context.log
         self.hosts = hosts
-        self.log = log
-        self._caller = caller
-        self._leases = leases
-        self._node = node
+        self._peer_hosts = PeerHosts(context, hosts)
+        self._own_host = OwnHost(context, node, leases)
         self.lease_grace_ms = lease_grace_ms
         self.leaving: Callable[[], Collection[bytes]] = frozenset
         """Returns the nodes that leave."""
-        self._latencies: dict[bytes, LatencyEstimate] = {}
         self._reprobes: dict[bytes, asyncio.Task[None]] = {}
+
+    def _at(self, node: bytes) -> StorageHost:
+        return self._own_host if node == self.own else self._peer_hosts
 
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
-        return node == self.own or self.hosts.is_up(node)
+        return self._at(node).is_up(node)
 
     def has_dropped(self, node: bytes, lease_id: bytes, deleted_ms: int | None = None) -> bool:
         """Say whether a host must have dropped by itself what lay there under a lease.
@@ -213,12 +172,9 @@ class HostClient:
         )
         return at_ms is not None and self.clock.now_ms() > at_ms
 
-    def _latency(self, node: bytes) -> LatencyEstimate:
-        return self._latencies.get(node) or LatencyEstimate(self.hosts.response_ms(node))
-
     def expected_ms(self, node: bytes, size_bytes: int) -> int:
         """Return how long an answer of that size is expected to take."""
-        return 0 if node == self.own else self._latency(node).expected_ms(size_bytes)
+        return self._at(node).expected_ms(node, size_bytes)
 
     def kth_ms(self, sources: Iterable[Source], k: int, size_bytes: int) -> int:
         """Return how long an answer of the k-th best of some sources is expected to take."""
@@ -226,25 +182,22 @@ class HostClient:
 
     def note_late(self, node: bytes) -> None:
         """Take note that a node has not answered in time."""
-        if node != self.own:
-            self._latencies[node] = latency.late(self._latency(node), self.clock.monotonic_ms())
+        self._at(node).note_late(node)
 
     def late_since_ms(self, node: bytes) -> int:
         """Return when a node was last found late, if it has not answered since; 0 where it has."""
-        return self._latencies[node].late_ms if node in self._latencies else 0
+        return self._peer_hosts.late_since_ms(node)
 
     def forget(self, node: bytes) -> None:
         """Expect of a node what is expected of one that was never asked: it has come up anew."""
-        self._latencies.pop(node, None)
+        self._peer_hosts.forget(node)
 
     def reprobe(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
-        """Ask a node that is asked last for a shard that nobody waits for, if it is time to."""
-        now_ms = self.clock.monotonic_ms()
-        if not self.is_up(node) or node == self.own or node in self._reprobes:
+        """Fetch a shard that nobody waits for from a slow node, if it is time to."""
+        if node == self.own or node in self._reprobes:
             return False
-        if not latency.is_due(self._latency(node), now_ms):
+        if not self._peer_hosts.begin_reprobe(node):
             return False
-        self._latencies[node] = latency.reprobed(self._latency(node), now_ms)
 
         async def attempt() -> None:
             try:
@@ -257,11 +210,7 @@ class HostClient:
         task.add_done_callback(lambda _: self._reprobes.pop(node, None))
         return True
 
-    def _blame(self, node: bytes, what: str, reason: str) -> None:
-        self.log.warning("storage.peer_wrong", peer=short(node), what=what, reason=reason)
-        self.hosts.report(node, what)
-
-    async def store(
+    def store(
         self,
         lease: HostLease,
         locate: bytes,
@@ -269,155 +218,50 @@ class HostClient:
         *,
         shards: Sequence[tuple[int, StorageShard]],
         record: ObjectRecord | None,
-    ) -> int:
+    ) -> Coroutine[Any, Any, int]:
         """Store at a host in one request and verify its receipt; return the bytes confirmed.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        size = held_bytes(sum(len(shard.data) for _, shard in shards), len(shards))
-        if record is not None:
-            size += record.held_bytes
-        if lease.node == self.own:
-            # The own node has no lease with itself, but room that is promised to others.
-            self._leases.admit(OWN_LEASE, self.own, size)
-            await self._node.store(
-                bodies_of(
-                    customer=self.own,
-                    lease_id=OWN_LEASE,
-                    locate=locate,
-                    generation=generation,
-                    shards=shards,
-                    record=record,
-                )
-            )
-        else:
-            try:
-                await self._store_at_peer(lease, locate, generation, shards, record)
-            except (CreditExceeded, LeaseExhausted):
-                await self.hosts.refused(lease.lease_id)
-                raise
-            await self.hosts.used(lease.lease_id, size)
-        return size
+        return self._at(lease.node).store(lease, locate, generation, shards=shards, record=record)
 
-    async def _store_at_peer(
-        self,
-        lease: HostLease,
-        locate: bytes,
-        generation: int,
-        batch: Sequence[tuple[int, StorageShard]],
-        record: ObjectRecord | None,
-    ) -> None:
-        header, parts = messages.put_message(lease.lease_id, locate, generation, batch, record)
-        reply = await self._caller.call(lease.node, messages.PUT, header, parts)
-        expected = expected_receipt(
-            host=lease.node,
-            customer=self.own,
-            lease_id=lease.lease_id,
-            locate=locate,
-            generation=generation,
-            shards=batch,
-            manifest=None if record is None else record.manifest_hash,
-            stored_ms=0,
-        )
-        self._check_receipt(lease.node, reply.header, expected)
-
-    def _check_receipt(
-        self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
-    ) -> None:
-        try:
-            check_receipt(header, expected, self.network)
-        except XscError as fault_error:
-            self._blame(node, "receipt_invalid", fault_error.message)
-            raise
-
-    async def held_shards(
+    def held_shards(
         self,
         lease: HostLease,
         locate: bytes,
         generation: int,
         wanted: Sequence[Wanted],
         size_of: Callable[[Wanted], int],
-    ) -> set[tuple[int, int]]:
+    ) -> Coroutine[Any, Any, set[tuple[int, int]]]:
         """Return segment and column of the shards that a host has under a lease, by its receipt.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        if lease.node == self.own:
-            own = await self._node.held_shards(locate, generation, self.own, OWN_LEASE, wanted)
-            return {(want.segment, want.column) for want, _ in own}
-        header = held_shards.have_message(lease.lease_id, locate, generation, wanted)
-        reply = await self._caller.call(lease.node, held_shards.HAVE, header)
-        try:
-            receipt = open_signed(
-                take_bytes(reply.header, "receipt"),
-                StorageReceipt,
-                network=self.network,
-                author=lease.node,
-            ).record
-            fault = held_shards.receipt_fault(
-                receipt,
-                host=lease.node,
-                customer=self.own,
-                lease_id=lease.lease_id,
-                locate=locate,
-                generation=generation,
-                wanted=wanted,
-                size_of=size_of,
-            )
-            if fault is not None:
-                raise ReceiptInvalid(fault)
-        except XscError as wrong:
-            self._blame(lease.node, "receipt_invalid", wrong.message)
-            raise
-        size = held_bytes(sum(held.size_bytes for held in receipt.shards), len(receipt.shards))
-        await self.hosts.used(lease.lease_id, size)
-        return {(held.segment, held.column) for held in receipt.shards}
+        return self._at(lease.node).held_shards(lease, locate, generation, wanted, size_of)
 
-    async def keep(
+    def keep(
         self, lease: HostLease, locate: bytes, generation: int, shards: Sequence[HeldShard]
-    ) -> int:
+    ) -> Coroutine[Any, Any, int]:
         """Have a host keep, under a lease of this node too, what it has; return its bytes.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        size = held_bytes(sum(item.size_bytes for item in shards), len(shards))
-        if lease.node == self.own:
-            wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
-            found = whole_of(wanted, await self._node.get(locate, generation, wanted))
-            return await self.store(lease, locate, generation, shards=found, record=None)
-        reply = await self._caller.call(
-            lease.node,
-            messages.KEEP,
-            messages.keep_message(lease.lease_id, locate, generation, shards),
-        )
-        expected = StorageReceipt(
-            host=lease.node,
-            customer=self.own,
-            lease_id=lease.lease_id,
-            locate=locate,
-            generation=generation,
-            shards=tuple(shards),
-            manifest=None,
-            stored_ms=0,
-        )
-        self._check_receipt(lease.node, reply.header, expected)
-        await self.hosts.used(lease.lease_id, size)
-        return size
+        return self._at(lease.node).keep(lease, locate, generation, shards)
 
-    async def fetch(
+    def fetch(
         self,
         node: bytes,
         locate: bytes,
         generation: int,
         want: Wanted,
         take: Take | None = None,
-    ) -> Buffer:
+    ) -> Coroutine[Any, Any, Buffer]:
         """Return one shard from a host, verified against its root.
 
         `take` is given it at once, in the thread that has verified it.
@@ -427,38 +271,7 @@ class HostClient:
             ShardsInsufficient: the host does not have it, or knows that it is damaged.
             XscError: what the host answered, or that it is silent.
         """
-        if node == self.own:
-            (found,) = await self._node.get(locate, generation, [want])
-            blame = False
-            if take is not None and found.data is not None:
-                take(want.column, found.data)
-        else:
-            begun_ms = self.clock.monotonic_ms()
-            header = messages.get_message(locate, generation, [want])
-            reply = await self._caller.call(node, messages.GET, header)
-            size = sum(len(part) for part in reply.parts)
-            now_ms = self.clock.monotonic_ms()
-            self._latencies[node] = latency.answered(
-                self._latency(node), size, now_ms - begun_ms, now_ms
-            )
-            try:
-                if size > VERIFIED_AT_ONCE_BYTES:
-                    found = await self.executor.run(_read_one, reply, want, take)
-                else:
-                    found = _read_one(reply, want, take)
-            except RecordInvalid as fault:
-                self._blame(node, "record_invalid", fault.message)
-                raise
-            blame = found.state == "corrupt" and reply.header["states"] == ["ok"]
-        where = f"segment {want.segment}, column {want.column}"
-        if blame:
-            self._blame(node, "shard_mismatch", where)
-            raise ShardMismatch(f"{short(node)} gave other bytes than it was given for {where}")
-        if found.data is None:
-            if found.state == "corrupt":
-                self.log.warning("storage.shard_damaged", peer=short(node), shard=where)
-            raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
-        return found.data
+        return self._at(node).fetch(node, locate, generation, want, take)
 
     async def stat(
         self, node: bytes, locate: bytes, manifest: Manifest, manifest_hash: bytes
@@ -478,54 +291,31 @@ class HostClient:
             if left_ms <= 0:
                 break
             asked = (locate, manifest.generation, manifest_hash, after)
-            after = stated.add(await self._stat_page(node, asked, left_ms))
+            after = stated.add(await self._at(node).stat_page(node, asked, left_ms))
             if not after:
                 return stated.whole()
         raise PeerSilent(f"{short(node)} comes to no end of what it holds")
 
-    async def _stat_page(
-        self, node: bytes, asked: tuple[bytes, int, bytes, bytes], left_ms: int
-    ) -> HeldObject:
-        if node == self.own:
-            return with_ends(await self._node.stat(*asked), self._leases.end_ms)
-        reply = await self._caller.call(
-            node,
-            messages.STAT,
-            messages.stat_message(*asked),
-            timeout_ms=min(left_ms, STORAGE_QUESTION_TIMEOUT_MS),
-        )
-        return messages.read_stated(reply.header)
-
-    async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
+    def find(
+        self, node: bytes, locate: bytes, manifest_hash: bytes
+    ) -> Coroutine[Any, Any, Buffer | None]:
         """Return the sealed manifest that a host keeps, unverified."""
-        if node == self.own:
-            return await self._node.find(locate, manifest_hash)
-        header = messages.find_message(locate, manifest_hash)
-        reply = await self._caller.call(
-            node, messages.FIND, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-        )
-        return messages.read_found(reply.parts)
+        return self._at(node).find(node, locate, manifest_hash)
 
-    async def holds(
+    def holds(
         self,
         node: bytes,
         locate: bytes,
         generation: int,
         manifest_hash: bytes,
         roots: Sequence[bytes],
-    ) -> ColumnPresence:
+    ) -> Coroutine[Any, Any, ColumnPresence]:
         """Return which columns a host says that it holds, by the roots of the first segment."""
-        if node == self.own:
-            return await self._node.holds(locate, generation, manifest_hash, roots)
-        header = messages.holds_message(locate, generation, manifest_hash, roots)
-        reply = await self._caller.call(
-            node, messages.HOLDS, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-        )
-        return messages.read_held(reply.header, max(1, len(roots)))
+        return self._at(node).holds(node, locate, generation, manifest_hash, roots)
 
-    async def delete(
+    def delete(
         self, node: bytes, locate: bytes, *, columns: Collection[int] = (), final: bool = False
-    ) -> tuple[dict[bytes, int], Signed[DeletionReceipt] | None]:
+    ) -> Coroutine[Any, Any, tuple[dict[bytes, int], Signed[DeletionReceipt] | None]]:
         """Have a host delete what this node stored of an object there.
 
         Args:
@@ -542,37 +332,7 @@ class HostClient:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        if node == self.own:
-            if columns:
-                return await self._node.trim(locate, self.own, frozenset(columns)), None
-            return await self._node.delete(locate, self.own, final=final), None
-        order = sign(
-            DeletionOrder(
-                customer=self.own,
-                host=node,
-                locate=locate,
-                columns=tuple(sorted(columns)),
-                final=final,
-                ordered_ms=self.clock.now_ms(),
-            ),
-            self._key,
-            self.network,
-        )
-        reply = await self._caller.call(node, messages.DELETE, {"order": order.raw})
-        try:
-            signed = open_signed(
-                take_bytes(reply.header, "receipt"),
-                DeletionReceipt,
-                network=self.network,
-                author=node,
-            )
-            fault = deletion_fault(signed.record, order, now_ms=self.clock.now_ms())
-            if fault is not None:
-                raise ReceiptInvalid(fault)
-        except XscError as wrong:
-            self._blame(node, "receipt_invalid", wrong.message)
-            raise
-        return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
+        return self._at(node).delete(node, locate, columns=columns, final=final)
 
     async def note_recounted(self, node: bytes, lease_id: bytes, more_bytes: int) -> None:
         """Take note that a host has held so much more, or less, than was counted."""

@@ -268,7 +268,7 @@ async def test_nodes_that_are_up_and_refuse_are_named_and_no_reason_to_double_up
             raise SpaceExhausted("no room")
 
     world[3].before = full
-    world[0].node.capacity_bytes = 0
+    world[0].node._writer.capacity_bytes = 0
     with pytest.raises(SpaceExhausted) as caught:
         await put(world[0], data)
     both = ", ".join(sorted(short(node.id) for node in (world[0], world[3])))
@@ -286,7 +286,7 @@ async def test_a_put_that_fails_leaves_nothing_behind():
 
     for host in world.hosts[1:]:
         host.before = refuse
-    world[0].node.capacity_bytes = 3 * MIB
+    world[0].node._writer.capacity_bytes = 3 * MIB
     with pytest.raises(XscError):
         await put(world[0], content(FOUR_SEGMENTS))
     assert sum(used(world)) == 0
@@ -406,7 +406,7 @@ async def test_a_receipt_that_the_host_did_not_sign_is_refused(signer):
 
 async def test_with_no_honest_host_nothing_is_stored():
     world = await World(2).start()
-    world[0].node.capacity_bytes = 0
+    world[0].node._writer.capacity_bytes = 0
     tampered(world[1], lambda receipt: b"")
     with pytest.raises((ReceiptInvalid, XscError)):
         await put(world[0], content(5000))
@@ -484,7 +484,7 @@ def test_requests_are_bounded_in_bytes():
 
 async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
     world = await World(2).start()
-    world[0].node.capacity_bytes = 0
+    world[0].node._writer.capacity_bytes = 0
     data = content(5 * MIB)
     done = await put(world[0], data, code=(2, 8), survive=Contract())
     assert accounts_agree(world, done)
