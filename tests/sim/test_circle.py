@@ -349,7 +349,7 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
 
         asked = parse("2nodes,1introducer")
         with pytest.raises(DurabilityUnreachable, match="at 2 known introducers survive the loss"):
-            await put(owner, content(MIB), survive=asked)
+            await put(owner, content(MIB), contract=asked)
         found = await check(await put(owner, content(MIB)))
         assert found.to_json()["domains"]["introducer"] == {"known": 1, "unknown": 0}
         assert found.to_json()["survives"] == "2nodes"
@@ -358,7 +358,7 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
         # Whom the operator answers for is a domain of its own.
         for node in world.nodes[1:5]:
             owner.peers.roster.confirm(node.key.node_id)
-        found = await check(await put(owner, content(MIB, 1), survive=asked))
+        found = await check(await put(owner, content(MIB, 1), contract=asked))
         assert found.survives.meets(asked)
         assert found.to_json()["domains"]["introducer"] == {"known": 5, "unknown": 0}
 

@@ -63,9 +63,9 @@ def test_at_the_debt_limit_of_most_hosts_a_put_is_refused_and_less_works():
         assert "2nodes" in fault.message
         assert "`--survive 1node`" in fault.hint
         assert "`xsc ledger balance`" in fault.hint
-        fault = await refused(world, owner, CreditExceeded, survive=Contract(2))
+        fault = await refused(world, owner, CreditExceeded, contract=Contract(2))
         assert "2nodes" in fault.message
-        done = await owner.storage.put(stream(DATA), name="less", survive=Contract(1))
+        done = await owner.storage.put(stream(DATA), name="less", contract=Contract(1))
         assert len(set(done.hosts)) == 3
         assert done.survives == Contract(1)
 
@@ -76,7 +76,7 @@ def test_with_no_host_but_the_own_node_less_is_nothing_and_said_so():
     async def play(world):
         fault = await refused(world, world.nodes[0], CreditExceeded)
         assert "`--survive 0nodes`" in fault.hint
-        done = await world.nodes[0].storage.put(stream(DATA), name="own", survive=Contract())
+        done = await world.nodes[0].storage.put(stream(DATA), name="own", contract=Contract())
         assert set(done.hosts) == {world.nodes[0].key.node_id}
         assert done.warnings
 
@@ -167,14 +167,14 @@ def test_a_host_that_dies_in_the_middle_of_a_put_breaks_no_contract():
         assert not owner.storage.ls()
         world.net.corrupt(None)
         await world.crash(3)
-        assert await get(owner, await put(owner, data, survive=Contract(1))) == data
+        assert await get(owner, await put(owner, data, contract=Contract(1))) == data
 
     run(316, 6, play)
 
 
 def test_a_contract_beyond_all_known_nodes_is_the_callers_to_change():
     async def play(world):
-        fault = await refused(world, world.nodes[0], DurabilityUnreachable, survive=Contract(2))
+        fault = await refused(world, world.nodes[0], DurabilityUnreachable, contract=Contract(2))
         assert fault.exit_code == 2
         assert "6 nodes" in fault.hint
         assert "`--survive 1node`" in fault.hint
@@ -186,7 +186,7 @@ def test_a_contract_in_the_configuration_stands_for_every_put():
     async def play(world):
         owner = world.nodes[0]
         assert contract(owner, await put(owner, DATA)) == Contract(1)
-        await refused(world, owner, DurabilityUnreachable, survive=Contract(0, 1))
+        await refused(world, owner, DurabilityUnreachable, contract=Contract(0, 1))
 
     run(318, 7, play, {"survive": "1node"})
 
@@ -200,7 +200,7 @@ def test_silent_peers_that_have_not_said_their_site_are_named_as_silent():
         for index in (0, 3, 4, 5, 6):
             await world.crash(index)
         owner = await world.restart(0)
-        fault = await refused(world, owner, NoOffers, survive=Contract(2, 2))
+        fault = await refused(world, owner, NoOffers, contract=Contract(2, 2))
         assert f"silent: {names(world, 3, 4, 5, 6)}" in fault.message
         assert "`site`" not in fault.hint
 

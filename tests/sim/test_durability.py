@@ -39,7 +39,7 @@ def test_six_shards_on_two_nodes_are_worth_what_two_nodes_are():
         await world.until(
             lambda: sum(alone.health.is_up(peer) for peer in alone.peers.peers()) == 1
         )
-        two = await put(alone, content(MIB), survive=Contract())
+        two = await put(alone, content(MIB), contract=Contract())
         found = await check(alone, two)
         assert (found.survives, found.stat.condition.margin) == (Contract(), 2)
         assert found.to_json()["domains"]["node"] == {"known": 2, "unknown": 0}
@@ -54,7 +54,7 @@ def test_a_contract_over_sites_is_kept_through_every_loss_that_it_names():
     async def play(world):
         owner = world.nodes[0]
         data = content(MIB)
-        capability = await put(owner, data, survive=Contract(2, 1))
+        capability = await put(owner, data, contract=Contract(2, 1))
         stat = await owner.storage.stat(capability)
         by_site = [SITES[world.index_of(host.node)] for host in stat.hosts]
         assert max(by_site.count(site) for site in set(by_site)) == 2
@@ -79,7 +79,7 @@ def test_a_contract_that_no_placement_keeps_is_refused_and_costs_nothing():
     async def play(world):
         for asked in (Contract(2, 2), Contract(3), Contract(0, 3)):
             with pytest.raises(DurabilityUnreachable) as caught:
-                await put(world.nodes[0], content(MIB), survive=asked)
+                await put(world.nodes[0], content(MIB), contract=asked)
             assert caught.value.hint
         assert all(node.shards.used_bytes == 0 for node in world.nodes)
 
@@ -89,7 +89,7 @@ def test_a_contract_that_no_placement_keeps_is_refused_and_costs_nothing():
 def test_nodes_that_do_not_say_where_they_are_keep_no_contract_over_sites():
     async def play(world):
         with pytest.raises(DurabilityUnreachable) as caught:
-            await put(world.nodes[0], content(MIB), survive=Contract(1, 1))
+            await put(world.nodes[0], content(MIB), contract=Contract(1, 1))
         assert "`site`" in caught.value.hint
 
     run(43, 7, play)
@@ -153,7 +153,7 @@ def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_pe
             if other != 7:
                 world.net.partition("node-7", world.name(other))
         await world.until(lambda: not owner.health.is_up(world.nodes[7].key.node_id))
-        capability = await put(owner, content(MIB), survive=Contract(2, 1))
+        capability = await put(owner, content(MIB), contract=Contract(2, 1))
 
         async def at():
             stat = await owner.storage.stat(capability)

@@ -169,7 +169,7 @@ def test_a_lone_node_stores_all_shards_and_says_what_that_is_worth():
         assert await get(node, done.capability) == data
         used = node.shards.used_bytes
         with pytest.raises(DurabilityUnreachable):
-            await put(node, data, survive=Contract(2))
+            await put(node, data, contract=Contract(2))
         assert node.shards.used_bytes == used
         assert node.market.leases() == []
 
@@ -184,7 +184,7 @@ def test_small_networks_spread_the_shards_as_evenly_as_they_can(count, survives)
         assert len(set(done.hosts)) == min(count, 6)
         if survives < 2:
             with pytest.raises(DurabilityUnreachable):
-                await put(world.nodes[0], b"x" * MIB, survive=Contract(2))
+                await put(world.nodes[0], b"x" * MIB, contract=Contract(2))
 
     run(26, count, play)
 
@@ -270,11 +270,11 @@ def test_a_limit_that_was_raised_lets_debt_go_on():
         for node in peers:
             await node.ledger.set_limit(customer.key.node_id, 0)
         with pytest.raises(XscError) as caught:
-            await put(customer, content(5 * MIB), survive=Contract(2))
+            await put(customer, content(5 * MIB), contract=Contract(2))
         assert caught.value.code in {"credit_exceeded", "durability_unreachable"}
         for node in peers:
             await node.ledger.set_limit(customer.key.node_id, 10_000_000)
-        await put(customer, content(5 * MIB), survive=Contract(2))
+        await put(customer, content(5 * MIB), contract=Contract(2))
 
     run(37, 7, play)
 

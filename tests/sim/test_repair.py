@@ -255,7 +255,7 @@ def test_the_objects_of_a_once_lone_node_spread_when_peers_join(count):
         await world.until(lambda: not any(owner.health.is_up(peer) for peer in owner.peers.peers()))
         data = content(5 * MIB)
         done = await owner.storage.put(
-            stream(data), name="alone", size_hint=len(data), survive=Contract()
+            stream(data), name="alone", size_hint=len(data), contract=Contract()
         )
         assert set(done.hosts) == {owner.key.node_id}
         world.net.heal()

@@ -254,7 +254,7 @@ class DirectoryKeeper:
                 name=OBJECT_NAME,
                 size_hint=len(packed),
                 # Names are kept as well as can be, whatever peers are there.
-                survive=Contract(),
+                contract=Contract(),
             )
             capability = done.capability
         body = HeadBody(

@@ -65,7 +65,7 @@ class ObjectStat:
     """Until when each host keeps its part: by the own leases, else by what the host says."""
     ending: tuple[HostEnd, ...] = ()
     """Those of them that end soon."""
-    asked: Contract = Contract()  # noqa: RUF009 (a frozen value)
+    contract: Contract = Contract()  # noqa: RUF009 (a frozen value)
     """The contract under which it was stored."""
 
     def to_json(self) -> dict[str, Any]:
@@ -108,13 +108,13 @@ class ObjectCheck:
         """Return the document of `xsc store check --json`."""
         return {
             **self.stat.to_json(),
-            "survives": self.survives.shown_for(self.stat.asked).to_text(),
+            "survives": self.survives.shown_for(self.stat.contract).to_text(),
             "domains": {
                 kind: {"known": found.known, "unknown": found.unknown}
                 for kind, found in zip(KINDS, self.domains, strict=True)
             },
-            "contract": self.stat.asked.to_text() if self.stat.asked != Contract() else None,
-            "contract_kept": self.survives.meets(self.stat.asked),
+            "contract": self.stat.contract.to_text() if self.stat.contract != Contract() else None,
+            "contract_kept": self.survives.meets(self.stat.contract),
             "yearly_loss_ppb": self.yearly_loss_ppb,
             "read_bytes": self.read_bytes,
             "bad": [

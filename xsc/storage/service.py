@@ -222,7 +222,7 @@ class StorageService:
 
     # Customer: putting
 
-    def contract(self, code: tuple[int, int]) -> Contract:
+    def default_contract(self, code: tuple[int, int]) -> Contract:
         """Return the default contract: as configured, else what all known nodes could keep."""
         if self._settings.survive is not None:
             return self._settings.survive
@@ -234,7 +234,7 @@ class StorageService:
         *,
         name: str,
         size_hint: int | None = None,
-        survive: Contract | None = None,
+        contract: Contract | None = None,
         code: tuple[int, int] = (4, 2),
         resume: bytes | None = None,
     ) -> PutResult:
@@ -244,7 +244,7 @@ class StorageService:
             source: the bytes, in chunks of any size.
             name: what `ls` shows.
             size_hint: the length where it is known; a wrong one costs time, nothing else.
-            survive: the contract: refuse, before anything is sent, where losing that much
+            contract: refuse, before anything is sent, where losing that much
                 could lose the object. None: the default contract.
             code: k data and m parity shards.
             resume: an id of 32 bytes, the same for the same content and options: a put of
@@ -258,14 +258,14 @@ class StorageService:
         """
         if not name.startswith(HIDDEN):
             check_name(name)
-        contract = self.contract(code) if survive is None else survive
+        contract = self.default_contract(code) if contract is None else contract
         upload = partial(
             Upload,
             self._client,
             self._context.key,
             self._context.entropy,
             code=Code(*code),
-            survive=contract,
+            contract=contract,
             segments_in_flight=self._settings.segments_in_flight,
         )
         if resume is None:
@@ -451,7 +451,7 @@ class StorageService:
             ),
             ends=tuple(ends),
             ending=self._ending(ends),
-            asked=manifest.asked,
+            contract=manifest.contract,
         )
 
     async def _said(

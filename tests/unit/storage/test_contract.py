@@ -32,7 +32,7 @@ def test_an_independent_implementation_writes_the_same(case):
     placement = placement_of(manifest, NODES)
     assert placement.to_bytes().hex() == case["placement"]
     assert Placement.from_bytes(bytes.fromhex(case["placement"])) == placement
-    assert placement.asked == manifest.asked == Contract(*survive)
+    assert placement.contract == manifest.contract == Contract(*survive)
     assert (placement.k, placement.m) == (manifest.k, manifest.m)
 
 
@@ -79,8 +79,8 @@ def test_a_placement_is_bounded(change):
 
 def test_who_places_the_columns_anew_keeps_the_contract():
     for columns in (NODES, NODES[::-1], NODES[:1] * 6):
-        assert placement_of(ASKED, columns).asked == Contract(2, 1)
-        assert placement_of(PLAIN, columns).asked == Contract()
+        assert placement_of(ASKED, columns).contract == Contract(2, 1)
+        assert placement_of(PLAIN, columns).contract == Contract()
 
 
 def test_another_contract_is_another_object():

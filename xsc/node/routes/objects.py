@@ -190,7 +190,7 @@ async def _stored(
         body,
         name=name,
         size_hint=_number(headers, "XSC-Size", 2**62),
-        survive=None if contract is None else parse_contract(contract),
+        contract=None if contract is None else parse_contract(contract),
         code=code,
         resume=_upload_id(headers.get("xsc-resume")),
     )

@@ -73,17 +73,17 @@ class Contract(tuple[int, ...]):
         """How many nodes can be lost."""
         return self[0]
 
-    def meets(self, asked: Contract) -> bool:
+    def meets(self, contract: Contract) -> bool:
         """Say whether at least as much survives as was asked for."""
-        return all(had >= wanted for had, wanted in zip(self, asked, strict=True))
+        return all(had >= wanted for had, wanted in zip(self, contract, strict=True))
 
-    def shown_for(self, asked: Contract) -> Contract:
+    def shown_for(self, contract: Contract) -> Contract:
         """Return what to say of it: of introducers only to who asked.
 
         Where all hosts are known directly, each is its own, and it would only repeat the nodes.
         """
         kind = KINDS.index("introducer")
-        return self if asked[kind] else Contract(*self[:kind], 0, *self[kind + 1 :])
+        return self if contract[kind] else Contract(*self[:kind], 0, *self[kind + 1 :])
 
     def to_text(self) -> str:
         """Return the form that `parse` reads; "0nodes" where nothing is asked."""
@@ -337,7 +337,7 @@ def plan_around(
     bounds: tuple[tuple[int, int], ...],
     n: int,
     m: int,
-    asked: Contract,
+    contract: Contract,
 ) -> tuple[int, ...] | None:
     """Return how many of n columns each host holds where some stay as they are, as `plan`.
 
@@ -368,7 +368,7 @@ def plan_around(
 
     mosts = [most for _, most in bounds]
     kept = [least for least, _ in bounds]
-    for target in product(*(range(m, least - 1, -1) for least in asked)):
+    for target in product(*(range(m, least - 1, -1) for least in contract)):
         choices = [wide_enough(kind, survive) for kind, survive in enumerate(target)]
         if next(steps) >= STEPS_MAX:
             return None
@@ -381,7 +381,9 @@ def plan_around(
     return None
 
 
-def plan(hosts: Sequence[HostLabels], n: int, m: int, asked: Contract) -> tuple[bytes, ...] | None:
+def plan(
+    hosts: Sequence[HostLabels], n: int, m: int, contract: Contract
+) -> tuple[bytes, ...] | None:
     """Return the host of each of n columns, or None where no placement survives what is asked.
 
     Args:
@@ -395,10 +397,10 @@ def plan(hosts: Sequence[HostLabels], n: int, m: int, asked: Contract) -> tuple[
     spread evenly over the first hosts, where that keeps the contract.
     """
     assert hosts
-    held = plan_around(tuple(hosts), ((0, n),) * len(hosts), n, m, asked)
+    held = plan_around(tuple(hosts), ((0, n),) * len(hosts), n, m, contract)
     if held is None:
         even = [hosts[column % len(hosts)] for column in range(n)]
-        return tuple(host.node for host in even) if survival(even, m).meets(asked) else None
+        return tuple(host.node for host in even) if survival(even, m).meets(contract) else None
     left = list(held)
     columns: list[bytes] = []
     while len(columns) < n:
@@ -409,14 +411,14 @@ def plan(hosts: Sequence[HostLabels], n: int, m: int, asked: Contract) -> tuple[
     return tuple(columns)
 
 
-def attainable(hosts: Sequence[HostLabels], n: int, m: int, asked: Contract) -> Contract:
+def attainable(hosts: Sequence[HostLabels], n: int, m: int, contract: Contract) -> Contract:
     """Return the most of a contract that a placement survives: of nodes first, then of sites.
 
     The arguments are those of `plan`, which finds that placement; all of the contract where
     there is one for it.
     """
     most = Contract()
-    for kind, wanted in enumerate(asked):
+    for kind, wanted in enumerate(contract):
         for losses in range(wanted, 0, -1):
             more = Contract(*most[:kind], losses)
             if plan(hosts, n, m, more) is not None:

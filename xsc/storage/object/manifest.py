@@ -66,7 +66,7 @@ class Manifest(Record):
     """The contract; all are 0 where nothing was asked."""
 
     @property
-    def asked(self) -> Contract:
+    def contract(self) -> Contract:
         """The contract."""
         return Contract(*self.survive)
 

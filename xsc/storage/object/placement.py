@@ -56,7 +56,7 @@ class Placement(Record):
         return len(self.columns) - self.k
 
     @property
-    def asked(self) -> Contract:
+    def contract(self) -> Contract:
         """The contract."""
         return Contract(*self.survive)
 
@@ -114,33 +114,33 @@ class Shortfall:
     hint: str
 
 
-def check_code(code: Code, asked: Contract) -> Shortfall | None:
+def check_code(code: Code, contract: Contract) -> Shortfall | None:
     """Return why a code can never survive what is asked, whatever the nodes, or None."""
-    most = max(asked)
+    most = max(contract)
     if most <= code.m:
         return None
     return Shortfall(
         f"a code with {code.m} parity shards never survives more than {code.m} "
-        f"{KINDS[asked.index(most)]}s, asked for was {most}",
+        f"{KINDS[contract.index(most)]}s, asked for was {most}",
         f"use --code {code.k},{most} on {code.k + most} nodes",
     )
 
 
-def shortfall(known: Sequence[HostLabels], code: Code, asked: Contract) -> Shortfall | None:
+def shortfall(known: Sequence[HostLabels], code: Code, contract: Contract) -> Shortfall | None:
     """Return why no placement at the known nodes survives what is asked, or None if one does."""
-    most = attainable(known, code.n, code.m, asked)
-    if most == asked:
+    most = attainable(known, code.n, code.m, contract)
+    if most == contract:
         return None
     hosts = {host.node: host for host in known}
     # The planner may give up on a wide code: then it is said of one placement of many.
     columns = plan(known, code.n, code.m, most) or assign([*hosts], code.n)
     nodes, *others = domains_of([hosts[node] for node in columns])
     where = f"{code.n} shards on {nodes.known} {'node' if nodes.known == 1 else 'nodes'}"
-    short = next(i for i, wanted in enumerate(asked) if most[i] < wanted)
+    short = next(i for i, wanted in enumerate(contract) if most[i] < wanted)
     if short == 0:
         return Shortfall(
-            f"{where} survive the loss of {most.nodes}, asked for was {asked.nodes}",
-            f"it takes {nodes_needed(code, asked.nodes)} nodes",
+            f"{where} survive the loss of {most.nodes}, asked for was {contract.nodes}",
+            f"it takes {nodes_needed(code, contract.nodes)} nodes",
         )
     kind, named = KINDS[short], others[short - 1].known
     hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
@@ -153,7 +153,8 @@ def shortfall(known: Sequence[HostLabels], code: Code, asked: Contract) -> Short
         )
     return Shortfall(
         f"{where} at {named} known {kind if named == 1 else kind + 's'} survive the loss of "
-        f"{most[short]} {kind if most[short] == 1 else kind + 's'}, asked for was {asked[short]}",
+        f"{most[short]} {kind if most[short] == 1 else kind + 's'}, "
+        f"asked for was {contract[short]}",
         hint,
     )
 

@@ -37,7 +37,7 @@ class Layout:
     """Whether some node held several columns before anything was planned."""
     labels: Mapping[bytes, HostLabels]
     """Of the nodes that gave labels."""
-    asked: Contract = Contract()  # noqa: RUF009 (a frozen value)
+    contract: Contract = Contract()  # noqa: RUF009 (a frozen value)
     """The contract."""
     movable: bool = False
     """Whether good columns may move so that the contract is kept."""
@@ -57,7 +57,7 @@ class Layout:
         """Whether the columns that are not displaced keep the contract."""
         live = [self.host(n) for c, n in enumerate(self.columns) if c not in self.displaced]
         spares = self.m - len(self.displaced)
-        return survival(live, spares).meets(self.asked) if spares >= 0 else False
+        return survival(live, spares).meets(self.contract) if spares >= 0 else False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
         return None
     hosts = tuple(layout.host(node) for node in nodes)
     n, m = kept.total() + placing, max(0, layout.m - (wanted - placing))
-    held = plan_around(hosts, bounds, n, m, layout.asked)
+    held = plan_around(hosts, bounds, n, m, layout.contract)
     meets = held is not None
     if held is None:
         held = plan_around(hosts, bounds, n, m, Contract())

@@ -151,9 +151,9 @@ class Repairer:
         nodes = set(columns)
         if len(nodes) < len(columns):
             return True
-        if any(placement.asked):
+        if any(placement.contract):
             hosts = [HostLabels(node, *self._reach.hosts.labels(node)) for node in columns]
-            if not survival(hosts, placement.m).meets(placement.asked):
+            if not survival(hosts, placement.m).meets(placement.contract):
                 return True
         return bool(self.watch.gone(nodes) or nodes & self._drain.leaving())
 

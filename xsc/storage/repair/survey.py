@@ -85,7 +85,7 @@ class Survey:
     @property
     def layout(self) -> Layout:
         """The object as the migration planner needs it."""
-        asked = self.manifest.asked
+        contract = self.manifest.contract
         labels = self.labels or {}
         return Layout(
             columns=self.columns,
@@ -94,10 +94,10 @@ class Survey:
             own=self.own,
             doubled=len(set(self.columns)) < len(self.columns),
             labels=labels,
-            asked=asked,
+            contract=contract,
             # Custodians move only what is lost, and unknown labels move nothing.
             movable=self.maintained.is_own
-            and (not any(asked[1:]) or labels.keys() >= set(self.columns)),
+            and (not any(contract[1:]) or labels.keys() >= set(self.columns)),
         )
 
 

@@ -190,7 +190,7 @@ class Upload:
         entropy: Entropy,
         *,
         code: Code,
-        survive: Contract,
+        contract: Contract,
         segments_in_flight: int,
         journal: ResumeJournal | None = None,
         kept: Kept | None = None,
@@ -202,7 +202,7 @@ class Upload:
         self._key = key
         self._entropy = entropy
         self._code = code
-        self._survive = survive
+        self._contract = contract
         self._segments_in_flight = segments_in_flight
         kept = self._kept
         self._secret = entropy.token(SECRET_BYTES) if kept is None else kept.head.secret
@@ -407,7 +407,7 @@ class Upload:
         return size + record_bytes(self._size_hint, self._code, SEGMENT_BYTES)
 
     async def _choose(self) -> None:
-        never = check_code(self._code, self._survive)
+        never = check_code(self._code, self._contract)
         if never is not None:
             raise DurabilityUnreachable(never.reason, hint=never.hint)
         n = self._code.n
@@ -433,7 +433,7 @@ class Upload:
 
     def _plan(self, leases: Sequence[HostLease]) -> tuple[bytes, ...] | None:
         hosts = self._hosts_of([lease.node for lease in leases])
-        return plan_columns(hosts, self._code.n, self._code.m, self._survive)
+        return plan_columns(hosts, self._code.n, self._code.m, self._contract)
 
     async def _lease(
         self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -452,7 +452,7 @@ class Upload:
         return offered.leases
 
     def _keeps(self, columns: Sequence[bytes]) -> bool:
-        return survival(self._hosts_of(columns), self._code.m).meets(self._survive)
+        return survival(self._hosts_of(columns), self._code.m).meets(self._contract)
 
     async def _require(self, columns: Sequence[bytes]) -> None:
         """Return if a placement keeps the contract.
@@ -469,8 +469,8 @@ class Upload:
         It is for the caller to change what could not be kept if all known nodes were up, each
         that has not said its site and owner yet at a site and of an owner of its own.
         """
-        code, asked = self._code, self._survive
-        works = attainable(self._hosts_of(nodes), code.n, code.m, asked)
+        code, contract = self._code, self._contract
+        works = attainable(self._hosts_of(nodes), code.n, code.m, contract)
         less = f"`--survive {works.to_text()}` accepts what works now"
         known = [self._client.own, *self._client.hosts.peers()][:PLAN_HOSTS_MAX]
         heard = await self._client.hosts.learn_labels(known)
@@ -480,17 +480,19 @@ class Upload:
             else host._replace(site=host.node.hex(), owner=host.node.hex())
             for host in self._hosts_of(known)
         ]
-        never = shortfall(hosts, code, asked)
+        never = shortfall(hosts, code, contract)
         refused = {
             node: fault
             for node, fault in {**self._refused, **self._gone}.items()
             if node not in nodes
         }
         if never is not None or not refused:
-            reason = f"no placement survives {asked.to_text()}" if never is None else never.reason
+            reason = (
+                f"no placement survives {contract.to_text()}" if never is None else never.reason
+            )
             hints = [less] if never is None else [never.hint, less]
             return DurabilityUnreachable(reason, hint="; ".join(hints))
-        return refusal(refused, f"the contract {asked.to_text()} cannot be kept now", also=less)
+        return refusal(refused, f"the contract {contract.to_text()} cannot be kept now", also=less)
 
     def _columns(self) -> tuple[bytes, ...]:
         holders = {column: slot.lease.node for slot in self._slots for column in slot.columns}
@@ -575,7 +577,7 @@ class Upload:
             size,
             [self._sealed[number] for number in range(index + 1)],
             inline=inline,
-            survive=self._survive,
+            survive=self._contract,
         )
         sealed = None if self._kept is None else self._kept.sealed
         if sealed is not None:

@@ -43,8 +43,8 @@ def test_a_placement_says_what_its_manifest_says_and_where_the_columns_are():
         manifest = make(size).model_copy(update={"survive": (2, 1, 0, 0)})
         placement = placement_of(manifest, NODES[:6])
         assert (placement.k, placement.m, placement.columns) == (4, 2, tuple(NODES[:6]))
-        assert placement.asked == manifest.asked == Contract(2, 1)
-        assert placement_of(make(size), NODES[:6]).asked == Contract()
+        assert placement.contract == manifest.contract == Contract(2, 1)
+        assert placement_of(make(size), NODES[:6]).contract == Contract()
 
 
 @pytest.mark.parametrize("change", [{"k": 0}, {"k": 256}, {"columns": []}])
@@ -193,8 +193,8 @@ def test_room_covers_what_an_object_takes():
     assert record_bytes(5000, Code(), 4096) == held_bytes(1024 + 4096 + 2 * (34 * 6 + 40))
     for size in (0, 4096, 5000, 9 * SEGMENT_BYTES):
         manifest = make(size)
-        asked = manifest.model_copy(update={"survive": (254, 254, 254, 254)})
-        sealed = len(asked.to_bytes()) + 28
+        contract = manifest.model_copy(update={"survive": (254, 254, 254, 254)})
+        sealed = len(contract.to_bytes()) + 28
         assert held_bytes(sealed) <= record_bytes(size, Code(), SEGMENT_BYTES)
 
 

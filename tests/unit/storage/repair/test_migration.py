@@ -80,7 +80,7 @@ def test_nodes_that_do_as_well_as_each_other_are_all_named():
     layout = layout_of(NODES[1:7], {2}, labels=labels)
     assert next_move(layout, [NODES[7], NODES[8], NODES[9]]).targets == set(NODES[7:10])
     mixed = labels | {NODES[9]: HostLabels(NODES[9], "here")}
-    layout = layout_of(NODES[1:7], {2}, labels=mixed, asked=Contract(0, 1))
+    layout = layout_of(NODES[1:7], {2}, labels=mixed, contract=Contract(0, 1))
     assert next_move(layout, [NODES[7], NODES[8], NODES[9]]).column == 2
 
 
@@ -100,8 +100,12 @@ def situations(draw):
     displaced = draw(st.sets(st.integers(0, n - 1), max_size=m))
     losers = {columns[column] for column in displaced}
     available = draw(st.sets(st.sampled_from(NODES[1 : count + 1]))) - losers
-    asked = draw(st.sampled_from([Contract(), Contract(0, 1), Contract(1, 1), Contract(1, 0, 1)]))
-    return layout_of(columns, displaced, m=m, labels=labels, asked=asked), frozenset(available)
+    contract = draw(
+        st.sampled_from([Contract(), Contract(0, 1), Contract(1, 1), Contract(1, 0, 1)])
+    )
+    return layout_of(columns, displaced, m=m, labels=labels, contract=contract), frozenset(
+        available
+    )
 
 
 def brute(layout, available, movable):
@@ -125,7 +129,7 @@ def brute(layout, available, movable):
         lost = n - len(live)
         moved = sum(nodes[column] != layout.columns[column] for column in healthy)
         survived = survival([layout.host(node) for node in live], layout.m - lost)
-        meets = survived.meets(layout.asked)
+        meets = survived.meets(layout.contract)
         # Everything has a home first, then the contract, then few moves, then survival.
         worth = (-lost, meets, -moved if meets else 0, survived)
         if not meets and moved:
@@ -138,7 +142,7 @@ def brute(layout, available, movable):
 def worth(before, after, moves_of_healthy):
     live = [node for c, node in enumerate(after.columns) if c not in after.displaced]
     survived = survival([after.host(node) for node in live], after.m - len(after.displaced))
-    meets = survived.meets(after.asked)
+    meets = survived.meets(after.contract)
     return (-len(after.displaced), meets, -moves_of_healthy if meets else 0, survived)
 
 
@@ -165,7 +169,7 @@ def test_as_few_columns_as_possible_move_so_that_a_contract_is_kept(situation):
     if healed.displaced:
         return
     whole = layout_of(
-        healed.columns, m=layout.m, labels=layout.labels, asked=layout.asked, movable=True
+        healed.columns, m=layout.m, labels=layout.labels, contract=layout.contract, movable=True
     )
     after, _ = follow(whole, available)
     moved = healthy_moves(whole, after)
@@ -179,7 +183,7 @@ def test_a_column_moves_back_when_a_node_comes_at_the_site_that_is_missing():
     labels = {
         node: HostLabels(node, site) for node, site in zip(NODES[1:8], "aabbccc", strict=True)
     }
-    kept = layout_of(NODES[1:7], labels=labels, asked=Contract(2, 1), movable=True, m=2)
+    kept = layout_of(NODES[1:7], labels=labels, contract=Contract(2, 1), movable=True, m=2)
     assert kept.keeps_contract
     assert next_move(kept, NODES[1:8]) is None
     broken = kept.placed(0, NODES[7])
@@ -188,14 +192,14 @@ def test_a_column_moves_back_when_a_node_comes_at_the_site_that_is_missing():
     assert move.targets == {NODES[1]}
     assert broken.columns[move.column] in NODES[5:8]
     assert next_move(broken, NODES[2:8]) is None, "it cannot be kept, so nothing moves"
-    fixed = layout_of(broken.columns, labels=labels, asked=Contract(2, 1), movable=False)
+    fixed = layout_of(broken.columns, labels=labels, contract=Contract(2, 1), movable=False)
     assert next_move(fixed, NODES[1:8]) is None
 
 
 def test_a_doubled_up_object_spreads_without_breaking_its_contract():
     labels = {node: HostLabels(node, site) for node, site in zip(NODES[1:5], "abca", strict=True)}
     columns = [NODES[1], NODES[1], NODES[2], NODES[2], NODES[3], NODES[3]]
-    layout = layout_of(columns, labels=labels, asked=Contract(1, 1), movable=True)
+    layout = layout_of(columns, labels=labels, contract=Contract(1, 1), movable=True)
     assert layout.keeps_contract
     after, _ = follow(layout, NODES[1:5])
     assert after.keeps_contract
@@ -205,7 +209,7 @@ def test_a_doubled_up_object_spreads_without_breaking_its_contract():
 def test_wide_codes_on_many_nodes_are_planned_too(count):
     nodes = [bytes([node]) * 32 for node in range(1, count + 6)]
     labels = {node: HostLabels(node, "abcde"[index % 5]) for index, node in enumerate(nodes)}
-    layout = layout_of(nodes[:count], {1, 3}, m=4, labels=labels, asked=Contract(2, 1))
+    layout = layout_of(nodes[:count], {1, 3}, m=4, labels=labels, contract=Contract(2, 1))
     after, moves = follow(layout, nodes[count:])
     assert moves == 2
     assert not after.displaced

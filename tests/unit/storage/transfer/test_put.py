@@ -115,7 +115,7 @@ async def test_a_durability_that_cannot_be_met_is_refused_before_anything_is_sen
 ):
     world = await World(nodes).start()
     with pytest.raises(DurabilityUnreachable) as fault:
-        await put(world[0], content(5 * MIB), survive=Contract(survive), code=code)
+        await put(world[0], content(5 * MIB), contract=Contract(survive), code=code)
     assert fault.value.hint
     assert world[0].calls == []
     assert sum(used(world)) == 0
@@ -126,9 +126,9 @@ async def test_a_refusal_offers_the_most_that_works():
     for index, host in enumerate(world.hosts):
         world.labels[host.id] = (f"site{index // 4}", "")
     with pytest.raises(DurabilityUnreachable) as fault:
-        await put(world[0], content(MIB), survive=Contract(0, 2))
+        await put(world[0], content(MIB), contract=Contract(0, 2))
     assert "`--survive 1site`" in fault.value.hint
-    done = await put(world[0], content(MIB), survive=Contract(0, 1))
+    done = await put(world[0], content(MIB), contract=Contract(0, 1))
     assert done.survives[1] == 1
 
 
@@ -138,7 +138,7 @@ async def test_a_refusal_offers_the_most_that_works():
 async def test_a_durability_that_can_be_met_is_held(nodes, survive, code):
     world = await World(nodes).start()
     data = content(100_000)
-    done = await put(world[0], data, survive=Contract(survive), code=code)
+    done = await put(world[0], data, contract=Contract(survive), code=code)
     assert done.survives.nodes >= survive
     for lost in itertools.combinations(range(1, nodes), survive):
         for index in lost:
@@ -237,7 +237,7 @@ async def test_where_no_node_is_left_columns_double_up_if_less_is_asked_for(numb
     world = await World(6).start()
     dies_at(world[3], number)
     data = content(FOUR_SEGMENTS)
-    done = await put(world[0], data, survive=Contract())
+    done = await put(world[0], data, contract=Contract())
     assert len(set(done.hosts)) == 5
     assert accounts_agree(world, done)
     assert "5 nodes" in done.warnings[0]
@@ -246,7 +246,7 @@ async def test_where_no_node_is_left_columns_double_up_if_less_is_asked_for(numb
     assert await get(world[2], done.capability) == data
 
 
-@pytest.mark.parametrize("asked", [{}, {"survive": Contract(2)}], ids=["default", "asked"])
+@pytest.mark.parametrize("asked", [{}, {"contract": Contract(2)}], ids=["default", "asked"])
 async def test_doubling_up_never_breaks_the_contract(asked):
     world = await World(6).start()
     dies_at(world[3], 2)
@@ -486,7 +486,7 @@ async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
     world = await World(2).start()
     world[0].node._writer.capacity_bytes = 0
     data = content(5 * MIB)
-    done = await put(world[0], data, code=(2, 8), survive=Contract())
+    done = await put(world[0], data, code=(2, 8), contract=Contract())
     assert accounts_agree(world, done)
     assert await get(world[1], done.capability) == data
 
