@@ -22,6 +22,8 @@ EVIDENCE_MAX = 16
 TOMBSTONE_KEPT_MS = 30 * 24 * 3_600_000
 UNSUBSCRIBED_KEPT_MS = 24 * 3_600_000
 """How long records are kept that nobody here subscribes to any more."""
+COMPACT_STEP_BYTES = 32 * MIB
+"""Of the disk that one step of a compaction rewrites; what one owner has can come on top."""
 FUTURE_MS_MAX = 10 * 60_000
 """How far ahead of the receiver's clock a record or head may be dated."""
 

@@ -71,6 +71,7 @@ class SpaceService:
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
         self._told_heads: list[Callable[[], None]] = []
+        self._least_cursors: Callable[[], Mapping[bytes, int]] = dict
         self._schemas: dict[str, Check] = {}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
@@ -227,6 +228,10 @@ class SpaceService:
         """Call a function with each own head that is signed from now on."""
         self._told_heads.append(told)
 
+    def ask_cursors(self, least: Callable[[], Mapping[bytes, int]]) -> None:
+        """Let `compact` ask for the least cursor of the known subscribers of each owner."""
+        self._least_cursors = least
+
     def _tell(self, change: Change) -> None:
         for told in self._told:
             told(change)
@@ -253,8 +258,7 @@ class SpaceService:
 
     async def compact(self) -> Stats:
         """Delete what need not be kept, return its space to the disk, and say what is left."""
-        await self._store.compact({})
-        return self._store.stats()
+        return await self._store.compact(self._least_cursors())
 
     def stats(self) -> Stats:
         """Return how much is stored."""

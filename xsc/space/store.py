@@ -37,7 +37,12 @@ from xsc.space.domain import (
     read_chain,
 )
 from xsc.space.itc import Clock, Event, Interval, event_bytes, read_event
-from xsc.space.limits import EVIDENCE_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
+from xsc.space.limits import (
+    COMPACT_STEP_BYTES,
+    EVIDENCE_MAX,
+    VALUE_BYTES_MAX,
+    VALUE_INLINE_BYTES_MAX,
+)
 from xsc.space.paths import UserSpacePaths, is_under
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
@@ -52,6 +57,8 @@ from xsc.space.tree import Proof, levels_of, read_levels
 
 META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
 CLOCK, FLOOR = b"c", b"f"
+KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE))
+"""Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 PROVEN_BYTES_MAX = 64 * MIB
 OWNER_BYTES = 32
@@ -705,8 +712,10 @@ class SpaceStore:
 
     # Bounded growth
 
-    async def compact(self, told: Mapping[bytes, int]) -> None:
-        """Delete old tombstones and archived versions, and return their space to the disk.
+    async def compact(self, told: Mapping[bytes, int]) -> Stats:
+        """Delete old tombstones and archived versions, return their space, and say what is left.
+
+        The disk is rewritten in steps, while all else runs.
 
         Args:
             told: the least cursor of the known subscribers of each owner.
@@ -720,7 +729,28 @@ class SpaceStore:
                     self._drop(batch, owner, table, path)
                 self._drop_versions(batch, owner, now_ms)
                 await self._commit(owner, batch)
-        await self._executor.run(self._db.compact, b"", b"\xff")
+        marks = [
+            b"\0",
+            *(kind + owner + b"\0" for kind in KINDS for owner in self.owners()),
+            b"\xff",
+        ]
+        start = marks[0]
+        for stop in marks[1:]:
+            if stop == marks[-1] or self._db.disk_bytes(start, stop) >= COMPACT_STEP_BYTES:
+                await self._rewrite(start, stop)
+                start = stop
+        return await self._executor.run(self.stats)
+
+    async def _rewrite(self, start: bytes, stop: bytes) -> None:
+        """Rewrite the tables of a range without what was replaced; no row is at its ends.
+
+        LevelDB drops what was replaced when it merges tables. It merges none into a table with
+        nothing below, as the first of a range often is. Deletions of the two ends make a table
+        over the range, and the second one has the first below it.
+        """
+        for _ in range(2):
+            await self._commits.commit([(start, None), (stop, None)])
+            await self._executor.run(self._db.compact, start, stop)
 
     def _drop_versions(self, batch: _Batch, owner: bytes, now_ms: int) -> None:
         versions: dict[bytes, list[tuple[int, int]]] = {}

@@ -9,7 +9,7 @@ docs/design/space.md, S1 to S6.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -65,6 +65,9 @@ class Space(Protocol):
     def on_head(self, told: Callable[[], None]) -> None:
         """Call a function with each own head that is signed from now on."""
 
+    def ask_cursors(self, least: Callable[[], Mapping[bytes, int]]) -> None:
+        """Let a compaction ask for the least cursor of the known subscribers of each owner."""
+
 
 @dataclass(slots=True)
 class _Held:
@@ -114,6 +117,8 @@ class SpaceSync:
         self._network = network
         self._blame = blame
         self._held: dict[bytes, _Held] = {}
+        self._cursors: dict[bytes, list[Cursor]] = {}
+        """What each peer has asked for last."""
         self._subscribed: dict[Subscription, None] = {}
         self._places: dict[tuple[bytes, Subscription], _Place] = {}
         self._followed: dict[bytes, bool] = {}
@@ -126,6 +131,7 @@ class SpaceSync:
         """Date of the newest head of each owner: its sign of life."""
         space.on_change(lambda change: self._news(change.owner))
         space.on_head(lambda: self._news(store.owner))
+        space.ask_cursors(self.least_cursors)
 
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may ask."""
@@ -151,6 +157,7 @@ class SpaceSync:
         cursors = read_cursors(header.get("cursors"))
         if not take_bool(header, "wait"):
             return {}, [answer_bytes(await self._news_for(cursors))]
+        self._cursors[caller] = cursors
         if (earlier := self._held.get(caller)) is not None:
             earlier.replaced = True
             earlier.woken.set()
@@ -173,6 +180,17 @@ class SpaceSync:
             timer.cancel()
             if self._held.get(caller) is held:
                 del self._held[caller]
+
+    def least_cursors(self) -> dict[bytes, int]:
+        """Return up to where all known subscribers of each owner have everything.
+
+        Known are the peers that have asked since the start and that this node still follows.
+        """
+        least: dict[bytes, int] = {}
+        for cursors in self._cursors.values():
+            for cursor in cursors:
+                least[cursor.owner] = min(cursor.after, least.get(cursor.owner, cursor.after))
+        return least
 
     async def _news_for(self, cursors: Sequence[Cursor]) -> Answer:
         answer = Answer([], [], more=False)
@@ -338,6 +356,7 @@ class SpaceSync:
                     await self._clock.sleep_ms(RETRY_MS)
         finally:
             del self._followed[peer]
+            self._cursors.pop(peer, None)
             self._plan_again()
 
     async def _ask(self, peer: bytes, wanted: Sequence[Subscription], plan: asyncio.Event) -> bool:

@@ -250,6 +250,29 @@ async def test_what_is_no_longer_subscribed_to_goes_after_a_day(circle):
     assert await bea.store.cursor(ada.id, "b") == 3
 
 
+async def test_a_tombstone_goes_once_all_known_subscribers_have_passed_it(circle):
+    ada, bea, cid, _ = circle.members
+    await ada.space.put("a/x", b"1")
+    for member in (bea, cid):
+        member.sync.subscribe(ada.id, "a")
+        member.follow(ada)
+        ada.follow(member)
+    await ada.head()
+    await cid.leave()
+    await ada.space.rm("a/x")
+    await ada.head()
+    assert cid.has(ada, "a/x") == b"1"
+    await ada.space.compact()
+    assert "a/x" in (await ada.store._table(ada.id)).rows
+    cid.follow(ada)
+    await settle()
+    assert cid.has(ada, "a/x") is None
+    await ada.space.compact()
+    assert "a/x" not in (await ada.store._table(ada.id)).rows
+    await ada.leave()
+    assert ada.sync.least_cursors() == {}  # peers that it follows no longer hold nothing up
+
+
 # Relays
 
 
