@@ -97,6 +97,8 @@ SHELL = {
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
     "xsc.net.transport.turns": "lets large bodies wait for each other",
     "xsc.space.cell_sync": "follows records, runs propagators",
+    "xsc.space.following": "begins and ends a task for each peer",
+    "xsc.space.intervals": "asks for an interval",
     "xsc.space.service": "writes values together, tells watchers, signs heads in time",
     "xsc.space.sync": "asks replicas, and lets their questions wait",
     "xsc.space.store": "lets batches of one owner follow each other, and writes them",

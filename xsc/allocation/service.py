@@ -12,7 +12,7 @@ start, and when a peer comes back. Tables in the state database:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,7 +61,14 @@ class PeerStanding:
 class AllocationService:
     """The node's recognition: its own, and what peers say of theirs."""
 
-    def __init__(self, context: Context, *, state: KeyValue, peers: Peers) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        state: KeyValue,
+        peers: Peers,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._key = context.key
         self._network = context.network
         self._clock = context.clock
@@ -69,6 +76,7 @@ class AllocationService:
         self._log = context.log
         self._state = state
         self._peers = peers
+        self._on_change = on_change
         self._own: Signed[Recognition] | None = None
         self._weights: dict[bytes, int] = {}
         self._theirs: dict[bytes, Signed[Recognition]] = {}
@@ -194,6 +202,7 @@ class AllocationService:
         self._own = signed
         self._weights = weights
         self._told.update(weights)
+        self._on_change()
 
     async def _tell(self, peer: bytes, own: Signed[Recognition]) -> None:
         try:
@@ -229,6 +238,7 @@ class AllocationService:
             return {"held": kept.raw}, ()
         self._state.write([(_PEER + caller, signed.raw)], sync=False)
         self._theirs[caller] = signed
+        self._on_change()
         self._log.info(
             "allocation.recognised",
             peer=short(caller),

@@ -15,7 +15,14 @@ from xsc import __version__
 from xsc.allocation.service import AllocationService
 from xsc.allocation.tiers import RULES, Claim
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.errors import LedgerDamaged, PeerUnknown, StoreDamaged, XscError
+from xsc.base.errors import (
+    LedgerDamaged,
+    PeerUnknown,
+    RecordInvalid,
+    SignatureInvalid,
+    StoreDamaged,
+    XscError,
+)
 from xsc.base.ids import short, to_text
 from xsc.base.jobs import JobSpec
 from xsc.base.keyvalue import KeyValue
@@ -52,8 +59,11 @@ from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
 from xsc.node.tasks import Tasks
+from xsc.space.following import Following
+from xsc.space.intervals import Intervals
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
+from xsc.space.sync import SpaceSync
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
@@ -269,7 +279,27 @@ class Node:
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
-        self.allocation = AllocationService(context, state=parts.state, peers=self.peers.roster)
+        self.allocation = AllocationService(
+            context,
+            state=parts.state,
+            peers=self.peers.roster,
+            # Bound late: whom a node follows depends on its recognition.
+            on_change=lambda: self.following.update(),  # noqa: PLW0108
+        )
+        self.sync = SpaceSync(
+            self.space,
+            self.space_store,
+            self.peers,
+            context.clock,
+            context.network,
+            blame=self._blame_replica,
+        )
+        self.intervals = Intervals(
+            self.space_store, self.peers, context.clock, answers_for=self._is_direct
+        )
+        self.following = Following(
+            self.sync, self.peers.roster, self.allocation, self.tasks.start, context.log
+        )
         attended = Attended(context.clock, self.peers, self.health.is_there)
         self._attending = replace(context, caller=attended)
         self.market = MarketService(
@@ -397,6 +427,16 @@ class Node:
         known = {short(peer): self.name_of(peer) for peer in self.peers.roster.all_peers()}
         return known | {short(self.key.node_id): self.config.name}
 
+    async def join(self, invitation: str, name: str | None = None) -> bytes:
+        """Become a peer of the node that issued an invitation, and get an interval from it.
+
+        Raises:
+            InvitationInvalid, PeerSilent: the peer does not take it, or does not answer.
+        """
+        peer = await self.peers.joining.join(invitation, name)
+        self.tasks.once("interval", lambda: self.intervals.ask([peer]))
+        return peer
+
     def job_limits(
         self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
     ) -> Limits:
@@ -456,6 +496,8 @@ class Node:
                 self.heads,
                 self.compute,
                 self.services,
+                self.sync,
+                self.intervals,
             ):
                 self.peers.server.register(service.handlers())
             self.peers.server.register_groups(self.storage.group_handlers())
@@ -472,6 +514,7 @@ class Node:
         for peer in self.peers.peers():
             self.health.watch(peer)
         self.tasks.start("peers", self.peers.greeter.run)
+        self.following.begin()
         self.tasks.start("space", self.space.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)
@@ -512,6 +555,7 @@ class Node:
         """Drop old tombstones and versions of the space, and return their room to the disk."""
         while True:
             await self.clock.sleep_ms(SPACE_COMPACT_INTERVAL_MS)
+            await self.sync.evict()
             await self.space.compact()
 
     async def collect_garbage(self) -> Collected:
@@ -548,10 +592,20 @@ class Node:
 
     def _peer_changed(self, peer: bytes, what: str) -> None:
         self.directory.wake()
+        self.following.update()
         if what == "added":
             self.health.watch(peer)
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
+
+    def _is_direct(self, peer: bytes) -> bool:
+        return self.peers.roster.introducer_of(peer) == to_text(peer)
+
+    def _blame_replica(self, peer: bytes, fault: XscError) -> None:
+        if isinstance(fault, RecordInvalid | SignatureInvalid):
+            self.health.report(peer, f"space: {fault.message}")
+        else:
+            self.log.info("space.not_followed", peer=short(peer), code=fault.code)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
@@ -585,6 +639,7 @@ class Node:
         await self.directory.told()
         await self.tasks.stop()
         await self.services.stop()
+        self.sync.end()
         # Closing settles what is owed, which needs the peers.
         await self.market.close()
         await self.peers.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from xsc.base.clock import Clock
 from xsc.base.errors import XscError
@@ -26,9 +26,15 @@ class Tasks:
         self._log = log
         self._running: list[asyncio.Task[None]] = []
 
-    def start(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop; when it ends by an error, wait and run it again."""
-        self._running.append(asyncio.create_task(self._keep(name, loop), name=name))
+    def start(self, name: str, loop: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Run a loop until its task is cancelled; one that fails runs again after a pause."""
+        return self._run(name, self._keep(name, loop))
+
+    def _run(self, name: str, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._running.append(task)
+        task.add_done_callback(self._forget)
+        return task
 
     async def _keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         back_off_ms = BACK_OFF_MS_MIN
@@ -58,9 +64,7 @@ class Tasks:
             except Exception:  # noqa: BLE001 - see the module's opening
                 self._log.error("task.bug", task=name, trace=traceback.format_exc())
 
-        task = asyncio.create_task(run(), name=name)
-        self._running.append(task)
-        task.add_done_callback(self._forget)
+        self._run(name, run())
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         if task in self._running:

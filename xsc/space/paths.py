@@ -86,6 +86,7 @@ def _made(*parts: str) -> str:
 class UserSpacePaths:
     """Makes every path that XSC itself uses. Hashes and node ids are written as base32."""
 
+    ALLOCATION = "allocation"
     RECOGNITION = "allocation/recognition"
     COMMITMENT = "allocation/commitment"
     ALLOCATION_STATE = "allocation/state"

@@ -657,10 +657,10 @@ class SpaceStore:
             return 0  # a false chain proves nothing, and its author loses by it alone
         return holding.kept if holding.domain == domain else 0
 
-    async def grant(self, receiver: bytes) -> list[bytes]:
+    async def grant(self, receiver: bytes, *, anew: bool = False) -> list[bytes]:
         """Return the chain that gives a joiner its interval, after it is on the disk.
 
-        The same joiner is given the same one again.
+        The same joiner is given the same one again, or another one where it has left that.
 
         Raises:
             SpaceExhausted: no interval is left to give.
@@ -674,19 +674,30 @@ class SpaceStore:
             assert self._holding is not None
             holding = self._holding
             chain = self._chain[:-1] if holding.granted else self._chain
+            newest: Signed[Grant] | None = None
             for record in self.ls(self.owner, UserSpacePaths.GRANTS):
                 raw = self.get(self.owner, record.path).value
                 if raw is None:
                     continue  # it was recovered without its value
-                given = read_claimed(raw, Grant, network=self._network, author=self.owner).record
-                if given.receiver == receiver and given.parent == holding.source:
-                    return [*chain, raw]
+                signed = read_claimed(raw, Grant, network=self._network, author=self.owner)
+                given = signed.record
+                if given.receiver != receiver or given.parent != holding.source:
+                    continue
+                if newest is None or given.number > newest.record.number:
+                    newest = signed
+            if newest is not None and not anew:
+                return [*chain, newest.raw]
             grant, after = next_grant(holding, receiver)
             signed = sign(grant, self._key, self._network)
             self._holding, self._chain = after, [*chain, signed.raw]
             self._clock = Clock(holding.domain, after.kept, self._clock.event)
             await self._put(table, {UserSpacePaths.grant(grant.number): signed.raw})
             return self._chain
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the own interval was left in a recovery, and no other was got since."""
+        return self._clock is None and self._floor > 0
 
     async def join(self, chain: Sequence[bytes]) -> bool:
         """Take the interval that an inviter granted; say whether it was needed.

@@ -127,6 +127,9 @@ class SpaceSync:
         self._begun_ms = clock.now_ms()
         self._failed: dict[Subscription, set[bytes]] = {}
         self._plan = asyncio.Event()
+        self._ended = False
+        self._checked: dict[bytes, Signed[SpaceHead]] = {}
+        """The last head of each owner whose signature held."""
         self.seen_ms: dict[bytes, int] = {}
         """Date of the newest head of each owner: its sign of life."""
         space.on_change(lambda change: self._news(change.owner))
@@ -169,7 +172,8 @@ class SpaceSync:
                 held.dirty.clear()
                 held.woken.clear()
                 answer = await self._news_for([at for at in cursors if at.owner in dirty])
-                if answer.records or answer.heads or timer.done() or held.replaced:
+                is_over = timer.done() or held.replaced or self._ended
+                if answer.records or answer.heads or is_over:
                     return {}, [answer_bytes(answer)]
                 waiting = asyncio.create_task(held.woken.wait())
                 try:
@@ -260,7 +264,17 @@ class SpaceSync:
             raise NotFound("no head of that owner is proven here")
         return {}, [head.raw]
 
+    def end(self) -> None:
+        """Answer all held requests now, and hold none any more: the node stops."""
+        self._ended = True
+        for held in self._held.values():
+            held.woken.set()
+
     # Subscriptions of this node
+
+    def subscriptions(self) -> int:
+        """Return how many there are."""
+        return len(self._subscribed)
 
     def subscribe(self, owner: bytes, prefix: str) -> None:
         """Follow what an owner has under a prefix, from now on and over restarts of the peer.
@@ -384,7 +398,7 @@ class SpaceSync:
         finally:
             asked.cancel()
             changed.cancel()
-        answer = read_answer(bytes(_body(reply.parts)))
+        answer = read_answer(bytes(body_of(reply.parts)))
         new = await self._store_records(peer, answer.records, wanted)
         for head in answer.heads:
             if (head.owner, head.prefix) not in wanted:
@@ -446,9 +460,11 @@ class SpaceSync:
         return place.head > earlier
 
     def _open(self, sent: SentHead) -> Signed[SpaceHead]:
-        head = open_head(
-            sent.raw, owner=sent.owner, network=self._network, now_ms=self._clock.now_ms()
-        )
+        head = self._checked.get(sent.owner)
+        if head is None or head.raw != sent.raw:
+            now_ms = self._clock.now_ms()
+            head = open_head(sent.raw, owner=sent.owner, network=self._network, now_ms=now_ms)
+            self._checked[sent.owner] = head
         seen_ms = self.seen_ms.get(sent.owner, 0)
         self.seen_ms[sent.owner] = max(seen_ms, head.record.written_ms)
         return head
@@ -465,7 +481,7 @@ class SpaceSync:
             reply = await self._caller.call(peer, "space.list", {"owner": owner, "prefix": prefix})
         except NotFound:
             return False  # it has lost its proof meanwhile
-        sent, rows = read_listing(bytes(_body(reply.parts)))
+        sent, rows = read_listing(bytes(body_of(reply.parts)))
         if (sent.owner, sent.prefix) != subscription:
             raise RecordInvalid("a listing that was not asked for")
         head = self._open(sent)
@@ -473,7 +489,7 @@ class SpaceSync:
         for start in range(0, len(missing), ASKED_RECORDS_MAX):
             paths: list[Value] = [*missing[start : start + ASKED_RECORDS_MAX]]
             reply = await self._caller.call(peer, "space.records", {"owner": owner, "paths": paths})
-            answer = read_answer(bytes(_body(reply.parts)))
+            answer = read_answer(bytes(body_of(reply.parts)))
             await self._store_records(peer, answer.records, [subscription])
         return await self._prove(head, sent)
 
@@ -492,7 +508,7 @@ class SpaceSync:
         except NotFound:
             last = 0
         else:
-            raw = bytes(_body(reply.parts))
+            raw = bytes(body_of(reply.parts))
             now_ms = self._clock.now_ms()
             head = open_head(raw, owner=own, network=self._network, now_ms=now_ms)
             last = head.record.sequence
@@ -501,7 +517,7 @@ class SpaceSync:
             cursor = Cursor(own, "", after, (0, 0))
             asked: dict[str, Value] = {"cursors": [cursor.to_value()], "wait": False}
             reply = await self._caller.call(peer, "space.next", asked)
-            answer = read_answer(bytes(_body(reply.parts)))
+            answer = read_answer(bytes(body_of(reply.parts)))
             offered, known = [], after
             for sent in answer.records:
                 signed = self._opened(sent, own)
@@ -525,7 +541,7 @@ class SpaceSync:
             reply = await self._caller.call(peer, "space.value", asked)
         except NotFound:
             return None
-        return check_value(record, bytes(_body(reply.parts)))
+        return check_value(record, bytes(body_of(reply.parts)))
 
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
         """Return the value of a record here, fetched from a peer where it is not here yet.
@@ -544,7 +560,7 @@ class SpaceSync:
         return value
 
 
-def _body(parts: Sequence[memoryview]) -> memoryview:
+def body_of(parts: Sequence[memoryview]) -> memoryview:
     """Return the one body of an answer.
 
     Raises:

@@ -29,6 +29,7 @@ from xsc.base.limits import (
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.ledger.entry import UNIT_CREDIT
+from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
@@ -39,6 +40,8 @@ Segment = Annotated[int, Field(ge=0, le=SEGMENT_MAX)]
 Generation = Annotated[int, Field(ge=0, le=GENERATION_MAX)]
 Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
 Name = Annotated[str, Field(max_length=64)]
+Prefix = Annotated[str, Field(max_length=1_024)]
+Cursor = tuple[Id32, Prefix, Count, Count, Count]
 Size = Annotated[int, Field(ge=0, le=GIB)]
 
 
@@ -105,6 +108,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ledger.head": {"incarnation": Sealed("incarnation")},
     "ledger.account": {"paid_micro": Count, "is_payer": bool},
     "ledger.history": {"start": Count},
+    "space.next": {"cursors": Many(Cursor, CURSORS_MAX), "wait": bool},
+    "space.list": {"owner": Id32, "prefix": Prefix},
+    "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX)},
+    "space.value": {"owner": Id32, "path": Prefix, "digest": Id32},
+    "space.head": {"owner": Id32},
+    "space.grant": {"anew": bool},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {
         "order": Sealed("order"),

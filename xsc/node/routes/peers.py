@@ -62,7 +62,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def join(request: web.Request) -> web.Response:
         asked = await read_body(request, JoinRequest)
-        peer = await node.peers.joining.join(asked.invitation, asked.name)
+        peer = await node.join(asked.invitation, asked.name)
         return reply(named(peer), status=201)
 
     async def recognise(request: web.Request) -> web.Response:

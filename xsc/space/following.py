@@ -1,0 +1,127 @@
+"""Whom a node follows: a task for each peer, and what it subscribes to at whom.
+
+Standing subscriptions follow from recognition. A watch adds its own for as long as it is open.
+docs/design/space.md, S11 and S12.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from xsc.base.errors import RateLimited
+from xsc.base.ids import short
+from xsc.base.log import Log
+from xsc.base.peering import Peers
+from xsc.space.paths import UserSpacePaths
+from xsc.space.sync import SpaceSync, Subscription
+
+
+class Standing(Protocol):
+    """How this node and a peer recognise each other."""
+
+    def weight_ppm(self, peer: bytes) -> int:
+        """Return this node's recognition of a peer."""
+
+    def their_weight_ppm(self, peer: bytes) -> int:
+        """Return a peer's recognition of this node."""
+
+
+def standing_prefixes(weight_ppm: int, their_weight_ppm: int) -> set[str]:
+    """Return what is always followed of a peer, by how it and this node recognise each other."""
+    if weight_ppm and their_weight_ppm:
+        return {UserSpacePaths.NODES, UserSpacePaths.ALLOCATION}
+    prefixes = {UserSpacePaths.NODES, UserSpacePaths.RECOGNITION}
+    if weight_ppm or their_weight_ppm:
+        prefixes.add(UserSpacePaths.COMMITMENT)
+    if their_weight_ppm:
+        prefixes.add(UserSpacePaths.ALLOCATION_STATE)
+    return prefixes
+
+
+class Following:
+    """The peers that one node follows.
+
+    Args:
+        sync: holds the requests.
+        peers: those that are not blocked are followed.
+        standing: decides what is always followed of each.
+        start: runs a loop in the background until its task is cancelled.
+        log: hears of subscriptions beyond the bound.
+    """
+
+    def __init__(
+        self,
+        sync: SpaceSync,
+        peers: Peers,
+        standing: Standing,
+        start: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]],
+        log: Log,
+    ) -> None:
+        self._sync = sync
+        self._peers = peers
+        self._standing = standing
+        self._start = start
+        self._log = log
+        self._begun = False
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._ended: dict[bytes, asyncio.Task[None]] = {}
+        """Cancelled ones: one of them may still run when its peer comes back."""
+        self._watched: Counter[Subscription] = Counter()
+        self._subscribed: set[Subscription] = set()
+
+    def begin(self) -> None:
+        """Follow peers from now on; before this, only what is to be followed is noted."""
+        self._begun = True
+        self.update()
+
+    def update(self) -> None:
+        """Follow whom and what is to be followed now, and nothing else."""
+        if not self._begun:
+            return
+        peers = self._peers.peers()
+        for peer in set(self._tasks) - set(peers):
+            ended = self._ended[peer] = self._tasks.pop(peer)
+            ended.cancel()
+        for peer in peers:
+            if peer not in self._tasks:
+                self._tasks[peer] = self._follow(peer)
+        wanted = set(self._watched)
+        for peer in peers:
+            weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
+            wanted |= {(peer, prefix) for prefix in standing_prefixes(*weights)}
+        for subscription in self._subscribed - wanted:
+            self._sync.unsubscribe(*subscription)
+        self._subscribed &= wanted
+        for subscription in sorted(wanted - self._subscribed):
+            try:
+                self._sync.subscribe(*subscription)
+            except RateLimited as fault:
+                self._log.warning(
+                    "space.not_followed", peer=short(subscription[0]), code=fault.code
+                )
+                return
+            self._subscribed.add(subscription)
+
+    def _follow(self, peer: bytes) -> asyncio.Task[None]:
+        earlier = self._ended.pop(peer, None)
+
+        async def follow() -> None:
+            if earlier is not None:
+                await asyncio.wait([earlier])
+            await self._sync.follow(peer)
+
+        return self._start(f"space_of_{short(peer)}", follow)
+
+    def watch(self, owner: bytes, prefix: str) -> None:
+        """Follow a prefix of an owner until `unwatch`."""
+        self._watched[owner, prefix] += 1
+        self.update()
+
+    def unwatch(self, owner: bytes, prefix: str) -> None:
+        """End one `watch`."""
+        self._watched[owner, prefix] -= 1
+        self._watched += Counter()  # drops what is at zero
+        self.update()
