@@ -160,7 +160,7 @@ def _fill(forge: Forge, schema: Any, name: str) -> Any:
         if forge.chance(0.3):
             return [_fill(forge, schema.item, name)] * count
         return [_fill(forge, schema.item, name) for _ in range(count)]
-    return forge.draw(schema, name) if schema is not None else None
+    return plain(forge.draw(schema, name)) if schema is not None else None
 
 
 def _put_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
