@@ -18,7 +18,7 @@ from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import PLACE_BYTES, HeldColumn, HeldObject
 from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import SealedSegment, build, expected_digest
-from xsc.storage.shardstore import store as shards
+from xsc.storage.shardstore import reader as shards
 from xsc.storage.shardstore.bodies import ShardBody
 
 CUSTOMERS = [b"a" * 32, b"\xff" * 32]
