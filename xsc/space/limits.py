@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xsc.base.limits import KIB, MIB
+from xsc.base.limits import GIB, KIB, MIB
 
 PATH_BYTES_MAX = 1_024
 PART_BYTES_MAX = 128
@@ -15,6 +15,10 @@ RECORDS_MAX = 10_000
 """Live records of one owner."""
 OWNER_BYTES_MAX = 64 * MIB
 """Values and record bodies of one owner, live and deleted."""
+OWNER_SURE_BYTES = 1 * MIB
+"""What every owner has at a replica, however much the others have."""
+OTHERS_BYTES_MAX = 4 * GIB
+"""What all other owners have together at one node, beside what each has for sure."""
 TOMBSTONES_MAX = 10_000
 """Tombstones of one owner that a replica keeps; the oldest goes first."""
 EVIDENCE_MAX = 16
@@ -44,6 +48,12 @@ ASKED_RECORDS_MAX = 256
 """Paths of one request for records by their paths."""
 ANSWER_BYTES_MAX = 16 * MIB
 """One answer with the proofs of its heads."""
+RECORDS_A_SECOND_MAX = 4_000
+"""Records of all peers that are verified; one peer has at most half of that, beyond a burst."""
+ROWS_A_SECOND_MAX = 20_000
+"""Cursors, paths and listed rows of all peers that are answered; of one peer at most half."""
+ROW_BYTES = 4 * KIB
+"""A large value counts as so many rows as it has of these."""
 DEBOUNCE_MS = 100
 """How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256

@@ -98,6 +98,8 @@ def read_cursors(value: Value) -> list[Cursor]:
                 cursors.append(Cursor(owner, _prefix(prefix), after, (sequence, written_ms)))
             case _:
                 raise RecordInvalid("not a cursor")
+    if len({(cursor.owner, cursor.prefix) for cursor in cursors}) < len(cursors):
+        raise RecordInvalid("two cursors of one subscription")
     return cursors
 
 

@@ -52,7 +52,16 @@ from xsc.space.record import (
     check_value,
     value_digest,
 )
-from xsc.space.table import OwnerTable, Plan, Proven, Row, Shown, conflict, old_versions
+from xsc.space.table import (
+    OwnerTable,
+    Plan,
+    Proven,
+    Row,
+    Shown,
+    conflict,
+    old_versions,
+    owner_bytes_max,
+)
 from xsc.space.tree import Proof, levels_of, read_levels
 
 META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
@@ -272,7 +281,9 @@ class SpaceStore:
                 newer = table.after(prefix, proven.head.record.sequence, 1)
                 proven.whole = not newer
                 table.proven[prefix] = proven
-            self._tables[owner] = table
+            if table.rows or table.proven or owner == self.owner:
+                # No more are kept than are on the disk, whatever owners peers make up.
+                self._tables[owner] = table
         return table
 
     def _proven(self, owner: bytes, raw: bytes) -> Proven:
@@ -376,11 +387,14 @@ class SpaceStore:
             table = await self._table(owner)
             batch = _Batch(self._db)
             newest: SpaceRecord | None = None
+            others = [held for at, held in self._tables.items() if at not in (self.owner, owner)]
+            others_bytes = sum(held.size_bytes for held in others)
             for signed, value in offered:
                 try:
                     if value is not None:
                         check_value(signed.record, value)
-                    plan = table.plan(signed)
+                    bytes_max = owner_bytes_max(table.size_bytes, others_bytes + table.size_bytes)
+                    plan = table.plan(signed, bytes_max=bytes_max)
                 except XscError as fault:
                     refused.append(fault)
                     continue

@@ -27,8 +27,11 @@ from xsc.space.limits import (
     HELD_REQUEST_MS_MAX,
     PAGE_BYTES,
     PAGE_RECORDS,
+    RECORDS_A_SECOND_MAX,
     RELAYS_MAX,
     RETRY_MS,
+    ROW_BYTES,
+    ROWS_A_SECOND_MAX,
     UNSUBSCRIBED_KEPT_MS,
 )
 from xsc.space.messages import (
@@ -43,9 +46,13 @@ from xsc.space.messages import (
     read_listing,
     sent_head,
 )
+from xsc.space.pace import Pace
 from xsc.space.paths import is_under
 from xsc.space.record import Change, SpaceHead, SpaceRecord, check_value, open_head, open_record
 from xsc.space.store import Entry, SpaceStore, Taken
+
+CURSORS_AT_ONCE = 32
+"""Looked at before others have a turn."""
 
 Subscription: TypeAlias = "tuple[bytes, str]"
 """An owner and a prefix."""
@@ -73,7 +80,8 @@ class Space(Protocol):
 class _Held:
     """A request that waits for news."""
 
-    dirty: set[bytes] = field(default_factory=set)
+    owners: frozenset[bytes]
+    dirty: set[bytes]
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     replaced: bool = False
 
@@ -117,6 +125,8 @@ class SpaceSync:
         self._network = network
         self._blame = blame
         self._held: dict[bytes, _Held] = {}
+        self._asking = Pace(ROWS_A_SECOND_MAX)
+        self._telling = Pace(RECORDS_A_SECOND_MAX)
         self._cursors: dict[bytes, list[Cursor]] = {}
         """What each peer has asked for last."""
         self._subscribed: dict[Subscription, None] = {}
@@ -150,8 +160,15 @@ class SpaceSync:
 
     def _news(self, owner: bytes) -> None:
         for held in self._held.values():
-            held.dirty.add(owner)
-            held.woken.set()
+            if owner in held.owners:
+                held.dirty.add(owner)
+                held.woken.set()
+
+    async def _count(self, caller: bytes, rows: int) -> None:
+        """Wait until a caller may be answered so many rows."""
+        pause_ms = self._asking.take(caller, rows, self._clock.monotonic_ms())
+        if pause_ms:
+            await self._clock.sleep_ms(pause_ms)
 
     async def _answer_next(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
@@ -159,19 +176,23 @@ class SpaceSync:
         del parts
         cursors = read_cursors(header.get("cursors"))
         if not take_bool(header, "wait"):
+            await self._count(caller, 1 + len(cursors))
             return {}, [answer_bytes(await self._news_for(cursors))]
         self._cursors[caller] = cursors
         if (earlier := self._held.get(caller)) is not None:
             earlier.replaced = True
             earlier.woken.set()
-        held = self._held[caller] = _Held({cursor.owner for cursor in cursors})
+        owners = frozenset(cursor.owner for cursor in cursors)
+        held = self._held[caller] = _Held(owners, {*owners})
         timer = asyncio.create_task(self._clock.sleep_ms(HELD_REQUEST_MS_MAX))
         try:
             while True:
                 dirty = set(held.dirty)
                 held.dirty.clear()
                 held.woken.clear()
-                answer = await self._news_for([at for at in cursors if at.owner in dirty])
+                asked = [at for at in cursors if at.owner in dirty]
+                await self._count(caller, 1 + len(asked))
+                answer = await self._news_for(asked)
                 is_over = timer.done() or held.replaced or self._ended
                 if answer.records or answer.heads or is_over:
                     return {}, [answer_bytes(answer)]
@@ -199,7 +220,9 @@ class SpaceSync:
     async def _news_for(self, cursors: Sequence[Cursor]) -> Answer:
         answer = Answer([], [], more=False)
         left_bytes = PAGE_BYTES
-        for cursor in cursors:
+        for number, cursor in enumerate(cursors):
+            if number % CURSORS_AT_ONCE == CURSORS_AT_ONCE - 1:
+                await asyncio.sleep(0)
             if left_bytes <= 0:
                 return Answer(answer.records, answer.heads, more=True)
             page = await self._store.page(
@@ -228,18 +251,22 @@ class SpaceSync:
     async def _answer_list(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
-        del caller, parts
+        del parts
         owner, prefix = take_bytes(header, "owner", size=32), take_str(header, "prefix")
+        await self._count(caller, 1)
         shown, rows = await self._store.listing(owner, prefix)
+        await self._count(caller, len(rows))
         return {}, [listing_bytes(sent_head(owner, prefix, shown), rows)]
 
     async def _answer_records(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
-        del caller, parts
+        del parts
         owner = take_bytes(header, "owner", size=32)
+        paths = take_texts(header, "paths", most=ASKED_RECORDS_MAX)
+        await self._count(caller, 1 + len(paths))
         found = []
-        for path in take_texts(header, "paths", most=ASKED_RECORDS_MAX):
+        for path in paths:
             try:
                 found.append(self._store.get(owner, path).without_large())
             except NotFound:
@@ -249,8 +276,11 @@ class SpaceSync:
     async def _answer_value(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
-        del caller, parts
-        entry = self._store.get(take_bytes(header, "owner", size=32), take_str(header, "path"))
+        del parts
+        owner, path = take_bytes(header, "owner", size=32), take_str(header, "path")
+        await self._count(caller, 1)
+        entry = self._store.get(owner, path)
+        await self._count(caller, entry.signed.record.size_bytes // ROW_BYTES)
         if entry.value is None or entry.signed.record.digest != header.get("digest"):
             raise NotFound("that value is not here")
         return {}, [entry.value]
@@ -258,8 +288,10 @@ class SpaceSync:
     async def _answer_head(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
-        del caller, parts
-        head = await self._store.newest_head(take_bytes(header, "owner", size=32))
+        del parts
+        owner = take_bytes(header, "owner", size=32)
+        await self._count(caller, 1)
+        head = await self._store.newest_head(owner)
         if head is None:
             raise NotFound("no head of that owner is proven here")
         return {}, [head.raw]
@@ -399,12 +431,17 @@ class SpaceSync:
             asked.cancel()
             changed.cancel()
         answer = read_answer(bytes(body_of(reply.parts)))
+        told = len(answer.records) + len(answer.heads)
+        pause_ms = self._telling.take(peer, told, self._clock.monotonic_ms())
         new = await self._store_records(peer, answer.records, wanted)
         for head in answer.heads:
             if (head.owner, head.prefix) not in wanted:
                 raise RecordInvalid("a head that was not asked for")
             new += await self._store_head(peer, head)
-        return new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+        brought = new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+        if pause_ms:  # what is overwritten meanwhile is not sent
+            await self._clock.sleep_ms(pause_ms)
+        return brought
 
     async def _store_records(
         self, peer: bytes, records: Sequence[Sent], wanted: Sequence[Subscription]

@@ -15,7 +15,9 @@ from typing import TypeVar
 from xsc.base.errors import RecordInvalid, SpaceExhausted
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
+    OTHERS_BYTES_MAX,
     OWNER_BYTES_MAX,
+    OWNER_SURE_BYTES,
     RECORDS_MAX,
     TOMBSTONE_KEPT_MS,
     TOMBSTONES_MAX,
@@ -121,13 +123,20 @@ class OwnerTable:
 
     # Records
 
-    def plan(self, signed: Signed[SpaceRecord], *, recovering: bool = False) -> Plan:
+    def plan(
+        self,
+        signed: Signed[SpaceRecord],
+        *,
+        recovering: bool = False,
+        bytes_max: int | None = None,
+    ) -> Plan:
         """Return what to do with a record of this owner that was verified.
 
         Args:
             signed: the record.
             recovering: take it even where a proven head says that it is no longer live, as an
                 owner does that gets its own records back from peers.
+            bytes_max: of values and record bodies of this owner; OWNER_BYTES_MAX unless given.
 
         Raises:
             SpaceExhausted: the owner would have more than its quota.
@@ -145,20 +154,20 @@ class OwnerTable:
             return Plan(put=False, evidence=evidence)
         if not replaces_equal and not recovering and row.sequence <= self.proven_sequence(path):
             return Plan(put=False, evidence=evidence)
-        self._check_quota(row, held)
+        self._check_quota(row, held, OWNER_BYTES_MAX if bytes_max is None else bytes_max)
         drop = None
         if row.deleted and len(self.rows) - self.live >= TOMBSTONES_MAX:
             drop = next((at for _, at in self._order if self.rows[at].deleted and at != path), None)
         archive = held is not None and not held.deleted and not replaces_equal
         return Plan(put=True, archive=archive, evidence=evidence, drop=drop)
 
-    def _check_quota(self, row: Row, held: Row | None) -> None:
+    def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
         was_live = held is not None and not held.deleted
         if not row.deleted and not was_live and self.live >= RECORDS_MAX:
             raise SpaceExhausted(f"an owner has at most {RECORDS_MAX} records")
         more = row.size_bytes - (held.size_bytes if held else 0)
-        if more > 0 and self.size_bytes + more > OWNER_BYTES_MAX:
-            raise SpaceExhausted(f"an owner has at most {OWNER_BYTES_MAX} bytes of records")
+        if more > 0 and self.size_bytes + more > bytes_max:
+            raise SpaceExhausted(f"this owner has at most {bytes_max} bytes of records here")
 
     def put(self, path: str, row: Row) -> None:
         """Take a row in, after the store has written its record."""
@@ -375,6 +384,17 @@ class OwnerTable:
             if ended_ms is None or now_ms < ended_ms + UNSUBSCRIBED_KEPT_MS
         ]
         return [path for path in self.rows if not any(is_under(path, prefix) for prefix in kept)]
+
+
+def owner_bytes_max(own_bytes: int, all_bytes: int) -> int:
+    """Return how many bytes an owner may have at a replica.
+
+    Args:
+        own_bytes: what it has.
+        all_bytes: what all other owners than the replica have, it included.
+    """
+    room_bytes = own_bytes + max(0, OTHERS_BYTES_MAX - all_bytes)
+    return min(OWNER_BYTES_MAX, max(OWNER_SURE_BYTES, room_bytes))
 
 
 def conflict(one: SpaceHead, other: SpaceHead) -> bool:

@@ -338,6 +338,20 @@ async def test_two_records_of_one_sequence_are_kept_as_evidence(mine, bob, netwo
     assert mine.evidence(CAROL.node_id) == [(left.raw, right.raw)]
 
 
+async def test_others_that_have_all_room_leave_an_owner_its_own(mine, bob, network, monkeypatch):
+    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 3_000)
+    monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
+    for owner, sizes, stored in ((bob, (1_500, 1_500), 1), (CAROL, (500, 800, 5_000), 1)):
+        for sequence, size in enumerate(sizes, 1):
+            value = b"x" * size
+            offered = record(owner, network, f"p{sequence}", sequence, value)
+            await mine.take(owner.node_id, [(offered, value)])
+        assert len(mine.ls(owner.node_id, "")) == stored
+    mine = again(mine)
+    await mine.put({"own": b"x" * 10_000})
+    assert mine.get(mine.owner, "own").signed.record.size_bytes == 10_000
+
+
 async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other):
     await mine.put({"a": b"1", "b": b"2"})
     await mine.sign_head()

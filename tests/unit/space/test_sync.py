@@ -531,7 +531,8 @@ async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle
         [[bytes(32), "a", -1, 0, 0]],
         [[bytes(32), "a", True, 0, 0]],
         [[bytes(32), "a", 0, 0]],
-        [[bytes(32), "", 0, 0, 0]] * (syncs.CURSORS_MAX + 1),
+        [[bytes(32), "", 0, 0, 0]] * 2,
+        [[bytes(32), f"p{number}", 0, 0, 0] for number in range(syncs.CURSORS_MAX + 1)],
     ],
 )
 def test_false_cursors_are_refused(cursors):
@@ -554,3 +555,64 @@ async def test_subscriptions_are_bounded(circle, monkeypatch):
     bea.sync.subscribe(bea.id, "own")  # which needs none
     with pytest.raises(RateLimited):
         bea.sync.subscribe(ada.id, "c")
+
+
+# Floods
+
+
+async def test_an_owner_that_writes_without_end_is_taken_at_a_pace_and_others_at_once(
+    circle, monkeypatch
+):
+    """It has half, beyond a burst; of what it overwrites meanwhile the last is taken."""
+    monkeypatch.setattr(syncs, "RECORDS_A_SECOND_MAX", 100)
+    ada, bea, cid, _ = circle.members
+    bea.begin()
+    for other in (ada, cid):
+        bea.sync.subscribe(other.id, "a")
+    bea.follow(ada, cid)
+    await settle()
+    for value in range(100):
+        await ada.store.put({f"a/p{number}": b"%d" % value for number in range(20)})
+        ada.sync._news(ada.id)
+        await settle()
+    assert 50 <= len(bea.received) <= 50 + 2 * 20
+    await cid.space.put("a", b"1")
+    await settle()
+    assert bea.has(cid, "a") == b"1"
+    before = len(bea.received)
+    for value in range(100):
+        await circle.pass_ms(100)
+        await ada.store.put({f"a/p{number}": b"last %d" % value for number in range(20)})
+        ada.sync._news(ada.id)
+    assert len(bea.received) - before <= 10 * 50 + 2 * 20
+    for _ in range(10):
+        await circle.pass_ms(1_000)
+    assert bea.has(ada, "a/p7") == b"last 99"
+    assert bea.blamed == []
+
+
+async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, monkeypatch):
+    monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 400)
+    ada, bea, cid, _ = circle.members
+    ada.begin()
+    cursors = [[bytes([number]) * 32, "a", 0, 0, 0] for number in range(100)]
+    asked = [
+        asyncio.create_task(
+            bea.node.net.call(ada.id, "space.next", {"cursors": cursors, "wait": wait})
+        )
+        for wait in [False] * 20
+    ]
+    await settle()
+    answered = sum(one.done() for one in asked)
+    assert answered <= 3
+    cid.sync.subscribe(ada.id, "a")
+    cid.follow(ada)
+    await ada.space.put("a", b"1")
+    await settle()
+    assert cid.has(ada, "a") == b"1"
+    await circle.pass_ms(2_000)
+    assert answered < sum(one.done() for one in asked) <= answered + 5
+    assert set(ada.store._tables) == {ada.id}  # what peers make up is not remembered
+    for one in asked:
+        one.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)

@@ -465,3 +465,12 @@ def test_archived_versions_are_kept_by_number_and_by_age():
     assert old_versions(versions, keep_versions=2, keep_ms=0, now_ms=600) == [4, 3, 2, 1]
     assert old_versions(versions, keep_versions=2, keep_ms=350, now_ms=600) == [2, 1]
     assert old_versions(versions, keep_versions=9, keep_ms=0, now_ms=600) == []
+
+
+def test_every_owner_has_some_bytes_for_sure_and_all_have_a_total():
+    most, sure, total = tables.OWNER_BYTES_MAX, tables.OWNER_SURE_BYTES, tables.OTHERS_BYTES_MAX
+    assert tables.owner_bytes_max(0, 0) == most
+    assert tables.owner_bytes_max(7, total - most) == most
+    assert tables.owner_bytes_max(2 * sure, total - 5) == 2 * sure + 5
+    assert tables.owner_bytes_max(2 * sure, total + 5) == 2 * sure
+    assert tables.owner_bytes_max(7, total + most) == sure
