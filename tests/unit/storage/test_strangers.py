@@ -204,8 +204,8 @@ def test_what_strangers_store_under_the_same_id_hides_nothing(size):
                 garbage = content(1000, seed=number)
                 shards = [(0, StorageShard(c, garbage, root_of(garbage))) for c in range(20)]
                 lease = Lease(host.id, stranger.lease_id(host.id))
-                reach = stranger.service._client
-                await reach.store(lease, verify.locate, 0, shards=shards, record=record)
+                client = stranger.service._client
+                await client.store(lease, verify.locate, 0, shards=shards, record=record)
         for reader in (owner, world[7]):
             reader.calls.clear()
             assert await get(reader, done.capability) == data

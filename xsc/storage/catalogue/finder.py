@@ -35,11 +35,11 @@ class ObjectFinder:
     def __init__(
         self,
         context: Context,
-        reach: HostClient,
+        client: HostClient,
         own: Callable[[VerifyCapability], tuple[Placement, bytes] | None],
     ) -> None:
         self._context = context
-        self._reach = reach
+        self._client = client
         self._own = own
         """Returns placement and sealed manifest of an object that this node stored."""
 
@@ -80,18 +80,18 @@ class ObjectFinder:
             return await self._opened(capability, own[1])
 
         async def ask(node: bytes) -> Located | None:
-            sealed = await self._reach.find(node, capability.locate, capability.manifest_hash)
+            sealed = await self._client.find(node, capability.locate, capability.manifest_hash)
             if sealed is None:
                 return None
             try:
                 return await self._opened(capability, sealed)
             except XscError as fault:
-                if node == self._reach.own:
+                if node == self._client.own:
                     raise
                 self._context.log.warning(
                     "storage.find_wrong", peer=short(node), reason=fault.message
                 )
-                self._reach.hosts.report(node, "record_invalid")
+                self._client.hosts.report(node, "record_invalid")
                 return None
 
         said, silent = await self._ask_all(ask, enough=bool, grace_ms=0)
@@ -119,7 +119,7 @@ class ObjectFinder:
         roots = roots_of(manifest, 0) if manifest.inline is None else ()
 
         async def ask(node: bytes) -> frozenset[int] | None:
-            holds = await self._reach.holds(
+            holds = await self._client.holds(
                 node, capability.locate, manifest.generation, capability.manifest_hash, roots
             )
             if manifest.inline is not None:
@@ -151,9 +151,9 @@ class ObjectFinder:
 
         Once enough is said, the others have a grace to answer.
         """
-        hosts = self._reach.hosts
+        hosts = self._client.hosts
         peers = sorted(hosts.peers(), key=lambda peer: not hosts.is_up(peer))
-        running = {asyncio.create_task(ask(node)): node for node in [self._reach.own, *peers]}
+        running = {asyncio.create_task(ask(node)): node for node in [self._client.own, *peers]}
         grace: asyncio.Task[None] | None = None
         said: dict[bytes, T] = {}
         silent: list[bytes] = []
@@ -181,11 +181,11 @@ class ObjectFinder:
                         said[node] = answer
                 if grace is not None and grace in done:
                     for node in running.values():
-                        self._reach.note_late(node)
+                        self._client.note_late(node)
                     break
                 if not enough(said):
                     continue
-                if not grace_ms or all(map(self._reach.late_since_ms, running.values())):
+                if not grace_ms or all(map(self._client.late_since_ms, running.values())):
                     break
                 if grace is None:
                     grace = asyncio.create_task(self._context.clock.sleep_ms(grace_ms))
@@ -198,7 +198,7 @@ class ObjectFinder:
     ) -> HeldObject | None:
         """Return what a node says that it has of an object; None if it is silent."""
         try:
-            return await self._reach.stat(
+            return await self._client.stat(
                 node, capability.locate, manifest, capability.manifest_hash
             )
         except (UnavailableError, PeerUnknown):

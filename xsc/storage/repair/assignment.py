@@ -60,7 +60,7 @@ class CustodianAssignment:
     def __init__(
         self,
         context: Context,
-        reach: HostClient,
+        client: HostClient,
         state: KeyValue,
         commit: Commit,
         *,
@@ -71,7 +71,7 @@ class CustodianAssignment:
         grace_ms: int,
     ) -> None:
         self._context = context
-        self._reach = reach
+        self._client = client
         self._state = state
         self._commit = commit
         self._objects = objects
@@ -104,8 +104,8 @@ class CustodianAssignment:
         self._refused = {node: at for node, at in self._refused.items() if at > now_ms}
         up = [
             node
-            for node in self._reach.hosts.peers()
-            if self._reach.is_up(node) and node not in leaving and node not in self._refused
+            for node in self._client.hosts.peers()
+            if self._client.is_up(node) and node not in leaving and node not in self._refused
         ]
         asked = []
         async for ref, _ in sliced(self._objects.refs()):
@@ -202,10 +202,10 @@ class CustodianAssignment:
             async for ref in sliced(key.removeprefix(ASSIGNED) for key, _ in rows)
             if was_ended(self._state, ref)
         ]
-        peers = set(self._reach.hosts.peers())
+        peers = set(self._client.hosts.peers())
         for ref in ended:
             nodes = self._assigned(ref)
-            if any(node not in peers or self._reach.is_up(node) for node in nodes):
+            if any(node not in peers or self._client.is_up(node) for node in nodes):
                 await self.release(ref)
 
     # What custodians say

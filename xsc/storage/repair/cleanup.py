@@ -35,13 +35,13 @@ class Cleanup:
     def __init__(
         self,
         context: Context,
-        reach: HostClient,
+        client: HostClient,
         objects: MaintainedObjects,
         surveyor: Surveyor,
         kept_ms: int,
     ) -> None:
         self._clock = context.clock
-        self._reach = reach
+        self._client = client
         self._objects = objects
         self._surveyor = surveyor
         self._kept_ms = kept_ms
@@ -107,9 +107,9 @@ class Cleanup:
         plan = plan_cleanup(survey, former)
         held = list(maintained.held)
         for node, columns in plan.broken:
-            held = await delete_at(self._reach, survey, node, columns, held)
+            held = await delete_at(self._client, survey, node, columns, held)
         for item in plan.dropped:
-            await self._reach.note_freed(item.node, item.lease_id, item.size_bytes)
+            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
             held.remove(item)
         if plan.blocked or plan.copies:
             # What cannot be deleted now is tried again when nodes come or go.
@@ -120,7 +120,7 @@ class Cleanup:
             proven = bad == []
             look_again = any(not fault.silent for fault in bad or ())
         if proven and plan.copies:
-            held = await delete_at(self._reach, survey, *plan.copies[0], held)
+            held = await delete_at(self._client, survey, *plan.copies[0], held)
             proven, look_again = False, True
         if tuple(held) != maintained.held:
             maintained = replace(maintained, held=tuple(held))

@@ -69,7 +69,7 @@ class Custodian:
     def __init__(
         self,
         context: Context,
-        reach: HostClient,
+        client: HostClient,
         state: KeyValue,
         commit: Commit,
         watch: NodeWatch,
@@ -81,7 +81,7 @@ class Custodian:
     ) -> None:
         self._context = context
         self._own = context.key.node_id
-        self._reach = reach
+        self._client = client
         self.store = CustodyStore(state, commit, budget_bytes)
         self._watch = watch
         self._leaving = leaving
@@ -239,7 +239,7 @@ class Custodian:
             silent: owners that did not answer before in this round: there can be thousands of
                 objects of one owner, and each call waits for its time limit.
         """
-        if owner in silent or not self._reach.is_up(owner):
+        if owner in silent or not self._client.is_up(owner):
             return None
         about: dict[str, Value] = {"object": ref[ID_BYTES:]}
         try:
@@ -303,7 +303,7 @@ class Custodian:
             if entry is None or not entry.held:
                 return
             nodes = [item.node for item in entry.held]
-            node = next((node for node in nodes if self._reach.is_up(node)), nodes[0])
+            node = next((node for node in nodes if self._client.is_up(node)), nodes[0])
             try:
                 held = await self._delete_one_at(node, entry)
             except XscError as fault:
@@ -316,22 +316,22 @@ class Custodian:
         capability = entry.verify
         columns: set[int] = set()
         sealed = None
-        if self._reach.is_up(node):
-            sealed = await self._reach.find(node, capability.locate, capability.manifest_hash)
+        if self._client.is_up(node):
+            sealed = await self._client.find(node, capability.locate, capability.manifest_hash)
         if sealed is not None:
             manifest = open_manifest(sealed, capability)
-            said = await self._reach.stat(
+            said = await self._client.stat(
                 node, capability.locate, manifest, capability.manifest_hash
             )
             columns = {row.column for row in said.columns if row.customer == self._own}
         if len(columns) < 2:
             left = await self._delete_at(entry, [node])
             return tuple(item for item in entry.held if item.node != node) + left
-        freed, _ = await self._reach.delete(node, capability.locate, columns={min(columns)})
+        freed, _ = await self._client.delete(node, capability.locate, columns={min(columns)})
         left_at: list[HeldAt] = []
         for item in entry.held:
             size = min(item.size_bytes, freed.get(item.lease_id, 0)) if item.node == node else 0
-            await self._reach.note_freed(node, item.lease_id, size)
+            await self._client.note_freed(node, item.lease_id, size)
             left_at.append(item.model_copy(update={"size_bytes": item.size_bytes - size}))
         return tuple(left_at)
 
@@ -343,14 +343,14 @@ class Custodian:
         for node in dict.fromkeys(nodes):
             items = [item for item in entry.held if item.node == node]
             try:
-                await self._reach.delete(node, entry.verify.locate)
+                await self._client.delete(node, entry.verify.locate)
             except XscError as fault:
                 self._not_deleted(node, fault)
-                over = [item for item in items if self._reach.has_dropped(node, item.lease_id)]
+                over = [item for item in items if self._client.has_dropped(node, item.lease_id)]
                 left += [item for item in items if item not in over]
                 items = over
             for item in items:
-                await self._reach.note_freed(node, item.lease_id, item.size_bytes)
+                await self._client.note_freed(node, item.lease_id, item.size_bytes)
         return tuple(left)
 
     def _not_deleted(self, node: bytes, fault: XscError) -> None:

@@ -67,10 +67,10 @@ class ColumnMover:
     """Leases room, copies or rebuilds columns, and stores them there."""
 
     def __init__(
-        self, context: Context, reach: HostClient, objects: MaintainedObjects, bandwidth: Bandwidth
+        self, context: Context, client: HostClient, objects: MaintainedObjects, bandwidth: Bandwidth
     ) -> None:
         self._context = context
-        self._reach = reach
+        self._client = client
         self._objects = objects
         self._bandwidth = bandwidth
 
@@ -98,7 +98,7 @@ class ColumnMover:
         chosen: dict[int, HostLease] = {}
         reason = ""
         for column in sorted(survey.unpaid)[:most]:
-            lease, fault = await room_at(self._reach, frozenset({layout.columns[column]}), size)
+            lease, fault = await room_at(self._client, frozenset({layout.columns[column]}), size)
             if lease is not None:
                 chosen[column] = lease
             reason = reason or fault
@@ -110,7 +110,7 @@ class ColumnMover:
             move = await self._context.executor.run(next_move, layout, frozenset(able))
             if move is None:
                 return chosen, reason
-            lease, fault = await room_at(self._reach, move.targets, size)
+            lease, fault = await room_at(self._client, move.targets, size)
             if lease is None:
                 reason = reason or fault
                 able -= move.targets
@@ -168,7 +168,7 @@ class ColumnMover:
             if survey.columns[column] == lease.node and column in survey.displaced:
                 # What the host has of the column is not what it should be.
                 transfer.held = await delete_at(
-                    self._reach, survey, lease.node, frozenset({column}), transfer.held
+                    self._client, survey, lease.node, frozenset({column}), transfer.held
                 )
         to_send = await self._keep_in_place(survey, transfer)
         count = segments_of(survey.manifest) if to_send else 0
@@ -205,7 +205,7 @@ class ColumnMover:
             try:
                 for start in range(0, len(shards), most):
                     batch = shards[start : start + most]
-                    size = await self._reach.keep(lease, located.locate, generation, batch)
+                    size = await self._client.keep(lease, located.locate, generation, batch)
                     transfer.sent.append(Held(lease.node, lease.lease_id, size))
             except XscError as fault:
                 self._failed(survey, fault)
@@ -217,11 +217,11 @@ class ColumnMover:
         self, held: Sequence[Held], leases: Collection[HostLease]
     ) -> tuple[Held, ...]:
         now_ms = self._context.clock.now_ms()
-        ends = {item: self._reach.hosts.lease_end(item.lease_id) for item in held}
+        ends = {item: self._client.hosts.lease_end(item.lease_id) for item in held}
         ended = {
             (item.node, item.lease_id)
             for item, end in ends.items()
-            if item.node != self._reach.own and (end is None or end.end_ms <= now_ms)
+            if item.node != self._client.own and (end is None or end.end_ms <= now_ms)
         }
         return without_ended(held, {(lease.node, lease.lease_id) for lease in leases}, ended)
 
@@ -250,12 +250,12 @@ class ColumnMover:
         manifest = survey.manifest
         sources = [Source(column, survey.columns[column]) for column in good]
         got = await race(
-            self._reach,
+            self._client,
             locate=survey.located.locate,
             generation=manifest.generation,
             segment=index,
             roots=roots_of(manifest, index),
-            sources=in_order(self._reach, sources, manifest.k),
+            sources=in_order(self._client, sources, manifest.k),
             k=manifest.k,
         )
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
@@ -263,7 +263,7 @@ class ColumnMover:
 
     async def _copy(self, survey: Survey, index: int, column: int) -> StorageShard:
         root = roots_of(survey.manifest, index)[column]
-        data: Buffer = await self._reach.fetch(
+        data: Buffer = await self._client.fetch(
             survey.columns[column],
             survey.located.locate,
             survey.manifest.generation,
@@ -276,7 +276,7 @@ class ColumnMover:
     ) -> tuple[int, str]:
         """Store a shard; return the bytes confirmed, or why there are none."""
         try:
-            size = await self._reach.store(
+            size = await self._client.store(
                 lease,
                 located.locate,
                 located.manifest.generation,
@@ -311,7 +311,7 @@ class ColumnMover:
                         )
                         break
                     # It takes the place of what was counted already.
-                    await self._reach.note_freed(node, lease.lease_id, size)
+                    await self._client.note_freed(node, lease.lease_id, size)
                     done += 1
             except XscError as fault_error:
                 self._failed(survey, fault_error)

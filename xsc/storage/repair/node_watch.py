@@ -16,9 +16,9 @@ from xsc.storage.transfer.host_client import HostClient
 class NodeWatch:
     """Keeps the history of every peer, and of nodes that are asked about."""
 
-    def __init__(self, clock: Clock, reach: HostClient, grace_ms: int) -> None:
+    def __init__(self, clock: Clock, client: HostClient, grace_ms: int) -> None:
         self._clock = clock
-        self._reach = reach
+        self._client = client
         self._grace_ms = grace_ms
         self._nodes: dict[bytes, NodeHistory] = {}
 
@@ -28,7 +28,7 @@ class NodeWatch:
     def look(self) -> None:
         """Note which nodes are up."""
         now_ms = self._clock.monotonic_ms()
-        hosts = self._reach.hosts
+        hosts = self._client.hosts
         for node in {*hosts.peers(), *self._nodes}:
             self._nodes[node] = observed(
                 self._nodes.get(node),
@@ -41,11 +41,11 @@ class NodeWatch:
         """Return those of the nodes that have been silent for the grace."""
         now_ms = self._clock.monotonic_ms()
         nodes = list(nodes)
-        unknown = [node for node in nodes if node != self._reach.own and node not in self._nodes]
+        unknown = [node for node in nodes if node != self._client.own and node not in self._nodes]
         for node in unknown:
             if len(self._nodes) < WATCHES_MAX:
                 # It is no peer any more: its grace begins now.
-                down_since_ms = None if self._reach.is_up(node) else now_ms
+                down_since_ms = None if self._client.is_up(node) else now_ms
                 self._nodes[node] = NodeHistory(down_since_ms, now_ms)
         # Objects in custody can name more nodes than can exist: those never were there.
         over = {node for node in unknown if node not in self._nodes}
@@ -69,8 +69,8 @@ class NodeWatch:
 
     def available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
         """Return this node and the peers that are up and may be given columns."""
-        up = {node for node in self._reach.hosts.peers() if self._reach.is_up(node)}
+        up = {node for node in self._client.hosts.peers() if self._client.is_up(node)}
         if not also_unsteady:
             now_ms = self._clock.monotonic_ms()
             up = {node for node in up if is_steady(self._nodes.get(node), now_ms, self._grace_ms)}
-        return frozenset(up | {self._reach.own})
+        return frozenset(up | {self._client.own})

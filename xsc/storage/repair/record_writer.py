@@ -31,11 +31,11 @@ class RecordWriter:
     """Stores object records under leases that this node has, else under new ones."""
 
     def __init__(
-        self, context: Context, reach: HostClient, objects: MaintainedObjects, surveyor: Surveyor
+        self, context: Context, client: HostClient, objects: MaintainedObjects, surveyor: Surveyor
     ) -> None:
         self._own = context.key.node_id
         self._log = context.log
-        self._reach = reach
+        self._client = client
         self._objects = objects
         self._surveyor = surveyor
 
@@ -69,7 +69,7 @@ class RecordWriter:
         for node, item in zip(lacking, stored, strict=True):
             if item is not None and has_damaged_record(survey, node):
                 # It took the place of what was counted already.
-                await self._reach.note_freed(node, item.lease_id, item.size_bytes)
+                await self._client.note_freed(node, item.lease_id, item.size_bytes)
             elif item is not None:
                 counted.append(item)
         held = merged(maintained.held, counted)
@@ -83,7 +83,7 @@ class RecordWriter:
         known = {item.node for item in maintained.held} | {self._own}
         unknown = [node for node in nodes if node not in known]
         size = record.held_bytes
-        found = await together(room_at(self._reach, frozenset({node}), size) for node in unknown)
+        found = await together(room_at(self._client, frozenset({node}), size) for node in unknown)
         return {
             node: lease
             for node, (lease, _) in zip(unknown, found, strict=True)
@@ -112,7 +112,7 @@ class RecordWriter:
                     return await self._store_under(lease, located, record)
                 except LeaseExhausted:
                     continue
-            fresh, _ = await room_at(self._reach, frozenset({node}), record.held_bytes)
+            fresh, _ = await room_at(self._client, frozenset({node}), record.held_bytes)
             return None if fresh is None else await self._store_under(fresh, located, record)
         except XscError as fault:
             ref = short(maintained.ref)
@@ -122,5 +122,7 @@ class RecordWriter:
     async def _store_under(self, lease: HostLease, located: Located, record: ObjectRecord) -> Held:
         generation = located.manifest.generation
         for batch, carried in requests_of([], record):
-            await self._reach.store(lease, located.locate, generation, shards=batch, record=carried)
+            await self._client.store(
+                lease, located.locate, generation, shards=batch, record=carried
+            )
         return Held(lease.node, lease.lease_id, record.held_bytes)

@@ -55,7 +55,7 @@ class Repairer:
     def __init__(
         self,
         context: Context,
-        reach: HostClient,
+        client: HostClient,
         objects: MaintainedObjects,
         *,
         settings: RepairSettings,
@@ -64,7 +64,7 @@ class Repairer:
         drain: Drain,
     ) -> None:
         self._context = context
-        self._reach = reach
+        self._client = client
         self._objects = objects
         self._settings = settings
         self.watch = watch
@@ -72,16 +72,16 @@ class Repairer:
         bandwidth = Bandwidth(context.clock, settings.bytes_a_second)
         self.surveyor = Surveyor(
             context,
-            reach,
+            client,
             objects,
             finder=finder,
             watch=watch,
             leaving=drain.leaving,
             bandwidth=bandwidth,
         )
-        self._mover = ColumnMover(context, reach, objects, bandwidth)
-        self._records = RecordWriter(context, reach, objects, self.surveyor)
-        self.cleanup = Cleanup(context, reach, objects, self.surveyor, settings.kept_ms)
+        self._mover = ColumnMover(context, client, objects, bandwidth)
+        self._records = RecordWriter(context, client, objects, self.surveyor)
+        self.cleanup = Cleanup(context, client, objects, self.surveyor, settings.kept_ms)
         self.reports = CopyReports()
         self._again: set[bytes] = set()
         """Objects to look at in the next round, whatever else happens."""
@@ -152,7 +152,7 @@ class Repairer:
         if len(nodes) < len(columns):
             return True
         if any(placement.contract):
-            hosts = [HostLabels(node, *self._reach.hosts.labels(node)) for node in columns]
+            hosts = [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
             if not survival(hosts, placement.m).meets(placement.contract):
                 return True
         return bool(self.watch.gone(nodes) or nodes & self._drain.leaving())
@@ -254,7 +254,7 @@ class Repairer:
         """Write down what hosts have of an object and where it was found, if that changed."""
         maintained, held = survey.maintained, recounted_held(survey)
         for node, lease_id, more_bytes in differences(maintained.held, held):
-            await self._reach.note_recounted(node, lease_id, more_bytes)
+            await self._client.note_recounted(node, lease_id, more_bytes)
             self._context.log.info(
                 "repair.recounted",
                 object=short(maintained.ref),

@@ -24,11 +24,11 @@ class KnownLease:
 
 
 async def room_at(
-    reach: HostClient, targets: frozenset[bytes], size_bytes: int
+    client: HostClient, targets: frozenset[bytes], size_bytes: int
 ) -> tuple[HostLease | None, str]:
     """Return room at one of the nodes, or why there is none."""
-    known = {reach.own, *reach.hosts.peers()}
-    offered = await reach.hosts.lease_hosts(
+    known = {client.own, *client.hosts.peers()}
+    offered = await client.hosts.lease_hosts(
         size_bytes=size_bytes, count=1, exclude=frozenset(known - targets)
     )
     if not offered.leases:
@@ -39,28 +39,28 @@ async def room_at(
 
 
 async def delete_at(
-    reach: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
+    client: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
 ) -> list[Held]:
     """Delete columns of an object at a host; return what is held after that.
 
     Args:
-        reach: the hosts.
+        client: the hosts.
         survey: of the object.
         node: the host. One that does not confirm is asked again after the next survey.
         columns: to delete; all that is there if empty.
         held: what is held before.
     """
     try:
-        freed, _ = await reach.delete(node, survey.located.locate, columns=columns)
+        freed, _ = await client.delete(node, survey.located.locate, columns=columns)
     except XscError as fault:
         ref = short(survey.maintained.ref)
-        reach.log.warning("repair.failed", object=ref, reason=fault.message)
+        client.log.warning("repair.failed", object=ref, reason=fault.message)
         return held
     if columns:
         for lease_id, size in freed.items():
-            await reach.note_freed(node, lease_id, size)
+            await client.note_freed(node, lease_id, size)
         return without(held, node, freed)
     for item in held:
         if item.node == node:
-            await reach.note_freed(node, item.lease_id, item.size_bytes)
+            await client.note_freed(node, item.lease_id, item.size_bytes)
     return [item for item in held if item.node != node]

@@ -33,7 +33,7 @@ class Surveyor:
     def __init__(
         self,
         context: Context,
-        reach: HostClient,
+        client: HostClient,
         objects: MaintainedObjects,
         *,
         finder: ObjectFinder,
@@ -43,7 +43,7 @@ class Surveyor:
     ) -> None:
         self._context = context
         self._own = context.key.node_id
-        self._reach = reach
+        self._client = client
         self._objects = objects
         self._finder = finder
         self._watch = watch
@@ -96,7 +96,7 @@ class Surveyor:
             states,
             answers,
             own=self._own,
-            ends=own_ends(held, self._own, self._reach.hosts.lease_end),
+            ends=own_ends(held, self._own, self._client.hosts.lease_end),
             now_ms=self._context.clock.now_ms(),
         )
         displaced = lost | {c for c, node in enumerate(columns) if node in leaving} | expiring
@@ -105,7 +105,7 @@ class Surveyor:
             candidates = self._watch.available(also_unsteady=True) - leaving
             labels = await self._labels({*columns, *candidates})
         paid = {(item.node, item.lease_id) for item in maintained.held}
-        up = frozenset(node for node, _ in paid if self._reach.is_up(node))
+        up = frozenset(node for node, _ in paid if self._client.is_up(node))
         return Survey(
             maintained,
             located,
@@ -124,13 +124,13 @@ class Surveyor:
                 for node, lease_id in paid
                 if node not in columns
                 and node not in up
-                and self._reach.has_dropped(node, lease_id)
+                and self._client.has_dropped(node, lease_id)
             ),
         )
 
     async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, HostLabels]:
-        known = await self._reach.hosts.learn_labels(sorted(nodes))
-        return {node: HostLabels(node, *self._reach.hosts.labels(node)) for node in known}
+        known = await self._client.hosts.learn_labels(sorted(nodes))
+        return {node: HostLabels(node, *self._client.hosts.labels(node)) for node in known}
 
     async def ask(
         self, maintained: MaintainedObject, manifest: Manifest, nodes: Iterable[bytes]
@@ -183,7 +183,7 @@ class Surveyor:
             if not any(found):
                 return survey
             _, bad = await read_every_shard(
-                self._reach, survey.located, found, self._bandwidth.take
+                self._client, survey.located, found, self._bandwidth.take
             )
             if not bad:
                 return survey
@@ -206,7 +206,7 @@ class Surveyor:
             await self._bandwidth.take(size_bytes)
 
         try:
-            _, bad = await read_every_shard(self._reach, survey.located, survey.columns, pace)
+            _, bad = await read_every_shard(self._client, survey.located, survey.columns, pace)
         except ObjectUnknown:
             return None
         # Silence is no loss before the grace is over: it is asked again later.

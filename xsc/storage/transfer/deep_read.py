@@ -57,7 +57,7 @@ async def read_every_shard(
     """Return the bytes that were read and verified, and the shards that could not be.
 
     Args:
-        reach: the hosts.
+        client: the hosts.
         located: the object.
         columns: the node of each column; None where nobody is known to hold it.
         pace: waits for the turn of so many bytes.

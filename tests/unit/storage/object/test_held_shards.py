@@ -125,9 +125,9 @@ async def test_no_more_is_read_for_one_question_than_for_a_stat():
 async def ask(world):
     lease = Lease(world[1].id, world[0].lease_id(world[1].id))
     data = StorageShard(0, b"data", root_of(b"data"))
-    reach = world[0].service._client
-    await reach.store(lease, LOCATE, 0, shards=[(0, data)], record=None)
-    return await reach.held_shards(lease, LOCATE, 0, [wanted(), wanted(column=1)], lambda want: 4)
+    client = world[0].service._client
+    await client.store(lease, LOCATE, 0, shards=[(0, data)], record=None)
+    return await client.held_shards(lease, LOCATE, 0, [wanted(), wanted(column=1)], lambda want: 4)
 
 
 async def test_a_peer_names_what_it_has_by_a_receipt():

@@ -62,8 +62,8 @@ class Scene:
         record = ObjectRecord(SEALED, root_of(SEALED), hash_of(SEALED))
         for customer in (self.alice, self.bob):
             lease = Lease(self.host.id, customer.lease_id(self.host.id))
-            reach = customer.service._client
-            await reach.store(lease, LOCATE, 0, shards=shards, record=record)
+            client = customer.service._client
+            await client.store(lease, LOCATE, 0, shards=shards, record=record)
         self.whole_bytes = self.host.node.used_bytes // 2
         return self
 
