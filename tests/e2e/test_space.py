@@ -144,6 +144,26 @@ def test_a_backup_brings_the_space_back(start, tmp_path):
     assert int(new("space put notes/b x").line) > 3
 
 
+def test_a_put_is_watched_at_a_peer_and_who_was_killed_gets_what_it_missed(small_net):
+    assert small_net.up(3).code == 0
+    ada, bea = small_net[0], small_net[2]
+    with watching(bea, f"{ada.id}:notes") as text:
+        sequence = ada("space put notes/a hello").line
+        assert text.stdout.readline() == f"notes/a  {sequence}  hello\n".encode()
+    assert bea(f"space get {ada.id}:notes/a").out == b"hello"
+    ada("space put large -", stdin=bytes(100_000))
+    assert bea(f"space get {ada.id}:large").out == bytes(100_000)
+    small_net.kill(small_net.status()[2:])
+    for number in range(20):
+        ada(f"space put nodes/{number} {number}")
+    assert small_net.up().code == 0
+    wait_for(lambda: len(bea(f"space ls {ada.id}:nodes --json").json["records"]) == 20)
+    assert bea(f"space get {ada.id}:nodes/7").out == b"7"
+    stats = bea("space stats --json").json
+    assert stats["subscriptions"] == 4
+    assert 0 < stats["received_bytes"] < 100_000
+
+
 async def test_the_client_puts_gets_and_watches(start):
     member, _ = start(options="--name alice")
     async with connect(member.home) as node:

@@ -21,6 +21,7 @@ from xsc.base.errors import (
     RecordInvalid,
     SignatureInvalid,
     StoreDamaged,
+    UnavailableError,
     XscError,
 )
 from xsc.base.ids import short, to_text
@@ -62,7 +63,7 @@ from xsc.node.tasks import Tasks
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
 from xsc.space.service import SpaceService
-from xsc.space.store import SpaceStore
+from xsc.space.store import Entry, SpaceStore
 from xsc.space.sync import SpaceSync
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
@@ -437,6 +438,26 @@ class Node:
         self.tasks.once("interval", lambda: self.intervals.ask([peer]))
         return peer
 
+    async def ask_interval(self) -> None:
+        """Get another interval in the place of one that was left."""
+        await self.intervals.ask([peer for peer in self.peers.peers() if self._is_direct(peer)])
+
+    async def read_space(self, owner: bytes, path: str) -> Entry:
+        """Return the newest record at a path, fetched from its owner where that is needed.
+
+        Raises:
+            NotFound: nothing is there, or its value is not on this node and the owner is away.
+        """
+        if owner != self.key.node_id and self.health.is_up(owner):
+            try:
+                if not self.sync.is_followed(owner, path):
+                    await self.sync.fetch(owner, path)
+                if self.space.get(path, owner).signed.record.digest is not None:
+                    await self.sync.load(owner, owner, path)
+            except UnavailableError:
+                self.log.info("space.owner_silent", peer=short(owner))
+        return self.space.get(path, owner)
+
     def job_limits(
         self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
     ) -> Limits:
@@ -515,6 +536,8 @@ class Node:
             self.health.watch(peer)
         self.tasks.start("peers", self.peers.greeter.run)
         self.following.begin()
+        if self.space_store.has_left:
+            self.tasks.once("interval", self.ask_interval)
         self.tasks.start("space", self.space.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)

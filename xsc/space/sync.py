@@ -18,7 +18,7 @@ from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import NotFound, RateLimited, RecordInvalid, UnavailableError, XscError
 from xsc.base.fields import take_bool, take_bytes, take_str, take_texts
 from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Caller, Handler
+from xsc.base.peering import Answered, Caller, Handler, Reply
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
@@ -140,6 +140,9 @@ class SpaceSync:
         self._ended = False
         self._checked: dict[bytes, Signed[SpaceHead]] = {}
         """The last head of each owner whose signature held."""
+        self.sent_bytes = 0
+        """Of answers to peers; `received_bytes`, of answers of peers."""
+        self.received_bytes = 0
         self.seen_ms: dict[bytes, int] = {}
         """Date of the newest head of each owner: its sign of life."""
         space.on_change(lambda change: self._news(change.owner))
@@ -149,12 +152,22 @@ class SpaceSync:
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may ask."""
         return {
-            "space.next": self._answer_next,
-            "space.list": self._answer_list,
-            "space.records": self._answer_records,
-            "space.value": self._answer_value,
-            "space.head": self._answer_head,
+            "space.next": self._counted(self._answer_next),
+            "space.list": self._counted(self._answer_list),
+            "space.records": self._counted(self._answer_records),
+            "space.value": self._counted(self._answer_value),
+            "space.head": self._counted(self._answer_head),
         }
+
+    def _counted(self, handler: Handler) -> Handler:
+        async def answer(
+            caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+        ) -> Answered:
+            said, bodies = await handler(caller, header, parts)
+            self.sent_bytes += sum(map(len, bodies))
+            return said, bodies
+
+        return answer
 
     # Answering peers
 
@@ -376,6 +389,18 @@ class SpaceSync:
             place = self._places[peer, subscription] = _Place(proven, (proven, 0))
         return Cursor(*subscription, place.after, place.head)
 
+    async def _call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        reply = await self._caller.call(peer, method, header, timeout_ms=timeout_ms)
+        self.received_bytes += sum(map(len, reply.parts))
+        return reply
+
     async def follow(self, peer: bytes) -> None:
         """Ask a peer for what is subscribed to, until cancelled."""
         assert peer not in self._followed, "one task follows a peer"
@@ -414,7 +439,7 @@ class SpaceSync:
         asked_ms = self._clock.monotonic_ms()
         cursors = [await self._cursor(peer, subscription) for subscription in wanted]
         asked = asyncio.create_task(
-            self._caller.call(
+            self._call(
                 peer,
                 "space.next",
                 {"cursors": [cursor.to_value() for cursor in cursors], "wait": True},
@@ -515,7 +540,7 @@ class SpaceSync:
         """Come to hold what a listing of a peer proves; say whether that was possible."""
         owner, prefix = subscription
         try:
-            reply = await self._caller.call(peer, "space.list", {"owner": owner, "prefix": prefix})
+            reply = await self._call(peer, "space.list", {"owner": owner, "prefix": prefix})
         except NotFound:
             return False  # it has lost its proof meanwhile
         sent, rows = read_listing(bytes(body_of(reply.parts)))
@@ -525,7 +550,7 @@ class SpaceSync:
         missing = await self._store.repair(owner, prefix, head, sent.proof, rows)
         for start in range(0, len(missing), ASKED_RECORDS_MAX):
             paths: list[Value] = [*missing[start : start + ASKED_RECORDS_MAX]]
-            reply = await self._caller.call(peer, "space.records", {"owner": owner, "paths": paths})
+            reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
             answer = read_answer(bytes(body_of(reply.parts)))
             await self._store_records(peer, answer.records, [subscription])
         return await self._prove(head, sent)
@@ -541,7 +566,7 @@ class SpaceSync:
         """
         own = self._store.owner
         try:
-            reply = await self._caller.call(peer, "space.head", {"owner": own})
+            reply = await self._call(peer, "space.head", {"owner": own})
         except NotFound:
             last = 0
         else:
@@ -553,7 +578,7 @@ class SpaceSync:
         while more:
             cursor = Cursor(own, "", after, (0, 0))
             asked: dict[str, Value] = {"cursors": [cursor.to_value()], "wait": False}
-            reply = await self._caller.call(peer, "space.next", asked)
+            reply = await self._call(peer, "space.next", asked)
             answer = read_answer(bytes(body_of(reply.parts)))
             offered, known = [], after
             for sent in answer.records:
@@ -575,10 +600,29 @@ class SpaceSync:
         """Return the value of a record from a peer; None where the peer does not have it."""
         asked: dict[str, Value] = {"owner": owner, "path": record.path, "digest": record.digest}
         try:
-            reply = await self._caller.call(peer, "space.value", asked)
+            reply = await self._call(peer, "space.value", asked)
         except NotFound:
             return None
         return check_value(record, bytes(body_of(reply.parts)))
+
+    def is_followed(self, owner: bytes, path: str) -> bool:
+        """Say whether what an owner has at a path comes here by itself now."""
+        return self._followed.get(owner, False) and any(
+            of == owner and is_under(path, prefix) for of, prefix in self._subscribed
+        )
+
+    async def fetch(self, owner: bytes, path: str) -> None:
+        """Ask an owner for its newest record at a path; without a subscription it stays a day.
+
+        Raises:
+            XscError: the owner does not answer, or answers badly.
+        """
+        asked: dict[str, Value] = {"owner": owner, "paths": [path]}
+        reply = await self._call(owner, "space.records", asked)
+        answer = read_answer(bytes(body_of(reply.parts)))
+        await self._store_records(owner, answer.records, [(owner, path)])
+        if (owner, path) not in self._subscribed:
+            self._ended_ms[owner, path] = self._clock.now_ms()
 
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
         """Return the value of a record here, fetched from a peer where it is not here yet.

@@ -256,6 +256,24 @@ async def resume_ledger(node: Node, noted: Noted) -> Restarted:
     return await node.ledger.restart(node.peers.peers(), noted)
 
 
+async def resume_space(node: Node) -> None:
+    """Take the own space back from all peers that answer, and get an interval from one.
+
+    It goes on above each sequence that they show. The earlier interval is left: this home does
+    not know what was counted there.
+    """
+    await node.space_store.recover([], 0)
+
+    async def take_back(peer: bytes) -> None:
+        try:
+            await node.sync.recover(peer)
+        except XscError as fault:
+            node.log.warning("recovery.space_not_shown", peer=short(peer), code=fault.code)
+
+    await asyncio.gather(*(take_back(peer) for peer in node.peers.peers()))
+    await node.ask_interval()
+
+
 async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
     """Learn from each peer which leases this node has there; who is silent is asked later."""
     held: dict[bytes, dict[bytes, int]] = {peer: {} for peer in node.peers.peers()}
@@ -326,6 +344,7 @@ async def begin_signing(node: Node) -> Signing:
     body = open_body(head.record, node.key)
     await recognise_peers(node, body)
     begun = await resume_ledger(node, noted_of(body))
+    await resume_space(node)
     await asyncio.gather(*(node.peers.greeter.greet(known) for known in node.peers.peers()))
     return Signing(
         peers=len(node.peers.peers()),

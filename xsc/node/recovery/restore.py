@@ -39,6 +39,7 @@ from xsc.node.recovery.recover import (
     read_directory,
     recognise_peers,
     resume_ledger,
+    resume_space,
 )
 from xsc.space.store import CLOCK, META
 from xsc.storage.catalogue.directory import DirectoryEntry
@@ -263,6 +264,7 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
     if found.raw:
         await node.directory.go_on_from(found.raw)
     silent |= {*(await resume_ledger(node, noted)).silent}
+    await resume_space(node)
     return CaughtUp(
         peers=len(node.peers.peers()),
         objects=objects,

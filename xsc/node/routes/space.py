@@ -44,22 +44,20 @@ def _stamp(record: SpaceRecord) -> dict[str, str]:
     return {"domain": to_text(record.domain), "events": b64encode(record.stamp).decode()}
 
 
-def _stats(found: Stats) -> web.Response:
-    return reply(
-        SpaceStats(
-            records=found.records,
-            live_bytes=found.live_bytes,
-            disk_bytes=found.disk_bytes,
-            # Nothing is exchanged with peers yet.
-            subscriptions=0,
-            received_bytes=0,
-            sent_bytes=0,
-        )
-    )
-
-
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the space endpoints of a node."""
+
+    def stats_of(found: Stats) -> web.Response:
+        return reply(
+            SpaceStats(
+                records=found.records,
+                live_bytes=found.live_bytes,
+                disk_bytes=found.disk_bytes,
+                subscriptions=node.sync.subscriptions(),
+                received_bytes=node.sync.received_bytes,
+                sent_bytes=node.sync.sent_bytes,
+            )
+        )
 
     def addressed(request: web.Request, name: str) -> tuple[bytes, str]:
         """Return the owner and the path that the query names; the path may be empty."""
@@ -82,7 +80,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def get(request: web.Request) -> web.Response:
         owner, path = record_at(request)
-        entry = node.space.get(path, owner)
+        entry = await node.read_space(owner, path)
         if entry.value is None:
             raise NotFound(f"the value at '{path}' is not on this node")
         record = entry.signed.record
@@ -111,21 +109,23 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def watch(request: web.Request) -> web.StreamResponse:
         owner, prefix = addressed(request, "under")
         watching = node.space.watch(prefix, owner)
+        node.following.watch(owner, prefix)
         try:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
             await _tell(watching, response)
             await response.write_eof()
         finally:
+            node.following.unwatch(owner, prefix)
             node.space.unwatch(watching)
         return response
 
     async def stats(_: web.Request) -> web.Response:
-        return _stats(await node.parts.executor.run(node.space.stats))
+        return stats_of(await node.parts.executor.run(node.space.stats))
 
     async def compact(request: web.Request) -> web.Response:
         await read_body(request, Empty)
-        return _stats(await node.space.compact())
+        return stats_of(await node.space.compact())
 
     return [
         web.get("/v1/space/record", get),
