@@ -322,5 +322,5 @@ class SpaceStats(Body):
     subscriptions: int
     """Of this node at its peers."""
     received_bytes: int
-    """From peers for the space, since the node started; likewise those sent."""
+    """Of the answers of peers for the space, since the node started; likewise of those to peers."""
     sent_bytes: int
