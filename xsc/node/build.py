@@ -496,7 +496,7 @@ class Node:
             XscError: why it cannot start; what was started is stopped again.
         """
         try:
-            await self.parts.sandbox.start()
+            await self.compute.start()
             await self.shards.start()
             await self.allocation.start()
             await self.market.start()
@@ -666,7 +666,7 @@ class Node:
         # Closing settles what is owed, which needs the peers.
         await self.market.close()
         await self.peers.stop()
-        await self.parts.sandbox.stop()
+        await self.compute.stop()
         await self.ledger.close()
         await self.space.close()
         await self._commit.settle()

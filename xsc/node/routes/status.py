@@ -22,7 +22,7 @@ from xsc.node.build import Node
 
 def status_of(node: Node, home: Path) -> Status:
     """Return the node's status."""
-    sandbox = node.parts.sandbox.describe()
+    sandbox = node.compute.describe()
     return Status(
         id=to_text(node.key.node_id),
         name=node.config.name,

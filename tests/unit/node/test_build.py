@@ -1,0 +1,50 @@
+"""What a node does with its services as it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from tests.sim.network import World, run
+from tests.unit.compute.programs import wasm
+from xsc.base.ids import to_text
+from xsc.base.jobs import JobSpec
+from xsc.compute.worker.local import LocalSandbox
+
+SETTINGS = {"compute_price": "1000", "compute_price_max": "1000"}
+
+
+class Endless(LocalSandbox):
+    """Ends no job by itself."""
+
+    cancelled = False
+
+    async def run(self, job, watch=None):
+        self._jobs += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+class EndlessWorld(World):
+    def parts(self, index, seed):
+        parts = super().parts(index, seed)
+        return replace(parts, sandbox=Endless(parts.executor))
+
+
+def test_a_node_that_stops_cancels_the_orders_it_runs():
+    async def play(world):
+        customer, provider = world.nodes
+        spec = JobSpec.invoke(wasm("add"), "add", ["1", "2"], on=to_text(provider.key.node_id))
+        asking = asyncio.create_task(customer.compute.run(spec))
+        sandbox = provider.parts.sandbox
+        await world.until(lambda: sandbox.describe()["running"])
+        assert not sandbox.cancelled
+        await provider.stop()
+        assert sandbox.cancelled
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    run(1, 2, play, SETTINGS, kind=EndlessWorld)
