@@ -97,6 +97,19 @@ def test_modules_named_in_pages_exist(path):
         assert resolve(name) is not None
 
 
+LOOP = re.compile(r'(?:tasks\.start|self\._start)\(f?"(\w+)')
+
+
+def test_every_background_loop_is_documented():
+    """A loop for each peer ends in `<peer>` on the page, and in a field in the code."""
+    page = (DOCS / "design" / "node.md").read_text()
+    listed = page.split("- **S2** Background loops:")[1].split(" A loop that fails")[0]
+    documented = re.findall(r"`(\w+)(?:<peer>)?`", listed)
+    sources = [ROOT / "xsc" / "node" / "build.py", ROOT / "xsc" / "space" / "following.py"]
+    started = [name for path in sources for name in LOOP.findall(path.read_text())]
+    assert sorted(documented) == sorted(started)
+
+
 TESTS = {
     name
     for path in (ROOT / "tests").rglob("test_*.py")
