@@ -1,8 +1,8 @@
 """Puts the services together and starts them in order.
 
 The daemon and the simulation call the same `build`; they differ in the parts
-that they hand in (docs/glossary.md, "port"). Wiring runs in one direction:
-net, space, ledger, health, allocation, market, storage, compute.
+that they hand in (docs/glossary.md, "port"). A service is passed the ones made
+before it; what it needs of a later one is bound late.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def storage_settings(config: Config) -> StorageSettings:
 
 
 class Node:
-    """One whole node."""
+    """The services of one node, connected: starts them in order, and stops them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What replicas ask each other, as plain values; see docs/design/space.md, S1 to S5.
+"""What replicas ask each other, as plain values; see docs/design/space.md, S2 to S7.
 
 Readers refuse what is malformed. Records and heads inside are envelopes; `xsc.space.sync` verifies
 them before they are stored.

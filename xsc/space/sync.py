@@ -3,7 +3,7 @@
 One request is held at each peer that is followed. It is answered when something changes. What
 comes is verified, stored and told to watchers; a cursor advances only over what a head of the
 owner proves. The owner itself is asked where it answers, and else replicas of it.
-docs/design/space.md, S1 to S6.
+docs/design/space.md, S1 to S10.
 """
 
 from __future__ import annotations

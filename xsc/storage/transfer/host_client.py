@@ -457,13 +457,24 @@ async def race(
 ) -> dict[int, Buffer]:
     """Return k verified shards of a segment, from the first sources of k columns to give theirs.
 
-    With a span it is the same leaves of each. An intake is given each shard by itself,
-    which `arrived` is told then, and says by its tickets how many may be asked for.
-    Several sources may name one column. Where all have failed, `more` finds others,
-    once; nodes that fail are added to those `doubted`.
+    With a span it is the same leaves of each. Several sources may name one column.
+    The next source is asked at once when one fails. When one takes longer than
+    `latency.patience_ms`, a hedged request goes to the next source beside it.
 
-    The next source is asked at once where one fails, and beside it where one takes
-    longer than `estimate.patience_ms`.
+    Args:
+        client: the hosts.
+        locate: the object.
+        generation: of its placement.
+        segment: its number.
+        roots: of its shards, by column.
+        sources: in the order in which they are asked.
+        k: how many shards are needed.
+        span: the leaves to fetch; None: whole shards.
+        size_bytes: of a whole shard.
+        decoder: takes each shard as it arrives; its tickets limit the concurrent requests.
+        arrived: called after each shard.
+        more: finds other sources, called once when all have failed.
+        doubted: nodes that fail are added to it.
 
     Raises:
         ShardsInsufficient: fewer than k can be fetched; the message names who is silent.

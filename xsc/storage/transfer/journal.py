@@ -8,7 +8,7 @@
 The id is the caller's. A segment is sealed anew under its kept nonce only to
 compare: where tag or roots differ the content has changed, and nothing of what
 was computed leaves this process. So one nonce never protects two contents.
-docs/design/storage.md, "Going on".
+docs/design/storage.md, "Resuming".
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ answered since. *How long to wait* for one follows from the k-th best host and f
 the other answers of the same race come, and is never over a ceiling: who was late
 before is asked last, but nobody is waited for any longer because of it.
 
-A host that is asked last is not forgotten: now and then one shard is asked of it
-beside the others (a *trial*).
+A host that is asked last is not forgotten: now and then one shard is requested from it
+beside the others (a *re-probe*).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LatencyEstimate:
     late_ms: int = 0
     """When it was last found late, if it has not answered since; 0 where it has."""
     probed_ms: int = 0
-    """When it answered last, was found late, or was asked for a trial."""
+    """When it answered last, was found late, or was re-probed."""
 
     def expected_ms(self, size_bytes: int) -> int:
         """Return how long an answer of that size is expected to take."""
@@ -50,12 +50,12 @@ class LatencyEstimate:
 def answered(
     estimate: LatencyEstimate, size_bytes: int, taken_ms: int, now_ms: int
 ) -> LatencyEstimate:
-    """Return the pace after a whole answer: a quarter of the way to what it says.
+    """Return the estimate after a whole answer: a quarter of the way to what it says.
 
     What was twice as quick as expected, or quicker, is believed at once, and so is the first
     answer of a host that was late: it may be one that crawls. But what took over
     BELIEVED_TIMES as long counts as if it had taken that: the first answer of a process that
-    was stopped says how long it was stopped, and nothing about its pace.
+    was stopped says how long it was stopped, and nothing about its speed.
     """
     expected_ms = estimate.expected_ms(size_bytes)
     taken_ms = min(taken_ms, BELIEVED_TIMES * max(HEDGE_FLOOR_MS, expected_ms))
@@ -73,17 +73,17 @@ def answered(
 
 
 def late(estimate: LatencyEstimate, now_ms: int) -> LatencyEstimate:
-    """Return the pace of a host that did not answer in time; what is expected of it stays."""
+    """Return the estimate of a host that did not answer in time; what is expected of it stays."""
     return replace(estimate, late_ms=now_ms, probed_ms=now_ms)
 
 
 def reprobed(estimate: LatencyEstimate, now_ms: int) -> LatencyEstimate:
-    """Return the pace of a host that is asked for a trial now."""
+    """Return the estimate of a host that is re-probed now."""
     return replace(estimate, probed_ms=now_ms)
 
 
 def is_due(estimate: LatencyEstimate, now_ms: int) -> bool:
-    """Say whether a host that is asked last should be tried."""
+    """Say whether a host that is asked last is due for a re-probe."""
     return now_ms - estimate.probed_ms >= REPROBE_INTERVAL_MS
 
 
