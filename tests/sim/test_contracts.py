@@ -18,7 +18,7 @@ DATA = content(MIB)
 
 
 def contract(node, capability):
-    return node.storage.catalogue.entry(parse_verify(capability).manifest_hash).placement.asked
+    return node.storage.catalogue.entry(parse_verify(capability).manifest_hash).placement.contract
 
 
 def with_settings(indices, settings):
