@@ -1,4 +1,4 @@
-"""One task at a time for each key; and long lists, gone through so that others have their turn."""
+"""Locks by key, and iteration over long lists that lets other tasks run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 SLICE: Final = 64
-"""Rows of a list that are gone through before others have their turn."""
+"""Items between two points at which other tasks run."""
 
 
 async def sliced(items: Iterable[T]) -> AsyncIterator[T]:
-    """Yield items; after each slice of them whatever else waits goes first.
+    """Yield items, and let other tasks run after each slice of them.
 
-    A list that grows with what the node keeps would else hold up all its answers.
+    Otherwise a long list would delay every answer of the node.
     """
     for number, item in enumerate(items, 1):
         yield item
@@ -26,9 +26,9 @@ async def sliced(items: Iterable[T]) -> AsyncIterator[T]:
 
 
 class Turns(Generic[K]):
-    """Locks by key: what reads a row, awaits, and writes it, loses nothing so.
+    """Locks by key, so that a read, an await and a write of one row are not interleaved.
 
-    They are given in the order in which they were asked for; an unused one is forgotten.
+    They are granted in the order of the requests; an unused one is dropped.
     """
 
     def __init__(self) -> None:
@@ -43,9 +43,9 @@ class Turns(Generic[K]):
 
     @asynccontextmanager
     async def of(self, key: K) -> AsyncIterator[Callable[[], None]]:
-        """Hold the turn of a key; not to be asked for again by who has it.
+        """Hold the lock of a key; it is not reentrant.
 
-        What is given lets the next one in before the context is left.
+        Yields a function that releases it before the context is left.
         """
         lock = self._locks.setdefault(key, asyncio.Lock())
         self._users[key] = self._users.get(key, 0) + 1

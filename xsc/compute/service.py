@@ -32,7 +32,7 @@ from xsc.identity.context import Context
 
 
 class ComputeService:
-    """Both sides of a run."""
+    """Runs jobs here or on a provider, and runs the orders of other nodes."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ class Restarted:
 
 
 class HistoryExchange:
-    """Both sides of `ledger.head` and `ledger.history`."""
+    """Asks peers for ledger heads and histories, and answers them."""
 
     def __init__(self, context: Context, chain: Chain, *, starter_limit: int) -> None:
         self._key = context.key

@@ -69,7 +69,7 @@ class Accounts(Protocol):
 
 
 class Payments:
-    """Both sides of `ledger.account`.
+    """Asks peers for accounts, and answers them; compares what operators report as paid.
 
     Args:
         context: whose payments they are.

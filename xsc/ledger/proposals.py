@@ -60,7 +60,7 @@ def no_payments(_payer: bytes, _voucher: Voucher) -> str | None:
 
 
 class Proposals:
-    """Both sides of `ledger.propose`, and the limits that this node sets."""
+    """Proposes entries to peers, and answers their proposals within this node's limits."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ KNOWN: Final = "market.known"
 
 
 class Denials:
-    """Both sides of `market.known`."""
+    """Asks hosts which leases they know, and answers customers (`market.known`)."""
 
     def __init__(self, context: Context, ports: MarketPorts, store: LeaseStore) -> None:
         self._key = context.key

@@ -40,7 +40,7 @@ _VERSION: Final = 1
 
 
 class LeaseRecall:
-    """Both sides of `market.history`."""
+    """Recovers leases that this node lost from their hosts, and tells customers theirs."""
 
     def __init__(
         self, context: Context, ports: MarketPorts, store: LeaseStore, state: KeyValue

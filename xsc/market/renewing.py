@@ -76,7 +76,7 @@ class _Tried:
 
 
 class Renewals:
-    """Both sides of `market.renew`.
+    """Requests renewals of leases, and grants them (`market.renew`).
 
     Args:
         turns: locks by role and lease, shared with settlement.

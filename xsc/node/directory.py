@@ -1,12 +1,11 @@
-"""Keeps the node's directory at its peers: written after changes, told until they have it.
+"""Writes the node's directory after changes, and sends its head to peers until they have it.
 
-Changes within DIRECTORY_DELAY_MS are one write, and the time between two writes
-is at least DIRECTORY_INTERVAL_MS and twenty times what the last one took. Where
-somebody waits for what changed, it is written at once, and together with all that
-changed while the last head was written. The head is on the own disk before a peer
-sees it, so that a generation never stands for two directories. A directory that is
-too large for the head is an object of a hidden name; the one before it is deleted
-once a peer has the new head.
+Changes within DIRECTORY_DELAY_MS are one write. The time between two writes is at
+least DIRECTORY_INTERVAL_MS and twenty times the duration of the last one. If a caller
+waits for a change, it is written at once, together with all changes since the last
+head. The head is synced to the own disk before it is sent, so that no generation has
+two directories. A directory that is too large for the head is stored as an object under a
+hidden name; the previous one is deleted once a peer has the new head.
 """
 
 from __future__ import annotations

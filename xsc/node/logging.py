@@ -97,7 +97,7 @@ class JsonLog:
 
 
 class SentenceLog(JsonLog):
-    """Writes warnings and errors as sentences, for who waits at a terminal for a command."""
+    """Writes warnings and errors as sentences, for commands at a terminal."""
 
     def __init__(self, clock: Clock, stream: TextIO | None = None) -> None:
         super().__init__(clock, "warning", stream)

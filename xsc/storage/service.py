@@ -1,6 +1,6 @@
-"""Objects, for the owner of this node: put, open, stat, ls, rm, and what looks after them.
+"""Stores the objects of this node and keeps them whole: put, open, stat, ls, rm, repair.
 
-The parts of storage are put together here. The host's side is `xsc.storage.shardstore.server`.
+Connects the parts of storage. The host's side is `xsc.storage.shardstore.server`.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class StorageSettings:
 
 
 class StorageService:
-    """See the module."""
+    """Stores, opens, lists and removes the objects of this node, and keeps them whole."""
 
     def __init__(
         self,
@@ -131,7 +131,19 @@ class StorageService:
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         custodian_for: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
-        """Make the parts of storage. Long, because it makes one after the other."""
+        """Connect the parts of storage.
+
+        Args:
+            context: of this node.
+            hosts: the peers that lease storage to this node.
+            leases: those that this node granted.
+            node: its shard store.
+            state: the store of the catalogue, journals and custody.
+            commit: writes to `state`, synced.
+            settings: what the operator decided.
+            weight_ppm: returns how much this node recognises a peer.
+            custodian_for: returns whether this node may be the custodian of a peer's objects.
+        """
         self._context = context
         self._own = context.key.node_id
         self._hosts = hosts

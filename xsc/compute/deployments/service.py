@@ -55,7 +55,7 @@ class ServiceView:
 
 
 class DeploymentService:
-    """Both sides of a service."""
+    """Deploys the services of this node, and serves those of its peers."""
 
     def __init__(
         self,

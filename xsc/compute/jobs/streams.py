@@ -36,7 +36,7 @@ _NONCE_BYTES = 16
 
 
 class RemoteOutput:
-    """Both sides of following a run."""
+    """Follows the output of runs on providers, and serves that of runs here to their customers."""
 
     def __init__(
         self, caller: Caller, clock: Clock, find: Callable[[bytes, bytes], OutputBuffer | None]

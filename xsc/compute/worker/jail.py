@@ -134,7 +134,7 @@ class Jail:
 
 
 def main() -> None:
-    """Be a jail."""
+    """Compile each module that the parent sends, in a forked process of its own."""
     die_with_parent()
     jail = Jail(int(sys.argv[-1]))
     hello = frames.hello_message(ENGINE, ENGINE_CONFIG, {})

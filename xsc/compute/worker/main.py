@@ -107,7 +107,7 @@ class Worker:
 
 
 def main() -> None:
-    """Be a worker."""
+    """Confine this process, then run the jobs that the pool sends."""
     inbox = Inbox(int(sys.argv[-1]))
     warm_up()
     report = confine()

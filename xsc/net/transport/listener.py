@@ -1,7 +1,7 @@
-"""An HTTP server that strangers may reach: bodies as they come, and no word too many.
+"""The HTTP server for requests of strangers: reads bodies in pieces, and discloses no details.
 
-A body is read as `xsc.net.transport.flow` says, and `xsc.net.transport.gate` counts
-the connections. What goes wrong is answered with a status alone, and logged by nobody.
+`xsc.net.transport.flow` limits the time of a body, `xsc.net.transport.gate` the number of
+connections. A failed request is answered with a status without a body, and is not logged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xsc.net.transport.gate import Gate
 from xsc.net.transport.port import Take
 
 GATHERED_BYTES = 16 * KIB
-"""Less than that is put together with what comes next."""
+"""Smaller pieces are joined with the next."""
 
 
 async def listen(

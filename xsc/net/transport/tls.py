@@ -1,10 +1,10 @@
-"""The certificate that a node shows off loopback, and the door that it is shown at.
+"""Makes the TLS certificate of a node, and accepts TLS connections. Loopback needs no TLS.
 
-It is self-signed and follows from the identity alone: key, serial number and
-dates are derived or fixed, and Ed25519 signs without chance. So a node that
-was recovered from its key file still shows the certificate that its peers
-have pinned, and nothing has to be kept. It names no node: whoever scans ports
-learns nothing from it. Peers compare its fingerprint and nothing else.
+The certificate is self-signed and derived from the identity alone: key, serial number
+and dates are derived or fixed, and Ed25519 signatures are deterministic. So it is not
+stored, and a node that was recovered from its key file presents the certificate that its
+peers have pinned. It does not name the node, so a port scan learns nothing from it.
+Peers compare only its fingerprint.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
 
 
 class Door:
-    """Makes what takes new connections: each is counted before its handshake begins.
+    """Accepts TLS connections, and counts each before its handshake begins.
 
-    A server of asyncio with TLS tells of a connection only after the handshake, and would
-    take any number of such as never end it.
+    asyncio's own TLS server reports a connection only after the handshake, so the number of
+    unfinished handshakes would be unlimited.
 
     Args:
         context: of the server.

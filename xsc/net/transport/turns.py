@@ -1,7 +1,7 @@
-"""Large bodies go to a peer one after the other, each with the whole line for itself.
+"""Sends large bodies to a peer one at a time, each at the full bandwidth.
 
-Together they would not arrive sooner, only all of them late; and were this node
-killed, each would have arrived in part and count for nothing.
+Concurrent bodies would all arrive late, and none sooner. If this node were killed,
+each would be incomplete, and therefore useless.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from xsc.base.turns import Turns
 async def turn_to_send(
     turns: Turns[str], peer: str, size_bytes: int
 ) -> AsyncIterator[Callable[[], None]]:
-    """Wait until a body may be sent; what is given is called once it has left.
+    """Wait until a body may be sent; yield a function that ends the turn.
 
-    Where it was not called, leaving the context does the same.
+    Call it once the body is sent. Leaving the context ends the turn as well.
     """
     if size_bytes <= BATCH_CALL_BYTES_MAX:
         yield lambda: None

@@ -1,4 +1,4 @@
-"""When what lies at hosts ends, as leases stand: rules over what is held and what hosts say."""
+"""Computes until when hosts keep an object, from leases and from what hosts report."""
 
 from __future__ import annotations
 
