@@ -92,6 +92,11 @@ def test_links_between_pages_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_page_has_conflict_markers(path):
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_named_in_pages_exist(path):
     for name in re.findall(r"`(xsc\.[a-z_]+(?:\.\w+)*)`", path.read_text()):
         assert resolve(name) is not None

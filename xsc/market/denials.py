@@ -83,7 +83,7 @@ class Denials:
             denied |= await self._ask(peer, open_ids[start : start + LEASES_A_CUSTOMER_MAX])
         if denied:
             self._log.warning("market.leases_denied", peer=short(peer), leases=len(denied))
-            self._report(peer, "lease_denied")
+            self._report(peer, "lease_denial")
             await self._on_denied(denied)
         return len(denied)
 
