@@ -210,8 +210,9 @@ class MemoryTransport:
         self._name = name
         self._handler: Handler | None = None
         self._stopped = False
-        self._running: set[asyncio.Task[RawResponse]] = set()
-        self._sending: set[asyncio.Task[RawResponse]] = set()
+        # In order, so that many that are ended at once end in the same one in each run.
+        self._running: dict[asyncio.Task[RawResponse], None] = {}
+        self._sending: dict[asyncio.Task[RawResponse], None] = {}
 
     def addresses(self) -> tuple[str, ...]:
         """Return the one address."""
@@ -229,7 +230,7 @@ class MemoryTransport:
             raise PeerSilent("this end of the network was taken down")
         network = self._network
         work = asyncio.create_task(network.exchange(self._name, address.rsplit(":", 1)[0], request))
-        self._sending.add(work)
+        self._sending[work] = None
         timer = asyncio.create_task(network._clock.sleep_ms(timeout_ms))  # noqa: SLF001 (one module)
         try:
             await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -239,7 +240,7 @@ class MemoryTransport:
                 raise PeerSilent("this end of the network was taken down")
             response = work.result()
         finally:
-            self._sending.discard(work)
+            self._sending.pop(work, None)
             for task in (work, timer):
                 task.cancel()
             await asyncio.gather(work, timer, return_exceptions=True)
@@ -268,8 +269,8 @@ class MemoryTransport:
 
         # The handler belongs to this end: a caller that stops waiting does not stop it.
         task = asyncio.create_task(run())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = None
+        task.add_done_callback(lambda done: self._running.pop(done, None))
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
