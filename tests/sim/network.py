@@ -29,6 +29,23 @@ T = TypeVar("T")
 NO_HOME = Path("/nonexistent")
 
 
+class SkewedClock:
+    """A clock that tells another time than the world's, and runs as fast."""
+
+    def __init__(self, clock: ManualClock, ahead_ms: int = 0) -> None:
+        self._clock = clock
+        self.ahead_ms = ahead_ms
+
+    def now_ms(self) -> int:
+        return self._clock.now_ms() + self.ahead_ms
+
+    def monotonic_ms(self) -> int:
+        return self._clock.monotonic_ms()
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        await self._clock.sleep_ms(duration_ms)
+
+
 @dataclass
 class Disk:
     """The four stores of one node, which outlive its process."""
@@ -63,6 +80,8 @@ class World:
         self.settings_of: dict[int, dict[str, str]] = {}
         """What a node has otherwise than the others."""
         self.lives = [0] * count
+        self.clocks = [SkewedClock(self.clock) for _ in range(count)]
+        """Of each node; `ahead_ms` sets one."""
         self.places: dict[int, str] = {}
         """Where a node that moved is now."""
 
@@ -105,7 +124,7 @@ class World:
         disk = self.disks[index]
         executor = InlineExecutor()
         return Parts(
-            clock=self.clock,
+            clock=self.clocks[index],
             entropy=SeededEntropy(seed),
             executor=executor,
             transport=self.net.transport(self.place(index)),
@@ -179,6 +198,7 @@ class World:
         index = self.count
         self.count += 1
         self.lives.append(0)
+        self.clocks.append(SkewedClock(self.clock))
         self.disks.append(empty_disk())
         self.nodes.append(self.make(index))
         await self.nodes[index].start()

@@ -1,4 +1,4 @@
-"""A network in memory: delay, loss, partitions and crashes that follow from a seed.
+"""A network in memory: delay, loss, duplicates, partitions and crashes that follow from a seed.
 
 Time is the clock's, chance is the seed's: the same calls give the same trace.
 What happens to each message stands in `MemoryNetwork.trace`.
@@ -28,7 +28,7 @@ class Event:
     source: str
     target: str
     what: str
-    """sent, lost, refused, delivered, stalled, answered or dropped"""
+    """sent, lost, refused, delivered, repeated, stalled, answered or dropped"""
     path: str
     size_bytes: int = 0
     """Of the body, where it begins to be sent."""
@@ -61,6 +61,8 @@ class MemoryNetwork:
         self._entropy = SeededEntropy(seed)
         self._delay_ms = delay_ms
         self._loss_ppm = loss_ppm
+        self._duplicates_ppm = 0
+        self._copies: set[asyncio.Task[None]] = set()
         self._corrupt: Corrupt | None = None
         self._cut: set[frozenset[str]] = set()
         self._rates: dict[str, tuple[int, int]] = {}
@@ -97,6 +99,10 @@ class MemoryNetwork:
     def set_loss(self, loss_ppm: int) -> None:
         """Lose that share of messages from now on."""
         self._loss_ppm = loss_ppm
+
+    def set_duplicates(self, duplicates_ppm: int) -> None:
+        """Deliver that share of requests twice from now on; nobody gets the second answer."""
+        self._duplicates_ppm = duplicates_ppm
 
     def set_delay(self, least_ms: int, most_ms: int) -> None:
         """Let messages travel for that long from now on."""
@@ -165,6 +171,10 @@ class MemoryNetwork:
             self._note(source, target, "refused", path)
             raise PeerSilent(f"nobody serves at {target}")
         self._note(source, target, "delivered", path)
+        if self._duplicates_ppm and self._draw(PPM) < self._duplicates_ppm:
+            copy = asyncio.create_task(self._repeat(source, target, request))
+            self._copies.add(copy)
+            copy.add_done_callback(self._copies.discard)
         response = await end.answer(request, source)
         if response is None:
             self._note(target, source, "dropped", path)
@@ -173,6 +183,16 @@ class MemoryNetwork:
             return await self._bring(source, target, request, response)
         finally:
             response.sent()
+
+    async def _repeat(self, source: str, target: str, request: RawRequest) -> None:
+        least, most = self._delay_ms
+        await self._clock.sleep_ms(least + self._draw(most - least + 1))
+        end = self._up.get(target)
+        if end is not None:
+            self._note(source, target, "repeated", request.path)
+            response = await end.answer(request, source)
+            if response is not None:
+                response.sent()
 
     async def _bring(
         self, source: str, target: str, request: RawRequest, response: RawResponse
