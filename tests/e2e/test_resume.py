@@ -21,7 +21,6 @@ from xsc.client.files import upload_id
 
 SIZE = 256 * MIB + 4321
 ANONYMOUS_MAX = 256 * MIB
-REEL = 64 * MIB + 4321
 
 
 @pytest.fixture(scope="module")
@@ -76,68 +75,69 @@ def whole(net: Net, film: Path, capability: str) -> bool:
     return same
 
 
-@pytest.fixture
-def reel(tmp_path):
-    path = tmp_path / "reel.raw"
-    path.write_bytes(random.Random(REEL).randbytes(REEL))
-    yield path
-    path.unlink()
-
-
-def test_a_put_whose_client_is_killed_goes_on(net, reel):
-    first = Putting(net, reel)
-    first.wait_for(REEL // 4)
+def test_a_put_whose_client_is_killed_goes_on(net, film):
+    first = Putting(net, film)
+    first.wait_for(SIZE // 4)
     first.process.kill()
     first.process.communicate()
     stored = first.stored()
-    assert stored >= REEL // 4
-    second = Putting(net, reel)
+    assert stored >= SIZE // 4
+    second = Putting(net, film)
     capability, err = second.done()
     assert err.startswith("going on: ")
     assert second.stored() == 0
-    assert whole(net, reel, capability)
+    assert whole(net, film, capability)
     assert net[0](["store", "rm", capability]).code == 0
 
 
-def test_a_put_whose_own_node_is_killed_goes_on(net, reel):
-    first = Putting(net, reel)
-    stored = first.wait_for(REEL // 4)
+def test_a_put_whose_own_node_is_killed_goes_on(net, film):
+    first = Putting(net, film)
+    stored = first.wait_for(SIZE // 4)
     net.kill([row for row in net.status() if row["name"] == "node-0"])
     assert first.process.wait(60) == 5
     first.process.communicate()
     assert net.up().code == 0
     # What had all receipts before the kill is not sent again.
-    second = Putting(net, reel)
+    second = Putting(net, film)
     assert second.stored() >= stored
     capability, err = second.done()
     assert err.startswith("going on: ")
-    assert whole(net, reel, capability)
+    assert whole(net, film, capability)
     assert net[0](["store", "rm", capability]).code == 0
 
 
-def test_a_put_with_a_host_killed_goes_on_and_a_changed_file_begins_anew(net, reel):
-    first = Putting(net, reel)
-    first.wait_for(REEL // 4)
+def test_a_put_with_a_host_killed_goes_on_and_a_changed_file_begins_anew(net, film):
+    first = Putting(net, film)
+    first.wait_for(SIZE // 4)
     first.process.send_signal(signal.SIGINT)
     first.process.communicate()
     net.kill([row for row in net.status() if row["name"] == "node-2"])
-    before = reel.stat()
-    with reel.open("r+b") as file:
+    before = film.stat()
+    with film.open("r+b") as file:
         file.write(b"another beginning")
-    os.utime(reel, ns=(before.st_atime_ns, before.st_mtime_ns))
-    capability, err = Putting(net, reel).done()
+    os.utime(film, ns=(before.st_atime_ns, before.st_mtime_ns))
+    capability, err = Putting(net, film).done()
     assert err.startswith("going on: ")
-    assert whole(net, reel, capability)
+    assert whole(net, film, capability)
     assert net.up().code == 0
     assert net[0](["store", "rm", capability]).code == 0
 
 
+REEL = 64 * MIB + 4321
 CODED = SEGMENT_BYTES * 6 // 4
 """What one segment takes at all its hosts."""
 CHATTER = 2 * MIB
 """Probes, vouchers, and the list of objects that peers keep, in a test of some seconds."""
 KILLS_OF_A_GET = 4
 """The last one is of the own node."""
+
+
+@pytest.fixture
+def reel(tmp_path):
+    path = tmp_path / "reel.raw"
+    path.write_bytes(random.Random(REEL).randbytes(REEL))
+    yield path
+    path.unlink()
 
 
 def traffic(net: Net, index: int, direction: str) -> int:
