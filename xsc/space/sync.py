@@ -33,6 +33,7 @@ from xsc.space.limits import (
     ROW_BYTES,
     ROWS_A_SECOND_MAX,
     UNSUBSCRIBED_KEPT_MS,
+    VALUE_INLINE_BYTES_MAX,
 )
 from xsc.space.messages import (
     Answer,
@@ -592,9 +593,15 @@ class SpaceSync:
             more = answer.more and after > known
 
     def _opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
-        return open_record(
+        """Return a record of a peer, verified; a small value must be beside it."""
+        signed = open_record(
             sent.raw, owner=owner, network=self._network, now_ms=self._clock.now_ms()
         )
+        record = signed.record
+        is_small = record.digest is not None and record.size_bytes <= VALUE_INLINE_BYTES_MAX
+        if is_small and sent.value is None:
+            raise RecordInvalid(f"the value of '{record.path}' is not beside its record")
+        return signed
 
     async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""

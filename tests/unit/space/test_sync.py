@@ -499,6 +499,44 @@ async def test_a_false_answer_is_blamed_and_nothing_is_stored(circle):
     assert all(isinstance(fault, XscError) and peer == ada.id for peer, fault in bea.blamed)
 
 
+@pytest.mark.parametrize("value", [b"", b"1"])
+async def test_a_record_without_its_small_value_is_refused_and_taken_with_it(circle, value):
+    ada, bea, *_ = circle.members
+    await ada.space.put("a", value)
+    sent = ada.sync._sent
+    watch = bea.space.watch("a", ada.id)
+    bea.sync.subscribe(ada.id, "a")
+    ada.sync._sent = lambda owner, entries: [
+        Sent(owner, entry.signed.raw, None) for entry in entries
+    ]
+    bea.follow(ada)
+    await ada.head()
+    assert [type(fault) for _, fault in bea.blamed] == [RecordInvalid]
+    assert bea.space.ls("a", ada.id) == []
+    assert await bea.store.cursor(ada.id, "a") == 0
+    with pytest.raises(RecordInvalid):
+        await bea.sync.fetch(ada.id, "a")
+    ada.sync._sent = sent
+    await circle.pass_ms(RETRY_MS)
+    assert bea.has(ada, "a") == value
+    assert (await watch.next()).value == value
+
+
+async def test_an_owner_recovers_no_record_without_its_small_value(circle):
+    ada, bea, *_ = circle.members
+    await ada.space.put("a", b"1")
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    bea.sync._sent = lambda owner, entries: [
+        Sent(owner, entry.signed.raw, None) for entry in entries
+    ]
+    ada.db = MemoryKeyValue()
+    ada.begin()
+    with pytest.raises(RecordInvalid):
+        await ada.sync.recover(bea.id)
+
+
 async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle):
     ada, bea, *_ = circle.members
     await ada.space.put("a", b"1")
