@@ -59,9 +59,10 @@ class Grant(Record):
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        if read_interval(self.interval) == 0 or read_interval(self.kept) == 0:
+        given, kept = read_interval(self.interval), read_interval(self.kept)
+        if given == 0 or kept == 0:
             raise ValueError("a grant gives something and keeps something")
-        sum_intervals(read_interval(self.interval), read_interval(self.kept))
+        sum_intervals(given, kept)
         return self
 
 

@@ -20,12 +20,14 @@ from typing import TypeAlias
 
 from xsc.base.errors import RecordInvalid, SpaceExhausted, TooLarge
 from xsc.space.limits import (
+    CLOCK_BYTES_JOINED_MAX,
     CLOCK_BYTES_MAX,
     CLOCK_DEPTH_MAX,
     CLOCK_NODES_JOINED_MAX,
     CLOCK_NODES_MAX,
     COUNTER_END,
     FILL_END,
+    INTERVAL_NODES_MAX,
 )
 
 Interval: TypeAlias = "int | tuple[Interval, Interval]"
@@ -356,7 +358,10 @@ class Clock:
         if stamp.domain != self.domain:
             return self
         known = join_events(self.event, own_part(minus(author, self.interval), stamp.event))
-        fits = nodes_of(known) <= max(CLOCK_NODES_JOINED_MAX, nodes_of(self.event))
+        if known == self.event:
+            return self
+        few = nodes_of(known) <= max(CLOCK_NODES_JOINED_MAX, nodes_of(self.event))
+        fits = few and len(event_bytes(known)) <= CLOCK_BYTES_JOINED_MAX
         return replace(self, event=known) if fits else self
 
 
@@ -405,12 +410,13 @@ def event_bytes(event: Event) -> bytes:
 class _Reader:
     """Reads one tree from bytes, and refuses all that no tree is written as."""
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, nodes_max: int) -> None:
         if len(raw) > CLOCK_BYTES_MAX:
             raise TooLarge(f"a clock of {len(raw)} bytes is over its bound of {CLOCK_BYTES_MAX}")
         self._bits = f"{int.from_bytes(raw, 'big'):0{8 * len(raw)}b}" if raw else ""
         self._at = 0
         self._nodes = 0
+        self._nodes_max = nodes_max
 
     def _take(self, count: int) -> str:
         taken = self._bits[self._at : self._at + count]
@@ -422,9 +428,9 @@ class _Reader:
     def _node(self, depth: int) -> bool:
         """Read whether a node has halves."""
         self._nodes += 1
-        if depth > CLOCK_DEPTH_MAX or self._nodes > CLOCK_NODES_MAX:
+        if depth > CLOCK_DEPTH_MAX or self._nodes > self._nodes_max:
             raise RecordInvalid(
-                f"a clock has over {CLOCK_DEPTH_MAX} levels or {CLOCK_NODES_MAX} nodes"
+                f"a clock has over {CLOCK_DEPTH_MAX} levels or {self._nodes_max} nodes"
             )
         return self._take(1) == "1"
 
@@ -467,7 +473,7 @@ def read_interval(raw: bytes) -> Interval:
     Raises:
         TooLarge, RecordInvalid: over a bound, not in normal form, or not exactly one interval.
     """
-    reader = _Reader(raw)
+    reader = _Reader(raw, INTERVAL_NODES_MAX)
     interval = reader.interval()
     reader.ends()
     return interval
@@ -480,7 +486,7 @@ def read_event(raw: bytes) -> Event:
         TooLarge, RecordInvalid: over a bound, not in normal form, a counter of COUNTER_END or
             more, or not exactly one tree.
     """
-    reader = _Reader(raw)
+    reader = _Reader(raw, CLOCK_NODES_MAX)
     event = reader.event()
     reader.ends()
     return event

@@ -69,6 +69,10 @@ CLOCK_NODES_MAX = 4_096
 CLOCK_NODES_JOINED_MAX = 3_072
 """A node joins no interval that would make its own stamp larger: others would refuse it."""
 CLOCK_BYTES_MAX = 16 * KIB
+CLOCK_BYTES_JOINED_MAX = 12 * KIB
+"""As CLOCK_NODES_JOINED_MAX, in bytes. The rest is room for own counters."""
+INTERVAL_NODES_MAX = 256
+"""`cut_grant` leaves no giver more than about 130; own counters take 3.4 KiB at most."""
 COUNTER_END = 2**53
 """Counters of a clock are below this."""
 FILL_END = 2**52

@@ -120,6 +120,11 @@ def full(levels):
     return (0, half, (1, *half[1:]) if isinstance(half, tuple) else 1)
 
 
+def comb(levels):
+    """An interval with 2^levels pieces."""
+    return (comb(levels - 1), comb(levels - 1)) if levels else (1, 0)
+
+
 @pytest.mark.parametrize(
     ("what", "raw"),
     [
@@ -151,6 +156,7 @@ def test_what_is_no_event_tree_is_refused(what, raw):
         ("cut", bits("1" + "1" + "01" + "00")[:0]),
         ("a byte after it", bits("01") + b"\0"),
         ("too deep", itc.interval_bytes(itc._piece((1,) * (CLOCK_DEPTH_MAX + 1)))),
+        ("too many pieces", itc.interval_bytes(comb(7))),
     ],
 )
 def test_what_is_no_interval_is_refused(what, raw):
@@ -331,6 +337,32 @@ def test_fault_9_a_fragmented_stamp_adds_no_more_than_its_authors_pieces():
     rubble = itc.join_events(0, Stamp(DOMAIN, full(11)).event)
     known = reader.adopt(author.interval, Stamp(DOMAIN, rubble))
     assert itc.nodes_of(known.event) <= 2 * itc.nodes_of(author.interval)
+
+
+def test_stamps_of_many_large_counters_leave_room_for_own_events():
+    """Two readable stamps made the own one larger than anybody reads, and that for good."""
+
+    def large(levels):
+        return (0, large(levels - 1), large(levels - 1)) if levels else (0, 2**52, 0)
+
+    victim, many = Clock(DOMAIN, (0, (comb(5), 0)), 0), large(9)
+    for half in ((0, many, 0), (0, 0, many)):
+        stamp = Stamp(DOMAIN, (0, half, 0))
+        assert itc.read_event(itc.event_bytes(stamp.event)) == stamp.event
+        victim = victim.adopt(((comb(9), comb(9)), 0), stamp)
+    assert victim.event != 0
+    for _ in range(300):
+        victim = victim.tick()
+    assert itc.read_event(itc.event_bytes(victim.event)) == victim.event
+
+
+def test_the_intervals_of_many_grants_are_read():
+    for first in (1, itc._piece((1, 0) * 22)):
+        kept, depth = first, itc.depth_of(first)
+        for number in range(1, 1_000):
+            kept, given = itc.cut_grant(kept, depth, number)
+            for interval in (kept, given):
+                assert itc.read_interval(itc.interval_bytes(interval)) == interval
 
 
 def test_an_own_interval_is_never_counted_up_by_another():
