@@ -83,6 +83,11 @@ def _made(*parts: str) -> str:
     return path
 
 
+def is_reserved(path: str) -> bool:
+    """Return whether XSC alone writes at a path: its place in causality and what it grants."""
+    return path.split("/", 1)[0] == "causality"
+
+
 class UserSpacePaths:
     """Makes every path that XSC itself uses. Hashes and node ids are written as base32."""
 

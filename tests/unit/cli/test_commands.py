@@ -63,6 +63,12 @@ def test_put_prints_the_capability_and_nothing_else(xsc, stand_in, tmp_path):
     assert headers["XSC-Code"] == "4,2"
 
 
+@pytest.mark.parametrize("name", ["a/", "@x", "-", "xsc:r:abc"])
+def test_a_name_that_no_command_could_read_is_refused(xsc, stand_in, name):
+    refused = xsc("store", "put", "-", "--name", name, stdin=b"abc")
+    assert (refused.code, stand_in.requests) == (2, [])
+
+
 def test_put_takes_standard_input(xsc, stand_in):
     stand_in.answers("POST", "/v1/objects", STORED, 201)
     refused = xsc("store", "put", "-", "--name", "", stdin=b"abc")

@@ -132,6 +132,13 @@ async def test_nobody_writes_in_the_space_of_a_peer(api):
     assert (await api.get("bob:a"))[1]["value"] == "theirs"
 
 
+async def test_only_the_node_itself_writes_where_it_keeps_its_place_in_causality(api):
+    await api.call("PUT", "/v1/space/record?at=a", b"x")
+    for method in ("PUT", "DELETE"):
+        status, problem = await api.call(method, "/v1/space/record?at=causality/interval", b"x")
+        assert (status, problem["code"]) == (400, "argument_invalid")
+
+
 @pytest.mark.parametrize(
     "path", ["", "a//b", "../a", "a/..", "/a", "a b", "a%00", "é", ":a", "a" * 1025]
 )

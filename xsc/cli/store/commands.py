@@ -110,6 +110,15 @@ def put(
         raise ArgumentInvalid(
             "a name must not be empty", hint="leave --name out to use the file's name"
         )
+    if name is not None and name.endswith("/"):
+        raise ArgumentInvalid(
+            "a name that ends in / is a directory's", hint="store a directory with -r"
+        )
+    if name is not None and (name == "-" or name.startswith(("@", "xsc:"))):
+        raise ArgumentInvalid(
+            f"'{name}' could not be read again by that name",
+            hint="commands take @FILE, - and xsc:… for capabilities",
+        )
     calls = settings.calls()
     stored = _upload(calls, file, name=name, survive=contract, code=code)
     for warning in stored["warnings"]:

@@ -20,7 +20,7 @@ from xsc.base.ids import to_text
 from xsc.node.api.app import read_body, read_bounded, reply
 from xsc.node.build import Node
 from xsc.space.limits import VALUE_BYTES_MAX
-from xsc.space.paths import parse_address
+from xsc.space.paths import is_reserved, parse_address
 from xsc.space.record import SpaceRecord, to_json
 from xsc.space.service import Watch
 from xsc.space.store import Stats
@@ -75,6 +75,10 @@ def routes(node: Node) -> list[web.RouteDef]:
         if owner != node.key.node_id:
             raise NotAllowed(
                 "only the owner of a space writes there", hint="without OWNER it is your own"
+            )
+        if is_reserved(path):
+            raise ArgumentInvalid(
+                f"only the node itself writes at '{path}'", hint="choose another first part"
             )
         return path
 
