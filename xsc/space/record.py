@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge
+from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, TooLarge
 from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space.itc import Stamp, read_event
@@ -86,15 +86,15 @@ def value_digest(value: bytes) -> bytes:
 def _check_date(written_ms: int, now_ms: int) -> None:
     if written_ms > now_ms + FUTURE_MS_MAX:
         ahead_s = (written_ms - now_ms) // 1000
-        raise RecordInvalid(f"dated {ahead_s} s in the future, allowed are {FUTURE_MS_MAX // 1000}")
+        raise ClockSkewed(f"dated {ahead_s} s in the future, allowed are {FUTURE_MS_MAX // 1000}")
 
 
 def open_record(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceRecord]:
     """Return a record of an owner, once everything about it was checked.
 
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`; also a false path or stamp,
-            or a date more than FUTURE_MS_MAX ahead.
+        TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`; also a false path or stamp.
+        ClockSkewed: dated more than FUTURE_MS_MAX ahead.
     """
     signed = open_signed(
         raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
@@ -107,7 +107,7 @@ def open_head(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signe
     """Return a head of an owner, once everything about it was checked.
 
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: as `open_record`.
+        TooLarge, RecordInvalid, SignatureInvalid, ClockSkewed: as `open_record`.
     """
     signed = open_signed(
         raw, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX

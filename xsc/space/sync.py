@@ -15,7 +15,14 @@ from typing import Protocol, TypeAlias
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value, tagged_sha256
-from xsc.base.errors import NotFound, RateLimited, RecordInvalid, UnavailableError, XscError
+from xsc.base.errors import (
+    ClockSkewed,
+    NotFound,
+    RateLimited,
+    RecordInvalid,
+    UnavailableError,
+    XscError,
+)
 from xsc.base.fields import take_bool, take_bytes, take_str, take_texts
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler, Reply
@@ -459,11 +466,16 @@ class SpaceSync:
         answer = read_answer(bytes(body_of(reply.parts)))
         told = len(answer.records) + len(answer.heads)
         pause_ms = self._telling.take(peer, told, self._clock.monotonic_ms())
-        new = await self._store_records(peer, answer.records, wanted)
+        new, refused = await self._store_records(peer, answer.records, wanted)
         for head in answer.heads:
             if (head.owner, head.prefix) not in wanted:
                 raise RecordInvalid("a head that was not asked for")
-            new += await self._store_head(peer, head)
+            try:
+                new += await self._store_head(peer, head)
+            except ClockSkewed as fault:
+                if peer == head.owner:
+                    refused.append(fault)
+        _raise_first(refused)
         brought = new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
         if pause_ms:  # what is overwritten meanwhile is not sent
             await self._clock.sleep_ms(pause_ms)
@@ -471,17 +483,25 @@ class SpaceSync:
 
     async def _store_records(
         self, peer: bytes, records: Sequence[Sent], wanted: Sequence[Subscription]
-    ) -> int:
-        """Verify and store records, note how far the peer has told, and return how many are new.
+    ) -> tuple[int, list[XscError]]:
+        """Verify and store records, and note how far the peer has told.
+
+        Returns how many are new, and why others were refused. A date too far ahead is held
+        against the owner alone: the clock of a replica that took it may differ.
 
         Raises:
-            XscError: the first that was refused, after all others were stored.
+            XscError: a record is not what an honest replica passes on; none was stored.
         """
         new = 0
         refused: list[XscError] = []
         by_owner: dict[bytes, list[tuple[Signed[SpaceRecord], bytes | None]]] = {}
         for sent in records:
-            signed = self._opened(sent, sent.owner)
+            try:
+                signed = self._opened(sent, sent.owner)
+            except ClockSkewed as fault:
+                if peer == sent.owner:
+                    refused.append(fault)
+                continue
             if not any(
                 owner == sent.owner and is_under(signed.record.path, prefix)
                 for owner, prefix in wanted
@@ -501,9 +521,7 @@ class SpaceSync:
                         if is_under(signed.record.path, subscription[1])
                     ]
                     place.after = max(place.after, *told) if told else place.after
-        if refused:
-            raise refused[0]
-        return new
+        return new, refused
 
     async def _store_head(self, peer: bytes, sent: SentHead) -> bool:
         """Verify a head, let the cursor advance if it is proven, and say whether it is new."""
@@ -512,15 +530,19 @@ class SpaceSync:
         place = self._places.get((peer, subscription))
         if place is None:
             return False  # unsubscribed meanwhile
-        earlier, place.head = place.head, (head.record.sequence, head.record.written_ms)
-        if not await self._prove(head, sent) and not await self._repair(peer, subscription):
+        at = (head.record.sequence, head.record.written_ms)
+        if at <= place.head:
+            return False
+        place.head = at
+        is_new = head.record.sequence >= await self._store.cursor(*subscription)
+        if not await self._prove(head, sent) and not await self._repair(peer, sent, at[0]):
             self._failed.setdefault(subscription, set()).add(peer)
             place.after = await self._store.cursor(*subscription)
             self._plan_again()
             return False
         self._failed.pop(subscription, None)
         self._news(sent.owner)
-        return place.head > earlier
+        return is_new
 
     def _open(self, sent: SentHead) -> Signed[SpaceHead]:
         head = self._checked.get(sent.owner)
@@ -537,9 +559,12 @@ class SpaceSync:
             return True  # another replica was faster
         return await self._store.prove(sent.owner, sent.prefix, head, sent.proof, sent.before)
 
-    async def _repair(self, peer: bytes, subscription: Subscription) -> bool:
-        """Come to hold what a listing of a peer proves; say whether that was possible."""
-        owner, prefix = subscription
+    async def _repair(self, peer: bytes, failed: SentHead, sequence: int) -> bool:
+        """Come to hold what a listing of a peer proves; say whether that was possible.
+
+        The listing must be of the head that failed, which has that sequence, or of a newer one.
+        """
+        owner, prefix = subscription = (failed.owner, failed.prefix)
         try:
             reply = await self._call(peer, "space.list", {"owner": owner, "prefix": prefix})
         except NotFound:
@@ -548,12 +573,15 @@ class SpaceSync:
         if (sent.owner, sent.prefix) != subscription:
             raise RecordInvalid("a listing that was not asked for")
         head = self._open(sent)
+        if head.record.sequence < sequence:
+            return False
         missing = await self._store.repair(owner, prefix, head, sent.proof, rows)
         for start in range(0, len(missing), ASKED_RECORDS_MAX):
             paths: list[Value] = [*missing[start : start + ASKED_RECORDS_MAX]]
             reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
             answer = read_answer(bytes(body_of(reply.parts)))
-            await self._store_records(peer, answer.records, [subscription])
+            _, refused = await self._store_records(peer, answer.records, [subscription])
+            _raise_first(refused)
         return await self._prove(head, sent)
 
     async def recover(self, peer: bytes) -> None:
@@ -627,7 +655,8 @@ class SpaceSync:
         asked: dict[str, Value] = {"owner": owner, "paths": [path]}
         reply = await self._call(owner, "space.records", asked)
         answer = read_answer(bytes(body_of(reply.parts)))
-        await self._store_records(owner, answer.records, [(owner, path)])
+        _, refused = await self._store_records(owner, answer.records, [(owner, path)])
+        _raise_first(refused)
         if (owner, path) not in self._subscribed:
             self._ended_ms[owner, path] = self._clock.now_ms()
 
@@ -646,6 +675,11 @@ class SpaceSync:
             raise NotFound(f"the value of '{path}' is not there")
         await self._store.keep_value(owner, path, value)
         return value
+
+
+def _raise_first(refused: Sequence[XscError]) -> None:
+    if refused:
+        raise refused[0]
 
 
 def body_of(parts: Sequence[memoryview]) -> memoryview:

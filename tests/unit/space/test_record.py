@@ -6,7 +6,7 @@ import pytest
 
 from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import ArgumentInvalid, RecordInvalid, SignatureInvalid, TooLarge
+from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, SignatureInvalid, TooLarge
 from xsc.identity.envelope import Record, open_signed, sign, sign_jointly
 from xsc.identity.keys import KeyPair, network_id
 from xsc.space.cells import Propagator
@@ -131,9 +131,9 @@ def test_a_date_far_ahead_is_refused_and_one_not_so_far_is_taken(alice, network)
             assert opened(record, alice, network)
             assert open_head(said, owner=alice.node_id, network=network, now_ms=NOW_MS)
             continue
-        with pytest.raises(RecordInvalid):
+        with pytest.raises(ClockSkewed):
             opened(record, alice, network)
-        with pytest.raises(RecordInvalid):
+        with pytest.raises(ClockSkewed):
             open_head(said, owner=alice.node_id, network=network, now_ms=NOW_MS)
 
 

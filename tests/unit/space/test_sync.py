@@ -9,7 +9,7 @@ import pytest
 from tests.settle import settle
 from tests.unit.net.nodes import Node, acquainted
 from xsc.base.clock import InlineExecutor, ManualClock
-from xsc.base.errors import NotFound, PeerSilent, RateLimited, RecordInvalid, XscError
+from xsc.base.errors import ClockSkewed, NotFound, PeerSilent, RateLimited, RecordInvalid, XscError
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
@@ -23,7 +23,18 @@ from xsc.space.limits import (
     UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
 )
-from xsc.space.messages import Answer, Sent, answer_bytes, read_answer, read_cursors, read_listing
+from xsc.space.messages import (
+    Answer,
+    Sent,
+    SentHead,
+    answer_bytes,
+    listing_bytes,
+    read_answer,
+    read_cursors,
+    read_listing,
+    sent_head,
+)
+from xsc.space.record import SpaceHead
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync, relays_of
@@ -535,6 +546,109 @@ async def test_an_owner_recovers_no_record_without_its_small_value(circle):
     ada.begin()
     with pytest.raises(RecordInvalid):
         await ada.sync.recover(bea.id)
+
+
+def head_of(member, sequence, written_ms, *, prefix="", root=None):
+    head = SpaceHead(sequence=sequence, written_ms=written_ms, root=root)
+    raw = sign(head, member.node.key, member.node.net.network).raw
+    return SentHead(member.id, prefix, raw, (), {})
+
+
+async def test_a_refused_record_keeps_no_head_of_the_same_answer_back(circle):
+    ada, bea, cid, _ = circle.members
+    for member in (ada, cid):
+        await member.space.put("a", b"1")
+        await member.store.sign_head()
+    bea.sync.subscribe(ada.id, "a")
+    bea.sync.subscribe(cid.id, "a")
+    bea.space.register_schema("a", refuses_twos)
+    await cid.space.put("a", b"2")
+    await cid.store.sign_head()
+    dan = circle.members[3]
+    for member in (ada, cid):
+        dan.sync.subscribe(member.id, "a")
+    dan.follow(ada, cid)
+    await settle()
+    bea.cut = {ada.id, cid.id}
+    bea.follow(dan)
+    await settle()
+    assert [peer for peer, _ in bea.blamed] == [dan.id]
+    assert bea.has(ada, "a") == b"1"
+    assert await bea.store.cursor(ada.id, "a") == 2
+
+
+def refuses_twos(value):
+    if value == b"2":
+        raise RecordInvalid("a two")
+
+
+async def test_a_date_too_far_ahead_is_held_against_the_owner_and_costs_nothing_else(circle):
+    ada, bea, cid, _ = circle.members
+    await cid.space.put("a", b"1")
+    ahead_ms = circle.clock.now_ms() + FUTURE_MS_MAX + 1
+    page = await cid.store.page(cid.id, "a", 0, count=9, size_bytes=9)
+    mine = page.entries[0].signed
+    late = mine.record.model_copy(update={"written_ms": ahead_ms})
+    records = [
+        Sent(ada.id, sign(late, ada.node.key, ada.node.net.network).raw, b"1"),
+        Sent(cid.id, mine.raw, b"1"),
+    ]
+    raw = answer_bytes(Answer(records, [head_of(ada, 1, ahead_ms, prefix="a")], more=False))
+    bea.sync.subscribe(ada.id, "a")
+    bea.sync.subscribe(cid.id, "a")
+    bea.cut = {ada.id}
+    cid.handlers["space.next"] = answering(raw)
+    bea.follow(cid)
+    await settle()
+    assert bea.blamed == []
+    assert bea.has(cid, "a") == b"1"
+    assert bea.space.ls("a", ada.id) == []
+    bea.cut = set()
+    ada.handlers["space.next"] = answering(answer_bytes(Answer(records[:1], [], more=False)))
+    bea.follow(ada)
+    await circle.pass_ms(RETRY_MS)
+    assert (bea.blamed[0][0], type(bea.blamed[0][1])) == (ada.id, ClockSkewed)
+
+
+async def test_old_heads_again_and_again_keep_nobody_busy(circle):
+    ada, bea, *_ = circle.members
+    now_ms = circle.clock.now_ms()
+    heads = [head_of(ada, 0, now_ms + number) for number in range(2)]
+    asked = []
+
+    async def again(caller, header, parts):
+        asked.append(header)
+        return {}, [answer_bytes(Answer([], heads, more=False))]
+
+    ada.handlers["space.next"] = again
+    bea.sync.subscribe(ada.id, "")
+    bea.follow(ada)
+    await settle()
+    assert len(asked) == 2  # they were new once
+    await circle.pass_ms(RETRY_MS)
+    assert len(asked) == 3
+    assert bea.blamed == []
+
+
+async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothing(circle):
+    ada, bea, cid, _ = circle.members
+    await ada.space.put("a", b"1")
+    cid.sync.subscribe(ada.id, "")
+    cid.follow(ada)
+    await ada.head()
+    shown, rows = await ada.store.listing(ada.id, "")
+    old = listing_bytes(sent_head(ada.id, "", shown), rows)
+    await ada.space.put("hidden", b"2")
+    await ada.head()
+    newer = (await ada.store.listing(ada.id, ""))[0]
+    head = SentHead(ada.id, "", newer.head, (), {})
+    cid.handlers["space.next"] = answering(answer_bytes(Answer([], [head], more=False)))
+    cid.handlers["space.list"] = answering(old)
+    bea.cut = {ada.id}
+    bea.sync.subscribe(ada.id, "")
+    bea.follow(cid)
+    await settle()
+    assert bea.sync._failed == {(ada.id, ""): {cid.id}}
 
 
 async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle):
