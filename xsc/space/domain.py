@@ -29,8 +29,8 @@ from xsc.space.itc import (
 from xsc.space.limits import CLOCK_DEPTH_MAX
 from xsc.space.record import Sequence
 
-CHAIN_ITEMS_MAX = CLOCK_DEPTH_MAX + 2
-"""Each grant cuts its interval at least one level deeper; a genesis and an own grant beside."""
+CHAIN_ITEMS_MAX = CLOCK_DEPTH_MAX // 2 + 2
+"""Each grant is cut at least two levels deeper; a genesis and an own grant beside."""
 
 
 class Genesis(Record):
@@ -158,7 +158,12 @@ def published_chain(value: bytes) -> list[bytes]:
 
 
 def read_chain(chain: Many[bytes], node: bytes, *, network: bytes) -> Holding:
-    """Return the interval of a node that a chain proves.
+    """Return the interval of a node that a chain proves; raise as `read_holdings`."""
+    return read_holdings(chain, node, network=network)[-1]
+
+
+def read_holdings(chain: Many[bytes], node: bytes, *, network: bytes) -> list[Holding]:
+    """Return what a chain proves of each giver after its grant, and last of the node.
 
     The chain is a genesis, the grants from its founder down to the node, and, where the node
     gave grants itself, its last one.
@@ -169,13 +174,19 @@ def read_chain(chain: Many[bytes], node: bytes, *, network: bytes) -> Holding:
     if not 1 <= len(chain) <= CHAIN_ITEMS_MAX:
         raise RecordInvalid(f"a chain has 1 to {CHAIN_ITEMS_MAX} items")
     holding = founded(open_signed(chain[0], Genesis, network=network))
+    givers: list[Holding] = []
     for raw in chain[1:]:
+        if holding.node == node and holding.granted:
+            raise RecordInvalid("a chain ends with the last own grant")
         if kind_of(raw) != Grant.KIND:
             raise RecordInvalid("a chain goes on with grants")
         grant = open_signed(raw, Grant, network=network)
-        holding = follow(
-            holding, grant, holding.node if holding.node == node else grant.record.receiver
-        )
+        after = follow(holding, grant, holding.node)
+        if holding.node == node:
+            holding = after
+        else:
+            givers.append(after)
+            holding = follow(holding, grant, grant.record.receiver)
     if holding.node != node:
         raise RecordInvalid("the chain leads to another node")
-    return holding
+    return [*givers, holding]

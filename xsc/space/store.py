@@ -34,9 +34,9 @@ from xsc.space.domain import (
     founded,
     next_grant,
     published_chain,
-    read_chain,
+    read_holdings,
 )
-from xsc.space.itc import Clock, Event, Interval, event_bytes, read_event
+from xsc.space.itc import Clock, Event, event_bytes, read_event
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
     EVIDENCE_MAX,
@@ -167,7 +167,8 @@ class SpaceStore:
         self._keep_ms = keep_ms
         self._tables: dict[bytes, OwnerTable] = {}
         self._turns: Turns[bytes] = Turns()
-        self._intervals: dict[bytes, Interval] = {}
+        self._chains: dict[bytes, tuple[bytes | None, list[Holding]]] = {}
+        """The hash of each owner's chain, and what it proves of all givers in it."""
         self._clock: Clock | None = None
         self._chain: list[bytes] = []
         self._holding: Holding | None = None
@@ -539,7 +540,7 @@ class SpaceStore:
                 self._key,
                 self._network,
             )
-            clock = self._begin([genesis.raw], founded(genesis), 0)
+            clock = self._begin([genesis.raw], [founded(genesis)], 0)
         published, chain = table.rows.get(UserSpacePaths.INTERVAL), chain_bytes(self._chain)
         if published is None or published.digest != value_digest(chain):
             values = {UserSpacePaths.INTERVAL: chain, **values}
@@ -633,13 +634,15 @@ class SpaceStore:
             kept = KeptClock.from_bytes(raw)
             grants = [] if kept.last_grant is None else [kept.last_grant]
             chain = [*kept.chain, *grants]
-            holding = read_chain(chain, self.owner, network=self._network)
-            self._begin(chain, holding, read_event(kept.event))
+            holdings = read_holdings(chain, self.owner, network=self._network)
+            self._begin(chain, holdings, read_event(kept.event))
         except XscError as fault:
             raise StoreDamaged(f"the clock of the space is damaged: {fault.message}") from None
 
-    def _begin(self, chain: list[bytes], holding: Holding, event: Event) -> Clock:
+    def _begin(self, chain: list[bytes], holdings: list[Holding], event: Event) -> Clock:
+        holding = holdings[-1]
         self._chain, self._holding = chain, holding
+        self._chains[self.owner] = None, holdings
         self._clock = Clock(holding.domain, holding.kept, event)
         return self._clock
 
@@ -655,21 +658,43 @@ class SpaceStore:
 
     def _adopt(self, owner: bytes, newest: SpaceRecord, *, moved: bool) -> None:
         """Take over into the own clock what the newest record of an author says of its interval."""
-        if moved or owner not in self._intervals:
-            self._intervals[owner] = self._interval_of(owner, newest.domain)
-        if self._clock is not None and newest.domain == self._clock.domain:
-            self._clock = self._clock.adopt(self._intervals[owner], newest.causality)
+        if moved or owner not in self._chains:
+            self._read_chain_of(owner)
+        if self._clock is None or newest.domain != self._clock.domain:
+            return
+        holding = self._holding_of(owner)
+        if holding is not None and holding.domain == newest.domain:
+            self._clock = self._clock.adopt(holding.kept, newest.causality)
 
-    def _interval_of(self, owner: bytes, domain: bytes) -> Interval:
-        """Return the interval that an owner has published and proven; 0 without."""
+    def _read_chain_of(self, owner: bytes) -> None:
+        """Read what the chain of an owner proves, unless it is the one read before."""
         entry = self._entry(self._db, owner, UserSpacePaths.INTERVAL)
+        digest = None if entry is None else entry.signed.record.digest
+        before, holdings = self._chains.get(owner, (None, []))
         if entry is None or entry.value is None:
-            return 0
-        try:
-            holding = read_chain(published_chain(entry.value), owner, network=self._network)
-        except XscError:
-            return 0  # a false chain proves nothing, and its author loses by it alone
-        return holding.kept if holding.domain == domain else 0
+            self._chains[owner] = None, holdings
+        elif digest != before:
+            try:
+                chain = published_chain(entry.value)
+                read = read_holdings(chain, owner, network=self._network)
+            except XscError:
+                read = []  # a false chain proves nothing, and its author loses by it alone
+            last = holdings[-1:]
+            earlier = read and last and read[-1].source == last[0].source
+            if not (earlier and read[-1].granted < last[0].granted):
+                holdings = read
+            self._chains[owner] = digest, holdings
+
+    def _holding_of(self, owner: bytes) -> Holding | None:
+        """Return what an owner has left after the last of its grants in any chain read here."""
+        holdings = self._chains[owner][1]
+        if not holdings:
+            return None
+        source = holdings[-1].source
+        return max(
+            (held for _, found in self._chains.values() for held in found if held.source == source),
+            key=lambda held: held.granted,
+        )
 
     async def grant(self, receiver: bytes, *, anew: bool = False) -> list[bytes]:
         """Return the chain that gives a joiner its interval, after it is on the disk.
@@ -724,10 +749,10 @@ class SpaceStore:
         async with self._turns.of(self.owner):
             if self._clock is not None:
                 return False
-            holding = read_chain(chain, self.owner, network=self._network)
-            if holding.granted:
+            holdings = read_holdings(chain, self.owner, network=self._network)
+            if holdings[-1].granted:
                 raise RecordInvalid("a chain for a joiner ends with the grant to it")
-            self._begin(list(chain), holding, 0)
+            self._begin(list(chain), holdings, 0)
             await self._put(await self._table(self.owner), {})
             return True
 

@@ -60,6 +60,14 @@ def test_a_chain_that_ends_in_an_own_grant_shows_what_is_left(genesis, network):
     assert with_gap.granted == 2
 
 
+def test_a_chain_has_one_own_grant_at_its_end(genesis, network):
+    """Else a chain could have as many as an envelope holds, and take seconds to read."""
+    first, after, _ = grant(founded(genesis), 1, network)
+    second, _, _ = grant(after, 2, network)
+    with pytest.raises(RecordInvalid):
+        read_chain([genesis.raw, first.raw, second.raw], IDS[0], network=network)
+
+
 def test_a_giver_grants_only_what_it_has(genesis, network):
     holding = founded(genesis)
     signed, after, given = grant(holding, 1, network)

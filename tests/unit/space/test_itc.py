@@ -342,14 +342,20 @@ def test_fault_9_a_fragmented_stamp_adds_no_more_than_its_authors_pieces():
 def test_stamps_of_many_large_counters_leave_room_for_own_events():
     """Two readable stamps made the own one larger than anybody reads, and that for good."""
 
-    def large(levels):
-        return (0, large(levels - 1), large(levels - 1)) if levels else (0, 2**52, 0)
+    def row(levels, piece, gap):
+        return (*gap, piece, row(levels - 1, piece, gap)) if levels else 0
 
-    victim, many = Clock(DOMAIN, (0, (comb(5), 0)), 0), large(9)
+    def spread(levels, leaf, gap):
+        half = spread(levels - 1, leaf, gap) if levels else leaf
+        return (*gap, half, half) if levels else leaf
+
+    mine = spread(4, row(40, 1, ()), ())
+    many = spread(4, row(40, 2**52, (0,)), (0,))
+    victim = Clock(DOMAIN, (0, (comb(5), 0)), 0)
     for half in ((0, many, 0), (0, 0, many)):
         stamp = Stamp(DOMAIN, (0, half, 0))
         assert itc.read_event(itc.event_bytes(stamp.event)) == stamp.event
-        victim = victim.adopt(((comb(9), comb(9)), 0), stamp)
+        victim = victim.adopt(((mine, mine), 0), stamp)
     assert victim.event != 0
     for _ in range(300):
         victim = victim.tick()

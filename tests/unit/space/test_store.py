@@ -7,12 +7,12 @@ import pytest
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.db.memory import MemoryKeyValue
-from xsc.identity.envelope import open_signed, sign
+from xsc.identity.envelope import open_signed, read_claimed, sign
 from xsc.identity.keys import KeyPair
 from xsc.space import store as stores
 from xsc.space import table as tables
-from xsc.space.domain import read_chain
-from xsc.space.itc import event_bytes, sum_intervals
+from xsc.space.domain import Grant, chain_bytes, read_chain, read_holdings
+from xsc.space.itc import event_bytes, height, own_part, read_interval, sum_intervals
 from xsc.space.limits import UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceHead, SpaceRecord, open_head, open_record, value_digest
@@ -423,6 +423,63 @@ async def test_a_guest_can_invite_others(mine, other, network):
     await guest.put({"a": b""})
     assert guest.clock.domain == mine.clock.domain
     assert await mine.grant(other.owner) != chain
+
+
+@pytest.mark.parametrize("shows", ["the chain of another receiver", "a chain of before"])
+async def test_a_giver_that_hides_a_grant_does_not_count_for_its_receiver(
+    mine, other, alice, network, shows
+):
+    """Its stamp said what its receiver had counted, and readers believed it."""
+    reader = opened(CAROL, network)
+    if shows == "a chain of before":
+        await other.join(await mine.grant(other.owner))
+        await reader.join(await other.grant(reader.owner))
+        await mine.grant(bytes(32))
+        await pull(mine, reader)
+    else:
+        await other.join(await mine.grant(other.owner))
+        await reader.join(await mine.grant(reader.owner))
+    genesis = mine._chain[0]
+    domain = reader.clock.domain
+    values = {UserSpacePaths.INTERVAL: chain_bytes([genesis]), "x": b"x"}
+    offered = []
+    for sequence, (path, value) in enumerate(values.items(), start=100):
+        made = SpaceRecord(
+            path=path,
+            sequence=sequence,
+            written_ms=0,
+            domain=domain,
+            stamp=event_bytes(10**6),
+            digest=value_digest(value),
+            size_bytes=len(value),
+        )
+        offered.append((sign(made, alice, network), value))
+    assert not (await reader.take(mine.owner, offered)).refused
+    known = reader.clock.event
+    assert height(own_part(mine.clock.interval, known)) == 10**6
+    for given in (1, 2)[: mine._holding.granted]:
+        grant = mine.get(mine.owner, UserSpacePaths.grant(given)).value
+        interval = read_interval(
+            read_claimed(grant, Grant, network=network, author=mine.owner).record.interval
+        )
+        assert height(own_part(interval, known)) < 10**6
+
+
+async def test_a_chain_that_was_read_is_not_read_again(mine, other, bob, network, monkeypatch):
+    """An author that published it again and again held up all else here."""
+    read = []
+
+    def counted(*of, **how):
+        read.append(of)
+        return read_holdings(*of, **how)
+
+    monkeypatch.setattr(stores, "read_holdings", counted)
+    await other.put({"a": b"1"})
+    value = other.get(other.owner, UserSpacePaths.INTERVAL).value
+    for sequence in range(1, 5):
+        signed = record(bob, network, UserSpacePaths.INTERVAL, sequence, value)
+        assert (await mine.take(bob.node_id, [(signed, value)])).paths
+    assert len(read) == 1
 
 
 async def test_what_was_read_is_before_what_is_written_then(mine, other):
