@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid
-from xsc.space.limits import ANSWER_BYTES_MAX, CURSORS_MAX, RECORDS_MAX
+from xsc.space.limits import ANSWER_BYTES_MAX, CURSORS_MAX, PAGE_RECORDS, RECORDS_MAX
 from xsc.space.paths import check_path
 from xsc.space.table import Shown
 from xsc.space.tree import Proof, levels_of, read_levels
@@ -149,10 +149,15 @@ def read_answer(raw: bytes) -> Answer:
     """Return the answer of bytes.
 
     Raises:
-        TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, or malformed.
+        TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, PAGE_RECORDS records or CURSORS_MAX heads,
+            or malformed.
     """
     match decode(raw, size_max=ANSWER_BYTES_MAX):
         case [list(rows), list(heads), bool(more)]:
+            if len(rows) > PAGE_RECORDS or len(heads) > CURSORS_MAX:
+                raise RecordInvalid(
+                    f"an answer has at most {PAGE_RECORDS} records and {CURSORS_MAX} heads"
+                )
             records = []
             for row in rows:
                 match row:

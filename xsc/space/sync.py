@@ -24,6 +24,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.fields import take_bool, take_bytes, take_str, take_texts
+from xsc.base.limits import KIB
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler, Reply
 from xsc.identity.envelope import Signed
@@ -61,6 +62,9 @@ from xsc.space.store import Entry, SpaceStore, Taken
 
 CURSORS_AT_ONCE = 32
 """Looked at before others have a turn."""
+
+VERIFIED_BYTES_AT_ONCE = 4 * KIB
+"""Of records, before others have a turn; a record with a large stamp takes long."""
 
 Subscription: TypeAlias = "tuple[bytes, str]"
 """An owner and a prefix."""
@@ -240,20 +244,21 @@ class SpaceSync:
 
     async def _news_for(self, cursors: Sequence[Cursor]) -> Answer:
         answer = Answer([], [], more=False)
-        left_bytes = PAGE_BYTES
+        left, left_bytes = PAGE_RECORDS, PAGE_BYTES
         for number, cursor in enumerate(cursors):
             if number % CURSORS_AT_ONCE == CURSORS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-            if left_bytes <= 0:
+            if left <= 0 or left_bytes <= 0:
                 return Answer(answer.records, answer.heads, more=True)
             page = await self._store.page(
                 cursor.owner,
                 cursor.prefix,
                 cursor.after,
-                count=PAGE_RECORDS,
+                count=left,
                 size_bytes=left_bytes,
             )
             answer.records.extend(self._sent(cursor.owner, page.entries))
+            left -= len(page.entries)
             left_bytes -= sum(
                 len(entry.signed.raw) + len(entry.value or b"") for entry in page.entries
             )
@@ -495,7 +500,12 @@ class SpaceSync:
         new = 0
         refused: list[XscError] = []
         by_owner: dict[bytes, list[tuple[Signed[SpaceRecord], bytes | None]]] = {}
+        verified_bytes = 0
         for sent in records:
+            verified_bytes += len(sent.raw)
+            if verified_bytes >= VERIFIED_BYTES_AT_ONCE:
+                verified_bytes = 0
+                await asyncio.sleep(0)
             try:
                 signed = self._opened(sent, sent.owner)
             except ClockSkewed as fault:
@@ -611,6 +621,7 @@ class SpaceSync:
             answer = read_answer(bytes(body_of(reply.parts)))
             offered, known = [], after
             for sent in answer.records:
+                await asyncio.sleep(0)
                 signed = self._opened(sent, own)
                 after = max(after, signed.record.sequence)
                 value = sent.value

@@ -204,9 +204,12 @@ class OwnerTable:
 
     def after(self, prefix: str, sequence: int, count: int) -> list[str]:
         """Return the first paths under a prefix with a record above a sequence, in order."""
-        start = bisect_right(self._order, (sequence, _LAST))
         found: list[str] = []
-        for _, path in self._order[start:]:
+        if sequence >= self.last:
+            return found
+        start = bisect_right(self._order, (sequence, _LAST))
+        for number in range(start, len(self._order)):
+            path = self._order[number][1]
             if is_under(path, prefix):
                 found.append(path)
                 if len(found) == count:

@@ -16,9 +16,11 @@ from xsc.identity.keys import KeyPair
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space import sync as syncs
 from xsc.space.limits import (
+    CURSORS_MAX,
     FUTURE_MS_MAX,
     HEAD_INTERVAL_MS,
     HELD_REQUEST_MS_MAX,
+    PAGE_RECORDS,
     RETRY_MS,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
@@ -208,6 +210,52 @@ async def test_an_answer_with_more_records_than_fit_comes_in_several(circle, mon
     assert len(bea.space.ls("a", ada.id)) == 30
     assert await bea.store.cursor(ada.id, "") == 31
     assert len(bea.received) == 31
+
+
+async def test_an_answer_for_many_subscriptions_has_no_more_records_than_for_one(
+    circle, monkeypatch
+):
+    monkeypatch.setattr(syncs, "PAGE_RECORDS", 7)
+    ada, bea, *_ = circle.members
+    await ada.store.put({f"a{number}/{of}": b"" for number in range(6) for of in range(3)})
+    for number in range(6):
+        bea.sync.subscribe(ada.id, f"a{number}")
+    answers = []
+    honest = ada.handlers["space.next"]
+
+    async def counted(caller, header, parts):
+        said, bodies = await honest(caller, header, parts)
+        answers.append(len(read_answer(bodies[0]).records))
+        return said, bodies
+
+    ada.handlers["space.next"] = counted
+    bea.follow(ada)
+    await ada.head()
+    assert max(answers) == 7
+    assert len(bea.space.ls("", ada.id)) == 18
+    assert [await bea.store.cursor(ada.id, f"a{number}") for number in range(6)] == [19] * 6
+
+
+async def test_others_have_a_turn_while_an_answer_is_verified(circle):
+    ada, bea, *_ = circle.members
+    await ada.store.put({f"a/{number}": b"" for number in range(200)})
+    page = await ada.store.page(ada.id, "a", 0, count=200, size_bytes=2**20)
+    records = [Sent(ada.id, entry.signed.raw, entry.value) for entry in page.entries]
+    opened = before = longest = 0
+    verify = bea.sync._opened
+
+    def counted(sent, owner):
+        nonlocal opened
+        opened += len(sent.raw)
+        return verify(sent, owner)
+
+    bea.sync._opened = counted
+    storing = asyncio.create_task(bea.sync._store_records(ada.id, records, [(ada.id, "a")]))
+    while opened < sum(len(sent.raw) for sent in records):
+        await asyncio.sleep(0)
+        longest, before = max(longest, opened - before), opened
+    assert (await storing)[0] == 200
+    assert longest <= 2 * syncs.VERIFIED_BYTES_AT_ONCE
 
 
 async def test_a_request_is_answered_with_nothing_when_its_time_is_over(circle):
@@ -697,6 +745,18 @@ def test_false_answers_are_refused(raw):
     for read in (read_answer, read_listing):
         with pytest.raises(RecordInvalid):
             read(raw)
+
+
+def test_an_answer_with_too_many_records_or_heads_is_refused_before_any_is_verified():
+    sent, head = Sent(bytes(32), b"", None), SentHead(bytes(32), "", b"", (), {})
+    most = Answer([sent] * PAGE_RECORDS, [head] * CURSORS_MAX, more=False)
+    assert read_answer(answer_bytes(most)) == most
+    for more in (
+        Answer([sent] * (PAGE_RECORDS + 1), [], more=False),
+        Answer([], [head] * (CURSORS_MAX + 1), more=False),
+    ):
+        with pytest.raises(RecordInvalid):
+            read_answer(answer_bytes(more))
 
 
 async def test_subscriptions_are_bounded(circle, monkeypatch):

@@ -228,6 +228,21 @@ def test_a_cursor_gets_what_is_above_it_in_order(owner):
     assert OwnerTable().last == 0
 
 
+def test_a_cursor_copies_no_rows(owner):
+    class Uncopied(list):
+        def __getitem__(self, at):
+            assert not isinstance(at, slice)
+            return super().__getitem__(at)
+
+    for path in ("a", "b"):
+        owner.put(path)
+    owner.table._order = Uncopied(owner.table._order)
+    for prefix, after in (("", 0), ("", 1), ("", 2), ("", 2**62), ("none", 0)):
+        assert owner.table.after(prefix, after, 1) == (
+            ["a", "b"][after : after + 1] if prefix == "" else []
+        )
+
+
 # Heads
 
 
