@@ -64,6 +64,8 @@ PROPAGATORS_MAX = 256
 GRANTS_A_PEER_MAX = 4
 GRANTS_MS = 24 * 3_600_000
 """Intervals that one peer may ask for within this time."""
+GRANTS_A_RECEIVER_MAX = 8
+"""Parts of one interval that its owner gives to the same node, at any time."""
 CLOCK_DEPTH_MAX = 64
 CLOCK_NODES_MAX = 4_096
 CLOCK_NODES_JOINED_MAX = 3_072

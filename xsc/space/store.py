@@ -19,7 +19,7 @@ from typing import ClassVar
 from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
+from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX, MIB
 from xsc.base.turns import Turns, sliced
@@ -40,6 +40,7 @@ from xsc.space.itc import Clock, Event, event_bytes, read_event
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
     EVIDENCE_MAX,
+    GRANTS_A_RECEIVER_MAX,
     VALUE_BYTES_MAX,
     VALUE_INLINE_BYTES_MAX,
 )
@@ -702,7 +703,7 @@ class SpaceStore:
         The same joiner is given the same one again, or another one where it has left that.
 
         Raises:
-            SpaceExhausted: no interval is left to give.
+            SpaceExhausted: no interval is left to give, or the joiner had as many as it may.
         """
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
@@ -713,19 +714,20 @@ class SpaceStore:
             assert self._holding is not None
             holding = self._holding
             chain = self._chain[:-1] if holding.granted else self._chain
-            newest: Signed[Grant] | None = None
+            earlier: list[Signed[Grant]] = []
             for record in self.ls(self.owner, UserSpacePaths.GRANTS):
                 raw = self.get(self.owner, record.path).value
                 if raw is None:
                     continue  # it was recovered without its value
                 signed = read_claimed(raw, Grant, network=self._network, author=self.owner)
                 given = signed.record
-                if given.receiver != receiver or given.parent != holding.source:
-                    continue
-                if newest is None or given.number > newest.record.number:
-                    newest = signed
-            if newest is not None and not anew:
+                if given.receiver == receiver and given.parent == holding.source:
+                    earlier.append(signed)
+            if earlier and not anew:
+                newest = max(earlier, key=lambda signed: signed.record.number)
                 return [*chain, newest.raw]
+            if len(earlier) >= GRANTS_A_RECEIVER_MAX:
+                raise SpaceExhausted(f"one node is granted {GRANTS_A_RECEIVER_MAX} intervals here")
             grant, after = next_grant(holding, receiver)
             signed = sign(grant, self._key, self._network)
             self._holding, self._chain = after, [*chain, signed.raw]

@@ -13,7 +13,7 @@ from xsc.space import store as stores
 from xsc.space import table as tables
 from xsc.space.domain import Grant, chain_bytes, read_chain, read_holdings
 from xsc.space.itc import event_bytes, height, own_part, read_interval, sum_intervals
-from xsc.space.limits import UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
+from xsc.space.limits import GRANTS_A_RECEIVER_MAX, UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceHead, SpaceRecord, open_head, open_record, value_digest
 from xsc.space.store import SpaceStore
@@ -403,6 +403,17 @@ async def test_a_joiner_gets_one_interval_however_often_it_asks(mine, other, net
     assert sum_intervals(intervals[0], sum_intervals(intervals[1], intervals[2])) == 1
     assert again(mine).clock.interval == mine.clock.interval
     assert await again(mine).grant(other.owner) == chain
+
+
+async def test_a_node_gets_so_many_parts_of_one_interval(mine, other):
+    """To have left the last one is the word of the receiver alone."""
+    for _ in range(GRANTS_A_RECEIVER_MAX):
+        chain = await mine.grant(other.owner, anew=True)
+    for store in (mine, again(mine)):
+        with pytest.raises(SpaceExhausted):
+            await store.grant(other.owner, anew=True)
+        assert await store.grant(other.owner) == chain
+    assert await mine.grant(bytes(32)) != chain
 
 
 async def test_the_first_domain_is_kept(mine, other, network):
