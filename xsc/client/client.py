@@ -72,7 +72,7 @@ class SpaceChange:
     path: str
     sequence: int
     value: bytes | None
-    """None where the path was deleted."""
+    """None where the path was deleted, or where a large value is not loaded."""
 
 
 class _Cancelled(Exception):

@@ -107,11 +107,14 @@ class SyncedCell:
         self._settle()
 
     def refresh(self, source: bytes) -> None:
-        """Read again what a source says."""
+        """Read again what a source says; until a value is loaded, what it said before counts."""
         if source not in self.sources:
             return
         entry = self._read(source)
-        said = None if entry is None else contribution(entry.signed, entry.value)
+        try:
+            said = None if entry is None else contribution(entry.signed, entry.value)
+        except NotFound:
+            return
         if said is None:
             self.content.pop(source, None)
         else:

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Field
 
 from xsc.base.encoding import Value, encode
-from xsc.base.errors import ArgumentInvalid, RecordInvalid
+from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid
 from xsc.identity.envelope import Record, Signed
 from xsc.space.itc import Stamp
 from xsc.space.record import SpaceRecord
@@ -95,10 +95,15 @@ def contribution(signed: Signed[SpaceRecord], value: bytes | None) -> Contributi
 
     A value that `cell_value` does not read contributes its bytes: `last` can take them, and
     every other rule names the source as faulty.
+
+    Raises:
+        NotFound: the record has a value, and it is not loaded.
     """
     record = signed.record
-    if value is None:
+    if record.digest is None:
         return None
+    if value is None:
+        raise NotFound(f"the value of '{record.path}' is not loaded")
     try:
         said = cell_value(value)
     except RecordInvalid:

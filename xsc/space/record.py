@@ -75,7 +75,9 @@ class Change:
     path: str
     sequence: int
     value: bytes | None
-    """None where the path was deleted, or the value was not loaded."""
+    """None where the path was deleted, or the value is not loaded."""
+    loaded: bool = True
+    """False where there is a value, too large to come beside its record."""
 
 
 def value_digest(value: bytes) -> bytes:

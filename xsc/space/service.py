@@ -194,7 +194,8 @@ class SpaceService:
         for signed, value in good:
             record = signed.record
             if record.path in told:
-                self._tell(Change(owner, record.path, record.sequence, value))
+                loaded = value is not None or record.digest is None
+                self._tell(Change(owner, record.path, record.sequence, value, loaded))
         return Taken(taken.paths, refused + taken.refused)
 
     # Watching

@@ -11,8 +11,9 @@ from tests.unit.space.test_service import Node
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted
 from xsc.space.cell_sync import CellSyncManager
 from xsc.space.cells import Strongest, cell_bytes, cell_value
-from xsc.space.limits import DEBOUNCE_MS
+from xsc.space.limits import DEBOUNCE_MS, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
+from xsc.space.record import Change
 
 
 class Machine(Node):
@@ -88,6 +89,24 @@ async def test_a_deleted_contribution_no_longer_counts(one):
     cell = one.cells.cell("x", "max")
     await one.soon(cell.update(5))
     await one.service.rm(UserSpacePaths.cell("x"))
+    assert cell.strongest() == Strongest("nothing")
+
+
+async def test_a_value_that_is_not_loaded_is_no_deletion(one, two):
+    cell = one.cells.cell("x", "last", [two.owner])
+    path = UserSpacePaths.cell("x")
+    await two.service.put(path, cell_bytes("small"))
+    await exchange(one, two)
+    watch = one.service.watch(path, two.owner)
+    await two.service.put(path, cell_bytes("x" * VALUE_INLINE_BYTES_MAX))
+    signed = two.service.get(path).signed
+    assert (await one.service.take(two.owner, [(signed, None)])).paths == [path]
+    assert await watch.next() == Change(two.owner, path, signed.record.sequence, None, loaded=False)
+    assert cell.strongest().value == "small"
+    await two.service.rm(path)
+    await exchange(one, two)
+    change = await watch.next()
+    assert (change.value, change.loaded) == (None, True)
     assert cell.strongest() == Strongest("nothing")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xsc.base.errors import ArgumentInvalid, RecordInvalid
+from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid
 from xsc.identity.envelope import sign
 from xsc.space.cells import (
     MERGE_RULES,
@@ -185,6 +185,8 @@ def test_a_record_contributes_its_value(alice, network):
     assert said == Contribution(17, 3, 4, record.id, Stamp(b"\1" * 32, 5))
     assert contribution(signed(b"\xff"), b"\xff").value == b"\xff"
     assert contribution(signed(None), None) is None
+    with pytest.raises(NotFound):
+        contribution(record, None)  # it is not loaded, which is no deletion
 
 
 def test_the_newest_contribution_of_a_source_holds():
