@@ -23,8 +23,8 @@ test: install  ## Run all tests, on every core
 LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_hosts.py \
 	tests/sim/test_adversary.py tests/sim/test_canaries.py tests/e2e/test_kills.py \
 	tests/properties/test_compute_modules.py
-SIZES := XSC_LAWS_EXAMPLES=200 XSC_LAWS_STEPS=40 XSC_STOPPED_ROUNDS=10 XSC_ADVERSARY_SEEDS=2000 \
-	XSC_ADVERSARY_CANARIES=1 XSC_KILLS=60 XSC_FUZZ_CASES=20000
+SIZES := TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
+	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000
 
 test-long: install  ## Play the laws with far more cases, for hours: before a release
 	@env $(SIZES) $(PYTHON) -m pytest --numprocesses auto --dist worksteal $(or $(PYTEST_ARGS),$(LONG))

@@ -21,7 +21,7 @@ from xsc.compute.wasm.sandbox import is_trap
 from xsc.compute.wasm.signature import Signature
 from xsc.compute.worker.pool import PoolSandbox
 
-CASES = int(os.environ.get("XSC_FUZZ_CASES", "500"))
+CASES = int(os.environ.get("TEST_FUZZ_CASES", "500"))
 """How many modules each of the long tests runs; CONTRIBUTING.md says how many before a release."""
 LONG = pytest.mark.timeout(0 if CASES > 500 else 300)
 """The bound of all tests, but for the long run."""

@@ -40,7 +40,10 @@ CURSORS = st.builds(
 )
 
 
-@given(ANSWERS, HEADS, ROWS, st.lists(CURSORS, max_size=4))
+SUBSCRIBED = st.lists(CURSORS, max_size=4, unique_by=lambda cursor: (cursor.owner, cursor.prefix))
+
+
+@given(ANSWERS, HEADS, ROWS, SUBSCRIBED)
 def test_reading_undoes_writing(answer, head, rows, cursors):
     assert read_answer(answer_bytes(answer)) == answer
     listed = list(rows.items())

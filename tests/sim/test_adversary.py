@@ -1,9 +1,9 @@
 """A peer that signs whatever it likes, in every role at once (tests/sim/adversary).
 
-    XSC_ADVERSARY_SEEDS=2000        plays so many seeds; 300-400 plays those
-    XSC_ADVERSARY_STEPS=100         makes each longer
+    TEST_ADVERSARY_SEEDS=2000        plays so many seeds; 300-400 plays those
+    TEST_ADVERSARY_STEPS=100         makes each longer
 
-A failure names its seed: XSC_ADVERSARY_SEEDS=N-N plays it again, with the seeds before
+A failure names its seed: TEST_ADVERSARY_SEEDS=N-N plays it again, with the seeds before
 it in the same world. How to write a generator for a new method: CONTRIBUTING.md.
 """
 
@@ -17,8 +17,8 @@ from tests.sim.adversary.messages import HEADERS, PARTS
 from tests.sim.adversary.play import ROUNDS, STEPS, WEIGHTS, Play
 from xsc.net.calls.server import JOIN
 
-LENGTH = int(os.environ.get("XSC_ADVERSARY_STEPS", STEPS))
-FIRST, _, LAST = os.environ.get("XSC_ADVERSARY_SEEDS", "60").rpartition("-")
+LENGTH = int(os.environ.get("TEST_ADVERSARY_STEPS", STEPS))
+FIRST, _, LAST = os.environ.get("TEST_ADVERSARY_SEEDS", "60").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))
 WORLDS = sorted({seed - seed % ROUNDS for seed in SEEDS})
 

@@ -2,7 +2,7 @@
 
 A patch says in its head what it undoes and which law breaks without it. It is applied to
 a copy of the tree, and the model plays there until a law breaks. Here that is done for
-those that are found soon; XSC_ADVERSARY_CANARIES=1 does it for all.
+those that are found soon; TEST_ADVERSARY_CANARIES=1 does it for all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CANARIES = sorted((Path(__file__).parent / "canaries").glob("*.patch"))
-ALL = "XSC_ADVERSARY_CANARIES" in os.environ
+ALL = "TEST_ADVERSARY_CANARIES" in os.environ
 SEEDS = 1_000 if ALL else 200
 
 

@@ -5,7 +5,7 @@ come and go, beside a plain dict of what was acknowledged. What must hold is in 
 invariants and in `settle`. A step is drawn by Hypothesis, time is virtual, and an oracle
 reads the disks of all nodes to know what still lies where.
 
-`XSC_LAWS_EXAMPLES` and `XSC_LAWS_STEPS` make it longer, and different each time
+`TEST_LAWS_EXAMPLES` and `TEST_LAWS_STEPS` make it longer, and different each time
 (CONTRIBUTING.md).
 """
 
@@ -48,8 +48,8 @@ from xsc.storage.transfer.host_client import together
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.storage_receipt import StorageReceipt
 
-EXAMPLES = int(os.environ.get("XSC_LAWS_EXAMPLES", "0"))
-STEPS = int(os.environ.get("XSC_LAWS_STEPS", "20"))
+EXAMPLES = int(os.environ.get("TEST_LAWS_EXAMPLES", "0"))
+STEPS = int(os.environ.get("TEST_LAWS_STEPS", "20"))
 NETWORK = network_id("simulation")
 NODES = 8
 NODES_MAX = 10

@@ -336,7 +336,7 @@ def lose_power_at(world, index, sync, *, before):
     return lost, kept
 
 
-EVERYWHERE = "XSC_LAWS_EXAMPLES" in os.environ
+EVERYWHERE = "TEST_LAWS_EXAMPLES" in os.environ
 TAKING = [(n, before) for n in range(1, 7) for before in (True, False)]
 """The synced writes of a custodian that takes two objects over, and whether it is made."""
 BACK = range(1, 13)

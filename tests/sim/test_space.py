@@ -1,8 +1,8 @@
 """The space under faults: once they stop, every subscriber has what every owner signed last.
 
-    XSC_SPACE_SEEDS=2000        plays so many seeds; 300-400 plays those
+    TEST_SPACE_SEEDS=2000        plays so many seeds; 300-400 plays those
 
-A failure names its seed and what happened: XSC_SPACE_SEEDS=N-N plays it again.
+A failure names its seed and what happened: TEST_SPACE_SEEDS=N-N plays it again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xsc.base.errors import NotFound
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
 
-FIRST, _, LAST = os.environ.get("XSC_SPACE_SEEDS", "200").rpartition("-")
+FIRST, _, LAST = os.environ.get("TEST_SPACE_SEEDS", "200").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))
 A_TEST = 10
 STEPS = 24
@@ -136,7 +136,7 @@ async def run(seed):
         network.set_duplicates(0)
         await play.end()
     except AssertionError as broken:
-        again = f"XSC_SPACE_SEEDS={seed}-{seed} make test PYTEST_ARGS=tests/sim/test_space.py"
+        again = f"TEST_SPACE_SEEDS={seed}-{seed} make test PYTEST_ARGS=tests/sim/test_space.py"
         raise AssertionError(f"seed {seed}: {broken}\n{play.story}\nagain: {again}") from broken
     for node in nodes:
         await node.net.stop()
