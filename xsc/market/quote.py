@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from xsc.base.errors import RecordInvalid
+from xsc.base.errors import NoOffers, RecordInvalid
 from xsc.base.limits import (
     COMPUTE_LEASE_MICRO_MAX,
     COMPUTE_LEASE_RUNS,
@@ -73,6 +73,7 @@ def open_quote(
 
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: the first thing that is wrong with it.
+        NoOffers: it does not hold now.
     """
     signed = open_signed(raw, Quote, network=network, author=provider)
     quote = signed.record
@@ -85,7 +86,8 @@ def open_quote(
     if quote.valid_until_ms - quote.valid_from_ms > QUOTE_TTL_MS:
         raise RecordInvalid("the quote holds longer than any quote may")
     if not is_valid(quote, now_ms):
-        raise RecordInvalid(
+        # Not the record's fault: a request that got lost is sent again until it cannot be granted.
+        raise NoOffers(
             "the quote has expired, or has not begun", hint="ask for a new one; check the clocks"
         )
     return signed
