@@ -874,7 +874,7 @@ async def test_quotes_are_for_one_customer_and_a_minute(world, pair):
         await ask(world, thief, provider, await request_of(world, customer, provider))
     raw = await request_of(world, customer, provider, lease_id=b"\x09" * 32)
     world.later(60_000)
-    with pytest.raises(RecordInvalid):
+    with pytest.raises(NoOffers):
         await ask(world, customer, provider, raw)
 
 
