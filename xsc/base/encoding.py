@@ -139,8 +139,8 @@ def decode(raw: bytes, *, size_max: int = RECORD_BYTES_MAX) -> Value:
         _check(value, 0, size_max // CONTAINER_BYTES)
     except RecordInvalid:
         raise
-    except (ValueError, RecursionError, TypeError, OverflowError) as fault:
-        raise RecordInvalid(f"not canonical CBOR: {fault}") from None
+    except (ValueError, RecursionError, TypeError, OverflowError):
+        raise RecordInvalid("not canonical CBOR: it breaks off, or is something else") from None
     if _canonical(value) != raw:
         raise RecordInvalid("not canonical CBOR: the bytes are not the shortest form")
     return value  # type: ignore[no-any-return]

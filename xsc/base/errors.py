@@ -25,7 +25,8 @@
     │   ├── SignatureMismatch          arguments do not fit the function
     │   ├── Cancelled                  whoever asked for the run ended it
     │   ├── ModuleTrapped              the program failed by itself (division by zero, …)
-    │   └── DurabilityUnreachable      the durability asked for cannot be met
+    │   ├── DurabilityUnreachable      the durability asked for cannot be met
+    │   └── ProgramInvalid             a program's document does not parse or compile
     ├── PeerError                  3    502   lower the peer's standing
     │   ├── SignatureInvalid           a signature or its author does not fit
     │   ├── ReplayRefused              a request seen before, or from before the start
@@ -246,6 +247,12 @@ class DurabilityUnreachable(CallerError):
     """The network at hand cannot give the durability that was asked for."""
 
     http_status = 409
+
+
+class ProgramInvalid(CallerError):
+    """A program's document is malformed, or does not compile; the message names the place."""
+
+    http_status = 422
 
 
 class PeerError(XscError):

@@ -237,11 +237,12 @@ PEERS_MAX = 1_000
 REMOVED_LISTED_MAX = 1_000
 """Peers that were removed that a directory head lists, the newest: a recovery bars them again."""
 PEER_NAME_CHARS_MAX = 64
-PEER_ADDRESSES_MAX = 16
+PEER_ADDRESSES_MAX = 12
+"""So many of PEER_ADDRESS_CHARS_MAX let an introduction travel beside its record in the space."""
 PEER_ADDRESS_CHARS_MAX = 255
 ADDRESSES_A_PEER_MAX = 16
-"""New records of where it is that a peer is heard with within ADDRESSES_MS: each is a synced
-write, and a start or a move makes one."""
+"""New records of where it is that a peer is heard with within ADDRESSES_MS; a start or a move
+makes one."""
 ADDRESSES_MS = 60_000
 INVITATIONS_OPEN_MAX = 1_000
 INTRODUCED_A_PEER_MAX = 64
@@ -250,8 +251,8 @@ that these make known; as many are introduced to a peer at a time."""
 INTRODUCTION_HOPS_MAX = 2
 """Between an introducer and whom it introduces: its own friends, and the friends of these."""
 INTRODUCTIONS_A_PEER_MAX = 64
-"""Greetings with introductions that a peer is heard with within ADDRESSES_MS: each is up to
-2 · INTRODUCED_A_PEER_MAX signatures to verify."""
+"""Times that the introductions of a peer are verified within ADDRESSES_MS: each is up to
+2 · INTRODUCED_A_PEER_MAX signatures."""
 SEEK_INTERVAL_MS = 5_000
 """Between two questions where silent peers are."""
 SEEK_FRIENDS = 8
@@ -457,7 +458,6 @@ EPOCH_MS = 3_600_000
 FUEL_QUANTUM = 1_000_000
 MEMORY_STEP_BYTES = 64 * MIB
 QUOTE_TTL_MS = 60_000
-CLEARING_WINDOW_MS = 100
 COMPUTE_LEASE_MS = 60_000
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
 STORAGE_LEASE_BYTES = 256 * MIB
@@ -516,22 +516,19 @@ RESERVE_STEPS = 8
 QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000
-LEASE_REQUESTS_WAITING_MAX = 256
-LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX = 32
+LEASE_REQUESTS_A_CUSTOMER_MAX = 256
+LEASE_REQUESTS_MS = 10_000
 LEASES_A_CUSTOMER_MAX = 256
 """Leases of one customer that are open, or over and not settled."""
 LEASES_DONE_A_CUSTOMER_MAX = 256
+HOLD_TOLERANCE_MS = 60_000
+HOLDS_A_CUSTOMER_MAX = 1024
 """Leases of one customer that are over and settled; the oldest are forgotten."""
 VOUCHERS_A_CUSTOMER_MAX = 256
 """Vouchers of one customer that are taken within VOUCHERS_MS: each is kept, and booked."""
 VOUCHERS_MS = 30_000
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over and settled is remembered."""
-RECOGNITION_RESEND_MS = 10_000
-RECOGNITIONS_A_PEER_MAX = 64
-"""How often a peer may tell whom it recognises within RECOGNITIONS_MS: a record of PEERS_MAX
-weights takes 9 ms to read."""
-RECOGNITIONS_MS = 60_000
 LEASE_REFUSED_MS = 600_000
 """How long a customer leaves a lease alone under which its host took no more."""
 PROMISE_MS = 600_000
@@ -540,6 +537,28 @@ TIDY_MS = 5_000
 PPM = 1_000_000
 MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
 AMOUNT_MAX = 2**63 - 1
+SLOT_ID_BYTES = 16
+SLOTS_MAX = 64
+"""Slots that one node offers at a time."""
+NEEDS_MAX = 64
+SLOT_WINDOWS_MAX = 400
+SLOT_FILTERS_MAX = 8
+SLOT_HORIZON_MS = 90 * 24 * 3_600_000
+"""No window ends later than so long from now; a recurrence without an end goes on to there."""
+WINDOWS_AHEAD = 8
+"""Windows of one slot that are cleared ahead: those that begin first."""
+ENTITLEMENT_LAPSE_MS = 24 * 3_600_000
+ALLOCATION_DEBOUNCE_MS = 100
+ALLOCATION_LOOK_MS = 60_000
+"""How often capacity is looked at where nothing else changed."""
+CLEARINGS_KEPT_MAX = 1_024
+"""Clearing records in the own space: the present ones, and the newest of the others."""
+CLEARINGS_BYTES_MAX = 32 * MIB
+"""What they take together; half of what an owner has in its space."""
+CONVERGED_LOOK_MS = 1_000
+"""How long a node waits for further changes before it says that it has converged."""
+COMMITMENT_BYTES_MAX = 64 * KIB
+DAMPING_HISTORY_MAX = 3
 LEDGER_RECORD_BYTES_MAX = 4 * KIB
 """One half or one voucher, with its envelope (some 700 bytes)."""
 ACCOUNT_TIMEOUT_MS = 2_000
@@ -559,6 +578,25 @@ no half that was lost, and is not known, may have a number of the new one."""
 INCARNATIONS_A_PEER_MAX = 4
 """New incarnations that a peer may tell within INCARNATIONS_MS: each is a synced write."""
 INCARNATIONS_MS = 60_000
+
+# Clearing
+PARTICIPANTS_MAX = 256
+"""Customers of one clearing. Of more, the most recognised take part, and of strangers some by
+lot: the record of a clearing, which carries what it follows from, fits a value of the space."""
+STRANGER_BYTES_MAX = 8 * KIB
+"""What a clearing reads of a customer that its provider does not recognise."""
+CLEARING_BYTES_MAX = 1 * MIB
+"""Of a signed clearing record: a value of the space. Where many windows are cleared, each has an
+equal part of CLEARINGS_BYTES_MAX."""
+SPACE_EVIDENCE_BYTES_MAX = 24 * KIB
+"""Of a record of a space inside of a clearing record."""
+SALT_BYTES = 32
+CLEARED_SLOTS_MAX = 256
+"""Windows of slots in one published state: those that begin first."""
+ALLOCATIONS_MAX = 4_096
+"""What needs are granted of these, in one published state. Who comes later takes no part."""
+AUCTION_STEPS_MAX = 128
+"""Divisions that the search for the best outcome of one auction with minima may try."""
 
 # Health
 PROBE_INTERVAL_MS = 5_000
@@ -609,7 +647,6 @@ assert PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 assert DESCRIPTOR_SHARES >= 2 * (4 + 3)
 assert 128 * KIB <= BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
 assert JOIN_BYTES_MAX < PEER_BODY_BYTES_MAX
-assert RECOGNITIONS_A_PEER_MAX > RECOGNITIONS_MS // RECOGNITION_RESEND_MS
 assert RENEWAL_CALLS_A_PEER_MAX * RENEWALS_A_CALL_MAX > LEASES_A_CUSTOMER_MAX
 assert HEADS_A_PEER_MAX > HEADS_MS // DIRECTORY_WAITED_MS
 assert (
@@ -623,7 +660,7 @@ assert LEASE_URGENT_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert LEASE_LAST_MS < LEASE_RESCUE_MS - (CUSTODIANS - 1) * LEASE_TURN_MS
 assert LEASE_RESCUE_MS < LEASE_URGENT_MS
 assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
-assert CLEARING_WINDOW_MS < QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
+assert QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert RUN_FUEL >= FUEL_QUANTUM
 assert (

@@ -92,6 +92,9 @@ class Peers(Protocol):
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked, never the own node."""
 
+    def is_peer(self, node: bytes) -> bool:
+        """Say whether a node is one of `peers`."""
+
     def introducer_of(self, node: bytes) -> str:
         """Return the id of whose word there is for a node: its own where it is known directly.
 

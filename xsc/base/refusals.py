@@ -33,10 +33,10 @@ _WORDS: dict[type[XscError], tuple[str, str]] = {
             "higher limit"
         ),
     ),
-    SpaceExhausted: ("no room", "see who has room: `xsc market offers storage`"),
-    ComputeExhausted: ("no fuel left", "see who has fuel left: `xsc market offers compute`"),
+    SpaceExhausted: ("no room", "see who has room: `xsc market quote storage`"),
+    ComputeExhausted: ("no fuel left", "see who has fuel left: `xsc market quote compute`"),
     LeaseExhausted: ("lease used up", "try again under a new lease"),
-    NoOffers: ("no offer", "see who asks how much: `xsc market offers`"),
+    NoOffers: ("no offer", "see who asks how much: `xsc market quote`"),
     PeerSilent: (
         "silent",
         "wait for the silent ones, or remove those that are gone: `xsc peer rm`",

@@ -17,3 +17,8 @@ def printable(text: str) -> str:
 def cut(text: str, chars: int) -> str:
     """Return a text of at most `chars` characters, with an ellipsis where some are left out."""
     return text if len(text) <= chars else f"{text[: chars - 1]}…"
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with "a" or "an" before it."""
+    return f"{'an' if noun[:1] in set('aeiou') else 'a'} {noun}"

@@ -7,10 +7,11 @@ No function here uses a float: "1.5 GiB" is parsed as a fraction.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import BODY_OVERHEAD_BYTES
+from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB
 
 MICRO = 1_000_000
 _NUMBER = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z%]*)\s*")
@@ -135,3 +136,13 @@ def held_bytes(size_bytes: int, bodies: int = 1) -> int:
 def ceil_div(a: int, b: int) -> int:
     """Return a / b rounded up, for a >= 0 and b > 0."""
     return -(-a // b)
+
+
+def format_units(kind: str, units: int) -> str:
+    """Return a quantity of a slot or need: MiB, or millions of fuel steps for compute."""
+    return f"{units} million fuel" if kind == "compute" else format_size(units * MIB)
+
+
+def format_time(at_ms: int) -> str:
+    """Return a moment as "2026-11-22 21:30:00 UTC"."""
+    return f"{datetime.fromtimestamp(at_ms // 1000, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"

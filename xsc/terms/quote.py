@@ -6,11 +6,13 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
+from xsc.base.limits import SLOT_ID_BYTES
 from xsc.identity.envelope import Count, Id32, Record
 
 Kind = Literal["storage", "compute"]
 Tier = Literal["mutual", "one_way", "open"]
 Label = Annotated[str, Field(max_length=64)]
+SlotId = Annotated[bytes, Field(min_length=SLOT_ID_BYTES, max_length=SLOT_ID_BYTES)]
 
 
 UNITS: Final[dict[Kind, str]] = {
@@ -18,6 +20,18 @@ UNITS: Final[dict[Kind, str]] = {
     "compute": "million fuel and 64 MiB step",
 }
 """What a quantum is, for people."""
+
+
+class Draw(Record):
+    """Names the entitlement on which a lease draws, of one customer at one provider."""
+
+    KIND: ClassVar[str] = "draw"
+
+    slot: SlotId
+    start_ms: Count
+    """Of the slot's window."""
+    end_ms: Count
+    need: SlotId
 
 
 class Quote(Record):
@@ -42,8 +56,8 @@ class Quote(Record):
     price: Count
     """The rung of `tier`: what this customer pays at least."""
     available: Count
-    """What this customer may still reserve: bytes of storage, or fuel steps (fuel times memory
-    steps) of compute."""
+    """What this customer may still reserve or draw: bytes of storage, or fuel steps (fuel times
+    memory steps) of compute."""
     valid_from_ms: Count
     valid_until_ms: Count
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
@@ -51,6 +65,8 @@ class Quote(Record):
     """Failure domain: where the provider stands; empty where unknown."""
     owner: Label = ""
     """Failure domain: who runs the provider; empty where unknown."""
+    draw: Draw | None = None
+    """What a lease under the quote draws on; None for a part of the customer's share."""
 
     @model_validator(mode="after")
     def _ladder(self) -> Quote:

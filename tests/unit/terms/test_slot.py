@@ -1,0 +1,237 @@
+"""Slots, needs and commitments: golden bytes, and everything that is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.strategies import vectors
+from xsc.base import limits
+from xsc.base.encoding import decode
+from xsc.base.errors import RecordInvalid, TooLarge, XscError
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows, unpack_windows
+
+GOLDEN = vectors("slots")
+KINDS = {kind.KIND: kind for kind in (AvailabilitySlot, NeedSlot, Commitment)}
+BODIES = {case["kind"]: decode(bytes.fromhex(case["body"])) for case in GOLDEN["records"]}
+HOUR = limits.EPOCH_MS
+
+
+def made(record, **changes):
+    return record.from_value({**BODIES[record.KIND], **changes})
+
+
+def spaced(count):
+    return [(2 * number, 2 * number + 1) for number in range(count)]
+
+
+@pytest.mark.parametrize("case", GOLDEN["records"], ids=lambda case: case["kind"])
+def test_golden_slots(case):
+    """The bytes were made without this package; they never change for one version."""
+    record = KINDS[case["kind"]].from_bytes(bytes.fromhex(case["body"]))
+    assert record.to_bytes().hex() == case["body"]
+    assert record.id.hex() == case["id"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["windows"], ids=lambda case: case["packed"][:12])
+def test_golden_windows(case):
+    windows = tuple(map(tuple, case["windows"]))
+    assert pack_windows(windows).hex() == case["packed"]
+    assert unpack_windows(bytes.fromhex(case["packed"])) == windows
+
+
+def test_every_changed_byte_of_a_commitment_is_refused_or_is_what_was_written():
+    (raw,) = (bytes.fromhex(c["body"]) for c in GOLDEN["records"] if c["kind"] == "commitment")
+    for place in range(len(raw)):
+        for changed in (
+            raw[:place],
+            *(raw[:place] + bytes((raw[place] ^ flip,)) + raw[place + 1 :] for flip in (1, 0x80)),
+        ):
+            try:
+                read = Commitment.read(changed)
+            except XscError:
+                continue
+            assert read.to_bytes() == changed, place
+
+
+@pytest.mark.parametrize(
+    ("windows", "why"),
+    [
+        ([(5, 5)], "no length"),
+        ([(5, 4)], "no length"),
+        ([(1, 5), (4, 6)], "overlap"),
+        ([(5, 6), (1, 2)], "do not rise"),
+        ([(0, 2**63)], "beyond all times"),
+        (spaced(limits.SLOT_WINDOWS_MAX + 1), "at most 400 windows"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_windows_that_are_none_are_refused(windows, why):
+    with pytest.raises(RecordInvalid, match=why):
+        pack_windows(windows)
+
+
+def test_as_many_windows_as_there_may_be_are_read_again():
+    windows = tuple(spaced(limits.SLOT_WINDOWS_MAX))
+    assert unpack_windows(pack_windows(windows)) == windows
+    assert made(NeedSlot, windows_packed=pack_windows(windows)).windows == windows
+
+
+@pytest.mark.parametrize(
+    ("packed", "why"),
+    [
+        (b"\x01", "break off"),
+        (b"\x01\x80", "break off"),
+        (b"\x80\x00\x01", "shortest form"),
+        (b"\x01\x00", "no length"),
+        (b"\xff" * 9 + b"\x01\x01", "beyond all times"),
+        (b"\x01\x01" * (limits.SLOT_WINDOWS_MAX + 1), "at most 400 windows"),
+        (bytes(18 * limits.SLOT_WINDOWS_MAX + 1), "at most 400 windows"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_packed_windows_that_are_none_are_refused(packed, why):
+    with pytest.raises(RecordInvalid, match=why):
+        unpack_windows(packed)
+    with pytest.raises(RecordInvalid, match=why):
+        made(NeedSlot, windows_packed=packed)
+
+
+@pytest.mark.parametrize("kind", [AvailabilitySlot, NeedSlot], ids=lambda kind: kind.KIND)
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"slot_id": bytes(15)}, "slot_id"),
+        ({"kind": "memory"}, "kind"),
+        ({"quantity": 0}, "quantity"),
+        ({"quantity_min": 0}, "quantity_min"),
+        ({"quantity": 699, "quantity_min": 700}, "least useful quantity is above the quantity"),
+        ({"valid_until_ms": 1, "windows_packed": b"\x01\x01"}, "ends after the slot"),
+        ({"kind": "storage", "windows_packed": pack_windows(spaced(2))}, "one window"),
+        (
+            {"kind": "storage", "windows_packed": b"\x01\x01", "recurrence": "daily 0:00-1:00"},
+            "one window",
+        ),
+        ({"recurrence": "", "time_zone": "UTC"}, "go together"),
+        ({"recurrence": "x", "time_zone": "UTC", "windows_packed": b""}, "no windows"),
+        ({"recurrence": "x" * 129}, "recurrence"),
+        ({"location": "x" * 65}, "location"),
+        ({"filters": [["b", "1"], ["a", "2"]]}, "filters do not rise"),
+        ({"filters": [["a", "1"], ["a", "2"]]}, "filters do not rise"),
+        ({"filters": [["", "1"]]}, "filters do not rise"),
+        ({"filters": [[f"{n}", ""] for n in range(limits.SLOT_FILTERS_MAX + 1)]}, "at most 8"),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_a_slot_is_refused(kind, changes, why):
+    with pytest.raises(RecordInvalid, match=why):
+        made(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"price_mutual": 9}, "ladder must not fall"),
+        ({"price_one_way": 14}, "ladder must not fall"),
+        ({"reserve": 7}, "ladder must not fall"),
+        (
+            {"windows_packed": b"", "recurrence": "", "time_zone": ""},
+            "an offer has a window",
+        ),
+        ({"rule": "first-come"}, "rule"),
+        ({"quantity": 2**40, "reserve": 2**23}, "more than any amount"),
+        ({"price_max": 1}, "price_max"),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_an_offer_is_refused(changes, why):
+    with pytest.raises(RecordInvalid, match=why):
+        made(AvailabilitySlot, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"quantity": 2**40, "price_max": 2**23}, "more than any amount"),
+        ({"number": 0}, "number"),
+        ({"caps": [[bytes(32), 700]]}, "not below the quantity"),
+        ({"caps": [[bytes(32), 1], [bytes(32), 2]]}, "caps do not rise"),
+        ({"caps": [[bytes(31), 1]]}, "caps"),
+        (
+            {"caps": [[n.to_bytes(32, "big"), 0] for n in range(limits.PEERS_MAX + 1)]},
+            "at most 1000",
+        ),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_a_need_is_refused(changes, why):
+    with pytest.raises(RecordInvalid, match=why):
+        made(NeedSlot, **changes)
+
+
+def test_the_largest_amount_is_taken():
+    largest = {"quantity": (2**63 - 1) // 7, "quantity_min": 1}
+    assert made(NeedSlot, **largest, price_max=7).quantity * 7 == 2**63 - 1
+    ladder = {"price_mutual": 7, "price_one_way": 7, "reserve": 7}
+    assert made(AvailabilitySlot, **largest, **ladder).reserve == 7
+
+
+def test_a_cap_limits_its_provider_and_no_other():
+    need = made(NeedSlot)
+    assert [need.cap(provider) for provider in (bytes(32), bytes([7]) * 32, bytes([8]) * 32)] == [
+        0,
+        350,
+        700,
+    ]
+
+
+def numbered(kind, count):
+    return [{**BODIES[kind], "slot_id": n.to_bytes(16, "big")} for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"slots": numbered("availability_slot", limits.SLOTS_MAX + 1)}, "at most 64"),
+        ({"slots": numbered("availability_slot", 10_000)}, "commitment"),
+        ({"needs": numbered("need_slot", limits.NEEDS_MAX + 1)}, "at most 64"),
+        ({"slots": numbered("availability_slot", 1) * 2}, "one is there twice"),
+        ({"needs": numbered("need_slot", 3)[::-1]}, "ids do not rise"),
+        (
+            {"slots": numbered("availability_slot", 1), "needs": numbered("need_slot", 1)},
+            "have one id",
+        ),
+        ({"damping_ppm": limits.PPM + 1}, "damping_ppm"),
+        ({"damping_history": [[0, 1]] * (limits.DAMPING_HISTORY_MAX + 1)}, "at most 3"),
+        ({"damping_history": [[0, 2], [0, 1]]}, "history does not rise"),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_a_commitment_is_refused(changes, why):
+    with pytest.raises(RecordInvalid, match=why):
+        made(Commitment, **changes)
+
+
+def test_as_many_slots_and_needs_as_there_may_be_fit():
+    """In every slot a night of each working day until the horizon."""
+    days = [day for day in range(20_000, 20_090) if day % 7 < 5]
+    nights = pack_windows([(day * 24 * HOUR, day * 24 * HOUR + 12 * HOUR + 1) for day in days])
+    slots = [
+        {**slot, "windows_packed": nights, "valid_until_ms": 2**62}
+        for slot in numbered("availability_slot", limits.SLOTS_MAX)
+    ]
+    needs = [
+        {**need, "slot_id": bytes((1,)) + need["slot_id"][1:], "caps": []}
+        for need in numbered("need_slot", limits.NEEDS_MAX)
+    ]
+    largest = made(Commitment, slots=slots, needs=needs)
+    assert len(largest.to_bytes()) <= limits.COMMITMENT_BYTES_MAX
+
+
+def test_a_commitment_beyond_its_bytes_is_refused():
+    packed = pack_windows([(2**40 * n, 2**40 * n + 2**39) for n in range(limits.SLOT_WINDOWS_MAX)])
+    slots = [
+        {**slot, "windows_packed": packed, "valid_until_ms": 2**62}
+        for slot in numbered("availability_slot", limits.SLOTS_MAX)
+    ]
+    with pytest.raises(TooLarge):
+        Commitment.read(made(Commitment, slots=slots).to_bytes())

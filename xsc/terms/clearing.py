@@ -1,0 +1,245 @@
+"""What a provider publishes of its clearings (docs/design/allocation.md, P1 to P5).
+
+A `ClearingRecord` has everything that one clearing followed from: what was published, with the
+records of the spaces that sign it, and what only the provider can say (capacity, what credit
+and shares left of each need, the salt). So anybody recomputes it. A `TwoTierAllocationState`
+sums up all present clearings of a node; it is the value at `allocation/state`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from fractions import Fraction
+from itertools import pairwise
+from typing import Annotated, ClassVar, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from xsc.base.limits import (
+    ALLOCATIONS_MAX,
+    CLEARED_SLOTS_MAX,
+    COMMITMENT_BYTES_MAX,
+    DAMPING_HISTORY_MAX,
+    NEEDS_MAX,
+    PARTICIPANTS_MAX,
+    PEERS_MAX,
+    PPM,
+    SALT_BYTES,
+    SPACE_EVIDENCE_BYTES_MAX,
+)
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms.quote import SlotId, Tier
+from xsc.terms.slot import AvailabilitySlot, DivisionRule, Quantity, SlotKind
+
+_Number = Annotated[bytes, Field(max_length=64)]
+Ratio: TypeAlias = tuple[_Number, _Number]
+"""A fraction in lowest terms. Its numbers are big-endian, in the fewest bytes: they may be long."""
+LineValue: TypeAlias = tuple[SlotId, Tier, Quantity, Count]
+"""A need, the stage that serves it, its units, and the price a quantum."""
+
+
+def to_ratio(value: Fraction) -> tuple[bytes, bytes]:
+    """Return a fraction as records have it."""
+    return tuple(  # type: ignore[return-value]
+        number.to_bytes((number.bit_length() + 7) // 8, "big")
+        for number in (value.numerator, value.denominator)
+    )
+
+
+def from_ratio(value: tuple[bytes, bytes]) -> Fraction:
+    """Return the fraction that a record has.
+
+    Raises:
+        ValueError: it is not in lowest terms, or its bytes are not the shortest.
+    """
+    below = int.from_bytes(value[1], "big")
+    if below == 0:
+        raise ValueError("a fraction over zero")
+    fraction = Fraction(int.from_bytes(value[0], "big"), below)
+    if to_ratio(fraction) != value:
+        raise ValueError("a fraction is not in its shortest form")
+    return fraction
+
+
+class SpaceValue(Record):
+    """A value of a space with the record that signs it; whoever reads it checks both."""
+
+    KIND: ClassVar[str] = "space_value"
+
+    record: Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
+    value: Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
+
+
+class TierLine(Record):
+    """How one stage was served."""
+
+    KIND: ClassVar[str] = "tier_line"
+
+    tier: Tier
+    capacity: Count
+    """What came to the stage."""
+    given: Count
+    denominator: Ratio
+    """Sum of the weights, or of the numerators of the proportional rule; 0 in the auction."""
+    level: Ratio | None
+    """Units a unit of weight; None where every need was sated, and in the auction."""
+
+    @model_validator(mode="after")
+    def _is_exact(self) -> Self:
+        from_ratio(self.denominator)
+        if self.level is not None:
+            from_ratio(self.level)
+        if self.given > self.capacity:
+            raise ValueError("a stage gives more than came to it")
+        return self
+
+
+class Participant(Record):
+    """One customer of a clearing: what it published, what it may have, what it is granted."""
+
+    KIND: ClassVar[str] = "clearing_participant"
+
+    customer: Id32
+    commitment: SpaceValue
+    recognition: SpaceValue | None
+    """None where it gives the provider nothing that counts."""
+    eligible: Annotated[tuple[tuple[SlotId, Quantity], ...], Field(max_length=NEEDS_MAX)]
+    """Needs by rising ids, with the units that credit and shares leave: the provider's word."""
+    lines: Annotated[tuple[LineValue, ...], Field(max_length=2 * NEEDS_MAX)]
+    """What is granted: by stages, in each by need."""
+    left: Annotated[tuple[SlotId, ...], Field(max_length=NEEDS_MAX)]
+    """Needs that left stage 1 or 2 for their minimum, rising."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        needs = [need for need, _ in self.eligible]
+        for ids in (needs, self.left):
+            if any(one >= other for one, other in pairwise(ids)):
+                raise ValueError("the needs do not rise")
+        return self
+
+
+class ClearingRecord(Record):
+    """Signed by the provider: one window of one of its slots, divided among standing needs."""
+
+    KIND: ClassVar[str] = "clearing"
+
+    provider: Id32
+    slot: AvailabilitySlot
+    window: tuple[Count, Count]
+    at_ms: Count
+    salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    capacity: Count
+    """What is divided: the slot's quantity without what is drawn, at most; the provider's word."""
+    commitment: SpaceValue
+    """The provider's own: it has the slot."""
+    recognition: SpaceValue | None
+    """The provider's own; None where it recognises nobody."""
+    participants: Annotated[tuple[Participant, ...], Field(max_length=PARTICIPANTS_MAX)]
+    """By rising ids."""
+    left_out: Count
+    """Customers with matching needs for whom the record had no room: the provider's word."""
+    tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
+    """Mutual, one-way, open."""
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        if self.window not in self.slot.windows:
+            raise ValueError("the window is not one of the slot's")
+        if self.capacity > self.slot.quantity:
+            raise ValueError("more is divided than the slot has")
+        customers = [participant.customer for participant in self.participants]
+        if any(one >= other for one, other in pairwise(customers)):
+            raise ValueError("the customers do not rise")
+        if [line.tier for line in self.tiers] != ["mutual", "one_way", "open"]:
+            raise ValueError("the stages are not mutual, one-way, open")
+        return self
+
+
+class SlotAllocationRecord(Record):
+    """What one need is granted of one window of one slot."""
+
+    KIND: ClassVar[str] = "slot_allocation"
+
+    slot: SlotId
+    window: tuple[Count, Count]
+    customer: Id32
+    need: SlotId
+    tier: Tier
+    quantity: Quantity
+    price: Count
+    granted_ms: Count
+    """When it was first granted under the need's number: it costs from then on, and lapses."""
+
+
+class SlotDenominators(Record):
+    """How one window of one slot was divided."""
+
+    KIND: ClassVar[str] = "slot_denominators"
+
+    slot: SlotId
+    window: tuple[Count, Count]
+    kind: SlotKind
+    rule: DivisionRule
+    capacity: Count
+    clearing: Id32
+    """Id of the clearing record."""
+    tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
+
+
+class TwoTierAllocationState(Record):
+    """What a node presently grants; the one value at `allocation/state`.
+
+    The record of its space signs, numbers, dates and stamps it.
+    """
+
+    KIND: ClassVar[str] = "allocation_state"
+
+    slot_denominators: Annotated[
+        tuple[SlotDenominators, ...], Field(max_length=CLEARED_SLOTS_MAX)
+    ] = ()
+    slot_allocations: Annotated[
+        tuple[SlotAllocationRecord, ...], Field(max_length=ALLOCATIONS_MAX)
+    ] = ()
+    """By rising slot, window, customer and need; of a window no more than its stages gave."""
+    recipient_totals: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
+    """By rising ids: units over all kinds and windows, as the sum of `slot_allocations`."""
+    mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
+    """By rising ids: mutual recognition above 0, in ppm."""
+    damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
+    """In ppm, from the history (`xsc.allocation.damping`)."""
+    damping_history: Annotated[
+        tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
+    ] = ()
+    """What was granted to this node beyond its needs, and when; the oldest first."""
+    converged: bool = False
+    convergence_history: Annotated[
+        tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
+    ] = ()
+    """Greatest relative change of a denominator or level in ppm, and when; the oldest first."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        totals: dict[bytes, int] = {}
+        for line in self.slot_allocations:
+            totals[line.customer] = totals.get(line.customer, 0) + line.quantity
+        if tuple(sorted(totals.items())) != self.recipient_totals:
+            raise ValueError("the totals are not the sums of the allocations")
+        cleared = [(slot.slot, slot.window) for slot in self.slot_denominators]
+        if any(one >= other for one, other in pairwise(cleared)):
+            raise ValueError("the slots and windows do not rise")
+        lines = [(x.slot, x.window, x.customer, x.need) for x in self.slot_allocations]
+        if any(one >= other for one, other in pairwise(lines)):
+            raise ValueError("the allocations do not rise")
+        given: defaultdict[tuple[bytes, tuple[int, int]], int] = defaultdict(int)
+        for line in self.slot_allocations:
+            given[line.slot, line.window] += line.quantity
+        if not given.keys() <= set(cleared):
+            raise ValueError("an allocation is of a slot that was not divided")
+        for slot in self.slot_denominators:
+            stages = sum(tier.given for tier in slot.tiers)
+            if not given[slot.slot, slot.window] <= stages <= slot.capacity:
+                raise ValueError("more is allocated than was divided")
+        if any(one[0] >= other[0] for one, other in pairwise(self.mr_values)):
+            raise ValueError("the recognised peers do not rise")
+        return self

@@ -1,0 +1,278 @@
+"""Capacity slots and need slots: what a node offers and needs, ahead of use (docs/design/slots.md).
+
+A node publishes all of its slots and needs as one `Commitment`. The record of its space is what
+signs, numbers and dates it. `Entitlement` is what a need was granted of a slot; it is not sent.
+
+Units of a quantity: MiB held at any one moment of the window (storage), MiB sent within the
+window (egress), or millions of fuel for each 64 MiB of the memory limit, within the window
+(compute). Prices are micro-credits a quantum; a quantum of storage is a MiB for one epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from xsc.base.errors import RecordInvalid
+from xsc.base.limits import (
+    AMOUNT_MAX,
+    COMMITMENT_BYTES_MAX,
+    DAMPING_HISTORY_MAX,
+    NEEDS_MAX,
+    PEERS_MAX,
+    PPM,
+    SLOT_FILTERS_MAX,
+    SLOT_WINDOWS_MAX,
+    SLOTS_MAX,
+)
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms.quote import Draw, Label, SlotId, Tier
+
+SlotKind = Literal["storage", "egress", "compute"]
+Quantity = Annotated[int, Field(gt=0, lt=2**63)]
+DivisionRule = Literal["weighted-uniform", "proportional"]
+Window: TypeAlias = tuple[int, int]
+"""From a moment to another one, which is not part of it; milliseconds of UTC."""
+EntitlementKey: TypeAlias = tuple[bytes, int, bytes, bytes]
+"""Slot, start of its window, customer and need: what names an entitlement of one provider."""
+
+_VARINT_BYTES_MAX = 9
+"""Of a number below 2^63, seven bits a byte."""
+
+
+def pack_windows(windows: Iterable[Window]) -> bytes:
+    """Return windows as a record has them: each as the gap before it and its length.
+
+    Numbers are in little-endian base 128: a window of some hours takes some eight bytes.
+
+    Raises:
+        RecordInvalid: they do not rise, overlap, have no length, or are too many.
+    """
+    packed, last = bytearray(), 0
+    for number, (start, end) in enumerate(windows, 1):
+        if number > SLOT_WINDOWS_MAX:
+            raise RecordInvalid(f"a slot has at most {SLOT_WINDOWS_MAX} windows")
+        if end <= start:
+            raise RecordInvalid("a window has no length: its end is not after its start")
+        if start < last:
+            raise RecordInvalid("windows overlap, or do not rise")
+        if end >= 2**63:
+            raise RecordInvalid("a window ends beyond all times")
+        for count in (start - last, end - start):
+            left = count
+            while left > 0x7F:
+                packed.append(left & 0x7F | 0x80)
+                left >>= 7
+            packed.append(left)
+        last = end
+    return bytes(packed)
+
+
+@lru_cache(maxsize=4096)
+def unpack_windows(packed: bytes) -> tuple[Window, ...]:
+    """Return the windows that a record has.
+
+    Raises:
+        RecordInvalid: these are not the bytes that `pack_windows` gives for some windows.
+    """
+    if len(packed) > 2 * _VARINT_BYTES_MAX * SLOT_WINDOWS_MAX:
+        raise RecordInvalid(f"a slot has at most {SLOT_WINDOWS_MAX} windows")
+    counts: list[int] = []
+    count = shift = 0
+    for byte in packed:
+        count |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            counts.append(count)
+            count = shift = 0
+    if shift or len(counts) % 2:
+        raise RecordInvalid("the windows break off")
+    windows: list[Window] = []
+    last = 0
+    for gap, length in zip(counts[::2], counts[1::2], strict=True):
+        windows.append((last + gap, last + gap + length))
+        last += gap + length
+    if pack_windows(windows) != packed:
+        raise RecordInvalid("the windows are not in their shortest form")
+    return tuple(windows)
+
+
+def _check_amount(quantity: int, price: int) -> None:
+    if quantity * price > AMOUNT_MAX:
+        raise ValueError("quantity times price is more than any amount")
+
+
+class Slot(Record):
+    """What offers and needs have in common."""
+
+    KIND: ClassVar[str] = "slot"
+
+    slot_id: SlotId
+    """Random; kept when the slot is edited."""
+    kind: SlotKind
+    quantity: Quantity
+    quantity_min: Quantity = 1
+    """Less than this is of no use."""
+    windows_packed: bytes = b""
+    recurrence: Annotated[str, Field(max_length=128)] = ""
+    """As the owner said it, for people and for resolving anew; empty without."""
+    time_zone: Annotated[str, Field(max_length=64)] = ""
+    location: Label = ""
+    """Failure domain: the site; empty where nothing is said."""
+    owner: Label = ""
+    """Failure domain: who runs it; empty where nothing is said."""
+    filters: Annotated[tuple[tuple[Label, Label], ...], Field(max_length=SLOT_FILTERS_MAX)] = ()
+    """What the other side must be, by rising names (`xsc.allocation.matching`)."""
+    valid_until_ms: Count
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows, rising and disjoint."""
+        return unpack_windows(self.windows_packed)
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        try:
+            windows = self.windows
+        except RecordInvalid as fault:
+            raise ValueError(fault.message) from None
+        if self.quantity_min > self.quantity:
+            raise ValueError("the least useful quantity is above the quantity")
+        if windows and windows[-1][1] > self.valid_until_ms:
+            raise ValueError("a window ends after the slot does")
+        if self.kind == "storage" and (len(windows) > 1 or self.recurrence):
+            raise ValueError("storage has one window, with a start and an end")
+        if bool(self.recurrence) != bool(self.time_zone):
+            raise ValueError("a recurrence and its time zone go together")
+        if self.recurrence and not windows:
+            raise ValueError("a recurrence has no windows")
+        names = [name for name, _ in self.filters]
+        if "" in names or any(left >= right for left, right in pairwise(names)):
+            raise ValueError("the filters do not rise by their names")
+        return self
+
+
+class AvailabilitySlot(Slot):
+    """Capacity that a node offers, at a price ladder that does not fall."""
+
+    KIND: ClassVar[str] = "availability_slot"
+
+    price_mutual: Count
+    """Micro-credits a quantum for mutually recognised peers (p1)."""
+    price_one_way: Count
+    """Micro-credits a quantum for peers that the provider recognises (p2)."""
+    reserve: Count
+    """Micro-credits a quantum that everybody else pays at least."""
+    rule: DivisionRule = "weighted-uniform"
+    """How a tier is divided."""
+
+    @model_validator(mode="after")
+    def _is_an_offer(self) -> Self:
+        if not self.price_mutual <= self.price_one_way <= self.reserve:
+            raise ValueError("the price ladder must not fall: mutual <= one-way <= reserve")
+        if not self.windows_packed:
+            raise ValueError("an offer has a window")
+        _check_amount(self.quantity, self.reserve)
+        return self
+
+
+class NeedSlot(Slot):
+    """Capacity that a node needs. Without a window it needs it always, until it ends."""
+
+    KIND: ClassVar[str] = "need_slot"
+
+    price_max: Count
+    """Micro-credits a quantum that the node pays at most."""
+    number: Quantity = 1
+    """Rises when quantity, price or windows change; caps are of one number."""
+    caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
+    """What the need still accepts of a provider, by rising ids. Within a number it only falls."""
+
+    @model_validator(mode="after")
+    def _is_a_need(self) -> Self:
+        if any(left[0] >= right[0] for left, right in pairwise(self.caps)):
+            raise ValueError("the providers of the caps do not rise")
+        if any(cap >= self.quantity for _, cap in self.caps):
+            raise ValueError("a cap is not below the quantity")
+        _check_amount(self.quantity, self.price_max)
+        return self
+
+    def cap(self, provider: bytes) -> int:
+        """Return what the need accepts of a provider."""
+        return dict(self.caps).get(provider, self.quantity)
+
+
+class Commitment(Record):
+    """Everything that a node offers and needs; the one value at `allocation/commitment`."""
+
+    KIND: ClassVar[str] = "commitment"
+
+    slots: Annotated[tuple[AvailabilitySlot, ...], Field(max_length=SLOTS_MAX)] = ()
+    needs: Annotated[tuple[NeedSlot, ...], Field(max_length=NEEDS_MAX)] = ()
+    damping_ppm: Annotated[int, Field(ge=0, le=PPM)] = PPM
+    damping_history: Annotated[
+        tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
+    ] = ()
+    """What was granted beyond the needs, and when, in milliseconds; the oldest first."""
+
+    @model_validator(mode="after")
+    def _ids_rise(self) -> Self:
+        for of in (self.slots, self.needs):
+            if any(left.slot_id >= right.slot_id for left, right in pairwise(of)):
+                raise ValueError("the ids do not rise, or one is there twice")
+        if not {slot.slot_id for slot in self.slots}.isdisjoint(
+            need.slot_id for need in self.needs
+        ):
+            raise ValueError("a slot and a need have one id")
+        if any(left[1] > right[1] for left, right in pairwise(self.damping_history)):
+            raise ValueError("the damping history does not rise")
+        return self
+
+    @classmethod
+    def read(cls, value: bytes) -> Self:
+        """Return the commitment that a space has as its value.
+
+        Raises:
+            TooLarge, RecordInvalid: it is none.
+        """
+        return cls.from_bytes(value, size_max=COMMITMENT_BYTES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """Capacity of one window of a slot, kept free for one customer at a price."""
+
+    slot: bytes
+    opens_ms: int
+    closes_ms: int
+    """Start and end of the slot's window."""
+    window: Window
+    """When it may be drawn: where the slot's window and the need's overlap."""
+    provider: bytes
+    customer: bytes
+    need: bytes
+    kind: SlotKind
+    quantity: int
+    tier: Tier
+    price: int
+    """Micro-credits a quantum."""
+    granted_ms: int
+    until_ms: int
+    """The end of the window, or when it lapses undrawn, whichever is first."""
+    clearing: bytes
+    """Id of the clearing record that grants it."""
+
+    @property
+    def key(self) -> EntitlementKey:
+        """What names it among those of its provider."""
+        return self.slot, self.opens_ms, self.customer, self.need
+
+    @property
+    def draw(self) -> Draw:
+        """What names it in a quote."""
+        return Draw(slot=self.slot, start_ms=self.opens_ms, end_ms=self.closes_ms, need=self.need)
