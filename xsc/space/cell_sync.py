@@ -15,6 +15,7 @@ from typing import Protocol
 from xsc.base.encoding import Value
 from xsc.base.errors import ArgumentInvalid, NotFound, XscError
 from xsc.base.ids import to_text
+from xsc.base.log import Log
 from xsc.space.cells import (
     Content,
     Propagator,
@@ -26,8 +27,8 @@ from xsc.space.cells import (
 )
 from xsc.space.limits import CELLS_MAX, PROPAGATORS_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import Change
-from xsc.space.store import Entry, Stats
+from xsc.space.record import Change, Entry
+from xsc.space.store import Stats
 
 Function = Callable[[Sequence[Strongest]], Value]
 """Computes a value from the strongest values of the inputs; None for no value yet."""
@@ -63,12 +64,15 @@ class SyncedCell:
         sources: Iterable[bytes],
         read: Callable[[bytes], Entry | None],
         write: Callable[[bytes], Awaitable[None]],
+        *,
+        followed: Callable[[], None],
     ) -> None:
         self.name = name
         self.merge = check_rule(merge)
         self.content: Content = {}
         self._read = read
         self._write = write
+        self._followed = followed
         self._told: list[Callable[[SyncedCell], None]] = []
         self._strongest = strongest(self.merge, {})
         self.sources: set[bytes] = set()
@@ -98,11 +102,13 @@ class SyncedCell:
     def add_source(self, source: bytes) -> None:
         """Let an owner contribute."""
         self.sources.add(source)
+        self._followed()
         self.refresh(source)
 
     def remove_source(self, source: bytes) -> None:
         """Let an owner contribute no longer; the strongest value is computed from the others."""
         self.sources.discard(source)
+        self._followed()
         self.content.pop(source, None)
         self._settle()
 
@@ -168,13 +174,23 @@ class _Running:
     inputs: list[SyncedCell]
     output: SyncedCell
     function: Function
+    error: str | None = None
+    """Of its last run."""
 
 
 class CellSyncManager:
-    """The cells and propagators of one node."""
+    """The cells and propagators of one node.
 
-    def __init__(self, space: Space) -> None:
+    Args:
+        space: where they are.
+        log: hears of propagators that fail.
+        followed: called when `subscriptions` changes.
+    """
+
+    def __init__(self, space: Space, log: Log, followed: Callable[[], None] = lambda: None) -> None:
         self._space = space
+        self._log = log
+        self._followed = followed
         self._cells: dict[str, SyncedCell] = {}
         self._paths: dict[str, str] = {}
         self._running: dict[str, _Running] = {}
@@ -213,8 +229,10 @@ class CellSyncManager:
         async def write(value: bytes) -> None:
             await self._space.put_soon(path, value)
 
-        made = SyncedCell(name, merge, sources or (self._space.owner,), read, write)
+        own = (self._space.owner,)
+        made = SyncedCell(name, merge, sources or own, read, write, followed=self._followed)
         self._cells[name], self._paths[path] = made, name
+        self._followed()
         return made
 
     def carried(self, name: str, sources: Iterable[bytes] | None = None) -> CarriedCell:
@@ -232,6 +250,7 @@ class CellSyncManager:
             raise ArgumentInvalid(f"a propagator uses the cell '{name}'")
         if cell is not None:
             del self._cells[name], self._paths[UserSpacePaths.cell(name)]
+            self._followed()
 
     def active_cell_ids(self) -> list[str]:
         """Return the names of the cells that are followed."""
@@ -288,6 +307,10 @@ class CellSyncManager:
         await self._publish()
         return described
 
+    def errors(self) -> dict[str, str]:
+        """Return the error of each propagator whose last run failed, by its id."""
+        return {key: run.error for key, run in self._running.items() if run.error is not None}
+
     async def _publish(self) -> None:
         rows: list[Value] = [
             {
@@ -301,7 +324,10 @@ class CellSyncManager:
         await self._space.put_soon(UserSpacePaths.PROPAGATORS, cell_bytes(rows))
 
     async def run(self) -> None:
-        """Run propagators when their inputs change, until cancelled."""
+        """Run propagators when their inputs change, until cancelled.
+
+        What a function raises is the error of that propagator alone, until it runs again.
+        """
         while True:
             while not self._due:
                 self._some_due.clear()
@@ -309,9 +335,16 @@ class CellSyncManager:
             key = next(iter(self._due))
             del self._due[key]
             run = self._running[key]
-            value = run.function([cell.strongest() for cell in run.inputs])
+            try:
+                value = run.function([cell.strongest() for cell in run.inputs])
+                new = None if value is None else cell_bytes(value)
+            except Exception as fault:  # noqa: BLE001 - it is a user's function
+                run.error = f"{type(fault).__name__}: {fault}"
+                self._log.warning("space.propagator_failed", propagator=key, fault=run.error)
+                continue
+            run.error = None
             own = run.output.content.get(self._space.owner)
-            if value is not None and (own is None or own.value != value):
+            if new is not None and (own is None or own.value != value):
                 try:
                     await run.output.update(value)
                 except XscError:

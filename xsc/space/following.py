@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from xsc.base.clock import Clock
 from xsc.base.errors import RateLimited
 from xsc.base.ids import short
 from xsc.base.log import Log
 from xsc.base.peering import Peers
+from xsc.space.limits import FOLLOWING_SETTLE_MS
 from xsc.space.paths import UserSpacePaths
 from xsc.space.sync import SpaceSync, Subscription
 
@@ -31,13 +33,22 @@ class Standing(Protocol):
 
 def standing_prefixes(weight_ppm: int, their_weight_ppm: int) -> set[str]:
     """Return what is always followed of a peer, by how it and this node recognise each other."""
+    prefixes = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL}
     if weight_ppm and their_weight_ppm:
-        return {UserSpacePaths.NODES, UserSpacePaths.ALLOCATION}
-    prefixes = {UserSpacePaths.NODES, UserSpacePaths.RECOGNITION}
+        return prefixes | {UserSpacePaths.ALLOCATION}
+    prefixes.add(UserSpacePaths.RECOGNITION)
     if weight_ppm or their_weight_ppm:
         prefixes.add(UserSpacePaths.COMMITMENT)
     if their_weight_ppm:
         prefixes.add(UserSpacePaths.ALLOCATION_STATE)
+    return prefixes
+
+
+def prefixes_of(weight_ppm: int, their_weight_ppm: int, everybody: set[str]) -> set[str]:
+    """Return what is followed of a peer: what stands, and what is followed of everybody."""
+    prefixes = standing_prefixes(weight_ppm, their_weight_ppm) | everybody
+    if UserSpacePaths.ALLOCATION in prefixes:  # which is above the others
+        prefixes -= {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
     return prefixes
 
 
@@ -49,7 +60,10 @@ class Following:
         peers: those that are not blocked are followed.
         standing: decides what is always followed of each.
         start: runs a loop in the background until its task is cancelled.
+        clock: the node's.
         log: hears of subscriptions beyond the bound.
+        everybody: returns the prefixes that are followed of all peers now.
+        also: returns owner and prefix of what is followed beside that; of peers alone.
     """
 
     def __init__(
@@ -58,14 +72,22 @@ class Following:
         peers: Peers,
         standing: Standing,
         start: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]],
+        *,
+        clock: Clock,
         log: Log,
+        everybody: Callable[[], set[str]] = set,
+        also: Callable[[], set[Subscription]] = set,
     ) -> None:
         self._sync = sync
         self._peers = peers
         self._standing = standing
         self._start = start
+        self._clock = clock
         self._log = log
+        self._everybody = everybody
+        self._also = also
         self._begun = False
+        self._recognised = asyncio.Event()
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
         self._ended: dict[bytes, asyncio.Task[None]] = {}
         """Cancelled ones: one of them may still run when its peer comes back."""
@@ -76,6 +98,22 @@ class Following:
         """Follow peers from now on; before this, only what is to be followed is noted."""
         self._begun = True
         self.update()
+        self._start("following", self._settle)
+
+    def recognised(self) -> None:
+        """Follow soon what a changed recognition adds or ends.
+
+        At once, and then every FOLLOWING_SETTLE_MS: each time requests are replaced, so that a
+        peer must not cause it at will.
+        """
+        self._recognised.set()
+
+    async def _settle(self) -> None:
+        while True:
+            await self._recognised.wait()
+            self._recognised.clear()
+            self.update()
+            await self._clock.sleep_ms(FOLLOWING_SETTLE_MS)
 
     def update(self) -> None:
         """Follow whom and what is to be followed now, and nothing else."""
@@ -91,7 +129,9 @@ class Following:
         wanted = set(self._watched)
         for peer in peers:
             weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
-            wanted |= {(peer, prefix) for prefix in standing_prefixes(*weights)}
+            prefixes = prefixes_of(*weights, self._everybody())
+            wanted |= {(peer, prefix) for prefix in prefixes}
+        wanted |= {each for each in self._also() if each[0] in self._tasks}
         for subscription in self._subscribed - wanted:
             self._sync.unsubscribe(*subscription)
         self._subscribed &= wanted

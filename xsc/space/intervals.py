@@ -12,7 +12,7 @@ from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler
 from xsc.base.tally import Tally
 from xsc.space.domain import chain_bytes, published_chain
-from xsc.space.limits import GRANTS_A_PEER_MAX, GRANTS_MS
+from xsc.space.limits import ASK_AGAIN_MS, ASKED_MAX, GRANTS_A_PEER_MAX, GRANTS_MS
 from xsc.space.store import SpaceStore
 from xsc.space.sync import body_of
 
@@ -54,6 +54,15 @@ class Intervals:
             raise NotAllowed("an interval is granted to peers that this node knows directly")
         self._asked.count(caller, self._clock.monotonic_ms(), "intervals")
         return {}, [chain_bytes(await self._store.grant(caller, anew=anew))]
+
+    async def run(self, peers: Callable[[], Iterable[bytes]]) -> None:
+        """Ask peers until one has granted an interval, at most ASKED_MAX times."""
+        for _ in range(ASKED_MAX):
+            asked = [*peers()]
+            await self.ask(asked)
+            if not asked or self._store.clock is not None:
+                return
+            await self._clock.sleep_ms(ASK_AGAIN_MS)
 
     async def ask(self, peers: Iterable[bytes]) -> None:
         """Ask peers in turn until one grants an interval; a node that has one asks nobody."""

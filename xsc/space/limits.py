@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xsc.base.limits import GIB, KIB, MIB
+from xsc.base.limits import GIB, KIB, MIB, PEERS_MAX
 
 PATH_BYTES_MAX = 1_024
 PART_BYTES_MAX = 128
@@ -14,7 +14,9 @@ VALUE_INLINE_BYTES_MAX = 4 * KIB
 RECORDS_MAX = 10_000
 """Live records of one owner."""
 OWNER_BYTES_MAX = 64 * MIB
-"""Values and record bodies of one owner, live and deleted."""
+"""Records of one owner, live and deleted, with their values."""
+RECORD_BYTES = 192
+"""What a record counts beside its path, stamp and value: more than its other fields take."""
 OWNER_SURE_BYTES = 1 * MIB
 """What every owner has at a replica, however much the others have."""
 OTHERS_BYTES_MAX = 4 * GIB
@@ -33,12 +35,16 @@ FUTURE_MS_MAX = 10 * 60_000
 
 HEAD_INTERVAL_MS = 30_000
 """Least time between two heads of one owner."""
+ACTIVE_MS = 60_000
+"""How old the newest head of an active node is at most."""
 HELD_REQUEST_MS_MAX = 25_000
 """How long a request for news is held before it is answered with nothing."""
+FOLLOWING_SETTLE_MS = 1_000
+"""Between two changes of what is followed that come of recognition."""
 RETRY_MS = 5_000
 """Between two tries at a peer that did not answer, or answered badly."""
-CURSORS_MAX = 4_096
-"""Subscriptions in one request."""
+CURSORS_MAX = 8 * PEERS_MAX
+"""Subscriptions in one request: those that stand for every peer, and what else is followed."""
 RELAYS_MAX = 2
 """Replicas that are asked for an owner that does not answer itself."""
 PAGE_BYTES = 1 * MIB
@@ -50,8 +56,14 @@ ANSWER_BYTES_MAX = 16 * MIB
 """One answer with the proofs of its heads."""
 RECORDS_A_SECOND_MAX = 4_000
 """Records of all peers that are verified; one peer has at most half of that, beyond a burst."""
+STAMP_BYTES_A_RECORD = 32
+"""A stamp counts as so many further records as it has of these: about 90 nodes to read."""
+PROOF_ROWS_A_RECORD = 16
+"""So many rows of a proof or a listing count as one record, or as one row that is answered."""
 ROWS_A_SECOND_MAX = 20_000
-"""Cursors, paths and listed rows of all peers that are answered; of one peer at most half."""
+"""Cursors, paths, records and listed rows of all peers that are answered; of one at most half."""
+SCANNED_A_ROW = 256
+"""So many rows that a cursor looks at and passes count as one."""
 ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
 DEBOUNCE_MS = 100
@@ -64,6 +76,10 @@ PROPAGATORS_MAX = 256
 GRANTS_A_PEER_MAX = 4
 GRANTS_MS = 24 * 3_600_000
 """Intervals that one peer may ask for within this time."""
+ASK_AGAIN_MS = 30_000
+"""Between two questions for an interval, until there is one."""
+ASKED_MAX = 10
+"""Rounds of questions; then the node founds a domain with its next write."""
 GRANTS_A_RECEIVER_MAX = 8
 """Parts of one interval that its owner gives to the same node, at any time."""
 CLOCK_DEPTH_MAX = 64
@@ -73,6 +89,8 @@ CLOCK_NODES_JOINED_MAX = 3_072
 CLOCK_BYTES_MAX = 16 * KIB
 CLOCK_BYTES_JOINED_MAX = 12 * KIB
 """As CLOCK_NODES_JOINED_MAX, in bytes. The rest is room for own counters."""
+CHAIN_BYTES_MAX = 64 * KIB
+"""Of a chain of grants; a larger value at its path is not fetched."""
 INTERVAL_NODES_MAX = 256
 """`cut_grant` leaves no giver more than about 130; own counters take 3.4 KiB at most."""
 COUNTER_END = 2**53

@@ -6,8 +6,8 @@ them before they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid
@@ -50,13 +50,13 @@ class SentHead:
     prefix: str
     raw: bytes
     proof: Proof
-    before: dict[str, int]
+    before: dict[str, bytes]
 
     @property
     def size_bytes(self) -> int:
         """About how much of an answer this takes."""
         beside = sum(len(name) + 40 for _, parts in self.proof for name, _ in parts)
-        return len(self.raw) + beside + sum(len(path) + 12 for path in self.before)
+        return len(self.raw) + beside + sum(len(path) + 40 for path in self.before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +108,25 @@ def sent_head(owner: bytes, prefix: str, shown: Shown) -> SentHead:
     return SentHead(owner, prefix, shown.head, shown.proof, shown.before)
 
 
-def _rows(rows: dict[str, int] | Sequence[tuple[str, int]]) -> Value:
-    items = rows.items() if isinstance(rows, dict) else rows
-    return [[path, sequence] for path, sequence in items]
+def _rows(rows: Iterable[tuple[str, bytes]]) -> Value:
+    return [[path, record] for path, record in rows]
 
 
-def _read_rows(value: Value) -> list[tuple[str, int]]:
+def _read_rows(value: Value) -> list[tuple[str, bytes]]:
     if not isinstance(value, list) or len(value) > RECORDS_MAX:
         raise RecordInvalid(f"not a list of at most {RECORDS_MAX} paths")
     rows = []
     for row in value:
         match row:
-            case [str(path), int(sequence)] if _count(sequence):
-                rows.append((check_path(path), sequence))
+            case [str(path), bytes(record)] if len(record) == 32:
+                rows.append((check_path(path), record))
             case _:
-                raise RecordInvalid("not a path with its sequence")
+                raise RecordInvalid("not a path with the id of its record")
     return rows
 
 
 def _head_value(head: SentHead) -> list[Value]:
-    return [head.owner, head.prefix, head.raw, levels_of(head.proof), _rows(head.before)]
+    return [head.owner, head.prefix, head.raw, levels_of(head.proof), _rows(head.before.items())]
 
 
 def _read_head(value: Value) -> SentHead:
@@ -171,12 +170,12 @@ def read_answer(raw: bytes) -> Answer:
     raise RecordInvalid("not an answer of a replica")
 
 
-def listing_bytes(head: SentHead, rows: Sequence[tuple[str, int]]) -> bytes:
-    """Return the bytes of a listing."""
-    return encode([_head_value(head), _rows(rows)])
+def listing_bytes(head: SentHead, rows: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return the bytes of a listing; what changed since its head is in the rows, too."""
+    return encode([_head_value(replace(head, before={})), _rows(rows)])
 
 
-def read_listing(raw: bytes) -> tuple[SentHead, list[tuple[str, int]]]:
+def read_listing(raw: bytes) -> tuple[SentHead, list[tuple[str, bytes]]]:
     """Return the head and the rows of a listing.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import ArgumentInvalid, RecordInvalid
 from xsc.base.ids import to_text
 from xsc.space.limits import PART_BYTES_MAX, PATH_BYTES_MAX, PATH_PARTS_MAX
@@ -28,6 +29,11 @@ def fault_of(path: str) -> str | None:
             " and is not . or .."
         )
     return None
+
+
+def is_part(text: str) -> bool:
+    """Say whether a text is one part of a path."""
+    return _PART.fullmatch(text) is not None
 
 
 def check_path(path: str) -> str:
@@ -63,6 +69,12 @@ def is_under(path: str, prefix: str) -> bool:
     return not prefix or path == prefix or path.startswith(prefix + "/")
 
 
+def prefixes_of(path: str) -> list[str]:
+    """Return every prefix that a path is under, from the empty one to the path itself."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts) + 1)]
+
+
 def matches(path: str, pattern: str) -> bool:
     """Say whether a path is one of a pattern's, in which `*` stands for one part."""
     parts, wanted = path.split("/"), pattern.split("/")
@@ -84,8 +96,11 @@ def _made(*parts: str) -> str:
 
 
 def is_reserved(path: str) -> bool:
-    """Return whether XSC alone writes at a path: its place in causality and what it grants."""
-    return path.split("/", 1)[0] == "causality"
+    """Return whether XSC alone writes at a path, on behalf of the node."""
+    paths = UserSpacePaths
+    own = (paths.ADDRESS, paths.MEMBERS, paths.REGISTRY, paths.ACTIVE, paths.ALLOCATION_STATE)
+    tops = ("causality", "compute", "market", "subscriptions")
+    return any(is_under(path, prefix) for prefix in (*tops, *own))
 
 
 class UserSpacePaths:
@@ -95,16 +110,23 @@ class UserSpacePaths:
     RECOGNITION = "allocation/recognition"
     COMMITMENT = "allocation/commitment"
     ALLOCATION_STATE = "allocation/state"
+    CLEARINGS = "market/clearings"
+    PROGRAMS = "programs"
+    SERVICES = "programs/services"
     NODES = "nodes"
     ADDRESS = "nodes/address"
+    MEMBERS = "nodes/members"
     PROPAGATORS = "nodes/propagators"
+    PROVENANCE = "compute/provenance"
     INTERVAL = "causality/interval"
     GRANTS = "causality/grants"
+    REGISTRY = "programs/registry"
+    ACTIVE = "programs/active"
 
     @staticmethod
-    def member(node: bytes) -> str:
-        """Return where a node introduces a peer of its circle."""
-        return _made("nodes", "members", to_text(node))
+    def member(number: int) -> str:
+        """Return where a node introduces one peer of its circle, by a number from 0 on."""
+        return _made("nodes", "members", str(number))
 
     @staticmethod
     def grant(number: int) -> str:
@@ -122,9 +144,19 @@ class UserSpacePaths:
         return _made("programs", "registry", to_text(program))
 
     @staticmethod
+    def service(name: str) -> str:
+        """Return where an owner lists a service of its own."""
+        return _made("programs", "services", name)
+
+    @staticmethod
     def active_program(program: bytes) -> str:
         """Return where a program is marked as active."""
         return _made("programs", "active", to_text(program))
+
+    @staticmethod
+    def kept(program: bytes) -> str:
+        """Return below which path a program keeps what it needs from frame to frame."""
+        return _made("compute", to_text(program))
 
     @staticmethod
     def variable(program: bytes, name: str) -> str:
@@ -137,14 +169,20 @@ class UserSpacePaths:
         return _made("compute", to_text(program), "results", computation)
 
     @staticmethod
-    def output(program: bytes, name: str) -> str:
-        """Return where an output of a program is."""
-        return _made("compute", to_text(program), "outputs", name)
-
-    @staticmethod
     def provenance(program: bytes, event: bytes) -> str:
         """Return where the provenance of one result is."""
         return _made("compute", "provenance", to_text(program), to_text(event))
+
+    @staticmethod
+    def writer(path: str) -> str:
+        """Return where the hash of the program is that publishes at a path."""
+        digest = tagged_sha256("program_writer", path.encode())
+        return _made("compute", "provenance", to_text(digest))
+
+    @staticmethod
+    def program_provenance(program: bytes) -> str:
+        """Return the prefix of the provenance of all results of a program."""
+        return _made("compute", "provenance", to_text(program))
 
     @staticmethod
     def local_subscription(path: str) -> str:
@@ -157,11 +195,6 @@ class UserSpacePaths:
         return _made("subscriptions", "peers", to_text(owner), path)
 
     @staticmethod
-    def market(kind: str, identifier: bytes) -> str:
-        """Return where one of the `offers`, `needs` or `clearings` of the market is."""
-        return _made("market", kind, to_text(identifier))
-
-    @staticmethod
-    def object(name: bytes) -> str:
-        """Return where an object is listed under its encrypted name."""
-        return _made("objects", to_text(name))
+    def clearing(record_id: bytes) -> str:
+        """Return where a provider keeps the record of one clearing."""
+        return _made("market", "clearings", to_text(record_id))

@@ -19,7 +19,7 @@ from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, TooLarg
 from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space.itc import Stamp, read_event
-from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX
+from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import check_path
 
 RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
@@ -65,6 +65,20 @@ class SpaceHead(Record):
     sequence: Count
     written_ms: Count
     root: Id32 | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record with its value."""
+
+    signed: Signed[SpaceRecord]
+    value: bytes | None
+    """None where the record is a tombstone, or the value was not loaded."""
+
+    def without_large(self) -> Entry:
+        """Return the entry without a value that does not travel beside its record."""
+        large = self.value is not None and len(self.value) > VALUE_INLINE_BYTES_MAX
+        return Entry(self.signed, None) if large else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,10 @@ from xsc.space.limits import (
     WATCHES_MAX,
 )
 from xsc.space.paths import fault_of, is_under, matches
-from xsc.space.record import Change, SpaceRecord
-from xsc.space.store import Entry, SpaceStore, Stats, Taken
-
-Check = Callable[[bytes], None]
-"""Raises RecordInvalid for a value that is not of a schema."""
+from xsc.space.port import Check
+from xsc.space.record import Change, Entry, SpaceRecord
+from xsc.space.store import SpaceStore, Stats, Taken
+from xsc.space.table import Repair
 
 
 class Watch:
@@ -75,6 +74,7 @@ class SpaceService:
         self._schemas: dict[str, Check] = {}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
+        store.on_written(self._tell_all)
 
     @property
     def owner(self) -> bytes:
@@ -95,11 +95,15 @@ class SpaceService:
             raise ArgumentInvalid(f"no further schema can be registered for '{pattern}'")
         self._schemas[pattern] = check
 
-    def _check(self, path: str, value: bytes | None) -> None:
+    def has_schema(self, path: str) -> bool:
+        """Say whether values at a path are checked, and so needed to store their records."""
+        return any(matches(path, pattern) for pattern in self._schemas)
+
+    def _check(self, owner: bytes, path: str, value: bytes | None) -> None:
         if value is not None:
             for pattern, check in self._schemas.items():
                 if matches(path, pattern):
-                    check(value)
+                    check(owner, value)
 
     # Own values
 
@@ -112,7 +116,20 @@ class SpaceService:
         """
         self._check_put(path, value)
         self._soon.pop(path, None)  # an earlier one that still waits would come after it
-        return (await self._write({path: value}))[path]
+        return (await self.write({path: value}))[path]
+
+    async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
+        """Write several values, all or none, and return their sequences; None deletes.
+
+        Raises:
+            ArgumentInvalid, SpaceExhausted: as `put`.
+            NotFound: nothing is at a path that is to be deleted.
+        """
+        for path, value in values.items():
+            self._check_put(path, value)
+        for path in values:
+            self._soon.pop(path, None)
+        return await self.write(values)
 
     async def put_soon(self, path: str, value: bytes) -> None:
         """Write a value within DEBOUNCE_MS, with others; of several at one path the last.
@@ -129,19 +146,22 @@ class SpaceService:
     async def _write_soon(self) -> dict[str, int]:
         await self._clock.sleep_ms(DEBOUNCE_MS)
         values, self._soon, self._flush = self._soon, {}, None
-        return await self._write(values) if values else {}
+        return await self.write(values) if values else {}
 
     @staticmethod
     def _check_size(path: str, value: bytes) -> None:
         if fault := fault_of(path):
             raise ArgumentInvalid(f"not a path: {fault}")
         if len(value) > VALUE_BYTES_MAX:
-            raise ArgumentInvalid(f"a value has at most {VALUE_BYTES_MAX} bytes")
+            raise ArgumentInvalid(
+                f"a value has at most {VALUE_BYTES_MAX} bytes",
+                hint="store it with `xsc store put`, and put its capability here",
+            )
 
-    def _check_put(self, path: str, value: bytes) -> None:
-        self._check_size(path, value)
+    def _check_put(self, path: str, value: bytes | None) -> None:
+        self._check_size(path, value or b"")
         try:
-            self._check(path, value)
+            self._check(self.owner, path, value)
         except RecordInvalid as fault:
             raise ArgumentInvalid(f"not a value for '{path}': {fault.message}") from None
 
@@ -153,14 +173,16 @@ class SpaceService:
         """
         self._check_size(path, b"")
         self._soon.pop(path, None)
-        return (await self._write({path: None}))[path]
+        return (await self.write({path: None}))[path]
 
-    async def _write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
-        sequences = await self._store.put(values)
-        for path, sequence in sequences.items():
-            if path in values:
-                self._tell(Change(self._store.owner, path, sequence, values[path]))
-        return sequences
+    async def write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
+        """Write values of XSC's own, all or none; None deletes. Return their sequences.
+
+        Raises:
+            NotFound: nothing is at a path that is to be deleted.
+            SpaceExhausted: a quota would be passed.
+        """
+        return await self._store.put(values)
 
     # Values of any owner
 
@@ -172,30 +194,37 @@ class SpaceService:
         """
         return self._store.get(owner or self._store.owner, path)
 
+    def owners(self) -> list[bytes]:
+        """Return every owner of whom something is stored."""
+        return self._store.owners()
+
     def ls(self, prefix: str, owner: bytes | None = None) -> list[SpaceRecord]:
         """Return the live records under a prefix."""
         return self._store.ls(owner or self._store.owner, prefix)
 
     async def take(
-        self, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+        self,
+        owner: bytes,
+        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
+        listed: Repair | None = None,
     ) -> Taken:
         """Adopt verified records of another owner and tell watchers; none is published again."""
         good: list[tuple[Signed[SpaceRecord], bytes | None]] = []
         refused: list[XscError] = []
         for signed, value in offered:
             try:
-                self._check(signed.record.path, value)
+                self._check(owner, signed.record.path, value)
             except XscError as fault:
                 refused.append(fault)
             else:
                 good.append((signed, value))
-        taken = await self._store.take(owner, good)
+        taken = await self._store.take(owner, good, listed)
         told = set(taken.paths)
         for signed, value in good:
             record = signed.record
             if record.path in told:
                 loaded = value is not None or record.digest is None
-                self._tell(Change(owner, record.path, record.sequence, value, loaded))
+                self.tell(Change(owner, record.path, record.sequence, value, loaded))
         return Taken(taken.paths, refused + taken.refused)
 
     # Watching
@@ -233,7 +262,12 @@ class SpaceService:
         """Let `compact` ask for the least cursor of the known subscribers of each owner."""
         self._least_cursors = least
 
-    def _tell(self, change: Change) -> None:
+    def _tell_all(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self.tell(change)
+
+    def tell(self, change: Change) -> None:
+        """Tell watchers of a change that is stored."""
         for told in self._told:
             told(change)
         for watch in self._watches:

@@ -7,12 +7,13 @@ used twice after a kill. Values are stored by path and replaced with their recor
 
 Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
 version; `p` owner prefix: a proven head; `e` owner sequence: two records of one sequence;
-`c`: the own clock; `f`: an own sequence that peers have shown.
+`h` owner: what its chains have proven; `i`: who invited this node; `c`: the own clock;
+`f`: the own sequence and the own head that peers have shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,18 +37,28 @@ from xsc.space.domain import (
     published_chain,
     read_holdings,
 )
-from xsc.space.itc import Clock, Event, event_bytes, read_event
+from xsc.space.itc import (
+    Clock,
+    Event,
+    event_bytes,
+    interval_bytes,
+    read_event,
+    read_interval,
+)
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
     EVIDENCE_MAX,
     GRANTS_A_RECEIVER_MAX,
+    PROOF_ROWS_A_RECORD,
+    SCANNED_A_ROW,
     VALUE_BYTES_MAX,
-    VALUE_INLINE_BYTES_MAX,
 )
 from xsc.space.paths import UserSpacePaths, is_under
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
     RECORD_ENVELOPE_BYTES_MAX,
+    Change,
+    Entry,
     SpaceHead,
     SpaceRecord,
     check_value,
@@ -57,21 +68,26 @@ from xsc.space.table import (
     OwnerTable,
     Plan,
     Proven,
+    Repair,
     Row,
     Shown,
     conflict,
     old_versions,
     owner_bytes_max,
 )
-from xsc.space.tree import Proof, levels_of, read_levels
+from xsc.space.tree import Proof, levels_of, read_levels, records_beside
 
-META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
-CLOCK, FLOOR = b"c", b"f"
-KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE))
+META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD = b"m", b"v", b"a", b"p", b"e", b"h"
+CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
+KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 PROVEN_BYTES_MAX = 64 * MIB
 OWNER_BYTES = 32
+SOURCES_KEPT = 16
+"""Intervals that an owner had before the one it has."""
+READ_KEPT = 32
+"""Records that were read last: what is new is told to every follower."""
 
 
 class KeptClock(Record):
@@ -85,20 +101,6 @@ class KeptClock(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A record with its value."""
-
-    signed: Signed[SpaceRecord]
-    value: bytes | None
-    """None where the record is a tombstone, or the value was not loaded."""
-
-    def without_large(self) -> Entry:
-        """Return the entry without a value that does not travel beside its record."""
-        large = self.value is not None and len(self.value) > VALUE_INLINE_BYTES_MAX
-        return Entry(self.signed, None) if large else self
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """What a cursor is sent."""
 
@@ -106,6 +108,8 @@ class Page:
     shown: Shown | None
     more: bool
     """Whether there are further records than these."""
+    rows: int = 0
+    """How much work that was, as rows that are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,31 @@ class _Batch:
         self.changes[key] = value
 
 
+def _holding_row(held: Holding) -> Value:
+    first, kept = interval_bytes(held.first), interval_bytes(held.kept)
+    return [held.domain, held.node, held.source, first, kept, held.granted]
+
+
+def _list_of(value: Value, size: int | None = None) -> list[Value]:
+    if not isinstance(value, list) or len(value) != (len(value) if size is None else size):
+        raise RecordInvalid("not a list of that size")
+    return value
+
+
+def _holding_from(row: Value) -> Holding:
+    match row:
+        case [
+            bytes(domain),
+            bytes(node),
+            bytes(source),
+            bytes(first),
+            bytes(kept),
+            int(granted),
+        ]:
+            return Holding(domain, node, source, read_interval(first), read_interval(kept), granted)
+    raise RecordInvalid("not what a chain has proven")
+
+
 def _numbered(prefix: bytes, sequence: int) -> bytes:
     return prefix + sequence.to_bytes(8, "big")
 
@@ -168,14 +197,22 @@ class SpaceStore:
         self._keep_ms = keep_ms
         self._tables: dict[bytes, OwnerTable] = {}
         self._turns: Turns[bytes] = Turns()
+        self._read: dict[bytes, Signed[SpaceRecord]] = {}
+        """By its bytes, each of the last READ_KEPT records that were read."""
         self._chains: dict[bytes, tuple[bytes | None, list[Holding]]] = {}
-        """The hash of each owner's chain, and what it proves of all givers in it."""
+        """The hash of each owner's last chain, and what its chains have proven: first what it had
+        and gave away before, then the givers in the last one, then what it has."""
         self._clock: Clock | None = None
         self._chain: list[bytes] = []
         self._holding: Holding | None = None
+        self._told: Callable[[Sequence[Change]], None] = lambda _: None
+        self._inviter = db.get(INVITER)
+        self._read_chains()
         self._read_clock()
-        floor = db.get(FLOOR)
-        self._floor = 0 if floor is None else int.from_bytes(floor, "big")
+        floor = db.get(FLOOR) or bytes(16)
+        self._floor = int.from_bytes(floor[:8], "big")
+        self._shown = int.from_bytes(floor[8:], "big")
+        """The sequence of the newest own head that peers have shown in a recovery."""
 
     @property
     def owner(self) -> bytes:
@@ -208,8 +245,11 @@ class SpaceStore:
 
     def _parsed(self, owner: bytes, raw: bytes) -> Signed[SpaceRecord]:
         """Return a record that was verified before it was stored."""
+        known = self._read.get(raw)
+        if known is not None and known.author == owner:
+            return known
         try:
-            return read_claimed(
+            signed = read_claimed(
                 raw,
                 SpaceRecord,
                 network=self._network,
@@ -218,6 +258,10 @@ class SpaceStore:
             )
         except XscError as fault:
             raise StoreDamaged(f"a record of the space is damaged: {fault.message}") from None
+        if len(self._read) >= READ_KEPT:
+            del self._read[next(iter(self._read))]
+        self._read[raw] = signed
+        return signed
 
     def ls(self, owner: bytes, prefix: str) -> list[SpaceRecord]:
         """Return the live records under a prefix, in the order of paths."""
@@ -245,9 +289,18 @@ class SpaceStore:
         return found
 
     async def page(
-        self, owner: bytes, prefix: str, after: int, *, count: int, size_bytes: int
+        self,
+        owner: bytes,
+        prefix: str,
+        after: int,
+        *,
+        count: int,
+        size_bytes: int,
+        head: tuple[int, int] = (-1, 0),
     ) -> Page:
         """Return the records under a prefix above a sequence, in order, and the proven head.
+
+        It is None unless it is newer than `head`, a sequence and date.
 
         Small values are beside their records. There is at least one record, where there is any,
         and otherwise no more than `count` and `size_bytes`.
@@ -264,7 +317,15 @@ class SpaceStore:
                 if entries and size_bytes < 0:
                     break
                 entries.append(entry)
-            return Page(entries, table.show(prefix), more=len(paths) > len(entries))
+            more = len(paths) > len(entries)
+            shown = table.show(prefix, head)
+            proof_rows = 0 if shown is None else records_beside(shown.proof) + len(shown.before)
+            rows = (
+                len(entries)
+                + table.passed(prefix, after) // SCANNED_A_ROW
+                + proof_rows // PROOF_ROWS_A_RECORD
+            )
+            return Page(entries, shown, more=more, rows=rows)
 
     # Tables
 
@@ -320,8 +381,13 @@ class SpaceStore:
         signed: Signed[SpaceRecord],
         value: bytes | None,
         plan: Plan,
+        *,
+        again: bool = False,
     ) -> None:
-        """Take over what a plan says into a batch and into the rows."""
+        """Take over what a plan says into a batch and into the rows.
+
+        What is written `again` has the value that is stored, and replaces no other version.
+        """
         owner, record = signed.author, signed.record
         key = owner + record.path.encode()
         if plan.evidence is not None:
@@ -330,14 +396,16 @@ class SpaceStore:
             self._drop(batch, owner, table, plan.drop)
         if not plan.put:
             return
-        if plan.archive and (self._keep_versions or self._keep_ms):
+        keeps = owner == self.owner and (self._keep_versions or self._keep_ms)
+        if plan.archive and not again and keeps:  # how many others replace has no bound
             old = self._entry(batch, owner, record.path)
             assert old is not None, "what is replaced is there"
             kept: list[Value] = [self._time.now_ms(), old.signed.raw, old.value]
             at = _numbered(ARCHIVE + key + b"\0", old.signed.record.sequence)
             batch.set(at, encode(kept))
         batch.set(META + key, signed.raw)
-        batch.set(VALUE + key, value)
+        if not again:
+            batch.set(VALUE + key, value)
         table.put(record.path, Row.of(signed))
 
     def _keep_evidence(self, batch: _Batch, signed: Signed[SpaceRecord], path: str) -> None:
@@ -376,11 +444,15 @@ class SpaceStore:
     # What others wrote
 
     async def take(
-        self, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+        self,
+        owner: bytes,
+        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
+        listed: Repair | None = None,
     ) -> Taken:
         """Store records of another owner that were verified, with values where they came along.
 
-        One that is refused keeps no other from being stored.
+        One that is refused keeps no other from being stored. What was `listed` replaces also what
+        it does not outrank.
         """
         assert owner != self.owner, "nobody else writes here"
         paths: list[str] = []
@@ -396,7 +468,7 @@ class SpaceStore:
                     if value is not None:
                         check_value(signed.record, value)
                     bytes_max = owner_bytes_max(table.size_bytes, others_bytes + table.size_bytes)
-                    plan = table.plan(signed, bytes_max=bytes_max)
+                    plan = table.plan(signed, listed=listed, bytes_max=bytes_max)
                 except XscError as fault:
                     refused.append(fault)
                     continue
@@ -405,10 +477,13 @@ class SpaceStore:
                     paths.append(signed.record.path)
                     if newest is None or newest.sequence < signed.record.sequence:
                         newest = signed.record
+            if UserSpacePaths.INTERVAL in paths:
+                self._read_chain_of(batch, owner)
             if batch.changes:
+                self._tables[owner] = table  # of an owner of whom nothing was here before, too
                 await self._commit(owner, batch)
             if newest is not None:
-                self._adopt(owner, newest, moved=UserSpacePaths.INTERVAL in paths)
+                self._adopt(owner, newest)
         return Taken(paths, refused)
 
     async def keep_value(self, owner: bytes, path: str, value: bytes) -> None:
@@ -422,7 +497,11 @@ class SpaceStore:
             if entry is None:
                 raise RecordInvalid(f"no record is at '{path}'")
             check_value(entry.signed.record, value)
-            await self._commits.commit([(VALUE + owner + path.encode(), value)])
+            batch = _Batch(self._db)
+            batch.set(VALUE + owner + path.encode(), value)
+            if path == UserSpacePaths.INTERVAL and owner != self.owner:
+                self._read_chain_of(batch, owner)
+            await self._commit(owner, batch)
 
     async def prove(
         self,
@@ -430,7 +509,7 @@ class SpaceStore:
         prefix: str,
         head: Signed[SpaceHead],
         proof: Proof,
-        before: Mapping[str, int],
+        before: Mapping[str, bytes],
     ) -> bool:
         """Say whether a head proves what is stored under a prefix, and keep it if so.
 
@@ -451,10 +530,11 @@ class SpaceStore:
             await self._commit(owner, batch)
             return True
 
-    async def newest_head(self, owner: bytes) -> Signed[SpaceHead] | None:
-        """Return the newest head of an owner that was proven here for any prefix."""
+    async def newest_head(self, owner: bytes) -> tuple[Signed[SpaceHead] | None, list[str]]:
+        """Return the newest proven head of an owner, and the prefixes that can be listed."""
         async with self._turns.of(owner):
-            return (await self._table(owner)).newest_head()
+            table = await self._table(owner)
+            return table.newest_head(), table.shown_prefixes()
 
     async def cursor(self, owner: bytes, prefix: str) -> int:
         """Return the sequence of the head that is proven under a prefix; 0 without one."""
@@ -462,8 +542,8 @@ class SpaceStore:
             proven = (await self._table(owner)).proven.get(prefix)
             return 0 if proven is None else proven.head.record.sequence
 
-    async def listing(self, owner: bytes, prefix: str) -> tuple[Shown, list[tuple[str, int]]]:
-        """Return the live paths under a prefix with their sequences, and the head that proves them.
+    async def listing(self, owner: bytes, prefix: str) -> tuple[Shown, list[tuple[str, bytes]]]:
+        """Return the live paths under a prefix, their records' ids, and the head that proves them.
 
         Raises:
             NotFound: no head is proven here for all of it.
@@ -481,9 +561,9 @@ class SpaceStore:
         prefix: str,
         head: Signed[SpaceHead],
         proof: Proof,
-        listed: Iterable[tuple[str, int]],
-    ) -> list[str]:
-        """Delete what a listing proves to be deleted, and return the paths to fetch.
+        listed: Iterable[tuple[str, bytes]],
+    ) -> Repair:
+        """Delete what a listing proves to be deleted; return that, and what to fetch.
 
         Raises:
             RecordInvalid: the listing does not match the head.
@@ -495,7 +575,7 @@ class SpaceStore:
             for path in repair.drop:
                 self._drop(batch, owner, table, path)
             await self._commit(owner, batch)
-            return repair.fetch
+            return repair
 
     async def evict(self, owner: bytes, prefixes: Mapping[str, int | None]) -> None:
         """Delete what no subscription covers any more, and the cursors over it.
@@ -514,9 +594,16 @@ class SpaceStore:
                     batch.set(PROVEN + owner + held.encode(), None)
             for path in paths:
                 self._drop(batch, owner, table, path)
+            if UserSpacePaths.INTERVAL in paths:
+                self._chains.pop(owner, None)
+                batch.set(HELD + owner, None)
             await self._commit(owner, batch)
 
     # What this node writes
+
+    def on_written(self, told: Callable[[Sequence[Change]], None]) -> None:
+        """Call a function with own records once they are on the disk, also with what is granted."""
+        self._told = told
 
     async def put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write own values, all or none, and return their sequences; None deletes.
@@ -561,19 +648,42 @@ class SpaceStore:
                     size_bytes=len(value or b""),
                 )
             )
+        for path in self._unproven(table):
+            if path not in values:
+                sequence += 1
+                clock = clock.tick()
+                held = self._entry(self._db, self.owner, path)
+                assert held is not None, "a row has its record"
+                place = {"domain": clock.domain, "stamp": event_bytes(clock.event)}
+                records.append(
+                    held.signed.record.model_copy(update={"sequence": sequence, **place})
+                )
         self._clock = clock
         batch = _Batch(self._db)
         try:
             for start in range(0, len(records), JOINT_RECORDS_MAX):
                 group = records[start : start + JOINT_RECORDS_MAX]
                 for signed in sign_jointly(group, self._key, self._network):
-                    value = values[signed.record.path]
-                    self._stage(batch, table, signed, value, table.plan(signed))
+                    path, plan = signed.record.path, table.plan(signed)
+                    value, again = values.get(path), path not in values
+                    self._stage(batch, table, signed, value, plan, again=again)
         except XscError:
             self._tables.pop(self.owner, None)
             raise
         batch.set(CLOCK, self._kept_clock())
         await self._commit(self.owner, batch)
+        self._told(
+            [
+                Change(
+                    self.owner,
+                    record.path,
+                    record.sequence,
+                    values.get(record.path),
+                    record.path in values,
+                )
+                for record in records
+            ]
+        )
         return {record.path: record.sequence for record in records}
 
     def _last(self, table: OwnerTable) -> int:
@@ -581,13 +691,34 @@ class SpaceStore:
         proven = table.proven.get("")
         return max(table.last, proven.head.record.sequence if proven else 0, self._floor)
 
+    def _unproven(self, table: OwnerTable) -> list[str]:
+        """Return live own paths that were taken back, and are not what the newest head says.
+
+        They are written again: a subscriber that has a newer head may hold them to be deleted.
+        What is above the newest head that was shown stays as it is.
+        """
+        proven = table.proven.get("")
+        if self._floor <= (proven.head.record.sequence if proven else 0):
+            return []  # an own head was signed since
+        return [
+            path
+            for path, row in table.rows.items()
+            if not row.deleted
+            and row.sequence <= self._shown
+            and table.proven_sequence(path) < self._shown
+        ]
+
     async def recover(
-        self, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]], sequence: int
+        self,
+        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
+        sequence: int,
+        head: int = 0,
+        listed: Repair | None = None,
     ) -> None:
         """Take own records back that peers have shown, and leave the own interval.
 
-        The next own sequence is above all of them, and above `sequence`, which a peer has shown
-        in an own head.
+        The next own sequence is above all of them, and above `sequence`, which a peer has shown.
+        `head` is that of an own head. Records are taken as a replica takes those of others.
         """
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
@@ -596,15 +727,18 @@ class SpaceStore:
                 for signed, value in offered:
                     if value is not None:
                         check_value(signed.record, value)
-                    plan = table.plan(signed, recovering=True)
+                    plan = table.plan(signed, listed=listed)
                     self._stage(batch, table, signed, value, plan)
             except XscError:
                 self._tables.pop(self.owner, None)
                 raise
             # A head that is signed now may lack records: it must not have the sequence of another.
-            self._floor = max(self._last(table), sequence) + 1
+            own = table.proven.get("")
+            signed_last = own.head.record.sequence if own else 0
+            self._floor = max(self._floor, 1 + max(table.last, signed_last, sequence, head))
+            self._shown = max(self._shown, head)
             self._clock, self._holding, self._chain = None, None, []
-            batch.set(FLOOR, self._floor.to_bytes(8, "big"))
+            batch.set(FLOOR, self._floor.to_bytes(8, "big") + self._shown.to_bytes(8, "big"))
             batch.set(CLOCK, None)
             await self._commit(self.owner, batch)
 
@@ -612,15 +746,20 @@ class SpaceStore:
         """Sign what is live in the own space now, and keep that."""
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
+            if self._unproven(table):
+                await self._put(table, {})
             record = SpaceHead(
                 sequence=self._last(table),
                 written_ms=self._time.now_ms(),
                 root=table.tree.digest(),
             )
             head = sign(record, self._key, self._network)
+            batch = _Batch(self._db)
+            for prefix in [prefix for prefix in table.proven if prefix]:
+                del table.proven[prefix]  # peers have shown it in a recovery
+                batch.set(PROVEN + self.owner + prefix.encode(), None)
             proven = table.prove("", head, (), {})
             assert proven, "an own head is of the own table"
-            batch = _Batch(self._db)
             batch.set(PROVEN + self.owner, encode([head.raw, []]))
             await self._commit(self.owner, batch)
             return head
@@ -657,38 +796,51 @@ class SpaceStore:
             event=event_bytes(self._clock.event),
         ).to_bytes()
 
-    def _adopt(self, owner: bytes, newest: SpaceRecord, *, moved: bool) -> None:
+    def _adopt(self, owner: bytes, newest: SpaceRecord) -> None:
         """Take over into the own clock what the newest record of an author says of its interval."""
-        if moved or owner not in self._chains:
-            self._read_chain_of(owner)
         if self._clock is None or newest.domain != self._clock.domain:
             return
         holding = self._holding_of(owner)
         if holding is not None and holding.domain == newest.domain:
             self._clock = self._clock.adopt(holding.kept, newest.causality)
 
-    def _read_chain_of(self, owner: bytes) -> None:
-        """Read what the chain of an owner proves, unless it is the one read before."""
-        entry = self._entry(self._db, owner, UserSpacePaths.INTERVAL)
-        digest = None if entry is None else entry.signed.record.digest
-        before, holdings = self._chains.get(owner, (None, []))
-        if entry is None or entry.value is None:
-            self._chains[owner] = None, holdings
-        elif digest != before:
+    def _read_chains(self) -> None:
+        """Read what the chains of all owners have proven, as it was kept."""
+        for key, raw in self._scan(HELD):
             try:
-                chain = published_chain(entry.value)
-                read = read_holdings(chain, owner, network=self._network)
-            except XscError:
-                read = []  # a false chain proves nothing, and its author loses by it alone
-            last = holdings[-1:]
-            earlier = read and last and read[-1].source == last[0].source
-            if not (earlier and read[-1].granted < last[0].granted):
-                holdings = read
-            self._chains[owner] = digest, holdings
+                digest, rows = _list_of(decode(raw), 2)
+                holdings = [_holding_from(row) for row in _list_of(rows)]
+            except XscError as fault:
+                raise StoreDamaged(f"a chain of the space is damaged: {fault.message}") from None
+            assert digest is None or isinstance(digest, bytes)
+            self._chains[key[1:]] = digest, holdings
+
+    def _read_chain_of(self, batch: _Batch, owner: bytes) -> None:
+        """Read what the chain of an owner proves, unless it is the one read before, and keep that.
+
+        What it had before is kept as well: a chain that ends earlier, or one of before, does not
+        give it back what it has given away.
+        """
+        entry = self._entry(batch, owner, UserSpacePaths.INTERVAL)
+        before, holdings = self._chains.get(owner, (None, []))
+        if entry is None or entry.value is None or entry.signed.record.digest == before:
+            return
+        try:
+            read = read_holdings(published_chain(entry.value), owner, network=self._network)
+        except XscError:
+            return  # a false chain proves nothing, and its author loses by it alone
+        own = {held.source: held for held in holdings if held.node == owner}
+        last = own.pop(read[-1].source, None)
+        if last is not None:
+            own[last.source] = last
+        holdings = [*[*own.values()][-SOURCES_KEPT:], *read]
+        digest = entry.signed.record.digest
+        self._chains[owner] = digest, holdings
+        batch.set(HELD + owner, encode([digest, [_holding_row(held) for held in holdings]]))
 
     def _holding_of(self, owner: bytes) -> Holding | None:
         """Return what an owner has left after the last of its grants in any chain read here."""
-        holdings = self._chains[owner][1]
+        _, holdings = self._chains.get(owner, (None, []))
         if not holdings:
             return None
         source = holdings[-1].source
@@ -734,6 +886,16 @@ class SpaceStore:
             self._clock = Clock(holding.domain, after.kept, self._clock.event)
             await self._put(table, {UserSpacePaths.grant(grant.number): signed.raw})
             return self._chain
+
+    @property
+    def inviter(self) -> bytes | None:
+        """Who is to grant this node its interval; None where nobody is, or it has one."""
+        return None if self._clock is not None else self._inviter
+
+    async def invited_by(self, peer: bytes) -> None:
+        """Note who is to grant this node its interval, until there is one."""
+        self._inviter = peer
+        await self._commits.commit([(INVITER, peer)])
 
     @property
     def has_left(self) -> bool:

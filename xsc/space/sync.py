@@ -9,8 +9,8 @@ docs/design/space.md, S1 to S10.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from xsc.base.clock import Clock
@@ -20,26 +20,32 @@ from xsc.base.errors import (
     NotFound,
     RateLimited,
     RecordInvalid,
+    SpaceExhausted,
     UnavailableError,
     XscError,
 )
 from xsc.base.fields import take_bool, take_bytes, take_str, take_texts
+from xsc.base.ids import short
 from xsc.base.limits import KIB
+from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler, Reply
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
     ASKED_RECORDS_MAX,
+    CHAIN_BYTES_MAX,
     CURSORS_MAX,
     HELD_REQUEST_MS_MAX,
     PAGE_BYTES,
     PAGE_RECORDS,
+    PROOF_ROWS_A_RECORD,
     RECORDS_A_SECOND_MAX,
     RELAYS_MAX,
     RETRY_MS,
     ROW_BYTES,
     ROWS_A_SECOND_MAX,
+    STAMP_BYTES_A_RECORD,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
 )
@@ -56,9 +62,19 @@ from xsc.space.messages import (
     sent_head,
 )
 from xsc.space.pace import Pace
-from xsc.space.paths import is_under
-from xsc.space.record import Change, SpaceHead, SpaceRecord, check_value, open_head, open_record
-from xsc.space.store import Entry, SpaceStore, Taken
+from xsc.space.paths import UserSpacePaths, is_under, prefixes_of
+from xsc.space.record import (
+    Change,
+    Entry,
+    SpaceHead,
+    SpaceRecord,
+    check_value,
+    open_head,
+    open_record,
+)
+from xsc.space.store import SpaceStore, Taken
+from xsc.space.table import Repair
+from xsc.space.tree import records_beside
 
 CURSORS_AT_ONCE = 32
 """Looked at before others have a turn."""
@@ -74,9 +90,18 @@ class Space(Protocol):
     """What subscriptions need of the node's space."""
 
     async def take(
-        self, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+        self,
+        owner: bytes,
+        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
+        listed: Repair | None = None,
     ) -> Taken:
         """Adopt verified records of another owner."""
+
+    def has_schema(self, path: str) -> bool:
+        """Say whether values at a path are checked, and so needed to store their records."""
+
+    def tell(self, change: Change) -> None:
+        """Tell a change that is stored."""
 
     def on_change(self, told: Callable[[Change], None]) -> None:
         """Call a function with every change that is stored from now on."""
@@ -93,6 +118,7 @@ class _Held:
     """A request that waits for news."""
 
     owners: frozenset[bytes]
+    subscriptions: frozenset[Subscription]
     dirty: set[bytes]
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     replaced: bool = False
@@ -129,6 +155,7 @@ class SpaceSync:
         network: bytes,
         *,
         blame: Callable[[bytes, XscError], None],
+        log: Log,
     ) -> None:
         self._space = space
         self._store = store
@@ -136,6 +163,9 @@ class SpaceSync:
         self._clock = clock
         self._network = network
         self._blame = blame
+        self._log = log
+        self._full: set[bytes] = set()
+        """Owners for whose records there was no room, which is logged once."""
         self._held: dict[bytes, _Held] = {}
         self._asking = Pace(ROWS_A_SECOND_MAX)
         self._telling = Pace(RECORDS_A_SECOND_MAX)
@@ -145,10 +175,14 @@ class SpaceSync:
         self._places: dict[tuple[bytes, Subscription], _Place] = {}
         self._followed: dict[bytes, bool] = {}
         """Peers, and whether each answered last."""
+        self._faults: dict[bytes, str] = {}
+        """Of the peers that did not answer last, as the log has it."""
         self._ended_ms: dict[Subscription, int] = {}
         self._begun_ms = clock.now_ms()
         self._failed: dict[Subscription, set[bytes]] = {}
         self._plan = asyncio.Event()
+        self._sources: dict[bytes, list[Subscription]] | None = None
+        """What each peer is asked for; None where it is to be worked out again."""
         self._ended = False
         self._checked: dict[bytes, Signed[SpaceHead]] = {}
         """The last head of each owner whose signature held."""
@@ -157,7 +191,9 @@ class SpaceSync:
         self.received_bytes = 0
         self.seen_ms: dict[bytes, int] = {}
         """Date of the newest head of each owner: its sign of life."""
-        space.on_change(lambda change: self._news(change.owner))
+        self._told: dict[bytes, bytes] = {}
+        """The own record of `nodes/address` that each peer has answered."""
+        space.on_change(self._changed)
         space.on_head(lambda: self._news(store.owner))
         space.ask_cursors(self.least_cursors)
 
@@ -183,9 +219,16 @@ class SpaceSync:
 
     # Answering peers
 
-    def _news(self, owner: bytes) -> None:
+    def _changed(self, change: Change) -> None:
+        self._news(change.owner, change.path)
+        if change.owner == self._store.owner and change.path == UserSpacePaths.ADDRESS:
+            self._plan_again()  # the next requests carry it
+
+    def _news(self, owner: bytes, path: str | None = None) -> None:
+        """Wake who asked for a path, or where there is none, for anything of the owner."""
+        above = None if path is None else [(owner, prefix) for prefix in prefixes_of(path)]
         for held in self._held.values():
-            if owner in held.owners:
+            if owner in held.owners and (above is None or not held.subscriptions.isdisjoint(above)):
                 held.dirty.add(owner)
                 held.woken.set()
 
@@ -200,16 +243,24 @@ class SpaceSync:
     ) -> Answered:
         del parts
         cursors = read_cursors(header.get("cursors"))
+        if "record" in header:
+            await self._take_address(caller, take_bytes(header, "record"), header)
         if not take_bool(header, "wait"):
             await self._count(caller, 1 + len(cursors))
-            return {}, [answer_bytes(await self._news_for(cursors))]
+            return {}, [answer_bytes(await self._news_for(caller, cursors, lambda: False))]
         self._cursors[caller] = cursors
         if (earlier := self._held.get(caller)) is not None:
             earlier.replaced = True
             earlier.woken.set()
         owners = frozenset(cursor.owner for cursor in cursors)
-        held = self._held[caller] = _Held(owners, {*owners})
+        subscriptions = frozenset((cursor.owner, cursor.prefix) for cursor in cursors)
+        held = self._held[caller] = _Held(owners, subscriptions, {*owners})
         timer = asyncio.create_task(self._clock.sleep_ms(HELD_REQUEST_MS_MAX))
+        timer.add_done_callback(lambda _: held.woken.set())
+
+        def is_over() -> bool:
+            return timer.done() or held.replaced or self._ended
+
         try:
             while True:
                 dirty = set(held.dirty)
@@ -217,19 +268,33 @@ class SpaceSync:
                 held.woken.clear()
                 asked = [at for at in cursors if at.owner in dirty]
                 await self._count(caller, 1 + len(asked))
-                answer = await self._news_for(asked)
-                is_over = timer.done() or held.replaced or self._ended
-                if answer.records or answer.heads or is_over:
+                answer = await self._news_for(caller, asked, is_over)
+                if answer.records or answer.heads or is_over():
                     return {}, [answer_bytes(answer)]
-                waiting = asyncio.create_task(held.woken.wait())
-                try:
-                    await asyncio.wait((waiting, timer), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waiting.cancel()
+                await held.woken.wait()
         finally:
             timer.cancel()
             if self._held.get(caller) is held:
                 del self._held[caller]
+
+    async def _take_address(self, caller: bytes, raw: bytes, header: dict[str, Value]) -> None:
+        """Take the record of `nodes/address` that a caller's request carries.
+
+        Nobody else could say where a node is that has moved: it is the one that calls.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is no such record of the caller.
+        """
+        held = self._address_of(caller)
+        if held is not None and held.signed.raw == raw:
+            return
+        pause_ms = self._telling.take(caller, 0, self._clock.monotonic_ms())
+        if pause_ms:
+            await self._clock.sleep_ms(pause_ms)
+        sent = Sent(caller, raw, take_bytes(header, "value"))
+        _, refused = await self._store_records(caller, [sent], [(caller, UserSpacePaths.ADDRESS)])
+        for _, fault in refused:
+            raise fault
 
     def least_cursors(self) -> dict[bytes, int]:
         """Return up to where all known subscribers of each owner have everything.
@@ -242,13 +307,15 @@ class SpaceSync:
                 least[cursor.owner] = min(cursor.after, least.get(cursor.owner, cursor.after))
         return least
 
-    async def _news_for(self, cursors: Sequence[Cursor]) -> Answer:
+    async def _news_for(
+        self, caller: bytes, cursors: Sequence[Cursor], is_over: Callable[[], bool]
+    ) -> Answer:
         answer = Answer([], [], more=False)
         left, left_bytes = PAGE_RECORDS, PAGE_BYTES
         for number, cursor in enumerate(cursors):
             if number % CURSORS_AT_ONCE == CURSORS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-            if left <= 0 or left_bytes <= 0:
+            if left <= 0 or left_bytes <= 0 or is_over():
                 return Answer(answer.records, answer.heads, more=True)
             page = await self._store.page(
                 cursor.owner,
@@ -256,7 +323,10 @@ class SpaceSync:
                 cursor.after,
                 count=left,
                 size_bytes=left_bytes,
+                head=cursor.head,
             )
+            if page.rows:
+                await self._count(caller, page.rows)
             answer.records.extend(self._sent(cursor.owner, page.entries))
             left -= len(page.entries)
             left_bytes -= sum(
@@ -264,7 +334,7 @@ class SpaceSync:
             )
             if page.more:
                 return Answer(answer.records, answer.heads, more=True)
-            if page.shown is not None and page.shown.at > cursor.head:
+            if page.shown is not None:
                 head = sent_head(cursor.owner, cursor.prefix, page.shown)
                 answer.heads.append(head)
                 left_bytes -= head.size_bytes
@@ -317,10 +387,10 @@ class SpaceSync:
         del parts
         owner = take_bytes(header, "owner", size=32)
         await self._count(caller, 1)
-        head = await self._store.newest_head(owner)
+        head, prefixes = await self._store.newest_head(owner)
         if head is None:
             raise NotFound("no head of that owner is proven here")
-        return {}, [head.raw]
+        return {"prefixes": [*prefixes[:ASKED_RECORDS_MAX]]}, [head.raw]
 
     def end(self) -> None:
         """Answer all held requests now, and hold none any more: the node stops."""
@@ -333,6 +403,10 @@ class SpaceSync:
     def subscriptions(self) -> int:
         """Return how many there are."""
         return len(self._subscribed)
+
+    async def cursors(self) -> list[tuple[bytes, str, int]]:
+        """Return owner, prefix and proven sequence of each subscription."""
+        return [(*at, await self._store.cursor(*at)) for at in sorted(self._subscribed)]
 
     def subscribe(self, owner: bytes, prefix: str) -> None:
         """Follow what an owner has under a prefix, from now on and over restarts of the peer.
@@ -377,23 +451,24 @@ class SpaceSync:
 
     def _plan_again(self) -> None:
         """Let each request that is held be replaced by one for what is wanted now."""
+        self._sources = None
         self._plan.set()
         self._plan = asyncio.Event()
 
     def _wanted(self, peer: bytes) -> list[Subscription]:
-        """Return what a peer is asked for."""
-        wanted = []
-        up = [other for other, answers in self._followed.items() if answers]
-        for subscription in self._subscribed:
-            owner = subscription[0]
-            failed = self._failed.get(subscription, set())
-            if owner in up and owner not in failed:
+        """Return what a peer is asked for, by the plan of now."""
+        if self._sources is None:
+            self._sources = {}
+            up = [other for other, answers in self._followed.items() if answers]
+            for subscription in self._subscribed:
+                owner = subscription[0]
+                failed = self._failed.get(subscription, set())
                 sources = [owner]
-            else:
-                sources = [owner, *relays_of(owner, up, failed)]
-            if peer in sources:
-                wanted.append(subscription)
-        return wanted
+                if not self._followed.get(owner, False) or owner in failed:
+                    sources += relays_of(owner, up, failed)
+                for source in sources:
+                    self._sources.setdefault(source, []).append(subscription)
+        return self._sources.get(peer, [])
 
     async def _cursor(self, peer: bytes, subscription: Subscription) -> Cursor:
         place = self._places.get((peer, subscription))
@@ -429,19 +504,38 @@ class SpaceSync:
                 try:
                     brought = await self._ask(peer, wanted, plan)
                     answers = True
+                    self._note(peer, None)
                 except XscError as fault:
                     answers = brought = False
+                    self._note(peer, fault.code)
+                    self._told.pop(peer, None)
                     if not isinstance(fault, UnavailableError):
-                        self._blame(peer, fault)
+                        self._hold_against(peer, fault)
                 if answers != self._followed[peer]:
                     self._followed[peer] = answers
                     self._plan_again()
+                pause_ms = self._telling.take(peer, 0, self._clock.monotonic_ms())
                 if not answers or not brought:
-                    await self._clock.sleep_ms(RETRY_MS)
+                    pause_ms = max(pause_ms, RETRY_MS)
+                if pause_ms:  # what is overwritten meanwhile is not sent
+                    await self._clock.sleep_ms(pause_ms)
         finally:
             del self._followed[peer]
+            self._faults.pop(peer, None)
             self._cursors.pop(peer, None)
+            self._told.pop(peer, None)
             self._plan_again()
+
+    def _note(self, peer: bytes, code: str | None) -> None:
+        """Log whether a peer answers, where that has changed: it is asked every RETRY_MS."""
+        if self._faults.get(peer) == code:
+            return
+        if code is None:
+            del self._faults[peer]
+            self._log.info("space.followed_again", peer=short(peer))
+        else:
+            self._faults[peer] = code
+            self._log.info("space.not_followed", peer=short(peer), code=code)
 
     async def _ask(self, peer: bytes, wanted: Sequence[Subscription], plan: asyncio.Event) -> bool:
         """Hold one request at a peer, and store what it answers; give up for another plan.
@@ -451,13 +545,15 @@ class SpaceSync:
         """
         asked_ms = self._clock.monotonic_ms()
         cursors = [await self._cursor(peer, subscription) for subscription in wanted]
+        header: dict[str, Value] = {
+            "cursors": [cursor.to_value() for cursor in cursors],
+            "wait": True,
+        }
+        address = self._address_of(self._store.owner)
+        if address is not None and self._told.get(peer) != address.signed.id:
+            header |= {"record": address.signed.raw, "value": address.value}
         asked = asyncio.create_task(
-            self._call(
-                peer,
-                "space.next",
-                {"cursors": [cursor.to_value() for cursor in cursors], "wait": True},
-                timeout_ms=HELD_REQUEST_MS_MAX + RETRY_MS,
-            )
+            self._call(peer, "space.next", header, timeout_ms=HELD_REQUEST_MS_MAX + RETRY_MS)
         )
         changed = asyncio.create_task(plan.wait())
         try:
@@ -468,37 +564,83 @@ class SpaceSync:
         finally:
             asked.cancel()
             changed.cancel()
+        if address is not None:
+            self._told[peer] = address.signed.id
         answer = read_answer(bytes(body_of(reply.parts)))
-        told = len(answer.records) + len(answer.heads)
-        pause_ms = self._telling.take(peer, told, self._clock.monotonic_ms())
         new, refused = await self._store_records(peer, answer.records, wanted)
         for head in answer.heads:
             if (head.owner, head.prefix) not in wanted:
                 raise RecordInvalid("a head that was not asked for")
+            self._spend(peer, 1 + _proof_cost(head))
             try:
                 new += await self._store_head(peer, head)
             except ClockSkewed as fault:
                 if peer == head.owner:
-                    refused.append(fault)
-        _raise_first(refused)
-        brought = new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
-        if pause_ms:  # what is overwritten meanwhile is not sent
-            await self._clock.sleep_ms(pause_ms)
-        return brought
+                    refused.append((head.owner, fault))
+        for owner, refusal in refused:
+            self._hold_against(owner, refusal)
+        return new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+
+    def _spend(self, peer: bytes, records: int) -> None:
+        """Count work that a peer causes here, as records that are verified."""
+        self._telling.take(peer, records, self._clock.monotonic_ms())
+
+    def _hold_against(self, peer: bytes, fault: XscError) -> None:
+        """Blame a peer, unless it is this node that has no room: that is logged once."""
+        if not isinstance(fault, SpaceExhausted):
+            self._blame(peer, fault)
+        elif peer not in self._full:
+            self._full.add(peer)
+            self._log.warning("space.full", peer=short(peer), fault=fault.message)
+
+    def _address_of(self, owner: bytes) -> Entry | None:
+        try:
+            return self._store.get(owner, UserSpacePaths.ADDRESS)
+        except NotFound:
+            return None
+
+    def followed(self, *, answering: bool) -> list[bytes]:
+        """Return the peers that are followed and answered the last time, or did not."""
+        return [peer for peer, answers in self._followed.items() if answers == answering]
+
+    async def seek(self, peer: bytes, owners: Sequence[bytes], path: str) -> None:
+        """Ask a peer what other owners have at a path that is newer than what is here.
+
+        Raises:
+            XscError: the peer does not answer, or answers badly.
+        """
+        cursors = []
+        for owner in owners:
+            try:
+                after = self._store.get(owner, path).signed.record.sequence
+            except NotFound:
+                after = 0
+            cursors.append(Cursor(owner, path, after, (0, 0)).to_value())
+        asked: dict[str, Value] = {"cursors": cursors, "wait": False}
+        reply = await self._call(peer, "space.next", asked)
+        records = read_answer(bytes(body_of(reply.parts))).records
+        _, refused = await self._store_records(peer, records, [(owner, path) for owner in owners])
+        for owner, fault in refused:
+            self._hold_against(owner, fault)
 
     async def _store_records(
-        self, peer: bytes, records: Sequence[Sent], wanted: Sequence[Subscription]
-    ) -> tuple[int, list[XscError]]:
+        self,
+        peer: bytes,
+        records: Sequence[Sent],
+        wanted: Sequence[Subscription],
+        listed: Repair | None = None,
+    ) -> tuple[int, list[tuple[bytes, XscError]]]:
         """Verify and store records, and note how far the peer has told.
 
-        Returns how many are new, and why others were refused. A date too far ahead is held
-        against the owner alone: the clock of a replica that took it may differ.
+        Returns how many are new, and of whom others were refused, and why. That is held against
+        the owner: a replica cannot know the schemas here or the room, nor whether a date is too
+        far ahead by this clock.
 
         Raises:
             XscError: a record is not what an honest replica passes on; none was stored.
         """
         new = 0
-        refused: list[XscError] = []
+        refused: list[tuple[bytes, XscError]] = []
         by_owner: dict[bytes, list[tuple[Signed[SpaceRecord], bytes | None]]] = {}
         verified_bytes = 0
         for sent in records:
@@ -506,22 +648,32 @@ class SpaceSync:
             if verified_bytes >= VERIFIED_BYTES_AT_ONCE:
                 verified_bytes = 0
                 await asyncio.sleep(0)
+            cost = len(sent.raw)
             try:
                 signed = self._opened(sent, sent.owner)
+                cost = len(signed.record.stamp)
             except ClockSkewed as fault:
                 if peer == sent.owner:
-                    refused.append(fault)
+                    refused.append((sent.owner, fault))
                 continue
+            finally:
+                self._spend(peer, 1 + cost // STAMP_BYTES_A_RECORD)
             if not any(
                 owner == sent.owner and is_under(signed.record.path, prefix)
                 for owner, prefix in wanted
             ):
                 raise RecordInvalid("a record that was not asked for")
-            by_owner.setdefault(sent.owner, []).append((signed, sent.value))
+            value = sent.value
+            if signed.record.path == UserSpacePaths.INTERVAL and value is None:
+                value = await self._fetch_chain(peer, sent.owner, signed.record)
+            by_owner.setdefault(sent.owner, []).append((signed, value))
         for owner, offered in by_owner.items():
-            taken = await self._space.take(owner, offered)
-            new += len(taken.paths)
-            refused += taken.refused
+            async for checkable in self._with_values(peer, owner, offered):
+                taken = await self._space.take(owner, checkable, listed)
+                new += len(taken.paths)
+                refused += [(owner, fault) for fault in taken.refused]
+                if taken.paths and not any(isinstance(it, SpaceExhausted) for it in taken.refused):
+                    self._full.discard(owner)
             for subscription in wanted:
                 place = self._places.get((peer, subscription))
                 if subscription[0] == owner and place is not None:
@@ -532,6 +684,24 @@ class SpaceSync:
                     ]
                     place.after = max(place.after, *told) if told else place.after
         return new, refused
+
+    async def _with_values(
+        self, peer: bytes, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
+    ) -> AsyncIterator[Sequence[tuple[Signed[SpaceRecord], bytes | None]]]:
+        """Give the records in parts; those with a large value that is checked come with it."""
+        large = [
+            signed
+            for signed, value in offered
+            if value is None
+            and signed.record.digest is not None
+            and self._space.has_schema(signed.record.path)
+        ]
+        yield [item for item in offered if item[0] not in large]
+        for signed in large:
+            self._spend(peer, signed.record.size_bytes // ROW_BYTES)
+            value = await self._fetch(peer, owner, signed.record)
+            if value is not None:  # else the peer has a newer record by now, and tells of it
+                yield [(signed, value)]
 
     async def _store_head(self, peer: bytes, sent: SentHead) -> bool:
         """Verify a head, let the cursor advance if it is proven, and say whether it is new."""
@@ -545,12 +715,14 @@ class SpaceSync:
             return False
         place.head = at
         is_new = head.record.sequence >= await self._store.cursor(*subscription)
-        if not await self._prove(head, sent) and not await self._repair(peer, sent, at[0]):
+        if not await self._prove(head, sent) and not await self._repair(peer, subscription, at[0]):
             self._failed.setdefault(subscription, set()).add(peer)
+            self._log.info("space.not_proven", peer=short(peer), owner=short(sent.owner))
             place.after = await self._store.cursor(*subscription)
             self._plan_again()
             return False
-        self._failed.pop(subscription, None)
+        if self._failed.pop(subscription, None) is not None:
+            self._sources = None
         self._news(sent.owner)
         return is_new
 
@@ -569,12 +741,12 @@ class SpaceSync:
             return True  # another replica was faster
         return await self._store.prove(sent.owner, sent.prefix, head, sent.proof, sent.before)
 
-    async def _repair(self, peer: bytes, failed: SentHead, sequence: int) -> bool:
+    async def _repair(self, peer: bytes, subscription: Subscription, sequence: int) -> bool:
         """Come to hold what a listing of a peer proves; say whether that was possible.
 
-        The listing must be of the head that failed, which has that sequence, or of a newer one.
+        The listing must be of a head of that sequence, or of a newer one.
         """
-        owner, prefix = subscription = (failed.owner, failed.prefix)
+        owner, prefix = subscription
         try:
             reply = await self._call(peer, "space.list", {"owner": owner, "prefix": prefix})
         except NotFound:
@@ -585,51 +757,75 @@ class SpaceSync:
         head = self._open(sent)
         if head.record.sequence < sequence:
             return False
-        missing = await self._store.repair(owner, prefix, head, sent.proof, rows)
+        self._spend(peer, 1 + _proof_cost(sent) + len(rows) // PROOF_ROWS_A_RECORD)
+        repair = await self._store.repair(owner, prefix, head, sent.proof, rows)
+        for path in repair.drop:
+            self._space.tell(Change(owner, path, head.record.sequence, None))
+        missing = [*repair.fetch]
         for start in range(0, len(missing), ASKED_RECORDS_MAX):
             paths: list[Value] = [*missing[start : start + ASKED_RECORDS_MAX]]
             reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
             answer = read_answer(bytes(body_of(reply.parts)))
-            _, refused = await self._store_records(peer, answer.records, [subscription])
-            _raise_first(refused)
-        return await self._prove(head, sent)
+            if owner == self._store.owner:
+                await self._take_back(peer, answer.records, repair)
+                continue
+            _, refused = await self._store_records(peer, answer.records, [subscription], repair)
+            if refused:
+                for _, refusal in refused:
+                    self._hold_against(owner, refusal)
+                return False  # without these records nothing is proven
+        return await self._prove(head, replace(sent, before=dict(rows)))
 
     async def recover(self, peer: bytes) -> None:
         """Take back from a peer what it has of this node's own space.
 
         A node that was recovered or restored does so with all peers that it can reach before it
-        writes: else it would give out sequences a second time.
+        writes: else it would give out sequences a second time. What its heads say is live there,
+        and nothing that they deny. The rest is written again (`SpaceStore`).
 
         Raises:
             XscError: the peer does not answer, or answers badly.
         """
         own = self._store.owner
+        prefixes: list[str] = []
         try:
             reply = await self._call(peer, "space.head", {"owner": own})
         except NotFound:
-            last = 0
+            pass  # it has records at most
         else:
             raw = bytes(body_of(reply.parts))
             now_ms = self._clock.now_ms()
             head = open_head(raw, owner=own, network=self._network, now_ms=now_ms)
-            last = head.record.sequence
+            prefixes = take_texts(reply.header, "prefixes", most=ASKED_RECORDS_MAX)
+            await self._store.recover([], 0, head.record.sequence)
         after, more = 0, True
         while more:
             cursor = Cursor(own, "", after, (0, 0))
             asked: dict[str, Value] = {"cursors": [cursor.to_value()], "wait": False}
             reply = await self._call(peer, "space.next", asked)
             answer = read_answer(bytes(body_of(reply.parts)))
-            offered, known = [], after
-            for sent in answer.records:
-                await asyncio.sleep(0)
-                signed = self._opened(sent, own)
-                after = max(after, signed.record.sequence)
-                value = sent.value
-                if value is None and signed.record.digest is not None:
-                    value = await self._fetch(peer, own, signed.record)
-                offered.append((signed, value))
-            await self._store.recover(offered, max(last, after))
-            more = answer.more and after > known
+            told = await self._take_back(peer, answer.records)
+            more, after = answer.more and told > after, max(after, told)
+        for prefix in prefixes:
+            await self._repair(peer, (own, prefix), 0)
+
+    async def _take_back(
+        self, peer: bytes, records: Sequence[Sent], listed: Repair | None = None
+    ) -> int:
+        """Take own records back, with large values, and return the highest of their sequences."""
+        own, last = self._store.owner, 0
+        offered = []
+        for sent in records:
+            await asyncio.sleep(0)
+            signed = self._opened(sent, own)
+            last = max(last, signed.record.sequence)
+            value = sent.value
+            if value is None and signed.record.digest is not None:
+                value = await self._fetch(peer, own, signed.record)
+            offered.append((signed, value))
+        head = 0 if listed is None else listed.sequence
+        await self._store.recover(offered, last, head, listed)
+        return last
 
     def _opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
         """Return a record of a peer, verified; a small value must be beside it."""
@@ -640,7 +836,15 @@ class SpaceSync:
         is_small = record.digest is not None and record.size_bytes <= VALUE_INLINE_BYTES_MAX
         if is_small and sent.value is None:
             raise RecordInvalid(f"the value of '{record.path}' is not beside its record")
+        if sent.value is not None:
+            check_value(record, sent.value)
         return signed
+
+    async def _fetch_chain(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
+        """Return a chain that is too large to come beside its record; others wait for readers."""
+        if record.digest is None or record.size_bytes > CHAIN_BYTES_MAX:
+            return None
+        return await self._fetch(peer, owner, record)
 
     async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""
@@ -657,8 +861,10 @@ class SpaceSync:
             of == owner and is_under(path, prefix) for of, prefix in self._subscribed
         )
 
-    async def fetch(self, owner: bytes, path: str) -> None:
-        """Ask an owner for its newest record at a path; without a subscription it stays a day.
+    async def fetch(self, owner: bytes, path: str) -> bool:
+        """Ask an owner for its newest record at a path, and say whether it has any.
+
+        Without a subscription it stays a day.
 
         Raises:
             XscError: the owner does not answer, or answers badly.
@@ -667,9 +873,11 @@ class SpaceSync:
         reply = await self._call(owner, "space.records", asked)
         answer = read_answer(bytes(body_of(reply.parts)))
         _, refused = await self._store_records(owner, answer.records, [(owner, path)])
-        _raise_first(refused)
+        for _, fault in refused:
+            raise fault
         if (owner, path) not in self._subscribed:
             self._ended_ms[owner, path] = self._clock.now_ms()
+        return bool(answer.records)
 
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
         """Return the value of a record here, fetched from a peer where it is not here yet.
@@ -688,9 +896,9 @@ class SpaceSync:
         return value
 
 
-def _raise_first(refused: Sequence[XscError]) -> None:
-    if refused:
-        raise refused[0]
+def _proof_cost(head: SentHead) -> int:
+    """Return how much it is to check a head, as records that are verified."""
+    return (records_beside(head.proof) + len(head.before)) // PROOF_ROWS_A_RECORD
 
 
 def body_of(parts: Sequence[memoryview]) -> memoryview:

@@ -18,6 +18,7 @@ from xsc.space.limits import (
     OTHERS_BYTES_MAX,
     OWNER_BYTES_MAX,
     OWNER_SURE_BYTES,
+    RECORD_BYTES,
     RECORDS_MAX,
     TOMBSTONE_KEPT_MS,
     TOMBSTONES_MAX,
@@ -25,7 +26,7 @@ from xsc.space.limits import (
 )
 from xsc.space.paths import is_under
 from xsc.space.record import SpaceHead, SpaceRecord
-from xsc.space.tree import PathTree, Proof, proves
+from xsc.space.tree import PathTree, Proof, proves, records_beside
 
 T = TypeVar("T")
 _LAST = "\U0010ffff"
@@ -42,13 +43,13 @@ class Row:
     digest: bytes | None
     """Of the value; None for a tombstone."""
     size_bytes: int
-    """Of the record's body and its value."""
+    """Of path, stamp and value, and RECORD_BYTES for the rest."""
 
     @classmethod
     def of(cls, signed: Signed[SpaceRecord]) -> Row:
         """Return the row of a record."""
         record = signed.record
-        size_bytes = len(record.to_bytes()) + record.size_bytes
+        size_bytes = RECORD_BYTES + len(record.path) + len(record.stamp) + record.size_bytes
         return cls(record.sequence, signed.id, record.written_ms, record.digest, size_bytes)
 
     @property
@@ -83,8 +84,8 @@ class Proven:
 
     head: Signed[SpaceHead]
     proof: Proof
-    before: dict[str, int]
-    """Sequences at the head of live paths that have changed since."""
+    before: dict[str, bytes]
+    """Ids of the records that were live at the head, of paths that have changed since."""
     whole: bool = True
     """Whether `before` has all of these; after a restart it may not, and nothing is shown."""
 
@@ -97,16 +98,19 @@ class Shown:
     at: tuple[int, int]
     """Sequence and date of the head."""
     proof: Proof
-    before: dict[str, int]
+    before: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """How a table comes to hold what a head says."""
 
+    sequence: int
+    """Of the head."""
     drop: list[str]
     """Live here, and deleted at the owner."""
-    fetch: list[str]
+    fetch: dict[str, bytes]
+    """Paths that are live at the head, and the ids of records that are not held there."""
 
 
 @dataclass(slots=True)
@@ -127,16 +131,16 @@ class OwnerTable:
         self,
         signed: Signed[SpaceRecord],
         *,
-        recovering: bool = False,
+        listed: Repair | None = None,
         bytes_max: int | None = None,
     ) -> Plan:
         """Return what to do with a record of this owner that was verified.
 
         Args:
             signed: the record.
-            recovering: take it even where a proven head says that it is no longer live, as an
-                owner does that gets its own records back from peers.
-            bytes_max: of values and record bodies of this owner; OWNER_BYTES_MAX unless given.
+            listed: what a listing proves to be live: a record of it replaces others that are
+                no newer than its head.
+            bytes_max: of the records of this owner; OWNER_BYTES_MAX unless given.
 
         Raises:
             SpaceExhausted: the owner would have more than its quota.
@@ -149,16 +153,22 @@ class OwnerTable:
         evidence = None
         if first < len(self._order) and self._order[first][0] == row.sequence:
             evidence = self._order[first][1]
-        replaces_equal = held is not None and held.sequence == row.sequence
-        if held is not None and not row.outranks(held):
-            return Plan(put=False, evidence=evidence)
-        if not replaces_equal and not recovering and row.sequence <= self.proven_sequence(path):
+        proven = self.proven_sequence(path)
+        is_listed = (
+            listed is not None
+            and listed.fetch.get(path) == row.id
+            and proven < listed.sequence
+            and (held is None or held.sequence <= listed.sequence)
+        )
+        if not is_listed and (
+            row.sequence <= proven or (held is not None and not row.outranks(held))
+        ):
             return Plan(put=False, evidence=evidence)
         self._check_quota(row, held, OWNER_BYTES_MAX if bytes_max is None else bytes_max)
         drop = None
         if row.deleted and len(self.rows) - self.live >= TOMBSTONES_MAX:
             drop = next((at for _, at in self._order if self.rows[at].deleted and at != path), None)
-        archive = held is not None and not held.deleted and not replaces_equal
+        archive = held is not None and not held.deleted and held.sequence < row.sequence
         return Plan(put=True, archive=archive, evidence=evidence, drop=drop)
 
     def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
@@ -174,33 +184,37 @@ class OwnerTable:
         held = self.rows.get(path)
         if held is not None:
             self._remove(path, held)
-            self._note_change(path, held, row.sequence)
+            self._note_change(path, held)
+        for prefix, proven in self.proven.items():
+            if row.sequence <= proven.head.record.sequence and is_under(path, prefix):
+                proven.whole = False  # a newer head says that this was live, which that one denies
         self.rows[path] = row
         insort(self._order, (row.sequence, path))
         self.size_bytes += row.size_bytes
         if not row.deleted:
             self.live += 1
-            self.tree.set(path, row.sequence)
+            self.tree.set(path, row.id)
 
     def forget(self, path: str) -> None:
         """Take a row out, after the store has deleted its record."""
         row = self.rows.pop(path)
-        self._note_change(path, row, 2**63)
+        self._note_change(path, row)
         self._remove(path, row)
 
-    def _note_change(self, path: str, row: Row, until: int) -> None:
-        """Keep a live row's sequence for the heads that were proven with it."""
+    def _note_change(self, path: str, row: Row) -> None:
+        """Keep the id of a live row's record for the heads that were proven with it."""
+        if row.deleted:
+            return
         for prefix, proven in self.proven.items():
-            sequence = proven.head.record.sequence
-            if not row.deleted and row.sequence <= sequence < until and is_under(path, prefix):
-                proven.before[path] = row.sequence
+            if row.sequence <= proven.head.record.sequence and is_under(path, prefix):
+                proven.before.setdefault(path, row.id)
 
     def _remove(self, path: str, row: Row) -> None:
         del self._order[bisect_left(self._order, (row.sequence, path))]
         self.size_bytes -= row.size_bytes
         if not row.deleted:
             self.live -= 1
-            self.tree.set(path, 0)
+            self.tree.set(path, None)
 
     def after(self, prefix: str, sequence: int, count: int) -> list[str]:
         """Return the first paths under a prefix with a record above a sequence, in order."""
@@ -215,6 +229,12 @@ class OwnerTable:
                 if len(found) == count:
                     break
         return found
+
+    def passed(self, prefix: str, sequence: int) -> int:
+        """Return at most how many rows a search above a sequence passes that are not found."""
+        if not prefix or sequence >= self.last:
+            return 0
+        return len(self._order) - bisect_right(self._order, (sequence, _LAST))
 
     @property
     def last(self) -> int:
@@ -235,21 +255,21 @@ class OwnerTable:
         )
 
     def _as_of(
-        self, prefix: str, sequence: int, before: Mapping[str, int], ask: Callable[[PathTree], T]
+        self, prefix: str, sequence: int, before: Mapping[str, bytes], ask: Callable[[PathTree], T]
     ) -> T:
         """Return an answer of the tree as it was at a sequence under a prefix."""
         changed = {*self.after(prefix, sequence, len(self._order)), *before}
         for path in changed:
-            self.tree.set(path, before.get(path, 0))
+            self.tree.set(path, before.get(path))
         try:
             return ask(self.tree)
         finally:
             for path in changed:
                 row = self.rows.get(path)
-                self.tree.set(path, 0 if row is None or row.deleted else row.sequence)
+                self.tree.set(path, None if row is None or row.deleted else row.id)
 
     def prove(
-        self, prefix: str, head: Signed[SpaceHead], proof: Proof, before: Mapping[str, int]
+        self, prefix: str, head: Signed[SpaceHead], proof: Proof, before: Mapping[str, bytes]
     ) -> bool:
         """Say whether what is held under a prefix is what a head says; if so, keep that.
 
@@ -259,6 +279,8 @@ class OwnerTable:
             proof: of the prefix under that head, from any replica.
             before: what a replica says of paths that changed since the head. Only such count
                 of which a newer record is held here: a path that is not cannot be hidden so.
+
+        A head over more than RECORDS_MAX records proves nothing: no answer could show it to others.
         """
         sequence = head.record.sequence
         known = self.proven.get(prefix)
@@ -268,16 +290,17 @@ class OwnerTable:
             path: at
             for path, at in before.items()
             if is_under(path, prefix)
-            and 0 < at <= sequence
             and (row := self.rows.get(path)) is not None
             and row.sequence > sequence
         }
-        if not self._as_of(
-            prefix,
-            sequence,
-            mine,
-            lambda tree: proves(head.record.root, prefix, tree.at(prefix), proof),
-        ):
+
+        def holds(tree: PathTree) -> bool:
+            part, beside = tree.at(prefix), records_beside(proof)
+            if beside + len(mine) + self.live > RECORDS_MAX:
+                beside += sum(1 for _ in part.rows())
+            return beside <= RECORDS_MAX and proves(head.record.root, prefix, part, proof)
+
+        if not self._as_of(prefix, sequence, mine, holds):
             return False
         self.proven[prefix] = Proven(head, proof, mine)
         return True
@@ -289,12 +312,17 @@ class OwnerTable:
         ]
         return max(covers, key=lambda held: (held[1].head.record.sequence, held[0]), default=None)
 
-    def show(self, prefix: str) -> Shown | None:
-        """Return the newest head for which everything under a prefix is here, and its proof."""
+    def show(self, prefix: str, above: tuple[int, int] = (-1, 0)) -> Shown | None:
+        """Return the newest head for which everything under a prefix is here, and its proof.
+
+        None where its sequence and date are not `above` those that are known.
+        """
         found = self._cover(prefix)
         if found is None:
             return None
         cover, proven = found
+        if (proven.head.record.sequence, proven.head.record.written_ms) <= above:
+            return None
         proof = self._as_of(
             cover,
             proven.head.record.sequence,
@@ -310,8 +338,27 @@ class OwnerTable:
         heads = [proven.head for proven in self.proven.values()]
         return max(heads, key=lambda head: head.record.sequence, default=None)
 
-    def listing(self, prefix: str) -> list[tuple[str, int]]:
-        """Return the live paths under a prefix with their sequences at the head that is shown."""
+    def shown_prefixes(self) -> list[str]:
+        """Return prefixes for which a head is shown, the newest first, none within another."""
+        whole = {
+            prefix: proven.head.record.sequence
+            for prefix, proven in self.proven.items()
+            if proven.whole
+        }
+        return sorted(
+            (
+                prefix
+                for prefix, sequence in whole.items()
+                if not any(
+                    other != prefix and is_under(prefix, other) and sequence <= at
+                    for other, at in whole.items()
+                )
+            ),
+            key=lambda prefix: (-whole[prefix], prefix),
+        )
+
+    def listing(self, prefix: str) -> list[tuple[str, bytes]]:
+        """Return the live paths under a prefix at the head that is shown, and what is there."""
         found = self._cover(prefix)
         if found is None:
             return []
@@ -324,35 +371,45 @@ class OwnerTable:
         )
 
     def repair(
-        self, prefix: str, head: Signed[SpaceHead], proof: Proof, listed: Iterable[tuple[str, int]]
+        self,
+        prefix: str,
+        head: Signed[SpaceHead],
+        proof: Proof,
+        listed: Iterable[tuple[str, bytes]],
     ) -> Repair:
         """Return what to drop and to fetch, so that the head can be proven under a prefix.
+
+        What a newer head covers is not decided by an older one.
 
         Raises:
             RecordInvalid: the listing is not what the head says.
         """
         tree = PathTree()
         rows = dict(listed)
-        for path, sequence in rows.items():
-            tree.set(path, sequence)
+        for path, record in rows.items():
+            tree.set(path, record)
         if not all(is_under(path, prefix) for path in rows) or not proves(
             head.record.root, prefix, tree.at(prefix), proof
         ):
             raise RecordInvalid("a listing that does not match the owner's head")
-        fetch = [
-            path
-            for path, sequence in rows.items()
-            if (row := self.rows.get(path)) is None or row.sequence < sequence
-        ]
+        sequence = head.record.sequence
+
+        def decides(path: str) -> bool:
+            row = self.rows.get(path)
+            is_older = row is None or row.sequence <= sequence
+            return is_older and self.proven_sequence(path) < sequence
+
+        fetch = {
+            path: record
+            for path, record in rows.items()
+            if ((row := self.rows.get(path)) is None or row.id != record) and decides(path)
+        }
         drop = [
             path
             for path, row in self.rows.items()
-            if not row.deleted
-            and path not in rows
-            and is_under(path, prefix)
-            and row.sequence <= head.record.sequence
+            if not row.deleted and path not in rows and is_under(path, prefix) and decides(path)
         ]
-        return Repair(drop, fetch)
+        return Repair(sequence, drop, fetch)
 
     # Bounded growth
 

@@ -8,7 +8,9 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.space.test_service import Node
+from tests.unit.space.test_sync import WatchedLog
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted
+from xsc.base.ids import to_text
 from xsc.space.cell_sync import CellSyncManager
 from xsc.space.cells import Strongest, cell_bytes, cell_value
 from xsc.space.limits import DEBOUNCE_MS, VALUE_INLINE_BYTES_MAX
@@ -22,7 +24,8 @@ class Machine(Node):
     def __init__(self, key, network):
         super().__init__(key, network)
         self.owner = self.store.owner
-        self.cells = CellSyncManager(self.service)
+        self.log = WatchedLog()
+        self.cells = CellSyncManager(self.service, self.log)
 
     async def soon(self, awaited):
         """Do something that waits for the debounce."""
@@ -81,7 +84,7 @@ async def test_a_cell_is_what_its_sources_say(one, two):
 async def test_a_cell_goes_on_after_a_restart(one, two):
     await two.soon(two.cells.cell("x").update("said"))
     await exchange(one, two)
-    again = CellSyncManager(one.service)
+    again = CellSyncManager(one.service, one.log)
     assert again.cell("x", "last", [two.owner]).strongest().value == "said"
 
 
@@ -269,3 +272,36 @@ async def test_a_users_text_is_a_contribution(one):
     await one.service.put(UserSpacePaths.cell("x"), b"5")
     assert cell.strongest().value == 5
     assert cell_bytes(5) == b"5"
+
+
+async def test_a_propagator_that_fails_stops_no_other_and_its_error_is_kept(one):
+    """It ended the loop of all, which ran it again and again."""
+    source = one.cells.cell("source")
+    outputs = [one.cells.cell(name) for name in ("divided", "float", "doubled")]
+    divided = await one.soon(
+        one.cells.register_propagator(
+            "divides", [source], outputs[0], lambda values: 12 // (values[0].value or 0)
+        )
+    )
+    inexact = await one.soon(
+        one.cells.register_propagator("inexact", [source], outputs[1], lambda _: 0.5)
+    )
+    await one.soon(
+        one.cells.register_propagator(
+            "doubles", [source], outputs[2], lambda values: 2 * (values[0].value or 0)
+        )
+    )
+    running = asyncio.create_task(one.cells.run())
+    await one.pass_time()
+    errors = one.cells.errors()
+    assert set(errors) == {to_text(divided.id), to_text(inexact.id)}
+    assert errors[to_text(divided.id)].startswith("ZeroDivisionError: ")
+    assert outputs[2].strongest().value == 0
+    assert [event for event, _ in one.log.warnings] == 2 * ["space.propagator_failed"]
+    await one.soon(source.update(4))
+    for _ in range(3):
+        await one.pass_time()
+    assert [outputs[0].strongest().value, outputs[2].strongest().value] == [3, 8]
+    assert set(one.cells.errors()) == {to_text(inexact.id)}
+    assert not running.done()
+    running.cancel()

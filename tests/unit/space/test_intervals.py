@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from tests.settle import settle
 from tests.unit.net.nodes import Node, acquainted
 from xsc.base.clock import InlineExecutor, ManualClock
-from xsc.base.errors import NotAllowed, RateLimited
+from xsc.base.errors import NotAllowed, PeerSilent, RateLimited
 from xsc.db.memory import MemoryKeyValue
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.intervals import Intervals
-from xsc.space.limits import GRANTS_A_PEER_MAX, GRANTS_MS
+from xsc.space.limits import ASK_AGAIN_MS, GRANTS_A_PEER_MAX, GRANTS_MS
 from xsc.space.store import SpaceStore
 
 
@@ -90,3 +93,36 @@ async def test_a_peer_gets_so_many_intervals_a_day(members):
     assert cid.store.clock is not None
     ada.node.clock.advance_to(ada.node.clock.now_ms() + GRANTS_MS + 1)
     await bea.node.net.call(ada.id, "space.grant", {"anew": True})
+
+
+async def test_a_grant_that_is_lost_is_asked_for_again_until_there_is_one(members):
+    ada, bea, _ = members
+    handlers, asked = ada.node.net.server.handlers, []
+    honest = handlers["space.grant"]
+
+    async def loses(caller, header, parts):
+        asked.append(caller)
+        if len(asked) < 4:
+            raise PeerSilent("the answer is lost")
+        return await honest(caller, header, parts)
+
+    handlers["space.grant"] = loses
+    await bea.store.invited_by(ada.id)
+    running = asyncio.create_task(bea.intervals.run(lambda: [bea.store.inviter]))
+    for _ in range(5):
+        await settle()
+        bea.node.clock.advance_to(bea.node.clock.now_ms() + ASK_AGAIN_MS)
+    await running
+    assert len(asked) == 4
+    assert bea.store.clock.domain == ada.store.clock.domain
+    assert bea.store.inviter is None
+
+
+async def test_who_is_to_grant_an_interval_is_known_after_a_restart(members):
+    ada, bea, _ = members
+    await bea.store.invited_by(ada.id)
+    network, clock = bea.node.net.network, bea.node.clock
+    again = SpaceStore(bea.store._db, InlineExecutor(), clock, bea.node.key, network)
+    assert again.inviter == ada.id
+    await again.put({"a": b"1"})  # nobody waits for a grant
+    assert again.inviter is None

@@ -10,7 +10,14 @@ import pytest
 from xsc.base.errors import ArgumentInvalid, RecordInvalid
 from xsc.base.ids import to_text
 from xsc.space.limits import PART_BYTES_MAX, PATH_BYTES_MAX, PATH_PARTS_MAX
-from xsc.space.paths import UserSpacePaths, check_path, is_under, parse_address
+from xsc.space.paths import (
+    UserSpacePaths,
+    check_path,
+    is_reserved,
+    is_under,
+    parse_address,
+    prefixes_of,
+)
 
 HASH = bytes(range(32))
 SOURCES = sorted((Path(__file__).parents[3] / "xsc").rglob("*.py"))
@@ -96,24 +103,36 @@ def test_a_prefix_ends_with_a_part():
     assert is_under("a/b", "")
     assert not is_under("ab", "a")
     assert not is_under("a", "a/b")
+    assert prefixes_of("a/b/c") == ["", "a", "a/b", "a/b/c"]
+    assert all(is_under("a/b/c", prefix) for prefix in prefixes_of("a/b/c"))
 
 
+WRITER = "c3unsmo624ymmjk5g7lzrj3aptuc2wv4zwxvqtenniq4akpk32ja"
+"""Of "a/b", by hashlib and base64 alone."""
 MADE = {
     "allocation/recognition": UserSpacePaths.RECOGNITION,
     "nodes/address": UserSpacePaths.ADDRESS,
-    "nodes/members/$": UserSpacePaths.member(HASH),
+    "nodes/members/7": UserSpacePaths.member(7),
     "causality/grants/7": UserSpacePaths.grant(7),
     "cells/x": UserSpacePaths.cell("x"),
     "programs/registry/$": UserSpacePaths.program(HASH),
+    "programs": UserSpacePaths.PROGRAMS,
+    "programs/services": UserSpacePaths.SERVICES,
+    "programs/services/greet": UserSpacePaths.service("greet"),
     "programs/active/$": UserSpacePaths.active_program(HASH),
+    "programs/registry": UserSpacePaths.REGISTRY,
+    "programs/active": UserSpacePaths.ACTIVE,
+    "compute/$": UserSpacePaths.kept(HASH),
     "compute/$/variables/x": UserSpacePaths.variable(HASH, "x"),
     "compute/$/results/x": UserSpacePaths.result(HASH, "x"),
-    "compute/$/outputs/x": UserSpacePaths.output(HASH, "x"),
     "compute/provenance/$/$": UserSpacePaths.provenance(HASH, HASH),
+    "compute/provenance": UserSpacePaths.PROVENANCE,
+    "compute/provenance/$": UserSpacePaths.program_provenance(HASH),
+    f"compute/provenance/{WRITER}": UserSpacePaths.writer("a/b"),
     "subscriptions/local/a/b": UserSpacePaths.local_subscription("a/b"),
     "subscriptions/peers/$/a/b": UserSpacePaths.peer_subscription(HASH, "a/b"),
-    "market/offers/$": UserSpacePaths.market("offers", HASH),
-    "objects/$": UserSpacePaths.object(HASH),
+    "market/clearings": UserSpacePaths.CLEARINGS,
+    "market/clearings/$": UserSpacePaths.clearing(HASH),
 }
 
 
@@ -128,7 +147,7 @@ def test_a_name_that_is_no_part_makes_no_path(name):
         UserSpacePaths.variable(HASH, name)
 
 
-TOPS = {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
+TOPS = {"allocation", "causality", "compute", "market", "nodes", "programs"}
 TOPS |= {"cells", "subscriptions"}
 
 
@@ -142,3 +161,14 @@ def test_no_other_module_makes_a_path(source):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert not [text for text in texts if "/" in text and text.split("/")[0] in TOPS]
+
+
+def test_what_xsc_alone_writes_is_reserved():
+    for path in ("causality/x", "compute/x", "subscriptions/local/a", "programs/active/x"):
+        assert is_reserved(path)
+    for path in ("market/clearings/x", UserSpacePaths.clearing(HASH), "allocation/state"):
+        assert is_reserved(path)
+    for path in (UserSpacePaths.program(HASH), UserSpacePaths.ADDRESS):
+        assert is_reserved(path)
+    for path in ("demo/a", "computes/x", "programs/x", "allocation/x"):
+        assert not is_reserved(path)

@@ -13,6 +13,7 @@ from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvali
 from xsc.identity.envelope import open_signed
 from xsc.space.cells import cell_value
 from xsc.space.limits import DEBOUNCE_MS, HEAD_INTERVAL_MS, VALUE_BYTES_MAX, WATCHES_MAX
+from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Change, SpaceHead, value_digest
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
@@ -64,8 +65,12 @@ async def test_a_value_that_is_too_large_is_refused(node):
 # Schemas
 
 
+def a_cells(owner, value):
+    cell_value(value)
+
+
 async def test_a_schema_is_checked_before_anything_is_stored(node, bob, network):
-    node.service.register_schema("cells/*/value", cell_value)
+    node.service.register_schema("cells/*/value", a_cells)
     for ask in (node.service.put, node.service.put_soon):
         with pytest.raises(ArgumentInvalid):
             await ask("cells/x/value", b"no json")
@@ -85,9 +90,9 @@ async def test_a_schema_is_checked_before_anything_is_stored(node, bob, network)
 @pytest.mark.parametrize("pattern", ["cells/*", "", "a//*", "a b"])
 async def test_a_pattern_is_registered_once_and_is_one(node, pattern):
     if pattern == "cells/*":
-        node.service.register_schema(pattern, cell_value)
+        node.service.register_schema(pattern, a_cells)
     with pytest.raises(ArgumentInvalid):
-        node.service.register_schema(pattern, cell_value)
+        node.service.register_schema(pattern, a_cells)
 
 
 # Debouncing
@@ -168,8 +173,9 @@ async def test_a_slow_watch_keeps_one_change_of_each_path(node):
     watch = node.service.watch("")
     for number in range(100):
         await node.service.put(f"p{number % 3}", str(number).encode())
-    told = [await watch.next() for _ in range(3)]
-    assert [change.value for change in told] == [b"97", b"98", b"99"]
+    told = [await watch.next() for _ in range(4)]
+    assert told[0].path == UserSpacePaths.INTERVAL
+    assert [change.value for change in told[1:]] == [b"97", b"98", b"99"]
     assert watch._waiting == {}
 
 
@@ -207,7 +213,7 @@ async def test_a_head_is_signed_at_the_start_and_in_time(node, network):
     node.clock.advance_to(node.clock.now_ms() + HEAD_INTERVAL_MS)
     await settle()
     assert await node.store.cursor(node.store.owner, "") == 3
-    page = await node.store.page(node.store.owner, "", 0, count=1, size_bytes=1)
+    page = await node.store.page(node.store.owner, "", 0, count=9, size_bytes=2**20)
     head = open_signed(page.shown.head, SpaceHead, network=network, author=node.store.owner)
     assert head.record.written_ms == node.clock.now_ms()
     running.cancel()
@@ -239,3 +245,17 @@ async def test_compacting_says_what_is_left(node):
     assert stats.records == 2  # the interval of the clock is one
     assert value_digest(b"2") == node.service.get("a").signed.record.digest
     assert opened(node.store._key, node.store._network, node.db).stats() == stats
+
+
+async def test_what_is_granted_is_a_change_like_others(node, bob):
+    """A watch and those who hold a request heard of a grant with the next put."""
+    watch = node.service.watch("causality")
+    await node.store.grant(bob.node_id)
+    told = [await watch.next() for _ in range(2)]
+    assert {change.path for change in told} == {
+        UserSpacePaths.INTERVAL,
+        UserSpacePaths.grant(1),
+    }
+    for change in told:
+        assert node.service.get(change.path).signed.record.sequence == change.sequence
+        assert node.service.get(change.path).value == change.value

@@ -278,8 +278,9 @@ async def test_a_replica_that_lacks_tombstones_is_repaired(mine, other, network)
     head = open_head(shown.head, owner=mine.owner, network=network, now_ms=2**50)
     with pytest.raises(RecordInvalid):
         await other.repair(mine.owner, "a", head, shown.proof, listed[1:])
-    assert await other.repair(mine.owner, "a", head, shown.proof, listed) == ["a/z"]
+    repair = await other.repair(mine.owner, "a", head, shown.proof, listed)
     entry = mine.get(mine.owner, "a/z")
+    assert repair.fetch == {"a/z": entry.signed.id}
     await other.take(mine.owner, [(entry.signed, entry.value)])
     assert await other.prove(mine.owner, "a", head, shown.proof, {})
     assert [found.path for found in again(other).ls(mine.owner, "a")] == ["a/y", "a/z"]
@@ -338,6 +339,13 @@ async def test_two_records_of_one_sequence_are_kept_as_evidence(mine, bob, netwo
     assert mine.evidence(CAROL.node_id) == [(left.raw, right.raw)]
 
 
+async def test_the_first_records_of_an_owner_are_read_once(mine, other, monkeypatch):
+    await other.put({f"p{number}": b"x" for number in range(20)})
+    await pull(other, mine)
+    monkeypatch.setattr(mine, "_parsed", None)  # what was taken in is not read again
+    assert await mine.cursor(other.owner, "") == 0
+
+
 async def test_others_that_have_all_room_leave_an_owner_its_own(mine, bob, network, monkeypatch):
     monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 3_000)
     monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
@@ -372,9 +380,9 @@ async def test_two_heads_of_one_sequence_are_kept_as_evidence(mine, bob, network
         sign(SpaceHead(sequence=0, written_ms=0, root=root), bob, network)
         for root in (None, bytes(32))
     )
-    assert await mine.prove(bob.node_id, "a", one, ((0, ()),), {})
+    assert await mine.prove(bob.node_id, "a", one, ((None, ()),), {})
     for _ in range(2):
-        assert not await mine.prove(bob.node_id, "a", two, ((0, ()),), {})
+        assert not await mine.prove(bob.node_id, "a", two, ((None, ()),), {})
     assert again(mine).evidence(bob.node_id) == [(one.raw, two.raw)]
 
 
@@ -474,6 +482,83 @@ async def test_a_giver_that_hides_a_grant_does_not_count_for_its_receiver(
             read_claimed(grant, Grant, network=network, author=mine.owner).record.interval
         )
         assert height(own_part(interval, known)) < 10**6
+
+
+@pytest.mark.parametrize("between", ["", "a false chain", "the chain of another interval"])
+async def test_a_chain_that_ends_earlier_is_known_also_after_a_restart(
+    mine, other, alice, network, between
+):
+    """There, its author counted again in what it had granted."""
+    reader = opened(CAROL, network)
+    await reader.join(await mine.grant(reader.owner))
+    early = list(mine._chain)
+    await mine.grant(bytes(32))
+    await mine.put({"a": b"1"})
+    await pull(mine, reader)
+    given = read_interval(
+        read_claimed(
+            mine.get(mine.owner, UserSpacePaths.grant(2)).value,
+            Grant,
+            network=network,
+            author=mine.owner,
+        ).record.interval
+    )
+    sequence = 100
+
+    async def say(path, value):
+        nonlocal sequence
+        sequence += 1
+        made = SpaceRecord(
+            path=path,
+            sequence=sequence,
+            written_ms=0,
+            domain=reader.clock.domain,
+            stamp=event_bytes(10**6),
+            digest=value_digest(value),
+            size_bytes=len(value),
+        )
+        taken = await reader.take(mine.owner, [(sign(made, alice, network), value)])
+        assert taken.paths
+
+    if between == "a false chain":
+        await say(UserSpacePaths.INTERVAL, b"")
+    elif between:
+        chain = await other.grant(mine.owner)
+        await say(UserSpacePaths.INTERVAL, chain_bytes(chain))
+    reader = again(reader)
+    await say(UserSpacePaths.INTERVAL, chain_bytes(early))
+    reader = again(reader)
+    await say("x", b"x")
+    assert height(own_part(mine.clock.interval, reader.clock.event)) == 10**6
+    assert height(own_part(given, reader.clock.event)) < 10**6
+
+
+async def test_a_chain_is_forgotten_with_the_records_of_its_owner(mine, other):
+    await mine.put({"a": b"1"})
+    await pull(mine, other)
+    assert mine.owner in again(other)._chains
+    await other.evict(mine.owner, {})
+    assert mine.owner not in other._chains
+    assert mine.owner not in again(other)._chains
+
+
+async def test_a_chain_of_the_disk_that_is_damaged_is_named(mine, other):
+    await mine.put({"a": b"1"})
+    await pull(mine, other)
+    for raw in (b"\0", b"\x80", b"\x82\xf6\x81\x80"):
+        other._db.write([(stores.HELD + mine.owner, raw)], sync=True)
+        with pytest.raises(StoreDamaged):
+            again(other)
+
+
+async def test_a_chain_that_is_loaded_later_is_read(mine, other, bob, network):
+    await other.put({"a": b"1"})
+    value = other.get(other.owner, UserSpacePaths.INTERVAL).value
+    signed = record(bob, network, UserSpacePaths.INTERVAL, 1, value)
+    await mine.take(bob.node_id, [(signed, None)])
+    assert bob.node_id not in mine._chains
+    await mine.keep_value(bob.node_id, UserSpacePaths.INTERVAL, value)
+    assert bob.node_id in again(mine)._chains
 
 
 async def test_a_chain_that_was_read_is_not_read_again(mine, other, bob, network, monkeypatch):

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from tests.settle import settle
 from tests.unit.net.nodes import Node, acquainted
 from xsc.base.clock import InlineExecutor, ManualClock
-from xsc.base.errors import ClockSkewed, NotFound, PeerSilent, RateLimited, RecordInvalid, XscError
+from xsc.base.encoding import encode
+from xsc.base.errors import (
+    ClockSkewed,
+    NotFound,
+    PeerSilent,
+    RateLimited,
+    RecordInvalid,
+    SpaceExhausted,
+    XscError,
+)
+from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.memory import MemoryNetwork
+from xsc.space import store as stores
 from xsc.space import sync as syncs
+from xsc.space import table as tables
+from xsc.space import tree as trees
+from xsc.space.domain import published_chain
+from xsc.space.itc import event_bytes
 from xsc.space.limits import (
+    CHAIN_BYTES_MAX,
     CURSORS_MAX,
     FUTURE_MS_MAX,
     HEAD_INTERVAL_MS,
@@ -36,10 +53,26 @@ from xsc.space.messages import (
     read_listing,
     sent_head,
 )
-from xsc.space.record import SpaceHead
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import Change, SpaceHead
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync, relays_of
+from xsc.space.tree import PathTree
+
+
+class WatchedLog(SilentLog):
+    """Keeps the warnings, and the names of other events."""
+
+    def __init__(self):
+        self.warnings = []
+        self.events = []
+
+    def info(self, event, **fields):
+        self.events.append(event)
+
+    def warning(self, event, **fields):
+        self.warnings.append((event, fields))
 
 
 class Member:
@@ -51,6 +84,7 @@ class Member:
         self.db = MemoryKeyValue()
         self.received = []
         self.blamed = []
+        self.log = WatchedLog()
         self.cut = set()
         self.tasks = {}
         self.begin()
@@ -66,6 +100,7 @@ class Member:
             clock,
             network,
             blame=lambda *told: self.blamed.append(told),
+            log=self.log,
         )
         handlers = self.sync.handlers()
         if not hasattr(self, "handlers"):
@@ -159,6 +194,42 @@ async def test_what_nobody_subscribes_to_is_never_fetched(circle):
     assert bea.has(ada, "ab") is None
     assert len(bea.received) == 1
     assert await bea.store.cursor(ada.id, "a") == 3
+
+
+async def test_a_change_wakes_only_who_asked_for_its_path(circle, monkeypatch):
+    """A node has a request of each peer, and most of what it writes concerns few of them."""
+    ada, bea, cid, _ = circle.members
+    for member, prefix in ((bea, "a"), (cid, "b")):
+        member.sync.subscribe(ada.id, prefix)
+        member.follow(ada)
+    await ada.head()
+    looked = []
+    page = ada.store.page
+
+    async def noted(owner, prefix, *args, **kwargs):
+        looked.append(prefix)
+        return await page(owner, prefix, *args, **kwargs)
+
+    monkeypatch.setattr(ada.store, "page", noted)
+    await ada.space.put("a/x", b"1")
+    await settle()
+    assert bea.has(ada, "a/x") == b"1"
+    assert set(looked) == {"a"}
+
+
+async def test_a_peer_that_is_silent_is_logged_once_and_once_when_it_is_back(circle):
+    ada, bea, *_ = circle.members
+    bea.sync.subscribe(ada.id, "a")
+    bea.cut.add(ada.id)
+    bea.follow(ada)
+    for _ in range(5):
+        await circle.pass_ms(RETRY_MS)
+    assert bea.log.events == ["space.not_followed"]
+    bea.cut.clear()
+    await circle.pass_ms(RETRY_MS)
+    for _ in range(3):
+        await circle.pass_ms(HELD_REQUEST_MS_MAX)
+    assert bea.log.events[1:] == ["space.followed_again"]
 
 
 async def test_unsubscribing_ends_the_traffic(circle):
@@ -335,6 +406,33 @@ async def test_a_tombstone_goes_once_all_known_subscribers_have_passed_it(circle
 # Relays
 
 
+async def test_replicas_of_an_owner_that_forks_agree_on_what_its_head_is_over(circle):
+    """Bea has the record that Ada's node has, Cid another one that Ada signed, and a smaller id."""
+    ada, bea, cid, dan = circle.members
+    await ada.space.put("a", b"1")
+    mine = ada.space.get("a").signed
+    for number in range(100):
+        fork = mine.record.model_copy(update={"written_ms": mine.record.written_ms - number})
+        other = sign(fork, ada.node.key, ada.node.net.network)
+        if other.id < mine.id:
+            break
+    for member in (bea, cid, dan):
+        member.sync.subscribe(ada.id, "a")
+    await cid.space.take(ada.id, [(other, b"1")])
+    await ada.store.sign_head()
+    bea.follow(ada)
+    cid.follow(ada)
+    dan.follow(cid)
+    await settle()
+    await bea.space.take(ada.id, [(other, b"1")])
+    for member in (bea, cid, dan):
+        assert member.space.get("a", ada.id).signed.id == mine.id
+        assert await member.store.cursor(ada.id, "a") == 2
+        assert member.blamed == []
+    for member in (bea, cid):
+        assert len(member.store.evidence(ada.id)) == 1
+
+
 async def test_two_that_cannot_reach_each_other_converge_through_a_third(circle):
     ada, bea, cid, _ = circle.members
     ada.cut, bea.cut = {bea.id}, {ada.id}
@@ -400,10 +498,12 @@ async def test_who_lacks_tombstones_is_repaired_from_a_listing(circle):
     await ada.store.sign_head()
     await ada.store.compact({ada.id: 99})
     bea.begin()
+    watch = bea.space.watch("a/x", ada.id)
     bea.sync.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert {record.path for record in bea.space.ls("a", ada.id)} == {"a/y", "a/z"}
+    assert await watch.next() == Change(ada.id, "a/x", 5, None)
     assert await bea.store.cursor(ada.id, "a") == 5
     assert bea.blamed == []
 
@@ -449,6 +549,79 @@ async def test_large_values_are_fetched_when_they_are_read(circle):
     assert await bea.sync.load(cid.id, ada.id, "a") == large  # it is here now
     with pytest.raises(NotFound):
         await bea.sync.load(ada.id, ada.id, "b")
+
+
+async def test_large_values_that_a_schema_checks_come_with_their_records(circle):
+    """Also through a replica; one that breaks the schema is not stored."""
+    ada, bea, cid, _ = circle.members
+    large = bytes(VALUE_INLINE_BYTES_MAX + 1)
+    for member in (bea, cid):
+        member.space.register_schema("a/*", refuses_ones)
+        member.sync.subscribe(ada.id, "a")
+    await ada.space.put("a/x", large)
+    await ada.space.put("b", large)
+    cid.cut = {ada.id}
+    bea.follow(ada)
+    cid.follow(ada, bea)
+    watch = cid.space.watch("a", ada.id)
+    await settle()
+    assert bea.has(ada, "a/x") == cid.has(ada, "a/x") == large
+    assert (await watch.next()).value == large
+    await ada.space.put("a/x", b"1" * len(large))
+    await settle()
+    assert [peer for peer, _ in bea.blamed] == [ada.id]
+    assert bea.has(ada, "a/x") == cid.has(ada, "a/x") == large
+    assert cid.blamed == []
+
+
+async def test_a_large_value_that_is_replaced_while_it_is_fetched_costs_nothing(circle):
+    ada, bea, *_ = circle.members
+    large = bytes(VALUE_INLINE_BYTES_MAX + 1)
+    bea.space.register_schema("a/*", refuses_ones)
+    bea.sync.subscribe(ada.id, "a")
+    answer = ada.handlers["space.value"]
+
+    async def replaced(caller, header, parts):
+        if ada.has(ada, "a/x") == large:
+            await ada.space.put("a/x", b"2")
+        return await answer(caller, header, parts)
+
+    ada.handlers["space.value"] = replaced
+    await ada.space.put("a/x", large)
+    bea.follow(ada)
+    await ada.head()
+    await circle.pass_ms(RETRY_MS)
+    assert bea.has(ada, "a/x") == b"2"
+    assert bea.blamed == []
+    assert await bea.store.cursor(ada.id, "a") == await ada.store.cursor(ada.id, "")
+
+
+def refuses_ones(owner, value):
+    if value.startswith(b"1"):
+        raise RecordInvalid("a one")
+
+
+@pytest.mark.parametrize("of", ["owner", "relay"])
+async def test_a_large_chain_comes_at_once(circle, of):
+    """It waited for a reader, and nobody counted what its author wrote."""
+    ada, bea, cid, _ = circle.members
+    await ada.store.put({"a": b"1"})
+    chain = ada.space.get(UserSpacePaths.INTERVAL).value
+    large = encode([*published_chain(chain), *[bytes(VALUE_INLINE_BYTES_MAX)]])
+    members = [bea] if of == "owner" else [cid, bea]
+    await ada.store.put({UserSpacePaths.INTERVAL: large})
+    # That put wrote the chain, too, as its first record; the last one holds.
+    for member, source in zip(members, [ada, *members], strict=False):
+        member.sync.subscribe(ada.id, UserSpacePaths.INTERVAL)
+        member.follow(source)
+        await settle()
+    assert bea.space.get(UserSpacePaths.INTERVAL, ada.id).value == large
+    huge = large + bytes(CHAIN_BYTES_MAX)
+    await ada.store.put({UserSpacePaths.INTERVAL: huge})
+    ada.sync._news(ada.id)
+    await settle()
+    assert bea.space.get(UserSpacePaths.INTERVAL, ada.id).value is None
+    assert bea.blamed == []
 
 
 # Recovery
@@ -503,6 +676,82 @@ async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
     await ada.head()
     assert bea.store.evidence(ada.id) == []
     assert min((await ada.store.put({"c": b""})).values()) == 5
+
+
+async def test_a_record_that_its_owner_had_deleted_is_not_recovered(circle):
+    """A replica that was away shows it; another one proves by a newer head that it is gone."""
+    ada, bea, cid, dan = circle.members
+    await ada.store.put({"a/x": b"1", "a/y": b"2", "b": b"3"})
+    for member in (bea, cid):
+        member.sync.subscribe(ada.id, "a")
+        member.follow(ada)
+    dan.sync.subscribe(ada.id, "")
+    dan.follow(ada)
+    await ada.head()
+    for member in (cid, dan):
+        await member.leave()
+    await ada.space.rm("a/x")
+    await ada.head()
+    for member in (ada, bea):
+        await member.store.compact({ada.id: 2**60})  # the tombstone goes everywhere
+    await bea.leave()
+    for order in ((bea, cid, dan), (dan, cid, bea)):
+        ada.db = MemoryKeyValue()
+        ada.begin()
+        await asyncio.gather(*(ada.sync.recover(member.id) for member in order))
+        assert ada.has(ada, "a/x") is None
+        assert (ada.has(ada, "a/y"), ada.has(ada, "b")) == (b"2", b"3")
+        # What the newest head does not prove was written again, so that all take it.
+        await ada.store.sign_head()
+        sequences = {record.path: record.sequence for record in ada.space.ls("")}
+        assert sequences["a/y"] == 3
+        assert sequences["b"] > 5
+        ada.sync._news(ada.id)
+    for member in (bea, cid, dan):
+        member.follow(ada)
+    await ada.head()
+    for member in (bea, cid):
+        assert {record.path for record in member.space.ls("a", ada.id)} == {"a/y"}
+        assert await member.store.cursor(ada.id, "a") == await ada.store.cursor(ada.id, "")
+        assert member.blamed == []
+        assert member.store.evidence(ada.id) == []
+    assert dan.space.ls("", ada.id) == ada.space.ls("")
+    assert await ada.store.cursor(ada.id, "a") == 0  # no head of others' prefixes is left
+
+
+async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
+    """It may have been deleted: whoever has passed that takes no record of before."""
+    ada, bea, cid, _ = circle.members
+    large = bytes(VALUE_INLINE_BYTES_MAX + 1)
+    await ada.store.put({"a/x": b"1", "b": large})
+    bea.sync.subscribe(ada.id, "a")
+    cid.sync.subscribe(ada.id, "b")
+    for member in (bea, cid):
+        member.follow(ada)
+    await ada.head()
+    await cid.sync.load(ada.id, ada.id, "b")
+    await bea.leave()
+    await ada.store.put({"b": large + b"2"})
+    await ada.head()
+    await cid.sync.load(ada.id, ada.id, "b")
+    written_ms = ada.space.get("a/x").signed.record.written_ms
+    await cid.leave()
+    circle.clock.advance_to(circle.clock.now_ms() + 1_000)
+    ada.db = MemoryKeyValue()
+    ada.begin()
+    for member in (bea, cid):
+        await ada.sync.recover(member.id)
+    again = SpaceStore(ada.db, InlineExecutor(), circle.clock, ada.node.key, ada.node.net.network)
+    made = await again.put({"c": b""})
+    assert made == {"causality/interval": 6, "c": 7, "a/x": 8}
+    assert again.get(ada.id, "a/x").signed.record.sequence == 8
+    assert again.get(ada.id, "a/x").signed.record.written_ms == written_ms
+    assert again.get(ada.id, "a/x").value == b"1"
+    assert again.get(ada.id, "b").signed.record.sequence == 4
+    assert again.get(ada.id, "b").value == large + b"2"
+    assert await again.put({"c": b"1"}) == {"c": 9}
+    await again.sign_head()
+    assert await again.put({"c": b"2"}) == {"c": 10}
 
 
 async def test_a_value_that_no_peer_has_is_recovered_as_a_record_alone(circle):
@@ -620,12 +869,12 @@ async def test_a_refused_record_keeps_no_head_of_the_same_answer_back(circle):
     bea.cut = {ada.id, cid.id}
     bea.follow(dan)
     await settle()
-    assert [peer for peer, _ in bea.blamed] == [dan.id]
+    assert {peer for peer, _ in bea.blamed} == {cid.id}  # who signed it, and not who passed it on
     assert bea.has(ada, "a") == b"1"
     assert await bea.store.cursor(ada.id, "a") == 2
 
 
-def refuses_twos(value):
+def refuses_twos(owner, value):
     if value == b"2":
         raise RecordInvalid("a two")
 
@@ -828,3 +1077,157 @@ async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, m
     for one in asked:
         one.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("levels", "times"), [(0, 2), (10, 1)])
+async def test_a_record_with_a_large_stamp_counts_as_many(circle, monkeypatch, levels, times):
+    """A thousand of them cost twenty seconds of computing."""
+    monkeypatch.setattr(syncs, "RECORDS_A_SECOND_MAX", 100)
+    ada, bea, *_ = circle.members
+    bea.begin()
+    event = 1
+    for _ in range(levels):
+        event = (0, (0, 0, 1), event)
+    await ada.space.put("a", b"1")
+    like = ada.space.get("a").signed.record
+    asked = []
+
+    async def again(caller, header, parts):
+        asked.append(header)
+        sent = []
+        for number in range(10):
+            place = {"sequence": 10 * len(asked) + number, "stamp": event_bytes(event)}
+            made = like.model_copy(update=place)
+            sent.append(Sent(ada.id, sign(made, ada.node.key, ada.node.net.network).raw, b"1"))
+        if len(asked) > 2:
+            await asyncio.get_running_loop().create_future()
+        return {}, [answer_bytes(Answer(sent, [], more=False))]
+
+    monkeypatch.setattr(syncs, "STAMP_BYTES_A_RECORD", 1)
+    ada.handlers["space.next"] = again
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert min(len(asked), 2) == times
+    await circle.pass_ms(20_000)
+    assert len(asked) >= 2
+    assert bea.blamed == []
+
+
+@pytest.mark.parametrize("what", ["passes", "proves"])
+async def test_a_cursor_that_costs_much_counts_as_many(circle, monkeypatch, what):
+    """Four thousand cursors cost the asked node a minute, and the one that asks 200 kB."""
+    monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 400)
+    monkeypatch.setattr(stores, "SCANNED_A_ROW" if what == "passes" else "PROOF_ROWS_A_RECORD", 1)
+    ada, bea, cid, _ = circle.members
+    await ada.store.put({f"p{number}/a": b"" for number in range(60)})
+    if what == "proves":
+        await ada.store.sign_head()
+    ada.begin()
+    prefixes = [f"none{number}" for number in range(20)]
+    asked = [
+        asyncio.create_task(
+            bea.node.net.call(
+                ada.id,
+                "space.next",
+                {"cursors": [[ada.id, prefix, 0, 0, 0] for prefix in prefixes], "wait": wait},
+                timeout_ms=100_000,
+            )
+        )
+        for wait in (False, True)
+    ]
+    await settle()
+    assert not any(one.done() for one in asked)
+    cid.sync.subscribe(ada.id, "p1")
+    cid.follow(ada)
+    await settle()
+    assert cid.has(ada, "p1/a") == b""
+    for _ in range(HELD_REQUEST_MS_MAX // 1_000):
+        await circle.pass_ms(1_000)
+    assert all(one.done() for one in asked)
+    again = [[ada.id, prefix, 10**6, 10**6, 0] for prefix in prefixes]
+    await circle.pass_ms(HELD_REQUEST_MS_MAX)
+    asked = bea.node.net.call(ada.id, "space.next", {"cursors": again, "wait": False})
+    await asyncio.wait_for(asked, 1)  # who has everything costs little
+
+
+# What is held against whom
+
+
+async def test_a_relay_is_not_blamed_for_what_only_the_owner_made(circle, monkeypatch):
+    """The head of Ada is over more than a relay could show with its records in one answer."""
+    monkeypatch.setattr(trees, "RECORDS_MAX", 3)
+    ada, bea, cid, _ = circle.members
+    tree = PathTree()
+    for number in range(5):
+        tree.set(f"p{number}", bytes([number]) * 32)
+    head = head_of(ada, 7, circle.clock.now_ms(), prefix="a", root=tree.digest())
+    head = replace(head, proof=tree.proof("a"))
+    ada.handlers["space.next"] = answering(answer_bytes(Answer([], [head], more=False)))
+    for member in (bea, cid):
+        member.sync.subscribe(ada.id, "a")
+    bea.cut = {ada.id}
+    cid.follow(ada)
+    bea.follow(cid)
+    await settle()
+    assert [peer for peer, _ in cid.blamed] == [ada.id]
+    assert await cid.store.cursor(ada.id, "a") == 0
+    assert bea.blamed == []
+
+
+async def test_a_relay_is_blamed_for_a_value_that_the_owner_did_not_write(circle):
+    ada, bea, cid, _ = circle.members
+    await ada.space.put("a", b"1")
+    bea.space.register_schema("a", refuses_twos)
+    bea.sync.subscribe(ada.id, "a")
+    bea.cut = {ada.id}
+    raw = ada.space.get("a").signed.raw
+    cid.handlers["space.next"] = answering(
+        answer_bytes(Answer([Sent(ada.id, raw, b"2")], [], more=False))
+    )
+    bea.follow(cid)
+    await settle()
+    assert {peer for peer, _ in bea.blamed} == {cid.id}
+
+
+async def test_nobody_is_blamed_when_this_node_has_no_room_and_others_go_on(circle, monkeypatch):
+    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 3_000)
+    monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
+    ada, bea, cid, _ = circle.members
+    for number in range(3):
+        await ada.space.put(f"a/{number}", b"x" * 1_500)
+    await cid.space.put("a", b"1")
+    for member in (ada, cid):
+        bea.sync.subscribe(member.id, "a")
+        bea.follow(member)
+        await member.head()
+    for _ in range(3):
+        await circle.pass_ms(HEAD_INTERVAL_MS)
+        await ada.head()
+    assert len(bea.space.ls("a", ada.id)) == 1
+    assert bea.has(cid, "a") == b"1"
+    assert bea.blamed == []
+    assert [event for event, _ in bea.log.warnings] == ["space.full"]
+    await cid.space.put("a", b"2")
+    await circle.pass_ms(RETRY_MS)
+    assert bea.has(cid, "a") == b"2"
+
+
+async def test_a_full_disk_is_nobodys_fault(circle):
+    ada, bea, *_ = circle.members
+    await ada.space.put("a", b"1")
+    write = bea.db.write
+
+    def full(changes, *, sync):
+        raise SpaceExhausted("the disk is full")
+
+    bea.db.write = full
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    for _ in range(3):
+        await circle.pass_ms(RETRY_MS)
+    assert bea.blamed == []
+    assert len(bea.log.warnings) == 1
+    bea.db.write = write
+    await circle.pass_ms(RETRY_MS)
+    assert bea.has(ada, "a") == b"1"

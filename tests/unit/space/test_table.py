@@ -12,13 +12,14 @@ from xsc.identity.envelope import sign
 from xsc.space import table as tables
 from xsc.space.itc import Clock, cut_grant, event_bytes, join_events
 from xsc.space.limits import (
+    RECORDS_MAX,
     TOMBSTONE_KEPT_MS,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_BYTES_MAX,
 )
 from xsc.space.record import SpaceHead, SpaceRecord, value_digest
 from xsc.space.table import OwnerTable, Plan, Row, conflict, old_versions
-from xsc.space.tree import PathTree, proves
+from xsc.space.tree import PathTree, proves, read_levels
 
 GOLDEN = vectors("space")
 NOTHING = Plan(put=False)
@@ -124,6 +125,123 @@ def test_of_two_records_under_one_sequence_the_smaller_id_holds_and_both_are_evi
         assert plan.evidence == "a"
         assert not plan.archive
         assert table.rows["a"].id == two[0].id
+
+
+@pytest.mark.parametrize("over", [0, 1])
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_records_under_one_sequence_the_one_that_a_head_is_over_holds(owner, over, first):
+    """Both were proven by one head: the tree was over sequences, and replicas disagreed."""
+    two = sorted(
+        (owner.record("a", value, sequence=1) for value in (b"one", b"other")),
+        key=lambda signed: signed.id,
+    )
+    take(owner.table, two[over])
+    owner.sequence = 1
+    head = owner.head()
+    table = OwnerTable()
+    take(table, two[first])
+    if first != over:
+        assert not table.prove("", head, (), {})
+        repair = table.repair("", head, (), owner.table.listing(""))
+        assert repair.fetch == {"a": two[over].id}
+        plan = table.plan(two[over], listed=repair)
+        assert plan == Plan(put=True, evidence="a")
+        table.put("a", Row.of(two[over]))
+    assert table.prove("", head, (), {})
+    # And the other one does not come back, also where its id is the smaller one.
+    assert take(table, two[1 - over]) == Plan(put=False, evidence="a")
+    assert table.rows["a"].id == two[over].id
+    assert table.show("").head == head.raw
+
+
+def test_a_head_decides_also_over_a_newer_record_that_it_denies(owner):
+    denied = owner.record("a", b"denied", sequence=5)
+    put = owner.put("a")
+    owner.sequence = 7
+    old, head = owner.head(), None
+    table = OwnerTable()
+    take(table, denied)
+    repair = table.repair("", old, (), owner.table.listing(""))
+    assert table.plan(put) == NOTHING
+    assert table.plan(put, listed=repair).put
+    table.put("a", Row.of(put))
+    assert table.prove("", old, (), {})
+    owner.put("a")
+    head = owner.head()
+    take(table, owner.sent[-1])
+    assert table.prove("", head, (), {})
+    assert table.plan(put, listed=repair) == NOTHING  # an older listing decides nothing
+
+
+def test_a_head_that_a_newer_one_denies_is_shown_no_longer(owner):
+    """Two heads of a forked owner; what the newer one says is live, the older one did not have."""
+    one, two = (owner.record(path, sequence=number) for number, path in ((1, "a"), (2, "b")))
+    take(owner.table, one)
+    owner.sequence = 3
+    table = OwnerTable()
+    take(table, one)
+    assert table.prove("", owner.head(), (), {})
+    take(owner.table, two := owner.record("b", sequence=4))
+    other = Owner(owner.key, owner.network)
+    for signed in (one, two := owner.record("b", sequence=2)):
+        take(other.table, signed)
+    other.sequence = 4
+    head = other.head()
+    repair = table.repair("", head, (), other.table.listing(""))
+    assert table.plan(two, listed=repair).put
+    table.put("b", Row.of(two))
+    assert table.show("") is None
+    assert table.prove("", head, (), {})
+    assert table.show("").head == head.raw
+
+
+def test_ten_thousand_deep_paths_take_few_objects(owner):
+    """Each part of a path was an object: 120 MB for the records of one owner."""
+    tree = PathTree()
+    paths = [
+        f"{number:x}/" + "/".join("abcdefghijklmnopqrstuvwxyz1234") for number in range(10_000)
+    ]
+    for number, path in enumerate(paths):
+        tree.set(path, number.to_bytes(32, "big"))
+    assert tree.count() <= 2 * len(paths)
+    assert len(dict(tree.rows())) == len(paths)
+    for path in paths:
+        tree.set(path, None)
+    assert tree.count() == 1
+    assert tree.digest() is None
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        (0, []),
+        (bytes(31), []),
+        (None, [["a/b", bytes(32)]]),
+        (None, [["", bytes(32)]]),
+        (None, [["x" * 129, bytes(32)]]),
+        (None, [["a", bytes(31)]]),
+        (None, [[f"p{number}", bytes(32)] for number in range(RECORDS_MAX + 1)]),
+        (bytes(32), [[f"p{number}", bytes(32)] for number in range(RECORDS_MAX)]),
+    ],
+)
+def test_a_proof_that_no_honest_replica_makes_is_refused(level):
+    with pytest.raises(RecordInvalid):
+        read_levels([[*level]])
+    assert read_levels([[None, [["a", bytes(32)]]]]) == ((None, (("a", bytes(32)),)),)
+
+
+def test_a_head_over_more_records_than_an_owner_may_have_proves_nothing(owner, monkeypatch):
+    """A replica that had proven it would show more than others read, and be blamed for that."""
+    for path in ("x/a", "x/b", "x/c", "y"):
+        owner.put(path)
+    head, proof = owner.head(), owner.table.tree.proof("x")
+    table = OwnerTable()
+    for signed in owner.sent[:3]:
+        take(table, signed)
+    monkeypatch.setattr(tables, "RECORDS_MAX", 3)
+    assert not table.prove("x", head, proof, {})
+    monkeypatch.setattr(tables, "RECORDS_MAX", 4)
+    assert table.prove("x", head, proof, {})
 
 
 def test_one_sequence_on_two_paths_is_evidence_too(owner):
@@ -248,24 +366,25 @@ def test_a_cursor_copies_no_rows(owner):
 
 def test_golden_hashes_of_a_tree():
     tree = PathTree()
-    for path, sequence in GOLDEN["rows"].items():
-        tree.set(path, sequence)
+    rows = {path: bytes.fromhex(record) for path, record in GOLDEN["rows"].items()}
+    for path, record in rows.items():
+        tree.set(path, record)
     assert tree.digest().hex() == GOLDEN["root"]
-    assert dict(tree.rows()) == GOLDEN["rows"]
+    assert dict(tree.rows()) == rows
     prefix = GOLDEN["proof"]["prefix"]
     proof = tree.proof(prefix)
     shown = [[at, [[name, digest.hex()] for name, digest in beside]] for at, beside in proof]
     assert shown == GOLDEN["proof"]["levels"]
     part = PathTree()
-    for path, sequence in tree.at(prefix).rows(prefix):
-        part.set(path, sequence)
+    for path, record in tree.at(prefix).rows(prefix):
+        part.set(path, record)
     root = tree.digest()
     assert proves(root, prefix, part.at(prefix), proof)
-    part.set("allocation/recognition/new", 10)
+    part.set("allocation/recognition/new", bytes(32))
     assert not proves(root, prefix, part.at(prefix), proof)
     assert not proves(root, prefix, tree.at(prefix), ())
     assert not proves(root, "allocation", tree.at(prefix), proof)
-    beside = (proof[0], (0, (*proof[1][1], ("recognition", bytes(32)))))
+    beside = (proof[0], (None, (*proof[1][1], ("recognition", bytes(32)))))
     assert not proves(root, prefix, part.at(prefix), beside)
 
 
@@ -341,12 +460,12 @@ def test_what_changed_since_a_head_does_not_keep_it_from_being_proven(owner):
 
 def test_a_replica_cannot_pass_a_hidden_path_off_as_changed(owner):
     """It would say that a path was live at the head, for a record that it keeps back."""
-    owner.put("a")
+    hidden = owner.put("a").id
     take(table := OwnerTable(), owner.put("b"))
     head = owner.head()
-    assert not table.prove("", head, (), {"a": 1})
+    assert not table.prove("", head, (), {"a": hidden})
     take(table, owner.put("a"))
-    assert table.prove("", head, (), {"a": 1})
+    assert table.prove("", head, (), {"a": hidden})
 
 
 def test_a_replica_passes_a_proof_on(owner):
@@ -387,7 +506,6 @@ def test_what_was_deleted_does_not_come_back(owner):
     table.forget("a")  # the tombstone
     assert take(table, owner.sent[0]) == NOTHING
     assert live(table) == {"b": 2}
-    assert table.plan(owner.sent[0], recovering=True).put
 
 
 def test_a_lost_tombstone_is_repaired_from_a_listing(owner):
@@ -405,7 +523,7 @@ def test_a_lost_tombstone_is_repaired_from_a_listing(owner):
     assert not replica.prove("x", head, shown.proof, shown.before)
     repair = replica.repair("x", head, shown.proof, owner.table.listing("x"))
     assert repair.drop == ["x/a"]
-    assert sorted(repair.fetch) == ["x/b", "x/c"]
+    assert repair.fetch == {"x/b": changed.id, "x/c": owner.sent[2].id}
     for path in repair.drop:
         replica.forget(path)
     for signed in (changed, owner.sent[2]):
@@ -415,24 +533,25 @@ def test_a_lost_tombstone_is_repaired_from_a_listing(owner):
 
 
 def test_a_dropped_path_leaves_an_older_proof_whole(owner):
-    owner.put("a")
-    owner.put("b")
+    one, two = owner.put("a").id, owner.put("b").id
     head = owner.head()
     owner.table.forget("a")
-    assert owner.table.show("").before == {"a": 1}
+    assert owner.table.show("").before == {"a": one}
     assert owner.table.prove("", head, (), {}) is False
-    assert owner.table.listing("") == [("a", 1), ("b", 2)]
+    assert owner.table.listing("") == [("a", one), ("b", two)]
 
 
 @pytest.mark.parametrize(
-    "listed", [[("x/a", 1)], [("x/a", 1), ("x/b", 3)], [("x/a", 1), ("x/b", 2), ("y", 1)], []]
+    "listed",
+    [[("x/a", 0)], [("x/a", 0), ("x/b", 2)], [("x/a", 0), ("x/b", 1), ("y", 0)], []],
 )
 def test_a_false_listing_drops_nothing(owner, listed):
-    owner.put("x/a")
-    owner.put("x/b")
-    head = owner.head()
+    ids = [owner.put("x/a").id, owner.put("x/b").id, bytes(32)]
+    head, proof = owner.head(), owner.table.tree.proof("x")
+    rows = [(path, ids[number]) for path, number in listed]
     with pytest.raises(RecordInvalid):
-        OwnerTable().repair("x", head, (), listed)
+        OwnerTable().repair("x", head, proof, rows)
+    assert OwnerTable().repair("x", head, proof, [("x/a", ids[0]), ("x/b", ids[1])]).fetch
 
 
 def test_without_a_proof_nothing_is_listed_or_shown():
