@@ -5,7 +5,9 @@ weights; it counts from a threshold on, because otherwise a crumb of
 reciprocity would jump the whole queue (docs/design/allocation.md). Recognition is a
 budgeted report, not a truthful one: nothing here proves that it is deserved.
 
-This module only decides; `xsc.allocation.service` sends and keeps the records.
+The weights are a value in the space of the node (docs/design/space.md), whose record has the
+owner, the sequence and the signature. This module only decides; `xsc.allocation.service` reads
+and writes the values.
 """
 
 from __future__ import annotations
@@ -16,41 +18,49 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from xsc.base.errors import ArgumentInvalid
+from xsc.base.errors import ArgumentInvalid, RecordInvalid
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PEERS_MAX, PPM
 from xsc.base.units import format_share
-from xsc.identity.envelope import Count, Id32, Record
+from xsc.identity.envelope import Id32, Record
 from xsc.terms.quote import Tier
 
 Weight = Annotated[int, Field(gt=0, le=PPM)]
 
 
 class Recognition(Record):
-    """Signed by the owner: all weights that it gives. The highest sequence holds."""
+    """All weights that a node gives."""
 
     KIND: ClassVar[str] = "recognition"
 
-    owner: Id32
-    sequence: Count
     weights: Annotated[tuple[tuple[Id32, Weight], ...], Field(max_length=PEERS_MAX)]
     """Peers by rising id with what they are given, in ppm; an absent peer is given nothing."""
-    created_ms: Count
 
     @model_validator(mode="after")
     def _budget(self) -> Recognition:
         peers = [peer for peer, _ in self.weights]
         if any(left >= right for left, right in pairwise(peers)):
             raise ValueError("the peers do not rise")
-        if self.owner in peers:
-            raise ValueError("a node does not recognise itself")
         # Never made to fit in silence: a sum above the whole is a false statement.
         if sum(ppm for _, ppm in self.weights) > PPM:
             raise ValueError(f"the weights are above {PPM} ppm together")
         return self
 
-    def weight_ppm(self, peer: bytes) -> int:
-        """Return what the peer is given."""
-        return dict(self.weights).get(peer, 0)
+
+def value_of(weights: Mapping[bytes, int]) -> bytes:
+    """Return weights as the space has them."""
+    return Recognition(weights=tuple(sorted(weights.items()))).to_bytes()
+
+
+def read_weights(owner: bytes, value: bytes) -> dict[bytes, int]:
+    """Return the weights that an owner has in its space.
+
+    Raises:
+        TooLarge, RecordInvalid: the value breaks a rule.
+    """
+    weights = dict(Recognition.from_bytes(value).weights)
+    if owner in weights:
+        raise RecordInvalid("a node does not recognise itself")
+    return weights
 
 
 def with_weight(weights: Mapping[bytes, int], peer: bytes, ppm: int) -> dict[bytes, int]:

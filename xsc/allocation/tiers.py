@@ -213,4 +213,4 @@ RULES: Final[dict[str, Rule]] = {
     "weighted-uniform": weighted_uniform,
     "proportional": proportional,
 }
-"""By the names that the configuration knows."""
+"""By the names that a slot states."""

@@ -1,60 +1,66 @@
-import asyncio
+"""Recognition in real spaces; what the network would bring is handed over here."""
 
 import pytest
 
-from tests.settle import settle
-from tests.unit.allocation.fakes import Memory, Wire
-from xsc.allocation.recognition import Recognition
+from xsc.allocation.recognition import read_weights, value_of
 from xsc.allocation.service import AllocationService
-from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import (
-    ArgumentInvalid,
-    NotAllowed,
-    RateLimited,
-    RecordInvalid,
-    SignatureInvalid,
-)
-from xsc.base.limits import (
-    RECOGNITION_RESEND_MS,
-    RECOGNITIONS_A_PEER_MAX,
-    RECOGNITIONS_MS,
-)
+from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.encoding import encode
+from xsc.base.errors import ArgumentInvalid, RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.limits import PEERS_MAX, PPM
 from xsc.base.log import SilentLog
-from xsc.identity.context import Context
-from xsc.identity.envelope import open_signed, sign
+from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair, network_id
+from xsc.space.limits import VALUE_INLINE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths
+from xsc.space.service import SpaceService
+from xsc.space.store import META, SpaceStore
 
 NET = network_id("test")
+PATH = UserSpacePaths.RECOGNITION
+
+
+class Node:
+    """A node and its peers: all that were made, but those that it barred."""
+
+    def __init__(self, world, number):
+        self.world = world
+        self.key = KeyPair(bytes([number]) * 32)
+        self.id = self.key.node_id
+        self.db = MemoryKeyValue()
+        self.barred = set()
+        self.changes = 0
+        self.begin()
+
+    def begin(self):
+        self.store = SpaceStore(self.db, InlineExecutor(), self.world.clock, self.key, NET)
+        self.space = SpaceService(self.store, self.world.clock)
+        self.service = AllocationService(self.space, self, SilentLog(), on_change=self.count_change)
+
+    def count_change(self):
+        self.changes += 1
+
+    def is_peer(self, node):
+        known = {other.id for other in self.world.nodes} - {self.id}
+        return node in known - self.barred
+
+    async def hear(self, other, path=PATH):
+        """Take what another has at a path, as it comes from any replica."""
+        page = await other.store.page(other.id, path, 0, count=9, size_bytes=2**20)
+        offered = [
+            (entry.signed, other.db.get(b"v" + other.id + path.encode())) for entry in page.entries
+        ]
+        return await self.space.take(other.id, offered)
 
 
 class World:
     def __init__(self):
-        self.wire = Wire()
         self.clock = ManualClock()
-        self.keys = {}
-        self.states = {}
+        self.nodes = []
 
-    def node(self, number, state=None):
-        key = KeyPair(bytes([number]) * 32)
-        self.keys[number] = key
-        self.states[number] = state or Memory()
-        context = Context(
-            key,
-            NET,
-            self.clock,
-            SeededEntropy(bytes([number])),
-            InlineExecutor(),
-            self.wire.caller(key.node_id),
-            SilentLog(),
-        )
-        service = AllocationService(
-            context, state=self.states[number], peers=self.wire.peers(key.node_id)
-        )
-        self.wire.handlers[key.node_id] = service.handlers()
-        return service
-
-    def id(self, number):
-        return self.keys[number].node_id
+    def node(self):
+        self.nodes.append(Node(self, len(self.nodes) + 1))
+        return self.nodes[-1]
 
 
 @pytest.fixture
@@ -62,210 +68,185 @@ def world():
     return World()
 
 
-async def test_recognition_becomes_mutual(world):
-    a, b = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    assert a.tier(world.id(2)) == "one_way"
-    assert b.tier(world.id(1)) == "open"
-    assert b.their_weight_ppm(world.id(1)) == 300_000
-    await b.recognise(world.id(1), 200_000)
-    assert a.tier(world.id(2)) == b.tier(world.id(1)) == "mutual"
-    assert a.mutual_ppm(world.id(2)) == b.mutual_ppm(world.id(1)) == 200_000
-    standing = a.standing(world.id(2))
+@pytest.fixture
+def two(world):
+    return world.node(), world.node()
+
+
+async def test_recognition_becomes_mutual(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    await b.hear(a)
+    assert (a.service.tier(b.id), b.service.tier(a.id)) == ("one_way", "open")
+    assert b.service.their_weight_ppm(a.id) == 300_000
+    await b.service.recognise(a.id, 200_000)
+    await a.hear(b)
+    assert a.service.tier(b.id) == b.service.tier(a.id) == "mutual"
+    assert a.service.mutual_ppm(b.id) == b.service.mutual_ppm(a.id) == 200_000
+    standing = a.service.standing(b.id)
     assert (standing.weight_ppm, standing.their_weight_ppm) == (300_000, 200_000)
 
 
-async def test_a_withdrawn_weight_reaches_the_peer(world):
-    a, b = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    await a.recognise(world.id(2), 0)
-    assert b.their_weight_ppm(world.id(1)) == 0
-    assert a.weights() == {}
+async def test_a_withdrawn_weight_reaches_the_peer(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    await b.hear(a)
+    await a.service.recognise(b.id, 0)
+    assert a.service.weights() == {}
+    await b.hear(a)
+    assert b.service.their_weight_ppm(a.id) == 0
 
 
-async def test_everything_survives_a_restart(world):
-    a, b = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    await b.recognise(world.id(1), 200_000)
-    again = world.node(1, world.states[1])
-    await again.start()
-    assert again.mutual_ppm(world.id(2)) == 200_000
-    await again.recognise(world.id(2), 100_000)
-    assert b.their_weight_ppm(world.id(1)) == 100_000
+async def test_a_deleted_recognition_recognises_nobody(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    await b.hear(a)
+    await a.space.rm(PATH)
+    assert a.service.weights() == {}
+    await b.hear(a)
+    assert b.service.their_weight_ppm(a.id) == 0
 
 
-async def test_a_silent_peer_is_told_when_it_comes_back(world):
-    a, b = world.node(1), world.node(2)
-    world.wire.down.add(world.id(2))
-    await a.recognise(world.id(2), 300_000)
-    assert a.weight_ppm(world.id(2)) == 300_000
-    world.wire.down.clear()
-    await a.peer_back(world.id(2))
-    assert b.their_weight_ppm(world.id(1)) == 300_000
+async def test_everything_survives_a_restart(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    await b.service.recognise(a.id, 200_000)
+    await a.hear(b)
+    a.db = a.db.after_crash()
+    a.begin()
+    await a.service.start()
+    assert a.service.mutual_ppm(b.id) == 200_000
+    await a.service.recognise(b.id, 100_000)
+    await b.hear(a)
+    assert b.service.their_weight_ppm(a.id) == 100_000
 
 
-async def test_a_peer_that_lost_what_it_heard_is_told_again(world):
-    a, _ = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    fresh = world.node(2, Memory())
-    await a.tell()
-    assert fresh.their_weight_ppm(world.id(1)) == 0
-    await a.peer_back(world.id(2))
-    assert fresh.their_weight_ppm(world.id(1)) == 300_000
+async def test_a_damaged_store_is_no_empty_one(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    a.db.write([(META + a.id + PATH.encode(), b"x")], sync=True)
+    a.begin()
+    with pytest.raises(StoreDamaged):
+        await a.service.start()
 
 
-async def test_a_silent_peer_is_told_by_the_timer(world):
-    a, b = world.node(1), world.node(2)
-    world.wire.down.add(world.id(2))
-    await a.recognise(world.id(2), 300_000)
-    task = asyncio.create_task(a.run())
-    await asyncio.sleep(0)
-    world.wire.down.clear()
-    await settle()
-    world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
-    await settle()
-    assert b.their_weight_ppm(world.id(1)) == 300_000
-    told = len(world.wire.calls)
-    world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
-    await settle()
-    assert len(world.wire.calls) == told
-    task.cancel()
+async def test_a_weight_holds_once_it_is_on_the_disk(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    a.db.write = refuse
+    with pytest.raises(SpaceExhausted):
+        await a.service.recognise(b.id, 100_000)
+    assert a.service.weight_ppm(b.id) == 300_000
 
 
-async def test_a_withdrawal_is_owed_over_a_restart(world):
-    a, b = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    world.wire.down.add(world.id(2))
-    await a.recognise(world.id(2), 0)
-    world.wire.down.clear()
-    again = world.node(1, world.states[1])
-    await again.start()
-    await again.tell()
-    assert b.their_weight_ppm(world.id(1)) == 0
+def refuse(_changes, *, sync):
+    raise SpaceExhausted("the disk is full")
 
 
-async def test_only_newer_records_count(world):
-    a, b = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    old = world.states[1].get(b"allocation/own")
-    await a.recognise(world.id(2), 100_000)
-    answer, _ = await b.handlers()["market.recognise"](world.id(1), {"recognition": old}, ())
-    assert answer == {"held": world.states[1].get(b"allocation/own")}
-    assert b.their_weight_ppm(world.id(1)) == 100_000
+async def test_what_changes_nothing_is_not_written(two):
+    a, b = two
+    await a.service.recognise(b.id, 0)
+    assert a.space.ls("") == []
+    await a.service.recognise(b.id, 300_000)
+    sequence = a.space.get(PATH).signed.record.sequence
+    await a.service.recognise(b.id, 300_000)
+    assert a.space.get(PATH).signed.record.sequence == sequence
 
 
-async def test_a_restored_copy_goes_on_above_what_its_peers_heard(world):
-    a, b = world.node(1), world.node(2)
-    await a.recognise(world.id(2), 300_000)
-    copy = Memory()
-    copy.table = dict(world.states[1].table)
-    for ppm in (100_000, 110_000, 120_000):
-        await a.recognise(world.id(2), ppm)
-    restored = world.node(1, copy)
-    await restored.start()
-    await restored.recognise(world.id(2), 50_000)
-    await restored.tell()
-    assert b.their_weight_ppm(world.id(1)) == 50_000
+FALSE = {
+    "above the whole": lambda a, b, c: value_of_any([(b, PPM), (c, 1)]),
+    "itself": lambda a, b, c: value_of({a: 1}),
+    "no weights": lambda a, b, c: b"",
+    "a text": lambda a, b, c: b"100%",
+    "another version": lambda a, b, c: value_of({b: 1}).replace(b"\x61v\x01", b"\x61v\x02"),
+    "too many": lambda a, b, c: value_of_any(
+        [(number.to_bytes(32, "big"), 1) for number in range(PEERS_MAX + 1)]
+    ),
+}
 
 
-def recognition(key, sequence, network=NET):
-    return sign(
-        Recognition(owner=key.node_id, sequence=sequence, weights=(), created_ms=1), key, network
-    ).raw
+def value_of_any(weights):
+    """Return the value of weights that no honest node writes."""
+    return encode({"v": 1, "weights": [list(pair) for pair in sorted(weights)]})
 
 
-LAST = 2**63 - 2
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda own, liar: {"sequence": LAST, "id": b"i" * 32},
-        lambda own, liar: {"held": recognition(liar, LAST)},
-        lambda own, liar: {"held": recognition(own, LAST)[:-1] + b"\0"},
-        lambda own, liar: {"held": recognition(own, LAST, network_id("other"))},
-        lambda own, liar: {"held": recognition(own, 1)},
-        lambda own, liar: {},
-    ],
-    ids=["a number", "of the peer", "forged", "of another network", "replayed", "nothing"],
-)
-async def test_no_word_of_a_peer_advances_the_sequence(world, answer):
-    """Only a record that this node signed shows that it has lost its newest."""
-    a, _, c = world.node(1), world.node(2), world.node(3)
-    await a.recognise(world.id(3), 100_000)
-    await a.recognise(world.id(3), 200_000)
-
-    async def lie(_caller, _header, _parts):
-        return answer(world.keys[1], world.keys[2]), ()
-
-    world.wire.handlers[world.id(2)] = {"market.recognise": lie}
-    await a.recognise(world.id(2), 300_000)
-    for _ in range(3):
-        await a.peer_back(world.id(2))
-    await a.recognise(world.id(3), 400_000)
-    assert c.their_weight_ppm(world.id(1)) == 400_000
-    kept = open_signed(world.states[1].get(b"allocation/own"), Recognition, network=NET)
-    assert kept.record.sequence == 4, "one for each change"
-    # It is asked again, and takes the newest as soon as it is honest.
-    honest = world.node(2, Memory())
-    await a.tell()
-    assert honest.their_weight_ppm(world.id(1)) == 300_000
-
-
-async def test_what_is_not_the_callers_own_word_is_refused(world):
-    _, b = world.node(1), world.node(2)
-    handler = b.handlers()["market.recognise"]
-    other = KeyPair(b"\x09" * 32)
-    by_other = sign(
-        Recognition(owner=other.node_id, sequence=1, weights=(), created_ms=1), other, NET
-    ).raw
-    with pytest.raises(SignatureInvalid):
-        await handler(world.id(1), {"recognition": by_other}, ())
-    for_other = sign(
-        Recognition(owner=other.node_id, sequence=1, weights=(), created_ms=1), world.keys[1], NET
-    ).raw
-    with pytest.raises(RecordInvalid):
-        await handler(world.id(1), {"recognition": for_other}, ())
-    with pytest.raises(RecordInvalid):
-        await handler(world.id(1), {}, ())
-    with pytest.raises(NotAllowed):
-        await handler(other.node_id, {"recognition": by_other}, ())
-    foreign = sign(
-        Recognition(owner=world.id(1), sequence=1, weights=(), created_ms=1),
-        world.keys[1],
-        network_id("other"),
-    ).raw
-    with pytest.raises(RecordInvalid):
-        await handler(world.id(1), {"recognition": foreign}, ())
-
-
-async def test_the_budget_holds(world):
-    a, _, _ = world.node(1), world.node(2), world.node(3)
-    await a.recognise(world.id(2), 700_000)
+@pytest.mark.parametrize("false", FALSE.values(), ids=FALSE.keys())
+async def test_a_false_value_is_refused_and_the_last_one_holds(world, two, false):
+    a, b = two
+    c = world.node()
+    await a.service.recognise(b.id, 300_000)
+    await b.hear(a)
+    value = false(a.id, b.id, c.id)
     with pytest.raises(ArgumentInvalid):
-        await a.recognise(world.id(3), 300_001)
+        await a.space.put(PATH, value)
+    a.store.on_written(lambda changes: None)  # as one does that checks nothing
+    await a.store.put({PATH: value})
+    taken = await b.hear(a)
+    assert [type(fault) for fault in taken.refused] == [RecordInvalid]
+    assert b.service.their_weight_ppm(a.id) == 300_000
+    b.begin()
+    await b.service.start()
+    assert b.service.their_weight_ppm(a.id) == 300_000
+
+
+async def test_an_older_record_changes_nothing(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    old = a.store.get(a.id, PATH)
+    await a.service.recognise(b.id, 100_000)
+    await b.hear(a)
+    await b.space.take(a.id, [(old.signed, old.value)])
+    assert b.service.their_weight_ppm(a.id) == 100_000
+
+
+async def test_who_is_blocked_or_not_known_has_no_weight(two):
+    a, b = two
+    await a.service.recognise(b.id, 300_000)
+    await b.service.recognise(a.id, 300_000)
+    await a.hear(b)
+    a.barred = {b.id}
+    assert (a.service.weight_ppm(b.id), a.service.their_weight_ppm(b.id)) == (0, 0)
+    assert a.service.tier(b.id) == "open"
+    a.barred = set()
+    assert a.service.tier(b.id) == "mutual"
+
+
+async def test_only_what_concerns_this_node_is_told(world, two):
+    a, b = two
+    c = world.node()
+    await a.service.recognise(c.id, 1)
+    await b.hear(a)
+    await a.space.put("allocation/state", b"x")
+    await b.hear(a, "allocation/state")
+    before = b.changes
+    await a.service.recognise(c.id, 2)
+    await b.hear(a)
+    assert b.changes == before
+    await a.service.recognise(b.id, 1)
+    await b.hear(a)
+    await b.service.recognise(a.id, 1)
+    assert b.changes == before + 2
+
+
+async def test_the_budget_holds(world, two):
+    a, b = two
+    c = world.node()
+    await a.service.recognise(b.id, 700_000)
     with pytest.raises(ArgumentInvalid):
-        await a.recognise(world.id(1), 1)
-    assert a.weights() == {world.id(2): 700_000}
-    await a.recognise(world.id(3), 300_000)
-    assert sum(a.weights().values()) == 1_000_000
+        await a.service.recognise(c.id, 300_001)
+    with pytest.raises(ArgumentInvalid):
+        await a.service.recognise(a.id, 1)
+    assert a.service.weights() == {b.id: 700_000}
+    await a.service.recognise(c.id, 300_000)
+    assert sum(a.service.weights().values()) == PPM
 
 
-async def test_a_peer_is_heard_so_often_within_a_time_and_told_later(world):
-    a, b, c = world.node(1), world.node(2), world.node(3)
-    for number in range(1, RECOGNITIONS_A_PEER_MAX + 10):
-        await a.recognise(world.id(2), number)
-    assert b.their_weight_ppm(world.id(1)) == RECOGNITIONS_A_PEER_MAX
-    handler = b.handlers()["market.recognise"]
-    with pytest.raises(RateLimited):
-        await handler(world.id(1), {"recognition": recognition(world.keys[1], 1)}, ())
-    await c.recognise(world.id(2), 5)
-    assert b.their_weight_ppm(world.id(3)) == 5
-    task = asyncio.create_task(a.run())
-    # The newest is owed, and told as soon as it is heard again.
-    for _ in range(RECOGNITIONS_MS // RECOGNITION_RESEND_MS + 1):
-        await settle()
-        world.clock.advance_to(world.clock.now_ms() + RECOGNITION_RESEND_MS)
-    await settle()
-    assert b.their_weight_ppm(world.id(1)) == RECOGNITIONS_A_PEER_MAX + 9
-    task.cancel()
+async def test_so_many_weights_as_peers_are_more_than_a_small_value(two):
+    a, b = two
+    weights = {number.to_bytes(32, "big"): PPM // PEERS_MAX for number in range(PEERS_MAX - 1)}
+    value = value_of({**weights, b.id: PPM // PEERS_MAX})
+    assert len(value) > VALUE_INLINE_BYTES_MAX
+    assert len(read_weights(a.id, value)) == PEERS_MAX
+    await a.space.put(PATH, value)
+    await b.hear(a)
+    assert b.service.their_weight_ppm(a.id) == PPM // PEERS_MAX

@@ -1,0 +1,1 @@
+"""Second implementations of rules: they share no code with `xsc`."""

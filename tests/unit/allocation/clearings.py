@@ -1,0 +1,134 @@
+"""Makes signed clearings of random worlds, with real keys and records of spaces."""
+
+from __future__ import annotations
+
+from random import Random
+
+from xsc.allocation.clearing_record import (
+    Offer,
+    Published,
+    admitted,
+    clear_window,
+    read_published,
+    wanted,
+)
+from xsc.allocation.recognition import value_of
+from xsc.identity.envelope import Signed, sign
+from xsc.identity.keys import KeyPair
+from xsc.space.itc import event_bytes
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import SpaceRecord, value_digest
+from xsc.terms.clearing import ClearingRecord, SpaceValue
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+
+NOW_MS = 1_700_000_000_000
+HOUR = 3_600_000
+DAY = pack_windows([(NOW_MS + HOUR, NOW_MS + 25 * HOUR)])
+UNTIL_MS = NOW_MS + 48 * HOUR
+
+
+def key(number: int) -> KeyPair:
+    return KeyPair(number.to_bytes(32, "big"))
+
+
+def slot(**changes) -> AvailabilitySlot:
+    fields = {
+        "slot_id": bytes(16),
+        "kind": "compute",
+        "quantity": 100,
+        "windows_packed": DAY,
+        "valid_until_ms": UNTIL_MS,
+        "price_mutual": 2,
+        "price_one_way": 4,
+        "reserve": 8,
+    }
+    return AvailabilitySlot(**{**fields, **changes})
+
+
+def need(number: int = 1, **changes) -> NeedSlot:
+    fields = {
+        "slot_id": bytes([number]) * 16,
+        "kind": "compute",
+        "quantity": 40,
+        "price_max": 10,
+        "valid_until_ms": UNTIL_MS,
+    }
+    return NeedSlot(**{**fields, **changes})
+
+
+def space_value(owner: KeyPair, network: bytes, path: str, value: bytes) -> SpaceValue:
+    """Return a value and the record of the owner's space that signs it."""
+    record = SpaceRecord(
+        path=path,
+        sequence=1,
+        written_ms=NOW_MS,
+        domain=bytes(32),
+        stamp=event_bytes(3),
+        digest=value_digest(value),
+        size_bytes=len(value),
+    )
+    return SpaceValue(record=sign(record, owner, network).raw, value=value)
+
+
+def published(
+    owner: KeyPair, network: bytes, commitment: Commitment, weights: dict[bytes, int]
+) -> Published:
+    """Publish, and read it back as anybody does."""
+    given = None
+    if weights:
+        given = space_value(owner, network, UserSpacePaths.RECOGNITION, value_of(weights))
+    said = space_value(owner, network, UserSpacePaths.COMMITMENT, commitment.to_bytes())
+    return read_published(owner.node_id, said, given, network=network, at_ms=NOW_MS)
+
+
+def cleared(
+    offer: Offer, provider: KeyPair, own: Published, others: list[Published], network: bytes
+) -> Signed[ClearingRecord]:
+    """Clear as a provider does; everything that is wanted is eligible."""
+    taken = admitted(own, others, offer)
+    eligible = {other.node: wanted(offer, own, other) for other in taken}
+    record = clear_window(offer, own, taken, eligible, left_out=len(others) - len(taken))
+    return sign(record, provider, network)
+
+
+def random_clearing(random: Random, network: bytes) -> Signed[ClearingRecord]:
+    """Return the signed clearing of a random world of one provider and up to eight customers."""
+    provider = key(1)
+    customers = [key(2 + number) for number in range(random.randint(0, 8))]
+    offered = slot(
+        quantity=random.choice([10, 100, 10**6]),
+        quantity_min=random.choice([1, 1, 3]),
+        rule=random.choice(["weighted-uniform", "weighted-uniform", "proportional"]),
+        location=random.choice(["", "Berlin"]),
+        filters=random.choice([(), (("tier", "one_way"),)]),
+    )
+    weights = {
+        customer.node_id: random.choice([9_999, 10_000, 50_000, 100_000])
+        for customer in customers
+        if random.random() < 0.7
+    }
+    own = published(provider, network, Commitment(slots=(offered,)), weights)
+    others = []
+    for customer in customers:
+        needs = tuple(
+            need(
+                number,
+                quantity=(most := random.randint(1, offered.quantity)),
+                quantity_min=random.choice([1, random.randint(1, most)]),
+                price_max=random.randint(1, 20),
+                location=random.choice(["", "", "berlin", "Paris"]),
+                filters=random.choice([(), (), (("location", "berlin"),), (("sort", "x"),)]),
+                windows_packed=random.choice(
+                    [b"", pack_windows([(NOW_MS, NOW_MS + random.choice([1, 30]) * HOUR)])]
+                ),
+                caps=((provider.node_id, most // 2),) if random.random() < 0.3 else (),
+            )
+            for number in range(1, random.randint(2, 4))
+        )
+        gives = {provider.node_id: 60_000} if random.random() < 0.6 else {}
+        said = Commitment(needs=needs, damping_ppm=random.choice([1_000_000, 500_000]))
+        others.append(published(customer, network, said, gives))
+    window = offered.windows[0]
+    salt = random.randbytes(32)
+    capacity = random.randint(0, offered.quantity)
+    return cleared(Offer(offered, window, NOW_MS, salt, capacity), provider, own, others, network)

@@ -1,0 +1,304 @@
+"""The allocator of one node, over a real space: what it keeps, publishes and grants."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from tests.unit.allocation.test_commitments import Node
+from tests.unit.space.test_store import record
+from xsc.allocation import allocating, granting
+from xsc.allocation.allocating import Allocator
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.granting import Now, Pass
+from xsc.allocation.proofs import Proofs
+from xsc.allocation.receiving import Proven
+from xsc.allocation.tiers import TIERS
+from xsc.base.clock import InlineExecutor, SeededEntropy
+from xsc.base.errors import StoreDamaged
+from xsc.base.limits import (
+    ALLOCATION_DEBOUNCE_MS,
+    CLEARED_SLOTS_MAX,
+    CLEARING_BYTES_MAX,
+    CLEARINGS_BYTES_MAX,
+    CLEARINGS_KEPT_MAX,
+    PPM,
+    SLOTS_MAX,
+)
+from xsc.identity.context import Context
+from xsc.identity.keys import KeyPair
+from xsc.space import table as tables
+from xsc.space.paths import UserSpacePaths
+from xsc.terms.clearing import (
+    SlotAllocationRecord,
+    SlotDenominators,
+    SpaceValue,
+    TierLine,
+    TwoTierAllocationState,
+    to_ratio,
+)
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+
+NOW_MS = 1_700_000_000_000
+END_MS = NOW_MS + 24 * 3_600_000
+SLOT = AvailabilitySlot(
+    slot_id=b"s" * 16,
+    kind="storage",
+    quantity=100,
+    windows_packed=pack_windows([(NOW_MS, END_MS)]),
+    valid_until_ms=END_MS,
+    price_mutual=8,
+    price_one_way=9,
+    reserve=10,
+)
+NOTHING = SpaceValue(record=b"", value=b"")
+
+
+def need_of(quantity, number=1, **changes):
+    return NeedSlot(
+        slot_id=b"n" * 16,
+        kind="storage",
+        quantity=quantity,
+        valid_until_ms=END_MS,
+        price_max=40,
+        number=number,
+        **changes,
+    )
+
+
+class Plenty:
+    """A market with room and credit for everything."""
+
+    def slot_room(self):
+        return self
+
+    def left(self, kind, window):
+        return 10**9
+
+    def take(self, kind, window, quanta):
+        pass
+
+    def drawn(self):
+        return {}
+
+    def credit_micro(self, customer):
+        return 10**12
+
+
+class Known:
+    """The peers of a node."""
+
+    def __init__(self, *nodes):
+        self.nodes = sorted(nodes)
+
+    def peers(self):
+        return self.nodes
+
+
+class Allocating(Node):
+    """A node with an allocator, and what its peers have published."""
+
+    def __init__(self, key, network, *peers, db=None):
+        super().__init__(key, network, db)
+        self.network = network
+        self.sequences = {}
+        self.work = []
+        self.context = Context(
+            key, network, self.clock, SeededEntropy(b"8"), InlineExecutor(), None, self.log
+        )
+        self.up = {peer.node_id for peer in peers}
+        self.allocator = Allocator(
+            self.context,
+            space=self.space,
+            commitments=self.commitments,
+            peers=Known(*self.up),
+            market=Plenty(),
+            state=self.db,
+            is_up=self.up.__contains__,
+            follow=lambda: None,
+            read=self.read,
+            once=self.once,
+        )
+        self.allocator.start()
+
+    async def read(self, owner, path):
+        return self.space.get(path, owner)
+
+    def once(self, _name, work):
+        self.work.append(work)
+
+    async def says(self, peer, path, value):
+        """Take in what a peer has published."""
+        sequence = self.sequences[peer] = self.sequences.get(peer, 0) + 1
+        signed = record(peer, self.network, path, sequence, value)
+        assert (await self.space.take(peer.node_id, [(signed, value)])).paths == [path]
+
+    async def needs(self, peer, *needs):
+        await self.says(peer, UserSpacePaths.COMMITMENT, Commitment(needs=needs).to_bytes())
+
+    def quantities(self):
+        return [each.quantity for each in self.allocator.granted()]
+
+
+@pytest.fixture
+async def provider(alice, bob, network):
+    made = Allocating(alice, network, bob)
+    await made.space.put(UserSpacePaths.COMMITMENT, Commitment(slots=(SLOT,)).to_bytes())
+    return made
+
+
+async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
+    provider, bob, monkeypatch
+):
+    assert CLEARINGS_KEPT_MAX >= 3
+    monkeypatch.setattr(allocating, "CLEARINGS_KEPT_MAX", 3)
+    ids = []
+    for number in range(6):
+        await provider.needs(bob, need_of(10 + number, 1 + number))
+        await provider.allocator.allocate()
+        assert provider.quantities() == [10 + number]
+        ids += [each.id for each in provider.allocator.present()]
+        kept = {each.id for each in provider.allocator.clearings()}
+        assert kept == set(ids[-3:])
+    size = len(provider.allocator.clearing(ids[-1]))
+    monkeypatch.setattr(allocating, "CLEARINGS_BYTES_MAX", 2 * size + 100)
+    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
+    await provider.needs(bob, need_of(16, 9))
+    await provider.allocator.allocate()
+    assert provider.quantities() == [16]
+    assert len(provider.allocator.clearings()) == 2
+
+
+async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
+    provider, bob, alice, network, monkeypatch
+):
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    most = tables.OWNER_BYTES_MAX
+    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", 1)
+    await provider.needs(bob, need_of(20, 2))
+    for _ in range(3):
+        await provider.allocator.allocate()
+        assert provider.quantities() == [10]
+    assert provider.log.events.count("allocation.not_published") == 1
+    writes = len(provider.db.writes)
+    again = Allocating(alice, network, bob, db=provider.db)
+    assert again.quantities() == [10]
+    assert again.allocator.granted() == provider.allocator.granted()
+    assert len(provider.db.writes) == writes
+    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", most)
+    await provider.allocator.allocate()
+    assert provider.quantities() == [20]
+
+
+def test_the_records_of_all_windows_fit_the_own_space():
+    assert CLEARINGS_BYTES_MAX <= tables.OWNER_BYTES_MAX // 2
+    assert CLEARED_SLOTS_MAX <= CLEARINGS_KEPT_MAX
+    slots = [
+        SLOT.model_copy(update={"slot_id": bytes([number]) * 16}) for number in range(SLOTS_MAX)
+    ]
+    asked = []
+
+    def admitted(_own, _customers, _offer, most):
+        asked.append(most.bytes_max)
+        return []
+
+    other = Published(b"q" * 32, Commitment(needs=(need_of(1),)), NOTHING)
+    published = {other.node: other}.get
+    for count in (1, SLOTS_MAX):
+        asked.clear()
+        own = Published(b"p" * 32, Commitment(slots=tuple(slots[:count])), NOTHING)
+        now = Now(NOW_MS, own, lambda _: [b"q" * 32], published, {}, lambda _: 0, Plenty())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(granting, "admitted", admitted)
+            Pass(now, {}, lambda _: bytes(32), lambda: bytes(32)).run()
+        assert len(asked) == count
+        assert sum(asked) <= CLEARINGS_BYTES_MAX
+        assert max(asked) <= CLEARING_BYTES_MAX
+
+
+async def test_a_damaged_commitment_withdraws_nothing(provider, bob):
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    path = UserSpacePaths.COMMITMENT.encode()
+    rows = [key for key, _ in provider.db.scan(b"", None) if provider.space.owner + path in key]
+    provider.db.write([(key, b"damaged") for key in rows], sync=True)
+    provider.allocator.wake()
+    with pytest.raises(StoreDamaged):
+        await provider.allocator.allocate()
+    assert provider.quantities() == [10]
+
+
+def state_of(slot, customer, need, quantity):
+    """Return the state of a provider that grants one need so much of a slot."""
+    empty = to_ratio(Fraction(0))
+    tiers = tuple(
+        TierLine(
+            tier=tier,
+            capacity=quantity,
+            given=quantity if tier == "open" else 0,
+            denominator=empty,
+            level=None,
+        )
+        for tier in TIERS
+    )
+    window = slot.windows[0]
+    return TwoTierAllocationState(
+        slot_denominators=(
+            SlotDenominators(
+                slot=slot.slot_id,
+                window=window,
+                kind=slot.kind,
+                rule=slot.rule,
+                capacity=slot.quantity,
+                clearing=bytes(32),
+                tiers=tiers,
+            ),
+        ),
+        slot_allocations=(
+            SlotAllocationRecord(
+                slot=slot.slot_id,
+                window=window,
+                customer=customer,
+                need=need.slot_id,
+                tier="open",
+                quantity=quantity,
+                price=10,
+                granted_ms=NOW_MS,
+            ),
+        ),
+        recipient_totals=((customer, quantity),),
+    )
+
+
+async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(
+    alice, bob, network, monkeypatch
+):
+    carol = KeyPair(b"\xc0" * 32)
+    node = Allocating(alice, network, bob, carol)
+    own = Commitment(slots=(SLOT,), needs=(need_of(10),))
+    swings = tuple((5, NOW_MS) for _ in range(3))
+    own = own.model_copy(update={"damping_history": swings})
+    await node.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
+    line = SLOT.slot_id, SLOT.windows[0], need_of(10).slot_id, "open", 10, 10
+    proven = {bytes(32): Proven(NOW_MS, frozenset({line}))}
+    monkeypatch.setattr(Proofs, "want", lambda *_: False)  # the records are checked
+    monkeypatch.setattr(Proofs, "of", lambda *_: proven)
+    for peer in (bob, carol):
+        slots = Commitment(slots=(SLOT,)).to_bytes()
+        await node.says(peer, UserSpacePaths.COMMITMENT, slots)
+        state = state_of(SLOT, alice.node_id, need_of(10), 10)
+        await node.says(peer, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+    await node.allocator.allocate()
+    assert len(node.allocator.received()) == 2
+    assert node.commitments.own.needs[0].caps == ()
+    said = Commitment(slots=(SLOT,), needs=(need_of(7),)).to_bytes()
+    await node.says(bob, UserSpacePaths.COMMITMENT, said)
+    await node.allocator.allocate()
+    assert node.quantities() == [7]
+    assert node.commitments.own.needs[0].caps == ()
+    node.pass_ms(ALLOCATION_DEBOUNCE_MS * 5 // 4)
+    await node.done(node.allocator.allocate())
+    assert sum(cap for _, cap in node.commitments.own.needs[0].caps) == 10
+    assert node.commitments.own.damping_ppm < PPM

@@ -1,0 +1,240 @@
+"""The commitment of a node is one value in its space, and so are those of others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.settle import settle
+from tests.unit.allocation.test_declaring import NIGHTS
+from tests.unit.space.test_store import Journal, record
+from xsc.allocation.commitments import LOOK_INTERVAL_MS, RENEW_INTERVAL_MS, Commitments
+from xsc.allocation.declaring import Statement
+from xsc.allocation.windows import DAY_MS
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
+from xsc.base.limits import COMMITMENT_BYTES_MAX, SLOT_HORIZON_MS
+from xsc.identity.context import Context
+from xsc.space.limits import DEBOUNCE_MS
+from xsc.space.paths import UserSpacePaths
+from xsc.space.service import SpaceService
+from xsc.space.store import SpaceStore
+from xsc.terms.slot import Commitment
+
+PATH = UserSpacePaths.COMMITMENT
+STATED = Statement(quantity=100, price=20)
+
+
+class Lines:
+    """Keeps what is logged."""
+
+    def __init__(self):
+        self.events = []
+
+    def info(self, event, **_):
+        self.events.append(event)
+
+    warning = error = debug = info
+
+
+class Node:
+    """The space and the commitments of one node, on a disk that survives it."""
+
+    def __init__(self, key, network, db=None, clock=None):
+        self.db = db or Journal()
+        self.clock = clock or ManualClock()
+        self.log = Lines()
+        store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
+        self.space = SpaceService(store, self.clock)
+        context = Context(
+            key, network, self.clock, SeededEntropy(b"7"), InlineExecutor(), None, self.log
+        )
+        self.commitments = Commitments(
+            context,
+            self.space,
+            rungs=lambda _, reserve: (reserve // 4, reserve // 2, reserve),
+            site="berlin",
+            owner="alice",
+        )
+        self.commitments.start()
+        self.told = []
+        self.commitments.on_change(self.told.append)
+
+    def pass_ms(self, duration_ms):
+        self.clock.advance_to(self.clock.now_ms() + duration_ms)
+
+    async def done(self, work):
+        """Return what a command gives, after the time in which values wait for others."""
+        task = asyncio.ensure_future(work)
+        await settle()
+        self.pass_ms(DEBOUNCE_MS)
+        await settle()
+        return await task
+
+    def stored(self):
+        return Commitment.read(self.space.get(PATH).value)
+
+
+@pytest.fixture
+def node(alice, network):
+    return Node(alice, network)
+
+
+async def test_the_space_is_where_the_commitment_is_kept(node, alice, network):
+    slot_id = await node.done(node.commitments.offer("compute", STATED))
+    need_id = await node.done(node.commitments.need("storage", STATED))
+    assert node.stored() == node.commitments.own == node.commitments.of(alice.node_id)
+    (slot,), (need,) = node.commitments.own.slots, node.commitments.own.needs
+    assert (slot.slot_id, need.slot_id) == (slot_id, need_id)
+    assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (5, 10, 20)
+    assert (slot.location, slot.owner, need.location, need.owner) == (
+        *("berlin", "alice"),
+        *("", "alice"),
+    )
+    again = Node(alice, network, node.db)
+    assert again.commitments.own == node.commitments.own
+    await again.done(again.commitments.withdraw(slot_id))
+    assert again.stored().slots == ()
+    with pytest.raises(NotFound):
+        await again.commitments.withdraw(slot_id)
+    # What the owner writes there by itself holds, too.
+    await again.space.put(PATH, Commitment().to_bytes())
+    assert again.commitments.own == Commitment()
+    await again.space.rm(PATH)
+    assert again.commitments.own == Commitment()
+    await again.done(again.commitments.offer("egress", STATED))
+    assert again.stored() == again.commitments.own
+
+
+async def test_changes_that_come_together_are_one_write(node):
+    writes = len(node.db.writes)
+    slot_ids = await node.done(
+        asyncio.gather(*(node.commitments.offer("compute", STATED) for _ in range(5)))
+    )
+    assert {slot.slot_id for slot in node.stored().slots} == set(slot_ids)
+    assert len(set(slot_ids)) == 5
+    assert len(node.db.writes) == writes + 1
+    assert node.told == [node.space.owner]
+
+
+async def test_a_command_returns_once_its_change_is_on_the_disk(node):
+    task = asyncio.ensure_future(node.commitments.offer("compute", STATED))
+    await settle()
+    assert not task.done()
+    with pytest.raises(NotFound):
+        node.space.get(PATH)
+    node.pass_ms(DEBOUNCE_MS)
+    await settle()
+    assert task.result() == node.stored().slots[0].slot_id
+
+
+async def test_a_write_that_fails_leaves_what_was_there(node):
+    await node.done(node.commitments.offer("compute", STATED))
+    before = node.commitments.own
+
+    def full(*_, **__):
+        raise SpaceExhausted("the disk is full")
+
+    node.db.write = full
+    with pytest.raises(SpaceExhausted):
+        await node.done(node.commitments.offer("compute", STATED))
+    assert node.commitments.own == before
+
+
+async def test_a_wrong_statement_is_refused_and_changes_nothing(node):
+    slot_id = await node.done(node.commitments.offer("compute", STATED))
+    writes = len(node.db.writes)
+    for work in (
+        node.commitments.offer("compute", Statement(quantity=0, price=1)),
+        node.commitments.need("compute", Statement(quantity=1)),
+        node.commitments.edit(slot_id, Statement(quantity_min=101)),
+        node.commitments.edit(slot_id, Statement(every="daily 1:00-2:00 Mars/Base")),
+    ):
+        with pytest.raises(ArgumentInvalid):
+            await work
+    assert len(node.db.writes) == writes
+    assert node.stored() == node.commitments.own
+
+
+async def test_an_edited_offer_has_the_rungs_of_its_new_reserve(node):
+    slot_id = await node.done(node.commitments.offer("compute", STATED))
+    await node.done(node.commitments.edit(slot_id, Statement(price=40)))
+    (slot,) = node.stored().slots
+    assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (10, 20, 40)
+    need_id = await node.done(node.commitments.need("compute", STATED))
+    await node.done(node.commitments.edit(need_id, Statement(quantity=7)))
+    assert node.stored().needs[0].number == 2
+
+
+async def test_a_commitment_that_is_none_is_refused_before_it_is_stored(node, alice, bob, network):
+    with pytest.raises(ArgumentInvalid):
+        await node.space.put(PATH, b"hello")
+    with pytest.raises(TooLarge):
+        await node.space.put(PATH, bytes(COMMITMENT_BYTES_MAX + 1))
+    offered = [(record(bob, network, PATH, value=b"hello"), b"hello")]
+    taken = await node.space.take(bob.node_id, offered)
+    assert [type(fault) for fault in taken.refused] == [RecordInvalid]
+    with pytest.raises(NotFound):
+        node.space.get(PATH, bob.node_id)
+    assert node.commitments.of(bob.node_id) == Commitment()
+    assert node.commitments.own == Commitment()
+
+
+async def test_the_commitment_of_a_peer_is_known_once_it_is_here(node, bob, network):
+    other = Node(bob, network)
+    await other.done(other.commitments.offer("compute", STATED))
+    theirs = other.stored()
+    assert node.commitments.of(bob.node_id) == Commitment()
+    for sequence, value in enumerate((theirs.to_bytes(), None), 1):
+        signed = record(bob, network, PATH, sequence, value)
+        await node.space.take(bob.node_id, [(signed, value)])
+        assert node.commitments.of(bob.node_id) == (Commitment() if value is None else theirs)
+        assert node.told == [bob.node_id] * sequence
+
+
+async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
+    nights = await node.done(
+        node.commitments.offer("compute", Statement(100, every=NIGHTS, price=2))
+    )
+    short = Statement(100, price=2, to_ms=node.clock.now_ms() + 90_000)
+    await node.done(node.commitments.offer("compute", short))
+    loop = asyncio.ensure_future(node.commitments.run())
+    await settle()
+    sequence = node.space.get(PATH).signed.record.sequence
+    for _ in range(3):
+        node.pass_ms(LOOK_INTERVAL_MS)
+        await settle()
+        node.pass_ms(DEBOUNCE_MS)
+        await settle()
+    (slot,) = node.stored().slots
+    assert slot.slot_id == nights
+    assert node.space.get(PATH).signed.record.sequence == sequence + 1
+    for _ in range(3):
+        node.pass_ms(RENEW_INTERVAL_MS)
+        await settle()
+        node.pass_ms(DEBOUNCE_MS)
+        await settle()
+    (later,) = node.stored().slots
+    now = node.clock.now_ms()
+    assert now + SLOT_HORIZON_MS - 2 * DAY_MS < later.windows[-1][1] <= now + SLOT_HORIZON_MS
+    assert later.windows[0][1] > now - RENEW_INTERVAL_MS
+    assert set(later.windows) & set(slot.windows)
+    loop.cancel()
+
+
+async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):
+    await node.done(node.commitments.offer("compute", Statement(100, every=NIGHTS, price=2)))
+    before = node.stored()
+
+    def unknown(name, _from_ms, _until_ms):
+        raise ArgumentInvalid(f"'{name}' is no time zone")
+
+    monkeypatch.setattr("xsc.allocation.commitments.offsets_of", unknown)
+    loop = asyncio.ensure_future(node.commitments.run())
+    await settle()
+    node.pass_ms(RENEW_INTERVAL_MS)
+    await settle()
+    assert node.stored() == before
+    assert "allocation.windows_not_continued" in node.log.events
+    loop.cancel()

@@ -1,0 +1,135 @@
+"""What a customer takes of the states of other nodes, and what it comes to."""
+
+from random import Random
+
+from tests.unit.allocation.clearings import (
+    NOW_MS,
+    UNTIL_MS,
+    cleared,
+    key,
+    need,
+    published,
+    slot,
+)
+from xsc.allocation.acceptance import at_once, competes
+from xsc.allocation.clearing_record import Offer
+from xsc.allocation.receiving import is_proven, offered_by, proven_of
+from xsc.terms.clearing import (
+    SlotAllocationRecord,
+    SlotDenominators,
+    TwoTierAllocationState,
+)
+from xsc.terms.slot import Commitment, Entitlement, pack_windows
+
+
+def plainly(asked, lines):
+    """Return what `at_once` says, by comparing every line with every line."""
+    return max(
+        (
+            sum(u for other, u in lines if competes(asked.kind, asked.windows, window, other))
+            for window, _ in lines
+        ),
+        default=0,
+    )
+
+
+def test_the_sweep_is_what_looking_at_every_line_gives():
+    random = Random(7)
+
+    def window(most):
+        start = NOW_MS + random.randrange(most)
+        return start, start + random.randint(1, 20)
+
+    for _ in range(300):
+        starts = sorted(random.sample(range(0, 60, 6), random.randint(0, 4)))
+        packed = pack_windows(
+            [(NOW_MS + start, NOW_MS + start + random.randint(1, 6)) for start in starts]
+        )
+        kind = "compute" if starts else random.choice(["storage", "egress"])
+        asked = need(kind=kind, windows_packed=packed)
+        lines = [(window(60), random.randint(1, 9)) for _ in range(random.randint(0, 9))]
+        assert at_once(asked, lines) == plainly(asked, lines)
+
+
+def test_what_many_lines_come_to_takes_few_steps():
+    steps = 0
+
+    class Counted(int):
+        def __add__(self, other):
+            nonlocal steps
+            steps += 1
+            return Counted(int(self) + int(other))
+
+        __radd__ = __add__
+
+        def __neg__(self):
+            return Counted(-int(self))
+
+    lines = [((NOW_MS, UNTIL_MS), Counted(1)) for _ in range(4096)]
+    assert at_once(need(kind="storage"), lines) == 4096
+    assert steps <= 4 * 4096
+
+
+def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(network):
+    provider, customer = key(1), key(2)
+    offered, asked = slot(), need()
+    own = published(provider, network, Commitment(slots=(offered,)), {})
+    other = published(customer, network, Commitment(needs=(asked,)), {})
+    window = offered.windows[0]
+    signed = cleared(
+        Offer(offered, window, NOW_MS, bytes(32), 100), provider, own, [other], network
+    )
+    record = signed.record
+    proven = {signed.id: proven_of(record, customer.node_id)}
+    right = {
+        "slot": offered.slot_id,
+        "window": window,
+        "customer": customer.node_id,
+        "need": asked.slot_id,
+        "tier": "open",
+        "quantity": 40,
+        "price": 8,
+        "granted_ms": NOW_MS,
+    }
+
+    def taken(asked=asked, slots=((provider.node_id, offered),), **changes) -> list[Entitlement]:
+        line = SlotAllocationRecord(**{**right, **changes})
+        state = TwoTierAllocationState(
+            slot_denominators=(
+                SlotDenominators(
+                    slot=line.slot,
+                    window=line.window,
+                    kind=offered.kind,
+                    rule=offered.rule,
+                    capacity=100,
+                    clearing=signed.id,
+                    tiers=record.tiers,
+                ),
+            ),
+            slot_allocations=(line,),
+            recipient_totals=((line.customer, line.quantity),),
+        )
+        matching = {asked.slot_id: {(node, each.slot_id): each for node, each in slots}}
+        found = offered_by(
+            provider.node_id, customer.node_id, state, {asked.slot_id: asked}, matching
+        )
+        return [each for each in found if is_proven(each, proven)]
+
+    (entitlement,) = taken()
+    assert (entitlement.quantity, entitlement.price, entitlement.tier) == (40, 8, "open")
+    for changes in (
+        {"slot": b"f" * 16},
+        {"window": (window[0], window[1] - 1)},
+        {"customer": key(3).node_id},
+        {"need": b"x" * 16},
+        {"tier": "mutual"},
+        {"quantity": 39},
+        {"price": 7},
+        {"price": 10},
+        {"slots": ()},
+        {"slots": ((key(3).node_id, offered),)},
+        {"slots": ((provider.node_id, slot(quantity=39)),)},
+        {"asked": need(quantity=39)},
+        {"asked": need(price_max=7)},
+    ):
+        assert not taken(**changes), changes

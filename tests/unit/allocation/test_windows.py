@@ -1,0 +1,190 @@
+"""Recurrences become windows of UTC: both changes of the clock, the horizon, and bad input."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xsc.allocation.windows import (
+    DAY_MS,
+    ENDLESS_MS,
+    MINUTE_MS,
+    continued,
+    moment_at,
+    occurrences,
+    parse_recurrence,
+    single,
+)
+from xsc.allocation.zones import offsets_of
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
+from xsc.terms.slot import pack_windows
+
+HOUR = 60 * MINUTE_MS
+UTC_OFFSETS = [(0, 0)]
+
+
+def at(text):
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1000
+
+
+def shown(windows):
+    return [
+        " - ".join(datetime.fromtimestamp(m // 1000, UTC).strftime("%m-%d %H:%M") for m in window)
+        for window in windows
+    ]
+
+
+def resolved(text, first, last):
+    recurrence = parse_recurrence(text)
+    start, end = at(first), at(last)
+    return occurrences(recurrence, offsets_of(recurrence.zone, start, end), start, end)
+
+
+@pytest.mark.parametrize(
+    ("text", "windows"),
+    [
+        ("daily 09:00-17:30", ["11-23 09:00 - 11-23 17:30", "11-24 09:00 - 11-24 17:30"]),
+        ("daily 9:00-17:30 UTC", ["11-23 09:00 - 11-23 17:30", "11-24 09:00 - 11-24 17:30"]),
+        ("Tue 20:00-08:00 Europe/Berlin", ["11-24 19:00 - 11-25 00:00"]),
+        ("mon,TUE 00:00-24:00", ["11-23 00:00 - 11-24 00:00", "11-24 00:00 - 11-25 00:00"]),
+        ("Sun-Mon 23:00-01:00", ["11-23 00:00 - 11-23 01:00", "11-23 23:00 - 11-24 01:00"]),
+        ("Wed 00:00-24:00 Asia/Kathmandu", ["11-24 18:15 - 11-25 00:00"]),
+        ("Wed-Sat 10:00-11:00", []),
+    ],
+)
+def test_a_recurrence_is_resolved_to_windows_of_utc(text, windows):
+    """The 23rd of November 2026 is a Monday; what begins before or ends after is cut."""
+    assert shown(resolved(text, "2026-11-23", "2026-11-25")) == windows
+
+
+def test_a_day_in_spring_has_23_hours_and_one_in_autumn_25():
+    spring = resolved("Sun 00:00-24:00 Europe/Berlin", "2027-03-26", "2027-03-30")
+    autumn = resolved("Sun 00:00-24:00 Europe/Berlin", "2027-10-29", "2027-11-02")
+    assert [end - start for start, end in spring] == [23 * HOUR]
+    assert [end - start for start, end in autumn] == [25 * HOUR]
+    assert shown(spring) == ["03-27 23:00 - 03-28 22:00"]
+
+
+@pytest.mark.parametrize(
+    ("times", "window"),
+    [
+        ("01:30-03:30", ["03-28 00:30 - 03-28 01:30"]),
+        ("02:30-04:00", ["03-28 01:00 - 03-28 02:00"]),
+        ("01:00-02:30", ["03-28 00:00 - 03-28 01:00"]),
+        ("02:10-02:50", []),
+    ],
+)
+def test_a_window_over_the_hour_that_is_skipped_in_spring(times, window):
+    """In Berlin the clock goes from 02:00 to 03:00, at 01:00 UTC."""
+    assert shown(resolved(f"Sun {times} Europe/Berlin", "2027-03-26", "2027-03-30")) == window
+
+
+@pytest.mark.parametrize(
+    ("times", "window"),
+    [
+        ("01:30-02:30", ["10-30 23:30 - 10-31 00:30"]),
+        ("02:30-03:30", ["10-31 00:30 - 10-31 02:30"]),
+        ("02:15-02:45", ["10-31 00:15 - 10-31 00:45"]),
+    ],
+)
+def test_of_an_hour_that_occurs_twice_in_autumn_the_first_counts(times, window):
+    """In Berlin the clock goes from 03:00 back to 02:00, at 01:00 UTC."""
+    assert shown(resolved(f"Sun {times} Europe/Berlin", "2027-10-29", "2027-11-02")) == window
+
+
+@given(
+    wall=st.lists(st.integers(0, 10 * DAY_MS), min_size=2, max_size=8),
+    changes=st.lists(st.integers(0, 10 * DAY_MS), max_size=4, unique=True),
+    offsets=st.lists(st.integers(-14 * HOUR, 14 * HOUR), min_size=5, max_size=5),
+)
+def test_windows_that_are_disjoint_in_local_time_are_so_in_utc(wall, changes, offsets):
+    zone = list(zip([0, *sorted(changes)], offsets, strict=False))
+    moments = [moment_at(moment, zone) for moment in sorted(wall)]
+    assert moments == sorted(moments)
+
+
+def test_offsets_are_exact_to_the_millisecond():
+    found = offsets_of("Europe/Berlin", at("2027-01-01"), at("2028-01-01"))
+    assert found[1:] == [(at("2027-03-28T01:00"), 2 * HOUR), (at("2027-10-31T01:00"), HOUR)]
+    assert found[0][1] == HOUR
+
+
+@pytest.mark.parametrize(
+    "name", ["Europe/Berlim", "Europe", "../etc/passwd", "/etc/passwd", "", "a\0b", "x" * 5000]
+)
+def test_an_unknown_zone_is_refused_in_one_sentence(name):
+    with pytest.raises(ArgumentInvalid, match="is no time zone") as refused:
+        offsets_of(name, 0, DAY_MS)
+    assert "Europe/Berlin" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not a recurrence"),
+        ("every second", "not a recurrence"),
+        ("daily", "not a recurrence"),
+        ("daily 10-12", "not a recurrence"),
+        ("daily 10:00-12:00 UTC UTC", "not a recurrence"),
+        ("Mon-Fry 10:00-12:00", "no day of the week"),
+        ("Mon,, 10:00-12:00", "no day of the week"),
+        ("Mon-Tue-Wed 10:00-12:00", "no day of the week"),
+        ("daily 24:00-12:00", "does not exist"),
+        ("daily 10:60-12:00", "does not exist"),
+        ("daily 10:00-24:01", "does not exist"),
+        ("daily 10:00-10:00", "no length"),
+    ],
+)
+def test_a_text_that_is_no_recurrence_is_refused(text, why):
+    with pytest.raises(ArgumentInvalid, match=why):
+        parse_recurrence(text)
+
+
+def test_a_million_occurrences_are_refused_at_once():
+    daily = parse_recurrence("daily 10:00-12:00")
+    for days in (SLOT_WINDOWS_MAX + 1, 10**6, 2**62 // DAY_MS):
+        with pytest.raises(ArgumentInvalid, match="more than 400 windows"):
+            occurrences(daily, UTC_OFFSETS, 0, days * DAY_MS)
+    assert len(occurrences(daily, UTC_OFFSETS, 0, SLOT_WINDOWS_MAX * DAY_MS)) == SLOT_WINDOWS_MAX
+
+
+def test_a_window_without_an_end_ends_at_the_horizon():
+    assert single(5, ENDLESS_MS, 7) == (5, 7 + SLOT_HORIZON_MS)
+    assert single(5, 9, 7) == (5, 9)
+
+
+@pytest.mark.parametrize(
+    ("window", "why"),
+    [
+        ((9, 9), "no length"),
+        ((9, 8), "no length"),
+        ((1, 7), "is over"),
+        ((1, 8 + SLOT_HORIZON_MS), "more than 90 days"),
+        ((7 + SLOT_HORIZON_MS, ENDLESS_MS), "begins more than 90 days"),
+    ],
+)
+def test_a_single_window_is_refused(window, why):
+    with pytest.raises(ArgumentInvalid, match=why):
+        single(*window, 7)
+
+
+def test_a_recurrence_goes_on_as_the_horizon_moves():
+    """Published windows stay, finished ones go, and none is ever cut at the horizon."""
+    daily = parse_recurrence("daily 20:00-08:00")
+    begin = at("2026-11-23T22:00")
+    windows: tuple[tuple[int, int], ...] = ()
+    for hours in range(0, 24 * 200, 7):
+        now = begin + hours * HOUR
+        first = now if not windows else now - 2 * DAY_MS
+        found = occurrences(daily, UTC_OFFSETS, first, now + SLOT_HORIZON_MS + 2 * DAY_MS)
+        later = continued(windows, found, now)
+        assert set(windows) - set(later) == {window for window in windows if window[1] <= now}
+        assert pack_windows(later)
+        assert now + SLOT_HORIZON_MS - DAY_MS <= later[-1][1] <= now + SLOT_HORIZON_MS
+        assert {end - start for start, end in later} <= {12 * HOUR, 10 * HOUR}
+        windows = later
+    assert {end - start for start, end in windows} == {12 * HOUR}

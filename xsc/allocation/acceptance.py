@@ -1,0 +1,168 @@
+"""Deferred acceptance: how a need takes offers of several providers, so that none is filled twice.
+
+Each provider offers by itself. The need keeps the best offers up to its quantity, and caps what it
+accepts of each other provider at what it kept; providers then offer what was released to others.
+Caps only fall, so this ends, and with the divisions of `xsc.allocation.tiers` it ends in the same
+allocation whoever acts first (docs/design/allocation.md, G1 to G3).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from xsc.allocation.matching import overlap
+from xsc.allocation.tiers import Claim, weighted_uniform
+from xsc.terms.quote import Tier
+from xsc.terms.slot import Entitlement, NeedSlot, SlotKind, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What one provider offers a need, and how the provider stands at the customer."""
+
+    provider: bytes
+    quantity: int
+    tier: Tier
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a need keeps of each offer, and what it accepts of each provider from now on."""
+
+    quantities: dict[bytes, int]
+    caps: dict[bytes, int]
+    """Of providers that were ever refused anything; never above the caps before."""
+
+
+def keep(quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int]) -> Kept:
+    """Return what a need keeps: of mutual providers first, by recognition within a tier.
+
+    Caps fall only, so this ends also where recognition changes meanwhile; a cap that an earlier
+    recognition lowered stays until the need has a new number.
+
+    Args:
+        quantity: of the need.
+        offers: what each provider grants at present, at most one each.
+        caps: those before.
+    """
+    kept = weighted_uniform(
+        quantity,
+        [
+            Claim(offer.provider, offer.tier, offer.weight, bounded)
+            for offer in offers
+            if (bounded := min(offer.quantity, caps.get(offer.provider, offer.quantity)))
+        ],
+    ).allocations
+    quantities = {offer.provider: kept.get(offer.provider, 0) for offer in offers}
+    refused = {
+        offer.provider: quantities[offer.provider]
+        for offer in offers
+        if quantities[offer.provider] < offer.quantity
+    }
+    merged = {
+        provider: min(caps.get(provider, cap), cap)
+        for provider, cap in (dict(caps) | refused).items()
+    }
+    return Kept(quantities, merged)
+
+
+def still_wanted(
+    need: NeedSlot, provider: bytes, window: Window, granted: Iterable[tuple[Window, int]]
+) -> int:
+    """Return what a need still accepts of a provider in a window, after its other slots.
+
+    Storage counts at any one moment, so that windows one after the other do not add up. Egress
+    and compute count within a window of the need, whenever in it.
+
+    Args:
+        need: the need.
+        provider: whose slot is cleared.
+        window: of the slot.
+        granted: the windows in which the same provider grants it something already, and how much.
+    """
+    return max(
+        0,
+        need.cap(provider)
+        - sum(
+            units for other, units in granted if competes(need.kind, need.windows, window, other)
+        ),
+    )
+
+
+def competes(kind: SlotKind, windows: Sequence[Window], one: Window, other: Window) -> bool:
+    """Return whether what is granted in two windows counts together for a need.
+
+    Args:
+        kind: of the need.
+        windows: of the need.
+        one: of the windows, `other` the other.
+    """
+    if kind == "storage":
+        return overlap(one, (other,)) is not None
+    return not windows or any(overlap(one, (own,)) and overlap(other, (own,)) for own in windows)
+
+
+def at_once(need: NeedSlot, lines: Sequence[tuple[Window, int]]) -> int:
+    """Return the most that the lines of one provider come to of what a need asks for."""
+    if need.kind != "storage" and not need.windows:
+        return sum(units for _, units in lines)
+    spans = [(window, units) for window, units in lines]
+    if need.kind != "storage":
+        # From the first window of the need that a line touches to the last.
+        starts, ends = ([window[side] for window in need.windows] for side in (0, 1))
+        spans = [
+            ((bisect_right(ends, start), bisect_left(starts, end)), units)
+            for (start, end), units in lines
+        ]
+        spans = [(span, units) for span, units in spans if span[0] < span[1]]
+    begins, ends = (sorted(span[side] for span, _ in spans) for side in (0, 1))
+    begun, ended = (
+        list(accumulate((u for _, u in sorted((s[side], u) for s, u in spans)), initial=0))
+        for side in (0, 1)
+    )
+    # Of what begins before a line ends, what ended before it begins does not meet it.
+    return (
+        max(
+            (begun[bisect_left(begins, end)] - ended[bisect_right(ends, start)])
+            for (start, end), _ in spans
+        )
+        if spans
+        else 0
+    )
+
+
+def answered(
+    need: NeedSlot,
+    received: Iterable[Entitlement],
+    ranks: Mapping[bytes, tuple[Tier, int]],
+    *,
+    is_due: bool,
+) -> NeedSlot:
+    """Return a need with the caps that follow from the offers.
+
+    Caps fall only where a need is filled. If one that has caps is not any more, an offer that it
+    kept is gone, and others may offer again: a new number begins.
+
+    Args:
+        need: as it is published.
+        received: what providers that are up grant to needs of this node.
+        ranks: tier and weight of these providers at this node.
+        is_due: whether a new number may begin already.
+    """
+    lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)
+    for each in received:
+        if each.need == need.slot_id and each.provider in ranks:
+            lines[each.provider].append((each.window, each.quantity))
+    offers = [
+        Granted(provider, min(need.quantity, at_once(need, of)), *ranks[provider])
+        for provider, of in sorted(lines.items())
+    ]
+    kept = keep(need.quantity, offers, dict(need.caps))
+    if need.caps and sum(kept.quantities.values()) < need.quantity:
+        return NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()}) if is_due else need
+    return NeedSlot(**dict(need) | {"caps": tuple(sorted(kept.caps.items()))})

@@ -1,0 +1,627 @@
+"""Clears the slots of this node when something changed, publishes the outcome, and answers for it.
+
+Own slots are cleared from what this node and others have published (`granting`). The clearing
+records are values of the own space at `market/clearings/ID`, and what they come to is the value
+at `allocation/state`. What others grant to this node is read from their states. This node keeps
+the best offers for each need and lowers its caps for the others.
+
+Beside the space one table in the state database says what a restart must not compute again:
+
+    allocation/cleared/<slot><start>   the record's id, the hash of its inputs, first grants
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from xsc.allocation.acceptance import answered
+from xsc.allocation.clearing_record import Published, standing
+from xsc.allocation.commitments import Commitments
+from xsc.allocation.convergence import change_ppm, has_converged, shares_of
+from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
+from xsc.allocation.granting import Cleared, Grant, Key, Now, Pass, entitlements
+from xsc.allocation.matching import Matches, Party, Peer, match
+from xsc.allocation.ports import Market
+from xsc.allocation.proofs import Proofs
+from xsc.allocation.receiving import is_proven, offered_by, still_offered
+from xsc.allocation.recognition import mutual_ppm, read_weights
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.fields import take_bytes, take_int, take_list
+from xsc.base.ids import short
+from xsc.base.keyvalue import Change as Row
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import (
+    ALLOCATION_DEBOUNCE_MS,
+    ALLOCATION_LOOK_MS,
+    CLEARING_BYTES_MAX,
+    CLEARINGS_BYTES_MAX,
+    CLEARINGS_KEPT_MAX,
+    CONVERGED_LOOK_MS,
+    DAMPING_HISTORY_MAX,
+    SALT_BYTES,
+)
+from xsc.base.peering import Peers
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.space.limits import VALUE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
+from xsc.space.record import Change, Entry
+from xsc.terms.clearing import (
+    ClearingRecord,
+    SlotAllocationRecord,
+    SlotDenominators,
+    SpaceValue,
+    TwoTierAllocationState,
+)
+from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+
+_CLEARED: Final = b"allocation/cleared/"
+_VERSION: Final = 1
+_LOOKED_AT: Final = frozenset(
+    {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Clearing:
+    """A clearing record that is kept, for people."""
+
+    id: bytes
+    slot: bytes
+    kind: str
+    at_ms: int
+    rule: str
+
+
+class Allocator:
+    """What this node grants of its slots, and what its needs are granted."""
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        space: Space,
+        commitments: Commitments,
+        peers: Peers,
+        market: Market,
+        state: KeyValue,
+        is_up: Callable[[bytes], bool],
+        follow: Callable[[], None],
+        read: Callable[[bytes, str], Awaitable[Entry]],
+        once: Callable[[str, Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._key = context.key
+        self._node = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._log = context.log
+        self._space = space
+        self._commitments = commitments
+        self._peers = peers
+        self._market = market
+        self._rows = state
+        self._follow = follow
+        self._followed: set[str] = set()
+        self._is_up = is_up
+        self._matches = Matches(self._node)
+        self._changed: set[bytes] = set()
+        self._parsed: dict[bytes, Published] = {}
+        """What nodes have published, read once; of known peers only."""
+        self._cleared: dict[Key, Cleared] = {}
+        self._granted: tuple[Entitlement, ...] = ()
+        self._received: tuple[Entitlement, ...] = ()
+        self._state = TwoTierAllocationState()
+        self._states: dict[bytes, TwoTierAllocationState] = {}
+        self._received_of: dict[bytes, list[Entitlement]] = {}
+        """By provider: it holds while what its next state says is checked."""
+        self._made_ms: dict[bytes, int] = {}
+        """By clearing of what is received, when its record was made."""
+        self._renewed_ms: dict[bytes, int] = {}
+        """By need, when a new number began because it was short."""
+        self._began_ms = 0
+        self._proofs = Proofs(context, read=read, once=once, told=self._wake)
+        self._answer_ms: int | None = None
+        """When changed caps are published."""
+        self._full = False
+        self._woken = asyncio.Event()
+        space.register_schema(UserSpacePaths.ALLOCATION_STATE, _check_state)
+        space.register_schema(f"{UserSpacePaths.CLEARINGS}/*", self._check_clearing)
+        space.on_change(self._space_changed)
+        commitments.on_change(self._wake)
+
+    # What the market asks
+
+    def granted(self) -> tuple[Entitlement, ...]:
+        """Return what this node has granted to needs of others."""
+        return self._granted
+
+    def received(self) -> tuple[Entitlement, ...]:
+        """Return what needs of this node were granted by others."""
+        return self._received
+
+    def billed(self) -> list[Entitlement]:
+        """Return what this node was granted and pays for, from when its clearing record is on."""
+        needs = {need.slot_id: need for need in self._commitments.own.needs}
+        return [
+            replace(each, granted_ms=max(each.granted_ms, self._made_ms[each.clearing]))
+            for each in self._received
+            if each.need in needs and each.quantity <= needs[each.need].cap(each.provider)
+        ]
+
+    @property
+    def state(self) -> TwoTierAllocationState:
+        """What is published of it."""
+        return self._state
+
+    def states(self) -> Mapping[bytes, TwoTierAllocationState]:
+        """Return the published states of other nodes, as far as they are here."""
+        return self._states
+
+    def present(self) -> list[Cleared]:
+        """Return the clearings that hold now."""
+        return [each for _, each in sorted(self._cleared.items())]
+
+    def clearings(self) -> list[Clearing]:
+        """Return the clearings whose records are kept, the newest first."""
+        found = []
+        for listed in self._space.ls(UserSpacePaths.CLEARINGS):
+            raw = self._space.get(listed.path).value
+            if raw is not None:
+                signed = self._opened(raw)
+                slot = signed.record.slot
+                found.append(
+                    Clearing(signed.id, slot.slot_id, slot.kind, signed.record.at_ms, slot.rule)
+                )
+        return sorted(found, key=lambda each: (-each.at_ms, each.id))
+
+    def clearing(self, record_id: bytes) -> bytes:
+        """Return a signed clearing record, as `xsc verify` reads it.
+
+        Raises:
+            NotFound: it is not kept.
+        """
+        raw = self._space.get(UserSpacePaths.clearing(record_id)).value
+        if raw is None:
+            raise NotFound("the clearing is not kept any more")
+        return raw
+
+    def opened(self, record_id: bytes) -> Signed[ClearingRecord]:
+        """Return a clearing record that is kept.
+
+        Raises:
+            NotFound: it is not.
+        """
+        return self._opened(self.clearing(record_id))
+
+    def _opened(self, raw: bytes) -> Signed[ClearingRecord]:
+        return open_signed(raw, ClearingRecord, network=self._network, size_max=CLEARING_BYTES_MAX)
+
+    def prefixes(self) -> set[str]:
+        """Return what has to be followed of all peers: what they need, and what they grant."""
+        own = self._commitments.own
+        found = {UserSpacePaths.COMMITMENT} if own.slots or own.needs else set()
+        if own.needs:
+            found.add(UserSpacePaths.ALLOCATION_STATE)
+        return found
+
+    def _check_clearing(self, _owner: bytes, value: bytes) -> None:
+        self._opened(value)
+
+    # Its life
+
+    def start(self) -> None:
+        """Read what was cleared before, and grant what it grants.
+
+        Raises:
+            StoreDamaged: it cannot be read.
+        """
+        for key, value in self._rows.scan(_CLEARED, prefix_end(_CLEARED)):
+            try:
+                self._restore(key, value)
+            except NotFound:
+                continue  # a power loss took the record: the window is cleared anew
+            except RecordInvalid as fault:
+                raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
+        self._state = self._state_of(self._node) or self._state
+        self._began_ms = self._clock.now_ms()
+        known = set(self._peers.peers())
+        customers = {p.customer for each in self.present() for p in each.record.participants}
+        needs = {
+            (node, need.slot_id): need
+            for node in customers & known
+            if (published := self._published(node)) is not None
+            for need in published.commitment.needs
+        }
+        self._granted = tuple(e for each in self.present() for e in entitlements(each, needs))
+        self._changed.update(self._peers.peers(), {self._node})
+
+    def _restore(self, key: bytes, raw: bytes) -> None:
+        row = decode(raw)
+        if not isinstance(row, dict) or row.get("v") != _VERSION:
+            raise RecordInvalid("a clearing is of an unknown version")
+        record_id = take_bytes(row, "id")
+        value = self._space.get(UserSpacePaths.clearing(record_id)).value
+        if value is None:
+            raise NotFound("the clearing record was not kept")
+        signed = self._opened(value)
+        grants = {}
+        for item in take_list(row, "grants"):
+            if not isinstance(item, dict):
+                raise RecordInvalid("a grant is of no known form")
+            grants[take_bytes(item, "customer"), take_bytes(item, "need")] = Grant(
+                take_int(item, "number"), take_int(item, "granted_ms")
+            )
+        tail = key.removeprefix(_CLEARED)
+        place = tail[:-8], int.from_bytes(tail[-8:], "big")
+        self._cleared[place] = Cleared(take_bytes(row, "inputs"), signed.record, record_id, grants)
+
+    async def run(self) -> None:
+        """Allocate whenever something changed, and look at the capacity in between."""
+        while True:
+            await self.allocate()
+            waiting = asyncio.ensure_future(self._clock.sleep_ms(self._pause_ms()))
+            woken = asyncio.ensure_future(self._woken.wait())
+            try:
+                await asyncio.wait({waiting, woken}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+                woken.cancel()
+            if self._woken.is_set():
+                await self._clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
+
+    def _pause_ms(self) -> int:
+        """Return how long until something lapses, begins or ends, or capacity is looked at."""
+        now_ms = self._clock.now_ms()
+        moments = [
+            moment
+            for each in self._granted
+            for moment in (each.window[0], each.until_ms)
+            if moment > now_ms
+        ]
+        look_ms = ALLOCATION_LOOK_MS
+        if self._cleared and not self._state.converged:
+            look_ms = CONVERGED_LOOK_MS
+        # Customers choose moments, and cause no more rounds by them than this.
+        pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *(each - now_ms for each in moments)]))
+        if self._answer_ms is not None and not self._full:
+            pause_ms = min(pause_ms, max(ALLOCATION_DEBOUNCE_MS, self._answer_ms - now_ms))
+        return pause_ms
+
+    def _wake(self, node: bytes) -> None:
+        self._changed.add(node)
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Look at everything again: who is known, recognised or blocked has changed."""
+        self._changed.update(self._peers.peers(), self._matched(), {self._node})
+        self._woken.set()
+
+    def _matched(self) -> set[bytes]:
+        return set(self._states)
+
+    def _space_changed(self, change: Change) -> None:
+        if change.path in _LOOKED_AT and not (
+            change.owner == self._node and change.path == UserSpacePaths.ALLOCATION_STATE
+        ):
+            self._wake(change.owner)
+
+    # One round
+
+    async def allocate(self) -> None:
+        """Clear what changed, publish it, and answer what others offer."""
+        self._woken.clear()
+        changed, self._changed = self._changed, set()
+        self._gather(changed)
+        full = False
+        for step in (self._clear, self._accept):
+            try:
+                await step()
+            except SpaceExhausted as fault:
+                # What is published stands, and is tried again with the next look.
+                if not self._full:
+                    self._log.error("allocation.not_published", code=fault.code)
+                full = True
+        self._full = full
+
+    def _gather(self, changed: set[bytes]) -> None:
+        """Read again what changed nodes have published."""
+        if (wanted := self.prefixes()) != self._followed:
+            self._followed = wanted
+            self._follow()
+        own = self._published(self._node)
+        self._matches.change_own(self._commitments.own)
+        known = set(self._peers.peers())
+        for node in changed - {self._node}:
+            other = self._published(node) if node in known else None
+            self._states.pop(node, None)
+            if node not in known:
+                self._parsed.pop(node, None)
+            if other is None or own is None:
+                self._matches.change(node, None)
+            else:
+                tier, _ = standing(own, other)
+                own_tier, _ = standing(other, own)
+                self._matches.change(node, Peer(other.commitment, tier, own_tier))
+            if node in known and (state := self._state_of(node)) is not None:
+                self._states[node] = state
+        if self._node in changed and changed != known | {self._node} and own is not None:
+            # The own recognition can have changed, and with it the standing of all.
+            self._gather(known)
+
+    def _value(self, path: str, node: bytes) -> SpaceValue | None:
+        try:
+            entry = self._space.get(path, node)
+        except NotFound:
+            return None
+        if entry.value is None:
+            return None
+        return SpaceValue(record=entry.signed.raw, value=entry.value)
+
+    def _published(self, node: bytes) -> Published | None:
+        """Return what a node has published, as far as it is here; None where it is nothing."""
+        commitment = self._value(UserSpacePaths.COMMITMENT, node)
+        recognition = self._value(UserSpacePaths.RECOGNITION, node)
+        known = self._parsed.get(node)
+        if known and (known.commitment_value, known.recognition_value) == (commitment, recognition):
+            return known
+        if commitment is None:
+            return None
+        weights = {} if recognition is None else read_weights(node, recognition.value)
+        said = Commitment.read(commitment.value)
+        found = self._parsed[node] = Published(node, said, commitment, weights, recognition)
+        return found
+
+    def _state_of(self, node: bytes) -> TwoTierAllocationState | None:
+        try:
+            value = self._space.get(UserSpacePaths.ALLOCATION_STATE, node).value
+        except NotFound:
+            return None
+        return None if value is None else _read_state(value)
+
+    def _matching(self, slot_id: bytes) -> set[bytes]:
+        return {node for node, _ in self._matches.needs_of(slot_id)}
+
+    async def _clear(self) -> None:
+        own = self._published(self._node)
+        if own is None or not (own.commitment.slots or self._cleared):
+            if self._state != TwoTierAllocationState():
+                await self._publish({}, [], {})
+            return
+        now = Now(
+            self._clock.now_ms(),
+            own,
+            self._matching,
+            self._published,
+            self._market.drawn(),
+            self._market.credit_micro,
+            self._market.slot_room(),
+        )
+        signed: dict[bytes, bytes] = {}
+
+        def note(record: ClearingRecord) -> bytes:
+            made = sign(record, self._key, self._network)
+            signed[made.id] = made.raw
+            return made.id
+
+        made, granted = Pass(
+            now, self._cleared, note, lambda: self._entropy.token(SALT_BYTES)
+        ).run()
+        settled = not self._state.converged and bool(made.cleared)
+        if made.fresh or made.cleared.keys() != self._cleared.keys() or settled:
+            used = {each.id: signed[each.id] for each in map(made.cleared.get, made.fresh) if each}
+            await self._publish(made.cleared, granted, used)
+        self._granted = tuple(granted)
+
+    async def _publish(
+        self,
+        cleared: dict[Key, Cleared],
+        granted: list[Entitlement],
+        records: Mapping[bytes, bytes],
+    ) -> None:
+        """Keep and publish new clearings; the oldest records go."""
+        state = self._state_from(cleared, granted, is_quiet=not records)
+        # Those that go make room for the others.
+        values: dict[str, bytes | None] = dict.fromkeys(self._outdated(cleared, records))
+        values |= {UserSpacePaths.clearing(each): raw for each, raw in records.items()}
+        values[UserSpacePaths.ALLOCATION_STATE] = state.to_bytes()
+        # Written before anybody can draw on it, so that what is kept free has its proof.
+        await self._space.put_all(values)
+        rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
+        rows += [(_row_key(key), _row(each)) for key, each in cleared.items()]
+        self._rows.write(rows, sync=True)
+        self._cleared, self._state = cleared, state
+        for each in granted:
+            if each.clearing in records:
+                self._log.info(
+                    "allocation.granted",
+                    customer=short(each.customer),
+                    kind=each.kind,
+                    quantity=each.quantity,
+                    price=each.price,
+                    tier=each.tier,
+                )
+
+    def _outdated(
+        self, cleared: Mapping[Key, Cleared], records: Mapping[bytes, bytes]
+    ) -> list[str]:
+        """Return the paths of the oldest clearing records that go, so that new ones fit."""
+        kept = self._space.ls(UserSpacePaths.CLEARINGS)
+        count = len(kept) + len(records)
+        size = sum(each.size_bytes for each in kept) + sum(map(len, records.values()))
+        present = {UserSpacePaths.clearing(each.id) for each in cleared.values()}
+        found = []
+        for each in sorted(kept, key=lambda each: each.sequence):
+            if count <= CLEARINGS_KEPT_MAX and size <= CLEARINGS_BYTES_MAX:
+                break
+            if each.path not in present:
+                found.append(each.path)
+                count, size = count - 1, size - each.size_bytes
+        return found
+
+    def _state_from(
+        self, cleared: Mapping[Key, Cleared], granted: list[Entitlement], *, is_quiet: bool
+    ) -> TwoTierAllocationState:
+        """Return the state that is published."""
+        own = self._published(self._node)
+        weights = {} if own is None else own.weights
+        mutual = {}
+        for peer in self._peers.peers():
+            other = self._value(UserSpacePaths.RECOGNITION, peer)
+            theirs = {} if other is None else read_weights(peer, other.value)
+            if value := mutual_ppm(weights.get(peer, 0), theirs.get(self._node, 0)):
+                mutual[peer] = value
+        lines = [
+            SlotAllocationRecord(
+                slot=each.slot,
+                window=(each.opens_ms, each.closes_ms),
+                customer=each.customer,
+                need=each.need,
+                tier=each.tier,
+                quantity=each.quantity,
+                price=each.price,
+                granted_ms=each.granted_ms,
+            )
+            for each in sorted(granted, key=_rank)
+        ]
+        totals: defaultdict[bytes, int] = defaultdict(int)
+        for line in lines:
+            totals[line.customer] += line.quantity
+        slots = tuple(
+            SlotDenominators(
+                slot=each.record.slot.slot_id,
+                window=each.record.window,
+                kind=each.record.slot.kind,
+                rule=each.record.slot.rule,
+                capacity=each.record.capacity,
+                clearing=each.id,
+                tiers=each.record.tiers,
+            )
+            for _, each in sorted(cleared.items())
+        )
+        before, after = shares_of(self._state.slot_denominators), shares_of(slots)
+        moved = change_ppm(before, after), self._clock.now_ms()
+        commitment = self._commitments.own
+        return TwoTierAllocationState(
+            slot_denominators=slots,
+            slot_allocations=tuple(lines),
+            recipient_totals=tuple(sorted(totals.items())),
+            mr_values=tuple(sorted(mutual.items())),
+            damping_factor=commitment.damping_ppm,
+            damping_history=commitment.damping_history,
+            converged=is_quiet and has_converged(before, after, pending=bool(self._changed)),
+            convergence_history=(*self._state.convergence_history, moved)[-DAMPING_HISTORY_MAX:],
+        )
+
+    # What others grant to this node
+
+    async def _accept(self) -> None:
+        """Read what needs of this node are granted; keep the best and release the rest."""
+        own = self._commitments.own
+        needs = {need.slot_id: need for need in own.needs}
+        self._receive(needs)
+        received = self._received
+        mine = self._published(self._node)
+        ranks = {
+            provider: standing(mine, other)
+            for provider in {each.provider for each in received}
+            if mine is not None and (other := self._published(provider)) is not None
+        }
+        look_ms = self._clock.now_ms() - ALLOCATION_LOOK_MS
+        changed = {
+            need_id: answered(
+                need,
+                received,
+                ranks,
+                is_due=self._renewed_ms.get(need_id, self._began_ms) <= look_ms,
+            )
+            for need_id, need in needs.items()
+        }
+        if changed == needs:
+            self._answer_ms = None
+            return
+        totals, now_ms = Counter[bytes](), self._clock.now_ms()
+        for each in received:
+            totals[each.need] += each.quantity
+        asked = {need_id: need.quantity for need_id, need in needs.items()}
+        history = observe(own.damping_history, over_allocated(asked, totals), now_ms)
+        factor = factor_ppm(history)
+        if self._answer_ms is None:  # Who swings answers later.
+            self._answer_ms = now_ms + publish_delay_ms(ALLOCATION_DEBOUNCE_MS, factor)
+        if now_ms < self._answer_ms:
+            return
+        self._answer_ms = None
+        begun = (each for each in needs if changed[each].number > needs[each].number)
+        self._renewed_ms.update(dict.fromkeys(begun, now_ms))
+        await self._commitments.replace(
+            Commitment(
+                slots=own.slots,
+                needs=tuple(changed[need.slot_id] for need in own.needs),
+                damping_ppm=factor,
+                damping_history=history,
+            )
+        )
+
+    def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
+        """Take of what others say that they grant what their checked records have."""
+        own = self._published(self._node)
+        before, self._received_of = self._received_of, {}
+        for provider, state in sorted(self._states.items()):
+            other = self._published(provider)
+            if own is None or other is None or not self._is_up(provider):
+                continue
+            there = Party(provider, standing(own, other)[0])
+            here = Party(self._node, standing(other, own)[0])
+            slots = {
+                need_id: {
+                    (provider, slot.slot_id): slot
+                    for slot in other.commitment.slots
+                    if match(slot, there, need, here)
+                }
+                for need_id, need in needs.items()
+            }
+            offered = offered_by(provider, self._node, state, needs, slots)
+            if self._proofs.want(provider, frozenset(each.clearing for each in offered)):
+                theirs = still_offered(before.get(provider, ()), offered)
+            else:
+                proven = self._proofs.of(provider)
+                theirs = [each for each in offered if is_proven(each, proven)]
+                self._made_ms.update((each, found.at_ms) for each, found in proven.items())
+            self._received_of[provider] = theirs
+        self._proofs.keep(self._received_of)
+        self._renewed_ms = {
+            each: at_ms for each, at_ms in self._renewed_ms.items() if each in needs
+        }
+        self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
+        named = {each.clearing for each in self._received}
+        self._made_ms = {each: at_ms for each, at_ms in self._made_ms.items() if each in named}
+
+
+def _read_state(value: bytes) -> TwoTierAllocationState:
+    return TwoTierAllocationState.from_bytes(value, size_max=VALUE_BYTES_MAX)
+
+
+def _check_state(_owner: bytes, value: bytes) -> None:
+    _read_state(value)
+
+
+def _rank(each: Entitlement) -> tuple[bytes, int, bytes, bytes]:
+    return each.slot, each.opens_ms, each.customer, each.need
+
+
+def _row_key(key: Key) -> bytes:
+    return _CLEARED + key[0] + key[1].to_bytes(8, "big")
+
+
+def _row(cleared: Cleared) -> bytes:
+    grants: list[Value] = [
+        {"customer": customer, "need": need, "number": each.number, "granted_ms": each.granted_ms}
+        for (customer, need), each in sorted(cleared.grants.items())
+    ]
+    return encode({"v": _VERSION, "id": cleared.id, "inputs": cleared.inputs, "grants": grants})

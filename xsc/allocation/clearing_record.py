@@ -1,0 +1,388 @@
+"""Makes the record of a clearing, and checks one: both do the same computation.
+
+Whoever checks trusts the provider's word for the capacity, for what credit and shares left of
+each need, that nobody and no recognition is missing, and that nothing in it had been replaced. A
+customer sees whether it is there, and each line follows from what the record has
+(docs/design/allocation.md, P1 to P5).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, clear_slot, lot
+from xsc.allocation.matching import Party, match, overlap, windows_of
+from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
+from xsc.allocation.tiers import TIERS
+from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
+from xsc.base.ids import short, to_text
+from xsc.base.limits import (
+    ALLOCATIONS_MAX,
+    CLEARING_BYTES_MAX,
+    KIB,
+    PARTICIPANTS_MAX,
+    STRANGER_BYTES_MAX,
+)
+from xsc.identity.envelope import Signed, open_signed
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import check_value, open_record
+from xsc.terms.clearing import (
+    ClearingRecord,
+    LineValue,
+    Participant,
+    SpaceValue,
+    TierLine,
+    to_ratio,
+)
+from xsc.terms.quote import Tier
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
+
+_PARTICIPANT_BYTES = 256
+"""Of a participant, beside what it published and what grows with its needs."""
+_NEED_BYTES = 192
+"""Of a need: what is eligible, two lines, whether it left."""
+_FRAME_BYTES = 4 * KIB
+"""Of the record, beside its slot, participants and what the provider published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a node published, parsed, and the space records that sign it."""
+
+    node: bytes
+    commitment: Commitment
+    commitment_value: SpaceValue
+    weights: Mapping[bytes, int] = field(default_factory=dict)
+    """What it gives to others, in ppm."""
+    recognition_value: SpaceValue | None = None
+
+    size_bytes: int = field(init=False)
+    """What it takes in a record, with what is granted to it."""
+
+    def __post_init__(self) -> None:
+        values = [self.commitment_value]
+        if self.recognition_value is not None:
+            values.append(self.recognition_value)
+        size = sum(len(value.record) + len(value.value) for value in values)
+        size += _PARTICIPANT_BYTES + _NEED_BYTES * len(self.commitment.needs)
+        object.__setattr__(self, "size_bytes", size)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What is cleared: one window of one slot, and what only the provider can say of it."""
+
+    slot: AvailabilitySlot
+    window: Window
+    at_ms: int
+    salt: bytes
+    capacity: int
+
+
+def standing(provider: Published, customer: Published) -> tuple[Tier, int]:
+    """Return the tier and weight of a customer at a provider."""
+    mine = provider.weights.get(customer.node, 0)
+    if not mine:
+        return "open", 1
+    theirs = customer.weights.get(provider.node, 0)
+    tier = tier_of(mine, theirs)
+    return tier, mutual_ppm(mine, theirs) if tier == "mutual" else mine
+
+
+def _accepts(offer: Offer, provider: Published, customer: Published) -> Callable[[NeedSlot], int]:
+    """Return what says how much a need of the customer accepts; 0 where it does not match."""
+    there = Party(provider.node, standing(customer, provider)[0])
+    here = Party(customer.node, standing(provider, customer)[0])
+    over = min(offer.window[1], offer.slot.valid_until_ms) <= offer.at_ms
+
+    def accepts(need: NeedSlot) -> int:
+        if (
+            over
+            or need.kind != offer.slot.kind
+            or need.valid_until_ms <= offer.at_ms
+            or overlap(offer.window, windows_of(need)) is None
+            or not match(offer.slot, there, need, here)
+        ):
+            return 0
+        return min(need.quantity, need.cap(provider.node))
+
+    return accepts
+
+
+def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes, int]:
+    """Return what each need that matches accepts of this provider: its quantity, or its cap."""
+    accepts = _accepts(offer, provider, customer)
+    return {need.slot_id: units for need in customer.commitment.needs if (units := accepts(need))}
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What bounds those that take part in one clearing."""
+
+    bytes_max: int = CLEARING_BYTES_MAX
+    """Of the record."""
+    needs_max: int = ALLOCATIONS_MAX
+
+
+def admitted(
+    provider: Published, customers: Iterable[Published], offer: Offer, most: Room = Room()
+) -> list[Published]:
+    """Return the customers that take part, so that the record and what is granted have room.
+
+    The most recognised come first, strangers by lot. Who publishes or needs more than there is
+    room for is passed over, and a stranger that publishes more than STRANGER_BYTES_MAX as well.
+    """
+
+    def rank(customer: Published) -> tuple[int, int, bytes]:
+        tier, weight = standing(provider, customer)
+        return TIERS.index(tier), -weight, lot(offer.salt, customer.node)
+
+    room = most.bytes_max - _FRAME_BYTES - len(offer.slot.to_bytes()) - provider.size_bytes
+    lines = most.needs_max
+    taken: list[Published] = []
+    for customer in sorted(customers, key=rank):
+        size = customer.size_bytes
+        stranger = standing(provider, customer)[0] == "open"
+        needs = sum(need.kind == offer.slot.kind for need in customer.commitment.needs)
+        if size > room or needs > lines or (stranger and size > STRANGER_BYTES_MAX):
+            continue
+        taken.append(customer)
+        room, lines = room - size, lines - needs
+        if len(taken) == PARTICIPANTS_MAX:
+            break
+    return taken
+
+
+def bids_of(
+    provider: Published,
+    customers: Iterable[Published],
+    eligible: Mapping[bytes, Mapping[bytes, int]],
+) -> list[Bid]:
+    """Return the bids that take part in a clearing.
+
+    Args:
+        provider: whose slot it is.
+        customers: those that take part.
+        eligible: units by customer and need, as `check_eligible` wants them.
+    """
+    bids = []
+    for customer in customers:
+        tier, weight = standing(provider, customer)
+        units = eligible.get(customer.node, {})
+        bids += [
+            Bid(
+                customer.node,
+                need.slot_id,
+                tier,
+                weight,
+                units[need.slot_id],
+                need.quantity_min,
+                need.price_max,
+                customer.commitment.damping_ppm,
+            )
+            for need in customer.commitment.needs
+            if need.slot_id in units
+        ]
+    return bids
+
+
+def check_eligible(
+    offer: Offer,
+    provider: Published,
+    customers: Iterable[Published],
+    eligible: Mapping[bytes, Mapping[bytes, int]],
+) -> None:
+    """Check that each need that is eligible matches the slot, and asks for as much.
+
+    Raises:
+        RecordInvalid: one does not.
+    """
+    for customer in customers:
+        most = wanted(offer, provider, customer)
+        for need_id, units in eligible.get(customer.node, {}).items():
+            if units > most.get(need_id, 0):
+                raise RecordInvalid(
+                    f"need {to_text(need_id)} of {short(customer.node)} does not match the slot, "
+                    "or asks for less than is said to be eligible"
+                )
+
+
+def terms_of(offer: Offer) -> SlotTerms:
+    """Return the terms of the slot, with the capacity that is divided."""
+    slot = offer.slot
+    return SlotTerms(offer.capacity, slot.price_mutual, slot.price_one_way, slot.reserve, slot.rule)
+
+
+def tier_lines(cleared: SlotClearing) -> tuple[TierLine, ...]:
+    """Return how each stage was served, as records have it."""
+    return tuple(
+        TierLine(
+            tier=result.tier,
+            capacity=result.capacity,
+            given=result.given,
+            denominator=to_ratio(result.denominator),
+            level=None if result.level is None else to_ratio(result.level),
+        )
+        for result in cleared.tiers
+    )
+
+
+def clear_window(
+    offer: Offer,
+    provider: Published,
+    customers: Sequence[Published],
+    eligible: Mapping[bytes, Mapping[bytes, int]],
+    *,
+    left_out: int = 0,
+) -> ClearingRecord:
+    """Clear one window of a slot and return the record, not yet signed.
+
+    Args:
+        offer: what is cleared.
+        provider: whose slot it is.
+        customers: those that `admitted` returned, each with a need that matches.
+        eligible: units by customer and need, of what `wanted` says at most; zeros take no part.
+        left_out: how many customers were not admitted.
+
+    Raises:
+        RecordInvalid: the slot is not published.
+    """
+    if offer.slot not in provider.commitment.slots:
+        raise RecordInvalid("the provider does not publish this slot")
+    cleared = clear_slot(terms_of(offer), bids_of(provider, customers, eligible), offer.salt)
+    lines: defaultdict[bytes, list[LineValue]] = defaultdict(list)
+    for line in cleared.lines:
+        lines[line.customer].append((line.need, line.tier, line.quantity, line.price))
+    left: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    for node, need in cleared.left:
+        left[node].append(need)
+    return ClearingRecord(
+        provider=provider.node,
+        slot=offer.slot,
+        window=offer.window,
+        at_ms=offer.at_ms,
+        salt=offer.salt,
+        capacity=offer.capacity,
+        commitment=provider.commitment_value,
+        recognition=provider.recognition_value,
+        participants=tuple(
+            Participant(
+                customer=customer.node,
+                commitment=customer.commitment_value,
+                recognition=customer.recognition_value,
+                eligible=tuple(
+                    sorted(
+                        (need, units)
+                        for need, units in eligible.get(customer.node, {}).items()
+                        if units
+                    )
+                ),
+                lines=tuple(lines[customer.node]),
+                left=tuple(sorted(left[customer.node])),
+            )
+            for customer in sorted(customers, key=lambda customer: customer.node)
+        ),
+        left_out=left_out,
+        tiers=tier_lines(cleared),
+    )
+
+
+def _value(evidence: SpaceValue, path: str, node: bytes, network: bytes, at_ms: int) -> bytes:
+    signed = open_record(evidence.record, owner=node, network=network, now_ms=at_ms)
+    if signed.record.path != path:
+        raise RecordInvalid(f"a record of {short(node)} is of {signed.record.path}, not of {path}")
+    return check_value(signed.record, evidence.value)
+
+
+def read_published(
+    node: bytes,
+    commitment: SpaceValue,
+    recognition: SpaceValue | None,
+    *,
+    network: bytes,
+    at_ms: int,
+) -> Published:
+    """Return what a node published, once the records that sign it were checked.
+
+    Raises:
+        PeerError, LimitError: a signature, digest, path, date or value is wrong.
+    """
+    said = Commitment.read(_value(commitment, UserSpacePaths.COMMITMENT, node, network, at_ms))
+    weights: Mapping[bytes, int] = {}
+    if recognition is not None:
+        raw = _value(recognition, UserSpacePaths.RECOGNITION, node, network, at_ms)
+        weights = read_weights(node, raw)
+    return Published(node, said, commitment, weights, recognition)
+
+
+def offer_of(record: ClearingRecord) -> Offer:
+    """Return what a record says was cleared."""
+    return Offer(record.slot, record.window, record.at_ms, record.salt, record.capacity)
+
+
+def open_inputs(record: ClearingRecord, network: bytes) -> tuple[Published, list[Published]]:
+    """Return what the provider and the customers published, all signatures checked.
+
+    Raises:
+        PeerError, LimitError: as `read_published`.
+    """
+    provider = read_published(
+        record.provider, record.commitment, record.recognition, network=network, at_ms=record.at_ms
+    )
+    customers = [
+        read_published(
+            participant.customer,
+            participant.commitment,
+            participant.recognition,
+            network=network,
+            at_ms=record.at_ms,
+        )
+        for participant in record.participants
+    ]
+    return provider, customers
+
+
+def eligible_of(record: ClearingRecord) -> dict[bytes, dict[bytes, int]]:
+    """Return the eligible units by customer and need."""
+    return {each.customer: dict(each.eligible) for each in record.participants}
+
+
+def check_clearing(raw: bytes, *, network: bytes | None = None) -> Signed[ClearingRecord]:
+    """Return a clearing record, once it was recomputed from what it has.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    try:
+        signed = open_signed(raw, ClearingRecord, network=network, size_max=CLEARING_BYTES_MAX)
+        record = signed.record
+        if signed.author != record.provider:
+            raise RecordInvalid("the clearing is not signed by its provider")
+        provider, customers = open_inputs(record, signed.network)
+        check_eligible(offer_of(record), provider, customers, eligible_of(record))
+        again = clear_window(
+            offer_of(record),
+            provider,
+            customers,
+            eligible_of(record),
+            left_out=record.left_out,
+        )
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    for said, right in zip(record.participants, again.participants, strict=True):
+        if said != right:
+            raise ProofInvalid(
+                f"the outcome of {short(said.customer)} is {_outcome(said)}, "
+                f"and by the rule {_outcome(right)}"
+            )
+    for told, true in zip(record.tiers, again.tiers, strict=True):
+        if told != true:
+            raise ProofInvalid(f"the stage {told.tier} is not as the rule serves it")
+    return signed
+
+
+def _outcome(participant: Participant) -> str:
+    lines = [f"{quantity} in {tier} at {price}" for _, tier, quantity, price in participant.lines]
+    return ", ".join(lines) or "nothing"

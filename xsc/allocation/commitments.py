@@ -1,0 +1,221 @@
+"""Keeps what this node offers and needs, and knows what other nodes do.
+
+A commitment is one value in the space of its node, which is where it is kept: there is no other
+table. docs/design/slots.md, C1 to C6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from xsc.allocation.declaring import (
+    Either,
+    Rungs,
+    Statement,
+    edit_need,
+    edit_offer,
+    find,
+    make_need,
+    make_offer,
+    next_end_ms,
+    renewed,
+    with_slot,
+    without,
+)
+from xsc.allocation.windows import DAY_MS
+from xsc.allocation.zones import offsets_of
+from xsc.base.errors import ArgumentInvalid, NotFound, XscError
+from xsc.base.limits import SLOT_ID_BYTES
+from xsc.identity.context import Context
+from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
+from xsc.space.record import Change
+from xsc.terms.slot import Commitment, NeedSlot, SlotKind
+
+RENEW_INTERVAL_MS: Final = DAY_MS
+LOOK_INTERVAL_MS: Final = 60_000
+"""How soon after its end a slot is dropped."""
+_PATH: Final = UserSpacePaths.COMMITMENT
+
+
+class Commitments:
+    """The commitment of this node, and those of other nodes as far as they are here.
+
+    Args:
+        context: of the node.
+        space: keeps all commitments.
+        rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
+        site: where this node is; empty where unknown.
+        owner: who runs this node; empty where unknown.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        space: Space,
+        *,
+        rungs: Callable[[SlotKind, int | None], Rungs],
+        site: str = "",
+        owner: str = "",
+    ) -> None:
+        self._node = context.key.node_id
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._log = context.log
+        self._space = space
+        self._rungs = rungs
+        self._site = site
+        self._owner = owner
+        self._own = Commitment()
+        self._writing = 0
+        self._known: dict[bytes, tuple[bytes, Commitment]] = {}
+        """Of each other node: the hash of the value, and what it says."""
+        self._told: list[Callable[[bytes], None]] = []
+        space.register_schema(_PATH, lambda _, value: Commitment.read(value))
+        space.on_change(self._changed)
+
+    def start(self) -> None:
+        """Read the own commitment from the space.
+
+        Raises:
+            RecordInvalid: what is there is none.
+        """
+        self._own = self._stored()
+
+    def on_change(self, told: Callable[[bytes], None]) -> None:
+        """Call a function with each node, this one included, whose commitment changed."""
+        self._told.append(told)
+
+    @property
+    def own(self) -> Commitment:
+        """What this node offers and needs."""
+        return self._own
+
+    def of(self, node: bytes) -> Commitment:
+        """Return what a node offers and needs, as far as that is here."""
+        if node == self._node:
+            return self._own
+        try:
+            entry = self._space.get(_PATH, node)
+        except NotFound:
+            self._known.pop(node, None)
+            return Commitment()
+        digest = entry.signed.record.digest
+        if digest is None or entry.value is None:
+            return Commitment()
+        if node not in self._known or self._known[node][0] != digest:
+            self._known[node] = (digest, Commitment.read(entry.value))
+        return self._known[node][1]
+
+    async def offer(self, kind: SlotKind, said: Statement) -> bytes:
+        """Publish a new slot and return its id, once it is on the disk.
+
+        Raises:
+            ArgumentInvalid, TooLarge: it cannot be one.
+        """
+        slot = make_offer(
+            self._entropy.token(SLOT_ID_BYTES),
+            kind,
+            said if said.location is not None else replace(said, location=self._site),
+            self._rungs(kind, said.price),
+            now_ms=self._clock.now_ms(),
+            zones=offsets_of,
+            owner=self._owner,
+        )
+        await self._publish(with_slot(self._own, slot))
+        return slot.slot_id
+
+    async def need(self, kind: SlotKind, said: Statement) -> bytes:
+        """Publish a new need and return its id, once it is on the disk.
+
+        Raises:
+            ArgumentInvalid, TooLarge: it cannot be one.
+        """
+        need = make_need(
+            self._entropy.token(SLOT_ID_BYTES),
+            kind,
+            said,
+            now_ms=self._clock.now_ms(),
+            zones=offsets_of,
+            owner=self._owner,
+        )
+        await self._publish(with_slot(self._own, need))
+        return need.slot_id
+
+    async def edit(self, slot_id: bytes, said: Statement) -> None:
+        """Publish a slot or need with what is stated anew.
+
+        Raises:
+            NotFound: it is not there.
+            ArgumentInvalid, TooLarge: it cannot be so.
+        """
+        found, now_ms = find(self._own, slot_id), self._clock.now_ms()
+        edited: Either
+        if isinstance(found, NeedSlot):
+            edited = edit_need(found, said, now_ms=now_ms, zones=offsets_of)
+        else:
+            rungs = None if said.price is None else self._rungs(found.kind, said.price)
+            edited = edit_offer(found, said, rungs, now_ms=now_ms, zones=offsets_of)
+        await self._publish(with_slot(self._own, edited))
+
+    async def withdraw(self, slot_id: bytes) -> None:
+        """Withdraw a slot or need.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        find(self._own, slot_id)
+        await self._publish(without(self._own, slot_id))
+
+    async def replace(self, commitment: Commitment) -> None:
+        """Publish another commitment in the place of the own one, with others within 100 ms."""
+        await self._publish(commitment)
+
+    async def _publish(self, commitment: Commitment) -> None:
+        """Write the own commitment; several within 100 ms are one write."""
+        self._own = commitment
+        self._writing += 1
+        try:
+            await self._space.put_soon(_PATH, commitment.to_bytes())
+        except XscError:
+            self._own = self._stored()
+            raise
+        finally:
+            self._writing -= 1
+
+    def _stored(self) -> Commitment:
+        try:
+            value = self._space.get(_PATH).value
+        except NotFound:
+            return Commitment()
+        return Commitment() if value is None else Commitment.read(value)
+
+    def _changed(self, change: Change) -> None:
+        if change.path != _PATH:
+            return
+        if change.owner == self._node and not self._writing:
+            self._own = self._stored()  # `xsc space put` wrote it
+        for told in self._told:
+            told(change.owner)
+
+    async def run(self) -> None:
+        """Continue recurrences once a day, and drop what is over, until cancelled."""
+        renewed_ms = 0
+        while True:
+            now_ms = self._clock.now_ms()
+            if now_ms - renewed_ms >= RENEW_INTERVAL_MS or next_end_ms(self._own) <= now_ms:
+                renewed_ms = now_ms
+                await self._renew(now_ms)
+            await self._clock.sleep_ms(LOOK_INTERVAL_MS)
+
+    async def _renew(self, now_ms: int) -> None:
+        try:
+            later = renewed(self._own, now_ms, offsets_of)
+        except ArgumentInvalid as fault:
+            # This machine does not know a zone any more: the published windows stay.
+            self._log.warning("allocation.windows_not_continued", fault=fault.message)
+            return
+        if later != self._own:
+            await self._publish(later)

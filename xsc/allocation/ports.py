@@ -1,0 +1,31 @@
+"""What the allocation of slots needs of the market."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from xsc.terms.slot import EntitlementKey, SlotKind, Window
+
+
+class SlotRoom(Protocol):
+    """What this node can grant, as one pass over its slots takes it."""
+
+    def left(self, kind: SlotKind, window: Window) -> int:
+        """Return the quanta that can be granted over a window, beside what is drawn."""
+
+    def take(self, kind: SlotKind, window: Window, quanta: int) -> None:
+        """Count quanta as granted over a window."""
+
+
+class Market(Protocol):
+    """Capacity, what was drawn of it, and credit."""
+
+    def slot_room(self) -> SlotRoom:
+        """Return what there is now."""
+
+    def drawn(self) -> Mapping[EntitlementKey, int]:
+        """Return the quanta that leases have drawn of each entitlement, rounded up."""
+
+    def credit_micro(self, customer: bytes) -> int:
+        """Return the micro-credits that a customer may still come to owe."""

@@ -1,0 +1,116 @@
+"""What people ask about allocation, computed from what has been published.
+
+The eleven groups are those of the commons: who recognises whom, who offers, who needs, who is
+there. All functions here are plain: from what a node knows to what it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from xsc.allocation.recognition import mutual_ppm, tier_of
+from xsc.allocation.why import Why
+from xsc.base.limits import PPM
+from xsc.terms.clearing import TwoTierAllocationState, from_ratio
+from xsc.terms.quote import Tier
+from xsc.terms.slot import Commitment
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """What is known of another node."""
+
+    commitment: Commitment
+    weight_ppm: int
+    """What this node gives to it."""
+    their_weight_ppm: int
+    """What it gives to this node."""
+    is_fresh: bool
+    """Whether it was heard of lately."""
+    state: TwoTierAllocationState | None
+
+    @property
+    def mutual_ppm(self) -> int:
+        """The lesser of both weights."""
+        return mutual_ppm(self.weight_ppm, self.their_weight_ppm)
+
+    @property
+    def tier(self) -> Tier:
+        """The tier on which this node serves it."""
+        return tier_of(self.weight_ppm, self.their_weight_ppm)
+
+
+def _recognises(each: Participant) -> bool:
+    return each.their_weight_ppm > 0 and each.tier != "mutual"
+
+
+def _offers(each: Participant) -> bool:
+    return bool(each.commitment.slots)
+
+
+def _needs(each: Participant) -> bool:
+    return bool(each.commitment.needs)
+
+
+GROUPS: Final[Mapping[str, Callable[[Participant], bool]]] = {
+    "my_mutual_recognition": lambda each: each.mutual_ppm > 0,
+    "my_mutual_beneficiaries": lambda each: each.tier == "mutual",
+    "my_non_mutual_beneficiaries": lambda each: each.tier == "one_way",
+    "mutual_providers_for_me": lambda each: each.tier == "mutual" and _offers(each),
+    "non_mutual_providers_for_me": lambda each: _recognises(each) and _offers(each),
+    "mutual_beneficiaries_with_needs": lambda each: each.tier == "mutual" and _needs(each),
+    "non_mutual_beneficiaries_with_needs": lambda each: each.tier == "one_way" and _needs(each),
+    "all_mutual_partners": lambda each: each.tier == "mutual" and (_needs(each) or _offers(each)),
+    "active_participants": lambda each: each.is_fresh and (_needs(each) or _offers(each)),
+    "oscillating_participants": lambda each: each.commitment.damping_ppm < PPM,
+    "has_system_converged": lambda each: each.state is not None and each.state.converged,
+}
+"""By name, which participants belong to a group."""
+
+
+def groups(known: Mapping[bytes, Participant]) -> dict[str, list[bytes]]:
+    """Return the eleven groups."""
+    return {
+        name: sorted(node for node, each in known.items() if belongs(each))
+        for name, belongs in GROUPS.items()
+    }
+
+
+def _number(value: Fraction) -> int | str:
+    """Return a fraction as JSON has it: a number where it is whole."""
+    return value.numerator if value.denominator == 1 else str(value)
+
+
+def denominator_of(raw: tuple[bytes, bytes]) -> int | str:
+    """Return a published denominator as JSON has it."""
+    return _number(from_ratio(raw))
+
+
+_CHANGES: Final = {
+    "mutual": "mutual recognition of {} ppm",
+    "one_way": "recognition by the provider of {} ppm",
+    "price": "a greatest price of {}",
+    "minimum": "a minimum of at most {}",
+}
+
+
+def reason_of(why: Why) -> str:
+    """Return why a need has what it has, as a sentence for people."""
+    if why.quantity >= why.eligible:
+        return "all that it was eligible for was there"
+    if why.left:
+        return "its share was below its minimum, so others divided it"
+    if why.displaced or why.quantity:
+        return f"the rest went to others: it stands in the tier {why.tier} with {why.weight}"
+    return "nothing was left for it by those that stand above it"
+
+
+def changes_of(why: Why) -> list[str]:
+    """Return what alone would have given a need more, as sentences for people."""
+    return [
+        f"{_CHANGES[each.what].format(each.bound)} would have given it {each.quantity}"
+        for each in why.changes
+    ]

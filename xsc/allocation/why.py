@@ -1,0 +1,186 @@
+"""Why a need was granted what it was, and what would have changed that.
+
+Everything is found by clearing again with one thing changed, so it is what would have happened
+and not a guess (docs/design/allocation.md, W1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+from xsc.allocation.clearing import Bid, Line, SlotTerms, clear_slot
+from xsc.allocation.clearing_record import bids_of, eligible_of, offer_of, open_inputs, terms_of
+from xsc.allocation.tiers import TIERS
+from xsc.base.errors import NotFound
+from xsc.base.ids import to_text
+from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM
+from xsc.identity.envelope import Signed
+from xsc.terms.clearing import ClearingRecord
+from xsc.terms.quote import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that, alone, would have given the need more."""
+
+    what: Literal["mutual", "one_way", "price", "minimum"]
+    bound: int
+    """The least recognition in ppm, the least greatest price, or the greatest minimum."""
+    quantity: int
+    """What the need would have been granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Displaced:
+    """A need that would have got more without this one; in an auction it sets the price."""
+
+    customer: bytes
+    need: bytes
+    quantity: int
+    price_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The outcome of one need, explained."""
+
+    customer: bytes
+    need: bytes
+    tier: Tier
+    """How the provider stands to the customer."""
+    weight: int
+    eligible: int
+    """The need, its cap and what credit and shares left of it, the least of these."""
+    quantity_min: int
+    price_max: int
+    lines: tuple[Line, ...]
+    left: bool
+    """Whether it left stage 1 or 2 for its minimum."""
+    share: Fraction | None
+    """In its own tier, weight times level, before rounding; None where all there were sated."""
+    displaced: tuple[Displaced, ...]
+    changes: tuple[Change, ...]
+
+    @property
+    def quantity(self) -> int:
+        """The units granted in all."""
+        return sum(line.quantity for line in self.lines)
+
+
+def _units(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> int:
+    return clear_slot(terms, bids, salt).given().get(bid.key, 0)
+
+
+def _least(low: int, high: int, serves: Callable[[int], int], now: int) -> int | None:
+    """Return the least number from low to high that serves more than now; None where none does.
+
+    Found by halving, and so exact where more never serves less.
+    """
+    if low > high or serves(high) <= now:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if serves(middle) > now:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def why(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> Why:
+    """Return why one of the bids was granted what it was."""
+    cleared = clear_slot(terms, bids, salt)
+    given = cleared.given()
+    now = given.get(bid.key, 0)
+    level = cleared.tiers[TIERS.index(bid.tier)].level
+
+    def with_(changed: Callable[[Bid], Bid]) -> int:
+        return _units(terms, [changed(one) for one in bids], salt, bid)
+
+    def standing(tier: Tier, weight: int) -> int:
+        """Serve the whole customer in a tier: its needs stand there together."""
+        return with_(
+            lambda one: (
+                replace(one, tier=tier, weight=weight) if one.customer == bid.customer else one
+            )
+        )
+
+    def own(**fields: int) -> int:
+        return with_(lambda one: replace(one, **fields) if one.key == bid.key else one)  # type: ignore[arg-type]
+
+    changes: list[Change] = []
+    if now < bid.quantity:
+        lows: tuple[tuple[Tier, int], ...] = (
+            ("one_way", 1),
+            ("mutual", MUTUAL_RECOGNITION_THRESHOLD_PPM),
+        )
+        for tier, low in lows:
+            if TIERS.index(tier) <= TIERS.index(bid.tier):
+                start = max(low, bid.weight + 1) if tier == bid.tier else low
+                found = _least(start, PPM, lambda weight, tier=tier: standing(tier, weight), now)  # type: ignore[misc]
+                if found is not None:
+                    name: Literal["mutual", "one_way"] = "mutual" if tier == "mutual" else "one_way"
+                    changes.append(Change(name, found, standing(tier, found)))
+        top = max((one.price_max for one in bids), default=0)
+        top = max(top, terms.reserve) + 1
+        price = _least(bid.price_max + 1, top, lambda value: own(price_max=value), now)
+        if price is not None:
+            changes.append(Change("price", price, own(price_max=price)))
+        if now < bid.quantity_min:
+            # The greatest minimum is the least reduction.
+            cut = _least(
+                1, bid.quantity_min - 1, lambda less: own(quantity_min=bid.quantity_min - less), now
+            )
+            if cut is not None:
+                bound = bid.quantity_min - cut
+                changes.append(Change("minimum", bound, own(quantity_min=bound)))
+    return Why(
+        bid.customer,
+        bid.need,
+        bid.tier,
+        bid.weight,
+        bid.quantity,
+        bid.quantity_min,
+        bid.price_max,
+        tuple(line for line in cleared.lines if (line.customer, line.need) == bid.key),
+        bid.key in cleared.left,
+        None if level is None else level * bid.weight,
+        _displaced(terms, bids, salt, bid, given),
+        tuple(changes),
+    )
+
+
+def _displaced(
+    terms: SlotTerms,
+    bids: Sequence[Bid],
+    salt: bytes,
+    bid: Bid,
+    beside: Mapping[tuple[bytes, bytes], int],
+) -> tuple[Displaced, ...]:
+    others = [one for one in bids if one.key != bid.key]
+    alone = clear_slot(terms, others, salt).given()
+    return tuple(
+        Displaced(one.customer, one.need, more, one.price_max)
+        for one in sorted(others, key=lambda one: (-one.price_max, one.key))
+        if (more := alone.get(one.key, 0) - beside.get(one.key, 0)) > 0
+    )
+
+
+def explain(signed: Signed[ClearingRecord], customer: bytes, need: bytes) -> Why:
+    """Return why a need was granted what a clearing record says.
+
+    Raises:
+        NotFound: the need took no part in it.
+        PeerError, LimitError: the record does not hold what it should.
+    """
+    record = signed.record
+    provider, customers = open_inputs(record, signed.network)
+    offer = offer_of(record)
+    bids = bids_of(provider, customers, eligible_of(record))
+    for bid in bids:
+        if bid.key == (customer, need):
+            return why(terms_of(offer), bids, record.salt, bid)
+    raise NotFound(f"need {to_text(need)} took no part in this clearing")

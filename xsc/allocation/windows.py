@@ -1,0 +1,179 @@
+"""Resolves recurrences to explicit windows: half-open intervals of UTC.
+
+An owner writes `Mon-Fri 20:00-08:00 Europe/Berlin` and publishes the resolved windows, so that
+no reader needs a time zone database. The offsets of the zone are an argument;
+`xsc.allocation.zones` looks them up. docs/design/slots.md, W1 to W5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Final, TypeAlias
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
+from xsc.terms.slot import Window
+
+MINUTE_MS: Final = 60_000
+DAY_MS: Final = 24 * 60 * MINUTE_MS
+ENDLESS_MS: Final = 2**63 - 1
+"""The end of a slot that is valid until it is withdrawn."""
+Offsets: TypeAlias = Sequence[tuple[int, int]]
+"""The moment from which each offset holds, and the offset from UTC, both in milliseconds. The first
+offset also holds before its moment."""
+
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_TEXT = re.compile(r"([A-Za-z,-]+) +(\d\d?):(\d\d)-(\d\d?):(\d\d)(?: +(\S+))?")
+_HINT: Final = 'write for example "daily 22:00-06:00 Europe/Berlin" or "Mon-Fri 09:00-17:00"'
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """A time of day on some days of the week, in the local time of a zone."""
+
+    days: frozenset[int]
+    """Days of the week on which a window begins; Monday is 0."""
+    start_minute: int
+    end_minute: int
+    """Counted from the same midnight: above 24 h where the window ends the day after."""
+    text: str
+    """Days and times as the owner wrote them."""
+    zone: str
+
+
+def _days(text: str) -> frozenset[int]:
+    if text.lower() == "daily":
+        return frozenset(range(7))
+    found: set[int] = set()
+    for part in text.lower().split(","):
+        first, dash, last = part.partition("-")
+        if first not in _DAYS or (dash and last not in _DAYS):
+            raise ArgumentInvalid(f"'{part}' is no day of the week", hint=_HINT)
+        begin, end = _DAYS.index(first), _DAYS.index(last if dash else first)
+        found.update((begin + step) % 7 for step in range((end - begin) % 7 + 1))
+    return frozenset(found)
+
+
+def parse_recurrence(text: str) -> Recurrence:
+    """Parse "daily 22:00-06:00 Europe/Berlin" or "Mon,Wed 09:00-17:00"; the default zone is UTC.
+
+    Raises:
+        ArgumentInvalid: the days or times are missing or wrong, or start and end are equal.
+    """
+    match = _TEXT.fullmatch(text.strip())
+    if match is None:
+        raise ArgumentInvalid(f"'{text}' is not a recurrence", hint=_HINT)
+    start, end = (int(match[hour]) * 60 + int(match[hour + 1]) for hour in (2, 4))
+    if int(match[3]) > 59 or int(match[5]) > 59 or start >= 24 * 60 or end > 24 * 60:
+        raise ArgumentInvalid(f"'{text}' has a time of day that does not exist", hint=_HINT)
+    if start == end:
+        raise ArgumentInvalid(
+            f"'{text}' has windows of no length",
+            hint="00:00-24:00 is the whole day",
+        )
+    days = _days(match[1])
+    shown = f"{match[1]} {match[2]}:{match[3]}-{match[4]}:{match[5]}"
+    return Recurrence(days, start, end if end > start else end + 24 * 60, shown, match[6] or "UTC")
+
+
+def moment_at(wall_ms: int, offsets: Offsets) -> int:
+    """Return the first moment at which the local clock shows `wall_ms` or later.
+
+    A local time that is skipped in spring becomes the moment of the change. Of a local time that
+    occurs twice in autumn, the first counts. The result never falls while `wall_ms` rises, so
+    windows that are disjoint in local time are disjoint in UTC.
+    """
+    for number, (begin, offset) in enumerate(offsets):
+        moment = wall_ms - offset
+        if number:
+            moment = max(begin, moment)
+        if number + 1 == len(offsets) or moment < offsets[number + 1][0]:
+            return moment
+    raise ValueError("a zone without any offset")
+
+
+def occurrences(
+    recurrence: Recurrence, offsets: Offsets, from_ms: int, until_ms: int
+) -> list[Window]:
+    """Return the windows of a recurrence between two moments, cut at these.
+
+    Raises:
+        ArgumentInvalid: there are more than SLOT_WINDOWS_MAX.
+    """
+    too_many = ArgumentInvalid(
+        f"'{recurrence.text}' has more than {SLOT_WINDOWS_MAX} windows until its end",
+        hint="leave out the end for a recurrence that goes on until it is withdrawn",
+    )
+    first, last = from_ms // DAY_MS - 2, until_ms // DAY_MS + 1
+    if (last - first) * len(recurrence.days) // 7 > SLOT_WINDOWS_MAX + 7:
+        raise too_many
+    epoch = date(1970, 1, 1).weekday()
+    found: list[Window] = []
+    for day in range(first, last + 1):
+        if (epoch + day) % 7 not in recurrence.days:
+            continue
+        midnight = day * DAY_MS
+        start, end = (
+            moment_at(midnight + minute * MINUTE_MS, offsets)
+            for minute in (recurrence.start_minute, recurrence.end_minute)
+        )
+        start, end = max(start, from_ms), min(end, until_ms)
+        if start < end:
+            found.append((start, end))
+    if len(found) > SLOT_WINDOWS_MAX:
+        raise too_many
+    return found
+
+
+def check_begin(from_ms: int, now_ms: int) -> None:
+    """Refuse what begins at the horizon or later.
+
+    Raises:
+        ArgumentInvalid: it does.
+    """
+    if from_ms >= now_ms + SLOT_HORIZON_MS:
+        raise ArgumentInvalid(
+            f"it begins more than {SLOT_HORIZON_MS // DAY_MS} days from now",
+            hint="begin it earlier, for example --from +2h; declare the rest when it is closer",
+        )
+
+
+def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
+    """Return the window of a slot without a recurrence. Without an end it ends at the horizon.
+
+    Raises:
+        ArgumentInvalid: the window has no length, is over, or begins or ends beyond the horizon.
+    """
+    check_begin(from_ms, now_ms)
+    if until_ms == ENDLESS_MS:
+        until_ms = now_ms + SLOT_HORIZON_MS
+    if until_ms <= from_ms:
+        raise ArgumentInvalid(
+            "the window has no length: its end is not after its start", hint="end it later"
+        )
+    if until_ms <= now_ms:
+        raise ArgumentInvalid("the window is over", hint="end it after now, for example --to +8h")
+    if until_ms > now_ms + SLOT_HORIZON_MS:
+        raise ArgumentInvalid(
+            f"the window ends more than {SLOT_HORIZON_MS // DAY_MS} days from now",
+            hint="end it earlier; declare the rest when it is closer",
+        )
+    return from_ms, until_ms
+
+
+def continued(
+    windows: Sequence[Window], found: Iterable[Window], now_ms: int
+) -> tuple[Window, ...]:
+    """Return the published windows that are not over, and the found ones that follow them.
+
+    A published window is never changed, not even where the rules of its zone change. A new window
+    is added once it ends before the horizon, so that none is cut there.
+    """
+    last = windows[-1][1] if windows else 0
+    horizon = now_ms + SLOT_HORIZON_MS
+    kept = [window for window in windows if window[1] > now_ms]
+    kept += [(start, end) for start, end in found if start >= last and now_ms < end <= horizon]
+    return tuple(kept)
