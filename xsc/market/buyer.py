@@ -23,6 +23,7 @@ from xsc.base.ids import short
 from xsc.base.limits import NONCE_BYTES, ROOM_LEAST_BYTES
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
+from xsc.identity.envelope import Signed
 from xsc.market import lease as rules
 from xsc.market import locality
 from xsc.market.auction import (
@@ -34,6 +35,7 @@ from xsc.market.auction import (
     place,
     reserve,
 )
+from xsc.market.entitlements import best
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, usable
 from xsc.market.lease_requests import LeaseRequests
@@ -89,6 +91,7 @@ class LeaseBuyer:
         self._headroom = headroom
         self._price_max = settings.price_max
         self._leaving = ports.leaving
+        self._received = ports.received
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._expensive: frozenset[bytes] = frozenset()
         """Leases at hand that cost more than the same did at the last look."""
@@ -161,9 +164,14 @@ class LeaseBuyer:
                 if saved and on is None:
                     taken, faults = await self._nearest(nodes, fuel_steps, saved)
                 taken = taken or self._usable("compute", fuel_steps, nodes)
+                tried: set[bytes] = set()
+                if not taken:
+                    taken, faults = await self._take_entitled(
+                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=tried
+                    )
                 if not taken:
                     taken, faults = await self._auction(
-                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=set()
+                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=tried
                     )
                 if taken:
                     return self._hand_out(taken[0], fuel_steps)
@@ -242,16 +250,24 @@ class LeaseBuyer:
                     return chosen, faults
                 if not is_expensive:
                     taken = {entry.terms.provider for entry in chosen}
-                    found, refused = await self._auction(
+                    rest = self._without_lease(kind, nodes, quantity, taken)
+                    missing = count - len(chosen)
+                    avoid = frozenset(domains) if by_domain else None
+                    found, refused = await self._take_entitled(
+                        kind, rest, quantity=quantity, count=missing, avoid=avoid, tried=tried
+                    )
+                    if avoid is not None:
+                        avoid |= {entry.domain for entry in found}
+                    bought, dear = await self._auction(
                         kind,
-                        self._without_lease(kind, nodes, quantity, taken),
+                        rest,
                         quantity=quantity,
-                        count=count - len(chosen),
-                        avoid=frozenset(domains) if by_domain else None,
+                        count=missing - len(found),
+                        avoid=avoid,
                         tried=tried,
                     )
-                    chosen += found
-                    faults |= refused
+                    chosen += found + bought
+                    faults |= refused | dear
         return chosen, faults
 
     def _without_lease(
@@ -281,7 +297,10 @@ class LeaseBuyer:
             }
             most = max((saved.get(node, 0) for node in leases), default=-1)
             wanted = [node for node in rest if node not in leases and saved.get(node, 0) > most]
-            quotes, unquoted = await self._quotes.ask("compute", wanted, fuel_steps)
+            drawable, _ = await self._quotes_to_draw("compute", wanted, fuel_steps)
+            asked = [node for node in wanted if node not in drawable]
+            quotes, unquoted = await self._quotes.ask("compute", asked, fuel_steps)
+            quotes |= drawable
             faults |= unquoted
             refused.update(node for node in wanted if node not in quotes)
             bids = [
@@ -370,6 +389,71 @@ class LeaseBuyer:
                     taken.append(answer)
         return taken, faults
 
+    async def _take_entitled(
+        self,
+        kind: Kind,
+        nodes: Sequence[bytes],
+        *,
+        quantity: int,
+        count: int,
+        avoid: frozenset[bytes] | None,
+        tried: set[bytes],
+    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
+        """Return up to `count` leases at nodes where this node is entitled, and what was refused.
+
+        They cost what the entitlement does: no auction decides. Arguments as of `_auction`.
+        """
+        taken: list[LeaseEntry] = []
+        rest = [node for node in nodes if node not in tried] if count > 0 else []
+        quotes, faults = await self._quotes_to_draw(kind, rest, quantity)
+        used = set(avoid or ())
+        for quote in sorted(quotes.values(), key=lambda quote: quote.record.price):
+            provider, domain = quote.record.provider, domain_of(quote.record)
+            if len(taken) == count or (avoid is not None and domain in used):
+                continue
+            price = quote.record.price
+            wanted = self._quantity(quote.record, price, quantity)
+            answer = await self._requests.lease(quote, price, wanted, quantity)
+            tried.add(provider)
+            if isinstance(answer, XscError):
+                faults[provider] = answer
+            else:
+                taken.append(answer)
+                used.add(domain)
+        return taken, faults
+
+    async def _quotes_to_draw(
+        self, kind: Kind, nodes: Sequence[bytes], quantity: int
+    ) -> tuple[dict[bytes, Signed[Quote]], dict[bytes, XscError]]:
+        """Return a quote for the best entitlement at each node that covers so much, and faults."""
+        now_ms = self._clock.now_ms()
+        drawn = self._store.drawn("customer", now_ms)
+        granted = self._received()
+        chosen = {
+            node: one
+            for node in nodes
+            if (
+                one := best(
+                    (each for each in granted if each.provider == node),
+                    kind,
+                    quantity,
+                    drawn,
+                    now_ms,
+                )
+            )
+        }
+        answers = await asyncio.gather(
+            *(self._quotes.fresh(kind, node, one.draw) for node, one in chosen.items())
+        )
+        quotes: dict[bytes, Signed[Quote]] = {}
+        faults: dict[bytes, XscError] = {}
+        for (node, one), answer in zip(chosen.items(), answers, strict=True):
+            if isinstance(answer, XscError):
+                faults[node] = answer
+            elif answer.record.available >= quantity and answer.record.price <= one.price:
+                quotes[node] = answer
+        return quotes, faults
+
     def _won(self, kind: Kind, bids: Sequence[Bid], count: int) -> list[Winner]:
         """Return the winners of an auction of this node, and what they are paid."""
         own_price = self._headroom.pricing().unit_price(kind)
@@ -377,8 +461,8 @@ class LeaseBuyer:
         return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
 
     def _bid(self, quote: Quote, domain: bytes) -> Bid:
-        """Return a quote as a bid; a provider that recognises this node is paid what it posted."""
-        posted = quote.tier != "open"
+        """Return a quote as a bid; what was posted, or granted ahead of use, is what is paid."""
+        posted = quote.tier != "open" or quote.draw is not None
         return Bid(quote.provider, quote.price, self._rank(quote.provider), domain, posted)
 
     def _rank(self, node: bytes) -> int:
@@ -410,6 +494,6 @@ class LeaseBuyer:
 def _too_small(kind: Kind, node: bytes) -> XscError:
     return EXHAUSTED[kind](
         f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
-        hint=f"`xsc market offers {kind}` shows what it offers to this node; nodes "
+        hint=f"`xsc market quote {kind}` shows what it offers to this node; nodes "
         "that it recognises have a larger share",
     )

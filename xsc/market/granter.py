@@ -1,15 +1,13 @@
 """Quotes to customers, and grants their requests for leases.
 
-Requests of one window are gathered and cleared together. A lease is on the disk before
-it is answered. The rules are in `quote`, `lease`, `clearing` and `room`.
+A request is granted when it comes: of the entitlement that its quote names, or of what is left for
+all. A lease is on the disk before it is answered. The rules are in `quote`, `lease`, `room` and
+`entitlements`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -20,40 +18,31 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.fields import take_bytes, take_str
-from xsc.base.gather import Gather
 from xsc.base.ids import short
 from xsc.base.limits import (
-    CLEARING_WINDOW_MS,
-    LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
-    LEASE_REQUESTS_WAITING_MAX,
+    LEASE_REQUESTS_A_CUSTOMER_MAX,
+    LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     NONCE_BYTES,
 )
 from xsc.base.merkle import Part
+from xsc.base.tally import Tally
 from xsc.base.units import format_credits
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import lease as rules
 from xsc.market import room
 from xsc.market.buyer import KINDS
-from xsc.market.clearing import Ask, by_lot
 from xsc.market.credit_limits import CreditLimits
+from xsc.market.entitlements import ladder_for
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import is_done
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
 from xsc.market.quote import make_quote, open_quote
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind
-
-
-@dataclass(frozen=True, slots=True)
-class _PendingRequest:
-    """A lease request in the present window."""
-
-    request: Signed[LeaseRequest]
-    raw: bytes
+from xsc.terms.quote import Draw, Kind, Quote
 
 
 class LeaseGranter:
@@ -79,70 +68,53 @@ class LeaseGranter:
         self._standing = ports.standing
         self._limits = limits
         self._headroom = headroom
-        self._divide = ports.divide
         self._labels = settings.labels
-        self._waiting: dict[bytes, tuple[_PendingRequest, asyncio.Future[bytes]]] = {}
-        """The requests of the present windows and their leases, by lease."""
-        self._windows: Gather[Kind, _PendingRequest, bytes] = Gather(
-            self._clear_window,
-            pause=lambda: self._clock.sleep_ms(CLEARING_WINDOW_MS),
-            spawn=self._open_window,
-            stopped=lambda: NoOffers("the provider stopped before it granted a lease"),
-        )
-        self._window_tasks: set[asyncio.Task[None]] = set()
-
-    async def close(self) -> None:
-        """End the windows that are open."""
-        for task in self._window_tasks:
-            task.cancel()
-        await asyncio.gather(*self._window_tasks, return_exceptions=True)
+        self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
 
     async def on_quote(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Quote the caller's price and what it may still reserve."""
+        """Quote the caller's price and what it may still reserve, or draw of an entitlement."""
         kind = _kind(header)
+        draw = None if header.get("draw") is None else Draw.from_value(header["draw"])
         site, owner = self._labels
+        ladder = self._headroom.pricing().ladder(kind)
+        if draw is None:
+            tier, available = self._standing.tier(caller), self._headroom.offered(kind, caller)
+        else:
+            entitlement, available = self._headroom.entitled(kind, caller, draw)
+            tier, ladder = entitlement.tier, ladder_for(entitlement, ladder)
         quote = make_quote(
             provider=self._key.node_id,
             customer=caller,
             kind=kind,
-            tier=self._standing.tier(caller),
-            ladder=self._headroom.pricing().ladder(kind),
-            available=self._headroom.offered(kind, caller),
+            tier=tier,
+            ladder=ladder,
+            available=available,
             now_ms=self._clock.now_ms(),
             nonce=self._entropy.token(NONCE_BYTES),
             site=site,
             owner=owner,
+            draw=draw,
         )
         return {"quote": sign(quote, self._key, self._network).raw}, ()
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Grant a request at the end of its window; the same request gets the same lease."""
+        """Grant a request; the same request gets the same lease."""
         raw = take_bytes(header, "request")
         request = open_signed(raw, LeaseRequest, network=self._network, author=caller)
-        kind, lease_id = request.record.kind, request.record.lease_id
-        known = self._store.get("provider", lease_id)
+        known = self._store.get("provider", request.record.lease_id)
         if known is not None:
             if known.request_id != request.id:
                 raise RecordInvalid("another lease has the same id")
             return {"lease": known.raw}, ()
-        if lease_id in self._waiting:
-            waiting, granted = self._waiting[lease_id]
-            if waiting.request.id != request.id:
-                raise RecordInvalid("another request has the same lease id")
-        else:
-            self._check_request(request.record)
-            waiting = _PendingRequest(request, raw)
-            granted = self._windows.submit(kind, waiting)
-            granted.add_done_callback(lambda _: self._waiting.pop(lease_id))
-            self._waiting[lease_id] = waiting, granted
-        # Shielded: a caller that hangs up must not cancel what another waits for.
-        return {"lease": await asyncio.shield(granted)}, ()
+        self._asked.count(caller, self._clock.monotonic_ms(), "leases")
+        quote = self._check_request(request.record)
+        return {"lease": self._grant(request, quote, raw)}, ()
 
-    def _check_request(self, request: LeaseRequest) -> None:
+    def _check_request(self, request: LeaseRequest) -> Quote:
         now_ms = self._clock.now_ms()
         quote = open_quote(
             request.quote,
@@ -158,105 +130,52 @@ class LeaseGranter:
         if used or self._credit.settled(request.lease_id) > 0:
             # What was settled under it before would pay for the new lease as well.
             raise RecordInvalid("the lease id was used before")
-        waiting = [item.request.record for item, _ in self._waiting.values()]
-        of_customer = sum(each.customer == request.customer for each in waiting)
-        if (
-            sum(each.kind == request.kind for each in waiting) >= LEASE_REQUESTS_WAITING_MAX
-            or of_customer >= LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
-        ):
-            raise RateLimited("too many leases are asked for at this moment")
-        of_customer += sum(
+        unsettled = sum(
             not is_done(entry, now_ms) for entry in self._store.of("provider", request.customer)
         )
-        if of_customer >= LEASES_A_CUSTOMER_MAX:
+        if unsettled >= LEASES_A_CUSTOMER_MAX:
             raise RateLimited(
                 f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are not settled",
                 hint="settle what is owed under those that are over: `xsc market leases`",
             )
+        return quote.record
 
-    def _open_window(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._window_tasks.add(task)
-        task.add_done_callback(self._window_ended)
-        return task
+    def _grant(self, signed: Signed[LeaseRequest], quote: Quote, raw: bytes) -> bytes:
+        """Return the signed lease on a request that was checked, on the disk.
 
-    def _window_ended(self, task: asyncio.Task[None]) -> None:
-        self._window_tasks.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            self._log.error("market.clearing_failed", fault=repr(fault))
-
-    async def _clear_window(
-        self, kind: Kind, waiting: Sequence[_PendingRequest]
-    ) -> Sequence[bytes | XscError]:
+        Raises:
+            CreditExceeded, SpaceExhausted, ComputeExhausted: nothing useful can be granted.
+            NoOffers: it cannot be kept, or the entitlement of its quote is no more.
+        """
+        request, now_ms = signed.record, self._clock.now_ms()
+        customer = request.customer
+        credit = self._limits.left(customer)
+        if quote.draw is None:
+            free_room = self._headroom.room(request.kind)
+            free = free_room.free
+            left = room.left(free_room, customer, self._standing.tier(customer))
+        else:
+            _, left = self._headroom.entitled(request.kind, customer, quote.draw)
+            free = left
+        quantity = room.grant(request, credit, free=free, left=left)
+        if isinstance(quantity, str):
+            raise _refusal(request.kind, quantity, credit)
+        lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms)
+        entry = self._store.entry_of("provider", sign(lease, self._key, self._network).raw, now_ms)
         try:
-            outcome = self._clear(kind, waiting)
+            self._store.add([entry])
         except XscError as fault:
-            self._log.error("market.clearing_failed", fault=repr(fault))
-            raise NoOffers("the provider could not grant leases") from fault
-        return [outcome[item.request.record.lease_id] for item in waiting]
-
-    def _clear(
-        self, kind: Kind, waiting: Sequence[_PendingRequest]
-    ) -> dict[bytes, bytes | XscError]:
-        """Return the signed lease, or why there is none, by lease id."""
-        now_ms = self._clock.now_ms()
-        salt = self._entropy.token(NONCE_BYTES)
-        asks = by_lot([self._ask_of(item.request.record) for item in waiting], salt)
-        customers = {ask.customer for ask in asks}
-        credit = {
-            # Customers that share their credit and ask at the same time divide it.
-            customer: self._limits.left(customer)
-            // len(customers.intersection(self._credit.shares_with(customer)))
-            for customer in customers
-        }
-        plan = room.plan_window(asks, credit, self._headroom.room(kind), self._divide, salt)
-        outcome: dict[bytes, bytes | XscError] = {
-            ask.lease_id: _refusal(kind, plan.refused[ask.lease_id], credit[ask.customer])
-            for ask in asks
-            if ask.lease_id in plan.refused
-        }
-        made = []
-        for item in waiting:
-            quantity = plan.grants.get(item.request.record.lease_id)
-            if quantity is None:
-                continue
-            granted = sign(
-                Lease(request=item.raw, quantity=quantity, granted_ms=now_ms),
-                self._key,
-                self._network,
-            )
-            made.append(self._store.entry_of("provider", granted.raw, now_ms))
-            outcome[item.request.record.lease_id] = granted.raw
-        if made:
-            self._store.add(made)
-        for customer in customers:
-            self._forget_done(customer, now_ms)
-        for entry in made:
-            self._log.info(
-                "market.lease_granted",
-                kind=kind,
-                customer=short(entry.terms.customer),
-                quantity=entry.terms.quantity,
-                price=entry.terms.price,
-            )
-        return outcome
-
-    def _ask_of(self, request: LeaseRequest) -> Ask:
-        tier = self._standing.tier(request.customer)
-        weight = 1
-        if tier == "mutual":
-            weight = self._standing.mutual_ppm(request.customer)
-        elif tier == "one_way":
-            weight = self._standing.weight_ppm(request.customer)
-        return Ask(
-            request.lease_id,
-            request.customer,
-            tier,
-            weight,
-            request.quantity,
-            request.quantity_min,
-            request.price,
+            self._log.error("market.lease_not_kept", fault=repr(fault))
+            raise NoOffers("the provider could not grant the lease") from fault
+        self._forget_done(customer, now_ms)
+        self._log.info(
+            "market.lease_granted",
+            kind=request.kind,
+            customer=short(customer),
+            quantity=quantity,
+            price=request.price,
         )
+        return entry.raw
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:
         """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""

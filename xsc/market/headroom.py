@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from xsc.base.errors import NoOffers
+from xsc.base.limits import COMPUTE_LEASE_MS
 from xsc.identity.context import Context
 from xsc.market import room
+from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
+from xsc.market.entitlements import SlotRoom, is_present, promises, undrawn
 from xsc.market.lease_entry import reserved_by_customer
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import MarketPricing, utilisation_ppm
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Draw, Kind
+from xsc.terms.slot import Entitlement, EntitlementKey
 
 
 class Headroom:
@@ -29,10 +34,11 @@ class Headroom:
         self._standing = ports.standing
         self._limits = limits
         self._prices = settings.prices
+        self._entitlements = ports.granted
 
     def free(self, kind: Kind) -> int:
-        """Return what is neither used nor reserved: bytes, or fuel steps."""
-        return self._unpromised(kind, self._reserved(kind))
+        """Return what is neither used nor promised, for as long as new use can last."""
+        return self.room(kind).free
 
     def pricing(self) -> MarketPricing:
         """Return this node's prices at its present utilisation."""
@@ -42,24 +48,62 @@ class Headroom:
             utilisation_ppm(self.free("compute"), self._capacity.compute_capacity_steps()),
         )
 
-    def room(self, kind: Kind) -> room.FreeRoom:
-        """Return what is free and what each customer has reserved."""
-        reserved = self._reserved(kind)
+    def room(self, kind: Kind, beside: Entitlement | None = None) -> room.FreeRoom:
+        """Return what is free and what each customer has reserved.
+
+        Args:
+            kind: of the room.
+            beside: an entitlement that keeps nothing free in this look.
+        """
+        now_ms = self._clock.now_ms()
+        free, reserved = self._unreserved(kind)
+        granted = self._entitlements()
+        if granted:
+            drawn = self._store.drawn("provider", now_ms)
+            kept = promises(granted, kind, drawn, now_ms, beside=beside)
+            end_ms = EVER_MS if kind == "storage" else now_ms + COMPUTE_LEASE_MS
+            free = free_over(free, kept, now_ms, end_ms)
         tier = self._standing.tier
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
-        return room.FreeRoom(kind, self._unpromised(kind, reserved), reserved, strangers)
+        return room.FreeRoom(kind, free, reserved, strangers)
+
+    def entitled(self, kind: Kind, customer: bytes, draw: Draw) -> tuple[Entitlement, int]:
+        """Return the entitlement that a customer names, and what it can draw of it now.
+
+        Raises:
+            NoOffers: the customer has none of that name, kind and time.
+        """
+        now_ms = self._clock.now_ms()
+        for each in self._entitlements():
+            if (each.customer, each.kind, each.draw) == (customer, kind, draw) and is_present(
+                each, now_ms
+            ):
+                left = undrawn(each, self._store.drawn("provider", now_ms))
+                # It is kept free; the disk can have less than was promised all the same.
+                return each, min(left, self.room(kind, beside=each).free)
+        raise NoOffers("this node has no such entitlement here, or none any more")
 
     def offered(self, kind: Kind, customer: bytes) -> int:
-        """Return what a customer may still reserve."""
+        """Return what a customer may still reserve of its share."""
         return room.left(self.room(kind), customer, self._standing.tier(customer))
 
-    def _reserved(self, kind: Kind) -> dict[bytes, int]:
-        entries, now_ms = self._store.all("provider"), self._clock.now_ms()
-        return reserved_by_customer(entries, kind, self._limits.at_limit, now_ms)
+    def slot_room(self) -> SlotRoom:
+        """Return what slots can grant, beside what was drawn of them."""
+        return SlotRoom(
+            {"storage": self._unreserved("storage")[0], "compute": self._unreserved("compute")[0]},
+            self._clock.now_ms(),
+        )
 
-    def _unpromised(self, kind: Kind, reserved: dict[bytes, int]) -> int:
+    def drawn_quanta(self) -> dict[EntitlementKey, int]:
+        """Return the quanta that leases have drawn of each entitlement, rounded up."""
+        return self._store.drawn_quanta("provider", self._clock.now_ms())
+
+    def _unreserved(self, kind: Kind) -> tuple[int, dict[bytes, int]]:
+        """Return what is neither used nor reserved under leases, and what customers reserved."""
+        entries, now_ms = self._store.all("provider"), self._clock.now_ms()
+        reserved, entitled = reserved_by_customer(entries, kind, self._limits.at_limit, now_ms)
         if kind == "storage":
             free = self._capacity.storage_free_bytes()
         else:
             free = self._capacity.compute_steps_free()
-        return max(0, free - sum(reserved.values()))
+        return max(0, free - entitled - sum(reserved.values())), reserved

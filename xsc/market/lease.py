@@ -40,6 +40,8 @@ from xsc.terms.quote import Kind, Quote
 from xsc.terms.voucher import Voucher, off_books_lease
 
 Status: TypeAlias = Literal["open", "closing", "settled", "expired"]
+HOLD_MARK = bytes(8)
+"""How the ids of accounts of undrawn entitlements begin (`xsc.market.hold`)."""
 LENGTH_MS: dict[Kind, int] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
 
 
@@ -118,6 +120,8 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
     """Return what is wrong with a request under this provider's own valid quote."""
     if request.lease_id == bytes(len(request.lease_id)):
         return "the lease id is the one of a node's own capacity"
+    if request.lease_id.startswith(HOLD_MARK):
+        return "the lease id is reserved for what is held undrawn"
     if request.lease_id in (
         off_books_lease(request.provider, request.customer),
         off_books_lease(request.customer, request.provider),
@@ -333,15 +337,19 @@ def status(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Status:
 
 def next_voucher(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher | None:
     """Return the voucher that the customer owes now; None where the last one says it all."""
-    amount = due_micro(terms, use)
-    if amount <= use.voucher_micro:
+    if due_micro(terms, use) <= use.voucher_micro:
         return None
+    return voucher_of(terms, use, now_ms)
+
+
+def voucher_of(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher:
+    """Return the next voucher, over what is due now."""
     return Voucher(
         lease_id=terms.lease_id,
         provider=terms.provider,
         customer=terms.customer,
         number=use.voucher_number + 1,
-        amount_micro=amount,
+        amount_micro=due_micro(terms, use),
         quantity=counted(terms, use),
         until_ms=now_ms,
     )

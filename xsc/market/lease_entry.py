@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.limits import LEASE_KEPT_MS, PROMISE_MS, STORAGE_LEASE_MS
+from xsc.market import hold as holding
 from xsc.market import lease as rules
+from xsc.market.hold import Hold
 from xsc.market.lease import LeaseTerms, LeaseUse
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Draw, Kind
+from xsc.terms.slot import EntitlementKey
 
 Role: TypeAlias = Literal["customer", "provider"]
 _PROMISE_STEP_MS: Final = PROMISE_MS // 60
@@ -42,6 +45,10 @@ class LeaseEntry:
     """The signed lease, with request and quote inside."""
     request_id: bytes
     domain: bytes = b""
+    draw: Draw | None = None
+    """What it draws on as a whole, by its quote."""
+    hold: Hold | None = None
+    """What is held undrawn, where this is the account of that and no lease."""
     renewal: bytes | None = None
     """The newest signed renewal, with its request inside."""
     voucher: bytes | None = None
@@ -70,6 +77,35 @@ class LeaseEntry:
     def peer(self) -> bytes:
         """The other side."""
         return self.terms.provider if self.role == "customer" else self.terms.customer
+
+    @property
+    def drawn_key(self) -> EntitlementKey | None:
+        """The entitlement that it draws on."""
+        if self.draw is None:
+            return None
+        return self.draw.slot, self.draw.start_ms, self.terms.customer, self.draw.need
+
+    def use_at(self, now_ms: int) -> LeaseUse:
+        """Return the use as of now."""
+        if self.hold is not None:
+            return holding.counted(self.use, self.hold, now_ms)[1]
+        return rules.advance(self.terms, self.use, now_ms)
+
+    def count_hold(self, now_ms: int) -> None:
+        """Count what is held undrawn up to now."""
+        if self.hold is not None:
+            self.hold, self.use = holding.counted(self.use, self.hold, now_ms)
+
+    def asks(self, now_ms: int) -> bool:
+        """Return whether the provider of a hold that is over has still to say what it counts."""
+        hold = self.hold
+        return hold is not None and self.is_over(now_ms) and not hold.is_used and not hold.is_agreed
+
+    def is_over(self, now_ms: int) -> bool:
+        """Return whether nothing more comes under it."""
+        if self.hold is not None:
+            return self.use.given_back or now_ms >= self.hold.until_ms
+        return rules.is_over(self.terms, self.use, now_ms)
 
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
@@ -117,8 +153,9 @@ class LeaseView:
     kind: Kind
     peer: bytes
     lease_id: bytes
-    status: rules.Status | Literal["denied"]
-    """`denied`: this node is the customer, and the provider signed that it knows no such lease."""
+    status: rules.Status | Literal["denied", "undrawn"]
+    """`undrawn`: an entitlement is held. `denied`: this node is the customer, and the provider
+    signed that it knows no such lease."""
     price: int
     quantity: int
     held_bytes: int
@@ -135,6 +172,8 @@ class LeaseView:
 def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
     """Return what people are shown of a lease."""
     terms = entry.terms
+    if entry.hold is not None:
+        return _view_of_hold(entry, entry.hold, now_ms)
     is_denied = entry.denial is not None
     use = entry.use if is_denied else rules.advance(terms, entry.use, now_ms)
     return LeaseView(
@@ -155,10 +194,35 @@ def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
     )
 
 
+def _status(entry: LeaseEntry, use: LeaseUse, now_ms: int) -> rules.Status:
+    if entry.hold is not None and entry.is_over(now_ms):
+        use = replace(use, given_back=True)
+    return rules.status(entry.terms, use, now_ms)
+
+
+def _view_of_hold(entry: LeaseEntry, hold: Hold, now_ms: int) -> LeaseView:
+    use, over = entry.use_at(now_ms), entry.is_over(now_ms)
+    return LeaseView(
+        entry.role,
+        hold.kind,
+        entry.peer,
+        entry.terms.lease_id,
+        _status(entry, use, now_ms) if over else "undrawn",
+        hold.price,
+        0 if over else hold.quantity,
+        0,
+        0,
+        use.billed_micro,
+        use.settled_micro,
+        entry.terms.start_ms,
+        min(entry.terms.end_ms, hold.until_ms),
+    )
+
+
 def is_done(entry: LeaseEntry, now_ms: int) -> bool:
     """Return whether a lease is over, and nothing is held, owed or being booked under it."""
-    use = rules.advance(entry.terms, entry.use, now_ms)
-    over = rules.status(entry.terms, use, now_ms) in ("settled", "expired")
+    use = entry.use_at(now_ms)
+    over = _status(entry, use, now_ms) in ("settled", "expired")
     return over and not use.held_bytes and not entry.reserved and entry.booking is None
 
 
@@ -171,6 +235,11 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     terms, use = entry.terms, entry.use
     if entry.denial is not None:
         return use, now_ms - terms.end_ms >= LEASE_KEPT_MS
+    if entry.hold is not None:
+        ended_ms = entry.hold.counted_ms if use.given_back else entry.hold.until_ms
+        is_open = entry.hold.is_used or (entry.role == "customer" and not entry.hold.is_agreed)
+        kept_ms = STORAGE_LEASE_MS if is_open else LEASE_KEPT_MS
+        return use, is_done(entry, now_ms) and now_ms - ended_ms >= kept_ms
     ended_ms = use.touched_ms if use.given_back else terms.end_ms
     if entry.role == "provider":
         # Whether it has lapsed is found here, and not again by every put.
@@ -199,34 +268,54 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
     return max(0, rules.reserved(terms, use, now_ms) - entry.reserved)
 
 
+def drawn(entry: LeaseEntry, now_ms: int) -> int:
+    """Return how much of its entitlement a lease takes: what it used or still keeps free.
+
+    What a lease gives up, its customer may draw again.
+    """
+    return used(entry) + max(entry.reserved, rules.reserved(entry.terms, entry.use, now_ms))
+
+
+def used(entry: LeaseEntry) -> int:
+    """Return how much of its entitlement is used under a lease, which bills it."""
+    return entry.use.held_bytes if entry.terms.kind == "storage" else entry.use.used
+
+
 def reserved_by_customer(
     entries: Iterable[LeaseEntry], kind: Kind, at_limit: Collection[bytes], now_ms: int
-) -> dict[bytes, int]:
-    """Return what each customer has reserved and not used."""
+) -> tuple[dict[bytes, int], int]:
+    """Return what each customer has reserved and not used, and what all have of entitlements.
+
+    That is not in what a customer has reserved: no share bounds it.
+    """
     found: defaultdict[bytes, int] = defaultdict(int)
+    entitled = 0
     for entry in entries:
         # Most leases have lapsed, and every put under one of those looks here.
         if entry.use.lapsed or entry.terms.kind != kind:
             continue
-        if kept := kept_free(entry, at_limit, now_ms):
+        kept = kept_free(entry, at_limit, now_ms)
+        if entry.draw is not None:
+            entitled += kept
+        elif kept:
             found[entry.terms.customer] += kept
-    return found
+    return found, entitled
 
 
 def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
     """Return what a provider may come to lose under leases in all."""
     return sum(
         rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
+        if entry.hold is None
+        # What may be held further is bounded where it is granted.
+        else rules.owed_micro(entry.terms, entry.use_at(now_ms), now_ms)
         for entry in entries
     )
 
 
 def owed_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
     """Return what is owed under leases in all and not settled."""
-    return sum(
-        rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-        for entry in entries
-    )
+    return sum(rules.owed_micro(entry.terms, entry.use_at(now_ms), now_ms) for entry in entries)
 
 
 def is_at_limit(entries: Collection[LeaseEntry], credit_left_micro: int, now_ms: int) -> bool:

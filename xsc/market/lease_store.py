@@ -4,6 +4,8 @@
     market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
     market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
     market/denial/c/<lease id>       the provider's signed word that it does not know the lease
+    market/hold/<c|p>/<account>      the account of an undrawn entitlement, with its use
+    market/spent/<c|p>/<entitlement> what leases that are forgotten have drawn of it
     market/closed                    there while the node is stopped, where it stopped in order
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
@@ -20,24 +22,31 @@ from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, StoreDamaged
-from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes
+from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes, take_str
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.limits import FUEL_QUANTUM, MIB
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
+from xsc.market.hold import Hold, account_terms
 from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
-from xsc.market.lease_entry import Booking, LeaseEntry, Role
+from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn, used
 from xsc.market.ports import Commit
 from xsc.market.renewal import restored
 from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
+from xsc.terms.slot import EntitlementKey
 
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
 _RENEWAL: Final = b"market/renewal/"
 _DENIAL: Final = b"market/denial/c/"
+_HOLD: Final = b"market/hold/"
+_SPENT: Final = b"market/spent/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL)
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _HOLD + b"c/")
 """Where the leases of a node as the customer begin."""
 _USE_FIELDS = [item.name for item in fields(LeaseUse)]
 
@@ -112,6 +121,60 @@ def _used(entry: LeaseEntry) -> bytes:
     return write_use(KeptUse(entry.use, entry.voucher, entry.booking, entry.refusals))
 
 
+def _hold_row(entry: LeaseEntry, hold: Hold) -> bytes:
+    row: dict[str, Value] = {
+        "v": _VERSION,
+        "hold": dict(asdict(hold)),
+        "provider": entry.terms.provider,
+        "start_ms": entry.terms.start_ms,
+        "end_ms": entry.terms.end_ms,
+        "use": _used(entry),
+    }
+    return encode(row)
+
+
+def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
+    row = decode(raw)
+    if not isinstance(row, dict) or row.get("v") != _VERSION:
+        raise RecordInvalid("an account is of an unknown version")
+    kept = take_map(row, "hold")
+    hold = Hold(
+        slot=take_bytes(kept, "slot"),
+        opens_ms=take_int(kept, "opens_ms"),
+        customer=take_bytes(kept, "customer"),
+        need=take_bytes(kept, "need"),
+        kind="storage" if take_str(kept, "kind") == "storage" else "compute",
+        clearing=take_bytes(kept, "clearing"),
+        price=take_int(kept, "price"),
+        quantity=take_int(kept, "quantity"),
+        length_ms=take_int(kept, "length_ms"),
+        until_ms=take_int(kept, "until_ms"),
+        counted_ms=take_int(kept, "counted_ms"),
+        rest=take_int(kept, "rest"),
+        minute_micro=take_int(kept, "minute_micro"),
+        taken_over_micro=take_int(kept, "taken_over_micro"),
+        is_used=take_bool(kept, "is_used"),
+        is_agreed=take_bool(kept, "is_agreed"),
+    )
+    terms = account_terms(
+        take_bytes(row, "provider"),
+        hold.key,
+        take_int(row, "start_ms"),
+        take_int(row, "end_ms"),
+    )
+    state = read_use(take_bytes(row, "use"))
+    entry = LeaseEntry(role, terms, state.use, b"", b"", hold=hold)
+    entry.voucher, entry.booking, entry.refusals = state.voucher, state.booking, state.refusals
+    if account_id != terms.lease_id or _hold_row(entry, hold) != raw:
+        raise RecordInvalid("an account is not what was written")
+    return entry
+
+
+def _spent_key(role: Role, key: EntitlementKey) -> bytes:
+    slot, start_ms, customer, need = key
+    return _SPENT + _LETTERS[role] + slot + start_ms.to_bytes(8, "big") + customer + need
+
+
 class LeaseStore:
     """All leases by role and id; what changes is written at once, counts of use by `flush`.
 
@@ -127,7 +190,14 @@ class LeaseStore:
         self._commit = commit
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
+        self._holds: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._touched: dict[bytes, LeaseEntry] = {}
+        self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
+        self._spent: dict[Role, dict[EntitlementKey, tuple[int, int]]] = {
+            "customer": {},
+            "provider": {},
+        }
+        """By entitlement, when its window ends, and what forgotten leases have used of it."""
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
 
@@ -156,6 +226,25 @@ class LeaseStore:
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
                 self._know(entry)
+            prefix = _HOLD + letter
+            for key, value in self._state.scan(prefix, prefix_end(prefix)):
+                try:
+                    held = _read_hold(role, key.removeprefix(prefix), value)
+                except RecordInvalid as fault:
+                    raise StoreDamaged(f"a kept account cannot be read: {fault.message}") from fault
+                self._holds[role][held.terms.lease_id] = held
+            prefix = _SPENT + letter
+            for _, value in self._state.scan(prefix, prefix_end(prefix)):
+                row = decode(value)
+                if not isinstance(row, dict):
+                    raise StoreDamaged("what was drawn of an entitlement cannot be read")
+                spent_of = (
+                    take_bytes(row, "slot"),
+                    take_int(row, "start_ms"),
+                    take_bytes(row, "customer"),
+                    take_bytes(row, "need"),
+                )
+                self._spent[role][spent_of] = take_int(row, "end_ms"), take_int(row, "quantity")
 
     def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> LeaseEntry:
         value = decode(kept)
@@ -178,6 +267,7 @@ class LeaseStore:
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
+        quote = open_signed(request.record.quote, Quote, network=self._network)
         return LeaseEntry(
             role,
             terms_of(request.record, lease.record.quantity),
@@ -185,6 +275,7 @@ class LeaseStore:
             raw,
             request.id,
             domain,
+            quote.record.draw,
         )
 
     def renewed_terms(self, entry: LeaseEntry, raw: bytes) -> LeaseTerms:
@@ -200,6 +291,24 @@ class LeaseStore:
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, or None."""
         return self._entries[role].get(lease_id)
+
+    def account(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
+        """Return a lease, or the account of what is held undrawn; or None."""
+        return self.get(role, lease_id) or self._holds[role].get(lease_id)
+
+    def holds(self, role: Role) -> Iterator[LeaseEntry]:
+        """Yield the accounts of what is held undrawn."""
+        yield from list(self._holds[role].values())
+
+    def accounts(self, role: Role) -> Iterator[LeaseEntry]:
+        """Yield everything under which something is owed: leases, and what is held undrawn."""
+        yield from self.all(role)
+        yield from self.holds(role)
+
+    def accounts_of(self, role: Role, peer: bytes) -> Iterator[LeaseEntry]:
+        """Yield the same with one peer."""
+        yield from self.of(role, peer)
+        yield from (entry for entry in self.holds(role) if entry.peer == peer)
 
     def all(self, role: Role) -> Iterator[LeaseEntry]:
         """Yield the leases of a role, in the order in which they came to be known."""
@@ -223,18 +332,74 @@ class LeaseStore:
     def _know(self, entry: LeaseEntry) -> None:
         self._entries[entry.role][entry.terms.lease_id] = entry
         self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
+        if entry.draw is not None:
+            self._drawing[entry.role][entry.terms.lease_id] = entry
+
+    def drawn(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
+        """Return what all leases have drawn of each entitlement: bytes, or fuel steps."""
+        found: defaultdict[EntitlementKey, int] = defaultdict(int)
+        for key, (_, quantity) in self._spent[role].items():
+            found[key] += quantity
+        for entry in self._drawing[role].values():
+            if (drawn_of := entry.drawn_key) is not None:
+                found[drawn_of] += drawn(entry, now_ms)
+        return found
+
+    def used(self, role: Role) -> dict[EntitlementKey, int]:
+        """Return what of each entitlement is used under leases, which bill it."""
+        found: defaultdict[EntitlementKey, int] = defaultdict(int)
+        for key, (_, quantity) in self._spent[role].items():
+            found[key] += quantity
+        for entry in self._drawing[role].values():
+            if (drawn_of := entry.drawn_key) is not None:
+                found[drawn_of] += used(entry)
+        return found
+
+    def drawn_quanta(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
+        """Return the same in quanta of slots, rounded up."""
+        stored = {
+            entry.drawn_key
+            for entry in self._drawing[role].values()
+            if entry.terms.kind == "storage"
+        }
+        return {
+            key: ceil_div(drawn, MIB if key in stored else FUEL_QUANTUM)
+            for key, drawn in self.drawn(role, now_ms).items()
+        }
+
+    def _spend(self, entry: LeaseEntry, key: EntitlementKey, end_ms: int) -> Change:
+        """Count what a compute lease that is forgotten has used, until the window ends."""
+        _, before = self._spent[entry.role].get(key, (0, 0))
+        after = before + entry.use.used
+        self._spent[entry.role][key] = end_ms, after
+        slot, start_ms, customer, need = key
+        row: Value = {
+            "slot": slot,
+            "start_ms": start_ms,
+            "end_ms": end_ms,
+            "customer": customer,
+            "need": need,
+            "quantity": after,
+        }
+        return _spent_key(entry.role, key), encode(row)
+
+    def forget_windows(self, now_ms: int) -> None:
+        """Drop what was drawn in windows that are over."""
+        changes: list[Change] = []
+        for role, spent in self._spent.items():
+            for key in [key for key, (end_ms, _) in spent.items() if end_ms <= now_ms]:
+                del spent[key]
+                changes.append((_spent_key(role, key), None))
+        if changes:
+            self._state.write(changes, sync=False)
 
     def add(self, entries: list[LeaseEntry]) -> None:
         """Keep new leases: they are on the disk on return, because they are promises."""
         changes: list[Change] = []
         for entry in entries:
             tail = _LETTERS[entry.role] + entry.terms.lease_id
-            changes.append(
-                (
-                    _LEASE + tail,
-                    encode({"v": _VERSION, "lease": entry.raw, "domain": entry.domain}),
-                )
-            )
+            row: Value = {"v": _VERSION, "lease": entry.raw, "domain": entry.domain}
+            changes.append((_LEASE + tail, encode(row)))
             changes.append((_USE + tail, _used(entry)))
             if entry.renewal is not None:
                 changes.append((_RENEWAL + tail, entry.renewal))
@@ -247,9 +412,16 @@ class LeaseStore:
         """Keep what became of a lease, unsynced."""
         self._state.write([self.use_row(entry)], sync=False)
 
+    def open_hold(self, entry: LeaseEntry) -> None:
+        """Keep the account of what is held undrawn, unsynced: what is published brings it back."""
+        self._holds[entry.role][entry.terms.lease_id] = entry
+        self.save(entry)
+
     @staticmethod
     def use_row(entry: LeaseEntry) -> Change:
         """Return the row that keeps what became of a lease so far."""
+        if entry.hold is not None:
+            return _HOLD + _LETTERS[entry.role] + entry.terms.lease_id, _hold_row(entry, entry.hold)
         return _USE + _LETTERS[entry.role] + entry.terms.lease_id, _used(entry)
 
     def renew(self, renewed: list[tuple[LeaseEntry, LeaseTerms, LeaseUse, bytes]]) -> None:
@@ -276,7 +448,7 @@ class LeaseStore:
     async def sync(self, entry: LeaseEntry) -> None:
         """Keep what became of a lease, on the disk on return."""
         await self._commit([self.use_row(entry)])
-        if self.get(entry.role, entry.terms.lease_id) is entry:
+        if self.account(entry.role, entry.terms.lease_id) is entry:
             # What has changed meanwhile can have been written before that row.
             self.keep(entry)
 
@@ -291,9 +463,7 @@ class LeaseStore:
 
     def flush(self) -> None:
         """Write what was noted since the last time, unsynced."""
-        changes: list[Change] = [
-            (_USE + tail, _used(entry)) for tail, entry in self._touched.items()
-        ]
+        changes: list[Change] = [self.use_row(entry) for entry in self._touched.values()]
         self._touched.clear()
         if changes:
             self._state.write(changes, sync=False)
@@ -307,10 +477,19 @@ class LeaseStore:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
         self._touched.pop(tail, None)
+        if entry.hold is not None:
+            self._state.write([(_HOLD + tail, None)], sync=False)
+            del self._holds[entry.role][entry.terms.lease_id]
+            return
         keys = [_LEASE + tail, _USE + tail, _RENEWAL + tail]
         if entry.role == "customer":
             keys.append(_DENIAL + entry.terms.lease_id)
-        self._state.write([(key, None) for key in keys], sync=False)
+        changes: list[Change] = [(key, None) for key in keys]
+        if entry.draw is not None and entry.drawn_key is not None:
+            del self._drawing[entry.role][entry.terms.lease_id]
+            if entry.terms.kind == "compute":
+                changes.append(self._spend(entry, entry.drawn_key, entry.draw.end_ms))
+        self._state.write(changes, sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
         with_peer = self._by_peer[entry.role, entry.peer]
         del with_peer[entry.terms.lease_id]

@@ -1,14 +1,14 @@
 """What the market needs of others, each as small as its use of it, and what the operator decides.
 
 Peers are called through `xsc.base.peering`. Credit is kept by `ledger`, quality
-by `health`, standing and the division rule by `allocation`, capacity by
+by `health`, standing by `allocation`, capacity by
 `storage` and `compute`; `xsc.node.build` puts them together. What the market
 gives is declared where it is used: in the ports of `storage` and `compute`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ from xsc.base.limits import LEASE_WARNING_MS
 from xsc.base.peering import Peers
 from xsc.market.pricing import PriceList
 from xsc.terms.quote import Kind, Tier
+from xsc.terms.slot import Entitlement
 
 EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
     "storage": SpaceExhausted,
@@ -98,28 +99,10 @@ class Capacity(Protocol):
         """Return the bytes neither held nor reserved by a write that is under way."""
 
     def compute_capacity_steps(self) -> int:
-        """Return the fuel steps offered at any one time."""
+        """Return the fuel steps that the workers can run within COMPUTE_LEASE_MS."""
 
     def compute_steps_free(self) -> int:
         """Return those that nothing but leases could take; the market counts its leases."""
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """One customer's claim on capacity that is too small for all."""
-
-    id: bytes
-    tier: Tier
-    weight: int
-    """Mutual recognition in `mutual`, own recognition in `one_way`, 1 in `open`."""
-    need: int
-
-
-class Divide(Protocol):
-    """The division rule: divides a capacity among claims."""
-
-    def __call__(self, capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
-        """Return an amount for each id, at most its need, in all at most the capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +138,13 @@ class MarketPorts:
     quality: Quality
     standing: Standing
     capacity: Capacity
-    divide: Divide
     leaving: Callable[[], Collection[bytes]]
     """Returns the nodes that are leaving the network: no room is taken there."""
+    granted: Callable[[], Sequence[Entitlement]]
+    """Returns what this node has granted to needs of others, ahead of use."""
+    received: Callable[[], Sequence[Entitlement]]
+    """Returns what this node's needs were granted by others."""
+    billed: Callable[[], Sequence[Entitlement]]
+    """Returns those of them that a clearing record proves, which this node has checked."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]
     """Called with the leases of this node that a provider has signed not to know."""

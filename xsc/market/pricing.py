@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.base.limits import PPM
+from xsc.base.limits import FUEL_QUANTUM, MIB, PPM
 from xsc.terms.pricing import compute_amount, fuel_steps, storage_amount
 from xsc.terms.quote import Kind, Tier
 
@@ -103,3 +103,22 @@ class MarketPricing:
     def total_price(self, storage_micro: int, compute_micro: int) -> int:
         """Return both prices together."""
         return storage_micro + compute_micro
+
+
+def affordable(kind: Kind, price: int, credit_micro: int) -> int | None:
+    """Return the largest quantity whose worth is within the credit; None without bound."""
+    if price == 0:
+        return None
+    if credit_micro < 0:
+        return 0
+    quantum = MIB if kind == "storage" else FUEL_QUANTUM
+    # The largest quantity with price · quantity // quantum <= credit.
+    return ((credit_micro + 1) * quantum - 1) // price
+
+
+def worth(kind: Kind, price: int, quantity: int) -> int:
+    """Return the micro-credits that a lease can come to cost before it is settled again.
+
+    It is the whole lease of compute, and one epoch of a lease of storage.
+    """
+    return storage_amount(price, quantity) if kind == "storage" else compute_amount(price, quantity)

@@ -18,9 +18,8 @@ from xsc.base.limits import (
     STORAGE_LEASE_BYTES,
 )
 from xsc.identity.envelope import Signed, open_signed
-from xsc.market.clearing import affordable
-from xsc.market.pricing import Ladder
-from xsc.terms.quote import Kind, Quote, Tier
+from xsc.market.pricing import Ladder, affordable
+from xsc.terms.quote import Draw, Kind, Quote, Tier
 
 QUANTITY_MAX: Final = 2**63 - 1
 
@@ -37,6 +36,7 @@ def make_quote(
     nonce: bytes,
     site: str = "",
     owner: str = "",
+    draw: Draw | None = None,
 ) -> Quote:
     """Return the quote for a customer on its rung, good from now for QUOTE_TTL_MS."""
     return Quote(
@@ -54,6 +54,7 @@ def make_quote(
         nonce=nonce,
         site=site,
         owner=owner,
+        draw=draw,
     )
 
 
@@ -118,6 +119,8 @@ def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
     assert price >= quote.price, "a lease below its quote is none"
     if renewed:
         return "a renewal costs what the provider posts on that day to this customer"
+    if quote.draw is not None:
+        return "a lease on an entitlement costs what was granted for it ahead of use"
     if quote.tier != "open":
         return "a provider that recognises its customer is paid what it has posted"
     if price == quote.price:

@@ -97,6 +97,8 @@ def check_renewal(
         return f"the lease was renewed {terms.renewals} times, not {request.number - 1}"
     if use.given_back or not use.held_bytes:
         return "nothing is held under the lease"
+    if quote.draw is not None:
+        return "the quote is for a lease on an entitlement, and not for a renewal"
     if request.price < quote.price:
         return f"the price {request.price} is below the quote's {quote.price}"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:

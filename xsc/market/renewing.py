@@ -41,12 +41,12 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import lease as leases
 from xsc.market import renewal as rules
-from xsc.market.clearing import affordable
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.denial import REASON
 from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.pricing import affordable
 from xsc.market.quote import open_quote
 from xsc.market.quotes import Quotes
 from xsc.terms.lease_denial import LeaseDenial

@@ -23,6 +23,7 @@ from xsc.market.denials import KNOWN, Denials
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LeaseGranter
 from xsc.market.headroom import Headroom
+from xsc.market.holds import Holds
 from xsc.market.lease_entry import LeaseView, Role, tidied, view
 from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
@@ -56,6 +57,7 @@ class MarketService:
         self.limits = CreditLimits(context, ports, self.store)
         self.headroom = Headroom(context, ports, settings, self.store, self.limits)
         self.granted = GrantedLeases(context, self.store, self.limits, self.headroom)
+        self.holds = Holds(context, ports, self.store)
         self.granter = LeaseGranter(
             context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
         )
@@ -92,7 +94,8 @@ class MarketService:
             StoreDamaged: a kept lease cannot be read.
         """
         self.store.load()
-        for entry in self.store.all("provider"):
+        self.holds.start()
+        for entry in self.store.accounts("provider"):
             settled = self._credit.settled(entry.terms.lease_id)
             entry.use = replace(entry.use, settled_micro=settled)
         for entry in self.store.all("customer"):
@@ -120,10 +123,9 @@ class MarketService:
                 prices_ms = self._clock.monotonic_ms() + PRICES_INTERVAL_MS
 
     async def close(self) -> None:
-        """Settle what can be settled, and end the windows that are open."""
+        """Settle what can be settled, and write what is left."""
         await self.settlement.settle_all()
         self.store.close()
-        await self.granter.close()
 
     def handlers(self) -> dict[str, Handler]:
         """Return the methods that peers may call."""
@@ -146,14 +148,20 @@ class MarketService:
                 self.store.forget(entry)
             elif entry.use.given_back != before.given_back:
                 self.store.save(entry)
+        self.holds.tidy()
+        self.store.forget_windows(now_ms)
         self.limits.refresh()
 
     # What people see
 
     def leases(self) -> list[LeaseView]:
-        """Return every lease known, in both roles."""
+        """Return every lease known, in both roles, and what is held undrawn and costs."""
         now_ms = self._clock.now_ms()
-        return [view(entry, now_ms) for entry in self.store.both()]
+        held = (*self.store.holds("customer"), *self.store.holds("provider"))
+        views = [view(entry, now_ms) for entry in held]
+        return [view(entry, now_ms) for entry in self.store.both()] + [
+            each for each in views if each.due_micro or each.status == "undrawn"
+        ]
 
     def lease_record(self, lease_id: bytes) -> bytes:
         """Return the signed lease of that id, in either role, for `xsc verify`.

@@ -22,6 +22,7 @@ from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.market import hold as holding
 from xsc.market import lease as rules
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, next_booking
 from xsc.market.lease_store import LeaseStore
@@ -71,12 +72,12 @@ class Settlement:
         await asyncio.gather(
             *(
                 self._pay(entry)
-                for entry in self._store.all("customer")
+                for entry in self._store.accounts("customer")
                 if self._quality.is_up(entry.peer)
             ),
             *(
                 self._collect_again(entry)
-                for entry in self._store.all("provider")
+                for entry in self._store.accounts("provider")
                 if entry.booking is not None or entry.use.voucher_micro > entry.use.settled_micro
             ),
         )
@@ -89,6 +90,7 @@ class Settlement:
             if entry.denial is not None:
                 return
             now_ms = self._clock.now_ms()
+            entry.count_hold(now_ms)
             use = rules.advance(entry.terms, entry.use, now_ms)
             voucher = rules.next_voucher(entry.terms, use, now_ms)
             if voucher is not None:
@@ -96,20 +98,36 @@ class Settlement:
                 entry.voucher = sign(voucher, self._key, self._network).raw
                 # Before it is sent: a number must never mean two amounts.
                 await self._store.sync(entry)
-            if entry.voucher is None or entry.use.settled_micro >= entry.use.voucher_micro:
+            sent = entry.voucher
+            asks = entry.asks(now_ms)
+            if sent is None and asks:
+                # Nothing is owed by this count; the provider's can begin a moment earlier.
+                sent = sign(
+                    rules.voucher_of(entry.terms, use, now_ms), self._key, self._network
+                ).raw
+            paid = entry.use.settled_micro >= entry.use.voucher_micro
+            if sent is None or (paid and not asks):
                 return
             try:
                 reply = await self._caller.call(
-                    entry.peer, SETTLE, {"voucher": entry.voucher}, timeout_ms=SETTLE_TIMEOUT_MS
+                    entry.peer, SETTLE, {"voucher": sent}, timeout_ms=SETTLE_TIMEOUT_MS
                 )
                 settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
+                theirs = take_int(reply.header, "due_micro") if asks else 0
             except XscError as fault:
                 self._log.warning("market.not_settled", peer=short(entry.peer), code=fault.code)
-                if isinstance(fault, NotAllowed):
+                if isinstance(fault, NotAllowed) and entry.hold is not None:
+                    # There is nothing more to agree on; what it counts comes back with it.
+                    entry.hold = replace(entry.hold, is_agreed=True)
+                elif isinstance(fault, NotAllowed):
                     # It signed the lease, which runs on until it signs that it knows none.
                     await self._taken.refused(entry.terms.lease_id)
                 return
             entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
+            if asks and entry.hold is not None and entry.asks(self._clock.now_ms()):
+                entry.hold, entry.use = holding.agreed(
+                    entry.use, entry.hold, theirs, self._clock.now_ms()
+                )
             self._store.save(entry)
 
     # The provider's side
@@ -120,13 +138,18 @@ class Settlement:
         """Take a customer's voucher, and book what it promises."""
         raw = take_bytes(header, "voucher")
         voucher = open_signed(raw, Voucher, network=self._network, author=caller)
-        entry = self._store.get("provider", voucher.record.lease_id)
+        entry = self._store.account("provider", voucher.record.lease_id)
         if entry is None or entry.terms.customer != caller:
             raise NotAllowed("this customer has no such lease here")
         async with self._turns.of(("provider", entry.terms.lease_id)):
             await self._take_voucher(entry, voucher)
             await self._collect(entry)
-        return {"settled_micro": entry.use.settled_micro}, ()
+            if entry.hold is not None and entry.is_over(self._clock.now_ms()):
+                entry.count_hold(self._clock.now_ms())
+                entry.use = holding.taken_over(entry.use)
+                self._store.save(entry)
+        due = rules.due_micro(entry.terms, entry.use_at(self._clock.now_ms()))
+        return {"settled_micro": entry.use.settled_micro, "due_micro": due}, ()
 
     async def _take_voucher(self, entry: LeaseEntry, voucher: Signed[Voucher]) -> None:
         """Keep a voucher that promises more than the last one; any other changes nothing."""
@@ -136,6 +159,7 @@ class Settlement:
             if voucher.raw != entry.voucher:
                 raise RecordInvalid("two different vouchers bear the same number")
             return
+        entry.count_hold(self._clock.now_ms())
         use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
         if (refusal := rules.check_voucher(entry.terms, use, voucher.record)) is not None:
             raise RecordInvalid(refusal)

@@ -6,23 +6,18 @@ from dataclasses import dataclass, field
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
-from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
 from xsc.base.limits import GIB
 from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
+from xsc.market.lease import HOLD_MARK
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService
 
 NET = network_id("test")
-
-
-def divide(capacity, needs):
-    claims = [Claim(need.id, need.tier, need.weight, need.need) for need in needs]
-    return weighted_uniform(capacity, claims).allocations
 
 
 @dataclass
@@ -178,6 +173,8 @@ class Node:
         self.entropy = SeededEntropy(bytes([number]))
         self.leaving = set()
         self.denied = []
+        self.granted = []
+        self.received = []
         self.market = self.make()
 
     def make(self):
@@ -197,8 +194,10 @@ class Node:
                 quality=self.health,
                 standing=self.standing,
                 capacity=self.room,
-                divide=divide,
                 leaving=lambda: self.leaving,
+                granted=lambda: self.granted,
+                received=lambda: self.received,
+                billed=lambda: self.received,
                 on_denied=self.on_denied,
             ),
             state=self.state,
@@ -224,6 +223,13 @@ class Node:
 
     def one(self, role):
         views = [view for view in self.market.leases() if view.role == role]
+        views = [view for view in views if not view.lease_id.startswith(HOLD_MARK)]
+        assert len(views) == 1
+        return views[0]
+
+    def hold(self, role):
+        views = [view for view in self.market.leases() if view.role == role]
+        views = [view for view in views if view.lease_id.startswith(HOLD_MARK)]
         assert len(views) == 1
         return views[0]
 

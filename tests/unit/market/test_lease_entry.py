@@ -26,6 +26,7 @@ from xsc.market.lease_entry import (
     usable,
     view,
 )
+from xsc.terms.quote import Draw
 
 T0 = 1_700_000_000_000
 END = T0 + STORAGE_LEASE_MS
@@ -74,12 +75,14 @@ def test_reservations_add_up_by_customer_and_kind():
         entry(number=4, kind="compute", quantity=5),
         entry(number=5, use=replace(LeaseUse(T0), lapsed=True)),
     ]
-    assert reserved_by_customer(entries, "storage", (), T0) == {
-        CUSTOMER: 11 * MIB,
-        OTHER: 10 * MIB,
-    }
-    assert reserved_by_customer(entries, "compute", (), T0) == {CUSTOMER: 5}
-    assert reserved_by_customer(entries, "storage", {OTHER}, T0) == {CUSTOMER: 11 * MIB}
+    assert reserved_by_customer(entries, "storage", (), T0) == (
+        {CUSTOMER: 11 * MIB, OTHER: 10 * MIB},
+        0,
+    )
+    assert reserved_by_customer(entries, "compute", (), T0) == ({CUSTOMER: 5}, 0)
+    assert reserved_by_customer(entries, "storage", {OTHER}, T0) == ({CUSTOMER: 11 * MIB}, 0)
+    entries[0].draw = Draw(slot=b"s" * 16, start_ms=0, end_ms=T0, need=b"n" * 16)
+    assert reserved_by_customer(entries, "storage", {OTHER}, T0) == ({CUSTOMER: MIB}, 10 * MIB)
 
 
 def test_debts_and_exposures_of_several_leases_add_up():

@@ -14,8 +14,23 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.market.lease_entry import Booking
 from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Quote
 
 KEY, NET = KeyPair(b"\1" * 32), network_id("test")
+QUOTE = Quote(
+    provider=b"p" * 32,
+    customer=b"c" * 32,
+    kind="storage",
+    tier="open",
+    price_mutual=1,
+    price_one_way=2,
+    reserve=3,
+    price=3,
+    available=9,
+    valid_from_ms=1,
+    valid_until_ms=2,
+    nonce=b"n" * 16,
+)
 
 
 def lease(number):
@@ -24,7 +39,7 @@ def lease(number):
         provider=b"p" * 32,
         customer=b"c" * 32,
         kind="storage",
-        quote=b"",
+        quote=sign(QUOTE, KEY, NET).raw,
         quantity=10,
         quantity_min=5,
         price=3,

@@ -30,7 +30,7 @@ from xsc.market.pricing import PriceList
 from xsc.market.renewal import check_renewal, due_ms, make_request
 from xsc.node.offline.verify import verify_file
 from xsc.terms.pricing import storage_amount
-from xsc.terms.quote import Quote
+from xsc.terms.quote import Draw, Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 
 DAY_MS = 86_400_000
@@ -321,6 +321,9 @@ async def test_a_renewal_that_extends_next_to_nothing_is_refused(world, pair):
     for more_ms, refused in ((1, True), (EPOCH_MS - 1, True), (EPOCH_MS, False)):
         short = request.model_copy(update={"end_ms": entry.terms.end_ms + more_ms})
         assert (check_renewal(entry.terms, use, short, quote, now_ms) is not None) == refused
+    drawn = Draw(slot=b"s" * 16, start_ms=0, end_ms=1, need=b"n" * 16)
+    cheap = quote.model_copy(update={"draw": drawn})
+    assert "entitlement" in check_renewal(entry.terms, use, request, cheap, now_ms)
 
 
 async def test_a_count_that_is_too_high_is_lowered_to_the_hosts_and_then_renewed(world, pair):

@@ -29,8 +29,8 @@ from xsc.base.limits import (
     EPOCH_MS,
     GIB,
     LEASE_KEPT_MS,
-    LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
-    LEASE_REQUESTS_WAITING_MAX,
+    LEASE_REQUESTS_A_CUSTOMER_MAX,
+    LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
@@ -38,6 +38,7 @@ from xsc.base.limits import (
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
+    ROOM_LEAST_BYTES,
     ROOM_PART_MUTUAL,
     ROOM_PART_OPEN,
     SHARE_LEASES,
@@ -724,27 +725,19 @@ async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
 # Contention
 
 
-async def test_customers_of_one_window_share_what_is_scarce(world):
+async def test_what_no_entitlement_covers_goes_to_who_comes_first(world):
     provider = world.node(9)
     provider.room.storage = 300 * MIB
-    customers = [world.node(number) for number in (1, 2, 3, 4)]
+    customers = [world.node(number) for number in (1, 2, 3)]
     for node in customers:
         node.room.storage = 0
         hoarding(node)
-    provider.standing.mutual = {
-        node.id: weight for node, weight in zip(customers, (30_000, 20_000, 10_000), strict=False)
-    }
+        provider.standing.mutual[node.id] = 20_000
     everybody = frozenset(node.id for node in customers)
-    await world.drive(
-        *(
-            node.market.buyer.lease_hosts(size_bytes=MIB, count=1, exclude=everybody)
-            for node in customers[:3]
-        )
-    )
-    got = [node.one("customer").quantity // MIB for node in customers[:3]]
-    assert got == [150, 100, 50]
-    with pytest.raises(SpaceExhausted):
-        await leased(world, customers[3], exclude=everybody)
+    for node in customers:
+        await leased(world, node, exclude=everybody)
+    got = [node.one("customer").quantity for node in customers]
+    assert got == [150 * MIB, 75 * MIB, 75 * MIB // 2]
 
 
 async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
@@ -756,16 +749,12 @@ async def test_what_is_too_little_is_refused_and_left_to_the_others(world):
         node.room.storage = 0
         hoarding(node)
         provider.standing.mutual[node.id] = 20_000
-    got = await world.drive(
-        *(
-            node.market.buyer.lease_hosts(size_bytes=120 * MIB, count=1, exclude=everybody)
-            for node in customers
-        )
-    )
-    (refused,) = (offered.refused for offered in got if not offered.leases)
-    assert type(refused[provider.id]) is SpaceExhausted
+    await leased(world, customers[0], size_bytes=120 * MIB, exclude=everybody)
+    with pytest.raises(SpaceExhausted):
+        await leased(world, customers[1], size_bytes=120 * MIB, exclude=everybody)
+    await leased(world, customers[2], size_bytes=MIB, exclude=everybody)
     quantities = [view.quantity for view in provider.market.leases()]
-    assert sorted(quantities) == [150 * MIB, 150 * MIB]
+    assert sorted(quantities) == [75 * MIB, 150 * MIB]
 
 
 # What peers must not get away with
@@ -928,7 +917,7 @@ async def test_a_byte_in_each_lease_does_not_take_all_room(world):
     assert provider.market.headroom.free("storage") == provider.room.storage
 
 
-async def test_strangers_of_one_window_have_half_together(world):
+async def test_strangers_that_ask_at_once_have_half_together(world):
     provider = world.node(30)
     strangers = [world.node(number) for number in range(1, 11)]
     everybody = frozenset(node.id for node in strangers)
@@ -941,8 +930,9 @@ async def test_strangers_of_one_window_have_half_together(world):
         )
     )
     quantities = [view.quantity for view in provider.market.leases()]
-    assert sum(quantities) == provider.room.storage // 2
-    assert max(quantities) - min(quantities) <= 1
+    assert len(quantities) == len(strangers)
+    most = provider.room.storage // 2 + len(strangers) * ROOM_LEAST_BYTES
+    assert provider.room.storage // 4 < sum(quantities) <= most
 
 
 async def test_fuel_that_is_reserved_for_nothing_leaves_fuel_for_others(world):
@@ -1111,10 +1101,21 @@ async def test_a_grant_whose_answer_was_lost_is_found_again_by_its_id(world, pai
 
 async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):
     customer, provider = pair
+    answered = asyncio.Event()
+    call = provider.market.granter.on_lease
+
+    async def late(*args):
+        answer = await call(*args)
+        if not answered.is_set():
+            await answered.wait()
+        return answer
+
+    world.wire.handlers[provider.id]["market.lease"] = late
     task = asyncio.ensure_future(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
     await settle()
     assert any(name == "market.lease" for _, _, name in world.wire.calls)
     assert task.cancel()
+    answered.set()
     with suppress(asyncio.CancelledError):
         await task
     await world.drive(customer.market.requests.find_grants())
@@ -1140,26 +1141,30 @@ async def test_a_lost_grant_is_given_up_where_it_is_refused_or_too_late(world, p
 
 
 async def short_leases(world, customer, provider, count, first=0, **change):
-    """Ask for leases that are over after a millisecond, in one window; return the answers."""
+    """Ask for leases that are over after a millisecond; return the answers."""
     now_ms = world.clock.now_ms()
     wish = {"end_ms": now_ms + 1, "start_ms": now_ms, "quantity": MIB} | change
     handler = provider.market.handlers()["market.lease"]
     raw = [
-        await request_of(world, customer, provider, lease_id=number.to_bytes(32, "big"), **wish)
+        await request_of(world, customer, provider, lease_id=number.to_bytes(32, "little"), **wish)
         for number in range(first + 1, first + count + 1)
     ]
     return await world.drive(*(handler(customer.id, {"request": item}, ()) for item in raw))
 
 
-async def test_one_customer_does_not_fill_the_window(world, pair):
+async def test_one_customer_asks_for_so_many_leases_at_a_pace(world, pair):
     customer, provider = pair
-    most = LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
-    assert most < LEASE_REQUESTS_WAITING_MAX
+    most = LEASE_REQUESTS_A_CUSTOMER_MAX
     answers = await short_leases(world, customer, provider, most + 3)
-    assert [isinstance(item, RateLimited) for item in answers] == [False] * most + [True] * 3
+    refused = [isinstance(item, RateLimited) for item in answers]
+    assert refused.count(True) >= 3
+    assert refused[-3:] == [True] * 3
+    world.later(LEASE_REQUESTS_MS)
+    answers = await short_leases(world, customer, provider, 2, most + 3)
+    assert not any(isinstance(item, RateLimited) for item in answers)
 
 
-async def test_a_window_whose_leases_cannot_be_kept_grants_none_and_the_next_one_does(world, pair):
+async def test_a_lease_that_cannot_be_kept_is_not_granted_and_the_next_one_is(world, pair):
     customer, provider = pair
     later = {"end_ms": world.clock.now_ms() + 60_000}
     provider.state.full = True
@@ -1173,30 +1178,25 @@ async def test_a_window_whose_leases_cannot_be_kept_grants_none_and_the_next_one
 
 async def test_leases_that_are_over_at_once_do_not_fill_the_disk(world, pair):
     customer, provider = pair
-    rounds = 2 * LEASES_DONE_A_CUSTOMER_MAX // LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
-    for number in range(rounds):
-        await short_leases(
-            world,
-            customer,
-            provider,
-            LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
-            number * LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX,
-        )
+    step = 32
+    for first in range(0, 2 * LEASES_DONE_A_CUSTOMER_MAX, step):
+        await short_leases(world, customer, provider, step, first)
+        world.later(LEASE_REQUESTS_MS)
         rows = [key for key in provider.state.table if key.startswith(b"market/lease/p/")]
-        assert len(rows) <= (LEASES_DONE_A_CUSTOMER_MAX + LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX)
+        assert len(rows) <= LEASES_DONE_A_CUSTOMER_MAX + step
     assert provider.market.leases()
 
 
 async def test_leases_that_are_over_and_not_paid_count_until_they_are(world, pair):
     customer, provider = pair
-    most, step = LEASES_A_CUSTOMER_MAX, LEASE_REQUESTS_WAITING_A_CUSTOMER_MAX
+    most, step = LEASES_A_CUSTOMER_MAX, 32
     soon = {"quantity": 16 * MIB}
     for first in range(0, most, step):
         now_ms = world.clock.now_ms()
         await short_leases(world, customer, provider, step, first, end_ms=now_ms + 1_000, **soon)
         for number in range(first + 1, first + step + 1):
-            provider.stores(number.to_bytes(32, "big"), customer.id, 1)
-            provider.market.granted.settle_use(number.to_bytes(32, "big"), -1)
+            provider.stores(number.to_bytes(32, "little"), customer.id, 1)
+            provider.market.granted.settle_use(number.to_bytes(32, "little"), -1)
         world.later(REQUEST_WINDOW_MS)
     assert {view.status for view in provider.market.leases()} == {"closing"}
     with pytest.raises(RateLimited):

@@ -1,0 +1,257 @@
+"""What a clearing granted ahead of use is kept free, drawn by its holder and by nobody else."""
+
+from dataclasses import replace
+
+import pytest
+
+from xsc.base.errors import ComputeExhausted, NoOffers, SpaceExhausted
+from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, FUEL_QUANTUM, MIB, STORAGE_LEASE_IDLE_MS
+from xsc.terms.slot import Entitlement
+
+DAY_MS = 24 * EPOCH_MS
+LATER_MS = 30 * DAY_MS
+
+
+def entitle(world, customer, provider, quantity, **change):
+    """Grant a need of the customer a part of a slot of the provider."""
+    now_ms = world.clock.now_ms()
+    whole = {
+        "slot": b"s" * 16,
+        "window": (now_ms, now_ms + 10 * DAY_MS),
+        "provider": provider.id,
+        "customer": customer.id,
+        "need": b"n" * 16,
+        "kind": "storage",
+        "quantity": quantity,
+        "tier": "mutual",
+        "price": 7,
+        "granted_ms": now_ms,
+        "until_ms": now_ms + DAY_MS,
+        "clearing": b"c" * 32,
+    } | change
+    opens_ms, closes_ms = whole["window"]
+    made = Entitlement(opens_ms=opens_ms, closes_ms=closes_ms, **whole)
+    provider.granted.append(made)
+    customer.received.append(made)
+    return made
+
+
+def left(provider, granted):
+    """Return what can be drawn of an entitlement now."""
+    return provider.market.headroom.entitled(granted.kind, granted.customer, granted.draw)[1]
+
+
+def others(world, *but):
+    return frozenset(node.id for node in world.nodes.values() if node not in but)
+
+
+async def leased(world, customer, provider, size_bytes=MIB):
+    exclude = others(world, provider)
+    got = await world.drive(
+        customer.market.buyer.lease_hosts(size_bytes=size_bytes, count=1, exclude=exclude)
+    )
+    if not got.leases:
+        raise got.refused[provider.id]
+    return got.leases[0]
+
+
+async def computing(world, customer, provider, steps):
+    return await world.drive(customer.market.buyer.lease_compute(fuel_steps=steps, on=provider.id))
+
+
+@pytest.fixture
+def three(world):
+    """A holder and another customer, without room of their own, and a provider with 100 MiB."""
+    nodes = world.node(1), world.node(2), world.node(3)
+    for node in nodes[:2]:
+        node.room.storage = node.room.steps = 0
+    nodes[2].room.storage = 100 * MIB
+    nodes[2].room.steps = 1_000 * FUEL_QUANTUM
+    return nodes
+
+
+async def test_a_holder_pays_the_price_of_its_entitlement_and_no_share_bounds_it(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80)
+    host = await leased(world, holder, provider, 80 * MIB)
+    assert host.price == 7
+    assert holder.one("customer").quantity == 80 * MIB
+    both = (holder, "customer"), (provider, "provider")
+    drawn = [node.market.store.drawn_quanta(role, world.clock.now_ms()) for node, role in both]
+    assert drawn[0] == drawn[1]
+    assert list(drawn[0].values()) == [80]
+
+
+async def test_what_is_entitled_is_kept_from_all_others_until_it_lapses(world, three):
+    holder, other, provider = three
+    provider.standing.mutual[other.id] = 20_000
+    entitle(world, holder, provider, 80)
+    with pytest.raises(SpaceExhausted):
+        await leased(world, other, provider, 30 * MIB)
+    world.later(DAY_MS)
+    await leased(world, other, provider, 30 * MIB)
+
+
+async def test_a_lease_takes_nothing_that_entitlements_of_later_windows_need(world, three):
+    holder, other, provider = three
+    provider.standing.mutual[other.id] = 20_000
+    start_ms = world.clock.now_ms() + LATER_MS
+    window = start_ms, start_ms + DAY_MS
+    entitle(world, holder, provider, 80, window=window, until_ms=window[1])
+    with pytest.raises(SpaceExhausted):
+        await leased(world, other, provider, 30 * MIB)
+    with pytest.raises(SpaceExhausted):
+        # Before its window begins it is nobody's to draw, the holder's neither.
+        await leased(world, holder, provider, 80 * MIB)
+    world.later(LATER_MS)
+    assert (await leased(world, holder, provider, 80 * MIB)).price == 7
+
+
+async def test_compute_of_later_windows_leaves_the_minute_before_free(world, three):
+    holder, other, provider = three
+    provider.standing.mutual[other.id] = 20_000
+    start_ms = world.clock.now_ms() + 10 * COMPUTE_LEASE_MS
+    window = start_ms, start_ms + 10 * COMPUTE_LEASE_MS
+    # All that the workers run in ten minutes.
+    entitle(world, holder, provider, 10_000, kind="compute", window=window, until_ms=window[1])
+    await computing(world, other, provider, 100 * FUEL_QUANTUM)
+    world.later(10 * COMPUTE_LEASE_MS)
+    with pytest.raises(ComputeExhausted):
+        await computing(world, other, provider, 100 * FUEL_QUANTUM)
+    lease = await computing(world, holder, provider, 900 * FUEL_QUANTUM)
+    assert lease.price == 7
+
+
+async def test_what_is_drawn_is_never_recalled_and_the_rest_can_be(world, three):
+    holder, _, provider = three
+    granted = entitle(world, holder, provider, 80)
+    host = await leased(world, holder, provider, 40 * MIB)
+    provider.stores(host.lease_id, holder.id, 40 * MIB)
+    provider.room.stored = 40 * MIB
+    provider.granted[:] = [replace(granted, quantity=10)]
+    assert left(provider, provider.granted[0]) == 0
+    assert provider.market.headroom.free("storage") == 60 * MIB
+    assert provider.one("provider").held_bytes == provider.one("provider").quantity == 40 * MIB
+
+
+async def test_what_a_lease_gives_up_can_be_drawn_again(world, three):
+    holder, _, provider = three
+    granted = entitle(world, holder, provider, 80)
+    await leased(world, holder, provider, 60 * MIB)
+    assert left(provider, granted) == 20 * MIB
+    world.later(STORAGE_LEASE_IDLE_MS)
+    provider.market.tidy()
+    assert left(provider, granted) == 80 * MIB
+
+
+async def test_fuel_that_was_used_stays_drawn_also_once_its_lease_is_forgotten(world, three):
+    holder, _, provider = three
+    granted = entitle(world, holder, provider, 100, kind="compute")
+    lease = await computing(world, holder, provider, 30 * FUEL_QUANTUM)
+    provider.market.granted.admit_compute(lease.lease_id, holder.id, 30 * FUEL_QUANTUM)
+    provider.market.granted.used_compute(lease.lease_id, 30 * FUEL_QUANTUM, 30 * FUEL_QUANTUM)
+    assert left(provider, granted) == 70 * FUEL_QUANTUM
+    world.later(COMPUTE_LEASE_MS)
+    for _ in range(2):
+        assert left(provider, granted) == 70 * FUEL_QUANTUM
+        for entry in provider.market.store.all("provider"):
+            provider.market.store.forget(entry)
+        await provider.restart()
+    world.later(10 * DAY_MS)
+    provider.market.tidy()
+    assert not provider.market.store.drawn("provider", world.clock.now_ms())
+
+
+async def test_draws_survive_a_restart(world, three):
+    holder, _, provider = three
+    granted = entitle(world, holder, provider, 80)
+    await leased(world, holder, provider, 60 * MIB)
+    await provider.restart()
+    assert left(provider, granted) == 20 * MIB
+
+
+async def test_an_expired_lease_of_compute_frees_its_fuel_within_a_second(world, three):
+    _, other, provider = three
+    provider.standing.mutual[other.id] = 20_000
+    before = provider.market.headroom.free("compute")
+    await computing(world, other, provider, 100 * FUEL_QUANTUM)
+    assert provider.market.headroom.free("compute") < before
+    world.later(COMPUTE_LEASE_MS)
+    assert provider.market.headroom.free("compute") == before
+
+
+async def test_a_stranger_with_an_entitlement_is_not_bound_by_the_share_of_strangers(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 90, tier="open", price=25)
+    host = await leased(world, holder, provider, 90 * MIB)
+    assert host.price == 25
+
+
+async def test_what_exceeds_an_entitlement_costs_what_is_posted(world, three):
+    holder, _, provider = three
+    granted = entitle(world, holder, provider, 1, price=1)
+    posted = provider.market.headroom.pricing().ladder("storage").reserve
+    assert posted > 1
+    assert (await leased(world, holder, provider, 8 * MIB)).price >= posted
+    assert left(provider, granted) == MIB, "a lease of the share draws nothing"
+
+
+async def test_a_quote_for_an_entitlement_grants_that_and_no_share(world, three):
+    holder, _, provider = three
+    granted = entitle(world, holder, provider, 1, price=1)
+    quote = await world.drive(holder.market.quotes.fresh("storage", provider.id, granted.draw))
+    assert (quote.record.price, quote.record.available) == (1, MIB)
+    lease = holder.market.requests.lease
+    with pytest.raises(SpaceExhausted):
+        await world.drive(lease(quote, 1, 8 * MIB, 8 * MIB))
+    assert (await world.drive(lease(quote, 1, 8 * MIB, 1))).terms.quantity == MIB
+    with pytest.raises(SpaceExhausted):
+        await world.drive(lease(quote, 1, 8 * MIB, 1))
+
+
+async def test_an_entitlement_that_is_not_there_is_refused(world, three):
+    holder, other, provider = three
+    granted = entitle(world, holder, provider, 80)
+
+    async def quoted(customer, kind="storage", **change):
+        draw = granted.draw.model_copy(update=change)
+        return await customer.market.quotes.fresh(kind, provider.id, draw)
+
+    quote = await quoted(holder)
+    assert quote.record.draw == granted.draw
+    assert isinstance(await quoted(other), NoOffers)
+    assert isinstance(await quoted(holder, "compute"), NoOffers)
+    for name in ("slot", "need"):
+        assert isinstance(await quoted(holder, **{name: b"x" * 16}), NoOffers)
+    for name in ("start_ms", "end_ms"):
+        assert isinstance(await quoted(holder, **{name: 1}), NoOffers)
+    provider.granted.clear()
+    with pytest.raises(NoOffers):  # it was withdrawn after the quote
+        await world.drive(holder.market.requests.lease(quote, 7, MIB, MIB))
+
+
+async def test_both_sides_count_a_lease_against_the_entitlement_that_it_names(world, three):
+    holder, _, provider = three
+    now_ms = world.clock.now_ms()
+    lapses = [now_ms + (4 - number) * EPOCH_MS for number in range(4)]
+    for number, lapse_ms in enumerate(lapses):
+        # Both sort by what they take for the end, and only the provider knows the lapse.
+        entitle(world, holder, provider, 10, need=bytes([number]) * 16, until_ms=lapse_ms)
+        window_end = now_ms + (number + 1) * DAY_MS
+        holder.received[-1] = replace(holder.received[-1], until_ms=window_end)
+    await leased(world, holder, provider, 10 * MIB)
+    mine = holder.market.store.drawn_quanta("customer", now_ms)
+    theirs = provider.market.store.drawn_quanta("provider", now_ms)
+    assert mine == theirs
+    assert list(mine.values()) == [10]
+
+
+async def test_a_node_near_the_data_is_used_at_the_price_of_an_entitlement(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 900, kind="compute", tier="open")
+    lease = await world.drive(
+        holder.market.buyer.lease_compute(
+            fuel_steps=10 * FUEL_QUANTUM, on=None, saved={provider.id: 1}
+        )
+    )
+    assert (lease.node, lease.price) == (provider.id, 7)

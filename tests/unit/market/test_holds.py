@@ -1,0 +1,310 @@
+"""What is granted and not drawn is billed, by both sides alike, and never twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.market.fakes import NET
+from tests.unit.market.test_entitlements import DAY_MS, computing, entitle, leased, three
+from xsc.base.errors import XscError
+from xsc.base.limits import EPOCH_MS, FUEL_QUANTUM, HOLD_TOLERANCE_MS, MIB, STORAGE_LEASE_IDLE_MS
+from xsc.identity.envelope import sign
+from xsc.market import hold as holding
+from xsc.market.lease import HOLD_MARK, check_request
+from xsc.terms.lease import LeaseRequest
+from xsc.terms.quote import Quote
+from xsc.terms.voucher import Voucher
+
+__all__ = ["three"]
+
+
+async def settled(world, *nodes):
+    """Count what is held, and pay it."""
+    for node in nodes:
+        node.market.tidy()
+    for node in nodes:
+        await world.drive(node.market.settlement.settle_all())
+
+
+def due(*nodes):
+    return [(view.due_micro, view.settled_micro) for view in nodes]
+
+
+async def test_what_is_held_undrawn_is_paid_at_its_price_an_epoch(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=8)
+    await settled(world, holder, provider)
+    for hours in range(1, 4):
+        world.later(EPOCH_MS)
+        await settled(world, holder, provider)
+        both = holder.hold("customer"), provider.hold("provider")
+        assert due(*both) == [(80 * 8 * hours,) * 2] * 2
+        assert {view.status for view in both} == {"undrawn"}
+        assert {(view.price, view.quantity) for view in both} == {(8, 80 * MIB)}
+
+
+async def test_compute_that_is_held_for_an_hour_of_a_day_costs_a_twenty_fourth(world, three):
+    holder, _, provider = three
+    now_ms = world.clock.now_ms()
+    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12}
+    entitle(world, holder, provider, 400, **whole)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(200, 200)] * 2
+
+
+async def test_what_is_used_is_its_lease_s_and_what_is_not_is_billed_on(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=8)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    host = await leased(world, holder, provider, 60 * MIB)
+    await settled(world, holder, provider)
+    # Kept free under an empty lease it costs the same.
+    world.later(STORAGE_LEASE_IDLE_MS // 2)
+    await settled(world, holder, provider)
+    idle = 80 * 8 * (EPOCH_MS + STORAGE_LEASE_IDLE_MS // 2) // EPOCH_MS
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(idle, idle)] * 2
+    provider.stores(host.lease_id, holder.id, 60 * MIB)
+    await world.drive(holder.market.taken.used(host.lease_id, 60 * MIB))
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS // 2)
+    await settled(world, holder, provider)
+    more = idle + 20 * 8 // 2
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(more, more)] * 2
+    assert provider.one("provider").due_micro == 60 * 8
+
+
+async def test_empty_leases_hold_nothing_for_less(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=8)
+    await settled(world, holder, provider)
+    for _ in range(6):
+        await leased(world, holder, provider, 80 * MIB)
+        world.later(STORAGE_LEASE_IDLE_MS)
+        await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(640, 640)] * 2
+
+
+async def test_what_lapses_or_is_withdrawn_costs_nothing_more_and_is_settled(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=8, until_ms=world.clock.now_ms() + EPOCH_MS)
+    await settled(world, holder, provider)
+    world.later(3 * EPOCH_MS)
+    await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(640, 640)] * 2
+    assert {view.status for view in holder.market.leases()} == {"settled"}
+    holder.received.remove(made)
+    provider.granted.remove(made)
+    later = replace(made, need=b"o" * 16, granted_ms=world.clock.now_ms(), until_ms=2**60)
+    holder.received.append(later)
+    provider.granted.append(later)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS // 4)
+    provider.granted.remove(later)
+    holder.received.remove(later)
+    for _ in range(3):
+        await settled(world, holder, provider)
+        world.later(HOLD_TOLERANCE_MS)
+    assert {view.status for view in holder.market.leases()} == {"settled"}
+    assert sum(view.settled_micro for view in provider.market.leases()) == 160
+    for _ in range(3):
+        await settled(world, holder, provider)
+        world.later(EPOCH_MS)
+    assert holder.market.leases() == provider.market.leases() == []
+
+
+@pytest.mark.parametrize("pieces", [2, 5, 60])
+async def test_a_hold_that_is_renewed_costs_what_holding_costs(world, three, pieces):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=9)
+    await settled(world, holder, provider)
+    for _ in range(pieces):
+        world.later(EPOCH_MS // pieces)
+        renewed = replace(
+            made,
+            granted_ms=world.clock.now_ms(),
+            until_ms=world.clock.now_ms() + DAY_MS,
+            clearing=bytes([pieces]) * 32,
+        )
+        for of in (holder.received, provider.granted):
+            of[:] = [renewed]
+        await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(720, 720)] * 2
+
+
+async def test_a_need_that_is_declared_anew_costs_what_holding_costs(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=9)
+    await settled(world, holder, provider)
+    for number in range(6):
+        world.later(EPOCH_MS // 6)
+        now_ms = world.clock.now_ms()
+        anew = replace(made, need=bytes([number]) * 16, granted_ms=now_ms)
+        for of in (holder.received, provider.granted):
+            of[:] = [anew]
+        await settled(world, holder, provider)
+    assert sum(view.settled_micro for view in provider.market.leases()) == 720
+
+
+async def test_who_does_not_pay_what_it_holds_loses_credit(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=8, until_ms=2**60)
+    provider.market.tidy()
+    before = provider.market.limits.left(holder.id)
+    world.later(DAY_MS)
+    provider.market.tidy()
+    assert provider.market.limits.left(holder.id) == before - 24 * 640
+    provider.ledger.limit = 24 * 640
+    provider.market.tidy()
+    assert holder.id in provider.market.limits.at_limit
+    await settled(world, holder, provider)
+
+
+async def test_nobody_owes_more_than_it_counts_and_a_minute(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=600)
+    hidden = replace(made, need=b"x" * 16)
+    provider.granted.append(hidden)
+    provider.granted[0] = replace(made, quantity=90)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    holder.received.clear()
+    await settled(world, holder, provider)
+    for _ in range(3):
+        await settled(world, holder, provider)
+        world.later(HOLD_TOLERANCE_MS)
+    paid = holder.hold("customer")
+    assert 80 * 600 <= paid.due_micro <= 80 * 600 + 80 * 600 // 60
+    assert sum(view.settled_micro for view in provider.market.leases()) == paid.settled_micro
+
+
+async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=7_919)
+    provider.market.tidy()
+    holder.received.clear()
+    world.later(7_000)
+    # It is seen late, and its end is seen early.
+    holder.received.append(replace(made, granted_ms=world.clock.now_ms()))
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    holder.received.clear()
+    await settled(world, holder)
+    world.later(5_000)
+    provider.granted.clear()
+    for _ in range(4):
+        await settled(world, holder, provider)
+        world.later(HOLD_TOLERANCE_MS)
+    both = holder.hold("customer"), provider.hold("provider")
+    exact = 80 * 7_919 * (EPOCH_MS + 12_000) // EPOCH_MS
+    assert due(*both) == [(exact, exact)] * 2
+    assert {view.status for view in both} == {"settled"}
+    calls = len(world.wire.calls)
+    await settled(world, holder, provider)
+    assert len(world.wire.calls) == calls, "and nothing is asked any more"
+
+
+async def test_a_restart_of_either_side_forgets_no_hold(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=8)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    await settled(world, holder, provider)
+    for node in (holder, provider):
+        await node.restart()
+    world.later(EPOCH_MS)
+    await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(1280, 1280)] * 2
+
+
+async def test_a_provider_does_not_bill_the_time_for_which_it_was_down(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=8)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    await settled(world, holder, provider)
+    world.later(10 * EPOCH_MS)
+    await provider.restart()
+    provider.market.tidy()
+    assert provider.hold("provider").due_micro == 640
+
+
+async def test_an_account_that_was_forgotten_goes_on_from_what_was_settled(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=8, until_ms=world.clock.now_ms() + EPOCH_MS)
+    await settled(world, holder, provider)
+    for _ in range(5):
+        world.later(EPOCH_MS)
+        await settled(world, holder, provider)
+    assert holder.market.leases() == provider.market.leases() == []
+    holder.ledger.booked = dict(provider.ledger.booked)
+    again = replace(made, granted_ms=world.clock.now_ms(), until_ms=2**60)
+    for of in (holder.received, provider.granted):
+        of[:] = [again]
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(1280, 1280)] * 2
+
+
+async def test_no_lease_has_the_id_of_an_account(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80)
+    account_id = holding.hold_id(made.provider, made.key)
+    assert account_id.startswith(HOLD_MARK)
+    request = LeaseRequest.model_construct(
+        lease_id=account_id, provider=provider.id, customer=holder.id
+    )
+    assert "held undrawn" in check_request(request, Quote.model_construct(), 0)
+
+
+async def test_a_stranger_s_voucher_pays_no_account(world, three):
+    holder, other, provider = three
+    made = entitle(world, holder, provider, 80)
+    provider.market.tidy()
+    voucher = Voucher(
+        lease_id=holding.hold_id(made.provider, made.key),
+        provider=provider.id,
+        customer=other.id,
+        number=1,
+        amount_micro=5,
+        quantity=5,
+        until_ms=0,
+    )
+    for author in (holder, other):
+        raw = sign(voucher, author.key, NET).raw
+        with pytest.raises(XscError):
+            await provider.market.settlement.on_settle(other.id, {"voucher": raw}, ())
+    assert provider.hold("provider").settled_micro == 0
+
+
+async def test_the_accounts_of_a_customer_are_bounded(world, three, monkeypatch):
+    monkeypatch.setattr("xsc.market.holds.HOLDS_A_CUSTOMER_MAX", 3)
+    holder, _, provider = three
+    for number in range(3):
+        assert not provider.market.holds.is_full(holder.id)
+        entitle(world, holder, provider, 1, need=bytes([number]) * 16)
+        provider.market.tidy()
+    assert provider.market.holds.is_full(holder.id)
+
+
+async def test_fuel_that_was_used_is_billed_by_its_lease_alone(world, three):
+    holder, _, provider = three
+    now_ms = world.clock.now_ms()
+    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 60}
+    entitle(world, holder, provider, 400, until_ms=now_ms + EPOCH_MS, **whole)
+    await settled(world, holder, provider)
+    host = await computing(world, holder, provider, 400 * FUEL_QUANTUM)
+    spent = 300 * FUEL_QUANTUM
+    provider.market.granted.admit_compute(host.lease_id, holder.id, spent)
+    provider.market.granted.used_compute(host.lease_id, spent, spent)
+    await world.drive(holder.market.taken.spent(host.lease_id, spent, 300 * 60))
+    await settled(world, holder, provider)
+    for _ in range(30):
+        world.later(2 * HOLD_TOLERANCE_MS)
+        await settled(world, holder, provider)
+    # A quarter of it was held to the end of its window.
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(6_000, 6_000)] * 2
+    assert sum(view.settled_micro for view in provider.market.leases()) == 6_000 + 18_000

@@ -1,0 +1,213 @@
+"""What an undrawn entitlement costs: the account under which it is billed.
+
+The account is a lease of micro-credits, and time spends them: at the price of what is undrawn,
+by the millisecond. A quantum of storage costs its price an epoch; one of compute costs its
+price over its whole window. So what is held for an hour of a day costs a twenty-fourth of the day,
+and it costs the same in pieces or under another number of its need.
+
+Vouchers, bookings and limits are those of leases. Both sides count by themselves. They notice a
+change some seconds apart, so once an account is over its customer takes over what its provider
+counts beyond, up to what HOLD_TOLERANCE_MS cost at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from xsc.base.encoding import tagged_sha256
+from xsc.base.limits import AMOUNT_MAX, EPOCH_MS, FUEL_QUANTUM, HOLD_TOLERANCE_MS, MIB
+from xsc.base.units import ceil_div
+from xsc.market.lease import HOLD_MARK, LeaseTerms, LeaseUse
+from xsc.terms.quote import Kind
+from xsc.terms.slot import Entitlement, EntitlementKey
+
+_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What is held undrawn, up to when that is counted, and what of it is no micro-credit yet."""
+
+    slot: bytes
+    opens_ms: int
+    """Start of the slot's window."""
+    customer: bytes
+    need: bytes
+    kind: Kind
+    clearing: bytes
+    """The record that grants it."""
+    price: int
+    quantity: int
+    """Held and not used: bytes, or fuel steps; 0 where nothing is held now."""
+    length_ms: int
+    """How long a quantum is held for its price."""
+    until_ms: int
+    """When it lapses."""
+    counted_ms: int
+    """Up to when it is counted."""
+    rest: int = 0
+    """What was counted and is no whole micro-credit yet."""
+    minute_micro: int = 0
+    """The most that HOLD_TOLERANCE_MS of it ever cost, rounded up."""
+    taken_over_micro: int = 0
+    """What the customer has taken over of the provider's count."""
+    is_used: bool = False
+    """All of it is used: the time is its leases'."""
+    is_agreed: bool = False
+    """Customer: the provider was asked for its count after the end."""
+
+    @property
+    def key(self) -> EntitlementKey:
+        """What names the entitlement."""
+        return self.slot, self.opens_ms, self.customer, self.need
+
+    @property
+    def scale(self) -> int:
+        """How much of price, quantity and time is a micro-credit."""
+        return _UNIT[self.kind] * self.length_ms
+
+
+def hold_id(provider: bytes, key: EntitlementKey) -> bytes:
+    """Return the id of the account of an entitlement; no lease may have it."""
+    slot, opens_ms, customer, need = key
+    opens = opens_ms.to_bytes(8, "big")
+    digest = tagged_sha256("hold/id", provider, customer, need, slot, opens)
+    return HOLD_MARK + digest[: len(digest) - len(HOLD_MARK)]
+
+
+def account_terms(provider: bytes, key: EntitlementKey, start_ms: int, end_ms: int) -> LeaseTerms:
+    """Return the terms of an account: micro-credits, as many as its customer signs."""
+    _, _, customer, _ = key
+    return LeaseTerms(
+        hold_id(provider, key),
+        "compute",
+        provider,
+        customer,
+        FUEL_QUANTUM,
+        AMOUNT_MAX,
+        start_ms,
+        end_ms,
+    )
+
+
+def opened(settled_micro: int, now_ms: int) -> LeaseUse:
+    """Return the use of a new account under which so much was settled before it was forgotten.
+
+    Amounts and numbers go on from there: an account that comes back pays what it adds.
+    """
+    return LeaseUse(
+        touched_ms=now_ms,
+        used=settled_micro,
+        billed_micro=settled_micro,
+        voucher_number=settled_micro,
+        voucher_micro=settled_micro,
+        voucher_quantity=settled_micro,
+        settled_micro=settled_micro,
+        given_back=True,
+    )
+
+
+def begun(entitlement: Entitlement, kind: Kind) -> Hold:
+    """Return a hold of nothing, which was never counted."""
+    return Hold(
+        entitlement.slot,
+        entitlement.opens_ms,
+        entitlement.customer,
+        entitlement.need,
+        kind,
+        entitlement.clearing,
+        entitlement.price,
+        0,
+        EPOCH_MS,
+        entitlement.until_ms,
+        0,
+    )
+
+
+def counted(use: LeaseUse, hold: Hold, now_ms: int) -> tuple[Hold, LeaseUse]:
+    """Return an account once it is counted up to now, or until what is held lapses."""
+    until_ms = min(now_ms, hold.until_ms)
+    if not hold.quantity or until_ms <= hold.counted_ms:
+        return hold, use
+    spent = hold.rest + hold.price * hold.quantity * (until_ms - hold.counted_ms)
+    amount, rest = divmod(spent, hold.scale)
+    amount = min(amount, AMOUNT_MAX - use.used)
+    return replace(hold, counted_ms=until_ms, rest=rest), _spend(use, amount)
+
+
+def changed(
+    use: LeaseUse,
+    hold: Hold,
+    entitlement: Entitlement | None,
+    quantity: int,
+    now_ms: int,
+) -> tuple[Hold, LeaseUse]:
+    """Return an account under which that much is held and not used from now on.
+
+    Args:
+        use: what was counted.
+        hold: what was held, at the last look.
+        entitlement: as it is now; None where there is none.
+        quantity: what of it is not used: bytes, or fuel steps.
+        now_ms: the present.
+    """
+    if entitlement is not None and entitlement.until_ms > now_ms:
+        # What was used since the last look, its lease bills from then on.
+        hold = replace(hold, quantity=min(hold.quantity, quantity))
+    hold, use = counted(use, hold, now_ms)
+    use = replace(use, given_back=True)
+    if entitlement is None or now_ms >= entitlement.until_ms:
+        return replace(hold, quantity=0, is_used=False), use
+    if not quantity:
+        return replace(hold, quantity=0, is_used=True), use
+    start, end = entitlement.window
+    # A new grant costs from its beginning on; what was held before comes back from now on.
+    begins_ms = max(entitlement.granted_ms, start)
+    from_ms = now_ms if hold.is_used or begins_ms <= hold.counted_ms else begins_ms
+    length_ms = EPOCH_MS if hold.kind == "storage" else end - start
+    hold = replace(
+        hold,
+        clearing=entitlement.clearing,
+        price=entitlement.price,
+        quantity=quantity,
+        length_ms=length_ms,
+        until_ms=entitlement.until_ms,
+        # What is no micro-credit yet is of another scale.
+        rest=hold.rest if length_ms == hold.length_ms else 0,
+        counted_ms=min(from_ms, now_ms),
+        is_used=False,
+        is_agreed=False,
+    )
+    hold = _bounded(hold)
+    return counted(replace(use, given_back=False), hold, now_ms)
+
+
+def _bounded(hold: Hold) -> Hold:
+    minute = ceil_div(hold.price * hold.quantity * HOLD_TOLERANCE_MS, hold.scale)
+    return replace(hold, minute_micro=max(hold.minute_micro, min(minute, AMOUNT_MAX)))
+
+
+def agreed(use: LeaseUse, hold: Hold, theirs_micro: int, now_ms: int) -> tuple[Hold, LeaseUse]:
+    """Return the customer's account that is over, once its provider said what it counts.
+
+    It takes over what is counted beyond, for HOLD_TOLERANCE_MS of it in all. What is more is
+    the provider's to show; nothing that it says makes the customer owe it.
+    """
+    beyond = theirs_micro - use.billed_micro
+    if 0 < beyond <= hold.minute_micro - hold.taken_over_micro:
+        hold = replace(hold, taken_over_micro=hold.taken_over_micro + beyond)
+        use = _spend(use, beyond)
+    is_agreed = now_ms >= hold.counted_ms + HOLD_TOLERANCE_MS and use.billed_micro >= theirs_micro
+    late = now_ms >= hold.counted_ms + 2 * HOLD_TOLERANCE_MS
+    return replace(hold, is_agreed=is_agreed or late), use
+
+
+def _spend(use: LeaseUse, amount_micro: int) -> LeaseUse:
+    return replace(use, used=use.used + amount_micro, billed_micro=use.billed_micro + amount_micro)
+
+
+def taken_over(use: LeaseUse) -> LeaseUse:
+    """Return the provider's account that is over, where its customer signed for more."""
+    most = max(use.billed_micro, use.voucher_micro)
+    return replace(use, used=most, billed_micro=most)
