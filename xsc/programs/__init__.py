@@ -1,0 +1,1 @@
+"""Programs: documents that say which values depend on which, run in frames."""

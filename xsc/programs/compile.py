@@ -1,0 +1,309 @@
+"""A resolved program as a schedule: typed slots, state cells, and computations in their order.
+
+The order is Kahn's, ties by id, so that it does not depend on the order of lines. What would
+go wrong in every frame is refused here (docs/design/programs.md, C1 to C7).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base.errors import ProgramInvalid
+from xsc.programs.document import Computation, Document, ModuleCall, Program, Variable
+from xsc.programs.functions import Function, Functions
+from xsc.programs.limits import STATE_CELLS_MAX
+from xsc.programs.numbers import Value, exported_type, storage_of
+from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
+from xsc.programs.values import SlotMeta
+
+RESERVED: Final = frozenset(
+    {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
+    | {"subscriptions"}
+)
+"""First parts of paths at which XSC itself writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a value is, and its type."""
+
+    slot: int
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An output of a step: its slot, and where its value goes besides."""
+
+    name: str
+    slot: Slot
+    path: str
+    local: str
+    result: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A computation with its inputs in the order of its parameters."""
+
+    id: str
+    function: Function | ModuleCall
+    bound: str
+    """What the type variable of a function stands for."""
+    inputs: tuple[tuple[str, Slot], ...]
+    outputs: tuple[Published, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledProgram:
+    """What frames run."""
+
+    program: Program
+    slot_meta: tuple[SlotMeta, ...]
+    state_layout: StateLayout
+    constants: ConstPool
+    variables: Mapping[str, tuple[Variable, Slot]]
+    """Those that a frame writes at its beginning: all but derived ones."""
+    names: Mapping[str, Slot]
+    """The slots of all variables."""
+    steps: tuple[Step, ...]
+
+    @property
+    def hash(self) -> bytes:
+        """The program hash."""
+        return self.program.hash
+
+
+def state_key(variable: str) -> tuple[str, str]:
+    """Return the key of a local variable's cell."""
+    return variable, "local"
+
+
+def order(depends: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Return ids so that each follows all that it depends on; of several, the least first.
+
+    What is in a circle, or depends on one, is left out.
+    """
+    waits = {name: set(others) for name, others in depends.items()}
+    readers: dict[str, list[str]] = {name: [] for name in waits}
+    for name, others in waits.items():
+        for other in others:
+            readers[other].append(name)
+    ready = [name for name, others in waits.items() if not others]
+    heapq.heapify(ready)
+    found = []
+    while ready:
+        name = heapq.heappop(ready)
+        found.append(name)
+        for reader in readers[name]:
+            waits[reader].discard(name)
+            if not waits[reader]:
+                heapq.heappush(ready, reader)
+    return tuple(found)
+
+
+class _Compiler:
+    def __init__(self, document: Document, functions: Functions, built_in: bool) -> None:
+        self.document = document
+        self.functions = functions
+        self.built_in = built_in
+        self.computations = {item.id: item for item in document.computations}
+        self.variables = {item.name: item for item in document.variables}
+        self.metas: list[SlotMeta] = []
+        self.sizes: dict[str, int] = {}
+        self.outputs: dict[tuple[str, str], Slot] = {}
+        self.slots: dict[str, Slot] = {}
+        self.writers: dict[tuple[str, str], str] = {}
+
+    def fault(self, message: str, *path: str) -> ProgramInvalid:
+        return self.document.fault(path, message)
+
+    def slot(self, type_: str) -> Slot:
+        storage = storage_of(type_)
+        offset = self.sizes.get(storage, 0)
+        self.sizes[storage] = offset + 1
+        slot = Slot(len(self.metas), type_)
+        self.metas.append(SlotMeta(slot.slot, storage, offset))
+        return slot
+
+    def schedule(self) -> tuple[str, ...]:
+        """Return the order of the computations, after all references were checked."""
+        for variable in self.variables.values():
+            if variable.kind != "derived":
+                continue
+            source = self.computations.get(variable.computation)
+            if source is None:
+                message = f"no computation '{variable.computation}'"
+                raise self.fault(message, "variables", variable.name, "computation")
+            if variable.output not in {output.name for output in source.outputs}:
+                message = f"the computation '{source.id}' has no output '{variable.output}'"
+                raise self.fault(message, "variables", variable.name, "output")
+        depends: dict[str, set[str]] = {}
+        for name, computation in self.computations.items():
+            if name in self.variables:
+                raise self.fault("is the name of a variable too", "computations", name)
+            depends[name] = set()
+            for param, read in computation.inputs.items():
+                if read not in self.variables:
+                    message = f"no variable '{read}'"
+                    raise self.fault(message, "computations", name, "inputs", param)
+                if self.variables[read].kind == "derived":
+                    depends[name].add(self.variables[read].computation)
+        found = order(depends)
+        if len(found) < len(depends):
+            # Whoever is behind a circle is not in it: follow one that waits until it repeats.
+            left = depends.keys() - set(found)
+            path = [min(left)]
+            while path[-1] not in path[:-1]:
+                path.append(min(depends[path[-1]] & left))
+            circle = path[path.index(path[-1]) :]
+            raise self.fault(
+                f"depends on itself: {' < '.join(circle)}", "computations", min(circle)
+            )
+        return found
+
+    def step(self, computation: Computation) -> Step:
+        types = {param: self.slots[name].type for param, name in computation.inputs.items()}
+        at = ("computations", computation.id)
+        call = computation.function
+        function: Function | ModuleCall
+        if isinstance(call, ModuleCall):
+            function, bound, results = call, "", []
+            ordered = tuple(sorted(types))
+            for param, type_ in types.items():
+                if exported_type(type_) is None:
+                    raise self.fault(f"a module takes no {type_}", *at, "inputs", param)
+            wanted = {output.result for output in computation.outputs}
+            if wanted != set(range(len(wanted))):
+                raise self.fault("the results of a module are used from 0 on", *at, "outputs")
+        else:
+            try:
+                function = self.functions.get(call)
+                ordered = function.order(types)
+                bound, result = function.bind(types)
+            except ProgramInvalid as fault:
+                raise self.fault(fault.message, *at) from None
+            results = [result]
+        outputs = []
+        for output in computation.outputs:
+            place = (*at, "outputs", output.name)
+            if isinstance(function, ModuleCall):
+                if exported_type(output.type) is None:
+                    raise self.fault("a module's output needs a type of numbers", *place)
+                type_ = output.type
+            else:
+                if output.result:
+                    raise self.fault("a function has one result", *place, "result")
+                type_ = results[0]
+                if output.type not in {"", type_}:
+                    raise self.fault(f"{function.show()} gives a {type_}", *place, "type")
+            self.claim("the output name", output.name, place)
+            if output.path:
+                self.claim("the path", output.path, place)
+                if output.path.split("/")[0] in RESERVED and not self.built_in:
+                    raise self.fault(f"XSC alone writes at '{output.path}'", *place, "path")
+            if output.local:
+                self.claim("the local variable", output.local, place)
+                target = self.variables.get(output.local)
+                if target is None or target.kind != "local":
+                    raise self.fault(f"no local variable '{output.local}'", *place, "local")
+                if target.type != type_:
+                    message = f"a {type_} does not fit the {target.type} '{target.name}'"
+                    raise self.fault(message, *place, "local")
+            slot = self.slot(type_)
+            self.outputs[computation.id, output.name] = slot
+            outputs.append(Published(output.name, slot, output.path, output.local, output.result))
+        inputs = tuple((param, self.slots[computation.inputs[param]]) for param in ordered)
+        return Step(computation.id, function, bound, inputs, tuple(outputs))
+
+    def claim(self, what: str, name: str, place: tuple[str, ...]) -> None:
+        """Refuse a second writer."""
+        if other := self.writers.get((what, name)):
+            message = f"{what} '{name}' has two writers: {other} and {place[1]}"
+            raise self.fault(message, *place)
+        self.writers[what, name] = place[1]
+
+    def state(self) -> tuple[StateLayout, ConstPool]:
+        sizes = {"f64": 0, "f32": 0, "i32": 0}
+        cells, index = [], {}
+        pools: dict[str, list[Value]] = {kind: [] for kind in sizes}
+        for name, variable in self.variables.items():
+            if variable.kind != "local" or variable.default is None:
+                continue
+            kind = variable.type
+            index[name] = Const(kind, len(pools[kind]))
+            pools[kind].append(variable.default)
+            node, role = state_key(name)
+            cells.append(StateCellLayout(name, kind, sizes[kind], variable.size, node, role, name))
+            sizes[kind] += variable.size
+        if sum(sizes.values()) > STATE_CELLS_MAX:
+            message = (
+                f"local variables keep {sum(sizes.values())} values, {STATE_CELLS_MAX} at most"
+            )
+            raise self.fault(message, "variables")
+        layout = StateLayout(tuple(cells), sizes["f64"], sizes["f32"], sizes["i32"])
+        return layout, ConstPool(index, {kind: tuple(pool) for kind, pool in pools.items()})
+
+    def compile(self, program: Program) -> CompiledProgram:
+        schedule = self.schedule()
+        entering = {}
+        for name, variable in self.variables.items():
+            if variable.kind != "derived":
+                self.slots[name] = self.slot(variable.value_type)
+                entering[name] = (variable, self.slots[name])
+        derived: dict[str, list[Variable]] = {}
+        for variable in self.variables.values():
+            if variable.kind == "derived":
+                derived.setdefault(variable.computation, []).append(variable)
+        steps = []
+        for name in schedule:
+            steps.append(self.step(self.computations[name]))
+            for variable in derived.get(name, ()):
+                self.slots[variable.name] = self.outputs[name, variable.output]
+        check_schedule([slot.slot for _, slot in entering.values()], steps)
+        layout, constants = self.state()
+        return CompiledProgram(
+            program,
+            tuple(self.metas),
+            layout,
+            constants,
+            entering,
+            dict(self.slots),
+            tuple(steps),
+        )
+
+
+def check_schedule(entering: Iterable[int], steps: Sequence[Step]) -> None:
+    """Refuse a schedule that reads a slot before it is written, or writes one twice.
+
+    Raises:
+        ProgramInvalid: the message names step and slot.
+    """
+    written = set(entering)
+    for step in steps:
+        for _, slot in step.inputs:
+            if slot.slot not in written:
+                raise ProgramInvalid(f"'{step.id}' reads slot {slot.slot} before it is written")
+        for output in step.outputs:
+            if output.slot.slot in written:
+                raise ProgramInvalid(f"'{step.id}' is the second to write slot {output.slot.slot}")
+            written.add(output.slot.slot)
+
+
+def compile_program(
+    program: Program, functions: Functions, *, built_in: bool = False
+) -> CompiledProgram:
+    """Return the schedule of a program.
+
+    Args:
+        program: as `resolve` returns it.
+        functions: what computations may call.
+        built_in: whether it is XSC's own, and may publish where XSC writes.
+
+    Raises:
+        ProgramInvalid: the message names line and path.
+    """
+    return _Compiler(program.document, functions, built_in).compile(program)

@@ -1,0 +1,456 @@
+"""The programs of a node: registered by hash, activated, and run as their inputs change.
+
+`programs/registry` and `programs/active` in the own space say what is there; modules are kept in
+the node's own database. So a restart goes on with the frame that was written last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+
+from xsc.base.clock import Executor
+from xsc.base.errors import (
+    ArgumentInvalid,
+    NotFound,
+    PeerUnknown,
+    ProgramInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+    TooLarge,
+    XscError,
+)
+from xsc.base.ids import from_text, short, to_text
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import MODULE_BYTES_MAX
+from xsc.programs.compile import CompiledProgram, compile_program
+from xsc.programs.document import Document, Form, parse, portable, resolve
+from xsc.programs.frame import Call, Fault, FrameResult
+from xsc.programs.functions import Functions
+from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX, PROGRAMS_MAX
+from xsc.programs.numbers import parse_value
+from xsc.programs.ports import Start
+from xsc.programs.running import Ports, RunningProgram, modules_of
+from xsc.programs.runtime import RuntimeState, hot_swap
+from xsc.programs.why import Step, replay
+from xsc.programs.writes import Writes
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import Change
+from xsc.terms.execution import Number
+
+MODULE = b"programs/module/"
+
+
+class ComputeRuntimeManager:
+    """Registers, activates and runs programs.
+
+    Args:
+        ports: the space, peers, sandbox, recorder, clock and log.
+        state: keeps the bytes of modules.
+        executor: reads and writes them.
+        start: runs a loop in the background.
+        functions: what computations may call.
+    """
+
+    def __init__(
+        self,
+        ports: Ports,
+        *,
+        state: KeyValue,
+        executor: Executor,
+        start: Start,
+        functions: Functions,
+    ) -> None:
+        self._ports = ports
+        self._space = ports.space
+        self._state = state
+        self._executor = executor
+        self._start = start
+        self._functions = functions
+        self._modules: dict[bytes, bytes] = {}
+        self._registered: dict[bytes, CompiledProgram] = {}
+        """In the order in which they were registered."""
+        self._running: dict[bytes, RunningProgram] = {}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._failed: dict[bytes, str] = {}
+        """Why a registered program cannot run."""
+        self._readers: dict[tuple[bytes, str], set[bytes]] = {}
+        """Active programs by what they subscribe to."""
+        self._lock = asyncio.Lock()
+        self._ended = False
+        ports.space.on_change(self._heard)
+
+    async def open(self) -> None:
+        """Read what is registered, and go on with what is active."""
+        stored = await self._executor.run(
+            lambda: list(self._state.scan(MODULE, prefix_end(MODULE)))
+        )
+        self._modules = {key.removeprefix(MODULE): raw for key, raw in stored}
+        rows = sorted(self._space.ls(UserSpacePaths.REGISTRY), key=lambda record: record.sequence)
+        for record in rows:
+            program = from_text(record.path.rpartition("/")[2])
+            try:
+                compiled = self._compile(parse(self._document(program), "json"))
+                if compiled.hash != program:
+                    raise StoreDamaged("its document has another hash")
+                self._registered[program] = compiled
+            except XscError as fault:
+                self._failed[program] = f"{fault.code}: {fault.message}"
+                self._ports.log.warning("program.not_read", program=program, code=fault.code)
+        active = sorted(self._space.ls(UserSpacePaths.ACTIVE), key=lambda record: record.sequence)
+        for record in active:
+            program = from_text(record.path.rpartition("/")[2])
+            if program in self._registered:
+                self._run(program)
+
+    def _document(self, program: bytes) -> bytes:
+        return self._space.get(UserSpacePaths.program(program)).value or b""
+
+    def _compile(
+        self,
+        document: Document,
+        nodes: Mapping[str, bytes] | None = None,
+        modules: Mapping[str, bytes] | None = None,
+    ) -> CompiledProgram:
+        named = {digest.hex(): raw for digest, raw in self._modules.items()}
+        program = resolve(document, nodes or {}, {**named, **(modules or {})})
+        return compile_program(program, self._functions)
+
+    def _heard(self, change: Change) -> None:
+        for program in self._readers.get((change.owner, change.path), ()):
+            self._running[program].heard(change)
+
+    # The registry
+
+    async def register(
+        self, raw: bytes, form: Form, modules: Mapping[str, bytes] | None = None
+    ) -> bytes:
+        """Keep a program, and return its hash.
+
+        Args:
+            raw: the document.
+            form: its form.
+            modules: the bytes of the modules that it names.
+
+        Raises:
+            ProgramInvalid, TooLarge: what is wrong with it, with line and path.
+            SpaceExhausted: its modules, or the programs that are active, take all room.
+        """
+        document = parse(raw, form)
+        given = dict(modules or {})
+        for name, module in given.items():
+            if len(module) > MODULE_BYTES_MAX:
+                raise TooLarge(f"the module '{name}' is over its bound of {MODULE_BYTES_MAX} bytes")
+        nodes = {}
+        for name in document.owners:
+            try:
+                nodes[name] = self._ports.peers.find(name)
+            except PeerUnknown as fault:
+                variable = next(v for v in document.variables if v.owner == name)
+                place = ("variables", variable.name, "owner")
+                raise document.fault(place, fault.message) from None
+        compiled = self._compile(document, nodes, given)
+        kept = portable(raw, form, compiled.program)
+        for variable in compiled.program.document.variables:
+            self._check_place(compiled, variable.name)
+        async with self._lock:
+            await self._keep(compiled, kept, given)
+        return compiled.hash
+
+    def _check_place(self, compiled: CompiledProgram, name: str) -> None:
+        """Refuse a path whose subscription could not be listed: it would be too long."""
+        variable = next(v for v in compiled.program.document.variables if v.name == name)
+        if variable.kind != "subscription":
+            return
+        owner = variable.owner
+        try:
+            if isinstance(owner, bytes) and owner != self._space.owner:
+                UserSpacePaths.peer_subscription(owner, variable.path)
+            else:
+                UserSpacePaths.local_subscription(variable.path)
+        except ArgumentInvalid as fault:
+            place = ("variables", name, "path")
+            raise compiled.program.document.fault(place, fault.message) from None
+
+    async def _keep(
+        self, compiled: CompiledProgram, kept: bytes, modules: Mapping[str, bytes]
+    ) -> None:
+        program = compiled.hash
+        if program in self._registered:
+            return
+        dropped = None
+        if len(self._registered) + len(self._failed.keys() - {program}) >= PROGRAMS_MAX:
+            idle = (old for old in self._registered if old not in self._running)
+            dropped = next(idle, None) or next(iter(self._failed), None)
+            if dropped is None:
+                raise SpaceExhausted(
+                    f"{PROGRAMS_MAX} programs are active, which is all that a node runs",
+                    hint="deactivate one: xsc program deactivate HASH",
+                )
+        needed = modules_of(compiled)
+        for old, other in self._registered.items():
+            if old != dropped:
+                needed |= modules_of(other)
+        brought = {hashlib.sha256(raw).digest(): raw for raw in modules.values()}
+        have = {
+            digest: raw for digest, raw in {**self._modules, **brought}.items() if digest in needed
+        }
+        if sum(map(len, have.values())) > PROGRAM_MODULES_BYTES_MAX:
+            raise SpaceExhausted(
+                f"the modules of all programs take more than {PROGRAM_MODULES_BYTES_MAX} bytes"
+            )
+        # Modules first: a program is never registered without them.
+        added = [(MODULE + d, raw) for d, raw in have.items() if d not in self._modules]
+        if added:
+            await self._executor.run(lambda: self._state.write([*added], sync=True))
+        self._modules |= have
+        writes = Writes()
+        writes.register_program(program, kept)
+        if dropped is not None:
+            self._forget_kept(writes, dropped)
+            writes.delete(UserSpacePaths.program(dropped))
+        await self._space.put_all(writes.values)
+        if dropped is not None:
+            self._ports.recorder.forget(dropped)
+            self._registered.pop(dropped, None)
+            self._failed.pop(dropped, None)
+            gone = self._modules.keys() - have.keys()
+            if gone:
+                await self._executor.run(
+                    lambda: self._state.write([(MODULE + d, None) for d in gone], sync=True)
+                )
+            self._modules = have
+        self._registered[program] = compiled
+        self._failed.pop(program, None)
+
+    def _forget_kept(self, writes: Writes, program: bytes) -> None:
+        """Delete what was kept of a program from frame to frame."""
+        for prefix in (UserSpacePaths.kept(program), UserSpacePaths.program_provenance(program)):
+            for record in self._space.ls(prefix):
+                writes.delete(record.path)
+
+    async def activate(self, program: bytes) -> None:
+        """Run a registered program from now on. Other versions of it go on until deactivated.
+
+        Raises:
+            NotFound: it is not registered.
+            ProgramInvalid: it cannot run here any more.
+        """
+        async with self._lock:
+            compiled = self._get(program)
+            if program in self._running:
+                return
+            running = RunningProgram(compiled, self._ports, self._modules, self._swapped(compiled))
+            writes = Writes()
+            writes.activate_program(program, compiled.program.document.id)
+            for name, (variable, _) in compiled.variables.items():
+                if variable.kind == "local":  # what it took over from another version
+                    writes.write_variable(program, name, running.execution.save_variable(name))
+            self._list_subscriptions(writes, running, program, active=True)
+            await self._space.put_all(writes.values)
+            self._run(program, running)
+
+    def _swapped(self, compiled: CompiledProgram) -> RuntimeState | None:
+        """Return the stores of the newest version that runs, for a new one to go on with."""
+        if self._space.ls(UserSpacePaths.kept(compiled.hash)):
+            return None
+        for other in reversed(self._running.values()):
+            if other.program.program.document.id == compiled.program.document.id:
+                return hot_swap(other.execution.runtime, compiled)
+        return None
+
+    def _get(self, program: bytes) -> CompiledProgram:
+        if program in self._failed:
+            raise ProgramInvalid(f"the program cannot run here: {self._failed[program]}")
+        try:
+            return self._registered[program]
+        except KeyError:
+            raise NotFound(
+                f"no program {short(program)} is registered",
+                hint="register it: xsc program register",
+            ) from None
+
+    def _list_subscriptions(
+        self, writes: Writes, running: RunningProgram, program: bytes, *, active: bool
+    ) -> None:
+        for owner, path in running.subscribed:
+            readers = self._readers.get((owner, path), set())
+            listed = readers | {program} if active else readers - {program}
+            if owner == self._space.owner:
+                writes.register_local_subscription(path, listed)
+            else:
+                writes.register_peer_subscription(owner, path, listed)
+
+    def _run(self, program: bytes, running: RunningProgram | None = None) -> None:
+        try:
+            running = running or RunningProgram(
+                self._registered[program], self._ports, self._modules
+            )
+        except StoreDamaged as fault:
+            self._failed[program] = f"{fault.code}: {fault.message}"
+            self._ports.log.warning("program.not_read", program=program, code=fault.code)
+            return
+        self._running[program] = running
+        for owner, path in running.subscribed:
+            self._readers.setdefault((owner, path), set()).add(program)
+            if owner != self._space.owner:
+                self._ports.peers.watch(owner, path)
+        self._tasks[program] = self._start(f"program_{short(program)}", running.run)
+
+    async def deactivate(self, program: bytes) -> None:
+        """Run a program no more; its outputs stay where they are.
+
+        Raises:
+            NotFound: it is not active.
+        """
+        async with self._lock:
+            running = self._active(program)
+            writes = Writes()
+            writes.delete(UserSpacePaths.active_program(program))
+            self._list_subscriptions(writes, running, program, active=False)
+            await self._space.put_all(writes.values)
+            await self.stop(program)
+
+    async def stop(self, program: bytes) -> None:
+        """End a program until it is started again, or the node is; it stays active."""
+        running = self._active(program)
+        task = self._tasks.pop(program)
+        task.cancel()
+        await asyncio.wait([task])
+        del self._running[program]
+        for owner, path in running.subscribed:
+            readers = self._readers[owner, path]
+            readers.discard(program)
+            if not readers:
+                del self._readers[owner, path]
+            if owner != self._space.owner:
+                self._ports.peers.unwatch(owner, path)
+        running.end()
+
+    async def start(
+        self, raw: bytes, form: Form, modules: Mapping[str, bytes] | None = None
+    ) -> bytes:
+        """Register and activate a program; return its hash."""
+        program = await self.register(raw, form, modules)
+        await self.activate(program)
+        return program
+
+    def _active(self, program: bytes) -> RunningProgram:
+        try:
+            return self._running[program]
+        except KeyError:
+            raise NotFound(
+                f"no program {short(program)} is active", hint="activate it: xsc program activate"
+            ) from None
+
+    def find(self, text: str) -> bytes:
+        """Return the program that a hash or the beginning of one means.
+
+        Raises:
+            NotFound: none, or more than one.
+        """
+        known = [*self._registered, *self._failed]
+        found = {program for program in known if to_text(program).startswith(text)}
+        if len(text) < 4 or len(found) != 1:
+            many = "more than one program" if len(text) >= 4 and found else "no program"
+            raise NotFound(f"{many} has a hash that begins with '{text[:60]}'")
+        return found.pop()
+
+    # What runs
+
+    async def execute(self, program: bytes) -> FrameResult:
+        """Run a frame of an active program now.
+
+        Raises:
+            NotFound: it is not active.
+            XscError: the frame could not be written.
+        """
+        return await self._active(program).execute()
+
+    async def set_variable(self, program: bytes, name: str, text: str) -> FrameResult:
+        """Give a variable of kind `value` or `local` the value of a text, and run a frame.
+
+        Raises:
+            NotFound: the program is not active.
+            ArgumentInvalid: it has no such variable, or the text is no value of its type.
+        """
+        running = self._active(program)
+        variable, _ = running.program.variables.get(name, (None, None))
+        if variable is None or variable.kind not in {"value", "local"}:
+            raise ArgumentInvalid(f"no variable '{name[:64]}' that can be set")
+        return await running.set_variable(name, parse_value(variable.type, text))
+
+    def get_results(self, program: bytes) -> dict[str, object]:
+        """Return state, frame, variables, outputs and errors of a registered program, as text.
+
+        Raises:
+            NotFound: it is not registered.
+        """
+        if program in self._running:
+            return self._running[program].results()
+        if program in self._failed:
+            return self._row(program, "failed", fault=self._failed[program])
+        self._get(program)
+        return self._row(program, "registered")
+
+    async def changed(self, program: bytes) -> None:
+        """Return after the next frame of an active program, or once it is none any more.
+
+        Raises:
+            NotFound: it is not active, or the node stops.
+        """
+        if self._ended:
+            raise NotFound("the node stops")
+        await self._active(program).changed()
+
+    def end_watches(self) -> None:
+        """Wake all who wait for a change: the node stops."""
+        self._ended = True
+        for running in self._running.values():
+            running.end()
+
+    def _row(self, program: bytes, state: str, fault: str = "") -> dict[str, object]:
+        compiled = self._registered.get(program)
+        return {
+            "id": compiled.program.document.id if compiled else "",
+            "hash": to_text(program),
+            "state": state,
+            "frame": 0,
+            "variables": {},
+            "outputs": {},
+            "errors": {},
+            "stale": [],
+            "fault": fault,
+            "publications": 0,
+        }
+
+    def status(self) -> list[dict[str, object]]:
+        """Return a row for each registered program, in the order of their registration."""
+        keys = ("id", "hash", "state", "frame", "fault", "publications")
+        programs = [*self._registered, *(self._failed.keys() - self._registered.keys())]
+        return [{key: self.get_results(p)[key] for key in keys} for p in programs]
+
+    def subscriptions(self) -> list[dict[str, object]]:
+        """Return what active programs subscribe to, and which do."""
+        return [
+            {"owner": to_text(owner), "path": path, "programs": sorted(map(to_text, readers))}
+            for (owner, path), readers in sorted(self._readers.items())
+        ]
+
+    def module(self, digest: bytes) -> bytes | None:
+        """Return the bytes of a module that a registered program calls."""
+        return self._modules.get(digest)
+
+    def compiled(self, program: bytes) -> CompiledProgram | None:
+        """Return a registered program."""
+        return self._registered.get(program)
+
+    async def rerun(self, root: Step) -> None:
+        """Run again all functions and modules behind a value, and note what they give."""
+        await replay(root, self._functions, self._call_again)
+
+    async def _call_again(self, call: Call) -> tuple[Number, ...] | Fault | None:
+        digest = call.call.module
+        module = self.module(digest) if isinstance(digest, bytes) else None
+        return None if module is None else (await self._ports.sandbox.call(module, call))[0]

@@ -1,0 +1,306 @@
+"""Follows the records behind a value, and checks each: `xsc program why`.
+
+Records of this node are read from its space, those of peers are asked for. Each is read once,
+whoever names it, and all bounds are on their number: a peer decides what it has signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xsc.base.errors import NotFound, UnavailableError, XscError
+from xsc.base.ids import to_text
+from xsc.identity.envelope import Signed
+from xsc.programs.frame import Call, Fault
+from xsc.programs.functions import Functions
+from xsc.programs.limits import (
+    ANCESTORS_MAX,
+    WHY_DEPTH_MAX,
+    WHY_LINKS_MAX,
+    WHY_NODES_MAX,
+    WHY_READS_MAX,
+)
+from xsc.programs.numbers import format_value
+from xsc.programs.proof import (
+    call_of,
+    check_record,
+    fault_of_link,
+    fault_of_value,
+    is_module,
+    judge_results,
+    rerun,
+    value_in,
+)
+from xsc.programs.provenance import (
+    ProvenanceInput,
+    ProvenanceOutput,
+    ProvenanceRecord,
+    event_of,
+)
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import Entry
+from xsc.terms.execution import Number
+
+Read = Callable[[bytes, str], Awaitable[Entry]]
+"""Returns what is at a path of an owner; raises NotFound, or UnavailableError."""
+Rerun = Callable[[Call], Awaitable["tuple[Number, ...] | Fault | None"]]
+"""Calls a module; None where it is not here."""
+_STANDS = {"value": "stands in the program", "default": "the default", "set": "set by the user"}
+
+
+@dataclass(eq=False)
+class Step:
+    """A value with what is behind it."""
+
+    owner: bytes
+    path: str
+    value: str | None
+    note: str = ""
+    """What is wrong, or what it is."""
+    holds: bool = True
+    """Whether its own signatures and hashes hold, whatever is behind it."""
+    signed: Signed[ProvenanceRecord] | None = None
+    inputs: list[tuple[str, Step]] = field(default_factory=list)
+    verified: bool | None = None
+    """Whether it and all behind it hold."""
+    replayed: bool | None = None
+
+
+def _text(part: ProvenanceInput | ProvenanceOutput) -> str | None:
+    value = value_in(part)
+    return None if value is None else format_value(part.type, value)
+
+
+class Why:
+    """One walk from a value to all that is behind it."""
+
+    def __init__(self, read: Read, network: bytes) -> None:
+        self._read = read
+        self._network = network
+        self._steps: dict[bytes, Step] = {}
+        """By the id of a record."""
+        self._next: list[Step] = []
+        self._reads = 0
+
+    async def walk(self, owner: bytes, path: str) -> Step:
+        """Return the value at a path, with all that is behind it, and whether it is verified.
+
+        Raises:
+            NotFound: there is no value.
+        """
+        entry = await self._read(owner, path)
+        digest = entry.signed.record.digest
+        if entry.value is None or digest is None:
+            raise NotFound(f"nothing is at '{path}'")
+        root = await self._published(owner, path, digest)
+        if isinstance(root, str):
+            shown = entry.value.decode(errors="replace")
+            root = Step(owner, path, shown, root or "no program's output", holds=not root)
+        while self._next:
+            level, self._next = self._next, []
+            await asyncio.gather(*map(self._expand, level))
+        _judge(root)
+        return root
+
+    async def _get(self, owner: bytes, path: str) -> Entry | None:
+        self._reads += 1
+        if self._reads > WHY_READS_MAX:
+            return None
+        try:
+            return await self._read(owner, path)
+        except (NotFound, UnavailableError):
+            return None
+
+    async def _record(self, owner: bytes, path: str) -> Signed[ProvenanceRecord] | str:
+        """Return the record at a path of an owner, or why there is none that counts."""
+        entry = await self._get(owner, path)
+        if entry is None or entry.value is None:
+            return "gone"
+        try:
+            return check_record(entry.value, network=self._network, author=owner)
+        except XscError as fault:
+            return f"forged: {fault.message}"
+
+    async def _published(self, owner: bytes, path: str, digest: bytes) -> Step | str:
+        """Return the step of a value at a path; why there is none, or '' without a program."""
+        pointer = await self._get(owner, UserSpacePaths.writer(path))
+        if pointer is None or pointer.value is None or len(pointer.value) != 32:
+            return ""
+        program, wrong = pointer.value, "gone"
+        events = [event_of(("", path), number) for number in range(1 + ANCESTORS_MAX)]
+        paths = [UserSpacePaths.provenance(program, event) for event in events]
+        found = await asyncio.gather(*(self._record(owner, place) for place in paths))
+        fitting = []
+        for signed in found:
+            if isinstance(signed, str):
+                wrong = signed if signed != "gone" else wrong
+            elif (signed.record.output.path, signed.record.output.published) == (path, digest):
+                fitting.append(signed)
+        if not fitting:
+            return wrong
+        return self._step(max(fitting, key=lambda signed: signed.record.frame))
+
+    def _step(self, signed: Signed[ProvenanceRecord]) -> Step:
+        if signed.id not in self._steps:
+            output = signed.record.output
+            path = output.path or f"{signed.record.computation}.{output.name}"
+            step = Step(signed.author, path, _text(output), signed=signed)
+            self._steps[signed.id] = step
+            if len(self._steps) > WHY_LINKS_MAX:
+                step.holds, step.note = False, f"not followed: over {WHY_LINKS_MAX} records"
+            else:
+                self._next.append(step)
+        return self._steps[signed.id]
+
+    async def _expand(self, step: Step) -> None:
+        assert step.signed is not None
+        record = step.signed.record
+        found = await asyncio.gather(*(self._inputs(step, given) for given in record.inputs))
+        for given, steps in zip(record.inputs, found, strict=True):
+            step.inputs += [(given.name, one) for one in steps]
+
+    async def _inputs(self, step: Step, given: ProvenanceInput) -> Sequence[Step]:
+        assert step.signed is not None
+        source, owner = given.source, step.owner
+
+        def leaf(note: str, *, holds: bool) -> Step:
+            return Step(
+                source.owner or owner, source.place or given.name, _text(given), note, holds
+            )
+
+        if source.kind in _STANDS:
+            return [leaf(_STANDS[source.kind], holds=True)]
+        if given.parents:
+            return [await self._parent(step, given, index) for index in range(len(given.parents))]
+        if source.kind == "computation":
+            return [leaf("gone", holds=False)]
+        if source.kind == "local":
+            return [leaf("kept from before the records", holds=True)]
+        assert source.owner is not None
+        assert source.value is not None
+        found = await self._published(source.owner, source.place, source.value)
+        if isinstance(found, Step):
+            assert found.signed is not None
+            wrong = fault_of_link(step.signed.record, given, found.signed.record)
+            return [leaf(f"forged: {wrong}", holds=False) if wrong else found]
+        if found:
+            return [leaf(found, holds=False)]
+        entry = await self._get(source.owner, source.place)
+        if entry is None or entry.value is None or entry.signed.id != source.record:
+            return [leaf("gone", holds=False)]
+        wrong = fault_of_value(given, entry.value)
+        return [leaf(f"forged: {wrong}" if wrong else "", holds=not wrong)]
+
+    async def _parent(self, step: Step, given: ProvenanceInput, index: int) -> Step:
+        assert step.signed is not None
+        link = given.parents[index]
+        owner, path = step.owner, given.source.place
+        known = self._steps.get(link.record)
+        signed: Signed[ProvenanceRecord] | str
+        if known is not None and known.signed is not None and known.owner == owner:
+            signed = known.signed
+        else:
+            signed = await self._record(owner, UserSpacePaths.provenance(link.program, link.event))
+        if not isinstance(signed, str) and signed.id != link.record:
+            signed = "gone"
+        if isinstance(signed, str):
+            return Step(owner, path, _text(given), signed, holds=False)
+        if wrong := fault_of_link(step.signed.record, given, signed.record):
+            return Step(owner, path, _text(given), f"forged: {wrong}", holds=False)
+        return self._step(signed)
+
+
+def _judge(root: Step) -> None:
+    """Say of each step whether it and all behind it hold; what is behind itself does not."""
+    stack: list[tuple[Step, Iterator[tuple[str, Step]]]] = [(root, iter(root.inputs))]
+    open_ = {root}
+    while stack:
+        step, rest = stack[-1]
+        for _, behind in rest:
+            if behind in open_:
+                behind.holds, behind.note = False, "a circle: it is behind itself"
+            elif behind.verified is None:
+                open_.add(behind)
+                stack.append((behind, iter(behind.inputs)))
+                break
+        else:
+            stack.pop()
+            open_.discard(step)
+            step.verified = step.holds and all(one.verified for _, one in step.inputs)
+
+
+def steps_of(root: Step) -> list[Step]:
+    """Return every step of a tree once, the root first."""
+    found, seen = [root], {root}
+    for step in found:
+        for _, behind in step.inputs:
+            if behind not in seen:
+                seen.add(behind)
+                found.append(behind)
+    return found
+
+
+async def replay(root: Step, functions: Functions, call: Rerun) -> None:
+    """Run every function and module of a tree again, and note whether it gives the same bits."""
+    for step in steps_of(root):
+        if step.signed is None:
+            continue
+        record = step.signed.record
+        proven: bool | None
+        if not is_module(record, functions):
+            proven, note = rerun(record, functions)
+        else:
+            proven, note = await _rerun_module(record, call)
+        step.replayed = proven
+        if note:
+            step.note = f"{step.note}; {note}" if step.note else note
+
+
+async def _rerun_module(record: ProvenanceRecord, call: Rerun) -> tuple[bool | None, str]:
+    wanted = call_of(record)
+    if isinstance(wanted, str):
+        return None, wanted
+    results = await call(wanted)
+    if results is None:
+        return None, f"module {record.version.hex()[:16]} is not here"
+    if isinstance(results, Fault):
+        return False, f"the module fails on these inputs: {results.message}"
+    return judge_results(record, results)
+
+
+def to_json(root: Step) -> dict[str, Any]:
+    """Return a tree as it is shown: so deep, and so many steps, at most."""
+    left = WHY_NODES_MAX
+
+    def shown(step: Step, name: str) -> dict[str, Any]:
+        record = None if step.signed is None else step.signed.record
+        return {
+            "path": step.path,
+            "owner": to_text(step.owner),
+            "input": name,
+            "value": step.value,
+            "verified": bool(step.verified),
+            "function": record and record.function,
+            "replayed": step.replayed,
+            "note": step.note,
+            "inputs": [],
+        }
+
+    top = shown(root, "")
+    level = [(root, top)]
+    for depth in range(1, WHY_DEPTH_MAX + 1):
+        deeper = []
+        for step, found in level:
+            for name, behind in step.inputs:
+                if left == 0 or depth == WHY_DEPTH_MAX:
+                    found["note"] = "; ".join(filter(None, [found["note"], "more is behind it"]))
+                    break
+                left -= 1
+                inner = shown(behind, name)
+                found["inputs"].append(inner)
+                deeper.append((behind, inner))
+        level = deeper
+    return top
