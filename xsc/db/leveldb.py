@@ -161,7 +161,9 @@ class LevelDBKeyValue:
                 hint="stop the other node of this home",
             )
         if any(word in text for word in ("No space left", "uota exceeded", "File too large")):
-            return SpaceExhausted(f"the disk under {self._path} is full")
+            return SpaceExhausted(
+                f"the disk under {self._path} is full", hint="free space there, then try again"
+            )
         return StoreDamaged(
             f"the database {self._path} is damaged or cannot be used: {text}",
             hint="keep a copy of the directory before anything is repaired",
@@ -346,7 +348,16 @@ class LevelDBKeyValue:
                 self._write([], sync=False)
 
     def disk_bytes(self, start: bytes, stop: bytes) -> int:
-        """Return about how many bytes of the tables a range takes; the log does not count."""
+        """Return about how many bytes of the tables a range takes.
+
+        The log counts in a range of everything alone, which is what all files take.
+        """
+        if not start:
+            found = 0
+            for file in self._path.iterdir():
+                with suppress(FileNotFoundError):  # a compaction has just deleted it
+                    found += file.stat().st_size
+            return found
         with self._using() as db:
             size: int = db.approximate_size(start, stop)
             return size

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
 from xsc.base.limits import RECORD_BYTES_MAX, SIGNATURES_KEPT
+from xsc.base.text import with_article
 from xsc.identity import joint
 from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
 
@@ -152,7 +153,10 @@ def _message(kind: str, network: bytes, body: bytes) -> bytes:
 
 def sign(record: R, key: KeyPair, network: bytes) -> Signed[R]:
     """Return the record signed by a key for a network."""
-    body = record.to_bytes()
+    return _seal_one(record, record.to_bytes(), key, network)
+
+
+def _seal_one(record: R, body: bytes, key: KeyPair, network: bytes) -> Signed[R]:
     raw = encode(
         {
             "v": ENVELOPE_VERSION,
@@ -172,15 +176,17 @@ def sign_jointly(records: Sequence[R], key: KeyPair, network: bytes) -> list[Sig
     Each can be shown and opened without the others. One alone is signed as by `sign`.
     There may be up to JOINT_RECORDS_MAX.
     """
-    if len(records) == 1:
-        return [sign(records[0], key, network)]
-    bodies = [record.to_bytes() for record in records]
-    root, paths = joint.plant(
-        [_message(record.KIND, network, body) for record, body in zip(records, bodies, strict=True)]
-    )
+    return seal([(record, record.to_bytes()) for record in records], key, network)
+
+
+def seal(encoded: Sequence[tuple[R, bytes]], key: KeyPair, network: bytes) -> list[Signed[R]]:
+    """Do as `sign_jointly`, with records whose canonical bytes are there already."""
+    if len(encoded) == 1:
+        return [_seal_one(*encoded[0], key, network)]
+    root, paths = joint.plant([_message(record.KIND, network, body) for record, body in encoded])
     signature = key.sign(joint.message_of(network, root))
     signed = []
-    for place, (record, body, path) in enumerate(zip(records, bodies, paths, strict=True)):
+    for place, ((record, body), path) in enumerate(zip(encoded, paths, strict=True)):
         raw = encode(
             {
                 "v": JOINT_VERSION,
@@ -347,7 +353,7 @@ def _claimed(
     """Return body, author, network, signature and what that must be over, not verified."""
     claimed, net, by, body, signature, way = _fields(raw, size_max)
     if claimed != kind:
-        raise RecordInvalid(f"expected a {kind}, this is a {claimed}")
+        raise RecordInvalid(f"expected {with_article(kind)}, this is {with_article(claimed)}")
     if network is not None and net != network:
         raise RecordInvalid(f"this {claimed} is of another network")
     if author is not None and by != author:

@@ -12,8 +12,9 @@ from xsc.identity.envelope import Signed, open_signed
 from xsc.net.calls import signing
 from xsc.net.calls.sender import RequestSender
 from xsc.net.calls.server import JOIN, RequestServer
-from xsc.net.greeting import Greeter
 from xsc.net.peers import invitation as invitations
+from xsc.net.peers.introductions import Introductions
+from xsc.net.peers.own_address import OwnAddress
 from xsc.net.peers.registry import AddressRecord, PeerInfo, PeerRegistry
 from xsc.net.peers.roster import Roster
 
@@ -27,7 +28,8 @@ class Joining:
         registry, roster: the known peers.
         sender: calls the issuer of an invitation.
         server: passes calls of `peers.join` here.
-        greeter: names the addresses of this node.
+        own_address: says where this node is.
+        introductions: counts the records of those that join.
         store: keeps the invitations.
     """
 
@@ -40,7 +42,8 @@ class Joining:
         roster: Roster,
         sender: RequestSender,
         server: RequestServer,
-        greeter: Greeter,
+        own_address: OwnAddress,
+        introductions: Introductions,
         store: KeyValue,
     ) -> None:
         self._context = context
@@ -49,7 +52,8 @@ class Joining:
         self._roster = roster
         self._sender = sender
         self._server = server
-        self._greeter = greeter
+        self._own_address = own_address
+        self._introductions = introductions
         self._store = store
         self._invitations = invitations.Invitations(store)
         server.answer_joins(self._join)
@@ -61,7 +65,7 @@ class Joining:
             RateLimited: too many are open.
             ConfigInvalid: there is no address that an invitation could name.
         """
-        own = self._greeter.record().record
+        own = self._own_address.record().record
         if not own.addresses:
             raise ConfigInvalid(
                 "this node knows no address at which others could reach it",
@@ -111,8 +115,11 @@ class Joining:
             added_ms=0,
         )
         # Refused here rather than after the secret is used up.
-        self._registry.met(asked.node_id, self._greeter.record().record, name=name, now_ms=0)
-        header: dict[str, Value] = {"secret": asked.secret, "record": self._greeter.record().raw}
+        self._registry.met(asked.node_id, self._own_address.record().record, name=name, now_ms=0)
+        header: dict[str, Value] = {
+            "secret": asked.secret,
+            "record": self._own_address.record().raw,
+        }
         reply = await self._sender.ask(issuer, JOIN, header, (), PEER_TIMEOUT_MS)
         theirs = open_signed(
             take_bytes(reply.header, "record"),
@@ -142,9 +149,9 @@ class Joining:
             network=self._context.network,
             author=caller.node_id,
         )
-        self._greeter.count_record(caller.node_id)
+        self._introductions.count_record(caller.node_id)
         self._meet(caller.node_id, record, also=used)
-        return {"record": self._greeter.record().raw}
+        return {"record": self._own_address.record().raw}
 
     def _meet(
         self,
@@ -160,8 +167,7 @@ class Joining:
         # A peer may show again and again the invitation that it came by: nothing is new then.
         again = before is not None and also is not None and self._store.get(also[0]) == also[1]
         self._registry.put(met, *([] if also is None else [also]), sync=not again)
-        self._greeter.met(peer)
         if before is None or before.blocked:
             self._roster.tell(peer, "added")
-        if not again:
-            self._greeter.introduce_all()
+        elif before.through is not None or before.introducible != met.introducible:
+            self._roster.tell(peer, "confirmed")

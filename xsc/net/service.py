@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, encode
-from xsc.base.errors import PeerBlocked, PeerSilent
+from xsc.base.errors import PeerBlocked
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.base.log import Log
@@ -20,8 +20,9 @@ from xsc.net.calls.quota import Quota
 from xsc.net.calls.request_batcher import RequestBatcher
 from xsc.net.calls.sender import RequestSender
 from xsc.net.calls.server import RequestServer
-from xsc.net.greeting import Greeter
 from xsc.net.joining import Joining
+from xsc.net.peers.introductions import Introductions
+from xsc.net.peers.own_address import OwnAddress
 from xsc.net.peers.registry import PeerInfo, PeerRegistry
 from xsc.net.peers.roster import Roster
 from xsc.net.transport.port import Transport
@@ -30,8 +31,9 @@ from xsc.net.transport.port import Transport
 class PeerNet:
     """The peers of a node, and calls in both directions.
 
-    The parts: `roster` (known peers), `joining` (invitations), `greeter` (addresses),
-    `sender` (requests to peers) and `server` (requests of peers).
+    The parts: `roster` (known peers), `joining` (invitations), `own_address` (where this node is),
+    `introductions` (what peers say of themselves and others), `sender` (requests to peers) and
+    `server` (requests of peers).
 
     Args:
         key: this node's identity.
@@ -73,19 +75,20 @@ class PeerNet:
         self.roster.on_change(self._peer_changed)
         self.sender = RequestSender(key, network, clock, entropy, transport)
         self.server = RequestServer(self.context, self.registry, store, quota or Quota())
-        self.greeter = Greeter(
+        self.own_address = OwnAddress(
             self.context,
-            registry=self.registry,
-            roster=self.roster,
-            sender=self.sender,
             transport=transport,
             store=store,
-            spawn=self._spawn,
             name=name,
             advertise=advertise,
-            accepts=accepts,
+            introducible=accepts,
         )
-        self.server.register(self.greeter.handlers())
+        self.introductions = Introductions(
+            self.context,
+            registry=self.registry,
+            accepts=accepts,
+            added=lambda peer: self.roster.tell(peer, "added"),
+        )
         self.joining = Joining(
             self.context,
             network_name=network_name,
@@ -93,15 +96,15 @@ class PeerNet:
             roster=self.roster,
             sender=self.sender,
             server=self.server,
-            greeter=self.greeter,
+            own_address=self.own_address,
+            introductions=self.introductions,
             store=store,
         )
 
     async def start(self) -> None:
-        """Serve, and tell every known peer where this node is now."""
-        self.greeter.begin()
+        """Serve."""
         await self._transport.serve(self.server.answer)
-        self.greeter.greet_all()
+        self.own_address.begin()
 
     async def stop(self) -> None:
         """Stop serving; calls that are under way end with PeerSilent."""
@@ -190,14 +193,7 @@ class PeerNet:
         timeout_ms: int,
     ) -> Reply:
         """Return a peer's answer to a request of its own, as `call`."""
-        info = self._callable(peer)
-        try:
-            reply = await self.sender.ask(info, method, header, parts, timeout_ms)
-        except PeerSilent:
-            self.greeter.silent(peer)
-            raise
-        self.greeter.answered(peer)
-        return reply
+        return await self.sender.ask(self._callable(peer), method, header, parts, timeout_ms)
 
     def _peer_changed(self, peer: bytes, what: str) -> None:
         if what in {"removed", "blocked"}:

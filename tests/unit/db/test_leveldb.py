@@ -406,3 +406,11 @@ def test_a_scan_backwards_over_damage_says_so_too(tmp_path):
         with pytest.raises(StoreDamaged):
             list(store.scan(b"", reverse=reverse))
     store.close()
+
+
+def test_the_bytes_of_everything_count_what_is_in_the_log_alone(tmp_path):
+    store = LevelDBKeyValue(tmp_path / "db")
+    store.write([(b"a", bytes(10_000))], sync=True)
+    assert store.disk_bytes(b"\0", b"\xff") == 0
+    assert 10_000 < store.disk_bytes(b"", b"\xff") < 20_000
+    store.close()

@@ -11,6 +11,7 @@ from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge
 from xsc.base.limits import SIGNATURES_KEPT
+from xsc.base.text import with_article
 from xsc.identity import envelope as envelopes
 from xsc.identity import joint
 from xsc.identity.envelope import (
@@ -225,6 +226,11 @@ def test_another_author_is_refused(alice, bob, network):
 def test_another_network_is_refused(alice, network):
     with pytest.raises(RecordInvalid, match="another network"):
         open_signed(sign(NOTE, alice, network).raw, Note, network=network_id("other"))
+
+
+def test_a_kind_has_its_article():
+    assert with_article("execution_receipt") == "an execution_receipt"
+    assert with_article("lease") == "a lease"
 
 
 def test_another_kind_is_refused(alice, network):

@@ -22,7 +22,6 @@ from xsc.base.errors import (
     PeerSilent,
     PeerUnknown,
     RateLimited,
-    RecordInvalid,
     ReplayRefused,
     ShardMismatch,
     SignatureInvalid,
@@ -330,7 +329,7 @@ async def test_every_improper_request_of_an_unknown_caller_gets_the_same_answer(
         stranger.request(network="elsewhere"),
         stranger.request(to=bytes(32)),
         stranger.request(created_ms=old),
-        stranger.request("peers.hello"),
+        stranger.request("peers.batch"),
         stranger.request("peers.join"),
         stranger.request("peers.join", header={"secret": b"short"}),
         stranger.request("peers.join", header={"secret": bytes(JOIN_BYTES_MAX)}),
@@ -548,7 +547,7 @@ async def test_what_a_peer_says_of_its_address_costs_no_synced_write(memory):
             seq=2**50 + number,
         )
         raw = sign(record, anna.key, anna.net.network).raw
-        await anna.net.call(bert.id, "peers.hello", {"record": raw, "members": []})
+        bert.net.introductions.learn(anna.id, raw)
     assert bert.net.info(anna.id).addresses == ("anna:8",)
     assert synced == [False] * 8
 
@@ -597,7 +596,7 @@ async def test_names_are_unique_here(memory):
     anna = Node(memory, "anna")
     others = [Node(memory, name) for name in ("bert", "bert2")]
     for node in others:
-        node.net.greeter.name = "bert"
+        node.net.own_address.name = "bert"
     await acquainted(anna, *others)
     assert sorted(anna.net.info(node.id).name for node in others) == ["bert", "bert-2"]
     assert anna.net.find("bert-2") == others[1].id
@@ -657,44 +656,14 @@ async def test_who_blocked_the_issuer_and_joins_it_after_all_unblocks_it(nodes):
     assert anna.changes[-1] == (bert.id, "added")
 
 
-async def test_a_node_that_moved_tells_its_peers_when_it_starts(nodes, memory):
-    anna, bert = nodes
-    bert.name = "bert-moved"
-    await bert.restart()
-    await settle()
-    assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
-    await anna.net.call(bert.id, "test.echo", {})
-    assert anna.net.info(bert.id).name == "bert"
-
-
-async def test_a_peer_that_was_away_is_told_once_it_answers(nodes, memory):
-    anna, bert = nodes
-    memory.kill("anna")
-    bert.name = "bert-moved"
-    await bert.restart()
-    await settle()
-    assert anna.net.info(bert.id).addresses == ("bert:1",)
-    with pytest.raises(PeerSilent):
-        await bert.net.call(anna.id, "test.echo", {})
-    await anna.restart()
-    for node in nodes:
-        node.clock.advance_to(node.clock.now_ms() + 1)
-    await bert.net.call(anna.id, "test.echo", {})
-    await settle()
-    assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
-
-
 async def test_an_older_address_record_changes_nothing(nodes):
     anna, bert = nodes
-    old = bert.net.greeter.record().raw
+    old = bert.net.own_address.record().raw
     bert.name = "bert-moved"
     bert.clock.advance_to(bert.clock.now_ms() + 5)
     await bert.restart()
-    await settle()
-    wire = Outsider(anna, bert.key)
-    wire.request()
-    response = await wire.send(wire.request("peers.hello", header={"record": old, "members": []}))
-    assert response.status == 200
+    for record in (bert.net.own_address.record().raw, old):
+        anna.net.introductions.learn(bert.id, record)
     assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
 
 
@@ -713,25 +682,21 @@ def synced_writes(node: Node) -> list[int]:
 
 async def test_address_records_without_end_are_not_written_without_end(nodes):
     anna, bert = nodes
-    wire, count = Outsider(anna, bert.key), synced_writes(anna)
-    kept = bert.net.greeter.record().record
+    count = synced_writes(anna)
+    kept = bert.net.own_address.record().record
     refused = 0
     for number in range(1, 3 * ADDRESSES_A_PEER_MAX):
         moved = kept.model_copy(update={"seq": kept.seq + number})
         signed = sign(moved, bert.key, network_id("test")).raw
-        response = await wire.send(
-            wire.request("peers.hello", header={"record": signed, "members": []})
-        )
-        refused += response.status == 429
+        try:
+            anna.net.introductions.learn(bert.id, signed)
+        except RateLimited:
+            refused += 1
     assert count[0] <= ADDRESSES_A_PEER_MAX
     assert refused >= ADDRESSES_A_PEER_MAX
-    # The same again is no write, and later there is room for more.
-    assert (await wire.send(wire.request("test.echo"))).status == 200
+    # Later there is room for more.
     anna.clock.advance_to(anna.clock.now_ms() + ADDRESSES_MS)
-    response = await wire.send(
-        wire.request("peers.hello", header={"record": signed, "members": []})
-    )
-    assert response.status == 200
+    anna.net.introductions.learn(bert.id, signed)
     assert anna.net.info(bert.id).seq == moved.seq
 
 
@@ -739,22 +704,10 @@ async def test_an_invitation_that_is_used_again_and_again_is_not_written_without
     anna, bert = nodes
     secret = from_string(anna.net.joining.invite(HOUR_MS)).secret
     wire, count = Outsider(anna, bert.key), synced_writes(anna)
-    header = {"secret": secret, "record": bert.net.greeter.record().raw}
+    header = {"secret": secret, "record": bert.net.own_address.record().raw}
     statuses = [
         (await wire.send(wire.request("peers.join", header=header))).status
         for _ in range(3 * ADDRESSES_A_PEER_MAX)
     ]
     assert count[0] <= ADDRESSES_A_PEER_MAX
     assert set(statuses) == {200, 429}
-
-
-async def test_nobody_can_tell_the_address_of_another(nodes):
-    anna, bert = nodes
-    wire = Outsider(bert, anna.key)
-    record = bert.net.greeter.record().raw
-    assert (
-        await wire.error(wire.request("peers.hello", header={"record": record, "members": []}))
-        is SignatureInvalid
-    )
-    assert await wire.error(wire.request("peers.hello", header={"record": b"x"})) is RecordInvalid
-    assert await wire.error(wire.request("peers.hello")) is RecordInvalid

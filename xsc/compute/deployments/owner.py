@@ -292,7 +292,9 @@ class ServiceOwner:
             page = read_page(reply.header)
             service.starved = page.starved
             service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
-            service.url = page.url
+            if service.url != page.url:
+                service.url = page.url
+                self._registry.changed.set()
             if page.rows:
                 await self._pay(service, page.rows)
             service.fault = ""

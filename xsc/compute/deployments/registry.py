@@ -73,6 +73,8 @@ class ServiceRegistry:
         self.store = ServiceStore(state, context.network)
         self.url = ""
         """Where requests reach this node, once it listens."""
+        self.changed = asyncio.Event()
+        """Set when a service is deployed, moved or removed."""
         self.changing: Turns[ServiceKey] = Turns()
         """Held while one service changes: over calls to peers, hence not one lock for all."""
         self._services: dict[ServiceKey, ServiceEntry] = {}
@@ -177,6 +179,7 @@ class ServiceRegistry:
             self._services[service.key] = service
             self._warm.put(record.module, module)
             self._drop_modules()
+            self.changed.set()
 
     async def drop(self, service: ServiceEntry) -> None:
         """Remove a service with its versions, its log and modules that no other uses."""
@@ -187,6 +190,7 @@ class ServiceRegistry:
             del self._services[service.key]
             service.told.set()
             self._drop_modules()
+            self.changed.set()
 
     def _drop_modules(self) -> None:
         used = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from xsc.base.encoding import Value
 from xsc.base.errors import ArgumentInvalid, TooLarge
@@ -112,19 +113,24 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
         ArgumentInvalid, TooLarge: an input or limit is malformed or over a bound.
     """
     limits = limits_of(spec)
-    task = Task(spec.module, digest, spec.mode, spec.function, RunInput(), limits)
-    if spec.grants:
-        task = replace(task, grants=tuple(sorted(set(spec.grants))))
+    made = partial(
+        Task,
+        spec.module,
+        digest,
+        spec.mode,
+        spec.function,
+        limits=limits,
+        grants=tuple(sorted(set(spec.grants))),
+    )
+    signature = program.signature(spec.function)
+    if spec.mode == "invoke":
+        numbers = parse_arguments(spec.arguments, spec.function, signature)
+        return made(RunInput(), arguments=numbers, results=signature.results)
     if spec.mode == "run":
         env = tuple(sorted(spec.env.items()))
         given = RunInput(spec.arguments, env, spec.stdin)
         check_objects(given, objects)
-        program.signature(spec.function)
-        return replace(task, given=given, objects=tuple(objects))
-    signature = program.signature(spec.function)
-    if spec.mode == "invoke":
-        numbers = parse_arguments(spec.arguments, spec.function, signature)
-        return replace(task, arguments=numbers, results=signature.results)
+        return made(given, objects=tuple(objects))
     calls = rows.read_lines(spec.stdin)
     if not signature.callable:
         parse_arguments((), spec.function, signature)  # says why
@@ -134,7 +140,7 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
         raise ArgumentInvalid(f"the fuel of one call must be from 1 to {limits.fuel}")
     table = rows.table_of(calls, spec.function, signature)
     given = RunInput(args=rows.Shape(len(calls), fuel).texts(), stdin=table)
-    return replace(task, given=given, row=signature.results)
+    return made(given, row=signature.results)
 
 
 def message_of(

@@ -79,7 +79,10 @@ class RequestSender:
                     break
                 self.answered_at[info.node_id] = address
                 return self._opened(info, response)
-        raise PeerSilent(f"the peer {info.name} does not answer: {reason}")
+        raise PeerSilent(
+            f"the peer {info.name} does not answer: {reason}",
+            hint="try again later; `xsc peer ls` shows who answers",
+        )
 
     def _signed(
         self, to: bytes, method: str, head: bytes, body: Sequence[bytes | memoryview]

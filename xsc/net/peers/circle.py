@@ -12,7 +12,7 @@ introducer is bounded in number (INTRODUCED_A_PEER_MAX) and in distance
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, TypeVar
@@ -39,6 +39,17 @@ class Member(Record):
     """When the origin came to know it, by its own clock."""
 
 
+class Introduction(Record):
+    """What a node publishes of one peer that it introduces; both parts are signed themselves."""
+
+    KIND: ClassVar[str] = "introduction"
+
+    member: bytes
+    """By the origin."""
+    record: bytes
+    """By the one that is introduced: its address record, as it was when it was published."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a newcomer belongs: who answers for it, and how many introductions away it is."""
@@ -57,21 +68,18 @@ def origin_of(info: PeerInfo) -> bytes | None:
     return _author_of(info.member) if info.member else None
 
 
-def members_for(peer: PeerInfo, known: Iterable[PeerInfo]) -> list[tuple[PeerInfo, Member | None]]:
-    """Return whom to introduce to a peer, the nearest and oldest, with what is to be signed.
+def members(known: Iterable[PeerInfo]) -> list[tuple[PeerInfo, Member | None]]:
+    """Return whom a node introduces, the nearest and oldest, with what is to be signed.
 
     That is None where the signed record of another is passed on. Only who takes introductions
-    is introduced, and only direct peers that take them are told.
+    is introduced. All peers are told the same: each takes what it may (`place_for`).
     """
-    if not (may_introduce(peer) and peer.introducible):
-        return []
     found = [
         info
         for info in known
         if info.introducible
         and info.record
         and not info.blocked
-        and peer.node_id not in (info.node_id, info.introducer)
         and hops_to(info) < INTRODUCTION_HOPS_MAX
         and (info.through is None or info.member)
     ]
@@ -85,6 +93,22 @@ def members_for(peer: PeerInfo, known: Iterable[PeerInfo]) -> list[tuple[PeerInf
             passed_on[info.through] += 1
             named.append((info, None))
     return named[:INTRODUCED_A_PEER_MAX]
+
+
+def slots(held: Mapping[int, bytes], wanted: Collection[bytes]) -> dict[int, bytes | None]:
+    """Return what to write, by number, so that a list has what is wanted and nothing else.
+
+    What is there already stays where it is; None empties a place.
+
+    Args:
+        held: by number, from 0 on.
+        wanted: at most INTRODUCED_A_PEER_MAX.
+    """
+    free = [number for number in range(INTRODUCED_A_PEER_MAX) if held.get(number) not in wanted]
+    there = set(held.values())
+    new = [item for item in wanted if item not in there]
+    emptied: dict[int, bytes | None] = {number: None for number in free if number in held}
+    return emptied | dict(zip(free, new, strict=False))
 
 
 def may_introduce(introducer: PeerInfo) -> bool:

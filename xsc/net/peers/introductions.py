@@ -1,9 +1,8 @@
-"""Introductions and lost addresses: what peers say of each other, and of nobody else.
+"""What peers say of where they are and of each other, and what this node says of them.
 
-A greeting carries, for a direct peer, the signed `member` and address records of whom
-this node introduces to it, or passes on; a peer that is silent is sought at those that
-answer. The rules are in `xsc.net.peers.circle`. Everything taken here is signed by the node that
-it is about, but for one word: that its origin knows it.
+An introduction is two signed records: a `member` record of its origin, and the address record of
+whom it introduces. The rules are in `xsc.net.peers.circle`. Everything taken here is signed by
+the node that it is about, but for one word: that its origin knows it.
 """
 
 from __future__ import annotations
@@ -12,27 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xsc.base.encoding import Value
-from xsc.base.errors import FrameInvalid, RecordInvalid, XscError
-from xsc.base.fields import take_bytes, take_list
-from xsc.base.ids import ID_BYTES, short
+from xsc.base.errors import RecordInvalid
+from xsc.base.ids import short
 from xsc.base.limits import (
+    ADDRESSES_A_PEER_MAX,
     ADDRESSES_MS,
     INTRODUCTIONS_A_PEER_MAX,
-    PEER_CONNECT_TIMEOUT_MS,
     PEERS_MAX,
-    SEEK_FRIENDS,
-    SOUGHT_MAX,
 )
-from xsc.base.merkle import Part
 from xsc.base.tally import Tally
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
 from xsc.net.peers import circle
-from xsc.net.peers.circle import Member
+from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord, PeerInfo, PeerRegistry
-
-WHERE = "peers.where"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +34,13 @@ class _Newcomer:
 
 
 class Introductions:
-    """What this node tells its peers of each other, and hears.
+    """What this node takes of what its peers say, and whom it introduces.
 
     Args:
         context: the node's values.
         registry: of peers; what is learnt is kept there.
         accepts: whether introductions are taken and made.
         added: told of each peer that was introduced.
-        moved: told of each peer that was found at another address.
     """
 
     def __init__(
@@ -59,144 +50,125 @@ class Introductions:
         registry: PeerRegistry,
         accepts: bool,
         added: Callable[[bytes], None],
-        moved: Callable[[bytes], None],
     ) -> None:
         self._context = context
-        # A member record names no recipient: each is signed once for all greetings.
+        # A member record names no recipient: each is signed once.
         self._signed = lru_cache(maxsize=PEERS_MAX)(
             lambda member: sign(member, context.key, context.network).raw
         )
         self._registry = registry
         self.accepts = accepts
         self._added = added
-        self._moved = moved
         self._heard = Tally(INTRODUCTIONS_A_PEER_MAX, ADDRESSES_MS)
-        self._turn = 0
+        self._moves = Tally(ADDRESSES_A_PEER_MAX, ADDRESSES_MS)
 
     # Introductions
 
-    def to_tell(self) -> list[bytes]:
-        """Return the peers that introductions are for."""
+    def made(self) -> list[Introduction]:
+        """Return the introductions that this node makes, for all peers alike."""
         if not self.accepts:
             return []
         return [
-            info.node_id
-            for info in self._registry.all()
-            if circle.may_introduce(info) and info.introducible
+            Introduction(member=self._signed(member) if member else info.member, record=info.record)
+            for info, member in circle.members(self._registry.all())
         ]
 
-    def members_for(self, peer: PeerInfo) -> list[Value]:
-        """Return what a greeting tells a peer of the others."""
-        if not self.accepts:
-            return []
-        return [
-            {"member": self._signed(member) if member else info.member, "record": info.record}
-            for info, member in circle.members_for(peer, self._registry.all())
-        ]
+    def counts(self, introducer: bytes) -> bool:
+        """Say whether introductions of a peer count here."""
+        return self.accepts and circle.may_introduce(self._registry.info(introducer))
 
-    def take(self, introducer: bytes, members: list[Value]) -> None:
-        """Take whom a peer introduces, as far as the rules allow; the others are left out.
+    def take(self, introducer: bytes, introductions: Sequence[Introduction]) -> bool:
+        """Take whom a peer introduces, as far as the rules allow.
+
+        Returns False where somebody was left out: others may be known or gone later.
 
         Raises:
-            RateLimited: too many greetings with introductions within a time.
-            PeerError: a record is malformed, or is not signed by whom it must be.
+            RateLimited: too many lists with newcomers within a time.
+            RecordInvalid, SignatureInvalid: an introduction is malformed, or is not signed by whom
+                it must be; none was taken.
         """
-        if not members:
-            return
+        if not self.counts(introducer):
+            return True
+        unknown = [said for said in introductions if self._is_of_a_newcomer(said)]
+        if not unknown:
+            return True
         self._heard.count(introducer, self._context.clock.monotonic_ms(), "introductions")
-        if not self.accepts or not circle.may_introduce(self._registry.info(introducer)):
-            return
-        found = {
-            newcomer.member.record.node: newcomer
-            for newcomer in map(self._newcomer, members)
-            if newcomer is not None
-        }
-        known = self._registry.all()
-        for node, newcomer in found.items():
+        found = [self._opened(said) for said in unknown]
+        # Whom it signs for itself may be the origin of another one.
+        found.sort(key=lambda newcomer: newcomer.member.author != introducer)
+        known, left = self._registry.all(), False
+        for newcomer in found:
             place = circle.place_for(newcomer.member.author, known)
             if place is None:
-                continue
-            met = self._registry.met(
-                node,
-                newcomer.address.record,
-                name=None,
-                now_ms=self._context.clock.now_ms(),
-                signed=newcomer.address.raw,
-            )
-            came = {
-                "introducer": place.introducer,
-                "hops": place.hops,
-                "member": newcomer.member.raw,
-            }
-            info = met.model_copy(update=came)
-            self._registry.put(info)
-            # Whom it signed for may follow in the same greeting.
-            known.append(info)
-            self._context.log.info(
-                "net.peer_introduced", peer=short(node), by=short(place.introducer)
-            )
-            self._added(node)
+                left = True
+            elif newcomer.member.record.node not in {info.node_id for info in known}:
+                known.append(self._take(newcomer, place))
+        return not left
 
-    def _newcomer(self, item: Value) -> _Newcomer | None:
-        """Return what an introduction says; None of who is known or was removed."""
-        if not isinstance(item, dict):
-            raise FrameInvalid("an introduction is a map of two records")
-        raw, record = take_bytes(item, "member"), take_bytes(item, "record")
-        node = read_claimed(raw, Member, network=self._context.network).record.node
+    def _take(self, newcomer: _Newcomer, place: circle.Place) -> PeerInfo:
+        node = newcomer.member.record.node
+        met = self._registry.met(
+            node,
+            newcomer.address.record,
+            name=None,
+            now_ms=self._context.clock.now_ms(),
+            signed=newcomer.address.raw,
+        )
+        came = {
+            "introducer": place.introducer,
+            "hops": place.hops,
+            "member": newcomer.member.raw,
+        }
+        info = met.model_copy(update=came)
+        self._registry.put(info)
+        self._context.log.info("net.peer_introduced", peer=short(node), by=short(place.introducer))
+        self._added(node)
+        return info
+
+    def _is_of_a_newcomer(self, said: Introduction) -> bool:
+        """Say whether an introduction is of a node that is not known, and was not removed."""
+        node = read_claimed(said.member, Member, network=self._context.network).record.node
         known = node == self._context.key.node_id or self._registry.get(node) is not None
-        if known or self._registry.was_removed(node):
-            return None
-        member = open_signed(raw, Member, network=self._context.network)
-        address = open_signed(record, AddressRecord, network=self._context.network, author=node)
+        return not known and not self._registry.was_removed(node)
+
+    def _opened(self, said: Introduction) -> _Newcomer:
+        network = self._context.network
+        member = open_signed(said.member, Member, network=network)
+        node = member.record.node
+        address = open_signed(said.record, AddressRecord, network=network, author=node)
         if not address.record.introducible:
             raise RecordInvalid("who is introduced has not said that it may be")
         return _Newcomer(member, address)
 
     # Addresses
 
-    async def where(
-        self,
-        caller: bytes,  # noqa: ARG002 (whoever may ask is a known peer)
-        header: dict[str, Value],
-        parts: Sequence[Part],  # noqa: ARG002 (a question has none)
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Answer where peers are that are known here, in their own signed words."""
-        records: list[Value] = []
-        for node in take_list(header, "peers", most=SOUGHT_MAX):
-            if not isinstance(node, bytes) or len(node) != ID_BYTES:
-                raise FrameInvalid("a peer that is sought is a node id")
-            info = self._registry.get(node)
-            if info is not None and info.record and not info.blocked:
-                records.append(info.record)
-        return {"records": records}, ()
+    def learn(self, peer: bytes, raw: bytes) -> bool:
+        """Take a peer's own record of where it is, if it is newer.
 
-    async def seek(self, silent: Sequence[bytes], answering: Sequence[bytes]) -> None:
-        """Ask some peers that answer where those are that do not; others the next time."""
-        if not silent or not answering:
-            return
-        lost = circle.in_turn(silent, self._turn, SOUGHT_MAX)
-        friends = circle.in_turn(answering, self._turn, SEEK_FRIENDS)
-        self._turn += 1
-        for friend in friends:
-            try:
-                reply = await self._context.caller.call(
-                    friend, WHERE, {"peers": [*lost]}, timeout_ms=PEER_CONNECT_TIMEOUT_MS
-                )
-                for raw in take_list(reply.header, "records", most=SOUGHT_MAX):
-                    self._found(raw, lost)
-            except XscError as fault:
-                self._context.log.info(
-                    "net.peers_not_sought", friend=short(friend), code=fault.code
-                )
+        Returns True where this node introduces others than before by it.
 
-    def _found(self, raw: Value, lost: Sequence[bytes]) -> None:
-        if not isinstance(raw, bytes):
-            raise RecordInvalid("an address record is bytes")
-        signed = open_signed(raw, AddressRecord, network=self._context.network)
-        if signed.author not in lost or self._registry.get(signed.author) is None:
-            return
-        found = self._registry.moved(signed.author, signed.record, raw)
-        if found is not None:
-            self._registry.put(found, sync=False)
-            self._context.log.info("net.peer_found", peer=short(signed.author))
-            self._moved(signed.author)
+        Raises:
+            RateLimited: too many new ones within a time.
+            RecordInvalid, SignatureInvalid: it is no address record of that peer.
+        """
+        before = self._registry.info(peer)
+        if raw == before.record:
+            return False
+        signed = open_signed(raw, AddressRecord, network=self._context.network, author=peer)
+        moved = self._registry.moved(peer, signed.record, raw)
+        if moved is None:
+            return False
+        self.count_record(peer)
+        # Not synced: the record is in the space as well.
+        self._registry.put(moved, sync=False)
+        self._context.log.info("net.peer_moved", peer=short(peer))
+        # Of an introduced one the next change says it: it brings none about.
+        return moved.introducible != before.introducible and circle.may_introduce(moved)
+
+    def count_record(self, peer: bytes) -> None:
+        """Count an address record that a peer sends.
+
+        Raises:
+            RateLimited: too many within a time.
+        """
+        self._moves.count(peer, self._context.clock.monotonic_ms(), "address records")

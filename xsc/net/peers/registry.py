@@ -257,7 +257,10 @@ class PeerRegistry:
 
     def _check_room(self, known: PeerInfo | None) -> None:
         if known is None and len(self._peers) >= PEERS_MAX:
-            raise SpaceExhausted(f"{PEERS_MAX} peers are known here, and no more fit")
+            raise SpaceExhausted(
+                f"{PEERS_MAX} peers are known here, and no more fit",
+                hint="remove one that is not needed: xsc peer rm PEER",
+            )
 
     def restored(self, told: PeerInfo, now_ms: int) -> PeerInfo:
         """Return the entry for a peer that the directory tells of; `put` keeps it.

@@ -44,6 +44,11 @@ class Roster:
         """Return every known peer that is not blocked, never this node."""
         return [info.node_id for info in self._registry.all() if not info.blocked]
 
+    def is_peer(self, node: bytes) -> bool:
+        """Say whether a node is one of `peers`."""
+        info = self._registry.get(node)
+        return info is not None and not info.blocked
+
     def all_peers(self) -> list[bytes]:
         """Return every known peer, blocked ones too, by name."""
         return [info.node_id for info in self._registry.all()]

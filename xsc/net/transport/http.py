@@ -31,7 +31,7 @@ from xsc.net.transport.connection_pool import ConnectionPool
 from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.flow import Flow
 from xsc.net.transport.gate import Gate
-from xsc.net.transport.listener import Server, listen, read_body
+from xsc.net.transport.listener import Server, listen, listen_hint, read_body
 from xsc.net.transport.parser import SmallRequest, request_head
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take
 from xsc.net.transport.tls import Door, certificate_of, server_context
@@ -165,7 +165,7 @@ class HttpTransport:
         except OSError as fault:
             raise ConfigInvalid(
                 f"{self._host}:{self._port} cannot be listened on: {fault.strerror}",
-                hint="another program may use that port",
+                hint=listen_hint("peer_listen", fault),
             ) from None
 
     async def _answer_small(self, request: SmallRequest) -> RawResponse:

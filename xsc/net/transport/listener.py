@@ -55,6 +55,13 @@ async def listen(
         await asyncio.sleep(PORT_RETRY_MS / 1000)
 
 
+def listen_hint(setting: str, fault: OSError) -> str:
+    """Return what to do where an address cannot be listened on."""
+    if fault.errno in (errno.EADDRINUSE, errno.EACCES):
+        return f"set {setting} to a free port, or to port 0"
+    return f"set {setting} to an address of this machine"
+
+
 async def read_body(
     stream: aiohttp.StreamReader, size_bytes: int, window_ms: int, take: Take
 ) -> memoryview:

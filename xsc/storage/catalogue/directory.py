@@ -26,7 +26,6 @@ from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
     INTRODUCTION_HOPS_MAX,
     PEERS_MAX,
-    PPM,
     REMOVED_LISTED_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
@@ -73,8 +72,6 @@ class KnownPeer:
     fingerprint: bytes | None
     seq: int
     """Of the address record that this follows."""
-    weight_ppm: int
-    """How much the owner recognises it."""
     introducer: bytes | None
     """The peer that introduced it; None if it came by an invitation."""
     hops: int
@@ -175,7 +172,6 @@ def _peer_value(peer: KnownPeer) -> Value:
         "addresses": addresses,
         "fingerprint": peer.fingerprint,
         "seq": peer.seq,
-        "weight_ppm": peer.weight_ppm,
         "introducer": peer.introducer,
         "hops": peer.hops,
         "confirmed": peer.confirmed,
@@ -195,7 +191,6 @@ def _peer(value: Value) -> KnownPeer:
         addresses,
         take_opt_bytes(value, "fingerprint"),
         take_int(value, "seq"),
-        take_int(value, "weight_ppm", most=PPM),
         take_opt_bytes(value, "introducer"),
         take_int(value, "hops", most=INTRODUCTION_HOPS_MAX),
         take_bool(value, "confirmed"),

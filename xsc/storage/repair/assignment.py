@@ -81,6 +81,8 @@ class CustodianAssignment:
         self._grace_ms = grace_ms
         self._refused: dict[bytes, int] = {}
         """By peer that refused: when it may be asked again."""
+        self._reasons: dict[bytes, str] = {}
+        """By peer that refused last: why, as the log has it."""
         self._asking: Turns[bytes] = Turns()
         """By object: held while peers are asked to be its custodians, or told to stop."""
 
@@ -102,6 +104,8 @@ class CustodianAssignment:
         leaving = self._leaving()
         now_ms = self._context.clock.monotonic_ms()
         self._refused = {node: at for node, at in self._refused.items() if at > now_ms}
+        peers = set(self._client.hosts.peers())
+        self._reasons = {node: why for node, why in self._reasons.items() if node in peers}
         up = [
             node
             for node in self._client.hosts.peers()
@@ -163,12 +167,19 @@ class CustodianAssignment:
             try:
                 await self._context.caller.call(node, GUARD, header)
             except XscError as fault:
-                self._context.log.info("custody.refused", peer=short(node), reason=fault.message)
+                self._note_refusal(node, fault)
                 if isinstance(fault, (NotAllowed, RateLimited)):
                     self._leave_out(node)
                 continue
+            self._reasons.pop(node, None)
             agreed.append(node)
         return tuple(agreed)
+
+    def _note_refusal(self, node: bytes, fault: XscError) -> None:
+        """Log why a peer is no custodian, once: it is asked for every object, again and again."""
+        if self._reasons.get(node) != fault.code:
+            self._reasons[node] = fault.code
+            self._context.log.info("custody.refused", peer=short(node), reason=fault.message)
 
     def _leave_out(self, node: bytes) -> None:
         """Do not ask a peer for a while."""

@@ -65,7 +65,8 @@ def plan_write(
     total = plan.growth.total()
     if total > free_bytes:
         raise SpaceExhausted(
-            f"no room for {total} bytes: {free_bytes} of {capacity_bytes} are free"
+            f"no room for {total} bytes: {free_bytes} of {capacity_bytes} are free",
+            hint="free space, raise `storage_capacity`, or add peers",
         )
     return plan
 

@@ -157,7 +157,7 @@ async def test_evidence_must_be_of_one_order_and_a_contradiction(replicated, net
         ({"second": other[1]}, customer, "not of two providers for the same order"),
         ({"second": record.first}, customer, "not of two providers for the same order"),
         ({"first": other[0], "second": other[1]}, customer, "do not contradict"),
-        ({"first": raw}, customer, "expected a execution_receipt"),
+        ({"first": raw}, customer, "expected an execution_receipt"),
     ):
         forged = sign(record.model_copy(update=changed), key, network).raw
         with pytest.raises(ProofInvalid, match=reason):

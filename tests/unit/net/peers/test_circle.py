@@ -1,39 +1,41 @@
-"""Introductions and lost addresses: whose word counts for what, and how often."""
+"""Introductions and addresses: whose word counts for what, and how often."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.settle import settle
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
     ConfigInvalid,
-    FrameInvalid,
+    PeerError,
     RateLimited,
     RecordInvalid,
     SignatureInvalid,
+    XscError,
 )
 from xsc.base.limits import (
     INTRODUCED_A_PEER_MAX,
     INTRODUCTION_HOPS_MAX,
     INTRODUCTIONS_A_PEER_MAX,
+    PEER_ADDRESS_CHARS_MAX,
+    PEER_ADDRESSES_MAX,
+    PEER_NAME_CHARS_MAX,
     PEERS_MAX,
-    SEEK_FRIENDS,
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers import circle
-from xsc.net.peers.circle import Member
+from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord, PeerInfo
 from xsc.net.transport.memory import MemoryNetwork
+from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 
 
 def key(name: str) -> KeyPair:
@@ -53,10 +55,9 @@ def address(node: Node, who: KeyPair, **changes) -> bytes:
 
 def introduction(node: Node, by: KeyPair, who: KeyPair, **changes) -> dict[str, bytes]:
     member = Member(node=who.node_id, hops=1, since_ms=0)
-    return {
-        "member": sign(member, by, node.net.network).raw,
-        "record": address(node, who, **changes),
-    }
+    return Introduction(
+        member=sign(member, by, node.net.network).raw, record=address(node, who, **changes)
+    )
 
 
 def forged_hops(node: Node, by: KeyPair, who: KeyPair) -> bytes:
@@ -67,16 +68,16 @@ def forged_hops(node: Node, by: KeyPair, who: KeyPair) -> bytes:
 class Friend(Outsider):
     """A peer of a node that says what it likes."""
 
-    async def hello(self, *members):
+    def says(self, *members):
+        """Publish where it is, and whom it introduces."""
         record = address(self.target, self.key, name="friend", addresses=("friend:1",))
-        request = self.request("peers.hello", header={"record": record, "members": [*members]})
-        response = await self.send(request)
-        return response.status
+        self.target.net.introductions.learn(self.key.node_id, record)
+        return self.target.net.introductions.take(self.key.node_id, members)
 
-    async def refused(self, *members):
-        record = address(self.target, self.key)
-        header = {"record": record, "members": [*members]}
-        return await self.error(self.request("peers.hello", header=header))
+    def refused(self, *members):
+        with pytest.raises(XscError) as fault:
+            self.says(*members)
+        return fault.type
 
 
 @pytest.fixture
@@ -141,18 +142,16 @@ PEERS = st.builds(
 )
 
 
-@given(PEERS, st.lists(PEERS, unique_by=lambda peer: peer.node_id))
-def test_whoever_is_introduced_allows_it_and_is_near_enough(peer, known):
-    for found, member in circle.members_for(peer, known):
+@given(st.lists(PEERS, unique_by=lambda peer: peer.node_id))
+def test_whoever_is_introduced_allows_it_and_is_near_enough(known):
+    for found, member in circle.members(known):
         assert found.introducible
         assert found.record
         assert not found.blocked
-        assert peer.node_id not in (found.node_id, found.introducer)
         assert circle.hops_to(found) < INTRODUCTION_HOPS_MAX
         # For whom it knows directly it signs; of others it passes on what was signed.
         assert (member is None) == (found.through is not None)
         assert found.through is None or found.member
-        assert peer.through is None
 
 
 @given(st.integers(0, 2 * INTRODUCED_A_PEER_MAX), st.integers(0, 2 * INTRODUCED_A_PEER_MAX))
@@ -167,7 +166,7 @@ def test_an_introducer_has_room_within_its_share_and_that_of_all(brought, free):
 
 @given(st.integers(0, 3 * INTRODUCED_A_PEER_MAX))
 def test_no_more_are_named_than_are_taken(count):
-    named = circle.members_for(info(1), [info(number) for number in range(2, count + 2)])
+    named = circle.members([info(number) for number in range(2, count + 2)])
     assert len(named) == min(count, INTRODUCED_A_PEER_MAX)
 
 
@@ -233,13 +232,13 @@ def test_in_some_turns_everything_was_taken_in(count, most):
 
 async def test_only_a_direct_peer_introduces(met):
     node, friend = met
-    assert await friend.hello(introduction(node, friend.key, key("one"))) == 200
+    friend.says(introduction(node, friend.key, key("one")))
     assert node.net.info(key("one").node_id).introducer == friend.key.node_id
     introduced = Friend(node, key("one"))
-    assert await introduced.hello(introduction(node, introduced.key, key("two"))) == 200
+    introduced.says(introduction(node, introduced.key, key("two")))
     assert key("two").node_id not in node.net.peers()
     node.net.roster.confirm(key("one").node_id)
-    assert await introduced.hello(introduction(node, introduced.key, key("two"))) == 200
+    introduced.says(introduction(node, introduced.key, key("two")))
     assert node.net.info(key("two").node_id).introducer == key("one").node_id
 
 
@@ -247,102 +246,124 @@ async def test_who_is_passed_on_comes_by_the_origin_of_the_signed_record(met):
     node, friend = met
     origin, newcomer = key("origin"), key("newcomer")
     passed_on = introduction(node, origin, newcomer)
-    assert await friend.hello(passed_on) == 200
+    friend.says(passed_on)
     assert node.net.peers() == [friend.key.node_id], "nobody knows the origin"
-    # It is named in the same greeting: then its introducer answers for what it signs.
-    assert await friend.hello(introduction(node, friend.key, origin), passed_on) == 200
+    # It is named in the same list: then its introducer answers for what it signs.
+    friend.says(introduction(node, friend.key, origin), passed_on)
     info = node.net.info(newcomer.node_id)
     assert (info.introducer, info.hops) == (friend.key.node_id, 2)
-    assert info.member == passed_on["member"]
+    assert info.member == passed_on.member
     # A direct peer answers itself for what it signs, whoever passes it on.
     node.net.roster.confirm(origin.node_id)
-    assert await friend.hello(introduction(node, origin, key("second"))) == 200
+    friend.says(introduction(node, origin, key("second")))
     info = node.net.info(key("second").node_id)
     assert (info.introducer, info.hops) == (origin.node_id, 1)
 
 
-async def test_an_introduced_peer_brings_no_greeting_about_by_its_records(met):
+async def test_an_introduced_peer_brings_no_publication_about_by_its_records(met):
     node, friend = met
-    assert await friend.hello(introduction(node, friend.key, key("one"))) == 200
+    friend.says(introduction(node, friend.key, key("one")))
 
-    async def greeted(who, seq):
-        """Say that one is not introducible, and that it is; return how many were greeted."""
-        await settle()
-        before = node.log.names().count("net.peer_not_greeted")
-        for number, introducible in enumerate([False, True]):
-            record = address(node, who.key, seq=seq + number, introducible=introducible)
-            header = {"record": record, "members": []}
-            assert (await who.send(who.request("peers.hello", header=header))).status == 200
-        await settle()
-        return node.log.names().count("net.peer_not_greeted") - before
+    def publishes(who, seq):
+        """Say that one is not introducible, and that it is; return whether others hear of it."""
+        return [
+            node.net.introductions.learn(
+                who.node_id, address(node, who, seq=seq + number, introducible=introducible)
+            )
+            for number, introducible in enumerate([False, True])
+        ]
 
-    one = Friend(node, key("one"))
-    assert await greeted(one, 2) == 0
-    assert await greeted(one, 4) == 0
+    assert publishes(key("one"), 2) == [False, False]
     # Of a direct one it is known at once.
-    assert await greeted(friend, 2) == 1
+    assert publishes(friend.key, 2) == [True, True]
 
 
 async def test_nobody_is_introduced_without_its_own_word(met):
     node, friend = met
     other = key("other")
     member = introduction(node, friend.key, other)
-    by_another = {**member, "record": address(node, friend.key)}
-    assert await friend.refused(by_another) is SignatureInvalid
+    by_another = member.model_copy(update={"record": address(node, friend.key)})
+    assert friend.refused(by_another) is SignatureInvalid
     against_its_will = introduction(node, friend.key, other, introducible=False)
-    assert await friend.refused(against_its_will) is RecordInvalid
+    assert friend.refused(against_its_will) is RecordInvalid
     forged = introduction(node, key("third"), other)
-    forged["member"] = forged["member"].replace(key("third").node_id, friend.key.node_id)
-    assert await friend.refused(forged) is SignatureInvalid
-    passed_on_twice = {**member, "member": forged_hops(node, friend.key, other)}
-    assert await friend.refused(passed_on_twice) is RecordInvalid
-    too_far = {**member, "member": b"x"}
-    assert await friend.refused(too_far) is RecordInvalid
-    assert await friend.refused(b"x") is FrameInvalid
+    raw = forged.member.replace(key("third").node_id, friend.key.node_id)
+    assert friend.refused(forged.model_copy(update={"member": raw})) is SignatureInvalid
+    raw = forged_hops(node, friend.key, other)
+    passed_on_twice = member.model_copy(update={"member": raw})
+    assert friend.refused(passed_on_twice) is RecordInvalid
+    assert friend.refused(member.model_copy(update={"member": b"x"})) is RecordInvalid
     assert node.net.peers() == [friend.key.node_id]
 
 
-async def test_one_bad_introduction_lets_none_of_its_greeting_in(met):
+async def test_one_bad_introduction_lets_none_of_its_list_in(met):
     node, friend = met
     good = introduction(node, friend.key, key("one"))
     bad = introduction(node, friend.key, key("two"), introducible=False)
-    assert await friend.refused(good, bad) is RecordInvalid
+    assert friend.refused(good, bad) is RecordInvalid
     assert node.net.peers() == [friend.key.node_id]
 
 
 async def test_introductions_without_end_are_not_verified_without_end(met):
     node, friend = met
-    member = introduction(node, friend.key, key("one"))
+    left_out = introduction(node, key("nobody knows it"), key("one"))
     for _ in range(INTRODUCTIONS_A_PEER_MAX):
-        assert await friend.hello(member) == 200
-    assert await friend.refused(member) is RateLimited
-    assert await friend.hello() == 200, "a greeting without any is heard"
+        assert not friend.says(left_out)
+    assert friend.refused(left_out) is RateLimited
+    assert friend.says(), "a list without any is heard"
+    assert friend.says(introduction(node, friend.key, friend.key)), "and one of who is known"
 
 
-async def test_who_is_introduced_to_several_is_signed_for_once(met):
+async def test_who_is_introduced_is_signed_for_once(met):
     node, _ = met
     for number in range(1, 4):
         node.net.registry.put(info(number))
-    third = (3).to_bytes(32, "big")
 
-    def told(number):
-        said = node.net.greeter.introductions.members_for(info(number))
-        return {
-            open_signed(each["member"], Member, network=None).record.node: each for each in said
-        }
+    def told():
+        return [said.member for said in node.net.introductions.made()]
 
-    assert told(1)[third]["member"] is told(2)[third]["member"]
-    # What is said of it anew is signed anew.
-    before = told(1)[third]["member"]
+    before = told()
+    assert all(member is again for member, again in zip(told(), before, strict=True))
+    # What is said of one anew is signed anew.
     node.net.registry.put(info(3, added_ms=99))
-    assert open_signed(told(1)[third]["member"], Member, network=None).record.since_ms == 99
-    assert told(1)[third]["member"] is not before
+    (anew,) = set(told()) - set(before)
+    assert open_signed(anew, Member, network=None).record.since_ms == 99
+
+
+@given(
+    st.dictionaries(st.integers(0, INTRODUCED_A_PEER_MAX - 1), st.binary(max_size=2)),
+    st.sets(st.binary(max_size=2), max_size=INTRODUCED_A_PEER_MAX),
+)
+def test_a_list_comes_to_have_what_is_wanted_and_what_stays_is_not_written(held, wanted):
+    held = {number: item for item, number in {item: n for n, item in held.items()}.items()}
+    changes = circle.slots(held, wanted)
+    after = {number: item for number, item in {**held, **changes}.items() if item is not None}
+    assert sorted(after.values()) == sorted(wanted)
+    assert all(0 <= number < INTRODUCED_A_PEER_MAX for number in after)
+    assert not any(held.get(number) in wanted for number in changes)
+    assert circle.slots(after, wanted) == {}
+
+
+def test_the_largest_introduction_travels_beside_its_record():
+    who = key("one")
+    record = AddressRecord(
+        name="n" * PEER_NAME_CHARS_MAX,
+        addresses=("h" * (PEER_ADDRESS_CHARS_MAX - 6) + ":65535",) * PEER_ADDRESSES_MAX,
+        fingerprint=bytes(32),
+        introducible=True,
+        seq=2**62,
+    )
+    said = Introduction(
+        member=sign(Member(node=who.node_id, hops=1, since_ms=2**62), who, bytes(32)).raw,
+        record=sign(record, who, bytes(32)).raw,
+    )
+    assert len(said.to_bytes()) <= VALUE_INLINE_BYTES_MAX
 
 
 async def test_newcomers_of_one_name_get_different_ones(met):
     node, friend = met
     pair = [introduction(node, friend.key, key(name)) for name in ("one", "two")]
-    assert await friend.hello(*pair) == 200
+    friend.says(*pair)
     names = {node.net.info(key(name).node_id).name for name in ("one", "two")}
     assert names == {"newcomer", "newcomer-2"}
 
@@ -351,7 +372,7 @@ async def test_an_invitation_makes_an_introduced_peer_direct(met):
     node, friend = met
     other = Node(node.memory, "other", accepts=True)
     await other.net.start()
-    assert await friend.hello(introduction(node, friend.key, other.key)) == 200
+    friend.says(introduction(node, friend.key, other.key))
     assert node.net.roster.shares_with(other.id) == [other.id]
     assert node.net.info(other.id).through == friend.key.node_id
     await other.net.joining.join(node.net.joining.invite(HOUR_MS))
@@ -363,7 +384,7 @@ async def test_a_peer_is_called_as_the_operator_likes(met):
     node, friend = met
     node.net.roster.rename(friend.key.node_id, "bob")
     assert node.net.find("bob") == friend.key.node_id
-    assert await friend.hello() == 200
+    friend.says()
     await node.restart()
     assert node.net.find("bob") == friend.key.node_id
 
@@ -381,47 +402,20 @@ async def three() -> AsyncIterator[list[Node]]:
         await node.net.stop()
 
 
-async def test_a_friend_says_where_others_are_in_their_own_words(three):
-    anna, bert, carl = three
-    unknown = key("unknown").node_id
-    reply = await anna.net.call(bert.id, "peers.where", {"peers": [carl.id, unknown]})
-    assert reply.header["records"] == [bert.net.info(carl.id).record]
-    bert.net.roster.block(carl.id)
-    reply = await anna.net.call(bert.id, "peers.where", {"peers": [carl.id]})
-    assert reply.header["records"] == []
-
-
-async def test_a_friend_cannot_tell_where_another_is_in_its_own_words(three):
+async def test_nobody_can_tell_where_another_is_in_its_own_words(three):
     anna, bert, carl = three
     before = anna.net.info(carl.id)
     lies = [
         address(bert, bert.key, seq=2**60),
-        address(bert, carl.key, seq=0),
         address(bert, key("unknown"), seq=2**60),
+        b"x",
     ]
     for lie in lies:
-        bert.net.registry.put(bert.net.info(carl.id).model_copy(update={"record": lie}))
-        await anna.net.greeter.introductions.seek([carl.id], [bert.id])
-        assert anna.net.info(carl.id) == before
-        assert set(anna.net.peers()) == {bert.id, carl.id}
-
-
-async def test_so_many_friends_are_asked_at_a_time(three):
-    anna = three[0]
-    asked = []
-
-    async def call(peer, *_args, **_kwargs):
-        asked.append(peer)
-        raise RateLimited("busy")
-
-    anna.net.greeter.introductions._context = replace(
-        anna.net.context, caller=type("Caller", (), {"call": staticmethod(call)})()
-    )
-    friends = [bytes([number]) * 32 for number in range(2 * SEEK_FRIENDS)]
-    await anna.net.greeter.introductions.seek([b"l" * 32], friends)
-    assert asked == friends[:SEEK_FRIENDS]
-    await anna.net.greeter.introductions.seek([b"l" * 32], friends)
-    assert asked == friends
+        with pytest.raises(PeerError):
+            anna.net.introductions.learn(carl.id, lie)
+    anna.net.introductions.learn(carl.id, address(bert, carl.key, seq=0))
+    assert anna.net.info(carl.id) == before
+    assert set(anna.net.peers()) == {bert.id, carl.id}
 
 
 class Elsewhere:
@@ -449,7 +443,7 @@ async def test_no_invitation_names_loopback_where_the_node_serves_elsewhere():
         inner = memory.transport("anna")
         node = Node(memory, "anna", transport=Elsewhere(inner, *addresses))
         await node.net.start()
-        assert node.net.greeter.addresses() == told
+        assert node.net.own_address.addresses() == told
         if told:
             assert node.net.joining.invite(HOUR_MS)
         else:

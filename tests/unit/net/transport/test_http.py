@@ -552,6 +552,14 @@ async def test_a_taken_port_is_named(end):
     await taken.close()
 
 
+async def test_an_address_of_no_machine_is_named_with_what_to_do(end):
+    nowhere = HttpTransport(listen="no-such-host.invalid:0", key=OTHER)
+    with pytest.raises(ConfigInvalid) as caught:
+        await nowhere.serve(end.handler)
+    assert caught.value.hint == "set peer_listen to an address of this machine"
+    await nowhere.close()
+
+
 def test_addresses():
     assert split("[::1]:80") == ("[::1]", 80)
     for text in ("", ":80", "host", "host:", "host:x", "host:70000"):
@@ -606,7 +614,8 @@ async def test_peers_join_call_move_and_come_back_over_http(listen):
     with pytest.raises(PeerSilent):
         await anna.net.call(bert.id, "test.echo", {})
     await moved.start()
-    await asyncio.gather(*moved._tasks)
+    # As the space brings it.
+    anna.net.introductions.learn(bert.id, moved.own_address.record().raw)
     assert (await anna.net.call(bert.id, "test.echo", {"b": 2})).header == {"b": 2}
     await anna.net.stop()
     await moved.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -124,3 +125,49 @@ async def test_delay_and_loss_can_be_changed(ends):
     network.set_loss(1_000_000)
     (result,) = await run(clock, here.send("there:1", None, REQUEST, 100))
     assert isinstance(result, PeerSilent)
+
+
+async def counted(clock, network, count):
+    """Send requests, and return how often each was delivered, and how many answers came."""
+    here, there = network.transport("here"), network.transport("there")
+    heard: Counter[bytes] = Counter()
+
+    async def hear(arrival: Arrival) -> RawResponse:
+        body = bytes(await arrival.read(take_all))
+        heard[body] += 1
+        return RawResponse(200, {}, [body])
+
+    await there.serve(hear)
+    requests = [RawRequest("POST", "/x", {}, [b"%d" % number]) for number in range(count)]
+    (address,) = there.addresses()
+    answers = await run(clock, *(here.send(address, None, each, 1_000) for each in requests))
+    for _ in range(10):
+        clock.advance_to(clock.now_ms() + 100)
+        await settle()
+    assert [b"".join(answer.body) for answer in answers] == [b"%d" % n for n in range(count)]
+    return heard
+
+
+@pytest.mark.parametrize("share_ppm", [0, 500_000, 1_000_000])
+async def test_a_share_of_requests_is_delivered_twice_and_answered_once(share_ppm):
+    clock = ManualClock()
+    network = MemoryNetwork(clock, b"seed", delay_ms=(5, 50))
+    network.set_duplicates(share_ppm)
+    heard = await counted(clock, network, 100)
+    assert set(heard.values()) == {0: {1}, 500_000: {1, 2}, 1_000_000: {2}}[share_ppm]
+    repeated = sum(event.what == "repeated" for event in network.trace)
+    assert repeated == sum(heard.values()) - 100
+    assert share_ppm != 500_000 or 30 <= repeated <= 70
+    network.set_duplicates(0)
+
+
+async def test_a_duplicate_comes_later_than_its_request():
+    clock = ManualClock()
+    network = MemoryNetwork(clock, b"seed", delay_ms=(5, 50))
+    network.set_duplicates(1_000_000)
+    await counted(clock, network, 20)
+    times = {
+        what: [event.now_ms for event in network.trace if event.what == what]
+        for what in ("delivered", "repeated")
+    }
+    assert min(times["repeated"]) > min(times["delivered"])

@@ -56,8 +56,8 @@ OBJECTS = [
 BODY = HeadBody(
     9,
     (
-        KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False, False),
-        KnownPeer(b"q" * 32, "q", ("127.0.0.1:1",), None, 3, 250_000, None, 0, False, True),
+        KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, None, 0, False, False),
+        KnownPeer(b"q" * 32, "q", ("127.0.0.1:1",), None, 3, None, 0, False, True),
     ),
     pack(OBJECTS),
     None,

@@ -282,5 +282,5 @@ def test_who_holds_one_column_keeps_it_where_others_hold_several():
     assert likely_columns([(), (a,), ()], (a,), OWN) == (OWN, a, OWN)
     assert likely_columns([], (a,), OWN) == ()
     assert likely_columns([(a, b), (b,)], (), OWN) == (a, b)
-    # Who holds fewest takes the next.
+    # The node with the fewest columns gets the next one.
     assert likely_columns([(a,), (b,), (a,), (a, b)], (), OWN) == (a, b, a, b)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.sim.network import content, put, run
 from xsc.base.errors import CapabilityInvalid, NotAllowed, RecordInvalid
 from xsc.base.limits import MIB
+from xsc.base.log import SilentLog
 from xsc.storage.object.capability import parse_read
 from xsc.storage.repair.assignment import custodians_in_order
 from xsc.storage.repair.custodian import GUARD, HEALED, UNGUARD, custody_message
@@ -88,6 +89,28 @@ def test_a_peer_that_refuses_custody_is_left_out_and_others_are_asked():
         await world.clock.sleep_ms(120_000)
         refusals = [item for item in world.net.trace[asked:] if GUARD in repr(item)]
         assert refusals == [], "nobody is asked again and again"
+
+    run(62, 5, play, prepare=prepare)
+
+
+def test_a_refusal_is_logged_once_a_peer_and_not_for_every_object(monkeypatch):
+    logged = []
+
+    class Noted(SilentLog):
+        def info(self, event, **fields):
+            if event == "custody.refused":
+                logged.append(fields["peer"])
+
+    monkeypatch.setattr("tests.sim.network.SilentLog", Noted)
+
+    def prepare(world):
+        world.settings_of = {node: {"guard": "none"} for node in range(1, 5)}
+
+    async def play(world):
+        for _ in range(4):
+            await put(world.nodes[0], content(MIB))
+        await world.clock.sleep_ms(60_000)
+        assert len(logged) == len(set(logged)) == 4
 
     run(62, 5, play, prepare=prepare)
 
