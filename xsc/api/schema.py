@@ -6,11 +6,11 @@ milliseconds since 1970, blobs base64.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from xsc.base.jobs import Grant, JobSpec, Mode
+from xsc.base.jobs import Grant, JobOptions, JobSpec, Mode
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     FUEL_MAX,
@@ -172,7 +172,7 @@ class Peer(Body):
     limit_micro: int
 
 
-_FRAMING = {"module", "module_bytes", "stdin_bytes"}
+_FRAMING = ("module_bytes", "stdin_bytes")
 """Fields of a `JobRequest` that say what follows it."""
 
 
@@ -203,10 +203,18 @@ class JobRequest(Body):
     store: str | None = Field(default=None, max_length=1024)
     """Store the files that a run leaves, named so and by their path."""
 
-    def spec(self, module: bytes, stdin: bytes) -> JobSpec:
-        """Return the job, with the module and the standard input that came with it."""
-        told = {name: value for name, value in self if name not in _FRAMING}
-        return JobSpec(**told, module=module, stdin=stdin)
+    def spec(self, module: bytes, stdin: bytes, **own: Unpack[JobOptions]) -> JobSpec:
+        """Return the job, with the module and the standard input that came with it.
+
+        Args:
+            module: the WebAssembly binary.
+            stdin: standard input, or the lines of a batch.
+            own: what the node puts in the place of what the request says.
+        """
+        told = {**vars(self), **own, "module": module, "stdin": stdin}
+        for name in _FRAMING:
+            del told[name]
+        return JobSpec(**told)
 
 
 class DeployRequest(Body):
@@ -291,6 +299,55 @@ class SpaceRow(SpaceWritten):
     size_bytes: int
 
 
+Moment = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class SlotStatement(Body):
+    """`PUT /v1/market/slots/{id}`: what changes; null is left as it is."""
+
+    quantity: int | None = None
+    """MiB, or millions of fuel for each 64 MiB of the memory limit."""
+    quantity_min: int | None = None
+    from_ms: Moment | None = None
+    to_ms: Moment | None = None
+    every: str | None = None
+    """A recurrence such as `Mon-Fri 20:00-08:00 Europe/Berlin`."""
+    price_micro: int | None = None
+    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    filters: dict[str, str] | None = None
+    location: str | None = None
+    rule: Literal["weighted-uniform", "proportional"] | None = None
+
+
+class SlotMade(SlotStatement):
+    """`POST /v1/market/slots`."""
+
+    role: Literal["offer", "need"]
+    kind: Literal["storage", "egress", "compute"]
+    quantity: int
+
+
+class SlotWritten(Body):
+    """What making, editing and withdrawing a slot or need answer."""
+
+    id: str
+
+
+class SlotRow(Body):
+    """One row of `GET /v1/market/slots`."""
+
+    id: str
+    role: Literal["offer", "need"]
+    node: str
+    name: str
+    kind: Literal["storage", "egress", "compute"]
+    quantity: int
+    price: int
+    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    windows: list[tuple[int, int]]
+    """Each from a moment to another one, which is not part of it."""
+
+
 class SpaceStamp(Body):
     """A record's place in causality."""
 
@@ -310,6 +367,115 @@ class SpaceChange(SpaceWritten):
     """One event of `GET /v1/space/watch`."""
 
     value: SpaceText
+
+
+class SpaceSubscription(Body):
+    """What this node follows of another."""
+
+    owner: str
+    prefix: str
+    cursor: int
+    """The sequence up to which a head proves that everything is here."""
+    head_age_ms: int | None
+    """Since the date of the owner's newest head that came here; null without any."""
+
+
+class SpaceNode(Body):
+    """A peer, as its space shows it."""
+
+    node: str
+    name: str
+    head_age_ms: int | None
+    active: bool
+    """Whether its newest head is at most 60 s old."""
+
+
+class SpaceCausality(Body):
+    """This node's place in causality; null before its first write."""
+
+    domain: str | None
+    interval: str | None
+    """As base64."""
+    stamp_bytes: int
+
+
+class ProgramModule(Body):
+    """A module that comes with a program: the name that the document has for it."""
+
+    name: str = Field(max_length=1024)
+    size_bytes: int = Field(ge=0)
+
+
+class ProgramRequest(Body):
+    """The JSON in front of `POST /v1/programs`; the document and its modules follow."""
+
+    form: Literal["toml", "json"]
+    document_bytes: int = Field(ge=0)
+    modules: list[ProgramModule] = Field(default_factory=list, max_length=1024)
+    activate: bool = False
+
+
+class ProgramRow(Body):
+    """One row of `GET /v1/programs`."""
+
+    id: str
+    hash: str
+    state: Literal["registered", "active", "backing_off", "oscillates", "failed"]
+    frame: int
+    fault: str
+    """Why it does not run on, or ''."""
+    publications: int
+    """Frames that wrote something, since the node started or it was activated."""
+
+
+class ProgramResults(ProgramRow):
+    """`GET /v1/programs/{hash}`; likewise each event of `GET /v1/programs/{hash}/watch`."""
+
+    variables: dict[str, str | None]
+    """As text; null without a value that counts."""
+    outputs: dict[str, str | None]
+    errors: dict[str, str]
+    """By computation or variable."""
+    stale: list[str]
+    """Computations whose inputs are missing."""
+
+
+class ProgramSet(Body):
+    """`PUT /v1/programs/{hash}/variables/{name}`."""
+
+    value: str
+
+
+class ProgramWhy(Body):
+    """`GET /v1/provenance`: a value, and what is behind it."""
+
+    path: str
+    """In the space; of other inputs the computation and output, or the variable."""
+    owner: str
+    input: str
+    """As which input it is read; empty for the value itself."""
+    value: str | None
+    """As text; null where its record has the hash alone."""
+    verified: bool
+    """Whether the signatures and hashes of it and of all that is behind it hold."""
+    function: str | None
+    """Null where no program gave it."""
+    replayed: bool | None
+    """Whether a second run gave it again; null where none could be made, or was not asked for."""
+    note: str
+    inputs: list[ProgramWhy]
+
+
+class SpaceDiagnostics(Body):
+    """`GET /v1/space/diagnostics`."""
+
+    programs: list[SpaceRow]
+    """What this node lists under `programs`."""
+    running: list[ProgramRow]
+    """The registered programs."""
+    subscriptions: list[SpaceSubscription]
+    nodes: list[SpaceNode]
+    causality: SpaceCausality
 
 
 class SpaceStats(Body):

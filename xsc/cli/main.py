@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 import click
 
@@ -22,6 +22,9 @@ from xsc import __version__
 from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError, unwritable
 from xsc.cli.options import Group, Settings
 from xsc.cli.output import say, show_error
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 EXIT_PIPE = 141
 """What a shell reports for a program that a closed pipe ended."""
@@ -32,8 +35,8 @@ class _Commands(Mapping[str, click.Command]):
     """Commands by name; a command's module is imported when it is used: start-up time."""
 
     _NAMES = (
-        "node", "peer", "store", "compute", "space",
-        "market", "ledger", "health", "verify", "devnet",
+        "node", "peer", "store", "compute", "space", "program",
+        "market", "allocation", "ledger", "health", "verify", "devnet",
     )  # fmt: skip
     _MODULES: ClassVar = {
         "node": "node.commands",
@@ -98,6 +101,10 @@ def cli(ctx: click.Context) -> None:
 
 def _usage(fault: click.ClickException) -> XscError:
     """Return click's complaint in our form: one sentence and a hint."""
+    if isinstance(fault, click.NoSuchOption) and fault.option_name[1:2].isdecimal():
+        return ArgumentInvalid(
+            f"'{fault.option_name}' is no option, and no number here may be below zero"
+        )
     text = " ".join(fault.format_message().split())
     sentence, _, proposal = text.partition(" Did you mean ")
     sentence = (sentence[:1].lower() + sentence[1:]).rstrip(".")
@@ -108,10 +115,34 @@ def _usage(fault: click.ClickException) -> XscError:
     return ArgumentInvalid(sentence, hint=f"`{path} --help` shows what it takes")
 
 
+class _Closed(io.RawIOBase):
+    """Stands for a standard stream that was closed before the start."""
+
+    lost = False
+    """Whether something was written to it."""
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, _: object) -> int:
+        raise ArgumentInvalid(
+            "standard input is closed", hint="give it a file, or /dev/null for nothing"
+        )
+
+    def write(self, data: Buffer) -> int:
+        self.lost = True
+        return memoryview(data).nbytes
+
+
 def _close_output(code: int, *, as_json: bool) -> int:
     """Flush standard output; return the exit code, another one where it is closed or full."""
     try:
         sys.stdout.flush()
+        if getattr(sys.stdout.buffer, "lost", False):
+            raise OSError(errno.EBADF, "it is closed")
     except BrokenPipeError:
         code = EXIT_PIPE
     except OSError as fault:
@@ -121,8 +152,9 @@ def _close_output(code: int, *, as_json: bool) -> int:
             code = error.exit_code
     else:
         return code
-    # Python flushes once more at its end, and would complain about the same thing.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not getattr(sys.stdout.buffer, "lost", False):
+        # Python flushes once more at its end, and would complain about the same thing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
@@ -162,10 +194,12 @@ def _fail(error: XscError, settings: Settings) -> int:
 
 def run() -> None:
     """Carry out the command line of this process, and exit."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             # It was closed: nothing else may get its number, and be written to in its place.
-            stand_in = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - to the end
+            os.open(os.devnull, os.O_RDWR)
+            buffer = io.BufferedReader(_Closed()) if name == "stdin" else _Closed()
+            stand_in = io.TextIOWrapper(cast("IO[bytes]", buffer), "utf-8", write_through=True)
             setattr(sys, name, stand_in)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape instead of a crash.

@@ -1,19 +1,43 @@
-"""xsc market: what others offer, and what has been agreed."""
+"""xsc market: what nodes offer and need, what they ask, and what has been agreed."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 
 from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import FUEL_QUANTUM
-from xsc.base.units import format_credits, format_size
-from xsc.cli.options import LEASE, PATH, Group, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show_json, show_pairs, show_table
+from xsc.base.limits import FUEL_QUANTUM, MIB
+from xsc.base.units import (
+    format_credits,
+    format_size,
+    format_units,
+    parse_duration_ms,
+    parse_size,
+)
+from xsc.cli.options import CREDITS, LEASE, PAIR, PATH, Group, Parsed, Settings, pass_settings
+from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
+from xsc.client.allocation import AllocationCalls
+from xsc.client.calls import Calls
+from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
+from xsc.client.market import MarketCalls, slot_id_of
 
 KINDS = ("storage", "compute")
+SLOT_KINDS = ("storage", "egress", "compute")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _own_slots(calls: Calls) -> Iterable[str]:
+    return [row["id"] for row in MarketCalls(calls.core).slots()["slots"]]
+
+
+SLOT = Parsed("ID", slot_id_of, _own_slots)
 
 
 def _amount(kind: str, quantity: int) -> str:
@@ -23,17 +47,206 @@ def _amount(kind: str, quantity: int) -> str:
 
 @click.group(cls=Group)
 def market() -> None:
-    """Show offers and leases."""
+    """Offer capacity and state needs; show prices and leases."""
+
+
+def _quantity(kind: str, text: str) -> int:
+    """Return a quantity: MiB, also as a size such as 2GiB, or millions of fuel steps."""
+    if re.fullmatch(r"[0-9]{1,30}", text):
+        return int(text)
+    if kind == "compute":
+        raise ArgumentInvalid(
+            f"QUANTITY: '{text}' is no whole number", hint="compute counts millions of fuel"
+        )
+    size = parse_size(text)
+    if size % MIB:
+        raise ArgumentInvalid(
+            f"QUANTITY: '{text}' is not a whole number of MiB", hint="write for example 64 or 2GiB"
+        )
+    return size // MIB
+
+
+def _moment(text: str) -> int:
+    """Return a moment in milliseconds.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    if text == "now":
+        return now_ms
+    if text.startswith("+"):
+        return now_ms + parse_duration_ms(text[1:])
+    try:
+        found = datetime.fromisoformat(text)
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found
+        moment_ms = (found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    except (ValueError, OverflowError):
+        moment_ms = -1
+    if moment_ms < 0:
+        raise ArgumentInvalid(
+            f"'{text}' is no time",
+            hint="write for example now, +2h, 2027-03-01 or 2027-03-01T20:00+01:00",
+        )
+    return moment_ms
+
+
+MOMENT = Parsed("TIME", _moment)
+_STATED: Final = (
+    click.option("--from", "begin", type=MOMENT, help="When it begins; now by default."),
+    click.option("--to", "end", type=MOMENT, help="When it ends."),
+    click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
+    click.option("--price", type=CREDITS, help="Credits a quantum: the reserve, or the most paid."),
+    click.option("--min", "least", metavar="QUANTITY", help="Less than this is of no use."),
+    click.option(
+        "--filter",
+        "filters",
+        type=PAIR,
+        multiple=True,
+        help="What the other side must be: node=PEER, owner=LABEL, location=SITE, tier=mutual or"
+        " tier=one_way; may be given again.",
+    ),
+    click.option("--location", metavar="SITE", help="Where it is, or must be."),
+)
+_RULE: Final = click.option(
+    "--rule",
+    type=click.Choice(("weighted-uniform", "proportional")),
+    help="How an offer is divided within a tier.",
+)
+
+
+def _stated(command: F) -> F:
+    for option in reversed(_STATED):
+        command = option(command)
+    return command
+
+
+def _document(kind: str, quantity: str | None, options: dict[str, Any]) -> Document:
+    """Return what the options state, as the node takes it."""
+    filters, least = dict(options["filters"]), options["least"]
+    if len(filters) < len(options["filters"]):
+        raise ArgumentInvalid("--filter: a name is given twice", hint="give each name once")
+    return {
+        "quantity": None if quantity is None else _quantity(kind, quantity),
+        "quantity_min": None if least is None else _quantity(kind, least),
+        "from_ms": options["begin"],
+        "to_ms": options["end"],
+        "every": options["every"],
+        "price_micro": options["price"],
+        "filters": filters or None,
+        "location": options["location"],
+        "rule": options.get("rule"),
+    }
+
+
+def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
+    calls = MarketCalls(settings.calls().core)
+    answer = calls.declare(role, kind, _document(kind, quantity, options))
+    if settings.json:
+        show_json(answer)
+    else:
+        show(answer["id"])
+
+
+@market.command()
+@click.argument("kind", metavar="KIND", type=click.Choice(SLOT_KINDS))
+@click.argument("quantity", metavar="QUANTITY")
+@_stated
+@_RULE
+@pass_settings
+def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
+    """Offer capacity ahead of use, and print the id of the slot.
+
+    KIND is storage, egress or compute. QUANTITY is MiB (or a size such as
+    2GiB), or millions of fuel for each 64 MiB of memory. Without --price the
+    node asks what it asks now.
+    """
+    _declare(settings, "offer", kind, quantity, **options)
+
+
+@market.command()
+@click.argument("kind", metavar="KIND", type=click.Choice(SLOT_KINDS))
+@click.argument("quantity", metavar="QUANTITY")
+@_stated
+@pass_settings
+def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
+    """State a need ahead of use, and print its id.
+
+    KIND and QUANTITY are those of `xsc market offer`. Without times it is there
+    until it is withdrawn; with --from alone it ends in 90 days. Without --price
+    it pays at most what the node pays at most.
+    """
+    _declare(settings, "need", kind, quantity, **options)
+
+
+def _kind_of(calls: MarketCalls, slot_id: str) -> str:
+    """Return the kind of an own slot, by which its quantity is read; any where there is none."""
+    found = {row["kind"] for row in calls.slots()["slots"] if row["id"].startswith(slot_id)}
+    return found.pop() if len(found) == 1 else "compute"
+
+
+@market.command()
+@click.argument("slot_id", metavar="ID", type=SLOT)
+@click.option("--quantity", metavar="QUANTITY", help="How much it is.")
+@_stated
+@_RULE
+@pass_settings
+def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: Any) -> None:  # noqa: ANN401
+    """Change an offer or a need; what is not given stays as it is.
+
+    A need whose quantity, price or times change is a new one to its providers.
+    """
+    calls = MarketCalls(settings.calls().core)
+    answer = calls.edit(slot_id, _document(_kind_of(calls, slot_id), quantity, options))
+    if settings.json:
+        show_json(answer)
+
+
+@market.command()
+@click.argument("slot_id", metavar="ID", type=SLOT)
+@pass_settings
+def withdraw(settings: Settings, slot_id: str) -> None:
+    """Withdraw an offer or a need. What was agreed under it stays."""
+    answer = MarketCalls(settings.calls().core).withdraw(slot_id)
+    if settings.json:
+        show_json(answer)
+
+
+@market.command()
+@pass_settings
+def slots(settings: Settings) -> None:
+    """List offers and needs: those of this node, and those of peers that it follows."""
+    answer = MarketCalls(settings.calls().core).slots()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["id", "role", "node", "kind", "<quantity", "<price", "next window", "until", "<windows"],
+        [
+            [
+                short(row["id"]),
+                row["role"],
+                named(row, row["node"]),
+                row["kind"],
+                format_units(row["kind"], row["quantity"]),
+                format_credits(row["price"]),
+                *(map(moment, row["windows"][0]) if row["windows"] else ("always", "")),
+                str(len(row["windows"])),
+            ]
+            for row in answer["slots"]
+        ],
+        "nobody offers or needs anything ahead of use",
+    )
 
 
 @market.command()
 @click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @pass_settings
-def offers(settings: Settings, kind: str | None) -> None:
-    """Show the prices of all peers; KIND is storage or compute."""
-    answer = settings.calls().offers()
+def quote(settings: Settings, kind: str | None) -> None:
+    """Show what all peers ask now, without an order; KIND is storage or compute."""
+    answer = settings.calls().quotes()
     if kind is not None:
-        answer["offers"] = [row for row in answer["offers"] if row["kind"] == kind]
+        answer["quotes"] = [row for row in answer["quotes"] if row["kind"] == kind]
     if settings.json:
         show_json(answer)
         return
@@ -50,7 +263,7 @@ def offers(settings: Settings, kind: str | None) -> None:
                 row["tier"],
                 moment(row["valid_until_ms"]),
             ]
-            for row in answer["offers"]
+            for row in answer["quotes"]
         ],
         "nobody offers anything",
     )
@@ -166,3 +379,43 @@ def why(settings: Settings, lease_id: str) -> None:
             ("why", found.why),
         ]
     )
+
+
+@market.command()
+@pass_settings
+def clearings(settings: Settings) -> None:
+    """List the clearings of this node's slots that are kept."""
+    answer = AllocationCalls(settings.calls().core).clearings()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["clearing", "slot", "kind", "when", "rule"],
+        [
+            [
+                short(row["id"]),
+                short(row["slot"]),
+                row["kind"],
+                moment(row["at_ms"]),
+                row["rule"],
+            ]
+            for row in answer["clearings"]
+        ],
+        "nothing was cleared here",
+    )
+
+
+@market.command()
+@click.argument("clearing_id", metavar="ID")
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
+@pass_settings
+def clearing(settings: Settings, clearing_id: str, output: Path) -> None:
+    """Write a signed clearing record to a file, which `xsc verify` recomputes.
+
+    ID is that of the clearing, or the beginning of it.
+    """
+    check_target(output)
+    with AllocationCalls(settings.calls().core).clearing(clearing_id) as download:
+        size = write_whole(output, download.blocks())
+    if settings.json:
+        show_json({"file": str(output), "size_bytes": size})

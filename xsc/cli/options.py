@@ -288,7 +288,9 @@ def _code(text: str) -> tuple[int, int]:
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign or not name:
-        raise ArgumentInvalid(f"'{text}' is no pair of a name and a value, NAME=VALUE")
+        raise ArgumentInvalid(
+            f"'{text}' is no pair of a name and a value", hint="write it as NAME=VALUE"
+        )
     return name, value
 
 

@@ -12,12 +12,13 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from typing import TypeAlias
 
 import click
 
 from xsc.base.errors import XscError
 from xsc.base.text import printable
+from xsc.base.units import format_time
 from xsc.client.core import Document, Progress, ignore_progress
 
 GAP = "  "
@@ -120,6 +121,25 @@ def table_lines(
     ]
 
 
+Branch: TypeAlias = "tuple[str, Sequence[Branch]]"
+"""A line, and the branches under it."""
+
+
+def show_tree(line: str, branches: Sequence[Branch]) -> None:
+    """Print a line with what is under it, each on a line of its own that is never broken."""
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text(printable(line)))
+    left: list[tuple[Tree, Sequence[Branch]]] = [(tree, branches)]
+    while left:
+        parent, under = left.pop()
+        for text, deeper in under:
+            left.append((parent.add(Text(printable(text))), deeper))
+    Console(highlight=False).print(tree, soft_wrap=True)
+
+
 def width_of(text: str) -> int:
     """Return how many places a text takes on a terminal."""
     return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
@@ -176,8 +196,7 @@ def named(row: Document, node: str) -> str:
 
 
 def moment(at_ms: int | None) -> str:
-    """Return a time for people, in the local time zone."""
+    """Return a time for people, in UTC: a time that is typed without a zone is read so, too."""
     if at_ms is None:
         return "never"
-    local = datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
-    return local.strftime("%Y-%m-%d %H:%M:%S")
+    return format_time(at_ms)

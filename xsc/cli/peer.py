@@ -77,7 +77,17 @@ def listing(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["name", "id", "state", "reaches us", "came by", "tier", "<recognised", "<owes us"],
+        [
+            "name",
+            "id",
+            "state",
+            "reaches us",
+            "came by",
+            "tier",
+            "<recognised",
+            "<recognises us",
+            "<owes us",
+        ],
         [
             [
                 row["name"],
@@ -87,6 +97,7 @@ def listing(settings: Settings) -> None:
                 _came_by(row),
                 row["tier"],
                 format_share(row["recognised_ppm"]),
+                format_share(row["recognises_ppm"]),
                 format_credits(row["balance_micro"]),
             ]
             for row in answer["peers"]

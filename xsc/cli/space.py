@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from xsc.base.units import format_size
+from xsc.base.units import format_duration, format_size
 from xsc.cli.options import Group, Parsed, Settings, pass_settings
 from xsc.cli.output import say, show, show_json, show_pairs, show_table
 from xsc.client.calls import Calls, read_bounded
@@ -127,6 +127,53 @@ def _shown(value: str | dict[str, str] | None) -> str:
 def stats(settings: Settings) -> None:
     """Show how much the space of this node holds."""
     _show_stats(settings, _calls(settings).stats())
+
+
+@space.command()
+@pass_settings
+def diagnostics(settings: Settings) -> None:
+    """Show what this node lists and follows, who is active, and its place in causality."""
+    answer = _calls(settings).diagnostics()
+    if settings.json:
+        show_json(answer)
+        return
+    names = {row["node"]: row["name"] for row in answer["nodes"]}
+    show_table(
+        ["program", "<size"],
+        [[row["path"], format_size(row["size_bytes"])] for row in answer["programs"]],
+        "no programs",
+    )
+    show_table(
+        ["runs", "id", "state", "<frame"],
+        [[row["hash"], row["id"], row["state"], str(row["frame"])] for row in answer["running"]],
+        "no program is registered",
+    )
+    show_table(
+        ["follows", "prefix", "<cursor"],
+        [
+            [names.get(row["owner"], row["owner"][:10]), row["prefix"], str(row["cursor"])]
+            for row in answer["subscriptions"]
+        ],
+        "nothing is followed",
+    )
+    show_table(
+        ["node", "active", "<last head"],
+        [
+            [
+                row["name"],
+                "yes" if row["active"] else "no",
+                "never" if row["head_age_ms"] is None else format_duration(row["head_age_ms"]),
+            ]
+            for row in answer["nodes"]
+        ],
+        "no peers",
+    )
+    show_pairs(
+        [
+            ("domain", answer["causality"]["domain"] or "none yet"),
+            ("stamp", format_size(answer["causality"]["stamp_bytes"])),
+        ]
+    )
 
 
 @space.command()

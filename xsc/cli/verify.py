@@ -42,7 +42,7 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 )
 @pass_settings
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
-    """Check a receipt, voucher, lease, ledger entry or drain proof, and say what it proves.
+    """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
 
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.

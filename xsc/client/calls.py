@@ -410,9 +410,9 @@ class Calls:
         """Return the bodies that the node knows to be damaged."""
         return self.core.call("GET", "/v1/storage/damaged")
 
-    def offers(self) -> Document:
+    def quotes(self) -> Document:
         """Ask all peers for their prices."""
-        return self.core.call("GET", "/v1/market/offers")
+        return self.core.call("GET", "/v1/market/quotes")
 
     def leases(self) -> Document:
         """Return the leases of this node, in both roles."""

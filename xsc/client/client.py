@@ -17,9 +17,12 @@ from typing import Any, BinaryIO, Self, TypeVar, Unpack
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec, LimitOptions
 from xsc.base.limits import BATCH_ITEMS_MAX
+from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
+from xsc.client.market import MarketCalls
+from xsc.client.programs import ProgramCalls, read_document
 from xsc.client.services import ServiceCalls
 from xsc.client.space import SpaceCalls, value_of
 
@@ -114,6 +117,9 @@ class Node:
         self._calls = Calls(core)
         self._services = ServiceCalls(core)
         self.space = Space(SpaceCalls(core))
+        self.allocation = Allocation(AllocationCalls(core))
+        self.market = Market(MarketCalls(core))
+        self.programs = Programs(ProgramCalls(core))
         self.id = ""
 
     async def __aenter__(self) -> Self:
@@ -492,9 +498,110 @@ class Space:
         """Return what `xsc space stats --json` prints."""
         return await asyncio.to_thread(self._calls.stats)
 
+    async def diagnostics(self) -> Document:
+        """Return what `xsc space diagnostics --json` prints."""
+        return await asyncio.to_thread(self._calls.diagnostics)
+
     async def compact(self) -> dict[str, int]:
         """Return room to the disk, and the stats after that."""
         return await asyncio.to_thread(self._calls.compact)
+
+
+class Programs:
+    """The programs of a node: values that are computed anew when what they depend on changes.
+
+    A program is named by its hash, or the beginning of it.
+    """
+
+    def __init__(self, calls: ProgramCalls) -> None:
+        self._calls = calls
+
+    async def register(self, path: Path | str, *, activate: bool = False) -> str:
+        """Register the program of a file, and run it if asked; return its hash.
+
+        Modules that it names are files beside it.
+        """
+
+        def register() -> Document:
+            return self._calls.register(*read_document(Path(path)), activate=activate)
+
+        return str((await asyncio.to_thread(register))["hash"])
+
+    async def activate(self, program: str) -> None:
+        """Run a registered program from now on."""
+        await asyncio.to_thread(self._calls.activate, program)
+
+    async def deactivate(self, program: str) -> None:
+        """Run a program no more; what it published stays."""
+        await asyncio.to_thread(self._calls.deactivate, program)
+
+    async def set_variable(self, program: str, name: str, value: str) -> Document:
+        """Give a variable of kind `value` or `local` a value; return the results."""
+        return await asyncio.to_thread(self._calls.set_variable, program, name, value)
+
+    async def results(self, program: str) -> Document:
+        """Return what `xsc program results --json` prints."""
+        return await asyncio.to_thread(self._calls.results, program)
+
+    async def programs(self) -> list[Document]:
+        """Return the registered programs, each as `xsc program ls --json` prints it."""
+        return list((await asyncio.to_thread(self._calls.programs))["programs"])
+
+    async def why(self, address: str, *, replay: bool = False) -> Document:
+        """Return what `xsc program why --json` prints."""
+        return await asyncio.to_thread(self._calls.why, address, replay=replay)
+
+    async def watch(self, program: str) -> AsyncIterator[Document]:
+        """Yield the results, now and after each frame, until the program is deactivated."""
+        events = await asyncio.to_thread(self._calls.watch, program)
+        with events:
+            found = iter(events)
+            while (results := await asyncio.to_thread(next, found, None)) is not None:
+                yield results
+
+
+class Market:
+    """What a node offers and needs ahead of use.
+
+    A quantity is MiB of `storage` or `egress`, or millions of fuel for each 64 MiB of the memory
+    limit of `compute`. A price is micro-credits a quantum. What may be stated beside them:
+    `quantity_min`, `from_ms`, `to_ms`, `every`, `price_micro`, `filters`, `location`, `rule`
+    (`docs/design/slots.md`).
+    """
+
+    def __init__(self, calls: MarketCalls) -> None:
+        self._calls = calls
+
+    async def offer(self, kind: str, quantity: int, **stated: Any) -> str:  # noqa: ANN401
+        """Offer capacity and return the id of the slot."""
+        return await self._declare("offer", kind, {"quantity": quantity, **stated})
+
+    async def need(self, kind: str, quantity: int, **stated: Any) -> str:  # noqa: ANN401
+        """State a need of capacity and return its id."""
+        return await self._declare("need", kind, {"quantity": quantity, **stated})
+
+    async def _declare(self, role: str, kind: str, stated: Document) -> str:
+        return str((await asyncio.to_thread(self._calls.declare, role, kind, stated))["id"])
+
+    async def edit(self, slot_id: str, **stated: Any) -> None:  # noqa: ANN401
+        """Change what is stated of an own offer or need.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        await asyncio.to_thread(self._calls.edit, slot_id, stated)
+
+    async def withdraw(self, slot_id: str) -> None:
+        """Withdraw an own offer or need.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        await asyncio.to_thread(self._calls.withdraw, slot_id)
+
+    async def slots(self) -> list[dict[str, Any]]:
+        """Return own and known slots and needs, as `xsc market slots --json` prints them."""
+        return list((await asyncio.to_thread(self._calls.slots))["slots"])
 
 
 def _stored(document: Document) -> Stored:
@@ -546,3 +653,38 @@ async def _gathered(
                 lines.clear()
     if lines:
         yield "".join(lines).encode()
+
+
+class Allocation:
+    """What was granted to needs ahead of use; each answer as its command prints it in JSON."""
+
+    def __init__(self, calls: AllocationCalls) -> None:
+        self._calls = calls
+
+    async def show(self) -> dict[str, Any]:
+        """Return what was cleared: by the node, and by nodes that it follows."""
+        return await asyncio.to_thread(self._calls.show)
+
+    async def groups(self) -> dict[str, list[str]]:
+        """Return the eleven groups of nodes by name."""
+        return dict((await asyncio.to_thread(self._calls.groups))["groups"])
+
+    async def expected(self) -> dict[str, Any]:
+        """Return what the needs of the node are granted."""
+        return await asyncio.to_thread(self._calls.expected)
+
+    async def received(self) -> dict[str, Any]:
+        """Return what the node has drawn of that."""
+        return await asyncio.to_thread(self._calls.received)
+
+    async def why(self, node_or_slot: str) -> list[dict[str, Any]]:
+        """Return why a node, or the needs of a slot, have what they have.
+
+        Raises:
+            NotFound: nothing that was cleared names it.
+        """
+        return list((await asyncio.to_thread(self._calls.why, node_or_slot))["why"])
+
+    async def clearings(self) -> list[dict[str, Any]]:
+        """Return the clearings of the node's slots."""
+        return list((await asyncio.to_thread(self._calls.clearings))["clearings"])

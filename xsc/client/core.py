@@ -37,6 +37,8 @@ BLOCK_BYTES = 1024 * 1024
 SOCKET_BYTES = 512 * 1024
 """Held by the system for a download: what a client that is killed has not read is lost."""
 CONNECT_TIMEOUT_S = 5.0
+PROOF_TIMEOUT_S = 10.0
+"""For the proof that begins a connection, which asks nobody else: a stopped node is silent."""
 ANSWER_TIMEOUT_S = 120.0
 """Without a byte in either direction. A put or a settlement waits for several peers in turn."""
 EVENTS_TIMEOUT_S = 30.0
@@ -331,15 +333,17 @@ class Core:
                 f"the node of {self.home} does not answer: it has stopped or was killed",
                 hint=f"start it with `{start_command(self.home)}`",
             ) from None
-        connection.sock.settimeout(timeout_s)
+        proof_s = min(timeout_s, PROOF_TIMEOUT_S)
+        connection.sock.settimeout(proof_s)
         try:
             self._meet(connection.sock, place)
         except TimeoutError:
             connection.close()
-            raise _silent(timeout_s) from None
+            raise _silent(proof_s) from None
         except BaseException:
             connection.close()
             raise
+        connection.sock.settimeout(timeout_s)
         return connection
 
     def _meet(self, sock: socket.socket, place: Place) -> None:
@@ -647,7 +651,8 @@ class Events:
                     yield dict(json.loads(data))
         except TimeoutError:
             raise _silent(EVENTS_TIMEOUT_S) from None
-        except (OSError, HTTPException, ValueError, TypeError):
+        except (OSError, HTTPException, ValueError, TypeError, AttributeError):
+            # AttributeError: `close` took the stream away from `http.client` within a read.
             if self._closed:
                 return
             raise NodeUnreachable("the node broke off its answer") from None

@@ -69,6 +69,10 @@ class SpaceCalls:
         """Return how much the space holds."""
         return self.core.call("GET", "/v1/space/stats")
 
+    def diagnostics(self) -> Document:
+        """Return programs, subscriptions, peers and the node's place in causality."""
+        return self.core.call("GET", "/v1/space/diagnostics")
+
     def compact(self) -> Document:
         """Have the node drop what it need not keep of the space; return its stats after that."""
         return self.core.call("POST", "/v1/space/compact", {}, timeout_s=FSCK_TIMEOUT_S)

@@ -8,15 +8,19 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from xsc import __version__
+from xsc.allocation.allocating import Allocator
+from xsc.allocation.commitments import Commitments
+from xsc.allocation.ports import SlotRoom
 from xsc.allocation.service import AllocationService
-from xsc.allocation.tiers import RULES, Claim
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
+    ArgumentInvalid,
     LedgerDamaged,
+    NotFound,
     PeerUnknown,
     RecordInvalid,
     SignatureInvalid,
@@ -25,15 +29,16 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short, to_text
-from xsc.base.jobs import JobSpec
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
     FUEL_QUANTUM,
     PROBE_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
     SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
+from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import RUN
@@ -48,22 +53,30 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
-from xsc.market.ports import Divide, MarketPorts, MarketSettings, Need
-from xsc.market.pricing import PriceList
+from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.pricing import PriceList, ladder
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Transport
+from xsc.node.circle import CircleSync
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
+from xsc.node.jobs.exports import Exports
 from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
 from xsc.node.tasks import Tasks
+from xsc.programs import running as programs_running
+from xsc.programs.functions import Functions
+from xsc.programs.recorder import Recorder
+from xsc.programs.service import ComputeRuntimeManager
+from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
+from xsc.space.record import Entry
 from xsc.space.service import SpaceService
-from xsc.space.store import Entry, SpaceStore
+from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
@@ -72,10 +85,12 @@ from xsc.storage.repair.maintained_object import RepairSettings
 from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
+from xsc.terms.slot import EntitlementKey, SlotKind
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
+DAY_MS = 86_400_000
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
 
 
@@ -122,12 +137,12 @@ class NodeCapacity:
         self,
         shards: StorageNode,
         disk_free_bytes: Callable[[], int],
-        compute_steps: int,
+        steps_a_second: int,
         leaving: Callable[[], bool],
     ) -> None:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
-        self._compute_steps = compute_steps
+        self._steps_a_second = steps_a_second
         self._leaving = leaving
 
     def storage_capacity_bytes(self) -> int:
@@ -143,23 +158,33 @@ class NodeCapacity:
         return max(0, min(self._shards.free_bytes, on_disk))
 
     def compute_capacity_steps(self) -> int:
-        """Return the fuel steps offered at any one time."""
-        return self._compute_steps
+        """Return the fuel steps that the workers can run within COMPUTE_LEASE_MS."""
+        return self._steps_a_second * COMPUTE_LEASE_MS // 1_000
 
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""
-        return 0 if self._leaving() else self._compute_steps
+        return 0 if self._leaving() else self.compute_capacity_steps()
 
 
-def divider(rule: str) -> Divide:
-    """Return the division rule of that name as the market calls it."""
-    chosen = RULES[rule]
+class SlotMarket:
+    """What the allocation of slots asks of the market, in quanta."""
 
-    def divide(capacity: int, needs: Sequence[Need]) -> Mapping[bytes, int]:
-        claims = [Claim(need.id, need.tier, need.weight, need.need) for need in needs]
-        return chosen(capacity, claims).allocations
+    def __init__(self, market: MarketService) -> None:
+        self._market = market
 
-    return divide
+    def slot_room(self) -> SlotRoom:
+        """Return what there is now."""
+        return self._market.headroom.slot_room()
+
+    def drawn(self) -> dict[EntitlementKey, int]:
+        """Return the quanta that leases have drawn of each entitlement, rounded up."""
+        return self._market.headroom.drawn_quanta()
+
+    def credit_micro(self, customer: bytes) -> int:
+        """Return the micro-credits that a customer may still come to owe."""
+        if self._market.holds.is_full(customer):
+            return 0
+        return self._market.limits.left(customer)
 
 
 def market_settings(config: Config) -> MarketSettings:
@@ -239,8 +264,18 @@ class Node:
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
         )
-        self.space_store = SpaceStore(parts.space, executor, clock, key, net)
+        self.space_store = SpaceStore(
+            parts.space,
+            executor,
+            clock,
+            key,
+            net,
+            keep_versions=config.keep_versions,
+            keep_ms=config.keep_days * DAY_MS,
+        )
         self.space = SpaceService(self.space_store, clock)
+        # Bound late: what is followed is made after the peers.
+        self.cells = CellSyncManager(self.space, log, lambda: self.following.update())  # noqa: PLW0108
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.bodies,
@@ -252,12 +287,13 @@ class Node:
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
-            config.compute_capacity_mfuel * FUEL_QUANTUM,
+            config.compute_workers * config.worker_speed_mfuel * FUEL_QUANTUM,
             leaving=lambda: self.storage.drain.active,
         )
         self._make_market(recovering=recovering)
         self._make_storage()
         self._make_compute()
+        self._make_programs()
 
     def _make_market(self, *, recovering: bool) -> None:
         """Make the services that know and pay peers: ledger, health, allocation, market."""
@@ -281,11 +317,11 @@ class Node:
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
         self.allocation = AllocationService(
-            context,
-            state=parts.state,
-            peers=self.peers.roster,
+            self.space,
+            self.peers.roster,
+            context.log,
             # Bound late: whom a node follows depends on its recognition.
-            on_change=lambda: self.following.update(),  # noqa: PLW0108
+            on_change=self._recognition_changed,
         )
         self.sync = SpaceSync(
             self.space,
@@ -294,12 +330,36 @@ class Node:
             context.clock,
             context.network,
             blame=self._blame_replica,
+            log=context.log,
         )
         self.intervals = Intervals(
             self.space_store, self.peers, context.clock, answers_for=self._is_direct
         )
         self.following = Following(
-            self.sync, self.peers.roster, self.allocation, self.tasks.start, context.log
+            self.sync,
+            self.peers.roster,
+            self.allocation,
+            self.tasks.start,
+            clock=context.clock,
+            log=context.log,
+            # Bound late: it needs the commitments, and these what is followed.
+            everybody=lambda: self.allocator.prefixes(),  # noqa: PLW0108
+            also=self.cells.subscriptions,
+        )
+        self.commitments = Commitments(
+            context,
+            self.space,
+            rungs=self._rungs,
+            site=config.site,
+            owner=config.owner,
+        )
+        self.circle = CircleSync(
+            self.peers,
+            self.space,
+            self.sync,
+            context.clock,
+            before_write=self._get_interval,
+            blame=self._blame_replica,
         )
         attended = Attended(context.clock, self.peers, self.health.is_there)
         self._attending = replace(context, caller=attended)
@@ -311,16 +371,42 @@ class Node:
                 quality=self.health,
                 standing=self.allocation,
                 capacity=self.capacity,
-                divide=divider(config.division_rule),
                 # Bound late: storage is made after the market.
                 leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
+                granted=lambda: self.allocator.granted(),  # noqa: PLW0108
+                received=lambda: self.allocator.received(),  # noqa: PLW0108
+                billed=lambda: self.allocator.billed(),  # noqa: PLW0108
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
             state=parts.state,
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
+        self.allocator = Allocator(
+            context,
+            space=self.space,
+            commitments=self.commitments,
+            peers=self.peers.roster,
+            market=SlotMarket(self.market),
+            state=parts.state,
+            is_up=self.health.is_up,
+            follow=self.following.update,
+            read=self.read_space,
+            once=self.tasks.once,
+        )
         self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
+
+    def _rungs(self, kind: SlotKind, reserve: int | None) -> tuple[int, int, int]:
+        """Return the prices of an offer at a reserve, or at the present one for None."""
+        pricing = self.market.headroom.pricing()
+        if reserve is None:
+            if kind == "egress":
+                raise ArgumentInvalid(
+                    "egress has no price of its own", hint="say what it costs: --price"
+                )
+            reserve = pricing.unit_price(kind)
+        rungs = ladder(reserve, pricing.prices)
+        return rungs.mutual, rungs.one_way, rungs.reserve
 
     def _make_storage(self) -> None:
         """Make the services that store objects and publish the directory."""
@@ -351,7 +437,6 @@ class Node:
             context,
             peers=self.peers,
             storage=self.storage,
-            weight_ppm=self.allocation.weight_ppm,
             ledger=lambda: noted_bytes(self.ledger.noted()),
             state=parts.state,
             background=self.tasks.once,
@@ -385,6 +470,25 @@ class Node:
             state=parts.state,
             serving=bool(config.services_listen),
             compile_ms=config.compile_limit_ms,
+        )
+        self.listing = ServiceListing(self.services.registry, self.space)
+
+    def _make_programs(self) -> None:
+        """Make what runs programs on the space."""
+        parts, own, network = self.parts, self.key.node_id, self.peers.network
+        self.programs = ComputeRuntimeManager(
+            programs_running.Ports(
+                space=self.space,
+                peers=_ProgramPeers(self),
+                sandbox=Exports(self.compute, own, network),
+                recorder=Recorder(self.space, self.key, network),
+                clock=parts.clock,
+                log=parts.log,
+            ),
+            state=parts.state,
+            executor=parts.executor,
+            start=self.tasks.start,
+            functions=Functions(),
         )
 
     def _custodian_for(self, peer: bytes) -> bool:
@@ -435,12 +539,24 @@ class Node:
             InvitationInvalid, PeerSilent: the peer does not take it, or does not answer.
         """
         peer = await self.peers.joining.join(invitation, name)
-        self.tasks.once("interval", lambda: self.intervals.ask([peer]))
+        # Before anything else runs: it is asked before the first write.
+        if self.space_store.clock is None:
+            await self.space_store.invited_by(peer)
         return peer
 
     async def ask_interval(self) -> None:
-        """Get another interval in the place of one that was left."""
-        await self.intervals.ask([peer for peer in self.peers.peers() if self._is_direct(peer)])
+        """Get an interval of who invited this node, or another one in the place of one left."""
+        await self.intervals.ask(self._granters())
+
+    async def _get_interval(self) -> None:
+        """Ask for an interval until there is one, for some minutes."""
+        await self.intervals.run(self._granters)
+
+    def _granters(self) -> list[bytes]:
+        if self.space_store.has_left:
+            return [peer for peer in self.peers.peers() if self._is_direct(peer)]
+        inviter = self.space_store.inviter
+        return [] if inviter is None else [inviter]
 
     async def read_space(self, owner: bytes, path: str) -> Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.
@@ -450,8 +566,9 @@ class Node:
         """
         if owner != self.key.node_id and self.health.is_up(owner):
             try:
-                if not self.sync.is_followed(owner, path):
-                    await self.sync.fetch(owner, path)
+                followed = self.sync.is_followed(owner, path)
+                if not followed and not await self.sync.fetch(owner, path):
+                    raise NotFound(f"nothing is at '{path}'")
                 if self.space.get(path, owner).signed.record.digest is not None:
                     await self.sync.load(owner, owner, path)
             except UnavailableError:
@@ -466,21 +583,6 @@ class Node:
             fuel=self.config.fuel if fuel is None else fuel,
             memory_bytes=self.config.memory_bytes if memory_bytes is None else memory_bytes,
             timeout_ms=self.config.timeout_ms if timeout_ms is None else timeout_ms,
-        )
-
-    def complete(self, spec: JobSpec) -> JobSpec:
-        """Return a job with this node's limits where it names none, and the whole id of a node.
-
-        Raises:
-            PeerUnknown: no node is called `spec.on`, or more than one.
-        """
-        limits = self.job_limits(spec.fuel, spec.memory_bytes, spec.timeout_ms)
-        return replace(
-            spec,
-            fuel=limits.fuel,
-            memory_bytes=limits.memory_bytes,
-            timeout_ms=limits.timeout_ms,
-            on=None if spec.on is None else to_text(self.find(spec.on)),
         )
 
     @property
@@ -499,6 +601,9 @@ class Node:
             await self.compute.start()
             await self.shards.start()
             await self.allocation.start()
+            self.commitments.start()
+            # What was granted ahead of use is kept free from the first request on.
+            self.allocator.start()
             await self.market.start()
             self.market.granted.reconcile(self.shards.usage)
             if not self.market.store.complete:
@@ -511,7 +616,6 @@ class Node:
                 self.ledger,
                 self.payments,
                 self.health,
-                self.allocation,
                 self.market,
                 self.storage,
                 self.heads,
@@ -534,14 +638,19 @@ class Node:
             raise
         for peer in self.peers.peers():
             self.health.watch(peer)
-        self.tasks.start("peers", self.peers.greeter.run)
+        self.tasks.start("circle", self.circle.take)
+        self.tasks.start("publish", self.circle.publish)
+        self.tasks.start("seek", self.circle.seek)
         self.following.begin()
-        if self.space_store.has_left:
-            self.tasks.once("interval", self.ask_interval)
+        await self.programs.open()
+        if self._granters():
+            self.tasks.once("interval", self._get_interval)
         self.tasks.start("space", self.space.run)
+        self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)
-        self.tasks.start("allocation", self.allocation.run)
+        self.tasks.start("commitment", self.commitments.run)
+        self.tasks.start("allocator", self.allocator.run)
         self.tasks.start("market", self.market.run)
         self.tasks.start("renewal", self.market.renewals.run)
         self.tasks.start("ledger", self.ledger.run)
@@ -553,6 +662,7 @@ class Node:
         self.tasks.start("repair_in_custody", self.storage.custody_repairer.run)
         self.tasks.start("drain", self.storage.drain.run)
         self.tasks.start("services", self.services.run)
+        self.tasks.start("listing", self.listing.run)
         self.tasks.start("reclaim", self._reclaim)
         self.tasks.start("sweep", self._sweep)
         self.tasks.start("unfound", self.storage.adoption.run)
@@ -579,7 +689,8 @@ class Node:
         while True:
             await self.clock.sleep_ms(SPACE_COMPACT_INTERVAL_MS)
             await self.sync.evict()
-            await self.space.compact()
+            left = await self.space.compact()
+            self.log.info("space.compacted", records=left.records, disk_bytes=left.disk_bytes)
 
     async def collect_garbage(self) -> Collected:
         """Do at once what the background does in time.
@@ -613,13 +724,20 @@ class Node:
             if not self.failed.done():
                 self.failed.set_result(fault)
 
+    def _recognition_changed(self) -> None:
+        self.following.recognised()
+        self.allocator.wake()
+
     def _peer_changed(self, peer: bytes, what: str) -> None:
         self.directory.wake()
         self.following.update()
+        self.allocator.wake()
         if what == "added":
             self.health.watch(peer)
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
+        if what == "removed":
+            self.tasks.once("recognition", lambda: self.allocation.recognise(peer, 0))
 
     def _is_direct(self, peer: bytes) -> bool:
         return self.peers.roster.introducer_of(peer) == to_text(peer)
@@ -628,16 +746,16 @@ class Node:
         if isinstance(fault, RecordInvalid | SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
         else:
-            self.log.info("space.not_followed", peer=short(peer), code=fault.code)
+            self.log.info("space.replica_fault", peer=short(peer), code=fault.code)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
         self.storage.drain.wake()
+        self.allocator.wake()
         if up:
             self.storage.node_up(peer)
             self.tasks.once("head", lambda: self._confirm_head(peer))
-            self.tasks.once("standing", lambda: self.allocation.peer_back(peer))
             self.tasks.once("recall", lambda: self.market.recalls.recall(peer))
             self.tasks.once("leases", lambda: self.market.denials.ask(peer))
 
@@ -677,3 +795,26 @@ class Node:
             self.log.warning("storage.not_closed", reason=fault.message)
         self._close_stores()
         self.log.info("node.stopped", node=self.key.node_id)
+
+
+class _ProgramPeers:
+    """The peers of a node, as its programs know them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def find(self, name: str) -> bytes:
+        """Return the node that a name means, or raise PeerUnknown."""
+        return self._node.find(name)
+
+    def watch(self, owner: bytes, prefix: str) -> None:
+        """Follow a prefix of a peer until `unwatch`."""
+        self._node.following.watch(owner, prefix)
+
+    def unwatch(self, owner: bytes, prefix: str) -> None:
+        """End one `watch`."""
+        self._node.following.unwatch(owner, prefix)
+
+    async def read(self, owner: bytes, path: str) -> Entry:
+        """Return what is at a path of a peer, asked for there, or raise NotFound."""
+        return await self._node.read_space(owner, path)

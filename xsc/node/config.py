@@ -50,7 +50,7 @@ class Config:
     """0 stands for: half of what the disk has left at the start, at most 100 GiB."""
     disk_reserve_ppm: int
     compute_workers: int
-    compute_capacity_mfuel: int
+    worker_speed_mfuel: int
     fuel: int
     memory_bytes: int
     timeout_ms: int
@@ -61,7 +61,6 @@ class Config:
     one_way_discount_ppm: int
     storage_price_max_micro: int
     compute_price_max_micro: int
-    division_rule: str
     starter_credit_micro: int
     probe_interval_ms: int
     settle_interval_ms: int
@@ -78,6 +77,8 @@ class Config:
     repair_bytes_a_second: int
     repair_interval_ms: int
     moved_kept_ms: int
+    keep_versions: int
+    keep_days: int
 
     @property
     def lives_ms(self) -> tuple[int, ...]:
@@ -228,11 +229,11 @@ KEYS: Final[dict[str, Key]] = {
     "compute_workers": Key(
         "compute_workers", "2", _between(1, 256), "sandbox workers: jobs that run at once"
     ),
-    "compute_capacity": Key(
-        "compute_capacity_mfuel",
-        "1000000",
-        _between(0, 10**15),
-        "fuel offered at any one time, in millions of fuel steps",
+    "worker_speed": Key(
+        "worker_speed_mfuel",
+        "1000",
+        _between(0, 10**6),
+        "fuel, in millions, that a worker runs a second; workers times this is what is offered",
     ),
     "fuel": Key(
         "fuel",
@@ -284,12 +285,6 @@ KEYS: Final[dict[str, Key]] = {
         "40",
         _PRICE,
         "maximum that this node pays a million fuel and step",
-    ),
-    "division_rule": Key(
-        "division_rule",
-        "weighted-uniform",
-        _choice("weighted-uniform", "proportional"),
-        "how scarce capacity is divided",
     ),
     "starter_credit": Key(
         "starter_credit_micro", "10", parse_credits, "debt limit, in credits, of a new peer"
@@ -384,6 +379,18 @@ KEYS: Final[dict[str, Key]] = {
         "60s",
         _between(1_000, 30 * 86_400_000, parse_duration_ms),
         "how long old copies of moved shards are kept, for reads in progress",
+    ),
+    "keep_versions": Key(
+        "keep_versions",
+        "0",
+        _between(0, 1_000),
+        "how many replaced versions of each path of the space are kept",
+    ),
+    "keep_days": Key(
+        "keep_days",
+        "0",
+        _between(0, 3_650),
+        "for how many days each replaced version of the space is kept",
     ),
 }
 

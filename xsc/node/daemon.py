@@ -33,7 +33,7 @@ from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.listener import listen
+from xsc.net.transport.listener import listen, listen_hint
 from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
@@ -41,7 +41,14 @@ from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
+from xsc.node.recovery.recover import (
+    Found,
+    Signing,
+    begin_signing,
+    call_peers,
+    find_objects,
+    parse_place,
+)
 from xsc.node.recovery.restore import CaughtUp, catch_up
 from xsc.node.routes import jobs, objects
 from xsc.node.routes.table import all_routes
@@ -137,7 +144,7 @@ def banner(node: Node) -> list[str]:
     return [
         f"node {to_text(node.key.node_id)}",
         f"name {config.name}, network {node.network}",
-        f"peers reach it at {', '.join(node.peers.greeter.addresses())}",
+        f"peers reach it at {', '.join(node.peers.own_address.addresses())}",
         (
             f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
             f"{format_credits(config.storage_price_micro)} credits a MiB and hour, "
@@ -237,11 +244,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         except OSError as fault:
             raise ConfigInvalid(
                 f"the API cannot listen on {config.api_listen}: {fault.strerror}",
-                hint="set api_listen to a free port, or to port 0",
+                hint=listen_hint("api_listen", fault),
             ) from None
         prover.port = listening.sockets[0].getsockname()[1]
         if config.services_listen:
             node.services.registry.url = await _listen_for_services(services, config)
+            node.services.registry.changed.set()
         node.api_url = f"http://{host}:{prover.port}"
         _publish(node, home.path, token, flags_say)
         await _until_ended(node, ended)
@@ -250,6 +258,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         if listening is not None:
             listening.close()
         node.space.end_watches()
+        node.programs.end_watches()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
         gate.close()
@@ -325,6 +334,8 @@ def recover_home(
     """
     if identity is not None:
         keyfile.from_line(identity, passphrase)
+    for place in places:
+        parse_place(place)  # before anything is written: a begun home takes no backup
     with homes.lock(path):
         begun = homes.recovery_stage(path) is not None
         if identity is not None and not (begun and homes.is_home(path)):

@@ -86,7 +86,6 @@ class DirectoryKeeper:
         context: the node's values.
         peers: the peers that are told and listed.
         storage: what the directory lists.
-        weight_ppm: returns the weight of a peer.
         ledger: returns what the directory says of the ledger.
         state: keeps the last head.
         background: runs a named task once.
@@ -100,7 +99,6 @@ class DirectoryKeeper:
         *,
         peers: PeerNet,
         storage: StorageService,
-        weight_ppm: Callable[[bytes], int],
         ledger: Callable[[], bytes],
         state: KeyValue,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
@@ -109,7 +107,6 @@ class DirectoryKeeper:
         self._context = context
         self._peers = peers
         self._storage = storage
-        self._weight_ppm = weight_ppm
         self._ledger = ledger
         self._state = state
         self._background = background
@@ -216,7 +213,6 @@ class DirectoryKeeper:
                 tuple(info.addresses),
                 info.fingerprint,
                 info.seq,
-                self._weight_ppm(info.node_id),
                 info.introducer,
                 info.hops,
                 info.confirmed,

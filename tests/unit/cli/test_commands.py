@@ -564,6 +564,57 @@ BALANCES = {
     ],
     "total_micro": -5,
 }
+SLOT = {
+    "id": "a" * 26,
+    "role": "offer",
+    "node": "b" * 52,
+    "kind": "compute",
+    "quantity": 2000,
+    "price": 10,
+    "windows": [[1_700_000_000_000, 1_700_000_060_000]],
+}
+NEED = {**SLOT, "role": "need", "windows": []}
+LINE = {
+    "node": NODE,
+    "name": "bob",
+    "tier": "mutual",
+    "need": NODE,
+    "quantity": 64,
+    "price": 8,
+    "until_ms": 3_600_000,
+}
+CLEARED = {
+    "slots": [
+        {
+            "slot": NODE,
+            "node": NODE,
+            "name": "bob",
+            "kind": "storage",
+            "window": [0, 3_600_000],
+            "capacity": 2048,
+            "allocations": [LINE],
+        }
+    ],
+    "converged": True,
+    "network_converged": False,
+}
+GROUPS = {"groups": {"my_mutual_beneficiaries": [NODE]}, "names": {NODE: "bob"}}
+GRANTED = {
+    "allocations": [{**LINE, "kind": "compute", "quantity": 5, "drawn": 0, "window": [0, 1]}],
+    "totals": {NODE: 5},
+}
+REASON = {
+    **LINE,
+    "slot": NODE,
+    "kind": "compute",
+    "window": [0, 1],
+    "weight": 1,
+    "eligible": 2,
+    "granted": 1,
+    "because": "so",
+    "changes": [],
+}
+WHY = {"why": [REASON, REASON]}
 VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry holds"}
 
 
@@ -577,7 +628,15 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
             "bob   abcdefghij  up     no          alice",
         ),
         (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
-        (["market", "offers"], "/v1/market/offers", {"offers": [OFFER]}, "0.000008"),
+        (["market", "quote"], "/v1/market/quotes", {"quotes": [OFFER]}, "0.000008"),
+        (["market", "slots"], "/v1/market/slots", {"slots": [SLOT, NEED]}, "always"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "bob   storage"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "2.0 GiB"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "1970-01-01 00:00:00 UTC"),
+        (["allocation", "groups"], "/v1/allocation/groups", GROUPS, "served here as mutual  bob"),
+        (["allocation", "expected"], "/v1/allocation/expected", GRANTED, "5 million fuel"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "1 million fuel of 2 mil"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "so\n\ncustomer"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
         (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
         (["ledger", "log"], "/v1/ledger/log?limit=50", {"entries": [ENTRY]}, "+0.000080"),
@@ -973,6 +1032,7 @@ def test_drain_waits_writes_the_proof_and_says_that_the_node_can_go(xsc, stand_i
     assert "released    1 object, 4.0 KiB" in done.text
     assert "left        0 objects, 0 B" in done.text
     assert "owed to it  2.000000 credits" in done.text
+    assert done.err.startswith("left: 1 object, 4.0 KiB\nleft: 1 object, 1.0 KiB\n")
     assert "can be stopped for good" in done.err
     assert "stay readable" in done.err
     assert (tmp_path / "home" / "drain.proof").read_bytes() == b"XSC drain proof"

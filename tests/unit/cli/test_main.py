@@ -246,9 +246,9 @@ def test_help_into_a_closed_pipe_is_no_error(tmp_path, word):
     assert (process.returncode, err) == (141, b"")
 
 
-def test_closed_streams_are_empty_and_silent(tmp_path):
+def test_closed_streams_are_no_bug(tmp_path):
     words = [sys.executable, "-m", "xsc", "--home", str(tmp_path)]
-    for closed, code in [("0<&- verify -", 6), ("1>&- --version", 0), ("1>&- 2>&- peer ls", 5)]:
+    for closed, code in [("0<&- verify -", 2), ("1>&- --version", 2), ("1>&- 2>&- peer ls", 5)]:
         line = shlex.join(words) + " " + closed
         done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, check=False)
         assert done.returncode == code
@@ -312,3 +312,51 @@ def test_text_from_elsewhere_cannot_steer_the_terminal(xsc, stand_in):
 
 def test_one_place_makes_exit_codes():
     assert main_module.EXIT_PIPE == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    "words", [["store", "put", "-"], ["space", "put", "x", "-"], ["verify", "-"]]
+)
+def test_a_closed_input_is_bad_input_and_nothing_is_stored(stand_in, words):
+    line = shlex.join([sys.executable, "-m", "xsc", "--home", str(stand_in.home), *words])
+    done = subprocess.run(["/bin/sh", "-c", line + " <&-"], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard input is closed (argument_invalid)")
+    assert done.stdout == b""
+
+
+def test_a_result_that_a_closed_output_loses_is_a_failure(stand_in):
+    stand_in.answers("GET", "/v1/objects", {"objects": []})
+    line = shlex.join([sys.executable, "-m", "xsc", "--home", str(stand_in.home)])
+    for words in ("store ls --json", "--version"):
+        shell = ["/bin/sh", "-c", f"{line} {words} >&-"]
+        done = subprocess.run(shell, capture_output=True, check=False)
+        assert done.returncode == 2
+        assert b"the output cannot be written: it is closed" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["ledger", "limit", "node", "-5"], ["peer", "recognise", "node", "-5%"]]
+)
+def test_a_number_below_zero_is_refused_in_a_sentence(xsc, words):
+    done = xsc(*words)
+    assert done.code == 2
+    assert done.err == (
+        "error: '-5' is no option, and no number here may be below zero (argument_invalid)\n"
+    )
+
+
+def test_a_pipe_is_no_file_to_store(xsc, stand_in, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = xsc("store", "put", pipe)
+    assert done.code == 2
+    assert "is a pipe, not a regular file" in done.err
+
+
+def test_what_is_no_record_is_said_to_be_none(xsc, tmp_path):
+    (tmp_path / "page.md").write_text("# A page\n")
+    done = xsc("verify", tmp_path / "page.md")
+    assert done.code == 6
+    assert done.err == ("error: this is no signed record, so it proves nothing (proof_invalid)\n")

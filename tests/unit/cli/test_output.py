@@ -1,9 +1,13 @@
 """Tables: no cell is ever broken, whatever the width."""
 
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.cli.output import table_lines, width_of
+from xsc.cli.market import MOMENT
+from xsc.cli.output import moment, table_lines, width_of
 
 CELL = st.text("ab1年", min_size=1, max_size=60)
 TABLES = st.integers(1, 9).flatmap(
@@ -39,3 +43,14 @@ def test_numbers_stand_to_the_right_and_what_does_not_fit_stands_below():
         ["a        1", "  xxxxxxxxx"],
         ["bcd     20", "  y"],
     ]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Auckland"])
+def test_a_time_is_shown_in_utc_and_read_back_as_the_same(monkeypatch, zone):
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        shown = moment(1_795_383_000_999)
+        assert MOMENT.convert(shown.removesuffix(" UTC"), None, None) == 1_795_383_000_000
+    time.tzset()
+    assert shown == "2026-11-22 21:30:00 UTC"

@@ -136,3 +136,31 @@ def test_stats_and_compact_show_the_same(xsc, stand_in):
     assert xsc("space", "compact").text == shown
     assert stand_in.last.json() == {}
     assert xsc("space", "stats", "--json").json == xsc("space", "compact", "--json").json == STATS
+
+
+def test_diagnostics_show_what_is_listed_and_followed(xsc, stand_in):
+    answer = {
+        "programs": [{**WRITTEN, "path": "programs/services/greet", "size_bytes": 100}],
+        "running": [{"id": "total", "hash": "h1", "state": "active", "frame": 3}],
+        "subscriptions": [
+            {"owner": "n1", "prefix": "nodes", "cursor": 12, "head_age_ms": 5_000},
+            {"owner": "n2", "prefix": "nodes", "cursor": 0, "head_age_ms": None},
+        ],
+        "nodes": [
+            {"node": "n1", "name": "bob", "head_age_ms": 5_000, "active": True},
+            {"node": "n2", "name": "eve", "head_age_ms": None, "active": False},
+        ],
+        "causality": {"domain": "dd", "interval": "YQ==", "stamp_bytes": 5},
+    }
+    stand_in.answers("GET", "/v1/space/diagnostics", answer)
+    assert xsc("space", "diagnostics", "--json").json == answer
+    rows = [line.split() for line in xsc("space", "diagnostics").text.splitlines()]
+    for row in (
+        ["programs/services/greet", "100", "B"],
+        ["h1", "total", "active", "3"],
+        ["bob", "nodes", "12"],
+        ["bob", "yes", "5s"],
+        ["eve", "no", "never"],
+        ["domain", "dd"],
+    ):
+        assert row in rows

@@ -320,6 +320,17 @@ def test_silence_ends(tmp_path):
             Core(tmp_path).call("GET", "/v1/status", timeout_s=0.05)
 
 
+def test_a_node_that_is_stopped_is_not_waited_for_as_long_as_one_that_works(tmp_path, monkeypatch):
+    """Its kernel takes connections, and nobody proves to be the node."""
+    monkeypatch.setattr(core_module, "PROOF_TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "api.token").write_text("t")
+        place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        (tmp_path / "api.json").write_text(json.dumps(place))
+        with pytest.raises(NodeUnreachable, match="silent"):
+            Core(tmp_path).call("GET", "/v1/status", timeout_s=3600)
+
+
 def test_silence_ends_an_upload(tmp_path, monkeypatch):
     monkeypatch.setattr(core_module, "ANSWER_TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:

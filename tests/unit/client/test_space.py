@@ -39,6 +39,8 @@ async def test_a_day_with_the_space(stand_in, space):
     stand_in.answers("GET", "/v1/space/stats", {"records": 1})
     stand_in.answers("POST", "/v1/space/compact", {"records": 1})
     assert await space.stats() == await space.compact() == {"records": 1}
+    stand_in.answers("GET", "/v1/space/diagnostics", {"programs": []})
+    assert await space.diagnostics() == {"programs": []}
 
 
 async def test_a_watch_yields_changes_and_ends_with_the_node(stand_in, space):

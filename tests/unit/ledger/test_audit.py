@@ -155,7 +155,7 @@ async def test_the_mark_says_where_the_chain_ends(a):
     ):
         damaged(a, "entry 4 .* does not end where it should", mark=chain_end_bytes(wrong))
     damaged(a, "does not end where it should", mark=None)
-    # The last row alone is gone, and with it what stands beside it.
+    # Only the last half is missing, and its vouchers with it.
     damaged(
         a,
         "entry 3 .* does not end where it should",
@@ -394,7 +394,7 @@ async def test_an_old_entry_has_its_own_number_and_author(restarted):
         )
         return restart_bytes(replace(began, incarnation=sign(record, restarted.key, NETWORK)))
 
-    # Both halves trade places: the own one stands where the peer's should.
+    # The two halves are swapped: each is in the other's table.
     turned = {
         "halves": {**tables["halves"], seq: tables["others"][seq]},
         "others": {**tables["others"], seq: tables["halves"][seq]},

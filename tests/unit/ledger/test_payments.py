@@ -69,7 +69,7 @@ async def test_a_word_is_shown_only_while_who_owes_is_who_it_says_has_paid(owed_
 
 @pytest.mark.parametrize("steps", range(20))
 async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(steps):
-    """However many steps lie between the two."""
+    """Whatever number of turns of the event loop comes between both."""
     books = Books()
     payments = payments_of(books)
     await payments.say(PEER, 5)

@@ -9,6 +9,7 @@ from tests.sim.network import World, run
 from tests.unit.compute.programs import wasm
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
+from xsc.base.limits import FUEL_QUANTUM
 from xsc.compute.worker.local import LocalSandbox
 
 SETTINGS = {"compute_price": "1000", "compute_price_max": "1000"}
@@ -48,3 +49,18 @@ def test_a_node_that_stops_cancels_the_orders_it_runs():
         await asyncio.gather(asking, return_exceptions=True)
 
     run(1, 2, play, SETTINGS, kind=EndlessWorld)
+
+
+def test_the_compute_that_is_offered_is_what_the_workers_can_run():
+    async def play(world):
+        one, four = (node.capacity for node in world.nodes)
+        minute = 60_000
+        assert one.compute_capacity_steps() == 1_500 * FUEL_QUANTUM * minute // 1_000
+        assert four.compute_capacity_steps() == 4 * one.compute_capacity_steps()
+
+    class Workers(World):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.settings_of = {0: {"compute_workers": "1"}, 1: {"compute_workers": "4"}}
+
+    run(1, 2, play, {"worker_speed": "1500"}, kind=Workers)

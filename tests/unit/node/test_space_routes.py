@@ -132,10 +132,11 @@ async def test_nobody_writes_in_the_space_of_a_peer(api):
     assert (await api.get("bob:a"))[1]["value"] == "theirs"
 
 
-async def test_only_the_node_itself_writes_where_it_keeps_its_place_in_causality(api):
+@pytest.mark.parametrize("path", ["causality/interval", "nodes/address", "nodes/members/0"])
+async def test_only_the_node_itself_writes_its_place_in_causality_and_what_it_is(api, path):
     await api.call("PUT", "/v1/space/record?at=a", b"x")
     for method in ("PUT", "DELETE"):
-        status, problem = await api.call(method, "/v1/space/record?at=causality/interval", b"x")
+        status, problem = await api.call(method, f"/v1/space/record?at={path}", b"x")
         assert (status, problem["code"]) == (400, "argument_invalid")
 
 
@@ -172,6 +173,19 @@ async def test_stats_count_and_a_compaction_shows_them_after(api):
     assert (before["subscriptions"], before["received_bytes"], before["sent_bytes"]) == (0, 0, 0)
     assert await api.call("POST", "/v1/space/compact", b"{}") == (200, before)
     assert (await api.call("POST", "/v1/space/compact", b'{"now": 1}'))[0] == 400
+
+
+async def test_diagnostics_show_the_place_in_causality(api):
+    status, before = await api.call("GET", "/v1/space/diagnostics")
+    assert (status, before["programs"], before["subscriptions"]) == (200, [], [])
+    (bob,) = before["nodes"]
+    assert (bob["name"], bob["head_age_ms"], bob["active"]) == ("bob", None, False)
+    assert before["causality"] == {"domain": None, "interval": None, "stamp_bytes": 0}
+    await api.put("programs/x", b"x")
+    _, after = await api.call("GET", "/v1/space/diagnostics")
+    assert [row["path"] for row in after["programs"]] == ["programs/x"]
+    assert after["causality"]["stamp_bytes"] > 0
+    assert len(after["causality"]["domain"]) == 52
 
 
 async def events(answer):

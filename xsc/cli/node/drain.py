@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -68,11 +69,15 @@ def _drained(calls: Calls) -> Document:
     """Begin to leave and wait until all has moved that can; return how it stands then."""
     answer = calls.leave()
     with progress_bar("moving away", answer["total_bytes"]) as progress:
-        shown = 0
+        shown, said = 0, ""
         while answer["state"] == "leaving":
             moved = answer["total_bytes"] - answer["left_bytes"]
             progress(moved - shown)
             shown = moved
+            left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
+            if left != said and not sys.stderr.isatty():
+                say(f"left: {left}")
+            said = left
             stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
             if stuck and stuck >= answer["left_objects"]:
                 break

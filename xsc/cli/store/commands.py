@@ -142,6 +142,10 @@ def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Docume
             how |= {"name": name or "", "wait_for_name": bool(name)}
             return calls.put(sys.stdin.buffer, progress=progress, **how)
     try:
+        if file.is_fifo():  # opening one waits for whoever writes, perhaps for ever
+            raise ArgumentInvalid(
+                f"{file} is a pipe, not a regular file", hint=f"xsc store put - < {file}"
+            )
         source = file.open("rb")
     except OSError as fault:
         error = unreadable(file, "file", fault)

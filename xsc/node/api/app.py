@@ -189,7 +189,9 @@ def parse(raw: bytes, kind: type[B]) -> B:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as fault:
-        raise ArgumentInvalid(_complaint(fault.errors()[0])) from None
+        first = fault.errors()[0]
+        hint = "give a value within that bound" if first["type"] in _BOUNDS else ""
+        raise ArgumentInvalid(_complaint(first), hint=hint) from None
 
 
 def _complaint(first: ErrorDetails) -> str:
@@ -202,7 +204,10 @@ def _complaint(first: ErrorDetails) -> str:
             if place.endswith(suffix) and isinstance(given, int):
                 place, bound, given = place.removesuffix(suffix), shown(bound), shown(given)
         return f"{place} must be {words} {bound}, not {str(given)[:40]}"
-    return f"the request is wrong at {place}: {first['msg']}"
+    if first["type"] == "string_too_long":
+        return f"{place} must have at most {first['ctx']['max_length']} characters"
+    said = first["msg"].replace("Input should", "it must")
+    return f"the request is wrong at {place}: {said}"
 
 
 def whole_number(given: str, what: str, most: int, *, least: int = 0) -> int:

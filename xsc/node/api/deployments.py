@@ -40,7 +40,7 @@ from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.flow import Flow
 from xsc.net.transport.gate import Gate
-from xsc.net.transport.listener import Server, listen
+from xsc.net.transport.listener import Server, listen, listen_hint
 from xsc.net.transport.room import Room
 from xsc.node.build import Node
 
@@ -123,7 +123,7 @@ class ServiceListener:
         except OSError as fault:
             raise ConfigInvalid(
                 f"services cannot listen on {host}:{port}: {fault.strerror}",
-                hint="set services_listen to a free port, or to port 0",
+                hint=listen_hint("services_listen", fault),
             ) from None
         found: int = self._listening.sockets[0].getsockname()[1]
         return found

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+from xsc.allocation.clearing_record import check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_QUANTUM, PEER_BODY_BYTES_MAX
-from xsc.base.units import ceil_div, format_credits, format_size
+from xsc.base.units import ceil_div, format_credits, format_size, format_time, format_units
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
 from xsc.compute.jobs.quorum import contradict, same_content
@@ -20,7 +21,12 @@ from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
 from xsc.market.quote import why
+from xsc.programs.numbers import format_value
+from xsc.programs.proof import check_record, value_in
+from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord
+from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
+from xsc.terms.clearing import ClearingRecord, SpaceValue
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
@@ -28,11 +34,13 @@ from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
 from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import Quote
+from xsc.terms.quote import UNITS, Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
 
+SHOWN_CHARS = 60
+"""Of a value of a program."""
 S = TypeVar("S", bound=Record)
 T = TypeVar("T", Lease, Renewal)
 Q = TypeVar("Q", LeaseRequest, RenewalRequest)
@@ -69,7 +77,7 @@ def _quote(raw: bytes) -> str:
     _require(signed.author == quote.provider, "the quote is not signed by its provider")
     return (
         f"quote: {short(quote.provider)} offers {quote.kind} to {short(quote.customer)} at "
-        f"{format_credits(quote.price)} credits a quantum ({quote.tier})"
+        f"{format_credits(quote.price)} credits a {UNITS[quote.kind]} ({quote.tier})"
     )
 
 
@@ -92,6 +100,13 @@ def _granted(signed: Signed[T], request: Signed[Q], kind: str, quantity: int, *,
     )
 
 
+def _quantity(kind: str, quantity: int) -> str:
+    """Return what a lease grants, in the words of people."""
+    if kind == "storage":
+        return f"{format_size(quantity)} of storage"
+    return f"{quantity // FUEL_QUANTUM} million fuel steps of compute"
+
+
 def _lease(raw: bytes) -> str:
     signed = _open(raw, Lease)
     request = _open(signed.record.request, LeaseRequest)
@@ -99,8 +114,8 @@ def _lease(raw: bytes) -> str:
     _granted(signed, request, asked.kind, quantity, what="lease")
     return (
         f"lease: {short(asked.provider)} grants {short(asked.customer)} "
-        f"{quantity} of {asked.kind} at {format_credits(asked.price)} "
-        "credits a quantum"
+        f"{_quantity(asked.kind, quantity)} at {format_credits(asked.price)} "
+        f"credits a {UNITS[asked.kind]}"
     )
 
 
@@ -130,7 +145,7 @@ def _renewal(raw: bytes) -> str:
     return (
         f"renewal {asked.number} of lease {short(asked.lease_id)}: {short(asked.provider)} keeps "
         f"{format_size(quantity)} for {short(asked.customer)} at "
-        f"{format_credits(asked.price)} credits a quantum"
+        f"{format_credits(asked.price)} credits a {UNITS['storage']}"
     )
 
 
@@ -371,12 +386,63 @@ def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> s
     )
 
 
+def _clearing(raw: bytes) -> str:
+    record = check_clearing(raw).record
+    given = sum(line.given for line in record.tiers)
+    stages = ", ".join(f"{line.given} {line.tier}" for line in record.tiers)
+    return (
+        f"clearing: {short(record.provider)} divided "
+        f"{format_units(record.slot.kind, record.capacity)} of {record.slot.kind} in slot "
+        f"{to_text(record.slot.slot_id)} among {_count(len(record.participants), 'customer')} by "
+        f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "
+        "credit left of each need, that nobody and no recognition is missing, and that nothing of "
+        f"this had been replaced are the provider's word: {_inputs(record)}"
+    )
+
+
+def _inputs(record: ClearingRecord) -> str:
+    """Return number and date of each value that a clearing was computed from."""
+    parties = [(record.provider, record.commitment, record.recognition)]
+    parties += [(each.customer, each.commitment, each.recognition) for each in record.participants]
+    return "; ".join(
+        f"{short(node)} commitment {_dated(commitment)}, "
+        + ("no recognition" if given is None else f"recognition {_dated(given)}")
+        for node, commitment, given in parties
+    )
+
+
+def _dated(value: SpaceValue) -> str:
+    of = _open(value.record, SpaceRecord).record
+    return f"{of.sequence} of {format_time(of.written_ms)}"
+
+
+def _provenance(raw: bytes) -> str:
+    signed = check_record(raw)
+    record, output = signed.record, signed.record.output
+    inputs = ", ".join(f"{item.name} = {_value(item)}" for item in record.inputs)
+    place = f" at '{output.path}'" if output.path else ""
+    return (
+        f"provenance: {short(signed.author)} says that {record.function}({inputs}) gave "
+        f"{_value(output)}{place}, as {record.computation}.{output.name} of program "
+        f"{short(record.program)} in frame {record.frame}; that it does is proven by a second run"
+    )
+
+
+def _value(part: ProvenanceInput | ProvenanceOutput) -> str:
+    value = value_in(part)
+    if value is None:
+        return f"a {part.type} of hash {part.digest.hex()[:16]}"
+    shown = format_value(part.type, value)
+    text = "".join(char if char.isprintable() else "?" for char in shown[: SHOWN_CHARS + 1])
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
         raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
-            lease, lease denial, quote, voucher or exported ledger entry.
+            lease, lease denial, quote, voucher, clearing, provenance or exported ledger entry.
         module: a module that an execution or service receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
@@ -395,10 +461,19 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         LeaseDenial.KIND: _lease_denial,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,
+        ClearingRecord.KIND: _clearing,
         SettledEntry.KIND: verify_settled,
+        ProvenanceRecord.KIND: _provenance,
     }
     try:
         kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
+    except PeerError as fault:
+        # A record of a newer version has a hint; all else is some other file.
+        said = fault.message if fault.hint else "this is no signed record, so it proves nothing"
+        raise ProofInvalid(said, hint=fault.hint) from None
+    except LimitError as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    try:
         if kind not in checks:
             raise ProofInvalid(f"a record of kind '{kind[:40]}' is nothing that can be verified")
         _require(

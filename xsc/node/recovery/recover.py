@@ -23,7 +23,7 @@ from xsc.base.errors import (
     UnavailableError,
     XscError,
 )
-from xsc.base.ids import from_text, short
+from xsc.base.ids import from_text, node_id_from_text, short
 from xsc.base.limits import (
     DIRECTORY_BYTES_MAX,
     RECOVERY_PARALLEL,
@@ -32,7 +32,7 @@ from xsc.base.limits import (
 )
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted, open_noted
-from xsc.net.peers.invitation import SCHEME
+from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.peers.registry import PeerInfo
 from xsc.node.build import Node
 from xsc.storage.catalogue.directory import (
@@ -75,25 +75,25 @@ class Signing:
     """Per peer, what the directory says that it owed and nobody shows; below zero, the own debt."""
 
 
-async def meet(node: Node, place: str) -> None:
-    """Come to know a peer again: by its invitation, or by `ID@ADDRESS[#FINGERPRINT]`.
+def parse_place(place: str) -> PeerInfo | None:
+    """Return the peer that `ID@ADDRESS[#FINGERPRINT]` names; None for a well-formed invitation.
 
     Raises:
-        ArgumentInvalid: neither. InvitationInvalid, PeerSilent: as `PeerNet.join`.
+        ArgumentInvalid, InvitationInvalid: neither.
     """
     if place.startswith(SCHEME):
-        await node.peers.joining.join(place)
-        return
+        from_string(place)
+        return None
     match = _PLACE.fullmatch(place)
     if match is None:
         raise ArgumentInvalid(
             "a peer is given as its invitation, or as ID@HOST:PORT",
             hint="ask a peer for `xsc peer invite`, or for its id and address",
         )
-    node_id = from_text(match[1])
+    node_id = node_id_from_text(match[1])
     fingerprint = None if match[3] is None else from_text(match[3])
     try:
-        info = PeerInfo(
+        return PeerInfo(
             node_id=node_id,
             name="",
             addresses=(match[2],),
@@ -102,8 +102,23 @@ async def meet(node: Node, place: str) -> None:
             seq=1,
         )
     except ValueError:
-        raise ArgumentInvalid(f"'{match[2]}' is no address of the form HOST:PORT") from None
-    node.peers.roster.restore(info)
+        raise ArgumentInvalid(
+            f"'{match[2]}' is no address of the form HOST:PORT",
+            hint="write for example bob.example:7411",
+        ) from None
+
+
+async def meet(node: Node, place: str) -> None:
+    """Come to know a peer again: by its invitation, or by `ID@ADDRESS[#FINGERPRINT]`.
+
+    Raises:
+        ArgumentInvalid: neither. InvitationInvalid, PeerSilent: as `PeerNet.join`.
+    """
+    info = parse_place(place)
+    if info is None:
+        await node.peers.joining.join(place)
+    else:
+        node.peers.roster.restore(info)
 
 
 async def _head_of(node: Node, peer: bytes) -> bytes | None:
@@ -218,14 +233,6 @@ async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[Direct
     return lost
 
 
-async def recognise_peers(node: Node, body: HeadBody) -> None:
-    """Give each peer the weight that the directory names."""
-    known = node.peers.peers()
-    for peer in body.peers:
-        if peer.node in known and peer.weight_ppm != node.allocation.weight_ppm(peer.node):
-            await node.allocation.recognise(peer.node, peer.weight_ppm)
-
-
 async def raise_replay_floors(node: Node) -> None:
     """Refuse from now on the requests that peers may have signed before.
 
@@ -297,7 +304,6 @@ async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
 async def call_peers(node: Node) -> None:
     """Begin to call peers, and do nothing else."""
     await node.peers.start()
-    await node.allocation.start()
 
 
 async def find_objects(node: Node, places: Sequence[str]) -> Found:
@@ -342,10 +348,8 @@ async def begin_signing(node: Node) -> Signing:
     """
     head = open_head(node.directory.head, node.key.node_id, node.peers.network)
     body = open_body(head.record, node.key)
-    await recognise_peers(node, body)
     begun = await resume_ledger(node, noted_of(body))
     await resume_space(node)
-    await asyncio.gather(*(node.peers.greeter.greet(known) for known in node.peers.peers()))
     return Signing(
         peers=len(node.peers.peers()),
         entries=node.ledger.count(),

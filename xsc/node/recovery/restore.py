@@ -37,7 +37,6 @@ from xsc.node.recovery.recover import (
     find_head,
     noted_of,
     read_directory,
-    recognise_peers,
     resume_ledger,
     resume_space,
 )
@@ -260,7 +259,6 @@ async def catch_up(node: Node, *, without_silent: bool) -> CaughtUp:
         if found.generation > own_generation:
             for ref in known - refs:
                 gone += await node.storage.drop_gone(ref)
-            await recognise_peers(node, found.body)
     if found.raw:
         await node.directory.go_on_from(found.raw)
     silent |= {*(await resume_ledger(node, noted)).silent}

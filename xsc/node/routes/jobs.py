@@ -16,6 +16,7 @@ from aiohttp import web
 from xsc.api.jobs import result_document
 from xsc.api.schema import JobRequest
 from xsc.base.clock import run_sized
+from xsc.base.ids import to_text
 from xsc.base.jobs import JobResult
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.net.transport.parser import SmallRequest
@@ -70,7 +71,15 @@ async def run_job(
     node: Node, asked: JobRequest, module: bytes, stdin: bytes, output: OutputBuffer | None = None
 ) -> JobResult:
     """Run the job of a request; what a program writes goes to `output`, too."""
-    spec = node.complete(asked.spec(await _module(node, asked.module, module), stdin))
+    limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
+    spec = asked.spec(
+        await _module(node, asked.module, module),
+        stdin,
+        fuel=limits.fuel,
+        memory_bytes=limits.memory_bytes,
+        timeout_ms=limits.timeout_ms,
+        on=None if asked.on is None else to_text(node.find(asked.on)),
+    )
     objects = await node.job_inputs.find(spec.inputs) if spec.inputs else ()
     done = await node.compute.run(spec, objects=objects, output=output)
     if spec.store is not None and done.trap is None:

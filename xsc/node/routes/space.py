@@ -1,4 +1,4 @@
-"""Space endpoints: get, put, delete, list, watch, count and compact.
+"""Space endpoints: get, put, delete, list, watch, count, diagnose and compact.
 
 The query names a record as `at=[OWNER:]PATH` and a prefix as `under=[OWNER:]PREFIX`. OWNER is this
 node or a peer, by name or id; without it this node is meant. Only this node's own space can be
@@ -14,13 +14,26 @@ from base64 import b64encode
 
 from aiohttp import web
 
-from xsc.api.schema import Empty, SpaceChange, SpaceRow, SpaceStats, SpaceValue, SpaceWritten
+from xsc.api.schema import (
+    Empty,
+    ProgramRow,
+    SpaceCausality,
+    SpaceChange,
+    SpaceDiagnostics,
+    SpaceNode,
+    SpaceRow,
+    SpaceStats,
+    SpaceSubscription,
+    SpaceValue,
+    SpaceWritten,
+)
 from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
 from xsc.base.ids import to_text
 from xsc.node.api.app import read_body, read_bounded, reply
 from xsc.node.build import Node
-from xsc.space.limits import VALUE_BYTES_MAX
-from xsc.space.paths import is_reserved, parse_address
+from xsc.space.itc import event_bytes, interval_bytes
+from xsc.space.limits import ACTIVE_MS, VALUE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths, is_reserved, parse_address
 from xsc.space.record import SpaceRecord, to_json
 from xsc.space.service import Watch
 from xsc.space.store import Stats
@@ -131,6 +144,44 @@ def routes(node: Node) -> list[web.RouteDef]:
         await read_body(request, Empty)
         return stats_of(await node.space.compact())
 
+    async def diagnostics(_: web.Request) -> web.Response:
+        now_ms, clock = node.clock.now_ms(), node.space_store.clock
+        ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.seen_ms.items()}
+        return reply(
+            SpaceDiagnostics(
+                programs=[
+                    SpaceRow.model_validate(_row(node.key.node_id, record))
+                    for record in node.space.ls(UserSpacePaths.PROGRAMS)
+                ],
+                running=[ProgramRow.model_validate(row) for row in node.programs.status()],
+                subscriptions=[
+                    SpaceSubscription(
+                        owner=to_text(owner),
+                        prefix=prefix,
+                        cursor=cursor,
+                        head_age_ms=ages.get(owner),
+                    )
+                    for owner, prefix, cursor in await node.sync.cursors()
+                ],
+                nodes=[
+                    SpaceNode(
+                        node=to_text(peer),
+                        name=node.name_of(peer),
+                        head_age_ms=ages.get(peer),
+                        active=ages.get(peer, ACTIVE_MS + 1) <= ACTIVE_MS,
+                    )
+                    for peer in node.peers.peers()
+                ],
+                causality=SpaceCausality(
+                    domain=None if clock is None else to_text(clock.domain),
+                    interval=None
+                    if clock is None
+                    else b64encode(interval_bytes(clock.interval)).decode(),
+                    stamp_bytes=0 if clock is None else len(event_bytes(clock.event)),
+                ),
+            )
+        )
+
     return [
         web.get("/v1/space/record", get),
         web.put("/v1/space/record", put),
@@ -138,6 +189,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.get("/v1/space/records", listed),
         web.get("/v1/space/watch", watch),
         web.get("/v1/space/stats", stats),
+        web.get("/v1/space/diagnostics", diagnostics),
         web.post("/v1/space/compact", compact),
     ]
 

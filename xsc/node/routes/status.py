@@ -32,7 +32,7 @@ def status_of(node: Node, home: Path) -> Status:
         home=str(home),
         api_url=node.api_url,
         peer_url=node.peer_url,
-        addresses=list(node.peers.greeter.addresses()),
+        addresses=list(node.peers.own_address.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
         peers=_peers(node),
         storage=StorageStatus(

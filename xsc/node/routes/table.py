@@ -8,6 +8,7 @@ from aiohttp import web
 
 from xsc.node.build import Node
 from xsc.node.routes import (
+    allocation,
     backup,
     drain,
     evidence,
@@ -16,6 +17,8 @@ from xsc.node.routes import (
     market,
     objects,
     peers,
+    programs,
+    provenance,
     services,
     space,
     status,
@@ -39,6 +42,9 @@ def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
         *evidence.routes(node),
         *services.routes(node),
         *space.routes(node),
+        *programs.routes(node),
+        *provenance.routes(node),
         *market.routes(node),
+        *allocation.routes(node),
         *ledger.routes(node),
     ]

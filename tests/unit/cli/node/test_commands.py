@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xsc.cli.main import main
+from xsc.node.home.folder import init_home
 
 PEER = "ovqdsx7vjd2yyhrvmpgxbhcd5gqy2bvqb65fjyh43j2cayvfoziq@127.0.0.1:1"
 
@@ -16,4 +17,16 @@ def test_recover_refuses_a_file_that_is_no_key(tmp_path, capsys, size_bytes):
     code = main(["--home", str(home), "node", "recover", str(file), "--peer", PEER])
     assert code == 2
     assert "no XSC key file" in capsys.readouterr().err.splitlines()[0]
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("peer", ["bob", "xsc1broken", PEER.replace(":1", ""), "a" * 52 + "@h:1"])
+def test_recover_writes_nothing_for_a_peer_that_is_none(tmp_path, capsys, peer):
+    """A home in which a recovery has begun takes no backup any more."""
+    made, home, key = tmp_path / "made", tmp_path / "home", tmp_path / "key"
+    init_home(made)
+    key.write_bytes((made / "identity.key").read_bytes())
+    code = main(["--home", str(home), "node", "recover", str(key), "--peer", PEER, "--peer", peer])
+    assert code == 2
+    assert capsys.readouterr().err.startswith("error: ")
     assert not home.exists()

@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from xsc.api.problems import bug
-from xsc.api.schema import InvitationRequest, LimitRequest
+from xsc.api.schema import InvitationRequest, LimitRequest, RenameRequest
 from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited, TooLarge
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.app import Reports, Running, application, fast_path_answer, parse
@@ -144,6 +144,11 @@ async def test_an_error_names_the_peers_that_are_known(api):
     [
         (InvitationRequest, b'{"ttl_ms": 5}', "ttl must be at least 1s, not 5ms"),
         (
+            RenameRequest,
+            b'{"name": "%s"}' % (b"n" * 65),
+            "name must have at most 64 characters",
+        ),
+        (
             LimitRequest,
             b'{"peer": "anna", "limit_micro": -1500000}',
             "limit must be at least 0.000000 credits, not -1.500000 credits",
@@ -154,6 +159,7 @@ def test_a_bound_is_told_in_units_for_people(kind, body, complaint):
     with pytest.raises(ArgumentInvalid) as caught:
         parse(body, kind)
     assert caught.value.message == complaint
+    assert "must have" in complaint or caught.value.hint
 
 
 async def test_bugs_and_what_libraries_report_are(api):

@@ -1,0 +1,76 @@
+"""What `xsc verify` says of a record: sizes with units, and what nobody but its author knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.allocation.clearings import NOW_MS, cleared, key, need, published, slot
+from xsc.allocation.clearing_record import Offer
+from xsc.base.ids import short
+from xsc.identity.envelope import sign
+from xsc.node.offline.verify import verify_file
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.quote import Quote
+from xsc.terms.slot import Commitment
+
+NETWORK = bytes(32)
+PROVIDER, CUSTOMER = key(1), key(2)
+
+
+@pytest.mark.parametrize("gives", [{}, {PROVIDER.node_id: 60_000}])
+def test_verify_names_what_is_the_provider_s_word(gives):
+    own = published(PROVIDER, NETWORK, Commitment(slots=(slot(),)), {CUSTOMER.node_id: 50_000})
+    other = published(CUSTOMER, NETWORK, Commitment(needs=(need(),)), gives)
+    offer = Offer(slot(), slot().windows[0], NOW_MS, bytes(32), 100)
+    said = verify_file(cleared(offer, PROVIDER, own, [other], NETWORK).raw)
+    assert "divided 100 million fuel of compute" in said
+    assert "no recognition is missing" in said
+    assert "nothing of this had been replaced are the provider's word" in said
+    dated = "1 of 2023-11-14 22:13:20 UTC"
+    assert f"{short(PROVIDER.node_id)} commitment {dated}, recognition {dated}" in said
+    shown = f"recognition {dated}" if gives else "no recognition"
+    assert said.endswith(f"{short(CUSTOMER.node_id)} commitment {dated}, {shown}")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantity", "shown"),
+    [
+        ("storage", 3 << 20, "3.0 MiB of storage at 0.000008 credits a MiB and hour"),
+        (
+            "compute",
+            5_000_000,
+            "5 million fuel steps of compute at 0.000008 credits a million fuel",
+        ),
+    ],
+)
+def test_verify_gives_the_size_and_unit_of_a_lease(kind, quantity, shown):
+    quote = Quote(
+        provider=PROVIDER.node_id,
+        customer=CUSTOMER.node_id,
+        kind=kind,
+        tier="open",
+        price_mutual=8,
+        price_one_way=8,
+        reserve=8,
+        price=8,
+        available=quantity,
+        valid_from_ms=0,
+        valid_until_ms=1,
+        nonce=bytes(16),
+    )
+    request = LeaseRequest(
+        lease_id=bytes(32),
+        provider=PROVIDER.node_id,
+        customer=CUSTOMER.node_id,
+        kind=kind,
+        quote=sign(quote, PROVIDER, NETWORK).raw,
+        quantity=quantity,
+        quantity_min=1,
+        price=8,
+        start_ms=0,
+        end_ms=1,
+    )
+    asked = sign(request, CUSTOMER, NETWORK).raw
+    lease = Lease(request=asked, quantity=quantity, granted_ms=0)
+    assert shown in verify_file(sign(lease, PROVIDER, NETWORK).raw)

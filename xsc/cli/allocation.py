@@ -1,0 +1,165 @@
+"""xsc allocation: what slots grant to needs ahead of use, to whom, and why."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from xsc.base.units import format_credits, format_units
+from xsc.cli.options import Group, Settings, pass_settings
+from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
+from xsc.client.allocation import AllocationCalls
+from xsc.client.core import Document
+
+
+def _calls(settings: Settings) -> AllocationCalls:
+    return AllocationCalls(settings.calls().core)
+
+
+def _time(window: list[int]) -> str:
+    return f"{moment(window[0])} to {moment(window[1])}"
+
+
+@click.group(cls=Group)
+def allocation() -> None:
+    """Show what slots grant to needs ahead of use, to whom, and why."""
+
+
+@allocation.command("show")
+@pass_settings
+def show_all(settings: Settings) -> None:
+    """Show what was cleared, here and by the nodes that this one follows."""
+    answer = _calls(settings).show()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        [
+            *("slot", "node", "kind", "window", "<capacity", "customer", "tier", "<granted"),
+            *("<price", "lapses"),
+        ],
+        [
+            [
+                short(slot["slot"]),
+                named(slot, slot["node"]),
+                slot["kind"],
+                _time(slot["window"]),
+                format_units(slot["kind"], slot["capacity"]),
+                named(line, line["node"]) if line else "nobody",
+                line.get("tier", ""),
+                format_units(slot["kind"], line["quantity"]) if line else "",
+                format_credits(line["price"]) if line else "",
+                moment(line["until_ms"]) if line else "",
+            ]
+            for slot in answer["slots"]
+            for line in slot["allocations"] or [{}]
+        ],
+        "nothing was cleared: no known node offers anything ahead of use",
+    )
+    show(f"converged: {'yes' if answer['converged'] else 'no'}")
+    show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
+
+
+@allocation.command()
+@pass_settings
+def groups(settings: Settings) -> None:
+    """Show who recognises whom, who offers, who needs and who is there."""
+    answer = _calls(settings).groups()
+    if settings.json:
+        show_json(answer)
+        return
+    show_pairs(
+        [
+            (
+                _GROUPS.get(group, group),
+                ", ".join(answer["names"].get(node, short(node)) for node in nodes) or "nobody",
+            )
+            for group, nodes in answer["groups"].items()
+        ]
+    )
+
+
+_GROUPS: Final = {
+    "my_mutual_recognition": "recognise this node, and are recognised",
+    "my_mutual_beneficiaries": "served here as mutual",
+    "my_non_mutual_beneficiaries": "served here as recognised one way",
+    "mutual_providers_for_me": "offer something, mutual",
+    "non_mutual_providers_for_me": "offer something, and recognise this node",
+    "mutual_beneficiaries_with_needs": "need something, mutual",
+    "non_mutual_beneficiaries_with_needs": "need something, recognised one way",
+    "all_mutual_partners": "offer or need something, mutual",
+    "active_participants": "offer or need something, and answer",
+    "oscillating_participants": "damped, because their needs swing",
+    "has_system_converged": "say that their allocation has converged",
+}
+"""The groups in words, by the names of the API."""
+
+
+def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None:
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["need", "node", "kind", "tier", "<granted", "<drawn", "<price", "window", "lapses"],
+        [
+            [
+                short(row["need"]),
+                named(row, row["node"]),
+                row["kind"],
+                row["tier"],
+                format_units(row["kind"], row["quantity"]),
+                format_units(row["kind"], row["drawn"]),
+                format_credits(row["price"]),
+                _time(row["window"]),
+                moment(row["until_ms"]),
+            ]
+            for row in answer["allocations"]
+        ],
+        empty,
+    )
+
+
+@allocation.command()
+@pass_settings
+def expected(settings: Settings) -> None:
+    """Show what the needs of this node are granted by others."""
+    answer = _calls(settings).expected()
+    _show_entitlements(settings, answer, "nobody grants anything to needs of this node")
+
+
+@allocation.command()
+@pass_settings
+def received(settings: Settings) -> None:
+    """Show what this node has drawn of what it is granted."""
+    answer = _calls(settings).received()
+    _show_entitlements(settings, answer, "nothing was drawn yet")
+
+
+@allocation.command()
+@click.argument("node_or_slot", metavar="NODE|SLOT")
+@pass_settings
+def why(settings: Settings, node_or_slot: str) -> None:
+    """Explain what a node was granted here, or everybody of a slot."""
+    answer = _calls(settings).why(node_or_slot)
+    if settings.json:
+        show_json(answer)
+        return
+    for number, row in enumerate(answer["why"]):
+        if number:
+            show("")
+        granted, eligible = (format_units(row["kind"], row[of]) for of in ("granted", "eligible"))
+        show_pairs(
+            [
+                ("customer", named(row, row["node"])),
+                ("slot", short(row["slot"])),
+                ("window", _time(row["window"])),
+                ("tier", f"{row['tier']}, weight {row['weight']}"),
+                ("granted", f"{granted} of {eligible}"),
+                ("price", "nothing" if row["price"] is None else format_credits(row["price"])),
+                ("because", row["because"]),
+                *(("change", change) for change in row["changes"]),
+            ]
+        )
+    if answer["more"]:
+        click.echo("there are more: name a node for the rest")

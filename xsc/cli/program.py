@@ -1,0 +1,180 @@
+"""xsc program: values that are computed anew whenever what they depend on changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xsc.base.errors import ProofInvalid
+from xsc.cli.options import Group, Parsed, Settings, pass_settings
+from xsc.cli.output import Branch, say, show, show_json, show_table, show_tree
+from xsc.client.core import Document
+from xsc.client.programs import ProgramCalls, read_document
+from xsc.client.space import address_of
+
+
+def _calls(settings: Settings) -> ProgramCalls:
+    return ProgramCalls(settings.calls().core)
+
+
+FILE = click.Path(path_type=Path)
+
+
+@click.group(cls=Group)
+def program() -> None:
+    """Run documents that say which values depend on which.
+
+    FILE is TOML, or JSON where its name ends in .json; modules that it names
+    are files beside it. HASH is what `register` prints, or its beginning.
+    """
+
+
+@program.command()
+@click.argument("file", metavar="FILE", type=FILE)
+@pass_settings
+def register(settings: Settings, file: Path) -> None:
+    """Check and keep a program, and print its hash; it does not run yet."""
+    answer = _calls(settings).register(*read_document(file))
+    if settings.json:
+        show_json(answer)
+    else:
+        show(answer["hash"])
+
+
+@program.command()
+@click.argument("program", metavar="HASH")
+@pass_settings
+def activate(settings: Settings, program: str) -> None:
+    """Run a registered program from now on, after each start of the node too."""
+    answer = _calls(settings).activate(program)
+    if settings.json:
+        show_json(answer)
+
+
+@program.command()
+@click.argument("program", metavar="HASH")
+@pass_settings
+def deactivate(settings: Settings, program: str) -> None:
+    """Run a program no more; what it published stays."""
+    answer = _calls(settings).deactivate(program)
+    if settings.json:
+        show_json(answer)
+
+
+@program.command()
+@click.argument("file", metavar="FILE", type=FILE)
+@pass_settings
+def run(settings: Settings, file: Path) -> None:
+    """Register and activate a program, and print its results as they change, until Ctrl-C.
+
+    It runs on after that, until `deactivate`.
+    """
+    calls = _calls(settings)
+    answer = calls.register(*read_document(file), activate=True)
+    say(f"running {answer['hash']}")
+    with calls.watch(answer["hash"]) as results:
+        for found in results:
+            if settings.json:
+                show_json(found)
+            else:
+                show(_line(found))
+
+
+def _line(found: Document) -> str:
+    shown = [f"{name}={_shown(value)}" for name, value in found["outputs"].items()]
+    shown += [f"{name}: {error}" for name, error in found["errors"].items()]
+    if found["fault"]:
+        shown.append(found["fault"])
+    return f"{found['frame']}  {'  '.join(shown)}"
+
+
+def _shown(value: str | None) -> str:
+    return "-" if value is None else value
+
+
+@program.command()
+@click.argument("program", metavar="HASH")
+@pass_settings
+def results(settings: Settings, program: str) -> None:
+    """Show what a program read and computed last."""
+    answer = _calls(settings).results(program)
+    if settings.json:
+        show_json(answer)
+        return
+    say(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
+    if answer["fault"]:
+        say(answer["fault"])
+    rows = [["variable", name, _shown(value)] for name, value in answer["variables"].items()]
+    rows += [["output", name, _shown(value)] for name, value in answer["outputs"].items()]
+    rows += [["error", name, value] for name, value in answer["errors"].items()]
+    rows += [["stale", name, ""] for name in answer["stale"]]
+    show_table(["what", "name", "value"], rows, "nothing was computed yet")
+
+
+@program.command("set")
+@click.argument("program", metavar="HASH")
+@click.argument("variable", metavar="VARIABLE")
+@click.argument("value", metavar="VALUE")
+@pass_settings
+def set_(settings: Settings, program: str, variable: str, value: str) -> None:
+    """Give a variable a value, and compute what depends on it at once."""
+    answer = _calls(settings).set_variable(program, variable, value)
+    if settings.json:
+        show_json(answer)
+
+
+@program.command("ls")
+@pass_settings
+def ls(settings: Settings) -> None:
+    """List the registered programs, and whether they run."""
+    answer = _calls(settings).programs()
+    if settings.json:
+        show_json(answer)
+        return
+    show_table(
+        ["hash", "id", "state", "<frame"],
+        [[row["hash"], row["id"], row["state"], str(row["frame"])] for row in answer["programs"]],
+        "no program is registered",
+    )
+
+
+@program.command()
+@click.argument("path", metavar="[OWNER:]PATH", type=Parsed("PATH", address_of))
+@click.option("--replay", is_flag=True, help="Run every function and module again, too.")
+@pass_settings
+def why(settings: Settings, path: str, replay: bool) -> None:
+    """Show what is behind a value, link by link, and whether each link holds.
+
+    Signatures prove who said what was computed. Only --replay proves that it
+    is right; exits with 6 if a second run gives something else.
+    """
+    answer = _calls(settings).why(path, replay=replay)
+    if settings.json:
+        show_json(answer)
+    else:
+        show_tree(_told(answer), _behind(answer))
+    steps = [answer]
+    for step in steps:
+        steps += step["inputs"]
+    if any(step["replayed"] is False for step in steps):
+        raise ProofInvalid("a second run gives something else")
+
+
+def _told(step: Document) -> str:
+    """Return the line of a step."""
+    name = f"{step['input']}: " if step["input"] else ""
+    value = "(large)" if step["value"] is None else step["value"]
+    line = f"{name}{step['path']} = {value}"
+    if step["function"]:
+        line += f"  by {step['function']}"
+    notes = ["verified" if step["verified"] else "NOT VERIFIED"]
+    if step["replayed"] is not None:
+        notes.append("same again" if step["replayed"] else "NOT THE SAME AGAIN")
+    if step["note"]:
+        notes.append(step["note"])
+    return f"{line}  [{', '.join(notes)}]"
+
+
+def _behind(step: Document) -> list[Branch]:
+    return [(_told(inner), _behind(inner)) for inner in step["inputs"]]

@@ -1,0 +1,44 @@
+"""Calls for what this node offers and needs ahead of use."""
+
+from __future__ import annotations
+
+import re
+
+from xsc.base.errors import ArgumentInvalid
+from xsc.client.core import Core, Document
+
+
+def slot_id_of(text: str) -> str:
+    """Return the id of a slot or need, or the beginning of one.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    if not re.fullmatch(r"[a-z2-7]{1,26}", text):
+        raise ArgumentInvalid(
+            f"'{text}' is no id of an offer or need", hint="`xsc market slots` lists them"
+        )
+    return text
+
+
+class MarketCalls:
+    """The calls of one node."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def declare(self, role: str, kind: str, stated: Document) -> Document:
+        """Make an offer or a need; return its `id`."""
+        return self.core.call("POST", "/v1/market/slots", {"role": role, "kind": kind, **stated})
+
+    def edit(self, slot_id: str, stated: Document) -> Document:
+        """Change what is stated of an own offer or need; return its `id`."""
+        return self.core.call("PUT", f"/v1/market/slots/{slot_id_of(slot_id)}", stated)
+
+    def withdraw(self, slot_id: str) -> Document:
+        """Withdraw an own offer or need; return its `id`."""
+        return self.core.call("DELETE", f"/v1/market/slots/{slot_id_of(slot_id)}")
+
+    def slots(self) -> Document:
+        """Return the offers and needs of this node, and those of peers that are known here."""
+        return self.core.call("GET", "/v1/market/slots")
