@@ -41,3 +41,29 @@ def alice() -> KeyPair:
 @pytest.fixture(scope="session")
 def bob() -> KeyPair:
     return KeyPair(b"\xb0" * 32)
+
+
+# Each takes 10 to 40 s of a core; `make test-long` plays them.
+LONG = (
+    "test_a_put_that_takes_more_than_an_hour_keeps_its_hosts",
+    "test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_peer_joins",
+    "test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever[1048576]",
+    "test_only_the_owner_releases_what_custodians_have_stored_elsewhere_meanwhile",
+    "test_fifty_nodes_converge_while_they_write_for_ten_minutes[4]",
+    "test_a_backup_during_a_storm_holds_all_that_was_acknowledged",
+    "test_repair_says_what_moved_and_what_did_not",
+    "test_up_down_and_up_again",
+    "test_a_captured_request_works_once_also_over_restarts",
+    "test_reads_do_not_wait_for_stopped_hosts[65536-3-7]",
+    "test_two_programs_that_feed_each_other_back_off",
+    "test_on_seven_nodes",
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is long, unless all of it is wanted or one test is named."""
+    if "TEST_LONG" in os.environ or any("::" in arg for arg in config.args):
+        return
+    long = [item for item in items if item.name.startswith(LONG)]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if not item.name.startswith(LONG)]

@@ -159,7 +159,7 @@ ENTRY = {
     [
         ("peer ls", "peers", PEER),
         ("health", "peers", HEALTH),
-        ("market offers", "offers", OFFER),
+        ("market quote", "quotes", OFFER),
         ("market leases", "leases", LEASE),
         ("ledger balance", "balances", BALANCE),
         ("ledger log", "entries", ENTRY),

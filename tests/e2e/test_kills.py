@@ -28,7 +28,7 @@ from xsc.client.core import Core
 SEED = 20
 NODES = 8
 OWNER = 0
-KILLS = int(os.environ.get("TEST_KILLS", "8"))
+KILLS = int(os.environ.get("TEST_KILLS", "4"))
 MIB = 1024 * 1024
 TAIL_S = 0.2
 """How long after the end of its stream a put may still be killed: some take less."""

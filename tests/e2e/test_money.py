@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from tests.e2e.conftest import PROGRAMS, call
+from tests.e2e.conftest import PROGRAMS, call, wait_for
 
 
 def balances(member) -> dict[str, int]:
@@ -51,15 +51,21 @@ def test_a_statement_is_balance_and_log(net):
     assert both["entries"] == net[0]("ledger log --limit 2 --json").json["entries"]
 
 
+def tier_of(member, peer: str, tier: str):
+    """Return the row of a peer, if a node serves it on that tier."""
+    rows = member("peer ls --json").json["peers"]
+    return next((row for row in rows if row["id"] == peer and row["tier"] == tier), None)
+
+
 def test_mutual_recognition_makes_it_cheaper(net):
     five, six = net[5].id, net[6].id
     try:
         assert net[5](f"peer recognise {six} 25%").code == 0
         assert net[6](f"peer recognise {five} 50%").code == 0
-        row = next(row for row in net[5]("peer ls --json").json["peers"] if row["id"] == six)
+        row = wait_for(lambda: tier_of(net[5], six, "mutual"))
         assert (row["recognised_ppm"], row["recognises_ppm"]) == (250_000, 500_000)
-        assert row["tier"] == "mutual"
-        rows = net[5]("market offers storage --json").json["offers"]
+        wait_for(lambda: tier_of(net[6], five, "mutual"))
+        rows = net[5]("market quote storage --json").json["quotes"]
         assert {row["kind"] for row in rows} == {"storage"}
         prices = {row["node"]: row["price_micro"] for row in rows}
         assert min(prices, key=prices.__getitem__) == six

@@ -37,8 +37,8 @@ STRANGERS = {
     "hint": "",
 }
 METHODS = [
-    *("peers.join", "peers.hello", "health.ping", "compute.run", "ledger.propose", "ledger.head"),
-    *("market.quote", "market.lease", "market.settle", "market.recognise", "storage.put"),
+    *("peers.join", "peers.batch", "health.ping", "compute.run", "ledger.propose", "ledger.head"),
+    *("market.quote", "market.lease", "market.settle", "space.next", "storage.put"),
     *("storage.get", "storage.stat", "storage.find", "storage.delete"),
 ]
 QUICK_S = 5.0
@@ -245,7 +245,7 @@ def test_a_blocked_or_removed_peer_is_a_stranger(start):
     key, to = key_of(bob), alice.id
 
     def refused() -> None:
-        for method in ("ledger.head", "peers.hello", "no.thing"):
+        for method in ("ledger.head", "space.next", "no.thing"):
             answer = signed(key, to, method).send(alice)
             assert (answer.status, json.loads(answer.body)) == (401, STRANGERS)
 

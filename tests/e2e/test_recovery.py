@@ -42,7 +42,10 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     assert (done.json["silent"], done.json["lost"], done.json["unproven"]) == ([], [], [])
     assert done.json["state"] == "signing"
     assert small_net.up().code == 0
-    owner("node recover --peer x").fails(2, "home_locked")
+    owner(["node", "recover", "--peer", invitation]).fails(2, "home_locked")
+
+    peers = owner("peer ls --json").json["peers"]
+    assert {row["id"]: row["recognised_ppm"] for row in peers}[friend.id] == 250_000
 
     after = owner("store ls --versions --json").json["objects"]
     assert [row["capability"] for row in after] == [row["capability"] for row in rows]

@@ -22,7 +22,11 @@ PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
 """They exist to touch the world."""
 
 SHELL = {
-    "xsc.allocation.service": "sends recognitions to peers, keeps weights",
+    "xsc.allocation.service": "writes weights into the space",
+    "xsc.allocation.zones": "reads the time zone database",
+    "xsc.allocation.allocating": "clears slots, publishes the outcome, answers offers",
+    "xsc.allocation.proofs": "fetches the clearing records of other nodes and has them checked",
+    "xsc.allocation.commitments": "writes the own commitment, and reads those of others",
     "xsc.base.clock": "declares the ports of time, chance and work",
     "xsc.base.peering": "declares the port to peers, and bounds the time of a history",
     "xsc.base.gather": "lets calls wait for the batch that they share",
@@ -46,6 +50,7 @@ SHELL = {
     "xsc.compute.jobs.customer": "orders, and pays",
     "xsc.compute.service": "connects customer and provider of runs",
     "xsc.compute.deployments.holder": "takes deployments of peers, answers requests",
+    "xsc.compute.deployments.listing": "writes the list of services into the space",
     "xsc.compute.deployments.owner": "deploys, fetches receipts and pays peers",
     "xsc.compute.deployments.registry": "keeps services and their modules",
     "xsc.compute.deployments.service": "connects owner and holder of services",
@@ -67,7 +72,7 @@ SHELL = {
     "xsc.ledger.service": "verifies the ledger off the event loop, and retries proposals",
     "xsc.market.buyer": "finds leases at hand, and takes new ones by auction",
     "xsc.market.denials": "asks hosts which leases they know, and denies them as one",
-    "xsc.market.granter": "quotes, and grants the requests of a window",
+    "xsc.market.granter": "quotes, and grants requests for leases",
     "xsc.market.lease_requests": "asks providers for leases",
     "xsc.market.lease_store": "keeps leases on the disk",
     "xsc.market.quotes": "asks providers for quotes",
@@ -77,7 +82,6 @@ SHELL = {
     "xsc.market.settlement": "sends vouchers, and books those of customers",
     "xsc.market.taken": "counts what is used of leases, and asks hosts that refuse one",
     "xsc.net.transport.flow": "bounds the time of transfers",
-    "xsc.net.peers.introductions": "asks peers where others are",
     "xsc.net.transport.connection": "lets writers wait for a transport",
     "xsc.net.transport.fast_path": "answers small requests on a server's connections",
     "xsc.net.transport.gate": "counts connections, and cuts off idle ones",
@@ -91,11 +95,14 @@ SHELL = {
     "xsc.net.transport.room": "lets who shares room wait for it",
     "xsc.net.calls.sender": "sends requests to peers",
     "xsc.net.calls.server": "answers requests of peers",
-    "xsc.net.greeting": "tells peers where this node is, and asks them",
     "xsc.net.joining": "calls the issuer of an invitation",
     "xsc.net.service": "starts the parts of net, and calls peers",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
     "xsc.net.transport.turns": "lets large bodies wait for each other",
+    "xsc.programs.ports": "declares what runs programs",
+    "xsc.programs.running": "runs the frames of a program as values change",
+    "xsc.programs.service": "keeps programs and their modules, begins and ends them",
+    "xsc.programs.why": "asks peers for their records",
     "xsc.space.cell_sync": "follows records, runs propagators",
     "xsc.space.following": "begins and ends a task for each peer",
     "xsc.space.intervals": "asks for an interval",
@@ -389,12 +396,13 @@ SUPERVISORS = {
     "xsc.cli.main": "a bug prints one sentence and exits 1",
     "xsc.node.tasks": "a background task that fails is logged and started again",
     "xsc.node.api.app": "a bug answers 500 and is logged, the node goes on",
+    "xsc.space.cell_sync": "what a user's function raises is the error of its propagator",
 }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nobody_catches_what_they_cannot_name(name):
-    """Only the task supervisor and the request middleware catch everything."""
+    """Only what runs the work of others catches everything."""
     if name in SUPERVISORS:
         return
     found = [

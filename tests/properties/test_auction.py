@@ -5,10 +5,11 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations, product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.market.auction import Bid, place, reserve
+from xsc.market.auction import Bid, Winner, place, reserve
 
 PPM = 1_000_000
 MAX = 100
@@ -248,3 +249,65 @@ def test_a_lie_gains_only_who_is_needed_and_what_its_absence_would_cost_in_any_s
                             assert lied <= honest
                         gained += lied > honest
     assert gained, "a provider that is needed can gain: if none can, the ADR says too little"
+
+
+def paid_as_asked(bids, count, price_max):
+    asks = {bid.node: bid.price for bid in bids}
+    return [replace(winner, price=asks[winner.node]) for winner in place(bids, count, price_max)]
+
+
+def without_domains(bids, count, price_max):
+    return place([replace(bid, domain=bid.node) for bid in bids], count, price_max)
+
+
+def first_come(bids, count, price_max):
+    return [Winner(bid.node, price_max) for bid in bids if bid.price <= price_max][:count]
+
+
+def at_the_reserve_doubled(bids, count, price_max):
+    return place(bids, count, 2 * price_max)
+
+
+def distinct(rule, bids):
+    domains = {bid.node: bid.domain for bid in bids}
+    winners = rule(bids, 2, 4)
+    return len({domains[winner.node] for winner in winners}) == len(winners)
+
+
+def within_the_reserve(rule, bids):
+    return all(winner.price <= 4 for winner in rule(bids, 2, 4))
+
+
+def in_any_order(rule, bids):
+    return all(rule(list(order), 2, 4) == rule(bids, 2, 4) for order in permutations(bids))
+
+
+def truthful(rule, bids):
+    def gain(told, who, cost):
+        return sum(winner.price - cost for winner in rule(told, 2, 4) if winner.node == who)
+
+    return all(
+        gain([replace(bid, price=lie) if other is bid else other for other in bids], bid.node, cost)
+        <= gain(bids, bid.node, cost)
+        for bid in bids
+        for cost in [bid.price]
+        for lie in range(6)
+    )
+
+
+@pytest.mark.parametrize(
+    ("law", "broken"),
+    [
+        (distinct, without_domains),
+        (within_the_reserve, at_the_reserve_doubled),
+        (in_any_order, first_come),
+        (truthful, paid_as_asked),
+    ],
+)
+def test_a_broken_auction_is_noticed(law, broken):
+    games = [
+        [Bid(bytes([n]), price, PPM, domain) for n, (price, domain) in enumerate(told)]
+        for told in product(product((1, 3, 5), (b"a", b"b")), repeat=3)
+    ]
+    assert all(law(place, bids) for bids in games)
+    assert not all(law(broken, bids) for bids in games)

@@ -4,8 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.limits import FUEL_QUANTUM, MIB, PPM
-from xsc.market.clearing import affordable, worth
-from xsc.market.pricing import MarketPricing, PriceList, ladder, unit_price, utilisation_ppm
+from xsc.market.pricing import (
+    MarketPricing,
+    PriceList,
+    affordable,
+    ladder,
+    unit_price,
+    utilisation_ppm,
+    worth,
+)
 
 SHARE = st.integers(0, PPM)
 PRICE = st.integers(0, 10**12)

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import GIB, ROOM_PART_MUTUAL, ROOM_PART_OPEN, ROOM_PART_STRANGERS
-from xsc.market.clearing import Ask
-from xsc.market.room import LEAST, PARTS, FreeRoom, left, strangers_left, within_share
+from xsc.base.limits import GIB, ROOM_PART_MUTUAL, ROOM_PART_STRANGERS
+from xsc.market.room import LEAST, PARTS, FreeRoom, left, strangers_left
 
 TIERS = ("open", "one_way", "mutual")
 NODES = [bytes([number]) * 32 for number in range(9)]
@@ -64,13 +63,9 @@ def test_another_stranger_finds_as_much_as_it_may_have_at_least(kind, total, tak
 
 @given(kinds, totals, st.lists(st.integers(1, 8 * GIB), min_size=1, max_size=8))
 def test_asking_in_pieces_gives_no_more_than_asking_once(kind, total, pieces):
-    room = FreeRoom(kind, total, {}, frozenset())
-    asks = [
-        Ask(bytes([number]) * 32, b"s" * 32, "open", 1, size, 1, 10)
-        for number, size in enumerate(pieces)
-    ]
-    kept, refused = within_share(room, asks)
-    assert {ask.lease_id for ask in kept} | refused == {ask.lease_id for ask in asks}
-    together = sum(ask.quantity for ask in kept)
-    assert together == min(sum(pieces), left(room, b"s" * 32, "open"))
-    assert together <= max(total // ROOM_PART_OPEN, LEAST[kind])
+    at_once = left(FreeRoom(kind, total, {}, frozenset()), b"s" * 32, "open")
+    got = 0
+    for size in pieces:
+        room = FreeRoom(kind, total - got, {b"s" * 32: got}, frozenset([b"s" * 32]))
+        got += min(size, left(room, b"s" * 32, "open"))
+    assert got == min(sum(pieces), at_once)

@@ -8,6 +8,7 @@ from functools import cache
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xsc.base.encoding import encode, tagged_sha256
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.space.itc import event_bytes
@@ -20,6 +21,7 @@ KEY, NETWORK = KeyPair(b"\xa1" * 32), network_id("test")
 PATHS = ("a", "a/b", "a/b/c", "a/c", "b", "b/a", "c/a/b")
 PREFIXES = ("", "a", "a/b", "b", "c", "d/e")
 EMPTY = event_bytes(0)
+IDS = [bytes([number]) * 32 for number in range(3)]
 
 
 @cache
@@ -62,14 +64,14 @@ def history(writes, heads_at):
 
 
 def at(records, sequence, prefix):
-    """The live paths after so many writes."""
+    """The live paths after so many writes, and the ids of their records."""
     rows = {}
     for record in records[:sequence]:
-        rows[record.record.path] = record.record
+        rows[record.record.path] = record
     return {
-        path: record.sequence
+        path: record.id
         for path, record in rows.items()
-        if record.digest is not None and is_under(path, prefix)
+        if record.record.digest is not None and is_under(path, prefix)
     }
 
 
@@ -103,7 +105,7 @@ def test_a_head_is_proven_exactly_where_nothing_is_hidden(writes, prefix, data):
         if number not in hidden:
             take(mine, record)
     shown = table.show(prefix)
-    complete = {path: row.sequence for path, row in mine.rows.items() if not row.deleted} == at(
+    complete = {path: row.id for path, row in mine.rows.items() if not row.deleted} == at(
         records, len(records), prefix
     )
     assert mine.prove(prefix, head, shown.proof, shown.before) == complete
@@ -153,35 +155,55 @@ def test_a_repair_ends_in_what_the_head_says(writes, prefix, data):
     for record in records:  # and replayed, none of it comes back
         if is_under(record.record.path, prefix):
             take(mine, record)
-    assert {path: row.sequence for path, row in mine.rows.items() if not row.deleted} == at(
+    assert {path: row.id for path, row in mine.rows.items() if not row.deleted} == at(
         records, len(records), prefix
     )
 
 
-@given(st.lists(st.tuples(st.sampled_from(PATHS), st.integers(0, 3)), max_size=40))
-def test_a_tree_changed_step_by_step_is_the_tree_made_at_once(steps):
-    tree, rows = PathTree(), {}
-    for path, sequence in steps:
-        tree.set(path, sequence)
-        tree.digest()
-        rows[path] = sequence
-    fresh = PathTree()
-    for path, sequence in rows.items():
-        fresh.set(path, sequence)
-    assert tree.digest() == fresh.digest()
-    assert dict(tree.rows()) == {path: at for path, at in rows.items() if at}
+def hash_of(rows, prefix=""):
+    """The hash of a node by its definition (T5)."""
+    parts = sorted(
+        {
+            path.removeprefix(prefix and prefix + "/").partition("/")[0]
+            for path in rows
+            if path != prefix and is_under(path, prefix)
+        }
+    )
+    if prefix not in rows and not parts:
+        return None
+    below = [[part, hash_of(rows, f"{prefix}/{part}" if prefix else part)] for part in parts]
+    return tagged_sha256("space_tree", encode([rows.get(prefix), below]))
 
 
 @given(
-    st.dictionaries(st.sampled_from(PATHS), st.integers(1, 3)),
-    st.dictionaries(st.sampled_from(PATHS), st.integers(1, 3)),
+    st.lists(
+        st.tuples(st.sampled_from([*PATHS, "d/e/f/g"]), st.sampled_from([None, *IDS])), max_size=40
+    )
+)
+def test_a_tree_changed_step_by_step_is_the_tree_of_its_rows(steps):
+    tree, rows = PathTree(), {}
+    for path, record in steps:
+        tree.set(path, record)
+        rows[path] = record
+        rows = {path: record for path, record in rows.items() if record}
+        assert tree.digest() == hash_of(rows)
+        assert tree.count() <= max(1, 2 * len(rows))
+        for prefix in PREFIXES:
+            assert tree.at(prefix).digest() == hash_of(rows, prefix)
+            assert proves(tree.digest(), prefix, tree.at(prefix), tree.proof(prefix))
+    assert dict(tree.rows()) == rows
+
+
+@given(
+    st.dictionaries(st.sampled_from(PATHS), st.sampled_from(IDS)),
+    st.dictionaries(st.sampled_from(PATHS), st.sampled_from(IDS)),
     st.sampled_from(PREFIXES),
 )
 def test_only_what_a_head_is_over_matches_it(mine, theirs, prefix):
     one, other = PathTree(), PathTree()
     for tree, rows in ((one, mine), (other, theirs)):
-        for path, sequence in rows.items():
-            tree.set(path, sequence)
+        for path, record in rows.items():
+            tree.set(path, record)
     same = {path: at for path, at in mine.items() if is_under(path, prefix)} == {
         path: at for path, at in theirs.items() if is_under(path, prefix)
     }
@@ -198,3 +220,44 @@ def test_every_text_is_a_path_or_has_a_fault(text):
 @given(st.binary(max_size=60))
 def test_json_gives_every_value_back(value):
     assert from_json(to_json(value)) == value
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PATHS), st.integers(1, 6), st.sampled_from([b"v", b"w", None]))
+    ),
+    st.lists(
+        st.tuples(st.sampled_from(PATHS), st.integers(1, 6), st.sampled_from([b"v", b"w", None]))
+    ),
+    st.lists(
+        st.tuples(st.sampled_from(PATHS), st.integers(1, 6), st.sampled_from([b"v", b"w", None]))
+    ),
+)
+def test_replicas_of_an_owner_that_forks_end_with_what_its_head_is_over(own, one, other):
+    """Whatever else it signed, and in whatever order that came."""
+    owner = OwnerTable()
+    for write in own:
+        take(owner, signed(*write))
+    head = sign(SpaceHead(sequence=6, written_ms=0, root=owner.tree.digest()), KEY, NETWORK)
+    assert owner.prove("", head, (), {})
+    newest = {path: at for path, at in owner.rows.items() if not at.deleted}
+    for writes in (one, other):
+        mine = OwnerTable()
+        for write in writes:
+            take(mine, signed(*write))
+        if not mine.prove("", head, (), {}):
+            repair = mine.repair("", head, (), owner.listing(""))
+            for path in repair.drop:
+                mine.forget(path)
+            for write in own:
+                record = signed(*write)
+                if repair.fetch.get(record.record.path) == record.id:
+                    plan = mine.plan(record, listed=repair)
+                    if plan.put:
+                        mine.put(record.record.path, Row.of(record))
+            assert mine.prove("", head, (), dict(owner.listing("")))
+        for write in (*own, *one, *other):
+            take(mine, signed(*write))
+        assert {path: row for path, row in mine.rows.items() if not row.deleted} == newest
+        assert mine.tree.digest() == owner.tree.digest()
+        assert mine.show("").head == head.raw

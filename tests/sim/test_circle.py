@@ -13,8 +13,7 @@ from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.net.greeting import HELLO
-from xsc.net.peers.circle import Member
+from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord
 from xsc.node.recovery.recover import find_head
 from xsc.node.routes.objects import _introducers
@@ -56,17 +55,28 @@ async def move(world, *indexes):
         await world.restart(index)
 
 
+def introduces(origin, *keys):
+    """Let a node introduce keys that need not run anywhere, and then those that it knows."""
+    made, said = origin.peers.introductions.made, [introduction(origin, key) for key in keys]
+    origin.peers.introductions.made = lambda: [*said, *made()][:INTRODUCED_A_PEER_MAX]
+    publish(origin)
+
+
+def publish(node):
+    """Have a node look again at what it publishes."""
+    node.peers.roster.tell(node.peers.peers()[0], "confirmed")
+
+
 def introduction(origin, key):
-    """Return that a node introduces a key that need not run anywhere."""
+    """Return that a node introduces a key."""
     member = Member(node=key.node_id, hops=1, since_ms=1)
     record = AddressRecord(
         name="sham", addresses=("nowhere:1",), fingerprint=None, introducible=True, seq=1
     )
     network = origin.peers.network
-    return {
-        "member": sign(member, origin.key, network).raw,
-        "record": sign(record, key, network).raw,
-    }
+    return Introduction(
+        member=sign(member, origin.key, network).raw, record=sign(record, key, network).raw
+    )
 
 
 # One invitation
@@ -268,12 +278,12 @@ def test_an_introducer_makes_so_many_known_and_no_more():
             book.put(book.met(key.node_id, record, name=None, now_ms=number, signed=signed.raw))
             # Others each time, so that more are named than fit one greeting.
             if number % 30 == 29:
-                sham.peers.greeter.introduce_all()
+                publish(sham)
                 await world.clock.sleep_ms(1_000)
                 for peer in sham.peers.peers():
                     if peer != one.key.node_id:
                         book.remove(peer)
-        sham.peers.greeter.introduce_all()
+        publish(sham)
         await world.clock.sleep_ms(1_000)
         brought = [p for p in one.peers.peers() if one.peers.info(p).introducer is not None]
         assert len(brought) == INTRODUCED_A_PEER_MAX
@@ -292,13 +302,10 @@ def test_who_brings_shams_by_several_friends_is_one_introducer_with_one_credit(d
     async def play(world):
         victim, origin = world.nodes[0], world.nodes[3]
         keys = [KeyPair(bytes([number]) * 32) for number in (1, 2)]
-        for friend, key in zip(ids(world, 1, 2), keys, strict=True):
-            said = introduction(origin, key)
-            # With a record that lets the friends introduce the origin itself as well.
-            known = origin.peers.greeter.record().record
-            record = known.model_copy(update={"introducible": True, "seq": known.seq + 1})
-            own = sign(record, origin.key, origin.peers.network).raw
-            await origin.peers.call(friend, HELLO, {"record": own, "members": [said]})
+        # With a record that lets the friends introduce the origin itself as well.
+        origin.peers.own_address.introducible = True
+        origin.peers.own_address.begin()
+        introduces(origin, *keys)
         await world.clock.sleep_ms(20_000)
         shams = [key.node_id for key in keys]
         assert set(shams) < set(victim.peers.peers())
@@ -322,9 +329,7 @@ def test_a_guest_that_brings_all_it_may_leaves_room_for_the_newcomers_of_its_hos
     async def play(world):
         hub, other, guest = world.nodes[0], world.nodes[1], world.nodes[2]
         keys = [KeyPair((9_000 + n).to_bytes(32, "big")) for n in range(INTRODUCED_A_PEER_MAX)]
-        said = [introduction(guest, key) for key in keys]
-        record = guest.peers.greeter.record().raw
-        await guest.peers.call(hub.key.node_id, HELLO, {"record": record, "members": said})
+        introduces(guest, *keys)
         shams = {key.node_id for key in keys}
         await world.until(lambda: len(shams.intersection(hub.peers.peers())) == len(shams))
         await world.clock.sleep_ms(20_000)
@@ -412,7 +417,7 @@ def test_any_number_may_move_at_once_but_for_one_that_all_know(moved):
 def test_who_moves_while_it_runs_tells_its_peers():
     async def play(world):
         node = world.nodes[0]
-        node.peers.greeter.advertise = ("node-0-elsewhere:1",)
+        node.peers.own_address.advertise = ("node-0-elsewhere:1",)
         await world.until(
             lambda: all(
                 other.peers.info(node.key.node_id).addresses == ("node-0-elsewhere:1",)
@@ -437,7 +442,7 @@ def test_a_node_that_nobody_reaches_learns_it_from_those_that_try():
         said = status_of(node, NO_HOME).peers
         assert (said.known, said.healthy, said.reached_by) == (2, 2, 0)
         assert [_row(node, peer)["reaches_us"] for peer in node.peers.peers()] == [False, False]
-        node.peers.greeter.advertise = ()
+        node.peers.own_address.advertise = ()
         await world.until(lambda: status_of(node, NO_HOME).peers.reached_by == len(others))
 
     run(13, 3, play, prepare=prepare, kind=Hidden)

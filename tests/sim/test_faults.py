@@ -6,7 +6,9 @@ import random
 
 import pytest
 
-from tests.sim.network import content, get, put, run, stream
+from tests.settle import settle
+from tests.sim.network import SkewedClock, content, get, put, run, stream
+from xsc.base.clock import ManualClock
 from xsc.base.errors import (
     DurabilityUnreachable,
     LedgerDamaged,
@@ -349,3 +351,34 @@ class Later:
 
     async def sleep_ms(self, duration_ms):
         await self._clock.sleep_ms(duration_ms)
+
+
+async def test_a_skewed_clock_tells_another_time_and_runs_as_fast():
+    clock = ManualClock()
+    ahead, behind = SkewedClock(clock, 90_000), SkewedClock(clock)
+    behind.ahead_ms = -5_000
+    for passed_ms in (0, 1, 60_000):
+        clock.advance_to(clock.now_ms() + passed_ms)
+        assert ahead.now_ms() == clock.now_ms() + 90_000
+        assert behind.now_ms() == clock.now_ms() - 5_000
+        assert ahead.monotonic_ms() == behind.monotonic_ms() == clock.monotonic_ms()
+    sleeping = [asyncio.create_task(each.sleep_ms(1_000)) for each in (ahead, behind)]
+    await asyncio.sleep(0)
+    clock.advance_to(clock.now_ms() + 999)
+    await settle()
+    assert not any(task.done() for task in sleeping)
+    clock.advance_to(clock.now_ms() + 1)
+    await settle()
+    assert all(task.done() for task in sleeping)
+
+
+def test_each_node_of_a_world_has_a_clock_of_its_own():
+    async def play(world):
+        world.clocks[1].ahead_ms = 7_000
+        first, second = world.nodes
+        assert second.clock.now_ms() - first.clock.now_ms() == 7_000
+        await second.space.put("a", b"1")
+        written_ms = second.space.get("a").signed.record.written_ms
+        assert written_ms == world.clock.now_ms() + 7_000
+
+    run(77, 2, play)

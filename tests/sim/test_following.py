@@ -1,11 +1,13 @@
 """Whole nodes follow each other's spaces, through kills, cuts, backups and recoveries."""
 
+import pytest
+
 from tests.sim.network import run
 from tests.sim.test_recovery import back, place_of
 from tests.sim.test_recovery import told as told_directory
 from tests.sim.test_restore import back_up, caught_up, lose_and_restore
-from xsc.base.errors import NotFound
-from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
+from xsc.base.errors import NotFound, PeerSilent
+from xsc.space.limits import ACTIVE_MS, FOLLOWING_SETTLE_MS, HEAD_INTERVAL_MS, RETRY_MS
 from xsc.space.paths import UserSpacePaths
 
 SETTINGS = {"probe_interval": "60s"}
@@ -43,16 +45,19 @@ def test_what_is_always_followed_comes_at_once_and_nothing_else_does():
 def test_recognition_adds_what_is_followed_and_a_block_ends_it():
     async def play(world):
         ada, bea, _ = world.nodes
-        basic = {UserSpacePaths.NODES, UserSpacePaths.RECOGNITION}
+        always = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL}
+        basic = always | {UserSpacePaths.RECOGNITION}
         assert followed(ada, bea) == followed(bea, ada) == basic
         await ada.allocation.recognise(bea.key.node_id, 100_000)
+        await world.clock.sleep_ms(FOLLOWING_SETTLE_MS)
         assert followed(ada, bea) == basic | {UserSpacePaths.COMMITMENT}
         assert followed(bea, ada) == basic | {
             UserSpacePaths.COMMITMENT,
             UserSpacePaths.ALLOCATION_STATE,
         }
         await bea.allocation.recognise(ada.key.node_id, 100_000)
-        mutual = {UserSpacePaths.NODES, UserSpacePaths.ALLOCATION}
+        await world.clock.sleep_ms(2 * FOLLOWING_SETTLE_MS)
+        mutual = always | {UserSpacePaths.ALLOCATION}
         assert followed(ada, bea) == followed(bea, ada) == mutual
         ada.peers.roster.block(bea.key.node_id)
         await ada.space.put("nodes/x", b"1")
@@ -63,11 +68,40 @@ def test_recognition_adds_what_is_followed_and_a_block_ends_it():
     run(2, 3, play, SETTINGS)
 
 
+def test_a_peer_that_changes_its_recognition_all_the_time_replaces_few_requests():
+    async def play(world):
+        ada, bea, _ = world.nodes
+        ada.sync.subscribe, told = counted(ada.sync.subscribe)
+        for number in range(50):
+            await bea.allocation.recognise(ada.key.node_id, number % 2)
+            await world.clock.sleep_ms(100)
+        assert ada.allocation.their_weight_ppm(bea.key.node_id) == 1
+        await world.clock.sleep_ms(FOLLOWING_SETTLE_MS)
+        assert followed(ada, bea) >= {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
+        assert 0 < len(told) <= 2 * (50 * 100 // FOLLOWING_SETTLE_MS + 2)
+
+    run(9, 3, play, SETTINGS)
+
+
+def counted(call):
+    """Return a function, and the list of its calls from now on."""
+    told = []
+
+    def called(*arguments):
+        told.append(arguments)
+        return call(*arguments)
+
+    return called, told
+
+
 def test_a_watch_follows_for_as_long_as_it_is_open_and_a_get_once():
     async def play(world):
         ada, bea = world.nodes
         await ada.space.put("notes/x", b"1")
         assert (await bea.read_space(ada.key.node_id, "notes/x")).value == b"1"
+        await ada.space.rm("notes/x")
+        with pytest.raises(NotFound):
+            await bea.read_space(ada.key.node_id, "notes/x")
         bea.following.watch(ada.key.node_id, "notes")
         await world.clock.sleep_ms(1_000)
         await ada.space.put("notes/x", bytes(9_000))
@@ -111,7 +145,12 @@ def test_who_was_killed_comes_back_and_fetches_exactly_what_it_missed():
             await ada.space.put(f"nodes/{number}", b"after")
         node = world.make(2)
         fetched = []
-        node.space.on_change(lambda change: fetched.append(change.path))
+
+        def note(change):
+            if change.owner != node.space.owner:
+                fetched.append(change.path)
+
+        node.space.on_change(note)
         world.nodes[2] = node
         await node.start()
         await world.clock.sleep_ms(2 * HEAD_INTERVAL_MS)
@@ -141,6 +180,45 @@ def test_a_joiner_has_an_interval_of_its_inviter_and_others_of_none_have_two():
     run(6, 1, meet, SETTINGS)
 
 
+def test_a_joiner_whose_grant_is_lost_gets_it_later():
+    async def play(world):
+        ada = world.nodes[0]
+        bea = world.nodes[await world.add()]
+        call = bea.peers.call
+
+        async def loses(peer, method, *args, **options):
+            if method == "space.grant" and world.clock.monotonic_ms() < begun_ms + 50_000:
+                raise PeerSilent("the request is lost")
+            return await call(peer, method, *args, **options)
+
+        begun_ms = world.clock.monotonic_ms()
+        bea.intervals._caller = Calls(loses)
+        await bea.join(ada.peers.joining.invite(60_000))
+        await world.clock.sleep_ms(5_000)
+        assert bea.space_store.clock is None
+        await world.crash(1)
+        bea = await world.restart(1)
+        await world.clock.sleep_ms(5_000)
+        assert bea.space_store.clock.domain == ada.space_store.clock.domain
+
+    run(9, 1, play, SETTINGS)
+
+
+class Calls:
+    def __init__(self, call):
+        self.call = call
+
+
+def test_chains_of_peers_are_known():
+    async def play(world):
+        await world.nodes[0].space.put("a", b"1")
+        await world.clock.sleep_ms(1_000)
+        for node in world.nodes[1:]:
+            assert world.nodes[0].key.node_id in node.space_store._chains
+
+    run(10, 3, play, SETTINGS)
+
+
 def test_the_space_comes_back_from_a_recovery_above_all_that_peers_have():
     async def play(world):
         ada, bea, _ = world.nodes
@@ -155,7 +233,8 @@ def test_the_space_comes_back_from_a_recovery_above_all_that_peers_have():
         await back(world, 0, place_of(world, 1))
         ada = world.nodes[0]
         assert [record.path for record in ada.space.ls("nodes")] == [
-            f"nodes/{number}" for number in range(4)
+            *(f"nodes/{number}" for number in range(4)),
+            UserSpacePaths.ADDRESS,
         ]
         assert ada.space_store.clock.domain == bea.space_store.clock.domain
         assert ada.space_store.clock.interval != earlier
@@ -187,3 +266,28 @@ def test_the_space_comes_back_from_a_backup_above_all_that_was_written_since():
         assert has(bea, ada, "nodes/x") == b"3"
 
     run(8, 3, play, SETTINGS)
+
+
+def test_cursors_and_heads_say_how_far_a_node_follows_and_who_is_there():
+    async def play(world):
+        ada, bea, _ = world.nodes
+        last = await bea.space.put("nodes/x", b"1")
+        await world.clock.sleep_ms(HEAD_INTERVAL_MS + 1_000)
+        cursors = {at[:2]: at[2] for at in await ada.sync.cursors()}
+        assert set(cursors) == {
+            (owner.key.node_id, prefix)
+            for owner in world.nodes[1:]
+            for prefix in (
+                UserSpacePaths.NODES,
+                UserSpacePaths.RECOGNITION,
+                UserSpacePaths.INTERVAL,
+            )
+        }
+        assert cursors[bea.key.node_id, UserSpacePaths.NODES] == last
+        await world.crash(1)
+        await world.clock.sleep_ms(2 * ACTIVE_MS)
+        now_ms = world.clock.now_ms()
+        active = {owner for owner, seen in ada.sync.seen_ms.items() if now_ms - seen <= ACTIVE_MS}
+        assert active == {world.nodes[2].key.node_id}
+
+    run(10, 3, play, SETTINGS)

@@ -36,7 +36,7 @@ OWNER = 0
 def place_of(world, index):
     """Say where a node is, as a person would tell it who lost everything."""
     node = world.nodes[index]
-    return f"{to_text(node.key.node_id)}@{node.peers.greeter.addresses()[0]}"
+    return f"{to_text(node.key.node_id)}@{node.peers.own_address.addresses()[0]}"
 
 
 async def put_named(node, name, data):

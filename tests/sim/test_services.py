@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
-from xsc.base.errors import NotAllowed
+from xsc.base.errors import NotAllowed, NotFound
+from xsc.base.ids import to_text
 from xsc.base.limits import COMPUTE_LEASE_MS
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
 from xsc.node.offline.verify import verify_file
+from xsc.space.paths import UserSpacePaths
 
 SERVING = {"services_listen": "8080"}
+# The next lease is taken while the one before it is open, at a node that is used: it costs up
+# to twice the price of an idle one.
+PRICED = {**SERVING, "compute_price": "1000", "compute_price_max": "2000"}
 LIMITS = Limits(fuel=100_000_000)
 
 
@@ -65,7 +72,7 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         for row in rows(world):
             assert "greet" in verify_file(row.receipt)
 
-    run(1, 2, play, {**SERVING, "compute_price": "1000", "compute_price_max": "1000"})
+    run(1, 2, play, PRICED)
 
 
 def test_a_request_that_costs_is_settled_in_both_books():
@@ -131,3 +138,33 @@ def test_where_nobody_listens_nothing_of_others_is_held():
         assert (await ask(world, at=0)).status == 200
 
     run(5, 2, play)
+
+
+def test_an_owner_lists_its_services_in_its_space():
+    async def play(world):
+        owner, holder, friend = world.nodes
+
+        async def listed():
+            await world.clock.sleep_ms(1_000)
+            path = UserSpacePaths.service("greet")
+            try:
+                return json.loads((await friend.read_space(owner.key.node_id, path)).value)
+            except NotFound:
+                return None
+
+        assert await listed() is None
+        await deploy(world)
+        row = await listed()
+        assert (row["version"], row["node"]) == ("1", to_text(holder.key.node_id))
+        assert holder.space.ls(UserSpacePaths.PROGRAMS) == []
+        await deploy(world, greeting="Bye")
+        assert (await listed())["version"] == "2"
+        await world.crash(0)
+        await world.restart(0)
+        owner = world.nodes[0]
+        await world.until(lambda: friend.health.is_up(owner.key.node_id))
+        assert (await listed())["version"] == "2"
+        await owner.services.owner.undeploy("greet")
+        assert await listed() is None
+
+    run(6, 3, play, SERVING)

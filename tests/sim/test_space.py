@@ -16,12 +16,14 @@ import pytest
 from tests.settle import settle
 from tests.sim.loop import simulate
 from tests.sim.network import SkewedClock
+from tests.sim.network import run as run_world
 from tests.unit.net.nodes import Node, acquainted
 from tests.unit.space.test_sync import Circle, Member
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
+from xsc.space.store import ARCHIVE
 
 FIRST, _, LAST = os.environ.get("TEST_SPACE_SEEDS", "200").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))
@@ -150,11 +152,13 @@ async def test_after_faults_all_subscribers_converge(first):
 
 
 NODES = 50
-FOLLOWED = 4
 MINUTES = 10
+FOLLOWED = [4, *([NODES - 1] if "TEST_SPACE_MESH" in os.environ else [])]
 
 
-def test_fifty_nodes_converge_while_they_write_for_ten_minutes():
+@pytest.mark.parametrize("followed_count", FOLLOWED)
+def test_fifty_nodes_converge_while_they_write_for_ten_minutes(followed_count):
+    """Each follows so many; with TEST_SPACE_MESH=1 also all others, which takes minutes."""
     clock = ManualClock()
     rng = random.Random(1)
 
@@ -172,8 +176,11 @@ def test_fifty_nodes_converge_while_they_write_for_ten_minutes():
         members = [Member(node) for node in nodes]
         followed = []
         for number, member in enumerate(members):
-            for step in range(1, FOLLOWED // 2 + 1):
-                other = members[(number + step * step) % NODES]
+            steps = range(1, followed_count // 2 + 1)
+            others = {(number + step * step) % NODES for step in steps}
+            if followed_count == NODES - 1:
+                others = set(range(number + 1, NODES))
+            for other in [members[at] for at in sorted(others)]:
                 await other.node.net.joining.join(member.node.net.joining.invite(60_000))
                 followed += [(member, other), (other, member)]
         for member, other in followed:
@@ -197,3 +204,18 @@ def test_fifty_nodes_converge_while_they_write_for_ten_minutes():
             await node.net.stop()
 
     simulate(clock, main())
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [({}, 0), ({"keep_versions": "2"}, 2), ({"keep_days": "1"}, 4)]
+)
+def test_versions_are_kept_as_the_settings_say(keep, kept):
+    async def play(world):
+        node = world.nodes[0]
+        for value in range(5):
+            await node.space.put("a", b"%d" % value)
+        await node.space.compact()
+        found = node.parts.space.scan(ARCHIVE + node.key.node_id + b"a\0", b"b")
+        assert sum(1 for _ in found) == kept
+
+    run_world(91, 1, play, keep)

@@ -31,7 +31,7 @@ OWNER, STRANGER = 0, 7
 HOSTS = range(1, 7)
 ADD = Path("fixtures/wasm/add.wasm").read_bytes()
 PAIRS = list(combinations(HOSTS, 2))
-ROUNDS = int(os.environ.get("TEST_STOPPED_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("TEST_STOPPED_ROUNDS", "1"))
 """How often all pairs of hosts are stopped one after the other, and hosts' histories are played."""
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import XscError
+from xsc.base.errors import RecordInvalid, XscError
 from xsc.identity.envelope import Record, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage.object.capability import ReadCapability, VerifyCapability, parse
@@ -41,6 +41,7 @@ INSIDE = {
     ("renewal", "request"): "renewal_request",
     ("execution_receipt", "order"): "order",
     ("service_receipt", "deployment"): "deployment",
+    ("introduction", "record"): "address",
     ("settled_entry", "half"): "entry",
     ("settled_entry", "counter"): "entry",
     ("settled_entry", "voucher"): "voucher",
@@ -313,6 +314,8 @@ class Forge:
         for _ in range(3):
             try:
                 return kind.model_validate(tupled(values))
+            except RecordInvalid:
+                break  # what is inside one of its fields is malformed
             except ValidationError as fault:
                 for error in fault.errors():
                     name = str(error["loc"][0]) if error["loc"] else ""

@@ -142,7 +142,8 @@ class Oracle:
     """By honest custodian, owner and object of what it guarded at the last look."""
     unguarded: set[tuple[int, bytes, bytes]] = field(default_factory=set)
     """Custodian, owner and object, of what an owner has ended."""
-    sequences: dict[int, int] = field(default_factory=dict)
+    given: dict[tuple[int, bytes], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """By node and peer: the weights that its operator gave it, in ppm."""
     _bodies: dict[bytes, tuple[Any, bool]] = field(default_factory=dict)
 
     @cached_property
@@ -304,7 +305,7 @@ class Oracle:
         self.room_is_left()
         self.nobody_pays_more_than_was_signed()
         self.shares_hold()
-        self.sequences_follow()
+        self.recognition_is_the_operators()
 
     def all_live(self) -> None:
         for index in self.up():
@@ -483,14 +484,22 @@ class Oracle:
             for name, (held, most) in shares.items():
                 expect(held <= most, "shares", f"the adversary has {held} {name} of node-{index}")
 
-    def sequences_follow(self) -> None:
-        """Nobody but its owner advances what a node has signed."""
+    def recognition_is_the_operators(self) -> None:
+        """Nobody else says what a node recognises, to itself or to others."""
+        keys = [self.world.key(index).node_id for index in range(self.world.count)]
+        honest = [index for index, peer in enumerate(keys) if peer != self.foe]
         for index in self.up():
-            own = self.world.nodes[index].allocation._own
-            if own is not None:
-                last = self.sequences.setdefault(index, 0)
+            node = self.world.nodes[index]
+            for peer, ppm in node.allocation.weights().items():
                 expect(
-                    own.record.sequence <= last,
-                    "sequence",
-                    f"node-{index} signs recognition {own.record.sequence} after {last}",
+                    ppm in self.given[index, peer],
+                    "recognition",
+                    f"node-{index} gives {ppm} ppm, which nobody told it to",
+                )
+            for other in honest:
+                theirs = node.allocation.their_weight_ppm(keys[other])
+                expect(
+                    theirs in {0, *self.given[other, node.key.node_id]},
+                    "recognition",
+                    f"node-{index} believes that node-{other} gives it {theirs} ppm",
                 )

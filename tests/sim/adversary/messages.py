@@ -29,10 +29,14 @@ from xsc.base.limits import (
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.ledger.entry import UNIT_CREDIT
+from xsc.space.itc import event_bytes
 from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
+from xsc.space.paths import UserSpacePaths
+from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
+from xsc.terms.quote import Draw
 from xsc.terms.voucher import Voucher
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]
@@ -97,18 +101,22 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.stays": {"locate": Id32, "reason": Name},
     "storage.head_put": {},
     "storage.head_get": {"locate": Id32},
-    "market.quote": {"kind": Name},
+    "market.quote": {"kind": Name, "draw": Draw | None},
     "market.lease": {"request": Sealed("lease_request")},
     "market.settle": {"voucher": Sealed("voucher")},
     "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
     "market.history": {"after": Id32},
     "market.known": {"leases": Many(Id32, LEASES_A_CUSTOMER_MAX)},
-    "market.recognise": {"recognition": Sealed("recognition")},
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},
     "ledger.account": {"paid_micro": Count, "is_payer": bool},
     "ledger.history": {"start": Count},
-    "space.next": {"cursors": Many(Cursor, CURSORS_MAX), "wait": bool},
+    "space.next": {
+        "cursors": Many(Cursor, CURSORS_MAX),
+        "wait": bool,
+        "record": Sealed("space_record"),
+        "value": bytes,
+    },
     "space.list": {"owner": Id32, "prefix": Prefix},
     "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX)},
     "space.value": {"owner": Id32, "path": Prefix, "digest": Id32},
@@ -130,11 +138,6 @@ HEADERS: dict[str, dict[str, Any]] = {
     "service.deploy": {"deployment": Sealed("deployment"), "lease_id": Id32, "module": bool},
     "service.undeploy": {"name": Name},
     "service.collect": {"name": Name, "after": Count, "lease_id": Id32},
-    "peers.hello": {
-        "record": Sealed("address"),
-        "members": Many({"member": Sealed("member"), "record": Sealed("address")}, 4),
-    },
-    "peers.where": {"peers": Many(Id32, 4)},
     "peers.join": {"secret": Id32, "record": Sealed("address")},
     "peers.batch": {"calls": Many({"method": Name, "header": bytes, "parts": Column}, 4)},
 }
@@ -264,12 +267,79 @@ def _head_parts(forge: Forge, _header: dict[str, Any]) -> list[bytes]:
     return [forge.signed("directory_head")]
 
 
+def _space_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    """Ask for what the target has, mostly: a header drawn field by field names nothing."""
+    known = forge.focus.get("space") or []
+    if not known or forge.chance(0.1):
+        return []
+    owner, path, digest = forge.rng.choice(known)
+    if "digest" in header:
+        header |= {"owner": owner, "path": path, "digest": digest or bytes(32)}
+    elif "paths" in header:
+        paths = [path for of, path, _ in known if of == owner]
+        most = forge.rng.choice((1, 2, len(paths)))
+        header |= {"owner": owner, "paths": forge.rng.sample(paths, min(most, len(paths)))}
+    elif "cursors" in header:
+        some = forge.rng.sample(known, min(forge.rng.choice((1, 2, 40)), len(known)))
+        asked = {(of, _prefix_of(forge, path)) for of, path, _ in some}
+        asked |= {(forge.rng.randbytes(32), "nodes") for _ in range(forge.rng.choice((0, 0, 400)))}
+        header["cursors"] = [
+            [of, prefix, *(forge.rng.choice((0, 0, 1, 3, 2**62)) for _ in range(3))]
+            for of, prefix in sorted(asked)
+        ]
+    else:
+        header |= {"owner": owner}
+        if "prefix" in header:
+            header["prefix"] = _prefix_of(forge, path)
+    return []
+
+
+def _prefix_of(forge: Forge, path: str) -> str:
+    parts = path.split("/")
+    return "/".join(parts[: forge.rng.choice((0, 1, 1, len(parts)))])
+
+
+def published(forge: Forge) -> tuple[str, bytes]:
+    """Return a path at which a node says where it is or whom it knows, and a value for it."""
+    if forge.chance(0.5):
+        return UserSpacePaths.ADDRESS, forge.signed("address")
+    introduction = forge.record(forge.kinds["introduction"])
+    return UserSpacePaths.member(forge.rng.choice((0, 1, 63))), encode(plain(introduction))
+
+
+def _next_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    """Carry a record of the own space, mostly one that says where the sender is."""
+    _space_parts(forge, header)
+    if forge.chance(0.5):
+        path, value = UserSpacePaths.ADDRESS, forge.signed("address")
+        if forge.chance(0.1):
+            path, value = published(forge)
+        values = {
+            "path": path,
+            "sequence": forge.now_ms(),
+            "written_ms": forge.now_ms(),
+            "domain": forge.rng.randbytes(32),
+            "stamp": event_bytes(0),
+            "digest": value_digest(value),
+            "size_bytes": len(value),
+        }
+        header |= {"value": value, "record": forge.fitting("space_record", values)}
+    elif forge.chance(0.5):
+        del header["record"]
+    return []
+
+
 PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
     "storage.put": _put_parts,
     "storage.head_put": _head_parts,
+    "space.next": _next_parts,
     "compute.run": _run_parts,
     "service.deploy": _deploy_parts,
     "ledger.propose": _proposal,
+    "space.list": _space_parts,
+    "space.records": _space_parts,
+    "space.value": _space_parts,
+    "space.head": _space_parts,
     "peers.batch": _batch_parts,
 }
 

@@ -22,7 +22,7 @@ from tests.sim.adversary.laws import (
     WatchedLog,
     expect,
 )
-from tests.sim.adversary.messages import HEADERS, message
+from tests.sim.adversary.messages import HEADERS, message, published
 from tests.sim.adversary.proxy import Manner, Proxy
 from tests.sim.loop import SimulatedLoop, finish
 from tests.sim.network import World, content, get, put
@@ -34,6 +34,7 @@ from xsc.base.limits import EPOCH_MS, OTHERS_GET_MS_MAX, OTHERS_PUT_MS_MAX, PEER
 from xsc.identity.keys import network_id
 from xsc.market.lease import is_over
 from xsc.node.build import Node, Parts
+from xsc.space.limits import HEAD_INTERVAL_MS
 from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object.capability import ReadCapability, VerifyCapability, parse_verify
 from xsc.storage.object.manifest import open_manifest
@@ -47,6 +48,7 @@ FOE = 0
 NODES = 7
 """The adversary, and six honest nodes: with one of these away, an object can still be healed."""
 OBJECTS_MAX = 6
+SPACE_PATHS = ("nodes/one", "nodes/two", "nodes/three/four")
 SIZES = (0, 1, 4_097, 20_000, 70_000)
 SETTINGS = {
     "storage_capacity": "16GiB",
@@ -110,6 +112,10 @@ class Play:
         for index in (1, 2):
             await self._recognise(index, self.oracle.foe)
         await nodes[FOE].allocation.recognise(nodes[1].key.node_id, 200_000)
+        for node in nodes:
+            for path in SPACE_PATHS:
+                await node.space.put(path, self.rng.randbytes(20))
+            await node.space.put("large", bytes(5_000))
         self.oracle.watch()
 
     def close(self) -> None:
@@ -277,8 +283,22 @@ class Play:
         self._timed(self._recognise(index, peer), OTHERS_GET_MS_MAX, "recognise", f"node-{index}")
 
     async def _recognise(self, index: int, peer: bytes) -> None:
-        self.oracle.sequences[index] = self.oracle.sequences.get(index, 0) + 1
-        await self.node(index).allocation.recognise(peer, self.rng.choice((0, 10_000, 100_000)))
+        ppm = self.rng.choice((0, 10_000, 100_000))
+        self.oracle.given[index, peer].add(ppm)
+        await self.node(index).allocation.recognise(peer, ppm)
+
+    def write(self) -> None:
+        """Write or delete own values, which all others follow."""
+        index, path = self.pick(self.oracle.up()), self.rng.choice(SPACE_PATHS)
+        space = self.node(index).space
+        is_there = any(record.path == path for record in space.ls(path))
+        if is_there and self.forge.chance(0.3):
+            self.tell(f"node-{index} deletes {path}")
+            self._timed(space.rm(path), OTHERS_GET_MS_MAX, "space", f"node-{index}")
+        else:
+            self.tell(f"node-{index} writes {path}")
+            value = self.rng.randbytes(20)
+            self._timed(space.put(path, value), OTHERS_GET_MS_MAX, "space", f"node-{index}")
 
     def compute(self) -> None:
         """Buy a run from the adversary: it may fail, and must not be paid for what it is not."""
@@ -302,6 +322,9 @@ class Play:
             down = next(i for i in self.oracle.honest() if i not in up)
             self.tell(f"node-{down} comes back")
             self._timed(self._back(down), OTHERS_GET_MS_MAX, "alive", f"node-{down}")
+            others = [self.node(i) for i in self.oracle.up() if i != down]
+            back = self.node(down).key.node_id
+            self.do(self.world.until(lambda: all(node.health.is_up(back) for node in others)))
         else:
             index = self.pick(up)
             self.tell(f"node-{index} goes down")
@@ -379,6 +402,13 @@ class Play:
                 "columns": self.rng.choice(((), (0,), (0, 1, 2, 3, 4, 5))),
                 "final": False,
             }
+        if method.startswith("space"):
+            store = self.node(target).space_store
+            forge.focus["space"] = [
+                (of, record.path, record.digest)
+                for of in store.owners()
+                for record in store.ls(of, "")
+            ]
         if method.startswith("service"):
             forge.focus["name"] = self.rng.choice(("a", "b"))
         for index in up:
@@ -401,11 +431,27 @@ class Play:
             forge.about(chosen, None if owner is None else self.node(owner).key.node_id)
         return target
 
+    def publish(self) -> None:
+        """Say in the adversary's own space where it is, and whom it introduces."""
+        path, value = published(self.forge)
+        self.tell(f"the adversary publishes {len(value)} bytes at {path}")
+        self.do(self.node(FOE).space.write({path: value}))
+
     def say(self) -> None:
         """Send messages of a method that somebody answers, each another, or one many times."""
         methods = sorted(self.node(1).peers.server.handlers)
-        method = self.rng.choices(methods, [WEIGHTS.get(name, 1) for name in methods])[0]
+        self._say(self.rng.choices(methods, [WEIGHTS.get(name, 1) for name in methods])[0])
+
+    def ask(self) -> None:
+        """Ask somebody everything that a space answers."""
+        for method in sorted(self.node(1).peers.server.handlers):
+            if method.startswith("space."):
+                self._say(method)
+
+    def _say(self, method: str) -> None:
         target = self.about(method)
+        if method == "space.next" and self.forge.chance(0.5):
+            self.publish()
         count = self.rng.choice((2, 6, 12))
         times = 100 if self.forge.chance(0.05) else 1
         messages = [message(self.forge, method) for _ in range(count // times or 1)]
@@ -500,12 +546,31 @@ class Play:
         self.repair()
         self.recognise()
         self.delete()
+        for _ in range(RECOVERY_MS // HEAD_INTERVAL_MS):
+            if not self._unlike():
+                break
+            self.do(self.world.clock.sleep_ms(HEAD_INTERVAL_MS))
+        expect(not self._unlike(), "space", "; ".join(self._unlike()[:3]))
         for index in self.oracle.up():
             node = self.node(index)
             expect(not node.shards.reserved_bytes, "recovers", "room stays reserved")
             running = len(self.world.net._up[self.world.name(index)]._running)
             expect(running <= NODES, "recovers", f"node-{index} has {running} handlers running")
         self.proxy.manner = Manner()
+
+    def _unlike(self) -> list[str]:
+        """Return who has of whom something else than that one has, of what all follow."""
+        up = self.oracle.up()
+        wrong = []
+        for index in up:
+            owner = self.node(index).key.node_id
+            own = self.node(index).space_store.ls(owner, "nodes")
+            wrong += [
+                f"node-{other} has of node-{index} something else than that one has"
+                for other in up
+                if self.node(other).space_store.ls(owner, "nodes") != own
+            ]
+        return wrong
 
     def _all_see_all(self) -> bool:
         honest = [self.node(index) for index in self.oracle.up()]
@@ -523,11 +588,13 @@ MOVES: dict[str, tuple[Step, int]] = {
     "repair": (Play.repair, 1),
     "recognise": (Play.recognise, 1),
     "compute": (Play.compute, 1),
+    "write": (Play.write, 2),
     "crash": (Play.crash, 2),
     "away": (Play.away, 2),
     "wait": (Play.wait, 3),
     "wait_long": (Play.wait_long, 1),
     "say": (Play.say, 16),
+    "ask": (Play.ask, 2),
     "say_again": (Play.say_again, 1),
     "deal": (Play.deal, 5),
     "behave": (Play.behave, 3),

@@ -18,6 +18,7 @@ from typing import Any
 
 from tests.sim.adversary.forge import Forge
 from xsc.base.clock import Clock
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import EntryRefused, LimitError, NotAllowed, PeerSilent, XscError, leaves
 from xsc.base.limits import NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.merkle import Part, root_of
@@ -25,12 +26,15 @@ from xsc.net.calls import problems, signing
 from xsc.net.calls.frame import pack_head, unpack
 from xsc.net.calls.sender import ROOT
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take, Transport
+from xsc.space.messages import answer_bytes, read_answer
 from xsc.storage.object.manifest import Manifest, expected_digest
 
 REPLAYS_KEPT = 16
 LIKELY = (NotAllowed, EntryRefused, LimitError)
 """Errors after which an honest node does something else than to try again."""
-QUIET = ("health.ping", "peers.hello", "peers.join")
+SPACES = ("space.next", "space.list", "space.records")
+"""Answers whose body is a value with signed records in it."""
+QUIET = ("health.ping", "peers.join")
 """Answered as they are while the peer wants to be believed up."""
 
 
@@ -225,14 +229,29 @@ class Proxy:
             return problems.answer_of(self.error())
         frame = unpack(memoryview(b"".join(response.body)))
         header, parts = frame.header, [bytes(part.data) for part in frame.parts]
-        if parts and self.forge.chance(0.3):
+        if method == "space.next" and parts and self.forge.chance(0.8):
+            parts = [self._hidden(parts[0])]
+        elif parts and self.forge.chance(0.3):
             place = rng.randrange(len(parts))
             known = [part for part in self.forge.seen["parts"] if isinstance(part, bytes)]
             parts[place] = rng.choice([*known, b"", parts[place][:-1], rng.randbytes(100)])
+        elif method in SPACES and parts:
+            said = decode(parts[0], size_max=PEER_BODY_BYTES_MAX)
+            parts = [encode(self.forge.tampered(said))]
         else:
             header = self.forge.tampered(header)
         head = pack_head(header, [Part(part, b"") for part in parts])
         return RawResponse(200, {}, [head, *parts])
+
+    def _hidden(self, raw: bytes) -> bytes:
+        """Return news without some of its records, or of its heads: all that is said is true."""
+        try:
+            news = read_answer(raw)
+        except XscError:
+            return raw
+        some = [sent for sent in news.records if self.forge.chance(0.5)]
+        heads = [head for head in news.heads if self.forge.chance(0.8)]
+        return answer_bytes(replace(news, records=some, heads=heads))
 
     def error(self) -> XscError:
         """Return any error of the tree."""

@@ -1,0 +1,74 @@
+"""Slots and needs of real nodes: cleared ahead of use, drawn, shown, and recomputed offline."""
+
+from __future__ import annotations
+
+import os
+
+from tests.e2e.conftest import call, wait_for
+
+GROUPS = 11
+
+
+def granted(provider, node: str) -> int:
+    """Return what a node is granted of a provider's own slots."""
+    rows = provider("allocation show --json").json["slots"]
+    return sum(
+        line["quantity"]
+        for row in rows
+        if row["node"] == provider.id
+        for line in row["allocations"]
+        if line["node"] == node
+    )
+
+
+def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_path):
+    provider, early, late = net[0], net[1], net[2]
+    slot = provider("market offer storage 100 --price 0.00001").line
+    needs = []
+    try:
+        needs.append((early, early("market need storage 100").line))
+        wait_for(lambda: granted(provider, early.id) == 100)
+        assert provider(f"peer recognise {late.id} 25%").code == 0
+        assert late(f"peer recognise {provider.id} 25%").code == 0
+        needs.append((late, late("market need storage 100").line))
+        wait_for(lambda: granted(provider, late.id) == 100)
+        assert granted(provider, early.id) == 0
+        (row,) = wait_for(lambda: late("allocation expected --json").json["allocations"])
+        assert (row["node"], row["slot"], row["quantity"]) == (provider.id, slot, 100)
+        assert (row["tier"], row["price"]) == ("mutual", 8)
+        late.put(os.urandom(1_000_000))
+        (drawn,) = late("allocation received --json").json["allocations"]
+        assert 0 < drawn["drawn"] <= 100
+        leases = late("market leases --json").json["leases"]
+        assert 8 in {
+            lease["price_micro"]
+            for lease in leases
+            if (lease["role"], lease["peer"]) == ("customer", provider.id)
+        }
+        clearings = provider("market clearings --json").json["clearings"]
+        assert {item["slot"] for item in clearings} >= {slot}
+        for number, item in enumerate(clearings):
+            path = tmp_path / f"clearing-{number}"
+            assert provider(["market", "clearing", item["id"], "-o", path]).code == 0
+            assert call(["verify", path]).line
+        raw = path.read_bytes()
+        path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        call(["verify", path]).fails(6, "proof_invalid")
+        groups = provider("allocation groups --json").json["groups"]
+        assert len(groups) == GROUPS
+        assert late.id in groups["mutual_beneficiaries_with_needs"]
+        reasons = provider(f"allocation why {slot} --json").json["why"]
+        assert {reason["node"] for reason in reasons} == {early.id, late.id}
+        (behind,) = (reason for reason in reasons if reason["node"] == early.id)
+        assert behind["granted"] == 0
+        assert any("mutual" in change for change in behind["changes"])
+        wait_for(lambda: provider("allocation show --json").json["converged"])
+        for words in ("show", "groups", "expected", "received", f"why {early.id}"):
+            assert provider(f"allocation {words}").code == 0
+        provider("allocation why nobody").fails(2, "peer_unknown")
+    finally:
+        for member, need in needs:
+            member(f"market withdraw {need}")
+        provider(f"market withdraw {slot}")
+        provider(f"peer recognise {late.id} 0%")
+        late(f"peer recognise {provider.id} 0%")

@@ -1,0 +1,258 @@
+"""The laws of granting ahead of use, over any order of needs, draws, own use and time."""
+
+from itertools import count
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xsc.allocation import granting
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.granting import Now, Pass
+from xsc.base.limits import ENTITLEMENT_LAPSE_MS, MIB, PARTICIPANTS_MAX
+from xsc.market.entitlements import SlotRoom
+from xsc.terms.clearing import SpaceValue
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+
+NOTHING = SpaceValue(record=b"", value=b"")
+PROVIDER = b"p" * 32
+CUSTOMERS = [bytes([number]) * 32 for number in range(1, 4)]
+DAY_MS = 24 * 3_600_000
+CAPACITY = 30
+
+
+def slot_of(number, quantity, start, end):
+    return AvailabilitySlot(
+        slot_id=bytes([number]) * 16,
+        kind="storage",
+        quantity=quantity,
+        windows_packed=pack_windows([(start, end)]),
+        valid_until_ms=end,
+        price_mutual=8,
+        price_one_way=9,
+        reserve=10,
+    )
+
+
+SLOTS = (slot_of(1, 20, 0, 9 * DAY_MS), slot_of(2, 25, 2 * DAY_MS, 12 * DAY_MS))
+WEIGHTS = {CUSTOMERS[0]: 300_000, CUSTOMERS[1]: 100_000}
+steps = st.one_of(
+    st.tuples(st.just("need"), st.integers(0, 2), st.integers(0, 40)),
+    st.tuples(st.just("draw"), st.integers(0, 9), st.integers(1, 20)),
+    st.tuples(st.just("free"), st.integers(0, 9), st.integers(1, 20)),
+    st.tuples(st.just("own"), st.integers(0, 0), st.integers(0, CAPACITY)),
+    st.tuples(st.just("time"), st.integers(0, 0), st.integers(1, 3 * DAY_MS)),
+)
+
+
+class Model:
+    """One provider: what is granted follows from passes, what is drawn is what leases took."""
+
+    def __init__(self):
+        self.now_ms = 0
+        self.needs = {}
+        self.numbers = dict.fromkeys(CUSTOMERS, 0)
+        self.drawn = {}
+        self.own = 0
+        self.cleared = {}
+        self.granted = []
+        self.signed = 0
+        self.salts = count(1)
+
+    def published(self, node):
+        needs = (self.needs[node],) if node in self.needs else ()
+        theirs = {PROVIDER: 200_000} if node == CUSTOMERS[0] else {}
+        return Published(node, Commitment(needs=needs), NOTHING, theirs, None)
+
+    @property
+    def free(self):
+        return CAPACITY - self.own - sum(self.drawn.values())
+
+    def clear(self, salt=lambda: bytes(32)):
+        self.signed += 1
+
+        def sign(_):
+            self.signed += 1
+            return self.signed.to_bytes(32, "big")
+
+        now = Now(
+            self.now_ms,
+            Published(PROVIDER, Commitment(slots=SLOTS), NOTHING, WEIGHTS, None),
+            lambda _: sorted(self.needs),
+            self.published,
+            self.drawn,
+            lambda _: 10**9,
+            SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms),
+        )
+        made, self.granted = Pass(now, self.cleared, sign, salt).run()
+        self.cleared = made.cleared
+        return made
+
+    def left(self, each):
+        key = each.key
+        present = each.window[0] <= self.now_ms < each.until_ms
+        return max(0, each.quantity - self.drawn.get(key, 0)) if present else 0
+
+    def step(self, what, index, amount):
+        if what == "need":
+            node = CUSTOMERS[index]
+            self.needs.pop(node, None)
+            self.numbers[node] += 1
+            if amount:
+                self.needs[node] = NeedSlot(
+                    slot_id=b"n" * 16,
+                    kind="storage",
+                    quantity=amount,
+                    valid_until_ms=2**60,
+                    price_max=40,
+                    number=self.numbers[node],
+                )
+        elif what == "draw":
+            usable = [each for each in self.granted if self.left(each)]
+            if usable:
+                each = usable[index % len(usable)]
+                key = each.key
+                taken = min(amount, self.left(each), self.free)
+                self.drawn[key] = self.drawn.get(key, 0) + taken
+        elif what == "free":
+            if self.drawn:
+                key = sorted(self.drawn)[index % len(self.drawn)]
+                self.drawn[key] = max(0, self.drawn[key] - amount)
+        elif what == "own":
+            # Own use takes what nobody was granted.
+            undrawn = sum(
+                max(
+                    0,
+                    each.quantity - self.drawn.get(each.key, 0),
+                )
+                for each in self.granted
+                if each.until_ms > self.now_ms
+            )
+            self.own = min(amount, max(self.own, CAPACITY - undrawn - sum(self.drawn.values())))
+        else:
+            self.now_ms += amount
+
+    def check(self):
+        kept = {}
+        undrawn = 0
+        for each in self.granted:
+            key = each.key
+            kept[key] = max(each.quantity, self.drawn.get(key, 0))
+            if each.until_ms > self.now_ms:
+                undrawn += max(0, each.quantity - self.drawn.get(key, 0))
+        for slot in SLOTS:
+            whole = {k: v for k, v in self.drawn.items() if k[0] == slot.slot_id}
+            whole |= {k: v for k, v in kept.items() if k[0] == slot.slot_id}
+            drawn = sum(v for k, v in self.drawn.items() if k[0] == slot.slot_id)
+            assert sum(whole.values()) <= max(slot.quantity, drawn), "a slot is sold once"
+        assert undrawn + sum(self.drawn.values()) + self.own <= CAPACITY, "what there is"
+        for node, need in self.needs.items():
+            mine = [each for each in self.granted if each.customer == node]
+            drawn = sum(v for k, v in self.drawn.items() if k[2] == node)
+            both = sum(each.quantity for each in mine)
+            assert both <= max(need.quantity, drawn), "no need is filled twice"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(steps, max_size=14))
+def test_no_interleaving_oversells_a_slot_or_fills_a_need_twice(taken):
+    model = Model()
+    for what, index, amount in taken:
+        before = dict(model.drawn)
+        model.step(what, index, amount)
+        after = dict(model.drawn)
+        model.clear()
+        assert model.drawn == after, "a clearing recalls nothing"
+        assert what in {"draw", "free"} or after == before
+        model.check()
+        again = model.clear()
+        assert not again.fresh, "the same inputs are not cleared again"
+
+
+def test_what_lapsed_comes_back_under_a_new_number_only():
+    model = Model()
+    model.step("need", 0, 10)
+    model.clear()
+    assert [each.quantity for each in model.granted] == [10]
+    model.step("time", 0, ENTITLEMENT_LAPSE_MS)
+    model.clear()
+    assert not [each for each in model.granted if each.opens_ms == 0]
+    model.step("need", 0, 10)
+    model.clear()
+    assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
+
+
+def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16):
+    return NeedSlot(
+        slot_id=slot_id,
+        kind="storage",
+        quantity=quantity,
+        valid_until_ms=2**60,
+        price_max=price_max,
+        number=number,
+    )
+
+
+def clear_again(model):
+    """Clear with a salt that never comes twice."""
+    return model.clear(lambda: next(model.salts).to_bytes(32, "big"))
+
+
+def test_where_too_many_take_part_nothing_is_cleared_again_either():
+    model = Model()
+    for number in range(PARTICIPANTS_MAX + 40):
+        model.needs[number.to_bytes(32, "big")] = need_of(1, price_max=1)
+    assert clear_again(model).fresh
+    assert {each.record.left_out for each in model.cleared.values()} == {40}
+    assert not clear_again(model).fresh
+
+
+def test_a_need_that_changes_moves_no_tie_of_others():
+    model = Model()
+    equal = [bytes([number]) * 32 for number in (7, 8)]
+    for node in equal:
+        model.needs[node] = need_of(15)
+    clear_again(model)
+    before = [each for each in model.granted if each.customer in equal]
+    assert len({each.quantity for each in before}) > 1, "a tie decides"
+    for number in range(20):
+        model.needs[CUSTOMERS[2]] = need_of(5, 1 + number, price_max=1 + number % 9)
+        assert clear_again(model).fresh
+        assert [(e.customer, e.quantity) for e in model.granted if e.customer in equal] == [
+            (e.customer, e.quantity) for e in before
+        ]
+
+
+def test_of_needs_that_are_withdrawn_nothing_is_kept():
+    model = Model()
+    for number in range(10):
+        model.needs[CUSTOMERS[0]] = need_of(10, slot_id=bytes([number]) * 16)
+        model.clear()
+        assert len(model.granted) == 1
+    assert all(len(each.grants) <= 1 for each in model.cleared.values())
+
+
+def test_no_more_is_granted_than_one_state_says(monkeypatch):
+    monkeypatch.setattr(granting, "ALLOCATIONS_MAX", 4)
+    model = Model()
+    for number in range(9):
+        model.needs[bytes([number]) * 32] = need_of(4)
+    model.clear()
+    first, *_ = model.cleared.values()
+    assert first.record.left_out == 5
+    assert len(model.granted) == 4
+    for node in list(model.needs)[:6]:
+        del model.needs[node]
+    model.clear()
+    assert {each.customer for each in model.granted} == set(model.needs)
+
+
+def test_a_stranger_is_granted_nothing_that_begins_later():
+    later = SLOTS[1].slot_id
+    for node, ahead in ((CUSTOMERS[0], True), (CUSTOMERS[1], True), (CUSTOMERS[2], False)):
+        model = Model()
+        model.needs[node] = need_of(40)
+        model.clear()
+        assert [each.slot for each in model.granted] == [SLOTS[0].slot_id, later][: 1 + ahead]
+        model.step("time", 0, 2 * DAY_MS)
+        model.clear()
+        assert later in {each.slot for each in model.granted}, "once it begins"
