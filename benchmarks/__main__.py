@@ -1,6 +1,9 @@
 """Runs every benchmark on one fresh devnet of seven nodes, and prints ratios.
 
-    python -m benchmarks [--quick] [storage small compute services start memory stalled space hung]
+    python -m benchmarks [--quick] [WORD ...]
+
+The words are storage, small, compute, services, start, memory, stalled, space and programs, which
+share the network, and disk, hung, inside and market, which need none. Without a word all are run.
 
 Each figure is the median of at least three; rates are MB (10^6 bytes of user
 data) a second. The limits are measured in the same run on the same machine.
@@ -20,15 +23,38 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import hung, inside, invoke, limit, pipe, services, small, space, stalled
+from benchmarks import (
+    disk,
+    hung,
+    inside,
+    invoke,
+    limit,
+    market,
+    pipe,
+    programs,
+    services,
+    small,
+    space,
+    stalled,
+)
 from xsc.base.limits import MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
-PARTS = ("storage", "small", "compute", "services", "start", "memory", "stalled")
-ALONE = {"space": space.run, "hung": hung.run, "inside": inside.run}
+PARTS = (
+    "storage",
+    "small",
+    "compute",
+    "services",
+    "start",
+    "memory",
+    "stalled",
+    "space",
+    "programs",
+)
+ALONE = {"disk": disk.run, "hung": hung.run, "inside": inside.run, "market": market.run}
 """Parts that need no network."""
 
 
@@ -127,6 +153,14 @@ def served(net: Network, quick: bool) -> None:
     services.run(net.calls, net.pids(), quick)
 
 
+def shared(net: Network, quick: bool) -> None:
+    space.run(net.homes, quick)
+
+
+def depending(net: Network, quick: bool) -> None:
+    programs.run(net.homes, quick)
+
+
 def still(net: Network, quick: bool) -> None:
     stalled.run(net.calls, net.pids(), quick)
 
@@ -220,6 +254,8 @@ def main() -> None:
                 "start": start,
                 "memory": memory,
                 "stalled": still,
+                "space": shared,
+                "programs": depending,
             }[part](net, asked.quick)
     finally:
         net.stop()

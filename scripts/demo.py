@@ -1,7 +1,8 @@
 """Plays the whole story on this machine, and exits with 0 only if all of it held.
 
 Seven nodes; a file stored on six of them; two of those killed; the file read
-back by a node that never saw it; programs run, billed and proved; the books
+back by a node that never saw it; modules run, billed and proved; a program that
+reads what another node's program gives, and the chain behind its result; the books
 compared. Every command is printed as one would type it, with what it answered.
 Everything lives in a temporary directory and is stopped and removed at the end.
 """
@@ -161,10 +162,65 @@ def compute(story: Story) -> None:
         story.xsc(f"verify {name}.receipt")
 
 
+DOUBLE = """id = "double"
+
+[variables.a]
+kind = "subscription"
+type = "i32"
+path = "demo/a"
+
+[computations.double]
+function = { module = "add.wasm", export = "add" }
+inputs = { x = "a", y = "a" }
+outputs.twice = { path = "demo/twice", type = "i32" }
+"""
+NEXT = """id = "next"
+
+[variables.theirs]
+kind = "subscription"
+type = "i32"
+owner = "node-0"
+path = "demo/twice"
+
+[variables.one]
+kind = "value"
+type = "i32"
+value = 1
+
+[computations.next]
+function = "math.add"
+inputs = { x = "theirs", y = "one" }
+outputs.next = { path = "demo/next" }
+"""
+
+
+def react(story: Story, reader: str) -> None:
+    """Let a program of one node read what one of another gives, and explain its result."""
+    chapter("Programs that read each other, and what is behind a result")
+    for name, home, text in (("double", "node-0", DOUBLE), ("next", reader, NEXT)):
+        (story.folder / f"{name}.toml").write_text(text)
+        say(f"$ cat {name}.toml\n{text.rstrip()}")
+        program = story.xsc(f"--home net/{home} program register {name}.toml").strip()
+        story.xsc(f"--home net/{home} program activate {program}")
+    for value, wanted in ((20, "41"), (50, "101")):
+        story.xsc(f"--home net/node-0 space put demo/a {value}")
+        deadline = time.monotonic() + NOTICED_S
+        while story.ask(f"--home net/{reader} space ls demo")["records"] == [] or (
+            story.ask(f"--home net/{reader} space get demo/next")["value"] != wanted
+        ):
+            require(time.monotonic() < deadline, f"the result is not {wanted}")
+            time.sleep(0.1)
+        story.xsc(f"--home net/{reader} space get demo/next")
+        say()
+    story.xsc(f"--home net/{reader} program why demo/next")
+    found = story.ask(f"--home net/{reader} program why demo/next")
+    require(found["verified"] and found["value"] == "101", "the chain is not verified")
+
+
 def settle(story: Story, reader: str) -> None:
     """Show prices, settle, and compare the books."""
     chapter("What it cost, and both sides of the books")
-    story.xsc("--home net/node-0 market offers")
+    story.xsc("--home net/node-0 market quote")
     story.xsc("--home net/node-0 ledger settle")
     story.xsc("--home net/node-0 ledger statement --limit 10")
     owed = {
@@ -204,6 +260,7 @@ def play(story: Story) -> None:
         story.xsc(f"devnet up --nodes {NODES} --dir net")
         lost, reader = store_and_lose(story)
         compute(story)
+        react(story, reader)
         settle(story, reader)
         notice(story, lost)
     except Broken:
