@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 CODE := $(wildcard xsc tests benchmarks scripts)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long coverage mutants check static bench spec wasi python format lock clean
+.PHONY: help install demo test test-long coverage mutants check static bench sim spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -22,9 +22,12 @@ test: install  ## Run all tests, on every core
 # What test-long plays, and how long: about two hours on two cores.
 LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_hosts.py \
 	tests/sim/test_adversary.py tests/sim/test_canaries.py tests/e2e/test_kills.py \
-	tests/properties/test_compute_modules.py
-SIZES := TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
-	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000
+	tests/properties/test_compute_modules.py tests/sim/test_space.py tests/properties/test_clearing.py \
+	tests/sim/test_hoarding.py tests/sim/test_durability.py tests/sim/test_slow_hosts.py \
+	tests/sim/test_drain.py tests/e2e/test_backup.py tests/e2e/test_devnet.py tests/e2e/test_peers.py \
+	tests/e2e/test_space.py tests/unit/node/test_routes.py tests/unit/programs/test_service.py
+SIZES := TEST_LONG=1 TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
+	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000 TEST_SPACE_SEEDS=2000 TEST_CLEARING_GAMES=4000
 
 test-long: install  ## Play the laws with far more cases, for hours: before a release
 	@env $(SIZES) $(PYTHON) -m pytest --numprocesses auto --dist worksteal $(or $(PYTEST_ARGS),$(LONG))
@@ -45,6 +48,9 @@ check: static test  ## Run everything that CI runs
 
 bench: install  ## Measure this machine
 	@$(PYTHON) -m benchmarks
+
+sim: install  ## Play the rules of allocation for growing networks, and draw the picture
+	@$(PYTHON) scripts/sim.py
 
 spec: install  ## Run WebAssembly's own tests: make spec TESTSUITE=DIR
 	@$(PYTHON) scripts/spec.py $(TESTSUITE)
