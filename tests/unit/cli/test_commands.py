@@ -614,7 +614,7 @@ REASON = {
     "because": "so",
     "changes": [],
 }
-WHY = {"why": [REASON, REASON]}
+WHY = {"why": [REASON, REASON], "more": False}
 VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry holds"}
 
 
