@@ -12,12 +12,13 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import accumulate
 
-from xsc.allocation.matching import overlap
+from xsc.allocation.matching import places
 from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.terms.quote import Tier
-from xsc.terms.slot import Entitlement, NeedSlot, SlotKind, Window
+from xsc.terms.slot import Entitlement, NeedSlot, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,68 +72,63 @@ def keep(quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int]) ->
     return Kept(quantities, merged)
 
 
-def still_wanted(
-    need: NeedSlot, provider: bytes, window: Window, granted: Iterable[tuple[Window, int]]
-) -> int:
-    """Return what a need still accepts of a provider in a window, after its other slots.
+def _span(need: NeedSlot, window: Window) -> tuple[int, int]:
+    """Return what a line takes of a need: lines whose spans overlap count together.
 
     Storage counts at any one moment, so that windows one after the other do not add up. Egress
-    and compute count within a window of the need, whenever in it.
-
-    Args:
-        need: the need.
-        provider: whose slot is cleared.
-        window: of the slot.
-        granted: the windows in which the same provider grants it something already, and how much.
+    and compute count within a window of the need, whenever in it: the span is its windows that
+    the line touches. An empty span takes nothing.
     """
-    return max(
-        0,
-        need.cap(provider)
-        - sum(
-            units for other, units in granted if competes(need.kind, need.windows, window, other)
-        ),
-    )
+    if need.kind == "storage":
+        return window
+    return places(window, need.windows) if need.windows else (0, 1)
 
 
-def competes(kind: SlotKind, windows: Sequence[Window], one: Window, other: Window) -> bool:
-    """Return whether what is granted in two windows counts together for a need.
+class Given:
+    """What a provider has granted a need in windows that began before, of all of its slots."""
 
-    Args:
-        kind: of the need.
-        windows: of the need.
-        one: of the windows, `other` the other.
-    """
-    if kind == "storage":
-        return overlap(one, (other,)) is not None
-    return not windows or any(overlap(one, (own,)) and overlap(other, (own,)) for own in windows)
+    def __init__(self, need: NeedSlot) -> None:
+        self._need = need
+        self._units = 0
+        self._open: list[tuple[int, int]] = []
+        """End of the span and units; those that end first stand first."""
+
+    def add(self, window: Window, units: int) -> None:
+        """Count units; none of the windows that are asked for later may begin before this one."""
+        start, end = _span(self._need, window)
+        if start < end:
+            heappush(self._open, (end, units))
+            self._units += units
+
+    def beside(self, window: Window) -> int:
+        """Return what counts together with a line in a window; later ones begin no earlier."""
+        start, _ = _span(self._need, window)
+        while self._open and self._open[0][0] <= start:
+            self._units -= heappop(self._open)[1]
+        return self._units
+
+
+def still_wanted(need: NeedSlot, provider: bytes, window: Window, given: Given) -> int:
+    """Return what a need still accepts of a provider in a window, after its other slots."""
+    return max(0, need.cap(provider) - given.beside(window))
 
 
 def at_once(need: NeedSlot, lines: Sequence[tuple[Window, int]]) -> int:
     """Return the most that the lines of one provider come to of what a need asks for."""
-    if need.kind != "storage" and not need.windows:
-        return sum(units for _, units in lines)
-    spans = [(window, units) for window, units in lines]
-    if need.kind != "storage":
-        # From the first window of the need that a line touches to the last.
-        starts, ends = ([window[side] for window in need.windows] for side in (0, 1))
-        spans = [
-            ((bisect_right(ends, start), bisect_left(starts, end)), units)
-            for (start, end), units in lines
-        ]
-        spans = [(span, units) for span, units in spans if span[0] < span[1]]
+    spans = [(_span(need, window), units) for window, units in lines]
+    spans = [(span, units) for span, units in spans if span[0] < span[1]]
     begins, ends = (sorted(span[side] for span, _ in spans) for side in (0, 1))
     begun, ended = (
         list(accumulate((u for _, u in sorted((s[side], u) for s, u in spans)), initial=0))
         for side in (0, 1)
     )
     # Of what begins before a line ends, what ended before it begins does not meet it.
-    return (
-        max(
-            (begun[bisect_left(begins, end)] - ended[bisect_right(ends, start)])
+    return max(
+        (
+            begun[bisect_left(begins, end)] - ended[bisect_right(ends, start)]
             for (start, end), _ in spans
-        )
-        if spans
-        else 0
+        ),
+        default=0,
     )
 
 

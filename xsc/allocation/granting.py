@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xsc.allocation.acceptance import still_wanted
+from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
@@ -25,7 +25,7 @@ from xsc.allocation.clearing_record import (
     standing,
     wanted,
 )
-from xsc.allocation.matching import overlap, windows_of
+from xsc.allocation.matching import overlap, places, windows_of
 from xsc.allocation.ports import SlotRoom
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
@@ -94,7 +94,8 @@ def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[
     found = []
     for slot in slots:
         if slot.valid_until_ms > now_ms:
-            ahead = [window for window in slot.windows if window[1] > now_ms][:WINDOWS_AHEAD]
+            first, _ = places((now_ms, slot.valid_until_ms), slot.windows)
+            ahead = slot.windows[first : first + WINDOWS_AHEAD]
             found += [(window, (slot.slot_id, window[0])) for window in ahead]
     return sorted(found, key=lambda item: (item[0][0], item[1]))[:CLEARED_SLOTS_MAX]
 
@@ -198,9 +199,13 @@ class Pass:
         self._sign = sign
         self._salt = salt
         self._needs: dict[tuple[bytes, bytes], NeedSlot] = {}
-        self._given: defaultdict[tuple[bytes, bytes], list[tuple[Window, int]]]
-        self._given = defaultdict(list)
-        """By customer and need: what earlier windows gave, and when that is."""
+        self._given: dict[tuple[bytes, bytes], Given] = {}
+        """By customer and need: what earlier windows gave."""
+        self._drawn: defaultdict[Key, dict[tuple[bytes, bytes], int]] = defaultdict(dict)
+        """By window: what was drawn, by customer and need."""
+        for (slot_id, start, customer, need), quanta in now.drawn.items():
+            if quanta:
+                self._drawn[slot_id, start][customer, need] = quanta
         self._credit: dict[bytes, int] = {}
 
     def run(self) -> tuple[Made, list[Entitlement]]:
@@ -228,11 +233,19 @@ class Pass:
 
     def _count(self, each: Entitlement) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""
-        self._given[each.customer, each.need].append((each.window, each.quantity))
+        self._given_of(self._needs[each.customer, each.need], each.customer).add(
+            each.window, each.quantity
+        )
         drawn = self._now.drawn.get(each.key, 0)
         left = max(0, each.quantity - drawn) if each.until_ms > self._now.now_ms else 0
         self._credit[each.customer] = self._credit_of(each.customer) - left * each.price
         self._now.room.take(each.kind, each.window, left)
+
+    def _given_of(self, need: NeedSlot, customer: bytes) -> Given:
+        key = customer, need.slot_id
+        if key not in self._given:
+            self._given[key] = Given(need)
+        return self._given[key]
 
     def _credit_of(self, customer: bytes) -> int:
         if customer not in self._credit:
@@ -244,11 +257,7 @@ class Pass:
     ) -> tuple[Cleared | None, bool]:
         now, key = self._now, (slot.slot_id, window[0])
         before = self._before.get(key)
-        drawn = {
-            (customer, need): quanta
-            for (slot_id, start, customer, need), quanta in now.drawn.items()
-            if (slot_id, start) == key and quanta
-        }
+        drawn = self._drawn.get(key, {})
         # Kept for the window: a tie falls as it fell before.
         salt = self._salt() if before is None else before.record.salt
         free = sum(drawn.values()) + now.room.left(slot.kind, window)
@@ -331,7 +340,7 @@ class Pass:
             if time[0] > self._now.now_ms and tier == "open" and not mine:
                 # Nothing is billed before it begins: a stranger would hold it for nothing.
                 continue
-            given = self._given[customer.node, need_id]
+            given = self._given_of(need, customer.node)
             most = min(units, still_wanted(need, self._now.own.node, time, given))
             price = min(need.price_max, offer.slot.reserve)
             if price:

@@ -8,9 +8,10 @@ other side states; an unknown filter refuses. docs/design/slots.md, M1 to M6.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid
@@ -90,25 +91,33 @@ def windows_of(slot: Slot) -> tuple[Window, ...]:
     return slot.windows or ((0, slot.valid_until_ms),)
 
 
-def overlap(window: Window, windows: Iterable[Window]) -> Window | None:
-    """Return the time from the first common moment of a window and others to the last.
+_start_of, _end_of = itemgetter(0), itemgetter(1)
+
+
+def places(window: Window, windows: Sequence[Window]) -> Window:
+    """Return the place of the first of windows that a window overlaps, and the one after the last.
+
+    The windows rise; where it overlaps none, the first place is not before the other one.
+    """
+    return (
+        bisect_right(windows, window[0], key=_end_of),
+        bisect_left(windows, window[1], key=_start_of),
+    )
+
+
+def overlap(window: Window, windows: Sequence[Window]) -> Window | None:
+    """Return the time from the first common moment of a window and others, which rise, to the last.
 
     None where no time of any length is common.
     """
-    common = [
-        (max(window[0], start), min(window[1], end))
-        for start, end in windows
-        if start < window[1] and window[0] < end
-    ]
-    return (common[0][0], common[-1][1]) if common else None
+    first, after = places(window, windows)
+    if first >= after:
+        return None
+    return max(window[0], windows[first][0]), min(window[1], windows[after - 1][1])
 
 
 _FEW: Final = 8
 """Looking a window up takes about as long as passing so many by."""
-
-
-def _end_of(window: Window) -> int:
-    return window[1]
 
 
 def _meet(left: tuple[Window, ...], right: tuple[Window, ...]) -> bool:

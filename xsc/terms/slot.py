@@ -10,6 +10,7 @@ window (egress), or millions of fuel for each 64 MiB of the memory limit, within
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -204,7 +205,11 @@ class NeedSlot(Slot):
 
     def cap(self, provider: bytes) -> int:
         """Return what the need accepts of a provider."""
-        return dict(self.caps).get(provider, self.quantity)
+        # A pass asks for each window, and there may be as many caps as peers.
+        place = bisect_left(self.caps, (provider,))
+        if place < len(self.caps) and self.caps[place][0] == provider:
+            return self.caps[place][1]
+        return self.quantity
 
 
 class Commitment(Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable
 from random import Random
 
 from xsc.allocation.clearing_record import (
@@ -19,7 +21,7 @@ from xsc.space.itc import event_bytes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, value_digest
 from xsc.terms.clearing import ClearingRecord, SpaceValue
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window, pack_windows
 
 NOW_MS = 1_700_000_000_000
 HOUR = 3_600_000
@@ -79,6 +81,43 @@ def published(
         given = space_value(owner, network, UserSpacePaths.RECOGNITION, value_of(weights))
     said = space_value(owner, network, UserSpacePaths.COMMITMENT, commitment.to_bytes())
     return read_published(owner.node_id, said, given, network=network, at_ms=NOW_MS)
+
+
+def steps_of(work: Callable[[], object]) -> int:
+    """Return how many instructions of Python some work takes: the same on every machine."""
+    steps = 0
+
+    def trace(frame, event, _arg):
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def beside(asked: NeedSlot, window: Window, lines: Iterable[tuple[Window, int]]) -> int:
+    """Return what of lines counts together with one in a window, by comparing all with it."""
+
+    def meet(one: Window, other: Window) -> bool:
+        return one[0] < other[1] and other[0] < one[1]
+
+    return sum(
+        units
+        for other, units in lines
+        if (
+            meet(window, other)
+            if asked.kind == "storage"
+            else not asked.windows
+            or any(meet(window, own) and meet(other, own) for own in asked.windows)
+        )
+    )
 
 
 def cleared(

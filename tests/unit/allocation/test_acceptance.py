@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need
-from xsc.allocation.acceptance import Granted, at_once, keep, still_wanted
+from tests.unit.allocation.clearings import HOUR, NOW_MS, beside, key, need, steps_of
+from xsc.allocation.acceptance import Given, Granted, at_once, keep, still_wanted
+from xsc.allocation.matching import overlap, windows_of
 from xsc.allocation.tiers import TIERS
 from xsc.terms.slot import pack_windows
 
@@ -54,35 +55,75 @@ def test_caps_only_fall_and_nothing_is_kept_beyond_need_offer_or_cap(quantity, m
     assert again.caps == kept.caps
 
 
+def left(asked, window, *lines):
+    """Return what is still wanted after lines."""
+    given = Given(asked)
+    for line in lines:
+        given.add(*line)
+    return still_wanted(asked, PROVIDER, window, given)
+
+
 def test_d2_two_slots_of_one_provider_do_not_fill_one_need_twice():
     one = need(quantity=10)
     window = (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    assert still_wanted(one, PROVIDER, window, []) == 10
-    assert still_wanted(one, PROVIDER, window, [(window, 10)]) == 0
-    assert still_wanted(one, PROVIDER, window, [(window, 4)]) == 6
+    assert left(one, window) == 10
+    assert left(one, window, (window, 10)) == 0
+    assert left(one, window, (window, 4)) == 6
 
 
 def test_a_cap_bounds_all_slots_of_a_provider_together():
     one = need(quantity=10, caps=((PROVIDER, 3),))
     window = (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    assert still_wanted(one, PROVIDER, window, []) == 3
-    assert still_wanted(one, PROVIDER, window, [(window, 3)]) == 0
+    assert left(one, window) == 3
+    assert left(one, window, (window, 3)) == 0
 
 
 def test_storage_counts_at_a_moment_and_compute_within_a_window_of_the_need():
     early, late = (NOW_MS + HOUR, NOW_MS + 2 * HOUR), (NOW_MS + 2 * HOUR, NOW_MS + 3 * HOUR)
     tomorrow = (NOW_MS + 26 * HOUR, NOW_MS + 27 * HOUR)
     stored = need(kind="storage", quantity=10)
-    assert still_wanted(stored, PROVIDER, late, [(early, 10)]) == 10
+    assert left(stored, late, (early, 10)) == 10
     computed = need(quantity=10)
-    assert still_wanted(computed, PROVIDER, late, [(early, 10)]) == 0
+    assert left(computed, late, (early, 10)) == 0
     daily = need(
         quantity=10,
         windows_packed=pack_windows([(NOW_MS, NOW_MS + 12 * HOUR), (NOW_MS + 24 * HOUR, 2**42)]),
         valid_until_ms=2**42,
     )
-    assert still_wanted(daily, PROVIDER, late, [(early, 10)]) == 0
-    assert still_wanted(daily, PROVIDER, tomorrow, [(early, 10)]) == 10
+    assert left(daily, late, (early, 10)) == 0
+    assert left(daily, tomorrow, (early, 10)) == 10
+
+
+WINDOWS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8)
+
+
+@given(WINDOWS, st.sampled_from(["storage", "egress"]), st.lists(st.integers(0, 20), max_size=8))
+def test_what_is_given_is_what_comparing_every_line_gives(offered, kind, edges):
+    edges = sorted(set(edges))
+    own = [(2 * at, 2 * to) for at, to in zip(edges[::2], edges[1::2], strict=False)]
+    asked = need(kind=kind, windows_packed=pack_windows(own[:1] if kind == "storage" else own))
+    given, lines = Given(asked), []
+    for at, length in sorted(offered):
+        time = overlap((at, at + length), windows_of(asked))
+        if time is not None:
+            assert given.beside(time) == beside(asked, time, lines)
+            given.add(time, length)
+            lines.append((time, length))
+
+
+def test_a_need_of_many_windows_takes_few_steps():
+    hours = [(2 * hour * HOUR, (2 * hour + 1) * HOUR) for hour in range(400)]
+    asked = need(windows_packed=pack_windows(hours), valid_until_ms=2**42)
+
+    def granted(count):
+        given = Given(asked)
+        for window in hours[:count]:
+            assert still_wanted(asked, PROVIDER, window, given) == asked.quantity
+            given.add(window, 1)
+
+    few, many = (steps_of(lambda count=count: granted(count)) for count in (32, 256))
+    assert many <= 10 * few
+    assert many <= 256 * 500
 
 
 def test_what_one_provider_grants_at_once_is_what_counts():

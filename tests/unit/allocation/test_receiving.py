@@ -5,13 +5,14 @@ from random import Random
 from tests.unit.allocation.clearings import (
     NOW_MS,
     UNTIL_MS,
+    beside,
     cleared,
     key,
     need,
     published,
     slot,
 )
-from xsc.allocation.acceptance import at_once, competes
+from xsc.allocation.acceptance import at_once
 from xsc.allocation.clearing_record import Offer
 from xsc.allocation.receiving import is_proven, offered_by, proven_of
 from xsc.terms.clearing import (
@@ -24,13 +25,7 @@ from xsc.terms.slot import Commitment, Entitlement, pack_windows
 
 def plainly(asked, lines):
     """Return what `at_once` says, by comparing every line with every line."""
-    return max(
-        (
-            sum(u for other, u in lines if competes(asked.kind, asked.windows, window, other))
-            for window, _ in lines
-        ),
-        default=0,
-    )
+    return max((beside(asked, window, lines) for window, _ in lines), default=0)
 
 
 def test_the_sweep_is_what_looking_at_every_line_gives():
