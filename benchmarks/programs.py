@@ -2,12 +2,14 @@
 
 All but the last two rows are of one node's programs in this process, on LevelDB, without the rest
 of a node. From a change to its output is of real nodes and the Python client, beside the same
-change seen by a watcher of its own path. All times but those are of the processor.
+change seen by a watcher of its own path. All times but those, and that of a module's export, are
+of the processor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import shutil
@@ -26,15 +28,21 @@ from xsc.base.log import SilentLog
 from xsc.client.core import Core
 from xsc.client.programs import ProgramCalls
 from xsc.client.space import SpaceCalls
+from xsc.compute.jobs.evidence import EvidenceStore
+from xsc.compute.service import ComputeService
+from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
-from xsc.node.system import SystemClock, ThreadExecutor
+from xsc.node.jobs.exports import Exports
+from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.programs.compile import CompiledProgram, compile_program
-from xsc.programs.document import parse, resolve
+from xsc.programs.document import ModuleCall, parse, resolve
 from xsc.programs.evaluations import evaluations_of
 from xsc.programs.frame import Call, Execution, Fault
 from xsc.programs.functions import Functions
+from xsc.programs.numbers import to_number
 from xsc.programs.recorder import Recorder
 from xsc.programs.running import Ports
 from xsc.programs.service import ComputeRuntimeManager
@@ -236,6 +244,34 @@ async def idle() -> tuple[float, int]:
         return (time.process_time() - spent) / IDLE_S, grown
 
 
+async def exported(rounds: int) -> float:
+    """Return ms from a call of a module's export to its results and signed receipt."""
+    executor, clock, log = ThreadExecutor(1), SystemClock(), SilentLog()
+    nobody: Any = None  # a run on this node asks no peer
+    compute = ComputeService(
+        Context(KEY, NETWORK, clock, SystemEntropy(), executor, nobody, log),
+        leases=nobody,
+        book=nobody,
+        sandbox=PoolSandbox(1, clock, log),
+        evidence=EvidenceStore(NETWORK, MemoryKeyValue()),
+        inputs=nobody,
+    )
+    module, sandbox, found = (WASM / "add.wasm").read_bytes(), Exports(compute), []
+    call = ModuleCall(hashlib.sha256(module).digest(), "add")
+    await compute.start()
+    try:
+        for value in range(rounds):
+            numbers = to_number("i32", value), to_number("i32", 1)
+            begun = time.perf_counter()
+            results, _ = await sandbox.call(module, Call("add", call, numbers))
+            found.append(time.perf_counter() - begun)
+            assert results == (to_number("i32", value + 1),)
+    finally:
+        await compute.stop()
+        executor.close()
+    return median(found) * 1e3
+
+
 def soon(homes: Sequence[Path], quick: bool) -> None:
     core, count = Core(homes[0]), 50 if quick else 200
     calls, programs = SpaceCalls(core), ProgramCalls(core)
@@ -289,6 +325,7 @@ def run(homes: Sequence[Path], quick: bool) -> None:
         f"  from a change to its output, p50     {wall:.2f} ms ({spent:.2f} ms of the processor); "
         f"two puts alone {puts:.2f} ms"
     )
+    print(f"  a module's export in a frame, p50    {asyncio.run(exported(400)):.2f} ms")
     took, records = asyncio.run(followed())
     print(f"  why over {records:,} records              {took:.2f} s")
     share, grown = alone(idle)

@@ -20,7 +20,7 @@ from xsc.compute.jobs.executor import JobExecutor
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.quorum import read_quorum
 from xsc.compute.jobs.replicated import ReplicatedRun
-from xsc.compute.jobs.replies import result_of
+from xsc.compute.jobs.replies import Delivered, result_of
 from xsc.compute.jobs.streams import RemoteOutput
 from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import ComputeBook, ComputeLeases, Handler, InputObject, InputReader
@@ -118,6 +118,14 @@ class ComputeService:
         if spec.mode != "batch":
             return result_of(task, done, verification)
         return await self._executor.run(result_of, task, done, verification)
+
+    async def run_here(self, spec: JobSpec) -> Delivered:
+        """Run a job on this node, and return what it gave with the receipt as a record.
+
+        Raises:
+            XscError: it cannot run, as for `run`.
+        """
+        return await self._customer.run_here(await self._read(spec, ()), None)
 
     async def _read(self, spec: JobSpec, objects: Sequence[InputObject]) -> Task:
         digest = await run_sized(self._executor, len(spec.module), digest_of, spec.module)

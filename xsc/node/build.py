@@ -475,12 +475,12 @@ class Node:
 
     def _make_programs(self) -> None:
         """Make what runs programs on the space."""
-        parts, own, network = self.parts, self.key.node_id, self.peers.network
+        parts, network = self.parts, self.peers.network
         self.programs = ComputeRuntimeManager(
             programs_running.Ports(
                 space=self.space,
                 peers=_ProgramPeers(self),
-                sandbox=Exports(self.compute, own, network),
+                sandbox=Exports(self.compute),
                 recorder=Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
