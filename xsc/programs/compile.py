@@ -9,21 +9,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from xsc.base.errors import ProgramInvalid
 from xsc.programs.document import Computation, Document, ModuleCall, Program, Variable
 from xsc.programs.functions import Function, Functions
-from xsc.programs.limits import STATE_CELLS_MAX
-from xsc.programs.numbers import Value, exported_type, storage_of
+from xsc.programs.limits import PROGRAM_VALUES_BYTES_MAX, STATE_CELLS_MAX
+from xsc.programs.numbers import Value, exported_type, size_max, storage_of
 from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
 from xsc.programs.values import SlotMeta
-
-RESERVED: Final = frozenset(
-    {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
-    | {"subscriptions"}
-)
-"""First parts of paths at which XSC itself writes."""
+from xsc.space.paths import is_systems
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +108,7 @@ class _Compiler:
         self.variables = {item.name: item for item in document.variables}
         self.metas: list[SlotMeta] = []
         self.sizes: dict[str, int] = {}
+        self.values_bytes = 0
         self.outputs: dict[tuple[str, str], Slot] = {}
         self.slots: dict[str, Slot] = {}
         self.writers: dict[tuple[str, str], str] = {}
@@ -125,6 +120,7 @@ class _Compiler:
         storage = storage_of(type_)
         offset = self.sizes.get(storage, 0)
         self.sizes[storage] = offset + 1
+        self.values_bytes += size_max(type_)
         slot = Slot(len(self.metas), type_)
         self.metas.append(SlotMeta(slot.slot, storage, offset))
         return slot
@@ -203,7 +199,7 @@ class _Compiler:
             self.claim("the output name", output.name, place)
             if output.path:
                 self.claim("the path", output.path, place)
-                if output.path.split("/")[0] in RESERVED and not self.built_in:
+                if is_systems(output.path) and not self.built_in:
                     raise self.fault(f"XSC alone writes at '{output.path}'", *place, "path")
             if output.local:
                 self.claim("the local variable", output.local, place)
@@ -263,6 +259,12 @@ class _Compiler:
             steps.append(self.step(self.computations[name]))
             for variable in derived.get(name, ()):
                 self.slots[variable.name] = self.outputs[name, variable.output]
+        if self.values_bytes > PROGRAM_VALUES_BYTES_MAX:
+            message = (
+                f"variables and outputs can take {self.values_bytes} bytes, "
+                f"{PROGRAM_VALUES_BYTES_MAX} at most"
+            )
+            raise self.fault(message, "variables")
         check_schedule([slot.slot for _, slot in entering.values()], steps)
         layout, constants = self.state()
         return CompiledProgram(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from xsc.identity.envelope import Signed
 from xsc.programs.compile import CompiledProgram, Step
 from xsc.programs.document import Computation, ModuleCall
 from xsc.programs.frame import Executed, FrameResult
 from xsc.programs.numbers import Value, same
 from xsc.programs.provenance import Evaluation, Input, Output, Source
-from xsc.space.record import Entry
+from xsc.space.record import SpaceRecord
 
 
 def evaluations_of(
     program: CompiledProgram,
     result: FrameResult,
-    entries: Mapping[str, tuple[bytes, Entry]],
+    records: Mapping[str, tuple[bytes, Signed[SpaceRecord]]],
     receipts: Mapping[str, bytes],
 ) -> tuple[Evaluation, ...]:
     """Return what each computation of a frame did, in the order in which they ran.
@@ -23,7 +24,7 @@ def evaluations_of(
     Args:
         program: whose frame it was.
         result: of the frame.
-        entries: by variable, the owner and the record that it had; those without a record are
+        records: by variable, the owner and the record that it had; those without a record are
             left out.
         receipts: of modules, by computation.
     """
@@ -41,7 +42,7 @@ def evaluations_of(
                 computation=step.id,
                 function=call.export if isinstance(call, ModuleCall) else call.name,
                 version=call.module if isinstance(call, ModuleCall) else call.hash,  # type: ignore[arg-type]
-                inputs=_inputs(program, step, computations[step.id], ran, entries),
+                inputs=_inputs(program, step, computations[step.id], ran, records),
                 outputs=tuple(
                     Output(o.name, o.slot.type, ran.outputs[o.name], o.path, o.local, o.result)
                     for o in step.outputs
@@ -57,14 +58,14 @@ def _inputs(
     step: Step,
     computation: Computation,
     ran: Executed,
-    entries: Mapping[str, tuple[bytes, Entry]],
+    records: Mapping[str, tuple[bytes, Signed[SpaceRecord]]],
 ) -> tuple[Input, ...]:
     return tuple(
         Input(
             name,
             slot.type,
             ran.inputs[name],
-            _source(program, computation.inputs[name], ran.inputs[name], entries),
+            _source(program, computation.inputs[name], ran.inputs[name], records),
         )
         for name, slot in step.inputs
     )
@@ -74,7 +75,7 @@ def _source(
     program: CompiledProgram,
     name: str,
     value: Value,
-    entries: Mapping[str, tuple[bytes, Entry]],
+    records: Mapping[str, tuple[bytes, Signed[SpaceRecord]]],
 ) -> Source:
     if name not in program.variables:
         derived = next(v for v in program.program.document.variables if v.name == name)
@@ -85,15 +86,15 @@ def _source(
     if variable.kind == "value":
         kept = variable.default is not None and same(slot.type, value, variable.default)
         return Source(kind="value" if kept else "set")
-    if name not in entries:
+    if name not in records:
         return Source(kind="default", place=variable.path)
-    owner, entry = entries[name]
-    record = entry.signed.record
+    owner, signed = records[name]
+    record = signed.record
     return Source(
         kind="space",
         place=record.path,
         owner=owner,
         sequence=record.sequence,
-        record=entry.signed.id,
+        record=signed.id,
         value=record.digest,
     )

@@ -23,6 +23,8 @@ STATE_CELLS_MAX = 65_536
 VALUE_BYTES_MAX = 256 * KIB
 """Of a text, bytes, or all items of a list."""
 LIST_ITEMS_MAX = 4_096
+PROGRAM_VALUES_BYTES_MAX = 64 * MIB
+"""Of all variables and outputs of a program, if each were as large as its type allows."""
 FETCH_MS_MAX = 60_000
 DEBOUNCE_MS_MAX = 3_600_000
 INPUT_INLINE_BYTES_MAX = 4 * KIB

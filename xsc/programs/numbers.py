@@ -52,6 +52,14 @@ def storage_of(type_: str) -> str:
     return type_ if type_ in {"f64", "f32", "i32", "u32"} else "object"
 
 
+def size_max(type_: str) -> int:
+    """Return how many bytes a value of a type has at most."""
+    item = item_of(type_)
+    if (item or type_) in {"text", "bytes"}:
+        return VALUE_BYTES_MAX
+    return 8 if item is None else 8 * LIST_ITEMS_MAX
+
+
 def to_f32(value: float) -> float:
     """Return the f32 nearest to a float, ties to even; infinity beyond the range."""
     try:

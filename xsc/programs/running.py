@@ -15,6 +15,7 @@ from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, XscError
 from xsc.base.ids import to_text
 from xsc.base.log import Log
+from xsc.identity.envelope import Signed
 from xsc.programs.compile import CompiledProgram
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.evaluations import evaluations_of
@@ -27,7 +28,7 @@ from xsc.programs.runtime import RuntimeState
 from xsc.programs.writes import Writes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
-from xsc.space.record import Change, Entry
+from xsc.space.record import Change, Entry, SpaceRecord
 from xsc.terms.execution import Number
 
 LOAD_MS = 10_000
@@ -73,8 +74,8 @@ class RunningProgram:
         self._told = asyncio.Event()
         self._pending: set[str] = set()
         self._set: dict[str, Value] = {}
-        self._sources: dict[str, Entry] = {}
-        """Of each variable that was read: the record that it had at the last frame."""
+        self._sources: dict[str, tuple[bytes, Signed[SpaceRecord]]] = {}
+        """Of each variable that had a value at the last frame: the owner and the record of it."""
         self._outside = True
         """Whether something else than its own outputs has changed since the last frame."""
         self._own_frames = 0
@@ -119,13 +120,18 @@ class RunningProgram:
                 else:
                     equal = old is not None and name not in execution.errors
                     equal = equal and same(slot.type, old, found)  # type: ignore[arg-type]
-                if equal and entry is not None:
-                    self._sources[name] = entry
-                elif not equal:
+                if equal:
+                    self._note_source(variable, entry)
+                else:
                     self._pending.add(name)
         if self._pending or execution.waits():
             self._outside = True
             self._woken.set()
+
+    def _note_source(self, variable: Variable, entry: Entry | None) -> None:
+        self._sources.pop(variable.name, None)
+        if entry is not None and entry.value is not None:
+            self._sources[variable.name] = self._owner(variable), entry.signed
 
     def _kept(self, path_of: Callable[[bytes, str], str], name: str) -> bytes | None:
         try:
@@ -289,12 +295,12 @@ class RunningProgram:
         externals: dict[str, Value | Fault] = dict(given)
         read = [self.program.variables[name][0] for name in sorted(pending)] + self._fetched
         for variable, entry in zip(read, await asyncio.gather(*map(self._read, read)), strict=True):
-            if isinstance(entry, Entry):
-                self._sources[variable.name] = entry
-                externals[variable.name] = external_value(variable, entry.value)
-            else:
-                self._sources.pop(variable.name, None)
-                externals[variable.name] = entry or external_value(variable, None)
+            fault = entry if isinstance(entry, Fault) else None
+            found = entry if isinstance(entry, Entry) else None
+            self._note_source(variable, found)
+            externals[variable.name] = fault or external_value(
+                variable, found.value if found else None
+            )
         receipts: dict[str, bytes] = {}
         frame = self.execution.frame(externals)
         results = None
@@ -362,12 +368,7 @@ class RunningProgram:
                 if output.path and output.name in changed and value is not None:
                     writes.write_output(output.path, output.slot.type, value)
         if result.executed:
-            entries = {
-                name: (self._owner(program.variables[name][0]), entry)
-                for name, entry in self._sources.items()
-                if entry.value is not None
-            }
-            made = evaluations_of(program, result, entries, receipts)
+            made = evaluations_of(program, result, self._sources, receipts)
             writes.write_provenance(self._ports.recorder.record(program, made))
         if writes.values:
             self._writing = writes.values

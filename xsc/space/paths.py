@@ -103,6 +103,17 @@ def is_reserved(path: str) -> bool:
     return any(is_under(path, prefix) for prefix in (*tops, *own))
 
 
+_SYSTEMS = frozenset(
+    {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
+    | {"subscriptions"}
+)
+
+
+def is_systems(path: str) -> bool:
+    """Return whether a path is among XSC's own, where no program of a user publishes."""
+    return path.partition("/")[0] in _SYSTEMS
+
+
 class UserSpacePaths:
     """Makes every path that XSC itself uses. Hashes and node ids are written as base32."""
 

@@ -78,7 +78,7 @@ class Runner:
                 entry = self.spaces[owner].entries.get(variable.path)
                 externals[name] = external_value(variable, entry and entry.value)
                 if entry is not None:
-                    sources[name] = (owner, entry)
+                    sources[name] = (owner, entry.signed)
         result = execution.run(externals)
         evaluations = evaluations_of(program, result, sources, {})
         written = self.recorder.record(program, evaluations)

@@ -17,7 +17,16 @@ from tests.unit.programs.documents import (
 from xsc.base.errors import ProgramInvalid
 from xsc.programs.compile import Published, Slot, Step, check_schedule
 from xsc.programs.functions import Functions
-from xsc.programs.limits import DEBOUNCE_MS_MAX, FETCH_MS_MAX, RING_MAX, STATE_CELLS_MAX
+from xsc.programs.limits import (
+    DEBOUNCE_MS_MAX,
+    FETCH_MS_MAX,
+    LIST_ITEMS_MAX,
+    PROGRAM_VALUES_BYTES_MAX,
+    RING_MAX,
+    STATE_CELLS_MAX,
+    VALUE_BYTES_MAX,
+)
+from xsc.programs.numbers import size_max
 
 ADD = Functions().get("math.add")
 
@@ -78,6 +87,29 @@ def test_local_variables_of_a_program_have_a_bound_together():
     compiled({"a": sub()} | fits, one)
     with pytest.raises(ProgramInvalid, match=f"{STATE_CELLS_MAX + 1} values, {STATE_CELLS_MAX}"):
         compiled({"a": sub(), "more": local()} | fits, one)
+
+
+def test_the_values_of_a_program_have_a_bound_together():
+    join = call("text.join", {"items": "l", "between": "t0"}, o=MEMORY)
+    most = PROGRAM_VALUES_BYTES_MAX // VALUE_BYTES_MAX
+    texts = {f"t{n}": sub("text") for n in range(most - 2)}
+    compiled({"l": sub("[text]")} | texts, {"join": join})
+    with pytest.raises(ProgramInvalid, match=f"bytes, {PROGRAM_VALUES_BYTES_MAX} at most"):
+        compiled({"l": sub("[text]"), "more": sub("bytes")} | texts, {"join": join})
+
+
+@pytest.mark.parametrize(
+    ("type_", "size_bytes"),
+    [
+        ("u32", 8),
+        ("integer", 8),
+        ("[f64]", 8 * LIST_ITEMS_MAX),
+        ("text", VALUE_BYTES_MAX),
+        ("[bytes]", VALUE_BYTES_MAX),
+    ],
+)
+def test_a_type_says_how_large_its_values_get(type_, size_bytes):
+    assert size_max(type_) == size_bytes
 
 
 def test_waiting_and_debounce_have_bounds():

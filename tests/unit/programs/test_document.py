@@ -117,6 +117,7 @@ TOML_FAULTS = [
     ('x = "mine"', "x = 1", r"^line 18: computations.sum.inputs.x: must be the name"),
     ('{ path = "demo/total" }', "{ }", r"^line 19: .*outputs.total: must have one of the keys"),
     ('path = "demo/total"', 'path = "a", memory = true', r"^line 19: .*must have one of the keys"),
+    ('path = "demo/total"', 'path = "alice:demo/a"', r"^line 19: .*total.path: not a path"),
     ('path = "demo/total"', "memory = false", r"^line 19: .*memory: must be true"),
     ('path = "demo/total"', 'path = "demo/t", owner = "alice"', r"^line 19: .*owner: is no key"),
     ('id = "total"', 'id = "9"', r"^line 1: id: '9' is no identifier"),

@@ -14,6 +14,7 @@ from xsc.space.paths import (
     UserSpacePaths,
     check_path,
     is_reserved,
+    is_systems,
     is_under,
     parse_address,
     prefixes_of,
@@ -145,6 +146,13 @@ def test_paths_of_xsc(shown):
 def test_a_name_that_is_no_part_makes_no_path(name):
     with pytest.raises(ArgumentInvalid):
         UserSpacePaths.variable(HASH, name)
+
+
+@pytest.mark.parametrize("shown", MADE)
+def test_every_path_of_xsc_but_a_cells_is_closed_to_programs(shown):
+    assert is_systems(MADE[shown]) == (not shown.startswith("cells/"))
+    assert not is_systems(f"x{shown}")
+    assert not is_systems("demo/" + shown)
 
 
 TOPS = {"allocation", "causality", "compute", "market", "nodes", "programs"}
