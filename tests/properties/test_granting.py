@@ -55,7 +55,6 @@ class Model:
         self.own = 0
         self.cleared = {}
         self.granted = []
-        self.signed = 0
         self.salts = count(1)
 
     def published(self, node):
@@ -67,13 +66,7 @@ class Model:
     def free(self):
         return CAPACITY - self.own - sum(self.drawn.values())
 
-    def clear(self, salt=lambda: bytes(32)):
-        self.signed += 1
-
-        def sign(_):
-            self.signed += 1
-            return self.signed.to_bytes(32, "big")
-
+    def clear(self, salt=lambda _: bytes(32)):
         now = Now(
             self.now_ms,
             Published(PROVIDER, Commitment(slots=SLOTS), NOTHING, WEIGHTS, None),
@@ -83,7 +76,7 @@ class Model:
             lambda _: 10**9,
             SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms),
         )
-        made, self.granted = Pass(now, self.cleared, sign, salt).run()
+        made, self.granted = Pass(now, self.cleared, salt).run()
         self.cleared = made.cleared
         return made
 
@@ -194,7 +187,7 @@ def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16):
 
 def clear_again(model):
     """Clear with a salt that never comes twice."""
-    return model.clear(lambda: next(model.salts).to_bytes(32, "big"))
+    return model.clear(lambda _: next(model.salts).to_bytes(32, "big"))
 
 
 def test_where_too_many_take_part_nothing_is_cleared_again_either():

@@ -13,7 +13,7 @@ Beside the space one table in the state database says what a restart must not co
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,14 +21,14 @@ from typing import Final
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.convergence import change_ppm, has_converged, shares_of
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
-from xsc.allocation.granting import Cleared, Grant, Key, Now, Pass, entitlements
+from xsc.allocation.deciding import Inputs, Outcome, clear, is_due, state_after
+from xsc.allocation.granting import Cleared, Grant, Key, entitlements, windows_ahead
 from xsc.allocation.matching import Matches, Party, Peer, match
 from xsc.allocation.ports import Market
 from xsc.allocation.proofs import Proofs
 from xsc.allocation.receiving import is_proven, offered_by, still_offered
-from xsc.allocation.recognition import mutual_ppm, read_weights
+from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.fields import take_bytes, take_int, take_list
@@ -42,7 +42,6 @@ from xsc.base.limits import (
     CLEARINGS_BYTES_MAX,
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
-    DAMPING_HISTORY_MAX,
     SALT_BYTES,
 )
 from xsc.base.peering import Peers
@@ -54,8 +53,6 @@ from xsc.space.port import Space
 from xsc.space.record import Change, Entry
 from xsc.terms.clearing import (
     ClearingRecord,
-    SlotAllocationRecord,
-    SlotDenominators,
     SpaceValue,
     TwoTierAllocationState,
 )
@@ -63,6 +60,7 @@ from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
 _CLEARED: Final = b"allocation/cleared/"
 _VERSION: Final = 1
+_NOTHING: Final = SpaceValue(record=b"", value=b"")
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
@@ -112,9 +110,11 @@ class Allocator:
         self._is_up = is_up
         self._matches = Matches(self._node)
         self._changed: set[bytes] = set()
+        self._theirs: dict[bytes, int] = {}
+        """What peers give this node, in ppm, above 0."""
         self._parsed: dict[bytes, Published] = {}
         """What nodes have published, read once; of known peers only."""
-        self._cleared: dict[Key, Cleared] = {}
+        self._cleared: Mapping[Key, Cleared] = {}
         self._granted: tuple[Entitlement, ...] = ()
         self._received: tuple[Entitlement, ...] = ()
         self._state = TwoTierAllocationState()
@@ -222,13 +222,16 @@ class Allocator:
         Raises:
             StoreDamaged: it cannot be read.
         """
+        cleared = {}
         for key, value in self._rows.scan(_CLEARED, prefix_end(_CLEARED)):
             try:
-                self._restore(key, value)
+                place, each = self._restore(key, value)
+                cleared[place] = each
             except NotFound:
                 continue  # a power loss took the record: the window is cleared anew
             except RecordInvalid as fault:
                 raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
+        self._cleared = cleared
         self._state = self._state_of(self._node) or self._state
         self._began_ms = self._clock.now_ms()
         known = set(self._peers.peers())
@@ -242,7 +245,7 @@ class Allocator:
         self._granted = tuple(e for each in self.present() for e in entitlements(each, needs))
         self._changed.update(self._peers.peers(), {self._node})
 
-    def _restore(self, key: bytes, raw: bytes) -> None:
+    def _restore(self, key: bytes, raw: bytes) -> tuple[Key, Cleared]:
         row = decode(raw)
         if not isinstance(row, dict) or row.get("v") != _VERSION:
             raise RecordInvalid("a clearing is of an unknown version")
@@ -260,7 +263,7 @@ class Allocator:
             )
         tail = key.removeprefix(_CLEARED)
         place = tail[:-8], int.from_bytes(tail[-8:], "big")
-        self._cleared[place] = Cleared(take_bytes(row, "inputs"), signed.record, record_id, grants)
+        return place, Cleared(take_bytes(row, "inputs"), signed.record, record_id, grants)
 
     async def run(self) -> None:
         """Allocate whenever something changed, and look at the capacity in between."""
@@ -300,11 +303,10 @@ class Allocator:
 
     def wake(self) -> None:
         """Look at everything again: who is known, recognised or blocked has changed."""
-        self._changed.update(self._peers.peers(), self._matched(), {self._node})
+        self._changed.update(
+            self._peers.peers(), self._states, self._parsed, self._theirs, {self._node}
+        )
         self._woken.set()
-
-    def _matched(self) -> set[bytes]:
-        return set(self._states)
 
     def _space_changed(self, change: Change) -> None:
         if change.path in _LOOKED_AT and not (
@@ -341,8 +343,11 @@ class Allocator:
         for node in changed - {self._node}:
             other = self._published(node) if node in known else None
             self._states.pop(node, None)
+            self._theirs.pop(node, None)
             if node not in known:
                 self._parsed.pop(node, None)
+            elif ppm := self._given_by(node):
+                self._theirs[node] = ppm
             if other is None or own is None:
                 self._matches.change(node, None)
             else:
@@ -378,6 +383,12 @@ class Allocator:
         found = self._parsed[node] = Published(node, said, commitment, weights, recognition)
         return found
 
+    def _given_by(self, node: bytes) -> int:
+        """Return what a node gives this one, in ppm, also where it offers and needs nothing."""
+        recognition = self._value(UserSpacePaths.RECOGNITION, node)
+        weights = {} if recognition is None else read_weights(node, recognition.value)
+        return weights.get(self._node, 0)
+
     def _state_of(self, node: bytes) -> TwoTierAllocationState | None:
         try:
             value = self._space.get(UserSpacePaths.ALLOCATION_STATE, node).value
@@ -389,44 +400,49 @@ class Allocator:
         return {node for node, _ in self._matches.needs_of(slot_id)}
 
     async def _clear(self) -> None:
-        own = self._published(self._node)
-        if own is None or not (own.commitment.slots or self._cleared):
-            if self._state != TwoTierAllocationState():
-                await self._publish({}, [], {})
+        inputs = self._inputs()
+        if not (inputs.own.commitment.slots or self._cleared or self._state.slot_denominators):
             return
-        now = Now(
-            self._clock.now_ms(),
-            own,
-            self._matching,
-            self._published,
-            self._market.drawn(),
-            self._market.credit_micro,
-            self._market.slot_room(),
+        outcome = clear(inputs, self._market.room(inputs.free, inputs.now_ms))
+        if is_due(outcome, self._state):
+            factor = factor_ppm(inputs.own.commitment.damping_history)
+            await self._publish(outcome, state_after(inputs, outcome, self._state, factor))
+        self._granted = outcome.granted
+
+    def _inputs(self) -> Inputs:
+        """Gather what the round follows from."""
+        own = self._published(self._node) or Published(self._node, Commitment(), _NOTHING)
+        now_ms = self._clock.now_ms()
+        matching = {each.slot_id: self._matching(each.slot_id) for each in own.commitment.slots}
+        others = {
+            node: published
+            for node in sorted(set().union(*matching.values()))
+            if (published := self._published(node)) is not None
+        }
+        is_new = any(
+            key not in self._cleared for _, key in windows_ahead(own.commitment.slots, now_ms)
         )
-        signed: dict[bytes, bytes] = {}
+        return Inputs(
+            now_ms=now_ms,
+            salt=self._entropy.token(SALT_BYTES) if is_new else bytes(SALT_BYTES),
+            own=own,
+            others=others,
+            theirs=self._theirs.copy(),
+            drawn=self._market.drawn(),
+            credit={node: self._market.credit_micro(node) for node in others},
+            free=self._market.free(),
+            before=self._cleared,
+            is_pending=bool(self._changed),
+            matching=matching.__getitem__,
+        )
 
-        def note(record: ClearingRecord) -> bytes:
-            made = sign(record, self._key, self._network)
-            signed[made.id] = made.raw
-            return made.id
-
-        made, granted = Pass(
-            now, self._cleared, note, lambda: self._entropy.token(SALT_BYTES)
-        ).run()
-        settled = not self._state.converged and bool(made.cleared)
-        if made.fresh or made.cleared.keys() != self._cleared.keys() or settled:
-            used = {each.id: signed[each.id] for each in map(made.cleared.get, made.fresh) if each}
-            await self._publish(made.cleared, granted, used)
-        self._granted = tuple(granted)
-
-    async def _publish(
-        self,
-        cleared: dict[Key, Cleared],
-        granted: list[Entitlement],
-        records: Mapping[bytes, bytes],
-    ) -> None:
+    async def _publish(self, outcome: Outcome, state: TwoTierAllocationState) -> None:
         """Keep and publish new clearings; the oldest records go."""
-        state = self._state_from(cleared, granted, is_quiet=not records)
+        cleared = outcome.cleared
+        records = {}
+        for key in outcome.fresh:
+            signed = sign(cleared[key].record, self._key, self._network)
+            records[signed.id] = signed.raw
         # Those that go make room for the others.
         values: dict[str, bytes | None] = dict.fromkeys(self._outdated(cleared, records))
         values |= {UserSpacePaths.clearing(each): raw for each, raw in records.items()}
@@ -437,7 +453,7 @@ class Allocator:
         rows += [(_row_key(key), _row(each)) for key, each in cleared.items()]
         self._rows.write(rows, sync=True)
         self._cleared, self._state = cleared, state
-        for each in granted:
+        for each in outcome.granted:
             if each.clearing in records:
                 self._log.info(
                     "allocation.granted",
@@ -464,60 +480,6 @@ class Allocator:
                 found.append(each.path)
                 count, size = count - 1, size - each.size_bytes
         return found
-
-    def _state_from(
-        self, cleared: Mapping[Key, Cleared], granted: list[Entitlement], *, is_quiet: bool
-    ) -> TwoTierAllocationState:
-        """Return the state that is published."""
-        own = self._published(self._node)
-        weights = {} if own is None else own.weights
-        mutual = {}
-        for peer in self._peers.peers():
-            other = self._value(UserSpacePaths.RECOGNITION, peer)
-            theirs = {} if other is None else read_weights(peer, other.value)
-            if value := mutual_ppm(weights.get(peer, 0), theirs.get(self._node, 0)):
-                mutual[peer] = value
-        lines = [
-            SlotAllocationRecord(
-                slot=each.slot,
-                window=(each.opens_ms, each.closes_ms),
-                customer=each.customer,
-                need=each.need,
-                tier=each.tier,
-                quantity=each.quantity,
-                price=each.price,
-                granted_ms=each.granted_ms,
-            )
-            for each in sorted(granted, key=_rank)
-        ]
-        totals: defaultdict[bytes, int] = defaultdict(int)
-        for line in lines:
-            totals[line.customer] += line.quantity
-        slots = tuple(
-            SlotDenominators(
-                slot=each.record.slot.slot_id,
-                window=each.record.window,
-                kind=each.record.slot.kind,
-                rule=each.record.slot.rule,
-                capacity=each.record.capacity,
-                clearing=each.id,
-                tiers=each.record.tiers,
-            )
-            for _, each in sorted(cleared.items())
-        )
-        before, after = shares_of(self._state.slot_denominators), shares_of(slots)
-        moved = change_ppm(before, after), self._clock.now_ms()
-        commitment = self._commitments.own
-        return TwoTierAllocationState(
-            slot_denominators=slots,
-            slot_allocations=tuple(lines),
-            recipient_totals=tuple(sorted(totals.items())),
-            mr_values=tuple(sorted(mutual.items())),
-            damping_factor=commitment.damping_ppm,
-            damping_history=commitment.damping_history,
-            converged=is_quiet and has_converged(before, after, pending=bool(self._changed)),
-            convergence_history=(*self._state.convergence_history, moved)[-DAMPING_HISTORY_MAX:],
-        )
 
     # What others grant to this node
 
@@ -609,10 +571,6 @@ def _read_state(value: bytes) -> TwoTierAllocationState:
 
 def _check_state(_owner: bytes, value: bytes) -> None:
     _read_state(value)
-
-
-def _rank(each: Entitlement) -> tuple[bytes, int, bytes, bytes]:
-    return each.slot, each.opens_ms, each.customer, each.need
 
 
 def _row_key(key: Key) -> bytes:

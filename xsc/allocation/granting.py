@@ -183,20 +183,14 @@ class Pass:
     Args:
         now: what it follows from.
         before: the last clearing of each window.
-        sign: returns the id of a record once it is signed and noted.
-        salt: draws one, for a window that was not cleared before.
+        salt: returns that of a window that was not cleared before.
     """
 
     def __init__(
-        self,
-        now: Now,
-        before: Mapping[Key, Cleared],
-        sign: Callable[[ClearingRecord], bytes],
-        salt: Callable[[], bytes],
+        self, now: Now, before: Mapping[Key, Cleared], salt: Callable[[Key], bytes]
     ) -> None:
         self._now = now
         self._before = before
-        self._sign = sign
         self._salt = salt
         self._needs: dict[tuple[bytes, bytes], NeedSlot] = {}
         self._given: dict[tuple[bytes, bytes], Given] = {}
@@ -259,7 +253,7 @@ class Pass:
         before = self._before.get(key)
         drawn = self._drawn.get(key, {})
         # Kept for the window: a tie falls as it fell before.
-        salt = self._salt() if before is None else before.record.salt
+        salt = self._salt(key) if before is None else before.record.salt
         free = sum(drawn.values()) + now.room.left(slot.kind, window)
         offer = Offer(slot, window, now.now_ms, salt, min(slot.quantity, free))
         found = [
@@ -314,7 +308,7 @@ class Pass:
             # What has lapsed stays so, also while nothing is granted, as long as the need is there.
             stated = {pin: grant for pin, grant in before.grants.items() if self._is_stated(*pin)}
             grants = stated | grants
-        return Cleared(inputs, record, self._sign(record), grants), True
+        return Cleared(inputs, record, record.id, grants), True
 
     def _is_stated(self, customer: bytes, need_id: bytes) -> bool:
         said = self._now.published(customer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey, SlotKind, Window
 
 
@@ -21,8 +22,11 @@ class SlotRoom(Protocol):
 class Market(Protocol):
     """Capacity, what was drawn of it, and credit."""
 
-    def slot_room(self) -> SlotRoom:
-        """Return what there is now."""
+    def free(self) -> Mapping[Kind, int]:
+        """Return what is neither used nor reserved now."""
+
+    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
+        """Return what so much has room for."""
 
     def drawn(self) -> Mapping[EntitlementKey, int]:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""

@@ -8,7 +8,7 @@ from xsc.identity.context import Context
 from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
-from xsc.market.entitlements import SlotRoom, is_present, promises, undrawn
+from xsc.market.entitlements import is_present, promises, undrawn
 from xsc.market.lease_entry import reserved_by_customer
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
@@ -87,12 +87,12 @@ class Headroom:
         """Return what a customer may still reserve of its share."""
         return room.left(self.room(kind), customer, self._standing.tier(customer))
 
-    def slot_room(self) -> SlotRoom:
+    def unreserved(self) -> dict[Kind, int]:
         """Return what slots can grant, beside what was drawn of them."""
-        return SlotRoom(
-            {"storage": self._unreserved("storage")[0], "compute": self._unreserved("compute")[0]},
-            self._clock.now_ms(),
-        )
+        return {
+            "storage": self._unreserved("storage")[0],
+            "compute": self._unreserved("compute")[0],
+        }
 
     def drawn_quanta(self) -> dict[EntitlementKey, int]:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""

@@ -8,13 +8,12 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.ports import SlotRoom
 from xsc.allocation.service import AllocationService
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
@@ -53,6 +52,7 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
+from xsc.market.entitlements import SlotRoom
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, ladder
 from xsc.market.service import MarketService
@@ -85,6 +85,7 @@ from xsc.storage.repair.maintained_object import RepairSettings
 from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
+from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey, SlotKind
 
 RECLAIM_INTERVAL_MS = 10_000
@@ -172,9 +173,13 @@ class SlotMarket:
     def __init__(self, market: MarketService) -> None:
         self._market = market
 
-    def slot_room(self) -> SlotRoom:
-        """Return what there is now."""
-        return self._market.headroom.slot_room()
+    def free(self) -> dict[Kind, int]:
+        """Return what is neither used nor reserved now."""
+        return self._market.headroom.unreserved()
+
+    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
+        """Return what so much has room for."""
+        return SlotRoom(free, now_ms)
 
     def drawn(self) -> dict[EntitlementKey, int]:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""

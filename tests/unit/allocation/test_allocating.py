@@ -70,7 +70,10 @@ def need_of(quantity, number=1, **changes):
 class Plenty:
     """A market with room and credit for everything."""
 
-    def slot_room(self):
+    def free(self):
+        return {}
+
+    def room(self, free, now_ms):
         return self
 
     def left(self, kind, window):
@@ -108,11 +111,12 @@ class Allocating(Node):
             key, network, self.clock, SeededEntropy(b"8"), InlineExecutor(), None, self.log
         )
         self.up = {peer.node_id for peer in peers}
+        self.known = Known(*self.up)
         self.allocator = Allocator(
             self.context,
             space=self.space,
             commitments=self.commitments,
-            peers=Known(*self.up),
+            peers=self.known,
             market=Plenty(),
             state=self.db,
             is_up=self.up.__contains__,
@@ -170,6 +174,29 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
     assert len(provider.allocator.clearings()) == 2
 
 
+async def test_who_is_removed_is_granted_nothing_any_more(provider, bob):
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    assert provider.quantities() == [10]
+    provider.known.nodes.clear()
+    provider.allocator.wake()
+    await provider.allocator.allocate()
+    assert provider.quantities() == []
+    assert provider.allocator.state.slot_allocations == ()
+
+
+async def test_without_slots_one_state_says_so_and_no_more_are_written(provider, bob):
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    await provider.space.put(UserSpacePaths.COMMITMENT, Commitment().to_bytes())
+    await provider.allocator.allocate()
+    assert provider.allocator.state.slot_denominators == ()
+    writes = len(provider.db.writes)
+    provider.allocator.wake()
+    await provider.allocator.allocate()
+    assert len(provider.db.writes) == writes
+
+
 async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
     provider, bob, alice, network, monkeypatch
 ):
@@ -212,7 +239,7 @@ def test_the_records_of_all_windows_fit_the_own_space():
         now = Now(NOW_MS, own, lambda _: [b"q" * 32], published, {}, lambda _: 0, Plenty())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(granting, "admitted", admitted)
-            Pass(now, {}, lambda _: bytes(32), lambda: bytes(32)).run()
+            Pass(now, {}, lambda _: bytes(32)).run()
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
         assert max(asked) <= CLEARING_BYTES_MAX

@@ -1,0 +1,157 @@
+"""One round of a node's allocation as a rule: from what was published to what is granted.
+
+`clear` goes over the windows, `state_after` sums up what holds then. Neither reads a clock, draws
+a salt or signs: all that they follow from is in `Inputs` (docs/design/allocation.md, R1 to R3).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.convergence import change_ppm, has_converged, shares_of
+from xsc.allocation.granting import Cleared, Key, Now, Pass
+from xsc.allocation.ports import SlotRoom
+from xsc.allocation.recognition import mutual_ppm
+from xsc.base.encoding import tagged_sha256
+from xsc.base.limits import DAMPING_HISTORY_MAX
+from xsc.terms.clearing import SlotAllocationRecord, SlotDenominators, TwoTierAllocationState
+from xsc.terms.quote import Kind
+from xsc.terms.slot import Entitlement, EntitlementKey
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that a round follows from, beside the last state."""
+
+    now_ms: int
+    salt: bytes
+    """Those of windows that were not cleared before come from it."""
+    own: Published
+    others: Mapping[bytes, Published]
+    """By node: at least whose needs match a slot."""
+    theirs: Mapping[bytes, int]
+    """By peer: the weight that it gives this node, in ppm, above 0."""
+    drawn: Mapping[EntitlementKey, int]
+    credit: Mapping[bytes, int]
+    """By node of `others`: the micro-credits that it may still come to owe."""
+    free: Mapping[Kind, int]
+    """What is neither used nor reserved."""
+    before: Mapping[Key, Cleared]
+    is_pending: bool
+    """Whether something has changed that is not in here yet."""
+    matching: Callable[[bytes], Iterable[bytes]] | None = field(default=None, compare=False)
+    """An index of `others`: those whose needs match a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round comes to."""
+
+    cleared: Mapping[Key, Cleared]
+    fresh: tuple[Key, ...]
+    """Windows that were cleared anew."""
+    granted: tuple[Entitlement, ...]
+
+
+def clear(inputs: Inputs, room: SlotRoom) -> Outcome:
+    """Clear what has changed.
+
+    Args:
+        inputs: what it follows from.
+        room: what `inputs.free` has room for; it is used up.
+    """
+    index, everybody = inputs.matching, tuple(inputs.others)
+    now = Now(
+        inputs.now_ms,
+        inputs.own,
+        (lambda _: everybody) if index is None else index,
+        inputs.others.get,
+        inputs.drawn,
+        inputs.credit.__getitem__,
+        room,
+    )
+
+    def salt(key: Key) -> bytes:
+        return tagged_sha256("clearing/salt", inputs.salt, key[0], key[1].to_bytes(8, "big"))
+
+    made, granted = Pass(now, inputs.before, salt).run()
+    return Outcome(made.cleared, tuple(made.fresh), tuple(granted))
+
+
+def denominators_of(outcome: Outcome) -> tuple[SlotDenominators, ...]:
+    """Return how the windows were divided, as a state has it."""
+    return tuple(
+        SlotDenominators(
+            slot=each.record.slot.slot_id,
+            window=each.record.window,
+            kind=each.record.slot.kind,
+            rule=each.record.slot.rule,
+            capacity=each.record.capacity,
+            clearing=each.id,
+            tiers=each.record.tiers,
+        )
+        for _, each in sorted(outcome.cleared.items())
+    )
+
+
+def lines_of(outcome: Outcome) -> tuple[SlotAllocationRecord, ...]:
+    """Return what is granted, as a state has it."""
+    return tuple(
+        SlotAllocationRecord(
+            slot=each.slot,
+            window=(each.opens_ms, each.closes_ms),
+            customer=each.customer,
+            need=each.need,
+            tier=each.tier,
+            quantity=each.quantity,
+            price=each.price,
+            granted_ms=each.granted_ms,
+        )
+        for each in sorted(outcome.granted, key=_rank)
+    )
+
+
+def _rank(each: Entitlement) -> tuple[bytes, int, bytes, bytes]:
+    return each.slot, each.opens_ms, each.customer, each.need
+
+
+def is_due(outcome: Outcome, last: TwoTierAllocationState) -> bool:
+    """Say whether a state is to be published: others clearings hold, or they have settled."""
+    ids = [each.id for _, each in sorted(outcome.cleared.items())]
+    settles = not last.converged and bool(ids)
+    return settles or ids != [each.clearing for each in last.slot_denominators]
+
+
+def state_after(
+    inputs: Inputs, outcome: Outcome, last: TwoTierAllocationState, damping_ppm: int
+) -> TwoTierAllocationState:
+    """Return the state that is published.
+
+    Args:
+        inputs: what the outcome followed from.
+        outcome: what `clear` gave.
+        last: what was published before.
+        damping_ppm: the factor of the own history.
+    """
+    lines, slots = lines_of(outcome), denominators_of(outcome)
+    totals: defaultdict[bytes, int] = defaultdict(int)
+    for line in lines:
+        totals[line.customer] += line.quantity
+    weights = inputs.own.weights
+    mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.theirs.items()}
+    before, after = shares_of(last.slot_denominators), shares_of(slots)
+    moved = change_ppm(before, after), inputs.now_ms
+    is_quiet = not outcome.fresh
+    return TwoTierAllocationState(
+        slot_denominators=slots,
+        slot_allocations=lines,
+        recipient_totals=tuple(sorted(totals.items())),
+        mr_values=tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
+        damping_factor=damping_ppm,
+        damping_history=inputs.own.commitment.damping_history,
+        converged=is_quiet and has_converged(before, after, pending=inputs.is_pending),
+        convergence_history=(*last.convergence_history, moved)[-DAMPING_HISTORY_MAX:],
+    )
