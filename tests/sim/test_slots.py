@@ -6,7 +6,13 @@ from tests.independent import clearing
 from tests.sim.network import content, put, run
 from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
-from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS, EPOCH_MS, MIB
+from xsc.base.limits import (
+    ALLOCATION_LOOK_MS,
+    DAMPING_HISTORY_MAX,
+    ENTITLEMENT_LAPSE_MS,
+    EPOCH_MS,
+    MIB,
+)
 from xsc.market.lease import HOLD_MARK
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
@@ -183,6 +189,26 @@ def test_nothing_is_cleared_again_where_nothing_changed_also_after_a_restart():
         assert state.sequence == sequence
 
     run(5, 2, play, SETTINGS)
+
+
+def test_a_state_says_when_it_changed_by_how_much_and_when_it_comes_to_rest():
+    async def play(world):
+        provider, customer = world.nodes
+        slot = await offer(provider, 100)
+        await need(customer, 50)
+        await world.until(lambda: of(provider, customer) == 50)
+        await provider.commitments.withdraw(slot)
+        await world.until(lambda: not granted(provider))
+        await offer(provider, 100)
+        await world.until(lambda: of(provider, customer) == 50)
+        await world.until(lambda: provider.allocator.state.converged)
+        history = provider.allocator.state.convergence_history
+        dates = [at_ms for _, at_ms in history]
+        assert 1 <= len(history) <= DAMPING_HISTORY_MAX
+        assert dates == sorted(dates)
+        assert dates[-1] <= world.clock.now_ms()
+
+    run(6, 2, play, SETTINGS)
 
 
 def test_a_withdrawn_slot_ends_what_was_not_drawn_of_it():
