@@ -338,7 +338,11 @@ class Node:
             log=context.log,
         )
         self.intervals = Intervals(
-            self.space_store, self.peers, context.clock, answers_for=self._is_direct
+            self.space_store,
+            self.peers,
+            context.clock,
+            answers_for=self._is_direct,
+            log=context.log,
         )
         self.following = Following(
             self.sync,

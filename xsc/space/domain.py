@@ -166,7 +166,8 @@ def read_holdings(chain: Many[bytes], node: bytes, *, network: bytes) -> list[Ho
     """Return what a chain proves of each giver after its grant, and last of the node.
 
     The chain is a genesis, the grants from its founder down to the node, and, where the node
-    gave grants itself, its last one.
+    gave grants itself, its last one. A node that left its interval may stand higher up as well:
+    as the founder, or as who granted to the giver of its present one.
 
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: an item is false, or does not follow.
@@ -175,14 +176,12 @@ def read_holdings(chain: Many[bytes], node: bytes, *, network: bytes) -> list[Ho
         raise RecordInvalid(f"a chain has 1 to {CHAIN_ITEMS_MAX} items")
     holding = founded(open_signed(chain[0], Genesis, network=network))
     givers: list[Holding] = []
-    for raw in chain[1:]:
-        if holding.node == node and holding.granted:
-            raise RecordInvalid("a chain ends with the last own grant")
+    for place, raw in enumerate(chain[1:], 2):
         if kind_of(raw) != Grant.KIND:
             raise RecordInvalid("a chain goes on with grants")
         grant = open_signed(raw, Grant, network=network)
         after = follow(holding, grant, holding.node)
-        if holding.node == node:
+        if place == len(chain) and grant.record.receiver != node == holding.node:
             holding = after
         else:
             givers.append(after)

@@ -8,6 +8,8 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import NotAllowed, XscError
 from xsc.base.fields import take_bool
+from xsc.base.ids import short
+from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler
 from xsc.base.tally import Tally
@@ -25,6 +27,7 @@ class Intervals:
         caller: reaches the peers.
         clock: the node's.
         answers_for: says whether this node knows a peer directly.
+        log: told of peers that grant nothing.
     """
 
     def __init__(
@@ -34,10 +37,12 @@ class Intervals:
         clock: Clock,
         *,
         answers_for: Callable[[bytes], bool],
+        log: Log,
     ) -> None:
         self._store = store
         self._caller = caller
         self._clock = clock
+        self._log = log
         self._answers_for = answers_for
         self._asked = Tally(GRANTS_A_PEER_MAX, GRANTS_MS)
 
@@ -73,5 +78,6 @@ class Intervals:
             try:
                 reply = await self._caller.call(peer, "space.grant", asked)
                 await self._store.join(published_chain(bytes(body_of(reply.parts))))
-            except XscError:
-                continue  # another peer is asked, or the node founds a domain
+            except XscError as fault:
+                # Another peer is asked, or the node founds a domain.
+                self._log.info("space.interval_refused", peer=short(peer), code=fault.code)

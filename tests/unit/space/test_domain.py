@@ -68,6 +68,17 @@ def test_a_chain_has_one_own_grant_at_its_end(genesis, network):
         read_chain([genesis.raw, first.raw, second.raw], IDS[0], network=network)
 
 
+def test_a_founder_that_left_its_interval_is_granted_one_by_its_joiners(genesis, network):
+    down, after, theirs = grant(founded(genesis), 1, network)
+    back, _, again = grant(theirs, 0, network)
+    chain = [genesis.raw, down.raw, back.raw]
+    assert read_chain(chain, IDS[0], network=network) == again
+    assert domain.read_holdings(chain, IDS[0], network=network)[0] == after
+    on, left, third = grant(again, 2, network)
+    assert read_chain([*chain, on.raw], IDS[0], network=network) == left
+    assert read_chain([*chain, on.raw], IDS[2], network=network) == third
+
+
 def test_a_giver_grants_only_what_it_has(genesis, network):
     holding = founded(genesis)
     signed, after, given = grant(holding, 1, network)

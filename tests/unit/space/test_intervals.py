@@ -10,6 +10,7 @@ from tests.settle import settle
 from tests.unit.net.nodes import Node, acquainted
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import NotAllowed, PeerSilent, RateLimited
+from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.intervals import Intervals
@@ -26,7 +27,9 @@ class Member:
         self.direct = True
         network, clock = node.net.network, node.clock
         self.store = SpaceStore(MemoryKeyValue(), InlineExecutor(), clock, node.key, network)
-        self.intervals = Intervals(self.store, node.net, clock, answers_for=lambda _: self.direct)
+        self.intervals = Intervals(
+            self.store, node.net, clock, answers_for=lambda _: self.direct, log=SilentLog()
+        )
         node.net.server.register(self.intervals.handlers())
 
 
