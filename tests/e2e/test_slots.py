@@ -23,6 +23,13 @@ def granted(provider, node: str) -> int:
 
 def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_path):
     provider, early, late = net[0], net[1], net[2]
+    late.put(os.urandom(1000))  # what is entitled is drawn also where a lease is at hand
+
+    def drawn_by_a_put():
+        """Return what was drawn: of a provider that was just slow to answer it is nothing."""
+        late.put(os.urandom(1_000_000))
+        return late("allocation received --json").json["allocations"]
+
     slot = provider("market offer storage 100 --price 0.00001").line
     needs = []
     try:
@@ -36,8 +43,7 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         (row,) = wait_for(lambda: late("allocation expected --json").json["allocations"])
         assert (row["node"], row["slot"], row["quantity"]) == (provider.id, slot, 100)
         assert (row["tier"], row["price"]) == ("mutual", 8)
-        late.put(os.urandom(1_000_000))
-        (drawn,) = late("allocation received --json").json["allocations"]
+        (drawn,) = wait_for(drawn_by_a_put)
         assert 0 < drawn["drawn"] <= 100
         leases = late("market leases --json").json["leases"]
         assert 8 in {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -163,12 +163,14 @@ class LeaseBuyer:
                 taken: list[LeaseEntry] = []
                 if saved and on is None:
                     taken, faults = await self._nearest(nodes, fuel_steps, saved)
-                taken = taken or self._usable("compute", fuel_steps, nodes)
+                at_hand = [] if taken else self._usable("compute", fuel_steps, nodes)
+                taken = taken or [entry for entry in at_hand if entry.draw is not None]
                 tried: set[bytes] = set()
                 if not taken:
                     taken, faults = await self._take_entitled(
                         "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=tried
                     )
+                taken = taken or at_hand
                 if not taken:
                     taken, faults = await self._auction(
                         "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=tried
@@ -228,58 +230,53 @@ class LeaseBuyer:
     ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
         """Return leases with that room at up to `count` distinct nodes, and why others gave none.
 
-        Leases in distinct failure domains are preferred: leases at hand, new ones by auction,
-        expensive ones at hand. Then the same without regard to domains.
+        Leases in distinct failure domains are preferred: on entitlements, at hand or new, as
+        these are paid in any case; others at hand; new ones by auction; expensive ones at hand.
+        Then the same without regard to domains.
         """
         chosen: list[LeaseEntry] = []
         faults: dict[bytes, XscError] = {}
         tried: set[bytes] = set()
+        ways = {"drawing": self._take_entitled, "others": self._auction, "expensive": None}
         for by_domain in (True, False):
-            for is_expensive in (False, True):
+            passed: set[str] = set()
+            for turn, take in ways.items():
+                passed.add(turn)
                 taken = {entry.terms.provider for entry in chosen}
                 domains = {entry.domain for entry in chosen}
                 for entry in self._usable(kind, quantity, set(nodes) - taken):
                     if (
                         len(chosen) < count
-                        and self._is_expensive(entry) == is_expensive
+                        and self._turn(entry) == turn
                         and not (by_domain and entry.domain in domains)
                     ):
                         chosen.append(entry)
                         domains.add(entry.domain)
                 if len(chosen) == count:
                     return chosen, faults
-                if not is_expensive:
-                    taken = {entry.terms.provider for entry in chosen}
-                    rest = self._without_lease(kind, nodes, quantity, taken)
-                    missing = count - len(chosen)
-                    avoid = frozenset(domains) if by_domain else None
-                    found, refused = await self._take_entitled(
-                        kind, rest, quantity=quantity, count=missing, avoid=avoid, tried=tried
-                    )
-                    if avoid is not None:
-                        avoid |= {entry.domain for entry in found}
-                    bought, dear = await self._auction(
+                if take is not None:
+                    taken = {entry.terms.provider for entry in chosen} | {
+                        entry.terms.provider
+                        for entry in self._usable(kind, quantity, nodes)
+                        if self._turn(entry) in passed
+                    }
+                    found, refused = await take(
                         kind,
-                        rest,
+                        [node for node in nodes if node not in taken],
                         quantity=quantity,
-                        count=missing - len(found),
-                        avoid=avoid,
+                        count=count - len(chosen),
+                        avoid=frozenset(domains) if by_domain else None,
                         tried=tried,
                     )
-                    chosen += found + bought
-                    faults |= refused | dear
+                    chosen += found
+                    faults |= refused
         return chosen, faults
 
-    def _without_lease(
-        self, kind: Kind, nodes: Iterable[bytes], quantity: int, taken: set[bytes]
-    ) -> list[bytes]:
-        """Return the nodes without a lease at hand, or with an expensive one."""
-        leased = {
-            entry.terms.provider
-            for entry in self._usable(kind, quantity, nodes)
-            if not self._is_expensive(entry)
-        }
-        return [node for node in nodes if node not in leased and node not in taken]
+    def _turn(self, entry: LeaseEntry) -> Literal["drawing", "others", "expensive"]:
+        """Return when a lease at hand is taken: what is entitled is paid in any case."""
+        if entry.terms.lease_id in self._expensive:
+            return "expensive"
+        return "others" if entry.draw is None else "drawing"
 
     async def _nearest(
         self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
@@ -476,9 +473,6 @@ class LeaseBuyer:
     def _score(self, entry: LeaseEntry) -> tuple[int, bytes]:
         node = entry.terms.provider
         return entry.terms.price * 2**40 // self._rank(node), node
-
-    def _is_expensive(self, entry: LeaseEntry) -> bool:
-        return entry.terms.lease_id in self._expensive
 
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()

@@ -329,8 +329,12 @@ def usable(
 ) -> list[LeaseEntry]:
     """Return a customer's leases with room for `quantity`, one for each of `nodes` that has one.
 
-    Of one node it is the cheapest, and of those the first.
+    Of one node it is one on an entitlement, else the cheapest, and of those the first.
     """
+
+    def rank(entry: LeaseEntry) -> tuple[bool, int]:
+        return entry.draw is None, entry.terms.price
+
     found: dict[bytes, LeaseEntry] = {}
     for entry in entries:
         terms, use = entry.terms, entry.use
@@ -338,7 +342,7 @@ def usable(
         if (
             terms.kind == kind
             and terms.provider in nodes
-            and (before is None or terms.price < before.terms.price)
+            and (before is None or rank(entry) < rank(before))
             and entry.denial is None
             and rules.is_useful(terms, use, now_ms)
             and entry.avoided_until_ms <= now_ms

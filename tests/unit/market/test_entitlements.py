@@ -255,3 +255,25 @@ async def test_a_node_near_the_data_is_used_at_the_price_of_an_entitlement(world
         )
     )
     assert (lease.node, lease.price) == (provider.id, 7)
+
+
+@pytest.mark.parametrize("kind", ["storage", "compute"])
+async def test_what_is_entitled_is_drawn_before_other_leases_at_hand(world, three, kind):
+    holder, _, provider = three
+
+    async def take():
+        if kind == "storage":
+            return await leased(world, holder, provider, MIB)
+        return await computing(world, holder, provider, FUEL_QUANTUM)
+
+    bought = await take()
+    made = entitle(world, holder, provider, 20, kind=kind, tier="open", price=bought.price + 2)
+    provider.granted.remove(made)
+    refused = await take()
+    assert refused == bought, "the provider knows of no entitlement, and a lease is at hand"
+    provider.granted.append(made)
+    drawn = await take()
+    assert drawn.price == made.price
+    again = await take()
+    assert again == drawn, "a lease on an entitlement is used up first, also where it is dearer"
+    assert len(holder.market.leases()) == 2
