@@ -43,6 +43,13 @@ def bob() -> KeyPair:
     return KeyPair(b"\xb0" * 32)
 
 
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Return one worker more than there are cores: tests of real nodes mostly wait for them."""
+    return (os.cpu_count() or 1) + 1
+
+
 # Each takes 10 to 40 s of a core; `make test-long` plays them.
 LONG = (
     "test_a_put_that_takes_more_than_an_hour_keeps_its_hosts",
@@ -56,6 +63,8 @@ LONG = (
     "test_a_captured_request_works_once_also_over_restarts",
     "test_reads_do_not_wait_for_stopped_hosts[65536-3-7]",
     "test_two_programs_that_feed_each_other_back_off",
+    "test_a_node_that_falls_again_and_again_is_trusted_less_each_time",
+    "test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_back[True]",
     "test_on_seven_nodes",
 )
 
