@@ -43,8 +43,6 @@ def bob() -> KeyPair:
     return KeyPair(b"\xb0" * 32)
 
 
-
-
 def pytest_xdist_auto_num_workers(config):
     """Return one worker more than there are cores: tests of real nodes mostly wait for them."""
     return (os.cpu_count() or 1) + 1

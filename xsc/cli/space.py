@@ -59,10 +59,16 @@ def put(settings: Settings, path: str, value: str) -> None:
 
 @space.command()
 @click.argument("path", metavar="[OWNER:]PATH", type=ADDRESS)
+@click.option(
+    "--sequence",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="A replaced value of this node, as `versions` lists them.",
+)
 @pass_settings
-def get(settings: Settings, path: str) -> None:
+def get(settings: Settings, path: str, sequence: int | None) -> None:
     """Print the value at a path, byte for byte."""
-    answer = _calls(settings).get(path)
+    answer = _calls(settings).get(path, sequence)
     if settings.json:
         show_json(answer)
     elif sys.stdout.isatty():
@@ -88,7 +94,18 @@ def rm(settings: Settings, path: str) -> None:
 @pass_settings
 def ls(settings: Settings, prefix: str) -> None:
     """List what is at a path and below it; everything without PREFIX."""
-    answer = _calls(settings).records(prefix)
+    _show_records(settings, _calls(settings).records(prefix), "nothing is there")
+
+
+@space.command()
+@click.argument("path", metavar="PATH", type=ADDRESS)
+@pass_settings
+def versions(settings: Settings, path: str) -> None:
+    """List the replaced values of a path of this node that are kept, the newest first."""
+    _show_records(settings, _calls(settings).versions(path), "no replaced value is kept")
+
+
+def _show_records(settings: Settings, answer: Document, nothing: str) -> None:
     if settings.json:
         show_json(answer)
         return
@@ -98,7 +115,7 @@ def ls(settings: Settings, prefix: str) -> None:
             [row["path"], str(row["sequence"]), format_size(row["size_bytes"])]
             for row in answer["records"]
         ],
-        "nothing is there",
+        nothing,
     )
 
 

@@ -458,13 +458,19 @@ class Space:
         data = value.encode() if isinstance(value, str) else value
         return int((await asyncio.to_thread(self._calls.put, path, data))["sequence"])
 
-    async def get(self, address: str) -> bytes:
-        """Return the value at an address.
+    async def get(self, address: str, sequence: int | None = None) -> bytes:
+        """Return the value at an address, or a replaced one that `versions` lists.
 
         Raises:
             NotFound: nothing is there.
         """
-        return value_of((await asyncio.to_thread(self._calls.get, address))["value"])
+        found = await asyncio.to_thread(self._calls.get, address, sequence)
+        return value_of(found["value"])
+
+    async def versions(self, path: str) -> list[SpaceRecord]:
+        """Return the replaced records of an own path that are kept, the newest first."""
+        rows = (await asyncio.to_thread(self._calls.versions, path))["records"]
+        return [SpaceRecord(**row) for row in rows]
 
     async def stat(self, address: str) -> dict[str, Any]:
         """Return the record at an address, as `xsc space get --json` prints it."""

@@ -43,9 +43,10 @@ class SpaceCalls:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def get(self, address: str) -> Document:
-        """Return the newest record at an address with its value (`value_of`)."""
-        return self.core.call("GET", _record(address))
+    def get(self, address: str, sequence: int | None = None) -> Document:
+        """Return the newest record at an address, or a replaced one, with its `value_of`."""
+        older = "" if sequence is None else f"&sequence={sequence}"
+        return self.core.call("GET", _record(address) + older)
 
     def put(self, path: str, value: bytes) -> Document:
         """Write a value at a path of this node; return the `sequence` of its record."""
@@ -59,6 +60,10 @@ class SpaceCalls:
         """Return the records under a prefix, without values."""
         address = quote(address_of(prefix), safe="")
         return self.core.call("GET", f"/v1/space/records?under={address}")
+
+    def versions(self, path: str) -> Document:
+        """Return the replaced records of an own path that are kept, without values."""
+        return self.core.call("GET", f"/v1/space/versions?at={quote(address_of(path), safe='')}")
 
     def watch(self, prefix: str = "") -> Events:
         """Return each change under a prefix from now on, to be used in a `with`."""

@@ -194,6 +194,13 @@ class SpaceService:
         """
         return self._store.get(owner or self._store.owner, path)
 
+    def versions(self, path: str) -> list[Entry]:
+        """Return what is kept of the replaced values of an own path, the newest first.
+
+        `keep_versions` and `keep_days` of the settings say what is kept.
+        """
+        return self._store.versions(path)
+
     def owners(self) -> list[bytes]:
         """Return every owner of whom something is stored."""
         return self._store.owners()

@@ -273,6 +273,23 @@ class SpaceStore:
             if record.digest is not None and is_under(record.path, prefix)
         ]
 
+    def versions(self, path: str) -> list[Entry]:
+        """Return what is kept of the replaced values of an own path, the newest first.
+
+        Raises:
+            StoreDamaged: one cannot be read.
+        """
+        found = []
+        for _, raw in self._scan(ARCHIVE + self.owner + path.encode() + b"\0"):
+            try:
+                _, record, value = _list_of(decode(raw, size_max=KEPT_BYTES_MAX), 3)
+            except XscError as fault:
+                raise StoreDamaged(f"an archived record is damaged: {fault.message}") from None
+            assert isinstance(record, bytes)
+            assert isinstance(value, bytes)
+            found.append(Entry(self._parsed(self.owner, record), value))
+        return found[::-1]
+
     def _scan(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
         return self._db.scan(prefix, prefix_end(prefix))
 

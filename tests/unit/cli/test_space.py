@@ -164,3 +164,15 @@ def test_diagnostics_show_what_is_listed_and_followed(xsc, stand_in):
         ["domain", "dd"],
     ):
         assert row in rows
+
+
+def test_versions_are_listed_and_one_is_printed(xsc, stand_in):
+    row = {key: SHOWN[key] for key in ("owner", "path", "sequence", "size_bytes")}
+    stand_in.answers("GET", "/v1/space/versions?at=notes%2Fa", {"records": [row]})
+    assert xsc("space", "versions", "notes/a").text.split()[3:5] == ["notes/a", "7"]
+    assert xsc("space", "versions", "notes/a", "--json").json == {"records": [row]}
+    stand_in.answers("GET", RECORD + "notes%2Fa&sequence=7", SHOWN)
+    assert xsc("space", "get", "notes/a", "--sequence", "7", "--json").json == SHOWN
+    stand_in.answers("GET", "/v1/space/versions?at=b", {"records": []})
+    assert xsc("space", "versions", "b").err == "no replaced value is kept\n"
+    assert xsc("space", "get", "a", "--sequence", "0").code == 2

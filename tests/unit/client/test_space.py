@@ -104,3 +104,11 @@ async def test_no_path_is_sent_that_is_none(stand_in, space):
         with pytest.raises(ArgumentInvalid):
             await space.get(address)
     assert stand_in.requests == []
+
+
+async def test_replaced_values_are_listed_and_read(stand_in, space):
+    row = {**WRITTEN, "size_bytes": 1}
+    stand_in.answers("GET", "/v1/space/versions?at=a", {"records": [row]})
+    assert await space.versions("a") == [SpaceRecord(**row)]
+    stand_in.answers("GET", "/v1/space/record?at=a&sequence=3", {**row, "value": "old"})
+    assert await space.get("a", sequence=3) == b"old"

@@ -42,6 +42,9 @@ class Api:
     async def get(self, address):
         return await self.call("GET", f"/v1/space/record?at={quote(address)}")
 
+    async def versions(self, path):
+        return await self.call("GET", f"/v1/space/versions?at={quote(path)}")
+
     async def paths(self, address=""):
         status, found = await self.call("GET", f"/v1/space/records?under={quote(address)}")
         assert status == 200
@@ -245,3 +248,19 @@ async def test_watches_are_bounded(api):
         api.node.space.watch("")
     status, problem = await api.call("GET", "/v1/space/watch")
     assert (status, problem["code"]) == (429, "rate_limited")
+
+
+async def test_a_replaced_value_is_listed_and_read_by_its_sequence(api):
+    api.node.space_store._keep_versions = 2
+    first, second = [(await api.put("a", value))[1]["sequence"] for value in (b"1", b"2")]
+    assert (await api.versions("a"))[1]["records"] == [
+        {"owner": api.own, "path": "a", "sequence": first, "size_bytes": 1}
+    ]
+    old = await api.call("GET", f"/v1/space/record?at=a&sequence={first}")
+    assert (old[0], old[1]["value"]) == (200, "1")
+    for wrong in (second, 10**6):
+        status, answer = await api.call("GET", f"/v1/space/record?at=a&sequence={wrong}")
+        assert (status, answer["code"]) == (404, "not_found")
+    assert (await api.call("GET", "/v1/space/record?at=a&sequence=x"))[0] == 400
+    assert (await api.versions("bob:a"))[1]["code"] == "not_allowed"
+    assert (await api.versions(""))[0] == 400

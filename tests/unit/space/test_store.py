@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, read_claimed, sign
@@ -628,3 +629,11 @@ async def test_replaced_versions_are_kept_as_the_policy_says(alice, network):
     await store.compact({})
     kept = [raw for _, raw in store._db.scan(stores.ARCHIVE, b"b")]
     assert [raw[-1:] for raw in kept] == [b"4", b"5"]
+    await store.put({"a": b"6", "ab": b"7"})
+    assert [entry.value for entry in store.versions("a")] == [b"5", b"4"]
+    assert store.versions("ab") == store.versions("b") == []
+    ((key, raw),) = [row for row in store._db.scan(stores.ARCHIVE, b"b") if row[1][-1:] == b"4"]
+    for damaged in (raw[:-1], encode([1, 2]), encode([1, b"r", b"v"])):
+        store._db.write([(key, damaged)], sync=True)
+        with pytest.raises(StoreDamaged):
+            store.versions("a")

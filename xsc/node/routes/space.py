@@ -2,8 +2,8 @@
 
 The query names a record as `at=[OWNER:]PATH` and a prefix as `under=[OWNER:]PREFIX`. OWNER is this
 node or a peer, by name or id; without it this node is meant. Only this node's own space can be
-written to. The body of a put is the value itself. A watch is a stream of server-sent events, one
-a change, from the first line on.
+written to, and only of it are replaced values kept: `sequence` names one. The body of a put is the
+value itself. A watch is a stream of server-sent events, one a change, from the first line on.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from xsc.api.schema import (
 )
 from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
 from xsc.base.ids import to_text
-from xsc.node.api.app import read_body, read_bounded, reply
+from xsc.node.api.app import read_body, read_bounded, reply, whole_number
 from xsc.node.build import Node
 from xsc.space.itc import event_bytes, interval_bytes
 from xsc.space.limits import ACTIVE_MS, VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths, is_reserved, parse_address
-from xsc.space.record import SpaceRecord, to_json
+from xsc.space.record import Entry, SpaceRecord, to_json
 from xsc.space.service import Watch
 from xsc.space.store import Stats
 
@@ -95,9 +95,36 @@ def routes(node: Node) -> list[web.RouteDef]:
             )
         return path
 
+    def own_versions(request: web.Request) -> list[Entry]:
+        owner, path = record_at(request)
+        if owner != node.key.node_id:
+            raise NotAllowed(
+                "a node keeps replaced values of its own space only",
+                hint="without OWNER it is your own",
+            )
+        return node.space.versions(path)
+
+    async def versions(request: web.Request) -> web.Response:
+        rows = [
+            SpaceRow.model_validate(_row(entry.signed.author, entry.signed.record)).model_dump()
+            for entry in own_versions(request)
+        ]
+        return reply({"records": rows})
+
+    def version(request: web.Request) -> Entry:
+        sequence = whole_number(request.query["sequence"], "sequence", 2**63 - 1)
+        for entry in own_versions(request):
+            if entry.signed.record.sequence == sequence:
+                return entry
+        raise NotFound(
+            f"no replaced value of that path with the sequence {sequence} is kept",
+            hint="`xsc space versions` lists those that are",
+        )
+
     async def get(request: web.Request) -> web.Response:
         owner, path = record_at(request)
-        entry = await node.read_space(owner, path)
+        older = "sequence" in request.query
+        entry = version(request) if older else await node.read_space(owner, path)
         if entry.value is None:
             raise NotFound(f"the value at '{path}' is not on this node")
         record = entry.signed.record
@@ -187,6 +214,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.put("/v1/space/record", put),
         web.delete("/v1/space/record", remove),
         web.get("/v1/space/records", listed),
+        web.get("/v1/space/versions", versions),
         web.get("/v1/space/watch", watch),
         web.get("/v1/space/stats", stats),
         web.get("/v1/space/diagnostics", diagnostics),
