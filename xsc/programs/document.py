@@ -11,10 +11,9 @@ import dataclasses
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
@@ -33,25 +32,22 @@ from xsc.programs.limits import (
     DEBOUNCE_MS_MAX,
     DESCRIPTION_CHARS_MAX,
     DOCUMENT_BYTES_MAX,
-    DOCUMENT_DEPTH_MAX,
     FETCH_MS_MAX,
     INPUTS_MAX,
-    LINE_DOTS_MAX,
     NAME_CHARS_MAX,
     OUTPUTS_MAX,
     RING_MAX,
     VARIABLES_MAX,
 )
 from xsc.programs.numbers import SCALARS, TYPES, Value, check_value, parse_value, to_record
+from xsc.programs.text import Form, KeyPath, Lines, fault_at, lines_of, read_tree
 from xsc.space.paths import fault_of
 
-Form: TypeAlias = Literal["toml", "json"]
 IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}")
 STATE_TYPES: Final = ("f64", "f32", "i32")
 """What a local variable may be: what state cells hold."""
 DEBOUNCE_MS: Final = 100
 WAIT_MS: Final = 100
-_Path: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +122,7 @@ class Document:
     version: str = ""
     description: str = ""
     debounce_ms: int = DEBOUNCE_MS
-    lines: Mapping[_Path, int] = field(default_factory=dict, compare=False, repr=False)
+    lines: Lines = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def owners(self) -> frozenset[str]:
@@ -143,114 +139,23 @@ class Document:
             if isinstance(call, ModuleCall) and isinstance(call.module, str)
         )
 
-    def fault(self, path: _Path, message: str) -> ProgramInvalid:
+    def fault(self, path: KeyPath, message: str) -> ProgramInvalid:
         """Return the error for a key: its line where it is known, its path, and what is wrong."""
-        return _fault(self.lines, path, message)
-
-
-def _fault(lines: Mapping[_Path, int], path: _Path, message: str) -> ProgramInvalid:
-    for length in range(len(path), 0, -1):
-        if line := lines.get(path[:length]):
-            return ProgramInvalid(f"line {line}: {'.'.join(path)}: {message}")
-    return ProgramInvalid(f"{'.'.join(path)}: {message}" if path else message)
-
-
-_TOML_BLOCK = re.compile(r'("""|\'\'\').*?\1', re.DOTALL)
-_TOML_KEY = re.compile(
-    r"""(\[?)((?:[\w-]++|"[^"\n]*+"|'[^'\n]*+'|[ \t]*+\.[ \t]*+)++)[ \t]*+([]=])"""
-)
-_TOML_PART = re.compile(r"""[\w-]+|"[^"\n]*"|'[^'\n]*'""")
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|\n', re.DOTALL)
-
-
-def _toml_lines(text: str) -> dict[_Path, int]:
-    """Return the lines of tables and keys of a TOML text that parses."""
-    found: dict[_Path, int] = {}
-    table: _Path = ()
-    blank = _TOML_BLOCK.sub(lambda block: '""' + "\n" * block[0].count("\n"), text)
-    for number, line in enumerate(blank.split("\n"), 1):
-        match = _TOML_KEY.match(line.lstrip())
-        if match is None:
-            continue
-        parts = tuple(part.strip("\"'") for part in _TOML_PART.findall(match[2]))
-        if match[1] and match[3] == "]":
-            table = parts
-            found.setdefault(table, number)
-        elif not match[1] and match[3] == "=":
-            found.setdefault(table + parts, number)
-    return found
-
-
-def _json_lines(text: str) -> dict[_Path, int]:
-    """Return the lines of the keys of a JSON text that parses."""
-    found: dict[_Path, int] = {}
-    stack: list[str] = []
-    number, last = 1, ""
-    for mark in _JSON_TOKEN.findall(text):
-        if mark == "\n":
-            number += 1
-        elif mark in "{[":
-            stack.append("")
-        elif mark in "}]":
-            stack.pop()
-        elif mark == ":":
-            stack[-1] = json.loads(last, strict=False)
-            found.setdefault(tuple(stack), number)
-        last = mark if mark != "\n" else last
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ProgramInvalid(f"the key '{twice[:NAME_CHARS_MAX]}' is there twice")
-    return found
-
-
-def _load(text: str, form: Form) -> object:
-    if form == "toml":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.count(".") > LINE_DOTS_MAX:
-                raise ProgramInvalid(f"line {number} has more than {LINE_DOTS_MAX} dots")
-    try:
-        if form == "toml":
-            return tomllib.loads(text)
-        return json.loads(text, object_pairs_hook=_once)
-    except RecursionError:
-        raise ProgramInvalid(f"nested deeper than {DOCUMENT_DEPTH_MAX} levels") from None
-    except ValueError as fault:
-        raise ProgramInvalid(f"not {form.upper()}: {fault}") from None
-
-
-def _depth_fits(found: object) -> bool:
-    level: list[object] = [found]
-    for _ in range(DOCUMENT_DEPTH_MAX + 1):
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        level = inner
-        if not level:
-            return True
-    return False
+        return fault_at(self.lines, path, message)
 
 
 class _Table:
     """A table of a document, whose keys are taken one by one; what is left over is a fault."""
 
-    def __init__(self, lines: Mapping[_Path, int], path: _Path, found: object) -> None:
+    def __init__(self, lines: Lines, path: KeyPath, found: object) -> None:
         self.lines = lines
         self.path = path
         if not isinstance(found, dict):
-            raise _fault(lines, path, "must be a table")
+            raise fault_at(lines, path, "must be a table")
         self.left: dict[str, Any] = dict(found)
 
     def fault(self, message: str, *keys: str) -> ProgramInvalid:
-        return _fault(self.lines, (*self.path, *keys), message)
+        return fault_at(self.lines, (*self.path, *keys), message)
 
     def take(self, key: str, wanted: type, default: object = None) -> Any:  # noqa: ANN401
         """Return the value of a key, of exactly a type; the default where it is absent."""
@@ -344,10 +249,8 @@ def parse(raw: bytes, form: Form) -> Document:
         text = raw.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise ProgramInvalid("a document is UTF-8") from None
-    found = _load(text, form)
-    if not _depth_fits(found):
-        raise ProgramInvalid(f"nested deeper than {DOCUMENT_DEPTH_MAX} levels")
-    lines = _toml_lines(text) if form == "toml" else _json_lines(text)
+    found = read_tree(text, form)
+    lines = lines_of(text, form)
     top = _Table(lines, (), found)
     document = Document(
         top.name("id"),
@@ -360,9 +263,9 @@ def parse(raw: bytes, form: Form) -> Document:
     )
     top.end()
     if not document.computations:
-        raise _fault(lines, ("computations",), "a program has at least one computation")
+        raise fault_at(lines, ("computations",), "a program has at least one computation")
     if sum(len(computation.outputs) for computation in document.computations) > OUTPUTS_MAX:
-        raise _fault(lines, ("computations",), f"more than {OUTPUTS_MAX} outputs")
+        raise fault_at(lines, ("computations",), f"more than {OUTPUTS_MAX} outputs")
     return document
 
 
@@ -517,7 +420,7 @@ def portable(raw: bytes, form: Form, program: Program) -> bytes:
     Raises:
         TooLarge: over DOCUMENT_BYTES_MAX.
     """
-    found: Any = _load(raw.decode().replace("\r\n", "\n"), form)
+    found: Any = read_tree(raw.decode().replace("\r\n", "\n"), form)
     for variable in program.document.variables:
         if isinstance(variable.owner, bytes):
             found["variables"][variable.name]["owner"] = to_text(variable.owner)
@@ -542,12 +445,7 @@ def canonical(document: Document) -> Encodable:
                 "function": _canonical_call(computation.function),
                 "inputs": dict(computation.inputs),
                 "outputs": {
-                    output.name: _filled(
-                        type=output.type,
-                        path=output.path,
-                        local=output.local,
-                        result=output.result,
-                    )
+                    output.name: _filled(dataclasses.asdict(output) | {"name": None})
                     for output in computation.outputs
                 },
             }
@@ -556,33 +454,16 @@ def canonical(document: Document) -> Encodable:
     }
 
 
-def _filled(**keys: Encodable) -> dict[str, Encodable]:
+def _filled(keys: dict[str, Encodable]) -> dict[str, Encodable]:
     """Return the keys that say something, so that a default and its absence are the same."""
     return {key: value for key, value in keys.items() if value not in ("", None)}
 
 
 def _canonical_variable(variable: Variable) -> Encodable:
     default = variable.default
-    return _filled(
-        kind=variable.kind,
-        type=variable.type,
-        path=variable.path,
-        owner=variable.owner,
-        wait_ms=variable.wait_ms,
-        size=variable.size,
-        computation=variable.computation,
-        output=variable.output,
-        default=None if default is None else [to_record(variable.type, default)],
-    )
+    kept: Encodable = None if default is None else [to_record(variable.type, default)]
+    return _filled(dataclasses.asdict(variable) | {"name": None, "default": kept})
 
 
 def _canonical_call(call: str | ModuleCall) -> Encodable:
-    if isinstance(call, str):
-        return call
-    return {
-        "module": call.module,
-        "export": call.export,
-        "fuel": call.fuel,
-        "memory_bytes": call.memory_bytes,
-        "timeout_ms": call.timeout_ms,
-    }
+    return call if isinstance(call, str) else dataclasses.asdict(call)

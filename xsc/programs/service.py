@@ -25,7 +25,7 @@ from xsc.base.ids import from_text, short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import MODULE_BYTES_MAX
 from xsc.programs.compile import CompiledProgram, compile_program
-from xsc.programs.document import Document, Form, parse, portable, resolve
+from xsc.programs.document import Document, parse, portable, resolve
 from xsc.programs.frame import Call, Fault, FrameResult
 from xsc.programs.functions import Functions
 from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX, PROGRAMS_MAX
@@ -33,6 +33,7 @@ from xsc.programs.numbers import parse_value
 from xsc.programs.ports import Start
 from xsc.programs.running import Ports, RunningProgram, modules_of
 from xsc.programs.runtime import RuntimeState, hot_swap
+from xsc.programs.text import Form
 from xsc.programs.why import Step, replay
 from xsc.programs.writes import Writes
 from xsc.space.paths import UserSpacePaths
