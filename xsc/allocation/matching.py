@@ -1,9 +1,9 @@
 """Decides which needs a slot can serve: time, location, kind, filters and least quantity.
 
-`match` decides one pair. `Matches` keeps the pairs of one node's own slots and needs while other
-nodes change theirs. What is not stated matches: a slot without a location serves any location,
-and a need without a window is met at any time. Filters are demands, and must be met by what the
-other side states; an unknown filter refuses. docs/design/slots.md, M1 to M6.
+`mismatch` decides one pair, and says why. `Matches` keeps the pairs of one node's own slots and
+needs while other nodes change theirs. What is not stated matches: a slot without a location
+serves any location, and a need without a window is met at any time. Filters are demands, and must
+be met by what the other side states; an unknown filter refuses. docs/design/slots.md, M1 to M6.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import node_id_from_text, to_text
@@ -79,11 +79,15 @@ def check_filters(filters: Iterable[tuple[str, str]]) -> None:
             )
 
 
-def passes(slot: Slot, other: Slot, party: Party) -> bool:
-    """Return whether the other side meets all filters of a slot; an unknown one refuses."""
-    return not slot.filters or all(
-        name in FILTERS and FILTERS[name](wanted, party, other) for name, wanted in slot.filters
-    )
+def unmet(slot: Slot, other: Slot, party: Party) -> tuple[str, str] | None:
+    """Return the first filter of a slot that the other side does not meet, if any.
+
+    An unknown filter is met by nobody.
+    """
+    for name, wanted in slot.filters:
+        if name not in FILTERS or not FILTERS[name](wanted, party, other):
+            return name, wanted
+    return None
 
 
 def windows_of(slot: Slot) -> tuple[Window, ...]:
@@ -142,22 +146,37 @@ def _meet(left: tuple[Window, ...], right: tuple[Window, ...]) -> bool:
     return False
 
 
+Mismatch: TypeAlias = Literal[
+    "kind", "node", "minimum", "location", "filter_of_slot", "filter_of_need", "time"
+]
+"""What keeps a slot from serving a need; "minimum" is that of either side."""
+
+
+def mismatch(
+    slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party
+) -> Mismatch | None:
+    """Return why a slot can serve a need of another node in none of its windows; None if it can.
+
+    Of several reasons it is the first, in the order of `Mismatch`.
+    """
+    if slot.kind != need.kind:
+        return "kind"
+    if provider.node == customer.node:
+        return "node"
+    if slot.quantity < need.quantity_min or need.quantity < slot.quantity_min:
+        return "minimum"
+    if slot.location and need.location and slot.location.casefold() != need.location.casefold():
+        return "location"
+    if unmet(slot, need, customer) is not None:
+        return "filter_of_slot"
+    if unmet(need, slot, provider) is not None:
+        return "filter_of_need"
+    return None if _meet(slot.windows, windows_of(need)) else "time"
+
+
 def match(slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party) -> bool:
     """Return whether a slot can serve a need of another node in some of its windows."""
-    return (
-        slot.kind == need.kind
-        and provider.node != customer.node
-        and slot.quantity >= need.quantity_min
-        and need.quantity >= slot.quantity_min
-        and (
-            not slot.location
-            or not need.location
-            or slot.location.casefold() == need.location.casefold()
-        )
-        and passes(slot, need, customer)
-        and passes(need, slot, provider)
-        and _meet(slot.windows, windows_of(need))
-    )
+    return mismatch(slot, provider, need, customer) is None
 
 
 Key: TypeAlias = tuple[bytes, bytes]

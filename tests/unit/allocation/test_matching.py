@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.allocation.matching import Party, match, overlap
+from xsc.allocation.matching import Party, match, mismatch, overlap
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.ids import to_text
 from xsc.terms.slot import AvailabilitySlot, NeedSlot, pack_windows
@@ -123,6 +123,25 @@ def test_the_least_quantity_of_both_sides_counts(of_slot, of_need, expected):
 def test_filters_of_a_slot_judge_the_customer(filters, tier, expected):
     wanted = need(owner="alice", location="berlin")
     assert matched(offer(filters=filters), wanted, tier=tier) is expected
+
+
+@pytest.mark.parametrize(
+    ("of_slot", "of_need", "expected"),
+    [
+        ({}, {}, None),
+        ({"kind": "egress"}, {"filters": (("owner", "x"),)}, "kind"),
+        ({"quantity_min": 11}, {}, "minimum"),
+        ({"location": "Bern"}, {"location": "Berlin"}, "location"),
+        ({"filters": (("tier", "mutual"),)}, {}, "filter_of_slot"),
+        ({}, {"filters": (("owner", "x"),)}, "filter_of_need"),
+        ({}, {"valid_until_ms": at("2027-06-01")}, "time"),
+    ],
+)
+def test_the_rule_names_what_keeps_a_slot_from_serving_a_need(of_slot, of_need, expected):
+    provider, customer = Party(PROVIDER, "open"), Party(CUSTOMER, "open")
+    slot, wanted = offer(**of_slot), need(**of_need)
+    assert mismatch(slot, provider, wanted, customer) == expected
+    assert match(slot, provider, wanted, customer) is (expected is None)
 
 
 def test_filters_of_a_need_judge_the_provider():
