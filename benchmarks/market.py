@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from random import Random
 from statistics import median
 from typing import Final
 
-from xsc.allocation.clearing import clear_slot
-from xsc.allocation.clearing_record import Offer, Published, admitted, bids_of, terms_of, wanted
-from xsc.allocation.matching import Matches, Peer
-from xsc.allocation.recognition import tier_of
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.deciding import Inputs, Outcome, clear
+from xsc.allocation.granting import Cleared
+from xsc.allocation.queues import Key, Queues
+from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
+from xsc.terms.quote import Kind
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, SlotKind, pack_windows
 
 PARTICIPANTS: Final = 10_000
@@ -27,14 +28,17 @@ OWN: Final = bytes(32)
 NO_RECORD: Final = SpaceValue(record=bytes(600), value=b"")
 
 
-def _commitment(random: Random) -> Commitment:
-    """Return half of SLOTS_EACH offers and half of them needs, at one site."""
+def _commitment(random: Random, start_ms: int | None = None) -> Commitment:
+    """Return half of SLOTS_EACH offers and half of them needs, at one site.
+
+    Their windows begin at one time, or each within a day before or after now.
+    """
     site = f"site-{random.randrange(SITES)}"
     half = SLOTS_EACH // 2
     slots, needs = [], []
     for number in range(half):
         kind = KINDS[number % 3]
-        start = NOW_MS + random.randrange(48) * HOUR_MS
+        start = NOW_MS + random.randrange(-24, 24) * HOUR_MS if start_ms is None else start_ms
         windows = pack_windows([(start, start + 8 * HOUR_MS)])
         slots.append(
             AvailabilitySlot(
@@ -64,53 +68,66 @@ def _commitment(random: Random) -> Commitment:
     return Commitment(slots=tuple(slots), needs=tuple(needs))
 
 
-@dataclass
 class Known:
-    """What one node knows: itself, the others, and what matches."""
+    """What one node knows: itself, the others, who may take part, and what it cleared last."""
 
-    own: Published
-    others: dict[bytes, Published]
-    matches: Matches
+    def __init__(self, random: Random) -> None:
+        nodes = [number.to_bytes(32, "big") for number in range(1, PARTICIPANTS)]
+        friends = random.sample(nodes, RECOGNISED)
+        own = _commitment(random, NOW_MS - HOUR_MS)
+        self.own = Published(OWN, own, NO_RECORD, dict.fromkeys(friends, 30_000))
+        self.others = {node: self._said(random, node) for node in nodes}
+        self.queues = Queues(OWN)
+        self.cleared: Mapping[Key, Cleared] = {}
 
-    def peer(self, node: bytes) -> Peer:
-        other = self.others[node]
-        mine, theirs = self.own.weights.get(node, 0), other.weights.get(OWN, 0)
-        return Peer(other.commitment, tier_of(mine, theirs), tier_of(theirs, mine))
+    @staticmethod
+    def _said(random: Random, node: bytes) -> Published:
+        weights = {OWN: 30_000} if random.random() < 0.5 else {}
+        return Published(node, _commitment(random), NO_RECORD, weights)
 
-    def recompute(self, slot: AvailabilitySlot) -> int:
-        """Clear all windows of one own slot and return how many needs got something."""
-        nodes = {node for node, _ in self.matches.needs_of(slot.slot_id)}
-        served = 0
-        for window in slot.windows:
-            offer = Offer(slot, window, NOW_MS, bytes(32), slot.quantity)
-            taken = admitted(self.own, [self.others[node] for node in nodes], offer)
-            eligible = {other.node: wanted(offer, self.own, other) for other in taken}
-            cleared = clear_slot(terms_of(offer), bids_of(self.own, taken, eligible), offer.salt)
-            served += len(cleared.lines)
-        return served
+    def gather(self) -> None:
+        """Take in what all others have published, from nothing."""
+        self.queues, self.cleared = Queues(OWN), {}
+        self.queues.change_own(self.own, NOW_MS)
+        for node, other in self.others.items():
+            self.queues.change(node, other, NOW_MS)
 
-    def change(self, node: bytes, commitment: Commitment) -> int:
-        """Take a changed commitment of another node and recompute what it touches."""
-        before = self.others[node]
-        self.others[node] = Published(node, commitment, before.commitment_value, before.weights)
-        touched = self.matches.change(node, self.peer(node))
-        mine = [slot for slot in self.own.commitment.slots if slot.slot_id in touched]
-        for slot in mine:
-            self.recompute(slot)
-        return len(mine)
-
-
-def _known(random: Random) -> Known:
-    nodes = [number.to_bytes(32, "big") for number in range(1, PARTICIPANTS)]
-    friends = random.sample(nodes, RECOGNISED)
-    own = Published(OWN, _commitment(random), NO_RECORD, dict.fromkeys(friends, 30_000))
-    others = {
-        node: Published(
-            node, _commitment(random), NO_RECORD, {OWN: 30_000} if random.random() < 0.5 else {}
+    def allocate(self) -> Outcome:
+        """Play a round: clear what changed."""
+        free: dict[Kind, int] = {"storage": 2**50, "compute": 2**50}
+        inputs = Inputs(
+            now_ms=NOW_MS,
+            salt=bytes(32),
+            own=self.own,
+            others=self.queues.others(),
+            theirs={},
+            drawn={},
+            credit=dict.fromkeys(self.queues.takers(), 10**12),
+            free=free,
+            before=self.cleared,
+            is_pending=False,
+            queues=self.queues,
         )
-        for node in nodes
-    }
-    return Known(own, others, Matches(OWN))
+        outcome = clear(inputs, SlotRoom(free, NOW_MS))
+        self.cleared = outcome.cleared
+        return outcome
+
+    def publish(self, node: bytes, commitment: Commitment) -> None:
+        """Take in a changed commitment of another node, and play a round."""
+        before = self.others[node]
+        self.others[node] = Published(node, commitment, NO_RECORD, before.weights)
+        self.queues.change(node, self.others[node], NOW_MS)
+        self.allocate()
+
+    def offer(self, number: int) -> None:
+        """Change an own slot, and play a round."""
+        old = self.own.commitment
+        slots = list(old.slots)
+        slots[number] = slots[number].model_copy(update={"quantity": slots[number].quantity + 1})
+        changed = Commitment(slots=tuple(slots), needs=old.needs)
+        self.own = Published(OWN, changed, NO_RECORD, self.own.weights)
+        self.queues.change_own(self.own, NOW_MS)
+        self.allocate()
 
 
 def _ms(work: Callable[[], object]) -> float:
@@ -120,35 +137,42 @@ def _ms(work: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - begun)
 
 
+def _changed(commitment: Commitment) -> Commitment:
+    need = commitment.needs[0]
+    more = need.model_copy(update={"quantity": need.quantity + 1, "number": need.number + 1})
+    return Commitment(slots=commitment.slots, needs=(more, *commitment.needs[1:]))
+
+
 def run(quick: bool) -> None:
     print(f"\nmarket: the rules of a node that knows {PARTICIPANTS * SLOTS_EACH} slots and needs")
     random = Random(13)
-    known = _known(random)
+    known = Known(random)
 
     def full() -> None:
-        known.matches = Matches(OWN)
-        known.matches.change_own(known.own.commitment)
-        for node in known.others:
-            known.matches.change(node, known.peer(node))
-        for slot in known.own.commitment.slots:
-            known.recompute(slot)
+        known.gather()
+        known.allocate()
 
     whole = [_ms(full) for _ in range(1 if quick else 3)]
     slots = known.own.commitment.slots
-    matched = [len(known.matches.needs_of(slot.slot_id)) for slot in slots]
-    own = [_ms(lambda slot=slot: known.recompute(slot)) for slot in slots for _ in range(5)]  # type: ignore[misc]
-    theirs: list[float] = []
-    while len(theirs) < 25:
-        node = random.choice(list(known.others))
-        old = known.others[node].commitment
-        need = old.needs[0]
-        changed = Commitment(
-            slots=old.slots,
-            needs=(need.model_copy(update={"quantity": need.quantity + 1}), *old.needs[1:]),
-        )
-        if any((node, need.slot_id) in known.matches.needs_of(slot.slot_id) for slot in slots):
-            theirs.append(_ms(lambda node=node, new=changed: known.change(node, new)))  # type: ignore[misc]
-    print(f"  needs that match an own slot                 {min(matched)} to {max(matched)}")
-    print(f"  everything from nothing                      {median(whole):7.0f} ms")
-    print(f"  one slot: who takes part, and its clearing   {median(own):7.1f} ms")
-    print(f"  one need of a peer changed, and what it touches {median(theirs):4.1f} ms")
+    matched = [len(known.queues.needs_of(slot.slot_id)) for slot in slots]
+    taking = {
+        participant.customer
+        for each in known.cleared.values()
+        for participant in each.record.participants
+    }
+    matching = sorted(known.queues.takers())
+
+    def change(node: bytes) -> float:
+        new = _changed(known.others[node].commitment)
+        return _ms(lambda: known.publish(node, new))
+
+    touching = [change(node) for node in random.sample(matching, 50)]
+    admitted = [change(node) for node in random.sample(sorted(taking), 50)]
+    own = [_ms(lambda n=n: known.offer(n)) for n in range(len(slots)) for _ in range(3)]  # type: ignore[misc]
+    still = [_ms(known.allocate) for _ in range(5)]
+    print(f"  needs that match an own slot                       {min(matched)} to {max(matched)}")
+    print(f"  everything from nothing                            {median(whole):7.0f} ms")
+    print(f"  a peer's need changed, and its round               {median(touching):7.2f} ms")
+    print(f"  a need changed of a peer that takes part, likewise {median(admitted):7.2f} ms")
+    print(f"  an own slot changed, likewise                      {median(own):7.2f} ms")
+    print(f"  a round without a change                           {median(still):7.2f} ms")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Now, Pass
+from xsc.allocation.queues import Queues
 from xsc.base.limits import ENTITLEMENT_LAPSE_MS, MIB, PARTICIPANTS_MAX
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
@@ -35,6 +36,7 @@ def slot_of(number, quantity, start, end):
 
 SLOTS = (slot_of(1, 20, 0, 9 * DAY_MS), slot_of(2, 25, 2 * DAY_MS, 12 * DAY_MS))
 WEIGHTS = {CUSTOMERS[0]: 300_000, CUSTOMERS[1]: 100_000}
+OWN = Published(PROVIDER, Commitment(slots=SLOTS), NOTHING, WEIGHTS, None)
 steps = st.one_of(
     st.tuples(st.just("need"), st.integers(0, 2), st.integers(0, 40)),
     st.tuples(st.just("draw"), st.integers(0, 9), st.integers(1, 20)),
@@ -56,6 +58,8 @@ class Model:
         self.cleared = {}
         self.granted = []
         self.salts = count(1)
+        self.queues = Queues(PROVIDER)
+        self.queues.change_own(OWN, self.now_ms)
 
     def published(self, node):
         needs = (self.needs[node],) if node in self.needs else ()
@@ -67,17 +71,20 @@ class Model:
         return CAPACITY - self.own - sum(self.drawn.values())
 
     def clear(self, salt=lambda _: bytes(32)):
+        for node in self.needs.keys() | self.queues.others().keys():
+            said = self.published(node) if node in self.needs else None
+            self.queues.change(node, said, self.now_ms)
         now = Now(
             self.now_ms,
-            Published(PROVIDER, Commitment(slots=SLOTS), NOTHING, WEIGHTS, None),
-            lambda _: sorted(self.needs),
-            self.published,
+            OWN,
             self.drawn,
             lambda _: 10**9,
             SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms),
         )
-        made, self.granted = Pass(now, self.cleared, salt).run()
-        self.cleared = made.cleared
+        made = Pass(now, self.queues, self.cleared, salt)
+        for _ in made.run():
+            pass
+        self.cleared, self.granted = made.cleared, made.granted
         return made
 
     def left(self, each):

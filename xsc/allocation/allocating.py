@@ -22,11 +22,12 @@ from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
-from xsc.allocation.deciding import Inputs, Outcome, clear, is_due, state_after
-from xsc.allocation.granting import Cleared, Grant, Key, entitlements, windows_ahead
-from xsc.allocation.matching import Matches, Party, Peer, match
+from xsc.allocation.deciding import Inputs, Outcome, begin, is_due, outcome_of, state_after
+from xsc.allocation.granting import Cleared, Grant, entitlements, windows_ahead
+from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market
 from xsc.allocation.proofs import Proofs
+from xsc.allocation.queues import Key, Queues
 from xsc.allocation.receiving import is_proven, offered_by, still_offered
 from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, decode, encode
@@ -108,7 +109,7 @@ class Allocator:
         self._follow = follow
         self._followed: set[str] = set()
         self._is_up = is_up
-        self._matches = Matches(self._node)
+        self._queues = Queues(self._node)
         self._changed: set[bytes] = set()
         self._theirs: dict[bytes, int] = {}
         """What peers give this node, in ppm, above 0."""
@@ -320,7 +321,7 @@ class Allocator:
         """Clear what changed, publish it, and answer what others offer."""
         self._woken.clear()
         changed, self._changed = self._changed, set()
-        self._gather(changed)
+        await self._gather(changed)
         full = False
         for step in (self._clear, self._accept):
             try:
@@ -332,33 +333,33 @@ class Allocator:
                 full = True
         self._full = full
 
-    def _gather(self, changed: set[bytes]) -> None:
+    async def _gather(self, changed: set[bytes]) -> None:
         """Read again what changed nodes have published."""
         if (wanted := self.prefixes()) != self._followed:
             self._followed = wanted
             self._follow()
-        own = self._published(self._node)
-        self._matches.change_own(self._commitments.own)
+        now_ms = self._clock.now_ms()
+        self._queues.change_own(self._own(), now_ms)
         known = set(self._peers.peers())
+        if self._node in changed:
+            # The own recognition can have changed, and with it the standing of all.
+            changed = changed | known
         for node in changed - {self._node}:
-            other = self._published(node) if node in known else None
             self._states.pop(node, None)
             self._theirs.pop(node, None)
+            other = self._published(node) if node in known else None
             if node not in known:
                 self._parsed.pop(node, None)
-            elif ppm := self._given_by(node):
-                self._theirs[node] = ppm
-            if other is None or own is None:
-                self._matches.change(node, None)
             else:
-                tier, _ = standing(own, other)
-                own_tier, _ = standing(other, own)
-                self._matches.change(node, Peer(other.commitment, tier, own_tier))
-            if node in known and (state := self._state_of(node)) is not None:
-                self._states[node] = state
-        if self._node in changed and changed != known | {self._node} and own is not None:
-            # The own recognition can have changed, and with it the standing of all.
-            self._gather(known)
+                if ppm := self._given_by(node, other):
+                    self._theirs[node] = ppm
+                if (state := self._state_of(node)) is not None:
+                    self._states[node] = state
+            if self._queues.change(node, other, now_ms):
+                await asyncio.sleep(0)  # each may need reading, and there may be many
+
+    def _own(self) -> Published:
+        return self._published(self._node) or Published(self._node, Commitment(), _NOTHING)
 
     def _value(self, path: str, node: bytes) -> SpaceValue | None:
         try:
@@ -383,8 +384,10 @@ class Allocator:
         found = self._parsed[node] = Published(node, said, commitment, weights, recognition)
         return found
 
-    def _given_by(self, node: bytes) -> int:
+    def _given_by(self, node: bytes, published: Published | None) -> int:
         """Return what a node gives this one, in ppm, also where it offers and needs nothing."""
+        if published is not None:
+            return published.weights.get(self._node, 0)
         recognition = self._value(UserSpacePaths.RECOGNITION, node)
         weights = {} if recognition is None else read_weights(node, recognition.value)
         return weights.get(self._node, 0)
@@ -396,14 +399,14 @@ class Allocator:
             return None
         return None if value is None else _read_state(value)
 
-    def _matching(self, slot_id: bytes) -> set[bytes]:
-        return {node for node, _ in self._matches.needs_of(slot_id)}
-
     async def _clear(self) -> None:
         inputs = self._inputs()
         if not (inputs.own.commitment.slots or self._cleared or self._state.slot_denominators):
             return
-        outcome = clear(inputs, self._market.room(inputs.free, inputs.now_ms))
+        made = begin(inputs, self._market.room(inputs.free, inputs.now_ms))
+        for _ in made.run():
+            await asyncio.sleep(0)
+        outcome = outcome_of(made)
         if is_due(outcome, self._state):
             factor = factor_ppm(inputs.own.commitment.damping_history)
             await self._publish(outcome, state_after(inputs, outcome, self._state, factor))
@@ -411,14 +414,7 @@ class Allocator:
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
-        own = self._published(self._node) or Published(self._node, Commitment(), _NOTHING)
-        now_ms = self._clock.now_ms()
-        matching = {each.slot_id: self._matching(each.slot_id) for each in own.commitment.slots}
-        others = {
-            node: published
-            for node in sorted(set().union(*matching.values()))
-            if (published := self._published(node)) is not None
-        }
+        own, now_ms = self._own(), self._clock.now_ms()
         is_new = any(
             key not in self._cleared for _, key in windows_ahead(own.commitment.slots, now_ms)
         )
@@ -426,14 +422,14 @@ class Allocator:
             now_ms=now_ms,
             salt=self._entropy.token(SALT_BYTES) if is_new else bytes(SALT_BYTES),
             own=own,
-            others=others,
+            others=self._queues.others(),
             theirs=self._theirs.copy(),
             drawn=self._market.drawn(),
-            credit={node: self._market.credit_micro(node) for node in others},
+            credit={node: self._market.credit_micro(node) for node in self._queues.takers()},
             free=self._market.free(),
             before=self._cleared,
             is_pending=bool(self._changed),
-            matching=matching.__getitem__,
+            queues=self._queues,
         )
 
     async def _publish(self, outcome: Outcome, state: TwoTierAllocationState) -> None:
@@ -450,7 +446,11 @@ class Allocator:
         # Written before anybody can draw on it, so that what is kept free has its proof.
         await self._space.put_all(values)
         rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
-        rows += [(_row_key(key), _row(each)) for key, each in cleared.items()]
+        rows += [
+            (_row_key(key), _row(each))
+            for key, each in cleared.items()
+            if each is not self._cleared.get(key)
+        ]
         self._rows.write(rows, sync=True)
         self._cleared, self._state = cleared, state
         for each in outcome.granted:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, clear_slot, lot
 from xsc.allocation.matching import Party, match, overlap, windows_of
@@ -126,29 +127,48 @@ class Room:
     needs_max: int = ALLOCATIONS_MAX
 
 
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """A customer as it stands at a provider, with the needs that match one of its slots."""
+
+    published: Published
+    tier: Tier
+    weight: int
+    needs: tuple[NeedSlot, ...]
+
+
+Rank: TypeAlias = tuple[int, int, bytes, bytes]
+"""Tier, weight, lot and node: the most recognised stand first, strangers by lot."""
+
+
+def rank(taker: Taker, salt: bytes) -> Rank:
+    """Return the place of a customer among those that want to take part."""
+    node = taker.published.node
+    return TIERS.index(taker.tier), -taker.weight, lot(salt, node), node
+
+
 def admitted(
-    provider: Published, customers: Iterable[Published], offer: Offer, most: Room = Room()
-) -> list[Published]:
+    provider: Published, takers: Iterable[Taker], slot: AvailabilitySlot, most: Room = Room()
+) -> list[Taker]:
     """Return the customers that take part, so that the record and what is granted have room.
 
-    The most recognised come first, strangers by lot. Who publishes or needs more than there is
-    room for is passed over, and a stranger that publishes more than STRANGER_BYTES_MAX as well.
+    Who publishes or needs more than there is room for is passed over, and a stranger that
+    publishes more than STRANGER_BYTES_MAX as well.
+
+    Args:
+        provider: whose slot it is.
+        takers: by rising `rank`.
+        slot: what is cleared.
+        most: what there is room for.
     """
-
-    def rank(customer: Published) -> tuple[int, int, bytes]:
-        tier, weight = standing(provider, customer)
-        return TIERS.index(tier), -weight, lot(offer.salt, customer.node)
-
-    room = most.bytes_max - _FRAME_BYTES - len(offer.slot.to_bytes()) - provider.size_bytes
+    room = most.bytes_max - _FRAME_BYTES - len(slot.to_bytes()) - provider.size_bytes
     lines = most.needs_max
-    taken: list[Published] = []
-    for customer in sorted(customers, key=rank):
-        size = customer.size_bytes
-        stranger = standing(provider, customer)[0] == "open"
-        needs = sum(need.kind == offer.slot.kind for need in customer.commitment.needs)
-        if size > room or needs > lines or (stranger and size > STRANGER_BYTES_MAX):
+    taken: list[Taker] = []
+    for taker in takers:
+        size, needs = taker.published.size_bytes, len(taker.needs)
+        if size > room or needs > lines or (taker.tier == "open" and size > STRANGER_BYTES_MAX):
             continue
-        taken.append(customer)
+        taken.append(taker)
         room, lines = room - size, lines - needs
         if len(taken) == PARTICIPANTS_MAX:
             break

@@ -7,13 +7,14 @@ a salt or signs: all that they follow from is in `Inputs` (docs/design/allocatio
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.convergence import change_ppm, has_converged, shares_of
-from xsc.allocation.granting import Cleared, Key, Now, Pass
+from xsc.allocation.granting import Cleared, Now, Pass
 from xsc.allocation.ports import SlotRoom
+from xsc.allocation.queues import Key, Queues
 from xsc.allocation.recognition import mutual_ppm
 from xsc.base.encoding import tagged_sha256
 from xsc.base.limits import DAMPING_HISTORY_MAX
@@ -36,14 +37,14 @@ class Inputs:
     """By peer: the weight that it gives this node, in ppm, above 0."""
     drawn: Mapping[EntitlementKey, int]
     credit: Mapping[bytes, int]
-    """By node of `others`: the micro-credits that it may still come to owe."""
+    """By customer: the micro-credits that it may still come to owe."""
     free: Mapping[Kind, int]
     """What is neither used nor reserved."""
     before: Mapping[Key, Cleared]
     is_pending: bool
     """Whether something has changed that is not in here yet."""
-    matching: Callable[[bytes], Iterable[bytes]] | None = field(default=None, compare=False)
-    """An index of `others`: those whose needs match a slot."""
+    queues: Queues | None = field(default=None, compare=False)
+    """An index of `others` that is kept from round to round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +57,38 @@ class Outcome:
     granted: tuple[Entitlement, ...]
 
 
-def clear(inputs: Inputs, room: SlotRoom) -> Outcome:
-    """Clear what has changed.
+def begin(inputs: Inputs, room: SlotRoom) -> Pass:
+    """Return the round, to be run window by window.
 
     Args:
         inputs: what it follows from.
         room: what `inputs.free` has room for; it is used up.
     """
-    index, everybody = inputs.matching, tuple(inputs.others)
-    now = Now(
-        inputs.now_ms,
-        inputs.own,
-        (lambda _: everybody) if index is None else index,
-        inputs.others.get,
-        inputs.drawn,
-        inputs.credit.__getitem__,
-        room,
-    )
+    queues = inputs.queues
+    if queues is None:
+        queues = Queues(inputs.own.node)
+        queues.change_own(inputs.own, inputs.now_ms)
+        for node, other in inputs.others.items():
+            queues.change(node, other, inputs.now_ms)
+    now = Now(inputs.now_ms, inputs.own, inputs.drawn, inputs.credit.__getitem__, room)
 
     def salt(key: Key) -> bytes:
         return tagged_sha256("clearing/salt", inputs.salt, key[0], key[1].to_bytes(8, "big"))
 
-    made, granted = Pass(now, inputs.before, salt).run()
-    return Outcome(made.cleared, tuple(made.fresh), tuple(granted))
+    return Pass(now, queues, inputs.before, salt)
+
+
+def outcome_of(made: Pass) -> Outcome:
+    """Return what a round came to that was run to its end."""
+    return Outcome(made.cleared, tuple(made.fresh), tuple(made.granted))
+
+
+def clear(inputs: Inputs, room: SlotRoom) -> Outcome:
+    """Clear what has changed at once, as `begin`."""
+    made = begin(inputs, room)
+    for _ in made.run():
+        pass
+    return outcome_of(made)
 
 
 def denominators_of(outcome: Outcome) -> tuple[SlotDenominators, ...]:

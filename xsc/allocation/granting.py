@@ -12,21 +12,21 @@ whose inputs are those of its last clearing is not cleared again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
     Room,
+    Taker,
     admitted,
     clear_window,
-    standing,
-    wanted,
 )
 from xsc.allocation.matching import overlap, places, windows_of
 from xsc.allocation.ports import SlotRoom
+from xsc.allocation.queues import Key, Queue, Queues
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_MAX,
@@ -40,9 +40,6 @@ from xsc.base.units import ceil_div
 from xsc.terms.clearing import ClearingRecord
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
-
-Key = tuple[bytes, int]
-"""A slot and the start of one of its windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +65,13 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """Everything that a pass follows from."""
+    """What a pass follows from, beside what others publish."""
 
     now_ms: int
     own: Published
-    matching: Callable[[bytes], Iterable[bytes]]
-    """Returns the nodes with needs that match a slot."""
-    published: Callable[[bytes], Published | None]
     drawn: Mapping[EntitlementKey, int]
     credit_micro: Callable[[bytes], int]
     room: SlotRoom
-
-
-@dataclass(slots=True)
-class Made:
-    """What a pass comes to."""
-
-    cleared: dict[Key, Cleared] = field(default_factory=dict)
-    fresh: list[Key] = field(default_factory=list)
-    """Those that were cleared anew."""
 
 
 def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[Window, Key]]:
@@ -153,22 +138,20 @@ def _asked(need: NeedSlot, units: int) -> Value:
 
 
 def _inputs(
-    offer: Offer,
-    own: Published,
-    customers: Sequence[Published],
-    eligible: Mapping[bytes, Mapping[bytes, int]],
+    offer: Offer, takers: Sequence[Taker], eligible: Mapping[bytes, Mapping[bytes, int]]
 ) -> bytes:
     """Return the hash of what decides a clearing, beside its time and salt."""
     told: list[Value] = []
-    for customer in sorted(customers, key=lambda customer: customer.node):
-        needs = {need.slot_id: need for need in customer.commitment.needs}
-        mine = eligible.get(customer.node, {})
+    for taker in sorted(takers, key=lambda taker: taker.published.node):
+        customer = taker.published
+        mine = eligible[customer.node]
         told.append(
             [
                 customer.node,
-                *standing(own, customer),
+                taker.tier,
+                taker.weight,
                 customer.commitment.damping_ppm if offer.slot.rule == "proportional" else 0,
-                [_asked(needs[need], units) for need, units in sorted(mine.items())],
+                [_asked(need, mine[need.slot_id]) for need in taker.needs if need.slot_id in mine],
             ]
         )
     return tagged_sha256(
@@ -182,14 +165,26 @@ class Pass:
 
     Args:
         now: what it follows from.
+        queues: who may take part in each window, as of now.
         before: the last clearing of each window.
         salt: returns that of a window that was not cleared before.
     """
 
     def __init__(
-        self, now: Now, before: Mapping[Key, Cleared], salt: Callable[[Key], bytes]
+        self,
+        now: Now,
+        queues: Queues,
+        before: Mapping[Key, Cleared],
+        salt: Callable[[Key], bytes],
     ) -> None:
+        self.cleared: dict[Key, Cleared] = {}
+        """All present clearings."""
+        self.fresh: list[Key] = []
+        """Those that were cleared anew."""
+        self.granted: list[Entitlement] = []
+        """What they grant."""
         self._now = now
+        self._queues = queues
         self._before = before
         self._salt = salt
         self._needs: dict[tuple[bytes, bytes], NeedSlot] = {}
@@ -202,32 +197,31 @@ class Pass:
                 self._drawn[slot_id, start][customer, need] = quanta
         self._credit: dict[bytes, int] = {}
 
-    def run(self) -> tuple[Made, list[Entitlement]]:
-        """Clear what has changed, and return all present clearings and what they grant."""
-        made = Made()
-        granted: list[Entitlement] = []
+    def run(self) -> Iterator[None]:
+        """Clear what has changed, one window a step: a long pass need not hold up other work."""
         slots = {slot.slot_id: slot for slot in self._now.own.commitment.slots}
         windows = windows_ahead(slots.values(), self._now.now_ms)
+        self._queues.keep({key for _, key in windows})
+        self._queues.pass_time(self._now.now_ms)
         for window, key in windows:
             # All records of a pass fit the own space, and all that it grants one state.
             room = Room(
                 min(CLEARING_BYTES_MAX, CLEARINGS_BYTES_MAX // len(windows)),
-                ALLOCATIONS_MAX - len(granted),
+                ALLOCATIONS_MAX - len(self.granted),
             )
             cleared, is_fresh = self._clear(slots[key[0]], window, room)
-            if cleared is None:
-                continue
-            made.cleared[key] = cleared
-            if is_fresh:
-                made.fresh.append(key)
-            for each in entitlements(cleared, self._needs):
-                granted.append(each)
-                self._count(each)
-        return made, granted
+            if cleared is not None:
+                self.cleared[key] = cleared
+                if is_fresh:
+                    self.fresh.append(key)
+                for each in entitlements(cleared, self._needs):
+                    self.granted.append(each)
+                    self._count(each)
+            yield
 
     def _count(self, each: Entitlement) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""
-        self._given_of(self._needs[each.customer, each.need], each.customer).add(
+        self._given_of(each.customer, self._needs[each.customer, each.need]).add(
             each.window, each.quantity
         )
         drawn = self._now.drawn.get(each.key, 0)
@@ -235,7 +229,7 @@ class Pass:
         self._credit[each.customer] = self._credit_of(each.customer) - left * each.price
         self._now.room.take(each.kind, each.window, left)
 
-    def _given_of(self, need: NeedSlot, customer: bytes) -> Given:
+    def _given_of(self, customer: bytes, need: NeedSlot) -> Given:
         key = customer, need.slot_id
         if key not in self._given:
             self._given[key] = Given(need)
@@ -251,28 +245,48 @@ class Pass:
     ) -> tuple[Cleared | None, bool]:
         now, key = self._now, (slot.slot_id, window[0])
         before = self._before.get(key)
-        drawn = self._drawn.get(key, {})
         # Kept for the window: a tie falls as it fell before.
         salt = self._salt(key) if before is None else before.record.salt
+        queue = self._queues.of(key, window, salt)
+        if not queue and before is None:
+            return None, False
+        drawn = self._drawn.get(key, {})
         free = sum(drawn.values()) + now.room.left(slot.kind, window)
         offer = Offer(slot, window, now.now_ms, salt, min(slot.quantity, free))
-        found = [
-            each
-            for node in now.matching(slot.slot_id)
-            if (each := now.published(node)) is not None and wanted(offer, now.own, each)
-        ]
-        if not found and before is None:
-            return None, False
-        customers = admitted(now.own, found, offer, room)
-        eligible: dict[bytes, dict[bytes, int]] = {}
-        for customer in customers:
-            mine = eligible[customer.node] = self._eligible(offer, customer, before, drawn)
-            for need in customer.commitment.needs:
-                if need.slot_id in mine:
-                    self._needs[customer.node, need.slot_id] = need
-        inputs = _inputs(offer, now.own, customers, eligible)
+        takers = admitted(now.own, queue, slot, room)
+        queue.keep({taker.published.node for taker in takers})
+        eligible = {
+            taker.published.node: self._eligible(offer, queue, taker, before, drawn)
+            for taker in takers
+        }
+        inputs = _inputs(offer, takers, eligible)
         if before is not None and before.inputs == inputs:
             return before, False
+        record, units = self._divide(offer, takers, eligible, drawn, len(queue) - len(takers))
+        grants = {}
+        for pin in units:
+            number = self._needs[pin].number
+            earlier = None if before is None else before.grants.get(pin)
+            same = earlier is not None and earlier.number == number
+            grants[pin] = earlier if earlier and same else Grant(number, now.now_ms)
+        if before is not None:
+            # What has lapsed stays so, also while nothing is granted, as long as the need is there.
+            stated = {
+                pin: grant for pin, grant in before.grants.items() if self._queues.is_stated(*pin)
+            }
+            grants = stated | grants
+        return Cleared(inputs, record, record.id, grants), True
+
+    def _divide(
+        self,
+        offer: Offer,
+        takers: Sequence[Taker],
+        eligible: dict[bytes, dict[bytes, int]],
+        drawn: Mapping[tuple[bytes, bytes], int],
+        left_out: int,
+    ) -> tuple[ClearingRecord, Mapping[tuple[bytes, bytes], int]]:
+        """Return the record of a window and what each need got; whoever drew more keeps that."""
+        customers = [taker.published for taker in takers]
         pinned: set[tuple[bytes, bytes]] = set()
         while True:
             kept = sum(
@@ -280,10 +294,8 @@ class Pass:
                 for pin, quanta in drawn.items()
                 if pin in pinned or pin[1] not in eligible.get(pin[0], {})
             )
-            least = Offer(slot, window, now.now_ms, salt, max(0, offer.capacity - kept))
-            record = clear_window(
-                least, now.own, customers, eligible, left_out=len(found) - len(customers)
-            )
+            least = replace(offer, capacity=max(0, offer.capacity - kept))
+            record = clear_window(least, self._now.own, customers, eligible, left_out=left_out)
             units: defaultdict[tuple[bytes, bytes], int] = defaultdict(int)
             for participant in record.participants:
                 for need_id, _, quantity, _ in participant.lines:
@@ -294,48 +306,31 @@ class Pass:
                 if pin[1] in eligible.get(pin[0], {}) and units[pin] < quanta
             ]
             if not short:
-                break
+                return record, units
             for customer_id, need_id in short:
                 pinned.add((customer_id, need_id))
                 del eligible[customer_id][need_id]
-        grants = {}
-        for pin in units:
-            number = self._needs[pin].number
-            earlier = None if before is None else before.grants.get(pin)
-            same = earlier is not None and earlier.number == number
-            grants[pin] = earlier if earlier and same else Grant(number, now.now_ms)
-        if before is not None:
-            # What has lapsed stays so, also while nothing is granted, as long as the need is there.
-            stated = {pin: grant for pin, grant in before.grants.items() if self._is_stated(*pin)}
-            grants = stated | grants
-        return Cleared(inputs, record, record.id, grants), True
-
-    def _is_stated(self, customer: bytes, need_id: bytes) -> bool:
-        said = self._now.published(customer)
-        return said is not None and any(need.slot_id == need_id for need in said.commitment.needs)
 
     def _eligible(
         self,
         offer: Offer,
-        customer: Published,
+        queue: Queue,
+        taker: Taker,
         before: Cleared | None,
         drawn: Mapping[tuple[bytes, bytes], int],
     ) -> dict[bytes, int]:
         """Return what each need may be granted of a window, of what it wants."""
-        found = {}
-        needs = {need.slot_id: need for need in customer.commitment.needs}
-        credit = self._credit_of(customer.node)
-        tier, _ = standing(self._now.own, customer)
-        for need_id, units in sorted(wanted(offer, self._now.own, customer).items()):
-            need, key = needs[need_id], (customer.node, need_id)
-            time = overlap(offer.window, windows_of(need))
-            assert time is not None, "what is wanted overlaps"
+        found: dict[bytes, int] = {}
+        customer, now_ms = taker.published.node, self._now.now_ms
+        is_open = taker.tier == "open"
+        credit = self._credit_of(customer)
+        for need, time in queue.asks(customer):
+            key = customer, need.slot_id
             mine = drawn.get(key, 0)
-            if time[0] > self._now.now_ms and tier == "open" and not mine:
+            if time[0] > now_ms and is_open and not mine:
                 # Nothing is billed before it begins: a stranger would hold it for nothing.
                 continue
-            given = self._given_of(need, customer.node)
-            most = min(units, still_wanted(need, self._now.own.node, time, given))
+            most = still_wanted(need, self._now.own.node, time, self._given_of(customer, need))
             price = min(need.price_max, offer.slot.reserve)
             if price:
                 most = min(most, mine + max(0, credit) // price)
@@ -343,11 +338,12 @@ class Pass:
             if (
                 grant is not None
                 and grant.number == need.number
-                and until_ms(grant, time) <= self._now.now_ms
+                and until_ms(grant, time) <= now_ms
             ):
                 # It lapsed: what was drawn stays, and nothing is granted before the need changes.
                 most = min(most, mine)
             if most > 0:
-                found[need_id] = most
+                found[need.slot_id] = most
+                self._needs[key] = need
                 credit -= max(0, most - mine) * price
         return found

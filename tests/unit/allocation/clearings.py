@@ -9,9 +9,13 @@ from random import Random
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
+    Room,
+    Taker,
     admitted,
     clear_window,
+    rank,
     read_published,
+    standing,
     wanted,
 )
 from xsc.allocation.recognition import value_of
@@ -120,11 +124,29 @@ def beside(asked: NeedSlot, window: Window, lines: Iterable[tuple[Window, int]])
     )
 
 
+def takers(own: Published, others: Iterable[Published], offer: Offer) -> list[Taker]:
+    """Return those with a need that the slot can serve, in the order in which they are admitted."""
+    found = [
+        Taker(other, *standing(own, other), needs)
+        for other in others
+        if (units := wanted(offer, own, other))
+        and (needs := tuple(n for n in other.commitment.needs if n.slot_id in units))
+    ]
+    return sorted(found, key=lambda taker: rank(taker, offer.salt))
+
+
+def taking(own: Published, others: Iterable[Published], offer: Offer) -> list[Published]:
+    """Return those that take part."""
+    return [
+        taker.published for taker in admitted(own, takers(own, others, offer), offer.slot, Room())
+    ]
+
+
 def cleared(
     offer: Offer, provider: KeyPair, own: Published, others: list[Published], network: bytes
 ) -> Signed[ClearingRecord]:
     """Clear as a provider does; everything that is wanted is eligible."""
-    taken = admitted(own, others, offer)
+    taken = taking(own, others, offer)
     eligible = {other.node: wanted(offer, own, other) for other in taken}
     record = clear_window(offer, own, taken, eligible, left_out=len(others) - len(taken))
     return sign(record, provider, network)

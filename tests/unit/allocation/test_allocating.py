@@ -13,6 +13,7 @@ from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Now, Pass
 from xsc.allocation.proofs import Proofs
+from xsc.allocation.queues import Queues
 from xsc.allocation.receiving import Proven
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
@@ -227,19 +228,22 @@ def test_the_records_of_all_windows_fit_the_own_space():
     ]
     asked = []
 
-    def admitted(_own, _customers, _offer, most):
+    def admitted(_own, _takers, _slot, most):
         asked.append(most.bytes_max)
         return []
 
     other = Published(b"q" * 32, Commitment(needs=(need_of(1),)), NOTHING)
-    published = {other.node: other}.get
     for count in (1, SLOTS_MAX):
         asked.clear()
         own = Published(b"p" * 32, Commitment(slots=tuple(slots[:count])), NOTHING)
-        now = Now(NOW_MS, own, lambda _: [b"q" * 32], published, {}, lambda _: 0, Plenty())
+        queues = Queues(own.node)
+        queues.change_own(own, NOW_MS)
+        queues.change(other.node, other, NOW_MS)
+        now = Now(NOW_MS, own, {}, lambda _: 0, Plenty())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(granting, "admitted", admitted)
-            Pass(now, {}, lambda _: bytes(32)).run()
+            for _ in Pass(now, queues, {}, lambda _: bytes(32)).run():
+                pass
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
         assert max(asked) <= CLEARING_BYTES_MAX

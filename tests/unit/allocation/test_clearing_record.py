@@ -18,11 +18,11 @@ from tests.unit.allocation.clearings import (
     random_clearing,
     slot,
     space_value,
+    taking,
 )
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
-    admitted,
     check_clearing,
     clear_window,
     read_published,
@@ -240,26 +240,26 @@ def test_beyond_the_bounds_the_most_recognised_take_part_and_strangers_by_lot(ne
     plain = crowd(own, PARTICIPANTS_MAX + 40)
     friends = {each.node: 10_000 + index for index, each in enumerate(plain[-20:])}
     own = published(PROVIDER, network, Commitment(slots=(slot(),)), friends)
-    taken = admitted(own, plain, offer())
+    taken = taking(own, plain, offer())
     assert len(taken) == PARTICIPANTS_MAX
     assert [each.node for each in taken[:20]] == sorted(friends, key=lambda node: -friends[node])
-    other = admitted(own, plain, Offer(slot(), slot().windows[0], NOW_MS, bytes(32), 100))
+    other = taking(own, plain, Offer(slot(), slot().windows[0], NOW_MS, bytes(32), 100))
     assert {each.node for each in other} != {each.node for each in taken}
-    assert admitted(own, list(reversed(plain)), offer()) == taken
+    assert taking(own, list(reversed(plain)), offer()) == taken
 
 
 def test_large_commitments_do_not_take_the_room_of_others(network):
     own = published(PROVIDER, network, Commitment(slots=(slot(),)), {})
     greedy = crowd(own, 30, SPACE_EVIDENCE_BYTES_MAX)
     assert all(each.size_bytes > STRANGER_BYTES_MAX for each in greedy)
-    assert admitted(own, greedy, offer()) == []
+    assert taking(own, greedy, offer()) == []
     friends = {each.node: 20_000 for each in greedy}
     own = published(PROVIDER, network, Commitment(slots=(slot(),)), friends)
     few = [
         Published(each.node, each.commitment, SpaceValue(record=bytes(24_000), value=bytes(60_000)))
         for each in greedy
     ]
-    taken = admitted(own, few, offer())
+    taken = taking(own, few, offer())
     assert 0 < len(taken) < 30
     assert sum(each.size_bytes for each in taken) < CLEARING_BYTES_MAX
 

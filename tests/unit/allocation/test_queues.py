@@ -1,0 +1,113 @@
+"""The queues of a node's windows: kept from change to change, and what looking at all gives."""
+
+from random import Random
+
+from tests.unit.allocation.clearings import HOUR, NOW_MS, need, slot, steps_of
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.granting import windows_ahead
+from xsc.allocation.queues import Queues
+from xsc.terms.clearing import SpaceValue
+from xsc.terms.slot import Commitment, pack_windows
+
+OWN = bytes(32)
+NODES = [bytes([number]) * 32 for number in range(1, 9)]
+NOTHING = SpaceValue(record=b"", value=b"")
+
+
+def hours(random, count):
+    edges = sorted(random.sample(range(1, 40), 2 * count))
+    return [
+        (NOW_MS + at * HOUR, NOW_MS + to * HOUR)
+        for at, to in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+def some_slots(random):
+    return tuple(
+        slot(
+            slot_id=bytes([0, number]) * 8,
+            windows_packed=pack_windows(hours(random, random.randint(1, 3))),
+            filters=random.choice([(), (), (("tier", "one_way"),)]),
+        )
+        for number in range(random.randint(1, 3))
+    )
+
+
+def one_need(random, number):
+    windows = hours(random, random.randint(0, 2))
+    ends = windows[-1][1] if windows else NOW_MS + random.randint(5, 40) * HOUR
+    return need(
+        1 + number,
+        windows_packed=pack_windows(windows),
+        caps=random.choice([(), (), ((OWN, 0),), ((OWN, 3),)]),
+        valid_until_ms=ends,
+    )
+
+
+def said(random, node):
+    needs = tuple(one_need(random, number) for number in range(random.randint(0, 3)))
+    weights = {OWN: random.choice([9_999, 50_000])} if random.random() < 0.5 else {}
+    return Published(node, Commitment(needs=needs), NOTHING, weights)
+
+
+def salt_of(key):
+    return (key[0] + key[1].to_bytes(16, "big")).ljust(32)
+
+
+def seen(queues, own, now_ms):
+    """Return who may take part in each window, and with which needs."""
+    queues.pass_time(now_ms)
+    found = {}
+    for window, key in windows_ahead(own.commitment.slots, now_ms):
+        queue = queues.of(key, window, salt_of(key))
+        found[key] = [(taker, queue.asks(taker.published.node)) for taker in queue]
+        assert len(queue) == len(found[key])
+        queue.keep({taker.published.node for taker in list(queue)[:2]})
+    queues.keep(found.keys())
+    return found
+
+
+def test_the_queues_are_what_looking_at_all_gives():
+    random = Random(3)
+    for _ in range(40):
+        kept, now_ms, others = Queues(OWN), NOW_MS, {}
+        own = Published(OWN, Commitment(slots=some_slots(random)), NOTHING)
+        kept.change_own(own, now_ms)
+        for _ in range(25):
+            what = random.choice(["say", "say", "say", "go", "own", "weights", "time"])
+            node = random.choice(NODES)
+            if what == "say":
+                others[node] = said(random, node)
+            elif what == "go":
+                others.pop(node, None)
+            elif what == "time":
+                now_ms += random.randint(1, 4 * HOUR)
+            else:
+                slots = some_slots(random) if what == "own" else own.commitment.slots
+                friends = {node: random.choice([5_000, 60_000])} if what == "weights" else {}
+                own = Published(OWN, Commitment(slots=slots), NOTHING, friends)
+            kept.change_own(own, now_ms)
+            for each in NODES:
+                kept.change(each, others.get(each), now_ms)
+            anew = Queues(OWN)
+            anew.change_own(own, now_ms)
+            for other in others.values():
+                anew.change(other.node, other, now_ms)
+            assert seen(kept, own, now_ms) == seen(anew, own, now_ms)
+
+
+def test_a_change_of_one_customer_takes_no_look_at_the_others():
+    random = Random(5)
+    own = Published(OWN, Commitment(slots=(slot(),)), NOTHING)
+    taken = []
+    for count in (30, 600):
+        queues = Queues(OWN)
+        queues.change_own(own, NOW_MS)
+        for number in range(1, count):
+            node = number.to_bytes(32, "big")
+            queues.change(node, Published(node, Commitment(needs=(need(),)), NOTHING), NOW_MS)
+        assert [len(asks) for asks in seen(queues, own, NOW_MS).values()] == [count - 1]
+        node = random.randrange(1, count).to_bytes(32, "big")
+        other = Published(node, Commitment(needs=(need(quantity=7),)), NOTHING)
+        taken.append(steps_of(lambda queues=queues, o=other: queues.change(o.node, o, NOW_MS)))
+    assert taken[1] <= taken[0] + 100
