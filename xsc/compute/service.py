@@ -119,16 +119,23 @@ class ComputeService:
             return result_of(task, done, verification)
         return await self._executor.run(result_of, task, done, verification)
 
-    async def run_here(self, spec: JobSpec) -> Delivered:
+    async def run_here(self, spec: JobSpec, module_hash: bytes) -> Delivered:
         """Run a job on this node, and return what it gave with the receipt as a record.
+
+        Args:
+            spec: the job.
+            module_hash: SHA-256 of its module, which takes as long as a call where that is large.
 
         Raises:
             XscError: it cannot run, as for `run`.
         """
-        return await self._customer.run_here(await self._read(spec, ()), None)
+        return await self._customer.run_here(await self._read(spec, (), module_hash), None)
 
-    async def _read(self, spec: JobSpec, objects: Sequence[InputObject]) -> Task:
-        digest = await run_sized(self._executor, len(spec.module), digest_of, spec.module)
+    async def _read(
+        self, spec: JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
+    ) -> Task:
+        if digest is None:
+            digest = await run_sized(self._executor, len(spec.module), digest_of, spec.module)
         program = self._programs.get(digest)
         if program is None:
             program = await self._executor.run(read, spec.module)

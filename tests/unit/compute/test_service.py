@@ -759,3 +759,18 @@ async def test_receipts_and_orders_of_one_moment_are_signed_together(world):
         assert order.customer == world.customer.key.node_id
     here = await asyncio.gather(*(world.invoke(local=True) for _ in range(2)))
     assert all(joint(each.receipt) for each in here)
+
+
+async def test_a_run_here_gives_its_receipt_as_a_record(world):
+    module = wasm("add")
+    digest = hashlib.sha256(module).digest()
+    done = await world.customer.service.run_here(
+        JobSpec.invoke(module, "add", ("2", "3"), **options()), digest
+    )
+    receipt = open_signed(
+        done.receipt.raw, ExecutionReceipt, network=world.network, author=world.customer.key.node_id
+    )
+    assert receipt == done.receipt
+    assert receipt.record.outcome.module == digest
+    (five,) = receipt.record.outcome.results
+    assert five.bits == (5).to_bytes(4, "little")

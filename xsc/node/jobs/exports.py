@@ -23,6 +23,7 @@ class Exports:
         The run is bounded by the fuel, memory and time that the call names.
         """
         asked = call.call
+        assert isinstance(asked.module, bytes), "a resolved program names modules by hash"
         try:
             spec = JobSpec.invoke(
                 module,
@@ -32,7 +33,7 @@ class Exports:
                 memory_bytes=asked.memory_bytes,
                 timeout_ms=asked.timeout_ms,
             )
-            receipt = (await self._compute.run_here(spec)).receipt
+            receipt = (await self._compute.run_here(spec, asked.module)).receipt
         except XscError as fault:
             return Fault(f"{fault.code}: {fault.message}"), b""
         outcome = receipt.record.outcome
