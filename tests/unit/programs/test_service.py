@@ -29,6 +29,7 @@ from xsc.programs.limits import (
     PROGRAMS_MAX,
     PUBLICATIONS_AN_HOUR_MAX,
 )
+from xsc.programs.running import RunningProgram
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Change
 from xsc.terms.execution import Number
@@ -103,26 +104,31 @@ async def test_ten_thousand_changes_a_second_make_ten_frames(node):
     assert node.manager.get_results(program)["frame"] - frames in {9, 10}
 
 
+class Turns:
+    """A sandbox whose calls wait to be let go."""
+
+    def __init__(self):
+        self.go = asyncio.Event()
+
+    async def call(self, module, call):
+        await self.go.wait()
+        self.go.clear()
+        return call.arguments[:1], b""
+
+
+ECHO = document(
+    {"a": sub(path="demo/a", default=0)},
+    {
+        "echo": call(
+            {"module": "m", "export": "f"}, {"x": "a"}, out={"path": "demo/out", "type": "i32"}
+        )
+    },
+)
+
+
 async def test_a_change_while_a_frame_runs_makes_another_frame():
-    class Slow:
-        def __init__(self):
-            self.go = asyncio.Event()
-
-        async def call(self, module, call):
-            await self.go.wait()
-            return call.arguments[:1], b""
-
-    sandbox = Slow()
-    node = ProgramNode(sandbox=sandbox)
-    text = document(
-        {"a": sub(path="demo/a", default=0)},
-        {
-            "echo": call(
-                {"module": "m", "export": "f"}, {"x": "a"}, out={"path": "demo/out", "type": "i32"}
-            )
-        },
-    )
-    await node.run(text, "json", m=b"\0asm")
+    node = ProgramNode(sandbox=(sandbox := Turns()))
+    await node.run(ECHO, "json", m=b"\0asm")
     await node.put("demo/a", "1")
     await node.pass_ms(100)
     await node.put("demo/a", "2")  # while the module runs
@@ -130,6 +136,8 @@ async def test_a_change_while_a_frame_runs_makes_another_frame():
     await settle()
     assert node.get("demo/out") == "1"
     await node.pass_ms(100)
+    sandbox.go.set()
+    await settle()
     assert node.get("demo/out") == "2"
     await node.end()
 
@@ -418,8 +426,10 @@ async def test_a_restart_in_the_middle_changes_no_result(node):
     await node.end()
 
 
-async def test_a_kill_at_any_write_leaves_the_state_of_a_whole_frame():
+async def check_kills(spoil=lambda _: None):
+    """Kill a node after each of its writes, and go on: the end is the same."""
     whole = ProgramNode(db=Journal())
+    spoil(whole)
     program = await play(whole, ["5", "6"])
     wanted = whole.manager.get_results(program) | {"publications": 0}
     journal = whole.db
@@ -440,6 +450,58 @@ async def test_a_kill_at_any_write_leaves_the_state_of_a_whole_frame():
         assert found | {"frame": 0} == wanted | {"frame": 0}, f"killed after {count} writes"
         assert node.get("demo/sum") == whole.get("demo/sum")
         await node.end()
+
+
+async def test_a_kill_at_any_write_leaves_the_state_of_a_whole_frame():
+    await check_kills()
+
+
+async def test_the_law_of_kills_finds_a_frame_that_is_written_in_parts():
+    def torn(node):
+        whole = node.space.put_all
+
+        async def in_parts(values):
+            for path, value in values.items():
+                await whole({path: value})
+
+        node.space.put_all = in_parts
+
+    with pytest.raises(AssertionError, match="killed after"):
+        await check_kills(torn)
+
+
+async def check_updates():
+    """Change a value at every moment of a frame: what is computed in the end is the last value."""
+    for moment in range(8):
+        node = ProgramNode(sandbox=(sandbox := Turns()))
+        await node.run(ECHO, "json", m=b"\0asm")
+        await node.put("demo/a", "1")
+        for _ in range(moment // 2):
+            await node.pass_ms(50)
+        if moment % 2:
+            sandbox.go.set()  # the frame ends while the change is written
+        await node.put("demo/a", "2")
+        for _ in range(4):
+            sandbox.go.set()
+            await node.pass_ms(100)
+        assert node.get("demo/out") == "2", moment
+        await node.end()
+
+
+async def test_no_update_is_lost():
+    await check_updates()
+
+
+async def test_the_law_of_updates_finds_a_program_that_hears_nothing_while_it_runs(monkeypatch):
+    heard = RunningProgram.heard
+
+    def deaf(self, change):
+        if not self._lock.locked():
+            heard(self, change)
+
+    monkeypatch.setattr(RunningProgram, "heard", deaf)
+    with pytest.raises(AssertionError):
+        await check_updates()
 
 
 async def test_a_frame_that_cannot_be_written_is_shown_and_run_again(node, monkeypatch):

@@ -10,9 +10,10 @@ from tests.unit.programs.documents import MEMORY, call, compiled, derived, local
 from tests.unit.programs.provenances import NETWORK, Runner
 from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import short, to_text
-from xsc.identity.envelope import open_signed, sign
+from xsc.identity.envelope import open_signed, read_claimed, sign
 from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_file
+from xsc.programs import proof
 from xsc.programs.functions import BUILT_IN, Function, Functions
 from xsc.programs.limits import WHY_DEPTH_MAX
 from xsc.programs.proof import check_record
@@ -241,7 +242,7 @@ async def some_record():
     return node, node.space.get(path).value
 
 
-async def test_any_byte_that_is_flipped_is_found():
+async def check_flips():
     node, raw = await some_record()
     check_record(raw, network=NETWORK, author=node.owner)
     for place in range(len(raw)):
@@ -250,6 +251,16 @@ async def test_any_byte_that_is_flipped_is_found():
             changed[place] ^= bit
             with pytest.raises(XscError):
                 check_record(bytes(changed), network=NETWORK, author=node.owner)
+
+
+async def test_any_byte_that_is_flipped_is_found():
+    await check_flips()
+
+
+async def test_the_law_of_flipped_bytes_finds_a_check_without_a_signature(monkeypatch):
+    monkeypatch.setattr(proof, "open_signed", read_claimed)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        await check_flips()
 
 
 async def test_verify_says_in_one_line_what_a_record_proves():
