@@ -113,6 +113,9 @@ class Execution:
     _changed: set[str] = field(default_factory=set)
     _pushes: dict[str, Value] = field(default_factory=dict)
     _readers: dict[int, list[str]] = field(default_factory=dict)
+    _reads: dict[str, frozenset[int]] = field(default_factory=dict)
+    """The slots that each computation reads; `_gives`, those that it writes."""
+    _gives: dict[str, frozenset[int]] = field(default_factory=dict)
     _executed: dict[str, Executed] = field(default_factory=dict)
 
     @classmethod
@@ -121,6 +124,8 @@ class Execution:
         execution = cls(program, runtime or create_runtime_state(program))
         for step in program.steps:
             execution._dirty.add(step.id)
+            execution._reads[step.id] = frozenset(slot.slot for _, slot in step.inputs)
+            execution._gives[step.id] = frozenset(output.slot.slot for output in step.outputs)
             for _, slot in step.inputs:
                 execution._readers.setdefault(slot.slot, []).append(step.id)
         for name, (variable, slot) in program.variables.items():
@@ -198,8 +203,7 @@ class Execution:
     def waits(self) -> bool:
         """Say whether a frame would run something though nothing new enters."""
         for step in self.program.steps:
-            slots = {slot.slot for _, slot in step.inputs}
-            if step.id in self._dirty and not slots & self._bad:
+            if step.id in self._dirty and self._bad.isdisjoint(self._reads[step.id]):
                 return True
         for name, (variable, slot) in self.program.variables.items():
             if variable.kind == "local" and slot.slot in self._readers:
@@ -333,10 +337,10 @@ class Execution:
         waiting: list[Step] = []
         pending: set[int] = set()
         for step in steps:
-            slots = {slot.slot for _, slot in step.inputs}
-            if slots & pending:
+            slots = self._reads[step.id]
+            if not pending.isdisjoint(slots):
                 waiting.append(step)
-            elif slots & self._bad:
+            elif not self._bad.isdisjoint(slots):
                 self.stale.add(step.id)
                 if self.errors.pop(step.id, None) is not None:
                     # What it failed with is forgotten with its error, so it must run again.
@@ -355,14 +359,14 @@ class Execution:
                 inputs = self._inputs(step)
                 self._settle(step, inputs, self._compute(step, inputs))
                 continue
-            pending |= {output.slot.slot for output in step.outputs}
+            pending |= self._gives[step.id]
         return needed, waiting
 
     def _mark_bad(self, step: Step) -> None:
-        self._bad.update(output.slot.slot for output in step.outputs)
+        self._bad |= self._gives[step.id]
 
     def _mark_good(self, step: Step) -> None:
-        self._bad.difference_update(output.slot.slot for output in step.outputs)
+        self._bad -= self._gives[step.id]
 
     def _inputs(self, step: Step) -> list[Value]:
         read = self.runtime.values.read
