@@ -29,13 +29,12 @@ def standing(weights, one, other):
 
 
 def unpack(packed):
-    numbers, value, shift = [], 0, 0
+    numbers, value, shift, at, windows = [], 0, 0, 0, []
     for byte in packed:
         value, shift = value | (byte & 127) << shift, shift + 7
         if byte < 128:
             numbers.append(value)
             value = shift = 0
-    at, windows = 0, []
     for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
         windows.append((at + gap, at + gap + length))
         at += gap + length
@@ -44,16 +43,13 @@ def unpack(packed):
 
 def accepts(who, other, node, tier):
     """Whether the other side meets the filters of a slot or need."""
-    for name, value in who["filters"]:
-        met = {
-            "node": base64.b32encode(node).decode().lower().rstrip("=") == value,
-            "owner": other["owner"].casefold() == value.casefold(),
-            "location": other["location"].casefold() == value.casefold(),
-            "tier": value in ORDER and ORDER.index(tier) <= ORDER.index(value),
-        }
-        if not met.get(name, False):
-            return False
-    return True
+    met = {
+        "node": lambda value: base64.b32encode(node).decode().lower().rstrip("=") == value,
+        "owner": lambda value: other["owner"].casefold() == value.casefold(),
+        "location": lambda value: other["location"].casefold() == value.casefold(),
+        "tier": lambda value: value in ORDER and ORDER.index(tier) <= ORDER.index(value),
+    }
+    return all(name in met and met[name](value) for name, value in who["filters"])
 
 
 def matches(record, need, customer, weights):
@@ -80,7 +76,7 @@ def share(capacity, claims):
     def at(level):
         return {i: min(n, level * w // scale) for i, (w, n) in claims.items()}
 
-    low, high = 0, scale * (max((n for _, n in claims.values()), default=0) + 1)
+    low, high = 0, scale * (1 + max((n for _, n in claims.values()), default=0))
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if sum(at(middle).values()) <= capacity else (low, middle)
@@ -100,26 +96,21 @@ def proportional(capacity, claims, damping):
 
 def stage(capacity, bids, rule, salt):
     """bids: [(customer, need, weight, units, least, price, damping)] of one tier."""
-    left = []
     while True:
         claims, damping = {}, {}
         for customer, _, weight, units, _, _, damp in bids:
             key = lot(salt, customer)
-            claims[key] = (weight, claims.get(key, (0, 0))[1] + units)
-            damping[key] = damp
-        if rule == "proportional":
-            got = proportional(capacity, claims, damping)
-        else:
-            got = share(capacity, claims)
+            claims[key], damping[key] = (weight, claims.get(key, (0, 0))[1] + units), damp
+        by_need = rule == "proportional"
+        got = proportional(capacity, claims, damping) if by_need else share(capacity, claims)
         given = {}
         for bid in sorted(bids, key=lambda b: (b[0], -b[5], b[1])):
             given[bid[:2]] = min(bid[3], got[lot(salt, bid[0])])
             got[lot(salt, bid[0])] -= given[bid[:2]]
         short = [bid for bid in bids if 0 < given[bid[:2]] < bid[4]]
         if not short:
-            return given, left
+            return given
         gone = min(short, key=lambda b: (b[2], lot(salt, b[0], b[1])))
-        left.append(gone[:2])
         bids = [bid for bid in bids if bid is not gone]
 
 
@@ -150,15 +141,16 @@ def outcome(capacity, reserve, bids):
 
 
 def auction(capacity, reserve, bids, salt):
-    ranked = sorted(
-        (bid for bid in bids if bid[4] >= reserve and bid[3] <= capacity),
-        key=lambda b: (-b[4], lot(salt, b[0], b[1])),
-    )
-    ranked = [(c, n, min(units, capacity), least, price) for c, n, units, least, price in ranked]
+    ranked = [
+        (customer, need, min(units, capacity), least, price)
+        for customer, need, units, least, price in bids
+        if price >= reserve and least <= capacity
+    ]
+    ranked.sort(key=lambda b: (-b[4], lot(salt, b[0], b[1])))
     worth, _, got = outcome(capacity, reserve, ranked)
-    lines = {}
-    for customer in {bid[0] for bid, units in zip(ranked, got, strict=True) if units}:
-        own = [(b, u) for b, u in zip(ranked, got, strict=True) if b[0] == customer and u]
+    lines, won = {}, [(bid, units) for bid, units in zip(ranked, got, strict=True) if units]
+    for customer in {bid[0] for bid, _ in won}:
+        own = [(bid, units) for bid, units in won if bid[0] == customer]
         gain = sum((bid[4] - reserve) * units for bid, units in own)
         without = outcome(capacity, reserve, [b for b in ranked if b[0] != customer])[0]
         lost = without - (worth - gain)
@@ -181,37 +173,28 @@ def recompute(raw):
         needs[node] = {need["slot_id"]: need for need in published["needs"]}
         damping[node] = published["damping_ppm"]
     bids = []
-    for said in record["participants"]:
-        customer = said["customer"]
+    for customer, said in ((said["customer"], said) for said in record["participants"]):
         for need_id, units in said["eligible"]:
             need = needs[customer][need_id]
             assert matches(record, need, customer, weights), "a need does not match"
             assert units <= dict(need["caps"]).get(provider, need["quantity"]), "above its cap"
             if units >= need["quantity_min"]:
                 tier, weight = standing(weights, provider, customer)
-                least, price = need["quantity_min"], need["price_max"]
-                entry = (customer, need_id, weight, units, least, price, damping[customer], tier)
-                bids.append(entry)
+                stated = need["quantity_min"], need["price_max"], damping[customer]
+                bids.append((customer, need_id, weight, units, *stated, tier))
     rest, result = record["capacity"], {said["customer"]: [] for said in record["participants"]}
     served = {}
     for tier, price in (("mutual", slot["price_mutual"]), ("one_way", slot["price_one_way"])):
         members = [bid[:7] for bid in bids if bid[7] == tier and bid[5] >= price]
-        given, _ = stage(rest, members, slot["rule"], salt)
+        given = stage(rest, members, slot["rule"], salt)
         rest -= sum(given.values())
         served |= {key: units for key, units in given.items() if units}
         for (customer, need), units in sorted(given.items()):
-            if units:
-                result[customer].append((need, tier, units, price))
-    residual = [
-        (b[0], b[1], b[3] - served.get(b[:2], 0), 0 if b[:2] in served else b[4], b[5])
-        for b in bids
-        if b[3] > served.get(b[:2], 0)
-    ]
-    for (customer, need), (units, price) in sorted(
-        auction(rest, slot["reserve"], residual, salt).items()
-    ):
+            result[customer] += [(need, tier, units, price)] if units else []
+    had = [(bid, served.get(bid[:2], 0)) for bid in bids]
+    residual = [(*b[:2], b[3] - got, 0 if got else b[4], b[5]) for b, got in had if b[3] > got]
+    sold = auction(rest, slot["reserve"], residual, salt)
+    for (customer, need), (units, price) in sorted(sold.items()):
         result[customer].append((need, "open", units, price))
-    told = {
-        said["customer"]: [tuple(line) for line in said["lines"]] for said in record["participants"]
-    }
-    return result, told
+    participants = record["participants"]
+    return result, {said["customer"]: list(map(tuple, said["lines"])) for said in participants}

@@ -1,9 +1,13 @@
 """The laws of clearing a slot (A-1 to A-12, I-1 to I-4), exhaustive where games are small.
 
 A game is a slot and three customers, each with one need: quantity, minimum, greatest price.
-`make test` plays every game with quantities up to 2 and prices up to 3, and 120 with quantities
-up to 4 and prices up to 5. TEST_CLEARING_GAMES plays more of these; TEST_CLEARING_QUANTITY=4
-TEST_CLEARING_PRICE=5 plays every one, in hours.
+`make test` plays every game with quantities up to 2, prices up to 4 and a capacity of 2 or 3, and
+120 with quantities up to 4 and prices up to 5. `make test-long` plays every one of these with
+every scarce capacity, and 4,000 more (TEST_CLEARING_GAMES).
+
+Credit needs no games of its own. It bounds what a need is eligible for, whatever the need states
+(`test_credit_bounds_a_need_whatever_price_it_states`). So a need of 4 with credit for 2 is a need
+of 2 whose lies are fewer; and one whose minimum is beyond its credit has no use for any outcome.
 Every law is also shown to notice a rule that is broken where the law looks.
 """
 
@@ -27,8 +31,6 @@ LADDER = (1, 2, 3)
 STANDINGS = (("mutual", 1), ("mutual", 3), ("one_way", 1), ("one_way", 2), ("open", 1))
 KINDS = (("mutual", 1), ("mutual", 3), ("one_way", 1), ("open", 1))
 SAMPLE = int(os.environ.get("TEST_CLEARING_GAMES", "120"))
-QUANTITY = int(os.environ.get("TEST_CLEARING_QUANTITY", "2"))
-PRICE = int(os.environ.get("TEST_CLEARING_PRICE", "3"))
 
 
 def name(index):
@@ -281,33 +283,111 @@ def test_without_minima_every_law_holds(law):
         assert law(clear_slot, terms, bids), (terms, bids)
 
 
-def test_every_small_game_keeps_the_laws_and_pays_one_lie_only():
-    """The one lie is a minimum below the true one, before the auction. It cannot be ruled out
-    (`test_no_order_of_leaving_rules_that_lie_out`), and gains only for who would have left."""
-    known = types(QUANTITY, PRICE)
+GAMES = list(combinations_with_replacement(KINDS, 3))
+RUNGS = dict(zip(TIERS, LADDER, strict=True))
+
+
+def alike(standing, said):
+    """Return what stands for all that a clearing does not tell from it; None takes no part.
+
+    Who does not pay the reserve is in no auction: its price counts as that of its tier.
+    """
+    most, least, value = said
+    rung = RUNGS[standing[0]]
+    if value < rung:
+        return None
+    return most, least, value if value >= LADDER[2] else rung
+
+
+def played(capacity, standings, kinds):
+    """Clear every game, see that the laws of outcomes hold; by what is told, what each gets."""
+    results = {}
+    for told in product(*kinds):
+        bids = [
+            Bid(name(index), need_id(), *standing, *said)
+            for index, (standing, said) in enumerate(zip(standings, told, strict=True))
+            if said is not None
+        ]
+        terms = SlotTerms(capacity, *LADDER)
+        cleared = clear_slot(terms, bids, SALT)
+        for law in OUTCOME_LAWS:
+            assert law(terms, bids, cleared), (law.__name__, terms, bids, cleared)
+        gone = {customer for customer, _ in cleared.left}
+        results[told] = tuple(
+            (units(cleared, name(index)), cost(cleared, name(index)), name(index) in gone)
+            for index in range(3)
+        )
+    return results
+
+
+def worth(true, got, paid):
+    most, least, value = true
+    return (value * min(got, most) if got >= least else 0) - paid
+
+
+def lies_that_gain(capacity, standings, quantity, price):
+    """Play every game; yield the truth, the lie, the tier and whether the honest need left."""
+    known = types(quantity, price)
+    kinds = [
+        list(dict.fromkeys([None, *(alike(standing, said) for said in known)]))
+        for standing in standings
+    ]
+    results = played(capacity, standings, kinds)
+    for index, standing in enumerate(standings):
+        for others in product(*kinds[:index], *kinds[index + 1 :]):
+            told = {
+                said: results[(*others[:index], said, *others[index:])][index]
+                for said in kinds[index]
+            }
+            outcomes = {(got, paid) for got, paid, _ in told.values()}
+            for true in known:
+                got, paid, left = told[alike(standing, true)]
+                gain = worth(true, got, paid)
+                assert gain >= 0
+                if max(worth(true, *outcome) for outcome in outcomes) > gain:
+                    for lie, (lied, cheaper, _) in told.items():
+                        if worth(true, lied, cheaper) > gain:
+                            yield true, lie, standing[0], left
+
+
+def check_games(standings, capacities, quantity, price):
+    """See that the one lie that pays is a minimum below the true one, before the auction.
+
+    It cannot be ruled out (`test_no_order_of_leaving_rules_that_lie_out`), and gains only for who
+    would have left. Return how often it does.
+    """
     lies = 0
-    for standings in combinations_with_replacement(KINDS, 3):
-        for capacity in range(2, 2 * QUANTITY):
-            outcome = {}
-            for told in product(known, repeat=3):
-                terms, bids = game_of(capacity, standings, told)
-                outcome[told] = cleared = clear_slot(terms, bids, SALT)
-                for law in OUTCOME_LAWS:
-                    assert law(terms, bids, cleared), (law.__name__, terms, bids, cleared)
-            for told, honest in outcome.items():
-                for index, true in enumerate(told):
-                    gain = utility(honest, name(index), true)
-                    assert gain >= 0
-                    if gain == (true[2] - LADDER[0]) * true[0]:
-                        continue  # Nothing is worth more than all that it wants at the least price.
-                    for lie in known:
-                        lied = outcome[(*told[:index], lie, *told[index + 1 :])]
-                        if utility(lied, name(index), true) > gain:
-                            lies += 1
-                            assert lie[1] < true[1]
-                            assert standings[index][0] != "open"
-                            assert (name(index), need_id()) in honest.left
-    assert lies
+    for capacity in capacities:
+        for true, lie, tier, left in lies_that_gain(capacity, standings, quantity, price):
+            lies += 1
+            assert left, (capacity, standings, true, lie)
+            assert tier != "open"
+            assert lie is not None
+            assert lie[1] < true[1]
+    return lies
+
+
+def test_every_small_game_keeps_the_laws_and_pays_one_lie_only():
+    assert sum(check_games(standings, (2, 3), 2, 4) for standings in GAMES)
+
+
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("standings", GAMES, ids=str)
+def test_every_game_keeps_the_laws_and_pays_one_lie_only(standings):
+    """A capacity of 12 is enough for every game."""
+    check_games(standings, range(1, 12), 4, 5)
+
+
+def test_prices_below_the_reserve_count_as_that_of_the_tier():
+    """So that the games above need not be played for each of them."""
+    for capacity, standings, told in sampled(minima=True, count=SAMPLE * 5, seed=7):
+        terms, bids = game_of(capacity, standings, told)
+        fewer = [
+            replace(bid, price_max=said[2])
+            for bid, standing, true in zip(bids, standings, told, strict=True)
+            if (said := alike(standing, true)) is not None
+        ]
+        assert clear_slot(terms, bids, SALT) == clear_slot(terms, fewer, SALT)
 
 
 def test_larger_games_pay_no_other_lie():

@@ -2,6 +2,7 @@
 
 from itertools import count
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ class Model:
         self.numbers = dict.fromkeys(CUSTOMERS, 0)
         self.drawn = {}
         self.own = 0
+        self.credit_micro = 10**9
         self.cleared = {}
         self.granted = []
         self.salts = count(1)
@@ -78,7 +80,7 @@ class Model:
             self.now_ms,
             OWN,
             self.drawn,
-            lambda _: 10**9,
+            lambda _: self.credit_micro,
             SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms),
         )
         made = Pass(now, self.queues, self.cleared, salt)
@@ -181,13 +183,14 @@ def test_what_lapsed_comes_back_under_a_new_number_only():
     assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 
 
-def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16):
+def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16, quantity_min=1):
     return NeedSlot(
         slot_id=slot_id,
         kind="storage",
         quantity=quantity,
         valid_until_ms=2**60,
         price_max=price_max,
+        quantity_min=quantity_min,
         number=number,
     )
 
@@ -256,3 +259,23 @@ def test_a_stranger_is_granted_nothing_that_begins_later():
         model.step("time", 0, 2 * DAY_MS)
         model.clear()
         assert later in {each.slot for each in model.granted}, "once it begins"
+
+
+@pytest.mark.parametrize(("customer", "prices"), [(0, (8, 9, 10, 40)), (1, (9, 10)), (2, (10, 11))])
+def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
+    """A mutual customer that said 8, its rung, was eligible for a quarter more than at 10."""
+    for price_max in prices:
+        model = Model()
+        model.credit_micro = 105
+        model.needs[CUSTOMERS[customer]] = need_of(20, price_max=price_max)
+        model.clear()
+        assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
+
+
+def test_a_need_whose_credit_is_below_its_minimum_takes_no_part():
+    model = Model()
+    model.credit_micro = 105
+    model.needs[CUSTOMERS[0]] = need_of(20, quantity_min=11)
+    model.needs[CUSTOMERS[1]] = need_of(20)
+    model.clear()
+    assert {each.customer for each in model.granted} == {CUSTOMERS[1]}

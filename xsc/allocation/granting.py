@@ -331,7 +331,8 @@ class Pass:
                 # Nothing is billed before it begins: a stranger would hold it for nothing.
                 continue
             most = still_wanted(need, self._now.own.node, time, self._given_of(customer, need))
-            price = min(need.price_max, offer.slot.reserve)
+            # Not at what the need says that it pays: who said less would be eligible for more.
+            price = offer.slot.reserve
             if price:
                 most = min(most, mine + max(0, credit) // price)
             grant = None if before is None else before.grants.get(key)

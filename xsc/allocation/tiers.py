@@ -68,12 +68,6 @@ class TierResult:
     claim has floor(level · weight) at least, or its need where that is less; what rounding
     down leaves is handed out by units, and may well give one claim more than one of them.
     """
-    last_unit: Fraction | None = None
-    """Weighted uniform: units / weight at the last unit handed out; None where none was.
-
-    It fixes every line of the tier: a claim has floor(last_unit · weight), or its need where
-    that is less; one unit less where last_unit · weight is whole and the tie fell to another.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +159,7 @@ def weighted_uniform(capacity: int, claims: Sequence[Claim]) -> Division:
         allocations.update(given)
         total = sum(given.values())
         denominator = Fraction(sum(_weight(claim) for claim in members))
-        last = max(
-            (Fraction(given[claim.id], _weight(claim)) for claim in members if given[claim.id]),
-            default=None,
-        )
-        results.append(TierResult(tier, rest, total, denominator, level, last))
+        results.append(TierResult(tier, rest, total, denominator, level))
         rest -= total
     return Division(allocations, tuple(results))
 

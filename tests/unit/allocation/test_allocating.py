@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from fractions import Fraction
 
 import pytest
 
+from tests.settle import settle
 from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
 from xsc.allocation import allocating, granting
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Now, Pass
+from xsc.allocation.granting import Now, Pass, windows_ahead
 from xsc.allocation.proofs import Proofs
 from xsc.allocation.queues import Queues
 from xsc.allocation.receiving import Proven
@@ -20,12 +22,15 @@ from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import StoreDamaged
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
+    ALLOCATION_LOOK_MS,
     CLEARED_SLOTS_MAX,
     CLEARING_BYTES_MAX,
     CLEARINGS_BYTES_MAX,
     CLEARINGS_KEPT_MAX,
+    CONVERGED_LOOK_MS,
     PPM,
     SLOTS_MAX,
+    WINDOWS_AHEAD,
 )
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair
@@ -42,7 +47,8 @@ from xsc.terms.clearing import (
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 NOW_MS = 1_700_000_000_000
-END_MS = NOW_MS + 24 * 3_600_000
+HOUR_MS = 3_600_000
+END_MS = NOW_MS + 24 * HOUR_MS
 SLOT = AvailabilitySlot(
     slot_id=b"s" * 16,
     kind="storage",
@@ -247,6 +253,58 @@ def test_the_records_of_all_windows_fit_the_own_space():
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
         assert max(asked) <= CLEARING_BYTES_MAX
+
+
+def test_the_next_windows_of_a_slot_are_cleared_and_so_many_at_most():
+    hours = [(NOW_MS + hour * HOUR_MS, NOW_MS + (hour + 1) * HOUR_MS) for hour in range(0, 24, 2)]
+    slots = [
+        AvailabilitySlot(
+            **dict(SLOT)
+            | {
+                "slot_id": number.to_bytes(16, "big"),
+                "kind": "compute",
+                "windows_packed": pack_windows(hours),
+            }
+        )
+        for number in range(CLEARED_SLOTS_MAX // WINDOWS_AHEAD + 1)
+    ]
+    assert len(hours) > WINDOWS_AHEAD
+    first = [window for window, _ in windows_ahead(slots[:1], NOW_MS)]
+    assert first == hours[:WINDOWS_AHEAD]
+    later = [window for window, _ in windows_ahead(slots[:1], NOW_MS + 2 * HOUR_MS)]
+    assert later == hours[1 : WINDOWS_AHEAD + 1], "what has ended makes room for the next"
+    every = windows_ahead(slots, NOW_MS)
+    assert len(every) == CLEARED_SLOTS_MAX
+    assert {window for window, _ in every} == set(hours[:WINDOWS_AHEAD])
+
+
+async def test_what_has_not_settled_is_looked_at_again_in_a_second(provider, bob):
+    """And when it has, no sooner than the capacity is."""
+    await provider.needs(bob, need_of(10))
+    rounds, allocate = [], provider.allocator.allocate
+
+    async def counted():
+        rounds.append(provider.clock.now_ms())
+        await allocate()
+
+    provider.allocator.allocate = counted
+    running = asyncio.create_task(provider.allocator.run())
+    await settle()
+    assert not provider.allocator.state.converged
+    provider.pass_ms(CONVERGED_LOOK_MS - 1)
+    await settle()
+    assert len(rounds) == 1
+    provider.pass_ms(1)
+    await settle()
+    assert provider.allocator.state.converged
+    for _ in range(3 * ALLOCATION_LOOK_MS // CONVERGED_LOOK_MS):
+        provider.pass_ms(CONVERGED_LOOK_MS)
+        await settle()
+    running.cancel()
+    first = provider.clock.now_ms() - 3 * ALLOCATION_LOOK_MS
+    assert [at_ms - first for at_ms in rounds[2:]] == [
+        number * ALLOCATION_LOOK_MS for number in (1, 2, 3)
+    ]
 
 
 async def test_a_damaged_commitment_withdraws_nothing(provider, bob):

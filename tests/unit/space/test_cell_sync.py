@@ -11,6 +11,7 @@ from tests.unit.space.test_service import Node
 from tests.unit.space.test_sync import WatchedLog
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted
 from xsc.base.ids import to_text
+from xsc.space import cell_sync
 from xsc.space.cell_sync import CellSyncManager
 from xsc.space.cells import Strongest, cell_bytes, cell_value
 from xsc.space.limits import DEBOUNCE_MS, VALUE_INLINE_BYTES_MAX
@@ -259,6 +260,23 @@ async def test_what_is_no_cell_is_refused(one, name, merge):
     one.cells.cell("known", "min")
     with pytest.raises(ArgumentInvalid):
         one.cells.cell("known", "max")
+
+
+async def test_cells_and_propagators_are_bounded(one, monkeypatch):
+    monkeypatch.setattr(cell_sync, "CELLS_MAX", 3)
+    monkeypatch.setattr(cell_sync, "PROPAGATORS_MAX", 2)
+    cells = [one.cells.cell(name) for name in "abc"]
+    with pytest.raises(ArgumentInvalid, match="more than 3 cells"):
+        one.cells.cell("d")
+    assert one.cells.cell("a") is cells[0], "a known one is still there"
+    first, *_ = [
+        await one.soon(one.cells.register_propagator(name, cells[:1], output, lambda _: None))
+        for name, output in (("p", cells[1]), ("q", cells[2]))
+    ]
+    with pytest.raises(ArgumentInvalid, match="more than 2 propagators"):
+        await one.soon(one.cells.register_propagator("r", cells[:1], cells[2], lambda _: None))
+    assert first.name == "p"
+    assert one.cells.active_cell_ids() == ["a", "b", "c"]
 
 
 async def test_what_no_cell_can_hold_is_not_written(one):

@@ -16,6 +16,7 @@ from xsc.space.limits import (
     CLOCK_NODES_MAX,
     COUNTER_END,
     FILL_END,
+    INTERVAL_NODES_MAX,
 )
 
 GOLDEN = vectors("space_itc")
@@ -168,6 +169,20 @@ def test_the_largest_trees_are_read():
     for event in (deep(CLOCK_DEPTH_MAX), full(11), COUNTER_END - 1):
         assert itc.read_event(itc.event_bytes(event)) == event
     assert itc.nodes_of(full(11)) == CLOCK_NODES_MAX - 1
+
+
+def test_an_interval_has_so_many_nodes_at_most():
+    largest = comb(6)
+    assert itc.nodes_of(largest) == INTERVAL_NODES_MAX - 1
+    assert itc.read_interval(itc.interval_bytes(largest)) == largest
+
+    def cut(interval):
+        return (cut(interval[0]), interval[1]) if isinstance(interval, tuple) else (1, 0)
+
+    more = cut(largest)
+    assert itc.nodes_of(more) == INTERVAL_NODES_MAX + 1
+    with pytest.raises(RecordInvalid, match=f"or {INTERVAL_NODES_MAX} nodes"):
+        itc.read_interval(itc.interval_bytes(more))
 
 
 def test_a_long_clock_is_refused_before_it_is_read():

@@ -12,7 +12,13 @@ from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvalid, SpaceExhausted
 from xsc.identity.envelope import open_signed
 from xsc.space.cells import cell_value
-from xsc.space.limits import DEBOUNCE_MS, HEAD_INTERVAL_MS, VALUE_BYTES_MAX, WATCHES_MAX
+from xsc.space.limits import (
+    DEBOUNCE_MS,
+    HEAD_INTERVAL_MS,
+    SCHEMAS_MAX,
+    VALUE_BYTES_MAX,
+    WATCHES_MAX,
+)
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Change, SpaceHead, value_digest
 from xsc.space.service import SpaceService
@@ -93,6 +99,14 @@ async def test_a_pattern_is_registered_once_and_is_one(node, pattern):
         node.service.register_schema(pattern, a_cells)
     with pytest.raises(ArgumentInvalid):
         node.service.register_schema(pattern, a_cells)
+
+
+async def test_so_many_schemas_are_registered_at_most(node):
+    for number in range(SCHEMAS_MAX):
+        node.service.register_schema(f"a/{number}", a_cells)
+    with pytest.raises(ArgumentInvalid, match="no further schema can be registered for 'b'"):
+        node.service.register_schema("b", a_cells)
+    assert not node.service.has_schema("b")
 
 
 # Debouncing
