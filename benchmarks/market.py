@@ -9,8 +9,8 @@ from statistics import median
 from typing import Final
 
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.deciding import Inputs, Outcome, clear
-from xsc.allocation.granting import Cleared
+from xsc.allocation.deciding import Inputs, begin
+from xsc.allocation.granting import Cleared, Seen
 from xsc.allocation.queues import Key, Queues
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
@@ -79,6 +79,7 @@ class Known:
         self.others = {node: self._said(random, node) for node in nodes}
         self.queues = Queues(OWN)
         self.cleared: Mapping[Key, Cleared] = {}
+        self.seen: Seen | None = None
 
     @staticmethod
     def _said(random: Random, node: bytes) -> Published:
@@ -87,12 +88,12 @@ class Known:
 
     def gather(self) -> None:
         """Take in what all others have published, from nothing."""
-        self.queues, self.cleared = Queues(OWN), {}
+        self.queues, self.cleared, self.seen = Queues(OWN), {}, None
         self.queues.change_own(self.own, NOW_MS)
         for node, other in self.others.items():
             self.queues.change(node, other, NOW_MS)
 
-    def allocate(self) -> Outcome:
+    def allocate(self) -> None:
         """Play a round: clear what changed."""
         free: dict[Kind, int] = {"storage": 2**50, "compute": 2**50}
         inputs = Inputs(
@@ -107,10 +108,12 @@ class Known:
             before=self.cleared,
             is_pending=False,
             queues=self.queues,
+            last=self.seen,
         )
-        outcome = clear(inputs, SlotRoom(free, NOW_MS))
-        self.cleared = outcome.cleared
-        return outcome
+        made = begin(inputs, SlotRoom(free, NOW_MS))
+        for _ in made.run():
+            pass
+        self.cleared, self.seen = made.cleared, made.seen
 
     def publish(self, node: bytes, commitment: Commitment) -> None:
         """Take in a changed commitment of another node, and play a round."""

@@ -23,7 +23,7 @@ from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.deciding import Inputs, Outcome, begin, is_due, outcome_of, state_after
-from xsc.allocation.granting import Cleared, Grant, entitlements, windows_ahead
+from xsc.allocation.granting import Cleared, Grant, Seen, entitlements, windows_ahead
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market
 from xsc.allocation.proofs import Proofs
@@ -110,6 +110,8 @@ class Allocator:
         self._followed: set[str] = set()
         self._is_up = is_up
         self._queues = Queues(self._node)
+        self._seen: Seen | None = None
+        """In the last round, from which the next one goes on."""
         self._changed: set[bytes] = set()
         self._theirs: dict[bytes, int] = {}
         """What peers give this node, in ppm, above 0."""
@@ -403,9 +405,10 @@ class Allocator:
         inputs = self._inputs()
         if not (inputs.own.commitment.slots or self._cleared or self._state.slot_denominators):
             return
-        made = begin(inputs, self._market.room(inputs.free, inputs.now_ms))
+        self._seen, made = None, begin(inputs, self._market.room(inputs.free, inputs.now_ms))
         for _ in made.run():
             await asyncio.sleep(0)
+        self._seen = made.seen
         outcome = outcome_of(made)
         if is_due(outcome, self._state):
             factor = factor_ppm(inputs.own.commitment.damping_history)
@@ -430,6 +433,7 @@ class Allocator:
             before=self._cleared,
             is_pending=bool(self._changed),
             queues=self._queues,
+            last=self._seen,
         )
 
     async def _publish(self, outcome: Outcome, state: TwoTierAllocationState) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.convergence import change_ppm, has_converged, shares_of
-from xsc.allocation.granting import Cleared, Now, Pass
+from xsc.allocation.granting import Cleared, Now, Pass, Seen
 from xsc.allocation.ports import SlotRoom
 from xsc.allocation.queues import Key, Queues
 from xsc.allocation.recognition import mutual_ppm
@@ -45,6 +45,8 @@ class Inputs:
     """Whether something has changed that is not in here yet."""
     queues: Queues | None = field(default=None, compare=False)
     """An index of `others` that is kept from round to round."""
+    last: Seen | None = field(default=None, compare=False)
+    """What the last round saw over these queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def begin(inputs: Inputs, room: SlotRoom) -> Pass:
     def salt(key: Key) -> bytes:
         return tagged_sha256("clearing/salt", inputs.salt, key[0], key[1].to_bytes(8, "big"))
 
-    return Pass(now, queues, inputs.before, salt)
+    return Pass(now, queues, inputs.before, salt, inputs.last)
 
 
 def outcome_of(made: Pass) -> Outcome:

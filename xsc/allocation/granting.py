@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
@@ -160,14 +161,66 @@ def _inputs(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Eligible:
+    """What the needs of a customer may be granted of a window."""
+
+    taker: Taker
+    units: Mapping[bytes, int]
+    until_ms: int
+    """When it may be other units only because time has passed."""
+
+
+_Counted: TypeAlias = tuple[Window, int, int, int]
+"""What a window grants a need counts in others: time, quantity, and what is undrawn, with price."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a pass saw of a window, and came to."""
+
+    place: tuple[Queue, int, Room]
+    """The queue, its version and the room: what decides who takes part."""
+    takers: list[Taker]
+    eligible: Mapping[bytes, _Eligible]
+    capacity: int
+    cleared: Cleared
+    granted: list[Entitlement]
+
+
+def _are_as(now: Mapping[bytes, _Eligible], before: Mapping[bytes, _Eligible]) -> bool:
+    """Return whether a clearing of the same capacity follows from the same."""
+    return now.keys() == before.keys() and all(
+        each is before[node] or (each.taker, each.units) == (before[node].taker, before[node].units)
+        for node, each in now.items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a pass saw, for the next one over the same queues to go on from."""
+
+    drawn: Mapping[EntitlementKey, int] = field(default_factory=dict)
+    credit: dict[bytes, int] = field(default_factory=dict)
+    """By customer, when the pass began."""
+    looks: dict[Key, _Look] = field(default_factory=dict)
+    counted: dict[EntitlementKey, _Counted] = field(default_factory=dict)
+
+
 class Pass:
     """One pass over the windows of a node's slots.
+
+    It looks again at what has changed since the last pass: at the customers of a window that
+    published something, or whose credit, draws or earlier grants are others, and at the windows
+    in which one of these is eligible for something else.
 
     Args:
         now: what it follows from.
         queues: who may take part in each window, as of now.
         before: the last clearing of each window.
         salt: returns that of a window that was not cleared before.
+        last: what the pass before saw, over the same queues and run to its end; without it a
+            pass looks at everything.
     """
 
     def __init__(
@@ -176,7 +229,10 @@ class Pass:
         queues: Queues,
         before: Mapping[Key, Cleared],
         salt: Callable[[Key], bytes],
+        last: Seen | None = None,
     ) -> None:
+        self.seen = Seen(now.drawn)
+        """For the next pass."""
         self.cleared: dict[Key, Cleared] = {}
         """All present clearings."""
         self.fresh: list[Key] = []
@@ -187,7 +243,9 @@ class Pass:
         self._queues = queues
         self._before = before
         self._salt = salt
-        self._needs: dict[tuple[bytes, bytes], NeedSlot] = {}
+        self._last = Seen() if last is None else last
+        self._moved: set[bytes] = set()
+        """Customers for whom something is not as it was at this point of the last pass."""
         self._given: dict[tuple[bytes, bytes], Given] = {}
         """By customer and need: what earlier windows gave."""
         self._drawn: defaultdict[Key, dict[tuple[bytes, bytes], int]] = defaultdict(dict)
@@ -196,6 +254,7 @@ class Pass:
             if quanta:
                 self._drawn[slot_id, start][customer, need] = quanta
         self._credit: dict[bytes, int] = {}
+        """By customer: what earlier windows have left of it."""
 
     def run(self) -> Iterator[None]:
         """Clear what has changed, one window a step: a long pass need not hold up other work."""
@@ -203,31 +262,51 @@ class Pass:
         windows = windows_ahead(slots.values(), self._now.now_ms)
         self._queues.keep({key for _, key in windows})
         self._queues.pass_time(self._now.now_ms)
+        drawn, before = self._now.drawn, self._last.drawn
+        self._moved.update(
+            each[2]
+            for each in drawn.keys() | before.keys()
+            if drawn.get(each, 0) != before.get(each, 0)
+        )
+        for key in self._last.looks.keys() - {key for _, key in windows}:
+            self._moved.update(each.customer for each in self._last.looks[key].granted)
         for window, key in windows:
             # All records of a pass fit the own space, and all that it grants one state.
             room = Room(
                 min(CLEARING_BYTES_MAX, CLEARINGS_BYTES_MAX // len(windows)),
                 ALLOCATIONS_MAX - len(self.granted),
             )
-            cleared, is_fresh = self._clear(slots[key[0]], window, room)
-            if cleared is not None:
-                self.cleared[key] = cleared
-                if is_fresh:
-                    self.fresh.append(key)
-                for each in entitlements(cleared, self._needs):
-                    self.granted.append(each)
-                    self._count(each)
+            self._clear(slots[key[0]], window, room)
             yield
 
-    def _count(self, each: Entitlement) -> None:
+    def _clear(self, slot: AvailabilitySlot, window: Window, room: Room) -> None:
+        """Look at a window, clear it if something is not as it was, and count what it grants."""
+        key = slot.slot_id, window[0]
+        last = self._last.looks.get(key)
+        look, is_fresh = self._look(slot, window, room, last)
+        granted = [] if last is None else [each.key for each in last.granted]
+        if look is not None:
+            self.seen.looks[key] = look
+            self.cleared[key] = look.cleared
+            if is_fresh:
+                self.fresh.append(key)
+            for each in look.granted:
+                self._count(each, look)
+                granted.append(each.key)
+            self.granted += look.granted
+        now, before = self.seen.counted, self._last.counted
+        self._moved.update(each[2] for each in granted if now.get(each) != before.get(each))
+
+    def _count(self, each: Entitlement, look: _Look) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""
-        self._given_of(each.customer, self._needs[each.customer, each.need]).add(
-            each.window, each.quantity
-        )
+        needs = look.eligible[each.customer].taker.needs
+        need = next(need for need in needs if need.slot_id == each.need)
+        self._given_of(each.customer, need).add(each.window, each.quantity)
         drawn = self._now.drawn.get(each.key, 0)
         left = max(0, each.quantity - drawn) if each.until_ms > self._now.now_ms else 0
         self._credit[each.customer] = self._credit_of(each.customer) - left * each.price
         self._now.room.take(each.kind, each.window, left)
+        self.seen.counted[each.key] = each.window, each.quantity, left, each.price
 
     def _given_of(self, customer: bytes, need: NeedSlot) -> Given:
         key = customer, need.slot_id
@@ -237,12 +316,16 @@ class Pass:
 
     def _credit_of(self, customer: bytes) -> int:
         if customer not in self._credit:
-            self._credit[customer] = self._now.credit_micro(customer)
+            credit = self._now.credit_micro(customer)
+            self.seen.credit[customer] = self._credit[customer] = credit
+            if self._last.credit.get(customer) != credit:
+                self._moved.add(customer)
         return self._credit[customer]
 
-    def _clear(
-        self, slot: AvailabilitySlot, window: Window, room: Room
-    ) -> tuple[Cleared | None, bool]:
+    def _look(
+        self, slot: AvailabilitySlot, window: Window, room: Room, last: _Look | None
+    ) -> tuple[_Look | None, bool]:
+        """Return what a window comes to, and whether it was cleared anew."""
         now, key = self._now, (slot.slot_id, window[0])
         before = self._before.get(key)
         # Kept for the window: a tie falls as it fell before.
@@ -250,32 +333,69 @@ class Pass:
         queue = self._queues.of(key, window, salt)
         if not queue and before is None:
             return None, False
+        if last is not None and last.place[0] is not queue:
+            last = None  # it was of another slot under the same id
         drawn = self._drawn.get(key, {})
         free = sum(drawn.values()) + now.room.left(slot.kind, window)
         offer = Offer(slot, window, now.now_ms, salt, min(slot.quantity, free))
-        takers = admitted(now.own, queue, slot, room)
-        queue.keep({taker.published.node for taker in takers})
-        eligible = {
-            taker.published.node: self._eligible(offer, queue, taker, before, drawn)
-            for taker in takers
+        if last is not None and last.place == (queue, queue.version, room):
+            takers = last.takers
+        else:
+            takers = admitted(now.own, queue, slot, room)
+        known = {} if last is None else last.eligible
+        eligible = {}
+        for taker in takers:
+            customer = taker.published.node
+            each = known.get(customer)
+            if each is None or each.taker is not taker or self._has_moved(each):
+                each = self._eligible(offer, queue, taker, before, drawn)
+            eligible[customer] = each
+        seen = (queue, queue.version, room), takers, eligible, offer.capacity
+        if (
+            last is not None
+            and last.cleared is before
+            and last.capacity == offer.capacity
+            and _are_as(eligible, known)
+        ):
+            return _Look(*seen, before, last.granted), False
+        units = {node: dict(each.units) for node, each in eligible.items()}
+        inputs = _inputs(offer, takers, units)
+        is_fresh = before is None or before.inputs != inputs
+        if before is None or is_fresh:
+            left_out = len(queue) - len(takers)
+            record, given = self._divide(offer, takers, units, drawn, left_out)
+            before = Cleared(inputs, record, record.id, self._grants(before, given, takers))
+        needs = {
+            (taker.published.node, need.slot_id): need for taker in takers for need in taker.needs
         }
-        inputs = _inputs(offer, takers, eligible)
-        if before is not None and before.inputs == inputs:
-            return before, False
-        record, units = self._divide(offer, takers, eligible, drawn, len(queue) - len(takers))
-        grants = {}
-        for pin in units:
-            number = self._needs[pin].number
-            earlier = None if before is None else before.grants.get(pin)
-            same = earlier is not None and earlier.number == number
-            grants[pin] = earlier if earlier and same else Grant(number, now.now_ms)
-        if before is not None:
-            # What has lapsed stays so, also while nothing is granted, as long as the need is there.
-            stated = {
-                pin: grant for pin, grant in before.grants.items() if self._queues.is_stated(*pin)
-            }
-            grants = stated | grants
-        return Cleared(inputs, record, record.id, grants), True
+        return _Look(*seen, before, entitlements(before, needs)), is_fresh
+
+    def _has_moved(self, each: _Eligible) -> bool:
+        customer = each.taker.published.node
+        self._credit_of(customer)  # what it owes can have changed
+        return customer in self._moved or self._now.now_ms >= each.until_ms
+
+    def _grants(
+        self,
+        before: Cleared | None,
+        given: Iterable[tuple[bytes, bytes]],
+        takers: Iterable[Taker],
+    ) -> dict[tuple[bytes, bytes], Grant]:
+        """Return since when, and under which number, each need is granted something."""
+        numbers = {
+            (taker.published.node, need.slot_id): need.number
+            for taker in takers
+            for need in taker.needs
+        }
+        earlier = {} if before is None else before.grants
+        # What has lapsed stays so, also while nothing is granted, as long as the need is there.
+        stated = {pin: grant for pin, grant in earlier.items() if self._queues.is_stated(*pin)}
+        return stated | {
+            pin: earlier[pin]
+            if pin in earlier and earlier[pin].number == numbers[pin]
+            else Grant(numbers[pin], self._now.now_ms)
+            for pin in given
+        }
 
     def _divide(
         self,
@@ -318,17 +438,18 @@ class Pass:
         taker: Taker,
         before: Cleared | None,
         drawn: Mapping[tuple[bytes, bytes], int],
-    ) -> dict[bytes, int]:
+    ) -> _Eligible:
         """Return what each need may be granted of a window, of what it wants."""
         found: dict[bytes, int] = {}
         customer, now_ms = taker.published.node, self._now.now_ms
-        is_open = taker.tier == "open"
         credit = self._credit_of(customer)
+        moments = [offer.window[1]]
         for need, time in queue.asks(customer):
             key = customer, need.slot_id
             mine = drawn.get(key, 0)
-            if time[0] > now_ms and is_open and not mine:
+            if time[0] > now_ms and taker.tier == "open" and not mine:
                 # Nothing is billed before it begins: a stranger would hold it for nothing.
+                moments.append(time[0])
                 continue
             most = still_wanted(need, self._now.own.node, time, self._given_of(customer, need))
             # Not at what the need says that it pays: who said less would be eligible for more.
@@ -336,15 +457,15 @@ class Pass:
             if price:
                 most = min(most, mine + max(0, credit) // price)
             grant = None if before is None else before.grants.get(key)
-            if (
-                grant is not None
-                and grant.number == need.number
-                and until_ms(grant, time) <= now_ms
-            ):
+            if grant is None or grant.number != need.number:
+                grant = Grant(need.number, now_ms)
+            lapses_ms = until_ms(grant, time)
+            if lapses_ms <= now_ms:
                 # It lapsed: what was drawn stays, and nothing is granted before the need changes.
                 most = min(most, mine)
+            else:
+                moments.append(lapses_ms)
             if most > 0:
                 found[need.slot_id] = most
-                self._needs[key] = need
                 credit -= max(0, most - mine) * price
-        return found
+        return _Eligible(taker, found, min(moments))

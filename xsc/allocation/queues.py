@@ -36,7 +36,8 @@ class Queue:
             node: rank(taker, salt) for node, taker in takers.items() if self._is_met(taker)
         }
         self._order = sorted(self._ranks.values())
-        self._asks: dict[bytes, tuple[Ask, ...]] = {}
+        self.version = 0
+        """Rises with each change."""
 
     def __len__(self) -> int:
         return len(self._order)
@@ -49,12 +50,13 @@ class Queue:
         """Let ties fall under another salt."""
         if salt != self._salt:
             self._salt = salt
+            self.version += 1
             self._ranks = {node: rank(self._takers[node], salt) for node in self._ranks}
             self._order = sorted(self._ranks.values())
 
     def update(self, node: bytes) -> None:
         """Follow a change of one customer."""
-        self._asks.pop(node, None)
+        self.version += 1
         taker, before = self._takers.get(node), self._ranks.pop(node, None)
         after = rank(taker, self._salt) if taker is not None and self._is_met(taker) else None
         if after is not None:
@@ -65,20 +67,13 @@ class Queue:
             if after is not None:
                 insort(self._order, after)
 
-    def asks(self, node: bytes) -> tuple[Ask, ...]:
+    def asks(self, node: bytes) -> list[Ask]:
         """Return what a customer needs in the window."""
-        if node not in self._asks:
-            self._asks[node] = tuple(
-                (need, time)
-                for need in self._takers[node].needs
-                if (time := overlap(self._window, windows_of(need))) is not None
-            )
-        return self._asks[node]
-
-    def keep(self, nodes: Collection[bytes]) -> None:
-        """Forget what others than the admitted customers need."""
-        if self._asks.keys() - nodes:
-            self._asks = {node: self._asks[node] for node in nodes}
+        return [
+            (need, time)
+            for need in self._takers[node].needs
+            if (time := overlap(self._window, windows_of(need))) is not None
+        ]
 
     def _is_met(self, taker: Taker) -> bool:
         return any(overlap(self._window, windows_of(need)) for need in taker.needs)
