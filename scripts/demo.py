@@ -25,7 +25,7 @@ NODES = 7
 HOSTS_KILLED = 2
 FILE_BYTES = 64 * 1024 * 1024
 BLOCK_BYTES = 1024 * 1024
-NOTICED_S = 20.0
+NOTICED_S = 60.0
 PROGRAMS = Path(__file__).resolve().parent.parent / "fixtures" / "wasm"
 
 
