@@ -267,6 +267,7 @@ CONTAINER_BYTES = 32
 
 # Compute
 MODULE_BYTES_MAX = 32 * MIB
+PROGRAM_DOCUMENT_BYTES_MAX = 256 * KIB
 FUEL_DEFAULT = 1_000_000_000
 FUEL_MAX = 2**58
 """With the most memory steps a run still counts below 2^63 fuel steps."""

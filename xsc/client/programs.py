@@ -11,13 +11,11 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import KIB, MODULE_BYTES_MAX
+from xsc.base.limits import MODULE_BYTES_MAX, PROGRAM_DOCUMENT_BYTES_MAX
 from xsc.client.calls import FSCK_TIMEOUT_S, read_bounded
 from xsc.client.core import Core, Document, Events, to_json
 from xsc.client.space import address_of
 
-DOCUMENT_BYTES_MAX = 256 * KIB
-"""As `xsc.programs.limits` says."""
 _HASH = re.compile(r"[a-z2-7]{4,52}")
 
 
@@ -38,7 +36,7 @@ def read_document(path: Path) -> tuple[bytes, Literal["toml", "json"], dict[str,
         ArgumentInvalid: a file cannot be read.
         TooLarge: the document or a module is over its bound.
     """
-    raw = _read(path, "document", DOCUMENT_BYTES_MAX)
+    raw = _read(path, "document", PROGRAM_DOCUMENT_BYTES_MAX)
     form: Literal["toml", "json"] = "json" if path.suffix == ".json" else "toml"
     modules = {}
     for name in _modules(raw, form):

@@ -24,6 +24,7 @@ from xsc.base.limits import (
     FUEL_MAX,
     MEMORY_BYTES_DEFAULT,
     MEMORY_BYTES_MAX,
+    PROGRAM_DOCUMENT_BYTES_MAX,
     TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX,
 )
@@ -31,7 +32,6 @@ from xsc.programs.limits import (
     COMPUTATIONS_MAX,
     DEBOUNCE_MS_MAX,
     DESCRIPTION_CHARS_MAX,
-    DOCUMENT_BYTES_MAX,
     FETCH_MS_MAX,
     INPUTS_MAX,
     NAME_CHARS_MAX,
@@ -240,11 +240,13 @@ def parse(raw: bytes, form: Form) -> Document:
     """Return the document of a text, with names not yet resolved.
 
     Raises:
-        TooLarge: over DOCUMENT_BYTES_MAX.
+        TooLarge: over PROGRAM_DOCUMENT_BYTES_MAX.
         ProgramInvalid: anything else that is wrong; the message names line and path.
     """
-    if len(raw) > DOCUMENT_BYTES_MAX:
-        raise TooLarge(f"a document of {len(raw)} bytes is over its bound of {DOCUMENT_BYTES_MAX}")
+    if len(raw) > PROGRAM_DOCUMENT_BYTES_MAX:
+        raise TooLarge(
+            f"a document of {len(raw)} bytes is over its bound of {PROGRAM_DOCUMENT_BYTES_MAX}"
+        )
     try:
         text = raw.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
@@ -418,7 +420,7 @@ def portable(raw: bytes, form: Form, program: Program) -> bytes:
     It parses to the same program on every node; a module is named by its hash in hexadecimal.
 
     Raises:
-        TooLarge: over DOCUMENT_BYTES_MAX.
+        TooLarge: over PROGRAM_DOCUMENT_BYTES_MAX.
     """
     found: Any = read_tree(raw.decode().replace("\r\n", "\n"), form)
     for variable in program.document.variables:
@@ -429,8 +431,10 @@ def portable(raw: bytes, form: Form, program: Program) -> bytes:
         if isinstance(call, ModuleCall) and isinstance(call.module, bytes):
             found["computations"][computation.id]["function"]["module"] = call.module.hex()
     kept = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(kept) > DOCUMENT_BYTES_MAX:
-        raise TooLarge(f"as JSON, the document has {len(kept)} bytes; {DOCUMENT_BYTES_MAX} at most")
+    if len(kept) > PROGRAM_DOCUMENT_BYTES_MAX:
+        raise TooLarge(
+            f"as JSON, the document has {len(kept)} bytes; {PROGRAM_DOCUMENT_BYTES_MAX} at most"
+        )
     return kept
 
 

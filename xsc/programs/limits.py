@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from xsc.base.limits import KIB, MIB
 
-DOCUMENT_BYTES_MAX = 256 * KIB
 DOCUMENT_DEPTH_MAX = 8
 LINE_DOTS_MAX = 200
 """Dots in one line of TOML: a key of many parts takes quadratic time to parse."""

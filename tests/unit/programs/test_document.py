@@ -10,11 +10,11 @@ from tests.strategies import vectors
 from tests.unit.programs.documents import ALICE, EXAMPLE, MEMORY, MODULE, from_parts, program
 from xsc.base.errors import ProgramInvalid, TooLarge
 from xsc.base.ids import to_text
+from xsc.base.limits import PROGRAM_DOCUMENT_BYTES_MAX
 from xsc.programs.document import ModuleCall, Output, Variable, parse, resolve
 from xsc.programs.limits import (
     COMPUTATIONS_MAX,
     DESCRIPTION_CHARS_MAX,
-    DOCUMENT_BYTES_MAX,
     DOCUMENT_DEPTH_MAX,
     INPUTS_MAX,
     LINE_DOTS_MAX,
@@ -170,8 +170,8 @@ def test_a_document_of_ten_mebibytes_is_refused_before_it_is_read(form):
     with pytest.raises(TooLarge):
         parse(b"#" * 10 * 2**20, form)
     with pytest.raises(TooLarge):
-        parse(b" " * (DOCUMENT_BYTES_MAX + 1), form)
-    room = b" " * (DOCUMENT_BYTES_MAX - len(EXAMPLE))
+        parse(b" " * (PROGRAM_DOCUMENT_BYTES_MAX + 1), form)
+    room = b" " * (PROGRAM_DOCUMENT_BYTES_MAX - len(EXAMPLE))
     assert parse(EXAMPLE.encode() + room, "toml").id == "total"
 
 

@@ -15,10 +15,11 @@ from aiohttp import web
 
 from xsc.api.schema import Empty, ProgramRequest, ProgramResults, ProgramRow, ProgramSet
 from xsc.base.errors import NotFound, TooLarge
+from xsc.base.limits import PROGRAM_DOCUMENT_BYTES_MAX
 from xsc.node.api.app import read_body, reply
 from xsc.node.api.framing import ended, exactly, head
 from xsc.node.build import Node
-from xsc.programs.limits import DOCUMENT_BYTES_MAX, PROGRAM_MODULES_BYTES_MAX
+from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX
 
 BEAT_MS = 5_000
 """Results that do not change are followed by a comment this often, so that each side notices if
@@ -36,10 +37,10 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def register(request: web.Request) -> web.Response:
         asked = await head(request, ProgramRequest)
-        if asked.document_bytes > DOCUMENT_BYTES_MAX:
+        if asked.document_bytes > PROGRAM_DOCUMENT_BYTES_MAX:
             raise TooLarge(
                 f"a document of {asked.document_bytes} bytes is over its bound of "
-                f"{DOCUMENT_BYTES_MAX}"
+                f"{PROGRAM_DOCUMENT_BYTES_MAX}"
             )
         if sum(module.size_bytes for module in asked.modules) > PROGRAM_MODULES_BYTES_MAX:
             raise TooLarge(f"all modules have at most {PROGRAM_MODULES_BYTES_MAX} bytes")
