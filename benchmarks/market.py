@@ -1,9 +1,14 @@
-"""What a recompute takes: the rules of one node that knows 10 000 others, without any of them."""
+"""What a recompute takes, a quote, and how soon what is granted is published.
+
+The recompute is the rules of one node that knows 10 000 others, without any of them. From a need
+to what is granted to it is of real nodes and the Python client.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Final
@@ -12,8 +17,13 @@ from xsc.allocation.clearing_record import Published
 from xsc.allocation.deciding import Inputs, begin
 from xsc.allocation.granting import Cleared, Seen
 from xsc.allocation.queues import Key, Queues
+from xsc.client.core import Core
+from xsc.client.market import MarketCalls
+from xsc.client.space import SpaceCalls, value_of
 from xsc.market.entitlements import SlotRoom
-from xsc.terms.clearing import SpaceValue
+from xsc.space.limits import VALUE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.quote import Kind
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, SlotKind, pack_windows
 
@@ -146,8 +156,8 @@ def _changed(commitment: Commitment) -> Commitment:
     return Commitment(slots=commitment.slots, needs=(more, *commitment.needs[1:]))
 
 
-def run(quick: bool) -> None:
-    print(f"\nmarket: the rules of a node that knows {PARTICIPANTS * SLOTS_EACH} slots and needs")
+def rules(quick: bool) -> None:
+    print(f"  the rules of a node that knows {PARTICIPANTS * SLOTS_EACH} slots and needs")
     random = Random(13)
     known = Known(random)
 
@@ -179,3 +189,33 @@ def run(quick: bool) -> None:
     print(f"  a need changed of a peer that takes part, likewise {median(admitted):7.2f} ms")
     print(f"  an own slot changed, likewise                      {median(own):7.2f} ms")
     print(f"  a round without a change                           {median(still):7.2f} ms")
+
+
+def granted(homes: Sequence[Path], quick: bool) -> None:
+    provider, customer = MarketCalls(Core(homes[0])), MarketCalls(Core(homes[-1]))
+    slot_id = provider.declare("offer", "storage", {"quantity": 64, "price_micro": 1})["id"]
+    need_id = customer.declare("need", "storage", {"quantity": 1, "price_micro": 9})["id"]
+    owner = SpaceCalls(provider.core).put("bench/owner", b"")["owner"]
+    took = []
+    with SpaceCalls(customer.core).watch(f"{owner}:{UserSpacePaths.ALLOCATION_STATE}") as changes:
+        for number in range(10 if quick else 40):
+            quantity = 2 + number % 50
+            begun = time.perf_counter()
+            customer.edit(need_id, {"quantity": quantity})
+            for change in changes:
+                state = TwoTierAllocationState.from_bytes(
+                    value_of(change["value"]), size_max=VALUE_BYTES_MAX
+                )
+                if [line.quantity for line in state.slot_allocations] == [quantity]:
+                    break
+            took.append(time.perf_counter() - begun)
+    customer.withdraw(need_id)
+    provider.withdraw(slot_id)
+    print(f"  from a need to its grant, published, at its node, p50 {median(took) * 1e3:7.0f} ms")
+
+
+def run(homes: Sequence[Path], quick: bool) -> None:
+    """Measure, and print."""
+    print("\nmarket: what is granted ahead of use")
+    rules(quick)
+    granted(homes, quick)
