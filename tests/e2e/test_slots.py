@@ -21,6 +21,16 @@ def granted(provider, node: str) -> int:
     )
 
 
+def asked(member, some_id: str, customer=None) -> list[tuple]:
+    """Return why a customer was granted what it was in cleared windows, as a node tells it."""
+    rows = member(f"market why {some_id} --json").json["why"]
+    return [
+        (row["clearing"], row["granted"], row["because"], row["changes"])
+        for row in rows
+        if row["granted"] is not None and row["node"] == (customer or member).id
+    ]
+
+
 def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_path):
     provider, early, late = net[0], net[1], net[2]
     late.put(os.urandom(1000))  # what is entitled is drawn also where a lease is at hand
@@ -67,6 +77,18 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         assert {reason["node"] for reason in reasons} == {early.id, late.id}
         (behind,) = (reason for reason in reasons if reason["node"] == early.id)
         assert behind["granted"] == 0
+        # What the provider says its customer finds itself, from the record that it recomputes.
+        need = needs[0][1]
+        wait_for(lambda: asked(early, need) == asked(provider, slot, early) != [])
+        assert early(f"market why {slot}").code == 0
+        early("market why zzzz").fails(2, "not_found")
+        (shown,) = (
+            line
+            for row in provider("allocation show --json").json["slots"]
+            for line in (*row["allocations"], *row["pinned"])
+            if line["node"] == late.id
+        )
+        assert shown.get("drawn", shown["quantity"]) > 0
         assert any("mutual" in change for change in behind["changes"])
         wait_for(lambda: provider("allocation show --json").json["converged"])
         for words in ("show", "groups", "expected", "received", f"why {early.id}"):

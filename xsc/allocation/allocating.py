@@ -33,7 +33,7 @@ from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.fields import take_bytes, take_int, take_list
-from xsc.base.ids import short
+from xsc.base.ids import from_text, short
 from xsc.base.keyvalue import Change as Row
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
@@ -54,6 +54,7 @@ from xsc.space.port import Space
 from xsc.space.record import Change, Entry
 from xsc.terms.clearing import (
     ClearingRecord,
+    LineValue,
     SpaceValue,
     TwoTierAllocationState,
 )
@@ -171,6 +172,21 @@ class Allocator:
         """Return the clearings that hold now."""
         return [each for _, each in sorted(self._cleared.items())]
 
+    def stages(self, provider: bytes, clearing: bytes) -> dict[bytes, tuple[LineValue, ...]]:
+        """Return by customer how the stages of a present clearing served needs.
+
+        Of another provider it is what its checked record gives this node.
+        """
+        if provider != self._node:
+            proven = self._proofs.of(provider).get(clearing)
+            return {} if proven is None else {self._node: proven.stages}
+        return {
+            each.customer: each.lines
+            for cleared in self._cleared.values()
+            if cleared.id == clearing
+            for each in cleared.record.participants
+        }
+
     def clearings(self) -> list[Clearing]:
         """Return the clearings whose records are kept, the newest first."""
         found = []
@@ -195,13 +211,27 @@ class Allocator:
             raise NotFound("the clearing is not kept any more")
         return raw
 
-    def opened(self, record_id: bytes) -> Signed[ClearingRecord]:
-        """Return a clearing record that is kept.
+    async def opened(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:
+        """Return a clearing record: an own one that is kept, or another's, recomputed.
 
         Raises:
-            NotFound: it is not.
+            NotFound, UnavailableError: it is not kept, or its provider does not give it.
+            ProofInvalid: another's does not recompute.
         """
-        return self._opened(self.clearing(record_id))
+        if provider == self._node:
+            return self._opened(self.clearing(record_id))
+        return await self._proofs.open(provider, record_id)
+
+    def named(self) -> dict[bytes, bytes]:
+        """Return the providers of all clearings that are kept here or named by a state."""
+        found = {
+            slot.clearing: provider
+            for provider, state in self._states.items()
+            for slot in state.slot_denominators
+        }
+        start = len(UserSpacePaths.CLEARINGS) + 1
+        kept = (from_text(each.path[start:]) for each in self._space.ls(UserSpacePaths.CLEARINGS))
+        return found | dict.fromkeys(kept, self._node)
 
     def _opened(self, raw: bytes) -> Signed[ClearingRecord]:
         return open_signed(raw, ClearingRecord, network=self._network, size_max=CLEARING_BYTES_MAX)

@@ -15,8 +15,10 @@ from xsc.base.errors import NotFound, ProofInvalid, UnavailableError, XscError
 from xsc.base.ids import short
 from xsc.base.limits import ALLOCATION_DEBOUNCE_MS, ALLOCATION_LOOK_MS, CONVERGED_LOOK_MS
 from xsc.identity.context import Context
+from xsc.identity.envelope import Signed
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Entry
+from xsc.terms.clearing import ClearingRecord
 
 
 class Proofs:
@@ -109,6 +111,16 @@ class Proofs:
         await self._context.clock.sleep_ms(pause_ms)
 
     async def _prove(self, provider: bytes, record_id: bytes) -> Proven:
+        signed = await self.open(provider, record_id)
+        return proven_of(signed.record, self._context.key.node_id)
+
+    async def open(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:
+        """Return a clearing record of another node, fetched and recomputed.
+
+        Raises:
+            NotFound, UnavailableError: it is not here, and its provider does not give it.
+            ProofInvalid: it does not recompute, or is another.
+        """
         value = (await self._read(provider, UserSpacePaths.clearing(record_id))).value
         if value is None:
             raise NotFound("the clearing is not there")
@@ -118,4 +130,4 @@ class Proofs:
             )
         if (signed.author, signed.id) != (provider, record_id):
             raise ProofInvalid("the clearing is not the one that the state names")
-        return proven_of(signed.record, self._context.key.node_id)
+        return signed

@@ -12,7 +12,6 @@ from fractions import Fraction
 from typing import Final
 
 from xsc.allocation.recognition import mutual_ppm, tier_of
-from xsc.allocation.why import Why
 from xsc.base.limits import PPM
 from xsc.terms.clearing import TwoTierAllocationState, from_ratio
 from xsc.terms.quote import Tier
@@ -87,30 +86,3 @@ def _number(value: Fraction) -> int | str:
 def denominator_of(raw: tuple[bytes, bytes]) -> int | str:
     """Return a published denominator as JSON has it."""
     return _number(from_ratio(raw))
-
-
-_CHANGES: Final = {
-    "mutual": "mutual recognition of {} ppm",
-    "one_way": "recognition by the provider of {} ppm",
-    "price": "a greatest price of {}",
-    "minimum": "a minimum of at most {}",
-}
-
-
-def reason_of(why: Why) -> str:
-    """Return why a need has what it has, as a sentence for people."""
-    if why.quantity >= why.eligible:
-        return "all that it was eligible for was there"
-    if why.left:
-        return "its share was below its minimum, so others divided it"
-    if why.displaced or why.quantity:
-        return f"the rest went to others: it stands in the tier {why.tier} with {why.weight}"
-    return "nothing was left for it by those that stand above it"
-
-
-def changes_of(why: Why) -> list[str]:
-    """Return what alone would have given a need more, as sentences for people."""
-    return [
-        f"{_CHANGES[each.what].format(each.bound)} would have given it {each.quantity}"
-        for each in why.changes
-    ]

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from xsc.allocation.granting import Grant, until_ms
 from xsc.allocation.matching import overlap, windows_of
 from xsc.base.units import ceil_div
-from xsc.terms.clearing import ClearingRecord, TwoTierAllocationState
+from xsc.terms.clearing import ClearingRecord, LineValue, TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
 
@@ -30,6 +30,8 @@ class Proven:
     at_ms: int
     """When it was made."""
     lines: frozenset[Line]
+    stages: tuple[LineValue, ...] = ()
+    """The same by stages, as the record has them."""
 
 
 def offered_by(
@@ -89,8 +91,10 @@ def offered_by(
 def proven_of(record: ClearingRecord, customer: bytes) -> Proven:
     """Return what a record grants to each need of a customer, over all stages."""
     parts: defaultdict[bytes, list[tuple[Tier, int, int]]] = defaultdict(list)
+    stages: tuple[LineValue, ...] = ()
     for participant in record.participants:
         if participant.customer == customer:
+            stages = participant.lines
             for need, tier, units, price in participant.lines:
                 parts[need].append((tier, units, price))
     found = set()
@@ -98,7 +102,7 @@ def proven_of(record: ClearingRecord, customer: bytes) -> Proven:
         units = sum(line[1] for line in lines)
         price = ceil_div(sum(line[1] * line[2] for line in lines), units)
         found.add((record.slot.slot_id, record.window, need, lines[0][0], units, price))
-    return Proven(record.at_ms, frozenset(found))
+    return Proven(record.at_ms, frozenset(found), stages)
 
 
 def is_proven(each: Entitlement, proven: Mapping[bytes, Proven]) -> bool:

@@ -116,6 +116,10 @@ class AllocationService:
             self.tier(peer),
         )
 
+    def weights_of(self, peer: bytes) -> tuple[int, int]:
+        """Return what this node gives to a peer, and what that gives to this one, in ppm."""
+        return self.weight_ppm(peer), self.their_weight_ppm(peer)
+
     def weights(self) -> dict[bytes, int]:
         """Return this node's weights by peer."""
         return dict(self._weights)

@@ -56,6 +56,8 @@ class Why:
     """The need, its cap and what credit and shares left of it, the least of these."""
     quantity_min: int
     price_max: int
+    price_least: int
+    """What the slot asks of such a customer: its rung, or the reserve."""
     lines: tuple[Line, ...]
     left: bool
     """Whether it left stage 1 or 2 for its minimum."""
@@ -145,6 +147,11 @@ def why(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> Why:
         bid.quantity,
         bid.quantity_min,
         bid.price_max,
+        {
+            "mutual": terms.price_mutual,
+            "one_way": terms.price_one_way,
+            "open": terms.reserve,
+        }[bid.tier],
         tuple(line for line in cleared.lines if (line.customer, line.need) == bid.key),
         bid.key in cleared.left,
         None if level is None else level * bid.weight,

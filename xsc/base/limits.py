@@ -552,6 +552,10 @@ ENTITLEMENT_LAPSE_MS = 24 * 3_600_000
 ALLOCATION_DEBOUNCE_MS = 100
 ALLOCATION_LOOK_MS = 60_000
 """How often capacity is looked at where nothing else changed."""
+WHYS_MAX = 64
+"""Rows of one explanation: each is cleared again some dozens of times."""
+WHY_RECORDS_MAX = 16
+"""Clearing records that one explanation fetches from others, of CLEARING_BYTES_MAX each."""
 CLEARINGS_KEPT_MAX = 1_024
 """Clearing records in the own space: the present ones, and the newest of the others."""
 CLEARINGS_BYTES_MAX = 32 * MIB

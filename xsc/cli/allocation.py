@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from xsc.base.units import format_credits, format_units
+from xsc.base.units import format_credits, format_share, format_units
 from xsc.cli.options import Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
 from xsc.client.allocation import AllocationCalls
@@ -37,7 +37,7 @@ def show_all(settings: Settings) -> None:
     show_table(
         [
             *("slot", "node", "kind", "window", "<capacity", "customer", "tier", "<granted"),
-            *("<price", "lapses"),
+            *("<drawn", "<price", "lapses"),
         ],
         [
             [
@@ -46,19 +46,38 @@ def show_all(settings: Settings) -> None:
                 slot["kind"],
                 _time(slot["window"]),
                 format_units(slot["kind"], slot["capacity"]),
-                named(line, line["node"]) if line else "nobody",
-                line.get("tier", ""),
-                format_units(slot["kind"], line["quantity"]) if line else "",
-                format_credits(line["price"]) if line else "",
-                moment(line["until_ms"]) if line else "",
+                *cells,
             ]
             for slot in answer["slots"]
-            for line in slot["allocations"] or [{}]
+            for cells in _granted(slot)
         ],
         "nothing was cleared: no known node offers anything ahead of use",
     )
     show(f"converged: {'yes' if answer['converged'] else 'no'}")
     show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
+
+
+def _granted(slot: Document) -> list[list[str]]:
+    """Return who has what of a slot: a line for each stage that served a need."""
+    kind = slot["kind"]
+    rows = []
+    for line in slot["allocations"]:
+        for number, stage in enumerate(line["stages"] or [line]):
+            rows.append(
+                [
+                    named(line, line["node"]),
+                    stage["tier"],
+                    format_units(kind, stage["quantity"]),
+                    "" if number else format_units(kind, line["drawn"]),
+                    format_credits(stage["price"]),
+                    moment(line["until_ms"]),
+                ]
+            )
+    rows += [
+        [named(line, line["node"]), "pinned", "", format_units(kind, line["quantity"]), "", ""]
+        for line in slot["pinned"]
+    ]
+    return rows or [["nobody", *[""] * 5]]
 
 
 @allocation.command()
@@ -140,26 +159,48 @@ def received(settings: Settings) -> None:
 @click.argument("node_or_slot", metavar="NODE|SLOT")
 @pass_settings
 def why(settings: Settings, node_or_slot: str) -> None:
-    """Explain what a node was granted here, or everybody of a slot."""
-    answer = _calls(settings).why(node_or_slot)
+    """Explain what needs were granted, and what would have changed that.
+
+    SLOT is the id of a slot, need or clearing, or the beginning of one. NODE is
+    a peer: what it was granted here, and what it grants to this node.
+    """
+    show_why(settings, _calls(settings).why(node_or_slot))
+
+
+def show_why(settings: Settings, answer: Document) -> None:
+    """Print why needs were granted what they were, here or by others."""
     if settings.json:
         show_json(answer)
         return
+    if not answer["why"]:
+        show("nobody that is known here offers or needs anything that this could be about")
     for number, row in enumerate(answer["why"]):
         if number:
             show("")
-        granted, eligible = (format_units(row["kind"], row[of]) for of in ("granted", "eligible"))
-        show_pairs(
-            [
-                ("customer", named(row, row["node"])),
-                ("slot", short(row["slot"])),
-                ("window", _time(row["window"])),
-                ("tier", f"{row['tier']}, weight {row['weight']}"),
-                ("granted", f"{granted} of {eligible}"),
-                ("price", "nothing" if row["price"] is None else format_credits(row["price"])),
-                ("because", row["because"]),
-                *(("change", change) for change in row["changes"]),
-            ]
-        )
+        show_pairs(_reasons(row))
     if answer["more"]:
-        click.echo("there are more: name a node for the rest")
+        click.echo("there is more than one answer holds: name one need, slot or clearing")
+
+
+def _reasons(row: Document) -> list[tuple[str, str]]:
+    kind = row["kind"]
+    pairs = [
+        ("customer", named(row, row["node"])),
+        ("need", short(row["need"])),
+        ("provider", row["provider_name"]),
+        ("slot", short(row["slot"])),
+    ]
+    if row["clearing"] is not None:
+        pairs += [("clearing", short(row["clearing"])), ("window", _time(row["window"]))]
+    if row["granted"] is not None:
+        share = "" if row["tier"] == "open" else f", {format_share(row['weight'])}"
+        granted, eligible = (format_units(kind, row[of]) for of in ("granted", "eligible"))
+        pairs += [("tier", f"{row['tier']}{share}"), ("granted", f"{granted} of {eligible}")]
+    pairs += [("stage", _stage(kind, stage)) for stage in row["stages"]]
+    pairs += [("because", row["because"])]
+    return pairs + [("change", change) for change in row["changes"]]
+
+
+def _stage(kind: str, stage: Document) -> str:
+    quantity, price = format_units(kind, stage["quantity"]), format_credits(stage["price"])
+    return f"{quantity} as {stage['tier']}, at {price}"

@@ -20,13 +20,14 @@ from xsc.base.units import (
     parse_duration_ms,
     parse_size,
 )
+from xsc.cli.allocation import show_why
 from xsc.cli.options import CREDITS, LEASE, PAIR, PATH, Group, Parsed, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
 from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
-from xsc.client.market import MarketCalls, slot_id_of
+from xsc.client.market import MarketCalls, explained_id_of, slot_id_of
 
 KINDS = ("storage", "compute")
 SLOT_KINDS = ("storage", "egress", "compute")
@@ -329,25 +330,43 @@ _TIERS = {
 }
 
 
-@market.command()
-@click.argument("lease_id", metavar="LEASE", type=LEASE)
-@pass_settings
-def why(settings: Settings, lease_id: str) -> None:
-    """Explain the price of a lease, from what both sides have signed.
+def _explained(calls: Calls) -> Iterable[str]:
+    return [*_own_slots(calls), *(row["lease_id"] for row in calls.leases()["leases"])]
 
-    LEASE is its id, or the beginning of it.
+
+@market.command()
+@click.argument("some_id", metavar="ID", type=Parsed("ID", explained_id_of, _explained))
+@pass_settings
+def why(settings: Settings, some_id: str) -> None:
+    """Explain a lease, a need, an offer or a clearing, and what would change it.
+
+    ID is its id, or the beginning of it. The price of a lease is explained from
+    what both sides have signed; what a need was granted, from the clearing
+    records of its providers, recomputed first.
     """
+    calls = settings.calls()
+    try:
+        raw = _lease_of(calls, some_id)
+    except NotFound:
+        show_why(settings, MarketCalls(calls.core).why(some_id))
+    else:
+        _show_price(settings, raw)
+
+
+def _lease_of(calls: Calls, lease_id: str) -> bytes:
+    try:
+        with calls.lease(lease_id, renewal=True) as download:
+            return b"".join(download.blocks())
+    except NotFound:  # of its renewals there is none, or of leases
+        with calls.lease(lease_id) as download:
+            return b"".join(download.blocks())
+
+
+def _show_price(settings: Settings, raw: bytes) -> None:
     from xsc.base.ids import to_text
     from xsc.node.offline.verify import explain_price
     from xsc.terms.quote import UNITS
 
-    calls = settings.calls()
-    try:
-        with calls.lease(lease_id, renewal=True) as download:
-            raw = b"".join(download.blocks())
-    except NotFound:  # of its renewals there is none, or of leases
-        with calls.lease(lease_id) as download:
-            raw = b"".join(download.blocks())
     found = explain_price(raw)
     quote = found.quote
     if settings.json:

@@ -30,7 +30,7 @@ class AllocationCalls:
         return self.core.call("GET", "/v1/allocation/received")
 
     def why(self, node_or_slot: str) -> Document:
-        """Return why a node, or the needs of a slot, have what they have at this node."""
+        """Return why needs were granted what they were: by slot, need, clearing or node."""
         return self.core.call("GET", f"/v1/allocation/why/{quote(node_or_slot, safe='')}")
 
     def clearings(self) -> Document:

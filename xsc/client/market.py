@@ -21,6 +21,20 @@ def slot_id_of(text: str) -> str:
     return text
 
 
+def explained_id_of(text: str) -> str:
+    """Return the id of what `why` explains, or the beginning of one.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    if not re.fullmatch(r"[a-z2-7]{1,52}", text):
+        raise ArgumentInvalid(
+            f"'{text}' is no id of a lease, an offer, a need or a clearing",
+            hint="`xsc market leases`, `slots` and `clearings` list them",
+        )
+    return text
+
+
 class MarketCalls:
     """The calls of one node."""
 
@@ -42,3 +56,7 @@ class MarketCalls:
     def slots(self) -> Document:
         """Return the offers and needs of this node, and those of peers that are known here."""
         return self.core.call("GET", "/v1/market/slots")
+
+    def why(self, some_id: str) -> Document:
+        """Return why an own need, a slot or a clearing came out as it did."""
+        return self.core.call("GET", f"/v1/market/why/{explained_id_of(some_id)}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.commitments import Commitments
+from xsc.allocation.explaining import Explaining
 from xsc.allocation.service import AllocationService
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
@@ -403,6 +404,14 @@ class Node:
             read=self.read_space,
             once=self.tasks.once,
         )
+        self.explaining = Explaining(
+            context,
+            allocator=self.allocator,
+            commitments=self.commitments,
+            weights=self.allocation.weights_of,
+            peers=self.peers.roster,
+            drawn=self.drawn_quanta,
+        )
         self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
 
     def _rungs(self, kind: SlotKind, reserve: int | None) -> tuple[int, int, int]:
@@ -566,6 +575,11 @@ class Node:
             return [peer for peer in self.peers.peers() if self._is_direct(peer)]
         inviter = self.space_store.inviter
         return [] if inviter is None else [inviter]
+
+    def drawn_quanta(self) -> dict[EntitlementKey, int]:
+        """Return the quanta that leases have drawn of entitlements, here and at others."""
+        taken = self.market.store.drawn_quanta("customer", self.clock.now_ms())
+        return taken | self.market.headroom.drawn_quanta()
 
     async def read_space(self, owner: bytes, path: str) -> Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.

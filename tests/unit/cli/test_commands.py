@@ -581,7 +581,17 @@ LINE = {
     "need": NODE,
     "quantity": 64,
     "price": 8,
+    "stages": [],
+    "drawn": 0,
     "until_ms": 3_600_000,
+}
+STAGED = {
+    **LINE,
+    "drawn": 7,
+    "stages": [
+        {"tier": "mutual", "quantity": 24, "price": 6},
+        {"tier": "open", "quantity": 40, "price": 9},
+    ],
 }
 CLEARED = {
     "slots": [
@@ -592,7 +602,8 @@ CLEARED = {
             "kind": "storage",
             "window": [0, 3_600_000],
             "capacity": 2048,
-            "allocations": [LINE],
+            "allocations": [LINE, STAGED],
+            "pinned": [{"node": NODE, "name": "eve", "need": NODE, "quantity": 3}],
         }
     ],
     "converged": True,
@@ -608,13 +619,25 @@ REASON = {
     "slot": NODE,
     "kind": "compute",
     "window": [0, 1],
-    "weight": 1,
+    "clearing": NODE,
+    "provider": NODE,
+    "provider_name": "ada",
+    "weight": 250_000,
     "eligible": 2,
     "granted": 1,
+    "stages": [{"tier": "mutual", "quantity": 1, "price": 8}],
     "because": "so",
-    "changes": [],
+    "changes": ["more"],
 }
-WHY = {"why": [REASON, REASON], "more": False}
+UNMATCHED = {
+    **REASON,
+    "clearing": None,
+    "window": None,
+    "granted": None,
+    "stages": [],
+    "because": "elsewhere",
+}
+WHY = {"why": [REASON, UNMATCHED], "more": True}
 VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry holds"}
 
 
@@ -636,7 +659,14 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "groups"], "/v1/allocation/groups", GROUPS, "served here as mutual  bob"),
         (["allocation", "expected"], "/v1/allocation/expected", GRANTED, "5 million fuel"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "1 million fuel of 2 mil"),
-        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "so\n\ncustomer"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "mutual, 25.0%"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "more\n\ncustomer"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "elsewhere\nchange"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "there is more"),
+        (["allocation", "why", "x"], "/v1/allocation/why/x", {"why": [], "more": False}, "nobody"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 MiB  7.0 MiB  0.000006"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 MiB           0.000009"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "eve       pinned"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
         (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
         (["ledger", "log"], "/v1/ledger/log?limit=50", {"entries": [ENTRY]}, "+0.000080"),

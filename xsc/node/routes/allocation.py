@@ -2,73 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
 from xsc.allocation.convergence import network_has_converged
+from xsc.allocation.explaining import Explained, Explanation
 from xsc.allocation.queries import (
     Participant,
-    changes_of,
     denominator_of,
     groups,
-    reason_of,
 )
-from xsc.allocation.why import explain
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import ENTITLEMENT_LAPSE_MS
 from xsc.node.api.app import reply
 from xsc.node.build import Node
-from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.slot import Entitlement
+from xsc.terms.clearing import (
+    LineValue,
+    SlotAllocationRecord,
+    SlotDenominators,
+    TwoTierAllocationState,
+)
+from xsc.terms.quote import Tier
+from xsc.terms.slot import Entitlement, EntitlementKey
 
-WHYS_MAX = 64
-"""Needs that one answer explains: each is cleared again some dozens of times."""
+
+def _stage(tier: Tier, quantity: int, price: int) -> dict[str, object]:
+    return {"tier": tier, "quantity": quantity, "price": price}
 
 
 def _slots(
-    provider: bytes, state: TwoTierAllocationState, name_of: Callable[[bytes], str]
+    node: Node,
+    provider: bytes,
+    state: TwoTierAllocationState,
+    drawn: Mapping[EntitlementKey, int],
 ) -> list[dict[str, object]]:
-    return [
-        {
-            "slot": to_text(slot.slot),
-            "node": to_text(provider),
-            "name": name_of(provider),
-            "kind": slot.kind,
-            "rule": slot.rule,
-            "window": list(slot.window),
-            "clearing": to_text(slot.clearing),
-            "capacity": slot.capacity,
-            "tiers": [
-                {
-                    "tier": line.tier,
-                    "capacity": line.capacity,
-                    "given": line.given,
-                    "denominator": denominator_of(line.denominator),
-                }
-                for line in slot.tiers
-            ],
-            "allocations": [
-                {
-                    "node": to_text(line.customer),
-                    "name": name_of(line.customer),
-                    "tier": line.tier,
-                    "need": to_text(line.need),
-                    "quantity": line.quantity,
-                    "price": line.price,
-                    "granted_ms": line.granted_ms,
-                    "until_ms": min(
-                        slot.window[1],
-                        max(line.granted_ms, slot.window[0]) + ENTITLEMENT_LAPSE_MS,
-                    ),
-                }
-                for line in state.slot_allocations
-                if (line.slot, line.window) == (slot.slot, slot.window)
-            ],
+    """Return the windows of a provider's slots, with what is known here to be drawn of them."""
+
+    def allocation(
+        slot: SlotDenominators, line: SlotAllocationRecord, stages: Sequence[LineValue]
+    ) -> dict[str, object]:
+        lapses_ms = max(line.granted_ms, slot.window[0]) + ENTITLEMENT_LAPSE_MS
+        return {
+            "node": to_text(line.customer),
+            "name": node.name_of(line.customer),
+            "tier": line.tier,
+            "need": to_text(line.need),
+            "quantity": line.quantity,
+            "price": line.price,
+            "stages": [_stage(*each[1:]) for each in stages if each[0] == line.need],
+            "drawn": drawn.get((slot.slot, slot.window[0], line.customer, line.need), 0),
+            "granted_ms": line.granted_ms,
+            "until_ms": min(slot.window[1], lapses_ms),
         }
-        for slot in state.slot_denominators
-    ]
+
+    rows: list[dict[str, object]] = []
+    for slot in state.slot_denominators:
+        lines = [
+            line
+            for line in state.slot_allocations
+            if (line.slot, line.window) == (slot.slot, slot.window)
+        ]
+        stages = node.allocator.stages(provider, slot.clearing)
+        granted = {(line.customer, line.need) for line in lines}
+        rows.append(
+            {
+                "slot": to_text(slot.slot),
+                "node": to_text(provider),
+                "name": node.name_of(provider),
+                "kind": slot.kind,
+                "rule": slot.rule,
+                "window": list(slot.window),
+                "clearing": to_text(slot.clearing),
+                "capacity": slot.capacity,
+                "tiers": [
+                    {
+                        "tier": line.tier,
+                        "capacity": line.capacity,
+                        "given": line.given,
+                        "denominator": denominator_of(line.denominator),
+                    }
+                    for line in slot.tiers
+                ],
+                "allocations": [
+                    allocation(slot, line, stages.get(line.customer, ())) for line in lines
+                ],
+                "pinned": [
+                    {
+                        "node": to_text(customer),
+                        "name": node.name_of(customer),
+                        "need": to_text(need),
+                        "quantity": quantity,
+                    }
+                    for (slot_id, start_ms, customer, need), quantity in sorted(drawn.items())
+                    if (slot_id, start_ms) == (slot.slot, slot.window[0])
+                    and quantity
+                    and (customer, need) not in granted
+                ],
+            }
+        )
+    return rows
 
 
 def _entitlement(each: Entitlement, drawn: int, name: str) -> dict[str, object]:
@@ -111,7 +145,11 @@ def routes(node: Node) -> list[web.RouteDef]:
         Raises:
             NotFound: there is none, or more than one.
         """
-        ids = [row.id for row in node.allocator.clearings() if to_text(row.id).startswith(text)]
+        ids = [
+            each
+            for each, provider in node.allocator.named().items()
+            if provider == node.key.node_id and to_text(each).startswith(text)
+        ]
         if len(ids) != 1:
             raise NotFound(
                 f"{'no' if not ids else 'more than one'} clearing has an id that begins with "
@@ -122,9 +160,10 @@ def routes(node: Node) -> list[web.RouteDef]:
 
     async def show(_: web.Request) -> web.Response:
         own, states = node.allocator.state, node.allocator.states()
-        rows = _slots(node.key.node_id, own, node.name_of)
+        drawn = node.drawn_quanta()
+        rows = _slots(node, node.key.node_id, own, drawn)
         for provider, state in sorted(states.items()):
-            rows += _slots(provider, state, node.name_of)
+            rows += _slots(node, provider, state, drawn)
         return reply(
             {
                 "slots": rows,
@@ -159,7 +198,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         )
 
     def entitlements(*, only_drawn: bool) -> web.Response:
-        drawn = node.market.store.drawn_quanta("customer", node.clock.now_ms())
+        drawn = node.drawn_quanta()
         rows: list[dict[str, object]] = []
         totals: dict[str, int] = {}
         for each in node.allocator.received():
@@ -176,47 +215,45 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def received(_: web.Request) -> web.Response:
         return entitlements(only_drawn=True)
 
-    async def why(request: web.Request) -> web.Response:
-        """Explain what a node was granted in present clearings, or everybody of a slot."""
+    def explained(each: Explained) -> dict[str, object]:
+        pair, why = each.pair, each.why
+        provider, customer = pair.provider.node, pair.customer.node
+        return {
+            "clearing": None if each.clearing is None else to_text(each.clearing),
+            "provider": to_text(provider),
+            "provider_name": node.name_of(provider),
+            "slot": to_text(pair.slot.slot_id),
+            "window": None if each.window is None else list(each.window),
+            "node": to_text(customer),
+            "name": node.name_of(customer),
+            "kind": pair.need.kind,
+            "need": to_text(pair.need.slot_id),
+            "tier": pair.customer.tier if why is None else why.tier,
+            "weight": None if why is None else why.weight,
+            "eligible": None if why is None else why.eligible,
+            "granted": None if why is None else why.quantity,
+            "stages": []
+            if why is None
+            else [_stage(line.tier, line.quantity, line.price) for line in why.lines],
+            "price": None if why is None else max((x.price for x in why.lines), default=None),
+            "because": each.said.because,
+            "changes": list(each.said.changes),
+        }
+
+    def answer(found: Explanation) -> web.Response:
+        return reply({"why": [explained(each) for each in found.rows], "more": found.is_cut})
+
+    async def why_allocated(request: web.Request) -> web.Response:
+        """Explain a slot, need or clearing, or else what a node has of this one, or gives it."""
         text = request.match_info["id"]
-        pairs = [
-            (cleared, each.customer, need)
-            for cleared in node.allocator.present()
-            for each in cleared.record.participants
-            for need, _ in each.eligible
-        ]
-        chosen = [pair for pair in pairs if to_text(pair[0].record.slot.slot_id).startswith(text)]
-        if not chosen:
-            who = node.find(text)
-            chosen = [pair for pair in pairs if pair[1] == who]
-        if not chosen:
-            raise NotFound(
-                f"nothing that was cleared here names '{text}'",
-                hint="`xsc allocation show` lists what was cleared",
-            )
-        rows = []
-        for cleared, customer, need in chosen[:WHYS_MAX]:
-            signed = node.allocator.opened(cleared.id)
-            found = explain(signed, customer, need)
-            rows.append(
-                {
-                    "clearing": to_text(cleared.id),
-                    "slot": to_text(cleared.record.slot.slot_id),
-                    "window": list(cleared.record.window),
-                    "node": to_text(customer),
-                    "name": node.name_of(customer),
-                    "kind": cleared.record.slot.kind,
-                    "need": to_text(need),
-                    "tier": found.tier,
-                    "weight": found.weight,
-                    "eligible": found.eligible,
-                    "granted": found.quantity,
-                    "price": max((line.price for line in found.lines), default=None),
-                    "because": reason_of(found),
-                    "changes": changes_of(found),
-                }
-            )
-        return reply({"why": rows, "more": len(chosen) > WHYS_MAX})
+        try:
+            found = await node.explaining.by_id(text)
+        except NotFound:
+            found = await node.explaining.by_node(node.find(text))
+        return answer(found)
+
+    async def why(request: web.Request) -> web.Response:
+        return answer(await node.explaining.by_id(request.match_info["id"]))
 
     async def clearings(_: web.Request) -> web.Response:
         return reply(
@@ -243,7 +280,8 @@ def routes(node: Node) -> list[web.RouteDef]:
         web.get("/v1/allocation/groups", all_groups),
         web.get("/v1/allocation/expected", expected),
         web.get("/v1/allocation/received", received),
-        web.get("/v1/allocation/why/{id}", why),
+        web.get("/v1/allocation/why/{id}", why_allocated),
+        web.get("/v1/market/why/{id}", why),
         web.get("/v1/market/clearings", clearings),
         web.get("/v1/market/clearings/{id}", clearing),
     ]

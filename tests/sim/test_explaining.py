@@ -1,0 +1,178 @@
+"""Why a need was granted what it was, as each side learns it by the same rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.network import content, put, run
+from tests.sim.test_slots import SETTINGS, mutual, need, of, offer, recognise
+from xsc.allocation import explaining
+from xsc.allocation.declaring import Statement
+from xsc.base.errors import NotFound, ProofInvalid
+from xsc.base.ids import to_text
+from xsc.base.limits import MIB
+from xsc.identity.envelope import sign
+from xsc.space.paths import UserSpacePaths
+from xsc.terms.clearing import TwoTierAllocationState
+
+
+def why(node, raw):
+    return node.explaining.by_id(to_text(raw))
+
+
+async def heard(world, customer, provider):
+    """Return once a customer has the newest state of a provider."""
+    await world.until(
+        lambda: customer.allocator.states().get(provider.key.node_id) == provider.allocator.state
+    )
+
+
+def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record():
+    async def play(world):
+        provider, early, late = world.nodes
+        await recognise(provider, early)
+        await mutual(provider, late)
+        slot = await offer(provider, 100)
+        behind, ahead = await need(early, 60), await need(late, 80)
+        await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
+        await heard(world, early, provider)
+        (row,) = (await why(early, behind)).rows
+        assert (row.why.tier, row.why.weight, row.why.quantity) == ("one_way", 300_000, 20)
+        assert (
+            row.said.because == "the rest went to others: it stands in the tier one_way with 30.0%"
+        )
+        assert row.said.changes[-1] == "mutual recognition of 7.9% would have given it 21.0 MiB"
+        told = {each.pair.need.slot_id: each for each in (await why(provider, slot)).rows}
+        assert told.keys() == {behind, ahead}
+        assert (told[behind].said, told[behind].why) == (row.said, row.why)
+        assert told[ahead].said.because == "all that it asked for was there"
+        # By the clearing: the provider learns of all, a customer of its own needs.
+        assert len((await why(provider, row.clearing)).rows) == 2
+        assert (await why(early, row.clearing)).rows == [row]
+        # By the slot and by the node, as `xsc allocation why` asks.
+        assert (await why(early, slot)).rows == [row]
+        assert (await early.explaining.by_node(provider.key.node_id)).rows == [row]
+        assert (await early.explaining.by_node(early.key.node_id)).rows == [row]
+        (told_of,) = (await provider.explaining.by_node(early.key.node_id)).rows
+        assert told_of.why == row.why
+        with pytest.raises(NotFound):
+            await early.explaining.by_id("zzzz")
+
+    run(31, 3, play, SETTINGS)
+
+
+def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
+    async def play(world):
+        provider, customer = world.nodes
+        wanted = await need(customer, 100, location="Bern")
+        assert (await why(customer, wanted)).rows == [], "nobody offers anything"
+        await offer(provider, 50, kind="compute")
+        slot = await offer(provider, 50, location="Oslo")
+        peer = provider.key.node_id
+        await world.until(lambda: len(customer.commitments.of(peer).slots) == 2)
+
+        async def reasons():
+            return {
+                row.pair.slot.kind: row.said.because for row in (await why(customer, wanted)).rows
+            }
+
+        assert await reasons() == {
+            "storage": "the slot is at 'Oslo', and the need at 'Bern'",
+            "compute": "the slot offers compute, and the need is of storage",
+        }
+        for said, part in (
+            (Statement(location="Oslo", quantity_min=60), "the need takes no less than 60.0 MiB"),
+            (Statement(quantity_min=1, filters=(("owner", "ada"),)), "takes only owner=ada"),
+        ):
+            await customer.commitments.edit(wanted, said)
+            assert part in (await reasons())["storage"]
+        await customer.commitments.edit(wanted, Statement(filters=(), price=1))
+        await world.until(lambda: provider.allocator.state.slot_denominators)
+        await heard(world, customer, provider)
+
+        async def too_dear():
+            rows = (await why(customer, wanted)).rows
+            return rows[0].why is not None and "it pays at most 0.000001" in rows[0].said.because
+
+        while not await too_dear():
+            await world.clock.sleep_ms(1_000)
+        (row,) = (await why(customer, wanted)).rows
+        assert row.pair.slot.slot_id == slot
+        assert any("a greatest price of 0.000010" in change for change in row.said.changes)
+
+    run(32, 2, play, SETTINGS)
+
+
+def test_a_record_that_does_not_recompute_is_not_explained():
+    async def play(world):
+        provider, customer = world.nodes
+        await mutual(provider, customer)
+        await offer(provider, 100)
+        wanted = await need(customer, 60)
+        await world.until(customer.allocator.billed)
+        (cleared,) = provider.allocator.present()
+        (part,) = cleared.record.participants
+        false = cleared.record.model_copy(
+            update={"participants": (part.model_copy(update={"lines": ()}),)}
+        )
+        signed = sign(false, provider.key, provider.peers.network)
+        await provider.space.put(UserSpacePaths.clearing(signed.id), signed.raw)
+        said = dict(provider.allocator.state)
+        (divided,) = said["slot_denominators"]
+        said["slot_denominators"] = (divided.model_copy(update={"clearing": signed.id}),)
+        lie = TwoTierAllocationState(**said)
+        await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
+        await world.until(lambda: customer.allocator.states().get(provider.key.node_id) == lie)
+        (row,) = (await why(customer, wanted)).rows
+        assert row.why is None
+        assert "does not recompute" in row.said.because
+        with pytest.raises(ProofInvalid):
+            await why(customer, signed.id)
+
+    run(33, 2, play, SETTINGS)
+
+
+def test_a_need_that_took_no_part_learns_why():
+    async def play(world):
+        provider, customer = world.nodes
+        await recognise(provider, customer)
+        await offer(provider, 100)
+        wanted = await need(customer, 60)
+        await world.until(lambda: of(provider, customer) == 60)
+        await world.until(customer.allocator.received)
+        await put(customer, content(24 * MIB))
+        # The rest of what was drawn is pinned once the need is smaller than that.
+        (drawn,) = customer.drawn_quanta().values()
+        await customer.commitments.edit(wanted, Statement(quantity=1))
+        cleared = provider.allocator.state.slot_denominators[0].clearing
+
+        def again():
+            return provider.allocator.state.slot_denominators[0].clearing != cleared
+
+        await world.until(again)
+        await heard(world, customer, provider)
+        (row,) = (await why(customer, wanted)).rows
+        assert row.why is None
+        assert f"it has drawn {drawn}.0 MiB and keeps that" in row.said.because
+
+    run(34, 2, play, SETTINGS)
+
+
+def test_one_answer_fetches_and_says_only_so_much(monkeypatch):
+    async def play(world):
+        provider, customer = world.nodes
+        await mutual(provider, customer)
+        for _ in range(3):
+            await offer(provider, 10)
+        wanted = await need(customer, 30)
+        await world.until(lambda: len(provider.allocator.state.slot_denominators) == 3)
+        await heard(world, customer, provider)
+        assert len((await why(customer, wanted)).rows) == 3
+        monkeypatch.setattr(explaining, "WHY_RECORDS_MAX", 2)
+        answer = await why(customer, wanted)
+        assert (len(answer.rows), answer.is_cut) == (2, True)
+        monkeypatch.setattr(explaining, "WHYS_MAX", 1)
+        answer = await why(customer, wanted)
+        assert (len(answer.rows), answer.is_cut) == (1, True)
+
+    run(35, 2, play, SETTINGS)
