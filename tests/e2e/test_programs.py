@@ -69,10 +69,12 @@ def test_one_program_reads_what_another_publishes_and_a_kill_changes_no_result(s
         assert after | {"publications": 0} == before | {"publications": 0}
         ada("space put demo/a 5")
         wait_for(lambda: bea("space get demo/next").out == b"11")
-        (row,) = ada("program ls --json").json["programs"]
+        own, row = ada("program ls --json").json["programs"]
+        assert (own["id"], own["built_in"], own["state"]) == ("allocation", True, "active")
+        ada(["program", "deactivate", own["hash"]]).fails(2, "argument_invalid")
         assert (row["hash"], row["state"]) == (first, "active")
         running = ada("space diagnostics --json").json["running"]
-        assert [item["hash"] for item in running] == [first]
+        assert [item["hash"] for item in running] == [own["hash"], first]
         assert ada(["program", "deactivate", first]).code == 0
         ada(["program", "deactivate", first]).fails(2, "not_found")
 
@@ -97,7 +99,7 @@ def test_run_prints_results_as_they_change_and_the_client_follows_them(start, tm
 
     async def follow():
         async with connect(member.home) as node:
-            (row,) = await node.programs.programs()
+            _, row = await node.programs.programs()
             async for found in node.programs.watch(row["hash"]):
                 if found["outputs"]["twice"] == "8":
                     return found
@@ -132,7 +134,8 @@ def test_bad_input_is_named_and_registers_nothing(start, tmp_path):
         member(["program", command, "../x"]).fails(2, "argument_invalid")
     member("space put compute/x 1").fails(2, "argument_invalid")
     member("space put programs/active/x 1").fails(2, "argument_invalid")
-    assert member("program ls --json").json == {"programs": []}
+    (row,) = member("program ls --json").json["programs"]
+    assert row["built_in"]
 
 
 def test_a_module_that_traps_hangs_or_gives_too_much_is_an_error_of_its_computation(

@@ -358,7 +358,7 @@ async def check_replay(history, functions):
         assert records.keys() == {ran.computation for ran in result.executed}
         wanted = naive(graph, values)
         for name, record in records.items():
-            assert rerun(record, Functions()) == (True, "")
+            assert rerun(record, Functions(), {}) == (True, "")
             assert bits(value_in(record.output)) == wanted[name]
 
 

@@ -22,10 +22,19 @@ from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
-from xsc.allocation.deciding import Inputs, Outcome, begin, is_due, outcome_of, state_after
+from xsc.allocation.deciding import (
+    Inputs,
+    Outcome,
+    begin,
+    granted_of,
+    is_due,
+    outcome_of,
+    state_after,
+)
 from xsc.allocation.granting import Cleared, Grant, Seen, entitlements, windows_ahead
 from xsc.allocation.matching import Party, match
-from xsc.allocation.ports import Market
+from xsc.allocation.ports import Market, Program
+from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs
 from xsc.allocation.queues import Key, Queues
 from xsc.allocation.receiving import is_proven, offered_by, still_offered
@@ -43,6 +52,7 @@ from xsc.base.limits import (
     CLEARINGS_BYTES_MAX,
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
+    DAMPING_HISTORY_MAX,
     SALT_BYTES,
 )
 from xsc.base.peering import Peers
@@ -121,7 +131,11 @@ class Allocator:
         self._cleared: Mapping[Key, Cleared] = {}
         self._granted: tuple[Entitlement, ...] = ()
         self._received: tuple[Entitlement, ...] = ()
-        self._state = TwoTierAllocationState()
+        self._state, self._raw = TwoTierAllocationState(), b""
+        """What is published of it, and its bytes."""
+        self.rules = AllocationProgram(market.room)
+        self._program: Program | None = None
+        self._fails = False
         self._states: dict[bytes, TwoTierAllocationState] = {}
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: it holds while what its next state says is checked."""
@@ -265,7 +279,8 @@ class Allocator:
             except RecordInvalid as fault:
                 raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
         self._cleared = cleared
-        self._state = self._state_of(self._node) or self._state
+        self._raw = self._raw_state_of(self._node) or b""
+        self._state = self.rules.read_state(self._raw)
         self._began_ms = self._clock.now_ms()
         known = set(self._peers.peers())
         customers = {p.customer for each in self.present() for p in each.record.participants}
@@ -385,8 +400,8 @@ class Allocator:
             else:
                 if ppm := self._given_by(node, other):
                     self._theirs[node] = ppm
-                if (state := self._state_of(node)) is not None:
-                    self._states[node] = state
+                if (raw := self._raw_state_of(node)) is not None:
+                    self._states[node] = _read_state(raw)
             if self._queues.change(node, other, now_ms):
                 await asyncio.sleep(0)  # each may need reading, and there may be many
 
@@ -424,12 +439,11 @@ class Allocator:
         weights = {} if recognition is None else read_weights(node, recognition.value)
         return weights.get(self._node, 0)
 
-    def _state_of(self, node: bytes) -> TwoTierAllocationState | None:
+    def _raw_state_of(self, node: bytes) -> bytes | None:
         try:
-            value = self._space.get(UserSpacePaths.ALLOCATION_STATE, node).value
+            return self._space.get(UserSpacePaths.ALLOCATION_STATE, node).value
         except NotFound:
             return None
-        return None if value is None else _read_state(value)
 
     async def _clear(self) -> None:
         inputs = self._inputs()
@@ -441,9 +455,41 @@ class Allocator:
         self._seen = made.seen
         outcome = outcome_of(made)
         if is_due(outcome, self._state):
-            factor = factor_ppm(inputs.own.commitment.damping_history)
-            await self._publish(outcome, state_after(inputs, outcome, self._state, factor))
+            raw = self._by_program(inputs, outcome)
+            if raw is None:
+                factor = factor_ppm(inputs.own.commitment.damping_history)
+                state = state_after(inputs, granted_of(outcome), self._state, factor)
+                await self._publish(outcome, state, state.to_bytes())
+            else:
+                await self._publish(outcome, self.rules.read_state(raw), raw)
         self._granted = outcome.granted
+
+    def _by_program(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
+        """Return the state that the program gives; None where it does not serve."""
+        if self._program is None:
+            return None
+        over = [units for units, _ in inputs.own.commitment.damping_history]
+        found = self._program.run(
+            {
+                "gathered": self.rules.gather(inputs, outcome),
+                "last": self._raw,
+                "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
+            }
+        )
+        if (found is None) != self._fails:
+            self._fails = found is None
+            event = "allocation.program_failed" if self._fails else "allocation.program_serves"
+            self._log.warning(event, fault=self._program.fault)
+        return None if found is None else found["state"]
+
+    def serve_by(self, program: Program) -> None:
+        """Let a program decide from the next round on; where it fails, the rule does."""
+        self._program = program
+
+    @property
+    def program_fault(self) -> str:
+        """Why the program does not serve, or ''."""
+        return "" if self._program is None else self._program.fault
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
@@ -466,7 +512,7 @@ class Allocator:
             last=self._seen,
         )
 
-    async def _publish(self, outcome: Outcome, state: TwoTierAllocationState) -> None:
+    async def _publish(self, outcome: Outcome, state: TwoTierAllocationState, raw: bytes) -> None:
         """Keep and publish new clearings; the oldest records go."""
         cleared = outcome.cleared
         records = {}
@@ -476,9 +522,19 @@ class Allocator:
         # Those that go make room for the others.
         values: dict[str, bytes | None] = dict.fromkeys(self._outdated(cleared, records))
         values |= {UserSpacePaths.clearing(each): raw for each, raw in records.items()}
-        values[UserSpacePaths.ALLOCATION_STATE] = state.to_bytes()
+        values[UserSpacePaths.ALLOCATION_STATE] = raw
+        program = None if self._fails else self._program
+        if program is not None:
+            values |= program.writes()
         # Written before anybody can draw on it, so that what is kept free has its proof.
-        await self._space.put_all(values)
+        try:
+            await self._space.put_all(values)
+        except BaseException:
+            if program is not None:
+                program.undo()
+            raise
+        if program is not None:
+            program.wrote()
         rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
         rows += [
             (_row_key(key), _row(each))
@@ -486,7 +542,8 @@ class Allocator:
             if each is not self._cleared.get(key)
         ]
         self._rows.write(rows, sync=True)
-        self._cleared, self._state = cleared, state
+        self._cleared = cleared
+        self._state, self._raw = state, raw
         for each in outcome.granted:
             if each.clearing in records:
                 self._log.info(

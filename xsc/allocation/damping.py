@@ -16,6 +16,9 @@ SMOOTH_PPM: Final = PPM
 MODERATE_PPM: Final = 800_000
 OSCILLATING_PPM: Final = 500_000
 
+OVER_MAX: Final = 2**31 - 1
+"""What is beyond needs counts up to here: a ring of i32 has it."""
+
 History: TypeAlias = tuple[tuple[int, int], ...]
 """Units granted beyond the needs, and when in milliseconds, the oldest first."""
 
@@ -31,7 +34,7 @@ def observe(history: History, over: int, now_ms: int) -> History:
     The original keeps three of the last 30 s, or the last three where these are fewer: the last
     three in both cases.
     """
-    return (*history, (over, now_ms))[-DAMPING_HISTORY_MAX:]
+    return (*history, (min(over, OVER_MAX), now_ms))[-DAMPING_HISTORY_MAX:]
 
 
 def factor_ppm(history: History) -> int:

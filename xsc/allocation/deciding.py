@@ -93,9 +93,20 @@ def clear(inputs: Inputs, room: SlotRoom) -> Outcome:
     return outcome_of(made)
 
 
-def denominators_of(outcome: Outcome) -> tuple[SlotDenominators, ...]:
-    """Return how the windows were divided, as a state has it."""
-    return tuple(
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """An outcome as the state has it, which needs no records for that."""
+
+    slots: tuple[SlotDenominators, ...]
+    """By rising slot and window."""
+    lines: tuple[SlotAllocationRecord, ...]
+    is_fresh: bool
+    """Whether a window was cleared anew."""
+
+
+def granted_of(outcome: Outcome) -> Granted:
+    """Return what a state has of an outcome."""
+    slots = tuple(
         SlotDenominators(
             slot=each.record.slot.slot_id,
             window=each.record.window,
@@ -107,11 +118,7 @@ def denominators_of(outcome: Outcome) -> tuple[SlotDenominators, ...]:
         )
         for _, each in sorted(outcome.cleared.items())
     )
-
-
-def lines_of(outcome: Outcome) -> tuple[SlotAllocationRecord, ...]:
-    """Return what is granted, as a state has it."""
-    return tuple(
+    lines = tuple(
         SlotAllocationRecord(
             slot=each.slot,
             window=(each.opens_ms, each.closes_ms),
@@ -124,6 +131,7 @@ def lines_of(outcome: Outcome) -> tuple[SlotAllocationRecord, ...]:
         )
         for each in sorted(outcome.granted, key=_rank)
     )
+    return Granted(slots, lines, bool(outcome.fresh))
 
 
 def _rank(each: Entitlement) -> tuple[bytes, int, bytes, bytes]:
@@ -138,32 +146,31 @@ def is_due(outcome: Outcome, last: TwoTierAllocationState) -> bool:
 
 
 def state_after(
-    inputs: Inputs, outcome: Outcome, last: TwoTierAllocationState, damping_ppm: int
+    inputs: Inputs, granted: Granted, last: TwoTierAllocationState, damping_ppm: int
 ) -> TwoTierAllocationState:
     """Return the state that is published.
 
     Args:
         inputs: what the outcome followed from.
-        outcome: what `clear` gave.
+        granted: what `clear` gave.
         last: what was published before.
         damping_ppm: the factor of the own history.
     """
-    lines, slots = lines_of(outcome), denominators_of(outcome)
     totals: defaultdict[bytes, int] = defaultdict(int)
-    for line in lines:
+    for line in granted.lines:
         totals[line.customer] += line.quantity
     weights = inputs.own.weights
     mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.theirs.items()}
-    before, after = shares_of(last.slot_denominators), shares_of(slots)
+    before, after = shares_of(last.slot_denominators), shares_of(granted.slots)
     moved = change_ppm(before, after), inputs.now_ms
-    is_quiet = not outcome.fresh
+    converged = has_converged(before, after, pending=inputs.is_pending)
     return TwoTierAllocationState(
-        slot_denominators=slots,
-        slot_allocations=lines,
+        slot_denominators=granted.slots,
+        slot_allocations=granted.lines,
         recipient_totals=tuple(sorted(totals.items())),
         mr_values=tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
         damping_factor=damping_ppm,
         damping_history=inputs.own.commitment.damping_history,
-        converged=is_quiet and has_converged(before, after, pending=inputs.is_pending),
+        converged=converged and not granted.is_fresh,
         convergence_history=(*last.convergence_history, moved)[-DAMPING_HISTORY_MAX:],
     )

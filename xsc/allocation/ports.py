@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey, SlotKind, Window
@@ -17,6 +17,25 @@ class SlotRoom(Protocol):
 
     def take(self, kind: SlotKind, window: Window, quanta: int) -> None:
         """Count quanta as granted over a window."""
+
+
+class Program(Protocol):
+    """The allocation program, which serves in place of the direct call of the rule."""
+
+    fault: str
+    """Why it does not serve, or ''."""
+
+    def run(self, given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return its outputs; None where it fails."""
+
+    def writes(self) -> Mapping[str, bytes | None]:
+        """Return what is written with them, by path of the own space."""
+
+    def wrote(self) -> None:
+        """Go on from what was written."""
+
+    def undo(self) -> None:
+        """Begin again from what was written last."""
 
 
 class Market(Protocol):

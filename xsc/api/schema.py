@@ -426,6 +426,8 @@ class ProgramRow(Body):
     """Why it does not run on, or ''."""
     publications: int
     """Frames that wrote something, since the node started or it was activated."""
+    built_in: bool
+    """Whether it comes with XSC, which runs it by itself."""
 
 
 class ProgramResults(ProgramRow):

@@ -593,6 +593,8 @@ STRANGER_BYTES_MAX = 8 * KIB
 CLEARING_BYTES_MAX = 1 * MIB
 """Of a signed clearing record: a value of the space. Where many windows are cleared, each has an
 equal part of CLEARINGS_BYTES_MAX."""
+GATHERED_BYTES_MAX = 16 * MIB
+"""Of all that one round of the allocation follows from. Beyond it the program does not serve."""
 SPACE_EVIDENCE_BYTES_MAX = 24 * KIB
 """Of a record of a space inside of a clearing record."""
 SALT_BYTES = 32

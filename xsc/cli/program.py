@@ -19,6 +19,8 @@ def _calls(settings: Settings) -> ProgramCalls:
 
 
 FILE = click.Path(path_type=Path)
+SHOWN_CHARS_MAX = 100
+"""Of a value in a table or tree; JSON has it whole."""
 
 
 @click.group(cls=Group)
@@ -90,7 +92,9 @@ def _line(found: Document) -> str:
 
 
 def _shown(value: str | None) -> str:
-    return "-" if value is None else value
+    if value is None:
+        return "-"
+    return value if len(value) <= SHOWN_CHARS_MAX else f"{value[:SHOWN_CHARS_MAX]}…"
 
 
 @program.command()
@@ -134,7 +138,15 @@ def ls(settings: Settings) -> None:
         return
     show_table(
         ["hash", "id", "state", "<frame"],
-        [[row["hash"], row["id"], row["state"], str(row["frame"])] for row in answer["programs"]],
+        [
+            [
+                row["hash"],
+                f"{row['id']} (built in)" if row["built_in"] else row["id"],
+                row["state"],
+                str(row["frame"]),
+            ]
+            for row in answer["programs"]
+        ],
         "no program is registered",
     )
 
@@ -164,7 +176,7 @@ def why(settings: Settings, path: str, replay: bool) -> None:
 def _told(step: Document) -> str:
     """Return the line of a step."""
     name = f"{step['input']}: " if step["input"] else ""
-    value = "(large)" if step["value"] is None else step["value"]
+    value = "(large)" if step["value"] is None else _shown(step["value"])
     line = f"{name}{step['path']} = {value}"
     if step["function"]:
         line += f"  by {step['function']}"

@@ -15,6 +15,7 @@ from xsc import __version__
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.explaining import Explaining
+from xsc.allocation.program import AllocationProgram
 from xsc.allocation.service import AllocationService
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
@@ -60,6 +61,7 @@ from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Transport
+from xsc.node.built_in import ALLOCATION, allocation_functions
 from xsc.node.circle import CircleSync
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
@@ -509,6 +511,12 @@ class Node:
             functions=Functions(),
         )
 
+    def _serve_allocation(self) -> None:
+        """Let the allocation be a program, beside its rule."""
+        own = allocation_functions(self.allocator.rules)
+        again = allocation_functions(AllocationProgram(SlotRoom))
+        self.allocator.serve_by(self.programs.serve(ALLOCATION, own, again))
+
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""
         if self.config.guard == "recognised":
@@ -666,6 +674,7 @@ class Node:
         self.tasks.start("seek", self.circle.seek)
         self.following.begin()
         await self.programs.open()
+        self._serve_allocation()
         if self._granters():
             self.tasks.once("interval", self._get_interval)
         self.tasks.start("space", self.space.run)

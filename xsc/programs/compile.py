@@ -128,6 +128,9 @@ class _Compiler:
     def schedule(self) -> tuple[str, ...]:
         """Return the order of the computations, after all references were checked."""
         for variable in self.variables.values():
+            if variable.kind == "given" and not self.built_in:
+                message = "'given' is a kind for programs that come with XSC"
+                raise self.fault(message, "variables", variable.name, "kind")
             if variable.kind != "derived":
                 continue
             source = self.computations.get(variable.computation)

@@ -52,10 +52,14 @@ WAIT_MS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A named value that computations read. `derived` has the type of the output that it reads."""
+    """A named value that computations read.
+
+    `derived` has the type of the output that it reads. Programs that come with XSC alone have
+    variables that are `given` by the node.
+    """
 
     name: str
-    kind: Literal["value", "subscription", "fetch", "local", "derived"]
+    kind: Literal["value", "subscription", "fetch", "local", "derived", "given"]
     type: str = ""
     default: Value | None = None
     """The value of kind `value`; else what holds while nothing else does."""
@@ -296,6 +300,8 @@ def _variable(table: _Table) -> Variable:
         zero = table.value("default", type_, check_value(type_, 0))
         size = table.integer("size", 1, 1, RING_MAX)
         variable = Variable(name, "local", type_, zero, size=size)
+    elif kind == "given":
+        variable = Variable(name, "given", table.type("type", TYPES))
     elif kind == "derived":
         computation, output = table.name("computation"), table.name("output")
         variable = Variable(name, "derived", computation=computation, output=output)

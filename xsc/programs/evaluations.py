@@ -83,6 +83,8 @@ def _source(
     variable, slot = program.variables[name]
     if variable.kind == "local":
         return Source(kind="local", place=name)
+    if variable.kind == "given":
+        return Source(kind="given", place=name)
     if variable.kind == "value":
         kept = variable.default is not None and same(slot.type, value, variable.default)
         return Source(kind="value" if kept else "set")

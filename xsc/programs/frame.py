@@ -8,7 +8,7 @@ a generator: it yields the calls of modules that it needs, and is sent their res
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from xsc.base.errors import (
 )
 from xsc.programs.compile import CompiledProgram, Published, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
+from xsc.programs.limits import GIVEN_BYTES_MAX
 from xsc.programs.numbers import (
     Value,
     check_value,
@@ -35,6 +36,8 @@ from xsc.programs.numbers import (
 )
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
+from xsc.space.limits import VALUE_BYTES_MAX as SPACE_VALUE_BYTES_MAX
+from xsc.space.paths import UserSpacePaths
 from xsc.terms.execution import Number
 
 
@@ -57,6 +60,10 @@ class Call:
 Calls: TypeAlias = tuple[Call, ...]
 Results: TypeAlias = "Sequence[tuple[Number, ...] | Fault]"
 """One for each call, in their order."""
+
+
+Flags: TypeAlias = "dict[str, tuple[bool, bool, str | None]]"
+"""By computation: whether it must run, is stale, and what it failed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +93,28 @@ def external_value(variable: Variable, raw: bytes | None) -> Value | Fault:
     if raw is None:
         if variable.default is not None:
             return variable.default
+        if variable.kind == "given":
+            return Fault("the node has not given it yet")
         return Fault(f"there is no value at '{variable.path}', and no default")
     try:
         return from_space(variable.type, raw)
     except ArgumentInvalid as fault:
         return Fault(f"the value at '{variable.path}': {fault.message}")
+
+
+def saved_values(raw: bytes) -> list[tuple[str, Encodable]]:
+    """Return type and record of each value in what is kept of a variable or computation.
+
+    Raises:
+        TooLarge, RecordInvalid: the bytes are of no such thing.
+    """
+    found: Any = decode(raw, size_max=SPACE_VALUE_BYTES_MAX)
+    try:
+        if isinstance(found[0], str):
+            return [(found[0], record) for record in found[1]]
+        return [(str(type_), record) for type_, record in found[1]]
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise RecordInvalid("nothing that is kept of a program") from None
 
 
 @dataclass(slots=True)
@@ -141,8 +165,8 @@ class Execution:
         """Run one frame.
 
         Args:
-            externals: new values of variables, or why they have none. A local variable is
-                pushed; derived ones cannot be set.
+            externals: new values of variables, or why they have none. To a local variable
+                they are pushed, one or several; derived ones cannot be set.
 
         Yields:
             Calls that can be made at once; the results are sent for them.
@@ -193,7 +217,7 @@ class Execution:
         found = (o.slot for step in self.program.steps for o in step.outputs if o.name == name)
         return self._read(next(found, None))
 
-    def flags(self) -> dict[str, tuple[bool, bool, str | None]]:
+    def flags(self) -> Flags:
         """Return of each computation whether it must run, is stale, and what it failed with."""
         return {
             step.id: (step.id in self._dirty, step.id in self.stale, self.errors.get(step.id))
@@ -231,6 +255,27 @@ class Execution:
         ]
         flags = [step.id in self._dirty, step.id in self.stale, self.errors.get(step.id)]
         return encode([self.runtime.frame_id, outputs, *flags])
+
+    def go_on(self, kept: Callable[[str], bytes | None]) -> Flags:
+        """Go on from what the last written frame has kept, before the first frame.
+
+        Args:
+            kept: returns what is at a path of the own space.
+
+        Returns:
+            How the computations stood in that frame; nothing where there was none.
+
+        Raises:
+            StoreDamaged: what was kept is not of this program.
+        """
+        program = self.program
+        variables = {n: kept(UserSpacePaths.variable(program.hash, n)) for n in program.variables}
+        steps = {s.id: kept(UserSpacePaths.result(program.hash, s.id)) for s in program.steps}
+        self.restore(
+            {name: raw for name, raw in variables.items() if raw is not None},
+            {name: raw for name, raw in steps.items() if raw is not None},
+        )
+        return self.flags() if any(steps.values()) else {}
 
     def restore(self, variables: Mapping[str, bytes], steps: Mapping[str, bytes]) -> None:
         """Go on from what was kept, before the first frame: nothing runs that had run.
@@ -309,12 +354,21 @@ class Execution:
             if variable.kind == "local":
                 if value is not None and not isinstance(value, Fault):
                     try:
-                        self.runtime.state.push(state_key(name), value)
+                        for one in value if isinstance(value, tuple) else (value,):
+                            self.runtime.state.push(state_key(name), one)
                     except ArgumentInvalid as fault:
                         value = Fault(fault.message)
                 if not isinstance(value, Fault):
                     kept = self.runtime.state.read(state_key(name))
                     value = kept if variable.size > 1 else kept[0]
+            elif variable.kind == "given" and isinstance(value, bytes):
+                # Larger than a program may make or read one: the node bounds it.
+                if len(value) <= GIVEN_BYTES_MAX:
+                    self._write(slot, value)
+                    self._bad.discard(slot.slot)
+                    self.errors.pop(name, None)
+                    continue
+                value = Fault(f"{len(value)} bytes are over the bound of {GIVEN_BYTES_MAX}")
             elif value is None and slot.slot not in self._had and slot.slot not in self._bad:
                 value = variable.default
             if value is None:

@@ -21,6 +21,8 @@ STATE_CELLS_MAX = 65_536
 """Values that all local variables of a program keep."""
 VALUE_BYTES_MAX = 256 * KIB
 """Of a text, bytes, or all items of a list."""
+GIVEN_BYTES_MAX = 16 * MIB
+"""Of a value that the node gives to a program of its own."""
 LIST_ITEMS_MAX = 4_096
 PROGRAM_VALUES_BYTES_MAX = 64 * MIB
 """Of all variables and outputs of a program, if each were as large as its type allows."""

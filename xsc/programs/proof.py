@@ -6,14 +6,14 @@ claims is proven by `rerun` alone (docs/design/programs.md, P4 to P8).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xsc.base.encoding import decode
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid, ProofInvalid, XscError
 from xsc.identity.envelope import Signed, open_signed
 from xsc.programs.document import ModuleCall
-from xsc.programs.frame import Call
+from xsc.programs.frame import Call, saved_values
 from xsc.programs.functions import Functions
 from xsc.programs.limits import PROVENANCE_BYTES_MAX
 from xsc.programs.numbers import (
@@ -80,7 +80,7 @@ def check_record(
     _require(len(names) == len(record.inputs), "an input is there twice")
     for item in record.inputs:
         value_in(item)
-        stands = item.source.kind in {"value", "default", "set"}
+        stands = item.source.kind in {"value", "default", "set", "given"}
         _require(not (stands and item.parents), f"'{item.name}' has parents, and is no output")
     _require(bool(output.path) == (output.published is not None), "the output has no path")
     found = value_in(output)
@@ -187,17 +187,43 @@ def fault_of_value(given: ProvenanceInput, raw: bytes) -> str:
     return "" if same else "another value than its record has"
 
 
-def rerun(record: ProvenanceRecord, functions: Functions) -> tuple[bool | None, str]:
-    """Return whether a function gives the output again, and why that cannot be said."""
+def kept_value(given: ProvenanceInput, raw: bytes) -> Value | None:
+    """Return an input of which its record has the hash alone, from what is kept of its program.
+
+    None where something else is kept there by now.
+    """
+    try:
+        for type_, record in saved_values(raw):
+            if type_ == given.type:
+                value = from_record(type_, record)
+                if digest_of(value_bytes(type_, value)) == given.digest:
+                    return value
+    except XscError:
+        return None
+    return None
+
+
+def rerun(
+    record: ProvenanceRecord, functions: Functions, large: Mapping[str, Value]
+) -> tuple[bool | None, str]:
+    """Return whether a function gives the output again, and why that cannot be said.
+
+    Args:
+        record: of the output.
+        functions: those that are here.
+        large: inputs of which the record has the hash alone, as far as they are known.
+    """
     try:
         function = functions.get(record.function)
     except ProgramInvalid as fault:
         return None, fault.message
     if function.hash != record.version:
         return None, f"this node has another version of {record.function}"
-    values = [value_in(item) for item in record.inputs]
+    values = [
+        large.get(item.name) if item.value is None else value_in(item) for item in record.inputs
+    ]
     if any(value is None for value in values):
-        return None, "an input is too large to be in the record"
+        return None, "an input is too large to be in the record, and is not kept any more"
     try:
         bound, type_ = function.bind({item.name: item.type for item in record.inputs})
         given = {item.name: value for item, value in zip(record.inputs, values, strict=True)}

@@ -35,8 +35,9 @@ class Source(Record):
 
     KIND: ClassVar[str] = "program_source"
 
-    kind: Literal["value", "default", "set", "space", "computation", "local"]
-    """`value` and `default` stand in the program; `set` was set by the node's user."""
+    kind: Literal["value", "default", "set", "given", "space", "computation", "local"]
+    """`value` and `default` stand in the program; `set` was set by the node's user, and `given`
+    by the node itself."""
     place: Name = ""
     owner: Id32 | None = None
     """Whose space."""

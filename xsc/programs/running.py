@@ -8,7 +8,7 @@ and provenance in one write of the space. What changes meanwhile is read by the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xsc.base.clock import Clock
@@ -20,13 +20,12 @@ from xsc.programs.compile import CompiledProgram
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.evaluations import evaluations_of
 from xsc.programs.frame import Call, Execution, Fault, FrameResult, external_value
-from xsc.programs.limits import BACK_OFF_MS, BACK_OFF_MS_MAX, OWN_FRAMES_MAX
+from xsc.programs.limits import BACK_OFF_MS, BACK_OFF_MS_MAX, GIVEN_BYTES_MAX, OWN_FRAMES_MAX
 from xsc.programs.numbers import Value, format_value, same
 from xsc.programs.pace import Pace
 from xsc.programs.ports import Peers, Recorder, Sandbox
 from xsc.programs.runtime import RuntimeState
 from xsc.programs.writes import Writes
-from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry, SpaceRecord
 from xsc.terms.execution import Number
@@ -100,15 +99,8 @@ class RunningProgram:
     def _begin(self, swapped: RuntimeState | None = None) -> None:
         """Go on from what the last frame wrote; what has changed since is pending."""
         program = self.program
-        execution = Execution.begin(program, swapped)
-        variables = {name: self._kept(UserSpacePaths.variable, name) for name in program.variables}
-        steps = {step.id: self._kept(UserSpacePaths.result, step.id) for step in program.steps}
-        execution.restore(
-            {name: raw for name, raw in variables.items() if raw is not None},
-            {name: raw for name, raw in steps.items() if raw is not None},
-        )
-        self.execution = execution
-        self._flags = execution.flags() if any(steps.values()) else {}
+        execution = self.execution = Execution.begin(program, swapped)
+        self._flags = execution.go_on(self._kept)
         for names in self.subscribed.values():
             for name in names:
                 variable, slot = program.variables[name]
@@ -133,9 +125,9 @@ class RunningProgram:
         if entry is not None and entry.value is not None:
             self._sources[variable.name] = self._owner(variable), entry.signed
 
-    def _kept(self, path_of: Callable[[bytes, str], str], name: str) -> bytes | None:
+    def _kept(self, path: str) -> bytes | None:
         try:
-            return self._ports.space.get(path_of(self.program.hash, name)).value
+            return self._ports.space.get(path).value
         except NotFound:
             return None
 
@@ -160,30 +152,12 @@ class RunningProgram:
 
     def results(self) -> dict[str, object]:
         """Return what it computed last, as text."""
-        execution = self.execution
-
-        def text(type_: str, value: Value | None) -> str | None:
-            return None if value is None else format_value(type_, value)
-
-        outputs = {o.name: o for step in self.program.steps for o in step.outputs}
         return {
-            "id": self.program.program.document.id,
-            "hash": to_text(self.program.hash),
             "state": self.state,
-            "frame": execution.runtime.frame_id,
-            "variables": {
-                name: text(slot.type, execution.value(name))
-                for name, slot in sorted(self.program.names.items())
-            },
-            "outputs": {
-                name: text(output.slot.type, execution.output(name))
-                for name, output in sorted(outputs.items())
-            },
-            "errors": dict(sorted(execution.errors.items())),
-            "stale": sorted(execution.stale),
             "fault": self.fault,
             "publications": self.publications,
-        }
+            "built_in": False,
+        } | shown_of(self.execution)
 
     async def changed(self) -> None:
         """Return after the next frame, or when it comes to another state."""
@@ -352,21 +326,12 @@ class RunningProgram:
         self, externals: Mapping[str, object], result: FrameResult, receipts: Mapping[str, bytes]
     ) -> None:
         program, execution, writes = self.program, self.execution, Writes()
-        ran, changed = {item.computation for item in result.executed}, set(result.changed)
-        for name, (variable, _) in program.variables.items():
-            if name in externals or variable.kind == "local" or not self._flags:
-                kept = execution.save_variable(name)
-                if kept != self._kept(UserSpacePaths.variable, name):
-                    writes.write_variable(program.hash, name, kept)
-        flags = execution.flags()
-        for step in program.steps:
-            if step.id in ran or flags[step.id] != self._flags.get(step.id):
-                kept = execution.save_step(step)
-                writes.write_computation_result(program.hash, step.id, kept)
-            for output in step.outputs:
-                value = execution.output(output.name)
-                if output.path and output.name in changed and value is not None:
-                    writes.write_output(output.path, output.slot.type, value)
+        entered = {
+            name
+            for name, (variable, _) in program.variables.items()
+            if name in externals or variable.kind == "local" or not self._flags
+        }
+        writes.write_frame(execution, result, entered, self._flags, self._kept)
         if result.executed:
             made = evaluations_of(program, result, self._sources, receipts)
             writes.write_provenance(self._ports.recorder.record(program, made))
@@ -378,7 +343,34 @@ class RunningProgram:
                 self._writing = {}
             self._pace.wrote(self._ports.clock.monotonic_ms())
             self.publications += 1
-        self._flags = flags
+        self._flags = execution.flags()
+
+
+def shown_of(execution: Execution, bytes_max: int = GIVEN_BYTES_MAX) -> dict[str, object]:
+    """Return what a program computed last, as text; of longer bytes their number."""
+
+    def text(type_: str, value: Value | None) -> str | None:
+        if isinstance(value, bytes) and len(value) > bytes_max:
+            return f"({len(value)} bytes)"
+        return None if value is None else format_value(type_, value)
+
+    program = execution.program
+    outputs = {o.name: o for step in program.steps for o in step.outputs}
+    return {
+        "id": program.program.document.id,
+        "hash": to_text(program.hash),
+        "frame": execution.runtime.frame_id,
+        "variables": {
+            name: text(slot.type, execution.value(name))
+            for name, slot in sorted(program.names.items())
+        },
+        "outputs": {
+            name: text(output.slot.type, execution.output(name))
+            for name, output in sorted(outputs.items())
+        },
+        "errors": dict(sorted(execution.errors.items())),
+        "stale": sorted(execution.stale),
+    }
 
 
 def modules_of(program: CompiledProgram) -> frozenset[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from xsc.base.clock import Executor
 from xsc.base.errors import (
@@ -27,12 +27,13 @@ from xsc.base.limits import MODULE_BYTES_MAX
 from xsc.programs.compile import CompiledProgram, compile_program
 from xsc.programs.document import Document, parse, portable, resolve
 from xsc.programs.frame import Call, Fault, FrameResult
-from xsc.programs.functions import Functions
+from xsc.programs.functions import Function, Functions
 from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX, PROGRAMS_MAX
 from xsc.programs.numbers import parse_value
 from xsc.programs.ports import Start
 from xsc.programs.running import Ports, RunningProgram, modules_of
 from xsc.programs.runtime import RuntimeState, hot_swap
+from xsc.programs.served import ServedProgram
 from xsc.programs.text import Form
 from xsc.programs.why import Step, replay
 from xsc.programs.writes import Writes
@@ -74,6 +75,10 @@ class ComputeRuntimeManager:
         """In the order in which they were registered."""
         self._running: dict[bytes, RunningProgram] = {}
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._served: dict[bytes, ServedProgram] = {}
+        """Those that come with XSC."""
+        self._again = Functions()
+        """What a replay calls."""
         self._failed: dict[bytes, str] = {}
         """Why a registered program cannot run."""
         self._readers: dict[tuple[bytes, str], set[bytes]] = {}
@@ -104,6 +109,27 @@ class ComputeRuntimeManager:
             program = from_text(record.path.rpartition("/")[2])
             if program in self._registered:
                 self._run(program)
+
+    def serve(
+        self, raw: bytes, functions: Iterable[Function], again: Iterable[Function]
+    ) -> ServedProgram:
+        """Take in a program that comes with XSC, and return it for the service that runs it.
+
+        Args:
+            raw: its document, as TOML.
+            functions: what it calls.
+            again: the same for a replay, which takes nothing that was computed before.
+
+        Raises:
+            ProgramInvalid: it does not compile.
+        """
+        for function in again:
+            self._again.register(function)
+        resolved = resolve(parse(raw, "toml"), {}, {})
+        program = compile_program(resolved, Functions(functions), built_in=True)
+        served = ServedProgram(program, self._space, self._ports.recorder)
+        self._served[program.hash] = served
+        return served
 
     def _document(self, program: bytes) -> bytes:
         return self._space.get(UserSpacePaths.program(program)).value or b""
@@ -262,6 +288,8 @@ class ComputeRuntimeManager:
         return None
 
     def _get(self, program: bytes) -> CompiledProgram:
+        if program in self._served:
+            raise ArgumentInvalid("the program comes with XSC, which runs it by itself")
         if program in self._failed:
             raise ProgramInvalid(f"the program cannot run here: {self._failed[program]}")
         try:
@@ -338,6 +366,8 @@ class ComputeRuntimeManager:
         return program
 
     def _active(self, program: bytes) -> RunningProgram:
+        if program in self._served:
+            raise ArgumentInvalid("the program comes with XSC, which runs it by itself")
         try:
             return self._running[program]
         except KeyError:
@@ -351,7 +381,7 @@ class ComputeRuntimeManager:
         Raises:
             NotFound: none, or more than one.
         """
-        known = [*self._registered, *self._failed]
+        known = [*self._served, *self._registered, *self._failed]
         found = {program for program in known if to_text(program).startswith(text)}
         if len(text) < 4 or len(found) != 1:
             many = "more than one program" if len(text) >= 4 and found else "no program"
@@ -388,6 +418,8 @@ class ComputeRuntimeManager:
         Raises:
             NotFound: it is not registered.
         """
+        if program in self._served:
+            return self._served[program].results()
         if program in self._running:
             return self._running[program].results()
         if program in self._failed:
@@ -424,12 +456,17 @@ class ComputeRuntimeManager:
             "stale": [],
             "fault": fault,
             "publications": 0,
+            "built_in": False,
         }
 
     def status(self) -> list[dict[str, object]]:
-        """Return a row for each registered program, in the order of their registration."""
-        keys = ("id", "hash", "state", "frame", "fault", "publications")
-        programs = [*self._registered, *(self._failed.keys() - self._registered.keys())]
+        """Return a row for each program: those of XSC, then in the order of their registration."""
+        keys = ("id", "hash", "state", "frame", "fault", "publications", "built_in")
+        programs = [
+            *self._served,
+            *self._registered,
+            *(self._failed.keys() - self._registered.keys()),
+        ]
         return [{key: self.get_results(p)[key] for key in keys} for p in programs]
 
     def subscriptions(self) -> list[dict[str, object]]:
@@ -449,7 +486,7 @@ class ComputeRuntimeManager:
 
     async def rerun(self, root: Step) -> None:
         """Run again all functions and modules behind a value, and note what they give."""
-        await replay(root, self._functions, self._call_again)
+        await replay(root, self._again, self._call_again, self._executor)
 
     async def _call_again(self, call: Call) -> tuple[Number, ...] | Fault | None:
         digest = call.call.module

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from xsc.base.errors import NotFound, UnavailableError, XscError
-from xsc.base.ids import to_text
-from xsc.identity.envelope import Signed
+from xsc.base.clock import Executor
+from xsc.base.errors import ArgumentInvalid, NotFound, UnavailableError, XscError
+from xsc.base.ids import short, to_text
+from xsc.identity.envelope import Signed, open_signed
 from xsc.programs.frame import Call, Fault
 from xsc.programs.functions import Functions
 from xsc.programs.limits import (
@@ -23,7 +25,7 @@ from xsc.programs.limits import (
     WHY_NODES_MAX,
     WHY_READS_MAX,
 )
-from xsc.programs.numbers import format_value
+from xsc.programs.numbers import Value, format_value
 from xsc.programs.proof import (
     call_of,
     check_record,
@@ -31,6 +33,7 @@ from xsc.programs.proof import (
     fault_of_value,
     is_module,
     judge_results,
+    kept_value,
     rerun,
     value_in,
 )
@@ -41,13 +44,22 @@ from xsc.programs.provenance import (
     event_of,
 )
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import Entry
+from xsc.space.record import (
+    RECORD_ENVELOPE_BYTES_MAX,
+    Entry,
+    SpaceRecord,
+    check_value,
+    value_digest,
+)
 from xsc.terms.execution import Number
 
 Read = Callable[[bytes, str], Awaitable[Entry]]
 """Returns what is at a path of an owner; raises NotFound, or UnavailableError."""
 Rerun = Callable[[Call], Awaitable["tuple[Number, ...] | Fault | None"]]
 """Calls a module; None where it is not here."""
+Parts = Callable[[bytes], "Sequence[tuple[bytes, str, bytes, bytes]]"]
+"""Returns what a value that a node gave to its own program was gathered from: owner, path, the
+record of the space and its value. Raises XscError where the bytes are no such value."""
 _STANDS = {"value": "stands in the program", "default": "the default", "set": "set by the user"}
 
 
@@ -67,6 +79,8 @@ class Step:
     verified: bool | None = None
     """Whether it and all behind it hold."""
     replayed: bool | None = None
+    large: dict[str, Value] = field(default_factory=dict)
+    """Inputs of which its record has the hash alone, where they are kept beside it."""
 
 
 def _text(part: ProvenanceInput | ProvenanceOutput) -> str | None:
@@ -77,9 +91,10 @@ def _text(part: ProvenanceInput | ProvenanceOutput) -> str | None:
 class Why:
     """One walk from a value to all that is behind it."""
 
-    def __init__(self, read: Read, network: bytes) -> None:
+    def __init__(self, read: Read, network: bytes, parts: Parts = lambda _: ()) -> None:
         self._read = read
         self._network = network
+        self._parts = parts
         self._steps: dict[bytes, Step] = {}
         """By the id of a record."""
         self._next: list[Step] = []
@@ -171,6 +186,10 @@ class Why:
                 source.owner or owner, source.place or given.name, _text(given), note, holds
             )
 
+        if given.value is None and (whole := await self._whole(step, given)) is not None:
+            step.large[given.name] = whole
+        if source.kind == "given":
+            return [self._gathered(leaf("given by the node", holds=True), step, given)]
         if source.kind in _STANDS:
             return [leaf(_STANDS[source.kind], holds=True)]
         if given.parents:
@@ -193,6 +212,51 @@ class Why:
             return [leaf("gone", holds=False)]
         wrong = fault_of_value(given, entry.value)
         return [leaf(f"forged: {wrong}" if wrong else "", holds=not wrong)]
+
+    async def _whole(self, step: Step, given: ProvenanceInput) -> Value | None:
+        """Return an input that is too large for its record, from what its program keeps."""
+        assert step.signed is not None
+        program, place = step.signed.record.program, given.source.place
+        try:
+            if given.source.kind == "given":
+                path = UserSpacePaths.variable(program, place)
+            elif given.source.kind == "computation":
+                path = UserSpacePaths.result(program, place.rpartition(".")[0])
+            else:
+                return None
+        except ArgumentInvalid:
+            return None
+        entry = await self._get(step.owner, path)
+        raw = None if entry is None else entry.value
+        return None if raw is None else kept_value(given, raw)
+
+    def _gathered(self, leaf: Step, step: Step, given: ProvenanceInput) -> Step:
+        """Put behind a value that a node gave itself what it was gathered from, all checked."""
+        whole = step.large.get(given.name) if given.value is None else value_in(given)
+        if not isinstance(whole, bytes):
+            return leaf
+        try:
+            parts = self._parts(whole)
+        except XscError:
+            return leaf  # gathered from no space
+        for owner, path, record, value in parts:
+            part = Step(owner, path, value_digest(value).hex())
+            try:
+                signed = open_signed(
+                    record,
+                    SpaceRecord,
+                    network=self._network,
+                    author=owner,
+                    size_max=RECORD_ENVELOPE_BYTES_MAX,
+                )
+                check_value(signed.record, value)
+                part.note = f"number {signed.record.sequence}"
+                if signed.record.path != path:
+                    part.holds, part.note = False, f"forged: a record of '{signed.record.path}'"
+            except XscError as fault:
+                part.holds, part.note = False, f"forged: {fault.message}"
+            leaf.inputs.append((short(owner), part))
+        return leaf
 
     async def _parent(self, step: Step, given: ProvenanceInput, index: int) -> Step:
         assert step.signed is not None
@@ -243,7 +307,7 @@ def steps_of(root: Step) -> list[Step]:
     return found
 
 
-async def replay(root: Step, functions: Functions, call: Rerun) -> None:
+async def replay(root: Step, functions: Functions, call: Rerun, executor: Executor) -> None:
     """Run every function and module of a tree again, and note whether it gives the same bits."""
     for step in steps_of(root):
         if step.signed is None:
@@ -251,7 +315,8 @@ async def replay(root: Step, functions: Functions, call: Rerun) -> None:
         record = step.signed.record
         proven: bool | None
         if not is_module(record, functions):
-            proven, note = rerun(record, functions)
+            # Beside the event loop: a peer has chosen the inputs of its records.
+            proven, note = await executor.run(partial(rerun, record, functions, step.large))
         else:
             proven, note = await _rerun_module(record, call)
         step.replayed = proven

@@ -6,9 +6,11 @@ All of one `Writes` is written together, or none of it, so that a kill leaves a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from xsc.base.ids import to_text
+from xsc.programs.frame import Execution, Flags, FrameResult
+from xsc.programs.limits import VALUE_BYTES_MAX
 from xsc.programs.numbers import Value, to_space
 from xsc.space.paths import UserSpacePaths
 
@@ -38,6 +40,45 @@ class Writes:
     def write_output(self, path: str, type_: str, value: Value) -> None:
         """Publish an output as text, at its declared path alone."""
         self.values[path] = to_space(type_, value)
+
+    def write_frame(
+        self,
+        execution: Execution,
+        result: FrameResult,
+        entered: Collection[str],
+        before: Flags,
+        kept: Callable[[str], bytes | None],
+    ) -> None:
+        """Keep and publish what a frame changed.
+
+        Args:
+            execution: after the frame.
+            result: of the frame.
+            entered: variables that can have changed.
+            before: how computations stood when a frame was last written.
+            kept: returns what is at a path of the own space.
+        """
+        program = execution.program
+        for name in program.variables:
+            if name not in entered:
+                continue
+            variable, path = execution.save_variable(name), UserSpacePaths.variable
+            present = kept(path(program.hash, name))
+            given = program.variables[name][0].kind == "given"
+            if given and len(variable) > VALUE_BYTES_MAX:
+                if present is not None:
+                    self.delete(path(program.hash, name))
+            elif variable != present:
+                self.write_variable(program.hash, name, variable)
+        ran, changed = {item.computation for item in result.executed}, set(result.changed)
+        flags = execution.flags()
+        for step in program.steps:
+            if step.id in ran or flags[step.id] != before.get(step.id):
+                self.write_computation_result(program.hash, step.id, execution.save_step(step))
+            for output in step.outputs:
+                value = execution.output(output.name)
+                if output.path and output.name in changed and value is not None:
+                    self.write_output(output.path, output.slot.type, value)
 
     def write_provenance(self, written: Mapping[str, bytes]) -> None:
         """Keep where outputs came from, as the recorder returned it: values by path."""

@@ -608,6 +608,7 @@ CLEARED = {
     ],
     "converged": True,
     "network_converged": False,
+    "program_fault": "",
 }
 GROUPS = {"groups": {"my_mutual_beneficiaries": [NODE]}, "names": {NODE: "bob"}}
 GRANTED = {

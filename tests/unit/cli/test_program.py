@@ -7,7 +7,14 @@ import json
 import pytest
 
 HASH = "a" * 52
-ROW = {"id": "total", "hash": HASH, "state": "active", "frame": 3, "fault": "", "publications": 2}
+ROW = {
+    "id": "total",
+    "hash": HASH,
+    "state": "active",
+    "frame": 3,
+    "fault": "",
+    "publications": 2,
+} | {"built_in": False}
 RESULTS = ROW | {
     "variables": {"a": "1", "b": None},
     "outputs": {"total": "2"},
@@ -98,6 +105,8 @@ def test_ls_lists_programs(xsc, stand_in):
     stand_in.answers("GET", "/v1/programs", {"programs": [ROW]})
     assert xsc("program", "ls", "--json").json == {"programs": [ROW]}
     assert HASH.encode() in xsc("program", "ls").out
+    stand_in.answers("GET", "/v1/programs", {"programs": [ROW | {"built_in": True}]})
+    assert b"total (built in)" in xsc("program", "ls").out
 
 
 def step(path, *inputs, **changes):

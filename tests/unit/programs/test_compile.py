@@ -134,3 +134,11 @@ def test_a_module_takes_its_inputs_in_the_order_of_their_names():
         ("a", "f64"),
         ("b", "i32"),
     ]
+
+
+def test_a_given_variable_is_for_programs_that_come_with_xsc():
+    variables = {"a": {"kind": "given", "type": "i32"}}
+    computations = {"c": call("text.of", {"value": "a"})}
+    message = "variables.a.kind: 'given' is a kind for programs that come with XSC"
+    with pytest.raises(ProgramInvalid, match=message):
+        compiled(variables, computations)

@@ -23,6 +23,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.programs import service as services
 from xsc.programs.frame import Fault
+from xsc.programs.functions import BUILT_IN
 from xsc.programs.limits import (
     OWN_FRAMES_MAX,
     PROGRAM_MODULES_BYTES_MAX,
@@ -728,6 +729,37 @@ async def test_what_was_kept_and_does_not_fit_is_shown_and_does_not_run(node):
     with pytest.raises(ProgramInvalid, match="cannot run here"):
         await node.manager.activate(program)
     await node.end()
+
+
+async def test_a_program_that_comes_with_xsc_is_listed_and_left_alone(node):
+    text = b"""
+id = "own"
+[variables.a]
+kind = "given"
+type = "i32"
+[computations.c]
+function = "math.add"
+inputs = { x = "a", y = "a" }
+outputs.twice = { path = "nodes/twice" }
+"""
+    served = node.manager.serve(text, BUILT_IN, ())
+    (row,) = node.manager.status()
+    assert (row["id"], row["built_in"], row["state"], row["frame"]) == ("own", True, "active", 0)
+    assert served.run({"a": 4}) == {"twice": 8}
+    await node.space.put_all(served.writes())
+    served.wrote()
+    assert node.get("nodes/twice") == "8"
+    found = node.manager.find(row["hash"][:8])
+    assert node.manager.get_results(found)["variables"] == {"a": "4"}
+    for refused in (
+        node.manager.activate(found),
+        node.manager.deactivate(found),
+        node.manager.execute(found),
+        node.manager.set_variable(found, "a", "1"),
+    ):
+        with pytest.raises(ArgumentInvalid, match="comes with XSC"):
+            await refused
+    assert not node.space.ls(UserSpacePaths.REGISTRY)
 
 
 async def test_a_hash_is_found_by_its_beginning(node):

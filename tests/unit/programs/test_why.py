@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.programs.documents import MEMORY, call, compiled, derived, local, sub
 from tests.unit.programs.provenances import NETWORK, Runner
+from xsc.base.clock import InlineExecutor
 from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import short, to_text
 from xsc.identity.envelope import open_signed, read_claimed, sign
@@ -320,7 +321,7 @@ async def test_what_stands_in_the_program_has_no_parents():
 async def test_replay_runs_every_function_again():
     _, bob, _ = await pair()
     root = await bob.why("next/out/t")
-    await replay(root, Functions(), never)
+    await replay(root, Functions(), never, InlineExecutor())
     assert [step.replayed for step in steps_of(root) if step.signed] == [True] * 3
     assert to_json(root)["replayed"] is True
 
@@ -336,7 +337,7 @@ async def test_replay_finds_a_result_that_the_function_does_not_give():
     bob.space.write({"next/out/t": b"1"})
     root = await bob.why("next/out/t")
     assert (root.verified, root.value) == (True, "1")
-    await replay(root, Functions(), never)
+    await replay(root, Functions(), never, InlineExecutor())
     assert (root.replayed, root.note) == (False, "math.add gives another value")
 
 
@@ -351,7 +352,7 @@ async def test_replay_says_what_it_cannot_prove():
         for f in BUILT_IN
     )
     root = await bob.why("next/out/t")
-    await replay(root, newer, never)
+    await replay(root, newer, never, InlineExecutor())
     assert (root.replayed, root.note) == (None, "this node has another version of math.add")
 
 

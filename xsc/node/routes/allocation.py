@@ -180,6 +180,7 @@ def routes(node: Node) -> list[web.RouteDef]:
                 "damping_history": [list(item) for item in own.damping_history],
                 "mr_values": {to_text(peer): ppm for peer, ppm in own.mr_values},
                 "recipient_totals": {to_text(peer): sum_ for peer, sum_ in own.recipient_totals},
+                "program_fault": node.allocator.program_fault,
             }
         )
 

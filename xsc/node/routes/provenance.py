@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from xsc.allocation.gathered import parts_of
 from xsc.api.schema import ProgramWhy
 from xsc.base.errors import ArgumentInvalid
 from xsc.node.api.app import reply
@@ -25,7 +26,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         replayed = request.query.get("replay", "false")
         if replayed not in {"true", "false"}:
             raise ArgumentInvalid("replay is true or false")
-        walk = Why(node.read_space, node.peers.network)
+        walk = Why(node.read_space, node.peers.network, parts_of)
         root = await walk.walk(node.key.node_id if owner is None else node.find(owner), path)
         if replayed == "true":
             await node.programs.rerun(root)

@@ -1,0 +1,189 @@
+"""The allocation program beside the direct call of its rule, over random markets.
+
+TEST_ALLOCATION_MARKETS plays more of them (`make test-long`: 1 000).
+"""
+
+import os
+from random import Random
+
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.damping import factor_ppm
+from xsc.allocation.deciding import Inputs, clear, granted_of, is_due, state_after
+from xsc.allocation.gathered import from_bytes, to_bytes
+from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.allocation.recognition import value_of
+from xsc.base.limits import GATHERED_BYTES_MAX, MIB
+from xsc.market.entitlements import SlotRoom
+from xsc.node.built_in import ALLOCATION, allocation_functions
+from xsc.programs.compile import compile_program
+from xsc.programs.document import parse, resolve
+from xsc.programs.frame import Execution
+from xsc.programs.functions import Functions
+from xsc.programs.limits import GIVEN_BYTES_MAX
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+
+MARKETS = int(os.environ.get("TEST_ALLOCATION_MARKETS", "100"))
+ROUNDS = 3
+NOW_MS = 1_700_000_000_000
+HOUR_MS = 3_600_000
+OWN = bytes(32)
+
+
+def program_of(rules):
+    functions = Functions()
+    for function in allocation_functions(rules):
+        functions.register(function)
+    program = resolve(parse(ALLOCATION, "toml"), {}, {})
+    return compile_program(program, functions, built_in=True)
+
+
+def windows_of(random):
+    start = NOW_MS + random.randrange(-4, 6) * HOUR_MS
+    return [(start, start + random.randint(2, 8) * HOUR_MS)]
+
+
+def slot_of(random, number):
+    reserve = random.randint(2, 12)
+    return AvailabilitySlot(
+        slot_id=bytes([0, number]) * 8,
+        kind=random.choice(["storage", "compute", "egress"]),
+        quantity=random.randint(1, 40),
+        windows_packed=pack_windows(windows_of(random)),
+        valid_until_ms=NOW_MS + 14 * HOUR_MS,
+        price_mutual=random.randint(0, 1),
+        price_one_way=random.randint(1, 2),
+        reserve=reserve,
+        rule=random.choice(["weighted-uniform", "weighted-uniform", "proportional"]),
+    )
+
+
+def need_of(random, number):
+    return NeedSlot(
+        slot_id=bytes([1, number]) * 8,
+        kind=random.choice(["storage", "compute", "egress"]),
+        quantity=random.randint(3, 40),
+        quantity_min=random.choice([1, 1, 3]),
+        valid_until_ms=NOW_MS + 14 * HOUR_MS,
+        price_max=random.randint(0, 20),
+        number=random.randint(1, 3),
+    )
+
+
+def said(random, node, commitment, weights):
+    recognition = SpaceValue(record=random.randbytes(8), value=value_of(weights))
+    return Published(
+        node,
+        commitment,
+        SpaceValue(record=random.randbytes(8), value=commitment.to_bytes()),
+        weights,
+        recognition if weights else None,
+    )
+
+
+class Market:
+    """One provider and some customers, from round to round."""
+
+    def __init__(self, random):
+        self.random = random
+        self.slots = tuple(slot_of(random, number) for number in range(random.randint(1, 3)))
+        self.nodes = [bytes([number]) * 32 for number in range(1, random.randint(2, 6))]
+        self.others = {}
+        self.before, self.granted = {}, ()
+        self.now_ms = NOW_MS
+        for node in self.nodes:
+            self.change(node)
+
+    def change(self, node):
+        random = self.random
+        needs = tuple(need_of(random, number) for number in range(random.randint(0, 3)))
+        weights = {OWN: random.randint(1, 900_000)} if random.random() < 0.5 else {}
+        damping = random.choice([1_000_000, 500_000])
+        commitment = Commitment(needs=needs, damping_ppm=damping)
+        self.others[node] = said(random, node, commitment, weights)
+
+    def inputs(self):
+        random = self.random
+        share = 1_000_000 // len(self.nodes)
+        weights = {node: random.randint(1, share) for node in self.nodes if random.random() < 0.7}
+        history = tuple((random.randint(0, 3), NOW_MS) for _ in range(random.randint(0, 3)))
+        own = Commitment(slots=self.slots, damping_history=history)
+        drawn = {
+            each.key: random.randint(0, each.quantity)
+            for each in self.granted
+            if random.random() < 0.4
+        }
+        return Inputs(
+            now_ms=self.now_ms,
+            salt=random.randbytes(32),
+            own=said(random, OWN, own, weights),
+            others=dict(sorted(self.others.items())),
+            theirs={n: p.weights[OWN] for n, p in self.others.items() if OWN in p.weights},
+            drawn=drawn,
+            credit={node: random.choice([0, 100, 10**9]) for node in self.others},
+            free={
+                "storage": random.randint(0, 60) * MIB,
+                "compute": random.randint(0, 10**12),
+            },
+            before=self.before,
+            is_pending=random.random() < 0.3,
+        )
+
+    def step(self, outcome):
+        self.before, self.granted = outcome.cleared, outcome.granted
+        self.now_ms += self.random.choice([0, 1_000, HOUR_MS])
+        if self.random.random() < 0.6:
+            self.change(self.random.choice(self.nodes))
+
+
+def play(seed):
+    """Play one market through the program and the rule; return how many states are published."""
+    market = Market(Random(seed))
+    rules = AllocationProgram(SlotRoom)
+    execution = Execution.begin(program_of(rules))
+    last, published = TwoTierAllocationState(), b""
+    states = 0
+    for _ in range(ROUNDS):
+        inputs = market.inputs()
+        outcome = clear(inputs, SlotRoom(inputs.free, inputs.now_ms))
+        history = inputs.own.commitment.damping_history
+        state = state_after(inputs, granted_of(outcome), last, factor_ppm(history))
+        ring = [units for units, _ in history]
+        gathered = to_bytes(inputs)
+        due = is_due(outcome, last)
+        states += due
+        execution.run(
+            {
+                "gathered": gathered,
+                "last": published,
+                "over": (*[NOBODY] * (3 - len(ring)), *ring),
+            }
+        )
+        assert not execution.errors, seed
+        assert not execution.stale, seed
+        made = rules.outcome(gathered)
+        assert made.granted == outcome.granted, seed
+        assert made.fresh == outcome.fresh, seed
+        assert made.cleared.keys() == outcome.cleared.keys(), seed
+        for key, each in outcome.cleared.items():
+            assert made.cleared[key].id == each.id, seed
+            assert made.cleared[key].inputs == each.inputs, seed
+            assert made.cleared[key].grants == each.grants, seed
+        for key in outcome.fresh:
+            record = made.cleared[key].record
+            assert record.to_bytes() == outcome.cleared[key].record.to_bytes(), seed
+        assert execution.output("state") == state.to_bytes(), seed
+        assert to_bytes(from_bytes(gathered)) == gathered, seed
+        if due:
+            last, published = state, state.to_bytes()
+        market.step(outcome)
+    return states
+
+
+def test_the_program_gives_what_the_rule_gives():
+    played = [play(seed) for seed in range(MARKETS)]
+    assert sum(played) > MARKETS, "most rounds publish something"
+
+
+def test_what_can_be_gathered_can_be_given():
+    assert GATHERED_BYTES_MAX == GIVEN_BYTES_MAX

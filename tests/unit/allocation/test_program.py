@@ -1,0 +1,261 @@
+"""The allocation program of a node: it serves, gives way to its rule, and is explained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.allocation.test_allocating import SLOT, Allocating, Plenty, need_of
+from xsc.allocation.gathered import parts_of
+from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.base.clock import InlineExecutor
+from xsc.identity.keys import KeyPair
+from xsc.node.built_in import ALLOCATION, allocation_functions
+from xsc.programs import frame
+from xsc.programs.compile import compile_program
+from xsc.programs.document import parse, resolve
+from xsc.programs.functions import Functions
+from xsc.programs.limits import VALUE_BYTES_MAX
+from xsc.programs.recorder import Recorder
+from xsc.programs.served import ServedProgram
+from xsc.programs.why import Why, replay, steps_of
+from xsc.space import table as tables
+from xsc.space.paths import UserSpacePaths
+from xsc.terms.clearing import TwoTierAllocationState
+from xsc.terms.slot import Commitment
+
+STATE = UserSpacePaths.ALLOCATION_STATE
+
+
+class Serving(Allocating):
+    """A node whose allocation is a program."""
+
+    def __init__(self, key, network, *peers, db=None):
+        super().__init__(key, network, *peers, db=db)
+        own = Functions(allocation_functions(self.allocator.rules))
+        self.functions = Functions(allocation_functions(AllocationProgram(Plenty().room)))
+        program = resolve(parse(ALLOCATION, "toml"), {}, {})
+        compiled = compile_program(program, own, built_in=True)
+        self.program = ServedProgram(compiled, self.space, Recorder(self.space, key, network))
+        self.allocator.serve_by(self.program)
+
+    async def why(self, path=STATE, replayed=False):
+        root = await Why(self.read, self.network, parts_of).walk(self.space.owner, path)
+        if replayed:
+            await replay(root, self.functions, None, InlineExecutor())
+        return root
+
+    def published(self):
+        return self.space.get(STATE).value
+
+
+def offering(history=()):
+    return Commitment(slots=(SLOT,), damping_history=history).to_bytes()
+
+
+async def play(node, *peers):
+    """Let peers come with needs, and go."""
+    await node.space.put(UserSpacePaths.COMMITMENT, offering())
+    seen = []
+    for number in range(1, 4):
+        for peer in peers:
+            await node.needs(peer, need_of(20 * number + len(peers), number))
+            await node.allocator.allocate()
+            node.pass_ms(1_000)
+            await node.allocator.allocate()
+            seen.append(node.space.get(STATE).value)
+    return seen
+
+
+@pytest.fixture
+def peers(bob):
+    return bob, KeyPair(b"\xc0" * 32)
+
+
+@pytest.fixture
+def node(alice, network, peers):
+    return Serving(alice, network, *peers)
+
+
+async def test_the_program_publishes_what_the_rule_publishes(alice, network, peers, node):
+    beside = Allocating(alice, network, *peers)
+    assert await play(node, *peers) == await play(beside, *peers)
+    assert node.allocator.present() == beside.allocator.present()
+    assert node.allocator.granted() == beside.allocator.granted()
+    assert node.program.results()["outputs"]["state"] == node.published().hex()
+    assert node.program.results() | {"built_in": True, "state": "active"} == node.program.results()
+
+
+async def test_a_quiet_look_runs_no_frame_and_writes_nothing(node, peers):
+    await play(node, *peers)
+    frame_number, writes = node.program.results()["frame"], len(node.db.writes)
+    for _ in range(3):
+        node.pass_ms(60_000)
+        node.allocator.wake()
+        await node.allocator.allocate()
+    assert (node.program.results()["frame"], len(node.db.writes)) == (frame_number, writes)
+
+
+async def test_where_the_program_fails_its_rule_decides_and_says_so_once(node, peers, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(frame, "GIVEN_BYTES_MAX", 10)
+        await play(node, *peers)
+        assert "over the bound of 10" in node.allocator.program_fault
+        results = node.program.results()
+        assert (results["state"], results["frame"]) == ("failed", 0)
+    assert node.log.events.count("allocation.program_failed") == 1
+    assert sum(node.quantities()) == 100
+    root = await node.why()
+    assert (root.verified, root.note) == (True, "no program's output")
+    await node.needs(peers[0], need_of(3, 9))
+    await node.allocator.allocate()
+    assert node.allocator.program_fault == ""
+    assert node.log.events.count("allocation.program_serves") == 1
+    assert (await node.why()).signed is not None
+
+
+async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkeypatch):
+    await play(node, *peers)
+    before = node.program.results()
+    with monkeypatch.context() as full:
+        full.setattr(tables, "OWNER_BYTES_MAX", 1)
+        await node.needs(peers[0], need_of(5, 9))
+        await node.allocator.allocate()
+        assert node.program.results() == before
+    await node.allocator.allocate()
+    assert node.program.results()["frame"] == before["frame"] + 1
+    assert (await node.why()).verified
+
+
+async def test_a_restart_changes_nothing_and_keeps_the_ring(node, peers, alice, network):
+    await play(node, *peers)
+    over = ((3, 1), (5, 2))
+    await node.space.put(UserSpacePaths.COMMITMENT, offering(over))
+    await node.needs(peers[0], need_of(7, 9))
+    await node.allocator.allocate()
+    results = node.program.results()
+    assert results["variables"]["over"] == f"[{NOBODY}, 3, 5]"
+    assert node.allocator.state.damping_history == over
+    again = Serving(alice, network, *peers, db=node.db)
+    writes = len(node.db.writes)
+    assert again.program.results() == results | {"publications": 0}
+    again.clock.advance_to(node.clock.now_ms())
+    await again.allocator.allocate()
+    assert again.published() == node.published()
+    again.pass_ms(1_000)
+    await again.allocator.allocate()  # it says once that it has settled
+    assert again.allocator.state.converged
+    assert len(node.db.writes) <= writes + 3
+    assert (await again.why()).verified
+
+
+async def test_what_was_kept_and_is_damaged_leaves_the_rule(node, peers, alice, network):
+    await play(node, *peers)
+    over = UserSpacePaths.variable(node.program.program.hash, "over")
+    await node.space.put_all({over: b"nonsense"})
+    again = Serving(alice, network, *peers, db=node.db)
+    assert again.allocator.program_fault.startswith("store_damaged: ")
+    before, again.sequences = node.published(), node.sequences
+    await again.needs(peers[0], need_of(7, 9))
+    await again.allocator.allocate()
+    assert again.log.events.count("allocation.program_failed") == 1
+    assert again.published() != before
+    assert again.program.results()["state"] == "failed"
+
+
+async def test_a_kill_at_any_write_leaves_a_whole_frame(node, peers, alice, network):
+    await play(node, peers[0])
+    for count in range(len(node.db.writes) + 1):
+        again = Serving(alice, network, *peers, db=node.db.after(count))
+        if again.space.ls(STATE):
+            state = again.published()
+            assert again.program.results()["outputs"]["state"] == state.hex(), count
+            assert (await again.why(replayed=True)).replayed, count
+        else:
+            assert again.program.results()["frame"] == 0, count
+
+
+async def test_a_state_is_explained_by_owner_and_path_and_replayed(node, peers, bob):
+    await play(node, *peers)
+    root = await node.why(replayed=True)
+    assert root.verified
+    assert root.signed.record.function == "allocation.state"
+    steps = steps_of(root)
+    functions = {one.signed.record.function for one in steps if one.signed is not None}
+    assert functions == {"allocation.clear", "allocation.damping", "allocation.state"}
+    assert all(one.replayed for one in steps if one.signed is not None)
+    read = {(one.owner, one.path) for one in steps if one.note.startswith("number ")}
+    own = node.space.owner
+    nodes = {own, *(peer.node_id for peer in peers)}
+    assert read == {(each, UserSpacePaths.COMMITMENT) for each in nodes}
+    behind = next(one for one in steps if one.owner == bob.node_id)
+    record = node.space.get(UserSpacePaths.COMMITMENT, bob.node_id).signed.record
+    assert (behind.value, behind.note) == (record.digest.hex(), f"number {record.sequence}")
+
+
+async def test_a_state_that_the_rule_does_not_give_is_found(node, peers, monkeypatch):
+    rules = node.allocator.rules
+
+    def generous(*given):
+        raw = type(rules).state(rules, *given)
+        said = TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
+        return said.model_copy(update={"damping_factor": 1}).to_bytes()
+
+    with monkeypatch.context() as lying:
+        lying.setattr(rules, "state", generous)
+        await play(node, *peers)
+    root = await node.why(replayed=True)
+    assert (root.verified, root.replayed) == (True, False)
+
+
+async def test_an_outcome_that_does_not_follow_from_what_was_gathered_is_found(
+    node, peers, monkeypatch
+):
+    rules = node.allocator.rules
+
+    def unfair(inputs, outcome):
+        first, *_ = outcome.granted
+        return type(rules).gather(rules, inputs, replace(outcome, granted=(first,)))
+
+    with monkeypatch.context() as lying:
+        lying.setattr(rules, "gather", unfair)
+        await play(node, *peers)
+    root = await node.why(replayed=True)
+    assert root.verified
+    wrong = [one for one in steps_of(root) if one.replayed is False]
+    assert [one.signed.record.function for one in wrong] == ["allocation.clear"]
+
+
+async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
+    node, peers, monkeypatch
+):
+    monkeypatch.setattr("xsc.programs.provenance.INPUT_INLINE_BYTES_MAX", 100)
+    await play(node, *peers)
+    kept = UserSpacePaths.variable(node.program.program.hash, "gathered")
+    assert node.space.ls(kept)
+    root = await node.why(replayed=True)
+    assert root.verified
+    assert root.replayed, (root.note, root.large.keys())
+    assert root.large.keys() == {"gathered", "granted", "last"}
+    monkeypatch.setattr("xsc.programs.writes.VALUE_BYTES_MAX", 100)
+    await node.needs(peers[0], need_of(4, 9))
+    await node.allocator.allocate()
+    assert not node.space.ls(kept)
+    root = await node.why(replayed=True)
+    assert root.verified
+    assert root.replayed is None
+    assert "not kept any more" in root.note
+
+
+async def test_an_exchanged_part_is_forged(node, peers, bob):
+    await play(node, *peers)
+
+    def exchanged(raw):
+        return [part._replace(value=part.value + b"x") for part in parts_of(raw)]
+
+    root = await Why(node.read, node.network, exchanged).walk(node.space.owner, STATE)
+    assert not root.verified
+    wrong = [one.note for one in steps_of(root) if not one.holds]
+    assert len(wrong) >= 1 + len(peers)
+    assert all(note.startswith("forged: ") for note in wrong)
