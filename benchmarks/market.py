@@ -6,25 +6,40 @@ to what is granted to it is of real nodes and the Python client.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Final
+from typing import Any, Final, cast
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.deciding import Inputs, begin
 from xsc.allocation.granting import Cleared, Seen
 from xsc.allocation.queues import Key, Queues
+from xsc.base.limits import LEASES_A_CUSTOMER_MAX, STORAGE_LEASE_BYTES, STORAGE_LEASE_MS
+from xsc.base.log import SilentLog
 from xsc.client.core import Core
 from xsc.client.market import MarketCalls
 from xsc.client.space import SpaceCalls, value_of
+from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
+from xsc.identity.keys import KeyPair
+from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import SlotRoom
+from xsc.market.granter import LeaseGranter
+from xsc.market.headroom import Headroom
+from xsc.market.lease import LeaseTerms, LeaseUse
+from xsc.market.lease_entry import LeaseEntry
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.pricing import PriceList
+from xsc.node.system import SystemClock, SystemEntropy
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, SlotKind, pack_windows
 
 PARTICIPANTS: Final = 10_000
@@ -35,6 +50,8 @@ RECOGNISED: Final = 20
 NOW_MS: Final = 1_700_000_000_000
 HOUR_MS: Final = 3_600_000
 OWN: Final = bytes(32)
+LEASES: Final = 10_000
+NOBODY: Final[Any] = None
 NO_RECORD: Final = SpaceValue(record=bytes(600), value=b"")
 
 
@@ -191,6 +208,74 @@ def rules(quick: bool) -> None:
     print(f"  a round without a change                           {median(still):7.2f} ms")
 
 
+class Capacity:
+    """What a provider has."""
+
+    def storage_capacity_bytes(self) -> int:
+        return 2**50
+
+    compute_capacity_steps = storage_free_bytes = compute_steps_free = storage_capacity_bytes
+
+    def tier(self, customer: bytes) -> Tier:
+        return "mutual" if customer[0] % 2 else "open"
+
+
+async def quoted(count: int) -> float:
+    """Return the processor time of a signed quote at a provider with LEASES open leases, in ms."""
+    context = Context(
+        KeyPair(b"k" * 32), bytes(32), SystemClock(), SystemEntropy(), NOBODY, NOBODY, SilentLog()
+    )
+    own, now_ms, capacity = context.key.node_id, context.clock.now_ms(), Capacity()
+    customers = [bytes([number]) * 32 for number in range(LEASES // LEASES_A_CUSTOMER_MAX + 1)]
+    store = LeaseStore(MemoryKeyValue(), context.network, NOBODY)
+    store.add(
+        [
+            LeaseEntry(
+                "provider",
+                LeaseTerms(
+                    lease_id=number.to_bytes(32, "big"),
+                    kind="storage" if number % 2 else "compute",
+                    provider=own,
+                    customer=customers[number % len(customers)],
+                    price=3,
+                    quantity=STORAGE_LEASE_BYTES,
+                    start_ms=now_ms,
+                    end_ms=now_ms + STORAGE_LEASE_MS,
+                ),
+                LeaseUse(now_ms),
+                b"",
+                b"",
+            )
+            for number in range(LEASES)
+        ]
+    )
+    ports = MarketPorts(
+        peers=NOBODY,
+        credit=NOBODY,
+        quality=NOBODY,
+        standing=cast(Any, capacity),
+        capacity=cast(Any, capacity),
+        leaving=NOBODY,
+        granted=tuple,
+        received=NOBODY,
+        billed=NOBODY,
+        on_denied=NOBODY,
+    )
+    settings = MarketSettings(PriceList(10, 10, 200_000, 100_000), 40, 40, 10_000, "", "")
+    limits = CreditLimits(context, ports, store)
+    headroom = Headroom(context, ports, settings, store, limits)
+    granter = LeaseGranter(context, ports, settings, store, limits=limits, headroom=headroom)
+    took = []
+    for number in range(count):
+        lease = store.get("provider", number.to_bytes(32, "big"))
+        assert lease is not None
+        lease.reserved += 1
+        begun = time.process_time_ns()
+        await granter.on_quote(customers[0], {"kind": KINDS[number % 2 * 2]}, ())
+        took.append((time.process_time_ns() - begun) / 1e6)
+    return median(took)
+
+
 def granted(homes: Sequence[Path], quick: bool) -> None:
     provider, customer = MarketCalls(Core(homes[0])), MarketCalls(Core(homes[-1]))
     slot_id = provider.declare("offer", "storage", {"quantity": 64, "price_micro": 1})["id"]
@@ -218,4 +303,6 @@ def run(homes: Sequence[Path], quick: bool) -> None:
     """Measure, and print."""
     print("\nmarket: what is granted ahead of use")
     rules(quick)
+    took = asyncio.run(quoted(100))
+    print(f"  a signed quote at a provider of {LEASES} open leases    {took:7.2f} ms")
     granted(homes, quick)

@@ -9,7 +9,6 @@ from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import is_present, promises, undrawn
-from xsc.market.lease_entry import reserved_by_customer
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import MarketPricing, utilisation_ppm
@@ -38,7 +37,7 @@ class Headroom:
 
     def free(self, kind: Kind) -> int:
         """Return what is neither used nor promised, for as long as new use can last."""
-        return self.room(kind).free
+        return self._free(kind, None)[0]
 
     def pricing(self) -> MarketPricing:
         """Return this node's prices at its present utilisation."""
@@ -55,14 +54,7 @@ class Headroom:
             kind: of the room.
             beside: an entitlement that keeps nothing free in this look.
         """
-        now_ms = self._clock.now_ms()
-        free, reserved = self._unreserved(kind)
-        granted = self._entitlements()
-        if granted:
-            drawn = self._store.drawn("provider", now_ms)
-            kept = promises(granted, kind, drawn, now_ms, beside=beside)
-            end_ms = EVER_MS if kind == "storage" else now_ms + COMPUTE_LEASE_MS
-            free = free_over(free, kept, now_ms, end_ms)
+        free, reserved = self._free(kind, beside)
         tier = self._standing.tier
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
         return room.FreeRoom(kind, free, reserved, strangers)
@@ -98,10 +90,23 @@ class Headroom:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""
         return self._store.drawn_quanta("provider", self._clock.now_ms())
 
+    def _free(self, kind: Kind, beside: Entitlement | None) -> tuple[int, dict[bytes, int]]:
+        """Return what is neither used nor promised, and what customers reserved."""
+        now_ms = self._clock.now_ms()
+        free, reserved = self._unreserved(kind)
+        granted = self._entitlements()
+        if granted:
+            drawn = self._store.drawn("provider", now_ms)
+            kept = promises(granted, kind, drawn, now_ms, beside=beside)
+            end_ms = EVER_MS if kind == "storage" else now_ms + COMPUTE_LEASE_MS
+            free = free_over(free, kept, now_ms, end_ms)
+        return free, reserved
+
     def _unreserved(self, kind: Kind) -> tuple[int, dict[bytes, int]]:
         """Return what is neither used nor reserved under leases, and what customers reserved."""
-        entries, now_ms = self._store.all("provider"), self._clock.now_ms()
-        reserved, entitled = reserved_by_customer(entries, kind, self._limits.at_limit, now_ms)
+        reserved, entitled = self._store.reserved.at(
+            kind, self._limits.at_limit, self._clock.now_ms()
+        )
         if kind == "storage":
             free = self._capacity.storage_free_bytes()
         else:

@@ -6,8 +6,7 @@ by work under way (provider), and what was handed out and has not been reported 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
@@ -21,6 +20,7 @@ from xsc.terms.slot import EntitlementKey
 
 Role: TypeAlias = Literal["customer", "provider"]
 _PROMISE_STEP_MS: Final = PROMISE_MS // 60
+_TOLD: Final = frozenset({"terms", "use", "reserved"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,14 @@ class LeaseEntry:
     """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
     avoided_until_ms: int = 0
     """Customer: until when others are preferred, because the host refused a write."""
+    told: Callable[[LeaseEntry], None] | None = field(default=None, init=False, compare=False)
+    """Called when its terms, its use or what is reserved by work change."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        told = getattr(self, "told", None)
+        if told is not None and name in _TOLD:
+            told(self)
 
     @property
     def peer(self) -> bytes:
@@ -279,27 +287,6 @@ def drawn(entry: LeaseEntry, now_ms: int) -> int:
 def used(entry: LeaseEntry) -> int:
     """Return how much of its entitlement is used under a lease, which bills it."""
     return entry.use.held_bytes if entry.terms.kind == "storage" else entry.use.used
-
-
-def reserved_by_customer(
-    entries: Iterable[LeaseEntry], kind: Kind, at_limit: Collection[bytes], now_ms: int
-) -> tuple[dict[bytes, int], int]:
-    """Return what each customer has reserved and not used, and what all have of entitlements.
-
-    That is not in what a customer has reserved: no share bounds it.
-    """
-    found: defaultdict[bytes, int] = defaultdict(int)
-    entitled = 0
-    for entry in entries:
-        # Most leases have lapsed, and every put under one of those looks here.
-        if entry.use.lapsed or entry.terms.kind != kind:
-            continue
-        kept = kept_free(entry, at_limit, now_ms)
-        if entry.draw is not None:
-            entitled += kept
-        elif kept:
-            found[entry.terms.customer] += kept
-    return found, entitled
 
 
 def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:

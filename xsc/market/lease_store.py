@@ -32,6 +32,7 @@ from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn, used
 from xsc.market.ports import Commit
 from xsc.market.renewal import restored
+from xsc.market.reserved import Reserved
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
@@ -198,6 +199,8 @@ class LeaseStore:
             "provider": {},
         }
         """By entitlement, when its window ends, and what forgotten leases have used of it."""
+        self.reserved = Reserved()
+        """Under the leases as the provider."""
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
 
@@ -334,6 +337,9 @@ class LeaseStore:
         self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
         if entry.draw is not None:
             self._drawing[entry.role][entry.terms.lease_id] = entry
+        if entry.role == "provider":
+            entry.told = self.reserved.change
+            self.reserved.change(entry)
 
     def drawn(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
         """Return what all leases have drawn of each entitlement: bytes, or fuel steps."""
@@ -491,6 +497,9 @@ class LeaseStore:
                 changes.append(self._spend(entry, entry.drawn_key, entry.draw.end_ms))
         self._state.write(changes, sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
+        if entry.role == "provider":
+            entry.told = None
+            self.reserved.forget(entry)
         with_peer = self._by_peer[entry.role, entry.peer]
         del with_peer[entry.terms.lease_id]
         if not with_peer:

@@ -21,12 +21,10 @@ from xsc.market.lease_entry import (
     kept_free,
     next_booking,
     owed_micro,
-    reserved_by_customer,
     tidied,
     usable,
     view,
 )
-from xsc.terms.quote import Draw
 
 T0 = 1_700_000_000_000
 END = T0 + STORAGE_LEASE_MS
@@ -65,24 +63,6 @@ def test_a_run_under_way_outlives_its_compute_lease():
     run = entry(kind="compute", quantity=100, reserved=30)
     assert kept_free(run, {CUSTOMER}, T0) == 100
     assert kept_free(run, (), END) == 30
-
-
-def test_reservations_add_up_by_customer_and_kind():
-    entries = [
-        entry(),
-        entry(number=2, quantity=MIB),
-        entry(number=3, customer=OTHER),
-        entry(number=4, kind="compute", quantity=5),
-        entry(number=5, use=replace(LeaseUse(T0), lapsed=True)),
-    ]
-    assert reserved_by_customer(entries, "storage", (), T0) == (
-        {CUSTOMER: 11 * MIB, OTHER: 10 * MIB},
-        0,
-    )
-    assert reserved_by_customer(entries, "compute", (), T0) == ({CUSTOMER: 5}, 0)
-    assert reserved_by_customer(entries, "storage", {OTHER}, T0) == ({CUSTOMER: 11 * MIB}, 0)
-    entries[0].draw = Draw(slot=b"s" * 16, start_ms=0, end_ms=T0, need=b"n" * 16)
-    assert reserved_by_customer(entries, "storage", {OTHER}, T0) == ({CUSTOMER: MIB}, 10 * MIB)
 
 
 def test_debts_and_exposures_of_several_leases_add_up():
