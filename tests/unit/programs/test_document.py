@@ -15,9 +15,7 @@ from xsc.programs.document import ModuleCall, Output, Variable, parse, resolve
 from xsc.programs.limits import (
     COMPUTATIONS_MAX,
     DESCRIPTION_CHARS_MAX,
-    DOCUMENT_DEPTH_MAX,
     INPUTS_MAX,
-    LINE_DOTS_MAX,
     NAME_CHARS_MAX,
     OUTPUTS_MAX,
     RING_MAX,
@@ -190,17 +188,6 @@ def test_a_document_of_ten_mebibytes_is_refused_before_it_is_read(form):
 def test_a_document_of_depth_ten_thousand_is_refused(text, form):
     with pytest.raises(ProgramInvalid, match=r"deeper|dots|not JSON"):
         parse(text.encode(), form)
-
-
-def test_depth_and_dots_are_bounded():
-    levels = DOCUMENT_DEPTH_MAX + 1
-    deep = "{" + '"a":{' * levels + "}" * levels + "}"
-    with pytest.raises(ProgramInvalid, match=f"deeper than {DOCUMENT_DEPTH_MAX}"):
-        parse(deep.encode(), "json")
-    line = "description = " + '"' + "." * LINE_DOTS_MAX + '"\n'
-    assert program(line + EXAMPLE).document.description
-    with pytest.raises(ProgramInvalid, match="line 1 has more than"):
-        program(line.replace(".", "..", 1) + EXAMPLE)
 
 
 def variables(count):

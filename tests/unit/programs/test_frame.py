@@ -85,6 +85,76 @@ def test_a_local_variable_is_read_in_the_next_frame_and_a_hot_swap_keeps_it():
     assert swapped.value("n") == 2
 
 
+RING = (
+    {"one": local(), "ring": local(size=2), "go": sub(default=0)},
+    {
+        "first": call("math.add", {"x": "one", "y": "go"}, f={"path": "demo/f"}),
+        "total": call("list.sum", {"items": "ring"}, t={"local": "one"}),
+    },
+)
+
+
+def test_what_is_set_is_pushed_to_a_local_variable():
+    running = execution(*RING)
+    running.run({"one": 7, "ring": 2})
+    assert (running.value("one"), running.value("ring")) == (7, (0, 2))
+    assert (running.output("f"), running.output("t")) == (7, 2)
+    assert ran(running.run({"ring": 3})) == ["first", "total"]  # with what it wrote before
+    assert (running.value("one"), running.value("ring"), running.output("t")) == (2, (2, 3), 5)
+    running.run({"ring": 2**31})
+    assert "is no i32" in running.errors["ring"]
+    assert running.stale == {"total"}
+    running.run({"ring": 4})
+    assert (running.errors, running.value("ring")) == ({}, (3, 4))
+
+
+def test_a_frame_waits_while_a_local_variable_has_another_value_than_was_read():
+    running = execution(*RING)
+    assert running.waits()
+    assert running.run({"ring": 2}).again
+    assert running.waits()
+    assert not running.run({}).again
+    assert not running.waits()
+    running.run({"go": Fault("gone")})
+    assert not running.waits()
+
+
+def kept_of(running):
+    """What is kept of a program, and how it stands."""
+    program = running.program
+    variables = {name: running.save_variable(name) for name in program.variables}
+    steps = {step.id: running.save_step(step) for step in program.steps}
+    return variables, steps
+
+
+@pytest.mark.parametrize("frames", range(1, 7))
+def test_a_program_goes_on_from_what_was_kept_of_it(frames):
+    """Values, errors, staleness and rings are there again, and the next frames are the same."""
+    parts = (
+        {
+            "a": sub(default=0),
+            "b": sub(),
+            "ring": local(size=2),
+            "s": derived("sum", "s"),
+        },
+        {
+            "sum": call("math.add", {"x": "a", "y": "a"}, s={"local": "ring"}),
+            "next": call("math.add", {"x": "s", "y": "b"}, n={"path": "demo/n"}),
+            "total": call("list.sum", {"items": "ring"}, t=MEMORY),
+        },
+    )
+    changes = [{"a": 1}, {"b": 1}, {"a": 2**30}, {"b": Fault("gone")}, {"a": 5}, {"b": 2}, {"a": 6}]
+    running, again = execution(*parts), execution(*parts)
+    for change in changes[:frames]:
+        running.run(change)
+    again.restore(*kept_of(running))
+    assert kept_of(again) == kept_of(running)
+    assert (again.flags(), again.waits()) == (running.flags(), running.waits())
+    for change in changes[frames:]:
+        assert again.run(change) == running.run(change)
+    assert kept_of(again) == kept_of(running)
+
+
 def test_a_frame_stops_for_the_calls_of_modules_and_goes_on_with_their_results():
     running = execution(
         {"a": sub(default=3), "s": derived("m", "s")},
@@ -106,6 +176,26 @@ def test_a_frame_stops_for_the_calls_of_modules_and_goes_on_with_their_results()
         frame.send([(Number(type="i32", bits=b"\7\0\0\0"),) * 2])
     assert running.errors == {"m": "the module gives 2 results, and 1 are named"}
     assert running.stale == {"t"}
+
+
+def test_the_results_of_a_module_go_to_the_outputs_that_name_them():
+    running = execution(
+        {"a": sub(default=3)},
+        {
+            "m": call(
+                MODULE,
+                {"x": "a"},
+                one={**MEMORY, "type": "u32", "result": 1},
+                two={**MEMORY, "type": "i32", "result": 0},
+                same={**MEMORY, "type": "i32", "result": 1},
+            )
+        },
+    )
+    frame = running.frame()
+    next(frame)
+    with pytest.raises(StopIteration):
+        frame.send([(Number(type="i32", bits=b"\7\0\0\0"), Number(type="i32", bits=b"\xff" * 4))])
+    assert [running.output(name) for name in ("one", "two", "same")] == [2**32 - 1, 7, -1]
 
 
 def test_a_frame_that_was_not_ended_is_made_up_for_by_the_next():
