@@ -16,9 +16,10 @@ from heapq import heappop, heappush
 from itertools import accumulate
 
 from xsc.allocation.matching import places
-from xsc.allocation.tiers import Claim, weighted_uniform
+from xsc.allocation.tiers import TIERS, Claim, weighted_uniform
+from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
 from xsc.terms.quote import Tier
-from xsc.terms.slot import Entitlement, NeedSlot, Window
+from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +41,36 @@ class Kept:
     """Of providers that were ever refused anything; never above the caps before."""
 
 
-def keep(quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int]) -> Kept:
+def keep(
+    quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int], least: int = 0
+) -> Kept:
     """Return what a need keeps: of mutual providers first, by recognition within a tier.
 
     Caps fall only, so this ends also where recognition changes meanwhile; a cap that an earlier
     recognition lowered stays until the need has a new number.
 
+    No provider grants less than the minimum, so of each as much is kept, or nothing. While a share
+    is below it, one such provider is refused: of the last tier, of the least weight, by its id.
+
     Args:
         quantity: of the need.
         offers: what each provider grants at present, at most one each.
         caps: those before.
+        least: the minimum of the need.
     """
-    kept = weighted_uniform(
-        quantity,
-        [
-            Claim(offer.provider, offer.tier, offer.weight, bounded)
-            for offer in offers
-            if (bounded := min(offer.quantity, caps.get(offer.provider, offer.quantity)))
-        ],
-    ).allocations
+    claims = [
+        Claim(offer.provider, offer.tier, offer.weight, bounded)
+        for offer in offers
+        if (bounded := min(offer.quantity, caps.get(offer.provider, offer.quantity)))
+    ]
+    claims.sort(key=lambda claim: (-TIERS.index(claim.tier), claim.weight, claim.id))
+    while True:
+        kept = weighted_uniform(quantity, claims).allocations
+        # What was drawn of an offer that has lapsed may be less, and stays.
+        short = [claim for claim in claims if kept[claim.id] < min(least, claim.need)]
+        if not short:
+            break
+        claims.remove(short[0])
     quantities = {offer.provider: kept.get(offer.provider, 0) for offer in offers}
     refused = {
         offer.provider: quantities[offer.provider]
@@ -132,22 +144,90 @@ def at_once(need: NeedSlot, lines: Sequence[tuple[Window, int]]) -> int:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Had:
+    """What one line has granted a need of this node."""
+
+    number: int
+    """Of the need."""
+    since_ms: int
+    """When it could first be drawn, by the own clock: not by a date that its provider signs."""
+    units: int
+    lapsed: int = 0
+    """Units that went when they had not been drawn for ENTITLEMENT_LAPSE_MS."""
+
+
+def had_of(
+    known: Mapping[EntitlementKey, Had],
+    needs: Mapping[bytes, NeedSlot],
+    received: Iterable[Entitlement],
+    now_ms: int,
+) -> dict[EntitlementKey, Had]:
+    """Return what lines have granted to the present numbers of needs.
+
+    What goes up to ALLOCATION_LOOK_MS before or after it lapses has lapsed: clocks differ.
+    """
+    present = {each.key: each for each in received}
+    found = {}
+    for key in known.keys() | present.keys():
+        each, need, had = present.get(key), needs.get(key[3]), known.get(key)
+        if need is None:
+            continue
+        units = each.quantity if each else 0
+        if had is None or had.number != need.number:
+            had = Had(need.number, max(now_ms, each.window[0]) if each else now_ms, units)
+        late_ms = now_ms - had.since_ms - ENTITLEMENT_LAPSE_MS
+        gone = max(0, had.units - units) if abs(late_ms) <= ALLOCATION_LOOK_MS else 0
+        if units or had.lapsed + gone:
+            found[key] = Had(had.number, had.since_ms, units, had.lapsed + gone)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """When a need of this node last began a new number because it was short."""
+
+    at_ms: int
+    pause_ms: int
+    """How long it waits until the next."""
+
+    def is_due(self, now_ms: int) -> bool:
+        """Return whether another number may begin."""
+        return now_ms >= self.at_ms + self.pause_ms
+
+
+def renewed(last: Renewed, now_ms: int) -> Renewed:
+    """Return what follows when a new number begins.
+
+    Each that comes soon after the last one waits for twice as long: with minima there may be no
+    outcome that all nodes keep, and then a need that is offered less would begin again for ever.
+    """
+    pause_ms = ALLOCATION_LOOK_MS
+    if now_ms < last.at_ms + 2 * last.pause_ms:
+        pause_ms = min(2 * last.pause_ms, ENTITLEMENT_LAPSE_MS)
+    return Renewed(now_ms, pause_ms)
+
+
 def answered(
     need: NeedSlot,
     received: Iterable[Entitlement],
     ranks: Mapping[bytes, tuple[Tier, int]],
     *,
+    lapsed: int,
     is_due: bool,
 ) -> NeedSlot:
     """Return a need with the caps that follow from the offers.
 
-    Caps fall only where a need is filled. If one that has caps is not any more, an offer that it
-    kept is gone, and others may offer again: a new number begins.
+    Caps fall only where a need is filled, as far as its minimum allows. If one that has caps would
+    keep more without them, an offer that it kept is gone, and others may offer again: a new number
+    begins.
 
     Args:
         need: as it is published.
         received: what providers that are up grant to needs of this node.
-        ranks: tier and weight of these providers at this node.
+        ranks: tier and weight at this node of these providers, and of those with a cap that are up.
+        lapsed: units that were granted to this number and not drawn in time: nobody else is asked
+            for these.
         is_due: whether a new number may begin already.
     """
     lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)
@@ -158,7 +238,14 @@ def answered(
         Granted(provider, min(need.quantity, at_once(need, of)), *ranks[provider])
         for provider, of in sorted(lines.items())
     ]
-    kept = keep(need.quantity, offers, dict(need.caps))
-    if need.caps and sum(kept.quantities.values()) < need.quantity:
-        return NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()}) if is_due else need
+    caps, least = dict(need.caps), need.quantity_min
+    kept = keep(need.quantity, offers, caps, least)
+    units = sum(kept.quantities.values()) + lapsed
+    if caps and units < need.quantity:
+        again = [offer for offer in offers if offer.provider not in caps]
+        again += [Granted(each, need.quantity, *ranks[each]) for each in caps if each in ranks]
+        more = keep(need.quantity, again, {}, least)
+        if sum(more.quantities.values()) > units:
+            begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
+            return begun if is_due else need
     return NeedSlot(**dict(need) | {"caps": tuple(sorted(kept.caps.items()))})

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from xsc.allocation.acceptance import answered
+from xsc.allocation.acceptance import Had, Renewed, answered, had_of, renewed
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
@@ -68,7 +68,7 @@ from xsc.terms.clearing import (
     SpaceValue,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
 
 _CLEARED: Final = b"allocation/cleared/"
 _VERSION: Final = 1
@@ -141,9 +141,11 @@ class Allocator:
         """By provider: it holds while what its next state says is checked."""
         self._made_ms: dict[bytes, int] = {}
         """By clearing of what is received, when its record was made."""
-        self._renewed_ms: dict[bytes, int] = {}
-        """By need, when a new number began because it was short."""
-        self._began_ms = 0
+        self._had: Mapping[EntitlementKey, Had] = {}
+        """By line, what this node was granted; a restart forgets what has lapsed."""
+        self._renewed: dict[bytes, Renewed] = {}
+        """By need."""
+        self._began = Renewed(0, ALLOCATION_LOOK_MS)
         self._proofs = Proofs(context, read=read, once=once, told=self._wake)
         self._answer_ms: int | None = None
         """When changed caps are published."""
@@ -281,7 +283,7 @@ class Allocator:
         self._cleared = cleared
         self._raw = self._raw_state_of(self._node) or b""
         self._state = self.rules.read_state(self._raw)
-        self._began_ms = self._clock.now_ms()
+        self._began = Renewed(self._clock.now_ms(), ALLOCATION_LOOK_MS)
         known = set(self._peers.peers())
         customers = {p.customer for each in self.present() for p in each.record.participants}
         needs = {
@@ -581,25 +583,31 @@ class Allocator:
         self._receive(needs)
         received = self._received
         mine = self._published(self._node)
+        capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
         ranks = {
             provider: standing(mine, other)
-            for provider in {each.provider for each in received}
+            for provider in capped | {each.provider for each in received}
             if mine is not None and (other := self._published(provider)) is not None
         }
-        look_ms = self._clock.now_ms() - ALLOCATION_LOOK_MS
+        now_ms = self._clock.now_ms()
+        self._had = had_of(self._had, needs, received, now_ms)
+        lapsed = Counter[bytes]()
+        for key, had in self._had.items():
+            lapsed[key[3]] += had.lapsed
         changed = {
             need_id: answered(
                 need,
                 received,
                 ranks,
-                is_due=self._renewed_ms.get(need_id, self._began_ms) <= look_ms,
+                lapsed=lapsed[need_id],
+                is_due=self._renewed.get(need_id, self._began).is_due(now_ms),
             )
             for need_id, need in needs.items()
         }
         if changed == needs:
             self._answer_ms = None
             return
-        totals, now_ms = Counter[bytes](), self._clock.now_ms()
+        totals = Counter[bytes]()
         for each in received:
             totals[each.need] += each.quantity
         asked = {need_id: need.quantity for need_id, need in needs.items()}
@@ -610,8 +618,10 @@ class Allocator:
         if now_ms < self._answer_ms:
             return
         self._answer_ms = None
-        begun = (each for each in needs if changed[each].number > needs[each].number)
-        self._renewed_ms.update(dict.fromkeys(begun, now_ms))
+        for need_id, need in needs.items():
+            if changed[need_id].number > need.number:
+                last = self._renewed.get(need_id, self._began)
+                self._renewed[need_id] = renewed(last, now_ms)
         await self._commitments.replace(
             Commitment(
                 slots=own.slots,
@@ -648,9 +658,7 @@ class Allocator:
                 self._made_ms.update((each, found.at_ms) for each, found in proven.items())
             self._received_of[provider] = theirs
         self._proofs.keep(self._received_of)
-        self._renewed_ms = {
-            each: at_ms for each, at_ms in self._renewed_ms.items() if each in needs
-        }
+        self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
         self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
         named = {each.clearing for each in self._received}
         self._made_ms = {each: at_ms for each, at_ms in self._made_ms.items() if each in named}

@@ -1,13 +1,24 @@
 """What a need keeps of offers, and what it still wants of a provider."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.allocation.clearings import HOUR, NOW_MS, beside, key, need, steps_of
-from xsc.allocation.acceptance import Given, Granted, at_once, keep, still_wanted
+from xsc.allocation.acceptance import (
+    Given,
+    Granted,
+    Renewed,
+    at_once,
+    had_of,
+    keep,
+    renewed,
+    still_wanted,
+)
 from xsc.allocation.matching import overlap, windows_of
 from xsc.allocation.tiers import TIERS
-from xsc.terms.slot import pack_windows
+from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
+from xsc.terms.slot import Entitlement, NeedSlot, pack_windows
 
 PROVIDER = key(1).node_id
 
@@ -26,6 +37,78 @@ def test_mutual_providers_are_kept_first_and_the_rest_is_released():
 def test_within_a_tier_providers_share_by_recognition():
     kept = keep(6, [offer(1, 9, weight=1), offer(2, 9, weight=2)], {})
     assert list(kept.quantities.values()) == [2, 4]
+
+
+def test_a_provider_is_kept_for_the_minimum_at_least():
+    equal = [offer(1, 10), offer(2, 10)]
+    assert list(keep(10, equal, {}, 5).quantities.values()) == [5, 5]
+    assert list(keep(10, equal, {}, 6).quantities.values()) == [0, 10]
+    assert keep(10, equal, {}, 6).caps == {equal[0].provider: 0}
+    assert list(keep(10, [offer(1, 10), offer(2, 10, weight=2)], {}, 4).quantities.values()) == [
+        0,
+        10,
+    ]
+    # The last tier first, however much it is recognised; an offer below the minimum was drawn.
+    tiers = [offer(1, 7, "one_way", weight=9), offer(2, 7, "mutual")]
+    assert list(keep(10, tiers, {}, 4).quantities.values()) == [0, 7]
+    assert list(keep(10, [offer(1, 2), offer(2, 9)], {}, 4).quantities.values()) == [2, 8]
+
+
+def test_new_numbers_wait_for_ever_longer_until_a_need_was_at_rest():
+    begun, waited = Renewed(0, ALLOCATION_LOOK_MS), []
+    for _ in range(13):
+        now_ms = begun.at_ms + begun.pause_ms
+        assert begun.is_due(now_ms)
+        assert not begun.is_due(now_ms - 1)
+        begun = renewed(begun, now_ms)
+        waited.append(begun.pause_ms // ALLOCATION_LOOK_MS)
+    assert waited == [2**number for number in range(1, 11)] + [1440] * 3
+    now_ms = begun.at_ms + 2 * begun.pause_ms
+    assert renewed(begun, now_ms - 1).pause_ms == begun.pause_ms
+    assert renewed(begun, now_ms).pause_ms == ALLOCATION_LOOK_MS
+
+
+def granted(units, need, number=7):
+    return Entitlement(
+        slot=bytes([number]) * 16,
+        opens_ms=0,
+        closes_ms=2**50,
+        window=(0, 2**50),
+        provider=PROVIDER,
+        customer=key(2).node_id,
+        need=need.slot_id,
+        kind="storage",
+        quantity=units,
+        tier="open",
+        price=1,
+        granted_ms=0,
+        until_ms=2**49,
+        clearing=bytes(32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "lapsed"),
+    [
+        (-ALLOCATION_LOOK_MS - 1, 0),
+        (-ALLOCATION_LOOK_MS, 4),
+        (ALLOCATION_LOOK_MS, 4),
+        (ALLOCATION_LOOK_MS + 1, 0),
+    ],
+)
+def test_what_goes_a_day_after_it_could_be_drawn_has_lapsed(late_ms, lapsed):
+    asked = need(quantity=10)
+    needs = {asked.slot_id: asked}
+    had = had_of({}, needs, [granted(10, asked)], 1_000)
+    now_ms = 1_000 + ENTITLEMENT_LAPSE_MS + late_ms
+    had = had_of(had, needs, [granted(6, asked)], now_ms)
+    assert [each.lapsed for each in had.values()] == [lapsed]
+    # What is drawn and goes later has not lapsed; under another number nothing has.
+    had = had_of(had, needs, [], now_ms + 3 * ALLOCATION_LOOK_MS)
+    assert sum(each.lapsed for each in had.values()) == lapsed
+    again = NeedSlot(**dict(asked) | {"number": asked.number + 1})
+    assert had_of(had, {asked.slot_id: again}, [], now_ms) == {}
+    assert had_of(had, {}, [], now_ms) == {}
 
 
 OFFERS = st.lists(
