@@ -9,9 +9,11 @@ from random import Random
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.damping import factor_ppm
 from xsc.allocation.deciding import Inputs, clear, granted_of, is_due, state_after
-from xsc.allocation.gathered import from_bytes, to_bytes
+from xsc.allocation.gathered import from_bytes, parts_of, to_bytes
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.recognition import value_of
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX, MIB
 from xsc.market.entitlements import SlotRoom
 from xsc.node.built_in import ALLOCATION, allocation_functions
@@ -28,6 +30,8 @@ ROUNDS = 3
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 OWN = bytes(32)
+REFUSALS = (XscError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What a replay takes for a failure of the function."""
 
 
 def program_of(rules):
@@ -187,3 +191,40 @@ def test_the_program_gives_what_the_rule_gives():
 
 def test_what_can_be_gathered_can_be_given():
     assert GATHERED_BYTES_MAX == GIVEN_BYTES_MAX
+
+
+def changed(random, value):
+    """Return a value with one leaf or list of it changed at random."""
+    if isinstance(value, dict) and value:
+        name = random.choice(sorted(value))
+        return value | {name: changed(random, value[name])}
+    if isinstance(value, list) and value and random.random() < 0.9:
+        place = random.randrange(len(value))
+        return [*value[:place], changed(random, value[place]), *value[place + 1 :]]
+    if isinstance(value, list):
+        return random.choice([[], [*value, *value], [7], value[1:]])
+    if isinstance(value, bytes) and len(value) > 40 and random.random() < 0.7:
+        try:
+            return encode(changed(random, decode(value)))
+        except XscError:
+            return value[1:]
+    return random.choice([-1, 0, 2**62, 2**64 - 1, b"", bytes(32), bytes(16), "x", True, None, []])
+
+
+def test_what_a_peer_makes_up_is_refused_or_computed():
+    function, *_ = allocation_functions(AllocationProgram(SlotRoom))
+    computed = 0
+    for seed in range(MARKETS):
+        market = Market(Random(seed))
+        inputs = market.inputs()
+        market.step(clear(inputs, SlotRoom(inputs.free, inputs.now_ms)))
+        found = decode(to_bytes(market.inputs()))
+        for _ in range(5):
+            raw = encode(changed(market.random, found))
+            for run in (lambda raw: function.run("", raw), parts_of):
+                try:
+                    run(raw)
+                    computed += 1
+                except REFUSALS:
+                    pass
+    assert computed > MARKETS, "some still make sense"

@@ -6,6 +6,7 @@ from tests.independent import clearing
 from tests.sim.network import content, put, run
 from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
+from xsc.allocation.gathered import parts_of
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     DAMPING_HISTORY_MAX,
@@ -14,6 +15,7 @@ from xsc.base.limits import (
     MIB,
 )
 from xsc.market.lease import HOLD_MARK
+from xsc.programs.why import Why, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
@@ -557,3 +559,37 @@ def test_moments_in_a_state_make_no_rounds():
         assert len(rounds) <= 5
 
     run(12, 2, play, SETTINGS)
+
+
+def test_what_a_node_grants_is_explained_to_others_and_outlives_a_crash():
+    async def explained(asking, provider):
+        walk = Why(asking.read_space, asking.peers.network, parts_of)
+        root = await walk.walk(provider.key.node_id, UserSpacePaths.ALLOCATION_STATE)
+        await asking.programs.rerun(root)
+        steps = steps_of(root)
+        assert root.verified
+        assert all(step.replayed for step in steps if step.signed is not None)
+        return root, {(step.owner, step.path) for step in steps}
+
+    async def play(world):
+        provider, friend, stranger = world.nodes
+        await mutual(provider, friend)
+        await offer(provider, 100)
+        for customer in (friend, stranger):
+            await need(customer, 80)
+        await world.until(lambda: (of(provider, friend), of(provider, stranger)) == (80, 20))
+        await world.until(lambda: provider.allocator.state.converged)
+        root, read = await explained(friend, provider)
+        for node in world.nodes:
+            assert (node.key.node_id, UserSpacePaths.COMMITMENT) in read
+        (row,) = provider.programs.status()
+        assert (row["id"], row["state"], row["built_in"]) == ("allocation", "active", True)
+        await world.crash(0)
+        provider = await world.restart(0)
+        await world.until(lambda: of(provider, friend) == 80)
+        again, _ = await explained(provider, provider)
+        assert again.value == root.value, "a crash changes nothing"
+        (restarted,) = provider.programs.status()
+        assert restarted["frame"] == row["frame"]
+
+    run(4, 3, play, SETTINGS)

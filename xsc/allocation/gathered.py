@@ -6,17 +6,24 @@ round reads: who took part with what it published, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Annotated, ClassVar, Final, NamedTuple
+
+from pydantic import Field
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.deciding import Granted, Inputs
 from xsc.allocation.granting import Cleared, Grant
 from xsc.allocation.queues import Key
 from xsc.allocation.recognition import read_weights
-from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid, XscError
-from xsc.base.limits import GATHERED_BYTES_MAX
+from xsc.base.encoding import Value, encode
+from xsc.base.limits import (
+    COMMITMENT_BYTES_MAX,
+    GATHERED_BYTES_MAX,
+    PPM,
+    SALT_BYTES,
+    SPACE_EVIDENCE_BYTES_MAX,
+)
+from xsc.identity.envelope import Count, Id32, Record
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
     ClearingRecord,
@@ -24,10 +31,45 @@ from xsc.terms.clearing import (
     SlotDenominators,
     SpaceValue,
 )
+from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import Commitment
 
-_VERSION: Final = 1
 _NOTHING: Final = SpaceValue(record=b"", value=b"")
+
+
+_Record = Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
+_Value = Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
+_Said = tuple[Id32, _Record, _Value] | tuple[Id32, _Record, _Value, _Record, _Value]
+"""A node, its commitment with the record that signs it, and its recognition where it has one."""
+_Earlier = tuple[Id32, Id32, bytes, tuple[tuple[Id32, SlotId, Count, Count], ...]]
+"""A clearing: its inputs' hash, its id, its record in brief, and its grants."""
+
+
+class Gathered(Record):
+    """All that a round follows from, as its bytes have it."""
+
+    KIND: ClassVar[str] = "gathered"
+
+    now_ms: Count
+    salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    own: _Said
+    others: tuple[_Said, ...]
+    theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
+    drawn: tuple[tuple[SlotId, Count, Id32, SlotId, Count], ...]
+    credit: tuple[tuple[Id32, int], ...]
+    free: dict[Kind, Count]
+    before: tuple[tuple[SlotId, Count, _Earlier], ...]
+    is_pending: bool
+
+
+class _Granted(Record):
+    """What is granted, as its bytes have it."""
+
+    KIND: ClassVar[str] = "granted"
+
+    slots: tuple[SlotDenominators, ...]
+    lines: tuple[SlotAllocationRecord, ...]
+    is_fresh: bool
 
 
 def _said(each: Published) -> Value:
@@ -36,7 +78,7 @@ def _said(each: Published) -> Value:
     return told if theirs is None else [*told, theirs.record, theirs.value]
 
 
-def _published(found: Any) -> Published:  # noqa: ANN401
+def _published(found: _Said) -> Published:
     node, record, value, *rest = found
     commitment = SpaceValue(record=record, value=value)
     said = Commitment.read(value) if value else Commitment()
@@ -69,7 +111,7 @@ def _cleared(each: Cleared) -> Value:
     return [each.inputs, each.id, brief.to_bytes(), grants]
 
 
-def _earlier(found: Any) -> Cleared:  # noqa: ANN401
+def _earlier(found: _Earlier) -> Cleared:
     inputs, record_id, record, grants = found
     return Cleared(
         inputs,
@@ -91,7 +133,7 @@ def to_bytes(inputs: Inputs) -> bytes:
     credit: list[Value] = [[peer, micro] for peer, micro in sorted(inputs.credit.items())]
     return encode(
         {
-            "v": _VERSION,
+            "v": Gathered.VERSION,
             "now_ms": inputs.now_ms,
             "salt": inputs.salt,
             "own": _said(inputs.own),
@@ -107,44 +149,29 @@ def to_bytes(inputs: Inputs) -> bytes:
     )
 
 
-def _fields(raw: bytes) -> dict[str, Any]:
-    found: Any = decode(raw, size_max=GATHERED_BYTES_MAX)
-    if not isinstance(found, dict) or found.get("v") != _VERSION:
-        raise RecordInvalid("what was gathered is of an unknown version")
-    return found
-
-
 def from_bytes(raw: bytes) -> Inputs:
     """Return what a round follows from.
 
     Raises:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
-    try:
-        found = _fields(raw)
-        others = [_published(each) for each in found["others"]]
-        before: dict[Key, Cleared] = {
-            (slot, start): _earlier(each) for slot, start, each in found["before"]
-        }
-        return Inputs(
-            now_ms=found["now_ms"],
-            salt=found["salt"],
-            own=_published(found["own"]),
-            others={each.node: each for each in others},
-            theirs=dict(found["theirs"]),
-            drawn={
-                (slot, start, customer, need): quanta
-                for slot, start, customer, need, quanta in found["drawn"]
-            },
-            credit=dict(found["credit"]),
-            free=found["free"],
-            before=before,
-            is_pending=found["is_pending"],
-        )
-    except XscError:
-        raise
-    except (KeyError, TypeError, ValueError) as fault:
-        raise RecordInvalid(f"what was gathered is malformed: {fault}") from None
+    found = Gathered.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
+    others = [_published(each) for each in found.others]
+    before: dict[Key, Cleared] = {
+        (slot, start): _earlier(each) for slot, start, each in found.before
+    }
+    return Inputs(
+        now_ms=found.now_ms,
+        salt=found.salt,
+        own=_published(found.own),
+        others={each.node: each for each in others},
+        theirs=dict(found.theirs),
+        drawn={(slot, start, node, need): n for slot, start, node, need, n in found.drawn},
+        credit=dict(found.credit),
+        free=found.free,
+        before=before,
+        is_pending=found.is_pending,
+    )
 
 
 class Part(NamedTuple):
@@ -162,25 +189,19 @@ def parts_of(raw: bytes) -> list[Part]:
     Raises:
         TooLarge, RecordInvalid: as `from_bytes`.
     """
-    inputs, found = from_bytes(raw), []
-    for each in (inputs.own, *inputs.others.values()):
-        said: Mapping[str, SpaceValue | None] = {
-            UserSpacePaths.COMMITMENT: each.commitment_value,
-            UserSpacePaths.RECOGNITION: each.recognition_value,
-        }
-        found += [
-            Part(each.node, path, value.record, value.value)
-            for path, value in said.items()
-            if value is not None and value.record
-        ]
+    gathered = Gathered.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
+    found = []
+    for node, *said in (gathered.own, *gathered.others):
+        paths = (UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION)
+        for path, record, value in zip(paths, said[::2], said[1::2], strict=False):
+            if record:
+                found.append(Part(node, path, record, value))
     return found
 
 
 def granted_bytes(granted: Granted) -> bytes:
     """Return the canonical bytes of what was granted."""
-    slots: list[Value] = [each.to_value() for each in granted.slots]
-    lines: list[Value] = [each.to_value() for each in granted.lines]
-    return encode({"v": _VERSION, "slots": slots, "lines": lines, "is_fresh": granted.is_fresh})
+    return _Granted(slots=granted.slots, lines=granted.lines, is_fresh=granted.is_fresh).to_bytes()
 
 
 def read_granted(raw: bytes) -> Granted:
@@ -189,12 +210,5 @@ def read_granted(raw: bytes) -> Granted:
     Raises:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
-    found = _fields(raw)
-    try:
-        return Granted(
-            tuple(SlotDenominators.from_value(each) for each in found["slots"]),
-            tuple(SlotAllocationRecord.from_value(each) for each in found["lines"]),
-            found["is_fresh"],
-        )
-    except (KeyError, TypeError) as fault:
-        raise RecordInvalid(f"what was granted is malformed: {fault}") from None
+    found = _Granted.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
+    return Granted(found.slots, found.lines, found.is_fresh)

@@ -462,6 +462,8 @@ class ProgramWhy(Body):
     """Whether the signatures and hashes of it and of all that is behind it hold."""
     function: str | None
     """Null where no program gave it."""
+    version: str | None
+    """The hash of the function, or SHA-256 of the module, in hexadecimal."""
     replayed: bool | None
     """Whether a second run gave it again; null where none could be made, or was not asked for."""
     note: str

@@ -19,7 +19,7 @@ def _calls(settings: Settings) -> ProgramCalls:
 
 
 FILE = click.Path(path_type=Path)
-SHOWN_CHARS_MAX = 100
+SHOWN_CHARS_MAX = 64
 """Of a value in a table or tree; JSON has it whole."""
 
 
@@ -179,7 +179,7 @@ def _told(step: Document) -> str:
     value = "(large)" if step["value"] is None else _shown(step["value"])
     line = f"{name}{step['path']} = {value}"
     if step["function"]:
-        line += f"  by {step['function']}"
+        line += f"  by {step['function']} ({step['version'][:8]})"
     notes = ["verified" if step["verified"] else "NOT VERIFIED"]
     if step["replayed"] is not None:
         notes.append("same again" if step["replayed"] else "NOT THE SAME AGAIN")

@@ -349,6 +349,7 @@ def to_json(root: Step) -> dict[str, Any]:
             "value": step.value,
             "verified": bool(step.verified),
             "function": record and record.function,
+            "version": record and record.version.hex(),
             "replayed": step.replayed,
             "note": step.note,
             "inputs": [],

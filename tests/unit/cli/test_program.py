@@ -111,17 +111,24 @@ def test_ls_lists_programs(xsc, stand_in):
 
 def step(path, *inputs, **changes):
     found = {"path": path, "owner": HASH, "input": "", "value": "7", "verified": True}
-    found |= {"function": None, "replayed": None, "note": "", "inputs": list(inputs)}
+    found |= {
+        "function": None,
+        "version": None,
+        "replayed": None,
+        "note": "",
+        "inputs": list(inputs),
+    }
     return found | changes
 
 
 def test_why_prints_a_tree_of_what_is_behind_a_value(xsc, stand_in):
     old = step("in/a", input="x", verified=False, note="gone", value="\x1b[2J")
     root = step("out/b", old, step("k", input="y", value=None), function="math.add")
+    root["version"] = "9f3c21ab" * 8
     stand_in.answers("GET", "/v1/provenance?at=bob%3Aout%2Fb", root)
     done = xsc("program", "why", "bob:out/b")
     first, second, third = done.out.decode().splitlines()
-    assert first == "out/b = 7  by math.add  [verified]"
+    assert first == "out/b = 7  by math.add (9f3c21ab)  [verified]"
     assert second.startswith("├── x: in/a = ")
     assert second.endswith("[NOT VERIFIED, gone]")
     assert "\x1b" not in second
