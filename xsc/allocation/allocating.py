@@ -224,7 +224,10 @@ class Allocator:
         """
         raw = self._space.get(UserSpacePaths.clearing(record_id)).value
         if raw is None:
-            raise NotFound("the clearing is not kept any more")
+            raise NotFound(
+                "the clearing is not kept any more",
+                hint="`xsc market clearings` lists those that are",
+            )
         return raw
 
     async def opened(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:

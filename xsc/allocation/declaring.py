@@ -177,7 +177,7 @@ def make_need(
         ArgumentInvalid: what is stated is wrong, or states no need.
     """
     if said.rule is not None:
-        raise ArgumentInvalid("a need has no rule: its provider divides")
+        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
     times = _resolve(kind, said, now_ms, zones) if _is_timed(said) else _timed((), ENDLESS_MS)
     fields = {"slot_id": slot_id, "kind": kind, "owner": owner, "price_max": said.price}
     return _made(NeedSlot, fields | times | _stated(said))
@@ -203,7 +203,7 @@ def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> 
         ArgumentInvalid: as `make_need`.
     """
     if said.rule is not None:
-        raise ArgumentInvalid("a need has no rule: its provider divides")
+        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
     fields = dict(need) | _edited_times(need, said, now_ms, zones) | _stated(said)
     fields |= {} if said.price is None else {"price_max": said.price}
     asked = ("quantity", "quantity_min", "price_max", "windows_packed", "valid_until_ms")
@@ -235,7 +235,7 @@ def find(commitment: Commitment, slot_id: bytes) -> Either:
     for slot in both:
         if slot.slot_id == slot_id:
             return slot
-    raise NotFound("that slot or need is not there any more")
+    raise NotFound("that slot or need is not there any more", hint="`xsc market slots` lists them")
 
 
 def with_slot(commitment: Commitment, slot: Either) -> Commitment:

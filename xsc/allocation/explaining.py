@@ -119,7 +119,7 @@ class Explaining:
         raise NotFound(
             f"{'more than one' if many else 'no'} need, slot or clearing that is known here has an "
             f"id that begins with '{text}'",
-            hint="`xsc market slots`, `xsc market clearings` and `xsc allocation show` list them",
+            hint="`xsc market slots`, `clearings`, `leases` and `xsc allocation show` list them",
         )
 
     async def by_node(self, node: bytes) -> Explanation:

@@ -27,7 +27,17 @@ GAP = "  "
 
 def show_json(document: object) -> None:
     """Print one JSON document on one line."""
-    click.echo(json.dumps(document, ensure_ascii=False))
+    click.echo(_line_of(document))
+
+
+def _line_of(document: object) -> str:
+    """Return JSON that is UTF-8, also with names of files that are not: these are escaped."""
+    text = json.dumps(document, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(document)
+    return text
 
 
 def show(line: str = "") -> None:
@@ -52,7 +62,7 @@ def show_error(error: XscError, *, as_json: bool) -> None:
         from xsc.api.problems import problem
 
         document = {**problem(error), "code": code, "title": code.replace("_", " ")}
-        click.echo(json.dumps(document, ensure_ascii=False), err=True)
+        click.echo(_line_of(document), err=True)
         return
     say(f"error: {error.message} ({code})")
     if error.hint:

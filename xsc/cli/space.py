@@ -47,7 +47,12 @@ def put(settings: Settings, path: str, value: str) -> None:
     `-` reads the value from standard input.
     """
     if value == "-":
-        data = read_bounded(sys.stdin.buffer, "value", VALUE_BYTES_MAX)
+        data = read_bounded(
+            sys.stdin.buffer,
+            "value",
+            VALUE_BYTES_MAX,
+            hint="store it with `xsc store put`, and put its capability here",
+        )
     else:
         data = os.fsencode(value)
     answer = _calls(settings).put(path, data)

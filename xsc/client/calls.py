@@ -76,7 +76,9 @@ def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
     return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
 
 
-def read_bounded(source: BinaryIO, what: str, size_max: int) -> bytes:
+def read_bounded(
+    source: BinaryIO, what: str, size_max: int, *, hint: str = "give a smaller one"
+) -> bytes:
     """Return all of a stream that must fit in memory.
 
     Raises:
@@ -84,7 +86,7 @@ def read_bounded(source: BinaryIO, what: str, size_max: int) -> bytes:
     """
     data = source.read(size_max + 1)
     if len(data) > size_max:
-        raise TooLarge(f"the {what} has more than {size_max} bytes")
+        raise TooLarge(f"the {what} has more than {size_max} bytes", hint=hint)
     return data
 
 

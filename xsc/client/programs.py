@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import MODULE_BYTES_MAX, PROGRAM_DOCUMENT_BYTES_MAX
-from xsc.client.calls import FSCK_TIMEOUT_S, read_bounded
+from xsc.client.calls import FSCK_TIMEOUT_S, read_file
 from xsc.client.core import Core, Document, Events, to_json
 from xsc.client.space import address_of
 
@@ -36,25 +36,17 @@ def read_document(path: Path) -> tuple[bytes, Literal["toml", "json"], dict[str,
         ArgumentInvalid: a file cannot be read.
         TooLarge: the document or a module is over its bound.
     """
-    raw = _read(path, "document", PROGRAM_DOCUMENT_BYTES_MAX)
+    raw = read_file(path, "document", PROGRAM_DOCUMENT_BYTES_MAX)
     form: Literal["toml", "json"] = "json" if path.suffix == ".json" else "toml"
     modules = {}
     for name in _modules(raw, form):
         try:
             beside = path.parent / name
             if beside.is_file():
-                modules[name] = _read(beside, "module", MODULE_BYTES_MAX)
+                modules[name] = read_file(beside, "module", MODULE_BYTES_MAX)
         except ValueError:  # no name of a file
             continue
     return raw, form, modules
-
-
-def _read(path: Path, what: str, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return read_bounded(file, what, most)
-    except OSError as fault:
-        raise ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}") from None
 
 
 def _modules(raw: bytes, form: str) -> list[str]:

@@ -20,6 +20,7 @@ from xsc.base.clock import Entropy
 from xsc.base.encoding import domain
 from xsc.base.errors import ArgumentInvalid, IdentityInvalid
 from xsc.base.ids import from_text, to_text
+from xsc.base.text import cause
 from xsc.identity.keys import SEED_BYTES, KeyPair
 
 PLAIN = "xsc-identity-1:"
@@ -106,7 +107,7 @@ def read(path: Path, passphrase: str = "") -> KeyPair:
     except FileNotFoundError:
         raise IdentityInvalid(f"there is no key file at {path}") from None
     except (OSError, UnicodeDecodeError) as fault:
-        raise IdentityInvalid(f"the key file {path} cannot be read: {fault}") from None
+        raise IdentityInvalid(f"the key file {path} cannot be read: {cause(fault)}") from None
     if stat.S_IMODE(mode) & 0o077:
         raise IdentityInvalid(
             f"the key file {path} can be read by others (mode {stat.S_IMODE(mode):04o})",

@@ -599,7 +599,9 @@ class Node:
             try:
                 followed = self.sync.is_followed(owner, path)
                 if not followed and not await self.sync.fetch(owner, path):
-                    raise NotFound(f"nothing is at '{path}'")
+                    raise NotFound(
+                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
+                    )
                 if self.space.get(path, owner).signed.record.digest is not None:
                     await self.sync.load(owner, owner, path)
             except UnavailableError:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
+from xsc.base.text import cause
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.node.logging import LEVELS
 from xsc.storage.object.durability import Contract
@@ -444,7 +445,7 @@ def read_file(path: Path) -> dict[str, object]:
     except tomllib.TOMLDecodeError as fault:
         raise ConfigInvalid(f"{path}: not TOML: {fault}") from None
     except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigInvalid(f"{path} cannot be read: {fault}") from None
+        raise ConfigInvalid(f"{path} cannot be read: {cause(fault)}") from None
     found: dict[str, object] = {}
     for name, value in values.items():
         where = f"{path}, line {_line_of(text, name)}"

@@ -168,7 +168,10 @@ class ComputeRuntimeManager:
         given = dict(modules or {})
         for name, module in given.items():
             if len(module) > MODULE_BYTES_MAX:
-                raise TooLarge(f"the module '{name}' is over its bound of {MODULE_BYTES_MAX} bytes")
+                raise TooLarge(
+                    f"the module '{name}' is over its bound of {MODULE_BYTES_MAX} bytes",
+                    hint="build it smaller: without debug information, optimised for size",
+                )
         nodes = {}
         for name in document.owners:
             try:
@@ -385,7 +388,10 @@ class ComputeRuntimeManager:
         found = {program for program in known if to_text(program).startswith(text)}
         if len(text) < 4 or len(found) != 1:
             many = "more than one program" if len(text) >= 4 and found else "no program"
-            raise NotFound(f"{many} has a hash that begins with '{text[:60]}'")
+            raise NotFound(
+                f"{many} has a hash that begins with '{text[:60]}'",
+                hint="list them: xsc program ls",
+            )
         return found.pop()
 
     # What runs

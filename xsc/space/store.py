@@ -234,7 +234,7 @@ class SpaceStore:
         """
         entry = self._entry(self._db, owner, path)
         if entry is None or entry.signed.record.digest is None:
-            raise NotFound(f"nothing is at '{path}'")
+            raise NotFound(f"nothing is at '{path}'", hint="`xsc space ls` shows what is there")
         return entry
 
     def _entry(self, db: KeyValue | _Batch, owner: bytes, path: str) -> Entry | None:
@@ -634,7 +634,9 @@ class SpaceStore:
             for path, value in values.items():
                 row = table.rows.get(path)
                 if value is None and (row is None or row.deleted):
-                    raise NotFound(f"nothing is at '{path}'")
+                    raise NotFound(
+                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
+                    )
             return await self._put(table, values)
 
     async def _put(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:

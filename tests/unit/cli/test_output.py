@@ -1,13 +1,16 @@
 """Tables: no cell is ever broken, whatever the width."""
 
+import json
+import os
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xsc.base.text import cause, printable
 from xsc.cli.market import MOMENT
-from xsc.cli.output import moment, table_lines, width_of
+from xsc.cli.output import moment, show_json, table_lines, width_of
 
 CELL = st.text("ab1年", min_size=1, max_size=60)
 TABLES = st.integers(1, 9).flatmap(
@@ -54,3 +57,21 @@ def test_a_time_is_shown_in_utc_and_read_back_as_the_same(monkeypatch, zone):
         assert MOMENT.convert(shown.removesuffix(" UTC"), None, None) == 1_795_383_000_000
     time.tzset()
     assert shown == "2026-11-22 21:30:00 UTC"
+
+
+def test_a_name_that_is_no_text_is_shown_by_its_bytes_and_leaves_json_readable(capfdbinary):
+    name = os.fsdecode(b"caf\xc3\xa9 \xff\n")
+    assert printable(name) == r"café \xff\n"
+    for shown in (name, "café"):
+        show_json({"file": shown})
+        written = capfdbinary.readouterr().out.decode("utf-8", "strict")
+        assert json.loads(written) == {"file": shown}
+
+
+def test_why_a_file_cannot_be_read_is_said_in_words(tmp_path):
+    with pytest.raises(IsADirectoryError) as met:
+        tmp_path.read_bytes()
+    assert cause(met.value) == "is a directory"
+    with pytest.raises(UnicodeDecodeError) as undecoded:
+        b"\xff".decode()
+    assert cause(undecoded.value) == "it is not UTF-8 text"

@@ -58,7 +58,7 @@ def test_a_document_that_is_none_is_left_to_the_node(xsc, stand_in, tmp_path, te
 def test_what_cannot_be_read_is_named(xsc, stand_in, tmp_path):
     done = xsc("program", "register", str(tmp_path / "none.toml"))
     assert done.code == 2
-    assert "cannot be read" in done.err
+    assert "there is no file" in done.err
     large = tmp_path / "large.toml"
     large.write_bytes(bytes(256 * 1024 + 1))
     assert xsc("program", "run", str(large)).code == 4

@@ -139,13 +139,17 @@ class ServiceRegistry:
             SpaceExhausted: there are too many services or modules already.
         """
         if key not in self._services and len(self._services) >= SERVICES_MAX:
-            raise SpaceExhausted(f"this node holds {SERVICES_MAX} services already")
+            raise SpaceExhausted(
+                f"this node holds {SERVICES_MAX} services already",
+                hint="its operator can remove some: `xsc compute ls`, `xsc compute undeploy`",
+            )
         if key[0] != self._own:
             self._check_peer_room(key[0], digest, size_bytes)
         held = sum(self._sizes.values())
         if digest not in self._sizes and held + size_bytes > SERVICE_MODULES_BYTES_MAX:
             raise SpaceExhausted(
-                f"the modules of all services are bounded to {SERVICE_MODULES_BYTES_MAX} bytes"
+                f"the modules of all services are bounded to {SERVICE_MODULES_BYTES_MAX} bytes",
+                hint="deploy a smaller module, or at another node",
             )
 
     def _check_peer_room(self, owner: bytes, digest: bytes, size_bytes: int) -> None:
@@ -159,7 +163,8 @@ class ServiceRegistry:
         if held + size_bytes > SERVICE_MODULES_A_PEER_BYTES_MAX:
             raise SpaceExhausted(
                 f"the modules of your services, all their versions, are bounded to "
-                f"{SERVICE_MODULES_A_PEER_BYTES_MAX} bytes"
+                f"{SERVICE_MODULES_A_PEER_BYTES_MAX} bytes",
+                hint="remove a service that is not used any more: `xsc compute undeploy`",
             )
 
     async def keep(self, service: ServiceEntry, signed: Signed[Deployment], module: bytes) -> None:

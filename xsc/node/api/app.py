@@ -176,7 +176,7 @@ async def read_bounded(request: web.Request, most: int, what: str) -> bytes:
     while len(raw) <= most and (more := await request.content.read(most)):
         raw += more
     if len(raw) > most:
-        raise TooLarge(f"{what} has at most {most} bytes")
+        raise TooLarge(f"{what} has at most {most} bytes", hint="send less at a time")
     return raw
 
 

@@ -27,6 +27,7 @@ from xsc.base.errors import (
     IdentityInvalid,
 )
 from xsc.base.ids import to_text
+from xsc.base.text import cause
 from xsc.identity import keyfile
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
 from xsc.node.config import check
@@ -86,7 +87,7 @@ def check_format(path: Path) -> None:
             f"{path} is no XSC home", hint="`xsc node init` makes one in an empty directory"
         ) from None
     except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"{path} cannot be read: {fault}") from None
+        raise HomeInvalid(f"{path} cannot be read: {cause(fault)}") from None
     if not text.isdigit():
         raise HomeInvalid(f"{path / 'format'} does not hold a format version")
     if int(text) != FORMAT:
@@ -262,7 +263,7 @@ def network_of(path: Path) -> str:
     try:
         return (path / "network").read_text().strip()
     except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"the home {path} has lost its network's name: {fault}") from None
+        raise HomeInvalid(f"the home {path} has lost its network's name: {cause(fault)}") from None
 
 
 def lock(path: Path) -> IO[str]:

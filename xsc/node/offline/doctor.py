@@ -30,6 +30,7 @@ from xsc.base.errors import XscError
 from xsc.base.limits import PPM, REQUEST_WINDOW_MS
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
+from xsc.base.text import cause
 from xsc.base.units import format_size
 from xsc.compute.wasm.sandbox import Job
 from xsc.compute.worker.main import WARM_UP
@@ -113,7 +114,8 @@ def run_checks(checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]]) ->
         except XscError as fault:
             found.append(fail(name, fault.message, fault.hint))
         except OSError as fault:
-            found.append(fail(name, f"it cannot be checked: {fault}"))
+            where = f"{fault.filename}: " if fault.filename else ""
+            found.append(fail(name, f"it cannot be checked: {where}{cause(fault)}"))
     return found
 
 

@@ -40,10 +40,14 @@ def routes(node: Node) -> list[web.RouteDef]:
         if asked.document_bytes > PROGRAM_DOCUMENT_BYTES_MAX:
             raise TooLarge(
                 f"a document of {asked.document_bytes} bytes is over its bound of "
-                f"{PROGRAM_DOCUMENT_BYTES_MAX}"
+                f"{PROGRAM_DOCUMENT_BYTES_MAX}",
+                hint="divide it into several programs",
             )
         if sum(module.size_bytes for module in asked.modules) > PROGRAM_MODULES_BYTES_MAX:
-            raise TooLarge(f"all modules have at most {PROGRAM_MODULES_BYTES_MAX} bytes")
+            raise TooLarge(
+                f"all modules have at most {PROGRAM_MODULES_BYTES_MAX} bytes together",
+                hint="build them smaller, or divide the program",
+            )
         document = await exactly(request, asked.document_bytes, "the document")
         modules = {
             module.name: await exactly(request, module.size_bytes, "a module")

@@ -189,7 +189,9 @@ class Drain:
             SpaceExhausted: it leaves.
         """
         if self.active:
-            raise SpaceExhausted("this node is leaving and takes nothing new")
+            raise SpaceExhausted(
+                "this node is leaving and takes nothing new", hint="`xsc node drain --cancel` stays"
+            )
 
     # The own leave
 

@@ -151,7 +151,9 @@ async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes,
     async for chunk in source:
         total += len(chunk)
         if total > OBJECT_BYTES_MAX:
-            raise TooLarge(f"an object has at most {OBJECT_BYTES_MAX} bytes")
+            raise TooLarge(
+                f"an object has at most {OBJECT_BYTES_MAX} bytes", hint="store it in several parts"
+            )
         rest = memoryview(chunk)
         # Strictly more: the last segment is known only when something follows it, or nothing.
         while size + len(rest) > SEGMENT_BYTES:
