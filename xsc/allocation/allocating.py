@@ -464,9 +464,9 @@ class Allocator:
             if raw is None:
                 factor = factor_ppm(inputs.own.commitment.damping_history)
                 state = state_after(inputs, granted_of(outcome), self._state, factor)
-                await self._publish(outcome, state, state.to_bytes())
+                await self._publish(outcome, state, state.to_bytes(), None)
             else:
-                await self._publish(outcome, self.rules.read_state(raw), raw)
+                await self._publish(outcome, self.rules.read_state(raw), raw, self._program)
         self._granted = outcome.granted
 
     def _by_program(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
@@ -481,11 +481,16 @@ class Allocator:
                 "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
             }
         )
-        if (found is None) != self._fails:
-            self._fails = found is None
-            event = "allocation.program_failed" if self._fails else "allocation.program_serves"
-            self._log.warning(event, fault=self._program.fault)
-        return None if found is None else found["state"]
+        if found is None:
+            self._note_program(fails=True)
+            return None
+        return found["state"]  # type: ignore[no-any-return]
+
+    def _note_program(self, *, fails: bool) -> None:
+        if fails != self._fails:
+            self._fails = fails
+            event = "allocation.program_failed" if fails else "allocation.program_serves"
+            self._log.warning(event, fault=self.program_fault)
 
     def serve_by(self, program: Program) -> None:
         """Let a program decide from the next round on; where it fails, the rule does."""
@@ -517,8 +522,21 @@ class Allocator:
             last=self._seen,
         )
 
-    async def _publish(self, outcome: Outcome, state: TwoTierAllocationState, raw: bytes) -> None:
-        """Keep and publish new clearings; the oldest records go."""
+    async def _publish(
+        self,
+        outcome: Outcome,
+        state: TwoTierAllocationState,
+        raw: bytes,
+        program: Program | None,
+    ) -> None:
+        """Keep and publish new clearings; the oldest records go.
+
+        Args:
+            outcome: of the round.
+            state: what is published.
+            raw: its bytes.
+            program: which gave it, if one did.
+        """
         cleared = outcome.cleared
         records = {}
         for key in outcome.fresh:
@@ -528,18 +546,9 @@ class Allocator:
         values: dict[str, bytes | None] = dict.fromkeys(self._outdated(cleared, records))
         values |= {UserSpacePaths.clearing(each): raw for each, raw in records.items()}
         values[UserSpacePaths.ALLOCATION_STATE] = raw
-        program = None if self._fails else self._program
-        if program is not None:
-            values |= program.writes()
         # Written before anybody can draw on it, so that what is kept free has its proof.
-        try:
+        if program is None or not await self._put_with(program, values):
             await self._space.put_all(values)
-        except BaseException:
-            if program is not None:
-                program.undo()
-            raise
-        if program is not None:
-            program.wrote()
         rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
         rows += [
             (_row_key(key), _row(each))
@@ -559,6 +568,21 @@ class Allocator:
                     price=each.price,
                     tier=each.tier,
                 )
+
+    async def _put_with(self, program: Program, values: Mapping[str, bytes | None]) -> bool:
+        """Write values with what the program keeps; say whether the space has room for both."""
+        try:
+            await self._space.put_all({**values, **program.writes()})
+        except SpaceExhausted as fault:
+            program.undo(f"{fault.code}: {fault.message}")
+            self._note_program(fails=True)
+            return False
+        except BaseException:
+            program.undo()
+            raise
+        program.wrote()
+        self._note_program(fails=False)
+        return True
 
     def _outdated(
         self, cleared: Mapping[Key, Cleared], records: Mapping[bytes, bytes]

@@ -34,8 +34,8 @@ class Program(Protocol):
     def wrote(self) -> None:
         """Go on from what was written."""
 
-    def undo(self) -> None:
-        """Begin again from what was written last."""
+    def undo(self, fault: str = "") -> None:
+        """Begin again from what was written last; `fault` says why it was not written."""
 
 
 class Market(Protocol):

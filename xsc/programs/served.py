@@ -90,10 +90,11 @@ class ServedProgram:
         self._flags = self._execution.flags()
         self._publications += 1
 
-    def undo(self) -> None:
-        """Begin again from what was written last."""
+    def undo(self, fault: str = "") -> None:
+        """Begin again from what was written last; `fault` says why it was not written."""
         self._recorder.forget(self.program.hash)
         self._begin()
+        self.fault = self.fault or fault
 
     def results(self) -> dict[str, object]:
         """Return what it computed last, as text."""

@@ -122,10 +122,29 @@ async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkey
         full.setattr(tables, "OWNER_BYTES_MAX", 1)
         await node.needs(peers[0], need_of(5, 9))
         await node.allocator.allocate()
-        assert node.program.results() == before
+        fault = node.allocator.program_fault
+        assert fault.startswith("space_exhausted: ")
+        assert node.program.results() == before | {"fault": fault, "state": "failed"}
     await node.allocator.allocate()
+    assert node.allocator.program_fault == ""
     assert node.program.results()["frame"] == before["frame"] + 1
     assert (await node.why()).verified
+
+
+async def test_where_the_space_has_no_room_for_the_program_grants_go_on(node, peers, monkeypatch):
+    await node.space.put(UserSpacePaths.COMMITMENT, offering())
+    with monkeypatch.context() as full:
+        full.setattr(tables, "OWNER_BYTES_MAX", node.space.stats().live_bytes + 5_000)
+        await node.needs(peers[0], need_of(5))
+        await node.allocator.allocate()
+        assert node.quantities() == [5]
+        assert node.allocator.program_fault.startswith("space_exhausted: ")
+        assert node.log.events.count("allocation.program_failed") == 1
+        assert "allocation.not_published" not in node.log.events
+    await node.needs(peers[0], need_of(6, 2))
+    await node.allocator.allocate()
+    assert node.allocator.program_fault == ""
+    assert (await node.why(replayed=True)).replayed
 
 
 async def test_a_restart_changes_nothing_and_keeps_the_ring(node, peers, alice, network):
