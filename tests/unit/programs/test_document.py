@@ -226,6 +226,7 @@ def variables(count):
         ({}, {"c": {**ADD, "function": 7}}, "function: must be a text"),
         ({}, {"c": {**ADD, "function": {"module": "m"}}}, "the key 'export' is missing"),
         ({}, {"c": {**ADD, "function": {**MODULE, "fuel": 0}}}, "fuel: must be 1 to"),
+        ({}, {"c": {**ADD, "function": {**MODULE, "memory_bytes": 0}}}, "memory_bytes: must be 1"),
     ],
 )
 def test_counts_and_kinds_are_bounded(variables, computations, message):
@@ -243,6 +244,11 @@ def test_as_many_as_are_allowed_are_taken():
     assert len(from_parts(variables(VARIABLES_MAX), {"c": ADD}).document.variables) == VARIABLES_MAX
     many = {f"c{n}": {"function": "f"} for n in range(COMPUTATIONS_MAX)}
     assert len(from_parts({}, many).document.computations) == COMPUTATIONS_MAX
+    outputs = {f"o{n}": MEMORY for n in range(OUTPUTS_MAX)}
+    (only,) = from_parts({}, {"c": {"function": "f", "outputs": outputs}}).document.computations
+    assert len(only.outputs) == OUTPUTS_MAX
+    line = "x" * DESCRIPTION_CHARS_MAX
+    assert from_parts({}, {"c": ADD}, description=line).document.description == line
     name = "v" * NAME_CHARS_MAX
     assert from_parts({name: ONE}, {"c": ADD}).document.variables[0].name == name
     with pytest.raises(ProgramInvalid, match="description: must be a line"):
